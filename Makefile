@@ -1,0 +1,50 @@
+# From a fresh checkout, all set-up included:  `make train` learns MinAtar Breakout, `make test` runs what CI runs.
+# Time budgets on 2 cores: test 10 min (the fast suite 3 min), slow 10 min, learn 60 min, soak 15 min.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+.DEFAULT_GOAL := help
+.PHONY: help train test lint types slow learn soak clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -2
+
+# torch first and by its exact version: any other request may bring gigabytes of CUDA packages to a machine without a GPU.
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "sfactory needs Python 3.11 or newer, this is %d.%d; say make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q '$(TORCH)' numpy -c constraints.txt
+
+$(VENV)/.run: $(BIN)/python setup.cfg constraints.txt
+	$(BIN)/python -m pip install -q -e '.[minatar]' -c constraints.txt
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python setup.cfg constraints.txt
+	$(BIN)/python -m pip install -q -e '.[dev,classic,plots]' -c constraints.txt
+	@touch $@ $(VENV)/.run
+
+train: $(VENV)/.run
+	$(BIN)/sfactory train minatar/breakout $(ARGS)
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow --timeout 600
+
+learn: $(VENV)/.dev
+	$(BIN)/python -m pytest -m learn --timeout 3600
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m soak --timeout 900
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Presets: one TOML file each, `FAMILY/NAME.toml`; installed as `sfactory_configs`."""

@@ -1,0 +1,154 @@
+"""The loss of one minibatch and what one wants to know about it.
+
+Shapes: [...] is [N] or [T, b], the same for all. Every mean is over valid rows with one denominator,
+sum(valid), at least 1. Nothing here waits for the device: all results are 0-dim tensors.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfactory.algo.surrogate import LOG_WEIGHT_LIMIT, Surrogate, SurrogateInput
+
+
+class Loss(NamedTuple):
+    total: Tensor
+    """[] policy + value_coef * value - entropy_coef * entropy; the one to differentiate."""
+    policy: Tensor
+    """[] mean surrogate."""
+    value: Tensor
+    """[] mean squared error of the value (no factor 1/2, as in openai/ppo-ewma)."""
+    entropy: Tensor
+    """[] mean entropy of the policy, to be kept high."""
+    diagnostics: dict[str, Tensor]
+    """name -> [] detached."""
+
+
+def total_loss(
+    surrogate: Surrogate,
+    value: Tensor,
+    target: Tensor,
+    entropy: Tensor,
+    valid: Tensor,
+    *,
+    value_coef: float,
+    entropy_coef: float,
+    old_value: Tensor | None = None,
+    value_clip: float | None = None,
+) -> Loss:
+    """Policy, value and entropy together (Schulman et al. 2017, arXiv 1707.06347, eq. 9, with the signs of a
+    loss).
+
+    Args:
+        surrogate: per-sample policy loss [...]. value, target, entropy: [...] float. valid: [...] bool.
+        old_value: [...] value at the start of the update, needed with value_clip.
+        value_clip: the value may move this far from old_value before its error stops falling:
+            max((v - g)^2, (v_old + clip(v - v_old) - g)^2), as in OpenAI baselines. None or 0: plain squared
+            error.
+    """
+    error = (value - target).square()
+    if value_clip:
+        if old_value is None:
+            raise ValueError("value_clip needs old_value, the value at the start of the update")
+        near = old_value + (value - old_value).clamp(-value_clip, value_clip)
+        error = torch.maximum(error, (near - target).square())
+    reset = ~valid
+    count = valid.sum().clamp(min=1)
+    policy_loss = surrogate.loss.masked_fill(reset, 0.0).sum() / count
+    value_loss = error.masked_fill(reset, 0.0).sum() / count
+    mean_entropy = entropy.masked_fill(reset, 0.0).sum() / count
+    total = policy_loss + value_coef * value_loss - entropy_coef * mean_entropy
+    return Loss(total, policy_loss, value_loss, mean_entropy, {})
+
+
+@torch.no_grad()
+def diagnostics(
+    x: SurrogateInput,
+    surrogate: Surrogate,
+    value: Tensor,
+    target: Tensor,
+    *,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+    log_rho: Tensor | None = None,
+    effective_lambda: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Name -> []: how far the three policies are apart and what the clips do. About 60 small operations.
+
+        approx_kl             0.5 * mean (log r)^2, of policy over proximal (openai/ppo-ewma)
+        clipfrac              share of samples with r outside the clip
+        ess                   (sum w)^2 / (N sum w^2) of w = policy / behavior: 1 on-policy, 1/N one sample
+        kl_behavior_proximal  KL(behavior || proximal): how far the data are behind the trust region
+        kl_proximal_policy    KL(proximal || policy): how far this update has gone
+        rho_clip_fraction     share of rho above rho_bar; c_clip_fraction the same for c_bar
+        explained_variance    1 - var(target - value) / var(target)
+        effective_lambda      as given by the trace (left out if None)
+
+    KLs are exact where both distributions are known. Else behavior || proximal is the unbiased, never
+    negative mean(e^d - 1 - d) with d = log proximal/behavior over behavior's own actions, and proximal ||
+    policy 0.5 (log r)^2.
+
+    Args:
+        x: the minibatch, [...]. surrogate: its loss [...]. value, target: [...].
+        log_rho: [...] the trace's log rho; None: that of the current policy.
+    """
+    reset = ~x.valid
+    count = x.valid.sum().clamp(min=1)
+
+    def mean(y: Tensor) -> Tensor:
+        return y.masked_fill(reset, 0.0).sum() / count
+
+    log_prob = x.log_prob.masked_fill(reset, 0.0)
+    behavior = x.behavior.masked_fill(reset, 0.0)
+    proximal = x.proximal.masked_fill(reset, 0.0)
+    half_square = 0.5 * mean((log_prob - proximal).square())
+    log_w = log_prob - behavior
+    rho = log_w if log_rho is None else log_rho
+    rho = rho.clamp(-LOG_WEIGHT_LIMIT, LOG_WEIGHT_LIMIT).exp()
+
+    if x.behavior_params is not None and x.proximal_params is not None and x.distribution is not None:
+        kl_behavior_proximal = mean(x.distribution.kl(x.behavior_params, x.proximal_params))
+    else:
+        d = (proximal - behavior).clamp(-LOG_WEIGHT_LIMIT, LOG_WEIGHT_LIMIT)
+        kl_behavior_proximal = mean(torch.expm1(d) - d)
+    if x.proximal_params is not None and x.params is not None and x.distribution is not None:
+        kl_proximal_policy = mean(x.distribution.kl(x.proximal_params, x.params))
+    else:
+        kl_proximal_policy = half_square
+
+    results = {
+        "approx_kl": half_square,
+        "clipfrac": mean(surrogate.clipped.to(value.dtype)),
+        "ess": effective_sample_size(log_w, x.valid),
+        "kl_behavior_proximal": kl_behavior_proximal,
+        "kl_proximal_policy": kl_proximal_policy,
+        "rho_clip_fraction": mean((rho > rho_bar).to(value.dtype)),
+        "c_clip_fraction": mean((rho > c_bar).to(value.dtype)),
+        "explained_variance": explained_variance(value, target, x.valid),
+    }
+    if effective_lambda is not None:
+        results["effective_lambda"] = effective_lambda
+    return results
+
+
+@torch.no_grad()
+def effective_sample_size(log_w: Tensor, valid: Tensor) -> Tensor:
+    """[] (sum w)^2 / (N sum w^2) over valid rows, in (0, 1] (Kish 1965). Shifted by the largest log weight,
+    so it cannot overflow. log_w [...], valid [...] bool. 0 if no row is valid."""
+    log_w = log_w.masked_fill(~valid, -torch.inf)
+    w = torch.exp(log_w - log_w.max().clamp(min=-1e30))  # clamp: no row valid is -inf - -inf
+    return w.sum().square() / (valid.sum() * w.square().sum()).clamp(min=1e-30)
+
+
+@torch.no_grad()
+def explained_variance(value: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """[] 1 - var(target - value) / var(target) over valid rows; 1 is perfect, 0 no better than a constant."""
+    reset = ~valid
+    count = valid.sum().clamp(min=1)
+
+    def variance(y: Tensor) -> Tensor:
+        y = y.masked_fill(reset, 0.0)
+        return (y - y.sum() / count).masked_fill(reset, 0.0).square().sum() / count
+
+    return 1.0 - variance(target - value) / variance(target).clamp(min=1e-12)

@@ -1,0 +1,278 @@
+"""Where the trust region sits: the proximal policy of decoupled objectives (Hilton et al. 2021, arXiv
+2110.00641).
+
+Legend: T steps, B lanes of the update's batch, b lanes of a minibatch, K distribution parameters.
+
+    behavior     the policy that acted                      coupled PPO: the region is as old as the data
+    recompute    the policy at the start of this update     AReaL (arXiv 2505.24298)
+    ewma         a bias-corrected average of the weights    PPO-EWMA (arXiv 2110.00641)
+    interpolate  between behavior and policy, by lag        A-3PO (arXiv 2512.06547)
+    snapshot     the weights of k updates ago               version tracking, exact (arXiv 2605.12070)
+
+Life of a provider: `begin_update` once per update before the first optimizer step, `log_prob` once per
+minibatch, `after_step` after every optimizer step, `reset` when the policy was changed behind its back (an
+auxiliary phase, checkpoint surgery). Whatever `log_prob` returns is detached.
+
+Only parameters are averaged or kept. Buffers (the observation normaliser) are the live model's, so that all
+policies of one update look at the same inputs (openai/ppo-ewma shares them for the same reason).
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Weights = dict[str, Tensor]
+Evaluate = Callable[[Weights], tuple[Tensor, Tensor]]
+"""weights -> (log_prob [T, b] of the minibatch's actions, params [T, b, K]), run without gradient."""
+
+
+class Proximal(Protocol):
+    """A source of log pi_proximal for a minibatch."""
+
+    needs_forward: bool
+    """True when `log_prob` runs the network once more on each minibatch."""
+
+    def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
+        """start_log_prob [T, B], start_params [T, B, K]: the policy's own, before the first step of the
+        update."""
+
+    def log_prob(
+        self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """lanes [b] int64; log_prob, behavior, lag [T, b] -> proximal log_prob [T, b], params [T, b, K] or
+        None."""
+
+    def after_step(self, model: nn.Module) -> None: ...
+
+    def reset(self, model: nn.Module) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+def interpolate_log_prob(log_prob: Tensor, behavior: Tensor, lag: Tensor) -> Tensor:
+    """log pi_proximal of A-3PO (arXiv 2512.06547), in AReaL's convention for lag 0.
+
+        log proximal = a * log behavior + (1 - a) * sg(log policy),   a = 1 / max(lag, 1)
+
+    The paper has a = 0 at lag 0 (no trust region at all); AReaL has a = 1 (ordinary PPO), which is ours. The
+    policy's part is detached, otherwise the gradient of the ratio is scaled by a. ``lag`` counts *updates*:
+    fed optimizer steps the trust region vanishes. The region of policy/behavior is [(1-clip)^lag,
+    (1+clip)^lag]: wide, and around behavior.
+
+    Args:
+        log_prob, behavior: [...] float, of the actions taken. lag: [...] integer or float, at least 0.
+    Returns: [...] detached.
+    """
+    share = lag.to(behavior.dtype).clamp(min=1.0).reciprocal()
+    return torch.lerp(log_prob.detach(), behavior, share)
+
+
+def decay_from_center_of_mass(center_of_mass: float) -> float:
+    """beta = 1 - 1/(1 + com): com is the mean age of the average in optimizer steps (arXiv 2110.00641, sec.
+    4)."""
+    return 1.0 - 1.0 / (1.0 + center_of_mass)
+
+
+class Ewma:
+    """Bias-corrected exponential average of a list of tensors (arXiv 2110.00641; openai/ppo-ewma
+    `EwmaModel`).
+
+        W' = beta * W + 1,    mean <- mean + (x - mean) / W'
+
+    is the same as sum_k beta^(t-k) x_k / sum_k beta^(t-k), x_0 being the tensors at `reset`. It needs no
+    warm-up, unlike torch's `AveragedModel`, whose first copy dominates for 1/(1-beta) steps.
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay of an average is {decay}, expected 0 <= decay < 1")
+        self.decay = decay
+        self.weight = 0.0
+        self.mean: list[Tensor] = []
+
+    @torch.no_grad()
+    def reset(self, tensors: Sequence[Tensor]) -> None:
+        """Begin anew at ``tensors``."""
+        self.weight = 1.0
+        self.mean = [x.detach().clone() for x in tensors]
+
+    @torch.no_grad()
+    def update(self, tensors: Sequence[Tensor]) -> None:
+        """Take in ``tensors`` (the shapes given to `reset`)."""
+        self.weight = self.decay * self.weight + 1.0
+        torch._foreach_lerp_(self.mean, [x.detach() for x in tensors], 1.0 / self.weight)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {f"mean.{i}": x for i, x in enumerate(self.mean)}
+        return {"weight": torch.tensor(self.weight, dtype=torch.float64), **state}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.weight = float(state["weight"])
+        self.mean = [state[f"mean.{i}"].clone() for i in range(len(state) - 1)]
+
+
+class _Stateless:
+    """What most providers have in common: nothing to remember."""
+
+    needs_forward = False
+
+    def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
+        pass
+
+    def after_step(self, model: nn.Module) -> None:
+        pass
+
+    def reset(self, model: nn.Module) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        pass
+
+
+class BehaviorProximal(_Stateless):
+    """The policy that acted: decoupled objectives become coupled PPO."""
+
+    def __init__(self, **unused: Any) -> None:
+        pass
+
+    def log_prob(
+        self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        return behavior.detach(), None
+
+
+class InterpolateProximal(_Stateless):
+    """A-3PO: `interpolate_log_prob`, no forward pass; it has no distribution, so KLs fall back on the
+    ratio."""
+
+    def __init__(self, **unused: Any) -> None:
+        pass
+
+    def log_prob(
+        self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        return interpolate_log_prob(log_prob, behavior, lag), None
+
+
+class RecomputeProximal(_Stateless):
+    """The policy at the start of the update; frozen for all its epochs, and free: the learner has it
+    anyway."""
+
+    def __init__(self, **unused: Any) -> None:
+        self._log_prob: Tensor | None = None
+        self._params: Tensor | None = None
+
+    def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
+        self._log_prob, self._params = start_log_prob.detach(), start_params.detach()
+
+    def log_prob(
+        self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        assert self._log_prob is not None, "log_prob before begin_update"
+        assert self._params is not None
+        return self._log_prob[:, lanes], self._params[:, lanes]
+
+
+class EwmaProximal(_Stateless):
+    """An average of the weights over optimizer steps; it moves inside the update, as in openai/ppo-ewma.
+
+    center_of_mass: mean age in optimizer steps; the published default is 8, the minibatches of one update.
+    """
+
+    needs_forward = True
+
+    def __init__(self, *, center_of_mass: float = 8.0, **unused: Any) -> None:
+        self._average = Ewma(decay_from_center_of_mass(center_of_mass))
+        self._names: list[str] = []
+
+    def reset(self, model: nn.Module) -> None:
+        self._names = [name for name, _ in model.named_parameters()]
+        self._average.reset(list(model.parameters()))
+
+    def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
+        if not self._names:  # the very first update: theta_0 is the first term of the average
+            self.reset(model)
+
+    def log_prob(
+        self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        proximal, params = evaluate(self.weights)
+        return proximal.detach(), params.detach()
+
+    def after_step(self, model: nn.Module) -> None:
+        self._average.update(list(model.parameters()))
+
+    @property
+    def weights(self) -> Weights:
+        """The averaged parameters by name."""
+        return dict(zip(self._names, self._average.mean, strict=True))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        if not self._names:
+            return {}
+        weight = torch.tensor(self._average.weight, dtype=torch.float64)
+        return {"weight": weight, **{f"mean.{name}": x for name, x in self.weights.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if not state:
+            self._names = []
+            return
+        named = {k.removeprefix("mean."): x.clone() for k, x in state.items() if k != "weight"}
+        self._names, self._average.mean = list(named), list(named.values())
+        self._average.weight = float(state["weight"])
+
+
+class SnapshotProximal(_Stateless):
+    """The weights of ``age`` updates ago, exactly: a ring of age + 1 versions. age 0 is `recompute` by
+    another way.
+
+    In the first updates of a run the ring is not full and the oldest version it has is used.
+    """
+
+    needs_forward = True
+
+    def __init__(self, *, age: int = 1, **unused: Any) -> None:
+        if age < 0:
+            raise ValueError(f"age of the proximal snapshot is {age}, expected at least 0 updates")
+        self._ring: deque[Weights] = deque(maxlen=age + 1)
+
+    @torch.no_grad()
+    def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
+        self._ring.append({name: x.detach().clone() for name, x in model.named_parameters()})
+
+    def log_prob(
+        self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        proximal, params = evaluate(self._ring[0])
+        return proximal.detach(), params.detach()
+
+    def reset(self, model: nn.Module) -> None:
+        self._ring.clear()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"{i}.{name}": x for i, kept in enumerate(self._ring) for name, x in kept.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        versions: dict[int, Weights] = {}
+        for key, x in state.items():
+            index, name = key.split(".", 1)
+            versions.setdefault(int(index), {})[name] = x.clone()
+        self._ring.clear()
+        self._ring.extend(versions[i] for i in sorted(versions))
+
+
+PROXIMALS: dict[str, Callable[..., Proximal]] = {
+    "behavior": BehaviorProximal,
+    "recompute": RecomputeProximal,
+    "ewma": EwmaProximal,
+    "interpolate": InterpolateProximal,
+    "snapshot": SnapshotProximal,
+}

@@ -1,0 +1,205 @@
+"""What a run is on disk: safetensors and JSON, no code on the load path.
+
+    checkpoints/000001048576/           named by trained env_steps
+        model.safetensors               weights and the normaliser that belongs to them, as inference uses them
+        proximal.safetensors            state of the proximal policy
+        optimizer.safetensors           Adam's moments
+        normalizers.safetensors         float64 statistics
+        state.json                      counters, seeds, what else is a number
+        manifest.json                   written last: format, versions, size and SHA-256 of every file, its own hash
+
+Writing: refuse what is not finite, write and fsync each file in a temporary directory, manifest last, rename, fsync the
+parent, read it back, prune. Loading: newest to oldest, the first good one wins, and every bad one is named and moved to
+`corrupt/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfactory._version import __version__
+
+if TYPE_CHECKING:  # the supervisor looks for checkpoints and must not import torch
+    import torch
+
+    from sfactory.model.actor_critic import ActorCritic
+
+FORMAT = 1
+PARTS = ("model", "proximal", "optimizer", "normalizers")
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, and why."""
+
+
+@dataclass
+class Contents:
+    """Everything a checkpoint holds: tensors by part and name, and a JSON-able state."""
+
+    state: dict[str, Any]
+    parts: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    path: Path = Path()
+
+
+def _folder(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _manifest_hash(manifest: dict[str, Any]) -> str:
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def save(run_dir: Path, contents: Contents, keep: int) -> Path:
+    """Write one checkpoint, verify it, then drop all but the newest `keep`. Raises OSError or CheckpointError."""
+    import torch
+    from safetensors.torch import save_file
+
+    for part, tensors in contents.parts.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(f"{part} is not finite at {name}; the checkpoint was not written")
+    folder = _folder(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"{int(contents.state['env_steps']):012d}"
+    temporary = folder / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        for part in PARTS:
+            tensors = {name: t.detach().cpu().contiguous().clone() for name, t in contents.parts.get(part, {}).items()}
+            save_file(tensors, temporary / f"{part}.safetensors")
+        (temporary / "state.json").write_text(json.dumps(contents.state, indent=1, sort_keys=True))
+        files = {}
+        for path in sorted(temporary.iterdir()):
+            _fsync(path)
+            files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        manifest: dict[str, Any] = {"format": FORMAT, "sfactory": __version__, "torch": torch.__version__, "files": files}
+        manifest["sha256"] = _manifest_hash(manifest)
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _fsync(temporary / MANIFEST)
+        _fsync(temporary)
+        if final.exists():  # the same step saved again: the new one replaces it whole
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _fsync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    verify(final)
+    prune(run_dir, keep)
+    return final
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Keep the newest `keep` checkpoints, drop what half-written ones a crash left."""
+    for old in candidates(run_dir)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    for left in _folder(run_dir).glob(".*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def candidates(run_dir: Path) -> list[Path]:
+    """Checkpoints, newest first, good or not."""
+    folder = _folder(run_dir)
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check every byte against the manifest; returns the manifest. Raises CheckpointError with the reason."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"manifest unreadable ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("sha256") != _manifest_hash(manifest):
+        raise CheckpointError("manifest damaged")
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"format {manifest.get('format')}, this version reads {FORMAT}")
+    for name in (*(f"{part}.safetensors" for part in PARTS), "state.json"):
+        if name not in manifest["files"]:
+            raise CheckpointError(f"{name} is not in the manifest")
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{name} is missing")
+        if file.stat().st_size != expected["size"]:
+            raise CheckpointError(f"{name} has {file.stat().st_size} bytes, expected {expected['size']}")
+        if _sha256(file) != expected["sha256"]:
+            raise CheckpointError(f"{name} is damaged")
+    return manifest
+
+
+def newest(run_dir: Path, warn: list[str] | None = None) -> Path | None:
+    """The newest good checkpoint, or None if there was never one. Bad ones move to `corrupt/`, their reasons to `warn`.
+
+    Raises CheckpointError if there are checkpoints and none is usable.
+    """
+    found = candidates(run_dir)
+    reasons = []
+    for path in found:
+        try:
+            verify(path)
+            return path
+        except CheckpointError as error:
+            reasons.append(f"checkpoint {path.name} skipped: {error}")
+            if warn is not None:
+                warn.append(reasons[-1])
+            corrupt = run_dir / "corrupt"
+            with contextlib.suppress(OSError):  # a read-only run can still be evaluated
+                corrupt.mkdir(exist_ok=True)
+                path.rename(corrupt / path.name)
+    if reasons:
+        raise CheckpointError("; ".join(reasons))
+    return None
+
+
+def load(path: Path, parts: tuple[str, ...] = PARTS) -> Contents:
+    """Read the named parts of a verified checkpoint; tensors on the CPU."""
+    from safetensors.torch import load_file
+
+    return Contents(
+        state=json.loads((path / "state.json").read_text()),
+        parts={part: load_file(path / f"{part}.safetensors") for part in parts},
+        path=path,
+    )
+
+
+def load_policy(run_dir: Path) -> tuple[ActorCritic, dict[str, Any]]:
+    """The newest policy of a run in eval mode, normaliser set, and the checkpoint's state. Reads model and config only."""
+    from sfactory.config import from_toml
+    from sfactory.envs import make_spec
+    from sfactory.workers.network import build_model
+    from sfactory.workers.wiring import Plan
+
+    path = newest(run_dir)
+    if path is None:
+        raise CheckpointError(f"{run_dir} holds no checkpoint yet")
+    config = from_toml(run_dir / "config.toml")
+    model = build_model(Plan(config, make_spec(config.env.name, config.env.settings), str(run_dir), 0))
+    contents = load(path, ("model",))
+    model.load_state_dict(contents.parts["model"])
+    return model.eval(), contents.state

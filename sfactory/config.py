@@ -1,0 +1,315 @@
+"""Every setting of a run: frozen dataclasses, whose field docstrings are the help text.
+
+A `Config` is complete and checked once it exists: nothing is filled in at run time. Derived numbers are properties.
+Checks across fields stand in `__post_init__` and name the flags; they raise `ValueError` with one line for people.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def _number(text: str) -> float:
+    units = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+    scale = units.get(text[-1:], 1.0)
+    return float(text[:-1] if scale != 1.0 else text) * scale
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how a run happens."""
+
+    dir: str = ""
+    """Folder of the run. Empty: runs/<preset>_s<seed>_<date-time>. An existing folder is refused, never resumed silently."""
+    seed: int = 1
+    """Seed of everything random. In lockstep the same seed gives the same run, bit for bit."""
+    mode: Literal["async", "lockstep"] = "async"
+    """async: every worker in its own process. lockstep: the same workers in one process, in a fixed order, deterministic."""
+    device: str = "auto"
+    """Device of inference and learner: auto (CUDA where there is one), cpu, cuda, cuda:N."""
+    learner_threads: int = 1
+    """CPU threads of the learner. More pays only where samplers and inference leave cores idle."""
+    inference_threads: int = 1
+    """CPU threads of the inference worker."""
+    debug: bool = False
+    """Poison every slot when it is released, so that reading what was never written shows as NaN. Costs a few percent."""
+    spare_restarts: int = 10
+    """How often a worker may fail by its own fault without an update in between before the run ends (exit 7)."""
+    stall_timeout: float = 300.0
+    """Seconds without a finished update after which the run counts as stalled (exit 8)."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a run is finished; 0 means no such rule. The first rule that holds ends the run."""
+
+    env_steps: int = 10_000_000
+    """Stop after this many trained agent decisions. Also the length of a linear learning-rate schedule."""
+    frames: int = 0
+    """Stop after this many environment frames (env_steps times frame skip)."""
+    seconds: float = 0.0
+    """Stop after this many seconds of training."""
+    target_return: float | None = None
+    """Stop as soon as the training return (mean of the last 100 whole games) reaches this."""
+
+
+@dataclass(frozen=True)
+class Env:
+    """What is trained on."""
+
+    name: str = ""
+    """FAMILY/ID, for example minatar/breakout or gymnasium/CartPole-v1."""
+    protocol: str = ""
+    """Evaluation protocol of the family, stamped on every score (Atari: dqn or machado)."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the environment itself, passed on as they are."""
+    reward_scale: float = 1.0
+    """The learner multiplies rewards by this; reported returns stay raw."""
+    reward_clip: float = 0.0
+    """The learner clips rewards to +- this after scaling; 0 leaves them alone. Reported returns stay raw."""
+    step_timeout: float = 120.0
+    """Seconds an environment step may take before its sampler is killed and born anew."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How data is made."""
+
+    num_samplers: int = 1
+    """Sampler processes. One per core that is not busy with inference or learning."""
+    groups_per_sampler: int = 2
+    """Groups of environments per sampler. With two, one steps while the other waits for its actions."""
+    envs_per_group: int = 64
+    """Environments stepped together. More: larger inference batches, less overhead per step, more lag."""
+    rollout_length: int = 32
+    """Steps per slot (T). Longer: fewer bootstraps, more lag, more memory."""
+    slots_per_group: int = 2
+    """Slots each group owns. 1: synchronous and on-policy (lag 0). 2 and more: sampling overlaps learning."""
+
+    @property
+    def num_groups(self) -> int:
+        return self.num_samplers * self.groups_per_sampler
+
+    @property
+    def num_envs(self) -> int:
+        return self.num_groups * self.envs_per_group
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How data becomes a better policy."""
+
+    batch_slots: int = 0
+    """Slots per update; 0: one per group. More: larger batches and, in async, more lag."""
+    epochs: int = 1
+    """Passes over each batch. More: better use of data, more learner time, further from the policy that acted."""
+    minibatches: int = 1
+    """Optimizer steps per epoch. Lanes (environments in the batch) must divide into them."""
+    gamma: float = 0.99
+    """Discount per agent decision."""
+    trace_lambda: float = 0.95
+    """Lambda of the trace: 0 trusts the value function, 1 trusts the rewards."""
+    trace: Literal["gae", "vtrace", "leaky_vtrace", "rbis"] = "gae"
+    """Estimator of value targets and advantages. vtrace corrects for the policy that acted, and shortens the trace."""
+    rho_bar: float = 1.0
+    """V-trace clip of the weight on each temporal difference: decides what is learnt."""
+    c_bar: float = 1.0
+    """V-trace clip of the trace coefficient: decides how fast."""
+    pg_rho_bar: float = 1.0
+    """Clip of the weight on the policy gradient when behavior_weight is trace."""
+    leak: float = 1.0
+    """leaky_vtrace: 1 is V-trace, 0 unclipped importance sampling."""
+    proximal: Literal["behavior", "recompute", "ewma", "interpolate", "snapshot"] = "recompute"
+    """Centre of the trust region: the policy that acted, the one at the start of the update, or an average of weights."""
+    proximal_com: float = 0.0
+    """ewma: centre of mass in optimizer steps; 0: the number of optimizer steps of one update."""
+    snapshots: int = 16
+    """snapshot: how many published versions are kept."""
+    surrogate: Literal["ppo", "decoupled", "decoupled_kl", "impala", "cispo", "is_pg"] = "decoupled"
+    """Policy objective."""
+    clip: float = 0.2
+    """Trust region on the ratio over the proximal policy. Smaller: safer and slower."""
+    dual_clip: float = 0.0
+    """Bound on the loss of bad actions in multiples of the advantage (3 to 10); 0: off."""
+    kl_coef: float = 1.0
+    """Coefficient of the KL penalty of decoupled_kl."""
+    weight_cap: float = 100.0
+    """Cap on the weight (policy over behavior)."""
+    behavior_weight: Literal["surrogate", "trace", "none", "twice"] = "surrogate"
+    """Where the weight proximal/behavior enters, exactly once; twice is the Sample-Factory-faithful ablation."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    value_clip: float = 0.0
+    """Clip of the change of the value per update, PPO style; 0: off."""
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    forced_lag: int = 0
+    """Train on data of k updates ago, exactly: weights are published k updates late. Lockstep or slots_per_group 1 only."""
+    batch_factor: float = 1.0
+    """Divide the batch by this and rescale what the theory says (arXiv 2110.00641); 0.25 is four times larger."""
+    batch_rule: Literal["hilton", "more_minibatches"] = "hilton"
+    """Which co-scaling recipe batch_factor follows."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the networks in both workers; ratios and value heads are always fp32."""
+    nonfinite_budget: int = 5
+    """Updates in a row that may be skipped for a non-finite loss or gradient before the run ends (exit 9)."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How weights move."""
+
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    schedule: Literal["constant", "linear", "kl_adaptive", "ess"] = "constant"
+    """constant; linear to 0 at stop.env_steps; kl_adaptive; ess: scaled by the square root of the effective sample size."""
+    kl_target: float = 0.01
+    """kl_adaptive: the KL per update it steers to."""
+    beta1: float = 0.9
+    """Adam's first decay."""
+    beta2: float = 0.999
+    """Adam's second decay."""
+    eps: float = 1e-5
+    """Adam's epsilon."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this norm; 0: never."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    encoder: str = "auto"
+    """auto (by the shape of the observation), mlp, minatar, nature, impala, or your own as module:Class."""
+    hidden: tuple[int, ...] = (128,)
+    """Widths of the fully connected layers."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """Non-linearity."""
+    core: Literal["none", "gru", "lstm"] = "none"
+    """Memory between steps."""
+    core_size: int = 128
+    """Width of the memory."""
+    separate: bool = False
+    """Separate trunks for actor and critic."""
+    log_std_init: float = 0.0
+    """Continuous actions: initial logarithm of the standard deviation."""
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """What is rescaled before it is learnt from. Statistics travel with the weights."""
+
+    obs: bool = False
+    """Observations to zero mean and unit variance (float leaves only), clipped at +-10."""
+    reward: bool = False
+    """Rewards divided by the running standard deviation of the discounted return."""
+    advantage: bool = True
+    """Advantages to zero mean and unit variance over the valid steps of each update."""
+    advantage_span: float = 1.0
+    """Updates the advantage moments are averaged over; 1: each update alone."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is kept on disk."""
+
+    every_seconds: float = 60.0
+    """Seconds between checkpoints: what a power cut may cost."""
+    keep: int = 3
+    """Newest checkpoints kept."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is reported."""
+
+    every_seconds: float = 5.0
+    """Seconds between rows of metrics (async)."""
+    every_updates: int = 20
+    """Updates between rows of metrics (lockstep, where wall-clock must not decide anything)."""
+    wandb: bool = False
+    """Also log to Weights & Biases (needs the extra wandb)."""
+    quiet: bool = False
+    """No progress on the console."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run, complete."""
+
+    run: Run = field(default_factory=Run)
+    stop: Stop = field(default_factory=Stop)
+    env: Env = field(default_factory=Env)
+    sampling: Sampling = field(default_factory=Sampling)
+    learning: Learning = field(default_factory=Learning)
+    optim: Optim = field(default_factory=Optim)
+    model: Model = field(default_factory=Model)
+    normalize: Normalize = field(default_factory=Normalize)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+
+    def __post_init__(self) -> None:
+        s, o = self.sampling, self.learning
+        for name, value in (
+            ("sampling.num-samplers", s.num_samplers),
+            ("sampling.groups-per-sampler", s.groups_per_sampler),
+            ("sampling.envs-per-group", s.envs_per_group),
+            ("sampling.rollout-length", s.rollout_length),
+            ("sampling.slots-per-group", s.slots_per_group),
+            ("learning.epochs", o.epochs),
+            ("learning.minibatches", o.minibatches),
+        ):
+            if value < 1:
+                raise ValueError(f"--{name} is {value}; it must be at least 1")
+        if s.slots_per_group > 255 or s.rollout_length > 65535:
+            raise ValueError("--sampling.slots-per-group goes up to 255 and --sampling.rollout-length up to 65535")
+        slots, groups = self.batch_slots, s.num_groups
+        if slots > groups * s.slots_per_group:
+            raise ValueError(
+                f"--learning.batch-slots {slots} can never be collected: {groups} groups x {s.slots_per_group} slots are "
+                f"{groups * s.slots_per_group}; lower it or raise --sampling.slots-per-group"
+            )
+        if s.slots_per_group == 1 and slots != groups:
+            raise ValueError(
+                f"--sampling.slots-per-group 1 is synchronous and needs --learning.batch-slots equal to the {groups} groups, "
+                f"got {slots}; leave it at 0"
+            )
+        if self.lanes % o.minibatches:
+            near = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
+            near = sorted(sorted(near, key=lambda n: abs(n - o.minibatches))[:2])
+            raise ValueError(
+                f"{self.lanes} lanes ({slots} slots x {s.envs_per_group} envs) must divide into {o.minibatches} minibatches; "
+                f"try --learning.minibatches {' or '.join(map(str, near))}"
+            )
+        if o.forced_lag and self.run.mode != "lockstep" and s.slots_per_group != 1:
+            raise ValueError(
+                "--learning.forced-lag needs --run.mode lockstep or --sampling.slots-per-group 1: elsewhere lag is not under control"
+            )
+        if self.run.mode == "lockstep" and s.slots_per_group == 1 and slots != groups:
+            raise ValueError("lockstep with one slot per group needs --learning.batch-slots 0")
+
+    @property
+    def batch_slots(self) -> int:
+        """Slots per update."""
+        return self.learning.batch_slots or self.sampling.num_groups
+
+    @property
+    def lanes(self) -> int:
+        """Environments side by side in one batch: B."""
+        return self.batch_slots * self.sampling.envs_per_group
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of one update: T x B, reset rows included."""
+        return self.sampling.rollout_length * self.lanes
+
+    @property
+    def optimizer_steps_per_update(self) -> int:
+        return self.learning.epochs * self.learning.minibatches
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """Plain nested dict, as it is written to TOML and JSON."""
+    return dataclasses.asdict(config)

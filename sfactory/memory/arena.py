@@ -1,0 +1,130 @@
+"""The arena: one anonymous shared-memory file, seen as named numpy arrays.
+
+The file has no name (`memfd_create`), so nothing can leak or collide in /dev/shm, a container's small /dev/shm does
+not bound it, and the kernel takes it back with the last process that holds it. A child gets it as a file descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+ALIGN = 64  # bytes: a cache line, so that no word straddles two and no two arrays share one
+
+
+class Field(NamedTuple):
+    """Shape and dtype of one array of the arena."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+Layout = Mapping[str, Field]
+
+
+def _offsets(layout: Layout) -> tuple[dict[str, int], int]:
+    offsets, end = {}, 0
+    for name, field in layout.items():
+        offsets[name] = end
+        end += -(-field.nbytes // ALIGN) * ALIGN
+    return offsets, max(end, ALIGN)
+
+
+def _anonymous_file() -> int:
+    if sys.platform == "linux":
+        return os.memfd_create("sfactory-arena", os.MFD_CLOEXEC)
+    fd, path = tempfile.mkstemp(prefix="sfactory-arena-")
+    os.unlink(path)
+    return fd
+
+
+def _too_much(size: int, reason: str) -> str:
+    return (
+        f"{size / 2**20:.0f} MiB of shared memory for the trajectories could not be had ({reason}); lower "
+        "--sampling.envs-per-group, --sampling.rollout-length or --sampling.slots-per-group"
+    )
+
+
+def _check_room(size: int) -> None:
+    """Compare with what is free before asking: the kernel grants shared memory page by page and kills us half-way."""
+    free = math.inf
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with contextlib.suppress(OSError, ValueError):  # a container's own limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    if size > free:
+        raise MemoryError(_too_much(size, f"{free / 2**20:.0f} MiB are free"))
+
+
+class Arena:
+    """Named numpy arrays over one shared file.
+
+    `arena["reward"]` is the array; `arena.fd` and `arena.layout` are what another process needs to see the same memory.
+    """
+
+    def __init__(self, layout: Layout, fd: int) -> None:
+        self.layout, self.fd = dict(layout), fd
+        offsets, size = _offsets(self.layout)
+        self.nbytes = size
+        self._map = mmap.mmap(fd, size)
+        self._arrays = {
+            name: np.ndarray(field.shape, field.dtype, buffer=self._map, offset=offsets[name])
+            for name, field in self.layout.items()
+        }
+
+    @classmethod
+    def create(cls, layout: Layout) -> Arena:
+        """Allocate the memory for good: `posix_fallocate` fails here, with numbers, and not later with SIGBUS."""
+        fd = cls.reserve()
+        try:
+            return cls.allocate(layout, fd)
+        except MemoryError:
+            os.close(fd)
+            raise
+
+    @staticmethod
+    def reserve() -> int:
+        """A shared file without memory yet, for whoever learns its size later."""
+        return _anonymous_file()
+
+    @classmethod
+    def allocate(cls, layout: Layout, fd: int) -> Arena:
+        """Allocate the memory of a reserved file and map it. Doing so twice changes nothing."""
+        _, size = _offsets(layout)
+        _check_room(size - os.fstat(fd).st_size)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, size)
+            else:
+                os.ftruncate(fd, size)
+        except OSError as error:
+            raise MemoryError(_too_much(size, str(error.strerror))) from error
+        return cls(layout, fd)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def close(self) -> None:
+        """Close the descriptor. The mapping lives on while arrays refer to it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

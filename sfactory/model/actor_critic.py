@@ -1,0 +1,221 @@
+"""The policy and its value function: encoders, a core, two heads.
+
+Legend: N samples, T steps, B lanes, K distribution parameters, H width of the recurrent state (0: none), P
+numbers in the flat weights. Observations are a dict of leaves [N, *shape] or [T, B, *shape].
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sfactory.model.cores import CORES, Core
+from sfactory.model.distributions import ActionDistribution, Leaf
+from sfactory.model.encoders import make_encoder, orthogonal
+
+OBS_CLIP = 10.0
+
+
+class ObsLeaf(Protocol):
+    """One leaf of the observation, as the environment's specification gives it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
+class Output(NamedTuple):
+    params: Tensor
+    """[N, K] or [T, B, K] float32, parameters of the action distribution."""
+    value: Tensor
+    """[N] or [T, B] float32."""
+    state: Tensor | None
+    """[N, H] or [B, H], the recurrent state after the (last) step; passed through where H = 0."""
+
+
+class Trunk(nn.Module):
+    """One encoder per leaf, concatenated, then the core."""
+
+    def __init__(
+        self,
+        obs: Mapping[str, ObsLeaf],
+        *,
+        encoder: str,
+        hidden: Sequence[int],
+        activation: str,
+        core: str,
+        core_size: int,
+    ) -> None:
+        super().__init__()
+        self.names = list(obs)
+        encoders = [
+            make_encoder(encoder, tuple(leaf.shape), hidden=hidden, activation=activation)
+            for leaf in obs.values()
+        ]
+        self.encoders = nn.ModuleList(encoders)
+        features = sum(module.out_size for module in encoders)
+        self.core: Core = CORES[core](features, core_size)
+        self.out_size = self.core.out_size
+
+    def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """[N, *shape] leaves -> [N, F]."""
+        features = [encoder(obs[name]) for name, encoder in zip(self.names, self.encoders, strict=True)]
+        return features[0] if len(features) == 1 else torch.cat(features, -1)
+
+
+class ActorCritic(nn.Module):
+    """What acts and what is trained: the same module in inference and in the learner.
+
+    Args:
+        obs: leaves with ``shape`` and ``dtype``. actions: leaves of `distributions.Leaf`.
+        encoder: a name of `encoders.ENCODERS`, "auto" or "module:Class". hidden: widths of its connected
+        layers. core: none, gru or lstm. core_size: its width. activation: relu or tanh. separate: a trunk of
+        its own for the critic (small control tasks); not together with a core. normalize_obs: float leaves
+        are standardised inside, with statistics that travel with the weights. log_std_init: initial log
+        standard deviation of box actions; it is a parameter and does not see the observation.
+    """
+
+    def __init__(
+        self,
+        obs: Mapping[str, ObsLeaf],
+        actions: Mapping[str, Leaf],
+        *,
+        encoder: str = "auto",
+        hidden: Sequence[int] = (128,),
+        core: str = "none",
+        core_size: int = 0,
+        activation: str = "relu",
+        separate: bool = False,
+        normalize_obs: bool = False,
+        log_std_init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if core not in CORES:
+            raise ValueError(f"model.core is {core!r}, expected one of {', '.join(CORES)}")
+        if separate and core != "none":
+            raise ValueError(
+                f"model.separate and model.core={core} exclude each other: one memory, one trunk"
+            )
+        self.distribution = ActionDistribution(actions)
+        shared: dict[str, Any] = dict(encoder=encoder, hidden=hidden, activation=activation)
+        self.trunk = Trunk(obs, **shared, core=core, core_size=core_size)
+        self.critic = Trunk(obs, **shared, core="none", core_size=0) if separate else None
+        self.state_size = self.trunk.core.state_size
+
+        parts = self.distribution.parts
+        outputs = sum(sum(part.sizes) for part in parts)  # logits, and means but not log_stds
+        dimensions = sum(part.sizes[0] for part in parts if not part.discrete)
+        # Nearly equal probabilities at first; it matters more than most settings (Andrychowicz et al. 2021).
+        self.policy_head = orthogonal(nn.Linear(self.trunk.out_size, outputs), 0.01)
+        self.value_head = orthogonal(nn.Linear((self.critic or self.trunk).out_size, 1), 1.0)
+        self.log_std = nn.Parameter(torch.full((dimensions,), log_std_init)) if dimensions else None
+
+        self.normalized = [n for n, leaf in obs.items() if normalize_obs and "float" in str(leaf.dtype)]
+        for name in self.normalized:
+            shape = tuple(obs[name].shape)
+            self.register_buffer(_buffer("obs_mean", name), torch.zeros(shape))
+            self.register_buffer(_buffer("obs_inv_std", name), torch.ones(shape))
+
+    def forward(
+        self, obs: Mapping[str, Tensor], state: Tensor | None = None, first: Tensor | None = None
+    ) -> Output:
+        """One step. obs [N, *shape] leaves, state [N, H] or None (zeros), first [N] bool or None (no
+        beginnings)."""
+        obs = self._normalize(obs)
+        x = self.trunk.encode(obs)
+        if self.state_size:
+            state = self.trunk.core.initial_state(x.shape[0]) if state is None else state
+            x, state = self.trunk.core(x, state, first)
+            state = state.float()
+        return Output(*self._heads(x, obs), state)
+
+    def unroll(self, obs: Mapping[str, Tensor], first: Tensor, state: Tensor | None = None) -> Output:
+        """A whole trajectory. obs [T, B, *shape] leaves, first [T, B] bool, state [B, H] before row 0 or
+        None."""
+        steps, lanes = first.shape
+        obs = self._normalize({name: leaf.flatten(0, 1) for name, leaf in obs.items()})
+        x = self.trunk.encode(obs)
+        if self.state_size:
+            state = self.trunk.core.initial_state(lanes) if state is None else state
+            x, state = self.trunk.core.unroll(x.view(steps, lanes, -1), state, first)
+            x, state = x.flatten(0, 1), state.float()
+        params, value = self._heads(x, obs)
+        return Output(params.view(steps, lanes, -1), value.view(steps, lanes), state)
+
+    def normalized_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the leaves that are standardised, by name."""
+        return {name: tuple(self.get_buffer(_buffer("obs_mean", name)).shape) for name in self.normalized}
+
+    def set_normalizer(self, name: str, mean: Tensor, var: Tensor) -> None:
+        """Statistics [*shape] of the leaf ``name``; they are published with the weights, as buffers."""
+        self.get_buffer(_buffer("obs_mean", name)).copy_(mean)
+        self.get_buffer(_buffer("obs_inv_std", name)).copy_((var.double() + 1e-8).rsqrt())
+
+    def flat_size(self) -> int:
+        """P: how many float32 numbers the weights are, buffers included."""
+        return sum(x.numel() for x in self._weights())
+
+    @torch.no_grad()
+    def write_flat(self, out: Tensor) -> None:
+        """All parameters, then all buffers, in the order of definition, into out [P] float32, on any
+        device."""
+        weights = [x.reshape(-1) for x in self._weights()]
+        if out.device == weights[0].device:
+            torch.cat(weights, out=out)
+        else:  # one transfer instead of one per tensor
+            out.copy_(torch.cat(weights))
+
+    @torch.no_grad()
+    def read_flat(self, src: Tensor) -> None:
+        """The inverse: weights from src [P] float32, on any device."""
+        weights = self._weights()
+        src = src.to(weights[0].device)
+        parts = src.split([x.numel() for x in weights])
+        torch._foreach_copy_(weights, [part.view(x.shape) for part, x in zip(parts, weights, strict=True)])
+
+    def _weights(self) -> list[Tensor]:
+        return [*(x.detach() for x in self.parameters()), *self.buffers()]
+
+    def _normalize(self, obs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Float leaves [N, *shape] standardised and clipped to +-10."""
+        if not self.normalized:
+            return obs
+        scaled = dict(obs)
+        for name in self.normalized:
+            mean, inv_std = (
+                self.get_buffer(_buffer("obs_mean", name)),
+                self.get_buffer(_buffer("obs_inv_std", name)),
+            )
+            scaled[name] = ((obs[name].float() - mean) * inv_std).clamp(-OBS_CLIP, OBS_CLIP)
+        return scaled
+
+    def _heads(self, x: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """x [N, F] -> params [N, K], value [N], float32 even under autocast: the ratio of two policies is
+        made here."""
+        y = x if self.critic is None else self.critic.encode(obs)
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return self._params(self.policy_head(x)), self.value_head(y).squeeze(-1)
+        with torch.autocast(device, enabled=False):
+            return self._params(self.policy_head(x.float())), self.value_head(y.float()).squeeze(-1)
+
+    def _params(self, raw: Tensor) -> Tensor:
+        """[N, logits and means] -> [N, K] in the order of `ActionDistribution`."""
+        if self.log_std is None:
+            return raw
+        columns, used, dims = [], 0, 0
+        for part in self.distribution.parts:
+            width = sum(part.sizes)
+            columns.append(raw[:, used : used + width])
+            used += width
+            if not part.discrete:
+                columns.append(self.log_std[dims : dims + width].expand(raw.shape[0], -1))
+                dims += width
+        return torch.cat(columns, -1)
+
+
+def _buffer(kind: str, name: str) -> str:
+    """Buffer names may hold no dot."""
+    return f"{kind}_{name.replace('.', '__')}"

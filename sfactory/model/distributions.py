@@ -1,0 +1,252 @@
+"""Action distributions as pure functions of their parameters.
+
+An environment's action is a flat dict of leaves (Tuple and Dict action spaces come as several); the joint
+distribution takes the leaves, and the heads or dimensions within one, as independent.
+
+Legend: [...] any leading axes, K parameters, N noise columns. Both follow the order of the leaves:
+
+    discrete leaf, sizes (k1, k2, ...)   logits k1 + k2 + ...            one noise column per head
+    box leaf, sizes (d,)                 d means, then d log stds        one noise column per dimension
+
+Noise is uniform in [0, 1), drawn by whoever asks for the action, so that an action depends on (parameters,
+noise) and not on who shared its batch. Probabilities are computed in float32 whatever the parameters' dtype
+(float64 stays). Box actions are unsquashed: the density is that of the sample, the environment clips to its
+bounds.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Mask = Tensor | None
+"""[..., number of logits] bool, True where the action is allowed; None: all are."""
+
+MASKED_LOGIT = -1e9  # finite: p is exactly 0 in float32 and 0 * log p is 0, where -inf gives NaN
+UNIFORM_MAX = 1.0 - 2.0**-24  # the float32 below 1
+UNIFORM_MIN = 2.0**-25  # half a step of a 24-bit uniform: normal quantiles stay within +-5.4
+HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class Leaf(Protocol):
+    """One leaf of the action, as the environment's specification gives it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def kind(self) -> str: ...  # "discrete" or "box"
+    @property
+    def sizes(self) -> tuple[int, ...]: ...  # discrete: categories per head; box: (dimensions,)
+
+
+class _Part(NamedTuple):
+    """Where a leaf's columns are."""
+
+    name: str
+    shape: tuple[int, ...]
+    discrete: bool
+    sizes: tuple[int, ...]
+    params: slice
+    noise: slice
+    logits: slice  # columns of the mask; empty for a box
+
+
+class ActionDistribution:
+    """The joint distribution over the leaves of ``actions``. Holds sizes, no tensors."""
+
+    def __init__(self, actions: Mapping[str, Leaf]) -> None:
+        self.parts: list[_Part] = []
+        k = n = m = 0
+        for name, leaf in actions.items():
+            sizes = tuple(int(size) for size in leaf.sizes)
+            discrete = leaf.kind == "discrete"
+            if not discrete and leaf.kind != "box":
+                raise ValueError(f"action {name}: kind is {leaf.kind!r}, expected discrete or box")
+            params = sum(sizes) if discrete else 2 * sizes[0]
+            noise = len(sizes) if discrete else sizes[0]
+            logits = params if discrete else 0
+            shape = tuple(leaf.shape)
+            spans = slice(k, k + params), slice(n, n + noise), slice(m, m + logits)
+            self.parts.append(_Part(name, shape, discrete, sizes, *spans))
+            k, n, m = k + params, n + noise, m + logits
+        if not self.parts:
+            raise ValueError("an action needs at least one leaf, got none")
+        self.num_params, self.num_noise, self.num_logits = k, n, m
+        first = self.parts[0]
+        self._single = len(self.parts) == 1 and first.discrete and len(first.sizes) == 1
+
+    def sample(self, params: Tensor, noise: Tensor, mask: Mask = None) -> dict[str, Tensor]:
+        """params [..., K], noise [..., N] in [0, 1) -> name -> action [..., *leaf.shape], int64 or float32.
+
+        Discrete heads invert their distribution function: the same noise gives the same action for nearby
+        policies. A category of probability 0 is never chosen, at either end of the noise. Boxes: mean + std *
+        normal quantile.
+        """
+        return self.sample_and_log_prob(params, noise, mask)[0]
+
+    def sample_and_log_prob(
+        self, params: Tensor, noise: Tensor, mask: Mask = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """As `sample`, and the joint log-probability [...] of what was sampled: the hot path of inference."""
+        params = _float(params)
+        if self._single:
+            part = self.parts[0]
+            log_p = torch.log_softmax(_apply(params, mask), -1)
+            index = _invert(log_p, noise)
+            chosen = index.squeeze(-1).view(*params.shape[:-1], *part.shape)
+            return {part.name: chosen}, log_p.gather(-1, index).squeeze(-1)
+        action: dict[str, Tensor] = {}
+        total: Tensor | None = None
+        for part in self.parts:
+            values, uniform = params[..., part.params], noise[..., part.noise]
+            if part.discrete:
+                picks: list[Tensor] = []
+                log_prob: Tensor | None = None
+                for head, log_p in enumerate(_heads(values, part, mask)):
+                    index = _invert(log_p, uniform[..., head : head + 1])
+                    picks.append(index)
+                    log_prob = _plus(log_prob, log_p.gather(-1, index).squeeze(-1))
+                flat = torch.cat(picks, -1)
+            else:
+                mean, log_std = values.chunk(2, -1)
+                # In float64 on demand only: float32 quantiles are exact to 1e-6, far below the noise.
+                z = torch.special.ndtri(uniform.clamp(UNIFORM_MIN, UNIFORM_MAX).to(mean.dtype))
+                flat = mean + log_std.exp() * z
+                log_prob = _gaussian_log_prob(flat, mean, log_std)
+            action[part.name] = flat.view(*params.shape[:-1], *part.shape)
+            assert log_prob is not None
+            total = _plus(total, log_prob)
+        assert total is not None
+        return action, total
+
+    def log_prob(self, params: Tensor, action: Mapping[str, Tensor], mask: Mask = None) -> Tensor:
+        """params [..., K], action name -> [..., *leaf.shape] -> joint log-probability [...]."""
+        return self._log_prob_entropy(params, action, mask, with_entropy=False)[0]
+
+    def log_prob_entropy(
+        self, params: Tensor, action: Mapping[str, Tensor], mask: Mask = None
+    ) -> tuple[Tensor, Tensor]:
+        """Joint log-probability [...] and entropy [...] from one log_softmax: the hot path of learning."""
+        return self._log_prob_entropy(params, action, mask, with_entropy=True)
+
+    def entropy(self, params: Tensor, mask: Mask = None) -> Tensor:
+        """params [..., K] -> entropy [...], summed over heads and dimensions (differential for boxes)."""
+        params = _float(params)
+        total = None
+        for part in self.parts:
+            values = params[..., part.params]
+            if part.discrete:
+                for log_p in _heads(values, part, mask):
+                    total = _plus(total, _entropy(log_p))
+            else:
+                total = _plus(total, _gaussian_entropy(values.chunk(2, -1)[1]))
+        assert total is not None
+        return total
+
+    def kl(self, p: Tensor, q: Tensor, mask: Mask = None) -> Tensor:
+        """p, q [..., K] -> KL(p || q) [...], exact."""
+        p, q = _float(p), _float(q)
+        total = None
+        for part in self.parts:
+            a, b = p[..., part.params], q[..., part.params]
+            if part.discrete:
+                for log_a, log_b in zip(_heads(a, part, mask), _heads(b, part, mask), strict=True):
+                    total = _plus(total, (log_a.exp() * (log_a - log_b)).sum(-1))
+            else:
+                (mean_a, log_std_a), (mean_b, log_std_b) = a.chunk(2, -1), b.chunk(2, -1)
+                gap = log_std_a - log_std_b
+                ratio = torch.exp(2.0 * gap) + ((mean_a - mean_b) * torch.exp(-log_std_b)).square()
+                total = _plus(total, (0.5 * (ratio - 1.0) - gap).sum(-1))
+        assert total is not None
+        return total
+
+    def mode(self, params: Tensor, mask: Mask = None) -> dict[str, Tensor]:
+        """params [..., K] -> name -> the likeliest action [..., *leaf.shape]."""
+        action = {}
+        for part in self.parts:
+            values = params[..., part.params]
+            if part.discrete:
+                picks = [log_p.argmax(-1, keepdim=True) for log_p in _heads(_float(values), part, mask)]
+                flat = torch.cat(picks, -1)
+            else:
+                flat = _float(values).chunk(2, -1)[0]
+            action[part.name] = flat.reshape(*params.shape[:-1], *part.shape)
+        return action
+
+    def _log_prob_entropy(
+        self, params: Tensor, action: Mapping[str, Tensor], mask: Mask, *, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        params = _float(params)
+        lead = params.shape[:-1]
+        log_prob = entropy = None
+        for part in self.parts:
+            values = params[..., part.params] if len(self.parts) > 1 else params
+            taken = action[part.name].reshape(*lead, -1)
+            if part.discrete:
+                taken = taken.long()
+                for head, log_p in enumerate(_heads(values, part, mask)):
+                    index = taken[..., head : head + 1]
+                    log_prob = _plus(log_prob, log_p.gather(-1, index).squeeze(-1))
+                    if with_entropy:
+                        entropy = _plus(entropy, _entropy(log_p))
+            else:
+                mean, log_std = values.chunk(2, -1)
+                log_prob = _plus(log_prob, _gaussian_log_prob(taken, mean, log_std))
+                if with_entropy:
+                    entropy = _plus(entropy, _gaussian_entropy(log_std))
+        assert log_prob is not None
+        return log_prob, log_prob if entropy is None else entropy
+
+
+def _float(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _plus(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total + term
+
+
+def _apply(logits: Tensor, mask: Mask) -> Tensor:
+    return logits if mask is None else torch.where(mask, logits, MASKED_LOGIT)
+
+
+def _heads(values: Tensor, part: _Part, mask: Mask) -> list[Tensor]:
+    """Logits [..., sum of sizes] of one leaf -> log-probabilities [..., size] of each head."""
+    logits = values if mask is None else _apply(values, mask[..., part.logits])
+    if len(part.sizes) == 1:
+        return [torch.log_softmax(logits, -1)]
+    return [torch.log_softmax(x, -1) for x in logits.split(list(part.sizes), -1)]
+
+
+def _invert(log_p: Tensor, uniform: Tensor) -> Tensor:
+    """log_p [..., k], uniform [..., 1] -> [..., 1] int64: how many categories lie wholly below ``uniform``.
+
+    The threshold is scaled by the sum as it was rounded, and lies strictly below it, so the last category
+    with any probability is the last that can be chosen; ``right`` steps over categories of width zero.
+    """
+    below = log_p.exp().cumsum(-1)
+    threshold = uniform.clamp(max=UNIFORM_MAX).to(below.dtype) * below[..., -1:]
+    index = torch.searchsorted(below, threshold, right=True)
+    if index.is_cuda:
+        # A parallel scan may round its sums in another order and give a width to a category that has none.
+        impossible = log_p.gather(-1, index.clamp_(max=log_p.shape[-1] - 1)) < -100.0
+        index = torch.where(impossible, log_p.argmax(-1, keepdim=True), index)
+    return index
+
+
+def _entropy(log_p: Tensor) -> Tensor:
+    """[..., k] -> [...]."""
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def _gaussian_log_prob(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """[..., d] -> [...], diagonal normal density."""
+    z = (x - mean) * torch.exp(-log_std)
+    return (-0.5 * z.square() - log_std - HALF_LOG_2PI).sum(-1)
+
+
+def _gaussian_entropy(log_std: Tensor) -> Tensor:
+    """[..., d] -> [...]."""
+    return (log_std + (0.5 + HALF_LOG_2PI)).sum(-1)

@@ -1,0 +1,124 @@
+"""The inference worker: answers every group that waits, in one batch, with the newest weights.
+
+consumes    requests, observations, noise, the mailbox
+produces    actions, log-probabilities, distribution parameters, values, the version that acted
+waits for   a request
+unblocked by the samplers; at birth by the learner (version 0)
+
+Owns its copy of the weights, which the mailbox can give again, and one row of recurrent state per request, which is
+written in turn with another: so it holds nothing that must not be lost, and a fresh one finds all outstanding requests
+by one look at the book.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sfactory.memory.slots import unpack
+from sfactory.memory.weights import NOTHING, Mailbox
+from sfactory.workers.network import build_model, pick_device, precision
+from sfactory.workers.wiring import Shared
+from sfactory.workers.worker import Post, Worker
+
+
+class Inference(Worker):
+    """See the top of this file. `whole_batch`: always the same batch shape, as lockstep needs for equal bits."""
+
+    def __init__(self, shared: Shared, post: Post, whole_batch: bool = False) -> None:
+        super().__init__("inference", shared, post)
+        self.device = pick_device(self.config.run.device)
+        self.model = build_model(self.plan).to(self.device).eval()
+        self.distribution = self.model.distribution
+        self.autocast = precision(self.config.learning.precision, self.device)
+        weights = self.model.flat_size()
+        self.mailbox = Mailbox(shared.arena, shared.mailbox_memory(weights))
+        self.scratch = np.empty(weights, np.float32)
+        self.version = NOTHING
+        self.whole_batch = whole_batch
+        self.fields, schema = shared.trajectories, shared.trajectories.schema
+        self.E, self.G, self.has_state = schema.envs_per_group, schema.num_groups, schema.state_size > 0
+        self.obs_names, self.action_names = tuple(self.plan.spec.obs), tuple(self.plan.spec.actions)
+        self.inputs = self._staging()
+        self.stages.take()
+
+    def _staging(self) -> dict[str, torch.Tensor]:
+        """Input rows of all groups, [G * E, ...]; pinned where a GPU reads them."""
+        rows, pin = self.shared.trajectories.schema.rows(), self.device.type == "cuda"
+        staging = {}
+        for name in (*self.obs_names, "first", "noise"):
+            _, shape, dtype = rows[name]
+            staging[name] = torch.from_numpy(np.zeros((self.G * self.E, *shape), dtype))
+            if pin:
+                staging[name] = staging[name].pin_memory()
+        if self.has_state:
+            staging["state"] = torch.zeros(self.G * self.E, self.shared.trajectories.schema.state_size)
+        return staging
+
+    def step(self) -> bool:
+        asked = self.book.request.copy()
+        groups = np.flatnonzero(asked != self.book.answered).tolist()
+        if not groups:
+            return False
+        self.refresh()  # after the look: the other way round data of lag 0 would sometimes have lag 1
+        if self.version == NOTHING:
+            return False
+        self.stages.mark("look")
+        # One batch shape in lockstep: groups that do not wait are computed with the rows they had last, and not answered.
+        places = {group: group if self.whole_batch else place for place, group in enumerate(groups)}
+        self._gather(asked, places)
+        self.stages.mark("gather")
+        outputs = self._forward((self.G if self.whole_batch else len(groups)) * self.E)
+        self.stages.mark("forward")
+        self._scatter(asked, places, outputs)
+        for group in groups:
+            self.book.answer(group, asked[group])
+        for sampler in sorted({self.plan.sampler_of(group) for group in groups}):
+            self.shared.sampler_bells[sampler].ring()
+        self.stages.mark("answer")
+        return True
+
+    def refresh(self) -> None:
+        """Take the newest weights from the mailbox, if they are newer and whole."""
+        version = self.mailbox.fetch(self.scratch, self.version)
+        if version not in (self.version, NOTHING):
+            self.model.read_flat(torch.from_numpy(self.scratch))
+            self.version = version
+
+    def _gather(self, asked: np.ndarray, places: dict[int, int]) -> None:
+        """Copy the waiting groups' rows side by side."""
+        E = self.E
+        for group, place in places.items():
+            number, slot, t = unpack(asked[group])
+            rows = slice(place * E, place * E + E)
+            for name in (*self.obs_names, "first", "noise"):
+                self.inputs[name].numpy()[rows] = self.fields[name][group, slot, t]
+            if self.has_state:
+                state = self.fields["memory"][group, number % 2]
+                if t == 0:
+                    self.fields["state"][group, slot] = state
+                self.inputs["state"].numpy()[rows] = state
+
+    @torch.inference_mode()
+    def _forward(self, rows: int) -> dict[str, np.ndarray]:
+        """One forward pass for the first `rows` staging rows: every answer of this batch has one version."""
+        inputs = {name: tensor[:rows].to(self.device, non_blocking=True) for name, tensor in self.inputs.items()}
+        with self.autocast():
+            out = self.model({name: inputs[name] for name in self.obs_names}, inputs.get("state"), inputs["first"])
+        actions, log_prob = self.distribution.sample_and_log_prob(out.params, inputs["noise"])
+        outputs = {**actions, "log_prob": log_prob, "params": out.params, "value": out.value}
+        if self.has_state:
+            outputs["state"] = out.state
+        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+    def _scatter(self, asked: np.ndarray, places: dict[int, int], outputs: dict[str, np.ndarray]) -> None:
+        """Write the answers into the slots. Only rows that `asked` names are touched."""
+        E = self.E
+        for group, place in places.items():
+            number, slot, t = unpack(asked[group])
+            rows = slice(place * E, place * E + E)
+            for name in (*self.action_names, "log_prob", "params", "value"):
+                self.fields[name][group, slot, t] = outputs[name][rows]
+            if self.has_state:
+                self.fields["memory"][group, (number + 1) % 2] = outputs["state"][rows]
+            self.fields["policy_version"][group, slot, t] = self.version

@@ -1,0 +1,325 @@
+"""The learner: collects full slots, makes an update of them, publishes the weights.
+
+consumes    READY slots
+produces    weights (mailbox), FREE slots, checkpoints, metrics
+waits for   batch_slots READY slots
+unblocked by the samplers
+
+Holds everything that must not be lost. It alone trains, counts what was trained, and says that the run is finished.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfactory import checkpoint
+from sfactory.memory import words
+from sfactory.memory.slots import FREE, LEARNING, READY
+from sfactory.memory.weights import Mailbox
+from sfactory.workers.network import build_model, pick_device
+from sfactory.workers.update import Batch, Update
+from sfactory.workers.wiring import (
+    CHECKPOINT,
+    ENV_STEPS,
+    NON_FINITE,
+    NOW,
+    OUTCOME,
+    RUN_ON,
+    RUNNING,
+    SAVE,
+    SAVED,
+    STOPPED,
+    STORAGE,
+    TARGET_REACHED,
+    UPDATES,
+    Shared,
+)
+from sfactory.workers.worker import Post, Worker
+
+
+class Learner(Worker):
+    """See the top of this file."""
+
+    def __init__(self, shared: Shared, post: Post) -> None:
+        super().__init__("learner", shared, post)
+        self.device = pick_device(self.config.run.device)
+        self.model = build_model(self.plan).to(self.device)
+        self.update = Update(self.config, self.model, self.device)
+        self.mailbox = Mailbox(shared.arena, shared.mailbox_memory(self.model.flat_size()))
+        self.updates = self.env_steps = 0
+        self.seconds = 0.0  # of training, over all launches
+        self.skipped_in_a_row = self.skipped_updates = 0
+        self.held_back: deque[tuple[int, torch.Tensor]] = deque(maxlen=self.config.learning.forced_lag + 1)
+        self.staging = self._staging()
+        if self.plan.resume_from:
+            self._restore(Path(self.plan.resume_from))
+        self.metrics: list[dict[str, torch.Tensor]] = []
+        self.lags: list[np.ndarray] = []
+        self.clock = self.saved_at = self.logged_at = time.monotonic()
+        self.saves_asked = 0
+        self._count()
+        self._publish()
+        self.stages.take()
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """One update, if enough slots are READY."""
+        slots = self._collect()
+        if slots is None:
+            self._save_if_due()
+            return False
+        self.stages.mark("wait")
+        versions, valid = self._copy(slots)
+        synchronous = self.config.sampling.slots_per_group == 1
+        if not synchronous:  # nothing reads these slots any more
+            self._release(slots)
+        self.stages.mark("batch")
+        stats = self.update.run(self._batch(versions), self.updates, self._progress())
+        skipped = bool(stats.pop("skipped") > 0)  # the one synchronisation of an update: the weights leave anyway
+        self.updates += 1
+        rows = self.config.batch_rows
+        if skipped:
+            self.skipped_in_a_row, self.skipped_updates = self.skipped_in_a_row + 1, self.skipped_updates + 1
+            words.store(self.book.trained, 1, int(self.book.trained[1]) + rows)
+        else:
+            self.skipped_in_a_row = 0
+            self.env_steps += valid
+            self.metrics.append(stats)
+            words.store(self.book.trained, 0, int(self.book.trained[0]) + rows)
+        self.stages.mark("update")
+        self._publish()
+        if synchronous:  # on-policy: the next slot begins with the new weights, never before
+            self._release(slots)
+        self._count()
+        self.stages.mark("publish")
+        self._log_if_due()
+        self._save_if_due()
+        self._end_if_due()
+        return True
+
+    def finished(self) -> bool:
+        return int(self.shared.progress[OUTCOME]) != RUNNING
+
+    def leave(self) -> None:
+        """Last act of the process: save, unless told to stop at once."""
+        if self.shared.stop != NOW and int(self.shared.progress[OUTCOME]) != NON_FINITE:
+            if self.env_steps != int(self.shared.progress[CHECKPOINT]) or not self.shared.progress[SAVED]:
+                self._save()
+        self._log()
+        if int(self.shared.progress[OUTCOME]) == RUNNING:
+            words.store(self.shared.progress, OUTCOME, STOPPED)
+
+    # -- slots --------------------------------------------------------------------------------------------------------
+
+    def _collect(self) -> list[tuple[int, int]] | None:
+        """The READY slots of the next batch: oldest weights first, then hand-over count, then group. No clock decides."""
+        ready = self.book.in_state(READY)
+        if len(ready) < self.config.batch_slots:
+            return None
+        acted = self.shared.trajectories["policy_version"]
+        ready.sort(key=lambda s: (int(acted[s[0], s[1], 0]), self.book.handed(*s), s[0]))
+        slots = ready[: self.config.batch_slots]
+        for slot in slots:
+            self.book.hand(*slot, READY, LEARNING)
+        return slots
+
+    def _release(self, slots: list[tuple[int, int]]) -> None:
+        """Give the slots back to their groups and wake the samplers."""
+        for slot in slots:
+            if self.config.run.debug:
+                self.shared.trajectories.poison(*slot)
+            self.book.hand(*slot, LEARNING, FREE)
+        for sampler in sorted({self.plan.sampler_of(group) for group, _ in slots}):
+            self.shared.sampler_bells[sampler].ring()
+
+    def _staging(self) -> dict[str, torch.Tensor]:
+        """The batch, [T(+1), B, ...], allocated once; pinned where a GPU reads it."""
+        schema = self.plan.schema
+        rows = {**schema.rows(), "policy_version": (0, (), "int64")}
+        del rows["noise"], rows["value"]  # noise was used up by acting, values are computed anew
+        staging = {
+            name: torch.from_numpy(np.zeros((schema.rollout_length + extra, self.config.lanes, *shape), dtype))
+            for name, (extra, shape, dtype) in rows.items()
+        }
+        if schema.state_size:
+            staging["state"] = torch.zeros(self.config.lanes, schema.state_size)
+        if self.device.type == "cuda":
+            staging = {name: tensor.pin_memory() for name, tensor in staging.items()}
+        return staging
+
+    def _copy(self, slots: list[tuple[int, int]]) -> tuple[np.ndarray, int]:
+        """Copy the slots side by side; returns policy versions [T, B] and the number of valid rows."""
+        fields, E = self.shared.trajectories, self.config.sampling.envs_per_group
+        for name, tensor in self.staging.items():
+            target = tensor.numpy()
+            for i, (group, slot) in enumerate(slots):
+                lanes = slice(i * E, i * E + E)
+                source = fields[name][group, slot]
+                if name == "state":
+                    target[lanes] = source
+                else:
+                    target[:, lanes] = source[:, None] if name == "policy_version" else source
+        versions = self.staging["policy_version"].numpy()
+        valid = self.staging["valid"].numpy()
+        self.lags.append((self.updates - versions)[valid])
+        return versions, int(valid.sum())
+
+    def _batch(self, versions: np.ndarray) -> Batch:
+        on = {
+            name: tensor.to(self.device, non_blocking=True)
+            for name, tensor in self.staging.items()
+            if name != "policy_version"
+        }
+        lag = torch.from_numpy(np.maximum(self.updates - versions, 0).astype(np.float32)).to(self.device)
+        return Batch(
+            obs={name: on[name] for name in self.plan.spec.obs},
+            first=on["first"],
+            action={name: on[name] for name in self.plan.spec.actions},
+            log_prob=on["log_prob"].masked_fill(~on["valid"], 0.0),
+            params=on["params"],
+            reward=on["reward"],
+            terminated=on["terminated"],
+            truncated=on["truncated"],
+            valid=on["valid"],
+            lag=lag,
+            state=on.get("state"),
+            discounted_return=on.get("discounted_return"),
+        )
+
+    # -- weights ------------------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        """Post the weights, or those of `forced_lag` updates ago: weights are held back, never slots."""
+        lag = self.config.learning.forced_lag
+        version = max(0, self.updates - lag)
+        if lag:
+            weights = torch.empty(self.model.flat_size())
+            self.model.write_flat(weights)
+            self.held_back.append((self.updates, weights))
+            if self.mailbox.version() == version:
+                return
+            weights = dict(self.held_back).get(version, self.held_back[0][1])
+            self.mailbox.begin(version)[:] = weights.numpy()
+        else:
+            self.model.write_flat(torch.from_numpy(self.mailbox.begin(version)))
+        self.mailbox.finish(version)
+        self.shared.bells["inference"].ring()
+
+    # -- counters, metrics, ends ----------------------------------------------------------------------------------------
+
+    def _progress(self) -> float:
+        total = self.config.stop.env_steps
+        return min(self.env_steps / total, 1.0) if total else 0.0
+
+    def _count(self) -> None:
+        words.store(self.shared.progress, UPDATES, self.updates)
+        words.store(self.shared.progress, ENV_STEPS, self.env_steps)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+
+    def _log_if_due(self) -> None:
+        if self.config.run.mode == "lockstep":
+            due = self.updates % self.config.log.every_updates == 0
+        else:
+            due = time.monotonic() - self.logged_at >= self.config.log.every_seconds
+        if due:
+            self._log()
+
+    def _log(self) -> None:
+        """Mean of every metric since the last time: the one synchronisation per log interval."""
+        self.logged_at = time.monotonic()
+        self._tick()
+        row: dict[str, float] = {}
+        if self.metrics:
+            names = list(self.metrics[0])
+            table = torch.stack([torch.stack([m[name].float() for name in names]) for m in self.metrics])
+            row = dict(zip(names, table.mean(0).tolist(), strict=True))
+            if "offpolicy/max_abs_log_rho" in row:
+                row["offpolicy/max_abs_log_rho"] = float(table[:, names.index("offpolicy/max_abs_log_rho")].max())
+        if self.lags:
+            lags = np.concatenate(self.lags)
+            row |= {"lag/mean": float(lags.mean()), "lag/p95": float(np.percentile(lags, 95)), "lag/max": float(lags.max())}
+        ledger = self.book.ledger()
+        row |= {
+            "charts/learning_rate": self.update.lr,
+            "faults/skipped_updates": float(self.skipped_updates),
+            "queue/ready": float(len(self.book.in_state(READY))),
+            "queue/free": float(len(self.book.in_state(FREE))),
+            "ledger/discarded": float(ledger.discarded),
+        }
+        self.metrics, self.lags = [], []
+        counters: dict[str, Any] = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
+        self.post.put(("learner", self.name, {**row, **counters}))
+
+    def _end_if_due(self) -> None:
+        stop, outcome = self.config.stop, RUNNING
+        self._tick()
+        frames = self.env_steps * self.plan.spec.frame_skip
+        if self.skipped_in_a_row >= self.config.learning.nonfinite_budget:
+            outcome = NON_FINITE
+        elif (
+            (stop.env_steps and self.env_steps >= stop.env_steps)
+            or (stop.frames and frames >= stop.frames)
+            or (stop.seconds and self.seconds >= stop.seconds)
+        ):
+            outcome = TARGET_REACHED
+        if outcome != RUNNING:
+            words.store(self.shared.progress, OUTCOME, outcome)
+
+    # -- disk -----------------------------------------------------------------------------------------------------------
+
+    def _save_if_due(self) -> None:
+        asked = int(self.shared.orders[SAVE])
+        due = time.monotonic() - self.saved_at >= self.config.checkpoint.every_seconds
+        if (due and self.env_steps != int(self.shared.progress[CHECKPOINT])) or asked != self.saves_asked:
+            self.saves_asked = asked
+            self._save()
+
+    def _save(self) -> None:
+        """A checkpoint between two updates, from the learner's own state alone. Trouble with the disk never stops training."""
+        self._tick()
+        state = {
+            "env_steps": self.env_steps,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "frames": self.env_steps * self.plan.spec.frame_skip,
+            "lr": self.update.lr,
+            "kl": self.update.kl,
+            "ess": self.update.ess,
+            "launch": self.plan.launch,
+            "env": self.plan.spec.name,
+            "protocol": self.plan.spec.protocol,
+            "skipped_updates": self.skipped_updates,
+        }
+        self.saved_at = time.monotonic()
+        try:
+            contents = checkpoint.Contents(state, self.update.state_dict())
+            checkpoint.save(Path(self.plan.run_dir), contents, self.config.checkpoint.keep)
+        except (OSError, checkpoint.CheckpointError) as error:
+            self.post.put(("log", self.name, f"checkpoint at {self.env_steps} failed: {error}; the one before stands"))
+            if self.shared.stop != RUN_ON or self.finished():
+                words.store(self.shared.progress, OUTCOME, STORAGE)
+            return
+        words.store(self.shared.progress, CHECKPOINT, self.env_steps)
+        words.store(self.shared.progress, SAVED, 1)
+        self.stages.mark("save")
+
+    def _restore(self, path: Path) -> None:
+        contents = checkpoint.load(path)
+        self.update.load_state_dict(contents.parts)
+        state = contents.state
+        self.updates, self.env_steps = int(state["updates"]), int(state["env_steps"])
+        self.seconds = float(state["seconds"])
+        self.update.lr, self.update.kl, self.update.ess = (float(state[name]) for name in ("lr", "kl", "ess"))
+        self.skipped_updates = int(state["skipped_updates"])
+        words.store(self.shared.progress, CHECKPOINT, self.env_steps)
+        words.store(self.shared.progress, SAVED, 1)

@@ -1,0 +1,129 @@
+"""The record of a run: its folder, its lock, its rows of metrics, its last word. Free of torch."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sfactory import checkpoint
+from sfactory.config import Config, to_toml
+from sfactory.envs import EnvSpec
+from sfactory.metrics import Board
+from sfactory.workers.worker import Message
+from sfactory.writers import Writers
+
+TARGET_GAMES = 100  # games behind a training return
+
+
+@dataclass
+class Outcome:
+    """How a run ended: one word, the exit code, one sentence, and what can be resumed."""
+
+    name: str
+    code: int
+    sentence: str
+    checkpoint: str = ""
+    env_steps: int = 0
+    training_return: float | None = None
+
+
+class RunBusy(RuntimeError):
+    """Another trainer holds the run folder."""
+
+
+class Record:
+    """Everything that is written while a run lives. One per launch."""
+
+    def __init__(self, config: Config, run_dir: Path, spec: EnvSpec, launch: int, resume_from: str, env_steps: int) -> None:
+        self.config, self.run_dir, self.spec = config, run_dir, spec
+        self.launch, self.resume_from = launch, resume_from
+        self.env_steps, self.seconds = env_steps, 0.0
+        self.board = Board()
+        self.writers = Writers(run_dir, config, env_steps if resume_from else None)
+
+    @classmethod
+    def open(cls, config: Config, run_dir: Path, resume: bool, spec: EnvSpec) -> Record:
+        """Make or reopen the folder, alone: a second trainer in it raises RunBusy."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when we die
+        except OSError as error:
+            holder = os.pread(lock, 64, 0).decode(errors="replace").strip()
+            os.close(lock)
+            raise RunBusy(f"{run_dir} is in use by process {holder or 'unknown'}") from error
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        launch, resume_from, env_steps = 0, "", 0
+        warnings: list[str] = []
+        if resume:
+            path = checkpoint.newest(run_dir, warnings)
+            if path is None:
+                raise checkpoint.CheckpointError(f"{run_dir} holds no checkpoint to resume from")
+            state = json.loads((path / "state.json").read_text())
+            launch, resume_from, env_steps = int(state["launch"]) + 1, str(path), int(state["env_steps"])
+        (run_dir / "config.toml").write_text(to_toml(config))
+        record = cls(config, run_dir, spec, launch, resume_from, env_steps)
+        record._lock = lock
+        for warning in warnings:
+            record.writers.log(warning)
+        return record
+
+    _lock: int = -1
+
+    def take(self, message: Message) -> None:
+        """One message of telemetry; a learner's message closes a row."""
+        kind, worker, payload = message
+        if kind == "log":
+            self.writers.log(f"{worker}: {payload}")
+            return
+        if kind == "fault":
+            self.writers.log(str(payload))
+        if kind != "learner":
+            self.board.take(message)
+            return
+        counters = dict(payload)
+        self.env_steps, updates = int(counters.pop("env_steps")), int(counters.pop("updates"))
+        self.seconds = float(counters.pop("seconds"))
+        self.board.take((kind, worker, counters))
+        frames = self.env_steps * self.spec.frame_skip
+        snapshot = self.board.snapshot(self.env_steps, frames, updates, self.seconds)
+        self.writers.row(self.env_steps, self.seconds, snapshot)
+        self.writers.console(self.board.console_line(snapshot, self.config.stop))
+        self.writers.status({"state": "running", "pid": os.getpid(), "env_steps": self.env_steps, "updates": updates})
+
+    def reached(self) -> Outcome | None:
+        """The stop rule that needs whole games: the training return."""
+        target = self.config.stop.target_return
+        if target is None or self.board.games < TARGET_GAMES:
+            return None
+        now = self.board.training_return
+        if now is None or now < target:
+            return None
+        return Outcome("finished", 0, f"training return {now:.1f} reached the target of {target:g}")
+
+    def finish(self, outcome: Outcome) -> Outcome:
+        """Complete the outcome with what is on disk, and write the status."""
+        outcome.env_steps = self.env_steps
+        outcome.training_return = self.board.training_return
+        newest = next(iter(checkpoint.candidates(self.run_dir)), None)
+        if newest is not None:
+            outcome.checkpoint = str(newest)
+        self.writers.log(f"{outcome.name} (exit {outcome.code}): {outcome.sentence}")
+        self.writers.status({
+            "state": outcome.name, "exit": outcome.code, "sentence": outcome.sentence, "env_steps": outcome.env_steps,
+            "seconds": self.seconds, "checkpoint": outcome.checkpoint, "training_return": outcome.training_return,
+        })  # fmt: skip
+        return outcome
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.writers.close()
+        os.close(self._lock)

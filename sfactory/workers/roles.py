@@ -1,0 +1,78 @@
+"""Which worker a newborn process becomes. Imports only what the role needs: a sampler never sees torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from sfactory.workers.birth import ENVIRONMENT_FAULT
+from sfactory.workers.wiring import Plan, Shared, Wires
+from sfactory.workers.worker import QueuePost
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a worker is told at birth."""
+
+    plan: Plan
+    queue: Any
+    incarnation: int
+
+
+def wires_from(fds: tuple[int, ...]) -> Wires:
+    arena, mail, *bells = fds
+    return Wires(arena, mail, tuple(zip(bells[::2], bells[1::2], strict=True)))
+
+
+def fds_of(wires: Wires) -> tuple[int, ...]:
+    return wires.arena, wires.mail, *(fd for pair in wires.bells for fd in pair)
+
+
+def play(name: str, fds: tuple[int, ...], role: Role) -> int:
+    """Live a worker's life; returns the exit code."""
+    shared = Shared(role.plan, wires_from(fds))
+    post = QueuePost(role.queue)
+    run = role.plan.config.run
+    if name == "learner":
+        import torch
+
+        from sfactory.workers.learner import Learner
+
+        torch.set_num_threads(run.learner_threads)
+        learner = Learner(shared, post)
+        learner.run()
+        learner.leave()
+    elif name == "inference":
+        import torch
+
+        from sfactory.workers.inference import Inference
+
+        torch.set_num_threads(run.inference_threads)
+        Inference(shared, post).run()
+    else:
+        return _sample(name, shared, post, role)
+    return 0
+
+
+def _sample(name: str, shared: Shared, post: QueuePost, role: Role) -> int:
+    from sfactory.workers.sampler import Sampler
+
+    if sys.platform == "linux":  # when memory runs out the kernel takes a sampler, which can be born again
+        with open("/proc/self/oom_score_adj", "w") as score:
+            score.write("500")
+    try:
+        sampler = Sampler(int(name.removeprefix("sampler-")), shared, post, role.incarnation)
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return ENVIRONMENT_FAULT
+    if os.environ.get("SFACTORY_SHOW_MODULES"):  # for the test that samplers stay light
+        print("modules: " + " ".join(sorted(sys.modules)), flush=True)
+    sampler.run()
+    sampler.flush()
+    sampler.close()
+    return 0

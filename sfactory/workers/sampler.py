@@ -1,0 +1,174 @@
+"""The sampler: steps groups of environments and writes what they say where the learner will read it.
+
+consumes    actions of its groups (the inference worker's answers), FREE slots
+produces    observations, rewards and ends in its SAMPLING slots; READY slots
+waits for   an answer, or for a FREE slot
+unblocked by the inference worker (answer), the learner (release)
+
+Owns its environments and nothing else. Two groups or more: one steps while the other waits. Never imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sfactory.envs import Group, Step, make_group
+from sfactory.memory.slots import FREE, READY, SAMPLING, Request
+from sfactory.workers.wiring import ENVIRONMENT, WORK, Shared
+from sfactory.workers.worker import Post, Worker
+
+NOISE_STREAM = 1
+SEED_STREAM = 2
+
+
+def slot_noise(seed: int, group: int, launch: int, number: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform noise of one slot, [T, E, N] float32 in [0, 1).
+
+    Counter-based (Philox): keyed by seed, stream and group, counted by launch and the slot's first request number. So an
+    action depends on (environment, step, weights), not on who shared its batch; a newborn repeats nothing.
+    """
+    bits = np.random.Philox(key=[seed, NOISE_STREAM << 32 | group], counter=[0, 0, number, launch])
+    return np.random.Generator(bits).random(shape, dtype=np.float32)
+
+
+def env_seeds(seed: int, launch: int, incarnation: int, first_env: int, num_envs: int) -> list[int]:
+    """One 31-bit seed per environment, different for every environment, launch and incarnation."""
+    return [
+        int(np.random.SeedSequence([seed, SEED_STREAM, launch, incarnation, env]).generate_state(1)[0]) >> 1
+        for env in range(first_env, first_env + num_envs)
+    ]
+
+
+class GroupRun:
+    """One group on its way through its slots. E environments, T steps per slot."""
+
+    def __init__(self, index: int, envs: Group, shared: Shared) -> None:
+        self.index, self.envs = index, envs
+        self.book, self.trajectories = shared.book, shared.trajectories
+        self.schema, plan = self.trajectories.schema, shared.plan
+        self.T, self.E = self.schema.rollout_length, self.schema.envs_per_group
+        self.seed, self.launch = plan.config.run.seed, plan.launch
+        self.gamma = plan.config.learning.gamma
+        self.obs_names, self.action_names = tuple(plan.spec.obs), tuple(plan.spec.actions)
+        self.obs: Mapping[str, np.ndarray] = envs.reset()
+        self.first = np.ones(self.E, bool)
+        self.discounted_return = np.zeros(self.E, np.float32)
+        self.number = -1  # of the last request; -1: a newborn that has not taken over yet
+        self.slot = -1  # -1: between two slots
+        self.t = 0
+        self.view: dict[str, np.ndarray] = {}
+
+    def recover(self) -> bool:
+        """Take the group over from a predecessor (or from nobody), once its last request is answered."""
+        if self.book.outstanding(self.index):
+            return False
+        self.book.discard_unfinished(self.index)
+        self.number = self.book.asked(self.index).number
+        return True
+
+    def begin(self) -> bool:
+        """Begin the next slot and ask for its first actions, if the slot is this sampler's to begin."""
+        # Slots are used in a ring, so the next one is the one handed over least often.
+        handed = [self.book.handed(self.index, slot) for slot in range(self.schema.slots_per_group)]
+        slot = handed.index(min(handed))
+        state = self.book.state(self.index, slot)
+        if state == FREE:
+            self.book.hand(self.index, slot, FREE, SAMPLING)
+        elif state != SAMPLING:  # SAMPLING: a predecessor's, begun anew
+            return False
+        self.slot, self.t = slot, 0
+        self.view = {name: self.trajectories[name][self.index, slot] for name in self.trajectories.names}
+        noise = self.view["noise"]
+        noise[...] = slot_noise(self.seed, self.index, self.launch, self.number + 1, noise.shape)
+        self._see()
+        self._ask()
+        return True
+
+    def act(self) -> Step:
+        """Give the answer to the environments and write what came of it; hand the slot over when it is full."""
+        view, t = self.view, self.t
+        step = self.envs.step({name: view[name][t] for name in self.action_names})
+        view["reward"][t] = step.reward
+        view["terminated"][t], view["truncated"][t], view["valid"][t] = step.terminated, step.truncated, step.valid
+        if self.schema.discounted_return:
+            self.discounted_return *= self.gamma
+            self.discounted_return += step.reward
+            view["discounted_return"][t] = self.discounted_return
+            self.discounted_return[step.terminated | step.truncated | ~step.valid] = 0.0
+        self.obs, self.first, self.t = step.obs, step.first, t + 1
+        self._see()
+        if self.t < self.T:
+            self._ask()
+        else:
+            self.book.hand(self.index, self.slot, SAMPLING, READY)
+            self.slot = -1
+        return step
+
+    def _see(self) -> None:
+        """Write what the policy will see at row t; row T is the bootstrap."""
+        for name in self.obs_names:
+            self.view[name][self.t] = self.obs[name]
+        self.view["first"][self.t] = self.first
+
+    def _ask(self) -> None:
+        self.number += 1
+        self.book.ask(self.index, Request(self.number, self.slot, self.t))
+
+
+class Sampler(Worker):
+    """See the top of this file."""
+
+    def __init__(self, index: int, shared: Shared, post: Post, incarnation: int = 0) -> None:
+        super().__init__(f"sampler-{index}", shared, post)
+        run, sampling, env = self.config.run, self.config.sampling, self.config.env
+        self.runs: list[GroupRun] = []
+        for group in self.plan.groups_of(index):
+            self.beat(ENVIRONMENT)
+            first_env = group * sampling.envs_per_group
+            seeds = env_seeds(run.seed, self.plan.launch, incarnation, first_env, sampling.envs_per_group)
+            envs = make_group(env.name, sampling.envs_per_group, seeds, env.settings)
+            self.runs.append(GroupRun(group, envs, shared))
+        self.episodes: list[tuple[float, int]] = []
+        self.inference_bell, self.learner_bell = shared.bells["inference"], shared.bells["learner"]
+        self.stages.take()
+
+    def step(self) -> bool:
+        """Act in every group whose answer is there, begin every slot that can be begun."""
+        worked = False
+        for run in self.runs:
+            if run.number < 0:
+                worked |= run.recover()
+            elif run.slot < 0:
+                if run.begin():
+                    self.inference_bell.ring()
+                    self.stages.mark("write")
+                    worked = True
+            elif not self.book.outstanding(run.index):
+                self._act(run)
+                worked = True
+        return worked
+
+    def _act(self, run: GroupRun) -> None:
+        self.beat(ENVIRONMENT)
+        step = run.act()
+        self.beat(WORK)
+        if run.slot < 0:
+            self.learner_bell.ring()
+            run.begin()
+        self.inference_bell.ring()
+        self.episodes += [(episode.episodic_return, episode.length) for episode in step.episodes]
+        for fault in step.faults:
+            self.post.put(("fault", self.name, f"environment {run.index * run.E + fault.env}: {fault.message}"))
+        self.stages.mark("env_step")
+
+    def flush(self) -> None:
+        super().flush()
+        if self.episodes:
+            self.post.put(("episodes", self.name, self.episodes))
+            self.episodes = []
+
+    def close(self) -> None:
+        for run in self.runs:
+            run.envs.close()

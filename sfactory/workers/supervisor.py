@@ -1,0 +1,388 @@
+"""The supervisor: allocates, spawns, watches, buries, respawns, reads telemetry, writes the record, stops.
+
+consumes    telemetry, deaths, signals, the learner's words
+produces    workers, the run folder, the stop word
+waits for   a death or a tick
+unblocked by nobody: it never waits longer than a tick
+
+It moves no data and imports no torch. It has one way out: kill and reap everybody, whatever was raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sfactory.memory import words
+from sfactory.memory.words import check_memory_order
+from sfactory.workers.birth import ENVIRONMENT_FAULT, Birth, Undertaker, give_birth, kill_group
+from sfactory.workers.record import Outcome, Record
+from sfactory.workers.roles import Role, fds_of
+from sfactory.workers.wiring import (
+    ENVIRONMENT,
+    FINISH,
+    NON_FINITE,
+    NOW,
+    OUTCOME,
+    RUN_ON,
+    RUNNING,
+    SAVE,
+    STOP,
+    STORAGE,
+    UPDATES,
+    Plan,
+    Shared,
+    beat_phase,
+)
+from sfactory.workers.worker import Message
+
+TICK_S = 0.1
+QUEUE_BYTES = 1 << 20
+LEAVE_S = 2.0  # samplers and inference, after the stop word
+GRACE_S = 30.0  # the learner: finish the update, save
+
+
+@dataclass
+class Life:
+    """One incarnation of a worker."""
+
+    name: str
+    process: BaseProcess
+    pidfd: int
+    incarnation: int
+    beat: int = -1
+    beat_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+
+class Telemetry:
+    """One daemon thread per incarnation that only appends to a list. If its queue wedges, statistics of a dead worker
+    are lost and nothing else; it is never joined."""
+
+    def __init__(self) -> None:
+        self.messages: deque[Message] = deque()
+
+    def listen(self) -> Any:
+        """A new queue with its own reader."""
+        from faster_fifo import Queue
+
+        queue = Queue(max_size_bytes=QUEUE_BYTES)
+        threading.Thread(target=self._read, args=(queue,), daemon=True).start()
+        return queue
+
+    def _read(self, queue: Any) -> None:
+        from queue import Empty
+
+        while True:
+            try:
+                self.messages.extend(queue.get_many(timeout=5.0))
+            except Empty:
+                continue
+            except Exception:
+                return
+
+    def take(self) -> list[Message]:
+        return [self.messages.popleft() for _ in range(len(self.messages))]
+
+
+class Signals:
+    """What the outside wants. Handlers only note it; the loop acts on it."""
+
+    def __init__(self) -> None:
+        self.stop = 0  # how often Ctrl-C, SIGTERM or SIGHUP came
+        self.code = 0
+        self.save = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self.save += 1
+            return
+        self.stop += 1
+        self.code = self.code or (130 if number == signal.SIGINT else 143)
+
+
+class Supervisor:
+    """Runs the workers of one plan in processes until the learner, a signal or a loss ends the run."""
+
+    def __init__(self, plan: Plan, record: Record) -> None:
+        self.plan, self.record = plan, record
+        self.config = plan.config
+        self.telemetry = Telemetry()
+        self.lives: dict[str, Life] = {}
+        self.faults: dict[str, int] = dict.fromkeys(plan.workers, 0)  # own faults since the last update
+        self.env_faults = 0
+        self.updates, self.progress_at = -1, time.monotonic()
+        self.saves = 0
+
+    # -- the loop -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Blocks until the run is over; every worker is dead when it returns or raises."""
+        check_memory_order()
+        self.plan.debug_dir.mkdir(parents=True, exist_ok=True)
+        self.undertaker = Undertaker()  # before the arena and any worker
+        try:
+            self.shared = Shared.create(self.plan)
+            with Signals() as self.signals:
+                for name in self.plan.workers:  # the learner first: its imports take longest
+                    self._spawn(name, 0)
+                outcome = self._loop()
+                self._stop(outcome)
+                return outcome
+        finally:
+            for life in list(self.lives.values()):
+                kill_group(life.pid)
+            for life in list(self.lives.values()):
+                self._reap(life)
+            self.undertaker.dismiss()
+
+    def _loop(self) -> Outcome:
+        while True:
+            self._wait()
+            if self.signals.stop:
+                return Outcome("interrupted" if self.signals.code == 130 else "terminated", self.signals.code, "stopped by signal")
+            if self.signals.save != self.saves:
+                self.saves = self.signals.save
+                words.store(self.shared.orders, SAVE, self.saves)
+            self._record()
+            outcome = self._learner_says() or self._deaths() or self._deadlines() or self.record.reached()
+            if outcome is not None:
+                return outcome
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        for life in self.lives.values():
+            if life.pidfd >= 0:
+                poll.register(life.pidfd, select.POLLIN)
+        poll.poll(TICK_S * 1000)
+
+    def _record(self) -> None:
+        for message in self.telemetry.take():
+            if message[0] == "fault":
+                self.env_faults += 1
+            self.record.take(message)
+        updates = int(self.shared.progress[UPDATES])
+        if updates != self.updates:
+            self.updates, self.progress_at = updates, time.monotonic()
+            self.faults = dict.fromkeys(self.faults, 0)
+
+    def _learner_says(self) -> Outcome | None:
+        said = int(self.shared.progress[OUTCOME])
+        if said == RUNNING:
+            return None
+        if said == NON_FINITE:
+            count = self.config.learning.nonfinite_budget
+            return Outcome("non-finite", 9, f"{count} updates in a row had a loss or gradient that was not finite; lower optim.lr")
+        return Outcome("finished", 0, "the stop rule was reached")
+
+    # -- birth and death ------------------------------------------------------------------------------------------------
+
+    def _spawn(self, name: str, incarnation: int) -> None:
+        role = Role(self.plan, self.telemetry.listen(), incarnation)
+        last_words = str(self.plan.debug_dir / f"{name}.txt")
+        process = give_birth(Birth(name, os.getpid(), fds_of(self.shared.wires), last_words, role))
+        assert process.pid is not None
+        self.undertaker.watch(process.pid)
+        pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
+        self.lives[name] = Life(name, process, pidfd, incarnation)
+
+    def _reap(self, life: Life) -> None:
+        """Bury one worker: only after this may its successor be born."""
+        kill_group(life.pid)  # its grandchildren too
+        self.undertaker.forget(life.pid)
+        life.process.join(5.0)
+        if life.pidfd >= 0:
+            os.close(life.pidfd)
+        self.lives.pop(life.name, None)
+        if life.process.exitcode is None:
+            raise RuntimeError(f"{life.name} (pid {life.pid}) could not be reaped within 5 s")
+
+    def _deaths(self) -> Outcome | None:
+        for life in list(self.lives.values()):
+            if life.process.exitcode is None:
+                continue
+            code = life.process.exitcode
+            self._reap(life)
+            outcome = self._mourn(life, code)
+            if outcome is not None:
+                return outcome
+        return None
+
+    def _mourn(self, life: Life, code: int) -> Outcome | None:
+        """Decide what a death means: the run's end, or a newborn."""
+        cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+        words_ = self._last_words(life.name)
+        if life.name == "learner":
+            return self._learner_says() or Outcome("lost", 7, f"the learner died ({cause}){words_}")
+        if code == ENVIRONMENT_FAULT and (life.incarnation == 0 or self.updates <= 0):
+            return Outcome("environment fault", 6, f"{life.name} could not build its environments{words_}")
+        if code != -signal.SIGKILL:  # a kill from outside is answered at once, as often as it comes
+            self.faults[life.name] += 1
+            if self.faults[life.name] > self.config.run.spare_restarts:
+                code_ = 6 if code == ENVIRONMENT_FAULT else 7
+                return Outcome("lost", code_, f"{life.name} died {self.faults[life.name]} times without an update ({cause}){words_}")
+        self.record.take(("fault", life.name, f"{life.name} died ({cause}); respawned"))
+        self._spawn(life.name, life.incarnation + 1)
+        return None
+
+    def _last_words(self, name: str) -> str:
+        with contextlib.suppress(OSError):
+            lines = (self.plan.debug_dir / f"{name}.txt").read_text(errors="replace").strip().splitlines()
+            if lines:
+                return f": {lines[-1].strip()}"
+        return ""
+
+    def _deadlines(self) -> Outcome | None:
+        """Environments that hang are killed; a run without updates is stalled. The watchdog's own ticks are its clock."""
+        now = time.monotonic()
+        for row, name in enumerate(self.plan.workers):
+            life, beat = self.lives[name], int(self.shared.heartbeat[row])
+            if beat != life.beat:
+                life.beat, life.beat_at = beat, now
+            elif beat_phase(beat) == ENVIRONMENT and now - life.beat_at > self.config.env.step_timeout:
+                self.record.take(("fault", name, f"{name}: environment step exceeded {self.config.env.step_timeout:g} s"))
+                kill_group(life.pid)
+                life.beat_at = now
+        if now - self.progress_at > self.config.run.stall_timeout:
+            self._dump()
+            return Outcome("stalled", 8, f"no update for {self.config.run.stall_timeout:g} s; see {self.plan.debug_dir}")
+        return None
+
+    def _dump(self) -> None:
+        """Stacks of all workers and the book, into the debug folder."""
+        for life in self.lives.values():
+            with contextlib.suppress(OSError):
+                os.kill(life.pid, signal.SIGUSR2)  # faulthandler writes to the worker's own file
+        book = self.shared.book
+        lines = [
+            f"group {g}: asked {book.asked(g)} outstanding {book.outstanding(g)} slots "
+            + " ".join(f"{book.state(g, s)}/{book.handed(g, s)}" for s in range(book.slots_per_group))
+            for g in range(book.num_groups)
+        ]
+        (self.plan.debug_dir / "book.txt").write_text("\n".join(lines) + "\n")
+        time.sleep(0.2)
+
+    # -- the end --------------------------------------------------------------------------------------------------------
+
+    def _stop(self, outcome: Outcome) -> None:
+        """One stop word, part of every look, then a ring to all; nobody is born from here on."""
+        words.store(self.shared.orders, STOP, FINISH if self.updates >= 0 else NOW)
+        self.shared.ring_all()
+        started = time.monotonic()
+        asked_twice = self.signals.stop
+        while self.lives:
+            self._wait()
+            for message in self.telemetry.take():
+                self.record.take(message)
+            for life in list(self.lives.values()):
+                if life.process.exitcode is not None:
+                    if life.name == "learner" and life.process.exitcode != 0 and outcome.code in (0, 130, 143):
+                        outcome.sentence += f"; the learner died on the way out{self._last_words('learner')}"
+                        outcome.code = outcome.code or 7
+                    self._reap(life)
+            waited = time.monotonic() - started
+            if self.signals.stop > max(asked_twice, 1):
+                outcome.sentence += "; a second signal: no checkpoint was waited for"
+                return
+            for life in list(self.lives.values()):
+                if waited > (GRACE_S if life.name == "learner" else LEAVE_S):
+                    kill_group(life.pid)
+        if int(self.shared.progress[OUTCOME]) == STORAGE:
+            outcome.name, outcome.code = "storage", 10
+            outcome.sentence += "; the last checkpoint could not be written, see log.txt"
+        time.sleep(0.05)  # the last messages are in the queues already; let the readers append them
+        for message in self.telemetry.take():
+            self.record.take(message)
+
+
+def run_lockstep(plan: Plan, record: Record, watch: Callable[[Any], None] | None = None) -> Outcome:
+    """The same workers in this process, in a fixed order: inference, samplers, learner. Deterministic; a death is fatal."""
+    import torch
+
+    from sfactory.workers.inference import Inference
+    from sfactory.workers.learner import Learner
+    from sfactory.workers.sampler import Sampler
+    from sfactory.workers.worker import ListPost
+
+    torch.set_num_threads(plan.config.run.learner_threads)
+    plan.debug_dir.mkdir(parents=True, exist_ok=True)
+    shared, post = Shared.create(plan), ListPost()
+    learner, inference = Learner(shared, post), Inference(shared, post, whole_batch=True)
+    samplers = [Sampler(index, shared, post) for index in range(plan.config.sampling.num_samplers)]
+    outcome, saves = None, 0
+    with Signals() as signals:
+        try:
+            while outcome is None and not learner.finished():
+                inference.step()
+                for sampler in samplers:
+                    sampler.step()
+                if learner.step():
+                    for sampler in samplers:
+                        sampler.flush()
+                    if watch is not None:
+                        watch(learner)
+                if signals.save != saves:
+                    saves = signals.save
+                    words.store(shared.orders, SAVE, saves)
+                for message in post.take():
+                    record.take(message)
+                outcome = record.reached()
+                if signals.stop:
+                    outcome = Outcome("interrupted" if signals.code == 130 else "terminated", signals.code, "stopped by signal")
+            if outcome is None:
+                said = int(shared.progress[OUTCOME])
+                outcome = Outcome("finished", 0, "the stop rule was reached")
+                if said == NON_FINITE:
+                    outcome = Outcome("non-finite", 9, "updates were not finite; lower optim.lr")
+            words.store(shared.orders, STOP, FINISH)
+            learner.leave()
+            for message in post.take():
+                record.take(message)
+        finally:
+            for sampler in samplers:
+                sampler.close()
+            shared.close()
+    return outcome
+
+
+def train(config: Any, run_dir: Path, resume: bool = False) -> Outcome:
+    """Train `config` in `run_dir`; the whole of a run. Returns how it ended; raises ValueError before anything is written."""
+    from sfactory.envs import make_spec
+
+    spec = make_spec(config.env.name, config.env.settings)
+    with Record.open(config, Path(run_dir), resume, spec) as record:
+        plan = Plan(config, spec, str(Path(run_dir).resolve()), record.launch, record.resume_from)
+        if config.run.mode == "lockstep":
+            outcome = run_lockstep(plan, record)
+        else:
+            outcome = Supervisor(plan, record).run()
+        return record.finish(outcome)
+
+
+__all__ = ["RUN_ON", "Outcome", "Supervisor", "run_lockstep", "train"]

@@ -1,0 +1,342 @@
+"""One update: a batch of whole slots becomes better weights. No processes, no shared memory, no clock.
+
+Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution parameters. The order of things:
+
+    values, log-probabilities and rho of the whole batch under the weights as published (one forward pass)
+    trace -> targets and advantages, once per update; advantages normalised once per update
+    epochs x minibatches of whole lanes: surrogate, value loss, entropy -> gradient step -> proximal.after_step
+    normalisers take in the batch, last of all: data of lag 0 have rho = 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfactory.algo.loss import diagnostics, total_loss
+from sfactory.algo.normalize import EwmaMoments, Moments, RewardScale, decay_from_span
+from sfactory.algo.proximal import PROXIMALS, Proximal
+from sfactory.algo.schedule import SCHEDULES, ScheduleState
+from sfactory.algo.surrogate import SURROGATES, SurrogateInput, check_weights
+from sfactory.algo.trace import TRACES, Trace
+from sfactory.config import Config
+from sfactory.model.actor_critic import ActorCritic, Output
+from sfactory.workers.network import precision
+
+SHUFFLE_STREAM = 3
+
+
+class Batch(NamedTuple):
+    """Slots side by side, time-major, on the learner's device."""
+
+    obs: dict[str, Tensor]  # [T+1, B, ...]
+    first: Tensor  # [T+1, B] bool
+    action: dict[str, Tensor]  # [T, B, ...]
+    log_prob: Tensor  # [T, B] of behavior, as stored when acting
+    params: Tensor  # [T, B, K] of behavior
+    reward: Tensor  # [T, B] raw
+    terminated: Tensor  # [T, B] bool
+    truncated: Tensor  # [T, B] bool
+    valid: Tensor  # [T, B] bool
+    lag: Tensor  # [T, B] float, updates between acting and learning
+    state: Tensor | None  # [B, H] recurrent state at row 0
+    discounted_return: Tensor | None  # [T, B] running return of the raw reward
+
+    def lanes(self, index: Tensor | None) -> Batch:
+        """The minibatch of those lanes; None is all of them, without a copy."""
+        if index is None:
+            return self
+        pick = {name: _pick(value, index, 0 if name == "state" else 1) for name, value in self._asdict().items()}
+        return Batch(**pick)
+
+
+def _pick(value: Any, index: Tensor, axis: int) -> Any:
+    if isinstance(value, dict):
+        return {name: tensor.index_select(axis, index) for name, tensor in value.items()}
+    return None if value is None else value.index_select(axis, index)
+
+
+class Start(NamedTuple):
+    """The whole batch under the weights at the start of the update, and what the trace made of it."""
+
+    value: Tensor  # [T, B]
+    log_prob: Tensor  # [T, B]
+    params: Tensor  # [T, B, K]
+    log_rho: Tensor  # [T, B], 0 on reset rows
+    trace: Trace
+    advantage: Tensor  # [T, B] normalised if asked for
+
+
+class _Unroll(nn.Module):
+    """`model.unroll` as a forward, so that `functional_call` can run it with other weights."""
+
+    def __init__(self, model: ActorCritic) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, obs: dict[str, Tensor], first: Tensor, state: Tensor | None) -> Output:
+        return self.model.unroll(obs, first, state)
+
+
+class Update:
+    """Everything an update changes: weights, optimizer, proximal policy, normalisers. Nothing here may be lost."""
+
+    def __init__(self, config: Config, model: ActorCritic, device: torch.device) -> None:
+        o = config.learning
+        check_weights(o.trace, o.proximal, o.surrogate, o.behavior_weight)
+        self.config, self.model, self.device = config, model, device
+        self.distribution = model.distribution
+        self.autocast = precision(o.precision, device)
+        self.trace, self.surrogate = TRACES[o.trace], SURROGATES[o.surrogate]
+        self.schedule = SCHEDULES[config.optim.schedule]
+        self.parameters = list(model.parameters())
+        optim = config.optim
+        self.lr = optim.lr
+        self.optimizer = torch.optim.Adam(
+            self.parameters, lr=self.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
+        )
+        steps = config.optimizer_steps_per_update
+        self.proximal: Proximal = PROXIMALS[o.proximal](
+            center_of_mass=o.proximal_com or float(steps), age=max(o.snapshots - 1, 0)
+        )
+        self.proximal.reset(model)
+        self.advantages = EwmaMoments(decay_from_span(config.normalize.advantage_span), device=device)
+        self.reward_scale = RewardScale(device=device)
+        self.obs_moments = {name: Moments(shape, device) for name, shape in model.normalized_shapes().items()}
+        self._unroll = _Unroll(model)
+        self.kl, self.ess = optim.kl_target, 1.0  # of the last update; what the adaptive schedules look at
+
+    # -- the update ---------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Batch, updates: int, progress: float) -> dict[str, Tensor]:
+        """Train on one batch [T, B]. updates: finished before this one; progress: share of the run, 0 to 1.
+
+        Returns metrics as 0-dim tensors, left on the device. `skipped` counts optimizer steps that were not taken
+        because a loss or gradient was not finite.
+        """
+        o = self.config.optim
+        self.lr = self.schedule(self.lr, ScheduleState(o.lr, progress, self.kl, self.ess, o.kl_target))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        if self.config.optimizer_steps_per_update == 1:
+            stats = self._one_pass(batch)
+        else:
+            stats = self._many_passes(batch, updates)
+        self._update_normalizers(batch)
+        if self.config.optim.schedule in ("kl_adaptive", "ess"):  # the one synchronisation these schedules need
+            self.kl, self.ess = float(stats["offpolicy/kl_proximal_policy"]), float(stats["offpolicy/ess"])
+        return stats
+
+    def _one_pass(self, batch: Batch) -> dict[str, Tensor]:
+        """One optimizer step per update: the forward pass of the start is the forward pass of the gradient."""
+        with self.autocast():
+            out = self.model.unroll(batch.obs, batch.first, batch.state)
+        log_prob, entropy = self.distribution.log_prob_entropy(out.params[:-1], batch.action)
+        start = self._start(batch, out, log_prob)
+        self.proximal.begin_update(self.model, start.log_prob, start.params)
+        return self._minibatch(batch, start, None, out.params[:-1], out.value[:-1], log_prob, entropy, report=True)
+
+    def _many_passes(self, batch: Batch, updates: int) -> dict[str, Tensor]:
+        with torch.no_grad():
+            with self.autocast():
+                out = self.model.unroll(batch.obs, batch.first, batch.state)
+            start = self._start(batch, out, self.distribution.log_prob(out.params[:-1], batch.action))
+        self.proximal.begin_update(self.model, start.log_prob, start.params)
+        inputs = batch._replace(obs={name: x[:-1] for name, x in batch.obs.items()}, first=batch.first[:-1])
+        last, skipped = self.config.optimizer_steps_per_update - 1, []
+        stats: dict[str, Tensor] = {}
+        for number, index in enumerate(self._shuffled(batch.valid.shape[1], updates)):
+            part = inputs.lanes(index)
+            with self.autocast():
+                out = self.model.unroll(part.obs, part.first, part.state)
+            log_prob, entropy = self.distribution.log_prob_entropy(out.params, part.action)
+            stats = self._minibatch(
+                part, start, index, out.params, out.value, log_prob, entropy, report=number == last
+            )
+            skipped.append(stats["skipped"])
+        stats["skipped"] = torch.stack(skipped).sum()
+        return stats
+
+    def _shuffled(self, lanes: int, updates: int) -> Iterator[Tensor | None]:
+        """Lane indices of every minibatch of the update; counter-based, so a resume shuffles as the first run would."""
+        o = self.config.learning
+        for epoch in range(o.epochs):
+            if o.minibatches == 1:
+                yield None
+                continue
+            key = [self.config.run.seed, SHUFFLE_STREAM]
+            order = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, epoch, updates])).permutation(lanes)
+            yield from torch.from_numpy(order).to(self.device).chunk(o.minibatches)
+
+    @torch.no_grad()
+    def _start(self, batch: Batch, out: Output, log_prob: Tensor) -> Start:
+        """Targets and advantages. out of T+1 rows; log_prob [T, B]."""
+        o = self.config.learning
+        value = out.value.detach().float()
+        log_rho = (log_prob.detach() - batch.log_prob).masked_fill(~batch.valid, 0.0)
+        trace = self.trace(
+            self._reward(batch),
+            value[:-1],
+            value[1:],
+            batch.terminated,
+            batch.truncated,
+            batch.valid,
+            log_rho,
+            gamma=o.gamma,
+            trace_lambda=o.trace_lambda,
+            rho_bar=o.rho_bar,
+            c_bar=o.c_bar,
+            pg_rho_bar=o.pg_rho_bar,
+            leak=o.leak,
+        )
+        advantage = trace.advantage
+        if self.config.normalize.advantage:
+            advantage = self.advantages.normalize(advantage, batch.valid)
+        return Start(value[:-1], log_prob.detach(), out.params[:-1].detach(), log_rho, trace, advantage)
+
+    def _reward(self, batch: Batch) -> Tensor:
+        """[T, B] the reward that is learnt from; what is reported stays raw."""
+        env = self.config.env
+        reward = batch.reward * env.reward_scale if env.reward_scale != 1.0 else batch.reward
+        if self.config.normalize.reward:
+            reward = self.reward_scale(reward)
+        return reward.clamp(-env.reward_clip, env.reward_clip) if env.reward_clip else reward
+
+    def _minibatch(
+        self,
+        part: Batch,
+        start: Start,
+        index: Tensor | None,
+        params: Tensor,
+        value: Tensor,
+        log_prob: Tensor,
+        entropy: Tensor,
+        report: bool,
+    ) -> dict[str, Tensor]:
+        """One optimizer step on [T, b] rows; full metrics if `report`."""
+        o = self.config.learning
+        old_value, log_rho, advantage, target, weight = (
+            x if index is None else x.index_select(1, index)
+            for x in (start.value, start.log_rho, start.advantage, start.trace.target, start.trace.weight)
+        )
+        proximal, proximal_params = self._proximal(part, index, log_prob)
+        x = SurrogateInput(
+            log_prob, proximal, part.log_prob, advantage, weight, part.valid,
+            params, proximal_params, part.params, self.distribution,
+        )  # fmt: skip
+        surrogate = self.surrogate(
+            x,
+            behavior_weight=o.behavior_weight,
+            clip=o.clip,
+            dual_clip=o.dual_clip or None,
+            weight_cap=o.weight_cap,
+            kl_coef=o.kl_coef,
+        )
+        loss = total_loss(
+            surrogate, value.float(), target, entropy, part.valid,
+            value_coef=o.value_coef, entropy_coef=o.entropy_coef,
+            old_value=old_value, value_clip=o.value_clip or None,
+        )  # fmt: skip
+        norm, skipped = self._descend(loss.total)
+        if not report:
+            return {"skipped": skipped}
+        d = diagnostics(
+            x, surrogate, old_value, target, rho_bar=o.rho_bar, c_bar=o.c_bar, log_rho=log_rho,
+            effective_lambda=start.trace.effective_lambda,
+        )  # fmt: skip
+        return {
+            "skipped": skipped,
+            "losses/policy_loss": loss.policy.detach(),
+            "losses/value_loss": loss.value.detach(),
+            "losses/entropy": loss.entropy.detach(),
+            "losses/grad_norm": norm,
+            "losses/approx_kl": d["approx_kl"],
+            "losses/clipfrac": d["clipfrac"],
+            "losses/explained_variance": d["explained_variance"],
+            "offpolicy/ess": d["ess"],
+            "offpolicy/kl_behavior_proximal": d["kl_behavior_proximal"],
+            "offpolicy/kl_proximal_policy": d["kl_proximal_policy"],
+            "offpolicy/rho_clip_fraction": d["rho_clip_fraction"],
+            "offpolicy/c_clip_fraction": d["c_clip_fraction"],
+            "offpolicy/effective_lambda": start.trace.effective_lambda,
+            "offpolicy/max_abs_log_rho": log_rho.abs().max(),
+        }
+
+    def _proximal(self, part: Batch, index: Tensor | None, log_prob: Tensor) -> tuple[Tensor, Tensor | None]:
+        """log pi_proximal [T, b] of the minibatch's actions and its parameters, detached."""
+
+        def evaluate(weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            named = {f"model.{name}": tensor for name, tensor in weights.items()}
+            rows = part.valid.shape[0]
+            with torch.no_grad(), self.autocast():
+                obs, first = {name: x[:rows] for name, x in part.obs.items()}, part.first[:rows]
+                out = torch.func.functional_call(self._unroll, named, (obs, first, part.state))
+            return self.distribution.log_prob(out.params, part.action), out.params
+
+        lanes = torch.arange(part.valid.shape[1], device=self.device) if index is None else index
+        return self.proximal.log_prob(evaluate, lanes, log_prob, part.log_prob, part.lag)
+
+    def _descend(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient step; returns the gradient norm and 1.0 if the step was not taken because it is not finite."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        limit = self.config.optim.max_grad_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        # The fused optimizer skips the step on the device when this is 1: no synchronisation to find out.
+        skipped = (~torch.isfinite(norm)).float()
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.proximal.after_step(self.model)
+        return norm.detach(), skipped
+
+    @torch.no_grad()
+    def _update_normalizers(self, batch: Batch) -> None:
+        """Last of all: the statistics published with the new weights hold this batch, the ones used on it did not."""
+        for name, moments in self.obs_moments.items():
+            moments.update(batch.obs[name][:-1].float(), batch.valid)
+            self.model.set_normalizer(name, moments.mean, moments.var)
+        if batch.discounted_return is not None:
+            scale = self.config.env.reward_scale
+            self.reward_scale.update(batch.discounted_return * scale, batch.valid)
+
+    # -- what a checkpoint holds --------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by checkpoint part and name."""
+        optimizer = {
+            f"{i}.{name}": value.float() if name == "step" else value
+            for i, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+        normalizers = {f"obs.{n}.{k}": v for n, m in self.obs_moments.items() for k, v in m.state_dict().items()}
+        normalizers |= {f"reward.{k}": v for k, v in self.reward_scale.state_dict().items()}
+        normalizers |= {f"advantage.{k}": v for k, v in self.advantages.state_dict().items()}
+        return {
+            "model": dict(self.model.state_dict()),
+            "proximal": self.proximal.state_dict(),
+            "optimizer": optimizer,
+            "normalizers": normalizers,
+        }
+
+    def load_state_dict(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self.model.load_state_dict(dict(parts["model"]))
+        self.proximal.load_state_dict(parts["proximal"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in parts["optimizer"].items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in parts["normalizers"].items() if k.startswith(prefix)}
+
+        for name, moments in self.obs_moments.items():
+            moments.load_state_dict(under(f"obs.{name}."))
+        self.reward_scale.load_state_dict(under("reward."))
+        self.advantages.load_state_dict(under("advantage."))

@@ -1,0 +1,149 @@
+"""What a run shares: the plan (numbers), the wires (descriptors) and the memory they lead to, declared in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sfactory.config import Config
+from sfactory.envs import EnvSpec
+from sfactory.memory import words
+from sfactory.memory.arena import Arena, Field
+from sfactory.memory.doorbell import Doorbell
+from sfactory.memory.slots import Book, book_layout
+from sfactory.memory.trajectory import Schema, Trajectories
+
+# The supervisor's words, in the array "orders".
+STOP, SAVE = 0, 1
+RUN_ON, FINISH, NOW = 0, 1, 2  # values of STOP: go on; finish the update, save, leave; leave
+
+# The learner's words, in the array "progress".
+UPDATES, ENV_STEPS, OUTCOME, CHECKPOINT, SAVED = range(5)
+RUNNING, TARGET_REACHED, STOPPED, NON_FINITE, STORAGE = range(5)  # values of OUTCOME
+
+_PHASE_BITS = 4
+IDLE, WORK, ENVIRONMENT = range(3)  # phases of a heartbeat; only ENVIRONMENT runs against the environment's deadline
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything every worker knows before it is born. Derived from the configuration and the environment's spec."""
+
+    config: Config
+    spec: EnvSpec
+    run_dir: str
+    launch: int
+    """How often this run was started before: async random numbers are keyed by it too, so a resume repeats nothing."""
+    resume_from: str = ""
+    """Checkpoint to go on from; empty: a new run."""
+
+    @property
+    def schema(self) -> Schema:
+        s, actions = self.config.sampling, self.spec.actions.values()
+        core, size = self.config.model.core, self.config.model.core_size
+        return Schema(
+            rollout_length=s.rollout_length,
+            envs_per_group=s.envs_per_group,
+            num_groups=s.num_groups,
+            slots_per_group=s.slots_per_group,
+            obs={name: (leaf.shape, leaf.dtype) for name, leaf in self.spec.obs.items()},
+            actions={name: (leaf.shape, leaf.dtype) for name, leaf in self.spec.actions.items()},
+            num_params=sum(sum(a.sizes) * (2 if a.kind == "box" else 1) for a in actions),
+            num_noise=sum(sum(a.sizes) if a.kind == "box" else len(a.sizes) for a in actions),
+            state_size={"none": 0, "gru": size, "lstm": 2 * size}[core],
+            discounted_return=self.config.normalize.reward,
+        )
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """Names of all workers; the index in this tuple is the row of the heartbeat."""
+        return ("learner", "inference", *(f"sampler-{i}" for i in range(self.config.sampling.num_samplers)))
+
+    def groups_of(self, sampler: int) -> range:
+        per = self.config.sampling.groups_per_sampler
+        return range(sampler * per, (sampler + 1) * per)
+
+    def sampler_of(self, group: int) -> int:
+        return group // self.config.sampling.groups_per_sampler
+
+    @property
+    def debug_dir(self) -> Path:
+        return Path(self.run_dir) / "debug"
+
+    def layout(self) -> dict[str, Field]:
+        s = self.config.sampling
+        return {
+            "orders": Field((8,), "int64"),
+            "progress": Field((8,), "int64"),
+            "heartbeat": Field((len(self.workers), 8), "int64"),
+            "mail_begun": Field((8,), "int64"),
+            "mail_done": Field((8,), "int64"),
+            "mail_count": Field((8,), "int64"),
+            **book_layout(s.num_groups, s.slots_per_group),
+            **self.schema.layout(),
+        }
+
+
+@dataclass(frozen=True)
+class Wires:
+    """File descriptors of everything shared. `bells` in the order of `Plan.workers`."""
+
+    arena: int
+    mail: int
+    bells: tuple[tuple[int, int], ...]
+
+
+class Shared:
+    """The memory of a run as one process sees it."""
+
+    def __init__(self, plan: Plan, wires: Wires) -> None:
+        self.plan, self.wires = plan, wires
+        s = plan.config.sampling
+        self.arena = Arena(plan.layout(), wires.arena)
+        self.book = Book(self.arena, s.slots_per_group, s.rollout_length, s.envs_per_group)
+        self.trajectories = Trajectories(self.arena, plan.schema)
+        self.bells = {name: Doorbell(*fds) for name, fds in zip(plan.workers, wires.bells, strict=True)}
+        self.sampler_bells = [self.bells[f"sampler-{i}"] for i in range(s.num_samplers)]
+        self.orders, self.progress = self.arena["orders"], self.arena["progress"]
+        self.heartbeat = self.arena["heartbeat"][:, 0]
+
+    @classmethod
+    def create(cls, plan: Plan) -> Shared:
+        """Allocate everything; called once, by the supervisor, before any worker is born."""
+        arena = Arena.create(plan.layout())
+        mail = Arena.reserve()
+        bells = tuple(Doorbell.create().fds for _ in plan.workers)
+        shared = cls(plan, Wires(arena.fd, mail, bells))
+        for name in ("mail_begun", "mail_done"):
+            for buffer in range(2):
+                words.store(shared.arena[name], buffer, -1)
+        if plan.config.run.debug:
+            shared.trajectories.poison()
+        return shared
+
+    def mailbox_memory(self, num_weights: int) -> np.ndarray:
+        """[2, P] float32, allocated by whoever of learner and inference comes first: only they know the network's size."""
+        return Arena.allocate({"mail": Field((2, num_weights), "float32")}, self.wires.mail)["mail"]
+
+    @property
+    def stop(self) -> int:
+        return int(self.orders[STOP])
+
+    def ring_all(self) -> None:
+        for bell in self.bells.values():
+            bell.ring()
+
+    def close(self) -> None:
+        for bell in self.bells.values():
+            bell.close()
+        self.arena.close()
+
+
+def beat_word(count: int, phase: int) -> int:
+    return count << _PHASE_BITS | phase
+
+
+def beat_phase(word: int) -> int:
+    return int(word) & ((1 << _PHASE_BITS) - 1)

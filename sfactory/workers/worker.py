@@ -1,0 +1,115 @@
+"""What every worker is: a loop, a heartbeat, stage timers, and telemetry that can never block it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from sfactory.memory import words
+from sfactory.memory.doorbell import Doorbell
+from sfactory.workers.wiring import IDLE, RUN_ON, WORK, Shared, beat_word
+
+Message = tuple[str, str, Any]  # (kind, worker, payload)
+STAGES_EVERY_S = 1.0
+
+
+class Post(Protocol):
+    """Where telemetry goes: a queue of the worker's own, or a list in lockstep."""
+
+    def put(self, message: Message) -> None: ...
+
+
+class ListPost:
+    """Telemetry of workers that live in this process: in step order, nothing dropped."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    def put(self, message: Message) -> None:
+        self.messages.append(message)
+
+    def take(self) -> list[Message]:
+        taken, self.messages = self.messages, []
+        return taken
+
+
+class QueuePost:
+    """Telemetry through a faster-fifo queue. Full or broken: the message is dropped and counted, never waited for."""
+
+    def __init__(self, queue: Any) -> None:
+        self.queue, self.dropped = queue, 0
+
+    def put(self, message: Message) -> None:
+        try:
+            self.queue.put(message, block=False)
+        except Exception:  # whatever happens to statistics, the worker works on
+            self.dropped += 1
+
+
+class Stages:
+    """Where a worker's time goes: each `mark` books the time since the last one under a name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._last = time.perf_counter()
+
+    def mark(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._last
+        self._last = now
+
+    def take(self) -> dict[str, float]:
+        taken = dict(self.seconds)
+        self.seconds.clear()
+        return taken
+
+
+class Worker:
+    """Base of sampler, inference and learner. A subclass has `step()`; `run()` only waits."""
+
+    def __init__(self, name: str, shared: Shared, post: Post) -> None:
+        self.name, self.shared, self.post = name, shared, post
+        self.plan, self.config, self.book = shared.plan, shared.plan.config, shared.book
+        self.bell: Doorbell = shared.bells[name]
+        self.stages = Stages()
+        self._row = shared.plan.workers.index(name)
+        self._beats = 0
+        self._next_report = time.monotonic() + STAGES_EVERY_S
+
+    def step(self) -> bool:
+        """Do all the work there is; True if there was any. Never waits."""
+        raise AssertionError("a worker has its own step")
+
+    def finished(self) -> bool:
+        """The worker's own reason to leave; the stop word is the supervisor's."""
+        return False
+
+    def run(self) -> None:
+        """Wait, look, work, until told to stop. Drains first and looks then: a ring in between is never lost."""
+        while self.shared.stop == RUN_ON and not self.finished():
+            self.beat(WORK)
+            if not self.step():
+                self.beat(IDLE)
+                self.bell.wait()
+                self.stages.mark("wait")
+            self.bell.drain()
+            self.report()
+
+    def beat(self, phase: int) -> None:
+        """Say that this worker lives, and what it is doing."""
+        self._beats += 1
+        words.store(self.shared.heartbeat, self._row, beat_word(self._beats, phase))
+
+    def report(self, now: Callable[[], float] = time.monotonic) -> None:
+        """Stage times, once a second."""
+        if now() >= self._next_report:
+            self._next_report = now() + STAGES_EVERY_S
+            self.flush()
+
+    def flush(self) -> None:
+        self.post.put(("stages", self.name, self.stages.take()))
+
+    def close(self) -> None:
+        """Give back what the worker owns besides memory."""

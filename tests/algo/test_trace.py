@@ -1,0 +1,276 @@
+"""Traces against published definitions, and the identities they must satisfy."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sfactory.algo.trace import TRACES, Trace, gae, leaky_vtrace, rbis, vtrace
+
+torch.set_num_threads(1)
+VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
+DTYPES = [(torch.float64, 1e-10), (torch.float32, 2e-5)]
+ROWS = ("reward", "value", "next_value", "terminated", "truncated", "valid", "log_rho")
+
+
+def column(x: list[float], dtype: torch.dtype) -> Tensor:
+    return torch.tensor(x, dtype=dtype).unsqueeze(1)
+
+
+def from_vector(inputs: dict, dtype: torch.dtype) -> dict[str, Tensor]:
+    """[T, 1] rows of one case of vectors.json."""
+    rows = {
+        "reward": column(inputs["rewards"], dtype),
+        "value": column(inputs["values"], dtype),
+        "next_value": column(inputs["next_values"], dtype),
+        "terminated": column(inputs["terminated"], torch.bool),
+        "truncated": column(inputs["truncated"], torch.bool),
+        "log_rho": column(inputs["log_rho"], dtype),
+    }
+    return {**rows, "valid": torch.ones_like(rows["terminated"])}
+
+
+def random_rows(seed: int, steps: int = 17, lanes: int = 5, ends: float = 0.12) -> dict[str, Tensor]:
+    """[T, B] rows with ends and the reset rows behind them; ratios on both sides of every clip."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(steps, lanes, generator=g, dtype=torch.float64)
+
+    end = torch.rand(steps, lanes, generator=g)
+    rows = {
+        "reward": normal(),
+        "value": normal(),
+        "next_value": normal(),
+        "terminated": end < ends,
+        "truncated": (end > ends) & (end < 2 * ends),
+        "log_rho": normal(0.7),
+    }
+    valid = torch.ones(steps, lanes, dtype=torch.bool)
+    for t in range(1, steps):
+        valid[t] = ~((rows["terminated"] | rows["truncated"])[t - 1] & valid[t - 1])
+    for name in ("terminated", "truncated"):
+        rows[name] &= valid
+    return {**rows, "valid": valid}
+
+
+def slow(kind: str, rows: dict[str, Tensor], *, gamma: float, lam: float, rho_bar=1.0, c_bar=1.0, leak=1.0) -> Trace:
+    """The definitions as sums over pairs (s, t), one lane and one pair at a time, in Python floats."""
+    steps, lanes = rows["reward"].shape
+    target, advantage = torch.zeros(2, steps, lanes, dtype=torch.float64)
+    for b in range(lanes):
+        row = {name: rows[name][:, b].tolist() for name in ROWS}
+        valid = row["valid"]
+        rho = [math.exp(min(max(x, -20.0), 20.0)) if v else 0.0 for x, v in zip(row["log_rho"], valid, strict=True)]
+        cont = [v and not (a or z) for a, z, v in zip(row["terminated"], row["truncated"], valid, strict=True)]
+        delta = []
+        for t in range(steps):
+            bootstrap = 0.0 if row["terminated"][t] else row["next_value"][t]
+            delta.append(row["reward"][t] + gamma * bootstrap - row["value"][t] if valid[t] else 0.0)
+
+        def clipped(x: float, bound: float) -> float:
+            return (1 - leak) * x + leak * min(bound, x)
+
+        for s in range(steps):
+            v_sum = a_sum = 0.0
+            v_beta, a_beta = min(rho_bar, rho[s]), 1.0
+            for t in range(s, steps):
+                alive = all(cont[s:t]) and valid[s]
+                if kind == "rbis":
+                    if t > s:
+                        v_beta = min(lam ** (t - s), rho[t] * v_beta)
+                        a_beta = min(lam ** (t - s), rho[t] * a_beta)
+                    weights = v_beta, a_beta
+                elif kind == "gae":
+                    weights = lam ** (t - s), lam ** (t - s)
+                else:
+                    v = clipped(rho[t], rho_bar) * math.prod(lam * clipped(rho[i], c_bar) for i in range(s, t))
+                    a = math.prod(lam * clipped(rho[i], c_bar) for i in range(s + 1, t))
+                    weights = v, 1.0 if t == s else lam * a * clipped(rho[t], rho_bar)
+                v_sum += gamma ** (t - s) * alive * weights[0] * delta[t]
+                a_sum += gamma ** (t - s) * alive * weights[1] * delta[t]
+            target[s, b], advantage[s, b] = row["value"][s] + v_sum, a_sum
+    return Trace(target, advantage, torch.zeros(()), torch.zeros(()))
+
+
+@pytest.mark.parametrize(("dtype", "tol"), DTYPES)
+@pytest.mark.parametrize("case", VECTORS["gae"], ids=lambda c: f"{c['name']}-{c['lam']}")
+def test_gae_agrees_with_the_reference_numbers(case: dict, dtype: torch.dtype, tol: float) -> None:
+    out = gae(**from_vector(case["inputs"], dtype), gamma=case["inputs"]["gamma"], trace_lambda=case["lam"])
+    assert out.advantage.dtype == out.target.dtype == dtype
+    torch.testing.assert_close(out.advantage, column(case["advantages"], dtype), rtol=tol, atol=tol)
+    torch.testing.assert_close(out.target, column(case["returns"], dtype), rtol=tol, atol=tol)
+
+
+@pytest.mark.parametrize(("dtype", "tol"), DTYPES)
+@pytest.mark.parametrize("case", VECTORS["vtrace"], ids=lambda c: f"{c['name']}-{c['lam']}-{c['rho_bar']:g}")
+def test_vtrace_agrees_with_the_reference_numbers(case: dict, dtype: torch.dtype, tol: float) -> None:
+    out = vtrace(
+        **from_vector(case["inputs"], dtype),
+        gamma=case["inputs"]["gamma"],
+        trace_lambda=case["lam"],
+        rho_bar=case["rho_bar"],
+        c_bar=case["c_bar"],
+        pg_rho_bar=case["pg_rho_bar"],
+    )
+    for got, expected in (
+        (out.target, "vs"),
+        (out.advantage, "advantages_unweighted"),
+        (out.advantage * out.weight, "pg_advantages"),
+    ):
+        torch.testing.assert_close(got, column(case[expected], dtype), rtol=tol, atol=tol)
+
+
+@pytest.mark.parametrize(("dtype", "tol"), DTYPES)
+@pytest.mark.parametrize(("kind", "trace"), [("retrace", vtrace), ("rbis", rbis)])
+def test_advantages_weigh_td_errors_as_published(kind: str, trace, dtype: torch.dtype, tol: float) -> None:
+    """One TD error of 1 at step t shows the weight beta[s][t] in the advantage of step s. V-trace(lambda, 1, 1) is
+    Retrace there."""
+    case = next(c for c in VECTORS["trace_weights_action_value_form"] if c["kind"] == kind)
+    steps = len(case["log_rho"])
+    zero, no = torch.zeros(steps, steps, dtype=dtype), torch.zeros(steps, steps, dtype=torch.bool)
+    log_rho = column(case["log_rho"], dtype).expand(steps, steps)
+    reward = torch.eye(steps, dtype=dtype)  # lane t has its error at step t
+    out = trace(reward, zero, zero, no, no, ~no, log_rho, gamma=1.0, trace_lambda=case["lam"])
+    torch.testing.assert_close(out.advantage, torch.tensor(case["beta"], dtype=dtype), rtol=tol, atol=tol)
+
+
+@pytest.mark.parametrize("kind", ["gae", "vtrace", "rbis"])
+@pytest.mark.parametrize("lam", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("rho_bar", [0.8, 2.0])
+def test_fast_traces_equal_their_definitions(kind: str, lam: float, rho_bar: float) -> None:
+    rows = random_rows(seed=int(10 * lam))
+    options = dict(rho_bar=rho_bar, c_bar=0.9)
+    out = TRACES[kind](**rows, gamma=0.97, trace_lambda=lam, **options)
+    expected = slow(kind, rows, gamma=0.97, lam=lam, **options)
+    torch.testing.assert_close(out.target, expected.target, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(out.advantage, expected.advantage, rtol=1e-10, atol=1e-10)
+
+
+def test_leaky_vtrace_equals_its_definition_and_its_two_ends() -> None:
+    rows = random_rows(seed=3)
+    arguments = [rows[name] for name in ROWS]
+    out = leaky_vtrace(*arguments, gamma=0.9, trace_lambda=0.9, leak=0.4, rho_bar=1.1)
+    expected = slow("vtrace", rows, gamma=0.9, lam=0.9, leak=0.4, rho_bar=1.1)
+    torch.testing.assert_close(out.target, expected.target, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(out.advantage, expected.advantage, rtol=1e-10, atol=1e-10)
+    huge = vtrace(*arguments, gamma=0.9, trace_lambda=0.9, rho_bar=1e9, c_bar=1e9)
+    none = leaky_vtrace(*arguments, gamma=0.9, trace_lambda=0.9, leak=0.0)
+    torch.testing.assert_close(none.target, huge.target)
+
+
+@given(seed=st.integers(0, 10**6), lam=st.floats(0.0, 1.0), gamma=st.floats(0.0, 1.0))
+@settings(max_examples=25, deadline=None)
+def test_every_trace_is_gae_on_policy(seed: int, lam: float, gamma: float) -> None:
+    rows = random_rows(seed, steps=9, lanes=3)
+    rows["log_rho"] = torch.zeros_like(rows["log_rho"])
+    expected = gae(**rows, gamma=gamma, trace_lambda=lam)
+    for name, options in {"vtrace": {}, "leaky_vtrace": {"leak": 0.5}, "rbis": {}}.items():
+        out = TRACES[name](**rows, gamma=gamma, trace_lambda=lam, **options)
+        torch.testing.assert_close(out.target, expected.target, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(out.advantage, expected.advantage, rtol=1e-11, atol=1e-11)
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("kind", list(TRACES))
+def test_garbage_on_reset_rows_changes_nothing(kind: str, seed: int) -> None:
+    rows = random_rows(seed, steps=11, lanes=4, ends=0.2)
+    options = dict(gamma=0.95, trace_lambda=0.9, leak=0.7)
+    clean = TRACES[kind](*(rows[name] for name in ROWS), **options)
+    dirty = dict(rows)
+    g = torch.Generator().manual_seed(seed)
+    poison = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30], dtype=torch.float64)
+    for name in ("log_rho", "reward"):
+        garbage = poison[torch.randint(4, rows[name].shape, generator=g)]
+        dirty[name] = torch.where(rows["valid"], rows[name], garbage)
+    # what would be the next value of a termination, and of a reset row, is not looked at either
+    unseen = rows["terminated"] | ~rows["valid"]
+    dirty["next_value"] = torch.where(unseen, torch.full_like(rows["next_value"], float("nan")), rows["next_value"])
+    out = TRACES[kind](*(dirty[name] for name in ROWS), **options)
+    for got, expected in zip(out, clean, strict=True):
+        assert torch.equal(got, expected)
+    assert not out.advantage[~rows["valid"]].any()
+    assert torch.equal(out.target[~rows["valid"]], rows["value"][~rows["valid"]])
+    if kind != "gae":
+        assert not out.weight[~rows["valid"]].any()
+
+
+@pytest.mark.parametrize("kind", list(TRACES))
+def test_several_episodes_in_one_slot_equal_each_alone(kind: str) -> None:
+    rows = random_rows(seed=8, steps=24, lanes=1, ends=0.1)
+    options = dict(gamma=0.95, trace_lambda=0.9, leak=0.6)
+    whole = TRACES[kind](*(rows[name] for name in ROWS), **options)
+    ended = (rows["terminated"] | rows["truncated"])[:, 0].nonzero().flatten().tolist()
+    assert len(ended) >= 3, "the seed should end a few episodes"
+    start = 0
+    for stop in [t + 1 for t in ended] + [24]:
+        alone = TRACES[kind](*(rows[name][start:stop] for name in ROWS), **options)
+        torch.testing.assert_close(whole.advantage[start:stop], alone.advantage, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(whole.target[start:stop], alone.target, rtol=1e-12, atol=1e-12)
+        start = stop
+
+
+@pytest.mark.parametrize("kind", list(TRACES))
+def test_a_row_that_failed_without_an_end_cuts_the_trace_and_bootstraps_the_row_before(kind: str) -> None:
+    rows = random_rows(seed=1, steps=8, lanes=2, ends=0.0)
+    rows["valid"][4] = False
+    options = dict(gamma=0.9, trace_lambda=0.95, leak=0.6)
+    whole = TRACES[kind](*(rows[name] for name in ROWS), **options)
+    before = TRACES[kind](*(rows[name][:4] for name in ROWS), **options)
+    torch.testing.assert_close(whole.advantage[:4], before.advantage, rtol=1e-12, atol=1e-12)
+
+
+def test_unclipped_vtrace_is_per_decision_importance_sampling() -> None:
+    """With lambda = 1 and no clip the target is the importance-weighted return (Precup et al. 2000)."""
+    rows = random_rows(seed=5, steps=6, lanes=2, ends=0.0)
+    rows["next_value"] = torch.cat([rows["value"][1:], rows["next_value"][-1:]])
+    out = vtrace(**rows, gamma=0.9, trace_lambda=1.0, rho_bar=1e12, c_bar=1e12)
+    returns, rho = rows["next_value"][-1], rows["log_rho"].exp()
+    # V drops out of the sum only in expectation; sample by sample its control variate (1 - rho) V remains.
+    for t in reversed(range(6)):
+        returns = rho[t] * (rows["reward"][t] + 0.9 * returns) + (1 - rho[t]) * rows["value"][t]
+        torch.testing.assert_close(out.target[t], returns)
+
+
+@given(k=st.floats(0.1, 10.0))
+@settings(max_examples=10, deadline=None)
+def test_scaling_rewards_and_values_scales_advantages(k: float) -> None:
+    rows = random_rows(seed=2)
+    scaled = {n: k * x if n in ("reward", "value", "next_value") else x for n, x in rows.items()}
+    for name, trace in TRACES.items():
+        out = trace(*(rows[n] for n in ROWS), gamma=0.9, trace_lambda=0.9, leak=0.5)
+        big = trace(*(scaled[n] for n in ROWS), gamma=0.9, trace_lambda=0.9, leak=0.5)
+        torch.testing.assert_close(big.advantage, k * out.advantage, msg=name)
+
+
+def test_effective_lambda_is_the_mean_trace_coefficient() -> None:
+    rows = random_rows(seed=4)
+    valid, rho = rows["valid"], rows["log_rho"].exp()
+    out = vtrace(**rows, gamma=0.9, trace_lambda=0.9, c_bar=1.0)
+    torch.testing.assert_close(out.effective_lambda, (0.9 * rho.clamp(max=1.0))[valid].mean())
+    assert out.effective_lambda < 0.9  # off-policy V-trace shortens lambda
+    torch.testing.assert_close(
+        gae(**rows, gamma=0.9, trace_lambda=0.9).effective_lambda, torch.tensor(0.9, dtype=torch.float64)
+    )
+
+
+def test_enormous_ratios_stay_finite_in_float32() -> None:
+    rows = {n: x.float() if x.is_floating_point() else x for n, x in random_rows(seed=6).items()}
+    rows["log_rho"] = 1000.0 * rows["log_rho"].sign()
+    for trace in TRACES.values():
+        out = trace(*(rows[n] for n in ROWS), gamma=0.99, trace_lambda=0.95, leak=1.0)
+        assert all(x.isfinite().all() for x in out)
+
+
+def test_no_trace_carries_a_gradient() -> None:
+    rows = random_rows(seed=7)
+    rows["value"].requires_grad_()
+    for trace in TRACES.values():
+        out = trace(*(rows[n] for n in ROWS), gamma=0.99, trace_lambda=0.95, leak=1.0)
+        assert not any(x.requires_grad for x in out)
