@@ -1,20 +1,18 @@
 """Every setting of a run: frozen dataclasses, whose field docstrings are the help text.
 
 A `Config` is complete and checked once it exists: nothing is filled in at run time. Derived numbers are properties.
-Checks across fields stand in `__post_init__` and name the flags; they raise `ValueError` with one line for people.
+Checks across fields stand at the end and name the flags; they raise `ValueError` with one line for people.
+Standard library only: samplers import this. Presets, files and the command line: `sfactory.presets`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
-
-
-def _number(text: str) -> float:
-    units = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
-    scale = units.get(text[-1:], 1.0)
-    return float(text[:-1] if scale != 1.0 else text) * scale
 
 
 @dataclass(frozen=True)
@@ -22,11 +20,11 @@ class Run:
     """Where and how a run happens."""
 
     dir: str = ""
-    """Folder of the run. Empty: runs/<preset>_s<seed>_<date-time>. An existing folder is refused, never resumed silently."""
+    """Folder of the run. Empty: runs/<preset>_s<seed>_<date-time>. An existing folder is refused, never resumed."""
     seed: int = 1
     """Seed of everything random. In lockstep the same seed gives the same run, bit for bit."""
     mode: Literal["async", "lockstep"] = "async"
-    """async: every worker in its own process. lockstep: the same workers in one process, in a fixed order, deterministic."""
+    """async: every worker in its own process. lockstep: the same workers in one process, deterministic, slower."""
     device: str = "auto"
     """Device of inference and learner: auto (CUDA where there is one), cpu, cuda, cuda:N."""
     learner_threads: int = 1
@@ -34,9 +32,9 @@ class Run:
     inference_threads: int = 1
     """CPU threads of the inference worker."""
     debug: bool = False
-    """Poison every slot when it is released, so that reading what was never written shows as NaN. Costs a few percent."""
+    """Poison released slots, so that reading what was never written shows as NaN. Costs a few percent."""
     spare_restarts: int = 10
-    """How often a worker may fail by its own fault without an update in between before the run ends (exit 7)."""
+    """How often a worker may fail by itself without an update in between before the run ends (exit 7)."""
     stall_timeout: float = 300.0
     """Seconds without a finished update after which the run counts as stalled (exit 8)."""
 
@@ -122,12 +120,14 @@ class Learning:
     leak: float = 1.0
     """leaky_vtrace: 1 is V-trace, 0 unclipped importance sampling."""
     proximal: Literal["behavior", "recompute", "ewma", "interpolate", "snapshot"] = "recompute"
-    """Centre of the trust region: the policy that acted, the one at the start of the update, or an average of weights."""
+    """Centre of the trust region: behavior (who acted), recompute (start of the update), ewma (averaged weights)."""
     proximal_com: float = 0.0
     """ewma: centre of mass in optimizer steps; 0: the number of optimizer steps of one update."""
-    snapshots: int = 16
-    """snapshot: how many published versions are kept."""
-    surrogate: Literal["ppo", "decoupled", "decoupled_kl", "impala", "cispo", "is_pg"] = "decoupled"
+    snapshot_age: int = 1
+    """snapshot: the trust region sits at the weights of this many updates ago."""
+    surrogate: Literal[
+        "ppo", "decoupled", "decoupled_kl", "impala", "is_pg", "cispo", "topr", "mdpo", "dppo_tv", "sapo", "mhpo"
+    ] = "decoupled"
     """Policy objective."""
     clip: float = 0.2
     """Trust region on the ratio over the proximal policy. Smaller: safer and slower."""
@@ -146,9 +146,9 @@ class Learning:
     entropy_coef: float = 0.01
     """Weight of the entropy bonus."""
     forced_lag: int = 0
-    """Train on data of k updates ago, exactly: weights are published k updates late. Lockstep or slots_per_group 1 only."""
+    """Train on data of k updates ago: weights are published k updates late. Lockstep or slots_per_group 1 only."""
     batch_factor: float = 1.0
-    """Divide the batch by this and rescale what the theory says (arXiv 2110.00641); 0.25 is four times larger."""
+    """Divide the batch by this and rescale what theory says (arXiv 2110.00641); 0.25 is four times larger."""
     batch_rule: Literal["hilton", "more_minibatches"] = "hilton"
     """Which co-scaling recipe batch_factor follows."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -164,7 +164,7 @@ class Optim:
     lr: float = 1e-3
     """Learning rate of Adam."""
     schedule: Literal["constant", "linear", "kl_adaptive", "ess"] = "constant"
-    """constant; linear to 0 at stop.env_steps; kl_adaptive; ess: scaled by the square root of the effective sample size."""
+    """constant; linear to 0 at stop.env_steps; kl_adaptive; ess: times the root of the effective sample size."""
     kl_target: float = 0.01
     """kl_adaptive: the KL per update it steers to."""
     beta1: float = 0.9
@@ -226,11 +226,13 @@ class Log:
     """What is reported."""
 
     every_seconds: float = 5.0
-    """Seconds between rows of metrics (async)."""
+    """Seconds between rows of metrics (async). Shorter: finer curves, larger files."""
     every_updates: int = 20
     """Updates between rows of metrics (lockstep, where wall-clock must not decide anything)."""
     wandb: bool = False
     """Also log to Weights & Biases (needs the extra wandb)."""
+    console_seconds: float = 10.0
+    """Seconds between lines of progress where the console is no terminal."""
     quiet: bool = False
     """No progress on the console."""
 
@@ -251,44 +253,9 @@ class Config:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
-        s, o = self.sampling, self.learning
-        for name, value in (
-            ("sampling.num-samplers", s.num_samplers),
-            ("sampling.groups-per-sampler", s.groups_per_sampler),
-            ("sampling.envs-per-group", s.envs_per_group),
-            ("sampling.rollout-length", s.rollout_length),
-            ("sampling.slots-per-group", s.slots_per_group),
-            ("learning.epochs", o.epochs),
-            ("learning.minibatches", o.minibatches),
-        ):
-            if value < 1:
-                raise ValueError(f"--{name} is {value}; it must be at least 1")
-        if s.slots_per_group > 255 or s.rollout_length > 65535:
-            raise ValueError("--sampling.slots-per-group goes up to 255 and --sampling.rollout-length up to 65535")
-        slots, groups = self.batch_slots, s.num_groups
-        if slots > groups * s.slots_per_group:
-            raise ValueError(
-                f"--learning.batch-slots {slots} can never be collected: {groups} groups x {s.slots_per_group} slots are "
-                f"{groups * s.slots_per_group}; lower it or raise --sampling.slots-per-group"
-            )
-        if s.slots_per_group == 1 and slots != groups:
-            raise ValueError(
-                f"--sampling.slots-per-group 1 is synchronous and needs --learning.batch-slots equal to the {groups} groups, "
-                f"got {slots}; leave it at 0"
-            )
-        if self.lanes % o.minibatches:
-            near = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
-            near = sorted(sorted(near, key=lambda n: abs(n - o.minibatches))[:2])
-            raise ValueError(
-                f"{self.lanes} lanes ({slots} slots x {s.envs_per_group} envs) must divide into {o.minibatches} minibatches; "
-                f"try --learning.minibatches {' or '.join(map(str, near))}"
-            )
-        if o.forced_lag and self.run.mode != "lockstep" and s.slots_per_group != 1:
-            raise ValueError(
-                "--learning.forced-lag needs --run.mode lockstep or --sampling.slots-per-group 1: elsewhere lag is not under control"
-            )
-        if self.run.mode == "lockstep" and s.slots_per_group == 1 and slots != groups:
-            raise ValueError("lockstep with one slot per group needs --learning.batch-slots 0")
+        _check_ranges(self)
+        _check_batch(self)
+        _check_behavior_weight(self.learning)
 
     @property
     def batch_slots(self) -> int:
@@ -310,6 +277,130 @@ class Config:
         return self.learning.epochs * self.learning.minibatches
 
 
+_AT_LEAST_ONE = (
+    "sampling.num_samplers", "sampling.groups_per_sampler", "sampling.envs_per_group", "sampling.rollout_length",
+    "sampling.slots_per_group", "learning.epochs", "learning.minibatches", "checkpoint.keep", "log.every_updates",
+    "run.learner_threads", "run.inference_threads", "learning.nonfinite_budget", "learning.snapshots",
+)  # fmt: skip
+_POSITIVE = (
+    "optim.lr", "optim.eps", "learning.batch_factor", "env.step_timeout", "run.stall_timeout", "learning.weight_cap",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "run.seed", "stop.env_steps", "stop.frames", "stop.seconds", "learning.batch_slots", "learning.clip",
+    "learning.forced_lag", "learning.value_coef", "learning.entropy_coef", "optim.max_grad_norm",
+    "checkpoint.every_seconds", "log.every_seconds", "log.console_seconds",
+)  # fmt: skip
+_FRACTIONS = ("learning.gamma", "learning.trace_lambda", "learning.leak")
+
+
+def _check_ranges(config: Config) -> None:
+    """What one number may be."""
+
+    def refuse(names: tuple[str, ...], rule: str, broken: Any) -> None:
+        for name in names:
+            section, key = name.split(".")
+            value = getattr(getattr(config, section), key)
+            if broken(value):
+                raise ValueError(f"{name.replace('_', '-')} is {value}; it must be {rule}")
+
+    refuse(_AT_LEAST_ONE, "at least 1", lambda x: x < 1)
+    refuse(_POSITIVE, "greater than 0", lambda x: not 0 < x < math.inf)
+    refuse(_NOT_NEGATIVE, "0 or more", lambda x: not x >= 0)
+    refuse(_FRACTIONS, "between 0 and 1", lambda x: not 0 <= x <= 1)
+    if config.sampling.slots_per_group > 255 or config.sampling.rollout_length > 65535:  # bits of a request word
+        raise ValueError("sampling.slots-per-group goes up to 255 and sampling.rollout-length up to 65535")
+    if config.optim.schedule == "linear" and not config.stop.env_steps:
+        raise ValueError("optim.schedule linear ends at stop.env-steps, which is 0; set it, or use constant")
+    if config.model.separate and config.model.core != "none":
+        raise ValueError(f"model.separate and model.core {config.model.core} exclude each other: one memory, one trunk")
+
+
+def _check_batch(config: Config) -> None:
+    """Slots, groups, lanes and minibatches have to fit together."""
+    s, o = config.sampling, config.learning
+    slots, groups = config.batch_slots, s.num_groups
+    if slots > groups * s.slots_per_group:
+        raise ValueError(
+            f"learning.batch-slots {slots} can never be collected: {groups} groups x {s.slots_per_group} slots are "
+            f"{groups * s.slots_per_group}; lower it or raise sampling.slots-per-group"
+        )
+    if s.slots_per_group == 1 and slots != groups:
+        raise ValueError(
+            f"sampling.slots-per-group 1 is synchronous and needs learning.batch-slots equal to the {groups} groups, "
+            f"got {slots}; leave it at 0"
+        )
+    if config.lanes % o.minibatches:
+        divisors = [n for n in range(1, config.lanes + 1) if config.lanes % n == 0]
+        near = sorted(sorted(divisors, key=lambda n: abs(n - o.minibatches))[:2])
+        raise ValueError(
+            f"{config.lanes} lanes ({slots} slots x {s.envs_per_group} envs) must divide into {o.minibatches} "
+            f"minibatches; try learning.minibatches {' or '.join(map(str, near))}"
+        )
+    if o.forced_lag and config.run.mode != "lockstep" and s.slots_per_group != 1:
+        raise ValueError(
+            "learning.forced-lag needs run.mode lockstep or sampling.slots-per-group 1: "
+            "elsewhere lag is not under control"
+        )
+
+
+def _check_behavior_weight(o: Learning) -> None:
+    """The rule of `sfactory.algo.surrogate.check_weights`, said again because that file needs torch (1.5 s)."""
+    asks_trace, asks_surrogate = o.behavior_weight in ("trace", "twice"), o.behavior_weight in ("surrogate", "twice")
+    coupled = o.proximal == "behavior" and o.surrogate != "impala"  # the ratio is policy/behavior by itself
+    why = ""
+    if asks_trace and o.trace == "gae":
+        why = "gae has no weight; use learning.trace vtrace, or learning.behavior-weight surrogate"
+    elif asks_surrogate and o.surrogate == "impala":
+        why = "impala takes its weight from the trace; use learning.behavior-weight trace with learning.trace vtrace"
+    elif asks_surrogate and o.surrogate == "ppo" and not coupled:
+        why = "ppo never divides by behavior; use learning.surrogate decoupled, or learning.proximal behavior"
+    elif coupled and not asks_surrogate:
+        why = "the ratio over behavior holds the weight already; use learning.behavior-weight surrogate"
+    elif asks_trace and not asks_surrogate and o.proximal != "recompute" and o.surrogate != "impala":
+        why = (
+            "the trace weighs the policy at the start of the update, not this proximal policy; "
+            "use learning.proximal recompute, or learning.behavior-weight surrogate"
+        )
+    if why:
+        setting = f"trace {o.trace}, proximal {o.proximal}, surrogate {o.surrogate}"
+        raise ValueError(f"learning.behavior-weight {o.behavior_weight} with {setting}: {why}")
+
+
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
     """Plain nested dict, as it is written to TOML and JSON."""
     return dataclasses.asdict(config)
+
+
+def to_toml(config: Config) -> str:
+    """The resolved settings; `from_toml` reads them back equal. None has no TOML: the key is left out."""
+    lines: list[str] = []
+    for section, values in to_dict(config).items():
+        lines += ["", f"[{section}]"] if lines else [f"[{section}]"]
+        lines += [f"{_toml_key(key)} = {_toml(value)}" for key, value in values.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def from_toml(path: Path) -> Config:
+    """Read what `to_toml` wrote. Raises ValueError with one line that names the file."""
+    from sfactory.presets import build, read_toml  # they know this file, and samplers need neither
+
+    return build(read_toml(Path(path)))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's basic strings are JSON's
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    raise ValueError(f"{value!r} cannot be written as TOML")
+
+
+def _toml_key(key: str) -> str:
+    bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
+    return key if bare else _toml(str(key))

@@ -47,16 +47,16 @@ def total_loss(
             max((v - g)^2, (v_old + clip(v - v_old) - g)^2), as in OpenAI baselines. None or 0: plain squared
             error.
     """
-    error = (value - target).square()
+    reset = ~valid
+    error = (value - target).masked_fill(reset, 0.0).square()
     if value_clip:
         if old_value is None:
             raise ValueError("value_clip needs old_value, the value at the start of the update")
         near = old_value + (value - old_value).clamp(-value_clip, value_clip)
-        error = torch.maximum(error, (near - target).square())
-    reset = ~valid
+        error = torch.maximum(error, (near - target).masked_fill(reset, 0.0).square())
     count = valid.sum().clamp(min=1)
     policy_loss = surrogate.loss.masked_fill(reset, 0.0).sum() / count
-    value_loss = error.masked_fill(reset, 0.0).sum() / count
+    value_loss = error.sum() / count
     mean_entropy = entropy.masked_fill(reset, 0.0).sum() / count
     total = policy_loss + value_coef * value_loss - entropy_coef * mean_entropy
     return Loss(total, policy_loss, value_loss, mean_entropy, {})

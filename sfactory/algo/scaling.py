@@ -114,7 +114,7 @@ def rescale(settings: Mapping[str, float], factor: float, rule: str = "hilton") 
         if name in _WHOLE:
             if abs(after - round(after)) > 1e-9 or (before >= 1 and after < 1):
                 raise ValueError(
-                    f"{name} {before:g} becomes {after:g} by the batch factor {factor:g}, expected a whole number"
+                    f"{name} {before:g} becomes {after:g} at batch factor {factor:g}, expected a whole number"
                 )
             after = type(before)(round(after))
         if after != before:
@@ -135,7 +135,7 @@ def _warnings(settings: Mapping[str, float], new: Mapping[str, float], factor: f
         if epsilon > 1e-7:
             invariant = epsilon * math.sqrt(factor)
             found.append(
-                f"adam_eps is {epsilon:g} and is not rescaled: the rule takes it to be far below the gradients, "
+                f"adam_eps is {epsilon:g} and is not rescaled: the rule takes it as far below the gradients, "
                 f"whose noise grows by sqrt(c); an invariant epsilon would be {invariant:.3g}"
             )
         if factor < 1.0:

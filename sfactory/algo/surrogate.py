@@ -97,7 +97,8 @@ def _ratios(x: SurrogateInput, behavior_weight: str, clip: float, weight_cap: fl
     anchor = torch.maximum(anchor.masked_fill(reset, 0.0), log_prob.detach() - log_cap)
     advantage = x.advantage * x.weight if behavior_weight in ("trace", "twice") else x.advantage
     log_r = log_prob - proximal
-    clipped = (log_r > math.log1p(clip)) | (log_r < math.log1p(-clip))
+    low, high = _log_interval(clip)
+    clipped = (log_r > high) | (log_r < low)
     return _Ratios(
         log_prob=log_prob,
         log_r=log_r,
@@ -106,6 +107,11 @@ def _ratios(x: SurrogateInput, behavior_weight: str, clip: float, weight_cap: fl
         advantage=advantage.masked_fill(reset, 0.0),
         clipped=clipped,
     )
+
+
+def _log_interval(clip: float) -> tuple[float, float]:
+    """log(1 - clip), log(1 + clip); a clip of 1 or more is open below."""
+    return math.log1p(-clip) if clip < 1.0 else -math.inf, math.log1p(clip)
 
 
 def decoupled(
@@ -126,7 +132,7 @@ def decoupled(
     w_b, where PPO's own clip does nothing; c > 1.
     """
     q = _ratios(x, behavior_weight, clip, weight_cap)
-    bounded = torch.exp(q.log_r.clamp(math.log1p(-clip), math.log1p(clip)) + q.log_w_b)
+    bounded = torch.exp(q.log_r.clamp(*_log_interval(clip)) + q.log_w_b)
     loss = torch.maximum(-q.advantage * q.w, -q.advantage * bounded)
     if dual_clip:
         ceiling = -q.advantage * torch.exp(q.log_w_b + math.log(dual_clip))
@@ -267,7 +273,7 @@ def sapo(
     tau is ``temperature`` for A > 0, ``temperature_negative`` else. The behaviour weight is our addition.
     """
     q = _ratios(x, behavior_weight, clip, weight_cap)
-    tau = torch.where(q.advantage > 0, temperature, temperature_negative).to(q.w.dtype)
+    tau = torch.full_like(q.w, temperature_negative).masked_fill_(q.advantage > 0, temperature)
     gate = torch.sigmoid(tau * torch.expm1(q.log_r.clamp(max=LOG_WEIGHT_LIMIT)))
     return Surrogate(-(4.0 / tau) * gate * q.log_w_b.exp() * q.advantage, q.clipped)
 

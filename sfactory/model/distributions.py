@@ -95,7 +95,7 @@ class ActionDistribution:
             part = self.parts[0]
             log_p = torch.log_softmax(_apply(params, mask), -1)
             index = _invert(log_p, noise)
-            chosen = index.squeeze(-1).view(*params.shape[:-1], *part.shape)
+            chosen = index.squeeze(-1).view((*params.shape[:-1], *part.shape))
             return {part.name: chosen}, log_p.gather(-1, index).squeeze(-1)
         action: dict[str, Tensor] = {}
         total: Tensor | None = None
@@ -115,7 +115,7 @@ class ActionDistribution:
                 z = torch.special.ndtri(uniform.clamp(UNIFORM_MIN, UNIFORM_MAX).to(mean.dtype))
                 flat = mean + log_std.exp() * z
                 log_prob = _gaussian_log_prob(flat, mean, log_std)
-            action[part.name] = flat.view(*params.shape[:-1], *part.shape)
+            action[part.name] = flat.view((*params.shape[:-1], *part.shape))
             assert log_prob is not None
             total = _plus(total, log_prob)
         assert total is not None
@@ -172,7 +172,7 @@ class ActionDistribution:
                 flat = torch.cat(picks, -1)
             else:
                 flat = _float(values).chunk(2, -1)[0]
-            action[part.name] = flat.reshape(*params.shape[:-1], *part.shape)
+            action[part.name] = flat.reshape((*params.shape[:-1], *part.shape))
         return action
 
     def _log_prob_entropy(
@@ -224,10 +224,11 @@ def _invert(log_p: Tensor, uniform: Tensor) -> Tensor:
     """log_p [..., k], uniform [..., 1] -> [..., 1] int64: how many categories lie wholly below ``uniform``.
 
     The threshold is scaled by the sum as it was rounded, and lies strictly below it, so the last category
-    with any probability is the last that can be chosen; ``right`` steps over categories of width zero.
+    with any probability is the last that can be chosen; ``right`` steps over categories of width zero. Noise
+    of exactly 0 (once in 2^24 draws) is lifted, or it would choose a first category of probability e^-90.
     """
     below = log_p.exp().cumsum(-1)
-    threshold = uniform.clamp(max=UNIFORM_MAX).to(below.dtype) * below[..., -1:]
+    threshold = uniform.clamp(UNIFORM_MIN, UNIFORM_MAX).to(below.dtype) * below[..., -1:]
     index = torch.searchsorted(below, threshold, right=True)
     if index.is_cuda:
         # A parallel scan may round its sums in another order and give a width to a category that has none.

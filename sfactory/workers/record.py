@@ -13,11 +13,9 @@ from typing import Any
 from sfactory import checkpoint
 from sfactory.config import Config, to_toml
 from sfactory.envs import EnvSpec
-from sfactory.metrics import Board
+from sfactory.metrics import GAMES, Board, console_line
 from sfactory.workers.worker import Message
 from sfactory.writers import Writers
-
-TARGET_GAMES = 100  # games behind a training return
 
 
 @dataclass
@@ -39,12 +37,14 @@ class RunBusy(RuntimeError):
 class Record:
     """Everything that is written while a run lives. One per launch."""
 
-    def __init__(self, config: Config, run_dir: Path, spec: EnvSpec, launch: int, resume_from: str, env_steps: int) -> None:
+    def __init__(
+        self, config: Config, run_dir: Path, spec: EnvSpec, lock: int, launch: int, resume_from: str, state: dict[str, Any]
+    ) -> None:
         self.config, self.run_dir, self.spec = config, run_dir, spec
-        self.launch, self.resume_from = launch, resume_from
-        self.env_steps, self.seconds = env_steps, 0.0
-        self.board = Board()
-        self.writers = Writers(run_dir, config, env_steps if resume_from else None)
+        self.launch, self.resume_from, self._lock = launch, resume_from, lock
+        self.env_steps, self.seconds = int(state.get("env_steps", 0)), float(state.get("seconds", 0.0))
+        self.board = Board(self.env_steps, self.seconds)
+        self.writers = Writers(run_dir, config, self.env_steps if resume_from else None)
 
     @classmethod
     def open(cls, config: Config, run_dir: Path, resume: bool, spec: EnvSpec) -> Record:
@@ -59,17 +59,16 @@ class Record:
             raise RunBusy(f"{run_dir} is in use by process {holder or 'unknown'}") from error
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
-        launch, resume_from, env_steps = 0, "", 0
+        launch, resume_from, state = 0, "", {}
         warnings: list[str] = []
         if resume:
             path = checkpoint.newest(run_dir, warnings)
             if path is None:
                 raise checkpoint.CheckpointError(f"{run_dir} holds no checkpoint to resume from")
             state = json.loads((path / "state.json").read_text())
-            launch, resume_from, env_steps = int(state["launch"]) + 1, str(path), int(state["env_steps"])
+            launch, resume_from = int(state["launch"]) + 1, str(path)
         (run_dir / "config.toml").write_text(to_toml(config))
-        record = cls(config, run_dir, spec, launch, resume_from, env_steps)
-        record._lock = lock
+        record = cls(config, run_dir, spec, lock, launch, resume_from, state)
         for warning in warnings:
             record.writers.log(warning)
         return record
@@ -94,13 +93,13 @@ class Record:
         frames = self.env_steps * self.spec.frame_skip
         snapshot = self.board.snapshot(self.env_steps, frames, updates, self.seconds)
         self.writers.row(self.env_steps, self.seconds, snapshot)
-        self.writers.console(self.board.console_line(snapshot, self.config.stop))
+        self.writers.console(console_line(snapshot, self.config.stop, self.env_steps, self.seconds))
         self.writers.status({"state": "running", "pid": os.getpid(), "env_steps": self.env_steps, "updates": updates})
 
     def reached(self) -> Outcome | None:
         """The stop rule that needs whole games: the training return."""
         target = self.config.stop.target_return
-        if target is None or self.board.games < TARGET_GAMES:
+        if target is None or self.board.games < GAMES:
             return None
         now = self.board.training_return
         if now is None or now < target:

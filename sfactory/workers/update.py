@@ -101,7 +101,7 @@ class Update:
         )
         steps = config.optimizer_steps_per_update
         self.proximal: Proximal = PROXIMALS[o.proximal](
-            center_of_mass=o.proximal_com or float(steps), age=max(o.snapshots - 1, 0)
+            center_of_mass=o.proximal_com or float(steps), age=o.snapshot_age
         )
         self.proximal.reset(model)
         self.advantages = EwmaMoments(decay_from_span(config.normalize.advantage_span), device=device)

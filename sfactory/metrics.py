@@ -1,0 +1,274 @@
+"""The one table of metrics, and the board that makes rows of them from telemetry. Free of torch.
+
+The same strings are the columns of metrics.jsonl, the tags in TensorBoard and the words of the console. A name that is
+not in the table is an error: it would be a curve nobody can look up. Returns and lengths are of whole, unclipped games;
+everything else is over valid steps only and over the time since the row before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sfactory.config import Stop
+
+GAMES = 100  # a training return is the mean of the last so many games
+
+STAGES: dict[str, dict[str, str]] = {
+    "sampler": {
+        "wait": "waiting for actions or for a free slot",
+        "env_step": "stepping environments and writing what they say",
+        "write": "beginning slots: noise and first observations",
+    },
+    "inference": {
+        "wait": "waiting for requests",
+        "look": "looking for requests and newer weights",
+        "gather": "copying observations side by side",
+        "forward": "the forward pass and the choice of actions",
+        "answer": "writing actions into the slots",
+    },
+    "learner": {
+        "wait": "waiting for full slots",
+        "batch": "copying slots into the batch",
+        "update": "forward, backward and optimizer steps",
+        "publish": "giving weights away",
+        "save": "writing checkpoints",
+    },
+}
+"""Worker kind -> stage -> what the time goes to."""
+
+METRICS: dict[str, str] = {
+    "charts/episodic_return": "mean return of the last 100 whole games, unclipped",
+    "charts/episodic_length": "mean length of the last 100 whole games, in steps",
+    "charts/games": "whole games finished in this launch",
+    "charts/SPS": "trained agent steps per second",
+    "charts/FPS": "environment frames per second: SPS times frame skip",
+    "charts/frames": "environment frames trained so far",
+    "charts/updates": "updates of the learner so far",
+    "charts/learning_rate": "learning rate of the optimizer",
+    "losses/policy_loss": "policy objective, as minimised",
+    "losses/value_loss": "value loss before its coefficient",
+    "losses/entropy": "mean entropy of the policy, in nats",
+    "losses/approx_kl": "estimate of KL(proximal || policy), in nats",
+    "losses/clipfrac": "fraction of steps whose ratio was clipped",
+    "losses/explained_variance": "1 - var(target - value) / var(target); 1 is perfect, 0 is a constant",
+    "losses/grad_norm": "norm of the gradient before clipping",
+    "lag/mean": "updates between acting and learning, mean over steps",
+    "lag/p95": "updates between acting and learning, 95th percentile",
+    "lag/max": "updates between acting and learning, worst step",
+    "lag/seconds": "lag/mean times the seconds an update takes",
+    "lag/mean/<worker>": "updates between acting and learning, mean over the steps of one sampler",
+    "offpolicy/kl_behavior_proximal": "KL(behavior || proximal): how stale the data is, in nats",
+    "offpolicy/kl_proximal_policy": "KL(proximal || policy): how far an update went, in nats",
+    "offpolicy/ess": "effective sample size of the weights, (sum w)^2 / (N sum w^2); 1 is on-policy",
+    "offpolicy/rho_clip_fraction": "fraction of steps whose rho is clipped",
+    "offpolicy/c_clip_fraction": "fraction of steps whose trace coefficient is clipped",
+    "offpolicy/effective_lambda": "mean trace coefficient: how far credit really reaches",
+    "offpolicy/max_abs_log_rho": "largest |log rho| at the start of an update; about 0 on policy",
+    "proximal/decay": "decay of the averaged policy per optimizer step",
+    "proximal/age": "mean age of the proximal policy, in optimizer steps",
+    "queue/free": "slots nobody holds; 0 means samplers wait for the learner",
+    "queue/ready": "full slots that wait for the learner",
+    "queue/inference_batch": "environments per forward pass of the inference worker",
+    "queue/inference_wait_ms": "mean wait of the inference worker for a request, in milliseconds",
+    "queue/learner_wait_ms": "mean wait of the learner for its batch, in milliseconds",
+    "queue/sampler_wait_ms": "mean wait of a sampler for actions or a slot, in milliseconds",
+    "ledger/discarded": "rows asked for and never handed to the learner (a killed sampler's)",
+    "system/cpu": "busy CPU time of the machine, percent of all cores",
+    "system/gpu": "busy time of the GPU, percent",
+    "system/memory": "memory of the machine in use, percent",
+    "faults/total": "faults so far in this launch, of workers and environments",
+    "faults/sampler": "faults reported by or about samplers, their environments included",
+    "faults/inference": "deaths of the inference worker",
+    "faults/learner": "faults of the learner",
+    "faults/skipped_updates": "updates skipped since the start for a loss or gradient that was not finite",
+    "eval/episodic_return": "mean return of the evaluation",
+    "eval/episodic_length": "mean length of the evaluation's games, in steps",
+    "eval/iqm": "interquartile mean of the evaluation's returns",
+    **{
+        f"stage/{kind}/{stage}": f"share of the {kind}'s time spent {what}"
+        for kind, stages in STAGES.items()
+        for stage, what in stages.items()
+    },
+}
+"""Name -> meaning with unit. `<worker>` stands for a worker's name, such as sampler-3."""
+
+_WORKER = re.compile(r"/(sampler|inference|learner)(-\d+)?$")
+
+
+def meaning(name: str) -> str:
+    """What a metric says. KeyError with a sentence for a name that is not in the table."""
+    for entry in (name, _WORKER.sub("/<worker>", name)):
+        if entry in METRICS:
+            return METRICS[entry]
+    raise KeyError(f"metric {name!r} is not in sfactory.metrics.METRICS; add it there with its meaning")
+
+
+def kind_of(worker: str) -> str:
+    """sampler-3 -> sampler."""
+    return worker.partition("-")[0]
+
+
+class Board:
+    """Aggregates telemetry into rows. Deterministic: no clock but the seconds it is given.
+
+    `env_steps` and `seconds` are where a resumed run begins; without them its first row would say the mean speed of all
+    launches.
+    """
+
+    def __init__(self, env_steps: int = 0, seconds: float = 0.0) -> None:
+        self._returns: deque[float] = deque(maxlen=GAMES)
+        self._lengths: deque[int] = deque(maxlen=GAMES)
+        self.games = 0
+        self._learner: dict[str, float] = {}
+        self._stages: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self._lags: dict[str, list[int]] = defaultdict(list)
+        self._faults: dict[str, int] = defaultdict(int)
+        self._steps_before, self._seconds_before = env_steps, seconds
+        self._frames_before = self._updates_before = -1
+        self._speed: dict[str, float] = {}
+
+    @property
+    def training_return(self) -> float | None:
+        """Mean of the last 100 whole games (of `games`, while there are fewer); None before the first."""
+        return float(np.mean(self._returns)) if self._returns else None
+
+    def take(self, message: tuple[str, str, Any]) -> None:
+        """One message of telemetry: (kind, worker, payload)."""
+        kind, worker, payload = message
+        if kind == "episodes":
+            self.games += len(payload)
+            self._returns.extend(float(episodic_return) for episodic_return, _ in payload)
+            self._lengths.extend(int(length) for _, length in payload)
+        elif kind == "learner":
+            for name in payload:
+                meaning(name)
+            self._learner.update(payload)
+        elif kind == "stages":
+            for stage, seconds in payload.items():
+                meaning(f"stage/{kind_of(worker)}/{stage}")
+                self._stages[kind_of(worker)][stage] += seconds
+        elif kind == "fault":
+            self._faults[kind_of(worker)] += 1
+        elif kind == "lag":
+            self._lags[worker] += payload
+        elif kind != "log":
+            raise KeyError(f"telemetry of kind {kind!r} from {worker}: expected episodes, learner, stages, fault, lag, log")
+
+    def snapshot(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
+        """One row, and the beginning of the next window. `seconds` of training, over all launches."""
+        row = {**self._learner, "charts/frames": float(frames), "charts/updates": float(updates)}
+        row |= self._speeds(env_steps, frames, updates, seconds)
+        if self._returns:
+            row["charts/episodic_return"] = float(np.mean(self._returns))
+            row["charts/episodic_length"] = float(np.mean(self._lengths))
+        row["charts/games"] = float(self.games)
+        row |= self._lag_metrics()
+        if "lag/mean" in row and "update_s" in self._speed:
+            row["lag/seconds"] = row["lag/mean"] * self._speed["update_s"]
+        row["faults/total"] = float(sum(self._faults.values()))
+        row |= {f"faults/{kind}": float(count) for kind, count in self._faults.items()}
+        for kind, stages in self._stages.items():
+            total = sum(stages.values())
+            if total > 0:
+                row |= {f"stage/{kind}/{stage}": spent / total for stage, spent in stages.items()}
+        self._stages.clear()
+        for name in row:
+            meaning(name)
+        return row
+
+    def _speeds(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
+        """Rates over the window; the last ones again if no time has passed."""
+        window = seconds - self._seconds_before
+        if window > 0:
+            steps = env_steps - self._steps_before
+            sps = steps / window
+            self._speed = {"charts/SPS": sps, "charts/FPS": sps * (frames / env_steps if env_steps else 1.0)}
+            if self._updates_before >= 0 and updates > self._updates_before:
+                self._speed["update_s"] = window / (updates - self._updates_before)
+            self._steps_before, self._seconds_before, self._updates_before = env_steps, seconds, updates
+        return {name: value for name, value in self._speed.items() if name.startswith("charts/")}
+
+    def _lag_metrics(self) -> dict[str, float]:
+        """From lists of lags, where workers send them; a learner may also send the numbers ready-made."""
+        if not self._lags:
+            return {}
+        lags = np.concatenate([np.asarray(lag) for lag in self._lags.values()])
+        row = {f"lag/mean/{worker}": float(np.mean(lag)) for worker, lag in self._lags.items() if lag}
+        self._lags.clear()
+        if not len(lags):
+            return row
+        everyone = {"lag/mean": lags.mean(), "lag/p95": np.percentile(lags, 95), "lag/max": lags.max()}
+        return row | {name: float(value) for name, value in everyone.items()}
+
+
+# -- one line of progress ----------------------------------------------------------------------------------------------
+
+
+def bottleneck(row: Mapping[str, float]) -> str:
+    """The kind of worker that waits least: the others wait for it. Empty before stages are known."""
+    waits = {kind: row.get(f"stage/{kind}/wait", 0.0) for kind in STAGES if any(f"stage/{kind}/{s}" in row for s in STAGES[kind])}
+    return min(waits, key=lambda kind: waits[kind]) if waits else ""
+
+
+def console_line(row: Mapping[str, float], stop: Stop, env_steps: float, seconds: float) -> str:
+    """Progress for people: speed, return, lag, who is busy, how far, how long still."""
+    sps, fps = row.get("charts/SPS", 0.0), row.get("charts/FPS", 0.0)
+    parts = [f"{human(env_steps)} steps", f"{human(sps)} steps/s"]
+    if abs(fps - sps) > 0.01 * sps:
+        parts.append(f"{human(fps)} frames/s")
+    if "charts/episodic_return" in row:
+        parts.append(f"return {row['charts/episodic_return']:.4g}")
+    if "lag/mean" in row:
+        parts.append(f"lag {row['lag/mean']:.1f} (p95 {row.get('lag/p95', row['lag/mean']):.0f}) updates")
+    slowest = bottleneck(row)
+    if slowest:
+        busy = [
+            f"{kind}{'*' if kind == slowest else ''} {100 * (1 - row.get(f'stage/{kind}/wait', 0.0)):.0f}%"
+            for kind in STAGES
+            if any(f"stage/{kind}/{stage}" in row for stage in STAGES[kind])
+        ]
+        parts.append(f"busy: {' '.join(busy)}")
+    if row.get("faults/total"):
+        parts.append(f"faults {row['faults/total']:.0f}")
+    done, left_s = _remaining(row, stop, env_steps, seconds)
+    if done is not None:
+        parts.append(f"{100 * done:.0f}%" + (f", {duration(left_s)} left" if left_s is not None else ""))
+    return " | ".join(parts)
+
+
+def _remaining(row: Mapping[str, float], stop: Stop, env_steps: float, seconds: float) -> tuple[float | None, float | None]:
+    """(fraction done, seconds left) of the stop rule that comes first; None where it cannot be said."""
+    sps, fps = row.get("charts/SPS", 0.0), row.get("charts/FPS", 0.0)
+    rules = [(stop.env_steps, env_steps, sps), (stop.frames, row.get("charts/frames", 0.0), fps), (stop.seconds, seconds, 1.0)]
+    ends = []
+    for goal, now, rate in rules:
+        if goal:
+            left = max(goal - now, 0.0) / rate if rate > 0 else None
+            ends.append((float("inf") if left is None else left, min(now / goal, 1.0), left))
+    if not ends:
+        return None, None
+    _, done, left = min(ends, key=lambda end: (end[0], -end[1]))
+    return done, left
+
+
+def human(value: float) -> str:
+    """12,345,678 -> 12.3M."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= 0.9995 * scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """3,700 -> 1 h 01 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

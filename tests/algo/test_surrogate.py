@@ -1,0 +1,295 @@
+"""Policy objectives: reference losses and gradients, the one weight, and what reset rows may hold."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sfactory.algo.surrogate import SURROGATES, SurrogateInput, check_weights, decoupled, impala, ppo
+from sfactory.algo.trace import TRACES
+
+torch.set_num_threads(1)
+VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
+DTYPES = [(torch.float64, 1e-10), (torch.float32, 2e-5)]
+
+
+def make(log_prob, proximal, behavior, advantage, dtype=torch.float64, weight=None, valid=None, **more):
+    """SurrogateInput from lists or tensors; log_prob is a leaf with gradient."""
+    log_prob, proximal, behavior, advantage = (
+        torch.as_tensor(x, dtype=dtype).clone() for x in (log_prob, proximal, behavior, advantage)
+    )
+    log_prob.requires_grad_()
+    weight = torch.ones_like(proximal) if weight is None else weight
+    valid = torch.ones_like(proximal, dtype=torch.bool) if valid is None else valid
+    return SurrogateInput(log_prob, proximal, behavior, advantage, weight, valid, **more)
+
+
+def gradient(loss: Tensor, x: SurrogateInput) -> Tensor:
+    return torch.autograd.grad(loss.sum(), x.log_prob)[0]
+
+
+def random_input(seed: int, n: int = 64, **more) -> SurrogateInput:
+    g = torch.Generator().manual_seed(seed)
+    behavior = -2.0 * torch.rand(n, generator=g, dtype=torch.float64)
+    proximal = behavior + 0.4 * torch.randn(n, generator=g, dtype=torch.float64)
+    log_prob = proximal + 0.4 * torch.randn(n, generator=g, dtype=torch.float64)
+    return make(log_prob, proximal, behavior, torch.randn(n, generator=g, dtype=torch.float64), **more)
+
+
+@pytest.mark.parametrize(("dtype", "tol"), DTYPES)
+@pytest.mark.parametrize("cap", [None, 100.0])
+def test_decoupled_ppo_agrees_with_the_reference_loss_and_gradient(cap, dtype, tol) -> None:
+    cases = VECTORS["decoupled_ppo"]["cases"]
+    names = ("logp", "logp_prox", "logp_behav", "adv")
+    x = make(*([case[name] for case in cases] for name in names), dtype=dtype)
+    out = decoupled(x, clip=0.2, weight_cap=cap)
+    suffix = "" if cap is None else "_imp_max_100"
+    loss = torch.tensor([case["loss" + suffix] for case in cases], dtype=dtype)
+    torch.testing.assert_close(out.loss, loss, rtol=tol, atol=tol)
+    slope = torch.tensor([case["dloss_dlogp" + suffix] for case in cases], dtype=dtype)
+    tol = max(tol, 2e-8)  # the reference gradients are central differences
+    torch.testing.assert_close(gradient(out.loss, x), slope, rtol=tol, atol=tol)
+    assert out.clipped.tolist() == [case["clipped"] for case in cases]
+    mean = VECTORS["decoupled_ppo"]["mean_loss" + suffix]
+    torch.testing.assert_close(out.loss.mean().item(), mean, rtol=tol, atol=tol)
+
+
+@pytest.mark.parametrize(("dtype", "tol"), DTYPES)
+def test_a3po_losses_agree_with_the_reference(dtype, tol) -> None:
+    for case in VECTORS["a3po"]:
+        x = make(
+            [case["logp"]], [case["areal"]["logp_prox"]], [case["logp_behav"]], [case["adv"]], dtype=dtype
+        )
+        out = decoupled(x, clip=case["eps"], weight_cap=None)
+        expected = torch.tensor([case["areal"]["loss"]], dtype=dtype)
+        torch.testing.assert_close(out.loss, expected, rtol=tol, atol=tol)
+        slope = torch.tensor([case["areal"]["dloss_dlogp"]], dtype=dtype)
+        torch.testing.assert_close(gradient(out.loss, x), slope, rtol=max(tol, 2e-8), atol=max(tol, 2e-8))
+
+
+@pytest.mark.parametrize(("dtype", "tol"), DTYPES)
+@pytest.mark.parametrize(
+    "case", VECTORS["extra_surrogates"], ids=lambda c: f"{c['logp']}|{c['logp_old']}|{c['adv']}"
+)
+def test_other_objectives_agree_with_their_coupled_reference(case, dtype, tol) -> None:
+    tol = max(tol, 5e-9)  # central differences again
+    numbers = [case["logp"]], [case["logp_old"]], [case["logp_old"]], [case["adv"]]
+    dppo = -min(case["ratio"], 20.0) * case["adv"] * case["dppo_tv"]["keep"]
+    for name, options, slope, loss in (
+        ("cispo", {"clip": 0.28}, case["cispo"]["grad"], None),
+        ("topr", {}, case["topr"]["grad"], None),
+        ("sapo", {}, case["sapo"]["grad"], case["sapo"]["loss"]),
+        ("mhpo", {}, case["mhpo"]["grad"], case["mhpo"]["loss"]),
+        ("dppo_tv", {"clip": 0.15, "weight_cap": 20.0}, dppo, None),
+    ):
+        x = make(*numbers, dtype=dtype)
+        out = SURROGATES[name](x, **options)
+        expected = torch.tensor([slope], dtype=dtype)
+        torch.testing.assert_close(gradient(out.loss, x), expected, rtol=tol, atol=tol, msg=name)
+        if loss is not None:
+            torch.testing.assert_close(
+                out.loss.detach(), torch.tensor([loss], dtype=dtype), rtol=tol, atol=tol
+            )
+
+
+def slow_decoupled(
+    log_prob: float, proximal: float, behavior: float, adv: float, clip: float, dual: float
+) -> float:
+    """-w_b min(r A, clip(r) A), for A < 0 at most -dual A w_b."""
+    r, w_b = math.exp(log_prob - proximal), math.exp(proximal - behavior)
+    loss = -w_b * min(r * adv, min(max(r, 1 - clip), 1 + clip) * adv)
+    return min(loss, -dual * adv * w_b) if adv < 0 else loss
+
+
+@given(seed=st.integers(0, 10**6), clip=st.floats(0.05, 0.5), dual=st.floats(1.1, 4.0))
+@settings(max_examples=20, deadline=None)
+def test_decoupled_ppo_equals_its_product_form(seed: int, clip: float, dual: float) -> None:
+    x = random_input(seed, n=20)
+    out = decoupled(x, clip=clip, dual_clip=dual, weight_cap=None).loss.detach()
+    rows = zip(*(t.tolist() for t in (x.log_prob.detach(), x.proximal, x.behavior, x.advantage)), strict=True)
+    expected = torch.tensor([slow_decoupled(*row, clip, dual) for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(out, expected)
+
+
+def test_gradient_of_decoupled_ppo_is_the_total_weight_wherever_it_is_not_clipped() -> None:
+    x = random_input(seed=1, n=500)
+    r, w = torch.exp(x.log_prob - x.proximal).detach(), torch.exp(x.log_prob - x.behavior).detach()
+    clipped = ((r > 1.2) & (x.advantage > 0)) | ((r < 0.8) & (x.advantage < 0))
+    assert 50 < clipped.sum() < 450
+    slope = gradient(decoupled(x, clip=0.2).loss, x)
+    torch.testing.assert_close(slope, torch.where(clipped, 0.0, -w * x.advantage))
+
+
+def test_with_proximal_equal_to_behavior_decoupled_is_ppo() -> None:
+    x = random_input(seed=2)._replace()
+    x = x._replace(proximal=x.behavior)
+    for options in ({}, {"dual_clip": 2.0}, {"clip": 0.1}):
+        a, b = decoupled(x, **options), ppo(x, **options)
+        torch.testing.assert_close(a.loss, b.loss)
+        torch.testing.assert_close(gradient(a.loss, x), gradient(b.loss, x))
+
+
+def test_a_capped_sample_keeps_a_gradient_of_the_size_of_the_cap() -> None:
+    x = make([0.0], [-1.0], [-9.0], [-1.0])
+    assert gradient(decoupled(x, weight_cap=50.0).loss, x).item() == pytest.approx(50.0)
+
+
+def test_impala_takes_its_weight_from_the_trace_once() -> None:
+    weight = torch.full((64,), 0.5, dtype=torch.float64)
+    x = random_input(seed=3, weight=weight)
+    torch.testing.assert_close(gradient(impala(x).loss, x), -0.5 * x.advantage)
+    torch.testing.assert_close(gradient(impala(x, behavior_weight="none").loss, x), -x.advantage)
+
+
+@pytest.mark.parametrize("name", ["decoupled", "is_pg", "decoupled_kl", "mdpo"])
+def test_each_choice_counts_the_behaviour_weight_as_often_as_it_says(name: str) -> None:
+    """At r = 1 the gradient is -A times w_b^(times counted)."""
+    g = torch.Generator().manual_seed(0)
+    behavior = -torch.rand(50, generator=g, dtype=torch.float64)
+    proximal = behavior + 0.3 * torch.randn(50, generator=g, dtype=torch.float64)
+    w_b = torch.exp(proximal - behavior)
+    for choice, times in {"none": 0, "surrogate": 1, "trace": 1, "twice": 2}.items():
+        x = make(proximal, proximal, behavior, torch.ones(50), weight=w_b)
+        out = SURROGATES[name](x, behavior_weight=choice)
+        torch.testing.assert_close(gradient(out.loss, x), -(w_b**times), msg=f"{name} {choice}")
+
+
+TRACE_NAMES, PROXIMAL_NAMES = list(TRACES), ["behavior", "recompute", "ewma", "interpolate", "snapshot"]
+
+
+def refused(*arguments: str) -> str:
+    """What check_weights has against a combination, or nothing."""
+    try:
+        check_weights(*arguments)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("choice", ["surrogate", "trace", "none", "twice"])
+def test_accepted_combinations_count_the_weight_as_often_as_asked(choice: str) -> None:
+    """Every combination is either refused or, with r = 1 at the start of an update, has the asked power of
+    w_b."""
+    accepted = 0
+    behavior, start = torch.tensor([-1.0]).double(), torch.tensor([-0.7]).double()
+    for trace, proximal, name in itertools.product(TRACE_NAMES, PROXIMAL_NAMES, SURROGATES):
+        refusal = refused(trace, proximal, name, choice)
+        if refusal:
+            assert "\n" not in refusal
+            assert "use " in refusal
+            continue
+        accepted += 1
+        # proximal policies that are not the start of the update stand at -0.8; the ratio makes up for it
+        center = {"behavior": behavior, "recompute": start}.get(proximal, torch.tensor([-0.8]).double())
+        weight = torch.ones(1).double() if trace == "gae" else torch.exp(start - behavior)
+        x = make(start, center, behavior, [-1e-3], weight=weight)  # A < 0 and r >= 1: no clip acts
+        slope = gradient(SURROGATES[name](x, behavior_weight=choice, clip=10.0, kl_coef=0.0).loss, x) / 1e-3
+        if name in ("sapo", "mhpo", "topr", "cispo"):
+            continue  # their gates change the size
+        w, r = math.exp(0.3), torch.exp(start - center).item()
+        expected = {"surrogate": w, "trace": w, "twice": w * w, "none": r}[choice]
+        if choice == "none" and name in ("impala",):
+            expected = 1.0
+        assert slope.item() == pytest.approx(expected), (trace, proximal, name)
+    assert accepted > 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("gae", "recompute", "ppo", "trace"), "gae has no weight"),
+        (("vtrace", "ewma", "ppo", "trace"), "proximal=recompute"),
+        (("vtrace", "interpolate", "decoupled", "trace"), "proximal=recompute"),
+        (("vtrace", "behavior", "ppo", "trace"), "second time"),
+        (("gae", "recompute", "ppo", "surrogate"), "surrogate=decoupled"),
+        (("gae", "behavior", "ppo", "none"), "behavior_weight=surrogate"),
+        (("vtrace", "recompute", "impala", "surrogate"), "behavior_weight=trace"),
+        (("gae", "recompute", "ppo", "never"), "expected one of"),
+    ],
+)
+def test_refusals_say_what_to_do(arguments: tuple[str, str, str, str], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        check_weights(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("gae", "recompute", "decoupled", "surrogate"),
+        ("vtrace", "ewma", "decoupled", "surrogate"),
+        ("gae", "behavior", "ppo", "surrogate"),
+        ("vtrace", "recompute", "ppo", "trace"),
+        ("vtrace", "behavior", "ppo", "twice"),
+        ("vtrace", "recompute", "impala", "trace"),
+        ("gae", "recompute", "ppo", "none"),
+    ],
+)
+def test_sound_combinations_pass(arguments: tuple[str, str, str, str]) -> None:
+    check_weights(*arguments)
+
+
+@pytest.mark.parametrize("name", list(SURROGATES))
+@pytest.mark.parametrize("choice", ["surrogate", "trace"])
+def test_garbage_on_reset_rows_reaches_neither_loss_nor_gradient(name: str, choice: str) -> None:
+    for garbage in (float("inf"), -float("inf"), float("nan"), 1e30):
+        x = random_input(seed=5)
+        valid = torch.arange(64) % 3 > 0
+        dirty = {
+            field: torch.where(valid, getattr(x, field), garbage)
+            for field in ("proximal", "behavior", "advantage", "weight")
+        }
+        x = x._replace(valid=valid)
+        y = x._replace(**dirty)
+        clean, out = (SURROGATES[name](z, behavior_weight=choice) for z in (x, y))
+        assert torch.equal(out.loss, clean.loss)
+        assert not out.loss[~valid].any()
+        slope = gradient(out.loss, y)
+        assert torch.equal(slope, gradient(clean.loss, x))
+        assert not slope[~valid].any()
+
+
+@pytest.mark.parametrize("name", list(SURROGATES))
+def test_distant_policies_stay_finite_in_float32(name: str) -> None:
+    corner = torch.tensor([-200.0, -50.0, 0.0, 50.0])
+    log_prob, proximal, behavior, adv = (
+        t.flatten() for t in torch.meshgrid(corner, corner, corner, torch.tensor([-1.0, 1.0]), indexing="ij")
+    )
+    x = make(log_prob, proximal, behavior, adv, dtype=torch.float32)
+    out = SURROGATES[name](x)
+    assert out.loss.isfinite().all()
+    assert gradient(out.loss, x).isfinite().all()
+
+
+@pytest.mark.parametrize("name", list(SURROGATES))
+def test_order_of_samples_does_not_matter(name: str) -> None:
+    x = random_input(seed=9)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    y = SurrogateInput(*(t[order] if isinstance(t, Tensor) else t for t in x))
+    torch.testing.assert_close(SURROGATES[name](y).loss, SURROGATES[name](x).loss[order], rtol=0, atol=0)
+
+
+class Bernoulli:
+    """K = 1: the logit of a coin."""
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        p, q = (torch.distributions.Bernoulli(logits=x.squeeze(-1)) for x in (p, q))
+        return torch.distributions.kl_divergence(p, q)
+
+
+@pytest.mark.parametrize(("name", "reverse"), [("decoupled_kl", False), ("mdpo", True)])
+def test_the_penalty_is_the_exact_kl_where_it_is_known(name: str, reverse: bool) -> None:
+    params = torch.linspace(-1, 1, 64).double().unsqueeze(-1).requires_grad_()
+    center = torch.zeros(64, 1).double()
+    x = random_input(seed=4)
+    y = x._replace(params=params, proximal_params=center, distribution=Bernoulli())
+    kl = Bernoulli().kl(params, center) if reverse else Bernoulli().kl(center, params)
+    policy = -torch.exp(x.log_prob - x.behavior) * x.advantage
+    torch.testing.assert_close(SURROGATES[name](y, kl_coef=3.0).loss, policy + 3.0 * kl)
+    half = 0.5 * (x.log_prob - x.proximal).square()
+    torch.testing.assert_close(SURROGATES[name](x, kl_coef=3.0).loss, policy + 3.0 * half)

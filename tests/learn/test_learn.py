@@ -1,0 +1,63 @@
+"""The learning bars: `make learn`. Medians of three seeds, from the command line, as the README says them."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.learn
+SEEDS = (1, 101, 201)
+
+
+def train(tmp_path, target, seed, *words):
+    """Rows of metrics of one run, and the seconds from the command to its end."""
+    run = tmp_path / f"{target.replace('/', '_')}_{seed}_{'_'.join(map(str, words))[-40:]}"
+    started = time.monotonic()
+    command = [sys.executable, "-m", "sfactory", "train", target, "--run.dir", run, "--run.seed", seed, "--log.quiet", "True"]
+    done = subprocess.run([*map(str, command), *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "charts/episodic_return" in row], time.monotonic() - started
+
+
+def median_return(tmp_path, target, *words):
+    """Training return (last 100 games) at the end of the run: median over the seeds."""
+    finals = [train(tmp_path, target, seed, *words)[0][-1]["charts/episodic_return"] for seed in SEEDS]
+    print(f"{target} {' '.join(map(str, words))}: {[round(x, 1) for x in finals]}")
+    return statistics.median(finals)
+
+
+def test_breakout_reaches_10_at_1m_steps(tmp_path):
+    assert median_return(tmp_path, "minatar/breakout", "--stop.env-steps", "1M") >= 10
+
+
+def test_breakout_reaches_9_within_60_seconds_of_the_command(tmp_path):
+    times = [train(tmp_path, "minatar/breakout", seed, "--stop.target-return", 9)[1] for seed in SEEDS]
+    print(f"seconds to 9: {[round(x, 1) for x in times]}")
+    assert statistics.median(times) < 60
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "async"])
+def test_cartpole_reaches_450_within_150k(tmp_path, mode):
+    assert median_return(tmp_path, "classic/cartpole", "--run.mode", mode, "--stop.env-steps", "150k") >= 450
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "async"])
+def test_pendulum_reaches_minus_250_within_300k(tmp_path, mode):
+    assert median_return(tmp_path, "classic/pendulum", "--run.mode", mode, "--stop.env-steps", "300k") >= -250
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "async"])
+def test_acrobot_reaches_minus_100_within_300k(tmp_path, mode):
+    assert median_return(tmp_path, "classic/acrobot", "--run.mode", mode, "--stop.env-steps", "300k") >= -100
+
+
+def test_throughput_of_the_pipeline_is_45k_steps_per_second(tmp_path):
+    words = ("--learning.epochs", 1, "--learning.minibatches", 1, "--sampling.envs-per-group", 64, "--stop.seconds", 30)
+    rates = [train(tmp_path, "minatar/breakout", seed, *words)[0] for seed in SEEDS]
+    speeds = [statistics.median(row["charts/SPS"] for row in rows[1:]) for rows in rates]
+    print(f"steps/s: {[round(x) for x in speeds]}")
+    assert statistics.median(speeds) >= 45_000

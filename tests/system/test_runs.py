@@ -1,0 +1,197 @@
+"""Whole runs, with real processes: what a user starts, kills and resumes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+SMALL = [
+    "--sampling.num-samplers", "3", "--sampling.groups-per-sampler", "2", "--sampling.envs-per-group", "4",
+    "--sampling.rollout-length", "8", "--learning.minibatches", "2", "--learning.epochs", "1",
+    "--log.every-seconds", "0.5", "--checkpoint.every-seconds", "1", "--run.device", "cpu",
+]  # fmt: skip
+
+
+def command(*words):
+    return [sys.executable, "-m", "sfactory", *map(str, words)]
+
+
+def start(run_dir, *words, target="gymnasium/CartPole-v1"):
+    run = ["--run.dir", run_dir, *SMALL, *words]
+    return subprocess.Popen(
+        command("train", target, *run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def rows(run_dir):
+    path = Path(run_dir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def wait_for(condition, seconds=40.0, process=None):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"ended with {process.returncode}: {process.stderr.read()[-3000:]}")
+        time.sleep(0.05)
+    raise AssertionError("did not happen in time")
+
+
+def steps(run_dir):
+    return rows(run_dir)[-1]["env_steps"] if rows(run_dir) else 0
+
+
+def children(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def named(process, kind):
+    """Workers of a run by what they were told to be: their stderr is debug/<name>.txt."""
+    found = []
+    for child in children(process):
+        try:
+            if kind in os.readlink(f"/proc/{child.pid}/fd/2"):
+                found.append(child)
+        except OSError:
+            continue
+    return found
+
+
+def finish(process, code):
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err[-3000:]
+    return out, err
+
+
+def gone(processes):
+    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_run_trains_records_saves_and_can_be_resumed(tmp_path):
+    run = tmp_path / "run"
+    _, err = finish(start(run, "--stop.env-steps", 20_000), 0)
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("sfactory: finished (exit 0):"), last
+    assert "resume: sfactory resume" in last
+    first = rows(run)
+    assert first[-1]["env_steps"] >= 20_000
+    assert [r["env_steps"] for r in first] == sorted(r["env_steps"] for r in first)
+    assert {"config.toml", "metrics.jsonl", "tb", "log.txt", "checkpoints", "debug", "status.json"} <= {p.name for p in run.iterdir()}
+    assert not [p for p in Path("/dev/shm").glob("*sfactory*")]
+
+    done = subprocess.run(command("resume", run, "--stop.env-steps", 40_000), capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = rows(run)
+    assert again[: len(first) - 1] == first[: len(first) - 1]
+    axis = [r["env_steps"] for r in again]
+    assert axis == sorted(set(axis)), "one strictly increasing curve"
+    assert axis[-1] >= 40_000
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+def test_the_samplers_of_a_real_run_never_import_torch(tmp_path):
+    process = start(tmp_path / "run", "--stop.env-steps", 3_000)
+    finish(process, 0)
+    # asked in another way than by the source: what the process mapped
+    process = start(tmp_path / "again")
+    wait_for(lambda: steps(tmp_path / "again") > 0, process=process)
+    for sampler in named(process, "sampler"):
+        maps = Path(f"/proc/{sampler.pid}/maps").read_text()
+        assert "numpy" in maps
+        assert "torch" not in maps
+        assert sampler.memory_full_info().pss < 100 * 2**20
+    assert any("torch" in Path(f"/proc/{p.pid}/maps").read_text() for p in named(process, "learner"))
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_exits_with_its_code_and_leaves_nobody(tmp_path, number, code):
+    run = tmp_path / "run"
+    process = start(run, "--checkpoint.every-seconds", 1000)
+    wait_for(lambda: steps(run) > 0, process=process)
+    family = children(process)
+    os.killpg(process.pid, number)  # as a terminal or a scheduler does: to every process
+    _, err = finish(process, code)
+    assert f"(exit {code})" in err.strip().splitlines()[-1]
+    assert len(list((run / "checkpoints").iterdir())) == 1
+    assert gone(family)
+
+
+def test_a_killed_supervisor_leaves_nobody_after_a_second(tmp_path):
+    run = tmp_path / "run"
+    process = start(run)
+    wait_for(lambda: steps(run) > 0, process=process)
+    family = children(process)
+    assert len(named(process, "debug/")) == 5  # learner, inference, three samplers
+    process.kill()
+    process.wait()
+    wait_for(lambda: gone(family), seconds=1.0)
+
+
+def test_killed_samplers_and_inference_are_replaced_and_training_goes_on(tmp_path):
+    run = tmp_path / "run"
+    process = start(run, "--stop.seconds", 14)
+    wait_for(lambda: steps(run) > 0, process=process)
+    for round_ in range(6):
+        before = steps(run)
+        victim = named(process, "inference" if round_ == 3 else "sampler")[0]
+        victim.kill()
+        wait_for(lambda before=before: steps(run) > before, seconds=6.0, process=process)
+    finish(process, 0)
+    log = (run / "log.txt").read_text()
+    assert log.count("died (killed by SIGKILL); respawned") == 6
+    assert rows(run)[-1]["ledger/discarded"] > 0
+
+
+def test_a_killed_learner_ends_the_run_and_the_last_checkpoint_stands(tmp_path):
+    run = tmp_path / "run"
+    process = start(run)
+    wait_for(lambda: (run / "checkpoints").exists() and any(p.name.isdigit() for p in (run / "checkpoints").iterdir()), process=process)
+    named(process, "learner")[0].kill()
+    _, err = finish(process, 7)
+    assert "the learner died (killed by SIGKILL)" in err.strip().splitlines()[-1]
+
+
+def test_an_environment_that_cannot_be_built_ends_the_run_with_its_own_message(tmp_path):
+    process = start(tmp_path / "run", "--env.settings.raise-at", "-1", target="faults/count")
+    _, err = finish(process, 6)
+    assert "faults/count" in err.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def lockstep(run_dir, seed=1, *words):
+    args = ["--run.mode", "lockstep", "--run.seed", seed, "--stop.env-steps", 8000, "--log.every-updates", 5]
+    finish(start(run_dir, *args, *words), 0)
+    wall = {"seconds", "charts/SPS", "charts/FPS"}
+    kept = [{k: v for k, v in row.items() if k not in wall and not k.startswith(("stage/", "system/"))} for row in rows(run_dir)]
+    (newest,) = sorted(p for p in (run_dir / "checkpoints").iterdir() if p.name.isdigit())[-1:]
+    return kept, {p.name: p.read_bytes() for p in newest.glob("*.safetensors")}
+
+
+def test_the_same_seed_twice_in_lockstep_is_the_same_run_bit_for_bit(tmp_path):
+    one, two, other = lockstep(tmp_path / "a"), lockstep(tmp_path / "b"), lockstep(tmp_path / "c", 2)
+    assert one[0] == two[0]
+    assert one[1] == two[1]
+    assert one[1] != other[1]
+    assert len(one[0]) > 3
+
+
+def test_on_policy_data_has_lag_0_and_rho_1(tmp_path):
+    run = tmp_path / "run"
+    finish(start(run, "--sampling.slots-per-group", 1, "--stop.env-steps", 5000), 0)
+    assert all(r["lag/max"] == 0 for r in rows(run) if "lag/max" in r)
+    assert all(r["offpolicy/max_abs_log_rho"] < 1e-4 for r in rows(run) if "offpolicy/max_abs_log_rho" in r)
+    stale = tmp_path / "stale"
+    finish(start(stale, "--sampling.slots-per-group", 1, "--learning.forced-lag", 3, "--stop.env-steps", 5000), 0)
+    assert {r["lag/max"] for r in rows(stale) if "lag/max" in r} == {3.0}  # so the test above can fail

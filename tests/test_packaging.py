@@ -1,0 +1,54 @@
+"""What is installed is what lies in the folders."""
+
+import configparser
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def read_setup():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def test_the_package_list_names_every_folder():
+    listed = set(read_setup()["options"]["packages"].split())
+    found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "sfactory").rglob("__init__.py")}
+    assert listed == found | {"sfactory_configs", "sfactory_envs"}
+
+
+def test_every_extra_of_the_readme_exists():
+    extras = set(read_setup()["options.extras_require"])
+    assert {"minatar", "atari", "mujoco", "envpool", "video", "plots", "wandb", "dev", "all"} <= extras
+
+
+def test_constraints_pin_everything_that_is_required():
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    required = {line.split(">=")[0].split("[")[0].strip() for line in read_setup()["options"]["install_requires"].split()}
+    assert {name.lower() for name in required} <= pinned
+
+
+def test_the_wheel_holds_every_module_and_every_preset(tmp_path):
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    moved = {"sfactory": "sfactory", "envs": "sfactory_envs", "configs": "sfactory_configs"}
+    for folder, package in moved.items():
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".toml") or path.name == "py.typed":
+                assert f"{package}/{path.relative_to(ROOT / folder)}" in names
+    assert not any(name.startswith(("envs/", "configs/", "tests/")) for name in names)
+
+
+def test_every_preset_parses():
+    presets = sorted((ROOT / "configs").rglob("*.toml"))
+    assert len(presets) >= 9
+    for path in presets:
+        assert tomllib.loads(path.read_text())["env"]
