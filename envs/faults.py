@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.envs import ActionLeaf, EnvError, EnvFault, EnvSpec, Episode, Leaf, Step, suggestion
+from sfactory.envs import ActionLeaf, EnvError, EnvFault, EnvSpec, Episode, Leaf, Step, suggest as suggestion
 
 IDS = ("count", "clock")
 NEVER = -2

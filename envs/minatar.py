@@ -1,133 +1,215 @@
-"""MinAtar (Young & Tian 2019, arXiv 1903.03176): `minatar/breakout`, asterix, freeway, seaquest, space_invaders.
+"""MinAtar (Young and Tian, 2019, arXiv:1903.03176): `minatar/breakout`, asterix, freeway, seaquest, space_invaders.
 
-The `-v0` task of the paper: six actions, sticky actions 0.1, difficulty ramping. The game's file is loaded by its path:
-importing `minatar` itself costs 1.5 s and 157 MB (it imports seaborn). What `minatar.Environment.act` does around a game,
-the sticky action, is done here with the same draws from the same generator, so the two agree frame by frame.
+The same games, random numbers and sticky actions as the package's own environment, frame by frame. Observations are
+[10, 10, C] bool, height x width x channel. Only the game's file is loaded: the package itself imports plotting libraries
+(1.5 s and 157 MB in every sampler).
+
+E environments of a group. The stock environment calls every end a termination; Freeway's only end is its clock of 2,500
+steps, which the observation does not show, so here it is a truncation and the last observation is bootstrapped from.
 """
 
 from __future__ import annotations
 
-import importlib.machinery
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from sfactory.envs import ActionLeaf, EnvError, EnvFault, EnvSpec, Episode, Leaf, Step, suggestion
+from sfactory.envs import (
+    ActionLeaf,
+    EnvError,
+    EnvFault,
+    EnvSpec,
+    Leaf,
+    Step,
+    Tally,
+    fault,
+    missing_package,
+    next_seed,
+    suggest,
+)
 
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
-NUM_ACTIONS = 6
-PROTOCOL = "v0"
+ENDS_BY_CLOCK = frozenset({"freeway"})
 
 
-def _load_game(game: str) -> ModuleType:
-    package = importlib.machinery.PathFinder.find_spec("minatar")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("No module named 'minatar'", name="minatar")
-    path = Path(package.origin).parent / "environments" / f"{game}.py"
-    spec = importlib.util.spec_from_file_location(f"minatar_game_{game}", path)
-    assert spec is not None
-    assert spec.loader is not None
+def load_game(game: str) -> ModuleType:
+    """The module of one game, loaded from its file without importing the package around it."""
+    if game not in GAMES:
+        raise EnvError(f"minatar has no game {game!r}{suggest(game.split('-')[0], GAMES)}")
+    package = importlib.util.find_spec("minatar")
+    if package is None or not package.submodule_search_locations:
+        raise missing_package(f"minatar/{game}", "minatar", "minatar")
+    path = Path(package.submodule_search_locations[0]) / "environments" / f"{game}.py"
+    spec = importlib.util.spec_from_file_location(f"minatar.environments.{game}", path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise EnvError(f"minatar/{game}: the installed package has no file {path}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 class MinAtarGroup:
-    """E games in one Python loop, 2 us each. Observations [E, 10, 10, C] bool."""
+    """E games of one kind, stepped in one loop: everything per environment is a bound method in a list."""
 
     def __init__(
         self,
         game: str,
         num_envs: int,
         seeds: Sequence[int],
-        sticky_action_prob: float = 0.1,
-        difficulty_ramping: bool = True,
-        minimal_actions: bool = False,
-        max_episode_steps: int | None = None,
+        sticky_action_prob: float,
+        difficulty_ramping: bool,
+        minimal_actions: bool,
+        max_episode_steps: int | None,
     ) -> None:
-        if game not in GAMES:
-            raise EnvError(f"minatar/ has no game {game!r}{suggestion(game, GAMES)}; it has {', '.join(GAMES)}")
-        if not 0.0 <= sticky_action_prob <= 1.0:
-            raise EnvError(f"env.settings.sticky-action-prob is {sticky_action_prob}, expected 0 to 1")
-        module = _load_game(game)
-        self.num_envs, self.sticky, self.limit = num_envs, sticky_action_prob, max_episode_steps
-        self.games: list[Any] = [module.Env(ramping=difficulty_ramping) for _ in range(num_envs)]
-        for env, seed in zip(self.games, seeds, strict=True):
-            env.random = np.random.RandomState(seed)  # one generator for game and stickiness, as Environment.seed does
-        self.action_map = list(range(NUM_ACTIONS))
-        if minimal_actions:
-            self.action_map = [int(a) for a in self.games[0].minimal_action_set()]
-        shape = tuple(int(n) for n in self.games[0].state_shape())
-        standard = sticky_action_prob == 0.1 and difficulty_ramping
-        protocol = ("v1" if minimal_actions else PROTOCOL) if standard else f"sticky {sticky_action_prob:g}, ramping {difficulty_ramping}"
+        self.num_envs, self.game = num_envs, game
+        self.seeds, self.renewals = list(seeds), [0] * num_envs
+        self._new_game, self._ramping = load_game(game).Env, difficulty_ramping
+        self._sticky, self._max_steps = sticky_action_prob, max_episode_steps
+        self.games: list[Any] = [None] * num_envs
+        self._draw: list[Any] = [None] * num_envs
+        self._act: list[Any] = [None] * num_envs
+        self._state: list[Any] = [None] * num_envs
+        self._last_action = [0] * num_envs
+        self._over = [False] * num_envs  # the next step resets
+        for env in range(num_envs):
+            self._build(env)
+        actions = self.games[0].minimal_action_set() if minimal_actions else list(range(6))
+        self._legal = dict(enumerate(actions))  # a look-up that is a guard too: NaN and -1 are no keys
+        shape = tuple(self.games[0].state_shape())
+        rules = f"sticky {sticky_action_prob:g}, {'' if difficulty_ramping else 'no '}difficulty ramping"
         self.spec = EnvSpec(
-            f"minatar/{game}",
-            {"obs": Leaf(shape, "bool")},
-            {"action": ActionLeaf((), "int64", "discrete", (len(self.action_map),))},
+            name=f"minatar/{game}",
+            obs={"obs": Leaf(shape, "bool")},
+            actions={"action": ActionLeaf((), "int64", "discrete", (len(actions),))},
             max_episode_steps=max_episode_steps,
-            protocol=protocol,
+            protocol=f"minatar {'v1' if minimal_actions else 'v0'}, {len(actions)} actions, {rules}",
         )
-        self.obs = np.zeros((num_envs, *shape), bool)
-        self.pending = [False] * num_envs  # the next step is the reset step
-        self.last = [0] * num_envs  # the last action; it survives a reset, as in the package
-        self.returns, self.lengths = [0.0] * num_envs, [0] * num_envs
+        self.obs = {"obs": np.zeros((num_envs, *shape), bool)}
+        self._rows = self.obs["obs"].reshape(-1, *shape[1:])  # [E * 10, 10, C], the same memory
+        self.tally = Tally(num_envs)
+
+    def _build(self, env: int) -> None:
+        """A new game with its own seeded stream, at the beginning of an episode."""
+        game = self._new_game(ramping=self._ramping)
+        game.random = np.random.RandomState(self.seeds[env])
+        game.reset()
+        self.games[env], self._act[env], self._state[env] = game, game.act, game.state
+        self._draw[env] = game.random.random_sample  # what rand() calls, without the detour
+        self._last_action[env], self._over[env] = 0, False
+
+    def _renew(self, env: int) -> None:
+        self.renewals[env] += 1
+        self.seeds[env] = next_seed(self.seeds[env], self.renewals[env])
+        self._build(env)
+        self.tally.drop(env)
+
+    def _observe(self) -> None:
+        """Every game's picture into the group's array, in one copy."""
+        np.concatenate([state() for state in self._state], out=self._rows)
 
     def reset(self) -> dict[str, np.ndarray]:
-        for i, game in enumerate(self.games):
-            game.reset()
-            self.obs[i] = game.state()
-        return {"obs": self.obs}
+        """Begin every episode. Games are born seeded and reset, so the first call only looks."""
+        for env, game in enumerate(self.games):
+            if self._over[env] or self.tally.lengths[env]:
+                game.reset()
+                self._over[env] = False
+                self.tally.drop(env)
+        self._observe()
+        return self.obs
 
-    def step(self, action: Mapping[str, np.ndarray]) -> Step:
-        # One pass over plain Python lists: numpy scalars would cost more than the game.
-        n, obs, sticky, last, pending = self.num_envs, self.obs, self.sticky, self.last, self.pending
-        returns, lengths, limit, actions = self.returns, self.lengths, self.limit, self.action_map
-        wanted = action["action"].tolist()
-        reward, ended, cut, valid = [0.0] * n, [False] * n, [False] * n, [True] * n
-        episodes: list[Episode] = []
+    def step(self, action: dict[str, np.ndarray]) -> Step:
+        """One step of every game, the sticky action drawn as `minatar.Environment.act` does. `action`: [E] int64."""
+        num_envs = self.num_envs
+        reward, valid = np.zeros(num_envs, np.float32), np.ones(num_envs, bool)
+        ended: list[int] = []
         faults: list[EnvFault] = []
-        for i, game in enumerate(self.games):
-            if pending[i]:
-                pending[i], valid[i] = False, False
-                game.reset()
-                obs[i] = game.state()
-                continue
-            choice = wanted[i]
-            if not 0 <= choice < len(actions):
-                faults.append(EnvFault(i, f"action {choice} is out of range; it was not passed on, the game begins anew"))
-                valid[i], returns[i], lengths[i] = False, 0.0, 0
-                game.reset()
-                obs[i] = game.state()
-                continue
-            choice = actions[choice]
-            if game.random.rand() < sticky:
-                choice = last[i]
-            last[i] = choice
-            gain, over = game.act(choice)
-            obs[i] = game.state()
-            lengths[i] += 1
-            if gain:
-                reward[i] = gain
-                returns[i] += gain
-            late = limit is not None and lengths[i] >= limit and not over
-            if over or late:
-                episodes.append(Episode(i, float(returns[i]), lengths[i]))
-                ended[i], cut[i], pending[i] = bool(over), late, True
-                returns[i], lengths[i] = 0.0, 0
-        flags = np.array(valid)
-        return Step(
-            {"obs": obs}, np.array(reward, np.float32), np.array(ended), np.array(cut), flags, ~flags,
-            tuple(episodes), tuple(faults),
-        )  # fmt: skip
+        legal, sticky, last_action, over = self._legal, self._sticky, self._last_action, self._over
+        rows = zip(range(num_envs), action["action"].tolist(), self._draw, self._act, strict=True)
+        for env, row, draw, act in rows:
+            try:
+                if over[env]:
+                    over[env] = valid[env] = False
+                    self.games[env].reset()  # last_action survives, as in the package
+                    continue
+                chosen = legal[row]
+                if draw() < sticky:
+                    chosen = last_action[env]
+                last_action[env] = chosen
+                points, terminal = act(chosen)
+                if points:
+                    reward[env] = points
+                if terminal:
+                    ended.append(env)
+            except Exception as error:
+                faults.append(self._fail(env, row, error))
+                reward[env], valid[env] = 0.0, False
+        self.tally.count(reward, valid)
+        terminated, truncated = self._ends(ended)
+        try:
+            self._observe()
+        except Exception:  # rare: find out who it was
+            self._observe_one_by_one(faults, reward, valid, terminated, truncated)
+        episodes: tuple[Any, ...] = ()
+        if ended or self._max_steps:
+            ended = np.flatnonzero(terminated | truncated).tolist()
+            episodes = self.tally.end(ended)
+            for env in ended:
+                over[env] = True
+        return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults))
+
+    def _ends(self, ended: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        if ended:
+            (truncated if self.game in ENDS_BY_CLOCK else terminated)[ended] = True
+        if self._max_steps:
+            truncated |= (self.tally.lengths >= self._max_steps) & ~terminated
+        return terminated, truncated
+
+    def _fail(self, env: int, row: Any, error: Exception) -> EnvFault:
+        """Report what went wrong with one game and put a new one in its place."""
+        if isinstance(error, KeyError) and row not in self._legal:
+            error = ValueError(f"illegal action {row}: actions are 0 to {len(self._legal) - 1}")
+        report = fault(env, error, self.seeds[env], int(self.tally.lengths[env]))
+        self._renew(env)
+        return report
+
+    def _observe_one_by_one(self, faults: list[EnvFault], reward: np.ndarray, valid: np.ndarray, *ends: np.ndarray) -> None:
+        for env in range(self.num_envs):
+            try:
+                self.obs["obs"][env] = self._state[env]()
+            except Exception as error:
+                faults.append(self._fail(env, 0, error))
+                self.obs["obs"][env] = self._state[env]()
+                reward[env], valid[env] = 0.0, False
+                for end in ends:
+                    end[env] = False
 
     def close(self) -> None:
-        pass
+        """Nothing to close: a game is a Python object."""
 
 
-def make(env_id: str, *, num_envs: int, seeds: Sequence[int], **settings: Any) -> MinAtarGroup:
-    """Settings: sticky_action_prob, difficulty_ramping, minimal_actions, max_episode_steps."""
-    return MinAtarGroup(env_id, num_envs, seeds, **settings)
+def make(
+    env_id: str,
+    *,
+    num_envs: int,
+    seeds: Sequence[int],
+    sticky_action_prob: float = 0.1,
+    difficulty_ramping: bool = True,
+    minimal_actions: bool = False,
+    max_episode_steps: int | None = None,
+) -> MinAtarGroup:
+    """A group of one game. `minimal_actions`: the game's own actions (-v1) instead of all 6 (-v0, the paper's).
+
+    `max_episode_steps` truncates; the games have no limit of their own (but Freeway), so an evaluation needs one.
+    """
+    if not 0.0 <= sticky_action_prob < 1.0:
+        raise EnvError(f"minatar/{env_id}: sticky_action_prob is {sticky_action_prob}, it must be in [0, 1)")
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise EnvError(f"minatar/{env_id}: max_episode_steps is {max_episode_steps}, it must be at least 1")
+    return MinAtarGroup(
+        env_id, num_envs, seeds, sticky_action_prob, difficulty_ramping, minimal_actions, max_episode_steps
+    )

@@ -2,7 +2,7 @@
 
 A `Config` is complete and checked once it exists: nothing is filled in at run time. Derived numbers are properties.
 Checks across fields stand at the end and name the flags; they raise `ValueError` with one line for people.
-Standard library only: samplers import this. Presets, files and the command line: `sfactory.presets`.
+Standard library only, as samplers import this. Presets, files and flags: `sfactory.presets`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +128,17 @@ class Learning:
     snapshot_age: int = 1
     """snapshot: the trust region sits at the weights of this many updates ago."""
     surrogate: Literal[
-        "ppo", "decoupled", "decoupled_kl", "impala", "is_pg", "cispo", "topr", "mdpo", "dppo_tv", "sapo", "mhpo"
+        "ppo",
+        "decoupled",
+        "decoupled_kl",
+        "impala",
+        "is_pg",
+        "cispo",
+        "topr",
+        "mdpo",
+        "dppo_tv",
+        "sapo",
+        "mhpo",
     ] = "decoupled"
     """Policy objective."""
     clip: float = 0.2
@@ -280,7 +292,7 @@ class Config:
 _AT_LEAST_ONE = (
     "sampling.num_samplers", "sampling.groups_per_sampler", "sampling.envs_per_group", "sampling.rollout_length",
     "sampling.slots_per_group", "learning.epochs", "learning.minibatches", "checkpoint.keep", "log.every_updates",
-    "run.learner_threads", "run.inference_threads", "learning.nonfinite_budget", "learning.snapshots",
+    "run.learner_threads", "run.inference_threads", "learning.nonfinite_budget", "learning.snapshot_age",
 )  # fmt: skip
 _POSITIVE = (
     "optim.lr", "optim.eps", "learning.batch_factor", "env.step_timeout", "run.stall_timeout", "learning.weight_cap",
@@ -290,6 +302,7 @@ _NOT_NEGATIVE = (
     "learning.forced_lag", "learning.value_coef", "learning.entropy_coef", "optim.max_grad_norm",
     "checkpoint.every_seconds", "log.every_seconds", "log.console_seconds",
 )  # fmt: skip
+ENCODERS = ("auto", "mlp", "minatar", "nature", "impala")
 _FRACTIONS = ("learning.gamma", "learning.trace_lambda", "learning.leak")
 
 
@@ -307,12 +320,22 @@ def _check_ranges(config: Config) -> None:
     refuse(_POSITIVE, "greater than 0", lambda x: not 0 < x < math.inf)
     refuse(_NOT_NEGATIVE, "0 or more", lambda x: not x >= 0)
     refuse(_FRACTIONS, "between 0 and 1", lambda x: not 0 <= x <= 1)
-    if config.sampling.slots_per_group > 255 or config.sampling.rollout_length > 65535:  # bits of a request word
+    if (
+        config.sampling.slots_per_group > 255 or config.sampling.rollout_length > 65535
+    ):  # bits of a request word
         raise ValueError("sampling.slots-per-group goes up to 255 and sampling.rollout-length up to 65535")
     if config.optim.schedule == "linear" and not config.stop.env_steps:
         raise ValueError("optim.schedule linear ends at stop.env-steps, which is 0; set it, or use constant")
+    if ":" not in config.model.encoder and config.model.encoder not in ENCODERS:
+        raise ValueError(
+            f"model.encoder is {config.model.encoder}; it must be {', '.join(ENCODERS)} or module:Class"
+        )
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.run.device):
+        raise ValueError(f"run.device is {config.run.device}; it must be auto, cpu, cuda or cuda:N")
     if config.model.separate and config.model.core != "none":
-        raise ValueError(f"model.separate and model.core {config.model.core} exclude each other: one memory, one trunk")
+        raise ValueError(
+            f"model.separate and model.core {config.model.core} exclude each other: one memory, one trunk"
+        )
 
 
 def _check_batch(config: Config) -> None:
@@ -345,7 +368,10 @@ def _check_batch(config: Config) -> None:
 
 def _check_behavior_weight(o: Learning) -> None:
     """The rule of `sfactory.algo.surrogate.check_weights`, said again because that file needs torch (1.5 s)."""
-    asks_trace, asks_surrogate = o.behavior_weight in ("trace", "twice"), o.behavior_weight in ("surrogate", "twice")
+    asks_trace, asks_surrogate = (
+        o.behavior_weight in ("trace", "twice"),
+        o.behavior_weight in ("surrogate", "twice"),
+    )
     coupled = o.proximal == "behavior" and o.surrogate != "impala"  # the ratio is policy/behavior by itself
     why = ""
     if asks_trace and o.trace == "gae":
@@ -381,10 +407,23 @@ def to_toml(config: Config) -> str:
 
 
 def from_toml(path: Path) -> Config:
-    """Read what `to_toml` wrote. Raises ValueError with one line that names the file."""
-    from sfactory.presets import build, read_toml  # they know this file, and samplers need neither
-
-    return build(read_toml(Path(path)))
+    """Read back what `to_toml` wrote. Raises ValueError with one line that names the file."""
+    try:
+        table = tomllib.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    sections: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+    parts: dict[str, Any] = {}
+    for section, values in table.items():
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: {section}: settings stand in sections; write [section] above it")
+        known = {f.name for f in dataclasses.fields(sections[section])} if section in sections else set()
+        strange = sorted(set(values) - known)
+        if strange:
+            raise ValueError(f"{path}: {section}.{strange[0]}: no such setting")
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        parts[section] = sections[section](**values)
+    return Config(**parts)
 
 
 def _toml(value: Any) -> str:
@@ -393,7 +432,9 @@ def _toml(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's basic strings are JSON's
+        return json.dumps(value, ensure_ascii=False).replace(
+            "\x7f", "\\u007f"
+        )  # TOML's basic strings are JSON's
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_toml(item) for item in value)}]"
     if isinstance(value, dict):

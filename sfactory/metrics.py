@@ -10,11 +10,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict, deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-
-from sfactory.config import Stop
 
 GAMES = 100  # a training return is the mean of the last so many games
 
@@ -113,6 +111,17 @@ def kind_of(worker: str) -> str:
     return worker.partition("-")[0]
 
 
+class Stop(Protocol):
+    """The stop rules progress is measured by; `config.Stop` is one."""
+
+    @property
+    def env_steps(self) -> int: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+
+
 class Board:
     """Aggregates telemetry into rows. Deterministic: no clock but the seconds it is given.
 
@@ -129,8 +138,9 @@ class Board:
         self._lags: dict[str, list[int]] = defaultdict(list)
         self._faults: dict[str, int] = defaultdict(int)
         self._steps_before, self._seconds_before = env_steps, seconds
-        self._frames_before = self._updates_before = -1
+        self._updates_before = -1
         self._speed: dict[str, float] = {}
+        self._now = (env_steps, seconds)
 
     @property
     def training_return(self) -> float | None:
@@ -157,7 +167,9 @@ class Board:
         elif kind == "lag":
             self._lags[worker] += payload
         elif kind != "log":
-            raise KeyError(f"telemetry of kind {kind!r} from {worker}: expected episodes, learner, stages, fault, lag, log")
+            raise KeyError(
+                f"telemetry of kind {kind!r} from {worker}: expected episodes, learner, stages, fault, lag, log"
+            )
 
     def snapshot(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
         """One row, and the beginning of the next window. `seconds` of training, over all launches."""
@@ -179,7 +191,12 @@ class Board:
         self._stages.clear()
         for name in row:
             meaning(name)
+        self._now = (env_steps, seconds)
         return row
+
+    def console_line(self, snapshot: Mapping[str, float], stop: Stop) -> str:
+        """One line of progress for the newest row."""
+        return console_line(snapshot, stop, *self._now)
 
     def _speeds(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
         """Rates over the window; the last ones again if no time has passed."""
@@ -209,10 +226,16 @@ class Board:
 # -- one line of progress ----------------------------------------------------------------------------------------------
 
 
+def busy_shares(row: Mapping[str, float]) -> dict[str, float]:
+    """Worker kind -> share of its time it does not wait; only kinds that have reported."""
+    known = {name.split("/")[1] for name in row if name.startswith("stage/")}
+    return {kind: 1.0 - row.get(f"stage/{kind}/wait", 0.0) for kind in STAGES if kind in known}
+
+
 def bottleneck(row: Mapping[str, float]) -> str:
     """The kind of worker that waits least: the others wait for it. Empty before stages are known."""
-    waits = {kind: row.get(f"stage/{kind}/wait", 0.0) for kind in STAGES if any(f"stage/{kind}/{s}" in row for s in STAGES[kind])}
-    return min(waits, key=lambda kind: waits[kind]) if waits else ""
+    busy = busy_shares(row)
+    return max(busy, key=lambda kind: busy[kind]) if busy else ""
 
 
 def console_line(row: Mapping[str, float], stop: Stop, env_steps: float, seconds: float) -> str:
@@ -225,14 +248,10 @@ def console_line(row: Mapping[str, float], stop: Stop, env_steps: float, seconds
         parts.append(f"return {row['charts/episodic_return']:.4g}")
     if "lag/mean" in row:
         parts.append(f"lag {row['lag/mean']:.1f} (p95 {row.get('lag/p95', row['lag/mean']):.0f}) updates")
-    slowest = bottleneck(row)
-    if slowest:
-        busy = [
-            f"{kind}{'*' if kind == slowest else ''} {100 * (1 - row.get(f'stage/{kind}/wait', 0.0)):.0f}%"
-            for kind in STAGES
-            if any(f"stage/{kind}/{stage}" in row for stage in STAGES[kind])
-        ]
-        parts.append(f"busy: {' '.join(busy)}")
+    busy = busy_shares(row)
+    if busy:
+        words = (f"{kind} {100 * share:.0f}%" for kind, share in busy.items())
+        parts.append(f"busy {' '.join(words)} (bottleneck {bottleneck(row)})")
     if row.get("faults/total"):
         parts.append(f"faults {row['faults/total']:.0f}")
     done, left_s = _remaining(row, stop, env_steps, seconds)
@@ -241,10 +260,16 @@ def console_line(row: Mapping[str, float], stop: Stop, env_steps: float, seconds
     return " | ".join(parts)
 
 
-def _remaining(row: Mapping[str, float], stop: Stop, env_steps: float, seconds: float) -> tuple[float | None, float | None]:
+def _remaining(
+    row: Mapping[str, float], stop: Stop, env_steps: float, seconds: float
+) -> tuple[float | None, float | None]:
     """(fraction done, seconds left) of the stop rule that comes first; None where it cannot be said."""
     sps, fps = row.get("charts/SPS", 0.0), row.get("charts/FPS", 0.0)
-    rules = [(stop.env_steps, env_steps, sps), (stop.frames, row.get("charts/frames", 0.0), fps), (stop.seconds, seconds, 1.0)]
+    rules = [
+        (stop.env_steps, env_steps, sps),
+        (stop.frames, row.get("charts/frames", 0.0), fps),
+        (stop.seconds, seconds, 1.0),
+    ]
     ends = []
     for goal, now, rate in rules:
         if goal:

@@ -31,7 +31,16 @@ ENV_GROUP = "sfactory.envs"  # entry points of environment families
 SETTINGS = "env.settings"  # the one table with names of its own
 _UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 _NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?)([kKMGB]?)")
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_WORDS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
 
 
 class SettingError(ValueError):
@@ -137,7 +146,9 @@ def read_toml(path: Path) -> Layer:
         for key, value in values.items():
             name = f"{section}.{key}".replace("-", "_")
             if name == SETTINGS and isinstance(value, dict):
-                layer.update({f"{SETTINGS}.{k.replace('-', '_')}": Given(v, str(path)) for k, v in value.items()})
+                layer.update(
+                    {f"{SETTINGS}.{k.replace('-', '_')}": Given(v, str(path)) for k, v in value.items()}
+                )
             else:
                 layer[name] = Given(value, str(path))
     return layer
@@ -148,8 +159,12 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[Layer]:
     from_files = [read_toml(path) for path in files]
     if not target:
         if not any("env.name" in layer for layer in from_files):
-            raise SettingError("no TARGET; name a preset (see `sfactory presets`) or FAMILY/ID (see `sfactory envs`)")
+            raise SettingError(
+                "no TARGET; name a preset (see `sfactory presets`) or FAMILY/ID (see `sfactory envs`)"
+            )
         return from_files
+    if target.endswith(".toml"):
+        raise SettingError(f"{target}: a file is given as --config {target}")
     family, slash, name = target.partition("/")
     if not slash or not family or not name or ".." in target:
         raise SettingError(f"{target}: no such preset{suggestion(target, _targets())}{_see()}")
@@ -177,7 +192,9 @@ def _see() -> str:
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
-def split_flags(args: Sequence[str], options: Mapping[str, bool]) -> tuple[Layer, dict[str, list[str]], list[str]]:
+def split_flags(
+    args: Sequence[str], options: Mapping[str, bool]
+) -> tuple[Layer, dict[str, list[str]], list[str]]:
     """Sort a command line into settings, the verb's own options (name -> takes a value) and positionals."""
     layer: Layer = {}
     own: dict[str, list[str]] = {}
@@ -365,6 +382,14 @@ def _registry() -> Any:
         return None
 
     return registry
+
+
+def whole(text: str, name: str) -> int:
+    """A whole number of a verb's own option."""
+    try:
+        return _whole(text)
+    except SettingError as error:
+        raise SettingError(f"{name}: {error}") from None
 
 
 def _whole(text: str) -> int:

@@ -16,7 +16,7 @@ def train(tmp_path, target, seed, *words):
     """Rows of metrics of one run, and the seconds from the command to its end."""
     run = tmp_path / f"{target.replace('/', '_')}_{seed}_{'_'.join(map(str, words))[-40:]}"
     started = time.monotonic()
-    command = [sys.executable, "-m", "sfactory", "train", target, "--run.dir", run, "--run.seed", seed, "--log.quiet", "True"]
+    command = [sys.executable, "-m", "sfactory", "train", target, "--run.dir", run, "--run.seed", seed, "--quiet"]
     done = subprocess.run([*map(str, command), *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,240 @@
+"""Evaluation: the newest policy of a run plays whole games in environments of its own.
+
+A fixed number of games is shared out among the environments beforehand. Taking the first N games that end anywhere would
+prefer short ones: an environment that dies early would send in more of them. Reported are mean, median and interquartile
+mean with stratified-bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264).
+
+Shapes: E environments; every leaf of an observation or action is [E, ...].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ENVS = 32  # at most: more would play more games at once and wait longer for the last one
+SEED_STREAM = 5  # away from the seeds training uses
+FAULTS = 10  # broken environments an evaluation survives
+RESAMPLES = 2000
+
+Policy = Callable[[Mapping[str, np.ndarray], np.ndarray], dict[str, np.ndarray]]
+"""(obs [E, ...], first [E]) -> action [E, ...]."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """N whole games of one policy, and what they were played under."""
+
+    env: str
+    protocol: str
+    greedy: bool
+    seed: int
+    max_steps: int
+    env_steps: int
+    """Trained steps of the policy that played."""
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    capped: int
+    """Games cut at `max_steps`; they count with their return so far."""
+    faults: int
+    """Games thrown away because their environment broke; others were played in their place."""
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Mean, median, IQM of the returns with 95 % intervals of mean and IQM, and the mean length."""
+        returns = np.asarray(self.returns)
+        low, high = bootstrap([returns], np.mean)
+        iqm_low, iqm_high = bootstrap([returns], iqm)
+        return {
+            "mean": float(returns.mean()), "mean_low": low, "mean_high": high,
+            "median": float(np.median(returns)), "std": float(returns.std()),
+            "iqm": float(iqm(returns)), "iqm_low": iqm_low, "iqm_high": iqm_high,
+            "min": float(returns.min()), "max": float(returns.max()), "length": float(np.mean(self.lengths)),
+        }  # fmt: skip
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {**asdict(self), "episodes": len(self.returns), **self.statistics}
+
+    def report(self) -> str:
+        """For people."""
+        s = self.statistics
+        actions = "greedy actions (the likeliest)" if self.greedy else "sampled actions (as in training)"
+        lines = [
+            f"{len(self.returns)} games of {self.env}, {actions}, policy after {self.env_steps:,} steps, seed {self.seed}",
+            f"protocol  {self.protocol or self.env}; at most {self.max_steps:,} steps per game",
+            f"mean      {s['mean']:.2f}   95% interval {s['mean_low']:.2f} to {s['mean_high']:.2f}",
+            f"IQM       {s['iqm']:.2f}   95% interval {s['iqm_low']:.2f} to {s['iqm_high']:.2f}",
+            f"median    {s['median']:.2f}   from {s['min']:.2f} to {s['max']:.2f}",
+            f"length    {s['length']:.1f} steps",
+        ]
+        if self.capped:
+            lines.append(
+                f"capped    {self.capped} of {len(self.returns)} games reached {self.max_steps:,} steps"
+            )
+        if self.faults:
+            lines.append(f"faults    {self.faults} games were lost to a broken environment and replaced")
+        return "\n".join(lines)
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+
+
+def iqm(scores: np.ndarray, axis: int | None = None) -> Any:
+    """Interquartile mean: the mean without the lowest and the highest quarter (rounded down), as in rliable."""
+    ordered = np.sort(scores, axis=axis)
+    count = ordered.shape[-1 if axis is None else axis]
+    cut = int(0.25 * count)
+    return np.take(ordered, range(cut, count - cut), axis=-1 if axis is None else axis).mean(axis=axis)
+
+
+def bootstrap(
+    strata: Sequence[np.ndarray], statistic: Callable[..., Any], resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of `statistic` over all scores, resampled within each stratum (task) on its own.
+
+    strata: one [n_i] array per task. statistic: takes (scores [R, sum n_i], axis=1) and returns [R].
+    """
+    draws = np.random.default_rng(seed)
+    columns = [x[draws.integers(len(x), size=(resamples, len(x)))] for x in map(np.asarray, strata)]
+    low, high = np.percentile(statistic(np.concatenate(columns, axis=1), axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+# -- playing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Games:
+    """What has been played so far."""
+
+    returns: list[float]
+    lengths: list[int]
+    capped: int = 0
+    faults: int = 0
+
+
+def share(episodes: int, envs: int) -> list[int]:
+    """Games per environment: as even as can be."""
+    return [episodes // envs + (i < episodes % envs) for i in range(envs)]
+
+
+def play(make: Callable[[int, int], Any], policy: Policy, episodes: int, max_steps: int) -> Games:
+    """Exactly `episodes` games. make(num_envs, first_env) builds a group whose environments were never used before.
+
+    An environment leaves when its share is played, when it broke, or when a game was capped: a group cannot be reset in
+    parts. What is left of its share goes to a fresh environment of the next round.
+    """
+    games = Games([], [])
+    shares = share(episodes, min(episodes, ENVS))
+    used = 0
+    while shares:
+        group = make(len(shares), used)
+        used += len(shares)
+        try:
+            _round(group, policy, shares, max_steps, games)
+        finally:
+            group.close()
+        shares = [left for left in shares if left]
+        if games.faults > FAULTS and shares:
+            raise RuntimeError(
+                f"{games.faults} environments broke during the evaluation; see `sfactory check-env`"
+            )
+    return games
+
+
+def _round(group: Any, policy: Policy, shares: list[int], max_steps: int, games: Games) -> None:
+    """Step one group until nobody has anything left to play; counts `shares` down."""
+    count = len(shares)
+    playing = np.array([left > 0 for left in shares])
+    returns, lengths = np.zeros(count), np.zeros(count, np.int64)  # of the games under way
+    obs, first = group.reset(), np.ones(count, bool)
+    while playing.any():
+        step = group.step(policy(obs, first))
+        obs, first = step.obs, step.first
+        returns += np.where(step.valid, step.reward, 0.0)
+        lengths += step.valid
+        for fault in step.faults:
+            if playing[fault.env]:
+                games.faults += 1
+                playing[fault.env] = False
+        for env, episodic_return, length in step.episodes:
+            returns[env], lengths[env] = 0.0, 0
+            if playing[env]:
+                games.returns.append(episodic_return)
+                games.lengths.append(length)
+                shares[env] -= 1
+                playing[env] = shares[env] > 0
+        for env in np.flatnonzero(playing & (lengths >= max_steps)).tolist():
+            games.returns.append(float(returns[env]))
+            games.lengths.append(int(lengths[env]))
+            games.capped += 1
+            shares[env] -= 1
+            playing[env] = False
+
+
+def torch_policy(model: Any, greedy: bool, seed: int) -> Policy:
+    """The network as a policy; recurrent state is kept here, sampling noise comes from `seed`."""
+    import torch
+
+    draws = np.random.default_rng([seed, SEED_STREAM])
+    state: Any = None
+
+    @torch.inference_mode()
+    def act(obs: Mapping[str, np.ndarray], first: np.ndarray) -> dict[str, np.ndarray]:
+        nonlocal state
+        if state is not None and len(state) != len(first):  # a new round of environments
+            state = None
+        out = model(
+            {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in obs.items()},
+            state,
+            torch.from_numpy(first),
+        )
+        state = out.state
+        if greedy:
+            actions = model.distribution.mode(out.params)
+        else:
+            noise = draws.random((len(first), model.distribution.num_noise), dtype=np.float32)
+            actions = model.distribution.sample(out.params, torch.from_numpy(noise))
+        return {name: action.numpy() for name, action in actions.items()}
+
+    return act
+
+
+def evaluate(
+    run_dir: Path, episodes: int = 100, greedy: bool = False, max_steps: int = 10_000, seed: int = 0
+) -> Evaluation:
+    """Play `episodes` games with the newest checkpoint of `run_dir`; nothing is written."""
+    import torch
+
+    from sfactory.checkpoint import load_policy
+    from sfactory.config import from_toml
+    from sfactory.envs import make_group, make_spec
+
+    if episodes < 1 or max_steps < 1:
+        raise ValueError(f"episodes is {episodes} and max-steps is {max_steps}; both must be at least 1")
+    run_dir = Path(run_dir)
+    config = from_toml(run_dir / "config.toml")
+    env = config.env
+    torch.set_num_threads(
+        config.run.inference_threads
+    )  # more would spin on a busy machine: the batches are small
+    model, state = load_policy(run_dir)
+
+    def make(num_envs: int, first_env: int) -> Any:
+        seeds = [
+            int(np.random.SeedSequence([seed, SEED_STREAM, first_env + i]).generate_state(1)[0]) >> 1
+            for i in range(num_envs)
+        ]
+        return make_group(env.name, num_envs, seeds, env.settings)
+
+    games = play(make, torch_policy(model, greedy, seed), episodes, max_steps)
+    protocol = make_spec(env.name, env.settings).protocol
+    return Evaluation(
+        env=env.name, protocol=protocol, greedy=greedy, seed=seed, max_steps=max_steps, env_steps=int(state["env_steps"]),
+        returns=tuple(games.returns), lengths=tuple(games.lengths), capped=games.capped, faults=games.faults,
+    )  # fmt: skip
