@@ -3,10 +3,18 @@
     faults/count    terminates after `length` steps
     faults/clock    never terminates, is truncated after `length` steps
 
-Observation [3] float32: environment, its steps so far (resets not counted), its episode. Reward is the step within the
-episode. Fault knobs (`raise_at`, `hang_at`, `segv_at`, `exit_at`, `nan_obs_at`, `nan_reward_at`, `bad_shape_at`) hold a
-step of the environment with number `env` in its group: 0 is the first step, -1 the constructor. With `marker`, a file
-that is created exclusively, a fault fires once however often the process is born again.
+Observation [3] float32: environment, its steps so far (resets not counted), its episode. The reward is the step within
+the episode. Two actions, which do nothing.
+
+Fault knobs hold the step of the group at which the environment with number `env` fails, 0 the first, -1 the constructor,
+and -3 the first reset (where it can). With `marker`, a file that is created exclusively, a fault fires once however
+often its process is born again.
+
+    raise_at        raises                                   nan_obs_at, nan_reward_at, bad_shape_at
+    hang_at         sleeps for an hour                                       returns rubbish
+    segv_at         dies of a segmentation fault             slow_reset      seconds a reset of the group takes
+    exit_at         ends its process                         slow_step       seconds a step of the group takes
+    crash_at        as raise_at, but the group itself raises, as no group should
 """
 
 from __future__ import annotations
@@ -15,96 +23,138 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from sfactory.envs import ActionLeaf, EnvError, EnvFault, EnvSpec, Episode, Leaf, Step, suggest as suggestion
+from sfactory.envs import (
+    ActionLeaf,
+    EnvError,
+    EnvFault,
+    EnvSpec,
+    Leaf,
+    Step,
+    Tally,
+    env_fault,
+    finite_rows,
+    next_seed,
+    one_line,
+    suggest,
+)
 
-IDS = ("count", "clock")
-NEVER = -2
-KNOBS = ("raise_at", "hang_at", "segv_at", "exit_at", "nan_obs_at", "nan_reward_at", "bad_shape_at")
+IDS = ("clock", "count")
+CONSTRUCTOR, NEVER, RESET = -1, -2, -3
 
 
 class FaultsGroup:
-    """E counters. Rows that fail are marked as any other group marks them: not valid, next observation first."""
+    """E counters. Rows that fail are marked as in any other group: not valid, the next observation first."""
 
     def __init__(
-        self, env_id: str, num_envs: int, seeds: Sequence[int], *,
-        length: int = 10, env: int = 0, marker: str = "", slow_reset: float = 0.0, step_s: float = 0.0, **knobs: int,
+        self, env_id: str, num_envs: int, seeds: Sequence[int], length: int, env: int, marker: str,
+        slow_reset: float, slow_step: float, knobs: Mapping[str, int],
     ) -> None:  # fmt: skip
         if env_id not in IDS:
-            raise EnvError(f"faults/ has no {env_id!r}{suggestion(env_id, IDS)}; it has {', '.join(IDS)}")
-        for name in knobs:
-            if name not in KNOBS:
-                raise EnvError(f"env.settings.{name}: faults has no such knob{suggestion(name, KNOBS)}")
+            raise EnvError(f"faults has no environment {env_id!r}{suggest(env_id, IDS)}")
         self.num_envs, self.length, self.env, self.marker = num_envs, length, env, marker
-        self.truncates, self.knobs = env_id == "clock", {name: knobs.get(name, NEVER) for name in KNOBS}
-        self.slow_reset, self.step_s = slow_reset, step_s
-        self.seeds = np.asarray(seeds)
+        self.seeds, self.truncates = list(seeds), env_id == "clock"
+        self.slow_reset, self.slow_step = slow_reset, slow_step
+        self.knobs = {at: name for name, at in knobs.items() if at != NEVER}
         self.spec = EnvSpec(
             f"faults/{env_id}",
             {"obs": Leaf((3,), "float32")},
             {"action": ActionLeaf((), "int64", "discrete", (2,))},
             max_episode_steps=length if self.truncates else None,
+            protocol=f"{env_id}, {length} steps",
         )
-        self.calls = -1
-        self._fire()
+        # Columns: environment, steps, episode. Written in place, read by the caller before the next step.
+        self.rows = np.zeros((num_envs, 3), np.float32)
+        self.rows[:, 0] = np.arange(num_envs)
         self.calls = 0
-        self.steps, self.t = np.zeros(num_envs), np.zeros(num_envs)
-        self.episode, self.returns = np.zeros(num_envs), np.zeros(num_envs)
-        self.pending = np.zeros(num_envs, bool)
+        self.over = np.zeros(num_envs, bool)
+        self.tally = Tally(num_envs)
+        self._fail(CONSTRUCTOR)
 
     def reset(self) -> dict[str, np.ndarray]:
+        """Begin every episode."""
         time.sleep(self.slow_reset)
-        return {"obs": self._obs()}
+        try:
+            self._fail(RESET)
+        except Exception as error:
+            raise EnvError(f"{self.spec.name} failed at its first reset: {one_line(error)}") from error
+        self.over[:] = False
+        self.tally = Tally(self.num_envs)
+        return {"obs": self.rows}
 
     def step(self, action: Mapping[str, np.ndarray]) -> Step:
-        assert action["action"].shape == (self.num_envs,)
-        if self.step_s:
-            time.sleep(self.step_s)
-        valid = ~self.pending
-        faults = []
-        failed = self._fire()
-        if failed:
-            valid[self.env] = False
-            faults.append(EnvFault(self.env, f"{failed} at step {self.calls}, seed {self.seeds[self.env]}"))
+        """One step of every counter."""
+        if self.slow_step:
+            time.sleep(self.slow_step)
+        valid = ~self.over
+        self.rows[:, 1] += valid
+        self.rows[:, 2] += self.over
+        reward = np.where(valid, self.tally.lengths + 1, 0).astype(np.float32)
+        faults = self._faults(action["action"], reward, valid)
         self.calls += 1
-        begins = ~valid
-        self.steps[valid] += 1
-        self.t[valid] += 1
-        self.episode[begins] += 1
-        self.t[begins], self.returns[begins] = 0, 0
-        reward = np.where(valid, self.t, 0.0).astype(np.float32)
-        self.returns += reward
-        ends = valid & (self.t >= self.length)
-        episodes = tuple(Episode(int(i), float(self.returns[i]), int(self.t[i])) for i in np.flatnonzero(ends))
-        self.pending = ends
-        nothing = np.zeros(self.num_envs, bool)
-        terminated, truncated = (nothing, ends.copy()) if self.truncates else (ends.copy(), nothing)
-        return Step({"obs": self._obs()}, reward, terminated, truncated, valid, begins, episodes, tuple(faults))
+        self.tally.count(reward, valid)
+        ends = valid & (self.tally.lengths >= self.length)
+        episodes = self.tally.end(np.flatnonzero(ends).tolist())
+        self.over = ends
+        never = np.zeros(self.num_envs, bool)
+        terminated, truncated = (never, ends.copy()) if self.truncates else (ends.copy(), never)
+        return Step({"obs": self.rows}, reward, terminated, truncated, valid, ~valid, episodes, faults)
 
     def close(self) -> None:
-        pass
+        """Nothing to close."""
 
-    def _obs(self) -> np.ndarray:
-        return np.stack([np.arange(self.num_envs), self.steps, self.episode], 1).astype(np.float32)
+    def _faults(self, action: np.ndarray, reward: np.ndarray, valid: np.ndarray) -> tuple[EnvFault, ...]:
+        """Fail if it is time to, guard as every group must, and begin failed environments anew."""
+        was_over = self.over
+        errors: dict[int, Exception] = {}
+        illegal = ~((action >= 0) & (action < 2)) & ~was_over
+        for env in np.flatnonzero(illegal).tolist() if illegal.any() else ():
+            errors[env] = ValueError(f"illegal action {action[env]}")
+        before = self.rows[self.env].copy()
+        try:
+            self._fail(self.calls, reward)
+        except CrashError:
+            raise
+        except Exception as error:
+            errors[self.env] = error
+        finite = finite_rows({"obs": self.rows}, reward)
+        if finite is not None:
+            for env in np.flatnonzero(~finite).tolist():
+                errors[env] = ValueError("NaN or infinity in the observation or reward")
+            self.rows[self.env] = before
+        reports = []
+        for env in sorted(errors):
+            reports.append(env_fault(env, errors[env], self.seeds[env], int(self.tally.lengths[env])))
+            self.seeds[env] = next_seed(self.seeds[env])
+            if valid[env]:  # a reset row has begun the new episode already
+                self.rows[env, 1] -= 1
+                self.rows[env, 2] += 1
+            valid[env], reward[env] = False, 0.0
+            self.tally.drop(env)
+        return tuple(reports)
 
-    def _fire(self) -> str:
-        """Do what a knob says at this call; the name of a fault the group catches itself, or nothing."""
-        due = [name for name, at in self.knobs.items() if at == self.calls]
-        if not due or not self._first_time():
-            return ""
-        name = due[0]
-        if name == "hang_at":
-            time.sleep(3600)
-        elif name == "segv_at":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        elif name == "exit_at":
-            os._exit(3)
-        elif name == "raise_at" and self.calls < 0:
-            raise RuntimeError("told to fail in the constructor")
-        return name.removesuffix("_at")
+    def _fail(self, now: int, reward: np.ndarray | None = None) -> None:
+        """Do what a knob says about this moment."""
+        name = self.knobs.get(now)
+        if name is None or not self._first_time():
+            return
+        match name:
+            case "hang_at":
+                time.sleep(3600)
+            case "segv_at":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "exit_at":
+                os._exit(3)
+            case "crash_at":
+                raise CrashError(f"told to crash at call {now}")
+            case "nan_obs_at":
+                self.rows[self.env, 1] = np.nan
+            case "nan_reward_at" if reward is not None:
+                reward[self.env] = np.nan
+            case _:
+                raise ValueError(f"told to fail by {name} = {now}")
 
     def _first_time(self) -> bool:
         if not self.marker:
@@ -116,6 +166,21 @@ class FaultsGroup:
         return True
 
 
-def make(env_id: str, *, num_envs: int, seeds: Sequence[int], **settings: Any) -> FaultsGroup:
+class CrashError(RuntimeError):
+    """What no group should let out."""
+
+
+def make(
+    env_id: str, *, num_envs: int, seeds: Sequence[int],
+    length: int = 10, env: int = 0, marker: str = "", slow_reset: float = 0.0, slow_step: float = 0.0,
+    raise_at: int = NEVER, hang_at: int = NEVER, segv_at: int = NEVER, exit_at: int = NEVER, crash_at: int = NEVER,
+    nan_obs_at: int = NEVER, nan_reward_at: int = NEVER, bad_shape_at: int = NEVER,
+) -> FaultsGroup:  # fmt: skip
     """See the top of this file for the settings."""
-    return FaultsGroup(env_id, num_envs, seeds, **settings)
+    knobs = {
+        "raise_at": raise_at, "hang_at": hang_at, "segv_at": segv_at, "exit_at": exit_at, "crash_at": crash_at,
+        "nan_obs_at": nan_obs_at, "nan_reward_at": nan_reward_at, "bad_shape_at": bad_shape_at,
+    }  # fmt: skip
+    if not 0 <= env < num_envs and any(at != NEVER for at in knobs.values()):
+        env = 0  # a spec is read from a group of one
+    return FaultsGroup(env_id, num_envs, seeds, length, env, marker, slow_reset, slow_step, knobs)

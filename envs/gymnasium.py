@@ -1,4 +1,4 @@
-"""Any environment registered with gymnasium: `gymnasium/CartPole-v1`, `gymnasium/Pendulum-v1`, `gymnasium/Ant-v5`.
+"""Any environment registered with gymnasium: `gymnasium/CartPole-v1`, `gymnasium/Ant-v5`.
 
 Settings are passed to `gymnasium.make` as they are, so `max_episode_steps` and an environment's own arguments work.
 """

@@ -1,11 +1,11 @@
 """MinAtar (Young and Tian, 2019, arXiv:1903.03176): `minatar/breakout`, asterix, freeway, seaquest, space_invaders.
 
 The same games, random numbers and sticky actions as the package's own environment, frame by frame. Observations are
-[10, 10, C] bool, height x width x channel. Only the game's file is loaded: the package itself imports plotting libraries
-(1.5 s and 157 MB in every sampler).
+[10, 10, C] bool, height x width x channel. Only the game's file is loaded: the package itself imports plotting
+libraries (1.5 s and 157 MB in every sampler).
 
-E environments of a group. The stock environment calls every end a termination; Freeway's only end is its clock of 2,500
-steps, which the observation does not show, so here it is a truncation and the last observation is bootstrapped from.
+The stock environment calls every end a termination. Freeway's only end is its clock of 2,500 steps, which no
+observation shows, so here it is a truncation: the learner bootstraps from the last observation.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from sfactory.envs import (
     EnvError,
     EnvFault,
     EnvSpec,
+    Episode,
     Leaf,
     Step,
     Tally,
-    fault,
+    env_fault,
     missing_package,
     next_seed,
     suggest,
@@ -66,7 +67,7 @@ class MinAtarGroup:
         max_episode_steps: int | None,
     ) -> None:
         self.num_envs, self.game = num_envs, game
-        self.seeds, self.renewals = list(seeds), [0] * num_envs
+        self.seeds = list(seeds)
         self._new_game, self._ramping = load_game(game).Env, difficulty_ramping
         self._sticky, self._max_steps = sticky_action_prob, max_episode_steps
         self.games: list[Any] = [None] * num_envs
@@ -102,8 +103,7 @@ class MinAtarGroup:
         self._last_action[env], self._over[env] = 0, False
 
     def _renew(self, env: int) -> None:
-        self.renewals[env] += 1
-        self.seeds[env] = next_seed(self.seeds[env], self.renewals[env])
+        self.seeds[env] = next_seed(self.seeds[env])
         self._build(env)
         self.tally.drop(env)
 
@@ -122,7 +122,7 @@ class MinAtarGroup:
         return self.obs
 
     def step(self, action: dict[str, np.ndarray]) -> Step:
-        """One step of every game, the sticky action drawn as `minatar.Environment.act` does. `action`: [E] int64."""
+        """One step of every game; `action` [E] int64. The sticky action is drawn as the package draws it."""
         num_envs = self.num_envs
         reward, valid = np.zeros(num_envs, np.float32), np.ones(num_envs, bool)
         ended: list[int] = []
@@ -153,7 +153,7 @@ class MinAtarGroup:
             self._observe()
         except Exception:  # rare: find out who it was
             self._observe_one_by_one(faults, reward, valid, terminated, truncated)
-        episodes: tuple[Any, ...] = ()
+        episodes: tuple[Episode, ...] = ()
         if ended or self._max_steps:
             ended = np.flatnonzero(terminated | truncated).tolist()
             episodes = self.tally.end(ended)
@@ -173,11 +173,13 @@ class MinAtarGroup:
         """Report what went wrong with one game and put a new one in its place."""
         if isinstance(error, KeyError) and row not in self._legal:
             error = ValueError(f"illegal action {row}: actions are 0 to {len(self._legal) - 1}")
-        report = fault(env, error, self.seeds[env], int(self.tally.lengths[env]))
+        report = env_fault(env, error, self.seeds[env], int(self.tally.lengths[env]))
         self._renew(env)
         return report
 
-    def _observe_one_by_one(self, faults: list[EnvFault], reward: np.ndarray, valid: np.ndarray, *ends: np.ndarray) -> None:
+    def _observe_one_by_one(
+        self, faults: list[EnvFault], reward: np.ndarray, valid: np.ndarray, *ends: np.ndarray
+    ) -> None:
         for env in range(self.num_envs):
             try:
                 self.obs["obs"][env] = self._state[env]()

@@ -95,7 +95,12 @@ def save(run_dir: Path, contents: Contents, keep: int) -> Path:
         for path in sorted(temporary.iterdir()):
             _fsync(path)
             files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
-        manifest: dict[str, Any] = {"format": FORMAT, "sfactory": __version__, "torch": torch.__version__, "files": files}
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "sfactory": __version__,
+            "torch": torch.__version__,
+            "files": files,
+        }
         manifest["sha256"] = _manifest_hash(manifest)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         _fsync(temporary / MANIFEST)
@@ -189,7 +194,7 @@ def load(path: Path, parts: tuple[str, ...] = PARTS) -> Contents:
 
 
 def load_policy(run_dir: Path) -> tuple[ActorCritic, dict[str, Any]]:
-    """The newest policy of a run in eval mode, normaliser set, and the checkpoint's state. Reads model and config only."""
+    """The newest policy of a run in eval mode, normaliser set, and the checkpoint's state. Opens nothing else."""
     from sfactory.config import from_toml
     from sfactory.envs import make_spec
     from sfactory.workers.network import build_model

@@ -1,12 +1,11 @@
 """The command `sfactory`: parse, call, say how it ended. Thin.
 
-Nothing heavy is imported before a verb needs it: spawned workers import the main module anew, so an `import torch` here
-would cost every sampler 1.5 s and a few hundred MB.
+Nothing heavy is imported before a verb needs it: spawned workers import the main module anew, and
+`import torch` would cost every sampler 1.5 s and a few hundred MB.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shlex
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from sfactory._version import __version__
-from sfactory.exits import Exit
+from sfactory.exits import Ended, Exit, last_line, resume_command, told
 
 if TYPE_CHECKING:
     from sfactory.config import Config
@@ -68,8 +67,8 @@ Goes on from the newest usable checkpoint with the settings in runs/NAME/config.
 
   sfactory resume runs/NAME --stop.env-steps 50M
 
-Environment and network stay what they were (exit 4 lists the differences). --allow FIELD accepts one all the same, for
-example --allow env.settings. --config, --json, --quiet, --print-config and --help-all as in `sfactory train`.
+Environment and network stay what they were (exit 4 lists the differences). --allow FIELD accepts one all the
+same, for example --allow env.settings. --config, --json, --quiet, --print-config, --help-all: as in `train`.
 """
 
 EVAL_HELP = """\
@@ -97,28 +96,20 @@ FIXED = (
 """What a resume may not change: the task, the network, and what the checkpoint's statistics belong to."""
 
 
-class Ended(Exception):
-    """The command is over before anything ran: exit code and one sentence."""
-
-    def __init__(self, code: Exit, sentence: str) -> None:
-        super().__init__(sentence)
-        self.code, self.sentence = code, sentence
-
-
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The console script. Always leaves through sys.exit, with the last line of exits.py's table on stderr."""
+    """The console script. Always leaves through sys.exit; the last line on stderr says how it ended."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _dispatch(args)
     except Ended as end:
-        code = _last_line(end.code, end.code.outcome, end.sentence)
+        code = last_line(end.code, end.code.outcome, end.sentence)
     except BrokenPipeError:  # `sfactory presets | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except KeyboardInterrupt:
-        code = _last_line(Exit.INTERRUPTED, Exit.INTERRUPTED.outcome, "stopped before anything was trained")
+        code = last_line(Exit.INTERRUPTED, Exit.INTERRUPTED.outcome, "stopped before anything was trained")
     except Exception as error:
-        code = _last_line(*_told(error))
+        code = last_line(*told(error))
     sys.exit(code)
 
 
@@ -144,7 +135,7 @@ def _dispatch(args: list[str]) -> int:
     return run(rest)
 
 
-# -- verbs -------------------------------------------------------------------------------------------------------------
+# -- verbs ---------------------------------------------------------------------------------------------------
 
 
 def train(args: list[str]) -> int:
@@ -157,17 +148,15 @@ def train(args: list[str]) -> int:
         return 0
     target = _one(positionals, "TARGET", optional=True)
     if (Path(target) / "config.toml").is_file():
-        raise Ended(Exit.USAGE, f"{target} is a run; go on with it: {_resume(Path(target))}")
+        raise Ended(Exit.USAGE, f"{target} is a run; go on with it: {resume_command(Path(target))}")
     files = [Path(name) for name in own.get("--config", [])]
     config = presets.build(*presets.target_layers(target, files), _quietly(flags, own))
     if "--print-config" in own:
         return _print_config(config)
-    run_dir = (
-        Path(config.run.dir) if config.run.dir else _new_folder(target or config.env.name, config.run.seed)
-    )
+    run_dir = Path(config.run.dir) if config.run.dir else _new_folder(target or config.env.name, config.run.seed)
     if run_dir.exists():
         what = "holds a run already" if (run_dir / "config.toml").is_file() else "exists already"
-        hint = f"resume it: {_resume(run_dir)}; or" if (run_dir / "config.toml").is_file() else "please"
+        hint = f"resume it: {resume_command(run_dir)}; or" if (run_dir / "config.toml").is_file() else "please"
         raise Ended(Exit.USAGE, f"{run_dir} {what}; {hint} choose another --run.dir")
     _check_wandb(config)
     return _run(config, run_dir, resume=False, as_json="--json" in own)
@@ -195,9 +184,7 @@ def resume(args: list[str]) -> int:
                 Exit.NO_USABLE_CHECKPOINT,
                 f"every checkpoint of {run_dir} is damaged; they lie in {corrupt[0].parent}",
             )
-        raise Ended(
-            Exit.USAGE, f"{run_dir} holds no checkpoint to resume from; start anew with `sfactory train`"
-        )
+        raise Ended(Exit.USAGE, f"{run_dir} holds no checkpoint to resume from; start anew with `sfactory train`")
     _refuse_changes(before, config, own.get("--allow", []))
     _check_wandb(config)
     return _run(config, run_dir, resume=True, as_json="--json" in own)
@@ -226,7 +213,7 @@ def evaluate(args: list[str]) -> int:
         raise Ended(Exit.USAGE, "episodes and max-steps must be at least 1, and seed at least 0")
     result = play(run_dir, given["--episodes"], "--greedy" in own, given["--max-steps"], given["--seed"])
     print(json.dumps(result.as_dict()) if "--json" in own else result.report())
-    return _last_line(
+    return last_line(
         Exit.FINISHED,
         "evaluated",
         f"{len(result.returns)} games, mean return {result.statistics['mean']:.2f}",
@@ -271,9 +258,7 @@ def list_envs(args: list[str]) -> int:
         else:
             state = "installed"
         print(f"{family:12} {state:34} {examples or f'{family}/ID'}".rstrip())
-    print(
-        f"\nYour own: an entry point of the group {ENV_GROUP} in your package, then sfactory train FAMILY/ID."
-    )
+    print(f"\nYour own: an entry point of the group {ENV_GROUP} in your package, then sfactory train FAMILY/ID.")
     return 0
 
 
@@ -286,7 +271,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 }
 
 
-# -- steps of a verb ---------------------------------------------------------------------------------------------------
+# -- steps of a verb -----------------------------------------------------------------------------------------
 
 
 def _run(config: Config, run_dir: Path, *, resume: bool, as_json: bool) -> int:
@@ -305,83 +290,11 @@ def _run(config: Config, run_dir: Path, *, resume: bool, as_json: bool) -> int:
         print(f"  run         {run_dir}")
         print(f"  evaluate    sfactory eval {shlex.quote(str(run_dir))}")
         print(
-            f"  go on       {_resume(run_dir)} --stop.env-steps {2 * max(outcome.env_steps, config.stop.env_steps)}"
+            f"  go on       {resume_command(run_dir)} --stop.env-steps {2 * max(outcome.env_steps, config.stop.env_steps)}"
         )
         print(f"  curves      tensorboard --logdir {shlex.quote(str(run_dir))}")
     sys.stdout.flush()
-    return _last_line(code, outcome.name, outcome.sentence, outcome.checkpoint, outcome.env_steps, run_dir)
-
-
-def _last_line(
-    code: Exit,
-    outcome: str,
-    sentence: str,
-    checkpoint: str = "",
-    env_steps: int = 0,
-    run_dir: Path | None = None,
-) -> int:
-    """The last line on stderr; returns the exit code. Parts that do not exist are left out."""
-    line = f"sfactory: {outcome} (exit {int(code)}): {' '.join(sentence.split())}"
-    if checkpoint:
-        path = Path(checkpoint)
-        if path.is_relative_to(Path.cwd()):
-            path = path.relative_to(Path.cwd())
-        at = (
-            int(path.name) if path.name.isdigit() else env_steps
-        )  # training may have gone on since it was written
-        line += f"; last checkpoint {path} at {at:,} steps"
-        if run_dir is not None:
-            line += f"; resume: {_resume(run_dir)}"
-    print(line, file=sys.stderr, flush=True)
-    return int(code)
-
-
-def _told(error: Exception) -> tuple[Exit, str, str]:
-    """Exit code, outcome and sentence of an exception that came out of a verb. A bug shows its traceback first."""
-    from sfactory.envs import EnvError
-    from sfactory.presets import SettingError
-
-    name, text = type(error).__name__, str(error)
-    if isinstance(error, SettingError):
-        code = Exit.USAGE
-    elif isinstance(error, EnvError):
-        code = Exit.ENVIRONMENT if _is_fault(error) else Exit.USAGE
-    elif name == "RunBusy":
-        code = Exit.BUSY
-    elif name == "CheckpointError":  # no checkpoint at all is found out before
-        code = Exit.USAGE if "no checkpoint" in text else Exit.NO_USABLE_CHECKPOINT
-    elif isinstance(error, MemoryError) or getattr(error, "errno", None) in (
-        errno.ENOMEM,
-        errno.EMFILE,
-        errno.ENFILE,
-    ):
-        code = Exit.RESOURCES
-    elif isinstance(error, OSError):
-        code = Exit.STORAGE
-    elif isinstance(error, ValueError) and _raised_here(error):
-        code = Exit.USAGE
-    else:
-        import traceback
-
-        traceback.print_exception(error)
-        code, text = Exit.BUG, f"{name}: {text}"
-    return code, code.outcome, text
-
-
-def _raised_here(error: Exception) -> bool:
-    """Our own ValueError speaks to the user; one out of a library, deep below, is a bug of ours."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
-
-
-def _is_fault(error: Exception) -> bool:
-    """Did the environment itself fail, or was it asked for wrongly?"""
-    said = getattr(error, "fault", None)
-    if said is not None:
-        return bool(said)
-    return "could not be built" in str(error) or "failed at its first reset" in str(error)
+    return last_line(code, outcome.name, outcome.sentence, outcome.checkpoint, outcome.env_steps, run_dir)
 
 
 def _refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> None:
@@ -390,9 +303,7 @@ def _refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> No
     from sfactory.presets import shown
 
     old, new = to_dict(before), to_dict(after)
-    names = [
-        (section, key) for section in old for key in old[section] if old[section][key] != new[section][key]
-    ]
+    names = [(section, key) for section in old for key in old[section] if old[section][key] != new[section][key]]
     changed = {shown(f"{section}.{key}"): (old[section][key], new[section][key]) for section, key in names}
     refused = {n: v for n, v in changed.items() if n.startswith(FIXED) and n not in allowed}
     for name, (was, asked) in refused.items():
@@ -450,10 +361,4 @@ def _check_wandb(config: Config) -> None:
     from importlib.util import find_spec
 
     if config.log.wandb and find_spec("wandb") is None:
-        raise Ended(
-            Exit.USAGE, "log.wandb needs a package that is not installed: pip install 'sfactory[wandb]'"
-        )
-
-
-def _resume(run_dir: Path) -> str:
-    return f"sfactory resume {shlex.quote(str(run_dir))}"
+        raise Ended(Exit.USAGE, "log.wandb needs a package that is not installed: pip install 'sfactory[wandb]'")

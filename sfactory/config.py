@@ -1,7 +1,7 @@
 """Every setting of a run: frozen dataclasses, whose field docstrings are the help text.
 
-A `Config` is complete and checked once it exists: nothing is filled in at run time. Derived numbers are properties.
-Checks across fields stand at the end and name the flags; they raise `ValueError` with one line for people.
+A `Config` is complete and checked once it exists: nothing is filled in at run time. Derived numbers are
+properties. Checks across fields stand at the end, name the flags, and raise `ValueError` with one line for people.
 Standard library only, as samplers import this. Presets, files and flags: `sfactory.presets`.
 """
 
@@ -22,11 +22,11 @@ class Run:
     """Where and how a run happens."""
 
     dir: str = ""
-    """Folder of the run. Empty: runs/<preset>_s<seed>_<date-time>. An existing folder is refused, never resumed."""
+    """Folder of the run. Empty: runs/<preset>_s<seed>_<date-time>. An existing one is refused, never resumed."""
     seed: int = 1
     """Seed of everything random. In lockstep the same seed gives the same run, bit for bit."""
     mode: Literal["async", "lockstep"] = "async"
-    """async: every worker in its own process. lockstep: the same workers in one process, deterministic, slower."""
+    """async: every worker in its own process. lockstep: the same workers in one process, deterministic."""
     device: str = "auto"
     """Device of inference and learner: auto (CUDA where there is one), cpu, cuda, cuda:N."""
     learner_threads: int = 1
@@ -104,7 +104,7 @@ class Learning:
     batch_slots: int = 0
     """Slots per update; 0: one per group. More: larger batches and, in async, more lag."""
     epochs: int = 1
-    """Passes over each batch. More: better use of data, more learner time, further from the policy that acted."""
+    """Passes over each batch. More: better use of data, more time, further from the policy that acted."""
     minibatches: int = 1
     """Optimizer steps per epoch. Lanes (environments in the batch) must divide into them."""
     gamma: float = 0.99
@@ -112,7 +112,7 @@ class Learning:
     trace_lambda: float = 0.95
     """Lambda of the trace: 0 trusts the value function, 1 trusts the rewards."""
     trace: Literal["gae", "vtrace", "leaky_vtrace", "rbis"] = "gae"
-    """Estimator of value targets and advantages. vtrace corrects for the policy that acted, and shortens the trace."""
+    """Estimator of value targets and advantages. vtrace corrects for who acted, and shortens the trace."""
     rho_bar: float = 1.0
     """V-trace clip of the weight on each temporal difference: decides what is learnt."""
     c_bar: float = 1.0
@@ -122,24 +122,14 @@ class Learning:
     leak: float = 1.0
     """leaky_vtrace: 1 is V-trace, 0 unclipped importance sampling."""
     proximal: Literal["behavior", "recompute", "ewma", "interpolate", "snapshot"] = "recompute"
-    """Centre of the trust region: behavior (who acted), recompute (start of the update), ewma (averaged weights)."""
+    """Centre of the trust region: behavior (who acted), recompute (start of update), ewma (mean weights)."""
     proximal_com: float = 0.0
     """ewma: centre of mass in optimizer steps; 0: the number of optimizer steps of one update."""
     snapshot_age: int = 1
     """snapshot: the trust region sits at the weights of this many updates ago."""
     surrogate: Literal[
-        "ppo",
-        "decoupled",
-        "decoupled_kl",
-        "impala",
-        "is_pg",
-        "cispo",
-        "topr",
-        "mdpo",
-        "dppo_tv",
-        "sapo",
-        "mhpo",
-    ] = "decoupled"
+        "ppo", "decoupled", "decoupled_kl", "impala", "is_pg", "cispo", "topr", "mdpo", "dppo_tv", "sapo", "mhpo",
+    ] = "decoupled"  # fmt: skip
     """Policy objective."""
     clip: float = 0.2
     """Trust region on the ratio over the proximal policy. Smaller: safer and slower."""
@@ -150,7 +140,7 @@ class Learning:
     weight_cap: float = 100.0
     """Cap on the weight (policy over behavior)."""
     behavior_weight: Literal["surrogate", "trace", "none", "twice"] = "surrogate"
-    """Where the weight proximal/behavior enters, exactly once; twice is the Sample-Factory-faithful ablation."""
+    """Where the weight proximal/behavior enters, exactly once; twice: as Sample Factory does, an ablation."""
     value_coef: float = 0.5
     """Weight of the value loss."""
     value_clip: float = 0.0
@@ -158,7 +148,7 @@ class Learning:
     entropy_coef: float = 0.01
     """Weight of the entropy bonus."""
     forced_lag: int = 0
-    """Train on data of k updates ago: weights are published k updates late. Lockstep or slots_per_group 1 only."""
+    """Train on data k updates old: weights are published late. Lockstep or slots_per_group 1 only."""
     batch_factor: float = 1.0
     """Divide the batch by this and rescale what theory says (arXiv 2110.00641); 0.25 is four times larger."""
     batch_rule: Literal["hilton", "more_minibatches"] = "hilton"
@@ -176,7 +166,7 @@ class Optim:
     lr: float = 1e-3
     """Learning rate of Adam."""
     schedule: Literal["constant", "linear", "kl_adaptive", "ess"] = "constant"
-    """constant; linear to 0 at stop.env_steps; kl_adaptive; ess: times the root of the effective sample size."""
+    """constant; linear to 0 at stop.env_steps; kl_adaptive; ess: times sqrt(effective sample size)."""
     kl_target: float = 0.01
     """kl_adaptive: the KL per update it steers to."""
     beta1: float = 0.9
@@ -289,28 +279,26 @@ class Config:
         return self.learning.epochs * self.learning.minibatches
 
 
-_AT_LEAST_ONE = (
-    "sampling.num_samplers", "sampling.groups_per_sampler", "sampling.envs_per_group", "sampling.rollout_length",
-    "sampling.slots_per_group", "learning.epochs", "learning.minibatches", "checkpoint.keep", "log.every_updates",
-    "run.learner_threads", "run.inference_threads", "learning.nonfinite_budget", "learning.snapshot_age",
-)  # fmt: skip
-_POSITIVE = (
-    "optim.lr", "optim.eps", "learning.batch_factor", "env.step_timeout", "run.stall_timeout", "learning.weight_cap",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "run.seed", "stop.env_steps", "stop.frames", "stop.seconds", "learning.batch_slots", "learning.clip",
-    "learning.forced_lag", "learning.value_coef", "learning.entropy_coef", "optim.max_grad_norm",
-    "checkpoint.every_seconds", "log.every_seconds", "log.console_seconds",
-)  # fmt: skip
 ENCODERS = ("auto", "mlp", "minatar", "nature", "impala")
-_FRACTIONS = ("learning.gamma", "learning.trace_lambda", "learning.leak")
+_AT_LEAST_ONE = (
+    "sampling.num_samplers sampling.groups_per_sampler sampling.envs_per_group sampling.rollout_length "
+    "sampling.slots_per_group learning.epochs learning.minibatches learning.snapshot_age learning.nonfinite_budget "
+    "run.learner_threads run.inference_threads checkpoint.keep log.every_updates"
+)
+_POSITIVE = "optim.lr optim.eps learning.batch_factor learning.weight_cap env.step_timeout run.stall_timeout"
+_NOT_NEGATIVE = (
+    "run.seed stop.env_steps stop.frames stop.seconds learning.batch_slots learning.clip learning.forced_lag "
+    "learning.value_coef learning.entropy_coef optim.max_grad_norm checkpoint.every_seconds log.every_seconds "
+    "log.console_seconds"
+)
+_FRACTIONS = "learning.gamma learning.trace_lambda learning.leak"
 
 
 def _check_ranges(config: Config) -> None:
     """What one number may be."""
 
-    def refuse(names: tuple[str, ...], rule: str, broken: Any) -> None:
-        for name in names:
+    def refuse(names: str, rule: str, broken: Any) -> None:
+        for name in names.split():
             section, key = name.split(".")
             value = getattr(getattr(config, section), key)
             if broken(value):
@@ -320,22 +308,16 @@ def _check_ranges(config: Config) -> None:
     refuse(_POSITIVE, "greater than 0", lambda x: not 0 < x < math.inf)
     refuse(_NOT_NEGATIVE, "0 or more", lambda x: not x >= 0)
     refuse(_FRACTIONS, "between 0 and 1", lambda x: not 0 <= x <= 1)
-    if (
-        config.sampling.slots_per_group > 255 or config.sampling.rollout_length > 65535
-    ):  # bits of a request word
+    if config.sampling.slots_per_group > 255 or config.sampling.rollout_length > 65535:  # bits of a request word
         raise ValueError("sampling.slots-per-group goes up to 255 and sampling.rollout-length up to 65535")
     if config.optim.schedule == "linear" and not config.stop.env_steps:
         raise ValueError("optim.schedule linear ends at stop.env-steps, which is 0; set it, or use constant")
     if ":" not in config.model.encoder and config.model.encoder not in ENCODERS:
-        raise ValueError(
-            f"model.encoder is {config.model.encoder}; it must be {', '.join(ENCODERS)} or module:Class"
-        )
+        raise ValueError(f"model.encoder is {config.model.encoder}; it must be {', '.join(ENCODERS)} or module:Class")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.run.device):
         raise ValueError(f"run.device is {config.run.device}; it must be auto, cpu, cuda or cuda:N")
     if config.model.separate and config.model.core != "none":
-        raise ValueError(
-            f"model.separate and model.core {config.model.core} exclude each other: one memory, one trunk"
-        )
+        raise ValueError(f"model.separate and model.core {config.model.core} exclude each other: one memory, one trunk")
 
 
 def _check_batch(config: Config) -> None:
@@ -344,49 +326,43 @@ def _check_batch(config: Config) -> None:
     slots, groups = config.batch_slots, s.num_groups
     if slots > groups * s.slots_per_group:
         raise ValueError(
-            f"learning.batch-slots {slots} can never be collected: {groups} groups x {s.slots_per_group} slots are "
-            f"{groups * s.slots_per_group}; lower it or raise sampling.slots-per-group"
+            f"learning.batch-slots {slots} can never be collected: {groups} groups x {s.slots_per_group} slots "
+            f"are {groups * s.slots_per_group}; lower it or raise sampling.slots-per-group"
         )
     if s.slots_per_group == 1 and slots != groups:
         raise ValueError(
-            f"sampling.slots-per-group 1 is synchronous and needs learning.batch-slots equal to the {groups} groups, "
-            f"got {slots}; leave it at 0"
+            f"sampling.slots-per-group 1 is synchronous and needs learning.batch-slots equal to the {groups} "
+            f"groups, got {slots}; leave it at 0"
         )
     if config.lanes % o.minibatches:
         divisors = [n for n in range(1, config.lanes + 1) if config.lanes % n == 0]
         near = sorted(sorted(divisors, key=lambda n: abs(n - o.minibatches))[:2])
         raise ValueError(
-            f"{config.lanes} lanes ({slots} slots x {s.envs_per_group} envs) must divide into {o.minibatches} "
-            f"minibatches; try learning.minibatches {' or '.join(map(str, near))}"
+            f"{config.lanes} lanes ({slots} slots x {s.envs_per_group} envs) must divide into "
+            f"{o.minibatches} minibatches; try learning.minibatches {' or '.join(map(str, near))}"
         )
     if o.forced_lag and config.run.mode != "lockstep" and s.slots_per_group != 1:
         raise ValueError(
-            "learning.forced-lag needs run.mode lockstep or sampling.slots-per-group 1: "
-            "elsewhere lag is not under control"
+            "learning.forced-lag needs run.mode lockstep or sampling.slots-per-group 1: lag is free elsewhere"
         )
 
 
 def _check_behavior_weight(o: Learning) -> None:
-    """The rule of `sfactory.algo.surrogate.check_weights`, said again because that file needs torch (1.5 s)."""
-    asks_trace, asks_surrogate = (
-        o.behavior_weight in ("trace", "twice"),
-        o.behavior_weight in ("surrogate", "twice"),
-    )
+    """The rule of `sfactory.algo.surrogate.check_weights`, said again as that file needs torch (1.5 s)."""
+    asks_trace = o.behavior_weight in ("trace", "twice")
+    asks_surrogate = o.behavior_weight in ("surrogate", "twice")
     coupled = o.proximal == "behavior" and o.surrogate != "impala"  # the ratio is policy/behavior by itself
     why = ""
     if asks_trace and o.trace == "gae":
         why = "gae has no weight; use learning.trace vtrace, or learning.behavior-weight surrogate"
     elif asks_surrogate and o.surrogate == "impala":
-        why = "impala takes its weight from the trace; use learning.behavior-weight trace with learning.trace vtrace"
+        why = "impala is weighed by the trace; use learning.behavior-weight trace and learning.trace vtrace"
     elif asks_surrogate and o.surrogate == "ppo" and not coupled:
         why = "ppo never divides by behavior; use learning.surrogate decoupled, or learning.proximal behavior"
     elif coupled and not asks_surrogate:
         why = "the ratio over behavior holds the weight already; use learning.behavior-weight surrogate"
     elif asks_trace and not asks_surrogate and o.proximal != "recompute" and o.surrogate != "impala":
-        why = (
-            "the trace weighs the policy at the start of the update, not this proximal policy; "
-            "use learning.proximal recompute, or learning.behavior-weight surrogate"
-        )
+        why = "the trace weighs another policy; use learning.proximal recompute, or learning.behavior-weight surrogate"
     if why:
         setting = f"trace {o.trace}, proximal {o.proximal}, surrogate {o.surrogate}"
         raise ValueError(f"learning.behavior-weight {o.behavior_weight} with {setting}: {why}")
@@ -415,9 +391,9 @@ def from_toml(path: Path) -> Config:
     sections: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Config)}
     parts: dict[str, Any] = {}
     for section, values in table.items():
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: {section}: settings stand in sections; write [section] above it")
-        known = {f.name for f in dataclasses.fields(sections[section])} if section in sections else set()
+        if section not in sections or not isinstance(values, dict):
+            raise ValueError(f"{path}: {section}: no such section")
+        known = {f.name for f in dataclasses.fields(sections[section])}
         strange = sorted(set(values) - known)
         if strange:
             raise ValueError(f"{path}: {section}.{strange[0]}: no such setting")
@@ -427,14 +403,10 @@ def from_toml(path: Path) -> Config:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
+    if isinstance(value, (bool, int, float)):
+        return repr(value).lower()
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace(
-            "\x7f", "\\u007f"
-        )  # TOML's basic strings are JSON's
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's basic strings are JSON's
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_toml(item) for item in value)}]"
     if isinstance(value, dict):
@@ -443,5 +415,4 @@ def _toml(value: Any) -> str:
 
 
 def _toml_key(key: str) -> str:
-    bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
-    return key if bare else _toml(str(key))
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)

@@ -1,6 +1,6 @@
 """The door to environments: what a spec, a step and a group are, and how a group is found by name.
 
-A group steps E environments at once under next-step autoreset, the only mode there is here:
+A group steps E environments at once, every leaf an array [E, *shape], under next-step autoreset, the only mode:
 
     call     reset  step   step   step      step   step
     obs      o0     o1     o2     o_final   o0'    o1'    o_final: what the env returned when it ended
@@ -16,7 +16,6 @@ Families are entry points of the group `sfactory.envs`, a user's own package inc
         return EnvGroup(lambda: MyEnv(env_id, **settings), num_envs, seeds, name=f"mygame/{env_id}")
 
 Samplers come through this door, so nothing here imports torch, and gymnasium only for groups that need it.
-Shapes: E environments of a group; every leaf is an array [E, *leaf.shape].
 """
 
 from __future__ import annotations
@@ -35,6 +34,8 @@ import numpy as np
 if TYPE_CHECKING:
     import gymnasium
 
+Settings = Mapping[str, Any]
+
 
 class EnvError(ValueError):
     """An environment that cannot be had as asked for; the message is one line for the user."""
@@ -50,13 +51,11 @@ class Leaf:
 
 @dataclass(frozen=True)
 class ActionLeaf(Leaf):
-    """One action array. Box: low and high are flattened and may be infinite."""
+    """One action array."""
 
-    kind: str
-    """discrete or box."""
-    sizes: tuple[int, ...]
-    """discrete: categories per head, counted from 0; (n,) for shape (), (n1, .., nk) for (k,). box: (number of dims,)."""
-    low: tuple[float, ...] = ()
+    kind: str  # "discrete" or "box"
+    sizes: tuple[int, ...]  # discrete: categories per head, (n,) for shape (), (n1, .., nk) for (k,). box: (dims,)
+    low: tuple[float, ...] = ()  # box only, flattened; infinite where there is no bound
     high: tuple[float, ...] = ()
 
 
@@ -150,9 +149,7 @@ def load_family(name: str) -> Callable[..., Group]:
         raise missing_package(name, error.name or "a package", name) from error
 
 
-def make_group(
-    name: str, num_envs: int, seeds: Sequence[int], settings: Mapping[str, Any] | None = None
-) -> Group:
+def make_group(name: str, num_envs: int, seeds: Sequence[int], settings: Settings | None = None) -> Group:
     """Build the group `FAMILY/ID`, one seed per environment; `settings` go to the family's `make`.
 
     Raises EnvError for an unknown family, id or setting, a missing package, and what cannot be built.
@@ -178,7 +175,7 @@ def make_group(
         raise EnvError(f"{name} could not be built: {one_line(error)}") from error
 
 
-def make_spec(name: str, settings: Mapping[str, Any] | None = None) -> EnvSpec:
+def make_spec(name: str, settings: Settings | None = None) -> EnvSpec:
     """Build one environment, read its spec, close it."""
     group = make_group(name, 1, [0], settings)
     group.close()
@@ -192,7 +189,7 @@ def env_fault(env: int, error: BaseException, seed: int, step: int) -> EnvFault:
 
 
 def next_seed(seed: int) -> int:
-    """Seed of the environment that replaces a failed one; 31 bits."""
+    """Seed of the environment that replaces a failed one, 31 bits."""
     return int(np.random.SeedSequence(seed).generate_state(1)[0]) >> 1
 
 
@@ -220,17 +217,16 @@ class Tally:
     def end(self, envs: Iterable[int]) -> tuple[Episode, ...]:
         """The games that end now; their counters begin anew."""
         done = tuple(Episode(env, float(self.returns[env]), int(self.lengths[env])) for env in envs)
-        for episode in done:
-            self.drop(episode.env)
+        self.drop([episode.env for episode in done])
         return done
 
-    def drop(self, env: int) -> None:
-        """Forget a game that will never be whole."""
-        self.returns[env], self.lengths[env] = 0.0, 0
+    def drop(self, envs: int | list[int]) -> None:
+        """Forget games that will never be whole."""
+        self.returns[envs], self.lengths[envs] = 0.0, 0
 
 
 Observe = Callable[[Any], Any]  # observation of one environment -> the array of one leaf
-Decode = Callable[[np.ndarray, np.ndarray], list[Any]]  # leaf [E, ...], flags to raise if illegal [E] -> actions
+Decode = Callable[[np.ndarray, np.ndarray], list[Any]]  # leaf [E, ...], [E] flags for illegal rows -> actions
 _UNSUPPORTED = "is not supported; use Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these"
 
 
@@ -252,9 +248,8 @@ def assemble(space: Any, parts: Iterator[Any]) -> Any:
     return next(parts)
 
 
-def obs_leaf(name: str, path: tuple[Any, ...], space: gymnasium.Space) -> tuple[Leaf, Observe]:
-    """The leaf of one observation space and how to read it. Floats become float32, integers uint8 or int64;
-    categories become one-hot rows: they are no quantities."""
+def obs_leaf(name: str, path: Iterable[Any], space: Any) -> tuple[Leaf, Observe]:
+    """The leaf of one observation space and how to read it. Categories become one-hot rows: they are no quantities."""
     from gymnasium import spaces
 
     def below(obs: Any) -> Any:
@@ -262,32 +257,28 @@ def obs_leaf(name: str, path: tuple[Any, ...], space: gymnasium.Space) -> tuple[
             obs = obs[key]
         return obs
 
-    def one_hot(obs: Any) -> np.ndarray:
-        return np.asarray(spaces.flatten(space, below(obs)), bool)
-
     if isinstance(space, spaces.Box):
         integer = "uint8" if space.dtype == np.uint8 else "int64"
         return Leaf(space.shape, {"f": "float32", "b": "bool"}.get(space.dtype.kind, integer)), below
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        return Leaf((spaces.flatdim(space),), "bool"), one_hot
+        return Leaf((spaces.flatdim(space),), "bool"), lambda obs: np.asarray(spaces.flatten(space, below(obs)), bool)
     raise EnvError(f"observation space {name}: {space} {_UNSUPPORTED}")
 
 
-def action_leaf(name: str, space: gymnasium.Space) -> tuple[ActionLeaf, Decode]:
+def action_leaf(name: str, space: Any) -> tuple[ActionLeaf, Decode]:
     """The leaf of one action space and how a group's array of it becomes one action per environment."""
     from gymnasium import spaces
 
-    sizes = start = np.asarray(0)
+    shape: tuple[int, ...] = space.shape or ()  # of a leaf; None for what is not supported
+    sizes = start = np.zeros((), np.int64)
     if isinstance(space, spaces.Box) and space.dtype.kind == "f":
         low, high = (tuple(map(float, bound.ravel())) for bound in (space.low, space.high))
-        leaf = ActionLeaf(space.shape, "float32", "box", (len(low),), low, high)
-    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) and len(space.shape) < 2:
-        if isinstance(space, spaces.MultiBinary):
-            sizes = np.full(space.shape, 2)
-        else:
-            sizes = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec)
-            start = np.asarray(space.start)
-        leaf = ActionLeaf(space.shape, "int64", "discrete", tuple(np.ravel(sizes).tolist()))
+        leaf = ActionLeaf(shape, "float32", "box", (len(low),), low, high)
+    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) and len(shape) < 2:
+        many = 2 if isinstance(space, spaces.MultiBinary) else getattr(space, "nvec", None)
+        sizes = np.broadcast_to(space.n if many is None else many, shape)
+        start = np.asarray(getattr(space, "start", 0))
+        leaf = ActionLeaf(shape, "int64", "discrete", tuple(np.ravel(sizes).tolist()))
     else:
         raise EnvError(f"action space {name}: {space} {_UNSUPPORTED}")
 
@@ -298,54 +289,41 @@ def action_leaf(name: str, space: gymnasium.Space) -> tuple[ActionLeaf, Decode]:
             illegal |= ~legal.reshape(len(values), -1).all(axis=1)
             values = np.where(legal, values, 0)
         # The learner keeps the unclipped sample: its log_prob is of that one.
-        given = np.clip(values, space.low, space.high) if box else values + start  # type: ignore[attr-defined]
+        given = np.clip(values, space.low, space.high) if box else values + start
         return list(given.astype(space.dtype, copy=False))
 
     return leaf, decode
 
 
 class EnvGroup:
-    """Turns single gymnasium environments into a Group.
+    """Turns single gymnasium environments into a Group. Box actions are clipped to their bounds.
 
-    An environment that raises, returns NaN, infinity, a wrong shape or dtype, or gets an illegal action is closed
-    and built anew with a new seed; its row is a reset row and a fault is reported. Box actions are clipped.
+    An environment that raises, returns NaN, infinity, a wrong shape or dtype, or gets an illegal action is closed and
+    built anew with a new seed; its row is a reset row and a fault is reported.
     Raises EnvError if a constructor or the first reset fails, the original message inside.
     """
 
     def __init__(
-        self,
-        factory: Callable[[], gymnasium.Env],
-        num_envs: int,
-        seeds: Sequence[int],
-        *,
-        name: str,
-        frame_skip: int = 1,
-        protocol: str = "",
-        max_episode_steps: int | None = None,
-    ) -> None:
+        self, factory: Callable[[], gymnasium.Env], num_envs: int, seeds: Sequence[int], *,
+        name: str, frame_skip: int = 1, protocol: str = "", max_episode_steps: int | None = None,
+    ) -> None:  # fmt: skip
         self.factory, self.num_envs, self.name, self.seeds = factory, num_envs, name, list(seeds)
         self.envs = [self._build() for _ in range(num_envs)]
         env, registered = self.envs[0], self.envs[0].spec
-        for other in self.envs:
-            if (other.observation_space, other.action_space) != (env.observation_space, env.action_space):
-                raise EnvError(f"{name}: environments of one group must have the same spaces")
-        leaves = {n: obs_leaf(n, path, space) for n, path, space in space_leaves(env.observation_space, "obs")}
-        actions = {n: action_leaf(n, space) for n, _, space in space_leaves(env.action_space, "action")}
-        self.spec = EnvSpec(
-            name,
-            {n: leaf for n, (leaf, _) in leaves.items()},
-            {n: leaf for n, (leaf, _) in actions.items()},
-            frame_skip,
-            max_episode_steps or (registered.max_episode_steps if registered else None),
-            protocol or name,
-            registered.reward_threshold if registered else None,
-        )
+        if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
+            raise EnvError(f"{name}: environments of one group must have the same spaces")
+        leaves = {n: obs_leaf(n, path, s) for n, path, s in space_leaves(env.observation_space, "obs")}
+        actions = {n: action_leaf(n, s) for n, _, s in space_leaves(env.action_space, "action")}
+        obs_spec = {n: leaf for n, (leaf, _) in leaves.items()}
+        action_spec = {n: leaf for n, (leaf, _) in actions.items()}
+        limit = max_episode_steps or (registered.max_episode_steps if registered else None)
+        goal = registered.reward_threshold if registered else None
+        self.spec = EnvSpec(name, obs_spec, action_spec, frame_skip, limit, protocol or name, goal)
         self.obs = {n: np.zeros((num_envs, *leaf.shape), leaf.dtype) for n, leaf in self.spec.obs.items()}
         self._leaves = [(n, self.obs[n], leaf.shape, read) for n, (leaf, read) in leaves.items()]
         self._decoders = [(n, decode) for n, (_, decode) in actions.items()]
         self._castable: set[tuple[str, np.dtype]] = set()  # few dtypes come: each is judged once
-        self._over = [False] * num_envs  # the next step resets
-        self._seeded = False
+        self._over, self._seeded = [False] * num_envs, False  # the next step resets; seeds are used up
         self.tally = Tally(num_envs)
 
     def _build(self) -> gymnasium.Env:
@@ -372,7 +350,7 @@ class EnvGroup:
         """Begin an episode outside of a step. A failure here ends the group: it would only come again."""
         try:
             self._write(env, self.envs[env].reset(seed=seed)[0])
-            if finite_rows({n: array[env : env + 1] for n, array in self.obs.items()}, np.zeros(1)) is not None:
+            if finite_rows({n: a[env : env + 1] for n, a in self.obs.items()}, np.zeros(1)) is not None:
                 raise ValueError("NaN or infinity in the observation")
         except Exception as error:
             raise EnvError(f"{self.name} failed at its first reset: {one_line(error)}") from error
@@ -402,17 +380,16 @@ class EnvGroup:
         if "action" not in action:  # nested
             rows = [assemble(self.envs[0].action_space, iter(row)) for row in zip(*parts, strict=True)]
         reward, valid = np.zeros(self.num_envs, np.float32), np.ones(self.num_envs, bool)
-        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        terminated, truncated = ~valid, ~valid
         errors: dict[int, Exception] = {}
         for env, (one, row) in enumerate(zip(self.envs, rows, strict=True)):
             try:
                 if self._over[env]:
-                    self._over[env] = valid[env] = False
+                    valid[env] = False
                     self._write(env, one.reset()[0])
                     continue
                 if illegal[env]:
-                    values = {name: leaf[env].tolist() for name, leaf in action.items()}
-                    raise ValueError(f"illegal action {values}: NaN, infinite or out of range")
+                    raise ValueError(f"illegal action {[leaf[env].tolist() for leaf in action.values()]}")
                 obs, points, ended, cut, _ = one.step(row)
                 reward[env] = float(points)
                 if ended or cut:
@@ -420,21 +397,19 @@ class EnvGroup:
                 self._write(env, obs)
             except Exception as error:
                 errors[env] = error
-        finite = finite_rows(self.obs, reward)
-        if finite is not None:
+        if (finite := finite_rows(self.obs, reward)) is not None:
             for env in np.flatnonzero(~finite).tolist():
                 errors.setdefault(env, ValueError("NaN or infinity in the observation or reward"))
         faults = []
-        for env, error in sorted(errors.items()):
-            faults.append(env_fault(env, error, self.seeds[env], int(self.tally.lengths[env])))
+        for env in sorted(errors):
+            faults.append(env_fault(env, errors[env], self.seeds[env], int(self.tally.lengths[env])))
             self._renew(env)
             valid[env] = terminated[env] = truncated[env] = False
             reward[env] = 0.0
         self.tally.count(reward, valid)
-        over = np.flatnonzero(terminated | truncated).tolist()
-        for env in over:
-            self._over[env] = True
-        episodes = self.tally.end(over)
+        ends = terminated | truncated
+        self._over = ends.tolist()
+        episodes = self.tally.end(np.flatnonzero(ends).tolist())
         return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults))
 
     def close(self) -> None:

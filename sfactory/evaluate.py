@@ -1,8 +1,8 @@
 """Evaluation: the newest policy of a run plays whole games in environments of its own.
 
-A fixed number of games is shared out among the environments beforehand. Taking the first N games that end anywhere would
-prefer short ones: an environment that dies early would send in more of them. Reported are mean, median and interquartile
-mean with stratified-bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264).
+A fixed number of games is shared out among the environments beforehand. Taking the first N games that end
+anywhere would prefer short ones: an environment that dies early would send in more of them. Reported are mean,
+median and interquartile mean with stratified-bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264).
 
 Shapes: E environments; every leaf of an observation or action is [E, ...].
 """
@@ -65,7 +65,8 @@ class Evaluation:
         s = self.statistics
         actions = "greedy actions (the likeliest)" if self.greedy else "sampled actions (as in training)"
         lines = [
-            f"{len(self.returns)} games of {self.env}, {actions}, policy after {self.env_steps:,} steps, seed {self.seed}",
+            f"{len(self.returns)} games of {self.env}, {actions}",
+            f"policy    after {self.env_steps:,} steps of training; seed {self.seed}",
             f"protocol  {self.protocol or self.env}; at most {self.max_steps:,} steps per game",
             f"mean      {s['mean']:.2f}   95% interval {s['mean_low']:.2f} to {s['mean_high']:.2f}",
             f"IQM       {s['iqm']:.2f}   95% interval {s['iqm_low']:.2f} to {s['iqm_high']:.2f}",
@@ -73,19 +74,17 @@ class Evaluation:
             f"length    {s['length']:.1f} steps",
         ]
         if self.capped:
-            lines.append(
-                f"capped    {self.capped} of {len(self.returns)} games reached {self.max_steps:,} steps"
-            )
+            lines.append(f"capped    {self.capped} of {len(self.returns)} games reached {self.max_steps:,} steps")
         if self.faults:
             lines.append(f"faults    {self.faults} games were lost to a broken environment and replaced")
         return "\n".join(lines)
 
 
-# -- statistics --------------------------------------------------------------------------------------------------------
+# -- statistics ----------------------------------------------------------------------------------------------
 
 
 def iqm(scores: np.ndarray, axis: int | None = None) -> Any:
-    """Interquartile mean: the mean without the lowest and the highest quarter (rounded down), as in rliable."""
+    """Interquartile mean: the mean without the lowest and highest quarter (rounded down), as in rliable."""
     ordered = np.sort(scores, axis=axis)
     count = ordered.shape[-1 if axis is None else axis]
     cut = int(0.25 * count)
@@ -95,7 +94,7 @@ def iqm(scores: np.ndarray, axis: int | None = None) -> Any:
 def bootstrap(
     strata: Sequence[np.ndarray], statistic: Callable[..., Any], resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of `statistic` over all scores, resampled within each stratum (task) on its own.
+    """95 % percentile interval of `statistic` over all scores, resampled within each stratum (task).
 
     strata: one [n_i] array per task. statistic: takes (scores [R, sum n_i], axis=1) and returns [R].
     """
@@ -105,7 +104,7 @@ def bootstrap(
     return float(low), float(high)
 
 
-# -- playing -----------------------------------------------------------------------------------------------------------
+# -- playing -------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -124,10 +123,10 @@ def share(episodes: int, envs: int) -> list[int]:
 
 
 def play(make: Callable[[int, int], Any], policy: Policy, episodes: int, max_steps: int) -> Games:
-    """Exactly `episodes` games. make(num_envs, first_env) builds a group whose environments were never used before.
+    """Exactly `episodes` games. make(num_envs, first_env) builds a group of environments never used before.
 
-    An environment leaves when its share is played, when it broke, or when a game was capped: a group cannot be reset in
-    parts. What is left of its share goes to a fresh environment of the next round.
+    An environment leaves when its share is played, when it broke, or when a game was capped: a group cannot be
+    reset in parts. What is left of its share goes to a fresh environment of the next round.
     """
     games = Games([], [])
     shares = share(episodes, min(episodes, ENVS))
@@ -141,9 +140,7 @@ def play(make: Callable[[int, int], Any], policy: Policy, episodes: int, max_ste
             group.close()
         shares = [left for left in shares if left]
         if games.faults > FAULTS and shares:
-            raise RuntimeError(
-                f"{games.faults} environments broke during the evaluation; see `sfactory check-env`"
-            )
+            raise RuntimeError(f"{games.faults} environments broke during the evaluation; see `sfactory check-env`")
     return games
 
 
@@ -220,9 +217,7 @@ def evaluate(
     run_dir = Path(run_dir)
     config = from_toml(run_dir / "config.toml")
     env = config.env
-    torch.set_num_threads(
-        config.run.inference_threads
-    )  # more would spin on a busy machine: the batches are small
+    torch.set_num_threads(config.run.inference_threads)  # more would spin on a busy machine: the batches are small
     model, state = load_policy(run_dir)
 
     def make(num_envs: int, first_env: int) -> Any:
@@ -235,6 +230,14 @@ def evaluate(
     games = play(make, torch_policy(model, greedy, seed), episodes, max_steps)
     protocol = make_spec(env.name, env.settings).protocol
     return Evaluation(
-        env=env.name, protocol=protocol, greedy=greedy, seed=seed, max_steps=max_steps, env_steps=int(state["env_steps"]),
-        returns=tuple(games.returns), lengths=tuple(games.lengths), capped=games.capped, faults=games.faults,
-    )  # fmt: skip
+        env=env.name,
+        protocol=protocol,
+        greedy=greedy,
+        seed=seed,
+        max_steps=max_steps,
+        env_steps=int(state["env_steps"]),
+        returns=tuple(games.returns),
+        lengths=tuple(games.lengths),
+        capped=games.capped,
+        faults=games.faults,
+    )

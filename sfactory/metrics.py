@@ -1,8 +1,8 @@
 """The one table of metrics, and the board that makes rows of them from telemetry. Free of torch.
 
-The same strings are the columns of metrics.jsonl, the tags in TensorBoard and the words of the console. A name that is
-not in the table is an error: it would be a curve nobody can look up. Returns and lengths are of whole, unclipped games;
-everything else is over valid steps only and over the time since the row before.
+The same strings are the columns of metrics.jsonl, the tags in TensorBoard and the words of the console. A name
+that is not in the table is an error: it would be a curve nobody can look up. Returns and lengths are of whole,
+unclipped games; everything else is over valid steps only and over the time since the row before.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class Stop(Protocol):
 class Board:
     """Aggregates telemetry into rows. Deterministic: no clock but the seconds it is given.
 
-    `env_steps` and `seconds` are where a resumed run begins; without them its first row would say the mean speed of all
-    launches.
+    `env_steps` and `seconds` are where a resumed run begins; without them its first row would say the mean speed
+    of all launches.
     """
 
     def __init__(self, env_steps: int = 0, seconds: float = 0.0) -> None:
@@ -167,9 +167,7 @@ class Board:
         elif kind == "lag":
             self._lags[worker] += payload
         elif kind != "log":
-            raise KeyError(
-                f"telemetry of kind {kind!r} from {worker}: expected episodes, learner, stages, fault, lag, log"
-            )
+            raise KeyError(f"telemetry {kind!r} of {worker}: expected episodes, learner, stages, fault, lag or log")
 
     def snapshot(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
         """One row, and the beginning of the next window. `seconds` of training, over all launches."""
@@ -223,7 +221,7 @@ class Board:
         return row | {name: float(value) for name, value in everyone.items()}
 
 
-# -- one line of progress ----------------------------------------------------------------------------------------------
+# -- one line of progress ------------------------------------------------------------------------------------
 
 
 def busy_shares(row: Mapping[str, float]) -> dict[str, float]:

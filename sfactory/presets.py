@@ -2,8 +2,8 @@
 
     preset TOML  <  --config FILE  <  TARGET's env.name  <  --section.field value        the right one wins
 
-Every source becomes a `Layer`: dotted name -> the text a person could have typed. Layers are merged and given to tyro
-as one command line, so there is one validator and one style of error, whichever source a value came from.
+Every source becomes a `Layer`: dotted name -> the text a person could have typed. Layers are merged and given to
+tyro as one command line, so there is one validator and one style of error, whichever source a value came from.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def shown(name: str) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing where nothing is near. The last part alone is enough: lr -> optim.lr."""
+    """`; did you mean X?`, or nothing where nothing is near. The last part is enough: lr -> optim.lr."""
     known = list(known)
     near = difflib.get_close_matches(name, known, 1, 0.6)
     if not near:
@@ -92,7 +92,7 @@ def number(text: str) -> Decimal:
     return Decimal(match[1].replace("_", "")) * _UNITS[match[2]]
 
 
-# -- presets and files -------------------------------------------------------------------------------------------------
+# -- presets and files ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,7 @@ def read_toml(path: Path) -> Layer:
         for key, value in values.items():
             name = f"{section}.{key}".replace("-", "_")
             if name == SETTINGS and isinstance(value, dict):
-                layer.update(
-                    {f"{SETTINGS}.{k.replace('-', '_')}": Given(v, str(path)) for k, v in value.items()}
-                )
+                layer.update({f"{SETTINGS}.{k.replace('-', '_')}": Given(v, str(path)) for k, v in value.items()})
             else:
                 layer[name] = Given(value, str(path))
     return layer
@@ -159,9 +157,7 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[Layer]:
     from_files = [read_toml(path) for path in files]
     if not target:
         if not any("env.name" in layer for layer in from_files):
-            raise SettingError(
-                "no TARGET; name a preset (see `sfactory presets`) or FAMILY/ID (see `sfactory envs`)"
-            )
+            raise SettingError("no TARGET; name a preset (see `sfactory presets`) or FAMILY/ID (see `sfactory envs`)")
         return from_files
     if target.endswith(".toml"):
         raise SettingError(f"{target}: a file is given as --config {target}")
@@ -189,12 +185,10 @@ def _see() -> str:
     return "; see `sfactory presets` and `sfactory envs`"
 
 
-# -- the command line --------------------------------------------------------------------------------------------------
+# -- the command line ----------------------------------------------------------------------------------------
 
 
-def split_flags(
-    args: Sequence[str], options: Mapping[str, bool]
-) -> tuple[Layer, dict[str, list[str]], list[str]]:
+def split_flags(args: Sequence[str], options: Mapping[str, bool]) -> tuple[Layer, dict[str, list[str]], list[str]]:
     """Sort a command line into settings, the verb's own options (name -> takes a value) and positionals."""
     layer: Layer = {}
     own: dict[str, list[str]] = {}
@@ -257,7 +251,7 @@ def _check_name(name: str, typed: str, options: Iterable[str] = ()) -> None:
 
 
 def _literal(text: str) -> Any:
-    """A value of a table without types: what TOML makes of it (10M is a number here too), else the text itself."""
+    """A value of a table without types: what TOML makes of it (10M is a number too), else the text."""
     with contextlib.suppress(tomllib.TOMLDecodeError):
         if "\n" not in text:
             return tomllib.loads(f"v = {text}")["v"]
@@ -267,7 +261,7 @@ def _literal(text: str) -> Any:
     return {"True": True, "False": False}.get(text, text)
 
 
-# -- validation --------------------------------------------------------------------------------------------------------
+# -- validation ----------------------------------------------------------------------------------------------
 
 
 def build(*layers: Layer) -> Config:
@@ -299,7 +293,7 @@ def _from(origin: str, error: Exception) -> SettingError:
 
 
 def _argument(name: str, value: Any) -> list[str]:
-    """One setting as tyro wants to see it. `=` keeps values that begin with a dash from looking like options."""
+    """One setting as tyro wants to see it. With `=`, a value that begins with a dash is no option."""
     kind = field_types()[name]
     if isinstance(value, dict):
         raise SettingError(f"{shown(name)}: expected one value, got a table")

@@ -1,9 +1,9 @@
 """Where rows of metrics go: TensorBoard, metrics.jsonl, the console, log.txt, status.json, Weights & Biases.
 
-Nothing here may stop training: a disk that is full or a folder that is gone is said once per kind of file and then
-borne. TensorBoard's own record format is written by its own `RecordWriter`, without the thread of `EventFileWriter`: when
-that thread dies of a full disk, the eleventh event blocks its caller for ever. torch.utils.tensorboard would cost the
-supervisor 0.9 s and 220 MB.
+Nothing here may stop training: a disk that is full or a folder that is gone is said once per kind of file and
+then borne. TensorBoard's record format is written by its own `RecordWriter`, without the thread of
+`EventFileWriter`: when that thread dies of a full disk, the eleventh event blocks its caller for ever.
+torch.utils.tensorboard would cost the supervisor 0.9 s and 220 MB.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class Writers:
 
 
 class TensorBoard:
-    """One event file per launch. On resume it begins with a START at the step after the checkpoint: TensorBoard then drops
-    what earlier files hold from there on, so that it shows one increasing curve."""
+    """One event file per launch. On resume it begins with a START at the step after the checkpoint: TensorBoard then
+    drops what earlier files hold from there on, so that it shows one increasing curve."""
 
     def __init__(self, folder: Path, resume_env_steps: int | None) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -124,7 +124,7 @@ class TensorBoard:
 
         self._event, self._summary = event_pb2, summary_pb2
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files in the order of their names: the time in nanoseconds keeps launches in order.
+        # TensorBoard reads files in the order of their names: nanoseconds keep launches in order.
         name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((folder / name).open("xb"))
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))

@@ -22,7 +22,18 @@ ALLOWED = {
     "distributed": set(),
     "writers": {"config", "metrics", "_version"},
     "checkpoint": {"_version", "config", "envs", "model", "workers"},
-    "workers": {"_version", "config", "envs", "memory", "model", "algo", "checkpoint", "metrics", "writers", "distributed"},
+    "workers": {
+        "_version",
+        "config",
+        "envs",
+        "memory",
+        "model",
+        "algo",
+        "checkpoint",
+        "metrics",
+        "writers",
+        "distributed",
+    },
     "evaluate": {"checkpoint", "config", "envs", "model"},
 }
 WORKERS = {  # file of workers/ -> rooms it may import

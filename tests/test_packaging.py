@@ -29,7 +29,9 @@ def test_every_extra_of_the_readme_exists():
 
 def test_constraints_pin_everything_that_is_required():
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
-    required = {line.split(">=")[0].split("[")[0].strip() for line in read_setup()["options"]["install_requires"].split()}
+    required = {
+        line.split(">=")[0].split("[")[0].strip() for line in read_setup()["options"]["install_requires"].split()
+    }
     assert {name.lower() for name in required} <= pinned
 
 

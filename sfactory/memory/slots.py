@@ -80,7 +80,7 @@ class Book:
         self.num_groups, self.slots_per_group = self.slot.shape
         self.rollout_length, self.envs_per_group = rollout_length, envs_per_group
 
-    # -- slots ------------------------------------------------------------------------------------------------------
+    # -- slots -------------------------------------------------------------------------------------------------
 
     def state(self, group: int, slot: int) -> int:
         return int(self.slot[group, slot]) & 3
@@ -101,7 +101,7 @@ class Book:
         groups, slots = np.nonzero(self.slot & 3 == state)
         return list(zip(groups.tolist(), slots.tolist(), strict=True))
 
-    # -- asking and answering ---------------------------------------------------------------------------------------
+    # -- asking and answering ----------------------------------------------------------------------------------
 
     def asked(self, group: int) -> Request:
         return unpack(self.request[group])
@@ -117,7 +117,7 @@ class Book:
         """Answer by storing the word that was read: what was asked since stays outstanding."""
         words.store(self.answered, group, word)
 
-    # -- the ledger -------------------------------------------------------------------------------------------------
+    # -- the ledger --------------------------------------------------------------------------------------------
 
     def handed_over(self, group: int) -> int:
         """Rows per environment that this group ever handed to the learner."""

@@ -4,11 +4,11 @@ Index t holds what the policy saw (obs, first), what it did (action, log_prob, p
 it (reward, terminated, truncated, valid). Environments autoreset at the next step:
 
     t            0     1     2     3            4          5
-    obs          o0    o1    o2    o3           o_final    o0'      o_final = what the env returned when the episode ended
+    obs          o0    o1    o2    o3           o_final    o0'      o_final = what the env returned as the episode ended
     first        1     0     0     0            0          1
     terminated/  0     0     0     1            0          0
     truncated
-    valid        1     1     1     1            0          1        t=4 is the reset step: its action is ignored, reward 0
+    valid        1     1     1     1            0          1        t=4 is the reset step: action ignored, reward 0
 
 So V(obs[t+1]) is the bootstrap of every row, truncated ones too, and there is no next_obs. A life loss sets terminated
 and the row after it is an ordinary valid row with first = 1. A row at which the environment failed is a reset row.
@@ -32,7 +32,7 @@ MAGIC = -(2**15) - 7  # poison of integers: no action, no count
 
 @dataclass(frozen=True)
 class Schema:
-    """Shape of every slot. `obs`, `actions` and `masks` are flat dicts of leaves: name -> (shape, dtype) without env axis."""
+    """Shape of every slot. `obs` and `actions` are flat dicts of leaves: name -> (shape, dtype) without env axis."""
 
     rollout_length: int
     envs_per_group: int
@@ -76,7 +76,7 @@ class Schema:
         layout["policy_version"] = Field((*lead, self.rollout_length), "int64")
         if self.state_size:
             layout["state"] = Field((*lead, self.envs_per_group, self.state_size), "float32")
-            # Two rows per environment: answer n reads row n % 2 and writes the other, so an answer given twice is the same.
+            # Two rows per environment: answer n reads row n % 2 and writes the other; given twice, it is the same.
             layout["memory"] = Field((self.num_groups, 2, self.envs_per_group, self.state_size), "float32")
         return layout
 

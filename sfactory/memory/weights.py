@@ -48,8 +48,8 @@ class Mailbox:
     def fetch(self, out: np.ndarray, have: int) -> int:
         """Copy the newest weights into `out` [P] unless they are version `have`; returns the version `out` now holds.
 
-        `out` is written only with whole weights or, when every try was torn, left torn with NOTHING returned: the caller
-        keeps its old weights then (out is a copy aside, not the network).
+        `out` is written only with whole weights or, when every try was torn, left torn with NOTHING returned: the
+        caller keeps its old weights then (out is a copy aside, not the network).
         """
         for _ in range(8):
             buffer = self.newest

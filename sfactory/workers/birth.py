@@ -1,7 +1,7 @@
 """How a worker comes into the world and how it is seen to leave it.
 
-Born with signals blocked, arms its death signal before any heavy import, then builds itself. Its stdout and stderr are a
-file of its own in the run's debug folder: workers never write to the terminal, and last words need no queue.
+Born with signals blocked, arms its death signal before any heavy import, then builds itself. Its stdout and stderr are
+a file of its own in the run's debug folder: workers never write to the terminal, and last words need no queue.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the 
 ENVIRONMENT_FAULT = 6  # exit code of a sampler whose environments cannot be built
 _PR_SET_PDEATHSIG = 1
 
-# Reads "+ PGID" and "- PGID" lines from the life pipe; at its end (the supervisor is gone, however) kills what is listed.
+# Reads "+ PGID" and "- PGID" lines from the life pipe; at its end (the supervisor is gone) kills what is listed.
 _UNDERTAKER = """
 trap '' INT TERM HUP USR1
 groups=
@@ -70,7 +70,7 @@ class Undertaker:
 
 
 class Birth:
-    """The birth message: small, and unpickled in two steps so that nothing heavy is imported before the child is armed."""
+    """The birth message: unpickled in two steps, so that nothing heavy is imported before the child is armed."""
 
     def __init__(self, name: str, parent: int, fds: tuple[int, ...], last_words: str, payload: Any) -> None:
         self.name, self.parent, self.fds, self.last_words, self.payload = name, parent, fds, last_words, payload

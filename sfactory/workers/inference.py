@@ -64,7 +64,7 @@ class Inference(Worker):
         if self.version == NOTHING:
             return False
         self.stages.mark("look")
-        # One batch shape in lockstep: groups that do not wait are computed with the rows they had last, and not answered.
+        # One batch shape in lockstep: groups that do not wait are computed with their last rows, and not answered.
         places = {group: group if self.whole_batch else place for place, group in enumerate(groups)}
         self._gather(asked, places)
         self.stages.mark("gather")

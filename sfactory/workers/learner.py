@@ -67,7 +67,7 @@ class Learner(Worker):
         self._publish()
         self.stages.take()
 
-    # -- the loop -----------------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
         """One update, if enough slots are READY."""
@@ -109,17 +109,18 @@ class Learner(Worker):
 
     def leave(self) -> None:
         """Last act of the process: save, unless told to stop at once."""
-        if self.shared.stop != NOW and int(self.shared.progress[OUTCOME]) != NON_FINITE:
-            if self.env_steps != int(self.shared.progress[CHECKPOINT]) or not self.shared.progress[SAVED]:
-                self._save()
+        progress = self.shared.progress
+        unsaved = self.env_steps != int(progress[CHECKPOINT]) or not progress[SAVED]
+        if unsaved and self.shared.stop != NOW and int(progress[OUTCOME]) != NON_FINITE:
+            self._save()
         self._log()
         if int(self.shared.progress[OUTCOME]) == RUNNING:
             words.store(self.shared.progress, OUTCOME, STOPPED)
 
-    # -- slots --------------------------------------------------------------------------------------------------------
+    # -- slots -------------------------------------------------------------------------------------------------
 
     def _collect(self) -> list[tuple[int, int]] | None:
-        """The READY slots of the next batch: oldest weights first, then hand-over count, then group. No clock decides."""
+        """The READY slots of the next batch: oldest weights first, then hand-overs, then group; no clock decides."""
         ready = self.book.in_state(READY)
         if len(ready) < self.config.batch_slots:
             return None
@@ -193,7 +194,7 @@ class Learner(Worker):
             discounted_return=on.get("discounted_return"),
         )
 
-    # -- weights ------------------------------------------------------------------------------------------------------
+    # -- weights -----------------------------------------------------------------------------------------------
 
     def _publish(self) -> None:
         """Post the weights, or those of `forced_lag` updates ago: weights are held back, never slots."""
@@ -212,7 +213,7 @@ class Learner(Worker):
         self.mailbox.finish(version)
         self.shared.bells["inference"].ring()
 
-    # -- counters, metrics, ends ----------------------------------------------------------------------------------------
+    # -- counters, metrics, ends -------------------------------------------------------------------------------
 
     def _progress(self) -> float:
         total = self.config.stop.env_steps
@@ -247,7 +248,11 @@ class Learner(Worker):
                 row["offpolicy/max_abs_log_rho"] = float(table[:, names.index("offpolicy/max_abs_log_rho")].max())
         if self.lags:
             lags = np.concatenate(self.lags)
-            row |= {"lag/mean": float(lags.mean()), "lag/p95": float(np.percentile(lags, 95)), "lag/max": float(lags.max())}
+            row |= {
+                "lag/mean": float(lags.mean()),
+                "lag/p95": float(np.percentile(lags, 95)),
+                "lag/max": float(lags.max()),
+            }
         ledger = self.book.ledger()
         row |= {
             "charts/learning_rate": self.update.lr,
@@ -275,7 +280,7 @@ class Learner(Worker):
         if outcome != RUNNING:
             words.store(self.shared.progress, OUTCOME, outcome)
 
-    # -- disk -----------------------------------------------------------------------------------------------------------
+    # -- disk --------------------------------------------------------------------------------------------------
 
     def _save_if_due(self) -> None:
         asked = int(self.shared.orders[SAVE])
@@ -285,7 +290,7 @@ class Learner(Worker):
             self._save()
 
     def _save(self) -> None:
-        """A checkpoint between two updates, from the learner's own state alone. Trouble with the disk never stops training."""
+        """A checkpoint between two updates, from the learner's own state. Trouble with the disk stops nothing."""
         self._tick()
         state = {
             "env_steps": self.env_steps,

@@ -38,7 +38,14 @@ class Record:
     """Everything that is written while a run lives. One per launch."""
 
     def __init__(
-        self, config: Config, run_dir: Path, spec: EnvSpec, lock: int, launch: int, resume_from: str, state: dict[str, Any]
+        self,
+        config: Config,
+        run_dir: Path,
+        spec: EnvSpec,
+        lock: int,
+        launch: int,
+        resume_from: str,
+        state: dict[str, Any],
     ) -> None:
         self.config, self.run_dir, self.spec = config, run_dir, spec
         self.launch, self.resume_from, self._lock = launch, resume_from, lock
@@ -123,6 +130,8 @@ class Record:
     def __enter__(self) -> Record:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.writers.close()
         os.close(self._lock)

@@ -35,8 +35,8 @@ def fds_of(wires: Wires) -> tuple[int, ...]:
 def keep_memory() -> None:
     """Have malloc keep and reuse large blocks instead of mapping them anew at every update.
 
-    A fresh mapping costs a page fault per 4 KiB, which made the backward pass of a ReLU over 17 MB 39 ms instead of 5, and
-    an update of 4,096 MinAtar samples 20 % slower (2 cores, benchmarks/LOG.md).
+    A fresh mapping costs a page fault per 4 KiB, which made the backward pass of a ReLU over 17 MB 39 ms instead of 5,
+    and an update of 4,096 MinAtar samples 20 % slower (2 cores, benchmarks/LOG.md).
     """
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         libc = ctypes.CDLL(None)

@@ -26,8 +26,8 @@ SEED_STREAM = 2
 def slot_noise(seed: int, group: int, launch: int, number: int, shape: tuple[int, ...]) -> np.ndarray:
     """Uniform noise of one slot, [T, E, N] float32 in [0, 1).
 
-    Counter-based (Philox): keyed by seed, stream and group, counted by launch and the slot's first request number. So an
-    action depends on (environment, step, weights), not on who shared its batch; a newborn repeats nothing.
+    Counter-based (Philox): keyed by seed, stream and group, counted by launch and the slot's first request number. So
+    an action depends on (environment, step, weights), not on who shared its batch; a newborn repeats nothing.
     """
     bits = np.random.Philox(key=[seed, NOISE_STREAM << 32 | group], counter=[0, 0, number, launch])
     return np.random.Generator(bits).random(shape, dtype=np.float32)

@@ -17,27 +17,26 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from sfactory.config import Config
+from sfactory.envs import make_spec
 from sfactory.memory import words
 from sfactory.memory.words import check_memory_order
 from sfactory.workers.birth import ENVIRONMENT_FAULT, Birth, Undertaker, give_birth, kill_group
 from sfactory.workers.record import Outcome, Record
 from sfactory.workers.roles import Role, fds_of
+from sfactory.workers.signals import Signals
 from sfactory.workers.wiring import (
     ENVIRONMENT,
     FINISH,
     NON_FINITE,
     NOW,
     OUTCOME,
-    RUN_ON,
     RUNNING,
-    SAVE,
     STOP,
     STORAGE,
     UPDATES,
@@ -100,33 +99,6 @@ class Telemetry:
         return [self.messages.popleft() for _ in range(len(self.messages))]
 
 
-class Signals:
-    """What the outside wants. Handlers only note it; the loop acts on it."""
-
-    def __init__(self) -> None:
-        self.stop = 0  # how often Ctrl-C, SIGTERM or SIGHUP came
-        self.code = 0
-        self.save = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGUSR1:
-            self.save += 1
-            return
-        self.stop += 1
-        self.code = self.code or (130 if number == signal.SIGINT else 143)
-
-
 class Supervisor:
     """Runs the workers of one plan in processes until the learner, a signal or a loss ends the run."""
 
@@ -138,9 +110,8 @@ class Supervisor:
         self.faults: dict[str, int] = dict.fromkeys(plan.workers, 0)  # own faults since the last update
         self.env_faults = 0
         self.updates, self.progress_at = -1, time.monotonic()
-        self.saves = 0
 
-    # -- the loop -------------------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         """Blocks until the run is over; every worker is dead when it returns or raises."""
@@ -165,13 +136,15 @@ class Supervisor:
     def _loop(self) -> Outcome:
         while True:
             self._wait()
-            if self.signals.stop:
-                return Outcome("interrupted" if self.signals.code == 130 else "terminated", self.signals.code, "stopped by signal")
-            if self.signals.save != self.saves:
-                self.saves = self.signals.save
-                words.store(self.shared.orders, SAVE, self.saves)
+            self.signals.pass_on(self.shared)
             self._record()
-            outcome = self._learner_says() or self._deaths() or self._deadlines() or self.record.reached()
+            outcome = (
+                self.signals.ended()
+                or self._learner_says()
+                or self._deaths()
+                or self._deadlines()
+                or self.record.reached()
+            )
             if outcome is not None:
                 return outcome
 
@@ -198,10 +171,12 @@ class Supervisor:
             return None
         if said == NON_FINITE:
             count = self.config.learning.nonfinite_budget
-            return Outcome("non-finite", 9, f"{count} updates in a row had a loss or gradient that was not finite; lower optim.lr")
+            return Outcome(
+                "non-finite", 9, f"{count} updates in a row had a loss or gradient that was not finite; lower optim.lr"
+            )
         return Outcome("finished", 0, "the stop rule was reached")
 
-    # -- birth and death ------------------------------------------------------------------------------------------------
+    # -- birth and death ---------------------------------------------------------------------------------------
 
     def _spawn(self, name: str, incarnation: int) -> None:
         role = Role(self.plan, self.telemetry.listen(), incarnation)
@@ -246,7 +221,11 @@ class Supervisor:
             self.faults[life.name] += 1
             if self.faults[life.name] > self.config.run.spare_restarts:
                 code_ = 6 if code == ENVIRONMENT_FAULT else 7
-                return Outcome("lost", code_, f"{life.name} died {self.faults[life.name]} times without an update ({cause}){words_}")
+                return Outcome(
+                    "lost",
+                    code_,
+                    f"{life.name} died {self.faults[life.name]} times without an update ({cause}){words_}",
+                )
         self.record.take(("fault", life.name, f"{life.name} died ({cause}); respawned"))
         self._spawn(life.name, life.incarnation + 1)
         return None
@@ -259,19 +238,23 @@ class Supervisor:
         return ""
 
     def _deadlines(self) -> Outcome | None:
-        """Environments that hang are killed; a run without updates is stalled. The watchdog's own ticks are its clock."""
+        """Environments that hang are killed; a run without updates is stalled. Ticks are the clock."""
         now = time.monotonic()
         for row, name in enumerate(self.plan.workers):
             life, beat = self.lives[name], int(self.shared.heartbeat[row])
             if beat != life.beat:
                 life.beat, life.beat_at = beat, now
             elif beat_phase(beat) == ENVIRONMENT and now - life.beat_at > self.config.env.step_timeout:
-                self.record.take(("fault", name, f"{name}: environment step exceeded {self.config.env.step_timeout:g} s"))
+                self.record.take(
+                    ("fault", name, f"{name}: environment step exceeded {self.config.env.step_timeout:g} s")
+                )
                 kill_group(life.pid)
                 life.beat_at = now
         if now - self.progress_at > self.config.run.stall_timeout:
             self._dump()
-            return Outcome("stalled", 8, f"no update for {self.config.run.stall_timeout:g} s; see {self.plan.debug_dir}")
+            return Outcome(
+                "stalled", 8, f"no update for {self.config.run.stall_timeout:g} s; see {self.plan.debug_dir}"
+            )
         return None
 
     def _dump(self) -> None:
@@ -288,7 +271,7 @@ class Supervisor:
         (self.plan.debug_dir / "book.txt").write_text("\n".join(lines) + "\n")
         time.sleep(0.2)
 
-    # -- the end --------------------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------------------
 
     def _stop(self, outcome: Outcome) -> None:
         """One stop word, part of every look, then a ring to all; nobody is born from here on."""
@@ -321,68 +304,18 @@ class Supervisor:
             self.record.take(message)
 
 
-def run_lockstep(plan: Plan, record: Record, watch: Callable[[Any], None] | None = None) -> Outcome:
-    """The same workers in this process, in a fixed order: inference, samplers, learner. Deterministic; a death is fatal."""
-    import torch
+def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
+    """Train in `run_dir`: the whole of a run, and how it ended.
 
-    from sfactory.workers.inference import Inference
-    from sfactory.workers.learner import Learner
-    from sfactory.workers.sampler import Sampler
-    from sfactory.workers.worker import ListPost
-
-    torch.set_num_threads(plan.config.run.learner_threads)
-    plan.debug_dir.mkdir(parents=True, exist_ok=True)
-    shared, post = Shared.create(plan), ListPost()
-    learner, inference = Learner(shared, post), Inference(shared, post, whole_batch=True)
-    samplers = [Sampler(index, shared, post) for index in range(plan.config.sampling.num_samplers)]
-    outcome, saves = None, 0
-    with Signals() as signals:
-        try:
-            while outcome is None and not learner.finished():
-                inference.step()
-                for sampler in samplers:
-                    sampler.step()
-                if learner.step():
-                    for sampler in samplers:
-                        sampler.flush()
-                    if watch is not None:
-                        watch(learner)
-                if signals.save != saves:
-                    saves = signals.save
-                    words.store(shared.orders, SAVE, saves)
-                for message in post.take():
-                    record.take(message)
-                outcome = record.reached()
-                if signals.stop:
-                    outcome = Outcome("interrupted" if signals.code == 130 else "terminated", signals.code, "stopped by signal")
-            if outcome is None:
-                said = int(shared.progress[OUTCOME])
-                outcome = Outcome("finished", 0, "the stop rule was reached")
-                if said == NON_FINITE:
-                    outcome = Outcome("non-finite", 9, "updates were not finite; lower optim.lr")
-            words.store(shared.orders, STOP, FINISH)
-            learner.leave()
-            for message in post.take():
-                record.take(message)
-        finally:
-            for sampler in samplers:
-                sampler.close()
-            shared.close()
-    return outcome
-
-
-def train(config: Any, run_dir: Path, resume: bool = False) -> Outcome:
-    """Train `config` in `run_dir`; the whole of a run. Returns how it ended; raises ValueError before anything is written."""
-    from sfactory.envs import make_spec
-
+    Raises ValueError, EnvError or RunBusy for what the caller asked wrongly, before anything is written.
+    """
     spec = make_spec(config.env.name, config.env.settings)
     with Record.open(config, Path(run_dir), resume, spec) as record:
         plan = Plan(config, spec, str(Path(run_dir).resolve()), record.launch, record.resume_from)
         if config.run.mode == "lockstep":
+            from sfactory.workers.lockstep import run_lockstep  # brings torch
+
             outcome = run_lockstep(plan, record)
         else:
             outcome = Supervisor(plan, record).run()
         return record.finish(outcome)
-
-
-__all__ = ["RUN_ON", "Outcome", "Supervisor", "run_lockstep", "train"]

@@ -154,9 +154,7 @@ class Update:
             with self.autocast():
                 out = self.model.unroll(part.obs, part.first, part.state)
             log_prob, entropy = self.distribution.log_prob_entropy(out.params, part.action)
-            stats = self._minibatch(
-                part, start, index, out.params, out.value, log_prob, entropy, report=number == last
-            )
+            stats = self._minibatch(part, start, index, out.params, out.value, log_prob, entropy, report=number == last)
             skipped.append(stats["skipped"])
         stats["skipped"] = torch.stack(skipped).sum()
         return stats

@@ -124,7 +124,7 @@ class Shared:
         return shared
 
     def mailbox_memory(self, num_weights: int) -> np.ndarray:
-        """[2, P] float32, allocated by whoever of learner and inference comes first: only they know the network's size."""
+        """[2, P] float32, allocated by the first of learner and inference: only they know the network's size."""
         return Arena.allocate({"mail": Field((2, num_weights), "float32")}, self.wires.mail)["mail"]
 
     @property

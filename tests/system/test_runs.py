@@ -25,7 +25,11 @@ def command(*words):
 def start(run_dir, *words, target="gymnasium/CartPole-v1"):
     run = ["--run.dir", run_dir, *SMALL, *words]
     return subprocess.Popen(
-        command("train", target, *run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command("train", target, *run),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -86,10 +90,14 @@ def test_a_run_trains_records_saves_and_can_be_resumed(tmp_path):
     first = rows(run)
     assert first[-1]["env_steps"] >= 20_000
     assert [r["env_steps"] for r in first] == sorted(r["env_steps"] for r in first)
-    assert {"config.toml", "metrics.jsonl", "tb", "log.txt", "checkpoints", "debug", "status.json"} <= {p.name for p in run.iterdir()}
+    assert {"config.toml", "metrics.jsonl", "tb", "log.txt", "checkpoints", "debug", "status.json"} <= {
+        p.name for p in run.iterdir()
+    }
     assert not [p for p in Path("/dev/shm").glob("*sfactory*")]
 
-    done = subprocess.run(command("resume", run, "--stop.env-steps", 40_000), capture_output=True, text=True, timeout=90)
+    done = subprocess.run(
+        command("resume", run, "--stop.env-steps", 40_000), capture_output=True, text=True, timeout=90
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     again = rows(run)
     assert again[: len(first) - 1] == first[: len(first) - 1]
@@ -157,7 +165,10 @@ def test_killed_samplers_and_inference_are_replaced_and_training_goes_on(tmp_pat
 def test_a_killed_learner_ends_the_run_and_the_last_checkpoint_stands(tmp_path):
     run = tmp_path / "run"
     process = start(run)
-    wait_for(lambda: (run / "checkpoints").exists() and any(p.name.isdigit() for p in (run / "checkpoints").iterdir()), process=process)
+    wait_for(
+        lambda: (run / "checkpoints").exists() and any(p.name.isdigit() for p in (run / "checkpoints").iterdir()),
+        process=process,
+    )
     named(process, "learner")[0].kill()
     _, err = finish(process, 7)
     assert "the learner died (killed by SIGKILL)" in err.strip().splitlines()[-1]
@@ -174,7 +185,10 @@ def lockstep(run_dir, seed=1, *words):
     args = ["--run.mode", "lockstep", "--run.seed", seed, "--stop.env-steps", 8000, "--log.every-updates", 5]
     finish(start(run_dir, *args, *words), 0)
     wall = {"seconds", "charts/SPS", "charts/FPS"}
-    kept = [{k: v for k, v in row.items() if k not in wall and not k.startswith(("stage/", "system/"))} for row in rows(run_dir)]
+    kept = [
+        {k: v for k, v in row.items() if k not in wall and not k.startswith(("stage/", "system/"))}
+        for row in rows(run_dir)
+    ]
     (newest,) = sorted(p for p in (run_dir / "checkpoints").iterdir() if p.name.isdigit())[-1:]
     return kept, {p.name: p.read_bytes() for p in newest.glob("*.safetensors")}
 

@@ -1,5 +1,6 @@
 """Samplers, the book and their neighbours in one process: nothing is lost, nothing is used twice, wherever one dies."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,7 @@ def make_plan(tmp_path, samplers=3, groups=2, slots=SLOTS, **env):
     return Plan(config, make_spec("faults/count", settings), str(tmp_path), 0)
 
 
-@pytest.fixture()
+@pytest.fixture
 def shared(tmp_path):
     return Shared.create(make_plan(tmp_path))
 
@@ -80,7 +81,7 @@ def test_rows_arrive_once_and_in_order(shared):
     assert len(neighbours.trained) > 60
     for group in range(6):
         mine = [slot for slot in neighbours.trained if slot["group"] == group]
-        for before, after in zip(mine, mine[1:], strict=False):  # row T of a slot is row 0 of the next
+        for before, after in itertools.pairwise(mine):  # row T of a slot is row 0 of the next
             np.testing.assert_array_equal(before["obs"][T], after["obs"][0])
             np.testing.assert_array_equal(before["first"][T], after["first"][0])
     assert shared.book.ledger().balanced
@@ -192,10 +193,14 @@ def test_reset_rows_and_failures_are_marked_invalid_and_first_follows(shared):
         sampler.step()
         neighbours.train()
     slots = [slot for slot in neighbours.trained if slot["group"] == 0]
-    rows = {name: np.concatenate([slot[name][:T] for slot in slots]) for name in ("first", "valid", "terminated", "reward")}
+    rows = {
+        name: np.concatenate([slot[name][:T] for slot in slots]) for name in ("first", "valid", "terminated", "reward")
+    }
     ended = rows["terminated"]
     assert ended.any()
-    np.testing.assert_array_equal(~rows["valid"][1:], ended[:-1])  # the row after an end, and no other, is the reset row
+    np.testing.assert_array_equal(
+        ~rows["valid"][1:], ended[:-1]
+    )  # the row after an end, and no other, is the reset row
     np.testing.assert_array_equal(rows["first"][1:], ~rows["valid"][:-1])
     assert (rows["reward"][~rows["valid"]] == 0).all()
 

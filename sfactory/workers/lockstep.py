@@ -1,0 +1,76 @@
+"""Lockstep: the same workers in one process, in a fixed order. Deterministic: no clock and no arrival decides anything.
+
+One turn is inference, then every sampler, then the learner: what was asked is answered with the newest weights, every
+group takes one step, and as soon as a batch is full it is trained on, before anybody acts again. So data have lag 0, or
+exactly the forced lag. A death is fatal here.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sfactory.memory import words
+from sfactory.workers.inference import Inference
+from sfactory.workers.learner import Learner
+from sfactory.workers.record import Outcome, Record
+from sfactory.workers.roles import keep_memory
+from sfactory.workers.sampler import Sampler
+from sfactory.workers.signals import Signals
+from sfactory.workers.wiring import FINISH, NON_FINITE, OUTCOME, STOP, Plan, Shared
+from sfactory.workers.worker import ListPost
+
+
+class Lockstep:
+    """All workers of a plan, stepped by hand."""
+
+    def __init__(self, plan: Plan) -> None:
+        plan.debug_dir.mkdir(parents=True, exist_ok=True)
+        self.shared, self.post = Shared.create(plan), ListPost()
+        self.learner = Learner(self.shared, self.post)
+        self.inference = Inference(self.shared, self.post, whole_batch=True)
+        samplers = range(plan.config.sampling.num_samplers)
+        self.samplers = [Sampler(index, self.shared, self.post) for index in samplers]
+
+    def turn(self) -> bool:
+        """One step of every group; True if it completed an update."""
+        self.inference.step()
+        for sampler in self.samplers:
+            sampler.step()
+        if self.learner.finished() or not self.learner.step():
+            return False
+        for sampler in self.samplers:
+            sampler.flush()
+        return True
+
+    def close(self) -> None:
+        for sampler in self.samplers:
+            sampler.close()
+        self.shared.close()
+
+
+def run_lockstep(plan: Plan, record: Record) -> Outcome:
+    """A whole run in this process."""
+    torch.set_num_threads(plan.config.run.learner_threads)
+    keep_memory()
+    run, outcome = Lockstep(plan), None
+    with Signals() as signals:
+        try:
+            while outcome is None and not run.learner.finished():
+                if run.turn():
+                    signals.pass_on(run.shared)
+                    outcome = signals.ended()
+                for message in run.post.take():
+                    record.take(message)
+                outcome = outcome or record.reached()
+            words.store(run.shared.orders, STOP, FINISH)
+            said = int(run.shared.progress[OUTCOME])
+            run.learner.leave()
+            for message in run.post.take():
+                record.take(message)
+        finally:
+            run.close()
+    if outcome is not None:
+        return outcome
+    if said == NON_FINITE:
+        return Outcome("non-finite", 9, "losses or gradients were not finite too often; lower optim.lr")
+    return Outcome("finished", 0, "the stop rule was reached")

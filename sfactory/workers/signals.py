@@ -1,0 +1,50 @@
+"""What the outside wants of a run: handlers only note it, the loop acts on it between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from sfactory.memory import words
+from sfactory.workers.record import Outcome
+from sfactory.workers.wiring import SAVE, Shared
+
+
+class Signals:
+    """Context manager: inside it, SIGINT, SIGTERM, SIGHUP and SIGUSR1 are noted."""
+
+    def __init__(self) -> None:
+        self.stop = 0  # how often Ctrl-C, SIGTERM or SIGHUP came
+        self.code = 0
+        self.save = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def ended(self) -> Outcome | None:
+        """How the run ends if it was asked to."""
+        if not self.stop:
+            return None
+        return Outcome("interrupted" if self.code == 130 else "terminated", self.code, "stopped by signal")
+
+    def pass_on(self, shared: Shared) -> None:
+        """SIGUSR1 asks for a checkpoint: the learner compares this word with the one it saw last."""
+        if self.save != int(shared.orders[SAVE]):
+            words.store(shared.orders, SAVE, self.save)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self.save += 1
+            return
+        self.stop += 1
+        self.code = self.code or (130 if number == signal.SIGINT else 143)
