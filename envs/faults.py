@@ -6,15 +6,15 @@
 Observation [3] float32: environment, its steps so far (resets not counted), its episode. The reward is the step within
 the episode. Two actions, which do nothing.
 
-Fault knobs hold the step of the group at which the environment with number `env` fails, 0 the first, -1 the constructor,
-and -3 the first reset (where it can). With `marker`, a file that is created exclusively, a fault fires once however
-often its process is born again.
+Fault knobs hold the step of the group at which the environment with number `env` fails: 0 the first step, -1 the
+constructor, -3 the first reset. With `marker`, a file that is created exclusively, a fault fires once however often its
+process is born again.
 
-    raise_at        raises                                   nan_obs_at, nan_reward_at, bad_shape_at
-    hang_at         sleeps for an hour                                       returns rubbish
-    segv_at         dies of a segmentation fault             slow_reset      seconds a reset of the group takes
-    exit_at         ends its process                         slow_step       seconds a step of the group takes
-    crash_at        as raise_at, but the group itself raises, as no group should
+    raise_at                                  raises
+    nan_obs_at, nan_reward_at, bad_shape_at   returns rubbish
+    hang_at, segv_at, exit_at                 sleeps for an hour, segmentation fault, ends its process
+    crash_at                                  the group itself raises, as no group should
+    slow_reset, slow_step                     seconds that a reset, a step of the group takes
 """
 
 from __future__ import annotations

@@ -289,9 +289,8 @@ def _run(config: Config, run_dir: Path, *, resume: bool, as_json: bool) -> int:
         ))  # fmt: skip
         print(f"  run         {run_dir}")
         print(f"  evaluate    sfactory eval {shlex.quote(str(run_dir))}")
-        print(
-            f"  go on       {resume_command(run_dir)} --stop.env-steps {2 * max(outcome.env_steps, config.stop.env_steps)}"
-        )
+        further = 2 * max(outcome.env_steps, config.stop.env_steps)
+        print(f"  go on       {resume_command(run_dir)} --stop.env-steps {further}")
         print(f"  curves      tensorboard --logdir {shlex.quote(str(run_dir))}")
     sys.stdout.flush()
     return last_line(code, outcome.name, outcome.sentence, outcome.checkpoint, outcome.env_steps, run_dir)

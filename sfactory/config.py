@@ -336,7 +336,7 @@ def _check_batch(config: Config) -> None:
         )
     if config.lanes % o.minibatches:
         divisors = [n for n in range(1, config.lanes + 1) if config.lanes % n == 0]
-        near = sorted(sorted(divisors, key=lambda n: abs(n - o.minibatches))[:2])
+        near = [n for n in divisors if n < o.minibatches][-1:] + [n for n in divisors if n > o.minibatches][:1]
         raise ValueError(
             f"{config.lanes} lanes ({slots} slots x {s.envs_per_group} envs) must divide into "
             f"{o.minibatches} minibatches; try learning.minibatches {' or '.join(map(str, near))}"

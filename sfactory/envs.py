@@ -232,7 +232,7 @@ _UNSUPPORTED = "is not supported; use Box, Discrete, MultiDiscrete, MultiBinary,
 
 def space_leaves(space: Any, name: str, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, tuple[Any, ...], Any]]:
     """Name, path and space of every leaf below Dict and Tuple spaces: `obs/image`, ("image",), Box."""
-    if type(space).__name__ not in ("Dict", "Tuple"):
+    if not isinstance(space, Mapping | Sequence):  # gymnasium's Dict is a Mapping, its Tuple a Sequence
         yield name, path, space
         return
     for key, child in space.items() if isinstance(space, Mapping) else enumerate(space):
@@ -243,7 +243,7 @@ def assemble(space: Any, parts: Iterator[Any]) -> Any:
     """The action of one environment from its leaves, in the order of `space_leaves`."""
     if isinstance(space, Mapping):
         return {key: assemble(child, parts) for key, child in space.items()}
-    if type(space).__name__ == "Tuple":
+    if isinstance(space, Sequence):
         return tuple(assemble(child, parts) for child in space)
     return next(parts)
 
@@ -275,8 +275,8 @@ def action_leaf(name: str, space: Any) -> tuple[ActionLeaf, Decode]:
         low, high = (tuple(map(float, bound.ravel())) for bound in (space.low, space.high))
         leaf = ActionLeaf(shape, "float32", "box", (len(low),), low, high)
     elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) and len(shape) < 2:
-        many = 2 if isinstance(space, spaces.MultiBinary) else getattr(space, "nvec", None)
-        sizes = np.broadcast_to(space.n if many is None else many, shape)
+        count = 2 if isinstance(space, spaces.MultiBinary) else getattr(space, "nvec", getattr(space, "n", 0))
+        sizes = np.broadcast_to(count, shape)
         start = np.asarray(getattr(space, "start", 0))
         leaf = ActionLeaf(shape, "int64", "discrete", tuple(np.ravel(sizes).tolist()))
     else:

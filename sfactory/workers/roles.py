@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -86,8 +85,6 @@ def _sample(name: str, shared: Shared, post: QueuePost, role: Role) -> int:
         traceback.print_exc()
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return ENVIRONMENT_FAULT
-    if os.environ.get("SFACTORY_SHOW_MODULES"):  # for the test that samplers stay light
-        print("modules: " + " ".join(sorted(sys.modules)), flush=True)
     sampler.run()
     sampler.flush()
     sampler.close()

@@ -1,0 +1,88 @@
+"""Finding environments by name: what is installed, what is said when it is not there, and what is never imported."""
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+
+from sfactory import envs
+from sfactory.envs import EnvError, EnvGroup, families, make_group, make_spec
+
+
+def test_the_families_of_the_project_are_installed():
+    assert {"faults", "gymnasium", "minatar"} <= set(families())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("minatr/breakout", {}, r"unknown environment family 'minatr'; did you mean minatar\?; installed: .*faults"),
+        ("xyz/breakout", {}, r"unknown environment family 'xyz'; there are .*installed: "),
+        ("minatar/brakeout", {}, r"minatar has no game 'brakeout'; did you mean breakout\?"),
+        ("minatar/Breakout-v0", {}, r"did you mean breakout\?"),
+        ("minatar/xyz", {}, r"no game 'xyz'; there are asterix, breakout, freeway, seaquest, space_invaders"),
+        ("minatar/breakout", {"sticky_action_probe": 0}, r"no such setting .*did you mean sticky_action_prob\?"),
+        ("minatar/breakout", {"sticky_action_prob": 1.5}, r"sticky_action_prob is 1.5"),
+        ("minatar/breakout", {"max_episode_steps": 0}, r"max_episode_steps is 0"),
+        ("gymnasium/CartPoll-v1", {}, r"gymnasium knows no environment 'CartPoll-v1'; did you mean CartPole-v1\?"),
+        ("gymnasium/CartPole-v7", {}, r"gymnasium knows no environment 'CartPole-v7'; did you mean CartPole-v1\?"),
+        ("gymnasium/CartPole-v1", {"gravitas": 9}, r"CartPole-v1 could not be built: TypeError: .*gravitas"),
+        ("faults/cuont", {}, r"faults has no environment 'cuont'; did you mean count\?"),
+        ("CartPole-v1", {}, r"write FAMILY/ID"),
+    ],
+)
+def test_an_unknown_name_is_answered_in_one_line_with_what_was_probably_meant(name, settings, message):
+    with pytest.raises(EnvError, match=message) as caught:
+        make_spec(name, settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_seed_for_each_environment():
+    with pytest.raises(EnvError, match="3 environments need as many seeds, got 2"):
+        make_group("faults/count", 3, [1, 2])
+
+
+def test_a_missing_package_names_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EnvError, match=r"needs minatar, .* pip install 'sfactory\[minatar\]'"):
+        make_spec("minatar/breakout")
+
+
+def test_a_missing_import_of_a_family_names_its_extra(monkeypatch):
+    point = EntryPoint("atari", "no_such_package_at_all:make", "sfactory.envs")
+    monkeypatch.setattr(envs, "families", lambda: {"atari": point})
+    with pytest.raises(EnvError, match=r"needs no_such_package_at_all, .* pip install 'sfactory\[atari\]'"):
+        make_spec("atari/pong")
+
+
+def test_a_package_of_ones_own_comes_through_the_same_door(monkeypatch):
+    import gymnasium
+
+    def make(env_id, *, num_envs, seeds, **settings):
+        return EnvGroup(lambda: gymnasium.make(env_id, **settings), num_envs, seeds, name=f"mygame/{env_id}")
+
+    monkeypatch.setattr(envs, "load_family", {"mygame": make}.__getitem__)
+    group = make_group("mygame/CartPole-v1", 2, [1, 2], {"max_episode_steps": 5})
+    assert group.spec.name == "mygame/CartPole-v1"
+    assert group.reset()["obs"].shape == (2, 4)
+    assert group.step({"action": np.array([0, 1])}).valid.all()
+
+
+def imported(code):
+    code += "; import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_a_minatar_group_brings_in_neither_torch_nor_plots_nor_gymnasium():
+    names = imported("from sfactory.envs import make_group as m; g = m('minatar/breakout', 2, [0, 1]); g.reset()")
+    assert "sfactory_envs" in names
+    assert not names & {"torch", "pandas", "seaborn", "matplotlib", "minatar", "gymnasium"}
+
+
+def test_a_gymnasium_group_brings_in_no_torch():
+    names = imported("from sfactory.envs import make_group as m; m('gymnasium/CartPole-v1', 1, [0]).reset()")
+    assert "gymnasium" in names
+    assert not names & {"torch", "pandas", "matplotlib"}

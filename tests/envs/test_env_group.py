@@ -1,0 +1,253 @@
+"""Single environments as a group: the time table, nested spaces, guards, and what happens when one fails."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from sfactory.envs import EnvError, EnvGroup
+
+
+class Counter(gymnasium.Env):
+    """Observes steps of the episode, episode, seed of the first reset. Ends after `length` steps, keeps its actions."""
+
+    def __init__(self, length=3, truncates=False, at=None, rubbish=None, observation_space=None, action_space=None):
+        self.length, self.truncates, self.at, self.rubbish = length, truncates, at, rubbish
+        self.observation_space = observation_space or spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        self.action_space = action_space or spaces.Discrete(3, start=5)
+        self.t, self.episode, self.total, self.first_seed, self.closed, self.actions = 0, -1, 0, None, False, []
+
+    def obs(self):
+        return np.array([self.t, self.episode, self.first_seed or 0], np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            assert self.first_seed is None, "a seed belongs to the first reset only"
+            self.first_seed = seed
+        self.t, self.episode = 0, self.episode + 1
+        return self.obs(), {}
+
+    def step(self, action):
+        self.actions.append(action)
+        self.t, self.total = self.t + 1, self.total + 1
+        if self.total == self.at:
+            return self.rubbish(self)
+        end = self.t >= self.length
+        return self.obs(), float(self.t), end and not self.truncates, end and self.truncates, {}
+
+    def close(self):
+        self.closed = True
+
+
+def group_of(*envs, seeds=None):
+    """A group of the given environments; whoever replaces one is a plain Counter."""
+    waiting = list(envs)
+    seeds = list(range(100, 100 + len(envs))) if seeds is None else seeds
+    return EnvGroup(lambda: waiting.pop(0) if waiting else Counter(), len(envs), seeds, name="test/counter")
+
+
+def play(group, steps, action=0):
+    """Observations (copied), then steps: lists of length `steps` + 1 and `steps`."""
+    obs, taken = [group.reset()["obs"].copy()], []
+    for _ in range(steps):
+        taken.append(group.step({"action": np.full(group.num_envs, action)}))
+        obs.append(taken[-1].obs["obs"].copy())
+    return obs, taken
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+def test_the_time_table_of_next_step_autoreset(truncates):
+    obs, taken = play(group_of(Counter(length=3, truncates=truncates)), 6)
+    assert [row[0, 0] for row in obs] == [0, 1, 2, 3, 0, 1, 2]  # 3: the final observation, then the new episode's
+    assert [row[0, 1] for row in obs] == [0, 0, 0, 0, 1, 1, 1]
+    ends = [bool(step.truncated[0] if truncates else step.terminated[0]) for step in taken]
+    assert ends == [False, False, True, False, False, False]
+    assert not any(step.terminated[0] if truncates else step.truncated[0] for step in taken)
+    assert [bool(step.valid[0]) for step in taken] == [True, True, True, False, True, True]
+    assert [bool(step.first[0]) for step in taken] == [False, False, False, True, False, False]
+    assert [step.reward[0] for step in taken] == [1, 2, 3, 0, 1, 2]
+    assert taken[0].reward.dtype == np.float32
+
+
+def test_the_action_of_a_reset_step_reaches_no_environment_even_if_it_is_illegal():
+    env = Counter(length=1)
+    group = group_of(env)
+    group.reset()
+    group.step({"action": np.array([2])})
+    step = group.step({"action": np.array([99])})
+    assert not step.valid[0]
+    assert not step.faults
+    assert env.actions == [7]
+
+
+def test_whole_games_are_reported_with_their_raw_return_and_length():
+    _, taken = play(group_of(Counter(length=2), Counter(length=3)), 7)
+    ended = [(t, *episode) for t, step in enumerate(taken) for episode in step.episodes]
+    assert ended == [(1, 0, 3.0, 2), (2, 1, 6.0, 3), (4, 0, 3.0, 2), (6, 1, 6.0, 3)]
+
+
+def test_every_environment_gets_its_seed_once():
+    obs, _ = play(group_of(Counter(), Counter(), seeds=[7, 9]), 5)
+    assert obs[-1][:, 2].tolist() == [7, 9]
+
+
+def raises(env):
+    raise RuntimeError("the ghost in the machine")
+
+
+RUBBISH = {
+    "raises": (raises, "the ghost in the machine"),
+    "NaN observation": (lambda env: (np.array([np.nan, 0, 0]), 0.0, False, False, {}), "NaN"),
+    "infinite reward": (lambda env: (env.obs(), np.inf, False, False, {}), "infinity"),
+    "a terminal with NaN": (lambda env: (env.obs(), np.nan, True, False, {}), "NaN"),
+    "wrong shape": (lambda env: (np.zeros((1, 3)), 0.0, False, False, {}), r"shape (1, 3), its space says (3,)"),
+    "shape that would broadcast": (lambda env: (np.zeros(1), 0.0, False, False, {}), "shape (1,)"),
+    "wrong dtype": (lambda env: (np.zeros(3, complex), 0.0, False, False, {}), "dtype complex128"),
+    "no reward": (lambda env: (env.obs(), None, False, False, {}), "NoneType"),
+    "four values": (lambda env: (env.obs(), 0.0, False, {}), "unpack"),
+}
+
+
+@pytest.mark.parametrize("kind", RUBBISH)
+def test_a_failing_environment_becomes_a_reset_row_and_is_built_anew(kind):
+    rubbish, reason = RUBBISH[kind]
+    bad, good = Counter(length=9, at=2, rubbish=rubbish), Counter(length=9)
+    group = group_of(good, bad)
+    obs, taken = play(group, 4)
+    failed = taken[1]
+    (report,) = failed.faults
+    assert report.env == 1
+    assert reason in report.message.splitlines()[0]
+    assert "seed 101, step 1" in report.message.splitlines()[0]
+    assert "Traceback" in report.message or "infinity" in report.message
+    assert failed.valid.tolist() == [True, False]
+    assert failed.first.tolist() == [False, True]
+    assert failed.reward.tolist() == [2.0, 0.0]
+    assert not failed.terminated.any()
+    assert not failed.truncated.any()
+    assert bad.closed
+    assert obs[2][1, 0] == 0  # the new one's first observation
+    assert obs[2][1, 2] not in (100, 101)  # and its own seed
+    assert obs[3][:, 0].tolist() == [3, 1]  # the neighbour goes on undisturbed
+    assert taken[2].valid.all()
+
+
+def test_a_game_cut_by_a_fault_is_not_reported_and_does_not_leak_into_the_next():
+    _, taken = play(group_of(Counter(length=9, at=2, rubbish=raises)), 5)
+    assert [tuple(e) for step in taken for e in step.episodes] == [(0, 6.0, 3)]  # its successor's
+
+
+@pytest.mark.parametrize("action", [3, -1, 2**40])
+def test_an_action_out_of_range_never_reaches_an_environment(action):
+    env = Counter()
+    group = group_of(env, Counter())
+    group.reset()
+    step = group.step({"action": np.array([action, 0])})
+    assert env.actions == []
+    assert step.valid.tolist() == [False, True]
+    assert f"illegal action [{action}]" in step.faults[0].message
+
+
+def test_box_actions_are_clipped_and_nan_is_stopped():
+    box = spaces.Box(np.array([-1, -2], np.float32), np.array([1, 2], np.float32))
+    envs = [Counter(action_space=box) for _ in range(3)]
+    group = group_of(*envs)
+    group.reset()
+    action = np.array([[0.5, -9.0], [np.nan, 0.0], [7.0, np.inf]], np.float32)
+    sample = action.copy()
+    step = group.step({"action": action})
+    np.testing.assert_array_equal(envs[0].actions[0], np.array([0.5, -2.0], np.float32))
+    assert envs[1].actions == envs[2].actions == []
+    assert step.valid.tolist() == [True, False, False]
+    np.testing.assert_array_equal(action, sample)  # the learner's sample stays what it was
+    leaf = group.spec.actions["action"]
+    assert (leaf.kind, leaf.shape, leaf.sizes, leaf.low, leaf.high) == ("box", (2,), (2,), (-1, -2), (1, 2))
+
+
+def test_discrete_actions_start_where_the_space_says():
+    env = Counter(action_space=spaces.Discrete(3, start=5))
+    group = group_of(env)
+    group.reset()
+    group.step({"action": np.array([2])})
+    assert env.actions == [7]
+    assert group.spec.actions["action"].sizes == (3,)
+
+
+class Nested(Counter):
+    def obs(self):
+        return {
+            "image": np.full((2, 2), self.t, np.uint8),
+            "inner": {"place": 3, "vector": np.array([self.t], np.float64)},
+            "pair": (np.array([True, False]), [1.5]),
+        }
+
+
+def test_nested_observations_and_actions_are_flat_dicts_of_leaves():
+    observation = spaces.Dict(
+        image=spaces.Box(0, 255, (2, 2), np.uint8),
+        inner=spaces.Dict(place=spaces.Discrete(4), vector=spaces.Box(-9, 9, (1,), np.float64)),
+        pair=spaces.Tuple([spaces.Box(0, 1, (2,), bool), spaces.Box(-9, 9, (1,))]),
+    )
+    action = spaces.Tuple(
+        [spaces.MultiDiscrete([2, 3]), spaces.Dict(go=spaces.Box(-1, 1, (1,)), how=spaces.MultiBinary(2))]
+    )
+    envs = [Nested(observation_space=observation, action_space=action) for _ in range(3)]
+    waiting = list(envs)
+    group = EnvGroup(lambda: waiting.pop(0), 2, [0, 1], name="test/nested")
+    leaves = {name: (leaf.shape, leaf.dtype) for name, leaf in group.spec.obs.items()}
+    assert leaves == {
+        "obs/image": ((2, 2), "uint8"),
+        "obs/inner/place": ((4,), "bool"),
+        "obs/inner/vector": ((1,), "float32"),
+        "obs/pair/0": ((2,), "bool"),
+        "obs/pair/1": ((1,), "float32"),
+    }
+    heads = {name: (leaf.kind, leaf.shape, leaf.sizes) for name, leaf in group.spec.actions.items()}
+    assert heads == {
+        "action/0": ("discrete", (2,), (2, 3)),
+        "action/1/go": ("box", (1,), (1,)),
+        "action/1/how": ("discrete", (2,), (2, 2)),
+    }
+    group.reset()
+    step = group.step(
+        {
+            "action/0": np.array([[1, 2], [0, 3]]),  # the second row's 3 is illegal
+            "action/1/go": np.array([[0.5], [0.5]], np.float32),
+            "action/1/how": np.array([[0, 1], [1, 1]]),
+        }
+    )
+    first, second = envs[0].actions[0]
+    assert first.tolist() == [1, 2]
+    assert {key: value.tolist() for key, value in second.items()} == {"go": [0.5], "how": [0, 1]}
+    assert step.obs["obs/image"][0].tolist() == [[1, 1], [1, 1]]
+    assert step.obs["obs/inner/place"][0].tolist() == [False, False, False, True]
+    assert step.obs["obs/pair/1"][0].tolist() == [1.5]
+    assert envs[1].actions == []
+    assert step.valid.tolist() == [True, False]
+
+
+def test_a_space_without_a_leaf_is_refused_by_name():
+    with pytest.raises(EnvError, match=r"observation space obs: Text.* is not supported; use Box"):
+        group_of(Counter(observation_space=spaces.Text(5)))
+    with pytest.raises(EnvError, match=r"action space action/0: Text"):
+        group_of(Counter(action_space=spaces.Tuple([spaces.Text(5)])))
+
+
+def test_environments_of_one_group_have_one_spec():
+    with pytest.raises(EnvError, match="same spaces"):
+        group_of(Counter(), Counter(action_space=spaces.Discrete(4)))
+
+
+def test_a_constructor_that_fails_says_what_it_said():
+    def build():
+        raise OSError("no such\nlevel")
+
+    with pytest.raises(EnvError, match=r"mygame could not be built: OSError: no such level"):
+        EnvGroup(build, 1, [0], name="mygame")
+
+
+def test_a_first_reset_that_fails_says_what_it_said():
+    env = Counter()
+    env.reset = lambda **_: raises(env)
+    with pytest.raises(EnvError, match="failed at its first reset: RuntimeError: the ghost"):
+        group_of(env).reset()

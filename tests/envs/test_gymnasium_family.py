@@ -1,0 +1,73 @@
+"""Registered gymnasium environments behind the door: their own values, their own time limits."""
+
+import gymnasium
+import numpy as np
+import pytest
+
+from sfactory.envs import make_group, make_spec
+
+
+def actions_of(spec, steps, num_envs):
+    (leaf,) = spec.actions.values()
+    rng = np.random.default_rng(0)
+    if leaf.kind == "discrete":
+        return rng.integers(0, leaf.sizes[0], (steps, num_envs))
+    return rng.normal(0, 3, (steps, num_envs, *leaf.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1"])
+def test_values_are_those_of_gymnasiums_own_vector_environment(env_id):
+    """Gymnasium's next-step autoreset, with seeds given once: the same observations, rewards and ends, step by step."""
+    steps, seeds = 250, [11, 12, 13]
+    group = make_group(f"gymnasium/{env_id}", 3, seeds)
+    stock = gymnasium.make_vec(env_id, 3, vectorization_mode="sync")
+    expected, _ = stock.reset(seed=seeds)
+    np.testing.assert_array_equal(group.reset()["obs"], expected)
+    over = np.zeros(3, bool)
+    for action in actions_of(group.spec, steps, 3):
+        clipped = action if action.dtype.kind == "i" else np.clip(action, -2, 2)
+        expected, reward, terminated, truncated, _ = stock.step(clipped)
+        step = group.step({"action": action})
+        np.testing.assert_array_equal(step.obs["obs"], expected)
+        np.testing.assert_array_equal(step.reward, reward.astype(np.float32))
+        np.testing.assert_array_equal(step.terminated, terminated)
+        np.testing.assert_array_equal(step.truncated, truncated)
+        np.testing.assert_array_equal(step.valid, ~over)
+        over = terminated | truncated
+    group.close()
+    stock.close()
+
+
+def test_pendulum_never_terminates_and_is_truncated_at_its_limit():
+    group = make_group("gymnasium/Pendulum-v1", 2, [0, 1])
+    group.reset()
+    for _ in range(199):
+        step = group.step({"action": np.zeros((2, 1), np.float32)})
+        assert not (step.terminated | step.truncated).any()
+    step = group.step({"action": np.zeros((2, 1), np.float32)})
+    assert step.truncated.all()
+    assert not step.terminated.any()
+    assert [episode.length for episode in step.episodes] == [200, 200]
+
+
+def test_the_spec_tells_limit_threshold_and_bounds():
+    cartpole, pendulum = make_spec("gymnasium/CartPole-v1"), make_spec("gymnasium/Pendulum-v1")
+    assert (cartpole.max_episode_steps, cartpole.reward_threshold) == (500, 475.0)
+    assert cartpole.obs["obs"].shape == (4,)
+    assert pendulum.actions["action"].high == (2.0,)
+    assert make_spec("gymnasium/CartPole-v1", {"max_episode_steps": 9}).max_episode_steps == 9
+
+
+def test_settings_reach_the_environment():
+    group = make_group("gymnasium/Pendulum-v1", 1, [0], {"g": 1.5, "max_episode_steps": 2})
+    assert group.envs[0].unwrapped.g == 1.5
+    group.reset()
+    group.step({"action": np.zeros((1, 1), np.float32)})
+    assert group.step({"action": np.zeros((1, 1), np.float32)}).truncated[0]
+
+
+def test_categories_are_seen_as_one_hot_rows():
+    group = make_group("gymnasium/FrozenLake-v1", 1, [0], {"is_slippery": False})
+    assert group.spec.obs["obs"].shape == (16,)
+    assert np.flatnonzero(group.reset()["obs"][0]).tolist() == [0]
+    assert np.flatnonzero(group.step({"action": np.array([1])}).obs["obs"][0]).tolist() == [4]

@@ -1,0 +1,207 @@
+"""Rows reach every file, a resume leaves one increasing curve, and no trouble with a file stops training."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sfactory import writers as module
+from sfactory.config import Config, Log
+from sfactory.writers import METRICS_FILE, Writers, cut_back, write_atomically
+
+
+@pytest.fixture
+def config():
+    return Config(log=Log(console_seconds=0.0))
+
+
+def rows(run_dir):
+    return [json.loads(line) for line in (run_dir / METRICS_FILE).read_text().splitlines()]
+
+
+def curve(run_dir, tag="charts/SPS"):
+    accumulator = EventAccumulator(str(run_dir / "tb"))
+    accumulator.Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars(tag)]
+
+
+def write(run_dir, config, steps, value=1.0, resume=None):
+    writers = Writers(run_dir, config, resume)
+    for step in steps:
+        writers.row(step, step / 10, {"charts/SPS": value})
+    writers.close()
+
+
+def test_a_row_reaches_jsonl_and_tensorboard(tmp_path, config):
+    write(tmp_path, config, [10, 20], 2.5)
+    assert [(r["env_steps"], r["seconds"], r["charts/SPS"]) for r in rows(tmp_path)] == [(10, 1.0, 2.5), (20, 2.0, 2.5)]
+    assert "system/cpu" in rows(tmp_path)[0]
+    assert curve(tmp_path) == [(10, 2.5), (20, 2.5)]
+
+
+def test_rows_are_on_disk_before_the_run_ends(tmp_path, config):
+    writers = Writers(tmp_path, config, None)
+    writers.row(10, 1.0, {"charts/SPS": 1.0})
+    assert len(rows(tmp_path)) == 1
+    assert curve(tmp_path) == [(10, 1.0)]
+    writers.close()
+
+
+def test_resume_leaves_one_strictly_increasing_curve(tmp_path, config):
+    write(tmp_path, config, [10, 20, 30, 40], 1.0)
+    write(tmp_path, config, [25, 35], 2.0, resume=20)  # the checkpoint was at 20: 30 and 40 never happened
+    expected = [(10, 1.0), (20, 1.0), (25, 2.0), (35, 2.0)]
+    assert [(r["env_steps"], r["charts/SPS"]) for r in rows(tmp_path)] == expected
+    assert curve(tmp_path) == expected
+    write(tmp_path, config, [26], 3.0, resume=25)
+    expected = [(10, 1.0), (20, 1.0), (25, 2.0), (26, 3.0)]
+    assert [(r["env_steps"], r["charts/SPS"]) for r in rows(tmp_path)] == expected
+    assert curve(tmp_path) == expected
+
+
+def test_a_second_row_at_the_same_step_is_left_out(tmp_path, config):
+    write(tmp_path, config, [10, 10, 20])
+    assert [r["env_steps"] for r in rows(tmp_path)] == [10, 20]
+    assert [step for step, _ in curve(tmp_path)] == [10, 20]
+
+
+def test_a_torn_last_row_is_dropped_on_resume(tmp_path):
+    path = tmp_path / METRICS_FILE
+    path.write_text('{"env_steps": 1}\n{"env_steps": 2}\n{"env_st')
+    cut_back(path, 2)
+    assert rows(tmp_path) == [{"env_steps": 1}, {"env_steps": 2}]
+    cut_back(tmp_path / "absent.jsonl", 2)
+    assert not (tmp_path / "absent.jsonl").exists()
+
+
+def test_a_number_that_is_not_finite_leaves_the_row_readable(tmp_path, config):
+    write(tmp_path, config, [10], float("nan"))
+    assert rows(tmp_path)[0]["charts/SPS"] is None
+
+
+def test_status_is_whole_at_every_moment(tmp_path, config, monkeypatch):
+    writers = Writers(tmp_path, config, None)
+    writers.status({"state": "running", "env_steps": 1})
+
+    def broken(self, target):
+        raise OSError("killed before the rename")
+
+    monkeypatch.setattr(module.Path, "replace", broken)
+    writers.status({"state": "running", "env_steps": 2})
+    assert json.loads((tmp_path / "status.json").read_text())["env_steps"] == 1
+    monkeypatch.undo()
+    writers.status({"state": "finished"})
+    assert json.loads((tmp_path / "status.json").read_text()) == {"state": "finished"}
+    writers.close()
+
+
+def test_a_missing_folder_is_said_once_and_training_goes_on(tmp_path, config, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    writers = Writers(blocked, config, None)
+    for step in range(1, 5):
+        writers.row(step, step, {"charts/SPS": 1.0})
+        writers.log("something", echo=False)
+        writers.status({"state": "running"})
+    writers.close()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert sorted(line.split()[1] for line in warnings) == ["TensorBoard", "log.txt", "metrics.jsonl", "status.json"]
+
+
+def test_a_disk_that_fills_up_never_stops_or_blocks_training(tmp_path, config, capsys):
+    writers = Writers(tmp_path, config, None)
+
+    class Full:
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+        flush = close = lambda self: None
+
+    writers._rows = Full()
+    writers._tensorboard._writer._writer = Full()
+    for step in range(1, 50):  # more than any queue holds
+        writers.row(step, step, {"charts/SPS": 1.0})
+    writers.close()
+    assert capsys.readouterr().err.count("No space left") == 2
+
+
+def test_log_goes_to_the_file_whole_and_to_the_console_in_one_line(tmp_path, config, capsys):
+    writers = Writers(tmp_path, config, None)
+    writers.log("environment 3: boom\nTraceback: 1\nTraceback: 2")
+    writers.log("not shown", echo=False)
+    writers.close()
+    assert "Traceback: 2" in (tmp_path / "log.txt").read_text()
+    assert capsys.readouterr().err == "environment 3: boom\n"
+
+
+def test_progress_off_a_terminal_is_a_plain_line_now_and_then(tmp_path, capsys):
+    writers = Writers(tmp_path, Config(log=Log(console_seconds=1000.0)), None)
+    writers.console("10 steps | 5%")
+    writers.console("20 steps | 10%")
+    writers.close()
+    captured = capsys.readouterr()
+    assert captured.err == "10 steps | 5%\n"
+    assert captured.out == ""  # stdout is for results
+
+
+def test_quiet_is_quiet(tmp_path, capsys):
+    writers = Writers(tmp_path, Config(log=Log(quiet=True, console_seconds=0.0)), None)
+    writers.console("10 steps")
+    writers.log("something")
+    writers.close()
+    assert capsys.readouterr().err == ""
+    assert "something" in (tmp_path / "log.txt").read_text()
+
+
+def test_wandb_that_is_missing_is_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    write(tmp_path, Config(log=Log(wandb=True)), [10])
+    assert capsys.readouterr().err.count("Weights & Biases cannot be written") == 1
+    assert len(rows(tmp_path)) == 1
+
+
+def test_wandb_gets_the_same_names_and_goes_on_after_a_resume(tmp_path, monkeypatch):
+    import types
+
+    calls, rows_ = [], []
+    run = types.SimpleNamespace(log=lambda row, step: rows_.append((step, row)), finish=lambda: None)
+    fake = types.SimpleNamespace(init=lambda **kw: calls.append(kw) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    write(tmp_path, Config(log=Log(wandb=True)), [10])
+    write(tmp_path, Config(log=Log(wandb=True)), [20], resume=10)
+    assert [step for step, _ in rows_] == [10, 20]
+    assert rows_[0][1]["charts/SPS"] == 1.0
+    assert calls[0]["id"] == calls[1]["id"]
+    assert calls[1]["resume"] == "allow"
+
+
+def test_an_atomic_write_leaves_nothing_else(tmp_path):
+    write_atomically(tmp_path / "a", "1")
+    write_atomically(tmp_path / "a", "2")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "2"
+
+
+def test_a_terminal_gets_a_live_line_and_events_stay():
+    code = """
+import os, pty, sys
+pid, fd = pty.fork()
+if pid == 0:
+    from pathlib import Path
+    import tempfile
+    from sfactory.config import Config
+    from sfactory.writers import Writers
+    w = Writers(Path(tempfile.mkdtemp()), Config(), None)
+    w.console("10 steps | 5%"); w.log("sampler-0 died"); w.console("20 steps | 10%"); w.close()
+    os._exit(0)
+seen = b""
+try:
+    while chunk := os.read(fd, 4096): seen += chunk
+except OSError: pass
+os.waitpid(pid, 0)
+text = seen.decode()
+assert "20 steps" in text and "sampler-0 died" in text and "\\x1b[" in text, text
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
