@@ -30,4 +30,5 @@ def make(env_id: str, *, num_envs: int, seeds: Sequence[int], **settings: Any) -
                 raise missing_package(name, "mujoco", "mujoco") from error
             raise
 
-    return EnvGroup(factory, num_envs, seeds, name=name, protocol=env_id)
+    protocol = ", ".join([env_id, *(f"{setting}={settings[setting]}" for setting in sorted(settings))])
+    return EnvGroup(factory, num_envs, seeds, name=name, protocol=protocol)

@@ -164,7 +164,7 @@ def train(args: list[str]) -> int:
 
 def resume(args: list[str]) -> int:
     """Go on with a run."""
-    from sfactory import checkpoint, presets
+    from sfactory import presets
 
     flags, own, positionals = presets.split_flags(args, {**COMMON, "--allow": True})
     if "--help-all" in own:
@@ -177,14 +177,7 @@ def resume(args: list[str]) -> int:
     config = presets.build(presets.read_toml(file), *files, _quietly(flags, own))
     if "--print-config" in own:
         return _print_config(config)
-    if not checkpoint.candidates(run_dir):
-        corrupt = sorted((run_dir / "corrupt").glob("*"))
-        if corrupt:
-            raise Ended(
-                Exit.NO_USABLE_CHECKPOINT,
-                f"every checkpoint of {run_dir} is damaged; they lie in {corrupt[0].parent}",
-            )
-        raise Ended(Exit.USAGE, f"{run_dir} holds no checkpoint to resume from; start anew with `sfactory train`")
+    _need_checkpoint(run_dir)
     _refuse_changes(before, config, own.get("--allow", []))
     _check_wandb(config)
     return _run(config, run_dir, resume=True, as_json="--json" in own)
@@ -203,15 +196,16 @@ def evaluate(args: list[str]) -> int:
             Exit.USAGE,
             f"{presets.shown(next(iter(flags)))}: eval plays with the settings of the run; see --help",
         )
+    count = {
+        name: presets.whole(own[name][-1], name.lstrip("-")) if name in own else default
+        for name, default in numbers.items()
+    }
+    if count["--episodes"] < 1 or count["--max-steps"] < 1 or count["--seed"] < 0:
+        raise Ended(Exit.USAGE, "episodes and max-steps must be at least 1, and seed at least 0")
     run_dir = Path(_one(positionals, "runs/NAME"))
     _settings_of(run_dir)
-    given = {
-        name: presets.whole(own[name][-1], name.lstrip("-")) if name in own else value
-        for name, value in numbers.items()
-    }
-    if given["--episodes"] < 1 or given["--max-steps"] < 1 or given["--seed"] < 0:
-        raise Ended(Exit.USAGE, "episodes and max-steps must be at least 1, and seed at least 0")
-    result = play(run_dir, given["--episodes"], "--greedy" in own, given["--max-steps"], given["--seed"])
+    _need_checkpoint(run_dir)
+    result = play(run_dir, count["--episodes"], "--greedy" in own, count["--max-steps"], count["--seed"])
     print(json.dumps(result.as_dict()) if "--json" in own else result.report())
     return last_line(
         Exit.FINISHED,
@@ -310,6 +304,17 @@ def _refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> No
     if refused:
         rest = "start a new run with `sfactory train`, or say --allow " + " --allow ".join(refused)
         raise Ended(Exit.RESUME_REFUSED, f"{', '.join(refused)} cannot change in the middle of a run; {rest}")
+
+
+def _need_checkpoint(run_dir: Path) -> None:
+    from sfactory.checkpoint import candidates
+
+    if candidates(run_dir):
+        return
+    if any((run_dir / "corrupt").glob("*")):
+        damaged = f"every checkpoint of {run_dir} is damaged; they lie in {run_dir / 'corrupt'}"
+        raise Ended(Exit.NO_USABLE_CHECKPOINT, damaged)
+    raise Ended(Exit.USAGE, f"{run_dir} holds no checkpoint yet; start anew with `sfactory train`")
 
 
 def _settings_of(run_dir: Path) -> Path:

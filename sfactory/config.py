@@ -72,6 +72,11 @@ class Env:
     step_timeout: float = 120.0
     """Seconds an environment step may take before its sampler is killed and born anew."""
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the family's `make` gets: the settings, and the protocol if one was asked for."""
+        return {**self.settings, "protocol": self.protocol} if self.protocol else dict(self.settings)
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -225,10 +225,10 @@ def evaluate(
             int(np.random.SeedSequence([seed, SEED_STREAM, first_env + i]).generate_state(1)[0]) >> 1
             for i in range(num_envs)
         ]
-        return make_group(env.name, num_envs, seeds, env.settings)
+        return make_group(env.name, num_envs, seeds, env.arguments)
 
     games = play(make, torch_policy(model, greedy, seed), episodes, max_steps)
-    protocol = make_spec(env.name, env.settings).protocol
+    protocol = make_spec(env.name, env.arguments).protocol
     return Evaluation(
         env=env.name,
         protocol=protocol,

@@ -19,7 +19,7 @@ ALLOWED = {
     "model": set(),
     "memory": set(),
     "metrics": set(),
-    "distributed": set(),
+    "batch": {"config", "algo"},
     "writers": {"config", "metrics", "_version"},
     "checkpoint": {"_version", "config", "envs", "model", "workers"},
     "workers": {
@@ -39,8 +39,8 @@ ALLOWED = {
 WORKERS = {  # file of workers/ -> rooms it may import
     "sampler": {"memory", "envs", "workers"},
     "inference": {"memory", "model", "workers"},
-    "learner": {"memory", "model", "algo", "checkpoint", "workers", "distributed"},
-    "update": {"config", "model", "algo", "workers", "distributed"},
+    "learner": {"memory", "model", "algo", "checkpoint", "workers"},
+    "update": {"config", "model", "algo", "workers"},
 }
 TORCH_FREE = ("envs", "memory", "metrics", "writers", "config", "presets", "exits")
 

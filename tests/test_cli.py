@@ -126,7 +126,7 @@ def test_a_run_given_as_target_is_answered_with_resume(typed, supervisor):
 
 def test_train_names_the_folder_after_preset_and_seed(typed, supervisor):
     assert typed("train", "minatar/breakout", "--run.seed", "7")[0] == 0
-    (config, run_dir, resume), = supervisor.calls
+    ((config, run_dir, resume),) = supervisor.calls
     assert re.fullmatch(r"runs/minatar-breakout_s7_\d{8}-\d{6}", str(run_dir))
     assert not resume
     assert config.run.seed == 7
@@ -341,7 +341,9 @@ def test_a_whole_run_from_the_console_script(tmp_path):
     """Train, evaluate, resume: the three commands a user types, on the real pipeline."""
     done = script("train", "classic/cartpole", "--run.dir", "runs/a", *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"finished \(exit 0\): .*; last checkpoint runs/a/checkpoints/\d+ at", done.stderr.splitlines()[-1])
+    assert re.search(
+        r"finished \(exit 0\): .*; last checkpoint runs/a/checkpoints/\d+ at", done.stderr.splitlines()[-1]
+    )
     folder = tmp_path / "runs/a"
     assert {"config.toml", "metrics.jsonl", "tb", "log.txt", "checkpoints", "status.json"} <= {
         path.name for path in folder.iterdir()

@@ -112,6 +112,12 @@ def test_an_environment_without_a_preset_takes_its_familys_default():
     assert config("minatar/freeway-v1").model.encoder == "minatar"
 
 
+def test_a_file_wins_over_a_familys_default(tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text("[optim]\nlr = 0.5\n")
+    assert config("gymnasium/MountainCar-v0", files=[path]).optim.lr == 0.5
+
+
 def test_the_target_names_the_environment_even_if_a_file_names_another(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text('[env]\nname = "gymnasium/Acrobot-v1"\n')
@@ -132,8 +138,8 @@ def test_environment_settings_merge_over_all_sources(tmp_path):
 
 
 def test_environment_settings_are_toml_values_or_text():
-    flags = [f"--env.settings.{key}={value}" for key, value in
-             {"i": "10M", "f": "2.5", "b": "false", "l": "[1, 2]", "s": "hello", "q": '"7"', "d": "-0.5"}.items()]  # fmt: skip
+    given = {"i": "10M", "f": "2.5", "b": "false", "l": "[1, 2]", "s": "hello", "q": '"7"', "d": "-0.5"}
+    flags = [f"--env.settings.{key}={value}" for key, value in given.items()]
     expected = {"i": 10_000_000, "f": 2.5, "b": False, "l": [1, 2], "s": "hello", "q": "7", "d": -0.5}
     assert config("minatar/breakout", *flags).env.settings == expected
 

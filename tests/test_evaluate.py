@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sfactory.envs import Episode, EnvFault, Step
+from sfactory.envs import EnvFault, Episode, Step
 from sfactory.evaluate import ENVS, FAULTS, Evaluation, bootstrap, iqm, play, share, torch_policy
 
 
@@ -139,13 +139,17 @@ def evaluation(**changes):
 
 def test_the_report_says_protocol_and_how_actions_were_chosen():
     text = evaluation().report()
-    assert "sampled" in text and "greedy" not in text
+    assert "sampled" in text
+    assert "greedy" not in text
     assert "x/y sticky 0.1" in text
     assert "mean      2.00" in text
-    assert "capped" not in text and "faults" not in text
+    assert "capped" not in text
+    assert "faults" not in text
     text = evaluation(greedy=True, capped=2, faults=1).report()
-    assert "greedy" in text and "sampled" not in text
-    assert "2 of 3 games reached 100 steps" in text and "1 games were lost" in text
+    assert "greedy" in text
+    assert "sampled" not in text
+    assert "2 of 3 games reached 100 steps" in text
+    assert "1 games were lost" in text
 
 
 def test_json_holds_everything():

@@ -65,6 +65,7 @@ def run_lockstep(plan: Plan, record: Record) -> Outcome:
             words.store(run.shared.orders, STOP, FINISH)
             said = int(run.shared.progress[OUTCOME])
             run.learner.leave()
+            record.close_book(run.shared.book.ledger())
             for message in run.post.take():
                 record.take(message)
         finally:

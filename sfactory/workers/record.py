@@ -13,6 +13,7 @@ from typing import Any
 from sfactory import checkpoint
 from sfactory.config import Config, to_toml
 from sfactory.envs import EnvSpec
+from sfactory.memory.slots import Ledger
 from sfactory.metrics import GAMES, Board, console_line
 from sfactory.workers.worker import Message
 from sfactory.writers import Writers
@@ -50,6 +51,7 @@ class Record:
         self.config, self.run_dir, self.spec = config, run_dir, spec
         self.launch, self.resume_from, self._lock = launch, resume_from, lock
         self.env_steps, self.seconds = int(state.get("env_steps", 0)), float(state.get("seconds", 0.0))
+        self.ledger: Ledger | None = None
         self.board = Board(self.env_steps, self.seconds)
         self.writers = Writers(run_dir, config, self.env_steps if resume_from else None)
 
@@ -112,6 +114,15 @@ class Record:
         if now is None or now < target:
             return None
         return Outcome("finished", 0, f"training return {now:.1f} reached the target of {target:g}")
+
+    def close_book(self, ledger: Ledger) -> None:
+        """The ledger of this launch, once all workers stand still: every row that was asked for is accounted for."""
+        self.ledger = ledger
+        left = f"{ledger.trained} trained + {ledger.skipped} skipped + {ledger.discarded} discarded"
+        verdict = "" if ledger.balanced else "; it does NOT balance: rows were lost or counted twice"
+        self.writers.log(
+            f"ledger: {ledger.sampled} rows sampled = {left} + {ledger.in_flight} in flight{verdict}", echo=False
+        )
 
     def finish(self, outcome: Outcome) -> Outcome:
         """Complete the outcome with what is on disk, and write the status."""

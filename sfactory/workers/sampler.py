@@ -128,7 +128,7 @@ class Sampler(Worker):
             self.beat(ENVIRONMENT)
             first_env = group * sampling.envs_per_group
             seeds = env_seeds(run.seed, self.plan.launch, incarnation, first_env, sampling.envs_per_group)
-            envs = make_group(env.name, sampling.envs_per_group, seeds, env.settings)
+            envs = make_group(env.name, sampling.envs_per_group, seeds, env.arguments)
             self.runs.append(GroupRun(group, envs, shared))
         self.episodes: list[tuple[float, int]] = []
         self.inference_bell, self.learner_bell = shared.bells["inference"], shared.bells["learner"]

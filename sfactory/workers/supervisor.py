@@ -22,6 +22,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from sfactory.batch import rescale_batch
 from sfactory.config import Config
 from sfactory.envs import make_spec
 from sfactory.memory import words
@@ -299,6 +300,7 @@ class Supervisor:
         if int(self.shared.progress[OUTCOME]) == STORAGE:
             outcome.name, outcome.code = "storage", 10
             outcome.sentence += "; the last checkpoint could not be written, see log.txt"
+        self.record.close_book(self.shared.book.ledger())
         time.sleep(0.05)  # the last messages are in the queues already; let the readers append them
         for message in self.telemetry.take():
             self.record.take(message)
@@ -309,9 +311,12 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
 
     Raises ValueError, EnvError or RunBusy for what the caller asked wrongly, before anything is written.
     """
-    spec = make_spec(config.env.name, config.env.settings)
+    spec = make_spec(config.env.name, config.env.arguments)
+    scaled, table = rescale_batch(config)
     with Record.open(config, Path(run_dir), resume, spec) as record:
-        plan = Plan(config, spec, str(Path(run_dir).resolve()), record.launch, record.resume_from)
+        for line in table:
+            record.writers.log(line)
+        plan = Plan(scaled, spec, str(Path(run_dir).resolve()), record.launch, record.resume_from)
         if config.run.mode == "lockstep":
             from sfactory.workers.lockstep import run_lockstep  # brings torch
 

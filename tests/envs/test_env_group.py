@@ -251,3 +251,13 @@ def test_a_first_reset_that_fails_says_what_it_said():
     env.reset = lambda **_: raises(env)
     with pytest.raises(EnvError, match="failed at its first reset: RuntimeError: the ghost"):
         group_of(env).reset()
+
+
+def test_a_second_reset_begins_new_episodes_without_the_seed():
+    group = group_of(Counter(length=9))
+    group.reset()
+    group.step({"action": np.array([0])})
+    assert group.reset()["obs"][0].tolist() == [0, 1, 100]
+    step = group.step({"action": np.array([0])})
+    assert step.valid[0]
+    assert step.reward[0] == 1

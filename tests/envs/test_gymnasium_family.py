@@ -61,6 +61,7 @@ def test_the_spec_tells_limit_threshold_and_bounds():
 def test_settings_reach_the_environment():
     group = make_group("gymnasium/Pendulum-v1", 1, [0], {"g": 1.5, "max_episode_steps": 2})
     assert group.envs[0].unwrapped.g == 1.5
+    assert group.spec.protocol == "Pendulum-v1, g=1.5, max_episode_steps=2"
     group.reset()
     group.step({"action": np.zeros((1, 1), np.float32)})
     assert group.step({"action": np.zeros((1, 1), np.float32)}).truncated[0]

@@ -90,6 +90,30 @@ def test_a_cap_truncates_and_the_count_begins_anew_after_it():
     assert group.spec.max_episode_steps == 7
 
 
+def test_a_game_that_ends_at_its_cap_has_ended_by_itself():
+    def first_end(cap):
+        group = make_group("minatar/breakout", 1, [0], {"max_episode_steps": cap})
+        group.reset()
+        while not (step := group.step({"action": np.array([0])})).episodes:
+            pass
+        return step
+
+    length = first_end(None).episodes[0].length
+    at, before = first_end(length), first_end(length - 1)
+    assert (at.terminated[0], at.truncated[0]) == (True, False)
+    assert (before.terminated[0], before.truncated[0]) == (False, True)
+
+
+def test_a_reset_in_the_middle_of_a_game_begins_a_new_one():
+    group = make_group("minatar/breakout", 1, [0])
+    start = group.reset()["obs"].copy()
+    group.step({"action": np.array([0])})
+    assert (group.obs["obs"] != start).any()
+    again = group.reset()["obs"]
+    assert again[0, 3, :, 1].any()
+    assert again[0, :, :, 3].sum() == 30
+
+
 def test_the_last_observation_of_a_game_is_the_final_one():
     group = make_group("minatar/breakout", 1, [0], {"sticky_action_prob": 0.0})
     group.reset()

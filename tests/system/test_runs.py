@@ -158,7 +158,10 @@ def test_killed_samplers_and_inference_are_replaced_and_training_goes_on(tmp_pat
     finish(process, 0)
     log = (run / "log.txt").read_text()
     assert log.count("died (killed by SIGKILL); respawned") == 6
-    assert rows(run)[-1]["ledger/discarded"] > 0
+    ledger = json.loads((run / "status.json").read_text())["ledger"]
+    assert ledger["discarded"] > 0
+    assert ledger["sampled"] == sum(ledger[k] for k in ("trained", "skipped", "discarded", "in_flight"))
+    assert ledger["trained"] >= rows(run)[-1]["env_steps"]  # env_steps leaves reset rows out
 
 
 def test_a_killed_learner_ends_the_run_and_the_last_checkpoint_stands(tmp_path):
