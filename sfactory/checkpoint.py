@@ -195,8 +195,8 @@ def load(path: Path, parts: tuple[str, ...] = PARTS) -> Contents:
 
 def load_policy(run_dir: Path) -> tuple[ActorCritic, dict[str, Any]]:
     """The newest policy of a run in eval mode, normaliser set, and the checkpoint's state. Opens nothing else."""
-    from sfactory.config import from_toml
     from sfactory.envs import make_spec
+    from sfactory.settings_file import from_toml
     from sfactory.workers.network import build_model
     from sfactory.workers.wiring import Plan
 

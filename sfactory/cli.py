@@ -346,7 +346,7 @@ def _quietly(flags: Layer, own: dict[str, list[str]]) -> Layer:
 
 
 def _print_config(config: Config) -> int:
-    from sfactory.config import to_toml
+    from sfactory.settings_file import to_toml
 
     print(to_toml(config), end="")
     return 0

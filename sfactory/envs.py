@@ -10,11 +10,7 @@ A group steps E environments at once, every leaf an array [E, *shape], under nex
 
 A row at which an environment failed looks like a reset step too (valid 0, first 1): never a made-up terminal.
 
-Families are entry points of the group `sfactory.envs`, a user's own package included:
-
-    def make(env_id, *, num_envs, seeds, **settings):
-        return EnvGroup(lambda: MyEnv(env_id, **settings), num_envs, seeds, name=f"mygame/{env_id}")
-
+Families are entry points of the group `sfactory.envs`; a user's own: `EnvGroup` and ten lines (README).
 Samplers come through this door, so nothing here imports torch, and gymnasium only for groups that need it.
 """
 
@@ -38,7 +34,11 @@ Settings = Mapping[str, Any]
 
 
 class EnvError(ValueError):
-    """An environment that cannot be had as asked for; the message is one line for the user."""
+    """An environment that cannot be had as asked for; one line for the user. `fault`: it exists and failed by itself."""
+
+    def __init__(self, message: str, fault: bool = False) -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def make_group(name: str, num_envs: int, seeds: Sequence[int], settings: Setting
     except ModuleNotFoundError as error:
         raise missing_package(name, error.name or "a package", family) from error
     except Exception as error:
-        raise EnvError(f"{name} could not be built: {one_line(error)}") from error
+        raise EnvError(f"{name} could not be built: {one_line(error)}", fault=True) from error
 
 
 def make_spec(name: str, settings: Settings | None = None) -> EnvSpec:
@@ -332,7 +332,7 @@ class EnvGroup:
         except EnvError:
             raise
         except Exception as error:
-            raise EnvError(f"{self.name} could not be built: {one_line(error)}") from error
+            raise EnvError(f"{self.name} could not be built: {one_line(error)}", fault=True) from error
 
     def _write(self, env: int, obs: Any) -> None:
         """Copy one observation into the group's arrays: cast once, if shape and dtype are as promised."""
@@ -353,7 +353,7 @@ class EnvGroup:
             if finite_rows({n: a[env : env + 1] for n, a in self.obs.items()}, np.zeros(1)) is not None:
                 raise ValueError("NaN or infinity in the observation")
         except Exception as error:
-            raise EnvError(f"{self.name} failed at its first reset: {one_line(error)}") from error
+            raise EnvError(f"{self.name} failed at its first reset: {one_line(error)}", fault=True) from error
         self._over[env] = False
         self.tally.drop(env)
 

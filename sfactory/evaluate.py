@@ -209,8 +209,8 @@ def evaluate(
     import torch
 
     from sfactory.checkpoint import load_policy
-    from sfactory.config import from_toml
     from sfactory.envs import make_group, make_spec
+    from sfactory.settings_file import from_toml
 
     if episodes < 1 or max_steps < 1:
         raise ValueError(f"episodes is {episodes} and max-steps is {max_steps}; both must be at least 1")

@@ -111,7 +111,7 @@ def told(error: Exception) -> tuple[Exit, str, str]:
     """
     kinds, text = {cls.__name__ for cls in type(error).__mro__}, str(error)
     if "EnvError" in kinds:
-        code = Exit.ENVIRONMENT if _is_fault(error) else Exit.USAGE
+        code = Exit.ENVIRONMENT if getattr(error, "fault", False) else Exit.USAGE
     elif "RunBusy" in kinds:
         code = Exit.BUSY
     elif "CheckpointError" in kinds:
@@ -129,14 +129,6 @@ def told(error: Exception) -> tuple[Exit, str, str]:
 
 
 _SHORTAGE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-
-
-def _is_fault(error: Exception) -> bool:
-    """Did the environment itself fail, or was it asked for wrongly?"""
-    said = getattr(error, "fault", None)
-    if said is not None:
-        return bool(said)
-    return "could not be built" in str(error) or "failed at its first reset" in str(error)
 
 
 def _raised_here(error: Exception) -> bool:

@@ -68,7 +68,6 @@ METRICS: dict[str, str] = {
     "offpolicy/effective_lambda": "mean trace coefficient: how far credit really reaches",
     "offpolicy/max_abs_log_rho": "largest |log rho| at the start of an update; about 0 on policy",
     "proximal/decay": "decay of the averaged policy per optimizer step",
-    "proximal/age": "mean age of the proximal policy, in optimizer steps",
     "queue/free": "slots nobody holds; 0 means samplers wait for the learner",
     "queue/ready": "full slots that wait for the learner",
     "queue/inference_batch": "environments per forward pass of the inference worker",
@@ -77,7 +76,6 @@ METRICS: dict[str, str] = {
     "queue/sampler_wait_ms": "mean wait of a sampler for actions or a slot, in milliseconds",
     "ledger/discarded": "rows asked for and never handed to the learner (a killed sampler's)",
     "system/cpu": "busy CPU time of the machine, percent of all cores",
-    "system/gpu": "busy time of the GPU, percent",
     "system/memory": "memory of the machine in use, percent",
     "faults/total": "faults so far in this launch, of workers and environments",
     "faults/sampler": "faults reported by or about samplers, their environments included",
@@ -135,6 +133,7 @@ class Board:
         self.games = 0
         self._learner: dict[str, float] = {}
         self._stages: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self._turns: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._lags: dict[str, list[int]] = defaultdict(list)
         self._faults: dict[str, int] = defaultdict(int)
         self._steps_before, self._seconds_before = env_steps, seconds
@@ -162,12 +161,15 @@ class Board:
             for stage, seconds in payload.items():
                 meaning(f"stage/{kind_of(worker)}/{stage}")
                 self._stages[kind_of(worker)][stage] += seconds
+        elif kind == "turns":
+            for name in ("turns", "envs"):
+                self._turns[kind_of(worker)][name] += payload[name]
         elif kind == "fault":
             self._faults[kind_of(worker)] += 1
         elif kind == "lag":
             self._lags[worker] += payload
         elif kind != "log":
-            raise KeyError(f"telemetry {kind!r} of {worker}: expected episodes, learner, stages, fault, lag or log")
+            raise KeyError(f"telemetry {kind!r} of {worker}: not one of the kinds above")
 
     def snapshot(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
         """One row, and the beginning of the next window. `seconds` of training, over all launches."""
@@ -184,9 +186,15 @@ class Board:
         row |= {f"faults/{kind}": float(count) for kind, count in self._faults.items()}
         for kind, stages in self._stages.items():
             total = sum(stages.values())
+            turns = self._turns[kind]
+            if turns["turns"]:
+                row[f"queue/{kind}_wait_ms"] = 1000.0 * stages.get("wait", 0.0) / turns["turns"]
+                if turns["envs"]:
+                    row["queue/inference_batch"] = turns["envs"] / turns["turns"]
             if total > 0:
                 row |= {f"stage/{kind}/{stage}": spent / total for stage, spent in stages.items()}
         self._stages.clear()
+        self._turns.clear()
         for name in row:
             meaning(name)
         self._now = (env_steps, seconds)

@@ -14,6 +14,7 @@ ALLOWED = {
     "exits": set(),
     "config": set(),
     "presets": {"config"},
+    "settings_file": {"config"},
     "envs": set(),
     "algo": set(),
     "model": set(),
@@ -21,7 +22,7 @@ ALLOWED = {
     "metrics": set(),
     "batch": {"config", "algo"},
     "writers": {"config", "metrics", "_version"},
-    "checkpoint": {"_version", "config", "envs", "model", "workers"},
+    "checkpoint": {"_version", "config", "settings_file", "envs", "model", "workers"},
     "workers": {
         "_version",
         "config",
@@ -32,9 +33,10 @@ ALLOWED = {
         "checkpoint",
         "metrics",
         "writers",
-        "distributed",
+        "batch",
+        "settings_file",
     },
-    "evaluate": {"checkpoint", "config", "envs", "model"},
+    "evaluate": {"checkpoint", "config", "envs", "model", "settings_file"},
 }
 WORKERS = {  # file of workers/ -> rooms it may import
     "sampler": {"memory", "envs", "workers"},

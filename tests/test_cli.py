@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from sfactory import cli
-from sfactory.config import from_toml
 from sfactory.envs import EnvError
 from sfactory.exits import Exit
+from sfactory.settings_file import from_toml
 
 LAST = re.compile(r"sfactory: [a-z -]+ \(exit (\d+)\): .+")
 SMALL = [
@@ -45,7 +45,7 @@ def typed(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def supervisor(monkeypatch):
     """A supervisor that writes the settings and ends as told."""
-    from sfactory.config import to_toml
+    from sfactory.settings_file import to_toml
     from sfactory.workers import supervisor as real
 
     fake = SimpleNamespace(calls=[], error=None, outcome=("finished", 0, "the stop rule was reached"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sfactory.config import ENCODERS, Config, Env, Learning, Model, Stop, from_toml, to_dict, to_toml
+from sfactory.config import ENCODERS, Config, Env, Learning, Model, Stop, to_dict
 from sfactory.presets import (
     SettingError,
     build,
@@ -19,6 +19,7 @@ from sfactory.presets import (
     split_flags,
     target_layers,
 )
+from sfactory.settings_file import from_toml, to_toml
 
 
 def config(target, *flags, files=()):

@@ -75,6 +75,7 @@ class Inference(Worker):
             self.book.answer(group, asked[group])
         for sampler in sorted({self.plan.sampler_of(group) for group in groups}):
             self.shared.sampler_bells[sampler].ring()
+        self.envs += len(groups) * self.E
         self.stages.mark("answer")
         return True
 

@@ -61,6 +61,7 @@ class Learner(Worker):
             self._restore(Path(self.plan.resume_from))
         self.metrics: list[dict[str, torch.Tensor]] = []
         self.lags: list[np.ndarray] = []
+        self.sampler_lags: dict[int, list[int]] = {}  # sampler -> sum of lags, valid steps
         self.clock = self.saved_at = self.logged_at = time.monotonic()
         self.saves_asked = 0
         self._count()
@@ -169,7 +170,13 @@ class Learner(Worker):
                     target[:, lanes] = source[:, None] if name == "policy_version" else source
         versions = self.staging["policy_version"].numpy()
         valid = self.staging["valid"].numpy()
-        self.lags.append((self.updates - versions)[valid])
+        lag = self.updates - versions
+        self.lags.append(lag[valid])
+        for i, (group, _) in enumerate(slots):
+            lanes = slice(i * E, i * E + E)
+            total = self.sampler_lags.setdefault(self.plan.sampler_of(group), [0, 0])
+            total[0] += int(lag[:, lanes][valid[:, lanes]].sum())
+            total[1] += int(valid[:, lanes].sum())
         return versions, int(valid.sum())
 
     def _batch(self, versions: np.ndarray) -> Batch:
@@ -253,6 +260,9 @@ class Learner(Worker):
                 "lag/p95": float(np.percentile(lags, 95)),
                 "lag/max": float(lags.max()),
             }
+        row |= {f"lag/mean/sampler-{i}": total / count for i, (total, count) in self.sampler_lags.items() if count}
+        if self.update.decay is not None:
+            row["proximal/decay"] = self.update.decay
         ledger = self.book.ledger()
         row |= {
             "charts/learning_rate": self.update.lr,
@@ -261,7 +271,7 @@ class Learner(Worker):
             "queue/free": float(len(self.book.in_state(FREE))),
             "ledger/discarded": float(ledger.discarded),
         }
-        self.metrics, self.lags = [], []
+        self.metrics, self.lags, self.sampler_lags = [], [], {}
         counters: dict[str, Any] = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
         self.post.put(("learner", self.name, {**row, **counters}))
 

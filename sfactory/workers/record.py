@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Any
 
 from sfactory import checkpoint
-from sfactory.config import Config, to_toml
+from sfactory.config import Config
 from sfactory.envs import EnvSpec
 from sfactory.memory.slots import Ledger
 from sfactory.metrics import GAMES, Board, console_line
+from sfactory.settings_file import to_toml
 from sfactory.workers.worker import Message
-from sfactory.writers import Writers
+from sfactory.writers import Writers, write_atomically
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Record:
                 raise checkpoint.CheckpointError(f"{run_dir} holds no checkpoint to resume from")
             state = json.loads((path / "state.json").read_text())
             launch, resume_from = int(state["launch"]) + 1, str(path)
-        (run_dir / "config.toml").write_text(to_toml(config))
+        write_atomically(run_dir / "config.toml", to_toml(config))
         record = cls(config, run_dir, spec, lock, launch, resume_from, state)
         for warning in warnings:
             record.writers.log(warning)
@@ -131,7 +132,7 @@ class Record:
         newest = next(iter(checkpoint.candidates(self.run_dir)), None)
         if newest is not None:
             outcome.checkpoint = str(newest)
-        self.writers.log(f"{outcome.name} (exit {outcome.code}): {outcome.sentence}")
+        self.writers.log(f"{outcome.name} (exit {outcome.code}): {outcome.sentence}", echo=False)
         self.writers.status({
             "state": outcome.name, "exit": outcome.code, "sentence": outcome.sentence, "env_steps": outcome.env_steps,
             "seconds": self.seconds, "checkpoint": outcome.checkpoint, "training_return": outcome.training_return,

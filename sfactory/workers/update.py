@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sfactory.algo.loss import diagnostics, total_loss
 from sfactory.algo.normalize import EwmaMoments, Moments, RewardScale, decay_from_span
-from sfactory.algo.proximal import PROXIMALS, Proximal
+from sfactory.algo.proximal import PROXIMALS, Proximal, decay_from_center_of_mass
 from sfactory.algo.schedule import SCHEDULES, ScheduleState
 from sfactory.algo.surrogate import SURROGATES, SurrogateInput, check_weights
 from sfactory.algo.trace import TRACES, Trace
@@ -100,9 +100,9 @@ class Update:
             self.parameters, lr=self.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
         )
         steps = config.optimizer_steps_per_update
-        self.proximal: Proximal = PROXIMALS[o.proximal](
-            center_of_mass=o.proximal_com or float(steps), age=o.snapshot_age
-        )
+        center_of_mass = o.proximal_com or float(steps)
+        self.decay = decay_from_center_of_mass(center_of_mass) if o.proximal == "ewma" else None
+        self.proximal: Proximal = PROXIMALS[o.proximal](center_of_mass=center_of_mass, age=o.snapshot_age)
         self.proximal.reset(model)
         self.advantages = EwmaMoments(decay_from_span(config.normalize.advantage_span), device=device)
         self.reward_scale = RewardScale(device=device)

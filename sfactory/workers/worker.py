@@ -76,6 +76,7 @@ class Worker:
         self.stages = Stages()
         self._row = shared.plan.workers.index(name)
         self._beats = 0
+        self.turns = self.envs = 0  # steps that did work, and (inference) environments answered in them
         self._next_report = time.monotonic() + STAGES_EVERY_S
 
     def step(self) -> bool:
@@ -90,7 +91,9 @@ class Worker:
         """Wait, look, work, until told to stop. Drains first and looks then: a ring in between is never lost."""
         while self.shared.stop == RUN_ON and not self.finished():
             self.beat(WORK)
-            if not self.step():
+            if self.step():
+                self.turns += 1
+            else:
                 self.beat(IDLE)
                 self.bell.wait()
                 self.stages.mark("wait")
@@ -110,6 +113,8 @@ class Worker:
 
     def flush(self) -> None:
         self.post.put(("stages", self.name, self.stages.take()))
+        self.post.put(("turns", self.name, {"turns": self.turns, "envs": self.envs}))
+        self.turns = self.envs = 0
 
     def close(self) -> None:
         """Give back what the worker owns besides memory."""
