@@ -34,7 +34,7 @@ Settings = Mapping[str, Any]
 
 
 class EnvError(ValueError):
-    """An environment that cannot be had as asked for; one line for the user. `fault`: it exists and failed by itself."""
+    """An environment that cannot be had as asked for; one line. `fault`: it exists and failed by itself."""
 
     def __init__(self, message: str, fault: bool = False) -> None:
         super().__init__(message)
