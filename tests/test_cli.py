@@ -175,7 +175,7 @@ def _library_error():
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (EnvError("x/y could not be built: RuntimeError: no display"), 6, "no display"),
+        (EnvError("x/y could not be built: RuntimeError: no display", fault=True), 6, "no display"),
         (EnvError("unknown environment family 'x'"), 2, "unknown environment family"),
         (type("RunBusy", (RuntimeError,), {})("runs/a is in use by process 7"), 3, "process 7"),
         (type("CheckpointError", (ValueError,), {})("checkpoint 5 skipped: damaged"), 5, "damaged"),

@@ -133,9 +133,11 @@ class Record:
         if newest is not None:
             outcome.checkpoint = str(newest)
         self.writers.log(f"{outcome.name} (exit {outcome.code}): {outcome.sentence}", echo=False)
+        ledger = self.ledger._asdict() if self.ledger else None
         self.writers.status({
             "state": outcome.name, "exit": outcome.code, "sentence": outcome.sentence, "env_steps": outcome.env_steps,
             "seconds": self.seconds, "checkpoint": outcome.checkpoint, "training_return": outcome.training_return,
+            "ledger": ledger,
         })  # fmt: skip
         return outcome
 
