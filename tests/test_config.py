@@ -183,7 +183,7 @@ def test_underscores_and_dashes_are_the_same():
         (["--learning.gamma", "2"], "learning.gamma is 2.0; it must be between 0 and 1"),
         (["--sampling.num-samplers", "0"], "sampling.num-samplers is 0; it must be at least 1"),
         (["--learning.minibatches", "5"],
-         "64 lanes (2 slots x 32 envs) must divide into 5 minibatches; try learning.minibatches 4 or 8"),
+         "32 lanes (2 slots x 16 envs) must divide into 5 minibatches; try learning.minibatches 4 or 8"),
         (["--optim.schedule", "linear", "--stop.env-steps", "0"],
          "optim.schedule linear ends at stop.env-steps, which is 0; set it, or use constant"),
         (["--model.encoder", "cnn"],
