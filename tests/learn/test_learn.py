@@ -56,7 +56,8 @@ def test_acrobot_reaches_minus_100_within_300k(tmp_path, mode):
 
 
 def test_throughput_of_the_pipeline_is_45k_steps_per_second(tmp_path):
-    words = ("--learning.epochs", 1, "--learning.minibatches", 1, "--sampling.envs-per-group", 64, "--stop.seconds", 30)
+    words = ("--learning.epochs", 1, "--learning.minibatches", 1, "--stop.seconds", 20, "--log.every-seconds", 2)
+    words += ("--sampling.envs-per-group", 64, "--sampling.rollout-length", 32)
     rates = [train(tmp_path, "minatar/breakout", seed, *words)[0] for seed in SEEDS]
     speeds = [statistics.median(row["charts/SPS"] for row in rows[1:]) for rows in rates]
     print(f"steps/s: {[round(x) for x in speeds]}")

@@ -1,0 +1,135 @@
+"""Return against forced lag, for every way to correct for stale data (after Hilton et al. 2021, figure 1).
+
+    python benchmarks/staleness.py                     # both tasks; interrupt and continue as you like
+    python benchmarks/staleness.py --only cartpole --seeds 10
+    python benchmarks/staleness.py --report            # table and picture of what is there
+
+Every run is lockstep, so that update u trains on data made by version max(0, u - lag) exactly. All methods share the
+network, the optimizer, the seeds and the number of environment steps; only the correction differs. Writes
+benchmarks/results/staleness.md and staleness_TASK.svg / .png.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+
+from grid import Cell, Score, arguments, run, score, show
+
+HERE = Path(__file__).parent
+LAGS = {"cartpole": (0, 1, 2, 4, 8, 16), "breakout": (0, 2, 8)}
+STEPS = {"cartpole": 102_400, "breakout": 1_500_000}
+SOLVED = {"cartpole": 450.0, "breakout": 9.0}
+
+TASKS = {
+    # The set-up of the batch size-invariance pilot: 1,024 rows per update, 8 minibatches, one epoch.
+    "cartpole": ("classic/cartpole", """
+        --sampling.envs-per-group 8 --sampling.rollout-length 64 --learning.epochs 1 --learning.minibatches 8
+        --learning.gamma 0.99 --learning.trace-lambda 0.95 --learning.entropy-coef 0.01 --learning.clip 0.2
+        --optim.lr 2.5e-3 --env.reward-scale 0.1 --log.every-updates 2
+    """),
+    # The preset with one epoch, which is what the theory is about, and four times as fast.
+    "breakout": ("minatar/breakout", "--learning.epochs 1 --log.every-updates 10"),
+}  # fmt: skip
+
+METHODS = {
+    "none": ("no correction", "--learning.surrogate impala --learning.behavior-weight none"),
+    "recent": ("PPO around recent weights, no behaviour weight",
+               "--learning.surrogate ppo --learning.proximal recompute --learning.behavior-weight none"),
+    "behavior": ("PPO around behaviour", "--learning.surrogate ppo --learning.proximal behavior"),
+    "impala": ("V-trace and IMPALA's policy gradient",
+               "--learning.trace vtrace --learning.surrogate impala --learning.behavior-weight trace"),
+    "decoupled": ("decoupled PPO, recompute", "--learning.surrogate decoupled --learning.proximal recompute"),
+    "ewma": ("decoupled PPO, EWMA", "--learning.surrogate decoupled --learning.proximal ewma"),
+    "a3po": ("decoupled PPO, A-3PO", "--learning.surrogate decoupled --learning.proximal interpolate"),
+}  # fmt: skip
+
+
+def cells() -> dict[tuple[str, str, int], Cell]:
+    """(task, method, lag) -> cell."""
+    found = {}
+    for task, (target, shared) in TASKS.items():
+        for lag in LAGS[task]:
+            for method, (_, words) in METHODS.items():
+                flags = (*shared.split(), *words.split(), "--learning.forced-lag", str(lag))
+                found[task, method, lag] = Cell(f"staleness/{task}_{method}_lag{lag}", target, flags, STEPS[task])
+    return found
+
+
+def table(task: str, scores: dict[tuple[str, str, int], Score], what: str, digits: int) -> list[str]:
+    """Markdown: a row per method, a column per lag."""
+    lags = LAGS[task]
+    lines = ["| correction | " + " | ".join(f"lag {lag}" for lag in lags) + " |", "|---|" + "---|" * len(lags)]
+    for method, (label, _) in METHODS.items():
+        row = [scores.get((task, method, lag)) for lag in lags]
+        shown = [show(s.interval(getattr(s, what)), digits) if s else "not run" for s in row]
+        lines.append(f"| {label} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def picture(task: str, scores: dict[tuple[str, str, int], Score]) -> None:
+    """Area under the curve and final return against lag, with intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True)
+    for axis, what, title in zip(axes, ("area", "final"), ("mean over the run", "last tenth of the run"), strict=True):
+        for number, (method, (label, _)) in enumerate(METHODS.items()):
+            lags = [lag for lag in LAGS[task] if (task, method, lag) in scores]
+            values = [scores[task, method, lag].interval(getattr(scores[task, method, lag], what)) for lag in lags]
+            if not values:
+                continue
+            middle, low, high = zip(*values, strict=True)
+            at = [LAGS[task].index(lag) + 0.04 * (number - 3) for lag in lags]
+            reach = [[m - lo for m, lo in zip(middle, low, strict=True)], [hi - m for m, hi in zip(middle, high, strict=True)]]
+            axis.errorbar(at, middle, yerr=reach, label=label, marker="o", capsize=2, linewidth=1.5, color=f"C{number}")
+        axis.set_xticks(range(len(LAGS[task])), [str(lag) for lag in LAGS[task]])
+        axis.set(xlabel="forced lag (updates)", title=f"training return, {title}")
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.suptitle(f"{TASKS[task][0]}, {STEPS[task]:,} steps: interquartile mean over seeds, 95 % intervals")
+    figure.tight_layout()
+    for kind in ("svg", "png"):
+        figure.savefig(HERE / "results" / f"staleness_{task}.{kind}", dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0])
+    grid = {key: cell for key, cell in cells().items() if options.only in cell.name}
+    if not options.report:
+        took = run(list(grid.values()), options.out, options.seeds, options.jobs)
+        print(f"{took / 60:.1f} minutes with {options.jobs} jobs")
+    found = {key: score(cell, options.out, options.seeds) for key, cell in cells().items()}
+    scores = {key: value for key, value in found.items() if value is not None}
+    page = [
+        "# Return against forced lag", "",
+        f"`python benchmarks/staleness.py --seeds {options.seeds}`, {datetime.date.today()}, {os.cpu_count()} cores, "
+        f"{options.seeds} seeds, interquartile mean (95 % bootstrap interval).", "",
+    ]  # fmt: skip
+    for task, (target, flags) in TASKS.items():
+        if not any(key[0] == task for key in scores):
+            continue
+        picture(task, scores)
+        digits = 0 if task == "cartpole" else 1
+        page += [f"## {target}, {STEPS[task]:,} steps per run", "", f"`{' '.join(flags.split())}`", ""]
+        page += [f"![return against lag](staleness_{task}.svg)", ""]
+        page += ["Training return, mean over the whole run (area under the curve):", ""]
+        page += [*table(task, scores, "area", digits), "", "Last tenth of the run:", ""]
+        page += [*table(task, scores, "final", digits), ""]
+        page += ["Effective sample size of the weights, second half of the run:", ""]
+        lags = LAGS[task]
+        page += ["| correction | " + " | ".join(f"lag {lag}" for lag in lags) + " |", "|---|" + "---|" * len(lags)]
+        for method, (label, _) in METHODS.items():
+            row = [scores.get((task, method, lag)) for lag in lags]
+            page.append(f"| {label} | " + " | ".join(f"{s.extra['offpolicy/ess']:.2f}" if s else "" for s in row) + " |")
+        page.append("")
+    (HERE / "results" / "staleness_tables.md").write_text("\n".join(page))
+    print("\n".join(page))
+
+
+if __name__ == "__main__":
+    main()
