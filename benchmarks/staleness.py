@@ -19,8 +19,7 @@ from grid import Cell, Score, arguments, run, score, show
 
 HERE = Path(__file__).parent
 LAGS = {"cartpole": (0, 1, 2, 4, 8, 16), "breakout": (0, 2, 8)}
-STEPS = {"cartpole": 102_400, "breakout": 1_500_000}
-SOLVED = {"cartpole": 450.0, "breakout": 9.0}
+STEPS = {"cartpole": 102_400, "breakout": 500_000}
 
 TASKS = {
     # The set-up of the batch size-invariance pilot: 1,024 rows per update, 8 minibatches, one epoch.
@@ -29,8 +28,8 @@ TASKS = {
         --learning.gamma 0.99 --learning.trace-lambda 0.95 --learning.entropy-coef 0.01 --learning.clip 0.2
         --optim.lr 2.5e-3 --env.reward-scale 0.1 --log.every-updates 2
     """),
-    # The preset with one epoch, which is what the theory is about, and four times as fast.
-    "breakout": ("minatar/breakout", "--learning.epochs 1 --log.every-updates 10"),
+    # The preset as it is, 4 epochs: with one epoch it does not leave the plateau near 6 within 1.5M steps.
+    "breakout": ("minatar/breakout", "--log.every-updates 4"),
 }  # fmt: skip
 
 METHODS = {
@@ -82,9 +81,9 @@ def picture(task: str, scores: dict[tuple[str, str, int], Score]) -> None:
             values = [scores[task, method, lag].interval(getattr(scores[task, method, lag], what)) for lag in lags]
             if not values:
                 continue
-            middle, low, high = zip(*values, strict=True)
+            middle = [value[0] for value in values]
             at = [LAGS[task].index(lag) + 0.04 * (number - 3) for lag in lags]
-            reach = [[m - lo for m, lo in zip(middle, low, strict=True)], [hi - m for m, hi in zip(middle, high, strict=True)]]
+            reach = [[m - lo for m, lo, _ in values], [hi - m for m, _, hi in values]]
             axis.errorbar(at, middle, yerr=reach, label=label, marker="o", capsize=2, linewidth=1.5, color=f"C{number}")
         axis.set_xticks(range(len(LAGS[task])), [str(lag) for lag in LAGS[task]])
         axis.set(xlabel="forced lag (updates)", title=f"training return, {title}")
@@ -125,7 +124,8 @@ def main() -> None:
         page += ["| correction | " + " | ".join(f"lag {lag}" for lag in lags) + " |", "|---|" + "---|" * len(lags)]
         for method, (label, _) in METHODS.items():
             row = [scores.get((task, method, lag)) for lag in lags]
-            page.append(f"| {label} | " + " | ".join(f"{s.extra['offpolicy/ess']:.2f}" if s else "" for s in row) + " |")
+            sizes = [f"{s.extra['offpolicy/ess']:.2f}" if s else "not run" for s in row]
+            page.append(f"| {label} | " + " | ".join(sizes) + " |")
         page.append("")
     (HERE / "results" / "staleness_tables.md").write_text("\n".join(page))
     print("\n".join(page))

@@ -128,7 +128,9 @@ class Learning:
     proximal_com: float = 0.0
     """ewma: centre of mass in optimizer steps; 0: the number of optimizer steps of one update."""
     snapshot_age: int = 1
-    """snapshot: the trust region sits at the weights of this many updates ago."""
+    """snapshot: the trust region sits at the weights of this many updates ago; 0: at those that acted, step by step."""
+    snapshots_kept: int = 8
+    """snapshot with age 0: versions kept. Steps older than that keep the stored log-probability."""
     surrogate: Literal[
         "ppo", "decoupled", "decoupled_kl", "impala", "is_pg", "cispo", "topr", "mdpo", "dppo_tv", "sapo", "mhpo",
     ] = "decoupled"  # fmt: skip
@@ -284,14 +286,14 @@ class Config:
 ENCODERS = ("auto", "mlp", "minatar", "nature", "impala")
 _AT_LEAST_ONE = (
     "sampling.num_samplers sampling.groups_per_sampler sampling.envs_per_group sampling.rollout_length "
-    "sampling.slots_per_group learning.epochs learning.minibatches learning.snapshot_age learning.nonfinite_budget "
+    "sampling.slots_per_group learning.epochs learning.minibatches learning.snapshots_kept learning.nonfinite_budget "
     "run.learner_threads run.inference_threads checkpoint.keep log.every_updates"
 )
 _POSITIVE = "optim.lr optim.eps learning.batch_factor learning.weight_cap env.step_timeout run.stall_timeout"
 _NOT_NEGATIVE = (
     "run.seed stop.env_steps stop.frames stop.seconds learning.batch_slots learning.clip learning.forced_lag "
-    "learning.value_coef learning.entropy_coef optim.max_grad_norm checkpoint.every_seconds log.every_seconds "
-    "log.console_seconds"
+    "learning.snapshot_age learning.value_coef learning.entropy_coef optim.max_grad_norm checkpoint.every_seconds "
+    "log.every_seconds log.console_seconds"
 )
 _FRACTIONS = "learning.gamma learning.trace_lambda learning.leak"
 

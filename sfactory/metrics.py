@@ -67,6 +67,8 @@ METRICS: dict[str, str] = {
     "offpolicy/c_clip_fraction": "fraction of steps whose trace coefficient is clipped",
     "offpolicy/effective_lambda": "mean trace coefficient: how far credit really reaches",
     "offpolicy/max_abs_log_rho": "largest |log rho| at the start of an update; about 0 on policy",
+    "offpolicy/discrepancy": "snapshot_age 0: mean |log prob in the learner - as stored when acting|, same weights",
+    "offpolicy/max_discrepancy": "snapshot_age 0: the largest of these differences in a minibatch",
     "proximal/decay": "decay of the averaged policy per optimizer step",
     "queue/free": "slots nobody holds; 0 means samplers wait for the learner",
     "queue/ready": "full slots that wait for the learner",

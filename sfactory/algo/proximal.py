@@ -7,7 +7,8 @@ Legend: T steps, B lanes of the update's batch, b lanes of a minibatch, K distri
     recompute    the policy at the start of this update     AReaL (arXiv 2505.24298)
     ewma         a bias-corrected average of the weights    PPO-EWMA (arXiv 2110.00641)
     interpolate  between behavior and policy, by lag        A-3PO (arXiv 2512.06547)
-    snapshot     the weights of k updates ago               version tracking, exact (arXiv 2605.12070)
+    snapshot     the weights of k updates ago, or those     version tracking, exact (arXiv 2605.12070)
+                 that acted, step by step
 
 Life of a provider: `begin_update` once per update before the first optimizer step, `log_prob` once per
 minibatch, `after_step` after every optimizer step, `reset` when the policy was changed behind its back (an
@@ -231,28 +232,47 @@ class EwmaProximal(_Stateless):
 
 
 class SnapshotProximal(_Stateless):
-    """The weights of ``age`` updates ago, exactly: a ring of age + 1 versions. age 0 is `recompute` by
-    another way.
+    """The weights of ``age`` updates ago, exactly. age 0: for every step the version that acted
+    (arXiv 2605.12070).
 
-    In the first updates of a run the ring is not full and the oldest version it has is used.
+    Kept is a ring of ``age + 1`` versions, or of ``kept`` for age 0. In the first updates of a run the ring is
+    not full and the oldest version it has is used.
+
+    age 0 makes coupled PPO in the learner's own numerics: what is left between its answer and the behaviour's
+    stored log-probability is the discrepancy between training and inference (precision, kernels, a normaliser
+    that did not travel), and nothing else. Normaliser buffers are therefore kept with those versions. It costs a
+    forward pass per distinct lag in the minibatch; steps older than the ring keep the stored log-probability.
     """
 
     needs_forward = True
 
-    def __init__(self, *, age: int = 1, **unused: Any) -> None:
+    def __init__(self, *, age: int = 1, kept: int = 8, **unused: Any) -> None:
         if age < 0:
             raise ValueError(f"age of the proximal snapshot is {age}, expected at least 0 updates")
-        self._ring: deque[Weights] = deque(maxlen=age + 1)
+        self.acting = age == 0
+        self._ring: deque[Weights] = deque(maxlen=kept if self.acting else age + 1)
 
     @torch.no_grad()
     def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
-        self._ring.append({name: x.detach().clone() for name, x in model.named_parameters()})
+        named = model.state_dict().items() if self.acting else model.named_parameters()
+        self._ring.append({name: x.detach().clone() for name, x in named})
 
     def log_prob(
         self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
     ) -> tuple[Tensor, Tensor | None]:
+        if self.acting:
+            return self._of_who_acted(evaluate, behavior, lag), None
         proximal, params = evaluate(self._ring[0])
         return proximal.detach(), params.detach()
+
+    def _of_who_acted(self, evaluate: Evaluate, behavior: Tensor, lag: Tensor) -> Tensor:
+        """[T, b]: every step evaluated at its own version, ``lag`` updates before the newest of the ring."""
+        answer = behavior.detach().clone()
+        for age in torch.unique(lag).long().tolist():
+            if age < len(self._ring):
+                then, _ = evaluate(self._ring[-1 - age])
+                answer = torch.where(lag == age, then.detach().to(answer.dtype), answer)
+        return answer
 
     def reset(self, model: nn.Module) -> None:
         self._ring.clear()

@@ -102,7 +102,9 @@ class Update:
         steps = config.optimizer_steps_per_update
         center_of_mass = o.proximal_com or float(steps)
         self.decay = decay_from_center_of_mass(center_of_mass) if o.proximal == "ewma" else None
-        self.proximal: Proximal = PROXIMALS[o.proximal](center_of_mass=center_of_mass, age=o.snapshot_age)
+        self.proximal: Proximal = PROXIMALS[o.proximal](
+            center_of_mass=center_of_mass, age=o.snapshot_age, kept=o.snapshots_kept
+        )
         self.proximal.reset(model)
         self.advantages = EwmaMoments(decay_from_span(config.normalize.advantage_span), device=device)
         self.reward_scale = RewardScale(device=device)
@@ -246,7 +248,13 @@ class Update:
             x, surrogate, old_value, target, rho_bar=o.rho_bar, c_bar=o.c_bar, log_rho=log_rho,
             effective_lambda=start.trace.effective_lambda,
         )  # fmt: skip
+        known = {}
+        if o.proximal == "snapshot" and not o.snapshot_age:  # the same weights in two workers: numerics is what is left
+            apart = (proximal - part.log_prob).masked_fill(~part.valid, 0.0).abs()
+            known["offpolicy/discrepancy"] = apart.sum() / part.valid.sum().clamp(min=1)
+            known["offpolicy/max_discrepancy"] = apart.max()
         return {
+            **known,
             "skipped": skipped,
             "losses/policy_loss": loss.policy.detach(),
             "losses/value_loss": loss.value.detach(),

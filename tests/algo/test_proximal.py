@@ -191,6 +191,22 @@ def test_a_snapshot_is_the_policy_of_so_many_updates_ago() -> None:
         s.step(proximal)
 
 
+def test_a_snapshot_of_age_0_is_for_every_step_the_version_that_acted_its_normaliser_included() -> None:
+    s, proximal = Setting(), PROXIMALS["snapshot"](age=0, kept=3)
+    versions = []
+    for update in range(5):
+        versions.append(s.log_prob(lanes=s.lanes)[0].detach())
+        s.begin(proximal)
+        if update < 4:
+            s.step(proximal)
+            s.model.scale.mul_(1.5)
+    s.lag = torch.randint(5, (T, 2))
+    expected = torch.stack([versions[4 - age] for age in range(3)] + [s.behavior] * 2)
+    got, params = s.ask(proximal)
+    torch.testing.assert_close(got, expected.gather(0, s.lag[None])[0])
+    assert params is None
+
+
 def test_reset_forgets_the_past() -> None:
     for name in ("ewma", "snapshot"):
         s, proximal = Setting(), PROXIMALS[name](center_of_mass=50.0, age=3)
