@@ -11,7 +11,8 @@ from typing import Any
 import gymnasium
 from gymnasium.error import DependencyNotInstalled, NameNotFound, NamespaceNotFound, VersionNotFound
 
-from sfactory.envs import EnvError, EnvGroup, missing_package, suggest
+from sfactory.env_group import EnvGroup
+from sfactory.envs import EnvError, missing_package, suggest
 
 
 def make(env_id: str, *, num_envs: int, seeds: Sequence[int], **settings: Any) -> EnvGroup:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfactory.model.cores import CORES, Core
-from sfactory.model.distributions import ActionDistribution, Leaf
+from sfactory.model.distributions import MASKED_LOGIT, ActionDistribution, Leaf
 from sfactory.model.encoders import make_encoder, orthogonal
 
 OBS_CLIP = 10.0
@@ -51,8 +51,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.names = list(obs)
         encoders = [
-            make_encoder(encoder, tuple(leaf.shape), hidden=hidden, activation=activation)
-            for leaf in obs.values()
+            make_encoder(encoder, tuple(leaf.shape), hidden=hidden, activation=activation) for leaf in obs.values()
         ]
         self.encoders = nn.ModuleList(encoders)
         features = sum(module.out_size for module in encoders)
@@ -90,15 +89,16 @@ class ActorCritic(nn.Module):
         separate: bool = False,
         normalize_obs: bool = False,
         log_std_init: float = 0.0,
+        mask: str = "",
     ) -> None:
         super().__init__()
         if core not in CORES:
             raise ValueError(f"model.core is {core!r}, expected one of {', '.join(CORES)}")
         if separate and core != "none":
-            raise ValueError(
-                f"model.separate and model.core={core} exclude each other: one memory, one trunk"
-            )
+            raise ValueError(f"model.separate and model.core={core} exclude each other: one memory, one trunk")
         self.distribution = ActionDistribution(actions)
+        self.mask = mask
+        obs = {name: leaf for name, leaf in obs.items() if name != mask}
         shared: dict[str, Any] = dict(encoder=encoder, hidden=hidden, activation=activation)
         self.trunk = Trunk(obs, **shared, core=core, core_size=core_size)
         self.critic = Trunk(obs, **shared, core="none", core_size=0) if separate else None
@@ -118,9 +118,7 @@ class ActorCritic(nn.Module):
             self.register_buffer(_buffer("obs_mean", name), torch.zeros(shape))
             self.register_buffer(_buffer("obs_inv_std", name), torch.ones(shape))
 
-    def forward(
-        self, obs: Mapping[str, Tensor], state: Tensor | None = None, first: Tensor | None = None
-    ) -> Output:
+    def forward(self, obs: Mapping[str, Tensor], state: Tensor | None = None, first: Tensor | None = None) -> Output:
         """One step. obs [N, *shape] leaves, state [N, H] or None (zeros), first [N] bool or None (no
         beginnings)."""
         obs = self._normalize(obs)
@@ -197,12 +195,18 @@ class ActorCritic(nn.Module):
         y = x if self.critic is None else self.critic.encode(obs)
         device = x.device.type
         if not torch.is_autocast_enabled(device):
-            return self._params(self.policy_head(x)), self.value_head(y).squeeze(-1)
+            return self._params(self.policy_head(x), obs), self.value_head(y).squeeze(-1)
         with torch.autocast(device, enabled=False):
-            return self._params(self.policy_head(x.float())), self.value_head(y.float()).squeeze(-1)
+            return self._params(self.policy_head(x.float()), obs), self.value_head(y.float()).squeeze(-1)
 
-    def _params(self, raw: Tensor) -> Tensor:
-        """[N, logits and means] -> [N, K] in the order of `ActionDistribution`."""
+    def _params(self, raw: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """[N, logits and means] -> [N, K] in the order of `ActionDistribution`.
+
+        Forbidden logits are made impossible here, once: whatever is computed from parameters, stored ones
+        included, then agrees on what could have been done.
+        """
+        if self.mask:
+            return torch.where(obs[self.mask] != 0, raw, MASKED_LOGIT)
         if self.log_std is None:
             return raw
         columns, used, dims = [], 0, 0

@@ -21,10 +21,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Mask = Tensor | None
-"""[..., number of logits] bool, True where the action is allowed; None: all are."""
-
-MASKED_LOGIT = -1e9  # finite: p is exactly 0 in float32 and 0 * log p is 0, where -inf gives NaN
+MASKED_LOGIT = -1e9  # of a forbidden action; finite: p is exactly 0 and 0 * log p is 0, where -inf gives NaN
 UNIFORM_MAX = 1.0 - 2.0**-24  # the float32 below 1
 UNIFORM_MIN = 2.0**-25  # half a step of a 24-bit uniform: normal quantiles stay within +-5.4
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -50,7 +47,6 @@ class _Part(NamedTuple):
     sizes: tuple[int, ...]
     params: slice
     noise: slice
-    logits: slice  # columns of the mask; empty for a box
 
 
 class ActionDistribution:
@@ -58,7 +54,7 @@ class ActionDistribution:
 
     def __init__(self, actions: Mapping[str, Leaf]) -> None:
         self.parts: list[_Part] = []
-        k = n = m = 0
+        k = n = 0
         for name, leaf in actions.items():
             sizes = tuple(int(size) for size in leaf.sizes)
             discrete = leaf.kind == "discrete"
@@ -66,34 +62,31 @@ class ActionDistribution:
                 raise ValueError(f"action {name}: kind is {leaf.kind!r}, expected discrete or box")
             params = sum(sizes) if discrete else 2 * sizes[0]
             noise = len(sizes) if discrete else sizes[0]
-            logits = params if discrete else 0
             shape = tuple(leaf.shape)
-            spans = slice(k, k + params), slice(n, n + noise), slice(m, m + logits)
+            spans = slice(k, k + params), slice(n, n + noise)
             self.parts.append(_Part(name, shape, discrete, sizes, *spans))
-            k, n, m = k + params, n + noise, m + logits
+            k, n = k + params, n + noise
         if not self.parts:
             raise ValueError("an action needs at least one leaf, got none")
-        self.num_params, self.num_noise, self.num_logits = k, n, m
+        self.num_params, self.num_noise = k, n
         first = self.parts[0]
         self._single = len(self.parts) == 1 and first.discrete and len(first.sizes) == 1
 
-    def sample(self, params: Tensor, noise: Tensor, mask: Mask = None) -> dict[str, Tensor]:
+    def sample(self, params: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """params [..., K], noise [..., N] in [0, 1) -> name -> action [..., *leaf.shape], int64 or float32.
 
         Discrete heads invert their distribution function: the same noise gives the same action for nearby
         policies. A category of probability 0 is never chosen, at either end of the noise. Boxes: mean + std *
         normal quantile.
         """
-        return self.sample_and_log_prob(params, noise, mask)[0]
+        return self.sample_and_log_prob(params, noise)[0]
 
-    def sample_and_log_prob(
-        self, params: Tensor, noise: Tensor, mask: Mask = None
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def sample_and_log_prob(self, params: Tensor, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """As `sample`, and the joint log-probability [...] of what was sampled: the hot path of inference."""
         params = _float(params)
         if self._single:
             part = self.parts[0]
-            log_p = torch.log_softmax(_apply(params, mask), -1)
+            log_p = torch.log_softmax(params, -1)
             index = _invert(log_p, noise)
             chosen = index.squeeze(-1).view((*params.shape[:-1], *part.shape))
             return {part.name: chosen}, log_p.gather(-1, index).squeeze(-1)
@@ -104,7 +97,7 @@ class ActionDistribution:
             if part.discrete:
                 picks: list[Tensor] = []
                 log_prob: Tensor | None = None
-                for head, log_p in enumerate(_heads(values, part, mask)):
+                for head, log_p in enumerate(_heads(values, part)):
                     index = _invert(log_p, uniform[..., head : head + 1])
                     picks.append(index)
                     log_prob = _plus(log_prob, log_p.gather(-1, index).squeeze(-1))
@@ -121,38 +114,36 @@ class ActionDistribution:
         assert total is not None
         return action, total
 
-    def log_prob(self, params: Tensor, action: Mapping[str, Tensor], mask: Mask = None) -> Tensor:
+    def log_prob(self, params: Tensor, action: Mapping[str, Tensor]) -> Tensor:
         """params [..., K], action name -> [..., *leaf.shape] -> joint log-probability [...]."""
-        return self._log_prob_entropy(params, action, mask, with_entropy=False)[0]
+        return self._log_prob_entropy(params, action, with_entropy=False)[0]
 
-    def log_prob_entropy(
-        self, params: Tensor, action: Mapping[str, Tensor], mask: Mask = None
-    ) -> tuple[Tensor, Tensor]:
+    def log_prob_entropy(self, params: Tensor, action: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Joint log-probability [...] and entropy [...] from one log_softmax: the hot path of learning."""
-        return self._log_prob_entropy(params, action, mask, with_entropy=True)
+        return self._log_prob_entropy(params, action, with_entropy=True)
 
-    def entropy(self, params: Tensor, mask: Mask = None) -> Tensor:
+    def entropy(self, params: Tensor) -> Tensor:
         """params [..., K] -> entropy [...], summed over heads and dimensions (differential for boxes)."""
         params = _float(params)
         total = None
         for part in self.parts:
             values = params[..., part.params]
             if part.discrete:
-                for log_p in _heads(values, part, mask):
+                for log_p in _heads(values, part):
                     total = _plus(total, _entropy(log_p))
             else:
                 total = _plus(total, _gaussian_entropy(values.chunk(2, -1)[1]))
         assert total is not None
         return total
 
-    def kl(self, p: Tensor, q: Tensor, mask: Mask = None) -> Tensor:
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
         """p, q [..., K] -> KL(p || q) [...], exact."""
         p, q = _float(p), _float(q)
         total = None
         for part in self.parts:
             a, b = p[..., part.params], q[..., part.params]
             if part.discrete:
-                for log_a, log_b in zip(_heads(a, part, mask), _heads(b, part, mask), strict=True):
+                for log_a, log_b in zip(_heads(a, part), _heads(b, part), strict=True):
                     total = _plus(total, (log_a.exp() * (log_a - log_b)).sum(-1))
             else:
                 (mean_a, log_std_a), (mean_b, log_std_b) = a.chunk(2, -1), b.chunk(2, -1)
@@ -162,13 +153,13 @@ class ActionDistribution:
         assert total is not None
         return total
 
-    def mode(self, params: Tensor, mask: Mask = None) -> dict[str, Tensor]:
+    def mode(self, params: Tensor) -> dict[str, Tensor]:
         """params [..., K] -> name -> the likeliest action [..., *leaf.shape]."""
         action = {}
         for part in self.parts:
             values = params[..., part.params]
             if part.discrete:
-                picks = [log_p.argmax(-1, keepdim=True) for log_p in _heads(_float(values), part, mask)]
+                picks = [log_p.argmax(-1, keepdim=True) for log_p in _heads(_float(values), part)]
                 flat = torch.cat(picks, -1)
             else:
                 flat = _float(values).chunk(2, -1)[0]
@@ -176,7 +167,7 @@ class ActionDistribution:
         return action
 
     def _log_prob_entropy(
-        self, params: Tensor, action: Mapping[str, Tensor], mask: Mask, *, with_entropy: bool
+        self, params: Tensor, action: Mapping[str, Tensor], *, with_entropy: bool
     ) -> tuple[Tensor, Tensor]:
         params = _float(params)
         lead = params.shape[:-1]
@@ -186,7 +177,7 @@ class ActionDistribution:
             taken = action[part.name].reshape(*lead, -1)
             if part.discrete:
                 taken = taken.long()
-                for head, log_p in enumerate(_heads(values, part, mask)):
+                for head, log_p in enumerate(_heads(values, part)):
                     index = taken[..., head : head + 1]
                     log_prob = _plus(log_prob, log_p.gather(-1, index).squeeze(-1))
                     if with_entropy:
@@ -208,13 +199,8 @@ def _plus(total: Tensor | None, term: Tensor) -> Tensor:
     return term if total is None else total + term
 
 
-def _apply(logits: Tensor, mask: Mask) -> Tensor:
-    return logits if mask is None else torch.where(mask, logits, MASKED_LOGIT)
-
-
-def _heads(values: Tensor, part: _Part, mask: Mask) -> list[Tensor]:
+def _heads(logits: Tensor, part: _Part) -> list[Tensor]:
     """Logits [..., sum of sizes] of one leaf -> log-probabilities [..., size] of each head."""
-    logits = values if mask is None else _apply(values, mask[..., part.logits])
     if len(part.sizes) == 1:
         return [torch.log_softmax(logits, -1)]
     return [torch.log_softmax(x, -1) for x in logits.split(list(part.sizes), -1)]

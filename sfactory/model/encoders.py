@@ -182,9 +182,7 @@ def make_encoder(name: str, shape: Sequence[int], *, hidden: Sequence[int], acti
     images."""
     if ":" in name:
         module, _, attribute = name.partition(":")
-        return getattr(importlib.import_module(module), attribute)(
-            shape, hidden=hidden, activation=activation
-        )
+        return getattr(importlib.import_module(module), attribute)(shape, hidden=hidden, activation=activation)
     if name != "auto" and name not in ENCODERS:
         expected = ", ".join(["auto", *ENCODERS])
         raise ValueError(f"model.encoder is {name!r}, expected one of {expected}, or module:Class")

@@ -38,6 +38,7 @@ def build_model(plan: Plan) -> ActorCritic:
             separate=settings.separate,
             normalize_obs=plan.config.normalize.obs,
             log_std_init=settings.log_std_init,
+            mask=plan.spec.mask,
         )
     schema = plan.schema
     assert model.distribution.num_params == schema.num_params, "the slot and the distribution disagree on parameters"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sfactory import envs
-from sfactory.envs import EnvError, EnvGroup, families, make_group, make_spec
+from sfactory.env_group import EnvGroup
+from sfactory.envs import EnvError, families, make_group, make_spec
 
 
 def test_the_families_of_the_project_are_installed():

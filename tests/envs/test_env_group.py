@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sfactory.envs import EnvError, EnvGroup
+from sfactory.env_group import EnvGroup
+from sfactory.envs import EnvError
 
 
 class Counter(gymnasium.Env):
@@ -261,3 +262,18 @@ def test_a_second_reset_begins_new_episodes_without_the_seed():
     step = group.step({"action": np.array([0])})
     assert step.valid[0]
     assert step.reward[0] == 1
+
+
+def masked(actions, size):
+    """A group whose observation is a Dict with a mask of that many flags."""
+    space = spaces.Dict({"action_mask": spaces.Box(0, 1, (size,), np.int8), "x": spaces.Box(-1, 1, (2,), np.float32)})
+    return group_of(Counter(observation_space=space, action_space=actions))
+
+
+def test_a_mask_is_found_by_its_name_and_has_to_fit_the_actions():
+    assert masked(spaces.Discrete(4), 4).spec.mask == "obs/action_mask"
+    assert masked(spaces.MultiDiscrete([2, 3]), 5).spec.mask == "obs/action_mask"
+    assert group_of(Counter()).spec.mask == ""
+    for actions, size in ((spaces.Discrete(4), 3), (spaces.Box(-1, 1, (4,)), 4)):
+        with pytest.raises(EnvError, match="cannot mask these actions"):
+            masked(actions, size)

@@ -231,3 +231,24 @@ def test_averaged_weights_run_through_functional_call() -> None:
     with torch.no_grad():
         out = torch.func.functional_call(model, weights, (obs,))
         torch.testing.assert_close(out.params, model(obs).params)
+
+
+def test_the_mask_forbids_in_both_paths_and_no_encoder_sees_it() -> None:
+    torch.manual_seed(0)
+    actions = {"a": Leaf((), kind="discrete", sizes=(3,)), "b": Leaf((), kind="discrete", sizes=(2,))}
+    obs = {**VECTOR, "obs/action_mask": Leaf((5,), "int64")}
+    model = ActorCritic(obs, actions, hidden=(8,), mask="obs/action_mask")
+    assert model.flat_size() == ActorCritic(VECTOR, actions, hidden=(8,)).flat_size()
+    batch = sample_obs(VECTOR, 4, 6) | {"obs/action_mask": torch.tensor([1, 0, 1, 0, 1]).expand(4, 6, 5)}
+    out = model.unroll(batch, torch.zeros(4, 6, dtype=torch.bool))
+    assert (out.params[..., [1, 3]] < -1e8).all()
+    assert (out.params[..., [0, 2, 4]].abs() < 10).all()
+    with torch.no_grad():
+        step = model({name: leaf[0] for name, leaf in batch.items()})
+    torch.testing.assert_close(step.params, out.params[0])
+    log_prob, entropy = model.distribution.log_prob_entropy(
+        out.params, {"a": torch.full((4, 6), 2), "b": torch.ones(4, 6, dtype=torch.int64)}
+    )
+    (log_prob.sum() + entropy.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert not model.policy_head.weight.grad[[1, 3]].any()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfactory.model.distributions import UNIFORM_MAX, ActionDistribution
+from sfactory.model.distributions import MASKED_LOGIT, UNIFORM_MAX, ActionDistribution
 
 torch.set_num_threads(1)
 
@@ -133,42 +133,39 @@ def test_box_samples_have_the_mean_and_spread_asked_for() -> None:
     zeros=st.lists(st.booleans(), min_size=2, max_size=8).filter(lambda z: not all(z)),
     noise=st.sampled_from([0.0, 2.0**-24, 0.25, 0.5, 0.999, UNIFORM_MAX, 1.0]),
     scale=st.sampled_from([0.1, 1.0, 30.0]),
-    by_mask=st.booleans(),
 )
 @settings(max_examples=120, deadline=None)
-def test_an_impossible_category_is_never_chosen(
-    zeros: list[bool], noise: float, scale: float, by_mask: bool
-) -> None:
+def test_an_impossible_category_is_never_chosen(zeros: list[bool], noise: float, scale: float) -> None:
     k = len(zeros)
     distribution = ActionDistribution({"action": Leaf((), "discrete", (k,))})
     logits = scale * torch.randn(50, k, generator=torch.Generator().manual_seed(k))
     allowed = ~torch.tensor(zeros).expand(50, k)
-    if not by_mask:
-        logits = logits.masked_fill(~allowed, -1e9)
-    mask = allowed if by_mask else None
-    action, log_prob = distribution.sample_and_log_prob(logits, torch.full((50, 1), noise), mask)
+    logits = logits.masked_fill(~allowed, MASKED_LOGIT)
+    action, log_prob = distribution.sample_and_log_prob(logits, torch.full((50, 1), noise))
     assert allowed.gather(-1, action["action"].unsqueeze(-1)).all()
     assert (log_prob > -100).all()
     assert log_prob.isfinite().all()
 
 
-def test_masks_reach_every_function() -> None:
-    distribution, params, noise = draw("dict", 0, (50,))
-    assert distribution.num_logits == 8
-    mask = torch.ones(50, 8, dtype=torch.bool)
-    mask[:, 0] = mask[:, 5] = False  # the first move, and the second choice of the first button
-    action, log_prob = distribution.sample_and_log_prob(params, noise, mask)
+def test_a_masked_logit_is_impossible_in_every_function_and_leaves_finite_gradients() -> None:
+    distribution, raw, noise = draw("dict", 0, (50,))
+    raw.requires_grad_()
+    allowed = torch.ones(50, raw.shape[-1], dtype=torch.bool)
+    move, buttons = (next(part.params for part in distribution.parts if part.name == n) for n in ("move", "buttons"))
+    allowed[:, move.start] = allowed[:, buttons.start + 1] = False  # the first move; the second choice of a button
+    params = torch.where(allowed, raw, MASKED_LOGIT)
+    action, log_prob = distribution.sample_and_log_prob(params, noise)
     assert (action["move"] != 0).all()
-    assert (action["buttons"][:, 0] == 0).all()
-    torch.testing.assert_close(distribution.log_prob(params, action, mask), log_prob)
-    params.requires_grad_()
-    both = distribution.log_prob_entropy(params, action, mask)
-    torch.testing.assert_close(both[1], distribution.entropy(params, mask))
-    (both[0].sum() + both[1].sum() + distribution.kl(params, params.detach() + 1, mask).sum()).backward()
-    assert params.grad is not None
-    assert params.grad.isfinite().all()
-    assert not params.grad[:, 0].any()
-    assert (distribution.mode(params, mask)["move"] != 0).all()
+    assert (action["buttons"][:, 0] != 1).all()
+    torch.testing.assert_close(distribution.log_prob(params, action), log_prob)
+    both = distribution.log_prob_entropy(params, action)
+    torch.testing.assert_close(both[1], distribution.entropy(params))
+    other = torch.where(allowed, raw.detach() + torch.randn_like(raw), MASKED_LOGIT)
+    (both[0].sum() + both[1].sum() + distribution.kl(params, other).sum()).backward()
+    assert raw.grad is not None
+    assert raw.grad.isfinite().all()
+    assert not raw.grad[~allowed].any()
+    assert (distribution.mode(params)["move"] != 0).all()
 
 
 def test_the_ends_of_the_noise_give_finite_box_actions() -> None:

@@ -214,7 +214,7 @@ def test_on_policy_data_has_lag_0_and_rho_1(tmp_path):
 
 
 def test_the_learner_recomputes_the_log_probabilities_of_who_acted_normaliser_included(tmp_path):
-    """Data three updates old: nothing but numerics is left between the two workers, and that is not because rho is 1."""
+    """Data three updates old: nothing but numerics is left between the two workers, though rho is not 1."""
     run = tmp_path / "run"
     words = ["--run.mode", "lockstep", "--learning.forced-lag", 3, "--normalize.obs", "--log.every-updates", 1]
     words += ["--learning.proximal", "snapshot", "--learning.snapshot-age", 0, "--stop.env-steps", 4000]
@@ -222,3 +222,45 @@ def test_the_learner_recomputes_the_log_probabilities_of_who_acted_normaliser_in
     assert all(r["offpolicy/max_discrepancy"] < 1e-4 for r in rows(run))
     assert rows(run)[-1]["lag/mean"] == 3.0
     assert rows(run)[-1]["offpolicy/max_abs_log_rho"] > 1e-2
+
+
+MASKED = """
+import gymnasium, numpy as np
+
+class Masked(gymnasium.Env):
+    \"\"\"Only one of four actions is allowed at each step, another one every time; a forbidden one is a fault.\"\"\"
+    action_space = gymnasium.spaces.Discrete(4)
+    observation_space = gymnasium.spaces.Dict(
+        {"x": gymnasium.spaces.Box(0, 1, (2,)), "action_mask": gymnasium.spaces.MultiBinary(4)})
+
+    def obs(self):
+        self.allowed = self.np_random.permutation(4)[:2]
+        return {"x": np.full(2, 0.5, np.float32), "action_mask": np.isin(range(4), self.allowed).astype(np.int8)}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.obs(), {}
+
+    def step(self, action):
+        assert action in self.allowed, "a forbidden action"
+        self.t += 1
+        return self.obs(), float(action == self.allowed.max()), self.t == 10, False, {}
+
+gymnasium.register("Masked-v0", Masked)
+"""
+
+
+def test_a_forbidden_action_is_never_taken_and_the_learner_sees_the_same_mask(tmp_path, monkeypatch):
+    (tmp_path / "masked_game.py").write_text(MASKED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run = tmp_path / "run"
+    words = ["--sampling.slots-per-group", 1, "--stop.env-steps", 6000]
+    finish(start(run, *words, target="gymnasium/masked_game:Masked-v0"), 0)
+    last = rows(run)[-1]
+    assert last["faults/total"] == 0
+    assert "forbidden" not in (run / "log.txt").read_text()
+    assert all(row["offpolicy/max_abs_log_rho"] < 1e-4 for row in rows(run))
+    assert last["losses/entropy"] < 0.7  # ln 2: the forbidden half does not count
+    found = subprocess.run(command("eval", run, "--episodes", 4), capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

@@ -8,7 +8,7 @@ import sys
 ENVIRONMENT = '''
 import gymnasium
 import numpy as np
-from sfactory.envs import EnvGroup
+from sfactory.env_group import EnvGroup
 
 
 class Guess(gymnasium.Env):
