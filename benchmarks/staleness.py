@@ -43,6 +43,7 @@ METHODS = {
     "ewma": ("decoupled PPO, EWMA", "--learning.surrogate decoupled --learning.proximal ewma"),
     "a3po": ("decoupled PPO, A-3PO", "--learning.surrogate decoupled --learning.proximal interpolate"),
 }  # fmt: skip
+SAME_ON_POLICY = ("recent", "behavior", "a3po")  # at lag 0 they are decoupled PPO with recompute: run once
 
 
 def cells() -> dict[tuple[str, str, int], Cell]:
@@ -51,8 +52,12 @@ def cells() -> dict[tuple[str, str, int], Cell]:
     for task, (target, shared) in TASKS.items():
         for lag in LAGS[task]:
             for method, (_, words) in METHODS.items():
+                if lag == 0 and method in SAME_ON_POLICY:
+                    continue
                 flags = (*shared.split(), *words.split(), "--learning.forced-lag", str(lag))
                 found[task, method, lag] = Cell(f"staleness/{task}_{method}_lag{lag}", target, flags, STEPS[task])
+        for method in SAME_ON_POLICY:
+            found[task, method, 0] = found[task, "decoupled", 0]
     return found
 
 
@@ -100,7 +105,7 @@ def main() -> None:
     options = arguments(__doc__.splitlines()[0])
     grid = {key: cell for key, cell in cells().items() if options.only in cell.name}
     if not options.report:
-        took = run(list(grid.values()), options.out, options.seeds, options.jobs)
+        took = run(list({cell.name: cell for cell in grid.values()}.values()), options.out, options.seeds, options.jobs)
         print(f"{took / 60:.1f} minutes with {options.jobs} jobs")
     found = {key: score(cell, options.out, options.seeds) for key, cell in cells().items()}
     scores = {key: value for key, value in found.items() if value is not None}
