@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,6 +60,8 @@ METRICS: dict[str, str] = {
     "lag/max": "updates between acting and learning, worst step",
     "lag/seconds": "lag/mean times the seconds an update takes",
     "lag/mean/<worker>": "updates between acting and learning, mean over the steps of one sampler",
+    "lag/p95/<worker>": "updates between acting and learning, 95th percentile of one sampler's steps",
+    "lag/max/<worker>": "updates between acting and learning, worst step of one sampler",
     "offpolicy/kl_behavior_proximal": "KL(behavior || proximal): how stale the data is, in nats",
     "offpolicy/kl_proximal_policy": "KL(proximal || policy): how far an update went, in nats",
     "offpolicy/ess": "effective sample size of the weights, (sum w)^2 / (N sum w^2); 1 is on-policy",
@@ -136,7 +138,6 @@ class Board:
         self._learner: dict[str, float] = {}
         self._stages: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._turns: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        self._lags: dict[str, list[int]] = defaultdict(list)
         self._faults: dict[str, int] = defaultdict(int)
         self._steps_before, self._seconds_before = env_steps, seconds
         self._updates_before = -1
@@ -168,8 +169,6 @@ class Board:
                 self._turns[kind_of(worker)][name] += payload[name]
         elif kind == "fault":
             self._faults[kind_of(worker)] += 1
-        elif kind == "lag":
-            self._lags[worker] += payload
         elif kind != "log":
             raise KeyError(f"telemetry {kind!r} of {worker}: not one of the kinds above")
 
@@ -181,7 +180,6 @@ class Board:
             row["charts/episodic_return"] = float(np.mean(self._returns))
             row["charts/episodic_length"] = float(np.mean(self._lengths))
         row["charts/games"] = float(self.games)
-        row |= self._lag_metrics()
         if "lag/mean" in row and "update_s" in self._speed:
             row["lag/seconds"] = row["lag/mean"] * self._speed["update_s"]
         row["faults/total"] = float(sum(self._faults.values()))
@@ -218,17 +216,17 @@ class Board:
             self._steps_before, self._seconds_before, self._updates_before = env_steps, seconds, updates
         return {name: value for name, value in self._speed.items() if name.startswith("charts/")}
 
-    def _lag_metrics(self) -> dict[str, float]:
-        """From lists of lags, where workers send them; a learner may also send the numbers ready-made."""
-        if not self._lags:
-            return {}
-        lags = np.concatenate([np.asarray(lag) for lag in self._lags.values()])
-        row = {f"lag/mean/{worker}": float(np.mean(lag)) for worker, lag in self._lags.items() if lag}
-        self._lags.clear()
-        if not len(lags):
-            return row
-        everyone = {"lag/mean": lags.mean(), "lag/p95": np.percentile(lags, 95), "lag/max": lags.max()}
-        return row | {name: float(value) for name, value in everyone.items()}
+
+def lag_row(lags: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
+    """Mean, 95th percentile and worst lag of all steps, and of every worker's. lags: worker -> arrays of updates."""
+    each = {f"/{worker}": np.concatenate(arrays) for worker, arrays in lags.items() if arrays}
+    found = {"": np.concatenate(list(each.values())), **each} if each else {}
+    row: dict[str, float] = {}
+    for end, values in found.items():
+        if len(values):
+            row |= {f"lag/mean{end}": float(values.mean()), f"lag/p95{end}": float(np.percentile(values, 95))}
+            row[f"lag/max{end}"] = float(values.max())
+    return row
 
 
 # -- one line of progress ------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ ALLOWED = {
 WORKERS = {  # file of workers/ -> rooms it may import
     "sampler": {"memory", "envs", "workers"},
     "inference": {"memory", "model", "workers"},
-    "learner": {"memory", "model", "algo", "checkpoint", "workers"},
+    "learner": {"memory", "model", "algo", "checkpoint", "metrics", "workers"},
     "update": {"config", "model", "algo", "workers"},
 }
 TORCH_FREE = ("envs", "env_group", "memory", "metrics", "writers", "config", "presets", "exits")

@@ -4,10 +4,11 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from sfactory.config import Stop
-from sfactory.metrics import METRICS, Board, bottleneck, console_line, duration, human, meaning
+from sfactory.metrics import METRICS, Board, bottleneck, console_line, duration, human, lag_row, meaning
 
 
 def test_every_metric_has_a_meaning_in_one_line():
@@ -34,7 +35,7 @@ def test_an_unknown_name_is_an_error(message):
 def test_a_name_per_worker_is_looked_up_without_the_worker():
     assert meaning("lag/mean/sampler-12") == METRICS["lag/mean/<worker>"]
     with pytest.raises(KeyError):
-        meaning("lag/p95/sampler-12")
+        meaning("lag/seconds/sampler-12")
 
 
 def test_the_training_return_is_the_mean_of_the_last_hundred_whole_games():
@@ -79,19 +80,25 @@ def test_stage_shares_are_of_all_workers_of_a_kind_and_begin_anew_with_every_row
     assert not [name for name in board.snapshot(2, 2, 2, 2.0) if name.startswith("stage/")]
 
 
-def test_lags_give_mean_percentile_worst_and_seconds():
-    board = Board()
-    board.snapshot(0, 0, 0, 0.0)
-    board.snapshot(1, 1, 10, 5.0)
-    board.take(("lag", "sampler-0", [0] * 90 + [1] * 5))
-    board.take(("lag", "sampler-1", [4] * 5))
-    row = board.snapshot(2, 2, 20, 10.0)  # half a second per update
+def test_lags_give_mean_percentile_and_worst_of_all_and_of_each_sampler():
+    lags = {"sampler-0": [np.array([0] * 90), np.array([1] * 5)], "sampler-1": [np.array([4] * 5)], "sampler-2": []}
+    row = lag_row(lags)
     assert row["lag/mean"] == pytest.approx(0.25)
     assert row["lag/p95"] == pytest.approx(1.15)
     assert row["lag/max"] == 4.0
-    assert row["lag/mean/sampler-1"] == 4.0
-    assert row["lag/seconds"] == pytest.approx(0.125)
-    assert "lag/mean" not in board.snapshot(3, 3, 30, 15.0)
+    assert row["lag/mean/sampler-1"] == row["lag/p95/sampler-1"] == row["lag/max/sampler-1"] == 4.0
+    assert row["lag/max/sampler-0"] == 1.0
+    assert "lag/mean/sampler-2" not in row
+    assert [meaning(name) for name in row]
+    assert lag_row({}) == {}
+
+
+def test_lag_in_seconds_is_lag_times_the_seconds_of_an_update():
+    board = Board()
+    board.snapshot(0, 0, 0, 0.0)
+    board.snapshot(1, 1, 10, 5.0)
+    board.take(("learner", "learner", {"lag/mean": 0.25}))
+    assert board.snapshot(2, 2, 20, 10.0)["lag/seconds"] == pytest.approx(0.125)
 
 
 def test_faults_are_counted_by_kind_and_never_reset():
@@ -117,7 +124,6 @@ def test_the_same_messages_give_the_same_rows():
         board = Board()
         board.take(("episodes", "sampler-0", [(0.1, 3), (0.2, 4)]))
         board.take(("stages", "inference", {"wait": 0.3, "forward": 0.7}))
-        board.take(("lag", "sampler-0", [1, 2, 3]))
         return [board.snapshot(10, 40, 2, 0.7), board.snapshot(20, 80, 3, 1.1)]
 
     assert play() == play()
@@ -166,7 +172,6 @@ def test_durations_for_people():
 def test_rows_are_plain_floats():
     board = Board()
     board.take(("episodes", "sampler-0", [(1, 2)]))
-    board.take(("lag", "sampler-0", [1]))
     row = board.snapshot(1, 1, 1, 1.0)
     assert all(type(value) is float and math.isfinite(value) for value in row.values())
 

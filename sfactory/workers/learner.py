@@ -22,6 +22,7 @@ from sfactory import checkpoint
 from sfactory.memory import words
 from sfactory.memory.slots import FREE, LEARNING, READY
 from sfactory.memory.weights import Mailbox
+from sfactory.metrics import lag_row
 from sfactory.workers.network import build_model, pick_device
 from sfactory.workers.update import Batch, Update
 from sfactory.workers.wiring import (
@@ -60,8 +61,7 @@ class Learner(Worker):
         if self.plan.resume_from:
             self._restore(Path(self.plan.resume_from))
         self.metrics: list[dict[str, torch.Tensor]] = []
-        self.lags: list[np.ndarray] = []
-        self.sampler_lags: dict[int, list[int]] = {}  # sampler -> sum of lags, valid steps
+        self.lags: dict[str, list[np.ndarray]] = {}  # sampler -> lag of every valid step since the last row
         self.clock = self.saved_at = self.logged_at = time.monotonic()
         self.saves_asked = 0
         self._count()
@@ -171,12 +171,10 @@ class Learner(Worker):
         versions = self.staging["policy_version"].numpy()
         valid = self.staging["valid"].numpy()
         lag = self.updates - versions
-        self.lags.append(lag[valid])
         for i, (group, _) in enumerate(slots):
             lanes = slice(i * E, i * E + E)
-            total = self.sampler_lags.setdefault(self.plan.sampler_of(group), [0, 0])
-            total[0] += int(lag[:, lanes][valid[:, lanes]].sum())
-            total[1] += int(valid[:, lanes].sum())
+            sampler = f"sampler-{self.plan.sampler_of(group)}"
+            self.lags.setdefault(sampler, []).append(lag[:, lanes][valid[:, lanes]])
         return versions, int(valid.sum())
 
     def _batch(self, versions: np.ndarray) -> Batch:
@@ -253,14 +251,7 @@ class Learner(Worker):
             row = dict(zip(names, table.mean(0).tolist(), strict=True))
             if "offpolicy/max_abs_log_rho" in row:
                 row["offpolicy/max_abs_log_rho"] = float(table[:, names.index("offpolicy/max_abs_log_rho")].max())
-        if self.lags:
-            lags = np.concatenate(self.lags)
-            row |= {
-                "lag/mean": float(lags.mean()),
-                "lag/p95": float(np.percentile(lags, 95)),
-                "lag/max": float(lags.max()),
-            }
-        row |= {f"lag/mean/sampler-{i}": total / count for i, (total, count) in self.sampler_lags.items() if count}
+        row |= lag_row(self.lags)
         if self.update.decay is not None:
             row["proximal/decay"] = self.update.decay
         ledger = self.book.ledger()
@@ -271,7 +262,7 @@ class Learner(Worker):
             "queue/free": float(len(self.book.in_state(FREE))),
             "ledger/discarded": float(ledger.discarded),
         }
-        self.metrics, self.lags, self.sampler_lags = [], [], {}
+        self.metrics, self.lags = [], {}
         counters: dict[str, Any] = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
         self.post.put(("learner", self.name, {**row, **counters}))
 

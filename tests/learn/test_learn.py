@@ -62,3 +62,19 @@ def test_throughput_of_the_pipeline_is_45k_steps_per_second(tmp_path):
     speeds = [statistics.median(row["charts/SPS"] for row in rows[1:]) for rows in rates]
     print(f"steps/s: {[round(x) for x in speeds]}")
     assert statistics.median(speeds) >= 45_000
+
+
+CORRECTED = ("--learning.trace", "vtrace", "--learning.proximal", "ewma", "--learning.surrogate", "decoupled")
+
+
+@pytest.mark.parametrize(("target", "steps"), [("minatar/breakout", "1M"), ("classic/cartpole", "150k")])
+def test_vtrace_with_an_ewma_proximal_policy_reaches_nine_tenths_of_the_default(tmp_path, target, steps):
+    default = median_return(tmp_path, target, "--stop.env-steps", steps)
+    assert median_return(tmp_path, target, "--stop.env-steps", steps, *CORRECTED) >= 0.9 * default
+
+
+def test_vtrace_with_an_ewma_proximal_policy_swings_pendulum_up(tmp_path):
+    """Returns are negative there: nine tenths of the way from a random policy's -1,200 to the default's return."""
+    default = median_return(tmp_path, "classic/pendulum", "--stop.env-steps", "300k")
+    corrected = median_return(tmp_path, "classic/pendulum", "--stop.env-steps", "300k", *CORRECTED)
+    assert corrected + 1200 >= 0.9 * (default + 1200)
