@@ -1,0 +1,116 @@
+"""Atari by ale-py, for real: the time table, both protocols, seeds, whole games."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from sfactory.envs import EnvError, make_group
+
+
+def group_of(game, num_envs=4, seeds=None, **settings):
+    return make_group(f"atari/{game}", num_envs, seeds or list(range(5, 5 + num_envs)), settings)
+
+
+def play(group, steps, seed=0):
+    draws, found = np.random.default_rng(seed), []
+    n = group.spec.actions["action"].sizes[0]
+    obs = {name: array.copy() for name, array in group.reset().items()}
+    for _ in range(steps):
+        step = group.step({"action": draws.integers(0, n, group.num_envs)})
+        found.append((obs["obs"], step))
+        obs = {name: array.copy() for name, array in step.obs.items()}
+    return found
+
+
+def test_the_spec_says_what_is_played():
+    spec = group_of("pong").spec
+    assert (spec.obs["obs"].shape, spec.obs["obs"].dtype) == ((4, 84, 84), "uint8")
+    assert spec.actions["action"].sizes == (6,)
+    assert (spec.frame_skip, spec.max_episode_steps) == (4, 27_000)
+    assert "atari dqn" in spec.protocol
+    other = group_of("pong", protocol="machado").spec.protocol
+    assert "machado" in other
+    assert "sticky 0.25" in other
+    assert group_of("breakout", full_action_space=True).spec.actions["action"].sizes == (18,)
+
+
+@pytest.mark.parametrize("protocol", ["dqn", "machado"])
+def test_the_same_seeds_give_the_same_games_twice_and_others_differ(protocol):
+    one, two = (play(group_of("breakout", protocol=protocol), 250) for _ in range(2))
+    for (obs_a, a), (obs_b, b) in zip(one, two, strict=True):
+        assert np.array_equal(obs_a, obs_b)
+        assert np.array_equal(a.reward, b.reward)
+        assert a.episodes == b.episodes
+    other = play(group_of("breakout", seeds=[90, 91, 92, 93], protocol=protocol), 250)
+    assert any(not np.array_equal(a[0], b[0]) for a, b in zip(one, other, strict=True))
+
+
+def test_a_lost_life_ends_the_episode_and_not_the_game():
+    """Breakout, random play: five terminations per game, only the last followed by a reset row."""
+    group, deaths, games = group_of("breakout"), np.zeros(4, int), 0
+    steps = [step for _, step in play(group, 900)]
+    rewards = np.zeros(4)
+    for step in steps:
+        rewards += step.reward
+        deaths += step.terminated
+        assert not step.reward[~step.valid].any()
+        assert step.first[~step.valid].all()
+        for episode in step.episodes:
+            games += 1
+            assert deaths[episode.env] == 5  # all lives, seen one by one
+            assert not step.valid[episode.env]  # told on the reset row
+            assert episode.episodic_return == rewards[episode.env]
+            deaths[episode.env] = rewards[episode.env] = 0
+    assert games >= 3
+    lost = sum(int((step.first & step.valid).sum()) for step in steps)
+    assert lost >= 4 * games  # an ordinary row follows, and it begins an episode
+
+
+def test_machado_ends_an_episode_with_the_game_and_resets_on_the_next_row():
+    steps = [step for _, step in play(group_of("breakout", protocol="machado"), 1200)]
+    ends = 0
+    for now, after in itertools.pairwise(steps):
+        assert np.array_equal(now.terminated | now.truncated, ~after.valid)
+        assert len(now.episodes) == now.terminated.sum()
+        ends += int(now.terminated.sum())
+    assert ends >= 3
+
+
+def test_a_clock_is_a_truncation():
+    group = group_of("pong")
+    group.env.close()
+    from sfactory_envs import atari
+
+    original, atari.FRAMES = atari.FRAMES, 400
+    try:
+        steps = [step for _, step in play(group_of("pong"), 130)]
+    finally:
+        atari.FRAMES = original
+    assert sum(step.truncated.sum() for step in steps) == 4
+    assert not any(step.terminated.any() for step in steps)
+    assert sum(len(step.episodes) for step in steps) == 4
+
+
+def test_an_illegal_action_is_a_fault_and_every_game_begins_anew():
+    group = group_of("pong", 2)
+    play(group, 3)
+    step = group.step({"action": np.array([0, 6])})
+    assert [fault.env for fault in step.faults] == [1]
+    assert "illegal action [[6]]" in step.faults[0].message
+    assert not step.valid.any()
+    assert step.first.all()
+    assert group.step({"action": np.array([0, 5])}).valid.all()
+
+
+@pytest.mark.parametrize(
+    ("game", "settings", "said"),
+    [
+        ("pog", {}, "did you mean pong"),
+        ("pong", {"protocol": "dq"}, "dqn or machado"),
+        ("pong", {"no_such": 1}, "no_such"),
+    ],
+)
+def test_mistakes_are_answered(game, settings, said):
+    with pytest.raises(EnvError, match=said):
+        group_of(game, **settings)
