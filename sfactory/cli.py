@@ -231,7 +231,6 @@ KNOWN = {  # family -> (module it needs, extra that brings it, ids)
     "minatar": ("minatar", "minatar", "minatar/breakout minatar/seaquest"),
     "gymnasium": ("gymnasium", "", "gymnasium/CartPole-v1 gymnasium/Pendulum-v1"),
     "atari": ("ale_py", "atari", "atari/pong atari/breakout"),
-    "mujoco": ("mujoco", "mujoco", "mujoco/Hopper-v5 mujoco/Ant-v5"),
     "envpool": ("envpool", "envpool", "envpool/Pong-v5"),
 }
 
