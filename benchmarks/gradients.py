@@ -66,7 +66,7 @@ class Recorder:
             return {k: v.clone() for k, v in x.items()} if isinstance(x, dict) else x.clone() if x is not None else None
 
         self.batches.append(Batch(*map(own, batch)))
-        return {"skipped": torch.zeros(())}
+        return {"skipped": torch.zeros(()), "losses/policy_loss": torch.zeros(())}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {}
