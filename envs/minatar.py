@@ -32,6 +32,7 @@ from sfactory.envs import (
     next_seed,
     suggest,
 )
+from sfactory.snapshot import decode, encode, plain_attributes, set_attributes
 
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 ENDS_BY_CLOCK = frozenset({"freeway"})
@@ -189,6 +190,19 @@ class MinAtarGroup:
                 reward[env], valid[env] = 0.0, False
                 for end in ends:
                     end[env] = False
+
+    def snapshot(self) -> Any:
+        """JSON of everything that decides what comes next: games, their random numbers, sticky actions, the tally."""
+        own = [self.seeds, self._last_action, self._over, self.tally.returns, self.tally.lengths]
+        return {"games": [plain_attributes(game) for game in self.games], "group": encode(own)}
+
+    def restore(self, state: Any) -> None:
+        """The inverse, into a group built with the same settings."""
+        own = decode(state["group"])
+        self.seeds, self._last_action, self._over, self.tally.returns, self.tally.lengths = own
+        for game, attributes in zip(self.games, state["games"], strict=True):
+            set_attributes(game, attributes)
+        self._observe()
 
     def close(self) -> None:
         """Nothing to close: a game is a Python object."""

@@ -6,6 +6,7 @@
         optimizer.safetensors           Adam's moments
         normalizers.safetensors         float64 statistics
         state.json                      counters, seeds, what else is a number
+        lockstep.npz                    lockstep only: memory, environments, half-filled windows, for an exact resume
         manifest.json                   written last: format, versions, size and SHA-256 of every file, its own hash
 
 Writing: refuse what is not finite, write and fsync each file in a temporary directory, manifest last, rename, fsync the
@@ -24,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sfactory._version import __version__
 
 if TYPE_CHECKING:  # the supervisor looks for checkpoints and must not import torch
@@ -34,6 +37,7 @@ if TYPE_CHECKING:  # the supervisor looks for checkpoints and must not import to
 FORMAT = 1
 PARTS = ("model", "proximal", "optimizer", "normalizers")
 MANIFEST = "manifest.json"
+LOCKSTEP = "lockstep.npz"
 
 
 class CheckpointError(ValueError):
@@ -47,6 +51,7 @@ class Contents:
     state: dict[str, Any]
     parts: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     path: Path = Path()
+    lockstep: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def _folder(run_dir: Path) -> Path:
@@ -90,6 +95,9 @@ def save(run_dir: Path, contents: Contents, keep: int) -> Path:
         for part in PARTS:
             tensors = {name: t.detach().cpu().contiguous().clone() for name, t in contents.parts.get(part, {}).items()}
             save_file(tensors, temporary / f"{part}.safetensors")
+        if contents.lockstep:
+            with (temporary / LOCKSTEP).open("wb") as file:
+                np.savez(file, **contents.lockstep)  # type: ignore[arg-type]  # arrays by name, no pickle
         (temporary / "state.json").write_text(json.dumps(contents.state, indent=1, sort_keys=True))
         files = {}
         for path in sorted(temporary.iterdir()):
@@ -191,6 +199,14 @@ def load(path: Path, parts: tuple[str, ...] = PARTS) -> Contents:
         parts={part: load_file(path / f"{part}.safetensors") for part in parts},
         path=path,
     )
+
+
+def load_lockstep(path: Path) -> dict[str, np.ndarray]:
+    """What lockstep saved beside the learner; empty if the checkpoint is not one of lockstep's."""
+    if not (path / LOCKSTEP).exists():
+        return {}
+    with np.load(path / LOCKSTEP, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def load_policy(run_dir: Path) -> tuple[ActorCritic, dict[str, Any]]:

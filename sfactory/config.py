@@ -225,6 +225,8 @@ class Checkpoint:
     """Seconds between checkpoints: what a power cut may cost."""
     keep: int = 3
     """Newest checkpoints kept."""
+    exact: bool = True
+    """Lockstep: save the environments too, so that a resume is bit for bit; refuses those that cannot be saved."""
 
 
 @dataclass(frozen=True)

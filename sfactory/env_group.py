@@ -24,6 +24,7 @@ from sfactory.envs import (
     next_seed,
     one_line,
 )
+from sfactory.snapshot import decode, encode
 
 if TYPE_CHECKING:
     import gymnasium
@@ -230,6 +231,28 @@ class EnvGroup:
         self._over = ends.tolist()
         episodes = self.tally.end(np.flatnonzero(ends).tolist())
         return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults))
+
+    def snapshot(self) -> Any:
+        """JSON of everything that decides what comes next (`sfactory.env_state`). EnvError if that cannot be had."""
+        from sfactory.env_state import env_state
+
+        try:
+            states = [env_state(env) for env in self.envs]
+        except EnvError as error:
+            raise EnvError(f"{self.name}: {error}") from error
+        own = encode([self.seeds, self._over, self._seeded, self.tally.returns, self.tally.lengths, self.obs])
+        return {"envs": states, "group": own}
+
+    def restore(self, state: Any) -> None:
+        """The inverse, into a group built with the same settings. The environments are reset on the way."""
+        from sfactory.env_state import set_env_state
+
+        self.seeds, self._over, self._seeded, self.tally.returns, self.tally.lengths, obs = decode(state["group"])
+        for env, layers in zip(self.envs, state["envs"], strict=True):
+            env.reset(seed=0)
+            set_env_state(env, layers)
+        for name, array in obs.items():
+            self.obs[name][...] = array
 
     def close(self) -> None:
         """Close every environment; one that cannot does not keep the others open."""

@@ -109,6 +109,8 @@ class Group(Protocol):
     def step(self, action: dict[str, np.ndarray]) -> Step: ...
     def close(self) -> None: ...
 
+    # A group that can be saved exactly also has `snapshot() -> JSON` and `restore(state)`; lockstep asks for them.
+
 
 def suggest(word: str, known: Iterable[str], most: int = 12) -> str:
     """The end of an error message: `; did you mean a?`, or the names there are."""

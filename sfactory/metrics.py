@@ -172,6 +172,19 @@ class Board:
         elif kind != "log":
             raise KeyError(f"telemetry {kind!r} of {worker}: not one of the kinds above")
 
+    def state(self) -> dict[str, Any]:
+        """What later rows depend on, speeds aside: games, the learner's last numbers, faults."""
+        games = [list(self._returns), list(self._lengths), self.games]
+        return {"games": games, "learner": dict(self._learner), "faults": dict(self._faults)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse."""
+        returns, lengths, self.games = state["games"]
+        self._returns.extend(returns)
+        self._lengths.extend(lengths)
+        self._learner.update(state["learner"])
+        self._faults.update(state["faults"])
+
     def snapshot(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
         """One row, and the beginning of the next window. `seconds` of training, over all launches."""
         row = {**self._learner, "charts/frames": float(frames), "charts/updates": float(updates)}

@@ -16,7 +16,9 @@ ALLOWED = {
     "presets": {"config"},
     "settings_file": {"config"},
     "envs": set(),
-    "env_group": {"envs"},
+    "snapshot": set(),
+    "env_state": {"envs", "snapshot"},
+    "env_group": {"envs", "env_state", "snapshot"},
     "vector_group": {"envs", "env_group"},
     "algo": set(),
     "model": set(),
@@ -105,7 +107,7 @@ def test_the_command_imports_nothing_heavy_before_it_knows_what_to_do():
 
 def test_environment_families_know_only_the_door():
     for path in sorted((ROOT / "envs").glob("*.py")):
-        assert rooms(imports(path)) <= {"envs", "env_group", "vector_group"}, path.name
+        assert rooms(imports(path)) <= {"envs", "env_group", "vector_group", "snapshot"}, path.name
 
 
 def test_nobody_imports_a_family_by_name():

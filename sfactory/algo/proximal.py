@@ -209,7 +209,8 @@ class EwmaProximal(_Stateless):
         return proximal.detach(), params.detach()
 
     def after_step(self, model: nn.Module) -> None:
-        self._average.update(list(model.parameters()))
+        live = dict(model.named_parameters())
+        self._average.update([live[name] for name in self._names])  # a file gives the names back in another order
 
     @property
     def weights(self) -> Weights:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from sfactory.workers.wiring import (
     RUNNING,
     SAVE,
     SAVED,
+    STOP,
     STOPPED,
     STORAGE,
     TARGET_REACHED,
@@ -64,8 +66,11 @@ class Learner(Worker):
         self.lags: dict[str, list[np.ndarray]] = {}  # sampler -> lag of every valid step since the last row
         self.clock = self.saved_at = self.logged_at = time.monotonic()
         self.saves_asked = 0
+        self.exact: Callable[[], dict[str, np.ndarray]] = dict  # lockstep: what a resume bit for bit needs besides
         self._count()
         self._publish()
+        if self.plan.resume_from:
+            self._end_if_due()
         self.stages.take()
 
     # -- the loop ----------------------------------------------------------------------------------------------
@@ -74,7 +79,6 @@ class Learner(Worker):
         """One update, if enough slots are READY."""
         slots = self._collect()
         if slots is None:
-            self._save_if_due()
             return False
         self.stages.mark("wait")
         versions, valid = self._copy(slots)
@@ -101,9 +105,13 @@ class Learner(Worker):
         self._count()
         self.stages.mark("publish")
         self._log_if_due()
-        self._save_if_due()
         self._end_if_due()
         return True
+
+    def report(self, now: Callable[[], float] = time.monotonic) -> None:
+        """Once per turn of the process's loop, work or none: a save may be asked for while nothing is READY."""
+        super().report(now)
+        self.save_if_due()
 
     def finished(self) -> bool:
         return int(self.shared.progress[OUTCOME]) != RUNNING
@@ -114,7 +122,8 @@ class Learner(Worker):
         unsaved = self.env_steps != int(progress[CHECKPOINT]) or not progress[SAVED]
         if unsaved and self.shared.stop != NOW and int(progress[OUTCOME]) != NON_FINITE:
             self._save()
-        self._log()
+        if self.config.run.mode != "lockstep" or self.finished():  # else a resume would have a row more than others
+            self._log()
         if int(self.shared.progress[OUTCOME]) == RUNNING:
             words.store(self.shared.progress, OUTCOME, STOPPED)
 
@@ -283,10 +292,12 @@ class Learner(Worker):
 
     # -- disk --------------------------------------------------------------------------------------------------
 
-    def _save_if_due(self) -> None:
+    def save_if_due(self) -> None:
+        """A checkpoint if it is time for one, or if one was asked for; always between two updates."""
         asked = int(self.shared.orders[SAVE])
-        due = time.monotonic() - self.saved_at >= self.config.checkpoint.every_seconds
-        if (due and self.env_steps != int(self.shared.progress[CHECKPOINT])) or asked != self.saves_asked:
+        progress, waited = self.shared.progress, time.monotonic() - self.saved_at
+        due = waited >= self.config.checkpoint.every_seconds and self.env_steps != int(progress[CHECKPOINT])
+        if due or asked != self.saves_asked or not progress[SAVED]:  # at once when new: there is always a checkpoint
             self.saves_asked = asked
             self._save()
 
@@ -308,15 +319,14 @@ class Learner(Worker):
         }
         self.saved_at = time.monotonic()
         try:
-            contents = checkpoint.Contents(state, self.update.state_dict())
+            contents = checkpoint.Contents(state, self.update.state_dict(), lockstep=self.exact())
             checkpoint.save(Path(self.plan.run_dir), contents, self.config.checkpoint.keep)
         except (OSError, checkpoint.CheckpointError) as error:
             self.post.put(("log", self.name, f"checkpoint at {self.env_steps} failed: {error}; the one before stands"))
             if self.shared.stop != RUN_ON or self.finished():
                 words.store(self.shared.progress, OUTCOME, STORAGE)
             return
-        words.store(self.shared.progress, CHECKPOINT, self.env_steps)
-        words.store(self.shared.progress, SAVED, 1)
+        self._saved()
         self.stages.mark("save")
 
     def _restore(self, path: Path) -> None:
@@ -327,5 +337,33 @@ class Learner(Worker):
         self.seconds = float(state["seconds"])
         self.update.lr, self.update.kl, self.update.ess = (float(state[name]) for name in ("lr", "kl", "ess"))
         self.skipped_updates = int(state["skipped_updates"])
+        self._saved()
+
+    def _saved(self) -> None:
         words.store(self.shared.progress, CHECKPOINT, self.env_steps)
         words.store(self.shared.progress, SAVED, 1)
+
+    # -- what lockstep saves besides -----------------------------------------------------------------------------
+
+    def windows(self) -> dict[str, Any]:
+        """What is half collected between two updates: metrics and lags since the last row, weights held back."""
+        return {
+            "metrics": [{name: float(value) for name, value in row.items()} for row in self.metrics],
+            "lags": self.lags,
+            "held_back": [(version, weights.numpy()) for version, weights in self.held_back],
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "mail": self.mailbox.buffers,
+        }
+
+    def set_windows(self, windows: dict[str, Any]) -> None:
+        """The inverse, with the arena already as it was."""
+        self.metrics = [{name: torch.tensor(value) for name, value in row.items()} for row in windows["metrics"]]
+        self.lags, self.skipped_in_a_row = windows["lags"], windows["skipped_in_a_row"]
+        self.held_back.clear()
+        self.held_back.extend((version, torch.from_numpy(weights)) for version, weights in windows["held_back"])
+        self.mailbox.buffers[...] = windows["mail"]
+        words.store(self.shared.orders, STOP, RUN_ON)
+        words.store(self.shared.progress, OUTCOME, RUNNING)
+        self._end_if_due()  # saved at its very end, and killed before it could say so
+        self.saves_asked = int(self.shared.orders[SAVE])
+        self._saved()

@@ -7,9 +7,15 @@ exactly the forced lag. A death is fatal here.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
+from sfactory import checkpoint
+from sfactory.envs import EnvError
 from sfactory.memory import words
+from sfactory.workers import exact
 from sfactory.workers.inference import Inference
 from sfactory.workers.learner import Learner
 from sfactory.workers.record import Outcome, Record
@@ -52,7 +58,22 @@ def run_lockstep(plan: Plan, record: Record) -> Outcome:
     """A whole run in this process."""
     torch.set_num_threads(plan.config.run.learner_threads)
     keep_memory()
+    saved = checkpoint.load_lockstep(Path(plan.resume_from)) if plan.resume_from else {}
+    if saved:
+        plan = replace(plan, launch=0)  # the run that was never stopped: random numbers are not those of a new launch
     run, outcome = Lockstep(plan), None
+    if plan.config.checkpoint.exact:
+        try:
+            exact.take(run, record.board)
+        except EnvError as error:
+            run.close()
+            hint = "train without exact resume: --no-checkpoint.exact"
+            raise EnvError(f"{error}; {hint}") from error
+        run.learner.exact = lambda: exact.take(run, record.board)
+    if saved:
+        exact.put_back(run, record.board, saved)
+    elif plan.resume_from:
+        record.writers.log("the checkpoint holds no environments: they begin anew, and this is not bit for bit")
     with Signals() as signals:
         try:
             while outcome is None and not run.learner.finished():
@@ -61,6 +82,7 @@ def run_lockstep(plan: Plan, record: Record) -> Outcome:
                     outcome = signals.ended()
                 for message in run.post.take():
                     record.take(message)
+                run.learner.save_if_due()
                 outcome = outcome or record.reached()
             words.store(run.shared.orders, STOP, FINISH)
             said = int(run.shared.progress[OUTCOME])

@@ -10,11 +10,13 @@ Owns its environments and nothing else. Two groups or more: one steps while the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from sfactory.envs import Group, Step, make_group
+from sfactory.envs import EnvError, Group, Step, make_group
 from sfactory.memory.slots import FREE, READY, SAMPLING, Request
 from sfactory.workers.wiring import ENVIRONMENT, WORK, Shared
 from sfactory.workers.worker import Post, Worker
@@ -105,6 +107,21 @@ class GroupRun:
             self.book.hand(self.index, self.slot, SAMPLING, READY)
             self.slot = -1
         return step
+
+    def state(self) -> dict[str, Any]:
+        """Where the group stands, its environments included. EnvError if they cannot be saved."""
+        if not hasattr(self.envs, "snapshot"):
+            raise EnvError(f"{self.envs.spec.name} cannot be saved exactly: its group has no snapshot() and restore()")
+        own = {name: getattr(self, name) for name in ("number", "slot", "t", "first", "discounted_return")}
+        return {**own, "obs": dict(self.obs), "envs": json.dumps(self.envs.snapshot())}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The inverse, with the arena already as it was."""
+        self.envs.restore(json.loads(state.pop("envs")))  # type: ignore[attr-defined]
+        for name, value in state.items():
+            setattr(self, name, value)
+        if self.slot >= 0:
+            self.view = {name: self.trajectories[name][self.index, self.slot] for name in self.trajectories.names}
 
     def _see(self) -> None:
         """Write what the policy will see at row t; row T is the bootstrap."""

@@ -1,0 +1,84 @@
+"""Plain Python state as JSON and back, bit for bit: how an environment is saved without pickle.
+
+Numbers, strings, lists, tuples, dicts, sets, numpy arrays and scalars, and numpy's random generators. Anything else is
+an error and not a guess: a state that comes back almost the same is worse than none.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+
+class SnapshotError(TypeError):
+    """Something that is not plain state."""
+
+
+def encode(value: Any) -> Any:
+    """JSON for `value`. Raises SnapshotError with the type that has no place here."""
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return {"float": value.hex()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufSU":
+        data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
+        return {"array": [value.dtype.str, list(value.shape), data]}
+    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+        return {"scalar": encode(np.asarray(value))}
+    if type(value) in (list, tuple, set, deque):
+        items = [encode(item) for item in (sorted(value) if type(value) is set else value)]
+        return items if type(value) is list else {type(value).__name__: items}
+    if type(value) is dict:
+        return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
+    if isinstance(value, np.random.Generator):
+        return {"generator": encode(value.bit_generator.state)}
+    if isinstance(value, np.random.RandomState):
+        return {"random_state": encode(value.get_state())}
+    raise SnapshotError(f"{type(value).__module__}.{type(value).__name__} is no plain state")
+
+
+def decode(text: Any) -> Any:
+    """The value `encode` was given; generators come back as new objects in the same state."""
+    if isinstance(text, list):
+        return [decode(item) for item in text]
+    if not isinstance(text, dict):
+        return text
+    ((kind, body),) = text.items()
+    if kind == "float":
+        return float.fromhex(body)
+    if kind == "array":
+        dtype, shape, data = body
+        return np.frombuffer(base64.b64decode(data), np.dtype(dtype)).reshape(shape).copy()
+    if kind == "scalar":
+        return decode(body)[()]
+    if kind == "dict":
+        return {decode(key): decode(item) for key, item in body}
+    if kind == "generator":
+        state = decode(body)
+        bits = {"PCG64": np.random.PCG64, "PCG64DXSM": np.random.PCG64DXSM, "MT19937": np.random.MT19937}
+        generator = np.random.Generator(bits[state["bit_generator"]]())
+        generator.bit_generator.state = state
+        return generator
+    if kind == "random_state":
+        random = np.random.RandomState()
+        random.set_state(decode(body))
+        return random
+    return {"tuple": tuple, "set": set, "deque": deque}[kind](decode(body))
+
+
+def plain_attributes(owner: Any, leave_out: tuple[str, ...] = ()) -> Any:
+    """JSON of an object's attributes, but for those named."""
+    return encode({name: value for name, value in vars(owner).items() if name not in leave_out})
+
+
+def set_attributes(owner: Any, text: Any) -> None:
+    """Put back what `plain_attributes` took, in place. Random states are set in place too: methods may be bound."""
+    for name, value in decode(text).items():
+        held = getattr(owner, name, None)
+        if isinstance(value, np.random.RandomState) and isinstance(held, np.random.RandomState):
+            held.set_state(value.get_state())
+        else:
+            setattr(owner, name, value)
