@@ -39,7 +39,9 @@ ALLOWED = {
         "writers",
         "batch",
         "settings_file",
+        "snapshot",
     },
+    "verify_resume": {"checkpoint"},
     "evaluate": {"checkpoint", "config", "envs", "model", "settings_file"},
 }
 WORKERS = {  # file of workers/ -> rooms it may import

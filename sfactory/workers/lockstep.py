@@ -67,7 +67,7 @@ def run_lockstep(plan: Plan, record: Record) -> Outcome:
             exact.take(run, record.board)
         except EnvError as error:
             run.close()
-            hint = "train without exact resume: --no-checkpoint.exact"
+            hint = "train without exact resume: --checkpoint.exact false"
             raise EnvError(f"{error}; {hint}") from error
         run.learner.exact = lambda: exact.take(run, record.board)
     if saved:
