@@ -88,8 +88,8 @@ VERIFY_HELP = """\
 sfactory verify-resume TARGET [--section.field value ...]
 
 Trains TARGET twice in lockstep: once straight through, once killed with SIGKILL at random moments and resumed.
-Says whether weights, optimizer, averages, normalisers and metrics are the same, bit for bit (exit 0), or what
-differs (exit 1).
+Says whether weights, optimizer, averages, normalisers and metrics are the same, bit for bit (exit 0), or
+what differs (exit 1).
 
   --steps N         length of both runs in env steps (20000)
   --kills N         how often the second is killed (3)
