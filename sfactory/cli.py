@@ -87,9 +87,8 @@ Plays whole games with the newest checkpoint in environments of their own. Nothi
 VERIFY_HELP = """\
 sfactory verify-resume TARGET [--section.field value ...]
 
-Trains TARGET twice in lockstep: once straight through, once killed with SIGKILL at random moments and resumed.
-Says whether weights, optimizer, averages, normalisers and metrics are the same, bit for bit (exit 0), or
-what differs (exit 1).
+Trains TARGET twice in lockstep: straight through, and killed with SIGKILL at random moments and resumed.
+Exit 0: weights, optimizer, averages, normalisers and metrics are the same, bit for bit. Exit 1: what differs.
 
   --steps N         length of both runs in env steps (20000)
   --kills N         how often the second is killed (3)
