@@ -1,5 +1,5 @@
 # From a fresh checkout, all set-up included:  `make train` learns MinAtar Breakout, `make test` runs what CI runs.
-# Time budgets on 2 cores: test 10 min (the fast suite 3 min), slow 10 min, learn 60 min, soak 15 min.
+# Time budgets on 2 cores: test 10 min (the fast suite 3 min, the fault table 4 min), slow 10 min, learn 60 min, soak 15 min.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -30,6 +30,7 @@ train: $(VENV)/.run
 
 test: lint types
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'faults and not soak and not slow'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -68,6 +68,8 @@ class Env:
     """The learner clips rewards to +- this after scaling; 0 leaves them alone. Reported returns stay raw."""
     step_timeout: float = 120.0
     """Seconds an environment step may take before its sampler is killed and born anew."""
+    fault_budget: int = 1000
+    """Failures of environments (each is built anew, its game is dropped) after which the launch ends (exit 6)."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -295,7 +297,7 @@ _POSITIVE = "optim.lr optim.eps learning.batch_factor learning.weight_cap env.st
 _NOT_NEGATIVE = (
     "run.seed stop.env_steps stop.frames stop.seconds learning.batch_slots learning.clip learning.forced_lag "
     "learning.snapshot_age learning.value_coef learning.entropy_coef optim.max_grad_norm checkpoint.every_seconds "
-    "log.every_seconds log.console_seconds"
+    "log.every_seconds log.console_seconds env.fault_budget"
 )
 _FRACTIONS = "learning.gamma learning.trace_lambda learning.leak"
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -136,6 +138,24 @@ def give_birth(birth: Birth) -> BaseProcess:
     with contextlib.suppress(OSError):  # both sides do this: whoever comes first
         os.setpgid(process.pid, process.pid)
     return process
+
+
+FDS_PER_WORKER, FDS_OF_OUR_OWN = 16, 64  # pipes of bell, queue and birth, sentinel, pidfd; files and libraries
+
+
+def check_descriptors(workers: int) -> None:
+    """Raise the soft limit of file descriptors to what the run needs. OSError (EMFILE), with numbers, if it cannot."""
+    need = FDS_OF_OUR_OWN + FDS_PER_WORKER * workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= need or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and hard < need:
+        raise OSError(
+            errno.EMFILE,
+            f"{workers} workers need about {need} file descriptors, the limit is {hard}; raise it (ulimit -Hn {need}) "
+            "or lower --sampling.num-samplers",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
 
 
 def kill_group(pid: int) -> None:

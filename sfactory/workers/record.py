@@ -53,6 +53,7 @@ class Record:
         self.launch, self.resume_from, self._lock = launch, resume_from, lock
         self.env_steps, self.seconds = int(state.get("env_steps", 0)), float(state.get("seconds", 0.0))
         self.ledger: Ledger | None = None
+        self.env_faults, self._last_fault = 0, ""  # of this launch
         self.board = Board(self.env_steps, self.seconds)
         self.writers = Writers(run_dir, config, self.env_steps if resume_from else None)
 
@@ -93,6 +94,9 @@ class Record:
             return
         if kind == "fault":
             self.writers.log(str(payload))
+            if str(payload).startswith("environment "):
+                self.env_faults += 1
+                self._last_fault = str(payload).partition("\n")[0]
         if kind != "learner":
             self.board.take(message)
             return
@@ -107,7 +111,11 @@ class Record:
         self.writers.status({"state": "running", "pid": os.getpid(), "env_steps": self.env_steps, "updates": updates})
 
     def reached(self) -> Outcome | None:
-        """The stop rule that needs whole games: the training return."""
+        """What only the messages tell: the training return is there, or environments fail too often."""
+        budget = self.config.env.fault_budget
+        if self.env_faults > budget:
+            said = f"environments failed more than {budget} times (env.fault-budget); the last: {self._last_fault}"
+            return Outcome("environment fault", 6, said)
         target = self.config.stop.target_return
         if target is None or self.board.games < GAMES:
             return None

@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from sfactory.config import Config
 from sfactory.envs import make_spec
 from sfactory.memory import words
 from sfactory.memory.words import check_memory_order
-from sfactory.workers.birth import ENVIRONMENT_FAULT, Birth, Undertaker, give_birth, kill_group
+from sfactory.workers.birth import ENVIRONMENT_FAULT, Birth, Undertaker, check_descriptors, give_birth, kill_group
 from sfactory.workers.record import Outcome, Record
 from sfactory.workers.roles import Role, fds_of
 from sfactory.workers.signals import Signals
@@ -48,6 +48,7 @@ from sfactory.workers.wiring import (
 from sfactory.workers.worker import Message
 
 TICK_S = 0.1
+LONGEST_LOOK_S = 1.0  # what one turn of the loop may count for, however long it took
 QUEUE_BYTES = 1 << 20
 LEAVE_S = 2.0  # samplers and inference, after the stop word
 GRACE_S = 30.0  # the learner: finish the update, save
@@ -62,7 +63,7 @@ class Life:
     pidfd: int
     incarnation: int
     beat: int = -1
-    beat_at: float = field(default_factory=time.monotonic)
+    beat_at: float = 0.0  # on the supervisor's own clock
 
     @property
     def pid(self) -> int:
@@ -109,14 +110,17 @@ class Supervisor:
         self.telemetry = Telemetry()
         self.lives: dict[str, Life] = {}
         self.faults: dict[str, int] = dict.fromkeys(plan.workers, 0)  # own faults since the last update
-        self.env_faults = 0
-        self.updates, self.progress_at = -1, time.monotonic()
+        # Seconds this process was awake to see: deadlines do not run while everything is stopped (SIGSTOP, a laptop
+        # that sleeps), and nobody can move this clock.
+        self.awake, self._looked = 0.0, time.monotonic()
+        self.updates, self.progress_at = -1, 0.0
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         """Blocks until the run is over; every worker is dead when it returns or raises."""
         check_memory_order()
+        check_descriptors(len(self.plan.workers))
         self.plan.debug_dir.mkdir(parents=True, exist_ok=True)
         self.undertaker = Undertaker()  # before the arena and any worker
         try:
@@ -155,15 +159,16 @@ class Supervisor:
             if life.pidfd >= 0:
                 poll.register(life.pidfd, select.POLLIN)
         poll.poll(TICK_S * 1000)
+        now = time.monotonic()
+        self.awake += min(now - self._looked, LONGEST_LOOK_S)
+        self._looked = now
 
     def _record(self) -> None:
         for message in self.telemetry.take():
-            if message[0] == "fault":
-                self.env_faults += 1
             self.record.take(message)
         updates = int(self.shared.progress[UPDATES])
         if updates != self.updates:
-            self.updates, self.progress_at = updates, time.monotonic()
+            self.updates, self.progress_at = updates, self.awake
             self.faults = dict.fromkeys(self.faults, 0)
 
     def _learner_says(self) -> Outcome | None:
@@ -186,7 +191,7 @@ class Supervisor:
         assert process.pid is not None
         self.undertaker.watch(process.pid)
         pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
-        self.lives[name] = Life(name, process, pidfd, incarnation)
+        self.lives[name] = Life(name, process, pidfd, incarnation, beat_at=self.awake)
 
     def _reap(self, life: Life) -> None:
         """Bury one worker: only after this may its successor be born."""
@@ -227,7 +232,8 @@ class Supervisor:
                     code_,
                     f"{life.name} died {self.faults[life.name]} times without an update ({cause}){words_}",
                 )
-        self.record.take(("fault", life.name, f"{life.name} died ({cause}); respawned"))
+        reason = words_ if code > 0 else ""  # a process that was killed had no time for words
+        self.record.take(("fault", life.name, f"{life.name} died ({cause}{reason}); respawned"))
         self._spawn(life.name, life.incarnation + 1)
         return None
 
@@ -239,8 +245,8 @@ class Supervisor:
         return ""
 
     def _deadlines(self) -> Outcome | None:
-        """Environments that hang are killed; a run without updates is stalled. Ticks are the clock."""
-        now = time.monotonic()
+        """Environments that hang are killed; a run without updates is stalled."""
+        now = self.awake
         for row, name in enumerate(self.plan.workers):
             life, beat = self.lives[name], int(self.shared.heartbeat[row])
             if beat != life.beat:

@@ -1,0 +1,79 @@
+"""Runs as tests start, watch and end them: real processes from the command line."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+SMALL = [
+    "--sampling.num-samplers", "3", "--sampling.groups-per-sampler", "2", "--sampling.envs-per-group", "4",
+    "--sampling.rollout-length", "8", "--learning.minibatches", "2", "--learning.epochs", "1",
+    "--log.every-seconds", "0.5", "--checkpoint.every-seconds", "1", "--run.device", "cpu",
+]  # fmt: skip
+
+
+def command(*words):
+    return [sys.executable, "-m", "sfactory", *map(str, words)]
+
+
+def start(run_dir, *words, target="gymnasium/CartPole-v1"):
+    run = ["--run.dir", run_dir, *SMALL, *words]
+    return subprocess.Popen(
+        command("train", target, *run),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def rows(run_dir):
+    path = Path(run_dir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def wait_for(condition, seconds=40.0, process=None):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"ended with {process.returncode}: {process.stderr.read()[-3000:]}")
+        time.sleep(0.05)
+    raise AssertionError("did not happen in time")
+
+
+def steps(run_dir):
+    return rows(run_dir)[-1]["env_steps"] if rows(run_dir) else 0
+
+
+def children(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def named(process, kind):
+    """Workers of a run by what they were told to be: their stderr is debug/<name>.txt."""
+    found = []
+    for child in children(process):
+        try:
+            if Path(os.readlink(f"/proc/{child.pid}/fd/2")).stem.startswith(kind):
+                found.append(child)
+        except OSError:
+            continue
+    return found
+
+
+def finish(process, code):
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err[-3000:]
+    return out, err
+
+
+def gone(processes):
+    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

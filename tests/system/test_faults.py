@@ -1,0 +1,226 @@
+"""The fault table, row by row, with real processes: what is killed, stopped or starved, and what follows."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+from running import SMALL, children, command, finish, gone, named, rows, start, steps, wait_for
+
+pytestmark = pytest.mark.faults
+COUNT = "faults/count"
+
+
+def knobs(**settings):
+    return [word for name, value in settings.items() for word in (f"--env.settings.{name}", value)]
+
+
+def log_of(run):
+    return (run / "log.txt").read_text()
+
+
+def last_line(err):
+    return err.strip().splitlines()[-1]
+
+
+def status(run):
+    return json.loads((run / "status.json").read_text())
+
+
+def ledger_balances(run):
+    ledger = status(run)["ledger"]
+    return ledger["sampled"] == sum(ledger[k] for k in ("trained", "skipped", "discarded", "in_flight"))
+
+
+# -- environments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("knob", "said"),
+    [
+        ("segv_at", "died (killed by SIGSEGV)"),
+        ("exit_at", "died (exit 3"),
+        ("crash_at", "told to crash at call 40"),
+    ],
+)
+def test_an_environment_that_kills_its_sampler_is_replaced_and_named(tmp_path, knob, said):
+    run, marker = tmp_path / "run", tmp_path / "once"
+    finish(start(run, *knobs(**{knob: 40, "marker": marker}), "--stop.env-steps", 6000, target=COUNT), 0)
+    assert said in log_of(run)
+    assert marker.exists()
+    assert ledger_balances(run)
+
+
+@pytest.mark.parametrize("knob", ["raise_at", "nan_obs_at", "nan_reward_at"])
+def test_an_environment_that_fails_is_built_anew_with_its_traceback_in_the_log(tmp_path, knob):
+    run = tmp_path / "run"
+    finish(start(run, *knobs(**{knob: 40, "env": 2}), "--stop.env-steps", 6000, target=COUNT), 0)
+    assert "environment 2:" in log_of(run)
+    assert "seed" in log_of(run)
+    assert rows(run)[-1]["faults/sampler"] == 6  # once in each of 6 groups
+    assert all(row["losses/value_loss"] is not None for row in rows(run))  # null is how NaN would be written
+
+
+def test_environments_that_fail_too_often_end_the_run(tmp_path):
+    run = tmp_path / "run"
+    words = [*knobs(raise_at=40), "--env.fault-budget", 3]
+    _, err = finish(start(run, *words, target=COUNT), 6)
+    assert "environments failed more than 3 times" in last_line(err)
+    assert "told to fail by raise_at" in last_line(err)
+
+
+def test_an_environment_that_hangs_is_killed_and_its_stack_kept(tmp_path):
+    run, marker = tmp_path / "run", tmp_path / "once"
+    words = [*knobs(hang_at=40, marker=marker), "--env.step-timeout", 1.5, "--stop.seconds", 5]
+    finish(start(run, *words, target=COUNT), 0)
+    assert "environment step exceeded 1.5 s" in log_of(run)
+    assert ledger_balances(run)
+
+
+# -- kills -----------------------------------------------------------------------------------------------------
+
+
+def test_kill_soak(tmp_path):
+    """Samplers every 0.5 s and inference every 5 s, for 10 s: always progress, and the book balances."""
+    run = tmp_path / "run"
+    process = start(run, "--stop.seconds", 13, "--log.every-seconds", 0.2)
+    wait_for(lambda: steps(run) > 0, process=process)
+    began, next_inference, worst, seen, seen_at = time.monotonic(), 5.0, 0.0, steps(run), time.monotonic()
+    draw = random.Random(0)
+    while (now := time.monotonic()) - began < 10.0:
+        victims = named(process, "sampler")
+        if now - began > next_inference:
+            next_inference += 5.0
+            victims = named(process, "inference")
+        if victims:
+            draw.choice(victims).kill()
+        time.sleep(0.5)
+        if steps(run) > seen:
+            seen, seen_at = steps(run), time.monotonic()
+        worst = max(worst, time.monotonic() - seen_at)
+    finish(process, 0)
+    print(f"longest time without progress: {worst:.1f} s")
+    assert worst < 4.0
+    assert ledger_balances(run)
+
+
+@pytest.mark.parametrize("rounds", [4, pytest.param(15, marks=pytest.mark.soak)])
+def test_everything_killed_at_once_again_and_again_always_resumes_and_steps_never_decrease(tmp_path, rounds):
+    run, draw, before = tmp_path / "run", random.Random(1), 0
+    process = start(run, "--checkpoint.every-seconds", 0.3, "--log.every-seconds", 0.2)
+    for _ in range(rounds):
+        wait_for(lambda before=before: steps(run) > before, process=process)
+        time.sleep(draw.uniform(0.0, 1.0))
+        family = children(process)
+        os.killpg(process.pid, signal.SIGKILL)  # the supervisor and what stayed in its group
+        for child in family:
+            child.kill()
+        process.communicate()
+        wait_for(lambda family=family: gone(family), seconds=2.0)
+        process = subprocess.Popen(
+            command("resume", run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        wait_for(lambda pid=process.pid: status(run).get("pid") == pid, process=process)
+        now = rows(run)[-1]["env_steps"] if rows(run) else 0
+        assert now >= before
+        before = now
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
+    curve = [row["env_steps"] for row in rows(run)]
+    assert curve == sorted(set(curve))  # one strictly increasing curve
+
+
+# -- the watchdog ----------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_learner_is_a_stall_with_stacks_and_the_book(tmp_path):
+    run = tmp_path / "run"
+    process = start(run, "--run.stall-timeout", 8)
+    wait_for(lambda: steps(run) > 0, process=process)
+    named(process, "learner")[0].suspend()
+    _, err = finish(process, 8)
+    assert "no update for 8 s" in last_line(err)
+    assert "group 0: asked" in (run / "debug" / "book.txt").read_text()
+    assert "most recent call first" in (run / "debug" / "inference.txt").read_text()
+
+
+def test_everything_stopped_and_continued_is_no_stall(tmp_path):
+    run = tmp_path / "run"
+    process = start(run, "--run.stall-timeout", 8)
+    wait_for(lambda: steps(run) > 0, process=process)
+    family = [*children(process), psutil.Process(process.pid)]
+    for one in family:
+        one.suspend()
+    time.sleep(9.0)
+    for one in reversed(family):
+        one.resume()
+    before = steps(run)
+    wait_for(lambda: steps(run) > before, process=process)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
+
+
+# -- numbers, disks, limits ------------------------------------------------------------------------------------
+
+
+def test_updates_that_are_not_finite_end_the_run_and_are_never_saved(tmp_path):
+    run = tmp_path / "run"
+    _, err = finish(start(run, "--env.reward-scale", 1e38, "--learning.value-coef", 1e30, target=COUNT), 9)
+    assert "not finite" in last_line(err)
+    assert all(path.name == "000000000000" for path in (run / "checkpoints").iterdir())
+
+
+def test_a_second_trainer_in_the_folder_is_told_who_holds_it(tmp_path):
+    run = tmp_path / "run"
+    process = start(run)
+    wait_for(lambda: steps(run) > 0 and (run / "checkpoints").exists(), process=process)
+    second = subprocess.run(command("resume", run), capture_output=True, text=True)
+    assert second.returncode == 3
+    assert str(process.pid) in last_line(second.stderr)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
+
+
+def test_a_disk_that_takes_nothing_stops_nothing_until_the_end(tmp_path):
+    """The folder of checkpoints is a file: no save can work. Training goes on, and the end says so."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").write_text("")
+    words = ["train", "gymnasium/CartPole-v1", "--run.dir", run, *SMALL, "--stop.env-steps", 6000]
+    script = "import sys; from sfactory import presets, config; from sfactory.workers.supervisor import train; "
+    script += "from pathlib import Path; flags, *_ = presets.split_flags(sys.argv[2:], {}); "
+    script += "c = presets.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
+    script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"
+    done = subprocess.run(
+        [*command()[:1], "-c", script, str(run), *map(str, words[4:])], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 10, done.stderr[-2000:]
+    assert "failed" in log_of(run)
+    assert steps(run) >= 6000
+
+
+def test_too_few_file_descriptors_are_refused_with_the_numbers(tmp_path):
+    def few():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90))
+
+    done = subprocess.run(
+        command("train", "gymnasium/CartPole-v1", "--run.dir", tmp_path / "run", *SMALL),
+        capture_output=True, text=True, preexec_fn=few,
+    )  # fmt: skip
+    assert done.returncode == 11, done.stderr[-2000:]
+    assert "the limit is 90" in last_line(done.stderr)
+
+
+def test_a_logging_disk_that_fails_stops_nothing(tmp_path):
+    run = tmp_path / "run"
+    process = start(run, "--stop.env-steps", 8000)
+    wait_for(lambda: steps(run) > 0, process=process)
+    (run / "metrics.jsonl").unlink()
+    for file in (run / "tensorboard").glob("*") if (run / "tensorboard").exists() else []:
+        file.unlink()
+    finish(process, 0)
