@@ -94,6 +94,11 @@ def _finished(folder: Path) -> bool:
         return False
 
 
+def finished_seeds(cell: Cell, out: Path, seeds: int) -> int:
+    """How many seeds of a cell are there, from the first one on."""
+    return next((seed for seed in range(seeds) if not _finished(out / cell.name / str(seed))), seeds)
+
+
 def score(cell: Cell, out: Path, seeds: int) -> Score | None:
     """None while a seed is missing."""
     folders = [out / cell.name / str(seed) for seed in range(seeds)]
