@@ -20,7 +20,7 @@ from grid import Cell, Score, arguments, finished_seeds, run, score, show
 HERE = Path(__file__).parent
 LAGS = {"cartpole": (0, 1, 2, 4, 8, 16), "breakout": (0, 2, 8), "long_breakout": (0, 8)}
 STEPS = {"cartpole": 102_400, "breakout": 500_000, "long_breakout": 1_500_000}
-ONLY = {"long_breakout": ("behavior", "decoupled", "ewma")}  # the bar at lag 8: decoupled above coupled, and 90 % of its lag 0
+ONLY = {"long_breakout": ("behavior", "decoupled", "ewma")}  # what the bar at lag 8 is about
 
 TASKS = {
     # The set-up of the batch size-invariance pilot: 1,024 rows per update, 8 minibatches, one epoch.
