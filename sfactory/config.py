@@ -36,6 +36,8 @@ class Run:
     """How often a worker may fail by itself without an update in between before the run ends (exit 7)."""
     stall_timeout: float = 300.0
     """Seconds without a finished update after which the run counts as stalled (exit 8)."""
+    requeue: bool = False
+    """SIGUSR1 saves and goes on; with this it saves, ends (exit 75) and asks SLURM to start the job again."""
 
 
 @dataclass(frozen=True)

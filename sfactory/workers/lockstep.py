@@ -74,7 +74,7 @@ def run_lockstep(plan: Plan, record: Record) -> Outcome:
         exact.put_back(run, record.board, saved)
     elif plan.resume_from:
         record.writers.log("the checkpoint holds no environments: they begin anew, and this is not bit for bit")
-    with Signals() as signals:
+    with Signals(plan.config.run.requeue) as signals:
         try:
             while outcome is None and not run.learner.finished():
                 if run.turn():

@@ -30,7 +30,7 @@ from sfactory.memory.words import check_memory_order
 from sfactory.workers.birth import ENVIRONMENT_FAULT, Birth, Undertaker, check_descriptors, give_birth, kill_group
 from sfactory.workers.record import Outcome, Record
 from sfactory.workers.roles import Role, fds_of
-from sfactory.workers.signals import Signals
+from sfactory.workers.signals import REQUEUE, Signals, ask_scheduler
 from sfactory.workers.wiring import (
     ENVIRONMENT,
     FINISH,
@@ -125,7 +125,7 @@ class Supervisor:
         self.undertaker = Undertaker()  # before the arena and any worker
         try:
             self.shared = Shared.create(self.plan)
-            with Signals() as self.signals:
+            with Signals(self.config.run.requeue) as self.signals:
                 for name in self.plan.workers:  # the learner first: its imports take longest
                     self._spawn(name, 0)
                 outcome = self._loop()
@@ -292,7 +292,7 @@ class Supervisor:
                 self.record.take(message)
             for life in list(self.lives.values()):
                 if life.process.exitcode is not None:
-                    if life.name == "learner" and life.process.exitcode != 0 and outcome.code in (0, 130, 143):
+                    if life.name == "learner" and life.process.exitcode != 0 and outcome.code in (0, 75, 130, 143):
                         outcome.sentence += f"; the learner died on the way out{self._last_words('learner')}"
                         outcome.code = outcome.code or 7
                     self._reap(life)
@@ -329,4 +329,6 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
             outcome = run_lockstep(plan, record)
         else:
             outcome = Supervisor(plan, record).run()
+        if outcome.code == REQUEUE:
+            record.writers.log(ask_scheduler())
         return record.finish(outcome)

@@ -165,6 +165,38 @@ def test_everything_stopped_and_continued_is_no_stall(tmp_path):
     finish(process, 143)
 
 
+# -- schedulers ------------------------------------------------------------------------------------------------
+
+
+def test_sigusr1_saves_and_goes_on(tmp_path):
+    run = tmp_path / "run"
+    process = start(run, "--checkpoint.every-seconds", 1000)
+    wait_for(lambda: steps(run) > 0, process=process)
+    process.send_signal(signal.SIGUSR1)
+    wait_for(lambda: len(list((run / "checkpoints").glob("0*"))) == 2, process=process)  # the one at the start, and this
+    before = steps(run)
+    wait_for(lambda: steps(run) > before, process=process)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
+
+
+def test_sigusr1_with_requeue_saves_ends_and_asks_slurm(tmp_path, monkeypatch):
+    run, tools = tmp_path / "run", tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\n")
+    (tools / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    process = start(run, "--checkpoint.every-seconds", 1000, "--run.requeue")
+    wait_for(lambda: steps(run) > 0, process=process)
+    process.send_signal(signal.SIGUSR1)
+    _, err = finish(process, 75)
+    assert "requeue (exit 75)" in last_line(err)
+    assert (tmp_path / "asked").read_text().strip() == "requeue 4711"
+    newest = max(path.name for path in (run / "checkpoints").iterdir())
+    assert int(newest) >= rows(run)[-1]["env_steps"] > 0
+
+
 # -- numbers, disks, limits ------------------------------------------------------------------------------------
 
 
