@@ -173,7 +173,7 @@ def test_sigusr1_saves_and_goes_on(tmp_path):
     process = start(run, "--checkpoint.every-seconds", 1000)
     wait_for(lambda: steps(run) > 0, process=process)
     process.send_signal(signal.SIGUSR1)
-    wait_for(lambda: len(list((run / "checkpoints").glob("0*"))) == 2, process=process)  # the one at the start, and this
+    wait_for(lambda: len(list((run / "checkpoints").glob("0*"))) == 2, process=process)  # the first and this
     before = steps(run)
     wait_for(lambda: steps(run) > before, process=process)
     process.send_signal(signal.SIGTERM)
