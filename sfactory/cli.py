@@ -167,6 +167,12 @@ def train(args: list[str]) -> int:
     if "--print-config" in own:
         return _print_config(config)
     run_dir = Path(config.run.dir) if config.run.dir else _new_folder(target or config.env.name, config.run.seed)
+    if config.run.requeue and not config.run.dir:
+        raise Ended(Exit.USAGE, "run.requeue needs run.dir: the same command must find the same run again")
+    if config.run.requeue and (run_dir / "config.toml").is_file():  # the scheduler started the same command again
+        _refuse_changes(presets.build(presets.read_toml(_settings_of(run_dir))), config, [])
+        _need_checkpoint(run_dir)
+        return _run(config, run_dir, resume=True, as_json="--json" in own)
     if run_dir.exists():
         what = "holds a run already" if (run_dir / "config.toml").is_file() else "exists already"
         hint = f"resume it: {resume_command(run_dir)}; or" if (run_dir / "config.toml").is_file() else "please"
@@ -271,7 +277,7 @@ def list_envs(args: list[str]) -> int:
 def verify(args: list[str]) -> int:
     """Kill and resume, and compare."""
     from sfactory import presets
-    from sfactory.verify_resume import verify_resume
+    from sfactory.verify_resume import RunFailed, verify_resume
 
     numbers = {"--steps": 20_000, "--kills": 3, "--seed": 1}
     flags, own, positionals = presets.split_flags(args, dict.fromkeys(numbers, True))
@@ -281,8 +287,15 @@ def verify(args: list[str]) -> int:
     }
     target = _one(positionals, "TARGET")
     presets.build(*presets.target_layers(target), flags)  # mistakes are answered here, before anything runs
-    words = [target, *(f"--{name.replace('_', '-')}={given.value}" for name, given in flags.items())]
-    found = verify_resume(words, count["--steps"], count["--kills"], count["--seed"], print)
+    values = {name: given.value for name, given in flags.items()}
+    words = [
+        f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        for name, value in values.items()
+    ]
+    try:
+        found = verify_resume([target, *words], count["--steps"], count["--kills"], count["--seed"], print)
+    except RunFailed as error:
+        raise Ended(Exit.USAGE, f"nothing was verified: {error}") from error
     if found:
         print("not the same:", *found, sep="\n  ")
         return last_line(Exit.BUG, "not exact", f"{target} killed {count['--kills']} times and resumed differs")

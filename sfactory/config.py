@@ -37,7 +37,7 @@ class Run:
     stall_timeout: float = 300.0
     """Seconds without a finished update after which the run counts as stalled (exit 8)."""
     requeue: bool = False
-    """SIGUSR1 saves and goes on; with this it saves, ends (exit 75) and asks SLURM to start the job again."""
+    """SIGUSR1 saves, ends (exit 75) and asks SLURM to start the job again; the same command then resumes run.dir."""
 
 
 @dataclass(frozen=True)

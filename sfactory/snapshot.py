@@ -12,6 +12,11 @@ from typing import Any
 
 import numpy as np
 
+BIT_GENERATORS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
+}
+
 
 class SnapshotError(TypeError):
     """Something that is not plain state."""
@@ -33,7 +38,7 @@ def encode(value: Any) -> Any:
         return items if type(value) is list else {type(value).__name__: items}
     if type(value) is dict:
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
-    if isinstance(value, np.random.Generator):
+    if isinstance(value, np.random.Generator) and type(value.bit_generator).__name__ in BIT_GENERATORS:
         return {"generator": encode(value.bit_generator.state)}
     if isinstance(value, np.random.RandomState):
         return {"random_state": encode(value.get_state())}
@@ -58,8 +63,7 @@ def decode(text: Any) -> Any:
         return {decode(key): decode(item) for key, item in body}
     if kind == "generator":
         state = decode(body)
-        bits = {"PCG64": np.random.PCG64, "PCG64DXSM": np.random.PCG64DXSM, "MT19937": np.random.MT19937}
-        generator = np.random.Generator(bits[state["bit_generator"]]())
+        generator = np.random.Generator(BIT_GENERATORS[state["bit_generator"]]())
         generator.bit_generator.state = state
         return generator
     if kind == "random_state":

@@ -24,12 +24,17 @@ WALL_CLOCK = ("seconds", "charts/SPS", "charts/FPS", "lag/seconds", "stage/", "q
 SAVE_EVERY_S = 0.3  # of B: often, so that kills fall between, before and into saves
 
 
+class RunFailed(RuntimeError):
+    """One of the two runs could not do its part, so that nothing can be said."""
+
+
 def verify_resume(
     words: list[str], steps: int, kills: int, seed: int, say: Callable[[str], None], folder: Path | None = None
 ) -> list[str]:
     """Run A and B in `folder` (a temporary one if None). words: TARGET and flags of `sfactory train`.
 
-    Returns what differs, one line each; empty means the same to the bit. Raises RuntimeError if a run fails by itself.
+    Returns what differs, one line each; empty means the same to the bit. Raises RunFailed if a run fails by itself, or
+    is over before it could be killed so often.
     """
     with tempfile.TemporaryDirectory(prefix="sfactory-verify-") as temporary:
         place = folder or Path(temporary)
@@ -41,9 +46,9 @@ def verify_resume(
         draws = random.Random(seed)
         moments = sorted(draws.uniform(0, steps) for _ in range(kills))
         process = _start("train", *words, str(SAVE_EVERY_S), "--run.dir", str(b))
-        for moment in moments:
+        for number, moment in enumerate(moments):
             if not _kill_at(process, b, moment):
-                break
+                raise RunFailed(f"B was over after {number} of {kills} kills; give it more --steps")
             newest = checkpoint.newest(b)
             say(f"B: killed at {_reached(b):,} steps, resumed from {int(newest.name) if newest else 0:,}")
             process = _start("resume", str(b), "--quiet")
@@ -80,7 +85,7 @@ def _start(*words: str) -> subprocess.Popen[str]:
 def _finish(process: subprocess.Popen[str]) -> None:
     _, err = process.communicate()
     if process.returncode != 0:
-        raise RuntimeError(f"a run failed by itself: {err.strip().splitlines()[-1] if err.strip() else 'no word'}")
+        raise RunFailed(err.strip().splitlines()[-1].removeprefix("sfactory: ") if err.strip() else "no word")
 
 
 def _kill_at(process: subprocess.Popen[str], run: Path, moment: float) -> bool:
@@ -91,7 +96,7 @@ def _kill_at(process: subprocess.Popen[str], run: Path, moment: float) -> bool:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    return True
+    return process.returncode == -signal.SIGKILL
 
 
 def _reached(run: Path) -> int:

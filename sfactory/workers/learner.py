@@ -66,6 +66,7 @@ class Learner(Worker):
         self.lags: dict[str, list[np.ndarray]] = {}  # sampler -> lag of every valid step since the last row
         self.clock = self.saved_at = self.logged_at = time.monotonic()
         self.saves_asked = 0
+        self.tried_to_save = bool(self.plan.resume_from)
         self.exact: Callable[[], dict[str, np.ndarray]] = dict  # lockstep: what a resume bit for bit needs besides
         self._count()
         self._publish()
@@ -218,9 +219,11 @@ class Learner(Worker):
             weights = torch.empty(self.model.flat_size())
             self.model.write_flat(weights)
             self.held_back.append((self.updates, weights))
+            if version not in dict(self.held_back):  # after an async resume: old weights are gone
+                version = self.held_back[0][0]
             if self.mailbox.version() == version:
                 return
-            weights = dict(self.held_back).get(version, self.held_back[0][1])
+            weights = dict(self.held_back)[version]
             self.mailbox.begin(version)[:] = weights.numpy()
         else:
             self.model.write_flat(torch.from_numpy(self.mailbox.begin(version)))
@@ -296,8 +299,9 @@ class Learner(Worker):
         """A checkpoint if it is time for one, or if one was asked for; always between two updates."""
         asked = int(self.shared.orders[SAVE])
         progress, waited = self.shared.progress, time.monotonic() - self.saved_at
-        due = waited >= self.config.checkpoint.every_seconds and self.env_steps != int(progress[CHECKPOINT])
-        if due or asked != self.saves_asked or not progress[SAVED]:  # at once when new: there is always a checkpoint
+        stale = self.env_steps != int(progress[CHECKPOINT]) or not progress[SAVED]
+        due = stale and waited >= self.config.checkpoint.every_seconds
+        if due or asked != self.saves_asked or not self.tried_to_save:  # at once when new: there is always a checkpoint
             self.saves_asked = asked
             self._save()
 
@@ -317,7 +321,7 @@ class Learner(Worker):
             "protocol": self.plan.spec.protocol,
             "skipped_updates": self.skipped_updates,
         }
-        self.saved_at = time.monotonic()
+        self.saved_at, self.tried_to_save = time.monotonic(), True
         try:
             contents = checkpoint.Contents(state, self.update.state_dict(), lockstep=self.exact())
             checkpoint.save(Path(self.plan.run_dir), contents, self.config.checkpoint.keep)
@@ -357,7 +361,8 @@ class Learner(Worker):
 
     def set_windows(self, windows: dict[str, Any]) -> None:
         """The inverse, with the arena already as it was."""
-        self.metrics = [{name: torch.tensor(value) for name, value in row.items()} for row in windows["metrics"]]
+        on = self.device
+        self.metrics = [{name: torch.tensor(x, device=on) for name, x in row.items()} for row in windows["metrics"]]
         self.lags, self.skipped_in_a_row = windows["lags"], windows["skipped_in_a_row"]
         self.held_back.clear()
         self.held_back.extend((version, torch.from_numpy(weights)) for version, weights in windows["held_back"])

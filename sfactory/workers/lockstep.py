@@ -22,7 +22,7 @@ from sfactory.workers.record import Outcome, Record
 from sfactory.workers.roles import keep_memory
 from sfactory.workers.sampler import Sampler
 from sfactory.workers.signals import Signals
-from sfactory.workers.wiring import FINISH, NON_FINITE, OUTCOME, STOP, Plan, Shared
+from sfactory.workers.wiring import FINISH, NON_FINITE, OUTCOME, STOP, STORAGE, Plan, Shared
 from sfactory.workers.worker import ListPost
 
 
@@ -60,7 +60,7 @@ def run_lockstep(plan: Plan, record: Record) -> Outcome:
     keep_memory()
     saved = checkpoint.load_lockstep(Path(plan.resume_from)) if plan.resume_from else {}
     if saved:
-        plan = replace(plan, launch=0)  # the run that was never stopped: random numbers are not those of a new launch
+        plan = replace(plan, launch=plan.launch - 1)  # the launch that saved goes on: its random numbers, not new ones
     run, outcome = Lockstep(plan), None
     if plan.config.checkpoint.exact:
         try:
@@ -90,8 +90,12 @@ def run_lockstep(plan: Plan, record: Record) -> Outcome:
             record.close_book(run.shared.book.ledger())
             for message in run.post.take():
                 record.take(message)
+            record.env_steps, record.seconds = run.learner.env_steps, run.learner.seconds  # rows come every few updates
+            stored = int(run.shared.progress[OUTCOME]) != STORAGE
         finally:
             run.close()
+    if not stored:
+        return Outcome("storage", 10, "the last checkpoint could not be written, see log.txt")
     if outcome is not None:
         return outcome
     if said == NON_FINITE:

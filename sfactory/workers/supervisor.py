@@ -329,6 +329,7 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
             outcome = run_lockstep(plan, record)
         else:
             outcome = Supervisor(plan, record).run()
-        if outcome.code == REQUEUE:
+        record.finish(outcome)
+        if outcome.code == REQUEUE:  # last: a scheduler may answer with a kill
             record.writers.log(ask_scheduler())
-        return record.finish(outcome)
+        return outcome

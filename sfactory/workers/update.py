@@ -331,7 +331,7 @@ class Update:
 
     def load_state_dict(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.model.load_state_dict(dict(parts["model"]))
-        self.proximal.load_state_dict(parts["proximal"])
+        self.proximal.load_state_dict({name: x.to(self.device) for name, x in parts["proximal"].items()})
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in parts["optimizer"].items():
             index, name = key.split(".", 1)

@@ -105,6 +105,10 @@ def test_arrays_scalars_and_generators_come_back_bit_for_bit():
         assert np.array_equal(a, b)
     assert np.array_equal(generator.normal(size=9), back[1].normal(size=9))
     assert np.array_equal(random.random_sample(9), back[2].random_sample(9))
+    for kind in (np.random.Philox, np.random.SFC64, np.random.MT19937, np.random.PCG64DXSM):
+        drawn = np.random.Generator(kind(5))
+        drawn.normal(size=3)
+        assert np.array_equal(decode(encode(drawn)).normal(size=9), drawn.normal(size=9))
 
 
 def test_what_is_not_plain_is_an_error():

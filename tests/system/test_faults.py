@@ -194,7 +194,12 @@ def test_sigusr1_with_requeue_saves_ends_and_asks_slurm(tmp_path, monkeypatch):
     assert "requeue (exit 75)" in last_line(err)
     assert (tmp_path / "asked").read_text().strip() == "requeue 4711"
     newest = max(path.name for path in (run / "checkpoints").iterdir())
-    assert int(newest) >= rows(run)[-1]["env_steps"] > 0
+    before = rows(run)[-1]["env_steps"]
+    assert int(newest) >= before > 0
+    again = start(run, "--checkpoint.every-seconds", 1000, "--run.requeue")  # what the scheduler does: the same command
+    wait_for(lambda: steps(run) > before, process=again)
+    again.send_signal(signal.SIGTERM)
+    finish(again, 143)
 
 
 # -- numbers, disks, limits ------------------------------------------------------------------------------------
