@@ -11,7 +11,7 @@ pytestmark = pytest.mark.faults
 SMALL = ["--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "--learning.epochs", "1"]
 
 
-def verify(*words, kills=2, steps=3000):
+def verify(*words, kills=2, steps=9000):
     said = []
     found = verify_resume([*words, *SMALL], steps, kills, seed=5, say=said.append)
     assert sum(line.startswith("B: killed") for line in said) == kills, said
