@@ -28,7 +28,8 @@ from torch import Tensor
 
 from sfactory.config import Config
 from sfactory.envs import make_spec
-from sfactory.presets import build, target_layers
+from sfactory.presets import target_layers
+from sfactory.settings import build
 from sfactory.workers.lockstep import Lockstep
 from sfactory.workers.update import Batch, Update
 from sfactory.workers.wiring import Plan

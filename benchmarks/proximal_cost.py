@@ -21,7 +21,8 @@ import torch
 
 from sfactory.config import Config
 from sfactory.envs import make_spec
-from sfactory.presets import build, target_layers
+from sfactory.presets import target_layers
+from sfactory.settings import build
 from sfactory.workers.lockstep import Lockstep
 from sfactory.workers.network import build_model
 from sfactory.workers.update import Batch, Update

@@ -15,6 +15,11 @@ from sfactory.env_group import EnvGroup
 from sfactory.envs import EnvError, missing_package, suggest
 
 
+def ids() -> list[str]:
+    """What is registered; some need packages of their own."""
+    return list(gymnasium.registry)
+
+
 def make(env_id: str, *, num_envs: int, seeds: Sequence[int], **settings: Any) -> EnvGroup:
     """A group of `gymnasium.make(env_id, **settings)`."""
     name = f"gymnasium/{env_id}"

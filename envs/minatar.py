@@ -38,6 +38,11 @@ GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 ENDS_BY_CLOCK = frozenset({"freeway"})
 
 
+def ids() -> tuple[str, ...]:
+    """Every game."""
+    return GAMES
+
+
 def load_game(game: str) -> ModuleType:
     """The module of one game, loaded from its file without importing the package around it."""
     if game not in GAMES:

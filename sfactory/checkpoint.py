@@ -220,7 +220,7 @@ def load_policy(run_dir: Path) -> tuple[ActorCritic, dict[str, Any]]:
     if path is None:
         raise CheckpointError(f"{run_dir} holds no checkpoint yet")
     config = from_toml(run_dir / "config.toml")
-    model = build_model(Plan(config, make_spec(config.env.name, config.env.arguments), str(run_dir), 0))
+    model = build_model(Plan(config, make_spec(config.env.tasks[0], config.env.arguments), str(run_dir), 0))
     contents = load(path, ("model",))
     model.load_state_dict(contents.parts["model"])
     return model.eval(), contents.state

@@ -17,83 +17,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sfactory._version import __version__
 from sfactory.exits import Ended, Exit, last_line, resume_command, told
+from sfactory.help import CHECK_HELP, EVAL_HELP, HELP, RESUME_HELP, TRAIN_HELP, VERIFY_HELP
 
 if TYPE_CHECKING:
     from sfactory.config import Config
-    from sfactory.presets import Layer
-
-HELP = """\
-sfactory: train a policy as fast as one machine allows
-
-  sfactory train  TARGET [--section.field value ...]    TARGET: a preset, or FAMILY/ID
-  sfactory resume runs/NAME [--section.field value ...] go on from the newest checkpoint
-  sfactory eval   runs/NAME [--episodes 100] [--greedy] play whole games with the newest checkpoint
-  sfactory verify-resume TARGET                         kill, resume, and compare bit for bit
-  sfactory presets                                      what comes with settings that work
-  sfactory envs                                         environment families, and what to install for them
-  sfactory --version
-
-sfactory VERB --help says more. To begin:  sfactory train minatar/breakout
-"""
-
-TRAIN_HELP = """\
-sfactory train TARGET [--section.field value ...]
-
-  sfactory train minatar/breakout                        a preset
-  sfactory train gymnasium/CartPole-v1                   any environment of an installed family
-  sfactory train minatar/breakout --config my.toml       file over preset; flags win over both
-  sfactory train minatar/breakout --optim.lr 1e-3 --stop.env-steps 50k --run.seed 3
-
-  --config FILE                TOML with [sections]; may be given several times
-  --print-config               print the resolved settings as TOML, start nothing
-  --json                       print how the run ended as JSON on stdout
-  --quiet                      no progress
-  --help-all                   every setting with its meaning
-
-  --run.dir DIR                folder of the run               (runs/<preset>_s<seed>_<date-time>)
-  --run.seed N                 seed                            (1)
-  --run.mode async|lockstep    as fast as can be, or deterministic
-  --stop.env-steps N           trained steps                   (10M and 50k are numbers)
-  --stop.seconds S, --stop.target-return R                     other ways to be finished
-  --sampling.num-samplers N    processes that step environments
-  --sampling.envs-per-group N  environments stepped together
-  --optim.lr X                 learning rate
-  --env.settings.KEY VALUE     setting of the environment itself
-"""
-
-RESUME_HELP = """\
-sfactory resume runs/NAME [--section.field value ...]
-
-Goes on from the newest usable checkpoint with the settings in runs/NAME/config.toml. Flags change them:
-
-  sfactory resume runs/NAME --stop.env-steps 50M
-
-Environment and network stay what they were (exit 4 lists the differences). --allow FIELD accepts one all the
-same, for example --allow env.settings. --config, --json, --quiet, --print-config, --help-all: as in `train`.
-"""
-
-EVAL_HELP = """\
-sfactory eval runs/NAME [options]
-
-Plays whole games with the newest checkpoint in environments of their own. Nothing is written.
-
-  --episodes N      games (100)
-  --greedy          the likeliest action instead of a sampled one
-  --max-steps N     a game is cut here and counts with its return so far (10000)
-  --seed N          seed of environments and sampling (0)
-  --json            everything as one JSON object on stdout
-"""
-
-VERIFY_HELP = """\
-sfactory verify-resume TARGET [--section.field value ...]
-
-Trains TARGET twice in lockstep: straight through, and killed with SIGKILL at random moments and resumed.
-Exit 0: weights, optimizer, averages, normalisers and metrics are the same, bit for bit. Exit 1: what differs.
-
-  --steps N         length of both runs in env steps (20000)
-  --kills N         how often the second is killed (3)
-  --seed N          of the runs and of the moments (1)
-"""
+    from sfactory.settings import Layer
 
 COMMON = {"--config": True, "--print-config": False, "--json": False, "--quiet": False, "--help-all": False}
 FIXED = (
@@ -103,6 +31,7 @@ FIXED = (
     "model.",
     "normalize.obs",
     "normalize.reward",
+    "normalize.value_targets",
     "run.mode",
 )
 """What a resume may not change: the task, the network, and what the checkpoint's statistics belong to. In lockstep the
@@ -135,7 +64,7 @@ def _dispatch(args: list[str]) -> int:
         print(HELP, end="")
         return 0
     if verb not in VERBS:
-        from sfactory.presets import suggestion
+        from sfactory.settings import suggestion
 
         hint = suggestion(verb, VERBS)
         if "/" in verb:
@@ -153,24 +82,24 @@ def _dispatch(args: list[str]) -> int:
 
 def train(args: list[str]) -> int:
     """A new run."""
-    from sfactory import presets
+    from sfactory import presets, settings
 
     flags, own, positionals = presets.split_flags(args, COMMON)
     if "--help-all" in own:
-        print(presets.all_options(), end="")
+        print(settings.all_options(), end="")
         return 0
     target = _one(positionals, "TARGET", optional=True)
     if (Path(target) / "config.toml").is_file():
         raise Ended(Exit.USAGE, f"{target} is a run; go on with it: {resume_command(Path(target))}")
     files = [Path(name) for name in own.get("--config", [])]
-    config = presets.build(*presets.target_layers(target, files), _quietly(flags, own))
+    config = settings.build(*presets.target_layers(target, files), _quietly(flags, own))
     if "--print-config" in own:
         return _print_config(config)
     run_dir = Path(config.run.dir) if config.run.dir else _new_folder(target or config.env.name, config.run.seed)
     if config.run.requeue and not config.run.dir:
         raise Ended(Exit.USAGE, "run.requeue needs run.dir: the same command must find the same run again")
     if config.run.requeue and (run_dir / "config.toml").is_file():  # the scheduler started the same command again
-        _refuse_changes(presets.build(presets.read_toml(_settings_of(run_dir))), config, [])
+        _refuse_changes(settings.build(presets.read_toml(_settings_of(run_dir))), config, [])
         _need_checkpoint(run_dir)
         return _run(config, run_dir, resume=True, as_json="--json" in own)
     if run_dir.exists():
@@ -183,17 +112,17 @@ def train(args: list[str]) -> int:
 
 def resume(args: list[str]) -> int:
     """Go on with a run."""
-    from sfactory import presets
+    from sfactory import presets, settings
 
     flags, own, positionals = presets.split_flags(args, {**COMMON, "--allow": True})
     if "--help-all" in own:
-        print(presets.all_options(), end="")
+        print(settings.all_options(), end="")
         return 0
     run_dir = Path(_one(positionals, "runs/NAME"))
     file = _settings_of(run_dir)
-    before = presets.build(presets.read_toml(file))
+    before = settings.build(presets.read_toml(file))
     files = [presets.read_toml(Path(name)) for name in own.get("--config", [])]
-    config = presets.build(presets.read_toml(file), *files, _quietly(flags, own))
+    config = settings.build(presets.read_toml(file), *files, _quietly(flags, own))
     if "--print-config" in own:
         return _print_config(config)
     _need_checkpoint(run_dir)
@@ -204,7 +133,7 @@ def resume(args: list[str]) -> int:
 
 def evaluate(args: list[str]) -> int:
     """Play games with the newest policy."""
-    from sfactory import presets
+    from sfactory import presets, settings
     from sfactory.evaluate import evaluate as play
 
     numbers = {"--episodes": 100, "--max-steps": 10_000, "--seed": 0}
@@ -213,10 +142,10 @@ def evaluate(args: list[str]) -> int:
     if flags:
         raise Ended(
             Exit.USAGE,
-            f"{presets.shown(next(iter(flags)))}: eval plays with the settings of the run; see --help",
+            f"{settings.shown(next(iter(flags)))}: eval plays with the settings of the run; see --help",
         )
     count = {
-        name: presets.whole(own[name][-1], name.lstrip("-")) if name in own else default
+        name: settings.whole(own[name][-1], name.lstrip("-")) if name in own else default
         for name, default in numbers.items()
     }
     if count["--episodes"] < 1 or count["--max-steps"] < 1 or count["--seed"] < 0:
@@ -226,11 +155,7 @@ def evaluate(args: list[str]) -> int:
     _need_checkpoint(run_dir)
     result = play(run_dir, count["--episodes"], "--greedy" in own, count["--max-steps"], count["--seed"])
     print(json.dumps(result.as_dict()) if "--json" in own else result.report())
-    return last_line(
-        Exit.FINISHED,
-        "evaluated",
-        f"{len(result.returns)} games, mean return {result.statistics['mean']:.2f}",
-    )
+    return last_line(Exit.FINISHED, "evaluated", result.sentence)
 
 
 def list_presets(args: list[str]) -> int:
@@ -246,6 +171,32 @@ def list_presets(args: list[str]) -> int:
     return 0
 
 
+def check(args: list[str]) -> int:
+    """Does an environment keep its promises?"""
+    from sfactory import presets, settings
+    from sfactory.check_env import check as play
+
+    flags, own, positionals = presets.split_flags(args, {"--seconds": True, "--seed": True, "--json": False})
+    env = settings.build(*presets.target_layers(_one(positionals, "TARGET")), flags).env
+    found = [
+        play(
+            task,
+            env.arguments,
+            seconds=float(settings.number(own["--seconds"][-1])) if "--seconds" in own else 3.0,
+            seed=settings.whole(own["--seed"][-1], "seed") if "--seed" in own else 0,
+        )
+        for task in env.tasks
+    ]
+    if "--json" in own:
+        print(json.dumps([report.as_dict() for report in found] if len(found) > 1 else found[0].as_dict()))
+    else:
+        print("\n\n".join(report.text() for report in found))
+    bad = [title for report in found for level, title, _ in report.findings if level == "bad"]
+    if bad:
+        return last_line(Exit.ENVIRONMENT, "broken promises", f"{env.name}: {', '.join(bad)}")
+    return last_line(Exit.FINISHED, "checked", f"{env.name} keeps its promises")
+
+
 KNOWN = {  # family -> (module it needs, extra that brings it, ids)
     "minatar": ("minatar", "minatar", "minatar/breakout minatar/seaquest"),
     "gymnasium": ("gymnasium", "", "gymnasium/CartPole-v1 gymnasium/Pendulum-v1"),
@@ -255,12 +206,17 @@ KNOWN = {  # family -> (module it needs, extra that brings it, ids)
 
 
 def list_envs(args: list[str]) -> int:
-    """Environment families; nothing of them is imported."""
+    """Environment families, nothing of them imported; or the ids of one family."""
     from importlib.util import find_spec
 
     from sfactory.presets import ENV_GROUP, families
 
-    _nothing_else(args)
+    if args:
+        from sfactory.envs import family_ids
+
+        for env_id in family_ids(_one(args, "FAMILY")):
+            print(f"{args[0]}/{env_id}")
+        return 0
     for family in families():
         module, extra, examples = KNOWN.get(family, ("", "", ""))
         if family == "faults":
@@ -276,17 +232,17 @@ def list_envs(args: list[str]) -> int:
 
 def verify(args: list[str]) -> int:
     """Kill and resume, and compare."""
-    from sfactory import presets
+    from sfactory import presets, settings
     from sfactory.verify_resume import RunFailed, verify_resume
 
     numbers = {"--steps": 20_000, "--kills": 3, "--seed": 1}
     flags, own, positionals = presets.split_flags(args, dict.fromkeys(numbers, True))
     count = {
-        name: presets.whole(own[name][-1], name.lstrip("-")) if name in own else default
+        name: settings.whole(own[name][-1], name.lstrip("-")) if name in own else default
         for name, default in numbers.items()
     }
     target = _one(positionals, "TARGET")
-    presets.build(*presets.target_layers(target), flags)  # mistakes are answered here, before anything runs
+    settings.build(*presets.target_layers(target), flags)  # mistakes are answered here, before anything runs
     values = {name: given.value for name, given in flags.items()}
     words = [
         f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"
@@ -307,8 +263,9 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "resume": (RESUME_HELP, resume),
     "eval": (EVAL_HELP, evaluate),
     "verify-resume": (VERIFY_HELP, verify),
+    "check-env": (CHECK_HELP, check),
     "presets": ("sfactory presets: what comes with settings that work\n", list_presets),
-    "envs": ("sfactory envs: environment families, and what to install for them\n", list_envs),
+    "envs": ("sfactory envs: families, and what to install for them; sfactory envs FAMILY: its ids\n", list_envs),
 }
 
 
@@ -340,7 +297,7 @@ def _run(config: Config, run_dir: Path, *, resume: bool, as_json: bool) -> int:
 def _refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> None:
     """Exit 4 with a table of what cannot change in the middle of a run."""
     from sfactory.config import to_dict
-    from sfactory.presets import shown
+    from sfactory.settings import shown
 
     old, new = to_dict(before), to_dict(after)
     names = [(section, key) for section in old for key in old[section] if old[section][key] != new[section][key]]
@@ -388,7 +345,7 @@ def _nothing_else(args: list[str]) -> None:
 
 
 def _quietly(flags: Layer, own: dict[str, list[str]]) -> Layer:
-    from sfactory.presets import Given
+    from sfactory.settings import Given
 
     return {**flags, "log.quiet": Given("true")} if "--quiet" in own else flags
 
@@ -402,7 +359,9 @@ def _print_config(config: Config) -> int:
 
 def _new_folder(target: str, seed: int) -> Path:
     """runs/<preset>_s<seed>_<date-time>, with a number behind it for runs of the same second."""
-    name = f"{target.replace('/', '-')}_s{seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+    tasks = target.split(",")
+    label = tasks[0] if len(tasks) == 1 else f"{tasks[0]}-and-{len(tasks) - 1}-more"
+    name = f"{label.replace('/', '-')}_s{seed}_{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / name, 2
     while path.exists():
         path, number = Path("runs") / f"{name}-{number}", number + 1

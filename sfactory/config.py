@@ -59,7 +59,7 @@ class Env:
     """What is trained on."""
 
     name: str = ""
-    """FAMILY/ID, for example minatar/breakout or gymnasium/CartPole-v1."""
+    """FAMILY/ID, as minatar/breakout or gymnasium/CartPole-v1. Several with commas: one policy learns them all."""
     protocol: str = ""
     """Evaluation protocol of the family, stamped on every score (Atari: dqn or machado)."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -72,6 +72,11 @@ class Env:
     """Seconds an environment step may take before its sampler is killed and born anew."""
     fault_budget: int = 1000
     """Failures of environments (each is built anew, its game is dropped) after which the launch ends (exit 6)."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The environments by name; several groups of each, in turn."""
+        return tuple(task.strip() for task in self.name.split(","))
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -205,6 +210,8 @@ class Model:
     """Separate trunks for actor and critic."""
     log_std_init: float = 0.0
     """Continuous actions: initial logarithm of the standard deviation."""
+    squash: bool = False
+    """Continuous actions: tanh of the sample, stretched over the bounds, instead of clipping at them."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +220,8 @@ class Normalize:
 
     obs: bool = False
     """Observations to zero mean and unit variance (float leaves only), clipped at +-10."""
+    value_targets: bool = False
+    """The value head learns targets of mean 0 and variance 1 (PopArt, arXiv 1809.04474), whatever rewards are."""
     reward: bool = False
     """Rewards divided by the running standard deviation of the discounted return."""
     advantage: bool = True
@@ -333,7 +342,14 @@ def _check_ranges(config: Config) -> None:
 def _check_batch(config: Config) -> None:
     """Slots, groups, lanes and minibatches have to fit together."""
     s, o = config.sampling, config.learning
-    slots, groups = config.batch_slots, s.num_groups
+    slots, groups, tasks = config.batch_slots, s.num_groups, len(config.env.tasks)
+    if len(set(config.env.tasks)) < tasks:
+        raise ValueError(f"env.name {config.env.name} names a task twice")
+    if groups % tasks:
+        raise ValueError(
+            f"{tasks} tasks cannot share {groups} groups evenly; "
+            f"set sampling.groups-per-sampler to a multiple of {tasks}"
+        )
     if slots > groups * s.slots_per_group:
         raise ValueError(
             f"learning.batch-slots {slots} can never be collected: {groups} groups x {s.slots_per_group} slots "

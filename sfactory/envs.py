@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ class EnvSpec:
     reward_threshold: float | None = None
     mask: str = ""
     """Observation leaf [number of logits], non-zero where an action is allowed now; empty: all are, always."""
+    reference: tuple[float, float] | None = None
+    """Returns of a random policy and of a human tester: a score is shown relative to them (Atari)."""
 
 
 class Episode(NamedTuple):
@@ -149,9 +152,20 @@ def load_family(name: str) -> Callable[..., Group]:
         raise missing_package(name, error.name or "a package", name) from error
 
 
-def make_group(name: str, num_envs: int, seeds: Sequence[int], settings: Settings | None = None) -> Group:
+def family_ids(name: str) -> list[str]:
+    """The ids a family has, by its function `ids()`; EnvError where it cannot list them."""
+    module = sys.modules[load_family(name).__module__]
+    if not hasattr(module, "ids"):
+        raise EnvError(f"the family {name} does not list its environments; any id its package knows works")
+    return sorted(module.ids())
+
+
+def make_group(
+    name: str, num_envs: int, seeds: Sequence[int], settings: Settings | None = None, exact: bool = False
+) -> Group:
     """Build the group `FAMILY/ID`, one seed per environment; `settings` go to the family's `make`.
 
+    exact: a group that has a snapshot, where the family has a choice (its `make` takes `exact`); it may be slower.
     Raises EnvError for an unknown family, id or setting, a missing package, and what cannot be built.
     """
     if len(seeds) != num_envs or num_envs < 1:
@@ -161,12 +175,14 @@ def make_group(name: str, num_envs: int, seeds: Sequence[int], settings: Setting
         raise EnvError(f"environment {name!r}: write FAMILY/ID, for example gymnasium/CartPole-v1")
     make = load_family(family)
     parameters = inspect.signature(make).parameters.values()
-    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"num_envs", "seeds"}
+    accepted = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    known = accepted - {"num_envs", "seeds", "exact"}
     for setting in settings or {}:
         if setting not in known and all(p.kind is not p.VAR_KEYWORD for p in parameters):
             raise EnvError(f"{name}: no such setting {setting!r}{suggest(setting, known)}")
     try:
-        return make(env_id, num_envs=num_envs, seeds=list(seeds), **(settings or {}))
+        choice = {"exact": exact} if "exact" in accepted else {}
+        return make(env_id, num_envs=num_envs, seeds=list(seeds), **choice, **(settings or {}))
     except EnvError:
         raise
     except ModuleNotFoundError as error:
@@ -180,6 +196,56 @@ def make_spec(name: str, settings: Settings | None = None) -> EnvSpec:
     group = make_group(name, 1, [0], settings)
     group.close()
     return group.spec
+
+
+def make_specs(names: Sequence[str], settings: Settings | None = None) -> tuple[EnvSpec, ...]:
+    """The specs of tasks that one policy shall learn together. EnvError where a network cannot fit both."""
+    specs = tuple(make_spec(name, settings) for name in names)
+    for spec in specs[1:]:
+        for what in ("obs", "actions", "mask", "frame_skip"):
+            ours, theirs = getattr(specs[0], what), getattr(spec, what)
+            if ours != theirs:
+                hint = "; Atari games share their actions with --env.settings.full-action-space true"
+                raise EnvError(
+                    f"{specs[0].name} and {spec.name} cannot share a policy: {what} {_shown(ours)} is not "
+                    f"{_shown(theirs)}{hint if what == 'actions' and name_family(spec.name) == 'atari' else ''}"
+                )
+    return specs
+
+
+def name_family(name: str) -> str:
+    """atari/pong -> atari."""
+    return name.partition("/")[0]
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return repr(value)
+    return ", ".join(f"{n} {getattr(leaf, 'sizes', leaf.shape)} {leaf.dtype}" for n, leaf in value.items())
+
+
+def bounded(spec: EnvSpec, squash: bool) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """What stands between a policy's actions and an environment.
+
+    squash: box actions are tanh of what was sampled, stretched over their bounds; the slot keeps the sample, whose
+    density the learner knows (`model.distributions`). Otherwise nothing: groups clip. EnvError without finite bounds.
+    """
+    if not squash:
+        return lambda action: action
+    spans = {}
+    for name, leaf in spec.actions.items():
+        if leaf.kind == "box":
+            low, high = (np.asarray(bound, np.float32).reshape(leaf.shape) for bound in (leaf.low, leaf.high))
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
+                raise EnvError(f"{spec.name}: model.squash needs bounds, and {name} has none; leave it off")
+            spans[name] = (0.5 * (high + low), 0.5 * (high - low))
+    if not spans:
+        raise EnvError(f"{spec.name}: model.squash is for continuous actions, and this one has none; leave it off")
+
+    def squashed(action: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {n: spans[n][0] + spans[n][1] * np.tanh(a) if n in spans else a for n, a in action.items()}
+
+    return squashed
 
 
 def env_fault(env: int, error: BaseException, seed: int, step: int) -> EnvFault:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from sfactory.metrics import human_normalized
+
 ENVS = 32  # at most: more would play more games at once and wait longer for the last one
 SEED_STREAM = 5  # away from the seeds training uses
 FAULTS = 10  # broken environments an evaluation survives
@@ -42,6 +44,8 @@ class Evaluation:
     """Games cut at `max_steps`; they count with their return so far."""
     faults: int
     """Games thrown away because their environment broke; others were played in their place."""
+    reference: tuple[float, float] | None = None
+    """Returns of a random policy and of a human tester, where they are known."""
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -49,12 +53,20 @@ class Evaluation:
         returns = np.asarray(self.returns)
         low, high = bootstrap([returns], np.mean)
         iqm_low, iqm_high = bootstrap([returns], iqm)
+        scale = {}
+        if self.reference is not None:
+            scale["human_normalized"] = human_normalized(float(returns.mean()), self.reference)
         return {
-            "mean": float(returns.mean()), "mean_low": low, "mean_high": high,
+            **scale, "mean": float(returns.mean()), "mean_low": low, "mean_high": high,
             "median": float(np.median(returns)), "std": float(returns.std()),
             "iqm": float(iqm(returns)), "iqm_low": iqm_low, "iqm_high": iqm_high,
             "min": float(returns.min()), "max": float(returns.max()), "length": float(np.mean(self.lengths)),
         }  # fmt: skip
+
+    @property
+    def sentence(self) -> str:
+        """The last word."""
+        return f"{len(self.returns)} games, mean return {self.statistics['mean']:.2f}"
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -73,11 +85,37 @@ class Evaluation:
             f"median    {s['median']:.2f}   from {s['min']:.2f} to {s['max']:.2f}",
             f"length    {s['length']:.1f} steps",
         ]
+        if "human_normalized" in s:
+            lines.append(f"human     {s['human_normalized']:.3f} of the way from a random policy to a human tester")
         if self.capped:
             lines.append(f"capped    {self.capped} of {len(self.returns)} games reached {self.max_steps:,} steps")
         if self.faults:
             lines.append(f"faults    {self.faults} games were lost to a broken environment and replaced")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """One policy in each of its tasks."""
+
+    tasks: tuple[Evaluation, ...]
+
+    @property
+    def sentence(self) -> str:
+        """The last word. Across tasks only relative scores can be put together, and only by a median."""
+        games = f"{sum(len(e.returns) for e in self.tasks)} games of {len(self.tasks)} tasks"
+        relative = [e.statistics["human_normalized"] for e in self.tasks if e.reference is not None]
+        if len(relative) == len(self.tasks):
+            return f"{games}, median human-normalised score {np.median(relative):.3f}"
+        return f"{games}, mean returns {', '.join(f'{np.mean(e.returns):.2f}' for e in self.tasks)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {"tasks": [evaluation.as_dict() for evaluation in self.tasks]}
+
+    def report(self) -> str:
+        """For people."""
+        return "\n\n".join(evaluation.report() for evaluation in self.tasks)
 
 
 # -- statistics ----------------------------------------------------------------------------------------------
@@ -204,12 +242,12 @@ def torch_policy(model: Any, greedy: bool, seed: int) -> Policy:
 
 def evaluate(
     run_dir: Path, episodes: int = 100, greedy: bool = False, max_steps: int = 10_000, seed: int = 0
-) -> Evaluation:
-    """Play `episodes` games with the newest checkpoint of `run_dir`; nothing is written."""
+) -> Evaluation | Evaluations:
+    """Play `episodes` games (of every task) with the newest checkpoint of `run_dir`; nothing is written."""
     import torch
 
     from sfactory.checkpoint import load_policy
-    from sfactory.envs import make_group, make_spec
+    from sfactory.envs import bounded, make_group, make_spec
     from sfactory.settings_file import from_toml
 
     if episodes < 1 or max_steps < 1:
@@ -220,24 +258,30 @@ def evaluate(
     torch.set_num_threads(config.run.inference_threads)  # more would spin on a busy machine: the batches are small
     model, state = load_policy(run_dir)
 
-    def make(num_envs: int, first_env: int) -> Any:
-        seeds = [
-            int(np.random.SeedSequence([seed, SEED_STREAM, first_env + i]).generate_state(1)[0]) >> 1
-            for i in range(num_envs)
-        ]
-        return make_group(env.name, num_envs, seeds, env.arguments)
+    def play_task(task: str) -> Evaluation:
+        def make(num_envs: int, first_env: int) -> Any:
+            seeds = [
+                int(np.random.SeedSequence([seed, SEED_STREAM, first_env + i]).generate_state(1)[0]) >> 1
+                for i in range(num_envs)
+            ]
+            return make_group(task, num_envs, seeds, env.arguments)
 
-    games = play(make, torch_policy(model, greedy, seed), episodes, max_steps)
-    protocol = make_spec(env.name, env.arguments).protocol
-    return Evaluation(
-        env=env.name,
-        protocol=protocol,
-        greedy=greedy,
-        seed=seed,
-        max_steps=max_steps,
-        env_steps=int(state["env_steps"]),
-        returns=tuple(games.returns),
-        lengths=tuple(games.lengths),
-        capped=games.capped,
-        faults=games.faults,
-    )
+        spec, policy = make_spec(task, env.arguments), torch_policy(model, greedy, seed)
+        limits = bounded(spec, config.model.squash)
+        games = play(make, lambda obs, first: limits(policy(obs, first)), episodes, max_steps)
+        return Evaluation(
+            env=task,
+            protocol=spec.protocol,
+            greedy=greedy,
+            seed=seed,
+            max_steps=max_steps,
+            env_steps=int(state["env_steps"]),
+            returns=tuple(games.returns),
+            lengths=tuple(games.lengths),
+            capped=games.capped,
+            faults=games.faults,
+            reference=spec.reference,
+        )
+
+    found = tuple(play_task(task) for task in env.tasks)
+    return found[0] if len(found) == 1 else Evaluations(found)

@@ -42,6 +42,9 @@ STAGES: dict[str, dict[str, str]] = {
 METRICS: dict[str, str] = {
     "charts/episodic_return": "mean return of the last 100 whole games, unclipped",
     "charts/episodic_length": "mean length of the last 100 whole games, in steps",
+    "charts/episodic_return/<task>": "one of several tasks: mean return of its last 100 whole games, unclipped",
+    "charts/human_normalized": "return on the scale 0 = random policy, 1 = human tester; median over tasks",
+    "charts/human_normalized/<task>": "one of several tasks: its return on that scale",
     "charts/games": "whole games finished in this launch",
     "charts/SPS": "trained agent steps per second",
     "charts/FPS": "environment frames per second: SPS times frame skip",
@@ -95,14 +98,15 @@ METRICS: dict[str, str] = {
         for stage, what in stages.items()
     },
 }
-"""Name -> meaning with unit. `<worker>` stands for a worker's name, such as sampler-3."""
+"""Name -> meaning with unit. `<worker>` stands for a worker's name, as sampler-3, `<task>` for one as atari/pong."""
 
 _WORKER = re.compile(r"/(sampler|inference|learner)(-\d+)?$")
+_TASK = re.compile(r"^(charts/(?:episodic_return|human_normalized))/.+$")
 
 
 def meaning(name: str) -> str:
     """What a metric says. KeyError with a sentence for a name that is not in the table."""
-    for entry in (name, _WORKER.sub("/<worker>", name)):
+    for entry in (name, _WORKER.sub("/<worker>", name), _TASK.sub(r"\1/<task>", name)):
         if entry in METRICS:
             return METRICS[entry]
     raise KeyError(f"metric {name!r} is not in sfactory.metrics.METRICS; add it there with its meaning")
@@ -128,11 +132,14 @@ class Board:
     """Aggregates telemetry into rows. Deterministic: no clock but the seconds it is given.
 
     `env_steps` and `seconds` are where a resumed run begins; without them its first row would say the mean speed
-    of all launches.
+    of all launches. `tasks`: name -> returns of a random policy and of a human, or None.
     """
 
-    def __init__(self, env_steps: int = 0, seconds: float = 0.0) -> None:
-        self._returns: deque[float] = deque(maxlen=GAMES)
+    def __init__(
+        self, env_steps: int = 0, seconds: float = 0.0, tasks: Mapping[str, tuple[float, float] | None] | None = None
+    ) -> None:
+        self._tasks = dict(tasks or {"": None})
+        self._returns: list[deque[float]] = [deque(maxlen=GAMES) for _ in self._tasks]  # by task
         self._lengths: deque[int] = deque(maxlen=GAMES)
         self.games = 0
         self._learner: dict[str, float] = {}
@@ -146,16 +153,21 @@ class Board:
 
     @property
     def training_return(self) -> float | None:
-        """Mean of the last 100 whole games (of `games`, while there are fewer); None before the first."""
-        return float(np.mean(self._returns)) if self._returns else None
+        """Mean of the last 100 whole games (of `games`, while there are fewer); None before the first.
+
+        Of several tasks: the mean of theirs, so that short games do not outvote long ones.
+        """
+        known = [np.mean(returns) for returns in self._returns if returns]
+        return float(np.mean(known)) if known else None
 
     def take(self, message: tuple[str, str, Any]) -> None:
         """One message of telemetry: (kind, worker, payload)."""
         kind, worker, payload = message
         if kind == "episodes":
             self.games += len(payload)
-            self._returns.extend(float(episodic_return) for episodic_return, _ in payload)
-            self._lengths.extend(int(length) for _, length in payload)
+            for episodic_return, length, task in payload:
+                self._returns[task].append(float(episodic_return))
+                self._lengths.append(int(length))
         elif kind == "learner":
             for name in payload:
                 meaning(name)
@@ -174,13 +186,14 @@ class Board:
 
     def state(self) -> dict[str, Any]:
         """What later rows depend on, speeds aside: games, the learner's last numbers, faults."""
-        games = [list(self._returns), list(self._lengths), self.games]
+        games = [[list(returns) for returns in self._returns], list(self._lengths), self.games]
         return {"games": games, "learner": dict(self._learner), "faults": dict(self._faults)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """The inverse."""
         returns, lengths, self.games = state["games"]
-        self._returns.extend(returns)
+        for own, saved in zip(self._returns, returns, strict=True):
+            own.extend(saved)
         self._lengths.extend(lengths)
         self._learner.update(state["learner"])
         self._faults.update(state["faults"])
@@ -189,9 +202,7 @@ class Board:
         """One row, and the beginning of the next window. `seconds` of training, over all launches."""
         row = {**self._learner, "charts/frames": float(frames), "charts/updates": float(updates)}
         row |= self._speeds(env_steps, frames, updates, seconds)
-        if self._returns:
-            row["charts/episodic_return"] = float(np.mean(self._returns))
-            row["charts/episodic_length"] = float(np.mean(self._lengths))
+        row |= self._scores()
         row["charts/games"] = float(self.games)
         if "lag/mean" in row and "update_s" in self._speed:
             row["lag/seconds"] = row["lag/mean"] * self._speed["update_s"]
@@ -213,6 +224,25 @@ class Board:
         self._now = (env_steps, seconds)
         return row
 
+    def _scores(self) -> dict[str, float]:
+        """Returns of the last games, of every task where there are several; relative to a human where one played."""
+        if self.training_return is None:
+            return {}
+        row = {"charts/episodic_return": self.training_return, "charts/episodic_length": float(np.mean(self._lengths))}
+        normalized = {}
+        for (task, reference), returns in zip(self._tasks.items(), self._returns, strict=True):
+            if not returns:
+                continue
+            mean = float(np.mean(returns))
+            if len(self._tasks) > 1:
+                row[f"charts/episodic_return/{task}"] = mean
+            if reference is not None:
+                normalized[f"charts/human_normalized/{task}"] = human_normalized(mean, reference)
+        if normalized:
+            row["charts/human_normalized"] = float(np.median(list(normalized.values())))
+            row |= normalized if len(self._tasks) > 1 else {}
+        return row
+
     def console_line(self, snapshot: Mapping[str, float], stop: Stop) -> str:
         """One line of progress for the newest row."""
         return console_line(snapshot, stop, *self._now)
@@ -228,6 +258,12 @@ class Board:
                 self._speed["update_s"] = window / (updates - self._updates_before)
             self._steps_before, self._seconds_before, self._updates_before = env_steps, seconds, updates
         return {name: value for name, value in self._speed.items() if name.startswith("charts/")}
+
+
+def human_normalized(score: float, reference: tuple[float, float]) -> float:
+    """0 where a random policy plays, 1 where the human tester did. reference: returns of both."""
+    random, human = reference
+    return (score - random) / (human - random)
 
 
 def lag_row(lags: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:

@@ -35,7 +35,7 @@ class VectorGroup(ABC):
     def __init__(
         self, name: str, observation_space: Any, action_space: Any, num_envs: int, seeds: Sequence[int], *,
         frame_skip: int = 1, protocol: str = "", max_episode_steps: int | None = None,
-        reward_threshold: float | None = None,
+        reward_threshold: float | None = None, reference: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
         self.num_envs, self.seeds = num_envs, list(seeds)
         self._leaves = [(n, path, s) for n, path, s in space_leaves(observation_space, "obs")]
@@ -44,7 +44,7 @@ class VectorGroup(ABC):
         actions = {n: action_leaf(n, s)[0] for n, _, s in self._actions}
         self.spec = EnvSpec(
             name, obs, actions, frame_skip, max_episode_steps, protocol or name, reward_threshold,
-            mask_leaf(name, obs, actions),
+            mask_leaf(name, obs, actions), reference,
         )  # fmt: skip
         self.tally = Tally(num_envs)
         self._never = np.zeros(num_envs, bool)

@@ -13,7 +13,9 @@ ALLOWED = {
     "_version": set(),
     "exits": set(),
     "config": set(),
-    "presets": {"config"},
+    "help": set(),
+    "settings": {"config"},
+    "presets": {"settings"},
     "settings_file": {"config"},
     "envs": set(),
     "snapshot": set(),
@@ -42,7 +44,7 @@ ALLOWED = {
         "snapshot",
     },
     "verify_resume": {"checkpoint"},
-    "evaluate": {"checkpoint", "config", "envs", "model", "settings_file"},
+    "evaluate": {"checkpoint", "config", "envs", "model", "metrics", "settings_file"},
 }
 WORKERS = {  # file of workers/ -> rooms it may import
     "sampler": {"memory", "envs", "workers"},

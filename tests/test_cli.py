@@ -284,7 +284,7 @@ def test_help_fits_a_screen(typed, verb):
 
 
 def test_help_all_lists_every_setting(typed):
-    from sfactory.presets import field_types, shown
+    from sfactory.settings import field_types, shown
 
     code, out, _ = typed("train", "--help-all")
     assert code == 0
@@ -293,7 +293,7 @@ def test_help_all_lists_every_setting(typed):
 
 
 def test_settings_named_in_the_help_exist():
-    from sfactory.presets import field_types
+    from sfactory.settings import field_types
 
     text = "".join(text for text, _ in cli.VERBS.values())
     named = set(re.findall(r"--([a-z]+\.[a-z-]+)", text)) - {"section.field", "env.settings"}

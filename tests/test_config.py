@@ -8,17 +8,8 @@ from dataclasses import replace
 import pytest
 
 from sfactory.config import ENCODERS, Config, Env, Learning, Model, Stop, to_dict
-from sfactory.presets import (
-    SettingError,
-    build,
-    field_types,
-    number,
-    presets,
-    presets_dir,
-    read_toml,
-    split_flags,
-    target_layers,
-)
+from sfactory.presets import presets, presets_dir, read_toml, split_flags, target_layers
+from sfactory.settings import SettingError, build, field_types, number
 from sfactory.settings_file import from_toml, to_toml
 
 

@@ -42,9 +42,9 @@ def test_the_training_return_is_the_mean_of_the_last_hundred_whole_games():
     board = Board()
     assert board.training_return is None
     assert "charts/episodic_return" not in board.snapshot(1, 1, 1, 1.0)
-    board.take(("episodes", "sampler-0", [(1000.0, 5)] * 50))
+    board.take(("episodes", "sampler-0", [(1000.0, 5, 0)] * 50))
     assert board.training_return == 1000.0
-    board.take(("episodes", "sampler-1", [(float(i), 2 * i) for i in range(100)]))
+    board.take(("episodes", "sampler-1", [(float(i), 2 * i, 0) for i in range(100)]))
     assert board.training_return == pytest.approx(49.5)
     assert board.games == 150
     row = board.snapshot(10, 10, 1, 2.0)
@@ -122,7 +122,7 @@ def test_the_learners_latest_numbers_stay():
 def test_the_same_messages_give_the_same_rows():
     def play():
         board = Board()
-        board.take(("episodes", "sampler-0", [(0.1, 3), (0.2, 4)]))
+        board.take(("episodes", "sampler-0", [(0.1, 3, 0), (0.2, 4, 0)]))
         board.take(("stages", "inference", {"wait": 0.3, "forward": 0.7}))
         return [board.snapshot(10, 40, 2, 0.7), board.snapshot(20, 80, 3, 1.1)]
 
@@ -171,7 +171,7 @@ def test_durations_for_people():
 
 def test_rows_are_plain_floats():
     board = Board()
-    board.take(("episodes", "sampler-0", [(1, 2)]))
+    board.take(("episodes", "sampler-0", [(1, 2, 0)]))
     row = board.snapshot(1, 1, 1, 1.0)
     assert all(type(value) is float and math.isfinite(value) for value in row.values())
 
@@ -179,3 +179,28 @@ def test_rows_are_plain_floats():
 def test_metrics_and_writers_never_load_torch():
     code = "import sys, sfactory.metrics, sfactory.writers; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_several_tasks_have_a_curve_each_and_weigh_the_same():
+    board = Board(tasks={"atari/pong": (-20.7, 14.6), "atari/boxing": (0.1, 12.1)})
+    board.take(("episodes", "sampler-0", [(14.6, 9, 0)] * 3 + [(0.1, 1, 1)] * 90))
+    row = board.snapshot(1, 1, 1, 1.0)
+    assert row["charts/episodic_return"] == pytest.approx((14.6 + 0.1) / 2)
+    assert row["charts/episodic_return/atari/pong"] == pytest.approx(14.6)
+    assert row["charts/human_normalized/atari/pong"] == pytest.approx(1.0)
+    assert row["charts/human_normalized/atari/boxing"] == pytest.approx(0.0)
+    assert row["charts/human_normalized"] == pytest.approx(0.5)
+    assert meaning("charts/episodic_return/atari/pong") == METRICS["charts/episodic_return/<task>"]
+    other = Board(tasks={"atari/pong": (-20.7, 14.6), "atari/boxing": (0.1, 12.1)})
+    other.set_state(board.state())
+    assert other.snapshot(1, 1, 1, 1.0) == row
+
+
+def test_one_task_has_no_curve_of_its_own_and_only_some_have_a_human():
+    board = Board(tasks={"minatar/breakout": None})
+    board.take(("episodes", "sampler-0", [(5.0, 9, 0)]))
+    row = board.snapshot(1, 1, 1, 1.0)
+    assert {name for name in row if name.startswith("charts/epis")} == {
+        "charts/episodic_return", "charts/episodic_length",
+    }  # fmt: skip
+    assert not [name for name in row if "human" in name]

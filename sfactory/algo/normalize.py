@@ -110,6 +110,45 @@ class EwmaMoments:
         self._sums = state["sums"].to(self._sums).clone()
 
 
+class TargetScale:
+    """Value targets of mean 0 and variance 1 while the value itself stays what it was (PopArt: van Hasselt et al. 2016,
+    arXiv 1602.07714; Hessel et al. 2018, arXiv 1809.04474).
+
+    The head learns (target - mean) / std. When the moments move, its last layer is corrected by `correction`, so that
+    mean + std * output does not jump.
+    """
+
+    def __init__(self, decay: float = 0.99, device: torch.device | str = "cpu") -> None:
+        self.moments = EwmaMoments(decay, device)
+        self.mean = torch.zeros((), dtype=torch.float64, device=device)
+        self.std = torch.ones((), dtype=torch.float64, device=device)
+
+    def value(self, output: Tensor) -> Tensor:
+        """What the head says [...] -> value in units of reward."""
+        return output * self.std.to(output.dtype) + self.mean.to(output.dtype)
+
+    def output(self, value: Tensor) -> Tensor:
+        """The inverse: value [...] -> what the head should say."""
+        return (value - self.mean.to(value.dtype)) / self.std.to(value.dtype)
+
+    @torch.no_grad()
+    def update(self, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in targets [...] where valid; returns (factor, shift) [] for the head:
+        output <- factor * output + shift."""
+        mean, var = self.moments.update(*masked_moments(target, valid))
+        std = var.sqrt().clamp(min=1e-4)
+        factor, shift = self.std / std, (self.mean - mean) / std
+        self.mean, self.std = mean, std
+        return factor, shift
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**self.moments.state_dict(), "mean": self.mean, "std": self.std}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.moments.load_state_dict(state)
+        self.mean, self.std = state["mean"].to(self.mean).clone(), state["std"].to(self.std).clone()
+
+
 def decay_from_span(span: float) -> float:
     """decay of `EwmaMoments` that averages over about ``span`` updates: 1 - 2 / (1 + span); span 1 is decay
     0."""

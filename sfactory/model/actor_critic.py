@@ -74,6 +74,7 @@ class ActorCritic(nn.Module):
         its own for the critic (small control tasks); not together with a core. normalize_obs: float leaves
         are standardised inside, with statistics that travel with the weights. log_std_init: initial log
         standard deviation of box actions; it is a parameter and does not see the observation.
+        squash: box actions go through tanh (see `distributions`).
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class ActorCritic(nn.Module):
         separate: bool = False,
         normalize_obs: bool = False,
         log_std_init: float = 0.0,
+        squash: bool = False,
         mask: str = "",
     ) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class ActorCritic(nn.Module):
             raise ValueError(f"model.core is {core!r}, expected one of {', '.join(CORES)}")
         if separate and core != "none":
             raise ValueError(f"model.separate and model.core={core} exclude each other: one memory, one trunk")
-        self.distribution = ActionDistribution(actions)
+        self.distribution = ActionDistribution(actions, squash)
         self.mask = mask
         obs = {name: leaf for name, leaf in obs.items() if name != mask}
         shared: dict[str, Any] = dict(encoder=encoder, hidden=hidden, activation=activation)
@@ -150,6 +152,13 @@ class ActorCritic(nn.Module):
         """Statistics [*shape] of the leaf ``name``; they are published with the weights, as buffers."""
         self.get_buffer(_buffer("obs_mean", name)).copy_(mean)
         self.get_buffer(_buffer("obs_inv_std", name)).copy_((var.double() + 1e-8).rsqrt())
+
+    @torch.no_grad()
+    def rescale_value(self, factor: Tensor, shift: Tensor) -> None:
+        """The value head says factor * what it said + shift, from now on; both []."""
+        weight, bias = self.value_head.parameters()
+        weight.mul_(factor)
+        bias.mul_(factor).add_(shift)
 
     def flat_size(self) -> int:
         """P: how many float32 numbers the weights are, buffers included."""

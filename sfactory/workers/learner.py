@@ -317,7 +317,7 @@ class Learner(Worker):
             "kl": self.update.kl,
             "ess": self.update.ess,
             "launch": self.plan.launch,
-            "env": self.plan.spec.name,
+            "env": self.config.env.name,
             "protocol": self.plan.spec.protocol,
             "skipped_updates": self.skipped_updates,
         }

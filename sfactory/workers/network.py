@@ -38,6 +38,7 @@ def build_model(plan: Plan) -> ActorCritic:
             separate=settings.separate,
             normalize_obs=plan.config.normalize.obs,
             log_std_init=settings.log_std_init,
+            squash=settings.squash,
             mask=plan.spec.mask,
         )
     schema = plan.schema

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,22 +44,22 @@ class Record:
         self,
         config: Config,
         run_dir: Path,
-        spec: EnvSpec,
+        specs: Sequence[EnvSpec],
         lock: int,
         launch: int,
         resume_from: str,
         state: dict[str, Any],
     ) -> None:
-        self.config, self.run_dir, self.spec = config, run_dir, spec
+        self.config, self.run_dir, self.spec = config, run_dir, specs[0]
         self.launch, self.resume_from, self._lock = launch, resume_from, lock
         self.env_steps, self.seconds = int(state.get("env_steps", 0)), float(state.get("seconds", 0.0))
         self.ledger: Ledger | None = None
         self.env_faults, self._last_fault = 0, ""  # of this launch
-        self.board = Board(self.env_steps, self.seconds)
+        self.board = Board(self.env_steps, self.seconds, {spec.name: spec.reference for spec in specs})
         self.writers = Writers(run_dir, config, self.env_steps if resume_from else None)
 
     @classmethod
-    def open(cls, config: Config, run_dir: Path, resume: bool, spec: EnvSpec) -> Record:
+    def open(cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec]) -> Record:
         """Make or reopen the folder, alone: a second trainer in it raises RunBusy."""
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -79,7 +80,7 @@ class Record:
             state = json.loads((path / "state.json").read_text())
             launch, resume_from = int(state["launch"]) + 1, str(path)
         write_atomically(run_dir / "config.toml", to_toml(config))
-        record = cls(config, run_dir, spec, lock, launch, resume_from, state)
+        record = cls(config, run_dir, specs, lock, launch, resume_from, state)
         for warning in warnings:
             record.writers.log(warning)
         return record

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.envs import EnvError, Group, Step, make_group
+from sfactory.envs import EnvError, Group, Step, bounded, make_group
 from sfactory.memory.slots import FREE, READY, SAMPLING, Request
 from sfactory.workers.wiring import ENVIRONMENT, WORK, Shared
 from sfactory.workers.worker import Post, Worker
@@ -48,6 +48,7 @@ class GroupRun:
 
     def __init__(self, index: int, envs: Group, shared: Shared) -> None:
         self.index, self.envs = index, envs
+        self.bounded = bounded(shared.plan.spec, shared.plan.config.model.squash)
         self.book, self.trajectories = shared.book, shared.trajectories
         self.schema, plan = self.trajectories.schema, shared.plan
         self.T, self.E = self.schema.rollout_length, self.schema.envs_per_group
@@ -91,7 +92,7 @@ class GroupRun:
     def act(self) -> Step:
         """Give the answer to the environments and write what came of it; hand the slot over when it is full."""
         view, t = self.view, self.t
-        step = self.envs.step({name: view[name][t] for name in self.action_names})
+        step = self.envs.step(self.bounded({name: view[name][t] for name in self.action_names}))
         view["reward"][t] = step.reward
         view["terminated"][t], view["truncated"][t], view["valid"][t] = step.terminated, step.truncated, step.valid
         if self.schema.discounted_return:
@@ -145,9 +146,11 @@ class Sampler(Worker):
             self.beat(ENVIRONMENT)
             first_env = group * sampling.envs_per_group
             seeds = env_seeds(run.seed, self.plan.launch, incarnation, first_env, sampling.envs_per_group)
-            envs = make_group(env.name, sampling.envs_per_group, seeds, env.arguments)
+            exact = run.mode == "lockstep" and self.config.checkpoint.exact
+            task = env.tasks[self.plan.task_of(group)]
+            envs = make_group(task, sampling.envs_per_group, seeds, env.arguments, exact)
             self.runs.append(GroupRun(group, envs, shared))
-        self.episodes: list[tuple[float, int]] = []
+        self.episodes: list[tuple[float, int, int]] = []  # return, length, task
         self.inference_bell, self.learner_bell = shared.bells["inference"], shared.bells["learner"]
         self.stages.take()
 
@@ -175,7 +178,8 @@ class Sampler(Worker):
             self.learner_bell.ring()
             run.begin()
         self.inference_bell.ring()
-        self.episodes += [(episode.episodic_return, episode.length) for episode in step.episodes]
+        task = self.plan.task_of(run.index)
+        self.episodes += [(episode.episodic_return, episode.length, task) for episode in step.episodes]
         for fault in step.faults:
             self.post.put(("fault", self.name, f"environment {run.index * run.E + fault.env}: {fault.message}"))
         self.stages.mark("env_step")

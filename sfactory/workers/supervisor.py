@@ -24,7 +24,7 @@ from typing import Any
 
 from sfactory.batch import rescale_batch
 from sfactory.config import Config
-from sfactory.envs import make_spec
+from sfactory.envs import make_specs
 from sfactory.memory import words
 from sfactory.memory.words import check_memory_order
 from sfactory.workers.birth import ENVIRONMENT_FAULT, Birth, Undertaker, check_descriptors, give_birth, kill_group
@@ -317,12 +317,12 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
 
     Raises ValueError, EnvError or RunBusy for what the caller asked wrongly, before anything is written.
     """
-    spec = make_spec(config.env.name, config.env.arguments)
+    specs = make_specs(config.env.tasks, config.env.arguments)
     scaled, table = rescale_batch(config)
-    with Record.open(config, Path(run_dir), resume, spec) as record:
+    with Record.open(config, Path(run_dir), resume, specs) as record:
         for line in table:
             record.writers.log(line)
-        plan = Plan(scaled, spec, str(Path(run_dir).resolve()), record.launch, record.resume_from)
+        plan = Plan(scaled, specs[0], str(Path(run_dir).resolve()), record.launch, record.resume_from)
         if config.run.mode == "lockstep":
             from sfactory.workers.lockstep import run_lockstep  # brings torch
 

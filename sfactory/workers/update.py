@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sfactory.algo.loss import diagnostics, total_loss
-from sfactory.algo.normalize import EwmaMoments, Moments, RewardScale, decay_from_span
+from sfactory.algo.normalize import EwmaMoments, Moments, RewardScale, TargetScale, decay_from_span
 from sfactory.algo.proximal import PROXIMALS, Proximal, decay_from_center_of_mass
 from sfactory.algo.schedule import SCHEDULES, ScheduleState
 from sfactory.algo.surrogate import SURROGATES, SurrogateInput, check_weights
@@ -63,7 +63,8 @@ def _pick(value: Any, index: Tensor, axis: int) -> Any:
 class Start(NamedTuple):
     """The whole batch under the weights at the start of the update, and what the trace made of it."""
 
-    value: Tensor  # [T, B]
+    value: Tensor  # [T, B] as the head says it
+    target: Tensor  # [T, B] in the units of the head
     log_prob: Tensor  # [T, B]
     params: Tensor  # [T, B, K]
     log_rho: Tensor  # [T, B], 0 on reset rows
@@ -108,6 +109,7 @@ class Update:
         self.proximal.reset(model)
         self.advantages = EwmaMoments(decay_from_span(config.normalize.advantage_span), device=device)
         self.reward_scale = RewardScale(device=device)
+        self.target_scale = TargetScale(device=device) if config.normalize.value_targets else None
         self.obs_moments = {name: Moments(shape, device) for name, shape in model.normalized_shapes().items()}
         self._unroll = _Unroll(model)
         self.kl, self.ess = optim.kl_target, 1.0  # of the last update; what the adaptive schedules look at
@@ -125,24 +127,25 @@ class Update:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         if self.config.optimizer_steps_per_update == 1:
-            stats = self._one_pass(batch)
+            stats, targets = self._one_pass(batch)
         else:
-            stats = self._many_passes(batch, updates)
-        self._update_normalizers(batch)
+            stats, targets = self._many_passes(batch, updates)
+        self._update_normalizers(batch, targets)
         if self.config.optim.schedule in ("kl_adaptive", "ess"):  # the one synchronisation these schedules need
             self.kl, self.ess = float(stats["offpolicy/kl_proximal_policy"]), float(stats["offpolicy/ess"])
         return stats
 
-    def _one_pass(self, batch: Batch) -> dict[str, Tensor]:
+    def _one_pass(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step per update: the forward pass of the start is the forward pass of the gradient."""
         with self.autocast():
             out = self.model.unroll(batch.obs, batch.first, batch.state)
         log_prob, entropy = self.distribution.log_prob_entropy(out.params[:-1], batch.action)
         start = self._start(batch, out, log_prob)
         self.proximal.begin_update(self.model, start.log_prob, start.params)
-        return self._minibatch(batch, start, None, out.params[:-1], out.value[:-1], log_prob, entropy, report=True)
+        stats = self._minibatch(batch, start, None, out.params[:-1], out.value[:-1], log_prob, entropy, report=True)
+        return stats, start.trace.target
 
-    def _many_passes(self, batch: Batch, updates: int) -> dict[str, Tensor]:
+    def _many_passes(self, batch: Batch, updates: int) -> tuple[dict[str, Tensor], Tensor]:
         with torch.no_grad():
             with self.autocast():
                 out = self.model.unroll(batch.obs, batch.first, batch.state)
@@ -159,7 +162,7 @@ class Update:
             stats = self._minibatch(part, start, index, out.params, out.value, log_prob, entropy, report=number == last)
             skipped.append(stats["skipped"])
         stats["skipped"] = torch.stack(skipped).sum()
-        return stats
+        return stats, start.trace.target
 
     def _shuffled(self, lanes: int, updates: int) -> Iterator[Tensor | None]:
         """Lane indices of every minibatch of the update; counter-based, so a resume shuffles as the first run would."""
@@ -176,7 +179,8 @@ class Update:
     def _start(self, batch: Batch, out: Output, log_prob: Tensor) -> Start:
         """Targets and advantages. out of T+1 rows; log_prob [T, B]."""
         o = self.config.learning
-        value = out.value.detach().float()
+        said = out.value.detach().float()
+        value = said if self.target_scale is None else self.target_scale.value(said)
         log_rho = (log_prob.detach() - batch.log_prob).masked_fill(~batch.valid, 0.0)
         trace = self.trace(
             self._reward(batch),
@@ -196,7 +200,8 @@ class Update:
         advantage = trace.advantage
         if self.config.normalize.advantage:
             advantage = self.advantages.normalize(advantage, batch.valid)
-        return Start(value[:-1], log_prob.detach(), out.params[:-1].detach(), log_rho, trace, advantage)
+        target = trace.target if self.target_scale is None else self.target_scale.output(trace.target)
+        return Start(said[:-1], target, log_prob.detach(), out.params[:-1].detach(), log_rho, trace, advantage)
 
     def _reward(self, batch: Batch) -> Tensor:
         """[T, B] the reward that is learnt from; what is reported stays raw."""
@@ -221,7 +226,7 @@ class Update:
         o = self.config.learning
         old_value, log_rho, advantage, target, weight = (
             x if index is None else x.index_select(1, index)
-            for x in (start.value, start.log_rho, start.advantage, start.trace.target, start.trace.weight)
+            for x in (start.value, start.log_rho, start.advantage, start.target, start.trace.weight)
         )
         proximal, proximal_params = self._proximal(part, index, log_prob)
         x = SurrogateInput(
@@ -301,7 +306,7 @@ class Update:
         return norm.detach(), skipped
 
     @torch.no_grad()
-    def _update_normalizers(self, batch: Batch) -> None:
+    def _update_normalizers(self, batch: Batch, targets: Tensor) -> None:
         """Last of all: the statistics published with the new weights hold this batch, the ones used on it did not."""
         for name, moments in self.obs_moments.items():
             moments.update(batch.obs[name][:-1].float(), batch.valid)
@@ -309,6 +314,8 @@ class Update:
         if batch.discounted_return is not None:
             scale = self.config.env.reward_scale
             self.reward_scale.update(batch.discounted_return * scale, batch.valid)
+        if self.target_scale is not None:
+            self.model.rescale_value(*self.target_scale.update(targets, batch.valid))
 
     # -- what a checkpoint holds --------------------------------------------------------------------------------------
 
@@ -321,6 +328,8 @@ class Update:
         }
         normalizers = {f"obs.{n}.{k}": v for n, m in self.obs_moments.items() for k, v in m.state_dict().items()}
         normalizers |= {f"reward.{k}": v for k, v in self.reward_scale.state_dict().items()}
+        if self.target_scale is not None:
+            normalizers |= {f"target.{k}": v for k, v in self.target_scale.state_dict().items()}
         normalizers |= {f"advantage.{k}": v for k, v in self.advantages.state_dict().items()}
         return {
             "model": dict(self.model.state_dict()),
@@ -346,3 +355,5 @@ class Update:
             moments.load_state_dict(under(f"obs.{name}."))
         self.reward_scale.load_state_dict(under("reward."))
         self.advantages.load_state_dict(under("advantage."))
+        if self.target_scale is not None:
+            self.target_scale.load_state_dict(under("target."))

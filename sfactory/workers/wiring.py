@@ -61,6 +61,10 @@ class Plan:
         """Names of all workers; the index in this tuple is the row of the heartbeat."""
         return ("learner", "inference", *(f"sampler-{i}" for i in range(self.config.sampling.num_samplers)))
 
+    def task_of(self, group: int) -> int:
+        """Index into `config.env.tasks` of what this group plays."""
+        return group % len(self.config.env.tasks)
+
     def groups_of(self, sampler: int) -> range:
         per = self.config.sampling.groups_per_sampler
         return range(sampler * per, (sampler + 1) * per)

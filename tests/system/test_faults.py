@@ -229,9 +229,9 @@ def test_a_disk_that_takes_nothing_stops_nothing_until_the_end(tmp_path):
     run.mkdir()
     (run / "checkpoints").write_text("")
     words = ["train", "gymnasium/CartPole-v1", "--run.dir", run, *SMALL, "--stop.env-steps", 6000]
-    script = "import sys; from sfactory import presets, config; from sfactory.workers.supervisor import train; "
+    script = "import sys; from sfactory import presets, settings; from sfactory.workers.supervisor import train; "
     script += "from pathlib import Path; flags, *_ = presets.split_flags(sys.argv[2:], {}); "
-    script += "c = presets.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
+    script += "c = settings.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
     script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"
     done = subprocess.run(
         [*command()[:1], "-c", script, str(run), *map(str, words[4:])], capture_output=True, text=True, timeout=60

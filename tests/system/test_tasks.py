@@ -1,0 +1,79 @@
+"""One policy for several tasks, squashed actions, normalised targets: from the command line to the evaluation."""
+
+import json
+import subprocess
+
+import pytest
+from running import SMALL, command, rows
+
+BOTH = "gymnasium/CartPole-v0,gymnasium/CartPole-v1"  # the same spaces, other time limits
+
+
+def run(*words, code=0):
+    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr[-2000:]
+    return done
+
+
+def test_one_policy_learns_two_tasks_with_a_curve_and_an_evaluation_for_each(tmp_path):
+    folder = tmp_path / "run"
+    run("train", BOTH, "--run.dir", folder, *SMALL, "--stop.env-steps", "20k", "--quiet")
+    last = rows(folder)[-1]
+    zero, one = (last[f"charts/episodic_return/gymnasium/CartPole-v{n}"] for n in (0, 1))
+    assert last["charts/episodic_return"] == pytest.approx((zero + one) / 2)
+    run("resume", folder, "--stop.env-steps", "24k", "--quiet")
+    result = json.loads(run("eval", folder, "--episodes", 4, "--json").stdout)
+    assert [task["env"] for task in result["tasks"]] == BOTH.split(",")
+    assert [task["episodes"] for task in result["tasks"]] == [4, 4]
+
+
+def test_every_group_plays_the_task_that_is_its_own(tmp_path):
+    from sfactory.config import Config, Env, Sampling
+    from sfactory.envs import make_specs
+    from sfactory.workers.lockstep import Lockstep
+    from sfactory.workers.wiring import Plan
+
+    env = Env(name=BOTH)
+    config = Config(env=env, sampling=Sampling(num_samplers=2, groups_per_sampler=3, envs_per_group=2))
+    lockstep = Lockstep(Plan(config, make_specs(env.tasks)[0], str(tmp_path), 0))
+    try:
+        playing = {run.index: run.envs.spec.name for sampler in lockstep.samplers for run in sampler.runs}
+    finally:
+        lockstep.close()
+    assert [playing[group] for group in range(6)] == 3 * BOTH.split(",")
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("minatar/breakout,minatar/freeway", "cannot share a policy: obs obs (10, 10, 4) bool is not obs (10, 10, 7)"),
+        ("atari/pong,atari/breakout", "--env.settings.full-action-space true"),
+        ("gymnasium/CartPole-v1,gymnasium/CartPole-v1", "names a task twice"),
+        ("gymnasium/CartPole-v1,pong", "pong is no FAMILY/ID"),
+    ],
+)
+def test_tasks_that_cannot_be_learnt_together_are_refused_in_one_line(tmp_path, target, says):
+    done = run("train", target, "--run.dir", tmp_path / "run", code=2)
+    assert says in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_groups_must_divide_among_the_tasks(tmp_path):
+    done = run("train", BOTH, "--run.dir", tmp_path / "run", "--sampling.groups-per-sampler", 1, code=2)
+    assert "2 tasks cannot share 1 groups evenly" in done.stderr
+
+
+def test_squashed_actions_and_normalised_targets_train_resume_and_play(tmp_path):
+    """In lockstep, twice: what was added to the checkpoint comes back, or the second half would differ."""
+    words = [*SMALL, "--run.mode", "lockstep", "--model.squash", "--normalize.value-targets", "--quiet"]
+    words += ["--sampling.num-samplers", 1, "--log.every-updates", 5]
+    straight, halved = tmp_path / "straight", tmp_path / "halved"
+    run("train", "gymnasium/Pendulum-v1", "--run.dir", straight, *words, "--stop.env-steps", "6000")
+    run("train", "gymnasium/Pendulum-v1", "--run.dir", halved, *words, "--stop.env-steps", "3000")
+    run("resume", halved, "--stop.env-steps", "6000", "--quiet")
+    for folder in (straight, halved):
+        last = rows(folder)[-1]
+        assert last["losses/value_loss"] < 20.0  # raw targets are in the hundreds here
+    assert rows(straight)[-1]["losses/value_loss"] == rows(halved)[-1]["losses/value_loss"]
+    result = json.loads(run("eval", straight, "--episodes", 2, "--json").stdout)
+    assert result["returns"]
