@@ -41,6 +41,8 @@ sampling neither: the checkpoint holds every group where it stood."""
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script. Always leaves through sys.exit; the last line on stderr says how it ended."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own encoder lies where they stand; last, so that it hides nothing
     try:
         code = _dispatch(args)
     except Ended as end:

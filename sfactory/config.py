@@ -118,6 +118,8 @@ class Learning:
     """Passes over each batch. More: better use of data, more time, further from the policy that acted."""
     minibatches: int = 1
     """Optimizer steps per epoch. Lanes (environments in the batch) must divide into them."""
+    shuffle: Literal["rows", "lanes"] = "rows"
+    """What a minibatch is drawn from: rows, or whole lanes (rollouts), which recurrent policies always need."""
     gamma: float = 0.99
     """Discount per agent decision."""
     trace_lambda: float = 0.95

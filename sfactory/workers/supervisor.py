@@ -11,6 +11,7 @@ It moves no data and imports no torch. It has one way out: kill and reap everybo
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import select
 import signal
@@ -312,11 +313,23 @@ class Supervisor:
             self.record.take(message)
 
 
+def check_encoder(name: str) -> None:
+    """ValueError for an encoder module:Class whose module is not there. Looked for, not imported: it needs torch."""
+    module, colon, _ = name.partition(":")
+    try:
+        found = not colon or importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around it
+        found = False
+    if not found:
+        raise ValueError(f"model.encoder {name}: no module {module} here ({os.getcwd()}) or among the packages")
+
+
 def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
     """Train in `run_dir`: the whole of a run, and how it ended.
 
     Raises ValueError, EnvError or RunBusy for what the caller asked wrongly, before anything is written.
     """
+    check_encoder(config.model.encoder)
     specs = make_specs(config.env.tasks, config.env.arguments)
     scaled, table = rescale_batch(config)
     with Record.open(config, Path(run_dir), resume, specs) as record:

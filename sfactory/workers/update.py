@@ -4,7 +4,8 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution pa
 
     values, log-probabilities and rho of the whole batch under the weights as published (one forward pass)
     trace -> targets and advantages, once per update; advantages normalised once per update
-    epochs x minibatches of whole lanes: surrogate, value loss, entropy -> gradient step -> proximal.after_step
+    epochs x minibatches of rows (of whole lanes where the policy has memory, or `learning.shuffle lanes` says so):
+        surrogate, value loss, entropy -> gradient step -> proximal.after_step
     normalisers take in the batch, last of all: data of lag 0 have rho = 1
 """
 
@@ -46,12 +47,23 @@ class Batch(NamedTuple):
     state: Tensor | None  # [B, H] recurrent state at row 0
     discounted_return: Tensor | None  # [T, B] running return of the raw reward
 
+    def as_rows(self) -> Batch:
+        """[1, T x B]: every row a lane of its own, for policies without memory. A view."""
+        return Batch(**{name: _as_rows(value) for name, value in self._asdict().items()})
+
     def lanes(self, index: Tensor | None) -> Batch:
         """The minibatch of those lanes; None is all of them, without a copy."""
         if index is None:
             return self
         pick = {name: _pick(value, index, 0 if name == "state" else 1) for name, value in self._asdict().items()}
         return Batch(**pick)
+
+
+def _as_rows(value: Any) -> Any:
+    """[T, B, ...] -> [1, T x B, ...], leaf by leaf."""
+    if isinstance(value, dict):
+        return {name: _as_rows(tensor) for name, tensor in value.items()}
+    return None if value is None else value.flatten(0, 1).unsqueeze(0)
 
 
 def _pick(value: Any, index: Tensor, axis: int) -> Any:
@@ -70,6 +82,16 @@ class Start(NamedTuple):
     log_rho: Tensor  # [T, B], 0 on reset rows
     trace: Trace
     advantage: Tensor  # [T, B] normalised if asked for
+
+
+    def as_rows(self) -> Start:
+        """[1, T x B], as `Batch.as_rows`."""
+        tensors = {name: _as_rows(value) for name, value in self._asdict().items() if name != "trace"}
+        trace = self.trace._replace(
+            target=_as_rows(self.trace.target), advantage=_as_rows(self.trace.advantage),
+            weight=_as_rows(self.trace.weight),
+        )  # fmt: skip
+        return Start(**tensors, trace=trace)
 
 
 class _Unroll(nn.Module):
@@ -112,6 +134,8 @@ class Update:
         self.target_scale = TargetScale(device=device) if config.normalize.value_targets else None
         self.obs_moments = {name: Moments(shape, device) for name, shape in model.normalized_shapes().items()}
         self._unroll = _Unroll(model)
+        # Rows of one lane resemble each other: minibatches of rows have a quieter gradient. Memory needs whole lanes.
+        self.by_rows = o.shuffle == "rows" and not model.state_size
         self.kl, self.ess = optim.kl_target, 1.0  # of the last update; what the adaptive schedules look at
 
     # -- the update ---------------------------------------------------------------------------------------------------
@@ -150,11 +174,14 @@ class Update:
             with self.autocast():
                 out = self.model.unroll(batch.obs, batch.first, batch.state)
             start = self._start(batch, out, self.distribution.log_prob(out.params[:-1], batch.action))
-        self.proximal.begin_update(self.model, start.log_prob, start.params)
         inputs = batch._replace(obs={name: x[:-1] for name, x in batch.obs.items()}, first=batch.first[:-1])
+        targets = start.trace.target
+        if self.by_rows:
+            inputs, start = inputs.as_rows(), start.as_rows()
+        self.proximal.begin_update(self.model, start.log_prob, start.params)
         last, skipped = self.config.optimizer_steps_per_update - 1, []
         stats: dict[str, Tensor] = {}
-        for number, index in enumerate(self._shuffled(batch.valid.shape[1], updates)):
+        for number, index in enumerate(self._shuffled(inputs.valid.shape[1], updates)):
             part = inputs.lanes(index)
             with self.autocast():
                 out = self.model.unroll(part.obs, part.first, part.state)
@@ -162,10 +189,10 @@ class Update:
             stats = self._minibatch(part, start, index, out.params, out.value, log_prob, entropy, report=number == last)
             skipped.append(stats["skipped"])
         stats["skipped"] = torch.stack(skipped).sum()
-        return stats, start.trace.target
+        return stats, targets
 
     def _shuffled(self, lanes: int, updates: int) -> Iterator[Tensor | None]:
-        """Lane indices of every minibatch of the update; counter-based, so a resume shuffles as the first run would."""
+        """Lanes (or rows) of every minibatch of the update; counter-based, so a resume shuffles as the first run would."""
         o = self.config.learning
         for epoch in range(o.epochs):
             if o.minibatches == 1:

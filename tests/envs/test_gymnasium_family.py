@@ -72,3 +72,56 @@ def test_categories_are_seen_as_one_hot_rows():
     assert group.spec.obs["obs"].shape == (16,)
     assert np.flatnonzero(group.reset()["obs"][0]).tolist() == [0]
     assert np.flatnonzero(group.step({"action": np.array([1])}).obs["obs"][0]).tolist() == [4]
+
+
+def test_an_id_with_a_vector_environment_of_its_own_uses_it_and_plays_the_same_game():
+    """Started at the same states, single CartPoles go through the same observations until they fall."""
+    group = make_group("gymnasium/CartPole-v1", 8, list(range(8)))
+    assert type(group).__name__ == "GymnasiumVectorGroup"
+    assert type(make_group("gymnasium/CartPole-v1", 8, list(range(8)), exact=True)).__name__ == "EnvGroup"
+    assert group.spec == make_spec("gymnasium/CartPole-v1")
+    singles = [gymnasium.make("CartPole-v1") for _ in range(8)]
+    group.reset()
+    for env, state in zip(singles, group.env.state.T, strict=True):
+        env.reset()
+        env.unwrapped.state = tuple(state)
+    alive, over, returns, games = np.ones(8, bool), np.zeros(8, bool), np.zeros(8), 0
+    for action in actions_of(group.spec, 300, 8):
+        step = group.step({"action": action})
+        np.testing.assert_array_equal(step.valid, ~over)
+        np.testing.assert_array_equal(step.first, over)
+        assert not step.reward[over].any()
+        for i in np.flatnonzero(alive):
+            obs, _, ended, _, _ = singles[i].step(int(action[i]))
+            np.testing.assert_allclose(step.obs["obs"][i], obs, rtol=1e-5, atol=1e-6)
+            assert step.terminated[i] == ended
+            alive[i] = not ended
+        returns += step.reward
+        for episode in step.episodes:
+            assert episode.episodic_return == returns[episode.env]
+            returns[episode.env] = 0.0
+            games += 1
+        over = step.terminated | step.truncated
+    assert games > 30
+    assert not alive.any()
+
+
+def test_a_vector_environment_gives_the_same_games_for_the_same_seeds():
+    def play(first):
+        group = make_group("gymnasium/CartPole-v1", 8, list(range(first, first + 8)))
+        seen = [group.reset()["obs"].copy()]
+        seen += [group.step({"action": a}).obs["obs"].copy() for a in actions_of(group.spec, 100, 8)]
+        return np.stack(seen)
+
+    assert np.array_equal(play(0), play(0))
+    assert not np.array_equal(play(0), play(8))
+
+
+def test_a_vector_environment_is_truncated_at_its_limit():
+    group = make_group("gymnasium/CartPole-v1", 8, list(range(8)), {"max_episode_steps": 5})
+    group.reset()
+    for _ in range(4):
+        assert not group.step({"action": np.zeros(8, np.int64)}).truncated.any()
+    step = group.step({"action": np.ones(8, np.int64)})
+    assert step.truncated.all()
+    assert not step.terminated.any()

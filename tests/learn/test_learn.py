@@ -12,9 +12,13 @@ pytestmark = pytest.mark.learn
 SEEDS = (1, 101, 201)
 
 
+def folder_of(tmp_path, target, seed, *words):
+    return tmp_path / f"{target.replace('/', '_')}_{seed}_{'_'.join(map(str, words))[-40:]}"
+
+
 def train(tmp_path, target, seed, *words):
     """Rows of metrics of one run, and the seconds from the command to its end."""
-    run = tmp_path / f"{target.replace('/', '_')}_{seed}_{'_'.join(map(str, words))[-40:]}"
+    run = folder_of(tmp_path, target, seed, *words)
     started = time.monotonic()
     command = [sys.executable, "-m", "sfactory", "train", target, "--run.dir", run, "--run.seed", seed, "--quiet"]
     done = subprocess.run([*map(str, command), *map(str, words)], capture_output=True, text=True)
@@ -78,3 +82,56 @@ def test_vtrace_with_an_ewma_proximal_policy_swings_pendulum_up(tmp_path):
     default = median_return(tmp_path, "classic/pendulum", "--stop.env-steps", "300k")
     corrected = median_return(tmp_path, "classic/pendulum", "--stop.env-steps", "300k", *CORRECTED)
     assert corrected + 1200 >= 0.9 * (default + 1200)
+
+
+# -- Atari, MuJoCo, memory -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "steps", "bar"),
+    [
+        ("minatar/asterix", "2M", 10),
+        ("minatar/space_invaders", "2M", 100),
+        ("minatar/freeway", "1M", 45),
+        ("minatar/breakout", "3M", 16),
+        ("minatar/seaquest", "2M", 1),  # bimodal, reported: any learning at all
+        ("mujoco/inverted_pendulum", "200k", 950),
+        ("mujoco/hopper", "1M", 1800),
+        ("mujoco/walker2d", "1M", 1800),
+    ],
+)
+def test_presets_reach_what_others_published(tmp_path, target, steps, bar):
+    assert median_return(tmp_path, target, "--stop.env-steps", steps) >= bar
+
+
+def test_pong_is_won_within_2m_steps(tmp_path):
+    """One seed: half an hour on 2 cores."""
+    rows, seconds = train(tmp_path, "atari/pong", SEEDS[0], "--stop.env-steps", "2M", "--stop.target-return", 0.5)
+    print(f"pong: {rows[-1]['charts/episodic_return']:.1f} at {rows[-1]['env_steps']:,} steps, {seconds:.0f} s")
+    assert rows[-1]["charts/episodic_return"] > 0
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "async"])
+def test_a_recurrent_policy_solves_what_a_feed_forward_one_cannot(tmp_path, mode):
+    words = ("--run.mode", mode, "--stop.env-steps", "150k")
+    assert median_return(tmp_path, "memory/tmaze", *words) >= 0.9
+    assert median_return(tmp_path, "memory/tmaze", *words, "--model.core", "none") <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("target", "steps"), [("mujoco/hopper", "500k"), ("classic/pendulum", "200k"), ("minatar/breakout", "500k")]
+)
+def test_the_last_checkpoint_plays_as_well_as_training_did(tmp_path, target, steps):
+    """Nine tenths of the training return at least, sampled (as training did) and greedy: the normaliser travelled."""
+    words = ("--stop.env-steps", steps)
+    trained = train(tmp_path, target, SEEDS[0], *words)[0][-1]["charts/episodic_return"]
+    played = {}
+    for how in ((), ("--greedy",)):
+        run = folder_of(tmp_path, target, SEEDS[0], *words)
+        command = [sys.executable, "-m", "sfactory", "eval", run, "--json", *how]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        played[how] = json.loads(done.stdout)["mean"]
+    print(f"{target}: trained {trained:.1f}, sampled {played[()]:.1f}, greedy {played[('--greedy',)]:.1f}")
+    allowed = trained - 0.1 * abs(trained)
+    assert played[()] >= allowed
+    assert played["--greedy",] >= allowed
