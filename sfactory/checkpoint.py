@@ -190,6 +190,17 @@ def newest(run_dir: Path, warn: list[str] | None = None) -> Path | None:
     return None
 
 
+def source(path: Path) -> Path:
+    """The checkpoint meant by the folder of a run (its newest) or of a checkpoint. CheckpointError if there is none."""
+    if (path / MANIFEST).is_file():
+        verify(path)
+        return path
+    found = newest(path)
+    if found is None:
+        raise CheckpointError(f"{path} holds no checkpoint to begin with")
+    return found
+
+
 def load(path: Path, parts: tuple[str, ...] = PARTS) -> Contents:
     """Read the named parts of a verified checkpoint; tensors on the CPU."""
     from safetensors.torch import load_file

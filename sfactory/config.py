@@ -20,6 +20,8 @@ class Run:
 
     dir: str = ""
     """Folder of the run. Empty: runs/<preset>_s<seed>_<date-time>. An existing one is refused, never resumed."""
+    init_from: str = ""
+    """A run or checkpoint whose weights and normaliser a new run begins with; steps and optimizer begin anew."""
     seed: int = 1
     """Seed of everything random. In lockstep the same seed gives the same run, bit for bit."""
     mode: Literal["async", "lockstep"] = "async"

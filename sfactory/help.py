@@ -32,6 +32,7 @@ sfactory train TARGET [--section.field value ...]
 
   --run.dir DIR                folder of the run               (runs/<preset>_s<seed>_<date-time>)
   --run.seed N                 seed                            (1)
+  --run.init-from RUN          begin with the weights of another run
   --run.mode async|lockstep    as fast as can be, or deterministic
   --stop.env-steps N           trained steps                   (10M and 50k are numbers)
   --stop.seconds S, --stop.target-return R                     other ways to be finished

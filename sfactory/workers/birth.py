@@ -23,6 +23,7 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the supervisor's business alone
 ENVIRONMENT_FAULT = 6  # exit code of a sampler whose environments cannot be built
+REFUSED = 4  # exit code of a learner that was given a checkpoint it cannot begin with
 _PR_SET_PDEATHSIG = 1
 
 # Reads "+ PGID" and "- PGID" lines from the life pipe; at its end (the supervisor is gone) kills what is listed.

@@ -62,6 +62,8 @@ class Learner(Worker):
         self.staging = self._staging()
         if self.plan.resume_from:
             self._restore(Path(self.plan.resume_from))
+        elif self.config.run.init_from:
+            self._begin_with(Path(self.config.run.init_from))
         self.metrics: list[dict[str, torch.Tensor]] = []
         self.lags: dict[str, list[np.ndarray]] = {}  # sampler -> lag of every valid step since the last row
         self.clock = self.saved_at = self.logged_at = time.monotonic()
@@ -342,6 +344,21 @@ class Learner(Worker):
         self.update.lr, self.update.kl, self.update.ess = (float(state[name]) for name in ("lr", "kl", "ess"))
         self.skipped_updates = int(state["skipped_updates"])
         self._saved()
+
+    def _begin_with(self, path: Path) -> None:
+        """Weights and their normaliser from another run; everything else begins anew."""
+        contents = checkpoint.load(checkpoint.source(path), ("model", "normalizers"))
+        theirs, ours = contents.parts["model"], self.model.state_dict()
+        apart = [
+            f"{name} {list(theirs[name].shape) if name in theirs else 'missing'} for {list(ours[name].shape)}"
+            if name in ours
+            else f"{name} is not ours"
+            for name in sorted({*theirs, *ours})
+            if name not in ours or name not in theirs or theirs[name].shape != ours[name].shape
+        ]
+        if apart:
+            raise checkpoint.CheckpointError(f"run.init-from {path}: another network: {', '.join(apart[:4])}")
+        self.update.begin_with(theirs, contents.parts["normalizers"])
 
     def _saved(self) -> None:
         words.store(self.shared.progress, CHECKPOINT, self.env_steps)

@@ -16,6 +16,7 @@ from sfactory import checkpoint
 from sfactory.envs import EnvError
 from sfactory.memory import words
 from sfactory.workers import exact
+from sfactory.workers.birth import REFUSED
 from sfactory.workers.inference import Inference
 from sfactory.workers.learner import Learner
 from sfactory.workers.record import Outcome, Record
@@ -61,7 +62,10 @@ def run_lockstep(plan: Plan, record: Record) -> Outcome:
     saved = checkpoint.load_lockstep(Path(plan.resume_from)) if plan.resume_from else {}
     if saved:
         plan = replace(plan, launch=plan.launch - 1)  # the launch that saved goes on: its random numbers, not new ones
-    run, outcome = Lockstep(plan), None
+    try:
+        run, outcome = Lockstep(plan), None
+    except checkpoint.CheckpointError as error:
+        return Outcome("refused", REFUSED, str(error))
     if plan.config.checkpoint.exact:
         try:
             exact.take(run, record.board)

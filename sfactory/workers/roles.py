@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from sfactory.workers.birth import ENVIRONMENT_FAULT
+from sfactory.checkpoint import CheckpointError
+from sfactory.workers.birth import ENVIRONMENT_FAULT, REFUSED
 from sfactory.workers.wiring import Plan, Shared, Wires
 from sfactory.workers.worker import QueuePost
 
@@ -56,7 +57,11 @@ def play(name: str, fds: tuple[int, ...], role: Role) -> int:
         from sfactory.workers.learner import Learner
 
         torch.set_num_threads(run.learner_threads)
-        learner = Learner(shared, post)
+        try:
+            learner = Learner(shared, post)
+        except CheckpointError as error:
+            print(error, file=sys.stderr)
+            return REFUSED
         learner.run()
         learner.leave()
     elif name == "inference":

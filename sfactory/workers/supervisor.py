@@ -28,7 +28,15 @@ from sfactory.config import Config
 from sfactory.envs import make_specs
 from sfactory.memory import words
 from sfactory.memory.words import check_memory_order
-from sfactory.workers.birth import ENVIRONMENT_FAULT, Birth, Undertaker, check_descriptors, give_birth, kill_group
+from sfactory.workers.birth import (
+    ENVIRONMENT_FAULT,
+    REFUSED,
+    Birth,
+    Undertaker,
+    check_descriptors,
+    give_birth,
+    kill_group,
+)
 from sfactory.workers.record import Outcome, Record
 from sfactory.workers.roles import Role, fds_of
 from sfactory.workers.signals import REQUEUE, Signals, ask_scheduler
@@ -220,6 +228,8 @@ class Supervisor:
         """Decide what a death means: the run's end, or a newborn."""
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
         words_ = self._last_words(life.name)
+        if life.name == "learner" and code == REFUSED:
+            return Outcome("refused", code, words_.removeprefix(": "))
         if life.name == "learner":
             return self._learner_says() or Outcome("lost", 7, f"the learner died ({cause}){words_}")
         if code == ENVIRONMENT_FAULT and (life.incarnation == 0 or self.updates <= 0):

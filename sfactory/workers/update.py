@@ -192,7 +192,7 @@ class Update:
         return stats, targets
 
     def _shuffled(self, lanes: int, updates: int) -> Iterator[Tensor | None]:
-        """Lanes (or rows) of every minibatch of the update; counter-based, so a resume shuffles as the first run would."""
+        """Lanes (or rows) of every minibatch; counter-based, so a resume shuffles as the first run would have."""
         o = self.config.learning
         for epoch in range(o.epochs):
             if o.minibatches == 1:
@@ -365,6 +365,15 @@ class Update:
             "normalizers": normalizers,
         }
 
+    def begin_with(self, weights: Mapping[str, Tensor], normalizers: Mapping[str, Tensor]) -> None:
+        """Weights and their normaliser alone; the proximal policy begins with them."""
+        self.model.load_state_dict(dict(weights))
+        self.proximal.reset(self.model)
+        for name, moments in self.obs_moments.items():
+            moments.load_state_dict(_under(normalizers, f"obs.{name}."))
+        if self.target_scale is not None and _under(normalizers, "target."):
+            self.target_scale.load_state_dict(_under(normalizers, "target."))
+
     def load_state_dict(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.model.load_state_dict(dict(parts["model"]))
         self.proximal.load_state_dict({name: x.to(self.device) for name, x in parts["proximal"].items()})
@@ -374,13 +383,15 @@ class Update:
             state.setdefault(int(index), {})[name] = value
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in parts["normalizers"].items() if k.startswith(prefix)}
-
+        saved = parts["normalizers"]
         for name, moments in self.obs_moments.items():
-            moments.load_state_dict(under(f"obs.{name}."))
-        self.reward_scale.load_state_dict(under("reward."))
-        self.advantages.load_state_dict(under("advantage."))
+            moments.load_state_dict(_under(saved, f"obs.{name}."))
+        self.reward_scale.load_state_dict(_under(saved, "reward."))
+        self.advantages.load_state_dict(_under(saved, "advantage."))
         if self.target_scale is not None:
-            self.target_scale.load_state_dict(under("target."))
+            self.target_scale.load_state_dict(_under(saved, "target."))
+
+
+def _under(saved: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of one normaliser, by their own names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}

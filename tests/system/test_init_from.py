@@ -1,0 +1,55 @@
+"""A new run that begins with the weights of another: `--run.init-from`."""
+
+import subprocess
+
+import pytest
+import torch
+from running import SMALL, command, rows
+
+from sfactory import checkpoint
+
+TARGET = "gymnasium/Pendulum-v1"
+
+
+def train(folder, *words, code=0):
+    words = [TARGET, "--run.dir", folder, *SMALL, "--quiet", *words]
+    done = subprocess.run(command("train", *words), capture_output=True, text=True, timeout=90)
+    assert done.returncode == code, done.stderr[-2000:]
+    return done.stderr.splitlines()[-1] if done.stderr else ""
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    train(folder, "--stop.env-steps", 6000)
+    return folder
+
+
+def test_weights_and_normaliser_come_along_and_counters_do_not(teacher, tmp_path):
+    folder = tmp_path / "run"  # lr so small that what it began with is what it ends with
+    words = ("--run.init-from", teacher, "--optim.lr", "1e-12", "--stop.env-steps", 500, "--run.seed", 9)
+    train(folder, *words, "--run.mode", "lockstep")
+    theirs, ours = (checkpoint.load(checkpoint.newest(run)) for run in (teacher, folder))
+    assert 500 <= ours.state["env_steps"] < 1500
+    learnt = [name for name in theirs.parts["model"] if "obs_" not in name]
+    for name in learnt:
+        torch.testing.assert_close(ours.parts["model"][name], theirs.parts["model"][name], rtol=0, atol=1e-7)
+    count = "obs.obs.count"  # its statistics go on counting where the teacher's stood
+    assert ours.parts["normalizers"][count] > theirs.parts["normalizers"][count] + 400
+    assert rows(folder)[-1]["env_steps"] < 1500
+
+
+def test_a_single_checkpoint_may_be_named(teacher, tmp_path):
+    train(tmp_path / "run", "--run.init-from", checkpoint.newest(teacher), "--stop.env-steps", 200)
+
+
+@pytest.mark.parametrize("mode", ["async", "lockstep"])
+def test_another_network_is_refused_with_the_difference(teacher, tmp_path, mode):
+    words = ("--run.init-from", teacher, "--model.hidden", 32, 32, "--run.mode", mode)
+    line = train(tmp_path / "run", *words, code=4)
+    assert "another network: critic.encoders.0.layers.0.bias [64] for [32]" in line
+
+
+def test_nothing_to_begin_with_is_refused(tmp_path):
+    line = train(tmp_path / "run", "--run.init-from", tmp_path / "nowhere", code=4)
+    assert "nowhere holds no checkpoint to begin with" in line
