@@ -179,13 +179,15 @@ def check(args: list[str]) -> int:
     from sfactory.check_env import check as play
 
     flags, own, positionals = presets.split_flags(args, {"--seconds": True, "--seed": True, "--json": False})
-    env = settings.build(*presets.target_layers(_one(positionals, "TARGET")), flags).env
+    target = _one(positionals, "TARGET")
+    env = settings.build(*presets.target_layers(target), flags).env
     found = [
         play(
             task,
             env.arguments,
             seconds=float(settings.number(own["--seconds"][-1])) if "--seconds" in own else 3.0,
             seed=settings.whole(own["--seed"][-1], "seed") if "--seed" in own else 0,
+            target=target,
         )
         for task in env.tasks
     ]
@@ -193,8 +195,8 @@ def check(args: list[str]) -> int:
         print(json.dumps([report.as_dict() for report in found] if len(found) > 1 else found[0].as_dict()))
     else:
         print("\n\n".join(report.text() for report in found))
-    bad = [title for report in found for level, title, _ in report.findings if level == "bad"]
-    if bad:
+    if any(report.bad for report in found):
+        bad = [title for report in found for level, title, _ in report.findings if level == "bad"]
         return last_line(Exit.ENVIRONMENT, "broken promises", f"{env.name}: {', '.join(bad)}")
     return last_line(Exit.FINISHED, "checked", f"{env.name} keeps its promises")
 

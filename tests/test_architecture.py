@@ -44,6 +44,8 @@ ALLOWED = {
         "snapshot",
     },
     "verify_resume": {"checkpoint"},
+    "env_trace": {"envs"},
+    "check_env": {"env_trace", "envs", "presets"},
     "evaluate": {"checkpoint", "config", "envs", "model", "metrics", "settings_file"},
 }
 WORKERS = {  # file of workers/ -> rooms it may import
@@ -52,7 +54,9 @@ WORKERS = {  # file of workers/ -> rooms it may import
     "learner": {"memory", "model", "algo", "checkpoint", "metrics", "workers"},
     "update": {"config", "model", "algo", "workers"},
 }
-TORCH_FREE = ("envs", "env_group", "vector_group", "memory", "metrics", "writers", "config", "presets", "exits")
+TORCH_FREE = (
+    "envs", "env_group", "vector_group", "check_env", "memory", "metrics", "writers", "config", "presets", "exits",
+)  # fmt: skip
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:
