@@ -1,0 +1,132 @@
+"""One update: what a minibatch is drawn from, and what normalised targets change."""
+
+import numpy as np
+import pytest
+import torch
+
+from sfactory.config import Config, Learning, Model, Normalize, Optim, Sampling
+from sfactory.envs import ActionLeaf, Leaf
+from sfactory.model.actor_critic import ActorCritic
+from sfactory.workers.update import Batch, Update
+
+torch.set_num_threads(1)
+T, B = 6, 8
+ACTIONS = {"action": ActionLeaf((), "int64", "discrete", (3,))}
+OBS = {"obs": Leaf((4,), "float32")}
+
+
+def update_of(core="none", value_targets=False, **learning):
+    config = Config(
+        learning=Learning(**{"epochs": 1, "minibatches": 4, **learning}),
+        sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
+        model=Model(hidden=(16,), core=core, core_size=8),
+        normalize=Normalize(value_targets=value_targets),
+        optim=Optim(lr=1e-2),
+    )
+    torch.manual_seed(0)
+    model = ActorCritic(OBS, ACTIONS, hidden=(16,), core=core, core_size=8 if core != "none" else 0)
+    return Update(config, model, torch.device("cpu"))
+
+
+def batch_of(update, reward_scale=1.0):
+    g = torch.Generator().manual_seed(1)
+    first = torch.zeros(T + 1, B, dtype=torch.bool)
+    first[3, ::2] = True
+    terminated = torch.zeros(T, B, dtype=torch.bool)
+    terminated[1, ::2] = True
+    valid = torch.ones(T, B, dtype=torch.bool)
+    valid[2, ::2] = False
+    obs, state = {"obs": torch.randn(T + 1, B, 4, generator=g)}, None
+    if update.model.state_size:
+        state = torch.zeros(B, update.model.state_size)
+    with torch.no_grad():
+        params = update.model.unroll(obs, first, state).params[:-1]
+    action = update.distribution.sample(params, torch.rand(T, B, 1, generator=g))
+    return Batch(
+        obs, first, action, update.distribution.log_prob(params, action).masked_fill(~valid, 0.0), params,
+        (reward_scale * torch.randn(T, B, generator=g)).masked_fill(~valid, 0.0), terminated,
+        torch.zeros_like(terminated), valid, torch.zeros(T, B), state, None,
+    )  # fmt: skip
+
+
+def drawn(update, batch, monkeypatch):
+    """Observations of every minibatch of one update, [(T', b, 4)]."""
+    seen = []
+    inner = update._minibatch
+
+    def spy(part, *rest, **named):
+        seen.append(part.obs["obs"].clone())
+        return inner(part, *rest, **named)
+
+    monkeypatch.setattr(update, "_minibatch", spy)
+    update.run(batch, 0, 0.0)
+    return seen
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_minibatches_of_rows_hold_every_row_once_per_epoch_and_mix_lanes(monkeypatch, epochs):
+    update = update_of(epochs=epochs)
+    batch = batch_of(update)
+    seen = drawn(update, batch, monkeypatch)
+    assert [tuple(x.shape) for x in seen] == [(1, T * B // 4, 4)] * 4 * epochs
+    whole = batch.obs["obs"][:-1].flatten(0, 1)
+    for epoch in range(epochs):
+        rows = torch.cat([x[0] for x in seen[4 * epoch : 4 * epoch + 4]])
+        assert sorted(rows[:, 0].tolist()) == sorted(whole[:, 0].tolist())
+    lane = {value: i % B for i, value in enumerate(whole[:, 0].tolist())}
+    assert len({lane[value] for value in seen[0][0, :, 0].tolist()}) > B // 4
+
+
+@pytest.mark.parametrize("settings", [{"shuffle": "lanes"}, {"core": "gru"}, {"core": "lstm", "shuffle": "rows"}])
+def test_memory_and_whoever_asks_for_it_get_whole_lanes(monkeypatch, settings):
+    update = update_of(**settings)
+    batch = batch_of(update)
+    seen = drawn(update, batch, monkeypatch)
+    assert [tuple(x.shape) for x in seen] == [(T, B // 4, 4)] * 4
+    lanes = {tuple(batch.obs["obs"][:-1, b, 0].tolist()) for b in range(B)}
+    assert {tuple(x[:, b, 0].tolist()) for x in seen for b in range(B // 4)} == lanes
+
+
+def test_the_whole_batch_is_the_same_step_by_rows_and_by_lanes():
+    """With one minibatch nothing is drawn: the order of rows must not matter to any of the losses."""
+    weights = []
+    for shuffle in ("rows", "lanes"):
+        update = update_of(epochs=2, minibatches=1, shuffle=shuffle, trace="vtrace")
+        update.run(batch_of(update), 0, 0.0)
+        weights.append(torch.cat([p.detach().flatten() for p in update.model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("minibatches", [1, 4])
+def test_normalised_targets_learn_the_same_value_from_rewards_of_any_size(minibatches):
+    """Rewards a thousand times larger: the head's own loss stays near 1, and what it means grows a thousandfold."""
+    losses, values = {}, {}
+    for scale in (1.0, 1000.0):
+        update = update_of(value_targets=True, minibatches=minibatches)
+        for k in range(60):
+            stats = update.run(batch_of(update, scale), k, 0.0)
+        batch = batch_of(update, scale)
+        with torch.no_grad():
+            said = update.model.unroll(batch.obs, batch.first, None).value
+        losses[scale], values[scale] = float(stats["losses/value_loss"]), update.target_scale.value(said)
+    assert losses[1000.0] < 2.0
+    ratio = float(values[1000.0].abs().mean() / values[1.0].abs().mean())
+    assert 300 < ratio < 10_000
+    raw = update_of(value_targets=False, minibatches=minibatches)
+    assert float(raw.run(batch_of(raw, 1000.0), 0, 0.0)["losses/value_loss"]) > 1e4
+
+
+def test_the_value_an_update_starts_from_is_in_units_of_reward():
+    update = update_of(value_targets=True)
+    update.run(batch_of(update, 50.0), 0, 0.0)
+    batch = batch_of(update, 50.0)
+    with torch.no_grad():
+        out = update.model.unroll(batch.obs, batch.first, None)
+        start = update._start(batch, out, update.distribution.log_prob(out.params[:-1], batch.action))
+    scale = update.target_scale
+    np.testing.assert_allclose(start.target, (start.trace.target - scale.mean) / scale.std, rtol=1e-5, atol=1e-6)
+    # On rows that were valid and ended nothing, GAE's advantage plus the value in reward units is the target.
+    value = scale.value(out.value[:-1])
+    torch.testing.assert_close(
+        start.trace.target[batch.valid], (start.trace.advantage + value)[batch.valid], rtol=1e-4, atol=1e-4
+    )
