@@ -24,6 +24,7 @@ from sfactory.memory import words
 from sfactory.memory.slots import FREE, LEARNING, READY
 from sfactory.memory.weights import Mailbox
 from sfactory.metrics import lag_row
+from sfactory.workers import autopsy
 from sfactory.workers.network import build_model, pick_device
 from sfactory.workers.update import Batch, Update
 from sfactory.workers.wiring import (
@@ -96,6 +97,8 @@ class Learner(Worker):
         if skipped:
             self.skipped_in_a_row, self.skipped_updates = self.skipped_in_a_row + 1, self.skipped_updates + 1
             words.store(self.book.trained, 1, int(self.book.trained[1]) + rows)
+            if self.skipped_in_a_row == self.config.learning.nonfinite_budget:
+                self._autopsy(stats)
         else:
             self.skipped_in_a_row = 0
             self.env_steps += valid
@@ -129,6 +132,14 @@ class Learner(Worker):
             self._log()
         if int(self.shared.progress[OUTCOME]) == RUNNING:
             words.store(self.shared.progress, OUTCOME, STOPPED)
+
+    def _autopsy(self, stats: dict[str, torch.Tensor]) -> None:
+        """Batch and statistics of the update that ends the run."""
+        try:
+            path = autopsy.write(self.plan.debug_dir, self.staging, self.model, stats)
+            self.post.put(("log", self.name, f"the batch that was not finite and its statistics: {path}"))
+        except OSError as error:
+            self.post.put(("log", self.name, f"the batch that was not finite could not be kept: {error}"))
 
     # -- slots -------------------------------------------------------------------------------------------------
 

@@ -186,9 +186,8 @@ class Supervisor:
             return None
         if said == NON_FINITE:
             count = self.config.learning.nonfinite_budget
-            return Outcome(
-                "non-finite", 9, f"{count} updates in a row had a loss or gradient that was not finite; lower optim.lr"
-            )
+            said_ = f"{count} updates in a row had a loss or gradient that was not finite; lower optim.lr"
+            return Outcome("non-finite", 9, f"{said_}, or look into {self.plan.debug_dir / 'non-finite.json'}")
         return Outcome("finished", 0, "the stop rule was reached")
 
     # -- birth and death ---------------------------------------------------------------------------------------

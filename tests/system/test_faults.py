@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import psutil
 import pytest
 from running import SMALL, children, command, finish, gone, named, rows, start, steps, wait_for
@@ -209,6 +210,12 @@ def test_updates_that_are_not_finite_end_the_run_and_are_never_saved(tmp_path):
     run = tmp_path / "run"
     _, err = finish(start(run, "--env.reward-scale", 1e38, "--learning.value-coef", 1e30, target=COUNT), 9)
     assert "not finite" in last_line(err)
+    report = json.loads((run / "debug" / "non-finite.json").read_text())
+    assert report["batch"]["reward"]["max"] == 10.0  # counts to ten: the data are innocent
+    assert report["stats"]["losses/value_loss"] in ("inf", "nan")
+    assert not any(weights["not_finite"] for weights in report["weights"].values())
+    with np.load(run / "debug" / "non-finite.npz", allow_pickle=False) as batch:
+        assert batch["reward"].shape == (8, 24)
     assert all(path.name == "000000000000" for path in (run / "checkpoints").iterdir())
 
 
