@@ -71,6 +71,7 @@ class FaultsGroup:
         self.calls = 0
         self.over = np.zeros(num_envs, bool)
         self.tally = Tally(num_envs)
+        self.at = np.full(1, -1)
         self._fail(CONSTRUCTOR)
 
     def reset(self) -> dict[str, np.ndarray]:
@@ -113,6 +114,7 @@ class FaultsGroup:
         for env in np.flatnonzero(illegal).tolist() if illegal.any() else ():
             errors[env] = ValueError(f"illegal action {action[env]}")
         before = self.rows[self.env].copy()
+        self.at[0] = self.env
         try:
             self._fail(self.calls, reward)
         except CrashError:

@@ -145,6 +145,7 @@ class EnvGroup:
         self._castable: set[tuple[str, np.dtype]] = set()  # few dtypes come: each is judged once
         self._over, self._seeded = [False] * num_envs, False  # the next step resets; seeds are used up
         self.tally = Tally(num_envs)
+        self.at = np.full(1, -1)  # the environment that is being stepped; see `sfactory.envs.Group`
 
     def _build(self) -> gymnasium.Env:
         try:
@@ -203,6 +204,7 @@ class EnvGroup:
         terminated, truncated = ~valid, ~valid
         errors: dict[int, Exception] = {}
         for env, (one, row) in enumerate(zip(self.envs, rows, strict=True)):
+            self.at[0] = env
             try:
                 if self._over[env]:
                     valid[env] = False

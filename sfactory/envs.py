@@ -113,6 +113,8 @@ class Group(Protocol):
     def close(self) -> None: ...
 
     # A group that can be saved exactly also has `snapshot() -> JSON` and `restore(state)`; lockstep asks for them.
+    # One that knows which of its environments it is in writes it to `at`, int64 [1], before it steps each: when an
+    # environment takes the process with it, the message names it.
 
 
 def suggest(word: str, known: Iterable[str], most: int = 12) -> str:

@@ -54,6 +54,12 @@ class GroupRun:
         self.T, self.E = self.schema.rollout_length, self.schema.envs_per_group
         self.seed, self.launch = plan.config.run.seed, plan.launch
         self.gamma = plan.config.learning.gamma
+        self.inside = shared.arena["inside"][plan.sampler_of(index)]
+        self.episode_seed, self.episode_step = (shared.arena[f"episode_{what}"][index] for what in ("seed", "step"))
+        self.episode_step[:] = 0
+        self._note_seeds()
+        if hasattr(envs, "at"):
+            envs.at = self.inside[1:]
         self.obs_names, self.action_names = tuple(plan.spec.obs), tuple(plan.spec.actions)
         self.obs: Mapping[str, np.ndarray] = envs.reset()
         self.first = np.ones(self.E, bool)
@@ -92,6 +98,7 @@ class GroupRun:
     def act(self) -> Step:
         """Give the answer to the environments and write what came of it; hand the slot over when it is full."""
         view, t = self.view, self.t
+        self.inside[:] = self.index, -1
         step = self.envs.step(self.bounded({name: view[name][t] for name in self.action_names}))
         view["reward"][t] = step.reward
         view["terminated"][t], view["truncated"][t], view["valid"][t] = step.terminated, step.truncated, step.valid
@@ -100,6 +107,10 @@ class GroupRun:
             self.discounted_return += step.reward
             view["discounted_return"][t] = self.discounted_return
             self.discounted_return[step.terminated | step.truncated | ~step.valid] = 0.0
+        self.episode_step += 1
+        self.episode_step[step.first | step.terminated | step.truncated] = 0
+        if step.faults:
+            self._note_seeds()
         self.obs, self.first, self.t = step.obs, step.first, t + 1
         self._see()
         if self.t < self.T:
@@ -108,6 +119,10 @@ class GroupRun:
             self.book.hand(self.index, self.slot, SAMPLING, READY)
             self.slot = -1
         return step
+
+    def _note_seeds(self) -> None:
+        """For the message about an environment that takes the whole process with it."""
+        self.episode_seed[:] = getattr(self.envs, "seeds", 0)
 
     def state(self) -> dict[str, Any]:
         """Where the group stands, its environments included. EnvError if they cannot be saved."""
@@ -144,6 +159,7 @@ class Sampler(Worker):
         self.runs: list[GroupRun] = []
         for group in self.plan.groups_of(index):
             self.beat(ENVIRONMENT)
+            shared.arena["inside"][index] = group, -1
             first_env = group * sampling.envs_per_group
             seeds = env_seeds(run.seed, self.plan.launch, incarnation, first_env, sampling.envs_per_group)
             exact = run.mode == "lockstep" and self.config.checkpoint.exact

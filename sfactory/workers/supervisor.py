@@ -243,6 +243,7 @@ class Supervisor:
                     f"{life.name} died {self.faults[life.name]} times without an update ({cause}){words_}",
                 )
         reason = words_ if code > 0 else ""  # a process that was killed had no time for words
+        reason += self._where(life.name) if code != -signal.SIGKILL else ""
         self.record.take(("fault", life.name, f"{life.name} died ({cause}{reason}); respawned"))
         self._spawn(life.name, life.incarnation + 1)
         return None
@@ -253,6 +254,18 @@ class Supervisor:
             if lines:
                 return f": {lines[-1].strip()}"
         return ""
+
+    def _where(self, name: str) -> str:
+        """Which environment a sampler was in when it died, if it was in one."""
+        row = self.plan.workers.index(name)
+        if not name.startswith("sampler-") or beat_phase(int(self.shared.heartbeat[row])) != ENVIRONMENT:
+            return ""
+        arena, size = self.shared.arena, self.config.sampling.envs_per_group
+        group, env = (int(x) for x in arena["inside"][int(name.removeprefix("sampler-"))])
+        if env < 0:
+            return f", in environments {group * size} to {group * size + size - 1}"
+        seed, step = int(arena["episode_seed"][group, env]), int(arena["episode_step"][group, env])
+        return f", in environment {group * size + env}, seed {seed}, step {step} of the episode"
 
     def _deadlines(self) -> Outcome | None:
         """Environments that hang are killed; a run without updates is stalled."""

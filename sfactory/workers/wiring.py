@@ -82,6 +82,10 @@ class Plan:
             "orders": Field((8,), "int64"),
             "progress": Field((8,), "int64"),
             "heartbeat": Field((len(self.workers), 8), "int64"),
+            # Where a sampler is, for the message when it dies there: group and environment, then seeds and steps.
+            "inside": Field((s.num_samplers, 2), "int64"),
+            "episode_seed": Field((s.num_groups, s.envs_per_group), "int64"),
+            "episode_step": Field((s.num_groups, s.envs_per_group), "int64"),
             "mail_begun": Field((8,), "int64"),
             "mail_done": Field((8,), "int64"),
             "mail_count": Field((8,), "int64"),

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import numpy as np
 import psutil
 import pytest
 from running import SMALL, children, command, finish, gone, named, rows, start, steps, wait_for
+
+from sfactory.workers.sampler import env_seeds
 
 pytestmark = pytest.mark.faults
 COUNT = "faults/count"
@@ -44,7 +47,7 @@ def ledger_balances(run):
 @pytest.mark.parametrize(
     ("knob", "said"),
     [
-        ("segv_at", "died (killed by SIGSEGV)"),
+        ("segv_at", "died (killed by SIGSEGV"),
         ("exit_at", "died (exit 3"),
         ("crash_at", "told to crash at call 40"),
     ],
@@ -53,6 +56,11 @@ def test_an_environment_that_kills_its_sampler_is_replaced_and_named(tmp_path, k
     run, marker = tmp_path / "run", tmp_path / "once"
     finish(start(run, *knobs(**{knob: 40, "marker": marker}), "--stop.env-steps", 6000, target=COUNT), 0)
     assert said in log_of(run)
+    # Ten steps and a reset row to an episode: the fortieth call finds the fourth one 7 steps old.
+    where = re.search(r"in environment (\d+), seed (\d+), step 7 of the episode\); respawned", log_of(run))
+    assert where, log_of(run)
+    group = int(where[1]) // 4  # its first environment is the one that was told to fail
+    assert (int(where[1]), int(where[2])) == (4 * group, env_seeds(1, 0, 0, 4 * group, 1)[0])
     assert marker.exists()
     assert ledger_balances(run)
 
