@@ -82,6 +82,7 @@ METRICS: dict[str, str] = {
     "queue/learner_wait_ms": "mean wait of the learner for its batch, in milliseconds",
     "queue/sampler_wait_ms": "mean wait of a sampler for actions or a slot, in milliseconds",
     "ledger/discarded": "rows asked for and never handed to the learner (a killed sampler's)",
+    "system/save_stall_ms": "longest time an update waited for a checkpoint since the row before, in milliseconds",
     "system/cpu": "busy CPU time of the machine, percent of all cores",
     "system/memory": "memory of the machine in use, percent",
     "faults/total": "faults so far in this launch, of workers and environments",

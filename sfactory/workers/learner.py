@@ -26,7 +26,9 @@ from sfactory.memory.weights import Mailbox
 from sfactory.metrics import lag_row
 from sfactory.workers import autopsy
 from sfactory.workers.network import build_model, pick_device
-from sfactory.workers.update import Batch, Update
+from sfactory.workers.saver import Saver
+from sfactory.workers.staging import Staging
+from sfactory.workers.update import Update
 from sfactory.workers.wiring import (
     CHECKPOINT,
     ENV_STEPS,
@@ -60,7 +62,8 @@ class Learner(Worker):
         self.seconds = 0.0  # of training, over all launches
         self.skipped_in_a_row = self.skipped_updates = 0
         self.held_back: deque[tuple[int, torch.Tensor]] = deque(maxlen=self.config.learning.forced_lag + 1)
-        self.staging = self._staging()
+        self.staging = Staging(self.plan, self.device)
+        self.saver = Saver(Path(self.plan.run_dir), self.config.checkpoint.keep)
         if self.plan.resume_from:
             self._restore(Path(self.plan.resume_from))
         elif self.config.run.init_from:
@@ -68,7 +71,7 @@ class Learner(Worker):
         self.metrics: list[dict[str, torch.Tensor]] = []
         self.lags: dict[str, list[np.ndarray]] = {}  # sampler -> lag of every valid step since the last row
         self.clock = self.saved_at = self.logged_at = time.monotonic()
-        self.saves_asked = 0
+        self.saves_asked, self.stall = 0, 0.0  # stall: the longest since the last row, in seconds
         self.tried_to_save = bool(self.plan.resume_from)
         self.exact: Callable[[], dict[str, np.ndarray]] = dict  # lockstep: what a resume bit for bit needs besides
         self._count()
@@ -85,12 +88,14 @@ class Learner(Worker):
         if slots is None:
             return False
         self.stages.mark("wait")
-        versions, valid = self._copy(slots)
+        self.staging.copy(slots, self.shared.trajectories)
+        for (group, _), lag in zip(slots, self.staging.lags(self.updates), strict=True):
+            self.lags.setdefault(f"sampler-{self.plan.sampler_of(group)}", []).append(lag)
         synchronous = self.config.sampling.slots_per_group == 1
         if not synchronous:  # nothing reads these slots any more
             self._release(slots)
         self.stages.mark("batch")
-        stats = self.update.run(self._batch(versions), self.updates, self._progress())
+        stats = self.update.run(self.staging.batch(self.updates), self.updates, self._progress())
         skipped = bool(stats.pop("skipped") > 0)  # the one synchronisation of an update: the weights leave anyway
         self.updates += 1
         rows = self.config.batch_rows
@@ -101,7 +106,7 @@ class Learner(Worker):
                 self._autopsy(stats)
         else:
             self.skipped_in_a_row = 0
-            self.env_steps += valid
+            self.env_steps += self.staging.valid_rows
             self.metrics.append(stats)
             words.store(self.book.trained, 0, int(self.book.trained[0]) + rows)
         self.stages.mark("update")
@@ -124,10 +129,11 @@ class Learner(Worker):
 
     def leave(self) -> None:
         """Last act of the process: save, unless told to stop at once."""
+        self._end_of_save(wait=True)
         progress = self.shared.progress
         unsaved = self.env_steps != int(progress[CHECKPOINT]) or not progress[SAVED]
         if unsaved and self.shared.stop != NOW and int(progress[OUTCOME]) != NON_FINITE:
-            self._save()
+            self._save(last=True)
         if self.config.run.mode != "lockstep" or self.finished():  # else a resume would have a row more than others
             self._log()
         if int(self.shared.progress[OUTCOME]) == RUNNING:
@@ -136,7 +142,7 @@ class Learner(Worker):
     def _autopsy(self, stats: dict[str, torch.Tensor]) -> None:
         """Batch and statistics of the update that ends the run."""
         try:
-            path = autopsy.write(self.plan.debug_dir, self.staging, self.model, stats)
+            path = autopsy.write(self.plan.debug_dir, self.staging.tensors, self.model, stats)
             self.post.put(("log", self.name, f"the batch that was not finite and its statistics: {path}"))
         except OSError as error:
             self.post.put(("log", self.name, f"the batch that was not finite could not be kept: {error}"))
@@ -163,64 +169,6 @@ class Learner(Worker):
             self.book.hand(*slot, LEARNING, FREE)
         for sampler in sorted({self.plan.sampler_of(group) for group, _ in slots}):
             self.shared.sampler_bells[sampler].ring()
-
-    def _staging(self) -> dict[str, torch.Tensor]:
-        """The batch, [T(+1), B, ...], allocated once; pinned where a GPU reads it."""
-        schema = self.plan.schema
-        rows = {**schema.rows(), "policy_version": (0, (), "int64")}
-        del rows["noise"], rows["value"]  # noise was used up by acting, values are computed anew
-        staging = {
-            name: torch.from_numpy(np.zeros((schema.rollout_length + extra, self.config.lanes, *shape), dtype))
-            for name, (extra, shape, dtype) in rows.items()
-        }
-        if schema.state_size:
-            staging["state"] = torch.zeros(self.config.lanes, schema.state_size)
-        if self.device.type == "cuda":
-            staging = {name: tensor.pin_memory() for name, tensor in staging.items()}
-        return staging
-
-    def _copy(self, slots: list[tuple[int, int]]) -> tuple[np.ndarray, int]:
-        """Copy the slots side by side; returns policy versions [T, B] and the number of valid rows."""
-        fields, E = self.shared.trajectories, self.config.sampling.envs_per_group
-        for name, tensor in self.staging.items():
-            target = tensor.numpy()
-            for i, (group, slot) in enumerate(slots):
-                lanes = slice(i * E, i * E + E)
-                source = fields[name][group, slot]
-                if name == "state":
-                    target[lanes] = source
-                else:
-                    target[:, lanes] = source[:, None] if name == "policy_version" else source
-        versions = self.staging["policy_version"].numpy()
-        valid = self.staging["valid"].numpy()
-        lag = self.updates - versions
-        for i, (group, _) in enumerate(slots):
-            lanes = slice(i * E, i * E + E)
-            sampler = f"sampler-{self.plan.sampler_of(group)}"
-            self.lags.setdefault(sampler, []).append(lag[:, lanes][valid[:, lanes]])
-        return versions, int(valid.sum())
-
-    def _batch(self, versions: np.ndarray) -> Batch:
-        on = {
-            name: tensor.to(self.device, non_blocking=True)
-            for name, tensor in self.staging.items()
-            if name != "policy_version"
-        }
-        lag = torch.from_numpy(np.maximum(self.updates - versions, 0).astype(np.float32)).to(self.device)
-        return Batch(
-            obs={name: on[name] for name in self.plan.spec.obs},
-            first=on["first"],
-            action={name: on[name] for name in self.plan.spec.actions},
-            log_prob=on["log_prob"].masked_fill(~on["valid"], 0.0),
-            params=on["params"],
-            reward=on["reward"],
-            terminated=on["terminated"],
-            truncated=on["truncated"],
-            valid=on["valid"],
-            lag=lag,
-            state=on.get("state"),
-            discounted_return=on.get("discounted_return"),
-        )
 
     # -- weights -----------------------------------------------------------------------------------------------
 
@@ -283,11 +231,12 @@ class Learner(Worker):
         row |= {
             "charts/learning_rate": self.update.lr,
             "faults/skipped_updates": float(self.skipped_updates),
+            "system/save_stall_ms": 1000.0 * self.stall,
             "queue/ready": float(len(self.book.in_state(READY))),
             "queue/free": float(len(self.book.in_state(FREE))),
             "ledger/discarded": float(ledger.discarded),
         }
-        self.metrics, self.lags = [], {}
+        self.metrics, self.lags, self.stall = [], {}, 0.0
         counters: dict[str, Any] = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
         self.post.put(("learner", self.name, {**row, **counters}))
 
@@ -314,12 +263,16 @@ class Learner(Worker):
         progress, waited = self.shared.progress, time.monotonic() - self.saved_at
         stale = self.env_steps != int(progress[CHECKPOINT]) or not progress[SAVED]
         due = stale and waited >= self.config.checkpoint.every_seconds
+        self._end_of_save(wait=False)
+        if self.saver.busy:
+            return
         if due or asked != self.saves_asked or not self.tried_to_save:  # at once when new: there is always a checkpoint
             self.saves_asked = asked
             self._save()
 
-    def _save(self) -> None:
-        """A checkpoint between two updates, from the learner's own state. Trouble with the disk stops nothing."""
+    def _save(self, last: bool = False) -> None:
+        """Begin a checkpoint, between two updates, from the learner's own state; the last one is waited for."""
+        begun = time.monotonic()
         self._tick()
         state = {
             "env_steps": self.env_steps,
@@ -334,17 +287,27 @@ class Learner(Worker):
             "protocol": self.plan.spec.protocol,
             "skipped_updates": self.skipped_updates,
         }
-        self.saved_at, self.tried_to_save = time.monotonic(), True
-        try:
-            contents = checkpoint.Contents(state, self.update.state_dict(), lockstep=self.exact())
-            checkpoint.save(Path(self.plan.run_dir), contents, self.config.checkpoint.keep)
-        except (OSError, checkpoint.CheckpointError) as error:
-            self.post.put(("log", self.name, f"checkpoint at {self.env_steps} failed: {error}; the one before stands"))
-            if self.shared.stop != RUN_ON or self.finished():
-                words.store(self.shared.progress, OUTCOME, STORAGE)
-            return
-        self._saved()
+        self.saved_at, self.tried_to_save = begun, True
+        self.saver.begin(checkpoint.Contents(state, self.update.state_dict(), lockstep=self.exact()))
+        if last or self.config.run.mode == "lockstep":  # no clock decides anything there
+            self._end_of_save(wait=True, last=last)
+        self.stall = max(self.stall, time.monotonic() - begun)
         self.stages.mark("save")
+
+    def _end_of_save(self, wait: bool, last: bool = False) -> None:
+        """Book a save that has ended. Trouble with the disk stops nothing, unless it is the last save of a run."""
+        saved = self.saver.take(wait)
+        if saved is None:
+            return
+        if saved.error is None:
+            self._saved(saved.env_steps)
+        elif isinstance(saved.error, OSError | checkpoint.CheckpointError):
+            told = f"checkpoint at {saved.env_steps} failed: {saved.error}; the one before stands"
+            self.post.put(("log", self.name, told))
+            if last:
+                words.store(self.shared.progress, OUTCOME, STORAGE)
+        else:
+            raise saved.error
 
     def _restore(self, path: Path) -> None:
         contents = checkpoint.load(path)
@@ -354,7 +317,7 @@ class Learner(Worker):
         self.seconds = float(state["seconds"])
         self.update.lr, self.update.kl, self.update.ess = (float(state[name]) for name in ("lr", "kl", "ess"))
         self.skipped_updates = int(state["skipped_updates"])
-        self._saved()
+        self._saved(self.env_steps)
 
     def _begin_with(self, path: Path) -> None:
         """Weights and their normaliser from another run; everything else begins anew."""
@@ -371,8 +334,8 @@ class Learner(Worker):
             raise checkpoint.CheckpointError(f"run.init-from {path}: another network: {', '.join(apart[:4])}")
         self.update.begin_with(theirs, contents.parts["normalizers"])
 
-    def _saved(self) -> None:
-        words.store(self.shared.progress, CHECKPOINT, self.env_steps)
+    def _saved(self, env_steps: int) -> None:
+        words.store(self.shared.progress, CHECKPOINT, env_steps)
         words.store(self.shared.progress, SAVED, 1)
 
     # -- what lockstep saves besides -----------------------------------------------------------------------------
@@ -399,4 +362,4 @@ class Learner(Worker):
         words.store(self.shared.progress, OUTCOME, RUNNING)
         self._end_if_due()  # saved at its very end, and killed before it could say so
         self.saves_asked = int(self.shared.orders[SAVE])
-        self._saved()
+        self._saved(self.env_steps)
