@@ -78,9 +78,8 @@ def told(env_id: str) -> Iterator[None]:
 def make(env_id: str, *, num_envs: int, seeds: Sequence[int], exact: bool = False, **settings: Any) -> Group:
     """A group of `gymnasium.make(env_id, **settings)`, or of `gymnasium.make_vec` where the id has its own."""
     protocol = ", ".join([env_id, *(f"{setting}={settings[setting]}" for setting in sorted(settings))])
-    with told(env_id):
-        own = gymnasium.spec(env_id).vector_entry_point is not None
-    if own and num_envs >= FEW and not exact:
+    registered = gymnasium.registry.get(env_id)  # None for package:id too, which make imports
+    if registered is not None and registered.vector_entry_point and num_envs >= FEW and not exact:
         with told(env_id):
             return GymnasiumVectorGroup(env_id, num_envs, seeds, protocol, settings)
 
