@@ -1,11 +1,13 @@
 """Everything envpool has, in C++: `envpool/Pong-v5`, `envpool/HalfCheetah-v5`, `envpool/D1Basic-v1`, 1,651 tasks.
 
-Settings go to `envpool.make_gymnasium` as they are (`env.settings.episodic_life`: never; a life loss would reset the
-whole game's score). Its `-v5` Atari tasks default to no sticky actions; rewards come raw where the task says so.
+Settings go to `envpool.make_gymnasium` as they are, but for those that would clip or cut the reported returns. Its
+`-v5` Atari tasks default to no sticky actions. Rewards are envpool's: when a VizDoom level ends, its last one is 0, so
+tasks that pay for what ends them hardly pay (`Basic-v1`: 4 of 46 kills).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,23 @@ import numpy as np
 
 from sfactory.envs import EnvError, missing_package, suggest
 from sfactory.vector_group import Native, VectorGroup
+
+REFUSED = {
+    "episodic_life": "ends the reported game at every life; use atari/ with dqn",
+    "reward_clip": "clips the reported returns too; use env.reward-clip",
+}
+OURS = {"num_envs", "batch_size", "num_threads", "max_num_players", "seed", "env_seed", "gym_reset_return_info"}
+EXTRA = {"threads", "from_pixels", "render_width", "render_height", "render_camera_id"}  # in no task's own list
+NO_LIMIT = 2**31 - 1
+
+
+def ids() -> list[str]:
+    """Every task; Procgen's need Qt 5 besides."""
+    try:
+        import envpool
+    except ModuleNotFoundError as error:
+        raise missing_package("envpool", "envpool", "envpool") from error
+    return envpool.list_all_envs()
 
 
 class EnvpoolGroup(VectorGroup):
@@ -23,21 +42,35 @@ class EnvpoolGroup(VectorGroup):
     ) -> None:
         import envpool
 
+        name = f"envpool/{task}"
         tasks = envpool.list_all_envs()
         if task not in tasks:
             raise EnvError(f"envpool has no task {task!r}{suggest(task, tasks)}")
-        if settings.get("episodic_life"):
-            raise EnvError(f"envpool/{task}: episodic_life ends the reported game at every life; use atari/ with dqn")
+        defaults = envpool.make_spec(task).config
+        if defaults.max_num_players > 1:
+            raise EnvError(f"{name} is for {defaults.max_num_players} players at once; one is all sfactory has")
+        own = set(defaults._fields)
+        known = (own | EXTRA) - OURS - REFUSED.keys()
+        for setting, value in settings.items():
+            if setting in REFUSED and value:
+                raise EnvError(f"{name}: {setting} {REFUSED[setting]}")
+            if setting not in known | REFUSED.keys():
+                raise EnvError(f"{name}: no such setting {setting!r}{suggest(setting, known)}")
+        if "use_combined_action" in own:  # VizDoom; without it, an action is one float per button, and not 0 is pressed
+            settings = {"use_combined_action": True, **settings}
         # Seeds are taken here and nowhere else: its reset ignores them.
-        self.env = envpool.make_gymnasium(
+        self.env: Any = envpool.make_gymnasium(
             task, num_envs=num_envs, seed=[seed % 2**31 for seed in seeds], num_threads=threads, **settings
         )
-        said = ", ".join(["envpool", task, *(f"{name}={settings[name]}" for name in sorted(settings))])
-        limits = self.env.spec.config
+        with warnings.catch_warnings():  # some tasks give float64 bounds of float32 numbers
+            warnings.simplefilter("ignore", UserWarning)
+            spaces = self.env.observation_space, self.env.action_space
+        said = ", ".join(["envpool", task, *(f"{key}={settings[key]}" for key in sorted(settings))])
+        config = self.env.spec.config
         super().__init__(
-            f"envpool/{task}", self.env.observation_space, self.env.action_space, num_envs, seeds, protocol=said,
-            frame_skip=int(getattr(limits, "frame_skip", 1)),
-            max_episode_steps=int(getattr(limits, "max_episode_steps", 0)) or None,
+            name, *spaces, num_envs, seeds, protocol=said, frame_skip=int(getattr(config, "frame_skip", 1)),
+            max_episode_steps=config.max_episode_steps if config.max_episode_steps < NO_LIMIT else None,
+            reward_threshold=self.env.spec.reward_threshold,
         )  # fmt: skip
         self._ended = np.ones(num_envs, bool)
 
@@ -54,7 +87,8 @@ class EnvpoolGroup(VectorGroup):
         return Native(obs, reward, terminated, truncated, reset, self._ended, self._never)
 
     def close(self) -> None:
-        self.env.close()
+        """envpool's own close does nothing: threads and games end with the object."""
+        self.env = None
 
 
 def make(env_id: str, *, num_envs: int, seeds: Sequence[int], threads: int = 1, **settings: Any) -> EnvpoolGroup:

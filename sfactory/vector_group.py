@@ -100,6 +100,8 @@ class VectorGroup(ABC):
             value = np.asarray(value)
             if value.shape[1:] != leaf.shape and value.ndim == 1:  # a category
                 value = np.arange(leaf.shape[0]) == (value - getattr(space, "start", 0))[:, None]
+            elif type(space).__name__ == "MultiBinary":  # of several dimensions; the leaf is flat
+                value = value.reshape(self.num_envs, -1)
             if value.shape != (self.num_envs, *leaf.shape):
                 raise ValueError(f"{name} has shape {value.shape}, its space says {(self.num_envs, *leaf.shape)}")
             obs[name] = value if value.dtype == leaf.dtype else value.astype(leaf.dtype)
