@@ -65,7 +65,7 @@ def book_layout(num_groups: int, slots_per_group: int) -> dict[str, Field]:
         "answered": Field((num_groups,), "int64"),
         "slot": Field((num_groups, max(slots_per_group, 8)), "int64"),
         "discarded": Field((num_groups, 8), "int64"),
-        "trained": Field((8,), "int64"),  # learner's: rows trained, rows skipped
+        "trained": Field((8,), "int64"),  # learner's: rows trained, rows skipped, rows of slots it gave back untrained
     }
 
 
@@ -132,7 +132,7 @@ class Book:
     def ledger(self) -> Ledger:
         """Count the rows; in flight comes from the slot and request words alone."""
         envs, rows = self.envs_per_group, self.rollout_length * self.envs_per_group
-        in_flight = 0
+        in_flight = int(self.trained[2])
         for group in range(self.num_groups):
             states = self.slot[group] & 3
             in_flight += int(((states == READY) | (states == LEARNING)).sum()) * rows

@@ -92,13 +92,14 @@ class Learner(Worker):
         for (group, _), lag in zip(slots, self.staging.lags(self.updates), strict=True):
             self.lags.setdefault(f"sampler-{self.plan.sampler_of(group)}", []).append(lag)
         synchronous = self.config.sampling.slots_per_group == 1
-        if not synchronous:  # nothing reads these slots any more
+        rows = self.config.batch_rows
+        if not synchronous:  # nothing reads these slots any more, but their rows are still in flight
+            words.store(self.book.trained, 2, rows)
             self._release(slots)
         self.stages.mark("batch")
         stats = self.update.run(self.staging.batch(self.updates), self.updates, self._progress())
         skipped = bool(stats.pop("skipped") > 0)  # the one synchronisation of an update: the weights leave anyway
         self.updates += 1
-        rows = self.config.batch_rows
         if skipped:
             self.skipped_in_a_row, self.skipped_updates = self.skipped_in_a_row + 1, self.skipped_updates + 1
             words.store(self.book.trained, 1, int(self.book.trained[1]) + rows)
@@ -109,6 +110,7 @@ class Learner(Worker):
             self.env_steps += self.staging.valid_rows
             self.metrics.append(stats)
             words.store(self.book.trained, 0, int(self.book.trained[0]) + rows)
+        words.store(self.book.trained, 2, 0)
         self.stages.mark("update")
         self._publish()
         if synchronous:  # on-policy: the next slot begins with the new weights, never before

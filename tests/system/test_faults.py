@@ -149,13 +149,14 @@ def test_everything_killed_at_once_again_and_again_always_resumes_and_steps_neve
 
 def test_a_stopped_learner_is_a_stall_with_stacks_and_the_book(tmp_path):
     run = tmp_path / "run"
-    process = start(run, "--run.stall-timeout", 8)
+    process = start(run, "--run.stall-timeout", 8, "--learning.epochs", 50)  # so it stops inside an update
     wait_for(lambda: steps(run) > 0, process=process)
     named(process, "learner")[0].suspend()
     _, err = finish(process, 8)
     assert "no update for 8 s" in last_line(err)
     assert "group 0: asked" in (run / "debug" / "book.txt").read_text()
     assert "most recent call first" in (run / "debug" / "inference.txt").read_text()
+    assert ledger_balances(run)  # the rows it had copied and not trained are in flight
 
 
 def test_everything_stopped_and_continued_is_no_stall(tmp_path):
