@@ -10,6 +10,9 @@ Two protocols that must never meet in one table:
               (Machado et al. 2018, arXiv 1709.06009; `env.settings.full_action_space = true` for their 18)
 
 A game ends after 108,000 frames at the latest (truncation).
+
+ale-py's vector environment cannot be saved. Where a run must resume exactly, the same games are stepped one by one
+(`atari_exact`): the same frames, rewards and random numbers, and slower.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sfactory_envs.atari_scores import SCORES
 
 from sfactory.envs import EnvError, missing_package, suggest
+from sfactory.snapshot import decode, encode
 from sfactory.vector_group import Native, VectorGroup
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -30,13 +35,12 @@ FRAMES, SKIP = 108_000, 4
 
 
 class AtariGroup(VectorGroup):
-    """E games of one kind, stepped by ale-py's threads."""
+    """E games of one kind."""
 
     def __init__(
         self, game: str, num_envs: int, seeds: Sequence[int], protocol: str, threads: int, settings: dict[str, Any]
     ) -> None:
         from ale_py import roms
-        from ale_py.vector_env import AtariVectorEnv
 
         games = roms.get_all_rom_ids()
         if game not in games:
@@ -44,10 +48,7 @@ class AtariGroup(VectorGroup):
         if protocol not in PROTOCOLS:
             raise EnvError(f"atari/{game}: protocol is {protocol!r}; it must be {' or '.join(PROTOCOLS)}")
         rules = {**PROTOCOLS[protocol], **settings}
-        self.env = AtariVectorEnv(
-            game, num_envs, num_threads=threads, reward_clipping=False, episodic_life=False,
-            max_num_frames_per_episode=FRAMES, frameskip=SKIP, **rules,
-        )  # fmt: skip
+        self.env = self.native(game, num_envs, threads, rules)
         self.lives_end_episodes = bool(rules["life_loss_info"])
         actions = self.env.single_action_space.n
         said = (
@@ -56,10 +57,20 @@ class AtariGroup(VectorGroup):
         )
         super().__init__(
             f"atari/{game}", self.env.single_observation_space, self.env.single_action_space, num_envs, seeds,
-            frame_skip=SKIP, protocol=said, max_episode_steps=FRAMES // SKIP,
+            frame_skip=SKIP, protocol=said, max_episode_steps=FRAMES // SKIP, reference=SCORES.get(game),
         )  # fmt: skip
         self._frame = np.zeros(num_envs, np.int32)
         self._seeded = False
+
+    @staticmethod
+    def native(game: str, num_envs: int, threads: int, rules: dict[str, Any]) -> Any:
+        """What plays the games: ale-py's threads."""
+        from ale_py.vector_env import AtariVectorEnv
+
+        return AtariVectorEnv(
+            game, num_envs, num_threads=threads, reward_clipping=False, episodic_life=False,
+            max_num_frames_per_episode=FRAMES, frameskip=SKIP, **rules,
+        )  # fmt: skip
 
     def begin(self) -> np.ndarray:
         seeds = None if self._seeded else np.array(self.seeds)
@@ -83,11 +94,41 @@ class AtariGroup(VectorGroup):
         self.env.close()
 
 
+class ExactAtariGroup(AtariGroup):
+    """The same games, stepped one by one in this thread, and with a snapshot."""
+
+    @staticmethod
+    def native(game: str, num_envs: int, threads: int, rules: dict[str, Any]) -> Any:
+        from sfactory_envs.atari_exact import SteppedAtari
+
+        return SteppedAtari(game, num_envs, max_num_frames_per_episode=FRAMES, frameskip=SKIP, **rules)
+
+    def snapshot(self) -> Any:
+        """JSON of everything that decides what comes next: consoles, random numbers, frames seen, the tally."""
+        own = [self.seeds, self._seeded, self._frame, self.tally.returns, self.tally.lengths]
+        return {"native": self.env.snapshot(), "group": encode(own)}
+
+    def restore(self, state: Any) -> None:
+        """The inverse, into a group built with the same settings. Games under way are played again, unseen."""
+        self.env.restore(state["native"])
+        self.seeds, self._seeded, self._frame, self.tally.returns, self.tally.lengths = decode(state["group"])
+
+
+def ids() -> list[str]:
+    """Every game ale-py ships; `atari_scores.SCORES` are the 57 of the benchmark."""
+    try:
+        from ale_py import roms
+    except ModuleNotFoundError as error:
+        raise missing_package("atari", "ale-py", "atari") from error
+    return list(roms.get_all_rom_ids())
+
+
 def make(
-    env_id: str, *, num_envs: int, seeds: Sequence[int], protocol: str = "dqn", threads: int = 1, **settings: Any
-) -> AtariGroup:
+    env_id: str, *, num_envs: int, seeds: Sequence[int], exact: bool = False, protocol: str = "dqn", threads: int = 1,
+    **settings: Any,
+) -> AtariGroup:  # fmt: skip
     """A group of one game. threads: of ale-py, per group. Further settings go to `ale_py.AtariVectorEnv`."""
     try:
-        return AtariGroup(env_id, num_envs, seeds, protocol, threads, settings)
+        return (ExactAtariGroup if exact else AtariGroup)(env_id, num_envs, seeds, protocol, threads, settings)
     except ModuleNotFoundError as error:
         raise missing_package(f"atari/{env_id}", "ale-py", "atari") from error

@@ -23,6 +23,19 @@ def play(group, steps, seed=0):
     return found
 
 
+def test_the_57_games_of_the_benchmark_are_there_with_scores_to_compare_with():
+    from ale_py import roms
+    from sfactory_envs.atari_scores import SCORES
+
+    from sfactory.metrics import human_normalized
+
+    assert len(SCORES) == 57
+    assert set(SCORES) <= set(roms.get_all_rom_ids())
+    assert group_of("pong").spec.reference == (-20.7, 14.6)
+    assert group_of("adventure").spec.reference is None
+    assert human_normalized(30.5, SCORES["breakout"]) == 1.0
+
+
 def test_the_spec_says_what_is_played():
     spec = group_of("pong").spec
     assert (spec.obs["obs"].shape, spec.obs["obs"].dtype) == ((4, 84, 84), "uint8")

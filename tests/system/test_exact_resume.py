@@ -34,6 +34,11 @@ def test_killed_and_resumed_is_never_stopped(target, words):
     assert verify(target, *words) == []
 
 
+def test_atari_in_lockstep_resumes_exactly():
+    """Its vector environment has no snapshot; the group that takes its place has. Few steps: the network is large."""
+    assert verify("atari/breakout", "--learning.minibatches", "2", steps=2000) == []
+
+
 def test_without_the_environments_the_runs_part():
     """The negative control: what verify-resume would miss if it compared too little."""
     assert verify("minatar/breakout", "--checkpoint.exact", "false", "--learning.minibatches", "2")
