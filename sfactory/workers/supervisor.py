@@ -71,6 +71,7 @@ class Life:
     process: BaseProcess
     pidfd: int
     incarnation: int
+    over: threading.Event
     beat: int = -1
     beat_at: float = 0.0  # on the supervisor's own clock
 
@@ -81,28 +82,30 @@ class Life:
 
 
 class Telemetry:
-    """One daemon thread per incarnation that only appends to a list. If its queue wedges, statistics of a dead worker
-    are lost and nothing else; it is never joined."""
+    """One daemon thread per incarnation that only appends to a list, and ends when its worker is buried and the queue
+    is empty. If the queue wedges (its worker died holding its lock), statistics of a dead worker are lost and nothing
+    else: no thread is ever joined."""
 
     def __init__(self) -> None:
         self.messages: deque[Message] = deque()
 
-    def listen(self) -> Any:
-        """A new queue with its own reader."""
+    def listen(self, over: threading.Event) -> Any:
+        """A new queue with its own reader, until `over` is set."""
         from faster_fifo import Queue
 
         queue = Queue(max_size_bytes=QUEUE_BYTES)
-        threading.Thread(target=self._read, args=(queue,), daemon=True).start()
+        threading.Thread(target=self._read, args=(queue, over), daemon=True).start()
         return queue
 
-    def _read(self, queue: Any) -> None:
+    def _read(self, queue: Any, over: threading.Event) -> None:
         from queue import Empty
 
         while True:
             try:
-                self.messages.extend(queue.get_many(timeout=5.0))
+                self.messages.extend(queue.get_many(timeout=1.0))
             except Empty:
-                continue
+                if over.is_set():
+                    return
             except Exception:
                 return
 
@@ -193,18 +196,20 @@ class Supervisor:
     # -- birth and death ---------------------------------------------------------------------------------------
 
     def _spawn(self, name: str, incarnation: int) -> None:
-        role = Role(self.plan, self.telemetry.listen(), incarnation)
+        over = threading.Event()
+        role = Role(self.plan, self.telemetry.listen(over), incarnation)
         last_words = str(self.plan.debug_dir / f"{name}.txt")
         process = give_birth(Birth(name, os.getpid(), fds_of(self.shared.wires), last_words, role))
         assert process.pid is not None
         self.undertaker.watch(process.pid)
         pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
-        self.lives[name] = Life(name, process, pidfd, incarnation, beat_at=self.awake)
+        self.lives[name] = Life(name, process, pidfd, incarnation, over, beat_at=self.awake)
 
     def _reap(self, life: Life) -> None:
         """Bury one worker: only after this may its successor be born."""
         kill_group(life.pid)  # its grandchildren too
         self.undertaker.forget(life.pid)
+        life.over.set()
         life.process.join(5.0)
         if life.pidfd >= 0:
             os.close(life.pidfd)
