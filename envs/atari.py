@@ -32,6 +32,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "machado": {"repeat_action_probability": 0.25, "noop_max": 0, "life_loss_info": False, "use_fire_reset": False},
 }
 FRAMES, SKIP = 108_000, 4
+FATAL = frozenset({"combat", "joust", "maze_craze", "warlords"})  # loading them alone ends the process (ale-py 0.12)
 
 
 class AtariGroup(VectorGroup):
@@ -42,7 +43,7 @@ class AtariGroup(VectorGroup):
     ) -> None:
         from ale_py import roms
 
-        games = roms.get_all_rom_ids()
+        games = set(roms.get_all_rom_ids()) - FATAL
         if game not in games:
             raise EnvError(f"ale-py ships no game {game!r}{suggest(game, games)}")
         if protocol not in PROTOCOLS:
@@ -120,7 +121,7 @@ def ids() -> list[str]:
         from ale_py import roms
     except ModuleNotFoundError as error:
         raise missing_package("atari", "ale-py", "atari") from error
-    return list(roms.get_all_rom_ids())
+    return sorted(set(roms.get_all_rom_ids()) - FATAL)
 
 
 def make(

@@ -140,7 +140,6 @@ def saved_and_restored(game, steps, spoil=lambda state: None, **settings):
         ("breakout", 150, {}),
         ("breakout", 150, {"protocol": "machado", "full_action_space": True}),
         ("qbert", 60, {"protocol": "machado"}),  # its ALEState alone is not enough
-        ("pong", 0, {}),
     ],
 )
 def test_a_restored_group_plays_on_as_the_one_that_was_saved(game, steps, settings):
@@ -150,7 +149,7 @@ def test_a_restored_group_plays_on_as_the_one_that_was_saved(game, steps, settin
         a, b = one.step(action), two.step(action)
         assert same(a, b), f"step {t}"
         games += len(a.episodes)
-        if t == 75 and game == "pong":  # what was restored can be saved
+        if t == 75 and game == "qbert":  # what was restored can be saved
             one, two = two, one
             two.restore(one.snapshot())
     assert games >= (game == "breakout")

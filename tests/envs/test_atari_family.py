@@ -33,6 +33,8 @@ def test_the_57_games_of_the_benchmark_are_there_with_scores_to_compare_with():
     assert set(SCORES) <= set(roms.get_all_rom_ids())
     assert group_of("pong").spec.reference == (-20.7, 14.6)
     assert group_of("adventure").spec.reference is None
+    with pytest.raises(EnvError, match="ships no game 'combat'"):  # it would end the process
+        group_of("combat")
     assert human_normalized(30.5, SCORES["breakout"]) == 1.0
 
 

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import time
@@ -277,3 +278,40 @@ def test_a_logging_disk_that_fails_stops_nothing(tmp_path):
     for file in (run / "tensorboard").glob("*") if (run / "tensorboard").exists() else []:
         file.unlink()
     finish(process, 0)
+
+
+def test_a_tiny_dev_shm_is_enough(tmp_path):
+    """Containers have 64 MB of it; memory here is anonymous and needs none. 64 KB, in a mount namespace of its own."""
+    run = tmp_path / "run"
+    words = command("train", "gymnasium/CartPole-v1", "--run.dir", run, *SMALL, "--stop.env-steps", 3000, "--quiet")
+    inside = "mount -t tmpfs -o size=64k tmpfs /dev/shm && df -k /dev/shm | tail -1 && exec " + shlex.join(words)
+    done = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inside],
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[1] == "64"
+    assert steps(run) >= 3000
+
+
+def test_a_clock_that_jumps_stops_nothing(tmp_path):
+    """The wall clock is set to a year ahead and a year back while a run is young: deadlines and speeds do not see it.
+
+    A process cannot set the machine's clock in a test, so its own `time.time` jumps, in the supervisor and in every
+    worker: a site directory on the path replaces it before anything of ours is imported.
+    """
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import time\\nreal, year = time.time, 365 * 86400\\n"
+        "time.time = lambda: real() + (year if int(real() * 2) % 2 else -year)\\n"
+    )
+    run = tmp_path / "run"
+    words = command("train", "gymnasium/CartPole-v1", "--run.dir", run, *SMALL, "--stop.seconds", 4, "--quiet")
+    words += ["--run.stall-timeout", "20", "--env.step-timeout", "20"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(site)}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    seconds = [row["seconds"] for row in rows(run)]
+    assert seconds == sorted(seconds)
+    assert 4.0 <= seconds[-1] < 30.0
+    assert all(0 <= row["charts/SPS"] < 1e6 for row in rows(run))
