@@ -1,0 +1,125 @@
+"""How long faults last: from a kill to a newborn at work, a wait for a checkpoint, from `resume` to an update.
+
+    python benchmarks/fault_times.py            a minute and a half; nothing else should run
+
+Prints medians and worst cases. The bars: a sampler is back within 2 s and inference within 4 s, a checkpoint holds an
+update up for 50 ms at the 99th percentile, a resumed run makes its first update within 5 s on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+TARGET, BATCH = "minatar/breakout", 2048
+OFTEN = ["--log.every-seconds", "0.1", "--quiet"]
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "sfactory", *map(str, words)]
+
+
+@contextmanager
+def running(*words: object) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command(*words), stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def until(condition: Callable[[], bool], limit_s: float = 60.0) -> float:
+    """Seconds until it holds."""
+    began = time.perf_counter()
+    while not condition():
+        if time.perf_counter() - began > limit_s:
+            raise TimeoutError("it did not happen in time")
+        time.sleep(0.005)
+    return time.perf_counter() - began
+
+
+def worker(process: subprocess.Popen[bytes], kind: str) -> psutil.Process | None:
+    """By the file its stderr goes to."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if Path(os.readlink(f"/proc/{child.pid}/fd/2")).stem.startswith(kind):
+                return child
+        except OSError:
+            continue
+    return None
+
+
+def back_at_work(run: Path, kind: str, times: int) -> list[float]:
+    """Seconds from SIGKILL to the first row of metrics trained after all data from before the kill was used up."""
+    found = []
+    with running("train", TARGET, "--run.dir", run, *OFTEN, "--sampling.groups-per-sampler", 2) as process:
+        until(lambda: len(rows(run)) > 3)
+        for _ in range(times):
+            victim = worker(process, kind)
+            assert victim is not None
+            victim.kill()
+            began = time.perf_counter()
+            until(lambda victim=victim: (w := worker(process, kind)) is not None and w.pid != victim.pid)
+            newborn = worker(process, kind)
+            assert newborn is not None
+            busy = sum(newborn.cpu_times()[:2])
+            # At work: three batches, more than was in flight, have been trained since the newborn was there.
+            before = rows(run)[-1]["env_steps"]
+            until(lambda before=before: rows(run)[-1]["env_steps"] >= before + 3 * BATCH)
+            assert sum(newborn.cpu_times()[:2]) > busy
+            found.append(time.perf_counter() - began)
+            time.sleep(1.0)
+    return found
+
+
+def stalls(run: Path, seconds: float) -> list[float]:
+    """Milliseconds an update waited for each of the checkpoints of a run that saves all the time."""
+    words = ("--run.dir", run, *OFTEN, "--checkpoint.every-seconds", 0.3, "--stop.seconds", seconds)
+    subprocess.run(command("train", TARGET, *words), check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return [row["system/save_stall_ms"] for row in rows(run)[1:] if row["system/save_stall_ms"] > 0]
+
+
+def resumed(run: Path, times: int) -> list[float]:
+    """Seconds from the command `resume` to the first row of metrics with more steps."""
+    found = []
+    for _ in range(times):
+        before = rows(run)[-1]["env_steps"]
+        with running("resume", run, "--stop.seconds", 3600, *OFTEN):
+            found.append(until(lambda before=before: bool(rows(run)) and rows(run)[-1]["env_steps"] > before))
+            time.sleep(1.0)
+    return found
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        table = {
+            "sampler killed: training on new data again, s": back_at_work(root / "a", "sampler", 8),
+            "inference killed: training on new data again, s": back_at_work(root / "b", "inference", 5),
+            "an update's wait for a checkpoint, ms": stalls(root / "c", 20.0),
+            "`resume` to the first update, s": resumed(root / "c", 5),
+        }
+    for name, values in table.items():
+        worst, p99 = max(values), float(np.percentile(values, 99))
+        print(f"{name:50} median {np.median(values):6.2f}   p99 {p99:6.2f}   worst {worst:6.2f}   n {len(values)}")
+
+
+if __name__ == "__main__":
+    main()
