@@ -162,14 +162,15 @@ def evaluate(args: list[str]) -> int:
 
 def list_presets(args: list[str]) -> int:
     """Names, environments, what they are."""
-    from sfactory.presets import presets
+    from sfactory.presets import family_defaults, presets
 
     _nothing_else(args)
-    found = presets()
+    found, defaults = presets(), family_defaults()
     widths = max(len(p.name) for p in found), max(len(p.env) for p in found)
-    for preset in found:
+    for preset in [*found, *defaults]:
         print(f"{preset.name:{widths[0]}}  {preset.env:{widths[1]}}  {preset.description}")
     print("\nsfactory train PRESET starts one; sfactory train PRESET --print-config shows its settings.")
+    print("With *: any other environment of a family, as sfactory train atari/breakout; sfactory envs atari lists them.")
     return 0
 
 

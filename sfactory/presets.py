@@ -56,14 +56,19 @@ def presets_dir() -> Path:
 
 def presets() -> list[Preset]:
     """All presets by name; a family's default.toml is no target of its own."""
-    found = []
-    for path in sorted(presets_dir().glob("*/*.toml")):
-        if path.stem != "default":
-            text = path.read_text()
-            env = tomllib.loads(text).get("env", {}).get("name", "")
-            name = f"{path.parent.name}/{path.stem}"
-            found.append(Preset(name, env, text.partition("\n")[0].lstrip("# ").strip(), path))
-    return found
+    return [_preset(path) for path in sorted(presets_dir().glob("*/*.toml")) if path.stem != "default"]
+
+
+def family_defaults() -> list[Preset]:
+    """What every other environment of a family is trained with: `atari/*` and so on."""
+    return [_preset(path) for path in sorted(presets_dir().glob("*/default.toml"))]
+
+
+def _preset(path: Path) -> Preset:
+    text = path.read_text()
+    env = tomllib.loads(text).get("env", {}).get("name", "")
+    name = f"{path.parent.name}/{'*' if path.stem == 'default' else path.stem}"
+    return Preset(name, env, text.partition("\n")[0].lstrip("# ").strip(), path)
 
 
 def families() -> list[str]:

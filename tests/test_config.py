@@ -297,10 +297,13 @@ def test_every_preset_is_a_complete_run_with_a_description_and_a_source():
         assert tomllib.loads(to_toml(got))["env"]["name"] == preset.env
 
 
-def test_the_minatar_presets_differ_in_the_game_alone():
+def test_the_minatar_presets_differ_in_the_game_and_in_the_scale_of_its_returns():
     def rest(name):
-        return {**to_dict(config(name)), "env": None}
+        return {**to_dict(config(name)), "env": None, "normalize": None}
 
-    games = [preset.name for preset in presets() if preset.name.startswith("minatar/")]
+    games = {preset.name for preset in presets() if preset.name.startswith("minatar/")}
     assert all(rest(name) == rest("minatar/breakout") for name in games)
+    scaled = {name for name in games if config(name).normalize.value_targets}
+    assert scaled == {"minatar/freeway", "minatar/space_invaders"}
+    assert not any(config(name).normalize.obs or config(name).normalize.reward for name in games)
     assert config("minatar/breakout").batch_rows == 2048
