@@ -170,7 +170,7 @@ def list_presets(args: list[str]) -> int:
     for preset in [*found, *defaults]:
         print(f"{preset.name:{widths[0]}}  {preset.env:{widths[1]}}  {preset.description}")
     print("\nsfactory train PRESET starts one; sfactory train PRESET --print-config shows its settings.")
-    print("With *: any other environment of a family, as sfactory train atari/breakout; sfactory envs atari lists them.")
+    print("With *: any other environment of a family, as sfactory train atari/breakout (sfactory envs atari: which).")
     return 0
 
 
