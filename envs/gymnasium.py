@@ -7,6 +7,7 @@ all of them. Exact resume needs single environments, so lockstep steps those.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,7 @@ class GymnasiumVectorGroup(VectorGroup):
         mode = "vector_entry_point"
         self.env: Any = gymnasium.make_vec(env_id, num_envs=num_envs, vectorization_mode=mode, **settings)
         if self.env.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
+            self.env.close()
             raise EnvError(f"gymnasium/{env_id}: its vector environment does not reset at the next step")
         registered = gymnasium.spec(env_id)
         super().__init__(
@@ -39,7 +41,8 @@ class GymnasiumVectorGroup(VectorGroup):
             protocol=protocol, max_episode_steps=settings.get("max_episode_steps", registered.max_episode_steps),
             reward_threshold=registered.reward_threshold,
         )  # fmt: skip
-        self._seed: int | None = self.seeds[0]  # one stream for all of them
+        self._seed: int | None = self.seeds[0]  # one stream for all of them: the seed that repeats any of them
+        self.seeds = [self.seeds[0]] * num_envs
         self._ended = self._never
 
     def begin(self) -> Any:
@@ -80,7 +83,8 @@ def make(env_id: str, *, num_envs: int, seeds: Sequence[int], exact: bool = Fals
     protocol = ", ".join([env_id, *(f"{setting}={settings[setting]}" for setting in sorted(settings))])
     registered = gymnasium.registry.get(env_id)  # None for package:id too, which make imports
     if registered is not None and registered.vector_entry_point and num_envs >= FEW and not exact:
-        with told(env_id):
+        # Single environments do whatever its vector environment cannot: other autoresets, wrappers, settings.
+        with contextlib.suppress(Exception):
             return GymnasiumVectorGroup(env_id, num_envs, seeds, protocol, settings)
 
     def factory() -> gymnasium.Env:

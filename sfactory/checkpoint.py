@@ -79,7 +79,7 @@ def _manifest_hash(manifest: dict[str, Any]) -> str:
 def save(run_dir: Path, contents: Contents, keep: int) -> Path:
     """Write one checkpoint, verify it, then drop all but the newest `keep`. Raises OSError or CheckpointError."""
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialize
 
     for part, tensors in contents.parts.items():
         for name, tensor in tensors.items():
@@ -94,7 +94,8 @@ def save(run_dir: Path, contents: Contents, keep: int) -> Path:
     try:
         for part in PARTS:
             tensors = {name: t.detach().cpu().contiguous().clone() for name, t in contents.parts.get(part, {}).items()}
-            save_file(tensors, temporary / f"{part}.safetensors")
+            # Not save_file: what it raises on a full disk is no OSError.
+            (temporary / f"{part}.safetensors").write_bytes(serialize(tensors))
         if contents.lockstep:
             with (temporary / LOCKSTEP).open("wb") as file:
                 np.savez(file, **contents.lockstep)  # type: ignore[arg-type]  # arrays by name, no pickle
@@ -166,8 +167,9 @@ def verify(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def newest(run_dir: Path, warn: list[str] | None = None) -> Path | None:
-    """The newest good checkpoint, or None if there was never one. Bad ones move to `corrupt/`, their reasons to `warn`.
+def newest(run_dir: Path, warn: list[str] | None = None, ours: bool = True) -> Path | None:
+    """The newest good checkpoint, or None if there was never one. Bad ones move to `corrupt/` (not in a run that is not
+    ours), their reasons to `warn`.
 
     Raises CheckpointError if there are checkpoints and none is usable.
     """
@@ -181,6 +183,8 @@ def newest(run_dir: Path, warn: list[str] | None = None) -> Path | None:
             reasons.append(f"checkpoint {path.name} skipped: {error}")
             if warn is not None:
                 warn.append(reasons[-1])
+            if not ours:
+                continue
             corrupt = run_dir / "corrupt"
             with contextlib.suppress(OSError):  # a read-only run can still be evaluated
                 corrupt.mkdir(exist_ok=True)
@@ -195,7 +199,7 @@ def source(path: Path) -> Path:
     if (path / MANIFEST).is_file():
         verify(path)
         return path
-    found = newest(path)
+    found = newest(path, ours=False)
     if found is None:
         raise CheckpointError(f"{path} holds no checkpoint to begin with")
     return found

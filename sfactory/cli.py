@@ -31,7 +31,7 @@ FIXED = (
     "model.",
     "normalize.obs",
     "normalize.reward",
-    "normalize.value_targets",
+    "normalize.value-targets",
     "run.mode",
 )
 """What a resume may not change: the task, the network, and what the checkpoint's statistics belong to. In lockstep the
@@ -41,9 +41,9 @@ sampling neither: the checkpoint holds every group where it stood."""
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script. Always leaves through sys.exit; the last line on stderr says how it ended."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own encoder lies where they stand; last, so that it hides nothing
     try:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # a user's own encoder lies where they stand; last, so that it hides nothing
         code = _dispatch(args)
     except Ended as end:
         code = last_line(end.code, end.code.outcome, end.sentence)

@@ -161,6 +161,11 @@ class Board:
         known = [np.mean(returns) for returns in self._returns if returns]
         return float(np.mean(known)) if known else None
 
+    @property
+    def settled(self) -> bool:
+        """Every task has as many games as its training return is made of."""
+        return all(len(returns) == GAMES for returns in self._returns)
+
     def take(self, message: tuple[str, str, Any]) -> None:
         """One message of telemetry: (kind, worker, payload)."""
         kind, worker, payload = message

@@ -61,6 +61,7 @@ def test_what_is_not_finite_is_never_written(tmp_path):
 
 CALLS = (
     (os, "open"), (os, "fsync"), (os, "close"), (Path, "mkdir"), (Path, "rename"), (Path, "write_text"),
+    (Path, "write_bytes"),
     (shutil, "rmtree"), (np, "savez"),
 )  # fmt: skip
 
@@ -70,9 +71,7 @@ class Fault:
 
     def __init__(self, monkeypatch, at, happen, after):
         self.count, self.at, self.happen, self.after = 0, at, happen, after
-        import safetensors.torch
-
-        for owner, name in (*CALLS, (safetensors.torch, "save_file")):
+        for owner, name in CALLS:
             monkeypatch.setattr(owner, name, self.wrap(getattr(owner, name)))
 
     def wrap(self, real):

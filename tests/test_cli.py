@@ -398,3 +398,10 @@ def test_a_family_lists_its_environments(typed):
     assert "gymnasium/Hopper-v5" in typed("envs", "gymnasium")[1].splitlines()
     code, _, line = typed("envs", "minatari")
     assert (code, "did you mean minatar?" in line) == (2, True)
+
+
+def test_what_a_resume_refuses_are_settings_as_they_are_typed():
+    from sfactory.settings import field_types, shown
+
+    typed_names = [shown(name) for name in field_types()]
+    assert all(any(name.startswith(fixed) for name in typed_names) for fixed in cli.FIXED)

@@ -204,3 +204,11 @@ def test_one_task_has_no_curve_of_its_own_and_only_some_have_a_human():
         "charts/episodic_return", "charts/episodic_length",
     }  # fmt: skip
     assert not [name for name in row if "human" in name]
+
+
+def test_one_task_alone_does_not_settle_the_return_of_two():
+    board = Board(tasks={"a/x": None, "a/y": None})
+    board.take(("episodes", "sampler-0", [(500.0, 9, 0)] * 100))
+    assert not board.settled
+    board.take(("episodes", "sampler-0", [(10.0, 900, 1)] * 100))
+    assert board.settled

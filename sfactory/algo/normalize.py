@@ -90,7 +90,8 @@ class EwmaMoments:
     def update(self, mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """Moments of a batch, [] each -> averaged mean [] and variance []."""
         batch = count * torch.stack([torch.ones_like(mean), mean, var + mean.square()])
-        self._sums = self.decay * self._sums + batch
+        # A batch that is not finite is skipped by whoever learns from it; it must not be remembered for ever.
+        self._sums = torch.where(torch.isfinite(batch).all(), self.decay * self._sums + batch, self._sums)
         w, s, q = self._sums.unbind(0)
         average = s / w.clamp(min=1e-30)
         return average, (q / w.clamp(min=1e-30) - average.square()).clamp(min=0.0)
@@ -135,8 +136,10 @@ class TargetScale:
     def update(self, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Take in targets [...] where valid; returns (factor, shift) [] for the head:
         output <- factor * output + shift."""
-        mean, var = self.moments.update(*masked_moments(target, valid))
-        std = var.sqrt().clamp(min=1e-4)
+        mean, var, count = masked_moments(target, valid)
+        known = torch.isfinite(mean) & torch.isfinite(var) & (count > 0)
+        mean, var = self.moments.update(mean, var, count)
+        mean, std = torch.where(known, mean, self.mean), torch.where(known, var.sqrt().clamp(min=1e-4), self.std)
         factor, shift = self.std / std, (self.mean - mean) / std
         self.mean, self.std = mean, std
         return factor, shift

@@ -130,7 +130,8 @@ class Book:
         words.store(self.discarded, group, number - self.handed_over(group))
 
     def ledger(self) -> Ledger:
-        """Count the rows; in flight comes from the slot and request words alone."""
+        """Count the rows; in flight comes from the slot and request words, and from the learner's word for the rows it
+        has copied and not trained. Between two of its stores (microseconds) a batch may be counted twice."""
         envs, rows = self.envs_per_group, self.rollout_length * self.envs_per_group
         in_flight = int(self.trained[2])
         for group in range(self.num_groups):

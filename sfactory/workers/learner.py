@@ -146,7 +146,7 @@ class Learner(Worker):
         try:
             path = autopsy.write(self.plan.debug_dir, self.staging.tensors, self.model, stats)
             self.post.put(("log", self.name, f"the batch that was not finite and its statistics: {path}"))
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self.post.put(("log", self.name, f"the batch that was not finite could not be kept: {error}"))
 
     # -- slots -------------------------------------------------------------------------------------------------

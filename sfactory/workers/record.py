@@ -15,7 +15,7 @@ from sfactory import checkpoint
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
 from sfactory.memory.slots import Ledger
-from sfactory.metrics import GAMES, Board, console_line
+from sfactory.metrics import Board, console_line
 from sfactory.settings_file import to_toml
 from sfactory.workers.worker import Message
 from sfactory.writers import Writers, write_atomically
@@ -55,7 +55,8 @@ class Record:
         self.env_steps, self.seconds = int(state.get("env_steps", 0)), float(state.get("seconds", 0.0))
         self.ledger: Ledger | None = None
         self.env_faults, self._last_fault = 0, ""  # of this launch
-        self.board = Board(self.env_steps, self.seconds, {spec.name: spec.reference for spec in specs})
+        tasks = {task: spec.reference for task, spec in zip(config.env.tasks, specs, strict=True)}
+        self.board = Board(self.env_steps, self.seconds, tasks)
         self.writers = Writers(run_dir, config, self.env_steps if resume_from else None)
 
     @classmethod
@@ -118,7 +119,7 @@ class Record:
             said = f"environments failed more than {budget} times (env.fault-budget); the last: {self._last_fault}"
             return Outcome("environment fault", 6, said)
         target = self.config.stop.target_return
-        if target is None or self.board.games < GAMES:
+        if target is None or not self.board.settled:
             return None
         now = self.board.training_return
         if now is None or now < target:

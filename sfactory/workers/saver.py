@@ -17,7 +17,7 @@ class Saved(NamedTuple):
     """How a save ended."""
 
     env_steps: int
-    error: Exception | None
+    error: BaseException | None
 
 
 class Saver:
@@ -26,7 +26,7 @@ class Saver:
     def __init__(self, run_dir: Path, keep: int) -> None:
         self.run_dir, self.keep = run_dir, keep
         self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._env_steps = 0
 
     @property
@@ -42,20 +42,27 @@ class Saver:
             for part, tensors in contents.parts.items()
         }
         copied = checkpoint.Contents(contents.state, copies, lockstep=contents.lockstep)
-        self._env_steps, self._error = int(contents.state["env_steps"]), None
-        self._thread = threading.Thread(target=self._write, args=(copied,), daemon=True)
-        self._thread.start()
+        self._env_steps, self._error = int(contents.state["env_steps"]), RuntimeError("the save ended without a word")
+        thread = threading.Thread(target=self._write, args=(copied,), daemon=True)
+        self._thread = thread
+        try:
+            thread.start()
+        except RuntimeError:  # no thread to be had: then the update waits
+            self._thread = threading.Thread()
+            self._write(copied)
 
     def take(self, wait: bool) -> Saved | None:
         """The end of the save that was begun, once; None if there is none, or none yet."""
         if self._thread is None or (self._thread.is_alive() and not wait):
             return None
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._thread = None
         return Saved(self._env_steps, self._error)
 
     def _write(self, contents: checkpoint.Contents) -> None:
         try:
             checkpoint.save(self.run_dir, contents, self.keep)
-        except Exception as error:  # told by whoever takes the end
+            self._error = None
+        except BaseException as error:  # told by whoever takes the end
             self._error = error

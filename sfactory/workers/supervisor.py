@@ -23,11 +23,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from sfactory import checkpoint
 from sfactory.batch import rescale_batch
-from sfactory.config import Config
-from sfactory.envs import make_specs
+from sfactory.config import Config, to_dict
+from sfactory.envs import bounded, make_specs
 from sfactory.memory import words
 from sfactory.memory.words import check_memory_order
+from sfactory.settings_file import from_toml
 from sfactory.workers.birth import (
     ENVIRONMENT_FAULT,
     REFUSED,
@@ -231,6 +233,7 @@ class Supervisor:
     def _mourn(self, life: Life, code: int) -> Outcome | None:
         """Decide what a death means: the run's end, or a newborn."""
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+        where = self._where(life.name) if code != -signal.SIGKILL else ""
         words_ = self._last_words(life.name)
         if life.name == "learner" and code == REFUSED:
             return Outcome("refused", code, words_.removeprefix(": "))
@@ -245,10 +248,10 @@ class Supervisor:
                 return Outcome(
                     "lost",
                     code_,
-                    f"{life.name} died {self.faults[life.name]} times without an update ({cause}){words_}",
+                    f"{life.name} died {self.faults[life.name]} times without an update ({cause}{where}){words_}",
                 )
         reason = words_ if code > 0 else ""  # a process that was killed had no time for words
-        reason += self._where(life.name) if code != -signal.SIGKILL else ""
+        reason += where
         self.record.take(("fault", life.name, f"{life.name} died ({cause}{reason}); respawned"))
         self._spawn(life.name, life.incarnation + 1)
         return None
@@ -344,11 +347,23 @@ def check_encoder(name: str) -> None:
     """ValueError for an encoder module:Class whose module is not there. Looked for, not imported: it needs torch."""
     module, colon, _ = name.partition(":")
     try:
-        found = not colon or importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package around it
+        found = not colon or importlib.util.find_spec(module.partition(".")[0]) is not None
+    except ValueError:  # a module without a spec, such as __main__
         found = False
     if not found:
         raise ValueError(f"model.encoder {name}: no module {module} here ({os.getcwd()}) or among the packages")
+
+
+def check_beginning(config: Config) -> None:
+    """ValueError or CheckpointError if the weights that `run.init_from` names are not there, or mean something else."""
+    path = checkpoint.source(Path(config.run.init_from))
+    settings = path.parent.parent / "config.toml"
+    if not settings.is_file():  # a checkpoint that was copied elsewhere: the learner compares the shapes
+        return
+    theirs, ours = (to_dict(c)["model"] for c in (from_toml(settings), config))
+    apart = [f"model.{name} {theirs[name]!r}, not {ours[name]!r}" for name in ours if theirs[name] != ours[name]]
+    if apart:
+        raise ValueError(f"run.init-from {config.run.init_from}: another network: its {', its '.join(apart)}")
 
 
 def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
@@ -358,6 +373,9 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
     """
     check_encoder(config.model.encoder)
     specs = make_specs(config.env.tasks, config.env.arguments)
+    bounded(specs[0], config.model.squash)  # refuses what cannot be squashed
+    if config.run.init_from and not resume:
+        check_beginning(config)
     scaled, table = rescale_batch(config)
     with Record.open(config, Path(run_dir), resume, specs) as record:
         for line in table:

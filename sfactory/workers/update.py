@@ -154,7 +154,7 @@ class Update:
             stats, targets = self._one_pass(batch)
         else:
             stats, targets = self._many_passes(batch, updates)
-        self._update_normalizers(batch, targets)
+        self._update_normalizers(batch, targets, stats["skipped"] == 0)
         if self.config.optim.schedule in ("kl_adaptive", "ess"):  # the one synchronisation these schedules need
             self.kl, self.ess = float(stats["offpolicy/kl_proximal_policy"]), float(stats["offpolicy/ess"])
         return stats
@@ -333,16 +333,20 @@ class Update:
         return norm.detach(), skipped
 
     @torch.no_grad()
-    def _update_normalizers(self, batch: Batch, targets: Tensor) -> None:
-        """Last of all: the statistics published with the new weights hold this batch, the ones used on it did not."""
+    def _update_normalizers(self, batch: Batch, targets: Tensor, learnt: Tensor) -> None:
+        """Last of all: the statistics published with the new weights hold this batch, the ones used on it did not.
+
+        learnt [] bool: no step was skipped. A batch that was not finite leaves no trace in them.
+        """
+        valid = batch.valid & learnt
         for name, moments in self.obs_moments.items():
-            moments.update(batch.obs[name][:-1].float(), batch.valid)
+            moments.update(batch.obs[name][:-1].float(), valid)
             self.model.set_normalizer(name, moments.mean, moments.var)
         if batch.discounted_return is not None:
             scale = self.config.env.reward_scale
-            self.reward_scale.update(batch.discounted_return * scale, batch.valid)
+            self.reward_scale.update(batch.discounted_return * scale, valid)
         if self.target_scale is not None:
-            self.model.rescale_value(*self.target_scale.update(targets, batch.valid))
+            self.model.rescale_value(*self.target_scale.update(targets, valid))
 
     # -- what a checkpoint holds --------------------------------------------------------------------------------------
 
@@ -368,11 +372,14 @@ class Update:
     def begin_with(self, weights: Mapping[str, Tensor], normalizers: Mapping[str, Tensor]) -> None:
         """Weights and their normaliser alone; the proximal policy begins with them."""
         self.model.load_state_dict(dict(weights))
-        self.proximal.reset(self.model)
         for name, moments in self.obs_moments.items():
             moments.load_state_dict(_under(normalizers, f"obs.{name}."))
-        if self.target_scale is not None and _under(normalizers, "target."):
-            self.target_scale.load_state_dict(_under(normalizers, "target."))
+        target = _under(normalizers, "target.")
+        if target and self.target_scale is not None:
+            self.target_scale.load_state_dict(target)
+        elif target:  # its head speaks normalised units, ours shall speak those of the reward
+            self.model.rescale_value(target["std"].to(self.device), target["mean"].to(self.device))
+        self.proximal.reset(self.model)
 
     def load_state_dict(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.model.load_state_dict(dict(parts["model"]))

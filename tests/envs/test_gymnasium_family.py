@@ -125,3 +125,20 @@ def test_a_vector_environment_is_truncated_at_its_limit():
     step = group.step({"action": np.ones(8, np.int64)})
     assert step.truncated.all()
     assert not step.terminated.any()
+
+
+def test_a_vector_environment_of_another_kind_is_left_aside():
+    """It resets within the step: single environments are used, as for every id without one."""
+    from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+    from gymnasium.vector import AutoresetMode
+
+    class SameStep(CartPoleVectorEnv):
+        metadata = {**CartPoleVectorEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    gymnasium.register(
+        "SameStep-v0", "gymnasium.envs.classic_control:CartPoleEnv", vector_entry_point=SameStep, max_episode_steps=500
+    )
+    try:
+        assert type(make_group("gymnasium/SameStep-v0", 8, list(range(8)))).__name__ == "EnvGroup"
+    finally:
+        del gymnasium.registry["SameStep-v0"]

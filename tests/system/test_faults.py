@@ -258,6 +258,25 @@ def test_a_disk_that_takes_nothing_stops_nothing_until_the_end(tmp_path):
     assert steps(run) >= 6000
 
 
+def test_a_full_disk_is_told_and_borne_and_ends_with_its_own_code(tmp_path):
+    """A real one of 64 KB under the folder of checkpoints: what libraries raise there is theirs to choose."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    script = "import sys; from sfactory import presets, settings; from sfactory.workers.supervisor import train; "
+    script += "from pathlib import Path; flags, *_ = presets.split_flags(sys.argv[2:], {}); "
+    script += "c = settings.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
+    script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"
+    words = shlex.join([*command()[:1], "-c", script, str(run), *SMALL, "--stop.env-steps", "6000"])
+    inside = f"mount -t tmpfs -o size=64k tmpfs {shlex.quote(str(run / 'checkpoints'))} && exec {words}"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inside],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 10, done.stderr[-2000:]
+    assert "No space left on device" in log_of(run)
+    assert steps(run) >= 6000
+
+
 def test_too_few_file_descriptors_are_refused_with_the_numbers(tmp_path):
     def few():
         resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90))

@@ -1,5 +1,6 @@
 """A new run that begins with the weights of another: `--run.init-from`."""
 
+import shutil
 import subprocess
 
 import pytest
@@ -46,10 +47,33 @@ def test_a_single_checkpoint_may_be_named(teacher, tmp_path):
 @pytest.mark.parametrize("mode", ["async", "lockstep"])
 def test_another_network_is_refused_with_the_difference(teacher, tmp_path, mode):
     words = ("--run.init-from", teacher, "--model.hidden", 32, 32, "--run.mode", mode)
+    line = train(tmp_path / "run", *words, code=2)
+    assert "another network: its model.hidden (64, 64), not (32, 32)" in line
+    assert not (tmp_path / "run").exists()
+    line = train(tmp_path / "run", "--run.init-from", teacher, "--model.squash", "--run.mode", mode, code=2)
+    assert "its model.squash False, not True" in line  # the same shapes, and another meaning
+
+
+@pytest.mark.parametrize("mode", ["async", "lockstep"])
+def test_a_bare_checkpoint_of_another_network_is_refused_by_its_shapes(teacher, tmp_path, mode):
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint.newest(teacher), bare)
+    words = ("--run.init-from", bare, "--model.hidden", 32, 32, "--run.mode", mode)
     line = train(tmp_path / "run", *words, code=4)
     assert "another network: critic.encoders.0.layers.0.bias [64] for [32]" in line
 
 
-def test_nothing_to_begin_with_is_refused(tmp_path):
-    line = train(tmp_path / "run", "--run.init-from", tmp_path / "nowhere", code=4)
+def test_nothing_to_begin_with_is_refused_before_anything_is_written(tmp_path):
+    line = train(tmp_path / "run", "--run.init-from", tmp_path / "nowhere", code=2)
     assert "nowhere holds no checkpoint to begin with" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_checkpoint_of_another_run_stays_where_it_is(teacher, tmp_path):
+    theirs = tmp_path / "theirs"
+    shutil.copytree(teacher, theirs)
+    newest = checkpoint.newest(theirs)
+    (newest / "model.safetensors").write_bytes(b"x")
+    train(tmp_path / "run", "--run.init-from", theirs, "--stop.env-steps", 200)
+    assert newest.exists()
+    assert not (theirs / "corrupt").exists()

@@ -77,3 +77,9 @@ def test_squashed_actions_and_normalised_targets_train_resume_and_play(tmp_path)
     assert rows(straight)[-1]["losses/value_loss"] == rows(halved)[-1]["losses/value_loss"]
     result = json.loads(run("eval", straight, "--episodes", 2, "--json").stdout)
     assert result["returns"]
+
+
+def test_squashing_what_cannot_be_is_refused_before_anything_is_written(tmp_path):
+    done = run("train", "gymnasium/CartPole-v1", "--run.dir", tmp_path / "run", "--model.squash", code=2)
+    assert "model.squash is for continuous actions" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -130,3 +130,29 @@ def test_the_value_an_update_starts_from_is_in_units_of_reward():
     torch.testing.assert_close(
         start.trace.target[batch.valid], (start.trace.advantage + value)[batch.valid], rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("value_targets", [False, True])
+def test_one_batch_that_is_not_finite_leaves_no_trace(value_targets):
+    """It is skipped; the next clean batch is learnt from, with statistics and weights that are finite."""
+    update = update_of(value_targets=value_targets)
+    update.run(batch_of(update), 0, 0.0)
+    before = {name: tensor.clone() for part in update.state_dict().values() for name, tensor in part.items()}
+    broken = batch_of(update)
+    stats = update.run(broken._replace(reward=torch.full_like(broken.reward, 3e38)), 1, 0.0)
+    assert stats["skipped"] > 0
+    for part, tensors in update.state_dict().items():
+        for name, tensor in tensors.items():
+            assert torch.isfinite(tensor).all(), f"{part} {name}"
+            if part == "normalizers":
+                torch.testing.assert_close(tensor, before[name], rtol=0.02, atol=1e-6)
+    stats = update.run(batch_of(update), 2, 0.0)
+    assert stats["skipped"] == 0
+
+
+def test_a_target_scale_that_saw_no_valid_row_changes_nothing():
+    from sfactory.algo.normalize import TargetScale
+
+    scale = TargetScale()
+    factor, shift = scale.update(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool))
+    assert (float(factor), float(shift)) == (1.0, 0.0)
