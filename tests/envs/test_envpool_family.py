@@ -202,6 +202,7 @@ def test_an_illegal_action_is_a_fault_and_every_game_begins_anew():
     assert (group.env.last[4]["elapsed_step"] == 1).all()
 
 
+@pytest.mark.slow  # envpool's constructor of it waited for ever once, in native code no timeout reaches
 def test_vizdoom_takes_combinations_of_buttons_and_a_closed_group_leaves_nobody(tmp_path, monkeypatch):
     """Its own default is a float per button, and whatever is not 0 counts as pressed: a Gaussian would press all."""
     monkeypatch.chdir(tmp_path)  # the game leaves files where it is started
