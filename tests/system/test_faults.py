@@ -95,14 +95,15 @@ def test_an_environment_that_hangs_is_killed_and_its_stack_kept(tmp_path):
 # -- kills -----------------------------------------------------------------------------------------------------
 
 
-def test_kill_soak(tmp_path):
-    """Samplers every 0.5 s and inference every 5 s, for 10 s: always progress, and the book balances."""
+@pytest.mark.parametrize("seconds", [10, pytest.param(600, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
+def test_kill_soak(tmp_path, seconds):
+    """Samplers every 0.5 s and inference every 5 s: always progress, and the book balances."""
     run = tmp_path / "run"
-    process = start(run, "--stop.seconds", 13, "--log.every-seconds", 0.2)
+    process = start(run, "--stop.seconds", seconds + 3, "--log.every-seconds", 0.2)
     wait_for(lambda: steps(run) > 0, process=process)
     began, next_inference, worst, seen, seen_at = time.monotonic(), 5.0, 0.0, steps(run), time.monotonic()
     draw = random.Random(0)
-    while (now := time.monotonic()) - began < 10.0:
+    while (now := time.monotonic()) - began < seconds:
         victims = named(process, "sampler")
         if now - began > next_inference:
             next_inference += 5.0
