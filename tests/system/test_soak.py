@@ -31,7 +31,7 @@ def median_of(samples, name, what):
 
 def test_a_minute_with_fifty_respawns_leaves_memory_descriptors_and_threads_as_they_were(tmp_path):
     run, shm = tmp_path / "run", set(os.listdir("/dev/shm"))
-    process = start(run, "--stop.seconds", MINUTE + 25, "--checkpoint.every-seconds", 5)
+    process = start(run, "--stop.env-steps", 0, "--stop.seconds", MINUTE + 30, "--checkpoint.every-seconds", 5)
     wait_for(lambda: steps(run) > 0, process=process)
     began, killed, samples, work = time.monotonic(), 0, [], []
     tree = psutil.Process(process.pid)
