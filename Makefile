@@ -29,7 +29,8 @@ train: $(VENV)/.run
 	$(BIN)/sfactory train minatar/breakout $(ARGS)
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --ignore tests/system
+	$(BIN)/python -m pytest tests/system
 	$(BIN)/python -m pytest -m '(faults or envpool) and not soak and not slow'
 
 lint: $(VENV)/.dev

@@ -18,7 +18,7 @@ def test_the_density_is_that_of_the_action_and_the_entropy_its_own(mean, log_std
     distribution = ActionDistribution(ONE, squash=True)
     params = torch.tensor([mean, log_std], dtype=torch.float64)
     # An integral over the actions themselves, [-2, 4], of what log_prob says of the sample that leads to each.
-    nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(4000))
+    nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(500))
     u = torch.atanh(nodes)[:, None]
     log_p = distribution.log_prob(params.expand(len(u), 2), {"action": u})
     assert float((3 * weights * log_p.exp()).sum()) == pytest.approx(1.0, abs=1e-3)
@@ -33,7 +33,7 @@ def test_entropy_agrees_with_its_estimate_from_samples_and_has_a_gradient(log_st
     noise = torch.rand(400_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     _, log_prob = distribution.sample_and_log_prob(params.detach().expand(len(noise), 4), noise)
     entropy = distribution.entropy(params)
-    assert float(entropy) == pytest.approx(float(-log_prob.mean()), abs=0.02)
+    assert float(entropy.detach()) == pytest.approx(float(-log_prob.mean()), abs=0.02)
     entropy.backward()
     assert params.grad[1] > 0  # the mean is drawn back from the edge, which an unsquashed entropy never does
     plain = ActionDistribution(ACTIONS)
