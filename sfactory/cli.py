@@ -138,7 +138,7 @@ def evaluate(args: list[str]) -> int:
     from sfactory import presets, settings
     from sfactory.evaluate import evaluate as play
 
-    numbers = {"--episodes": 100, "--max-steps": 10_000, "--seed": 0}
+    numbers = {"--episodes": 100, "--max-steps": 0, "--seed": 0}
     options = {**dict.fromkeys(numbers, True), "--greedy": False, "--json": False}
     flags, own, positionals = presets.split_flags(args, options)
     if flags:
@@ -150,7 +150,7 @@ def evaluate(args: list[str]) -> int:
         name: settings.whole(own[name][-1], name.lstrip("-")) if name in own else default
         for name, default in numbers.items()
     }
-    if count["--episodes"] < 1 or count["--max-steps"] < 1 or count["--seed"] < 0:
+    if count["--episodes"] < 1 or count["--seed"] < 0 or ("--max-steps" in own and count["--max-steps"] < 1):
         raise Ended(Exit.USAGE, "episodes and max-steps must be at least 1, and seed at least 0")
     run_dir = Path(_one(positionals, "runs/NAME"))
     _settings_of(run_dir)

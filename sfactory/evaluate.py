@@ -20,6 +20,7 @@ from sfactory.metrics import human_normalized
 
 ENVS = 32  # at most: more would play more games at once and wait longer for the last one
 SEED_STREAM = 5  # away from the seeds training uses
+STEPS = 10_000  # of a game in an environment without a limit
 FAULTS = 10  # broken environments an evaluation survives
 RESAMPLES = 2000
 
@@ -54,7 +55,7 @@ class Evaluation:
         low, high = bootstrap([returns], np.mean)
         iqm_low, iqm_high = bootstrap([returns], iqm)
         scale = {}
-        if self.reference is not None:
+        if self.reference is not None and not self.capped:  # a game that was cut has no score to compare
             scale["human_normalized"] = human_normalized(float(returns.mean()), self.reference)
         return {
             **scale, "mean": float(returns.mean()), "mean_low": low, "mean_high": high,
@@ -104,7 +105,8 @@ class Evaluations:
     def sentence(self) -> str:
         """The last word. Across tasks only relative scores can be put together, and only by a median."""
         games = f"{sum(len(e.returns) for e in self.tasks)} games of {len(self.tasks)} tasks"
-        relative = [e.statistics["human_normalized"] for e in self.tasks if e.reference is not None]
+        relative = [e.statistics.get("human_normalized", np.nan) for e in self.tasks if e.reference is not None]
+        relative = [score for score in relative if np.isfinite(score)]
         if len(relative) == len(self.tasks):
             return f"{games}, median human-normalised score {np.median(relative):.3f}"
         return f"{games}, mean returns {', '.join(f'{np.mean(e.returns):.2f}' for e in self.tasks)}"
@@ -241,17 +243,20 @@ def torch_policy(model: Any, greedy: bool, seed: int) -> Policy:
 
 
 def evaluate(
-    run_dir: Path, episodes: int = 100, greedy: bool = False, max_steps: int = 10_000, seed: int = 0
+    run_dir: Path, episodes: int = 100, greedy: bool = False, max_steps: int = 0, seed: int = 0
 ) -> Evaluation | Evaluations:
-    """Play `episodes` games (of every task) with the newest checkpoint of `run_dir`; nothing is written."""
+    """Play `episodes` games (of every task) with the newest checkpoint of `run_dir`; nothing is written.
+
+    max_steps: a game is cut there; 0 is the environment's own limit (27,000 for Atari), or STEPS where it has none.
+    """
     import torch
 
     from sfactory.checkpoint import load_policy
     from sfactory.envs import bounded, make_group, make_spec
     from sfactory.settings_file import from_toml
 
-    if episodes < 1 or max_steps < 1:
-        raise ValueError(f"episodes is {episodes} and max-steps is {max_steps}; both must be at least 1")
+    if episodes < 1 or max_steps < 0:
+        raise ValueError(f"episodes is {episodes} and max-steps is {max_steps}; play one game of one step at least")
     run_dir = Path(run_dir)
     config = from_toml(run_dir / "config.toml")
     env = config.env
@@ -268,13 +273,14 @@ def evaluate(
 
         spec, policy = make_spec(task, env.arguments), torch_policy(model, greedy, seed)
         limits = bounded(spec, config.model.squash)
-        games = play(make, lambda obs, first: limits(policy(obs, first)), episodes, max_steps)
+        limit = max_steps or spec.max_episode_steps or STEPS
+        games = play(make, lambda obs, first: limits(policy(obs, first)), episodes, limit)
         return Evaluation(
             env=task,
             protocol=spec.protocol,
             greedy=greedy,
             seed=seed,
-            max_steps=max_steps,
+            max_steps=limit,
             env_steps=int(state["env_steps"]),
             returns=tuple(games.returns),
             lengths=tuple(games.lengths),

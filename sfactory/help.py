@@ -60,7 +60,7 @@ Plays whole games with the newest checkpoint in environments of their own. Nothi
 
   --episodes N      games (100)
   --greedy          the likeliest action instead of a sampled one
-  --max-steps N     a game is cut here and counts with its return so far (10000)
+  --max-steps N     a game is cut here and counts with its return so far (its limit, or 10000)
   --seed N          seed of environments and sampling (0)
   --json            everything as one JSON object on stdout
 """

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sfactory.envs import EnvFault, Episode, Step
-from sfactory.evaluate import ENVS, FAULTS, Evaluation, bootstrap, iqm, play, share, torch_policy
+from sfactory.evaluate import ENVS, FAULTS, Evaluation, Evaluations, bootstrap, iqm, play, share, torch_policy
 
 
 class FakeGroup:
@@ -150,6 +150,15 @@ def test_the_report_says_protocol_and_how_actions_were_chosen():
     assert "sampled" not in text
     assert "2 of 3 games reached 100 steps" in text
     assert "1 games were lost" in text
+
+
+def test_a_score_is_compared_with_a_human_only_if_no_game_was_cut():
+    whole, cut = evaluation(reference=(0.0, 4.0)), evaluation(reference=(0.0, 4.0), capped=1)
+    assert whole.statistics["human_normalized"] == 0.5
+    assert "human     0.500" in whole.report()
+    assert "human" not in cut.report()
+    assert Evaluations((whole, whole)).sentence == "6 games of 2 tasks, median human-normalised score 0.500"
+    assert Evaluations((whole, cut)).sentence == "6 games of 2 tasks, mean returns 2.00, 2.00"
 
 
 def test_json_holds_everything():
