@@ -37,6 +37,9 @@ FIXED = (
 """What a resume may not change: the task, the network, and what the checkpoint's statistics belong to. In lockstep the
 sampling neither: the checkpoint holds every group where it stood."""
 
+FREE = ("run.", "stop.", "log.", "checkpoint.", "sampling.", "env.step-timeout", "env.fault-budget")
+"""What a resume may change without a word. Everything else is told: the curve goes on under another setting."""
+
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script. Always leaves through sys.exit; the last line on stderr says how it ended."""
@@ -309,6 +312,9 @@ def _refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> No
     changed = {shown(f"{section}.{key}"): (old[section][key], new[section][key]) for section, key in names}
     fixed = (*FIXED, "sampling.", "learning.forced-lag") if before.run.mode == "lockstep" else FIXED
     refused = {n: v for n, v in changed.items() if n.startswith(fixed) and n not in allowed}
+    for name, (was, asked) in changed.items():
+        if name not in refused and not name.startswith(FREE):
+            print(f"warning: {name} was {was!r} and is {asked!r} from here on: one run, two settings", file=sys.stderr)
     for name, (was, asked) in refused.items():
         print(f"  {name:24} {was!r} -> {asked!r}", file=sys.stderr)
     if refused:

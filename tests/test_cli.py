@@ -249,6 +249,21 @@ def test_what_cannot_change_is_refused_and_listed(trained, supervisor, flags, na
     assert trained("resume", "runs/a", *flags, "--allow", name)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--stop.env-steps", "9M", "--log.every-seconds", "1", "--sampling.num-samplers", "4"), ""),
+        (("--optim.lr", "1e-5"), "and is 1e-05 from here on: one run, two settings"),
+        (("--learning.clip", "0.3"), "warning: learning.clip was 0.1 and is 0.3 from here on"),
+    ],
+)
+def test_what_may_change_is_free_or_told(trained, supervisor, capsys, flags, told):
+    assert run("resume", "runs/a", *flags) == 0
+    err = capsys.readouterr().err
+    assert (told in err, "warning" in err) == (True, bool(told))
+    assert len(supervisor.calls) == 1
+
+
 def test_resume_where_nothing_is(trained, supervisor):
     (Path("runs/a/checkpoints") / "000000001000").rmdir()
     code, _, line = trained("resume", "runs/a")
