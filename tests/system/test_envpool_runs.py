@@ -51,12 +51,13 @@ def test_halfcheetah_trains_resumes_and_is_evaluated_and_its_normaliser_travels(
     run = tmp_path / "run"
     words = ["--env.settings.max-episode-steps", 50, "--normalize.obs"]
     evaluation = ["--episodes", 4, "--greedy"]
-    curve, newest, report = trained_resumed_and_evaluated(run, "envpool/HalfCheetah-v5", 4000, evaluation, *words)
+    curve, newest, report = trained_resumed_and_evaluated(run, "envpool/HalfCheetah-v5", 12_000, evaluation, *words)
     protocol = "envpool, HalfCheetah-v5, max_episode_steps=50"
     assert report["protocol"] == json.loads((newest / "state.json").read_text())["protocol"] == protocol
     assert (report["lengths"], report["capped"], report["faults"]) == ([50] * 4, 0, 0)
     assert len(set(report["returns"])) == 4  # four seeds, one greedy policy
-    assert curve[-1]["charts/episodic_length"] == 50
+    lengths = [row["charts/episodic_length"] for row in curve if "charts/episodic_length" in row]  # told once a second
+    assert set(lengths) == {50}
     weights, statistics = load_file(newest / "model.safetensors"), load_file(newest / "normalizers.safetensors")
     assert statistics["obs.obs.count"] == curve[-1]["env_steps"]  # every trained step of both runs, no reset row
     assert statistics["obs.obs.mean"].any()
