@@ -51,7 +51,7 @@ def test_halfcheetah_trains_resumes_and_is_evaluated_and_its_normaliser_travels(
     run = tmp_path / "run"
     words = ["--env.settings.max-episode-steps", 50, "--normalize.obs"]
     evaluation = ["--episodes", 4, "--greedy"]
-    curve, newest, report = trained_resumed_and_evaluated(run, "envpool/HalfCheetah-v5", 12_000, evaluation, *words)
+    curve, newest, report = trained_resumed_and_evaluated(run, "envpool/HalfCheetah-v5", 20_000, evaluation, *words)
     protocol = "envpool, HalfCheetah-v5, max_episode_steps=50"
     assert report["protocol"] == json.loads((newest / "state.json").read_text())["protocol"] == protocol
     assert (report["lengths"], report["capped"], report["faults"]) == ([50] * 4, 0, 0)
