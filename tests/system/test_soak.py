@@ -60,8 +60,8 @@ def test_a_minute_with_fifty_respawns_leaves_memory_descriptors_and_threads_as_t
         print(f"{name}: {before:.1f} -> {after:.1f} MB")
         assert after - before <= GROWTH_MB, f"{name} grew from {before:.1f} to {after:.1f} MB"
         for what in (1, 2):
-            # A sampler between death and birth takes some with it: the median is of whole families.
-            assert median_of(late, name, what) <= median_of(warm, name, what) + 1
+            # A sampler between death and birth takes some with it: whole families have the most.
+            assert max(s[name][what] for s in late) <= max(s[name][what] for s in warm)
     assert set(os.listdir("/dev/shm")) <= shm
     assert not list(Path(run).glob("**/.0*"))  # half-written checkpoints
 
