@@ -30,20 +30,6 @@ def run(*words):
 
 
 @pytest.fixture
-def typed(tmp_path, monkeypatch, capsys):
-    """Types a command in an empty folder; returns (code, stdout, the last line on stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def type_(*words):
-        code = run(*words)
-        captured = capsys.readouterr()
-        lines = captured.err.splitlines()
-        return code, captured.out, lines[-1] if lines else ""
-
-    return type_
-
-
-@pytest.fixture
 def supervisor(monkeypatch):
     """A supervisor that writes the settings and ends as told."""
     from sfactory.settings_file import to_toml
@@ -264,6 +250,13 @@ def test_what_may_change_is_free_or_told(trained, supervisor, capsys, flags, tol
     assert len(supervisor.calls) == 1
 
 
+def test_what_a_resume_refuses_are_settings_as_they_are_typed():
+    from sfactory.settings import field_types, shown
+
+    typed_names = [shown(name) for name in field_types()]
+    assert all(any(name.startswith(fixed) for name in typed_names) for fixed in cli.FIXED)
+
+
 def test_resume_where_nothing_is(trained, supervisor):
     (Path("runs/a/checkpoints") / "000000001000").rmdir()
     code, _, line = trained("resume", "runs/a")
@@ -392,31 +385,3 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     command = f"{Path(sys.executable).with_name('sfactory')} train --help-all | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == ""
-
-
-# -- check-env and envs FAMILY
-
-
-def test_check_env_says_what_an_environment_keeps_and_breaks(typed):
-    code, out, line = typed("check-env", "memory/tmaze", "--seconds", "0.3")
-    assert (code, "keeps its promises" in line) == (0, True)
-    assert "ok    autoreset" in out
-    assert "sfactory train memory/tmaze" in out
-    code, out, line = typed("check-env", "faults/count", "--env.settings.nan_obs_at", "3", "--seconds", "0.3", "--json")
-    assert (code, line) == (6, "sfactory: broken promises (exit 6): faults/count: data")
-    assert [f for f in json.loads(out)["findings"] if f["level"] == "bad"]
-
-
-def test_a_family_lists_its_environments(typed):
-    code, out, _ = typed("envs", "minatar")
-    assert (code, "minatar/breakout" in out.splitlines(), len(out.splitlines())) == (0, True, 5)
-    assert "gymnasium/Hopper-v5" in typed("envs", "gymnasium")[1].splitlines()
-    code, _, line = typed("envs", "minatari")
-    assert (code, "did you mean minatar?" in line) == (2, True)
-
-
-def test_what_a_resume_refuses_are_settings_as_they_are_typed():
-    from sfactory.settings import field_types, shown
-
-    typed_names = [shown(name) for name in field_types()]
-    assert all(any(name.startswith(fixed) for name in typed_names) for fixed in cli.FIXED)

@@ -115,8 +115,8 @@ class TargetScale:
     """Value targets of mean 0 and variance 1 while the value itself stays what it was (PopArt: van Hasselt et al. 2016,
     arXiv 1602.07714; Hessel et al. 2018, arXiv 1809.04474).
 
-    The head learns (target - mean) / std. When the moments move, its last layer is corrected by `correction`, so that
-    mean + std * output does not jump.
+    The head learns (target - mean) / std. When the moments move, its last layer is corrected by what `update`
+    answers, so that mean + std * output does not jump.
     """
 
     def __init__(self, decay: float = 0.99, device: torch.device | str = "cpu") -> None:

@@ -83,7 +83,6 @@ class Start(NamedTuple):
     trace: Trace
     advantage: Tensor  # [T, B] normalised if asked for
 
-
     def as_rows(self) -> Start:
         """[1, T x B], as `Batch.as_rows`."""
         tensors = {name: _as_rows(value) for name, value in self._asdict().items() if name != "trace"}

@@ -4,9 +4,6 @@ import json
 
 import numpy as np
 import pytest
-
-pytest.importorskip("ale_py")
-
 from sfactory_envs import atari
 from sfactory_envs.atari_exact import AreaResize, area_weights, below, mt19937, pack, unpack
 

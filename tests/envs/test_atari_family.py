@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from native import begins_anew_after_an_illegal_action
 
 from sfactory.envs import EnvError, make_group
 
@@ -110,12 +111,7 @@ def test_a_clock_is_a_truncation():
 def test_an_illegal_action_is_a_fault_and_every_game_begins_anew():
     group = group_of("pong", 2)
     play(group, 3)
-    step = group.step({"action": np.array([0, 6])})
-    assert [fault.env for fault in step.faults] == [1]
-    assert "illegal action [[6]]" in step.faults[0].message
-    assert not step.valid.any()
-    assert step.first.all()
-    assert group.step({"action": np.array([0, 5])}).valid.all()
+    begins_anew_after_an_illegal_action(group)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """MinAtar: the stock package frame by frame, next-step autoreset around it."""
 
+import minatar
 import numpy as np
 import pytest
 
 from sfactory.envs import EnvError, make_group
 
 GAMES = ["asterix", "breakout", "freeway", "seaquest", "space_invaders"]
-minatar = pytest.importorskip("minatar")
 
 
 @pytest.mark.parametrize("game", GAMES)

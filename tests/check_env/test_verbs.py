@@ -1,0 +1,21 @@
+"""`sfactory check-env` and `sfactory envs FAMILY`, as they are typed."""
+
+import json
+
+
+def test_check_env_says_what_an_environment_keeps_and_breaks(typed):
+    code, out, line = typed("check-env", "memory/tmaze", "--seconds", "0.3")
+    assert (code, "keeps its promises" in line) == (0, True)
+    assert "ok    autoreset" in out
+    assert "sfactory train memory/tmaze" in out
+    code, out, line = typed("check-env", "faults/count", "--env.settings.nan_obs_at", "3", "--seconds", "0.3", "--json")
+    assert (code, line) == (6, "sfactory: broken promises (exit 6): faults/count: data")
+    assert [f for f in json.loads(out)["findings"] if f["level"] == "bad"]
+
+
+def test_a_family_lists_its_environments(typed):
+    code, out, _ = typed("envs", "minatar")
+    assert (code, "minatar/breakout" in out.splitlines(), len(out.splitlines())) == (0, True, 5)
+    assert "gymnasium/Hopper-v5" in typed("envs", "gymnasium")[1].splitlines()
+    code, _, line = typed("envs", "minatari")
+    assert (code, "did you mean minatar?" in line) == (2, True)

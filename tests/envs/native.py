@@ -1,0 +1,13 @@
+"""Promises of every native vector environment, whoever steps it."""
+
+import numpy as np
+
+
+def begins_anew_after_an_illegal_action(group):
+    """Two environments with six actions: the second gets a seventh."""
+    step = group.step({"action": np.array([0, 6])})
+    assert [fault.env for fault in step.faults] == [1]
+    assert "illegal action [[6]]" in step.faults[0].message
+    assert not step.valid.any()
+    assert step.first.all()
+    assert group.step({"action": np.array([0, 5])}).valid.all()
