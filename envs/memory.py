@@ -57,7 +57,6 @@ class TMaze(gymnasium.Env[np.ndarray, int]):
         seen = np.array([0, self.place == self.length, 1], np.float32)
         return seen, reward, at_junction and turned, self.steps >= LIMIT, {}
 
-
     def snapshot(self) -> Any:
         return plain_attributes(self, SPACES)
 

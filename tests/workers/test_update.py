@@ -15,16 +15,16 @@ ACTIONS = {"action": ActionLeaf((), "int64", "discrete", (3,))}
 OBS = {"obs": Leaf((4,), "float32")}
 
 
-def update_of(core="none", value_targets=False, **learning):
+def update_of(core="none", value_targets=False, normalize=False, **learning):
     config = Config(
         learning=Learning(**{"epochs": 1, "minibatches": 4, **learning}),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
         model=Model(hidden=(16,), core=core, core_size=8),
-        normalize=Normalize(value_targets=value_targets),
+        normalize=Normalize(value_targets=value_targets, obs=normalize, reward=normalize),
         optim=Optim(lr=1e-2),
     )
     torch.manual_seed(0)
-    model = ActorCritic(OBS, ACTIONS, hidden=(16,), core=core, core_size=8 if core != "none" else 0)
+    model = ActorCritic(OBS, ACTIONS, hidden=(16,), core=core, core_size=8 if core != "none" else 0, normalize_obs=normalize)
     return Update(config, model, torch.device("cpu"))
 
 
@@ -156,3 +156,19 @@ def test_a_target_scale_that_saw_no_valid_row_changes_nothing():
     scale = TargetScale()
     factor, shift = scale.update(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool))
     assert (float(factor), float(shift)) == (1.0, 0.0)
+
+
+def test_a_batch_that_was_not_learnt_from_is_in_no_statistics():
+    """Its rewards are what broke it; its observations and returns must not count either."""
+    update = update_of(normalize=True)
+    clean = batch_of(update)._replace(discounted_return=torch.ones(T, B))
+    update.run(clean, 0, 0.0)
+    before = {name: x.clone() for name, x in update.state_dict()["normalizers"].items() if "advantage" not in name}
+    rows = int(clean.valid.sum())
+    assert (before["obs.obs.count"], before["reward.count"]) == (rows, rows)
+    broken = clean._replace(log_prob=torch.full_like(clean.log_prob, torch.nan))
+    assert update.run(broken, 1, 0.0)["skipped"] > 0
+    for name, tensor in before.items():
+        assert torch.equal(update.state_dict()["normalizers"][name], tensor), name
+    update.run(clean, 2, 0.0)
+    assert update.state_dict()["normalizers"]["obs.obs.count"] == 2 * rows
