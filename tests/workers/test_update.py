@@ -24,7 +24,8 @@ def update_of(core="none", value_targets=False, normalize=False, **learning):
         optim=Optim(lr=1e-2),
     )
     torch.manual_seed(0)
-    model = ActorCritic(OBS, ACTIONS, hidden=(16,), core=core, core_size=8 if core != "none" else 0, normalize_obs=normalize)
+    core_size = 8 if core != "none" else 0
+    model = ActorCritic(OBS, ACTIONS, hidden=(16,), core=core, core_size=core_size, normalize_obs=normalize)
     return Update(config, model, torch.device("cpu"))
 
 
