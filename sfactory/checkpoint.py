@@ -76,8 +76,8 @@ def _manifest_hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def save(run_dir: Path, contents: Contents, keep: int) -> Path:
-    """Write one checkpoint, verify it, then drop all but the newest `keep`. Raises OSError or CheckpointError."""
+def save(run_dir: Path, contents: Contents, keep: int, milestones: int = 0) -> Path:
+    """Write one checkpoint, verify it, then drop those that need not be kept (`prune`). OSError or CheckpointError."""
     import torch
     from safetensors.torch import save as serialize
 
@@ -122,14 +122,25 @@ def save(run_dir: Path, contents: Contents, keep: int) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     verify(final)
-    prune(run_dir, keep)
+    prune(run_dir, keep, milestones)
     return final
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints, drop what half-written ones a crash left."""
-    for old in candidates(run_dir)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+def prune(run_dir: Path, keep: int, milestones: int = 0) -> None:
+    """Keep the newest `keep` good checkpoints, the best, and the first after each multiple of `milestones` env_steps.
+    Drop the others, and what half-written ones a crash left."""
+    found = candidates(run_dir)
+    good: list[Path] = []
+    for path in found:  # newest first; verified, so that three damaged ones never push out the last good one
+        if len(good) < keep and _reason(path) is None:
+            good.append(path)
+    firsts = {int(path.name) // milestones: path for path in found} if milestones else {}
+    firsts.pop(0, None)  # before the first multiple
+    kept = {*good, *firsts.values(), best(run_dir)}
+    oldest = min(int(path.name) for path in good) if good else 0
+    for path in found:
+        if path not in kept and int(path.name) < oldest:
+            shutil.rmtree(path, ignore_errors=True)
     for left in _folder(run_dir).glob(".*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -165,6 +176,32 @@ def verify(path: Path) -> dict[str, Any]:
         if _sha256(file) != expected["sha256"]:
             raise CheckpointError(f"{name} is damaged")
     return manifest
+
+
+def _reason(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None: nothing."""
+    try:
+        verify(path)
+    except (CheckpointError, OSError) as error:
+        return str(error)
+    return None
+
+
+def score(path: Path) -> float | None:
+    """Training return (mean of the last 100 games) when it was saved; None if it was not known, or is not readable."""
+    try:
+        return float(json.loads((path / "state.json").read_text())["training_return"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def best(run_dir: Path) -> Path | None:
+    """The good checkpoint with the highest training return, the newest of equals; None if no return was known."""
+    scored = [(value, path) for path in candidates(run_dir) if (value := score(path)) is not None]
+    for _, path in sorted(scored, key=lambda one: one[0], reverse=True):
+        if _reason(path) is None:
+            return path
+    return None
 
 
 def newest(run_dir: Path, warn: list[str] | None = None, ours: bool = True) -> Path | None:

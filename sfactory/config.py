@@ -241,7 +241,9 @@ class Checkpoint:
     every_seconds: float = 60.0
     """Seconds between checkpoints: what a power cut may cost."""
     keep: int = 3
-    """Newest checkpoints kept."""
+    """Newest good checkpoints kept. The one with the best training return (of 100 games at least) is kept besides."""
+    milestones: int = 0
+    """Every so many env_steps one checkpoint is made and kept for good: policies of different ages. 0: none."""
     exact: bool = True
     """Lockstep: save the environments too, so that a resume is bit for bit; refuses those that cannot be saved."""
 
@@ -312,7 +314,7 @@ _POSITIVE = "optim.lr optim.eps learning.batch_factor learning.weight_cap env.st
 _NOT_NEGATIVE = (
     "run.seed stop.env_steps stop.frames stop.seconds learning.batch_slots learning.clip learning.forced_lag "
     "learning.snapshot_age learning.value_coef learning.entropy_coef optim.max_grad_norm checkpoint.every_seconds "
-    "log.every_seconds log.console_seconds env.fault_budget"
+    "log.every_seconds log.console_seconds env.fault_budget checkpoint.milestones"
 )
 _FRACTIONS = "learning.gamma learning.trace_lambda learning.leak"
 

@@ -45,6 +45,49 @@ def test_what_was_saved_comes_back_and_the_oldest_make_room(tmp_path):
     assert newest(tmp_path).name == "000000000040"
 
 
+def scored(steps, training_return):
+    made = contents(steps)
+    return Contents({**made.state, "training_return": training_return}, made.parts)
+
+
+def kept(run):
+    return [int(path.name) for path in checkpoint.candidates(run)]
+
+
+def test_the_best_by_training_return_is_kept_besides_the_newest(tmp_path):
+    for steps, training_return in ((10, 1.0), (20, 9.0), (30, 3.0), (40, 9.0), (50, 5.0), (60, 2.0), (70, 8.5)):
+        save(tmp_path, scored(steps, training_return), keep=2)
+    assert kept(tmp_path) == [70, 60, 40]  # of equals the newest
+    assert checkpoint.best(tmp_path).name == "000000000040"
+    (tmp_path / "checkpoints/000000000040/model.safetensors").write_bytes(b"")
+    assert checkpoint.best(tmp_path).name == "000000000070"  # a damaged one is not the best
+    save(tmp_path, contents(80), keep=2)
+    assert kept(tmp_path) == [80, 70]
+
+
+def test_without_a_training_return_there_is_no_best(tmp_path):
+    save(tmp_path, contents(10), keep=1)
+    assert checkpoint.best(tmp_path) is None
+
+
+def test_the_first_checkpoint_after_each_milestone_is_kept_for_good(tmp_path):
+    for steps in (0, 90, 105, 150, 190, 290, 301, 302, 350):
+        save(tmp_path, contents(steps), keep=2, milestones=100)
+    assert kept(tmp_path) == [350, 302, 301, 290, 105]
+    assert same(newest(tmp_path), 350)
+
+
+def test_damaged_checkpoints_do_not_push_out_the_last_good_ones(tmp_path):
+    for steps in (10, 20, 30, 40):
+        save(tmp_path, contents(steps), keep=4)
+    for steps in (20, 30):
+        (tmp_path / f"checkpoints/{steps:012d}/state.json").write_text("{}")
+    save(tmp_path, contents(50), keep=3)
+    assert kept(tmp_path) == [50, 40, 30, 20, 10]
+    save(tmp_path, contents(60), keep=3)
+    assert kept(tmp_path) == [60, 50, 40]
+
+
 def test_the_same_step_saved_again_replaces_it_whole(tmp_path):
     save(tmp_path, contents(10, value=1.0), keep=2)
     assert same(save(tmp_path, contents(10), keep=2), 10)

@@ -19,6 +19,16 @@ def store(words: np.ndarray, index: int | tuple[int, ...], value: int) -> None:
     words[index] = value
 
 
+def to_bits(value: float) -> int:
+    """A float as one word."""
+    return int(np.float64(value).view(np.int64))
+
+
+def from_bits(word: int) -> float:
+    """The inverse of `to_bits`."""
+    return float(np.int64(word).view(np.float64))
+
+
 def check_memory_order() -> None:
     """Refuse machines on which plain stores may be seen out of order: there the protocol would need fences."""
     machine = platform.machine().lower()

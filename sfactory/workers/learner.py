@@ -10,6 +10,7 @@ Holds everything that must not be lost. It alone trains, counts what was trained
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from sfactory.workers.wiring import (
     RUNNING,
     SAVE,
     SAVED,
+    SCORE,
     STOP,
     STOPPED,
     STORAGE,
@@ -58,12 +60,12 @@ class Learner(Worker):
         self.model = build_model(self.plan).to(self.device)
         self.update = Update(self.config, self.model, self.device)
         self.mailbox = Mailbox(shared.arena, shared.mailbox_memory(self.model.flat_size()))
-        self.updates = self.env_steps = 0
+        self.updates = self.env_steps = self.saved_steps = 0
         self.seconds = 0.0  # of training, over all launches
         self.skipped_in_a_row = self.skipped_updates = 0
         self.held_back: deque[tuple[int, torch.Tensor]] = deque(maxlen=self.config.learning.forced_lag + 1)
         self.staging = Staging(self.plan, self.device)
-        self.saver = Saver(Path(self.plan.run_dir), self.config.checkpoint.keep)
+        self.saver = Saver(Path(self.plan.run_dir), self.config.checkpoint.keep, self.config.checkpoint.milestones)
         if self.plan.resume_from:
             self._restore(Path(self.plan.resume_from))
         elif self.config.run.init_from:
@@ -264,13 +266,18 @@ class Learner(Worker):
         asked = int(self.shared.orders[SAVE])
         progress, waited = self.shared.progress, time.monotonic() - self.saved_at
         stale = self.env_steps != int(progress[CHECKPOINT]) or not progress[SAVED]
-        due = stale and waited >= self.config.checkpoint.every_seconds
+        due = stale and (waited >= self.config.checkpoint.every_seconds or self._past_milestone())
         self._end_of_save(wait=False)
         if self.saver.busy:
             return
         if due or asked != self.saves_asked or not self.tried_to_save:  # at once when new: there is always a checkpoint
             self.saves_asked = asked
             self._save()
+
+    def _past_milestone(self) -> bool:
+        """Another multiple of `checkpoint.milestones` env_steps lies behind than at the last save that was begun."""
+        every = self.config.checkpoint.milestones
+        return bool(every) and self.env_steps // every > self.saved_steps // every
 
     def _save(self, last: bool = False) -> None:
         """Begin a checkpoint, between two updates, from the learner's own state; the last one is waited for."""
@@ -289,6 +296,10 @@ class Learner(Worker):
             "protocol": self.plan.spec.protocol,
             "skipped_updates": self.skipped_updates,
         }
+        score = words.from_bits(int(self.shared.orders[SCORE]))
+        if math.isfinite(score):
+            state["training_return"] = score
+        self.saved_steps = self.env_steps
         self.saved_at, self.tried_to_save = begun, True
         self.saver.begin(checkpoint.Contents(state, self.update.state_dict(), lockstep=self.exact()))
         if last or self.config.run.mode == "lockstep":  # no clock decides anything there
@@ -319,6 +330,7 @@ class Learner(Worker):
         self.seconds = float(state["seconds"])
         self.update.lr, self.update.kl, self.update.ess = (float(state[name]) for name in ("lr", "kl", "ess"))
         self.skipped_updates = int(state["skipped_updates"])
+        self.saved_steps = self.env_steps
         self._saved(self.env_steps)
 
     def _begin_with(self, path: Path) -> None:

@@ -86,6 +86,7 @@ def run_lockstep(plan: Plan, record: Record) -> Outcome:
                     outcome = signals.ended()
                 for message in run.post.take():
                     record.take(message)
+                record.tell(run.shared)
                 run.learner.save_if_due()
                 outcome = outcome or record.reached()
             words.store(run.shared.orders, STOP, FINISH)

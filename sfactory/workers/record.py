@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from typing import Any
 from sfactory import checkpoint
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
+from sfactory.memory import words
 from sfactory.memory.slots import Ledger
 from sfactory.metrics import Board, console_line
 from sfactory.settings_file import to_toml
+from sfactory.workers.wiring import SCORE, Shared
 from sfactory.workers.worker import Message
 from sfactory.writers import Writers, write_atomically
 
@@ -125,6 +128,11 @@ class Record:
         if now is None or now < target:
             return None
         return Outcome("finished", 0, f"training return {now:.1f} reached the target of {target:g}")
+
+    def tell(self, shared: Shared) -> None:
+        """The training return, for the learner: it writes it beside the weights it saves."""
+        known = self.board.training_return if self.board.settled else None
+        words.store(shared.orders, SCORE, words.to_bits(math.nan if known is None else known))
 
     def close_book(self, ledger: Ledger) -> None:
         """The ledger of this launch, once all workers stand still: every row that was asked for is accounted for."""

@@ -23,8 +23,8 @@ class Saved(NamedTuple):
 class Saver:
     """Writes checkpoints of one run."""
 
-    def __init__(self, run_dir: Path, keep: int) -> None:
-        self.run_dir, self.keep = run_dir, keep
+    def __init__(self, run_dir: Path, keep: int, milestones: int = 0) -> None:
+        self.run_dir, self.keep, self.milestones = run_dir, keep, milestones
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._env_steps = 0
@@ -62,7 +62,7 @@ class Saver:
 
     def _write(self, contents: checkpoint.Contents) -> None:
         try:
-            checkpoint.save(self.run_dir, contents, self.keep)
+            checkpoint.save(self.run_dir, contents, self.keep, self.milestones)
             self._error = None
         except BaseException as error:  # told by whoever takes the end
             self._error = error

@@ -180,6 +180,7 @@ class Supervisor:
     def _record(self) -> None:
         for message in self.telemetry.take():
             self.record.take(message)
+        self.record.tell(self.shared)
         updates = int(self.shared.progress[UPDATES])
         if updates != self.updates:
             self.updates, self.progress_at = updates, self.awake

@@ -16,7 +16,7 @@ from sfactory.memory.slots import Book, book_layout
 from sfactory.memory.trajectory import Schema, Trajectories
 
 # The supervisor's words, in the array "orders".
-STOP, SAVE = 0, 1
+STOP, SAVE, SCORE = range(3)  # SCORE: the training return as bits of a float64, NaN before there is one
 RUN_ON, FINISH, NOW = 0, 1, 2  # values of STOP: go on; finish the update, save, leave; leave
 
 # The learner's words, in the array "progress".
@@ -124,6 +124,7 @@ class Shared:
         mail = Arena.reserve()
         bells = tuple(Doorbell.create().fds for _ in plan.workers)
         shared = cls(plan, Wires(arena.fd, mail, bells))
+        words.store(shared.orders, SCORE, words.to_bits(np.nan))
         for name in ("mail_begun", "mail_done"):
             for buffer in range(2):
                 words.store(shared.arena[name], buffer, -1)

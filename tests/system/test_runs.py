@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from running import children, command, finish, gone, named, rows, start, steps, wait_for
 
+from sfactory import checkpoint
+
 
 def test_a_run_trains_records_saves_and_can_be_resumed(tmp_path):
     run = tmp_path / "run"
@@ -63,6 +65,22 @@ def test_a_signal_saves_and_exits_with_its_code_and_leaves_nobody(tmp_path, numb
     first, last = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
     assert first == 0 < last
     wait_for(lambda: gone(family), seconds=1.0)
+
+
+@pytest.mark.parametrize("mode", ["async", "lockstep"])
+def test_the_best_and_the_milestones_are_kept_and_their_return_is_the_rows_own(tmp_path, mode):
+    run = tmp_path / "run"
+    words = ["--run.mode", mode, "--checkpoint.milestones", 5000, "--checkpoint.keep", 1, "--stop.env-steps", 22_000]
+    finish(start(run, *words, "--log.every-seconds", 0.1, "--log.every-updates", 2), 0)
+    kept = checkpoint.candidates(run)
+    marks = {int(path.name) // 5000 for path in kept}
+    assert marks >= {1, 2, 3, 4}
+    assert len(kept) <= 6
+    best = checkpoint.best(run)
+    scores = {path: checkpoint.score(path) for path in kept}
+    assert scores[best] == max(score for score in scores.values() if score is not None)
+    known = [row["charts/episodic_return"] for row in rows(run) if row["charts/games"] >= 100]
+    assert min(known) <= scores[best] <= max(known)
 
 
 def test_a_killed_supervisor_leaves_nobody_after_a_second(tmp_path):
