@@ -18,30 +18,39 @@ def verify(*words, kills=2, steps=9000):
     return found
 
 
+TWO = ["--learning.minibatches", "2"]
+
+
 @pytest.mark.parametrize(
-    ("target", "words"),
+    ("target", "words", "steps"),
     [
-        ("classic/cartpole", ["--learning.proximal", "ewma", "--learning.forced-lag", "2"]),
-        ("minatar/seaquest", ["--learning.minibatches", "2", "--optim.schedule", "kl_adaptive"]),
-        pytest.param(
-            "classic/pendulum",
-            ["--learning.minibatches", "2", "--normalize.advantage-span", "3"],
-            marks=pytest.mark.slow,
+        ("classic/cartpole", ["--learning.proximal", "ewma", "--learning.forced-lag", "2"], 16_000),
+        ("minatar/seaquest", [*TWO, "--optim.schedule", "kl_adaptive"], 12_000),
+        # The rest of the families that can be saved. Atari: few steps, the network is large.
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("classic/pendulum", [*TWO, "--normalize.advantage-span", "3"], 16_000),
+                ("mujoco/hopper", TWO, 12_000),
+                ("gymnasium/Ant-v5", TWO, 8_000),
+                ("memory/tmaze", [], 16_000),
+                ("atari/pong", TWO, 4_000),
+            )
         ),
     ],
 )
-def test_killed_and_resumed_is_never_stopped(target, words):
-    assert verify(target, *words) == []
+def test_killed_five_times_and_resumed_is_never_stopped(target, words, steps):
+    assert verify(target, *words, steps=steps, kills=5) == []
 
 
 def test_atari_in_lockstep_resumes_exactly():
     """Its vector environment has no snapshot; the group that takes its place has. Few steps: the network is large."""
-    assert verify("atari/breakout", "--learning.minibatches", "2", steps=2000) == []
+    assert verify("atari/breakout", *TWO, steps=2000) == []
 
 
 def test_without_the_environments_the_runs_part():
     """The negative control: what verify-resume would miss if it compared too little."""
-    assert verify("minatar/breakout", "--checkpoint.exact", "false", "--learning.minibatches", "2")
+    assert verify("minatar/breakout", "--checkpoint.exact", "false", *TWO)
 
 
 def test_an_environment_that_cannot_be_saved_is_refused_by_name_before_anything_runs(tmp_path):
