@@ -17,7 +17,8 @@ ale-py's vector environment cannot be saved. Where a run must resume exactly, th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,20 @@ def ids() -> list[str]:
     except ModuleNotFoundError as error:
         raise missing_package("atari", "ale-py", "atari") from error
     return sorted(set(roms.get_all_rom_ids()) - FATAL)
+
+
+def raw_loop(env_id: str, num_envs: int, seed: int, protocol: str = "dqn", **settings: Any) -> Callable[[], int]:
+    """ale-py's vector environment on one thread."""
+    env = AtariGroup.native(env_id, num_envs, 1, {**PROTOCOLS[protocol], **settings})
+    env.reset(seed=np.arange(seed, seed + num_envs))
+    actions = np.random.default_rng(seed).integers(env.single_action_space.n, size=(256, num_envs))
+    turn = itertools.count()
+
+    def step() -> int:
+        env.step(actions[next(turn) % len(actions)])
+        return num_envs
+
+    return step
 
 
 def make(

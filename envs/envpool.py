@@ -7,8 +7,9 @@ tasks that pay for what ends them hardly pay (`Basic-v1`: 4 of 46 kills).
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,25 @@ class EnvpoolGroup(VectorGroup):
     def close(self) -> None:
         """envpool's own close does nothing: threads and games end with the object."""
         self.env = None
+
+
+def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable[[], int] | None:
+    """envpool on one thread; None for the tasks whose action is a dict."""
+    group = make(env_id, num_envs=num_envs, seeds=range(seed, seed + num_envs), **settings)
+    space = group.env.action_space
+    if len(group.spec.actions) > 1:
+        return None
+    space.seed(seed)
+    group.env.reset()
+    dtype = space.dtype
+    actions = [np.stack([space.sample() for _ in range(num_envs)]).astype(dtype) for _ in range(64)]
+    turn = itertools.count()
+
+    def step() -> int:
+        group.env.step(actions[next(turn) % len(actions)])
+        return num_envs
+
+    return step
 
 
 def make(env_id: str, *, num_envs: int, seeds: Sequence[int], threads: int = 1, **settings: Any) -> EnvpoolGroup:

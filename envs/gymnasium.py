@@ -8,7 +8,8 @@ all of them. Exact resume needs single environments, so lockstep steps those.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +77,26 @@ def told(env_id: str) -> Iterator[None]:
         if "mujoco" in str(error).lower():
             raise missing_package(f"gymnasium/{env_id}", "mujoco", "mujoco") from error
         raise
+
+
+def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable[[], int]:
+    """`gymnasium.make`, step and reset."""
+    with told(env_id):
+        envs = [gymnasium.make(env_id, disable_env_checker=True, **settings) for _ in range(num_envs)]
+    for number, env in enumerate(envs):
+        env.reset(seed=seed + number)
+    envs[0].action_space.seed(seed)
+    actions = [envs[0].action_space.sample() for _ in range(1024)]  # drawing costs as much as CartPole
+    turn = itertools.count()
+
+    def step() -> int:
+        for env in envs:
+            _, _, terminated, truncated, _ = env.step(actions[next(turn) % len(actions)])
+            if terminated or truncated:
+                env.reset()
+        return num_envs
+
+    return step
 
 
 def make(env_id: str, *, num_envs: int, seeds: Sequence[int], exact: bool = False, **settings: Any) -> Group:

@@ -11,7 +11,7 @@ observation shows, so here it is a truncation: the learner bootstraps from the l
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -211,6 +211,25 @@ class MinAtarGroup:
 
     def close(self) -> None:
         """Nothing to close: a game is a Python object."""
+
+
+def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable[[], int]:
+    """The game's own act, state and reset, and nothing else: what an environment costs at the least."""
+    games = [load_game(env_id).Env(ramping=settings.get("difficulty_ramping", True)) for _ in range(num_envs)]
+    draws = np.random.RandomState(seed)
+    for game in games:
+        game.random = np.random.RandomState(seed)
+        game.reset()
+
+    def step() -> int:
+        for game, action in zip(games, draws.randint(6, size=num_envs).tolist(), strict=True):
+            _, over = game.act(action)
+            if over:
+                game.reset()
+            game.state()
+        return num_envs
+
+    return step
 
 
 def make(

@@ -162,6 +162,17 @@ def family_ids(name: str) -> list[str]:
     return sorted(module.ids())
 
 
+def raw_loop(name: str, num_envs: int, seed: int, settings: Settings | None = None) -> Callable[[], int] | None:
+    """The library behind `FAMILY/ID` in its plainest loop with random actions, nothing of ours around it; one call
+    takes a step in each of `num_envs` environments and returns how many. None: the family has no `raw_loop`."""
+    family, _, env_id = name.partition("/")
+    module = sys.modules[load_family(family).__module__]
+    if not hasattr(module, "raw_loop"):
+        return None
+    loop: Callable[[], int] = module.raw_loop(env_id, num_envs, seed, **(settings or {}))
+    return loop
+
+
 def make_group(
     name: str, num_envs: int, seeds: Sequence[int], settings: Settings | None = None, exact: bool = False
 ) -> Group:

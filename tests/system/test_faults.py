@@ -124,8 +124,9 @@ def test_kill_soak(tmp_path, seconds):
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(15, marks=pytest.mark.soak)])
 def test_everything_killed_at_once_again_and_again_always_resumes_and_steps_never_decrease(tmp_path, rounds):
-    run, draw, before = tmp_path / "run", random.Random(1), 0
-    process = start(run, "--checkpoint.every-seconds", 0.3, "--log.every-seconds", 0.2)
+    run, draw, before, cut = tmp_path / "run", random.Random(1), 0, 0
+    # Many rows to a checkpoint: each kill leaves some behind it, which a resume must cut away.
+    process = start(run, "--checkpoint.every-seconds", 1, "--log.every-seconds", 0.05)
     for _ in range(rounds):
         wait_for(lambda before=before: steps(run) > before, process=process)
         time.sleep(draw.uniform(0.0, 1.0))
@@ -135,17 +136,21 @@ def test_everything_killed_at_once_again_and_again_always_resumes_and_steps_neve
             child.kill()
         process.communicate()
         wait_for(lambda family=family: gone(family), seconds=2.0)
+        newest = int(checkpoint.candidates(run)[0].name)
+        cut += any(row["env_steps"] > newest for row in rows(run))
+        last = max((row["env_steps"] for row in rows(run) if row["env_steps"] <= newest), default=0)
         process = subprocess.Popen(
             command("resume", run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         wait_for(lambda pid=process.pid: status(run).get("pid") == pid, process=process)
-        now = rows(run)[-1]["env_steps"] if rows(run) else 0
-        assert now >= before
-        before = now
+        curve = [row["env_steps"] for row in rows(run)]
+        assert not last or last in curve  # resumed from the newest: up to there nothing is cut
+        before = max(last, before)
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
     curve = [row["env_steps"] for row in rows(run)]
     assert curve == sorted(set(curve))  # one strictly increasing curve
+    assert cut
 
 
 # -- the watchdog ----------------------------------------------------------------------------------------------
