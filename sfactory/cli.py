@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -18,6 +17,11 @@ from typing import TYPE_CHECKING, NoReturn
 from sfactory._version import __version__
 from sfactory.exits import Ended, Exit, last_line, resume_command, told
 from sfactory.help import CHECK_HELP, EVAL_HELP, HELP, RESUME_HELP, TRAIN_HELP, VERIFY_HELP
+from sfactory.run_folder import need_checkpoint, new_folder, settings_of
+from sfactory.verbs.environments import check, list_envs, list_presets
+from sfactory.verbs.evaluate import evaluate
+from sfactory.verbs.verify import verify
+from sfactory.verbs.words import one_word
 
 if TYPE_CHECKING:
     from sfactory.config import Config
@@ -93,19 +97,19 @@ def train(args: list[str]) -> int:
     if "--help-all" in own:
         print(settings.all_options(), end="")
         return 0
-    target = _one(positionals, "TARGET", optional=True)
+    target = one_word(positionals, "TARGET", optional=True)
     if (Path(target) / "config.toml").is_file():
         raise Ended(Exit.USAGE, f"{target} is a run; go on with it: {resume_command(Path(target))}")
     files = [Path(name) for name in own.get("--config", [])]
     config = settings.build(*presets.target_layers(target, files), _quietly(flags, own))
     if "--print-config" in own:
         return _print_config(config)
-    run_dir = Path(config.run.dir) if config.run.dir else _new_folder(target or config.env.name, config.run.seed)
+    run_dir = Path(config.run.dir) if config.run.dir else new_folder(target or config.env.name, config.run.seed)
     if config.run.requeue and not config.run.dir:
         raise Ended(Exit.USAGE, "run.requeue needs run.dir: the same command must find the same run again")
     if config.run.requeue and (run_dir / "config.toml").is_file():  # the scheduler started the same command again
-        _refuse_changes(settings.build(presets.read_toml(_settings_of(run_dir))), config, [])
-        _need_checkpoint(run_dir)
+        _refuse_changes(settings.build(presets.read_toml(settings_of(run_dir))), config, [])
+        need_checkpoint(run_dir)
         return _run(config, run_dir, resume=True, as_json="--json" in own)
     if run_dir.exists():
         what = "holds a run already" if (run_dir / "config.toml").is_file() else "exists already"
@@ -123,147 +127,17 @@ def resume(args: list[str]) -> int:
     if "--help-all" in own:
         print(settings.all_options(), end="")
         return 0
-    run_dir = Path(_one(positionals, "runs/NAME"))
-    file = _settings_of(run_dir)
+    run_dir = Path(one_word(positionals, "runs/NAME"))
+    file = settings_of(run_dir)
     before = settings.build(presets.read_toml(file))
     files = [presets.read_toml(Path(name)) for name in own.get("--config", [])]
     config = settings.build(presets.read_toml(file), *files, _quietly(flags, own))
     if "--print-config" in own:
         return _print_config(config)
-    _need_checkpoint(run_dir)
+    need_checkpoint(run_dir)
     _refuse_changes(before, config, own.get("--allow", []))
     _check_wandb(config)
     return _run(config, run_dir, resume=True, as_json="--json" in own)
-
-
-def evaluate(args: list[str]) -> int:
-    """Play games with the newest policy."""
-    from sfactory import presets, settings
-    from sfactory.evaluate import evaluate as play
-
-    numbers = {"--episodes": 100, "--max-steps": 0, "--seed": 0}
-    options = {**dict.fromkeys(numbers, True), "--greedy": False, "--json": False}
-    flags, own, positionals = presets.split_flags(args, options)
-    if flags:
-        raise Ended(
-            Exit.USAGE,
-            f"{settings.shown(next(iter(flags)))}: eval plays with the settings of the run; see --help",
-        )
-    count = {
-        name: settings.whole(own[name][-1], name.lstrip("-")) if name in own else default
-        for name, default in numbers.items()
-    }
-    if count["--episodes"] < 1 or count["--seed"] < 0 or ("--max-steps" in own and count["--max-steps"] < 1):
-        raise Ended(Exit.USAGE, "episodes and max-steps must be at least 1, and seed at least 0")
-    run_dir = Path(_one(positionals, "runs/NAME"))
-    _settings_of(run_dir)
-    _need_checkpoint(run_dir)
-    result = play(run_dir, count["--episodes"], "--greedy" in own, count["--max-steps"], count["--seed"])
-    print(json.dumps(result.as_dict()) if "--json" in own else result.report())
-    return last_line(Exit.FINISHED, "evaluated", result.sentence)
-
-
-def list_presets(args: list[str]) -> int:
-    """Names, environments, what they are."""
-    from sfactory.presets import family_defaults, presets
-
-    _nothing_else(args)
-    found, defaults = presets(), family_defaults()
-    widths = max(len(p.name) for p in found), max(len(p.env) for p in found)
-    for preset in [*found, *defaults]:
-        print(f"{preset.name:{widths[0]}}  {preset.env:{widths[1]}}  {preset.description}")
-    print("\nsfactory train PRESET starts one; sfactory train PRESET --print-config shows its settings.")
-    print("With *: any other environment of a family, as sfactory train atari/breakout (sfactory envs atari: which).")
-    return 0
-
-
-def check(args: list[str]) -> int:
-    """Does an environment keep its promises?"""
-    from sfactory import presets, settings
-    from sfactory.check_env import check as play
-
-    flags, own, positionals = presets.split_flags(args, {"--seconds": True, "--seed": True, "--json": False})
-    target = _one(positionals, "TARGET")
-    env = settings.build(*presets.target_layers(target), flags).env
-    found = [
-        play(
-            task,
-            env.arguments,
-            seconds=float(settings.number(own["--seconds"][-1])) if "--seconds" in own else 3.0,
-            seed=settings.whole(own["--seed"][-1], "seed") if "--seed" in own else 0,
-            target=target,
-        )
-        for task in env.tasks
-    ]
-    if "--json" in own:
-        print(json.dumps([report.as_dict() for report in found] if len(found) > 1 else found[0].as_dict()))
-    else:
-        print("\n\n".join(report.text() for report in found))
-    if any(report.bad for report in found):
-        bad = [title for report in found for level, title, _ in report.findings if level == "bad"]
-        return last_line(Exit.ENVIRONMENT, "broken promises", f"{env.name}: {', '.join(bad)}")
-    return last_line(Exit.FINISHED, "checked", f"{env.name} keeps its promises")
-
-
-KNOWN = {  # family -> (module it needs, extra that brings it, ids)
-    "minatar": ("minatar", "minatar", "minatar/breakout minatar/seaquest"),
-    "gymnasium": ("gymnasium", "", "gymnasium/CartPole-v1 gymnasium/Pendulum-v1"),
-    "atari": ("ale_py", "atari", "atari/pong atari/breakout"),
-    "envpool": ("envpool", "envpool", "envpool/Pong-v5"),
-}
-
-
-def list_envs(args: list[str]) -> int:
-    """Environment families, nothing of them imported; or the ids of one family."""
-    from importlib.util import find_spec
-
-    from sfactory.presets import ENV_GROUP, families
-
-    if args:
-        from sfactory.envs import family_ids
-
-        for env_id in family_ids(_one(args, "FAMILY")):
-            print(f"{args[0]}/{env_id}")
-        return 0
-    for family in families():
-        module, extra, examples = KNOWN.get(family, ("", "", ""))
-        if family == "faults":
-            state, examples = "for tests", "environments that fail on demand"
-        elif module and find_spec(module) is None:
-            state = f"pip install 'sfactory[{extra}]'"
-        else:
-            state = "installed"
-        print(f"{family:12} {state:34} {examples or f'{family}/ID'}".rstrip())
-    print(f"\nYour own: an entry point of the group {ENV_GROUP} in your package, then sfactory train FAMILY/ID.")
-    return 0
-
-
-def verify(args: list[str]) -> int:
-    """Kill and resume, and compare."""
-    from sfactory import presets, settings
-    from sfactory.verify_resume import RunFailed, verify_resume
-
-    numbers = {"--steps": 20_000, "--kills": 3, "--seed": 1}
-    flags, own, positionals = presets.split_flags(args, dict.fromkeys(numbers, True))
-    count = {
-        name: settings.whole(own[name][-1], name.lstrip("-")) if name in own else default
-        for name, default in numbers.items()
-    }
-    target = _one(positionals, "TARGET")
-    settings.build(*presets.target_layers(target), flags)  # mistakes are answered here, before anything runs
-    values = {name: given.value for name, given in flags.items()}
-    words = [
-        f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"
-        for name, value in values.items()
-    ]
-    try:
-        found = verify_resume([target, *words], count["--steps"], count["--kills"], count["--seed"], print)
-    except RunFailed as error:
-        raise Ended(Exit.USAGE, f"nothing was verified: {error}") from error
-    if found:
-        print("not the same:", *found, sep="\n  ")
-        return last_line(Exit.BUG, "not exact", f"{target} killed {count['--kills']} times and resumed differs")
-    return last_line(Exit.FINISHED, "exact", f"{target}, killed {count['--kills']} times and resumed, is the same run")
 
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
@@ -322,39 +196,6 @@ def _refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> No
         raise Ended(Exit.RESUME_REFUSED, f"{', '.join(refused)} cannot change in the middle of a run; {rest}")
 
 
-def _need_checkpoint(run_dir: Path) -> None:
-    from sfactory.checkpoint import candidates
-
-    if candidates(run_dir):
-        return
-    if any((run_dir / "corrupt").glob("*")):
-        damaged = f"every checkpoint of {run_dir} is damaged; they lie in {run_dir / 'corrupt'}"
-        raise Ended(Exit.NO_USABLE_CHECKPOINT, damaged)
-    raise Ended(Exit.USAGE, f"{run_dir} holds no checkpoint yet; start anew with `sfactory train`")
-
-
-def _settings_of(run_dir: Path) -> Path:
-    file = run_dir / "config.toml"
-    if not file.is_file():
-        what = "holds no run (no config.toml)" if run_dir.is_dir() else "does not exist"
-        others = sorted(p.parent for p in Path("runs").glob("*/config.toml"))
-        hint = f"; the newest run here is {max(others, key=lambda p: p.stat().st_mtime)}" if others else ""
-        raise Ended(Exit.USAGE, f"{run_dir} {what}{hint}")
-    return file
-
-
-def _one(positionals: list[str], what: str, optional: bool = False) -> str:
-    if len(positionals) == 1 or (optional and not positionals):
-        return positionals[0] if positionals else ""
-    got = "none" if not positionals else " ".join(positionals)
-    raise Ended(Exit.USAGE, f"expected one {what}, got {got}; settings are written --section.field value")
-
-
-def _nothing_else(args: list[str]) -> None:
-    if args:
-        raise Ended(Exit.USAGE, f"{args[0]}: this verb takes no arguments")
-
-
 def _quietly(flags: Layer, own: dict[str, list[str]]) -> Layer:
     from sfactory.settings import Given
 
@@ -366,17 +207,6 @@ def _print_config(config: Config) -> int:
 
     print(to_toml(config), end="")
     return 0
-
-
-def _new_folder(target: str, seed: int) -> Path:
-    """runs/<preset>_s<seed>_<date-time>, with a number behind it for runs of the same second."""
-    tasks = target.split(",")
-    label = tasks[0] if len(tasks) == 1 else f"{tasks[0]}-and-{len(tasks) - 1}-more"
-    name = f"{label.replace('/', '-')}_s{seed}_{time.strftime('%Y%m%d-%H%M%S')}"
-    path, number = Path("runs") / name, 2
-    while path.exists():
-        path, number = Path("runs") / f"{name}-{number}", number + 1
-    return path
 
 
 def _check_wandb(config: Config) -> None:

@@ -1,0 +1,42 @@
+"""The folder of a run: its name, its settings file, and what is said where one is missing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from sfactory.exits import Ended, Exit
+
+
+def new_folder(target: str, seed: int) -> Path:
+    """runs/<preset>_s<seed>_<date-time>, with a number behind it for runs of the same second."""
+    tasks = target.split(",")
+    label = tasks[0] if len(tasks) == 1 else f"{tasks[0]}-and-{len(tasks) - 1}-more"
+    name = f"{label.replace('/', '-')}_s{seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = Path("runs") / name, 2
+    while path.exists():
+        path, number = Path("runs") / f"{name}-{number}", number + 1
+    return path
+
+
+def settings_of(run_dir: Path) -> Path:
+    """Its config.toml; Ended (exit 2) where there is no run."""
+    file = run_dir / "config.toml"
+    if not file.is_file():
+        what = "holds no run (no config.toml)" if run_dir.is_dir() else "does not exist"
+        others = sorted(p.parent for p in Path("runs").glob("*/config.toml"))
+        hint = f"; the newest run here is {max(others, key=lambda p: p.stat().st_mtime)}" if others else ""
+        raise Ended(Exit.USAGE, f"{run_dir} {what}{hint}")
+    return file
+
+
+def need_checkpoint(run_dir: Path) -> None:
+    """Ended (exit 2 or 5) where there is nothing to go on from."""
+    from sfactory.checkpoint import candidates
+
+    if candidates(run_dir):
+        return
+    if any((run_dir / "corrupt").glob("*")):
+        damaged = f"every checkpoint of {run_dir} is damaged; they lie in {run_dir / 'corrupt'}"
+        raise Ended(Exit.NO_USABLE_CHECKPOINT, damaged)
+    raise Ended(Exit.USAGE, f"{run_dir} holds no checkpoint yet; start anew with `sfactory train`")

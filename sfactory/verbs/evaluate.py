@@ -1,0 +1,34 @@
+"""`sfactory eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sfactory.exits import Ended, Exit, last_line
+from sfactory.run_folder import need_checkpoint, settings_of
+from sfactory.verbs.words import numbers, one_word
+
+
+def evaluate(args: list[str]) -> int:
+    """Play games with the newest policy."""
+    from sfactory import presets, settings
+    from sfactory.evaluate import evaluate as play
+
+    defaults = {"--episodes": 100, "--max-steps": 0, "--seed": 0}
+    options = {**dict.fromkeys(defaults, True), "--greedy": False, "--json": False}
+    flags, own, positionals = presets.split_flags(args, options)
+    if flags:
+        raise Ended(
+            Exit.USAGE,
+            f"{settings.shown(next(iter(flags)))}: eval plays with the settings of the run; see --help",
+        )
+    count = numbers(own, defaults)
+    if count["--episodes"] < 1 or count["--seed"] < 0 or ("--max-steps" in own and count["--max-steps"] < 1):
+        raise Ended(Exit.USAGE, "episodes and max-steps must be at least 1, and seed at least 0")
+    run_dir = Path(one_word(positionals, "runs/NAME"))
+    settings_of(run_dir)
+    need_checkpoint(run_dir)
+    result = play(run_dir, count["--episodes"], "--greedy" in own, count["--max-steps"], count["--seed"])
+    print(json.dumps(result.as_dict()) if "--json" in own else result.report())
+    return last_line(Exit.FINISHED, "evaluated", result.sentence)

@@ -1,0 +1,28 @@
+"""The words behind a verb: positionals and whole numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sfactory.exits import Ended, Exit
+
+
+def one_word(positionals: list[str], what: str, optional: bool = False) -> str:
+    """The only positional; empty if it is optional and not there."""
+    if len(positionals) == 1 or (optional and not positionals):
+        return positionals[0] if positionals else ""
+    got = "none" if not positionals else " ".join(positionals)
+    raise Ended(Exit.USAGE, f"expected one {what}, got {got}; settings are written --section.field value")
+
+
+def no_words(args: list[str]) -> None:
+    """For a verb that stands alone."""
+    if args:
+        raise Ended(Exit.USAGE, f"{args[0]}: this verb takes no arguments")
+
+
+def numbers(own: Mapping[str, list[str]], defaults: Mapping[str, int]) -> dict[str, int]:
+    """Whole numbers of a verb's own options, by flag; SettingError names the one that is none."""
+    from sfactory.settings import whole
+
+    return {name: whole(own[name][-1], name.lstrip("-")) if name in own else n for name, n in defaults.items()}
