@@ -200,14 +200,18 @@ def own_stages(config: Config, seconds: float) -> Stages:
     return Stages(environment, max(0.0, sampler - environment), inference, learner * config.run.learner_threads)
 
 
-def trial(config: Config, seconds: float) -> Trial:
-    """A real run from the command line for about `seconds` of training. BenchFailed if it ends by itself."""
+def trial(config: Config, seconds: float, look: Callable[[Path], object] = lambda run: None) -> Trial:
+    """A real run from the command line for about `seconds` of training. BenchFailed if it ends by itself.
+
+    look: gets the run folder before it is removed.
+    """
     with tempfile.TemporaryDirectory(prefix="sfactory-bench-") as folder:
         place = Path(folder)
         measured = replace(
             config,
-            run=replace(config.run, dir=str(place / "run"), mode="async"),
-            stop=replace(config.stop, env_steps=0, frames=0, seconds=seconds + WARM_S, target_return=None),
+            run=replace(config.run, dir=str(place / "run"), mode="async", init_from=""),
+            sampling=replace(config.sampling, auto=False),
+            stop=replace(config.stop, env_steps=10**12, frames=0, seconds=seconds + WARM_S, target_return=None),
             log=replace(config.log, every_seconds=0.2, wandb=False, quiet=True),
             checkpoint=replace(config.checkpoint, every_seconds=1e9),
         )
@@ -222,9 +226,12 @@ def trial(config: Config, seconds: float) -> Trial:
             if process.poll() is None:
                 process.terminate()
                 process.communicate()
-        if process.returncode != 0 or len(rows) < 2:
+        if process.returncode == 0 and len(rows) < 2:
+            raise BenchFailed(f"{len(rows)} rows in {seconds:g} s say nothing of speed; give it more --seconds")
+        if process.returncode != 0:
             said = (err.strip().splitlines() or ["no word"])[-1].removeprefix("sfactory: ")
             raise BenchFailed(f"the run to be measured ended by itself: {said}")
+        look(place / "run")
     warm = [row for row in rows if row["seconds"] >= WARM_S] or rows
     first, last = (warm if len(warm) > 1 else rows)[0], rows[-1]
     speed = (last["env_steps"] - first["env_steps"]) / max(last["seconds"] - first["seconds"], 1e-9)
@@ -284,7 +291,7 @@ def memory_of(pid: int) -> dict[str, float]:
             try:
                 words = Path(os.readlink(f"/proc/{process.pid}/fd/2"))
                 name = "supervisor" if process.pid == pid else words.stem
-                if name == "null" or "python" not in process.name():
+                if words.parent.name != "debug" and process.pid != pid:  # the undertaker, Python's resource tracker
                     name = "others"
                 found[name] = found.get(name, 0.0) + process.memory_full_info().pss / 2**20
             except (OSError, psutil.Error):

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sfactory._version import __version__
 from sfactory.exits import Ended, Exit, last_line, resume_command, told
-from sfactory.help import CHECK_HELP, EVAL_HELP, HELP, RESUME_HELP, TRAIN_HELP, VERIFY_HELP
+from sfactory.help import BENCH_HELP, CHECK_HELP, EVAL_HELP, HELP, PROFILE_HELP, RESUME_HELP, TRAIN_HELP, VERIFY_HELP
 from sfactory.run_folder import need_checkpoint, new_folder, settings_of
+from sfactory.verbs.bench import bench, profile
 from sfactory.verbs.environments import check, list_envs, list_presets
 from sfactory.verbs.evaluate import evaluate
 from sfactory.verbs.verify import verify
@@ -116,6 +117,10 @@ def train(args: list[str]) -> int:
         hint = f"resume it: {resume_command(run_dir)}; or" if (run_dir / "config.toml").is_file() else "please"
         raise Ended(Exit.USAGE, f"{run_dir} {what}; {hint} choose another --run.dir")
     _check_wandb(config)
+    if config.sampling.auto:
+        from sfactory.tune import tuned
+
+        config = tuned(config, lambda line: None if config.log.quiet else print(line, file=sys.stderr, flush=True))
     return _run(config, run_dir, resume=False, as_json="--json" in own)
 
 
@@ -145,6 +150,8 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "resume": (RESUME_HELP, resume),
     "eval": (EVAL_HELP, evaluate),
     "verify-resume": (VERIFY_HELP, verify),
+    "bench": (BENCH_HELP, bench),
+    "profile": (PROFILE_HELP, profile),
     "check-env": (CHECK_HELP, check),
     "presets": ("sfactory presets: what comes with settings that work\n", list_presets),
     "envs": ("sfactory envs: families, and what to install for them; sfactory envs FAMILY: its ids\n", list_envs),

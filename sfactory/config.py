@@ -28,12 +28,16 @@ class Run:
     """async: every worker in its own process. lockstep: the same workers in one process, deterministic."""
     device: str = "auto"
     """Device of inference and learner: auto (CUDA where there is one), cpu, cuda, cuda:N."""
+    inference_device: str = ""
+    """Device of inference alone, as cuda:1 beside a learner on cuda:0. Empty: run.device."""
     learner_threads: int = 1
     """CPU threads of the learner. More pays only where samplers and inference leave cores idle."""
     inference_threads: int = 1
     """CPU threads of the inference worker."""
     debug: bool = False
     """Poison released slots, so that reading what was never written shows as NaN. Costs a few percent."""
+    profile: bool = False
+    """Keep every single stage of every worker in debug/, for `sfactory profile`. A few MB a minute."""
     spare_restarts: int = 10
     """How often a worker may fail by itself without an update in between before the run ends (exit 7)."""
     stall_timeout: float = 300.0
@@ -100,6 +104,8 @@ class Sampling:
     """Steps per slot (T). Longer: fewer bootstraps, more lag, more memory."""
     slots_per_group: int = 2
     """Slots each group owns. 1: synchronous and on-policy (lag 0). 2 and more: sampling overlaps learning."""
+    auto: bool = False
+    """Before training, try for some 30 seconds how the same environments are best split over processes and threads."""
 
     @property
     def num_groups(self) -> int:
@@ -335,6 +341,8 @@ def _check_ranges(config: Config) -> None:
     refuse(_FRACTIONS, "between 0 and 1", lambda x: not 0 <= x <= 1)
     if config.sampling.slots_per_group > 255 or config.sampling.rollout_length > 65535:  # bits of a request word
         raise ValueError("sampling.slots-per-group goes up to 255 and sampling.rollout-length up to 65535")
+    if config.sampling.auto and config.run.mode == "lockstep":
+        raise ValueError("sampling.auto looks for the fastest split over processes; lockstep has but one")
     if config.optim.schedule == "linear" and not config.stop.env_steps:
         raise ValueError("optim.schedule linear ends at stop.env-steps, which is 0; set it, or use constant")
     if ":" not in config.model.encoder and config.model.encoder not in ENCODERS:

@@ -6,6 +6,8 @@ sfactory: train a policy as fast as one machine allows
   sfactory train  TARGET [--section.field value ...]    TARGET: a preset, or FAMILY/ID
   sfactory resume runs/NAME [--section.field value ...] go on from the newest checkpoint
   sfactory eval   runs/NAME [--episodes 100] [--greedy] play whole games with the newest checkpoint
+  sfactory bench  TARGET [--search 60]                  how fast, which share of the possible, what is better
+  sfactory profile TARGET [-o trace.json]               one timeline of all processes
   sfactory verify-resume TARGET                         kill, resume, and compare bit for bit
   sfactory check-env TARGET                             does an environment keep its promises?
   sfactory presets                                      what comes with settings that work
@@ -40,6 +42,38 @@ sfactory train TARGET [--section.field value ...]
   --sampling.envs-per-group N  environments stepped together
   --optim.lr X                 learning rate
   --env.settings.KEY VALUE     setting of the environment itself
+"""
+
+BENCH_HELP = """\
+sfactory bench TARGET [--section.field value ...]
+
+  sfactory bench minatar/breakout                              costs, roofline, share reached, bottleneck
+  sfactory bench atari/pong --search 120 --write best.toml     faster settings, found by trying them
+  sfactory train atari/pong --config best.toml
+
+  --seconds S      length of the run that is measured                        (20)
+  --search S       then look for faster settings for S seconds               (0: do not)
+  --write FILE     write them as TOML
+  --config FILE    settings to begin with, as for train
+  --json           everything as JSON on stdout
+
+"at best" is the environment's own library, and the network in plain torch at the batch, threads and memory
+format that cost least: nothing of sfactory's. The roofline of N cores is N / (sum of these costs per step);
+with a GPU it is the environment alone on all cores. "here" are sfactory's own stages, each alone. On a
+machine that does other things all numbers are too low, and not by the same factor.
+"""
+
+PROFILE_HELP = """\
+sfactory profile TARGET [--section.field value ...]
+
+  sfactory profile minatar/breakout -o trace.json        then open it at https://ui.perfetto.dev
+
+  -o FILE          the timeline, in the Trace Event Format                   (trace.json)
+  --seconds S      length of the timeline: the last S seconds of a short run (2)
+  --config FILE    settings to begin with, as for train
+
+One row per process, one block per stage: what each worker did when, and whom it waited for. A table of the
+stages is printed too: share of the worker's time, how often, how long on average and at the longest.
 """
 
 RESUME_HELP = """\

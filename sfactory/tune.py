@@ -17,9 +17,22 @@ from sfactory.config import Config
 
 CLEARLY = 1.04  # times as fast: below that a short run on a shared machine says nothing
 TRIAL_S = 4.0  # of training that count, per try
+AUTO_S = 30.0  # for `sampling.auto`
 
 Measure = Callable[[Config], float]
 """Steps per second of a run at these settings. BenchFailed or ValueError if there is no such run."""
+
+
+def tuned(config: Config, say: Callable[[str], None]) -> Config:
+    """`sampling.auto`: the same batch of the same environments, split as was fastest here."""
+    config = with_settings(config, {"sampling.auto": False})
+    found = search(config, AUTO_S, say=say)
+    if not found.settings:
+        say(f"sampling.auto: nothing was clearly faster than the settings as given ({found.before:,.0f} steps/s)")
+        return config
+    said = ", ".join(f"{name}={value}" for name, value in found.settings.items())
+    say(f"sampling.auto: {said}; {found.after:,.0f} instead of {found.before:,.0f} steps/s")
+    return with_settings(config, found.settings)
 
 
 class Change(NamedTuple):

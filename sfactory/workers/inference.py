@@ -27,7 +27,7 @@ class Inference(Worker):
 
     def __init__(self, shared: Shared, post: Post, whole_batch: bool = False) -> None:
         super().__init__("inference", shared, post)
-        self.device = pick_device(self.config.run.device)
+        self.device = pick_device(self.config.run.inference_device or self.config.run.device)
         self.model = build_model(self.plan).to(self.device).eval()
         self.distribution = self.model.distribution
         self.autocast = precision(self.config.learning.precision, self.device)

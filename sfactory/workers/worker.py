@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from sfactory.memory import words
@@ -51,18 +54,26 @@ class QueuePost:
 class Stages:
     """Where a worker's time goes: each `mark` books the time since the last one under a name."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None = None) -> None:
+        """file: every single mark is appended there too, at each `take` (`run.profile`)."""
         self.seconds: dict[str, float] = defaultdict(float)
-        self._last = time.perf_counter()
+        self._last = self._begin = time.monotonic()
+        self._file, self._marks = file, []  # type: tuple[Path | None, list[tuple[str, float]]]
 
     def mark(self, stage: str) -> None:
-        now = time.perf_counter()
+        now = time.monotonic()
         self.seconds[stage] += now - self._last
         self._last = now
+        if self._file is not None:
+            self._marks.append((stage, now))
 
     def take(self) -> dict[str, float]:
         taken = dict(self.seconds)
         self.seconds.clear()
+        if self._file is not None and self._marks:
+            with contextlib.suppress(OSError), self._file.open("a") as file:
+                file.write(json.dumps([self._begin, self._marks]) + "\n")
+            self._begin, self._marks = self._last, []
         return taken
 
 
@@ -73,7 +84,7 @@ class Worker:
         self.name, self.shared, self.post = name, shared, post
         self.plan, self.config, self.book = shared.plan, shared.plan.config, shared.book
         self.bell: Doorbell = shared.bells[name]
-        self.stages = Stages()
+        self.stages = Stages(self.plan.debug_dir / f"{name}.stages" if self.config.run.profile else None)
         self._row = shared.plan.workers.index(name)
         self._beats = 0
         self.turns = self.envs = 0  # steps that did work, and (inference) environments answered in them

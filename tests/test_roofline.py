@@ -1,0 +1,87 @@
+"""The roofline is made of loops that are none of sfactory's own, and adds up."""
+
+import pytest
+
+from sfactory import roofline as module
+from sfactory.config import Config, Env, Learning, Model, Sampling
+from sfactory.envs import make_spec, raw_loop
+from sfactory.presets import target_layers
+from sfactory.roofline import Cost, Roofline, plain_network, roofline
+from sfactory.settings import build
+from sfactory.workers.network import build_model
+from sfactory.workers.wiring import Plan
+
+
+def preset(target):
+    config = build(*target_layers(target), {})
+    return config, make_spec(config.env.tasks[0], config.env.arguments)
+
+
+@pytest.mark.parametrize("target", ["minatar/breakout", "atari/pong", "mujoco/hopper", "classic/cartpole"])
+def test_the_plain_network_is_as_large_as_the_one_that_is_trained(target):
+    config, spec = preset(target)
+    own = sum(x.numel() for name, x in build_model(Plan(config, spec, "", 0)).named_parameters() if name != "log_std")
+    assert sum(x.numel() for x in plain_network(config, spec).parameters()) == own
+
+
+def test_what_has_no_plain_form_is_its_own_reference():
+    config, spec = preset("memory/tmaze")
+    assert plain_network(config, spec) is None
+    found = roofline(config, spec, 1, seconds=0.1)
+    assert found.training.how.startswith("the network itself")
+    assert "own door" in found.environment.how
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("minatar/asterix", {}),
+        ("gymnasium/CartPole-v1", {}),
+        ("gymnasium/Hopper-v5", {}),
+        ("atari/pong", {"protocol": "machado"}),
+    ],
+)
+def test_the_raw_loop_steps_every_environment(name, settings):
+    step = raw_loop(name, 3, 1, settings)
+    assert [step() for _ in range(300)] == [3] * 300
+
+
+@pytest.mark.envpool
+def test_envpools_raw_loop_steps_every_environment():
+    step = raw_loop("envpool/CartPole-v1", 3, 1, {})
+    assert [step() for _ in range(100)] == [3] * 100
+
+
+def test_a_slower_sfactory_does_not_raise_its_share(monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("the roofline looked at sfactory's own environments or networks")
+
+    config, spec = preset("minatar/breakout")
+    monkeypatch.setattr(module, "make_group", never)
+    monkeypatch.setattr(module, "build_model", never)
+    assert roofline(config, spec, 1, seconds=0.3).steps_per_second > 100
+
+
+def test_costs_add_up_and_a_gpu_leaves_the_environment_alone():
+    cost = [Cost(seconds, "") for seconds in (2e-6, 4e-6, 14e-6)]
+    assert Roofline(2, *cost, "", "cpu").steps_per_second == pytest.approx(100_000)
+    assert Roofline(2, *cost, "", "cuda").steps_per_second == pytest.approx(1_000_000)
+
+
+def test_training_costs_what_the_update_does(monkeypatch):
+    """Epochs times forward and backward, and one look at the batch where there are several optimizer steps."""
+    config = Config(
+        env=Env(name="gymnasium/CartPole-v1"), sampling=Sampling(envs_per_group=4), model=Model(hidden=(8,)),
+        learning=Learning(epochs=3, minibatches=2),
+    )  # fmt: skip
+    spec = make_spec("gymnasium/CartPole-v1")
+    monkeypatch.setattr(module, "environment_cost", lambda *a: Cost(1.0, ""))
+
+    def costs(*args, learn, bf16):
+        return [Cost(10.0 if learn else 2.0, "slow"), Cost(7.0 if learn else 1.0, "fast")]
+
+    monkeypatch.setattr(module, "_network_costs", costs)
+    assert roofline(config, spec, 2).training.seconds == 3 * 7.0 + 1.0
+    once = Config(env=config.env, sampling=config.sampling, model=config.model)
+    assert roofline(once, spec, 2).training.seconds == 7.0
+    assert roofline(once, spec, 2).seconds == 1.0 + 1.0 + 7.0
