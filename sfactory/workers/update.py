@@ -386,6 +386,8 @@ class Update:
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in parts["optimizer"].items():
             index, name = key.split(".", 1)
+            if value.dim():  # in the memory order of its parameter: fused Adam takes both for one stretch of memory
+                value = torch.empty_like(self.parameters[int(index)]).copy_(value)
             state.setdefault(int(index), {})[name] = value
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

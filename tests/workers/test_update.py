@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sfactory import checkpoint
 from sfactory.config import Config, Learning, Model, Normalize, Optim, Sampling
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.model.actor_critic import ActorCritic
@@ -173,3 +174,25 @@ def test_a_batch_that_was_not_learnt_from_is_in_no_statistics():
         assert torch.equal(update.state_dict()["normalizers"][name], tensor), name
     update.run(clean, 2, 0.0)
     assert update.state_dict()["normalizers"]["obs.obs.count"] == 2 * rows
+
+
+def test_an_optimizer_that_was_saved_goes_on_as_if_it_had_not_been(tmp_path):
+    """Convolutions lie channels-last in memory, files do not: fused Adam would mix the two up without a word."""
+    torch.manual_seed(0)
+    leaf = {"obs": Leaf((4, 36, 36), "uint8")}
+    config = Config(learning=Learning(epochs=2, minibatches=2), sampling=Sampling(1, 2, B // 2, T))
+
+    def fresh():
+        torch.manual_seed(0)
+        return Update(config, ActorCritic(leaf, ACTIONS, encoder="nature", hidden=(8,)), torch.device("cpu"))
+
+    one, other = fresh(), fresh()
+    pictures = torch.randint(0, 256, (T + 1, B, 4, 36, 36), dtype=torch.uint8)
+    batch = batch_of(update_of())._replace(obs={"obs": pictures})
+    one.run(batch, 0, 0.0)
+    contents = checkpoint.Contents({"env_steps": 1}, one.state_dict())
+    other.load_state_dict(checkpoint.load(checkpoint.save(tmp_path, contents, keep=1)).parts)
+    for update in (one, other):
+        update.run(batch, 1, 0.0)
+    for (name, x), y in zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
