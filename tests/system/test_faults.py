@@ -94,6 +94,11 @@ def test_an_environment_that_hangs_is_killed_and_its_stack_kept(tmp_path):
     assert ledger_balances(run)
 
 
+def saved(run):
+    """Env steps of the newest checkpoint."""
+    return max((int(path.name) for path in checkpoint.candidates(run)), default=0)
+
+
 # -- kills -----------------------------------------------------------------------------------------------------
 
 
@@ -128,7 +133,8 @@ def test_everything_killed_at_once_again_and_again_always_resumes_and_steps_neve
     # Many rows to a checkpoint: each kill leaves some behind it, which a resume must cut away.
     process = start(run, "--checkpoint.every-seconds", 1, "--log.every-seconds", 0.05)
     for _ in range(rounds):
-        wait_for(lambda before=before: steps(run) > before, process=process)
+        wait_for(lambda before=before: saved(run) > before, process=process)
+        wait_for(lambda: steps(run) > saved(run), process=process)
         time.sleep(draw.uniform(0.0, 1.0))
         family = children(process)
         os.killpg(process.pid, signal.SIGKILL)  # the supervisor and what stayed in its group
@@ -136,16 +142,16 @@ def test_everything_killed_at_once_again_and_again_always_resumes_and_steps_neve
             child.kill()
         process.communicate()
         wait_for(lambda family=family: gone(family), seconds=2.0)
-        newest = int(checkpoint.candidates(run)[0].name)
+        newest = saved(run)
         cut += any(row["env_steps"] > newest for row in rows(run))
-        last = max((row["env_steps"] for row in rows(run) if row["env_steps"] <= newest), default=0)
+        last = max((row["env_steps"] for row in rows(run) if row["env_steps"] <= newest))
         process = subprocess.Popen(
             command("resume", run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         wait_for(lambda pid=process.pid: status(run).get("pid") == pid, process=process)
         curve = [row["env_steps"] for row in rows(run)]
-        assert not last or last in curve  # resumed from the newest: up to there nothing is cut
-        before = max(last, before)
+        assert last in curve  # resumed from the newest: up to there nothing is cut
+        before = newest
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
     curve = [row["env_steps"] for row in rows(run)]
