@@ -27,7 +27,8 @@ ALLOWED = {
     "memory": set(),
     "metrics": set(),
     "batch": {"config", "algo"},
-    "writers": {"config", "metrics", "_version"},
+    "dashboard": {"metrics"},
+    "writers": {"config", "metrics", "dashboard", "_version"},
     "checkpoint": {"_version", "config", "settings_file", "envs", "model", "workers"},
     "workers": {
         "_version",
@@ -38,6 +39,7 @@ ALLOWED = {
         "algo",
         "checkpoint",
         "metrics",
+        "dashboard",
         "writers",
         "batch",
         "settings_file",
@@ -55,7 +57,8 @@ WORKERS = {  # file of workers/ -> rooms it may import
     "update": {"config", "model", "algo", "workers"},
 }
 TORCH_FREE = (
-    "envs", "env_group", "vector_group", "check_env", "memory", "metrics", "writers", "config", "presets", "exits",
+    "envs", "env_group", "vector_group", "check_env", "memory", "metrics", "dashboard", "writers", "config", "presets",
+    "exits",
 )  # fmt: skip
 
 
