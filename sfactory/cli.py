@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sfactory._version import __version__
 from sfactory.exits import Ended, Exit, last_line, resume_command, told
-from sfactory.help import CHECK_HELP, EVAL_HELP, HELP, RESUME_HELP, TRAIN_HELP, VERIFY_HELP
+from sfactory.help import CHECK_HELP, EVAL_HELP, HELP, RESUME_HELP, TRAIN_HELP, VERIFY_HELP, WATCH_HELP
 
 if TYPE_CHECKING:
     from sfactory.config import Config
@@ -163,6 +163,16 @@ def evaluate(args: list[str]) -> int:
     return last_line(Exit.FINISHED, "evaluated", result.sentence)
 
 
+def watch(args: list[str]) -> int:
+    """The live panel of a run elsewhere."""
+    from sfactory.watch import watch as look
+
+    run_dir = Path(_one(args, "runs/NAME"))
+    _settings_of(run_dir)
+    seen = look(run_dir)
+    return last_line(Exit.FINISHED, "watched", f"{run_dir}: {seen.state}, {seen.env_steps:,} steps")
+
+
 def list_presets(args: list[str]) -> int:
     """Names, environments, what they are."""
     from sfactory.presets import family_defaults, presets
@@ -270,6 +280,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": (TRAIN_HELP, train),
     "resume": (RESUME_HELP, resume),
     "eval": (EVAL_HELP, evaluate),
+    "watch": (WATCH_HELP, watch),
     "verify-resume": (VERIFY_HELP, verify),
     "check-env": (CHECK_HELP, check),
     "presets": ("sfactory presets: what comes with settings that work\n", list_presets),

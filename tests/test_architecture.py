@@ -46,6 +46,7 @@ ALLOWED = {
         "snapshot",
     },
     "verify_resume": {"checkpoint"},
+    "watch": {"checkpoint", "dashboard", "settings_file", "writers"},
     "env_trace": {"envs"},
     "check_env": {"env_trace", "envs", "presets"},
     "evaluate": {"checkpoint", "config", "envs", "model", "metrics", "settings_file"},
@@ -58,7 +59,7 @@ WORKERS = {  # file of workers/ -> rooms it may import
 }
 TORCH_FREE = (
     "envs", "env_group", "vector_group", "check_env", "memory", "metrics", "dashboard", "writers", "config", "presets",
-    "exits",
+    "watch", "exits",
 )  # fmt: skip
 
 

@@ -8,16 +8,17 @@ from sfactory.metrics import STAGES, bottleneck, bound, busy_shares, duration, h
 
 NO_NEWS_S = 30.0  # without a row the panel says how old it is
 ONE_LINE = 70  # columns in which faults, checkpoint and load go side by side
+STAGES_WIDE = 37  # columns for the stages of a worker, beside its bar
 SQUARES = 16  # slots up to which each is drawn
 LOSSES = {
     "entropy": "losses/entropy", "explained": "losses/explained_variance", "value": "losses/value_loss",
     "policy": "losses/policy_loss", "KL": "losses/approx_kl", "clipped": "losses/clipfrac",
     "grad": "losses/grad_norm", "lr": "charts/learning_rate",
 }  # fmt: skip
-ADVICE = {
-    "sampling-bound": "environments step all the time, the others wait",
-    "inference-bound": "the policy answers all the time, the others wait",
-    "learner-bound": "updates take all the time, the others wait",
+MEANING = {
+    "sampling-bound": "the others wait for environments",
+    "inference-bound": "the others wait for actions",
+    "learner-bound": "the others wait for updates",
 }
 
 
@@ -32,7 +33,7 @@ def progress(s: Snapshot, width: int) -> list[Line]:
     if fps is not None and abs(fps - sps) > 0.01 * sps:
         speed.append([(human(fps), NUMBER), (" frames/s", "")])
     if s.roofline:
-        speed.append([(f"{100 * sps / s.roofline:.0f}%", NUMBER), (" of roofline ", ""), (human(s.roofline), NUMBER)])
+        speed.append([(f"{100 * sps / s.roofline:.0f}%", NUMBER), (" roofline", "")])
     if (updates := s.value("charts/updates")) is not None:
         speed.append([(human(updates), NUMBER), (" updates", "")])
     lines = [entry("speed", speed, width)]
@@ -84,10 +85,10 @@ def pipeline(s: Snapshot, width: int, bars: bool = True, stages: bool = True) ->
     busy, verdict, worst = busy_shares(s.numbers), bound(s.numbers), bottleneck(s.numbers)
     if not busy:
         return [entry("pipeline", [[("no times yet", DIM)]], width)]
-    advice = ADVICE.get(verdict, "each waits for the others")
-    lines = [entry("pipeline", [[(verdict, f"bold {WARN}")], [(advice, DIM)]], width)]
+    meaning = MEANING.get(verdict, "each waits for the others")
+    lines = [entry("pipeline", [[(verdict, f"bold {WARN}")], [(meaning, DIM)]], width)]
     room = width - LABEL - 5
-    size = room // 2 if stages and room >= 44 else max(room, 0)
+    size = min(room // 2, max(14, room - STAGES_WIDE)) if stages and room >= 38 else max(room, 0)
     for kind in busy if bars else ():
         style = WARN if kind == worst else ACCENT
         line = [*label(kind, style), *bar(busy[kind], size, style), (f" {100 * busy[kind]:3.0f}%", NUMBER)]

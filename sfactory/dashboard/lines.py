@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -106,7 +107,9 @@ def chart(points: Sequence[tuple[float, float]], width: int, rows: int) -> list[
     lines: list[Line] = []
     for row in range(rows):
         floor = 8 * (rows - 1 - row)
-        blocks = "".join(BLOCKS[int(min(max(height - floor, 0), 8))] for height in eighths)
+        blocks = "".join(BLOCKS[min(max(height - floor, 0), 8)] for height in eighths.tolist())
+        # Full cells have their colour behind them too: some fonts leave a gap between lines.
+        runs = [("".join(run), f"{GOOD} on {GOOD}" if full else GOOD) for full, run in groupby(blocks, "█".__eq__)]
         mark = f"{high:.4g}" if row == 0 and rows > 1 else f"{low:.4g}" if row == rows - 1 and rows > 1 else ""
-        lines.append([(f"{mark:>{LABEL - 1}} ", DIM), (blocks, GOOD)])
+        lines.append([(f"{mark:>{LABEL - 1}} ", DIM), *runs])
     return lines

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,16 +79,15 @@ class History:
     _every: int = 1
     _seen: int = 0
 
-    def read(self, path: Path) -> dict[str, Any]:
-        """All rows of a metrics.jsonl, as far as they are whole; returns the newest one as panels show it."""
-        newest: dict[str, Any] = {}
-        with contextlib.suppress(FileNotFoundError), path.open() as lines:
-            for line in lines:
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    row = json.loads(line)
-                    self.add(row["env_steps"], row["seconds"], row)
-                    newest = carried(newest, row)
-        return newest
+    def read(self, lines: Iterable[str], newest: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Lines of a metrics.jsonl, those that are whole; returns the newest row after `newest`, as panels show it."""
+        shown = dict(newest or {})
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                row = json.loads(line)
+                self.add(row["env_steps"], row["seconds"], row)
+                shown = carried(shown, row)
+        return shown
 
     def add(self, env_steps: float, seconds: float, row: Mapping[str, Any]) -> None:
         """One row; it counts if it holds a return."""
@@ -114,7 +112,7 @@ def trend(history: Sequence[Point]) -> tuple[float, float] | None:
     seconds, values = recent[:, 1] - recent[0, 1], recent[:, 2]
     change = float(np.polyfit(seconds, values, 1)[0] * seconds[-1])
     moved = max(point[2] for point in history) - min(point[2] for point in history)
-    return (change if abs(change) > 0.01 * moved else 0.0), float(seconds[-1])
+    return (change if 0 < 0.01 * moved < abs(change) else 0.0), float(seconds[-1])
 
 
 def carried(before: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:

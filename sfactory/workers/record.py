@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -64,7 +65,8 @@ class Record:
         self._row: dict[str, float] = {}
         self._history = History()
         if resume_from:
-            self._history.read(run_dir / METRICS_FILE)
+            with contextlib.suppress(OSError), (run_dir / METRICS_FILE).open() as rows:
+                self._history.read(rows)
         self._faults: deque[str] = deque(maxlen=3)
         self._show()
 
