@@ -69,8 +69,8 @@ Plays whole games with the newest checkpoint in environments of their own. Nothi
 WATCH_HELP = """\
 sfactory watch runs/NAME
 
-Shows the live panel of a run that was started elsewhere, in the background or on another terminal, from the
-files of its folder, until it ends. Ctrl-C ends the watching, not the run. Off a terminal: a line now and then.
+Shows the live panel of a run that was started elsewhere, in the background or on another terminal, from its
+files, until it ends. Ctrl-C ends the watching, not the run. Off a terminal: a line now and then.
 """
 
 VERIFY_HELP = """\

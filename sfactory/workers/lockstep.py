@@ -43,6 +43,7 @@ class Lockstep:
         for worker in (self.inference, *self.samplers):
             worker.stages.mark("wait")  # the others' turn
             worker.step()
+        self.learner.stages.mark("wait")
         if self.learner.finished() or not self.learner.step():
             return False
         for worker in (self.inference, *self.samplers, self.learner):
