@@ -35,10 +35,9 @@ class Watched:
     def read(self, now: float) -> Snapshot:
         """What there is at the time `now` (seconds since the epoch, for ages)."""
         made_at = self._read_rows()
-        status = _status(self.run_dir)
-        state = str(status.get("state", "running"))
+        state, told_at = _state(self.run_dir)
         since = max(0.0, now - made_at) if state == "running" else 0.0
-        config, saved = self.config, checkpoint.last(self.run_dir, now)
+        config, saved = self.config, checkpoint.last(self.run_dir, now if state == "running" else told_at)
         if saved is not None:
             saved = saved[0], max(0.0, saved[1] - since)  # panels add `since`
         return Snapshot(
@@ -84,11 +83,13 @@ def watch(run_dir: Path) -> Snapshot:
         console.close()
 
 
-def _status(run_dir: Path) -> dict[str, Any]:
+def _state(run_dir: Path) -> tuple[str, float]:
+    """running, or how it ended, and when that was written."""
+    file = run_dir / "status.json"
     try:
-        return dict(json.loads((run_dir / "status.json").read_text()))
-    except (OSError, ValueError):
-        return {}
+        return str(json.loads(file.read_text())["state"]), file.stat().st_mtime
+    except (OSError, ValueError, KeyError, TypeError):
+        return "running", 0.0
 
 
 def _faults(run_dir: Path) -> tuple[str, ...]:

@@ -106,10 +106,11 @@ def chart(points: Sequence[tuple[float, float]], width: int, rows: int) -> list[
     eighths = 1 + np.round(level * (8 * rows - 1)).astype(int)
     lines: list[Line] = []
     for row in range(rows):
-        floor = 8 * (rows - 1 - row)
-        blocks = "".join(BLOCKS[min(max(height - floor, 0), 8)] for height in eighths.tolist())
+        left = [height - 8 * (rows - 1 - row) for height in eighths.tolist()]
+        runs: Line = []
         # Full cells have their colour behind them too: some fonts leave a gap between lines.
-        runs = [("".join(run), f"{GOOD} on {GOOD}" if full else GOOD) for full, run in groupby(blocks, "█".__eq__)]
+        for style, cells in groupby(left, lambda height: f"{GOOD} on {GOOD}" if height >= 8 else GOOD):
+            runs.append(("".join(BLOCKS[min(max(height, 0), 8)] for height in cells), style))
         mark = f"{high:.4g}" if row == 0 and rows > 1 else f"{low:.4g}" if row == rows - 1 and rows > 1 else ""
         lines.append([(f"{mark:>{LABEL - 1}} ", DIM), *runs])
     return lines

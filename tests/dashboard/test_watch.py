@@ -62,6 +62,15 @@ def test_it_shows_the_newest_row_and_what_surrounds_it(run_dir):
     assert seen.checkpoint == (100, 100.0)  # when the row was written, as everything else
 
 
+def test_a_run_that_is_over_is_shown_as_it_was_at_its_end(run_dir):
+    write(run_dir, 100)
+    status(run_dir, "finished")
+    os.utime(run_dir / "checkpoints" / "000000000100", (900.0, 900.0))
+    os.utime(run_dir / "status.json", (903.0, 903.0))
+    seen = Watched(run_dir).read(now=5000.0)
+    assert (seen.state, seen.since, seen.checkpoint) == ("finished", 0.0, (100, 3.0))
+
+
 def test_rows_are_read_once_and_a_half_written_one_when_it_is_whole(run_dir, monkeypatch):
     watched = Watched(run_dir)
     assert watched.read(0.0).row == {}
