@@ -33,22 +33,22 @@ class Panel(Live):
         console = Console(file=stream, highlight=False)
         # The Linux console has boxes, but not the eighths of a block.
         self._ascii = console.options.ascii_only or os.environ.get("TERM") == "linux"
-        self._snapshot: Snapshot | None = None
-        self._made_at = 0.0
+        self._shown: tuple[Snapshot, float] | None = None  # and when it came; one value, as a thread draws
         self._drawn: tuple[int, int] = (0, 0)  # columns of the terminal and lines of the panel when last drawn
         super().__init__(self, console=console, refresh_per_second=PER_SECOND, redirect_stdout=False)
 
     def show(self, snapshot: Snapshot) -> None:
         """From now on this one."""
-        self._snapshot, self._made_at = snapshot, time.monotonic()
+        self._shown = snapshot, time.monotonic()
 
     def say(self, line: str) -> None:
         """A line above the panel; it stays."""
         self.console.print(line, markup=False, highlight=False)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if self._snapshot is not None:
-            now = replace(self._snapshot, since=self._snapshot.since + time.monotonic() - self._made_at)
+        if self._shown is not None:
+            snapshot, came = self._shown
+            now = replace(snapshot, since=snapshot.since + time.monotonic() - came)
             text = render(now, options.max_width, options.size.height - 1, self._ascii)
             drawn = text.split("\n")
             self._drawn = (drawn[0].cell_len, len(drawn)) if drawn else (0, 0)
