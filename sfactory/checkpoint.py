@@ -154,6 +154,14 @@ def candidates(run_dir: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
 
 
+def last(run_dir: Path, now: float) -> tuple[int, float] | None:
+    """Steps of the newest checkpoint, good or not, and its age in seconds at the time `now`; None without one."""
+    for path in candidates(run_dir):
+        with contextlib.suppress(OSError):  # it may be pruned at this moment
+            return int(path.name), max(0.0, now - path.stat().st_mtime)
+    return None
+
+
 def verify(path: Path) -> dict[str, Any]:
     """Check every byte against the manifest; returns the manifest. Raises CheckpointError with the reason."""
     try:

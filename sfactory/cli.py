@@ -14,14 +14,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from sfactory import help as texts
 from sfactory._version import __version__
 from sfactory.exits import Ended, Exit, last_line, resume_command, told
-from sfactory.help import BENCH_HELP, CHECK_HELP, EVAL_HELP, HELP, PROFILE_HELP, RESUME_HELP, TRAIN_HELP, VERIFY_HELP
+from sfactory.help import HELP
 from sfactory.run_folder import need_checkpoint, new_folder, settings_of
 from sfactory.verbs.bench import bench, profile
 from sfactory.verbs.environments import check, list_envs, list_presets
 from sfactory.verbs.evaluate import evaluate
 from sfactory.verbs.verify import verify
+from sfactory.verbs.watch import watch
 from sfactory.verbs.words import one_word
 
 if TYPE_CHECKING:
@@ -146,13 +148,14 @@ def resume(args: list[str]) -> int:
 
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "train": (TRAIN_HELP, train),
-    "resume": (RESUME_HELP, resume),
-    "eval": (EVAL_HELP, evaluate),
-    "verify-resume": (VERIFY_HELP, verify),
-    "bench": (BENCH_HELP, bench),
-    "profile": (PROFILE_HELP, profile),
-    "check-env": (CHECK_HELP, check),
+    "train": (texts.TRAIN_HELP, train),
+    "resume": (texts.RESUME_HELP, resume),
+    "eval": (texts.EVAL_HELP, evaluate),
+    "watch": (texts.WATCH_HELP, watch),
+    "verify-resume": (texts.VERIFY_HELP, verify),
+    "bench": (texts.BENCH_HELP, bench),
+    "profile": (texts.PROFILE_HELP, profile),
+    "check-env": (texts.CHECK_HELP, check),
     "presets": ("sfactory presets: what comes with settings that work\n", list_presets),
     "envs": ("sfactory envs: families, and what to install for them; sfactory envs FAMILY: its ids\n", list_envs),
 }

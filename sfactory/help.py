@@ -8,6 +8,7 @@ sfactory: train a policy as fast as one machine allows
   sfactory eval   runs/NAME [--episodes 100] [--greedy] play whole games with the newest checkpoint
   sfactory bench  TARGET [--search 60]                  how fast, which share of the possible, what is better
   sfactory profile TARGET [-o trace.json]               one timeline of all processes
+  sfactory watch  runs/NAME                             the live panel of a run elsewhere
   sfactory verify-resume TARGET                         kill, resume, and compare bit for bit
   sfactory check-env TARGET                             does an environment keep its promises?
   sfactory presets                                      what comes with settings that work
@@ -97,6 +98,13 @@ Plays whole games with the newest checkpoint in environments of their own. Nothi
   --max-steps N     a game is cut here and counts with its return so far (its limit, or 10000)
   --seed N          seed of environments and sampling (0)
   --json            everything as one JSON object on stdout
+"""
+
+WATCH_HELP = """\
+sfactory watch runs/NAME
+
+Shows the live panel of a run that was started elsewhere, in the background or on another terminal, from its
+files, until it ends. Ctrl-C ends the watching, not the run. Off a terminal: a line now and then.
 """
 
 VERIFY_HELP = """\

@@ -39,6 +39,9 @@ STAGES: dict[str, dict[str, str]] = {
 }
 """Worker kind -> stage -> what the time goes to."""
 
+BOUND = {"sampler": "sampling-bound", "inference": "inference-bound", "learner": "learner-bound"}
+SATURATED = 2 / 3  # share of its time a worker works from which on the others wait for it rather than each for each
+
 METRICS: dict[str, str] = {
     "charts/episodic_return": "mean return of the last 100 whole games, unclipped",
     "charts/episodic_length": "mean length of the last 100 whole games, in steps",
@@ -299,6 +302,18 @@ def bottleneck(row: Mapping[str, float]) -> str:
     return max(busy, key=lambda kind: busy[kind]) if busy else ""
 
 
+def bound(row: Mapping[str, float]) -> str:
+    """The bottleneck in one word, as learner-bound; empty before stages are known.
+
+    A pipeline has a bottleneck if somebody works nearly all the time. If nobody does, the workers take turns (lockstep,
+    one slot per group, one group per sampler): then all of them count, the busiest most.
+    """
+    kind = bottleneck(row)
+    if not kind or busy_shares(row)[kind] >= SATURATED:
+        return BOUND.get(kind, "")
+    return f"in turns, mostly {kind}"
+
+
 def console_line(row: Mapping[str, float], stop: Stop, env_steps: float, seconds: float) -> str:
     """Progress for people: speed, return, lag, who is busy, how far, how long still."""
     sps, fps = row.get("charts/SPS", 0.0), row.get("charts/FPS", 0.0)
@@ -312,16 +327,16 @@ def console_line(row: Mapping[str, float], stop: Stop, env_steps: float, seconds
     busy = busy_shares(row)
     if busy:
         words = (f"{kind} {100 * share:.0f}%" for kind, share in busy.items())
-        parts.append(f"busy {' '.join(words)} (bottleneck {bottleneck(row)})")
+        parts.append(f"busy {' '.join(words)} ({bound(row)})")
     if row.get("faults/total"):
         parts.append(f"faults {row['faults/total']:.0f}")
-    done, left_s = _remaining(row, stop, env_steps, seconds)
+    done, left_s = remaining(row, stop, env_steps, seconds)
     if done is not None:
         parts.append(f"{100 * done:.0f}%" + (f", {duration(left_s)} left" if left_s is not None else ""))
     return " | ".join(parts)
 
 
-def _remaining(
+def remaining(
     row: Mapping[str, float], stop: Stop, env_steps: float, seconds: float
 ) -> tuple[float | None, float | None]:
     """(fraction done, seconds left) of the stop rule that comes first; None where it cannot be said."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sfactory.config import Config, to_dict
+from sfactory.dashboard import Snapshot
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -48,12 +49,15 @@ class Writers:
             with self._spared("Weights & Biases"):
                 self._wandb = _open_wandb(self.run_dir, config)
 
-    def row(self, env_steps: int, seconds: float, metrics: Mapping[str, float]) -> None:
-        """One row everywhere. The step axis increases strictly: a second row at the same step is left out."""
-        if env_steps <= self._last:
-            return
-        self._last = env_steps
+    def row(self, env_steps: int, seconds: float, metrics: Mapping[str, float]) -> dict[str, float]:
+        """One row everywhere. The step axis increases strictly: a second row at the same step is left out.
+
+        Returns it as it was written, with the load of the machine.
+        """
         values = dict(metrics)
+        if env_steps <= self._last:
+            return values
+        self._last = env_steps
         with self._spared("machine load"):
             values |= machine_load()
         with self._spared(METRICS_FILE):
@@ -69,11 +73,12 @@ class Writers:
         with self._spared("Weights & Biases"):
             if self._wandb is not None:
                 self._wandb.log({**values, "env_steps": env_steps, "seconds": seconds}, step=env_steps)
+        return values
 
-    def console(self, line: str) -> None:
+    def console(self, snapshot: Snapshot) -> None:
         """Progress, for whoever watches."""
         with self._spared("console"):
-            self._console.progress(line)
+            self._console.progress(snapshot)
 
     def log(self, line: str, echo: bool = True) -> None:
         """One event, dated, into log.txt and, if `echo`, onto the console; tracebacks go to log.txt alone."""
@@ -148,39 +153,37 @@ class TensorBoard:
 
 
 class Console:
-    """Progress on stderr: a line in place on a terminal, elsewhere a plain line every now and then."""
+    """Progress on stderr: the live panel on a terminal, elsewhere a plain line every now and then."""
 
     def __init__(self, every_seconds: float, quiet: bool) -> None:
         self.every_seconds, self.quiet = every_seconds, quiet
         self._next = 0.0
-        self._live: Any = None
+        self._panel: Any = None
         if not quiet and sys.stderr.isatty():
-            from rich.console import Console as RichConsole
-            from rich.live import Live
+            from sfactory.dashboard.terminal import Panel, capable  # brings rich
 
-            self._live = Live(console=RichConsole(stderr=True), auto_refresh=False, transient=True)
-            self._live.start()
+            if capable(sys.stderr):
+                self._panel = Panel(sys.stderr)
+                self._panel.start()
 
-    def progress(self, line: str) -> None:
-        if self._live is not None:
-            from rich.text import Text
-
-            self._live.update(Text(line.replace(" | ", "  ")), refresh=True)
-        elif not self.quiet and time.monotonic() >= self._next:
+    def progress(self, snapshot: Snapshot) -> None:
+        if self._panel is not None:
+            self._panel.show(snapshot)
+        elif snapshot.row and snapshot.state == "running" and not self.quiet and time.monotonic() >= self._next:
             self._next = time.monotonic() + self.every_seconds
-            print(line, file=sys.stderr, flush=True)
+            print(snapshot.line, file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
         """An event: it stays on the screen."""
-        if self._live is not None:
-            self._live.console.print(line, markup=False, highlight=False)
+        if self._panel is not None:
+            self._panel.say(line)
         elif not self.quiet:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._panel is not None:
+            self._panel.stop()
+            self._panel = None
 
 
 def cut_back(path: Path, env_steps: int) -> None:

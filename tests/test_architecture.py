@@ -27,7 +27,8 @@ ALLOWED = {
     "memory": set(),
     "metrics": set(),
     "batch": {"config", "algo"},
-    "writers": {"config", "metrics", "_version"},
+    "dashboard": {"metrics"},
+    "writers": {"config", "metrics", "dashboard", "_version"},
     "checkpoint": {"_version", "config", "settings_file", "envs", "model", "workers"},
     "workers": {
         "_version",
@@ -38,6 +39,7 @@ ALLOWED = {
         "algo",
         "checkpoint",
         "metrics",
+        "dashboard",
         "writers",
         "batch",
         "settings_file",
@@ -56,12 +58,14 @@ ALLOWED = {
         "timeline",
         "tune",
         "verify_resume",
+        "watch",
     },
     "verify_resume": {"checkpoint"},
     "roofline": {"config", "envs", "model", "workers"},
     "bench": {"config", "metrics", "settings_file", "envs", "roofline", "workers"},
     "tune": {"bench", "config"},
     "timeline": set(),
+    "watch": {"checkpoint", "dashboard", "settings_file", "writers"},
     "env_trace": {"envs"},
     "check_env": {"env_trace", "envs", "presets"},
     "evaluate": {"checkpoint", "config", "envs", "model", "metrics", "settings_file"},
@@ -73,7 +77,8 @@ WORKERS = {  # file of workers/ -> rooms it may import
     "update": {"config", "model", "algo", "workers"},
 }
 TORCH_FREE = (
-    "envs", "env_group", "vector_group", "check_env", "memory", "metrics", "writers", "config", "presets", "exits",
+    "envs", "env_group", "vector_group", "check_env", "memory", "metrics", "dashboard", "writers", "config", "presets",
+    "watch", "exits",
 )  # fmt: skip
 
 

@@ -281,3 +281,16 @@ import pickle; pickle.loads(pickle.dumps(print))
 assert events  # the hook works
 """
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+
+
+def test_the_last_checkpoint_has_an_age_and_one_that_vanishes_is_passed_over(tmp_path, monkeypatch):
+    assert checkpoint.last(tmp_path, 1000.0) is None
+    for steps, written in ((10, 900.0), (20, 950.0)):
+        folder = tmp_path / "checkpoints" / f"{steps:012d}"
+        folder.mkdir(parents=True)
+        os.utime(folder, (written, written))
+    assert checkpoint.last(tmp_path, 1000.0) == (20, 50.0)
+    found = checkpoint.candidates(tmp_path)
+    found[0].rmdir()
+    monkeypatch.setattr(checkpoint, "candidates", lambda _: found)
+    assert checkpoint.last(tmp_path, 1000.0) == (10, 100.0)

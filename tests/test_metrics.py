@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sfactory.config import Stop
-from sfactory.metrics import METRICS, Board, bottleneck, console_line, duration, human, lag_row, meaning
+from sfactory.metrics import METRICS, Board, bottleneck, bound, console_line, duration, human, lag_row, meaning
 
 
 def test_every_metric_has_a_meaning_in_one_line():
@@ -80,6 +80,21 @@ def test_stage_shares_are_of_all_workers_of_a_kind_and_begin_anew_with_every_row
     assert not [name for name in board.snapshot(2, 2, 2, 2.0) if name.startswith("stage/")]
 
 
+@pytest.mark.parametrize(
+    ("waits", "word"),
+    [
+        ({"sampler": 0.94, "inference": 0.77, "learner": 0.01}, "learner-bound"),
+        ({"sampler": 0.02, "inference": 0.60, "learner": 0.70}, "sampling-bound"),
+        ({"sampler": 0.50, "inference": 0.05, "learner": 0.40}, "inference-bound"),
+        ({"sampler": 0.45, "inference": 0.55, "learner": 0.60}, "in turns, mostly sampler"),  # one group: by turns
+        ({"sampler": 0.03, "inference": 0.02, "learner": 0.0}, "learner-bound"),
+        ({}, ""),
+    ],
+)
+def test_the_bottleneck_is_who_never_waits_and_nobody_is_if_all_do(waits, word):
+    assert bound({f"stage/{kind}/wait": share for kind, share in waits.items()}) == word
+
+
 def test_lags_give_mean_percentile_and_worst_of_all_and_of_each_sampler():
     lags = {"sampler-0": [np.array([0] * 90), np.array([1] * 5)], "sampler-1": [np.array([4] * 5)], "sampler-2": []}
     row = lag_row(lags)
@@ -138,7 +153,7 @@ def test_the_console_line_says_speed_return_lag_bottleneck_percent_and_time_left
     line = console_line(row, Stop(env_steps=10_000_000), 2_500_000, 50.0)
     assert line == (
         "2.5M steps | 50k steps/s | 200k frames/s | return 12.35 | lag 1.5 (p95 3) updates | "
-        "busy sampler 30% learner 100% (bottleneck learner) | faults 2 | 25%, 2 min 30 s left"
+        "busy sampler 30% learner 100% (learner-bound) | faults 2 | 25%, 2 min 30 s left"
     )
     assert "frames/s" not in console_line({**row, "charts/FPS": 50_000.0}, Stop(), 1, 1.0)
 

@@ -1,6 +1,8 @@
 """Rows reach every file, a resume leaves one increasing curve, and no trouble with a file stops training."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -8,7 +10,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sfactory import writers as module
-from sfactory.config import Config, Log
+from sfactory.config import Config, Log, Stop
+from sfactory.dashboard import Snapshot
 from sfactory.writers import METRICS_FILE, Writers, cut_back, write_atomically
 
 
@@ -136,19 +139,25 @@ def test_log_goes_to_the_file_whole_and_to_the_console_in_one_line(tmp_path, con
     assert capsys.readouterr().err == "environment 3: boom\n"
 
 
+def progress(env_steps):
+    row = {"charts/SPS": 10.0, "charts/FPS": 10.0} if env_steps else {}
+    return Snapshot(row, env_steps, 1.0, Stop(env_steps=200), name="a", env="minatar/breakout")
+
+
 def test_progress_off_a_terminal_is_a_plain_line_now_and_then(tmp_path, capsys):
     writers = Writers(tmp_path, Config(log=Log(console_seconds=1000.0)), None)
-    writers.console("10 steps | 5%")
-    writers.console("20 steps | 10%")
+    writers.console(progress(0))  # nothing is known yet
+    writers.console(progress(10))
+    writers.console(progress(20))
     writers.close()
     captured = capsys.readouterr()
-    assert captured.err == "10 steps | 5%\n"
+    assert captured.err == "10 steps | 10 steps/s | 5%, 19 s left\n"
     assert captured.out == ""  # stdout is for results
 
 
 def test_quiet_is_quiet(tmp_path, capsys):
     writers = Writers(tmp_path, Config(log=Log(quiet=True, console_seconds=0.0)), None)
-    writers.console("10 steps")
+    writers.console(progress(10))
     writers.log("something")
     writers.close()
     assert capsys.readouterr().err == ""
@@ -184,24 +193,62 @@ def test_an_atomic_write_leaves_nothing_else(tmp_path):
     assert (tmp_path / "a").read_text() == "2"
 
 
-def test_a_terminal_gets_a_live_line_and_events_stay():
-    code = """
+TERMINAL = """
 import os, pty, sys
 pid, fd = pty.fork()
 if pid == 0:
+    import tempfile, time
     from pathlib import Path
-    import tempfile
-    from sfactory.config import Config
+    from sfactory.config import Config, Stop
+    from sfactory.dashboard import Snapshot
     from sfactory.writers import Writers
     w = Writers(Path(tempfile.mkdtemp()), Config(), None)
-    w.console("10 steps | 5%"); w.log("sampler-0 died"); w.console("20 steps | 10%"); w.close()
+    row = {"charts/SPS": 10.0, "charts/FPS": 10.0}
+    stop = Stop(env_steps=200)
+    w.console(Snapshot(row, 10, 1.0, stop, "a", "minatar/breakout")); w.log("sampler-0 died"); time.sleep(0.8)
+    w.console(Snapshot(row, 20, 1.0, stop, "a", "minatar/breakout")); w.close()
     os._exit(0)
 seen = b""
 try:
     while chunk := os.read(fd, 4096): seen += chunk
 except OSError: pass
 os.waitpid(pid, 0)
-text = seen.decode()
-assert "20 steps" in text and "sampler-0 died" in text and "\\x1b[" in text, text
+sys.stdout.buffer.write(seen)
 """
-    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
+
+
+def on_a_terminal(**environ):
+    environ = {**os.environ, "TERM": "xterm", "PYTHONUTF8": "1", "COLUMNS": "80", "LINES": "24", **environ}
+    command = [sys.executable, "-c", TERMINAL]
+    return subprocess.run(command, timeout=30, env=environ, capture_output=True, check=True).stdout.decode()
+
+
+def test_a_terminal_gets_a_live_panel_and_events_stay_above_it():
+    seen = on_a_terminal()
+    words = re.sub("\x1b\\[[0-9;]*m", "", seen)
+    assert "sampler-0 died\r\n╭─ sfactory · minatar/breakout ─" in words
+    assert "10 of 200 steps" in words
+    assert "20 of 200 steps" in words
+    assert seen.rindex("\x1b[?25l") < seen.rindex("\x1b[?25h")  # the cursor is back
+
+
+def test_no_color_keeps_the_panel_and_drops_its_colours():
+    colour = re.compile("\x1b\\[[0-9;]*(3[0-7]|9[0-7])m")
+    assert colour.search(on_a_terminal())
+    assert not colour.search(on_a_terminal(NO_COLOR="1"))
+
+
+def test_a_dumb_terminal_gets_plain_lines():
+    seen = on_a_terminal(TERM="dumb")
+    assert seen.splitlines()[0] == "10 steps | 10 steps/s | 5%, 19 s left"
+    assert "\x1b" not in seen
+
+
+def test_without_unicode_the_panel_is_ascii():
+    assert on_a_terminal(PYTHONUTF8="0", PYTHONIOENCODING="ascii").isascii()
+    assert "+- sfactory" in re.sub("\x1b\\[[0-9;]*m", "", on_a_terminal(PYTHONUTF8="0", PYTHONIOENCODING="ascii"))
+
+
+def test_rich_is_loaded_on_a_terminal_only():
+    code = "import sys, sfactory.workers.record; sys.exit('rich' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

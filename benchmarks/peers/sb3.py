@@ -64,13 +64,14 @@ def throughput(workload: str, threads: int):
     if workload == "pong":
         env = SubprocVecEnv([pong] * 16, start_method="fork")
         return PPO("CnnPolicy", VecMonitor(env), n_steps=64, batch_size=256, n_epochs=1)
-    env = SubprocVecEnv([ENVS[workload]] * 16, start_method="fork") if threads > 1 else DummyVecEnv([ENVS[workload]] * 16)
+    games = [ENVS[workload]] * 16
+    env = SubprocVecEnv(games, start_method="fork") if threads > 1 else DummyVecEnv(games)
     policy = dict(net_arch=dict(pi=[64, 64], vf=[64, 64]))
     return PPO("MlpPolicy", VecMonitor(env), n_steps=256, batch_size=4096, n_epochs=1, policy_kwargs=policy)
 
 
 def to_score(workload: str, seed: int):
-    """Settings that learn: rl-baselines3-zoo's for CartPole; for Breakout those of CleanRL, as fast as they stay good."""
+    """Settings that learn: rl-baselines3-zoo's for CartPole; for Breakout CleanRL's with a higher rate."""
     if workload == "cartpole":
         env = DummyVecEnv([ENVS["cartpole"]] * 8)
         return PPO(

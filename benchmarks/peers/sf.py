@@ -115,7 +115,7 @@ if __name__ == "__main__":
     argv = f"--algo=APPO --env={workload} --experiment=x --train_dir={folder} --device=cpu --use_rnn=False --seed=1 "
     argv += f"--num_epochs={epochs} --num_batches_per_epoch=1 --normalize_input=False --with_vtrace=False "
     argv += "--max_policy_lag=1000000 --save_every_sec=10000 --experiment_summaries_interval=1000 --async_rl=True "
-    argv += "--encoder_mlp_layers 64 64 --nonlinearity=tanh --adaptive_stddev=False --policy_initialization=torch_default "
+    argv += "--encoder_mlp_layers 64 64 --nonlinearity=tanh --adaptive_stddev=False "
     argv += f"--train_for_seconds={600 if target else int(seconds) + 8} {SETTINGS[f'{workload} {door}'.strip()]}"
     parser, _ = parse_sf_args(argv.split())
     cfg = parse_full_cfg(parser, argv.split())

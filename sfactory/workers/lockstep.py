@@ -40,13 +40,14 @@ class Lockstep:
 
     def turn(self) -> bool:
         """One step of every group; True if it completed an update."""
-        self.inference.step()
-        for sampler in self.samplers:
-            sampler.step()
+        for worker in (self.inference, *self.samplers):
+            worker.stages.mark("wait")  # the others' turn
+            worker.step()
+        self.learner.stages.mark("wait")
         if self.learner.finished() or not self.learner.step():
             return False
-        for sampler in self.samplers:
-            sampler.flush()
+        for worker in (self.inference, *self.samplers, self.learner):
+            worker.flush()
         return True
 
     def close(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
 import os
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +17,15 @@ from typing import Any
 
 from sfactory import checkpoint
 from sfactory.config import Config
+from sfactory.dashboard import History, Snapshot, carried
 from sfactory.envs import EnvSpec
 from sfactory.memory import words
 from sfactory.memory.slots import Ledger
-from sfactory.metrics import Board, console_line
+from sfactory.metrics import Board
 from sfactory.settings_file import to_toml
 from sfactory.workers.wiring import SCORE, Shared
 from sfactory.workers.worker import Message
-from sfactory.writers import Writers, write_atomically
+from sfactory.writers import METRICS_FILE, Writers, write_atomically
 
 
 @dataclass
@@ -61,6 +65,13 @@ class Record:
         tasks = {task: spec.reference for task, spec in zip(config.env.tasks, specs, strict=True)}
         self.board = Board(self.env_steps, self.seconds, tasks)
         self.writers = Writers(run_dir, config, self.env_steps if resume_from else None)
+        self._row: dict[str, float] = {}
+        self._history = History()
+        if resume_from:
+            with contextlib.suppress(OSError), (run_dir / METRICS_FILE).open() as rows:
+                self._history.read(rows)
+        self._faults: deque[str] = deque(maxlen=3)
+        self._show()
 
     @classmethod
     def open(cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec]) -> Record:
@@ -99,6 +110,7 @@ class Record:
             return
         if kind == "fault":
             self.writers.log(str(payload))
+            self._faults.append(str(payload).partition("\n")[0])
             if str(payload).startswith("environment "):
                 self.env_faults += 1
                 self._last_fault = str(payload).partition("\n")[0]
@@ -110,10 +122,22 @@ class Record:
         self.seconds = float(counters.pop("seconds"))
         self.board.take((kind, worker, counters))
         frames = self.env_steps * self.spec.frame_skip
-        snapshot = self.board.snapshot(self.env_steps, frames, updates, self.seconds)
-        self.writers.row(self.env_steps, self.seconds, snapshot)
-        self.writers.console(console_line(snapshot, self.config.stop, self.env_steps, self.seconds))
+        row = self.board.snapshot(self.env_steps, frames, updates, self.seconds)
+        self._row = carried(self._row, self.writers.row(self.env_steps, self.seconds, row))
+        self._history.add(self.env_steps, self.seconds, row)
+        self._show()
         self.writers.status({"state": "running", "pid": os.getpid(), "env_steps": self.env_steps, "updates": updates})
+
+    def _show(self, state: str = "running") -> None:
+        """The newest numbers, for whoever watches."""
+        sampling, run = self.config.sampling, self.config.run
+        self.writers.console(Snapshot(
+            row=self._row, env_steps=self.env_steps, seconds=self.seconds, stop=self.config.stop,
+            name=self.run_dir.resolve().name, env=self.config.env.name, protocol=self.spec.protocol, mode=run.mode,
+            device="" if run.device == "auto" else run.device, history=tuple(self._history.points),
+            checkpoint=checkpoint.last(self.run_dir, time.time()), faults=tuple(self._faults),
+            slots=sampling.num_groups * sampling.slots_per_group, state=state,
+        ))  # fmt: skip
 
     def reached(self) -> Outcome | None:
         """What only the messages tell: the training return is there, or environments fail too often."""
@@ -150,6 +174,7 @@ class Record:
         newest = next(iter(checkpoint.candidates(self.run_dir)), None)
         if newest is not None:
             outcome.checkpoint = str(newest)
+        self._show(outcome.name)
         self.writers.log(f"{outcome.name} (exit {outcome.code}): {outcome.sentence}", echo=False)
         ledger = self.ledger._asdict() if self.ledger else None
         self.writers.status({

@@ -144,7 +144,7 @@ def test_everything_killed_at_once_again_and_again_always_resumes_and_steps_neve
         wait_for(lambda family=family: gone(family), seconds=2.0)
         newest = saved(run)
         cut += any(row["env_steps"] > newest for row in rows(run))
-        last = max((row["env_steps"] for row in rows(run) if row["env_steps"] <= newest))
+        last = max(row["env_steps"] for row in rows(run) if row["env_steps"] <= newest)
         process = subprocess.Popen(
             command("resume", run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )

@@ -1,0 +1,54 @@
+"""Pictures for the documentation, made from real runs.
+
+    python benchmarks/pictures.py panel runs/NAME panel.svg [--width 100]
+
+The panel of a run, as a terminal shows it, from the files of its folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
+
+from sfactory.dashboard import render
+from sfactory.watch import Watched
+
+NIGHT = TerminalTheme(
+    (13, 17, 23), (201, 209, 217),
+    [(13, 17, 23), (248, 81, 73), (63, 185, 80), (227, 179, 65), (88, 166, 255), (188, 140, 255), (57, 197, 207),
+     (201, 209, 217)],
+    [(98, 108, 120), (255, 123, 114), (86, 211, 100), (240, 200, 90), (121, 192, 255), (210, 168, 255),
+     (86, 212, 221), (255, 255, 255)],
+)  # fmt: skip
+
+
+def panel(run_dir: Path, out: Path, width: int) -> None:
+    """The newest panel of a run as SVG, `width` columns wide."""
+    snapshot = Watched(run_dir).read(time.time())
+    if not snapshot.row:
+        sys.exit(f"{run_dir} has no rows of metrics yet")
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, legacy_windows=False)
+    console.print(render(snapshot, width))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    console.save_svg(str(out), title=f"sfactory train {snapshot.env}", theme=NIGHT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    one = kinds.add_parser("panel", help="the live panel of a run")
+    one.add_argument("run_dir", type=Path)
+    one.add_argument("out", type=Path)
+    one.add_argument("--width", type=int, default=100)
+    given = parser.parse_args()
+    panel(given.run_dir, given.out, given.width)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The panel of real runs: on a terminal, and with times that are true."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+import time
+
+from running import SMALL, command, rows
+
+from sfactory.metrics import STAGES
+
+
+def until(fd, condition, seconds=90.0):
+    """Reads the terminal until it showed what is waited for, or nothing more comes; returns all of it."""
+    seen, end = b"", time.monotonic() + seconds
+    while time.monotonic() < end and not condition(seen.decode(errors="replace")):
+        try:
+            seen += os.read(fd, 65536)
+        except OSError:  # nobody holds the other end
+            break
+    return seen.decode(errors="replace")
+
+
+def test_a_run_on_a_terminal_shows_its_panel_and_ctrl_c_gives_the_terminal_back(tmp_path):
+    words = command("train", "gymnasium/CartPole-v1", "--run.dir", tmp_path / "run", *SMALL)
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "xterm-256color"
+        os.execv(words[0], words)
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    seen = until(fd, lambda text: "-bound" in text or "in turns" in text)
+    assert re.search("(learner|sampling|inference)-bound|in turns", seen)
+    os.write(fd, b"\x03")
+    rest = until(fd, lambda text: False)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    shown, _, below = rest.rpartition("\x1b[?25h")  # the cursor is back
+    assert "\x1b[?25l" not in below
+    assert "╰─ interrupted" in re.sub("\x1b\\[[0-9;]*m", "", shown)  # the last picture stays
+    assert re.match(r"(\x1b\S*)?\s*sfactory: interrupted \(exit 130\)", below)
+    os.close(fd)
+
+
+def test_in_lockstep_the_shares_of_all_workers_are_one_whole(tmp_path):
+    words = ["--run.mode", "lockstep", "--run.dir", tmp_path / "run", *SMALL, "--sampling.num-samplers", "1"]
+    words += ["--stop.env-steps", "8k", "--log.every-updates", "10", "--quiet", "--checkpoint.exact", "false"]
+    subprocess.run(command("train", "gymnasium/CartPole-v1", *words), check=True, timeout=90, capture_output=True)
+    for row in rows(tmp_path / "run")[1:]:
+        busy = sum(1.0 - row[f"stage/{kind}/wait"] for kind in STAGES)
+        assert 0.5 < busy < 1.2  # writing rows is nobody's; windows are one update apart
