@@ -141,8 +141,8 @@ def evaluate(args: list[str]) -> int:
     from sfactory import presets, settings
     from sfactory.evaluate import evaluate as play
 
-    numbers = {"--episodes": 100, "--max-steps": 0, "--seed": 0}
-    options = {**dict.fromkeys(numbers, True), "--greedy": False, "--json": False}
+    numbers = {"--episodes": 100, "--max-steps": 0, "--seed": 0, "--video-games": 1}
+    options = {**dict.fromkeys(numbers, True), "--video": True, "--greedy": False, "--json": False}
     flags, own, positionals = presets.split_flags(args, options)
     if flags:
         raise Ended(
@@ -158,7 +158,11 @@ def evaluate(args: list[str]) -> int:
     run_dir = Path(_one(positionals, "runs/NAME"))
     _settings_of(run_dir)
     _need_checkpoint(run_dir)
-    result = play(run_dir, count["--episodes"], "--greedy" in own, count["--max-steps"], count["--seed"])
+    video = Path(own["--video"][-1]) if "--video" in own else None
+    if "--video-games" in own and video is None:
+        raise Ended(Exit.USAGE, "video-games says how many games go into --video FILE.mp4; give one")
+    games = count["--episodes"], "--greedy" in own, count["--max-steps"], count["--seed"]
+    result = play(run_dir, *games, video, count["--video-games"])
     print(json.dumps(result.as_dict()) if "--json" in own else result.report())
     return last_line(Exit.FINISHED, "evaluated", result.sentence)
 

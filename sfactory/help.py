@@ -56,13 +56,17 @@ same, for example --allow env.settings. --config, --json, --quiet, --print-confi
 EVAL_HELP = """\
 sfactory eval runs/NAME [options]
 
-Plays whole games with the newest checkpoint in environments of their own. Nothing is written.
+Plays whole games with the newest checkpoint in environments of their own. Nothing else is written.
 
   --episodes N      games (100)
   --greedy          the likeliest action instead of a sampled one
   --max-steps N     a game is cut here and counts with its return so far (its limit, or 10000)
   --seed N          seed of environments and sampling (0)
+  --video OUT.mp4   film the first game of environment 0: atari, minatar, gymnasium (classic control, MuJoCo)
+  --video-games N   film its first N games: OUT-1.mp4, OUT-2.mp4, ... (1)
   --json            everything as one JSON object on stdout
+
+During training: sfactory train TARGET --eval.every 100k plays so in a process of its own (eval/* in the curves).
 """
 
 VERIFY_HELP = """\

@@ -46,7 +46,9 @@ ALLOWED = {
     "verify_resume": {"checkpoint"},
     "env_trace": {"envs"},
     "check_env": {"env_trace", "envs", "presets"},
-    "evaluate": {"checkpoint", "config", "envs", "model", "metrics", "settings_file"},
+    "games": {"envs"},
+    "video": {"games"},
+    "evaluate": {"checkpoint", "config", "envs", "games", "metrics", "settings_file", "video"},
 }
 WORKERS = {  # file of workers/ -> rooms it may import
     "sampler": {"memory", "envs", "workers"},
