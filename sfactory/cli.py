@@ -37,7 +37,7 @@ FIXED = (
 """What a resume may not change: the task, the network, and what the checkpoint's statistics belong to. In lockstep the
 sampling neither: the checkpoint holds every group where it stood."""
 
-FREE = ("run.", "stop.", "log.", "checkpoint.", "sampling.", "env.step-timeout", "env.fault-budget")
+FREE = ("run.", "stop.", "log.", "eval.", "checkpoint.", "sampling.", "env.step-timeout", "env.fault-budget")
 """What a resume may change without a word. Everything else is told: the curve goes on under another setting."""
 
 

@@ -247,6 +247,18 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Eval:
+    """Whole games during training, in environments of their own (eval/* in the curves)."""
+
+    every: int = 0
+    """Env steps between evaluations; 0: none. async: a process of its own plays the checkpoint written for it."""
+    episodes: int = 20
+    """Games per evaluation, of every task; each evaluation begins the same ones. More: less noise, later results."""
+    greedy: bool = False
+    """The likeliest action instead of a sampled one."""
+
+
+@dataclass(frozen=True)
 class Log:
     """What is reported."""
 
@@ -275,6 +287,7 @@ class Config:
     model: Model = field(default_factory=Model)
     normalize: Normalize = field(default_factory=Normalize)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    eval: Eval = field(default_factory=Eval)
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
@@ -306,13 +319,13 @@ ENCODERS = ("auto", "mlp", "minatar", "nature", "impala")
 _AT_LEAST_ONE = (
     "sampling.num_samplers sampling.groups_per_sampler sampling.envs_per_group sampling.rollout_length "
     "sampling.slots_per_group learning.epochs learning.minibatches learning.snapshots_kept learning.nonfinite_budget "
-    "run.learner_threads run.inference_threads checkpoint.keep log.every_updates"
+    "run.learner_threads run.inference_threads checkpoint.keep eval.episodes log.every_updates"
 )
 _POSITIVE = "optim.lr optim.eps learning.batch_factor learning.weight_cap env.step_timeout run.stall_timeout"
 _NOT_NEGATIVE = (
     "run.seed stop.env_steps stop.frames stop.seconds learning.batch_slots learning.clip learning.forced_lag "
     "learning.snapshot_age learning.value_coef learning.entropy_coef optim.max_grad_norm checkpoint.every_seconds "
-    "log.every_seconds log.console_seconds env.fault_budget"
+    "eval.every log.every_seconds log.console_seconds env.fault_budget"
 )
 _FRACTIONS = "learning.gamma learning.trace_lambda learning.leak"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.games import STEPS, environments, iqm, play, torch_policy
+from sfactory.games import iqm, play_task, torch_policy
 from sfactory.metrics import human_normalized
 from sfactory.video import Filmed, Video, check_video, video_path
 
@@ -153,7 +153,6 @@ def evaluate(
     import torch
 
     from sfactory.checkpoint import load_policy
-    from sfactory.envs import bounded, make_spec
     from sfactory.settings_file import from_toml
 
     if episodes < 1 or max_steps < 0:
@@ -166,14 +165,14 @@ def evaluate(
     torch.set_num_threads(config.run.inference_threads)  # more would spin on a busy machine: the batches are small
     model, state = load_policy(run_dir)
 
-    def play_task(task: str) -> Evaluation:
-        spec, policy = make_spec(task, env.arguments), torch_policy(model, greedy, seed)
-        limits = bounded(spec, config.model.squash)
-        limit = max_steps or spec.max_episode_steps or STEPS
+    def evaluation(task: str) -> Evaluation:
+        policy = torch_policy(model, greedy, seed)
         film = Video(video_path(video, task if len(env.tasks) > 1 else ""), video_games) if video else None
-        make = environments(task, seed, env.arguments, render=film is not None)
         with film or contextlib.nullcontext():
-            games = play(make, lambda obs, first: limits(policy(obs, first)), episodes, limit, film)
+            spec, limit, games = play_task(
+                task, env.arguments, policy, episodes, seed,
+                squash=config.model.squash, max_steps=max_steps, film=film,
+            )  # fmt: skip
         return Evaluation(
             env=task,
             protocol=spec.protocol,
@@ -189,5 +188,5 @@ def evaluate(
             videos=tuple(film.filmed) if film else (),
         )
 
-    found = tuple(play_task(task) for task in env.tasks)
+    found = tuple(evaluation(task) for task in env.tasks)
     return found[0] if len(found) == 1 else Evaluations(found)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sfactory.envs import Group, Settings, make_group
+from sfactory.envs import EnvSpec, Group, Settings, bounded, make_group, make_spec
 
 ENVS = 32  # at most: more would play more games at once and wait longer for the last one
 SEED_STREAM = 5  # away from the seeds training uses
@@ -175,3 +175,17 @@ def torch_policy(model: Any, greedy: bool, seed: int) -> Policy:
         return {name: action.numpy() for name, action in actions.items()}
 
     return act
+
+
+def play_task(
+    task: str, settings: Settings, policy: Policy, episodes: int, seed: int, *,
+    squash: bool, max_steps: int = 0, film: Film | None = None,
+) -> tuple[EnvSpec, int, Games]:  # fmt: skip
+    """Games of one environment by name: its spec, the limit they were played under, and what came of them.
+
+    max_steps: 0 is the environment's own limit, or STEPS where it has none. squash: `sfactory.envs.bounded`.
+    """
+    spec = make_spec(task, settings)
+    limits, limit = bounded(spec, squash), max_steps or spec.max_episode_steps or STEPS
+    make = environments(task, seed, settings, render=film is not None)
+    return spec, limit, play(make, lambda obs, first: limits(policy(obs, first)), episodes, limit, film)

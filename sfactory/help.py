@@ -66,7 +66,7 @@ Plays whole games with the newest checkpoint in environments of their own. Nothi
   --video-games N   film its first N games: OUT-1.mp4, OUT-2.mp4, ... (1)
   --json            everything as one JSON object on stdout
 
-During training: sfactory train TARGET --eval.every 100k plays so in a process of its own (eval/* in the curves).
+During training: sfactory train TARGET --eval.every 100k; eval/* are the curves.
 """
 
 VERIFY_HELP = """\

@@ -42,6 +42,7 @@ ALLOWED = {
         "batch",
         "settings_file",
         "snapshot",
+        "games",
     },
     "verify_resume": {"checkpoint"},
     "env_trace": {"envs"},
@@ -53,6 +54,7 @@ ALLOWED = {
 WORKERS = {  # file of workers/ -> rooms it may import
     "sampler": {"memory", "envs", "workers"},
     "inference": {"memory", "model", "workers"},
+    "evaluator": {"checkpoint", "games", "workers"},
     "learner": {"memory", "model", "algo", "checkpoint", "metrics", "workers"},
     "update": {"config", "model", "algo", "workers"},
 }

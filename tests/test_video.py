@@ -19,7 +19,7 @@ class Counting:
     first environment 0 breaks.
     """
 
-    render_fps = 12.5
+    render_fps, length = 12.5, 5
 
     def __init__(self, num_envs, first_env, late=False, breaks=0):
         self.E, self.late, self.breaks = num_envs, late, breaks if first_env == 0 else 0
@@ -38,7 +38,7 @@ class Counting:
             self.t += 1
             if self.t == self.breaks:
                 faults, valid[0], self.breaks = (EnvFault(0, "broken"),), False, 0
-            if self.t == 5:
+            if self.t == self.length:
                 self.over, self.games = True, self.games + 1
                 episodes = () if self.late else self.report()
         reward = valid.astype(np.float32)
@@ -110,14 +110,17 @@ def test_a_game_that_was_cut_is_filmed_to_the_cut(tmp_path):
 
 def test_what_ends_in_the_middle_leaves_no_file(tmp_path):
     class Torn(Counting):
+        length = 300  # so long that the encoder has written some of it
+
         def render(self, env):
-            if self.t == 3:
+            if self.t == 200:
+                assert list(tmp_path.iterdir()), "or this test could not fail"
                 raise RuntimeError("torn")
-            return super().render(env)
+            return np.zeros((64, 64, 3), np.uint8)
 
     film = Video(tmp_path / "out.mp4")
     with pytest.raises(RuntimeError, match="torn"), film:
-        play(lambda n, first: Torn(n, first), lambda obs, first: {"action": first}, 2, 100, film)
+        play(lambda n, first: Torn(n, first), lambda obs, first: {"action": first}, 2, 1000, film)
     assert not list(tmp_path.iterdir())
 
 

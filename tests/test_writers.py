@@ -165,8 +165,9 @@ def test_wandb_that_is_missing_is_a_warning(tmp_path, monkeypatch, capsys):
 def test_wandb_gets_the_same_names_and_goes_on_after_a_resume(tmp_path, monkeypatch):
     import types
 
-    calls, rows_ = [], []
+    calls, rows_, axes = [], [], []
     run = types.SimpleNamespace(log=lambda row, step: rows_.append((step, row)), finish=lambda: None)
+    run.define_metric = lambda name, step_metric: axes.append((name, step_metric))
     fake = types.SimpleNamespace(init=lambda **kw: calls.append(kw) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     write(tmp_path, Config(log=Log(wandb=True)), [10])
@@ -175,6 +176,7 @@ def test_wandb_gets_the_same_names_and_goes_on_after_a_resume(tmp_path, monkeypa
     assert rows_[0][1]["charts/SPS"] == 1.0
     assert calls[0]["id"] == calls[1]["id"]
     assert calls[1]["resume"] == "allow"
+    assert axes[0] == ("eval/*", "eval/env_steps")
 
 
 def test_an_atomic_write_leaves_nothing_else(tmp_path):
