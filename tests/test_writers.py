@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sfactory import writers as module
 from sfactory.config import Config, Log
-from sfactory.writers import METRICS_FILE, Writers, cut_back, write_atomically
+from sfactory.writers import METRICS_FILE, Writers, cut_back, last_evaluated, write_atomically
 
 
 @pytest.fixture
@@ -207,3 +207,18 @@ text = seen.decode()
 assert "20 steps" in text and "sampler-0 died" in text and "\\x1b[" in text, text
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
+
+
+def test_tensorboard_shows_an_evaluation_where_its_policy_was_trained(tmp_path, config):
+    writers = Writers(tmp_path, config, None)
+    writers.row(10, 1.0, {"charts/SPS": 1.0})
+    writers.row(30, 3.0, {"charts/SPS": 3.0, "eval/iqm": 7.0, "eval/env_steps": 12.0})
+    writers.row(50, 5.0, {"charts/SPS": 5.0, "eval/iqm": 8.0, "eval/env_steps": 31.0})
+    writers.close()
+    assert curve(tmp_path) == [(10, 1.0), (30, 3.0), (50, 5.0)]
+    assert curve(tmp_path, "eval/iqm") == [(12, 7.0), (31, 8.0)]
+    assert [(row["env_steps"], row.get("eval/iqm")) for row in rows(tmp_path)] == [(10, None), (30, 7.0), (50, 8.0)]
+    assert last_evaluated(tmp_path / METRICS_FILE) == 31
+    Writers(tmp_path, config, 40).close()  # a resume at 40: the row that told of 31 is gone
+    assert last_evaluated(tmp_path / METRICS_FILE) == 12
+    assert last_evaluated(tmp_path / "nothing") == 0

@@ -339,7 +339,8 @@ class Supervisor:
                 if time.monotonic() - started > patience.get(life.name, LEAVE_S):
                     kill_group(life.pid)
         if outcome.code == 0 and not self._evaluated():
-            self.record.writers.log(f"the last policy was not evaluated within {EVALUATION_S:g} s; `sfactory eval` can")
+            why = f"the evaluator died, or took longer than {EVALUATION_S:g} s"
+            self.record.writers.log(f"the last policy was not evaluated ({why}); `sfactory eval` plays it")
         return True
 
     def _take_last(self, last: list[Message]) -> None:

@@ -22,6 +22,7 @@ def verify(*words, kills=2, steps=9000):
     ("target", "words"),
     [
         ("classic/cartpole", ["--learning.proximal", "ewma", "--learning.forced-lag", "2"]),
+        ("minatar/breakout", ["--learning.minibatches", "2", "--eval.every", "2000", "--eval.episodes", "5"]),
         ("minatar/seaquest", ["--learning.minibatches", "2", "--optim.schedule", "kl_adaptive"]),
         pytest.param(
             "classic/pendulum",
