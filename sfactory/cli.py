@@ -155,12 +155,12 @@ def evaluate(args: list[str]) -> int:
     }
     if count["--episodes"] < 1 or count["--seed"] < 0 or ("--max-steps" in own and count["--max-steps"] < 1):
         raise Ended(Exit.USAGE, "episodes and max-steps must be at least 1, and seed at least 0")
+    video = Path(own["--video"][-1]) if "--video" in own else None
+    if "--video-games" in own and video is None:
+        raise Ended(Exit.USAGE, "video-games says how many games are filmed; say where: --video FILE.mp4")
     run_dir = Path(_one(positionals, "runs/NAME"))
     _settings_of(run_dir)
     _need_checkpoint(run_dir)
-    video = Path(own["--video"][-1]) if "--video" in own else None
-    if "--video-games" in own and video is None:
-        raise Ended(Exit.USAGE, "video-games says how many games go into --video FILE.mp4; give one")
     games = count["--episodes"], "--greedy" in own, count["--max-steps"], count["--seed"]
     result = play(run_dir, *games, video, count["--video-games"])
     print(json.dumps(result.as_dict()) if "--json" in own else result.report())

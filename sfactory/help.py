@@ -5,7 +5,7 @@ sfactory: train a policy as fast as one machine allows
 
   sfactory train  TARGET [--section.field value ...]    TARGET: a preset, or FAMILY/ID
   sfactory resume runs/NAME [--section.field value ...] go on from the newest checkpoint
-  sfactory eval   runs/NAME [--episodes 100] [--greedy] play whole games with the newest checkpoint
+  sfactory eval   runs/NAME [--greedy] [--video OUT.mp4] play whole games with the newest checkpoint
   sfactory verify-resume TARGET                         kill, resume, and compare bit for bit
   sfactory check-env TARGET                             does an environment keep its promises?
   sfactory presets                                      what comes with settings that work
@@ -39,6 +39,7 @@ sfactory train TARGET [--section.field value ...]
   --sampling.num-samplers N    processes that step environments
   --sampling.envs-per-group N  environments stepped together
   --optim.lr X                 learning rate
+  --eval.every N               whole games every N steps, in a process of their own
   --env.settings.KEY VALUE     setting of the environment itself
 """
 

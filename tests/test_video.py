@@ -147,6 +147,11 @@ def test_films_that_cannot_be_made_are_refused_before_anything_is_played(tmp_pat
         check_video(tmp_path / "out.mp4", 1, 100)
 
 
+def test_how_many_games_needs_to_know_where(typed):
+    code, _, line = typed("eval", "runs/none", "--video-games", 2)
+    assert (code, line.endswith("say where: --video FILE.mp4")) == (2, True)
+
+
 def test_every_task_has_a_film_of_its_own(tmp_path):
     assert video_path(tmp_path / "out.mp4", "atari/pong").name == "out-atari-pong.mp4"
     assert video_path(tmp_path / "out.mp4", "").name == "out.mp4"
