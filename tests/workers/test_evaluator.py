@@ -118,3 +118,41 @@ def test_what_hangs_is_ended_and_its_stack_is_told():
     assert (done.returncode, done.stdout) == (1, "alive\n")
     assert "Timeout" in done.stderr
     assert "an_environment_that_hangs" in done.stderr
+
+
+def test_the_watchdog_listens_while_games_are_played_and_rests_between_them(plan, monkeypatch):
+    from sfactory.workers import evaluator
+
+    said = []
+    monkeypatch.setattr(evaluator.faulthandler, "dump_traceback_later", lambda *_, **how: said.append("armed"))
+    monkeypatch.setattr(evaluator.faulthandler, "cancel_dump_traceback_later", lambda: said.append("at rest"))
+    evaluation = Evaluation(plan, ListPost(), evaluated=0)
+    evaluation.step()
+    assert said == [], "there was nothing to play"
+    save(plan, 110)
+    evaluation.step()
+    assert (said[0], said[-1]) == ("armed", "at rest")
+
+
+def test_an_evaluator_that_only_dies_is_given_up_and_one_with_results_never(plan):
+    from types import SimpleNamespace
+
+    from sfactory.metrics import Board
+    from sfactory.workers.supervisor import EVALUATORS, Supervisor
+
+    told, born = [], []
+    supervisor = Supervisor(plan, SimpleNamespace(board=Board(), take=told.append))
+    supervisor._spawn = lambda name, incarnation: born.append(incarnation)
+
+    def dies():
+        assert supervisor._mourn(SimpleNamespace(name="evaluator", incarnation=len(born)), -9) is None
+
+    for number in range(3 * EVALUATORS):  # one result between any two deaths
+        supervisor.record.board.evaluated = number
+        dies()
+    assert len(born) == 3 * EVALUATORS
+    for _ in range(EVALUATORS - 1):
+        dies()
+    assert len(born) == 4 * EVALUATORS - 2, "the last death is not answered"
+    assert "no more evaluations, training goes on" in told[-1][2]
+    assert all("respawned" in text for _, _, text in told[:-1])
