@@ -12,7 +12,8 @@ Two protocols that must never meet in one table:
 A game ends after 108,000 frames at the latest (truncation).
 
 ale-py's vector environment cannot be saved. Where a run must resume exactly, the same games are stepped one by one
-(`atari_exact`): the same frames, rewards and random numbers, and slower.
+(`atari_exact`): the same frames, rewards and random numbers, and slower. The same where a game is filmed: the vector
+environment shows no colours.
 """
 
 from __future__ import annotations
@@ -110,6 +111,12 @@ class ExactAtariGroup(AtariGroup):
         own = [self.seeds, self._seeded, self._frame, self.tally.returns, self.tally.lengths]
         return {"native": self.env.snapshot(), "group": encode(own)}
 
+    render_fps = 60 / SKIP
+
+    def render(self, env: int) -> np.ndarray:
+        """The console's own picture in colour, uint8 [210, 160, 3] (some games have 250 lines)."""
+        return self.env.games[env].ale.getScreenRGB()
+
     def restore(self, state: Any) -> None:
         """The inverse, into a group built with the same settings. Games under way are played again, unseen."""
         self.env.restore(state["native"])
@@ -140,11 +147,12 @@ def raw_loop(env_id: str, num_envs: int, seed: int, protocol: str = "dqn", **set
 
 
 def make(
-    env_id: str, *, num_envs: int, seeds: Sequence[int], exact: bool = False, protocol: str = "dqn", threads: int = 1,
-    **settings: Any,
+    env_id: str, *, num_envs: int, seeds: Sequence[int], exact: bool = False, render_mode: str | None = None,
+    protocol: str = "dqn", threads: int = 1, **settings: Any,
 ) -> AtariGroup:  # fmt: skip
     """A group of one game. threads: of ale-py, per group. Further settings go to `ale_py.AtariVectorEnv`."""
+    stepped = exact or render_mode
     try:
-        return (ExactAtariGroup if exact else AtariGroup)(env_id, num_envs, seeds, protocol, threads, settings)
+        return (ExactAtariGroup if stepped else AtariGroup)(env_id, num_envs, seeds, protocol, threads, settings)
     except ModuleNotFoundError as error:
         raise missing_package(f"atari/{env_id}", "ale-py", "atari") from error

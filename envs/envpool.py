@@ -20,6 +20,7 @@ from sfactory.vector_group import Native, VectorGroup
 REFUSED = {
     "episodic_life": "ends the reported game at every life; use atari/ with dqn",
     "reward_clip": "clips the reported returns too; use env.reward-clip",
+    "render_mode": "cannot be had: envpool's games are not filmed here",
 }
 OURS = {"num_envs", "batch_size", "num_threads", "max_num_players", "seed", "env_seed", "gym_reset_return_info"}
 EXTRA = {"threads", "from_pixels", "render_width", "render_height", "render_camera_id"}  # in no task's own list

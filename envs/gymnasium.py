@@ -2,13 +2,14 @@
 
 Settings are passed to `gymnasium.make` as they are, so `max_episode_steps` and an environment's own arguments work.
 Where an id comes with a vector environment of its own (CartPole does), groups of eight and more use it: one call steps
-all of them. Exact resume needs single environments, so lockstep steps those.
+all of them. Exact resume needs single environments, so lockstep steps those; so does a film.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,10 @@ from sfactory.env_group import EnvGroup
 from sfactory.envs import EnvError, Group, missing_package, suggest
 from sfactory.vector_group import Native, VectorGroup
 
+NO_OPENGL = (
+    "MuJoCo draws with OpenGL; without a screen: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with "
+    "MUJOCO_GL=osmesa"
+)
 FEW = 8  # below, a loop over single environments is as fast
 
 
@@ -61,6 +66,25 @@ class GymnasiumVectorGroup(VectorGroup):
         self.env.close()
 
 
+class FilmedGroup(EnvGroup):
+    """Single environments that can be drawn, on a machine without a screen too."""
+
+    def render(self, env: int) -> np.ndarray:
+        try:
+            return super().render(env)
+        except EnvError as error:
+            if "mujoco" not in type(self.envs[env].unwrapped).__module__:
+                raise
+            raise EnvError(f"{error}; {NO_OPENGL}") from error
+
+
+def draw_without_screen() -> None:
+    """Where there is no screen, tell MuJoCo and pygame so, unless somebody has told them something else."""
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
 def ids() -> list[str]:
     """What is registered; some need packages of their own."""
     return list(gymnasium.registry)
@@ -77,6 +101,11 @@ def told(env_id: str) -> Iterator[None]:
         if "mujoco" in str(error).lower():
             raise missing_package(f"gymnasium/{env_id}", "mujoco", "mujoco") from error
         raise
+    except (AttributeError, ImportError) as error:  # what mujoco answers on import where the library is not there
+        backend = os.environ.get("MUJOCO_GL", "")
+        if not backend or "gl" not in str(error).lower():
+            raise
+        raise EnvError(f"gymnasium/{env_id}: MUJOCO_GL={backend} does not work here ({error}); {NO_OPENGL}") from error
 
 
 def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable[[], int]:
@@ -99,18 +128,26 @@ def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable
     return step
 
 
-def make(env_id: str, *, num_envs: int, seeds: Sequence[int], exact: bool = False, **settings: Any) -> Group:
+def make(
+    env_id: str, *, num_envs: int, seeds: Sequence[int], exact: bool = False, render_mode: str | None = None,
+    **settings: Any,
+) -> Group:  # fmt: skip
     """A group of `gymnasium.make(env_id, **settings)`, or of `gymnasium.make_vec` where the id has its own."""
     protocol = ", ".join([env_id, *(f"{setting}={settings[setting]}" for setting in sorted(settings))])
     registered = gymnasium.registry.get(env_id)  # None for package:id too, which make imports
-    if registered is not None and registered.vector_entry_point and num_envs >= FEW and not exact:
+    if registered is not None and registered.vector_entry_point and num_envs >= FEW and not exact and not render_mode:
         # Single environments do whatever its vector environment cannot: other autoresets, wrappers, settings.
         with contextlib.suppress(Exception):
             return GymnasiumVectorGroup(env_id, num_envs, seeds, protocol, settings)
+
+    if render_mode:  # not passed on otherwise: environments of one's own may not know the word
+        draw_without_screen()
+        settings = {**settings, "render_mode": render_mode}
 
     def factory() -> gymnasium.Env:
         with told(env_id):
             # The group itself checks what comes back, every step; the checker would only look at the first.
             return gymnasium.make(env_id, disable_env_checker=True, **settings)
 
-    return EnvGroup(factory, num_envs, seeds, name=f"gymnasium/{env_id}", protocol=protocol)
+    group = FilmedGroup if render_mode else EnvGroup
+    return group(factory, num_envs, seeds, name=f"gymnasium/{env_id}", protocol=protocol)

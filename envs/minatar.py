@@ -36,6 +36,18 @@ from sfactory.snapshot import decode, encode, plain_attributes, set_attributes
 
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 ENDS_BY_CLOCK = frozenset({"freeway"})
+FPS = 10  # the games have no speed of their own; people can follow this
+
+BACKGROUND = (18, 18, 28)
+COLOURS = {  # channel -> RGB; the spelling is the package's. Later ones are drawn over earlier ones.
+    "trail": (78, 86, 130), "speed1": (50, 90, 70), "speed2": (80, 110, 60), "speed3": (120, 115, 50),
+    "speed4": (140, 90, 45), "speed5": (150, 60, 50), "brick": (198, 92, 66), "car": (236, 88, 76),
+    "paddle": (108, 196, 255), "ball": (255, 255, 255), "gold": (255, 206, 64), "enemy": (236, 88, 76),
+    "player": (108, 196, 255), "chicken": (255, 238, 130), "alien": (120, 200, 110), "alien_left": (120, 200, 110),
+    "alien_right": (90, 170, 150), "cannon": (108, 196, 255), "sub_back": (60, 120, 180), "sub_front": (108, 196, 255),
+    "enemy_fish": (255, 150, 70), "enemy_sub": (236, 88, 76), "diver": (255, 238, 130), "oxygen_guage": (110, 220, 160),
+    "diver_guage": (255, 238, 130), "friendly_bullet": (255, 255, 255), "enemy_bullet": (255, 110, 200),
+}  # fmt: skip
 
 
 def ids() -> tuple[str, ...]:
@@ -196,6 +208,16 @@ class MinAtarGroup:
                 for end in ends:
                     end[env] = False
 
+    render_fps = FPS
+
+    def render(self, env: int) -> np.ndarray:
+        """What the observation shows, a pixel per cell, uint8 [10, 10, 3]."""
+        channels, cells = self.games[env].channels, self.obs["obs"][env]
+        picture = np.full((*cells.shape[:2], 3), BACKGROUND, np.uint8)
+        for name in sorted(channels, key=list(COLOURS).index):
+            picture[cells[..., channels[name]]] = COLOURS[name]
+        return picture
+
     def snapshot(self) -> Any:
         """JSON of everything that decides what comes next: games, their random numbers, sticky actions, the tally."""
         own = [self.seeds, self._last_action, self._over, self.tally.returns, self.tally.lengths]
@@ -241,8 +263,10 @@ def make(
     difficulty_ramping: bool = True,
     minimal_actions: bool = False,
     max_episode_steps: int | None = None,
+    render_mode: str | None = None,
 ) -> MinAtarGroup:
     """A group of one game. `minimal_actions`: the game's own actions (-v1) instead of all 6 (-v0, the paper's).
+    `render_mode` changes nothing: every group can be drawn.
 
     `max_episode_steps` truncates; the games have no limit of their own (but Freeway), so an evaluation needs one.
     """

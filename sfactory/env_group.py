@@ -234,6 +234,22 @@ class EnvGroup:
         episodes = self.tally.end(np.flatnonzero(ends).tolist())
         return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults))
 
+    def render(self, env: int) -> np.ndarray:
+        """The picture of one environment, uint8 [H, W, 3]. EnvError if there is none."""
+        try:
+            picture = np.asarray(self.envs[env].render())
+        except Exception as error:
+            raise EnvError(f"{self.name} cannot be drawn here: {one_line(error)}") from error
+        if picture.ndim != 3 or picture.shape[2] != 3:
+            mode = self.envs[env].render_mode
+            raise EnvError(f"{self.name} cannot be filmed: render() in mode {mode} is no picture [H, W, 3]")
+        return picture.astype(np.uint8, copy=False)
+
+    @property
+    def render_fps(self) -> float:
+        """Steps per second at natural speed; 30 where the environment does not say."""
+        return float(self.envs[0].metadata.get("render_fps") or 30)
+
     def snapshot(self) -> Any:
         """JSON of everything that decides what comes next (`sfactory.env_state`). EnvError if that cannot be had."""
         from sfactory.env_state import env_state

@@ -113,6 +113,8 @@ class Group(Protocol):
     def close(self) -> None: ...
 
     # A group that can be saved exactly also has `snapshot() -> JSON` and `restore(state)`; lockstep asks for them.
+    # One that can be filmed has `render(env) -> uint8 [H, W, 3]`, the picture behind the newest observation, and
+    # `render_fps`, steps per second at natural speed; its family's `make` takes `render_mode`, gymnasium's word.
     # One that knows which of its environments it is in writes it to `at`, int64 [1], before it steps each: when an
     # environment takes the process with it, the message names it.
 
@@ -174,12 +176,18 @@ def raw_loop(name: str, num_envs: int, seed: int, settings: Settings | None = No
 
 
 def make_group(
-    name: str, num_envs: int, seeds: Sequence[int], settings: Settings | None = None, exact: bool = False
+    name: str,
+    num_envs: int,
+    seeds: Sequence[int],
+    settings: Settings | None = None,
+    exact: bool = False,
+    render: bool = False,
 ) -> Group:
     """Build the group `FAMILY/ID`, one seed per environment; `settings` go to the family's `make`.
 
     exact: a group that has a snapshot, where the family has a choice (its `make` takes `exact`); it may be slower.
-    Raises EnvError for an unknown family, id or setting, a missing package, and what cannot be built.
+    render: a group that can be filmed; it may be slower too.
+    Raises EnvError for an unknown family, id or setting, a missing package, and what cannot be built or filmed.
     """
     if len(seeds) != num_envs or num_envs < 1:
         raise EnvError(f"{name}: {num_envs} environments need as many seeds, got {len(seeds)}")
@@ -189,19 +197,28 @@ def make_group(
     make = load_family(family)
     parameters = inspect.signature(make).parameters.values()
     accepted = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    known = accepted - {"num_envs", "seeds", "exact"}
+    known = accepted - {"num_envs", "seeds", "exact", "render_mode"}
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
     for setting in settings or {}:
-        if setting not in known and all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        if setting not in known and not anything:
             raise EnvError(f"{name}: no such setting {setting!r}{suggest(setting, known)}")
+    choice: dict[str, Any] = {"exact": exact} if "exact" in accepted else {}
+    if render:
+        if "render_mode" not in accepted and not anything:
+            raise EnvError(f"{name} cannot be filmed: its family's make takes no render_mode")
+        choice["render_mode"] = "rgb_array"
     try:
-        choice = {"exact": exact} if "exact" in accepted else {}
-        return make(env_id, num_envs=num_envs, seeds=list(seeds), **choice, **(settings or {}))
+        group = make(env_id, num_envs=num_envs, seeds=list(seeds), **{**(settings or {}), **choice})
     except EnvError:
         raise
     except ModuleNotFoundError as error:
         raise missing_package(name, error.name or "a package", family) from error
     except Exception as error:
         raise EnvError(f"{name} could not be built: {one_line(error)}", fault=True) from error
+    if render and not hasattr(group, "render"):
+        group.close()
+        raise EnvError(f"{name} cannot be filmed: its group has no render")
+    return group
 
 
 def make_spec(name: str, settings: Settings | None = None) -> EnvSpec:

@@ -1,31 +1,24 @@
 """Evaluation: the newest policy of a run plays whole games in environments of its own.
 
-A fixed number of games is shared out among the environments beforehand. Taking the first N games that end
-anywhere would prefer short ones: an environment that dies early would send in more of them. Reported are mean,
-median and interquartile mean with stratified-bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264).
-
-Shapes: E environments; every leaf of an observation or action is [E, ...].
+How games are shared out and played: `sfactory.games`. Reported are mean, median and interquartile mean with
+stratified-bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sfactory.games import iqm, play_task, torch_policy
 from sfactory.metrics import human_normalized
+from sfactory.video import Filmed, Video, check_video, video_path
 
-ENVS = 32  # at most: more would play more games at once and wait longer for the last one
-SEED_STREAM = 5  # away from the seeds training uses
-STEPS = 10_000  # of a game in an environment without a limit
-FAULTS = 10  # broken environments an evaluation survives
 RESAMPLES = 2000
-
-Policy = Callable[[Mapping[str, np.ndarray], np.ndarray], dict[str, np.ndarray]]
-"""(obs [E, ...], first [E]) -> action [E, ...]."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +40,8 @@ class Evaluation:
     """Games thrown away because their environment broke; others were played in their place."""
     reference: tuple[float, float] | None = None
     """Returns of a random policy and of a human tester, where they are known."""
+    videos: tuple[Filmed, ...] = ()
+    """The first games of environment 0, if they were filmed."""
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -92,6 +87,7 @@ class Evaluation:
             lines.append(f"capped    {self.capped} of {len(self.returns)} games reached {self.max_steps:,} steps")
         if self.faults:
             lines.append(f"faults    {self.faults} games were lost to a broken environment and replaced")
+        lines += [f"video     {v.file}: {v.length:,} steps, return {v.episodic_return:g}" for v in self.videos]
         return "\n".join(lines)
 
 
@@ -123,14 +119,6 @@ class Evaluations:
 # -- statistics ----------------------------------------------------------------------------------------------
 
 
-def iqm(scores: np.ndarray, axis: int | None = None) -> Any:
-    """Interquartile mean: the mean without the lowest and highest quarter (rounded down), as in rliable."""
-    ordered = np.sort(scores, axis=axis)
-    count = ordered.shape[-1 if axis is None else axis]
-    cut = int(0.25 * count)
-    return np.take(ordered, range(cut, count - cut), axis=-1 if axis is None else axis).mean(axis=axis)
-
-
 def bootstrap(
     strata: Sequence[np.ndarray], statistic: Callable[..., Any], resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
@@ -147,134 +135,44 @@ def bootstrap(
 # -- playing -------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Games:
-    """What has been played so far."""
-
-    returns: list[float]
-    lengths: list[int]
-    capped: int = 0
-    faults: int = 0
-
-
-def share(episodes: int, envs: int) -> list[int]:
-    """Games per environment: as even as can be."""
-    return [episodes // envs + (i < episodes % envs) for i in range(envs)]
-
-
-def play(make: Callable[[int, int], Any], policy: Policy, episodes: int, max_steps: int) -> Games:
-    """Exactly `episodes` games. make(num_envs, first_env) builds a group of environments never used before.
-
-    An environment leaves when its share is played, when it broke, or when a game was capped: a group cannot be
-    reset in parts. What is left of its share goes to a fresh environment of the next round.
-    """
-    games = Games([], [])
-    shares = share(episodes, min(episodes, ENVS))
-    used = 0
-    while shares:
-        group = make(len(shares), used)
-        used += len(shares)
-        try:
-            _round(group, policy, shares, max_steps, games)
-        finally:
-            group.close()
-        shares = [left for left in shares if left]
-        if games.faults > FAULTS and shares:
-            raise RuntimeError(f"{games.faults} environments broke during the evaluation; see `sfactory check-env`")
-    return games
-
-
-def _round(group: Any, policy: Policy, shares: list[int], max_steps: int, games: Games) -> None:
-    """Step one group until nobody has anything left to play; counts `shares` down."""
-    count = len(shares)
-    playing = np.array([left > 0 for left in shares])
-    returns, lengths = np.zeros(count), np.zeros(count, np.int64)  # of the games under way
-    obs, first = group.reset(), np.ones(count, bool)
-    while playing.any():
-        step = group.step(policy(obs, first))
-        obs, first = step.obs, step.first
-        returns += np.where(step.valid, step.reward, 0.0)
-        lengths += step.valid
-        for fault in step.faults:
-            if playing[fault.env]:
-                games.faults += 1
-                playing[fault.env] = False
-        for env, episodic_return, length in step.episodes:
-            returns[env], lengths[env] = 0.0, 0
-            if playing[env]:
-                games.returns.append(episodic_return)
-                games.lengths.append(length)
-                shares[env] -= 1
-                playing[env] = shares[env] > 0
-        for env in np.flatnonzero(playing & (lengths >= max_steps)).tolist():
-            games.returns.append(float(returns[env]))
-            games.lengths.append(int(lengths[env]))
-            games.capped += 1
-            shares[env] -= 1
-            playing[env] = False
-
-
-def torch_policy(model: Any, greedy: bool, seed: int) -> Policy:
-    """The network as a policy; recurrent state is kept here, sampling noise comes from `seed`."""
-    import torch
-
-    draws = np.random.default_rng([seed, SEED_STREAM])
-    state: Any = None
-
-    @torch.inference_mode()
-    def act(obs: Mapping[str, np.ndarray], first: np.ndarray) -> dict[str, np.ndarray]:
-        nonlocal state
-        if state is not None and len(state) != len(first):  # a new round of environments
-            state = None
-        out = model(
-            {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in obs.items()},
-            state,
-            torch.from_numpy(first),
-        )
-        state = out.state
-        if greedy:
-            actions = model.distribution.mode(out.params)
-        else:
-            noise = draws.random((len(first), model.distribution.num_noise), dtype=np.float32)
-            actions = model.distribution.sample(out.params, torch.from_numpy(noise))
-        return {name: action.numpy() for name, action in actions.items()}
-
-    return act
-
-
 def evaluate(
-    run_dir: Path, episodes: int = 100, greedy: bool = False, max_steps: int = 0, seed: int = 0
+    run_dir: Path,
+    episodes: int = 100,
+    greedy: bool = False,
+    max_steps: int = 0,
+    seed: int = 0,
+    video: Path | None = None,
+    video_games: int = 1,
 ) -> Evaluation | Evaluations:
-    """Play `episodes` games (of every task) with the newest checkpoint of `run_dir`; nothing is written.
+    """Play `episodes` games (of every task) with the newest checkpoint of `run_dir`; nothing else is written.
 
     max_steps: a game is cut there; 0 is the environment's own limit (27,000 for Atari), or STEPS where it has none.
+    video: an .mp4 of the first `video_games` games of environment 0, a file each; the task's name goes into the file's
+    where there are several. Raises ValueError or EnvError for what cannot be played or filmed.
     """
     import torch
 
     from sfactory.checkpoint import load_policy
-    from sfactory.envs import bounded, make_group, make_spec
     from sfactory.settings_file import from_toml
 
     if episodes < 1 or max_steps < 0:
         raise ValueError(f"episodes is {episodes} and max-steps is {max_steps}; play one game of one step at least")
+    if video is not None:
+        check_video(video, video_games, episodes)
     run_dir = Path(run_dir)
     config = from_toml(run_dir / "config.toml")
     env = config.env
     torch.set_num_threads(config.run.inference_threads)  # more would spin on a busy machine: the batches are small
     model, state = load_policy(run_dir)
 
-    def play_task(task: str) -> Evaluation:
-        def make(num_envs: int, first_env: int) -> Any:
-            seeds = [
-                int(np.random.SeedSequence([seed, SEED_STREAM, first_env + i]).generate_state(1)[0]) >> 1
-                for i in range(num_envs)
-            ]
-            return make_group(task, num_envs, seeds, env.arguments)
-
-        spec, policy = make_spec(task, env.arguments), torch_policy(model, greedy, seed)
-        limits = bounded(spec, config.model.squash)
-        limit = max_steps or spec.max_episode_steps or STEPS
-        games = play(make, lambda obs, first: limits(policy(obs, first)), episodes, limit)
+    def evaluation(task: str) -> Evaluation:
+        policy = torch_policy(model, greedy, seed)
+        film = Video(video_path(video, task if len(env.tasks) > 1 else ""), video_games) if video else None
+        with film or contextlib.nullcontext():
+            spec, limit, games = play_task(
+                task, env.arguments, policy, episodes, seed,
+                squash=config.model.squash, max_steps=max_steps, film=film,
+            )  # fmt: skip
         return Evaluation(
             env=task,
             protocol=spec.protocol,
@@ -287,7 +185,8 @@ def evaluate(
             capped=games.capped,
             faults=games.faults,
             reference=spec.reference,
+            videos=tuple(film.filmed) if film else (),
         )
 
-    found = tuple(play_task(task) for task in env.tasks)
+    found = tuple(evaluation(task) for task in env.tasks)
     return found[0] if len(found) == 1 else Evaluations(found)

@@ -5,7 +5,7 @@ sfactory: train a policy as fast as one machine allows
 
   sfactory train  TARGET [--section.field value ...]    TARGET: a preset, or FAMILY/ID
   sfactory resume runs/NAME [--section.field value ...] go on from the newest checkpoint
-  sfactory eval   runs/NAME [--episodes 100] [--greedy] play whole games with the newest checkpoint
+  sfactory eval   runs/NAME [--greedy] [--video OUT.mp4] play whole games with the newest checkpoint
   sfactory bench  TARGET [--search 60]                  how fast, which share of the possible, what is better
   sfactory profile TARGET [-o trace.json]               one timeline of all processes
   sfactory watch  runs/NAME                             the live panel of a run elsewhere
@@ -42,6 +42,7 @@ sfactory train TARGET [--section.field value ...]
   --sampling.num-samplers N    processes that step environments
   --sampling.envs-per-group N  environments stepped together
   --optim.lr X                 learning rate
+  --eval.every N               whole games every N steps, in a process of their own
   --env.settings.KEY VALUE     setting of the environment itself
 """
 
@@ -91,13 +92,17 @@ same, for example --allow env.settings. --config, --json, --quiet, --print-confi
 EVAL_HELP = """\
 sfactory eval runs/NAME [options]
 
-Plays whole games with the newest checkpoint in environments of their own. Nothing is written.
+Plays whole games with the newest checkpoint in environments of their own. Nothing else is written.
 
   --episodes N      games (100)
   --greedy          the likeliest action instead of a sampled one
   --max-steps N     a game is cut here and counts with its return so far (its limit, or 10000)
   --seed N          seed of environments and sampling (0)
+  --video OUT.mp4   film the first game of environment 0: atari, minatar, gymnasium (classic control, MuJoCo)
+  --video-games N   film its first N games: OUT-1.mp4, OUT-2.mp4, ... (1)
   --json            everything as one JSON object on stdout
+
+During training: sfactory train TARGET --eval.every 100k; eval/* are the curves.
 """
 
 WATCH_HELP = """\

@@ -92,10 +92,14 @@ METRICS: dict[str, str] = {
     "faults/sampler": "faults reported by or about samplers, their environments included",
     "faults/inference": "deaths of the inference worker",
     "faults/learner": "faults of the learner",
+    "faults/evaluator": "deaths of the evaluator",
     "faults/skipped_updates": "updates skipped since the start for a loss or gradient that was not finite",
-    "eval/episodic_return": "mean return of the evaluation",
+    "eval/episodic_return": "mean return of the newest evaluation since the row before; of several tasks, their mean",
+    "eval/episodic_return/<task>": "one of several tasks: mean return of its games in the evaluation",
     "eval/episodic_length": "mean length of the evaluation's games, in steps",
-    "eval/iqm": "interquartile mean of the evaluation's returns",
+    "eval/iqm": "interquartile mean of the evaluation's returns; of several tasks, their mean",
+    "eval/env_steps": "trained steps of the policy that was evaluated; TensorBoard shows eval/* at this step",
+    "eval/seconds": "how long the evaluation took, in seconds",
     **{
         f"stage/{kind}/{stage}": f"share of the {kind}'s time spent {what}"
         for kind, stages in STAGES.items()
@@ -105,7 +109,7 @@ METRICS: dict[str, str] = {
 """Name -> meaning with unit. `<worker>` stands for a worker's name, as sampler-3, `<task>` for one as atari/pong."""
 
 _WORKER = re.compile(r"/(sampler|inference|learner)(-\d+)?$")
-_TASK = re.compile(r"^(charts/(?:episodic_return|human_normalized))/.+$")
+_TASK = re.compile(r"^((?:charts|eval)/(?:episodic_return|human_normalized))/.+$")
 
 
 def meaning(name: str) -> str:
@@ -150,6 +154,8 @@ class Board:
         self._stages: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._turns: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._faults: dict[str, int] = defaultdict(int)
+        self.evaluated = 0  # trained steps of the policy that was evaluated last
+        self._eval: dict[str, float] = {}  # what it reached, until a row tells
         self._steps_before, self._seconds_before = env_steps, seconds
         self._updates_before = -1
         self._speed: dict[str, float] = {}
@@ -190,13 +196,16 @@ class Board:
                 self._turns[kind_of(worker)][name] += payload[name]
         elif kind == "fault":
             self._faults[kind_of(worker)] += 1
+        elif kind == "eval":
+            self._eval, self.evaluated = dict(payload), int(payload["eval/env_steps"])
         elif kind != "log":
             raise KeyError(f"telemetry {kind!r} of {worker}: not one of the kinds above")
 
     def state(self) -> dict[str, Any]:
         """What later rows depend on, speeds aside: games, the learner's last numbers, faults."""
         games = [[list(returns) for returns in self._returns], list(self._lengths), self.games]
-        return {"games": games, "learner": dict(self._learner), "faults": dict(self._faults)}
+        evaluation = [self.evaluated, dict(self._eval)]
+        return {"games": games, "learner": dict(self._learner), "faults": dict(self._faults), "eval": evaluation}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """The inverse."""
@@ -206,6 +215,7 @@ class Board:
         self._lengths.extend(lengths)
         self._learner.update(state["learner"])
         self._faults.update(state["faults"])
+        self.evaluated, self._eval = state.get("eval", [0, {}])
 
     def snapshot(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
         """One row, and the beginning of the next window. `seconds` of training, over all launches."""
@@ -228,6 +238,8 @@ class Board:
                 row |= {f"stage/{kind}/{stage}": spent / total for stage, spent in stages.items()}
         self._stages.clear()
         self._turns.clear()
+        row |= self._eval  # in one row alone: a curve has a point where there was an evaluation
+        self._eval = {}
         for name in row:
             meaning(name)
         self._now = (env_steps, seconds)

@@ -20,7 +20,7 @@ from typing import Any
 
 from sfactory import checkpoint
 
-WALL_CLOCK = ("seconds", "charts/SPS", "charts/FPS", "lag/seconds", "stage/", "queue/", "system/")
+WALL_CLOCK = ("seconds", "charts/SPS", "charts/FPS", "lag/seconds", "stage/", "queue/", "system/", "eval/seconds")
 SAVE_EVERY_S = 0.3  # of B: often, so that kills fall between, before and into saves
 
 

@@ -69,7 +69,11 @@ class Writers:
                 self._rows.flush()
         with self._spared("TensorBoard"):
             if self._tensorboard is not None:
-                self._tensorboard.row(env_steps, values)
+                # An evaluation is told later than its policy was trained, by as long as the games took.
+                scores = {name: value for name, value in values.items() if name.startswith("eval/")}
+                if scores:
+                    self._tensorboard.row(int(scores["eval/env_steps"]), scores)
+                self._tensorboard.row(env_steps, {n: value for n, value in values.items() if n not in scores})
         with self._spared("Weights & Biases"):
             if self._wandb is not None:
                 self._wandb.log({**values, "env_steps": env_steps, "seconds": seconds}, step=env_steps)
@@ -200,6 +204,14 @@ def cut_back(path: Path, env_steps: int) -> None:
     write_atomically(path, "".join(kept))
 
 
+def last_evaluated(path: Path) -> int:
+    """Trained steps of the policy whose evaluation the rows tell last; 0 if they tell of none, or cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        return max((int(row["eval/env_steps"]) for row in found if "eval/env_steps" in row), default=0)
+    return 0
+
+
 def write_atomically(path: Path, text: str) -> None:
     """The old file or the new one, never half of either."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -218,6 +230,8 @@ def _open_wandb(run_dir: Path, config: Config) -> Any:
     import wandb
 
     run_id = "".join(c if c.isalnum() else "-" for c in run_dir.resolve().name)  # the same after a resume
-    return wandb.init(
+    run = wandb.init(
         project="sfactory", id=run_id, name=run_dir.name, dir=run_dir, config=to_dict(config), resume="allow"
     )
+    run.define_metric("eval/*", step_metric="eval/env_steps")
+    return run

@@ -12,7 +12,8 @@ HEAVY = {"torch", "pandas", "seaborn", "matplotlib"}
 ALLOWED = {
     "_version": set(),
     "exits": set(),
-    "config": set(),
+    "config": {"config_checks"},
+    "config_checks": {"config"},
     "help": set(),
     "settings": {"config"},
     "presets": {"settings"},
@@ -44,6 +45,7 @@ ALLOWED = {
         "batch",
         "settings_file",
         "snapshot",
+        "games",
     },
     "run_folder": {"exits", "checkpoint"},
     "verbs": {
@@ -68,11 +70,14 @@ ALLOWED = {
     "watch": {"checkpoint", "dashboard", "settings_file", "writers"},
     "env_trace": {"envs"},
     "check_env": {"env_trace", "envs", "presets"},
-    "evaluate": {"checkpoint", "config", "envs", "model", "metrics", "settings_file"},
+    "games": {"envs"},
+    "video": {"games"},
+    "evaluate": {"checkpoint", "config", "envs", "games", "metrics", "settings_file", "video"},
 }
 WORKERS = {  # file of workers/ -> rooms it may import
     "sampler": {"memory", "envs", "workers"},
     "inference": {"memory", "model", "workers"},
+    "evaluator": {"checkpoint", "games", "workers"},
     "learner": {"memory", "model", "algo", "checkpoint", "metrics", "workers"},
     "update": {"config", "model", "algo", "workers"},
 }

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from sfactory.config import ENCODERS, Config, Env, Learning, Model, Stop, to_dict
+from sfactory.config import Config, Env, Learning, Model, Stop, to_dict
+from sfactory.config_checks import ENCODERS
 from sfactory.presets import presets, presets_dir, read_toml, split_flags, target_layers
 from sfactory.settings import SettingError, build, field_types, number
 from sfactory.settings_file import from_toml, to_toml

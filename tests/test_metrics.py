@@ -227,3 +227,16 @@ def test_one_task_alone_does_not_settle_the_return_of_two():
     assert not board.settled
     board.take(("episodes", "sampler-0", [(10.0, 900, 1)] * 100))
     assert board.settled
+
+
+def test_an_evaluation_is_told_in_one_row_alone_and_survives_a_resume():
+    board = Board()
+    scores = {"eval/episodic_return": 7.0, "eval/iqm": 6.5, "eval/env_steps": 100.0}
+    board.take(("eval", "evaluator", scores))
+    other = Board()
+    other.set_state(board.state())
+    assert other.evaluated == board.evaluated == 100
+    for one in (board, other):
+        row = one.snapshot(120, 120, 1, 1.0)
+        assert {name: value for name, value in row.items() if name.startswith("eval/")} == scores
+        assert not [name for name in one.snapshot(140, 140, 2, 2.0) if name.startswith("eval/")]

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sfactory import writers as module
 from sfactory.config import Config, Log, Stop
 from sfactory.dashboard import Snapshot
-from sfactory.writers import METRICS_FILE, Writers, cut_back, write_atomically
+from sfactory.writers import METRICS_FILE, Writers, cut_back, last_evaluated, write_atomically
 
 
 @pytest.fixture
@@ -174,8 +174,9 @@ def test_wandb_that_is_missing_is_a_warning(tmp_path, monkeypatch, capsys):
 def test_wandb_gets_the_same_names_and_goes_on_after_a_resume(tmp_path, monkeypatch):
     import types
 
-    calls, rows_ = [], []
+    calls, rows_, axes = [], [], []
     run = types.SimpleNamespace(log=lambda row, step: rows_.append((step, row)), finish=lambda: None)
+    run.define_metric = lambda name, step_metric: axes.append((name, step_metric))
     fake = types.SimpleNamespace(init=lambda **kw: calls.append(kw) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     write(tmp_path, Config(log=Log(wandb=True)), [10])
@@ -184,6 +185,7 @@ def test_wandb_gets_the_same_names_and_goes_on_after_a_resume(tmp_path, monkeypa
     assert rows_[0][1]["charts/SPS"] == 1.0
     assert calls[0]["id"] == calls[1]["id"]
     assert calls[1]["resume"] == "allow"
+    assert axes[0] == ("eval/*", "eval/env_steps")
 
 
 def test_an_atomic_write_leaves_nothing_else(tmp_path):
@@ -252,3 +254,18 @@ def test_without_unicode_the_panel_is_ascii():
 def test_rich_is_loaded_on_a_terminal_only():
     code = "import sys, sfactory.workers.record; sys.exit('rich' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_tensorboard_shows_an_evaluation_where_its_policy_was_trained(tmp_path, config):
+    writers = Writers(tmp_path, config, None)
+    writers.row(10, 1.0, {"charts/SPS": 1.0})
+    writers.row(30, 3.0, {"charts/SPS": 3.0, "eval/iqm": 7.0, "eval/env_steps": 12.0})
+    writers.row(50, 5.0, {"charts/SPS": 5.0, "eval/iqm": 8.0, "eval/env_steps": 31.0})
+    writers.close()
+    assert curve(tmp_path) == [(10, 1.0), (30, 3.0), (50, 5.0)]
+    assert curve(tmp_path, "eval/iqm") == [(12, 7.0), (31, 8.0)]
+    assert [(row["env_steps"], row.get("eval/iqm")) for row in rows(tmp_path)] == [(10, None), (30, 7.0), (50, 8.0)]
+    assert last_evaluated(tmp_path / METRICS_FILE) == 31
+    Writers(tmp_path, config, 40).close()  # a resume at 40: the row that told of 31 is gone
+    assert last_evaluated(tmp_path / METRICS_FILE) == 12
+    assert last_evaluated(tmp_path / "nothing") == 0

@@ -15,8 +15,8 @@ def evaluate(args: list[str]) -> int:
     from sfactory import presets, settings
     from sfactory.evaluate import evaluate as play
 
-    defaults = {"--episodes": 100, "--max-steps": 0, "--seed": 0}
-    options = {**dict.fromkeys(defaults, True), "--greedy": False, "--json": False}
+    defaults = {"--episodes": 100, "--max-steps": 0, "--seed": 0, "--video-games": 1}
+    options = {**dict.fromkeys(defaults, True), "--video": True, "--greedy": False, "--json": False}
     flags, own, positionals = presets.split_flags(args, options)
     if flags:
         raise Ended(
@@ -26,9 +26,13 @@ def evaluate(args: list[str]) -> int:
     count = numbers(own, defaults)
     if count["--episodes"] < 1 or count["--seed"] < 0 or ("--max-steps" in own and count["--max-steps"] < 1):
         raise Ended(Exit.USAGE, "episodes and max-steps must be at least 1, and seed at least 0")
+    video = Path(own["--video"][-1]) if "--video" in own else None
+    if "--video-games" in own and video is None:
+        raise Ended(Exit.USAGE, "video-games says how many games are filmed; say where: --video FILE.mp4")
     run_dir = Path(one_word(positionals, "runs/NAME"))
     settings_of(run_dir)
     need_checkpoint(run_dir)
-    result = play(run_dir, count["--episodes"], "--greedy" in own, count["--max-steps"], count["--seed"])
+    games = count["--episodes"], "--greedy" in own, count["--max-steps"], count["--seed"]
+    result = play(run_dir, *games, video, count["--video-games"])
     print(json.dumps(result.as_dict()) if "--json" in own else result.report())
     return last_line(Exit.FINISHED, "evaluated", result.sentence)

@@ -262,11 +262,14 @@ class Learner(Worker):
     # -- disk --------------------------------------------------------------------------------------------------
 
     def save_if_due(self) -> None:
-        """A checkpoint if it is time for one, or if one was asked for; always between two updates."""
+        """A checkpoint if it is time for one, for itself or for the evaluator, or if one was asked for; always between
+        two updates."""
         asked = int(self.shared.orders[SAVE])
         progress, waited = self.shared.progress, time.monotonic() - self.saved_at
         stale = self.env_steps != int(progress[CHECKPOINT]) or not progress[SAVED]
-        due = stale and (waited >= self.config.checkpoint.every_seconds or self._past_milestone())
+        evaluate = self.plan.evaluation_due(int(progress[CHECKPOINT]), self.env_steps)
+        evaluate &= self.config.run.mode != "lockstep"  # which plays with the weights at hand
+        due = stale and (waited >= self.config.checkpoint.every_seconds or evaluate or self._past_milestone())
         self._end_of_save(wait=False)
         if self.saver.busy:
             return

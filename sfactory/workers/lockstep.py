@@ -7,6 +7,7 @@ exactly the forced lag. A death is fatal here.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sfactory.envs import EnvError
 from sfactory.memory import words
 from sfactory.workers import exact
 from sfactory.workers.birth import REFUSED
+from sfactory.workers.evaluator import Evaluator
 from sfactory.workers.inference import Inference
 from sfactory.workers.learner import Learner
 from sfactory.workers.record import Outcome, Record
@@ -50,6 +52,20 @@ class Lockstep:
             worker.flush()
         return True
 
+    def evaluate(self, evaluator: Evaluator, record: Record) -> None:
+        """Play with the learner's weights, if an evaluation is due. Its time is no training time."""
+        learner, board = self.learner, record.board
+        if not learner.plan.evaluation_due(board.evaluated, learner.env_steps):
+            return
+        begun = time.monotonic()
+        evaluator.model.load_state_dict(learner.model.state_dict())
+        try:
+            record.take(evaluator.evaluate(learner.env_steps))
+        except (EnvError, RuntimeError) as error:
+            board.evaluated = learner.env_steps
+            record.writers.log(f"no evaluation at {learner.env_steps:,} steps: {error}")
+        learner.clock += time.monotonic() - begun
+
     def close(self) -> None:
         for sampler in self.samplers:
             sampler.close()
@@ -79,12 +95,15 @@ def run_lockstep(plan: Plan, record: Record) -> Outcome:
         exact.put_back(run, record.board, saved)
     elif plan.resume_from:
         record.writers.log("the checkpoint holds no environments: they begin anew, and this is not bit for bit")
+    evaluator = Evaluator(plan) if plan.config.eval.every else None
     with Signals(plan.config.run.requeue) as signals:
         try:
             while outcome is None and not run.learner.finished():
                 if run.turn():
                     signals.pass_on(run.shared)
                     outcome = signals.ended()
+                    if evaluator is not None:  # before the messages: a row of this update tells what came of it
+                        run.evaluate(evaluator, record)
                 for message in run.post.take():
                     record.take(message)
                 record.tell(run.shared)

@@ -25,7 +25,7 @@ from sfactory.metrics import Board
 from sfactory.settings_file import to_toml
 from sfactory.workers.wiring import SCORE, Shared
 from sfactory.workers.worker import Message
-from sfactory.writers import METRICS_FILE, Writers, write_atomically
+from sfactory.writers import METRICS_FILE, Writers, last_evaluated, write_atomically
 
 
 @dataclass
@@ -72,6 +72,8 @@ class Record:
                 self._history.read(rows)
         self._faults: deque[str] = deque(maxlen=3)
         self._show()
+        if resume_from:  # rows are cut back by now: an evaluation whose row is gone is played again
+            self.board.evaluated = last_evaluated(run_dir / METRICS_FILE)
 
     @classmethod
     def open(cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec]) -> Record:
@@ -114,6 +116,10 @@ class Record:
             if str(payload).startswith("environment "):
                 self.env_faults += 1
                 self._last_fault = str(payload).partition("\n")[0]
+        if kind == "eval":
+            mean, iqm, seconds = (payload[f"eval/{name}"] for name in ("episodic_return", "iqm", "seconds"))
+            told = f"mean return {mean:.2f}, IQM {iqm:.2f} ({seconds:.1f} s)"
+            self.writers.log(f"evaluation at {payload['eval/env_steps']:,.0f} steps: {told}")
         if kind != "learner":
             self.board.take(message)
             return

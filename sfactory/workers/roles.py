@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from sfactory.checkpoint import CheckpointError
 from sfactory.workers.birth import ENVIRONMENT_FAULT, REFUSED
-from sfactory.workers.wiring import Plan, Shared, Wires
+from sfactory.workers.wiring import EVALUATOR, Plan, Shared, Wires
 from sfactory.workers.worker import QueuePost
 
 
@@ -21,6 +22,8 @@ class Role:
     plan: Plan
     queue: Any
     incarnation: int
+    evaluated: int = 0
+    """For the evaluator: trained steps of the policy that was evaluated last."""
 
 
 def wires_from(fds: tuple[int, ...]) -> Wires:
@@ -46,6 +49,8 @@ def keep_memory() -> None:
 
 def play(name: str, fds: tuple[int, ...], role: Role) -> int:
     """Live a worker's life; returns the exit code."""
+    if name == EVALUATOR:
+        return _evaluate(role)
     shared = Shared(role.plan, wires_from(fds))
     post = QueuePost(role.queue)
     run = role.plan.config.run
@@ -76,12 +81,29 @@ def play(name: str, fds: tuple[int, ...], role: Role) -> int:
     return 0
 
 
+def _evaluate(role: Role) -> int:
+    os.nice(19)  # before any heavy import: what it takes, it takes from idle cores
+    _offer_to_oom_killer(1000)
+    import torch
+
+    from sfactory.workers.evaluator import Evaluation
+
+    torch.set_num_threads(1)
+    Evaluation(role.plan, QueuePost(role.queue), role.evaluated).run()
+    return 0
+
+
+def _offer_to_oom_killer(score: int) -> None:
+    """When memory runs out the kernel takes the highest score: whoever can be born again offers itself."""
+    if sys.platform == "linux":
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(score))
+
+
 def _sample(name: str, shared: Shared, post: QueuePost, role: Role) -> int:
     from sfactory.workers.sampler import Sampler
 
-    if sys.platform == "linux":  # when memory runs out the kernel takes a sampler, which can be born again
-        with open("/proc/self/oom_score_adj", "w") as score:
-            score.write("500")
+    _offer_to_oom_killer(500)
     try:
         sampler = Sampler(int(name.removeprefix("sampler-")), shared, post, role.incarnation)
     except Exception as error:

@@ -11,25 +11,21 @@ It moves no data and imports no torch. It has one way out: kill and reap everybo
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import select
 import signal
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
-from sfactory import checkpoint
 from sfactory.batch import rescale_batch
-from sfactory.config import Config, to_dict
+from sfactory.config import Config
 from sfactory.envs import bounded, make_specs
 from sfactory.memory import words
 from sfactory.memory.words import check_memory_order
-from sfactory.settings_file import from_toml
+from sfactory.workers.beginning import check_beginning, check_encoder
 from sfactory.workers.birth import (
     ENVIRONMENT_FAULT,
     REFUSED,
@@ -42,8 +38,11 @@ from sfactory.workers.birth import (
 from sfactory.workers.record import Outcome, Record
 from sfactory.workers.roles import Role, fds_of
 from sfactory.workers.signals import REQUEUE, Signals, ask_scheduler
+from sfactory.workers.telemetry import Telemetry
 from sfactory.workers.wiring import (
+    CHECKPOINT,
     ENVIRONMENT,
+    EVALUATOR,
     FINISH,
     NON_FINITE,
     NOW,
@@ -60,9 +59,10 @@ from sfactory.workers.worker import Message
 
 TICK_S = 0.1
 LONGEST_LOOK_S = 1.0  # what one turn of the loop may count for, however long it took
-QUEUE_BYTES = 1 << 20
 LEAVE_S = 2.0  # samplers and inference, after the stop word
 GRACE_S = 30.0  # the learner: finish the update, save
+EVALUATION_S = 60.0  # the evaluator, at the end of a finished run: the last policy that is due
+EVALUATORS = 4  # in a row that may die without a result before there are no more of them
 
 
 @dataclass
@@ -83,38 +83,6 @@ class Life:
         return self.process.pid
 
 
-class Telemetry:
-    """One daemon thread per incarnation that only appends to a list, and ends when its worker is buried and the queue
-    is empty. If the queue wedges (its worker died holding its lock), statistics of a dead worker are lost and nothing
-    else: no thread is ever joined."""
-
-    def __init__(self) -> None:
-        self.messages: deque[Message] = deque()
-
-    def listen(self, over: threading.Event) -> Any:
-        """A new queue with its own reader, until `over` is set."""
-        from faster_fifo import Queue
-
-        queue = Queue(max_size_bytes=QUEUE_BYTES)
-        threading.Thread(target=self._read, args=(queue, over), daemon=True).start()
-        return queue
-
-    def _read(self, queue: Any, over: threading.Event) -> None:
-        from queue import Empty
-
-        while True:
-            try:
-                self.messages.extend(queue.get_many(timeout=1.0))
-            except Empty:
-                if over.is_set():
-                    return
-            except Exception:
-                return
-
-    def take(self) -> list[Message]:
-        return [self.messages.popleft() for _ in range(len(self.messages))]
-
-
 class Supervisor:
     """Runs the workers of one plan in processes until the learner, a signal or a loss ends the run."""
 
@@ -128,13 +96,14 @@ class Supervisor:
         # that sleeps), and nobody can move this clock.
         self.awake, self._looked = 0.0, time.monotonic()
         self.updates, self.progress_at = -1, 0.0
+        self.evaluators_lost, self.lost_at = 0, -1  # in a row, and what was evaluated last then
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         """Blocks until the run is over; every worker is dead when it returns or raises."""
         check_memory_order()
-        check_descriptors(len(self.plan.workers))
+        check_descriptors(len(self.plan.workers) + 1)
         self.plan.debug_dir.mkdir(parents=True, exist_ok=True)
         self.undertaker = Undertaker()  # before the arena and any worker
         try:
@@ -142,6 +111,8 @@ class Supervisor:
             with Signals(self.config.run.requeue) as self.signals:
                 for name in self.plan.workers:  # the learner first: its imports take longest
                     self._spawn(name, 0)
+                if self.config.eval.every:
+                    self._spawn(EVALUATOR, 0)
                 outcome = self._loop()
                 self._stop(outcome)
                 return outcome
@@ -200,9 +171,10 @@ class Supervisor:
 
     def _spawn(self, name: str, incarnation: int) -> None:
         over = threading.Event()
-        role = Role(self.plan, self.telemetry.listen(over), incarnation)
+        role = Role(self.plan, self.telemetry.listen(over), incarnation, self.record.board.evaluated)
+        fds = () if name == EVALUATOR else fds_of(self.shared.wires)  # it shares nothing
         last_words = str(self.plan.debug_dir / f"{name}.txt")
-        process = give_birth(Birth(name, os.getpid(), fds_of(self.shared.wires), last_words, role))
+        process = give_birth(Birth(name, os.getpid(), fds, last_words, role))
         assert process.pid is not None
         self.undertaker.watch(process.pid)
         pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
@@ -234,6 +206,9 @@ class Supervisor:
     def _mourn(self, life: Life, code: int) -> Outcome | None:
         """Decide what a death means: the run's end, or a newborn."""
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+        if life.name == EVALUATOR:
+            self._mourn_evaluator(life, cause)
+            return None
         where = self._where(life.name) if code != -signal.SIGKILL else ""
         words_ = self._last_words(life.name)
         if life.name == "learner" and code == REFUSED:
@@ -256,6 +231,19 @@ class Supervisor:
         self.record.take(("fault", life.name, f"{life.name} died ({cause}{reason}); respawned"))
         self._spawn(life.name, life.incarnation + 1)
         return None
+
+    def _mourn_evaluator(self, life: Life, cause: str) -> None:
+        """Training never ends with it: it is born anew, until it has died too often without a result in between."""
+        evaluated = self.record.board.evaluated
+        self.evaluators_lost = self.evaluators_lost + 1 if evaluated == self.lost_at else 1
+        self.lost_at = evaluated
+        further = "respawned"
+        if self.evaluators_lost < EVALUATORS:
+            self._spawn(EVALUATOR, life.incarnation + 1)
+        else:
+            further = f"for the {EVALUATORS}th time without a result: no more evaluations, training goes on"
+        where = self.plan.debug_dir / f"{EVALUATOR}.txt"
+        self.record.take(("fault", EVALUATOR, f"{EVALUATOR} died ({cause}; see {where}); {further}"))
 
     def _last_words(self, name: str) -> str:
         with contextlib.suppress(OSError):
@@ -316,55 +304,60 @@ class Supervisor:
         """One stop word, part of every look, then a ring to all; nobody is born from here on."""
         words.store(self.shared.orders, STOP, FINISH if self.updates >= 0 else NOW)
         self.shared.ring_all()
+        last: list[Message] = []
+        try:
+            if not self._see_off(outcome, last):
+                outcome.sentence += "; a second signal: no checkpoint was waited for"
+                return
+            if int(self.shared.progress[OUTCOME]) == STORAGE:
+                outcome.name, outcome.code = "storage", 10
+                outcome.sentence += "; the last checkpoint could not be written, see log.txt"
+            self.record.close_book(self.shared.book.ledger())
+            time.sleep(0.05)  # the last messages are in the queues already; let the readers append them
+            self._take_last(last)
+        finally:
+            for row in last:
+                self.record.take(row)
+
+    def _see_off(self, outcome: Outcome, last: list[Message]) -> bool:
+        """Wait until everybody has left, and kill who takes too long; False if a second signal came instead."""
         started = time.monotonic()
-        asked_twice = self.signals.stop
+        signals_before = self.signals.stop
         while self.lives:
             self._wait()
-            for message in self.telemetry.take():
-                self.record.take(message)
+            self._take_last(last)
             for life in list(self.lives.values()):
                 if life.process.exitcode is not None:
                     if life.name == "learner" and life.process.exitcode != 0 and outcome.code in (0, 75, 130, 143):
                         outcome.sentence += f"; the learner died on the way out{self._last_words('learner')}"
                         outcome.code = outcome.code or 7
                     self._reap(life)
-            waited = time.monotonic() - started
-            if self.signals.stop > max(asked_twice, 1):
-                outcome.sentence += "; a second signal: no checkpoint was waited for"
-                return
+            if self.signals.stop > max(signals_before, 1):
+                return False
+            evaluate = outcome.code == 0 and self.signals.stop == signals_before and not self._evaluated()
+            patience = {"learner": GRACE_S, EVALUATOR: EVALUATION_S if evaluate else 0.0}
             for life in list(self.lives.values()):
-                if waited > (GRACE_S if life.name == "learner" else LEAVE_S):
+                if time.monotonic() - started > patience.get(life.name, LEAVE_S):
                     kill_group(life.pid)
-        if int(self.shared.progress[OUTCOME]) == STORAGE:
-            outcome.name, outcome.code = "storage", 10
-            outcome.sentence += "; the last checkpoint could not be written, see log.txt"
-        self.record.close_book(self.shared.book.ledger())
-        time.sleep(0.05)  # the last messages are in the queues already; let the readers append them
+        if outcome.code == 0 and not self._evaluated():
+            why = f"the evaluator died, or took longer than {EVALUATION_S:g} s"
+            self.record.writers.log(f"the last policy was not evaluated ({why}); `sfactory eval` plays it")
+        return True
+
+    def _take_last(self, last: list[Message]) -> None:
+        """Messages into the record, but for the newest row: it waits in `last` for the evaluation it shall tell."""
         for message in self.telemetry.take():
-            self.record.take(message)
+            if message[0] == "learner":
+                last.append(message)
+            else:
+                self.record.take(message)
+        while len(last) > 1:
+            self.record.take(last.pop(0))
 
-
-def check_encoder(name: str) -> None:
-    """ValueError for an encoder module:Class whose module is not there. Looked for, not imported: it needs torch."""
-    module, colon, _ = name.partition(":")
-    try:
-        found = not colon or importlib.util.find_spec(module.partition(".")[0]) is not None
-    except ValueError:  # a module without a spec, such as __main__
-        found = False
-    if not found:
-        raise ValueError(f"model.encoder {name}: no module {module} here ({os.getcwd()}) or among the packages")
-
-
-def check_beginning(config: Config) -> None:
-    """ValueError or CheckpointError if the weights that `run.init_from` names are not there, or mean something else."""
-    path = checkpoint.source(Path(config.run.init_from))
-    settings = path.parent.parent / "config.toml"
-    if not settings.is_file():  # a checkpoint that was copied elsewhere: the learner compares the shapes
-        return
-    theirs, ours = (to_dict(c)["model"] for c in (from_toml(settings), config))
-    apart = [f"model.{name} {theirs[name]!r}, not {ours[name]!r}" for name in ours if theirs[name] != ours[name]]
-    if apart:
-        raise ValueError(f"run.init-from {config.run.init_from}: another network: its {', its '.join(apart)}")
+    def _evaluated(self) -> bool:
+        """The learner has left, and its last checkpoint has its evaluation or asks for none."""
+        saved = int(self.shared.progress[CHECKPOINT])
+        return "learner" not in self.lives and not self.plan.evaluation_due(self.record.board.evaluated, saved)
 
 
 def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:

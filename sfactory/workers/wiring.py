@@ -23,6 +23,8 @@ RUN_ON, FINISH, NOW = 0, 1, 2  # values of STOP: go on; finish the update, save,
 UPDATES, ENV_STEPS, OUTCOME, CHECKPOINT, SAVED = range(5)
 RUNNING, TARGET_REACHED, STOPPED, NON_FINITE, STORAGE = range(5)  # values of OUTCOME
 
+EVALUATOR = "evaluator"  # its name; no row in `Plan.workers`, for it shares no memory
+
 _PHASE_BITS = 4
 IDLE, WORK, ENVIRONMENT = range(3)  # phases of a heartbeat; only ENVIRONMENT runs against the environment's deadline
 
@@ -71,6 +73,12 @@ class Plan:
 
     def sampler_of(self, group: int) -> int:
         return group // self.config.sampling.groups_per_sampler
+
+    def evaluation_due(self, evaluated: int, env_steps: int) -> bool:
+        """Whether a multiple of eval.every lies between two policies, named by their trained steps: the learner writes
+        a checkpoint then, and the evaluator plays it."""
+        every = self.config.eval.every
+        return every > 0 and env_steps // every > evaluated // every
 
     @property
     def debug_dir(self) -> Path:

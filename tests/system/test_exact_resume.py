@@ -25,6 +25,7 @@ TWO = ["--learning.minibatches", "2"]
     ("target", "words", "steps"),
     [
         ("classic/cartpole", ["--learning.proximal", "ewma", "--learning.forced-lag", "2"], 16_000),
+        ("minatar/breakout", [*TWO, "--eval.every", "3000", "--eval.episodes", "5"], 9_000),
         ("minatar/seaquest", [*TWO, "--optim.schedule", "kl_adaptive"], 12_000),
         # The rest of the families that can be saved. Atari: few steps, the network is large.
         *(

@@ -1,0 +1,43 @@
+"""Telemetry as the supervisor hears it: what workers tell, and nothing that anybody waits for."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any
+
+from sfactory.workers.worker import Message
+
+QUEUE_BYTES = 1 << 20
+
+
+class Telemetry:
+    """One daemon thread per incarnation that only appends to a list, and ends when its worker is buried and the queue
+    is empty. If the queue wedges (its worker died holding its lock), statistics of a dead worker are lost and nothing
+    else: no thread is ever joined."""
+
+    def __init__(self) -> None:
+        self.messages: deque[Message] = deque()
+
+    def listen(self, over: threading.Event) -> Any:
+        """A new queue with its own reader, until `over` is set."""
+        from faster_fifo import Queue
+
+        queue = Queue(max_size_bytes=QUEUE_BYTES)
+        threading.Thread(target=self._read, args=(queue, over), daemon=True).start()
+        return queue
+
+    def _read(self, queue: Any, over: threading.Event) -> None:
+        from queue import Empty
+
+        while True:
+            try:
+                self.messages.extend(queue.get_many(timeout=1.0))
+            except Empty:
+                if over.is_set():
+                    return
+            except Exception:
+                return
+
+    def take(self) -> list[Message]:
+        return [self.messages.popleft() for _ in range(len(self.messages))]

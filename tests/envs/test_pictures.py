@@ -1,0 +1,93 @@
+"""Groups that can be filmed: what they show, and that they play the same games."""
+
+import numpy as np
+import pytest
+
+from sfactory.envs import EnvError, make_group
+
+
+def group(name, num_envs=2, **settings):
+    return make_group(name, num_envs, list(range(num_envs)), settings, render=True)
+
+
+@pytest.mark.parametrize("game", ["asterix", "breakout", "freeway", "seaquest", "space_invaders"])
+def test_every_channel_of_minatar_has_a_colour(game):
+    from sfactory_envs.minatar import BACKGROUND, COLOURS
+
+    games = group(f"minatar/{game}")
+    games.reset()
+    channels = games.games[1].channels
+    for name, index in channels.items():
+        games.obs["obs"][1] = False
+        games.obs["obs"][1, 4, 7, index] = True
+        picture = games.render(1)
+        assert picture.dtype == np.uint8
+        assert tuple(picture[4, 7]) == COLOURS[name]
+        picture[4, 7] = BACKGROUND
+        assert (picture == BACKGROUND).all()
+
+
+def test_atari_shows_the_screen_in_colour_and_plays_the_games_it_always_plays():
+    filmed, plain = group("atari/breakout"), make_group("atari/breakout", 2, [0, 1])
+    try:
+        one, two = filmed.reset(), plain.reset()
+        for t in range(40):
+            np.testing.assert_array_equal(one["obs"], two["obs"])
+            action = {"action": np.array([t % 4, (t // 3) % 4])}
+            first, second = filmed.step(action), plain.step(action)
+            one, two = first.obs, second.obs
+            np.testing.assert_array_equal(first.reward, second.reward)
+        picture = filmed.render(0)
+        assert (picture.shape, picture.dtype, filmed.render_fps) == ((210, 160, 3), np.uint8, 15)
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 6, "bricks have six colours"
+        assert (picture != filmed.render(1)).any()
+    finally:
+        plain.close()
+
+
+def test_classic_control_is_drawn_without_a_screen():
+    poles = group("gymnasium/CartPole-v1", 9)  # so many that they would be one vector environment
+    before = [poles.reset(), poles.render(8)][1]
+    for _ in range(5):
+        poles.step({"action": np.ones(9, np.int64)})
+    after = poles.render(8)
+    poles.close()
+    assert (after.shape, after.dtype, poles.render_fps) == ((400, 600, 3), np.uint8, 50)
+    assert (before != after).any()
+    assert poles.spec.protocol == "CartPole-v1", "a film is no other protocol"
+
+
+def test_mujoco_is_drawn_without_a_screen_or_says_what_to_install():
+    hopper, said = group("gymnasium/Hopper-v5", 1), ""
+    hopper.reset()
+    try:
+        picture = hopper.render(0)
+    except EnvError as error:
+        said, picture = str(error), np.arange(3 * 480 * 480).reshape(480, 480, 3)
+    hopper.close()
+    assert not said or "apt-get install libegl1" in said
+    assert picture.shape == (480, 480, 3)
+    assert picture.std() > 10
+
+
+def test_mujoco_without_a_library_to_draw_with_says_what_to_install(monkeypatch):
+    hopper = group("gymnasium/Hopper-v5", 1)
+    hopper.reset()
+    monkeypatch.setattr(hopper.envs[0].unwrapped.mujoco_renderer, "render", lambda *_: 1 / 0)
+    with pytest.raises(EnvError, match=r"Hopper-v5 cannot be drawn here: ZeroDivision.*apt-get install libegl1"):
+        hopper.render(0)
+    hopper.close()
+
+
+@pytest.mark.parametrize("name", ["memory/tmaze", "envpool/CartPole-v1", "faults/count"])
+def test_what_cannot_be_filmed_is_refused_by_name(name):
+    with pytest.raises(EnvError, match=name):
+        group(name)
+
+
+def test_an_environment_without_pictures_is_refused_by_name():
+    plain = make_group("gymnasium/Pendulum-v1", 1, [0])
+    plain.reset()
+    with pytest.raises(EnvError, match=r"Pendulum-v1 cannot be filmed: render\(\) in mode None is no picture"):
+        plain.render(0)
+    plain.close()

@@ -1,0 +1,112 @@
+"""Evaluation during training, with real processes: it comes to its results, and nothing it does reaches training."""
+
+import json
+import signal
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import av
+from running import command, finish, named, rows, start, steps, wait_for
+
+EVERY = ["--eval.every", 3000, "--eval.episodes", 4]
+
+
+def evaluations(run):
+    return [row for row in rows(run) if "eval/env_steps" in row]
+
+
+def test_a_run_is_evaluated_beside_training_though_its_evaluator_is_killed(tmp_path):
+    run, log = tmp_path / "run", tmp_path / "run" / "log.txt"
+    words = ["--sampling.num-samplers", 1, "--optim.lr", 1e-4, "--checkpoint.every-seconds", 1000]
+    process = start(run, *words, *EVERY)
+    wait_for(lambda: evaluations(run), seconds=120, process=process)
+    (evaluator,) = named(process, "evaluator")
+    assert evaluator.nice() == 19
+    assert "memfd" not in Path(f"/proc/{evaluator.pid}/maps").read_text(), "it shares no memory"
+    evaluator.kill()
+    wait_for(lambda: "evaluator died (killed by SIGKILL; see" in log.read_text(), process=process)
+    before = len(evaluations(run))
+    wait_for(lambda: len(evaluations(run)) > before, seconds=120, process=process)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
+    assert "); respawned" in log.read_text()
+    found, axis = evaluations(run), [row["env_steps"] for row in rows(run)]
+    at = [int(row["eval/env_steps"]) for row in found]
+    assert all(one // 3000 < two // 3000 for one, two in pairwise(at))
+    assert all(row["eval/env_steps"] <= row["env_steps"] for row in found)
+    assert all(row["eval/episodic_return"] == row["eval/episodic_length"] for row in found)
+    assert axis == sorted(set(axis))
+    assert f"evaluation at {at[-1]:,} steps: mean return {found[-1]['eval/episodic_return']:.2f}" in log.read_text()
+
+    words = ["--stop.env-steps", axis[-1] + 4000]
+    done = subprocess.run(command("resume", run, *words), capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = [int(row["eval/env_steps"]) for row in evaluations(run)]
+    assert all(one // 3000 < two // 3000 for one, two in pairwise(again)), "no policy is evaluated twice"
+    if "the last policy was not evaluated" not in log.read_text():  # on a machine so busy that it takes a minute
+        assert again[-1] == rows(run)[-1]["env_steps"] > axis[-1], "the last row tells of the last policy"
+
+
+HANGING = """
+import gymnasium, os, time
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Hanging(CartPoleEnv):
+    \"\"\"Hangs in the evaluator alone.\"\"\"
+    def step(self, action):
+        if os.nice(0) == 19:
+            time.sleep(1000)
+        return super().step(action)
+
+gymnasium.register("Hanging-v0", Hanging, max_episode_steps=100)
+"""
+
+
+def test_an_environment_that_hangs_in_the_evaluator_costs_the_evaluation_alone(tmp_path, monkeypatch):
+    (tmp_path / "hanging_game.py").write_text(HANGING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    run = tmp_path / "run"
+    words = ["--env.step-timeout", 2, "--sampling.num-samplers", 1, *EVERY]
+    process = start(run, *words, target="gymnasium/hanging_game:Hanging-v0")
+    log = run / "log.txt"
+    wait_for(lambda: log.exists() and "evaluator died (exit 1" in log.read_text(), seconds=120, process=process)
+    before = steps(run)
+    wait_for(lambda: steps(run) > before > 3000, process=process)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
+    assert "respawned" in log.read_text()
+    assert "sampler" not in log.read_text()
+    words = (run / "debug" / "evaluator.txt").read_text()
+    assert "Timeout" in words
+    assert "hanging_game.py" in words, "the stack says where"
+    assert not evaluations(run)
+    assert rows(run)[-1]["faults/evaluator"] >= 1
+
+
+def lockstep(run, *words):
+    args = ["--run.mode", "lockstep", "--stop.env-steps", 6000, "--log.every-updates", 5, "--sampling.num-samplers", 1]
+    finish(start(run, *args, *words), 0)
+    newest = max(path for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    return {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}
+
+
+def test_in_lockstep_an_evaluation_changes_no_bit_of_the_run_which_can_be_filmed(tmp_path):
+    plain, watched = lockstep(tmp_path / "a"), lockstep(tmp_path / "b", "--eval.every", 1000, "--eval.episodes", 4)
+    assert plain == watched
+    at = [row["eval/env_steps"] for row in evaluations(tmp_path / "b")]
+    assert len(at) == 6
+    assert [int(step) // 1000 for step in at] == [1, 2, 3, 4, 5, 6]
+    assert len({row["eval/episodic_return"] for row in evaluations(tmp_path / "b")}) > 2, "the policy changes"
+    assert not evaluations(tmp_path / "a")
+    film = tmp_path / "game.mp4"
+    done = subprocess.run(
+        command("eval", tmp_path / "b", "--episodes", 3, "--video", film, "--json"), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (video,) = found["videos"]
+    assert video["file"] == str(film)
+    assert video["episodic_return"] in found["returns"]
+    with av.open(str(film)) as container:
+        assert len(list(container.decode(video=0))) == video["length"] + 1
