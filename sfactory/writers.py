@@ -9,6 +9,7 @@ torch.utils.tensorboard would cost the supervisor 0.9 s and 220 MB.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -209,6 +210,12 @@ def machine_load() -> dict[str, float]:
     import psutil
 
     return {"system/cpu": psutil.cpu_percent(None), "system/memory": psutil.virtual_memory().percent}
+
+
+def check_wandb(config: Config) -> None:
+    """ValueError if Weights & Biases is asked for and not installed."""
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
+        raise ValueError("log.wandb needs a package that is not installed: pip install 'sfactory[wandb]'")
 
 
 def _open_wandb(run_dir: Path, config: Config) -> Any:

@@ -37,6 +37,7 @@ ALLOWED = {
         "model",
         "algo",
         "checkpoint",
+        "exits",
         "metrics",
         "writers",
         "batch",
@@ -44,6 +45,9 @@ ALLOWED = {
         "snapshot",
     },
     "run_folder": {"exits", "checkpoint"},
+    "resuming": {"config", "exits", "settings"},
+    "policy": {"checkpoint", "config", "env_group", "envs", "model", "settings_file"},
+    "api": {"config", "exits", "presets", "resuming", "run_folder", "settings", "workers"},
     "verbs": {
         "exits",
         "settings",
@@ -57,7 +61,7 @@ ALLOWED = {
     "verify_resume": {"checkpoint"},
     "env_trace": {"envs"},
     "check_env": {"env_trace", "envs", "presets"},
-    "evaluate": {"checkpoint", "config", "envs", "model", "metrics", "settings_file"},
+    "evaluate": {"checkpoint", "config", "envs", "metrics", "model", "policy", "settings_file"},
 }
 WORKERS = {  # file of workers/ -> rooms it may import
     "sampler": {"memory", "envs", "workers"},

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sfactory import cli
+from sfactory import cli, resuming
 from sfactory.envs import EnvError
 from sfactory.exits import Exit
 from sfactory.settings_file import from_toml
@@ -254,7 +254,7 @@ def test_what_a_resume_refuses_are_settings_as_they_are_typed():
     from sfactory.settings import field_types, shown
 
     typed_names = [shown(name) for name in field_types()]
-    assert all(any(name.startswith(fixed) for name in typed_names) for fixed in cli.FIXED)
+    assert all(any(name.startswith(fixed) for name in typed_names) for fixed in resuming.FIXED)
 
 
 def test_resume_where_nothing_is(trained, supervisor):
