@@ -6,6 +6,7 @@ sfactory: train a policy as fast as one machine allows
   sfactory train  TARGET [--section.field value ...]    TARGET: a preset, or FAMILY/ID
   sfactory resume runs/NAME [--section.field value ...] go on from the newest checkpoint
   sfactory eval   runs/NAME [--episodes 100] [--greedy] play whole games with the newest checkpoint
+  sfactory export RUN -o policy.onnx                    one file that needs no sfactory, checked
   sfactory verify-resume TARGET                         kill, resume, and compare bit for bit
   sfactory check-env TARGET                             does an environment keep its promises?
   sfactory presets                                      what comes with settings that work
@@ -86,4 +87,16 @@ Exit 0: it does. Exit 6: it does not.
   --seconds S       at most (3)
   --seed N          of environments and actions (0)
   --json            everything as one JSON object on stdout
+"""
+
+EXPORT_HELP = """\
+sfactory export RUN -o policy.onnx | policy.pt2
+
+The newest policy of runs/NAME, or the one of runs/NAME/checkpoints/N, as one file that needs no sfactory:
+observations in, the likeliest action, parameters, value and recurrent state out, any number of rows. The
+normaliser of observations and the bounds of actions are inside. The file is read back and compared with
+the policy on random observations; one that differs is not kept (exit 1).
+
+  -o, --out FILE    .onnx for ONNX Runtime (pip install 'sfactory[onnx]'), .pt2 for torch.export.load
+  --json            what was written, its inputs and outputs, as one JSON object on stdout
 """

@@ -55,9 +55,11 @@ class Actor:
 class Policy:
     """What was trained, ready to act. Made by `load_policy`."""
 
-    def __init__(self, model: ActorCritic, group: Group, config: Config, state: Mapping[str, Any], seed: int) -> None:
-        self.model, self.spec, self.config = model, group.spec, config
-        self.env_steps = int(state["env_steps"])
+    def __init__(
+        self, model: ActorCritic, group: Group, config: Config, path: Path, env_steps: int, seed: int
+    ) -> None:
+        self.model, self.spec, self.config, self.path = model, group.spec, config, path
+        self.env_steps = env_steps
         """Trained steps."""
         self._actor = Actor(model, seed)
         self.observation_space = getattr(group, "observation_space", None)
@@ -65,8 +67,11 @@ class Policy:
         self.action_space = getattr(group, "action_space", None)
         self._readers = _readers(self.spec, self.observation_space)
         self._squashed = bounded(self.spec, config.model.squash)
+        self._decoders: list[tuple[str, Any, Any]] = []
         if self.action_space is not None:
             self._decoders = [(n, action_leaf(n, s)[1], s) for n, _, s in space_leaves(self.action_space, "action")]
+        self.starts = {n: np.asarray(getattr(s, "start", 0), np.int64) for n, _, s in self._decoders}
+        """What is added to a category before the environment gets it, by leaf; not there: nothing."""
 
     def reset(self, seed: int | None = None) -> None:
         """Forget what was seen (recurrent policies); with `seed`, begin the random numbers anew too."""
@@ -90,8 +95,27 @@ class Policy:
         rows = 1 if count is None else count
         begins = np.zeros(rows, bool)
         begins[:] = False if first is None else first
-        action = self._squashed(self._actor(leaves, begins, greedy))
-        return self._write(action, single=count is None)
+        action = self.given(self._actor(leaves, begins, greedy))
+        if count is None:
+            action = {name: value[0] for name, value in action.items()}
+        if self.action_space is not None:
+            return assemble(self.action_space, iter(action.values()))
+        return action["action"] if list(action) == ["action"] else action
+
+    def given(self, action: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Leaves [N, ...] of the distribution as the environment takes them: squashed or clipped, categories counted
+        from where the space begins."""
+        action = self._squashed(action)
+        if self.action_space is None:
+            return {name: _clipped(self.spec, name, value) for name, value in action.items()}
+        found = {}
+        for name, decode, space in self._decoders:
+            illegal = np.zeros(len(action[name]), bool)
+            rows = decode(action[name], illegal)
+            if illegal.any():
+                raise ValueError(f"the policy answered {name} {action[name][illegal][0]}: is the observation finite?")
+            found[name] = np.stack(rows).astype(space.dtype, copy=False)
+        return found
 
     def _read(self, obs: Any) -> tuple[dict[str, np.ndarray], int | None]:
         """Leaves [N, ...] and N, or None for a single observation."""
@@ -125,21 +149,6 @@ class Policy:
     def _asked(self) -> str:
         return ", ".join(f"{name} {leaf.shape} {leaf.dtype}" for name, leaf in self.spec.obs.items())
 
-    def _write(self, action: dict[str, np.ndarray], single: bool) -> Any:
-        """Leaves [N, ...] as the environment takes them: clipped at the bounds, in its own spaces."""
-        if self.action_space is None:
-            given = {name: _clipped(self.spec, name, value) for name, value in action.items()}
-            given = {name: value[0] for name, value in given.items()} if single else given
-            return given["action"] if len(given) == 1 and "action" in given else given
-        parts = []
-        for name, decode, space in self._decoders:
-            illegal = np.zeros(len(action[name]), bool)
-            rows = decode(action[name], illegal)
-            if illegal.any():
-                raise ValueError(f"the policy answered {name} {action[name][illegal][0]}: is the observation finite?")
-            parts.append(rows[0] if single else np.stack(rows).astype(space.dtype, copy=False))
-        return assemble(self.action_space, iter(parts))
-
 
 def load_policy(run: str | Path, seed: int = 0) -> Policy:
     """The newest policy of a run's folder, or the one of a checkpoint's folder, ready to act on the CPU.
@@ -152,7 +161,7 @@ def load_policy(run: str | Path, seed: int = 0) -> Policy:
     group = make_group(config.env.tasks[0], 1, [0], config.env.arguments)
     group.close()
     model, state = checkpoint.restore_policy(path, config, group.spec)
-    return Policy(model, group, config, state, seed)
+    return Policy(model, group, config, path, int(state["env_steps"]), seed)
 
 
 def _readers(spec: EnvSpec, space: Any) -> list[tuple[str, tuple[Any, ...], tuple[int, ...], Any]]:

@@ -40,3 +40,10 @@ def need_checkpoint(run_dir: Path) -> None:
         damaged = f"every checkpoint of {run_dir} is damaged; they lie in {run_dir / 'corrupt'}"
         raise Ended(Exit.NO_USABLE_CHECKPOINT, damaged)
     raise Ended(Exit.USAGE, f"{run_dir} holds no checkpoint yet; start anew with `sfactory train`")
+
+
+def need_run(path: Path) -> None:
+    """Ended (exit 2 or 5) unless `path` is a run that has a checkpoint, or a checkpoint."""
+    if not (path / "manifest.json").is_file():
+        settings_of(path)
+        need_checkpoint(path)

@@ -47,6 +47,7 @@ ALLOWED = {
     "run_folder": {"exits", "checkpoint"},
     "resuming": {"config", "exits", "settings"},
     "policy": {"checkpoint", "config", "env_group", "envs", "model", "settings_file"},
+    "export": {"_version", "checkpoint", "envs", "policy"},
     "api": {"config", "exits", "presets", "resuming", "run_folder", "settings", "workers"},
     "verbs": {
         "exits",
@@ -56,6 +57,7 @@ ALLOWED = {
         "envs",
         "check_env",
         "evaluate",
+        "export",
         "verify_resume",
     },
     "verify_resume": {"checkpoint"},

@@ -21,6 +21,17 @@ def no_words(args: list[str]) -> None:
         raise Ended(Exit.USAGE, f"{args[0]}: this verb takes no arguments")
 
 
+def only_own(args: list[str], options: Mapping[str, bool], verb: str) -> tuple[dict[str, list[str]], list[str]]:
+    """A verb's own options (name -> takes a value) and its positionals; Ended for a setting."""
+    from sfactory.presets import split_flags
+    from sfactory.settings import shown
+
+    flags, own, positionals = split_flags(args, options)
+    if flags:
+        raise Ended(Exit.USAGE, f"{shown(next(iter(flags)))}: {verb} has no use for settings; see --help")
+    return own, positionals
+
+
 def numbers(own: Mapping[str, list[str]], defaults: Mapping[str, int]) -> dict[str, int]:
     """Whole numbers of a verb's own options, by flag; SettingError names the one that is none."""
     from sfactory.settings import whole
