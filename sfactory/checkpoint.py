@@ -149,10 +149,14 @@ def verify(path: Path) -> dict[str, Any]:
     """Check every byte against the manifest; returns the manifest. Raises CheckpointError with the reason."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"manifest unreadable ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("sha256") != _manifest_hash(manifest):
         raise CheckpointError("manifest damaged")
+    files = manifest.get("files")
+    entries = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(entry, dict) and {"size", "sha256"} <= entry.keys() for entry in entries):
+        raise CheckpointError("manifest lists no files")
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"format {manifest.get('format')}, this version reads {FORMAT}")
     for name in (*(f"{part}.safetensors" for part in PARTS), "state.json"):

@@ -7,6 +7,7 @@ sfactory: train a policy as fast as one machine allows
   sfactory resume runs/NAME [--section.field value ...] go on from the newest checkpoint
   sfactory eval   runs/NAME [--episodes 100] [--greedy] play whole games with the newest checkpoint
   sfactory export RUN -o policy.onnx                    one file that needs no sfactory, checked
+  sfactory info   runs/NAME                             what a checkpoint is, and is it whole?
   sfactory verify-resume TARGET                         kill, resume, and compare bit for bit
   sfactory check-env TARGET                             does an environment keep its promises?
   sfactory presets                                      what comes with settings that work
@@ -99,4 +100,14 @@ the policy on random observations; one that differs is not kept (exit 1).
 
   -o, --out FILE    .onnx for ONNX Runtime (pip install 'sfactory[onnx]'), .pt2 for torch.export.load
   --json            what was written, its inputs and outputs, as one JSON object on stdout
+"""
+
+INFO_HELP = """\
+sfactory info runs/NAME | runs/NAME/checkpoints/N
+
+What a checkpoint is (the newest good one of a run): versions, steps, task, parameters per module, files, when it
+was written, and whether every byte is as it was written; then the run's other checkpoints. Opens a stranger's
+file safely: nothing in it is executed, nothing is written or moved. Exit 0: good. Exit 5: damaged.
+
+  --json            everything as one JSON object on stdout
 """

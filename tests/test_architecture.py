@@ -48,6 +48,7 @@ ALLOWED = {
     "resuming": {"config", "exits", "settings"},
     "policy": {"checkpoint", "config", "env_group", "envs", "model", "settings_file"},
     "export": {"_version", "checkpoint", "envs", "policy"},
+    "info": {"checkpoint", "settings_file"},
     "api": {"config", "exits", "presets", "resuming", "run_folder", "settings", "workers"},
     "verbs": {
         "exits",
@@ -58,6 +59,7 @@ ALLOWED = {
         "check_env",
         "evaluate",
         "export",
+        "info",
         "verify_resume",
     },
     "verify_resume": {"checkpoint"},
@@ -73,6 +75,7 @@ WORKERS = {  # file of workers/ -> rooms it may import
 }
 TORCH_FREE = (
     "envs", "env_group", "vector_group", "check_env", "memory", "metrics", "writers", "config", "presets", "exits",
+    "info",
 )  # fmt: skip
 
 
