@@ -16,9 +16,20 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sfactory._version import __version__
 from sfactory.exits import Ended, Exit, last_line, resume_command, told
-from sfactory.help import CHECK_HELP, EVAL_HELP, EXPORT_HELP, HELP, INFO_HELP, RESUME_HELP, TRAIN_HELP, VERIFY_HELP
+from sfactory.help import (
+    CHECK_HELP,
+    DOCTOR_HELP,
+    EVAL_HELP,
+    EXPORT_HELP,
+    HELP,
+    INFO_HELP,
+    RESUME_HELP,
+    TRAIN_HELP,
+    VERIFY_HELP,
+)
 from sfactory.resuming import refuse_changes
 from sfactory.run_folder import need_checkpoint, new_folder, settings_of
+from sfactory.verbs.doctor import doctor
 from sfactory.verbs.environments import check, list_envs, list_presets
 from sfactory.verbs.evaluate import evaluate
 from sfactory.verbs.export import export
@@ -132,6 +143,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "info": (INFO_HELP, info),
     "verify-resume": (VERIFY_HELP, verify),
     "check-env": (CHECK_HELP, check),
+    "doctor": (DOCTOR_HELP, doctor),
     "presets": ("sfactory presets: what comes with settings that work\n", list_presets),
     "envs": ("sfactory envs: families, and what to install for them; sfactory envs FAMILY: its ids\n", list_envs),
 }

@@ -10,6 +10,7 @@ sfactory: train a policy as fast as one machine allows
   sfactory info   runs/NAME                             what a checkpoint is, and is it whole?
   sfactory verify-resume TARGET                         kill, resume, and compare bit for bit
   sfactory check-env TARGET                             does an environment keep its promises?
+  sfactory doctor                                       does this machine help or hinder?
   sfactory presets                                      what comes with settings that work
   sfactory envs [FAMILY]                                families of environments; the ids of one
   sfactory --version
@@ -93,10 +94,10 @@ Exit 0: it does. Exit 6: it does not.
 EXPORT_HELP = """\
 sfactory export RUN -o policy.onnx | policy.pt2
 
-The newest policy of runs/NAME, or the one of runs/NAME/checkpoints/N, as one file that needs no sfactory:
-observations in, the likeliest action, parameters, value and recurrent state out, any number of rows. The
-normaliser of observations and the bounds of actions are inside. The file is read back and compared with
-the policy on random observations; one that differs is not kept (exit 1).
+The newest policy of runs/NAME, or the one of runs/NAME/checkpoints/N, as one file that needs no
+sfactory: observations in, the likeliest action, parameters, value and recurrent state out, any number
+of rows. The normaliser of observations and the bounds of actions are inside. The file is read back and
+compared with the policy on random observations; one that differs is not kept (exit 1).
 
   -o, --out FILE    .onnx for ONNX Runtime (pip install 'sfactory[onnx]'), .pt2 for torch.export.load
   --json            what was written, its inputs and outputs, as one JSON object on stdout
@@ -105,9 +106,23 @@ the policy on random observations; one that differs is not kept (exit 1).
 INFO_HELP = """\
 sfactory info runs/NAME | runs/NAME/checkpoints/N
 
-What a checkpoint is (the newest good one of a run): versions, steps, task, parameters per module, files, when it
-was written, and whether every byte is as it was written; then the run's other checkpoints. Opens a stranger's
-file safely: nothing in it is executed, nothing is written or moved. Exit 0: good. Exit 5: damaged.
+What a checkpoint is (the newest good one of a run): versions, steps, task, parameters per module,
+files, when it was written, and whether every byte is as it was written; then the run's other ones.
+Opens a stranger's file safely: nothing in it is executed, nothing is written or moved.
+Exit 0: good. Exit 5: damaged.
 
+  --json            everything as one JSON object on stdout
+"""
+
+DOCTOR_HELP = """\
+sfactory doctor
+
+What of this machine helps or hinders training, one line each, ok, warn or bad, and what to do: Python
+and torch, cores against the container's quota, threads of BLAS, memory, shared memory, file
+descriptors, CUDA, bf16, a compiler, rendering without a display, the runs folder, and the extras with
+the line that installs them.
+Exit 0: nothing prevents training, whatever is warned of. Exit 11: something does.
+
+  --dir DIR         where runs would be written (./runs)
   --json            everything as one JSON object on stdout
 """

@@ -49,6 +49,7 @@ ALLOWED = {
     "policy": {"checkpoint", "config", "env_group", "envs", "model", "settings_file"},
     "export": {"_version", "checkpoint", "envs", "policy"},
     "info": {"checkpoint", "settings_file"},
+    "doctor": set(),
     "api": {"config", "exits", "presets", "resuming", "run_folder", "settings", "workers"},
     "verbs": {
         "exits",
@@ -57,6 +58,7 @@ ALLOWED = {
         "run_folder",
         "envs",
         "check_env",
+        "doctor",
         "evaluate",
         "export",
         "info",
@@ -75,7 +77,7 @@ WORKERS = {  # file of workers/ -> rooms it may import
 }
 TORCH_FREE = (
     "envs", "env_group", "vector_group", "check_env", "memory", "metrics", "writers", "config", "presets", "exits",
-    "info",
+    "info", "doctor",
 )  # fmt: skip
 
 
