@@ -18,6 +18,7 @@ from sfactory._version import __version__
 from sfactory.exits import Ended, Exit, last_line, resume_command, told
 from sfactory.help import (
     CHECK_HELP,
+    COMPLETION_HELP,
     DOCTOR_HELP,
     EVAL_HELP,
     EXPORT_HELP,
@@ -29,6 +30,7 @@ from sfactory.help import (
 )
 from sfactory.resuming import refuse_changes
 from sfactory.run_folder import need_checkpoint, new_folder, settings_of
+from sfactory.verbs.completion import completion
 from sfactory.verbs.doctor import doctor
 from sfactory.verbs.environments import check, list_envs, list_presets
 from sfactory.verbs.evaluate import evaluate
@@ -145,6 +147,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "check-env": (CHECK_HELP, check),
     "doctor": (DOCTOR_HELP, doctor),
     "presets": ("sfactory presets: what comes with settings that work\n", list_presets),
+    "completion": (COMPLETION_HELP, lambda args: completion(args, {verb: text for verb, (text, _) in VERBS.items()})),
     "envs": ("sfactory envs: families, and what to install for them; sfactory envs FAMILY: its ids\n", list_envs),
 }
 

@@ -13,6 +13,7 @@ sfactory: train a policy as fast as one machine allows
   sfactory doctor                                       does this machine help or hinder?
   sfactory presets                                      what comes with settings that work
   sfactory envs [FAMILY]                                families of environments; the ids of one
+  sfactory completion bash|zsh|fish                     a script that completes all of this
   sfactory --version
 
 sfactory VERB --help says more. To begin:  sfactory train minatar/breakout
@@ -125,4 +126,15 @@ Exit 0: nothing prevents training, whatever is warned of. Exit 11: something doe
 
   --dir DIR         where runs would be written (./runs)
   --json            everything as one JSON object on stdout
+"""
+
+COMPLETION_HELP = """\
+sfactory completion bash|zsh|fish
+
+A script on stdout that completes verbs, presets, run folders, settings and their choices. To have it in
+every shell, put the line into the file behind it:
+
+  source <(sfactory completion bash)       ~/.bashrc
+  source <(sfactory completion zsh)        ~/.zshrc, below compinit
+  sfactory completion fish | source        ~/.config/fish/config.fish
 """

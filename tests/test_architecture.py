@@ -50,6 +50,7 @@ ALLOWED = {
     "export": {"_version", "checkpoint", "envs", "policy"},
     "info": {"checkpoint", "settings_file"},
     "doctor": set(),
+    "completion": {"config", "presets", "settings"},
     "api": {"config", "exits", "presets", "resuming", "run_folder", "settings", "workers"},
     "verbs": {
         "exits",
@@ -58,6 +59,7 @@ ALLOWED = {
         "run_folder",
         "envs",
         "check_env",
+        "completion",
         "doctor",
         "evaluate",
         "export",
