@@ -72,12 +72,7 @@ def _dispatch(args: list[str]) -> int:
         print(HELP, end="")
         return 0
     if verb not in VERBS:
-        from sfactory.settings import suggestion
-
-        hint = suggestion(verb, VERBS)
-        if "/" in verb:
-            hint = f"; did you mean sfactory train {verb}?"
-        raise Ended(Exit.USAGE, f"{verb}: no such verb{hint}; there are {', '.join(VERBS)}")
+        raise Ended(Exit.USAGE, f"{verb}: no such verb{_meant(verb)}; there are {', '.join(VERBS)}")
     text, run = VERBS[verb]
     if "--help" in rest or "-h" in rest:
         print(text, end="")
@@ -150,6 +145,22 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "completion": (COMPLETION_HELP, lambda args: completion(args, {verb: text for verb, (text, _) in VERBS.items()})),
     "envs": ("sfactory envs: families, and what to install for them; sfactory envs FAMILY: its ids\n", list_envs),
 }
+
+
+def _meant(verb: str) -> str:
+    """What a first word that is no verb was probably meant to be."""
+    from sfactory.presets import near_target
+    from sfactory.settings import suggestion
+
+    if verb.startswith("-"):
+        return "; the verb comes first, as in sfactory train TARGET --section.field value"
+    if (Path(verb) / "config.toml").is_file():
+        return f"; did you mean {resume_command(Path(verb))}?"
+    hint = suggestion(verb, VERBS)
+    if hint and "/" not in verb:
+        return hint
+    target = near_target(verb) or (verb if "/" in verb else "")
+    return f"; did you mean sfactory train {target}?" if target else ""
 
 
 # -- steps of a verb -----------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ It moves no data and imports no torch. It has one way out: kill and reap everybo
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import select
 import signal
@@ -23,14 +22,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from sfactory import checkpoint
 from sfactory.batch import rescale_batch
-from sfactory.config import Config, to_dict
+from sfactory.config import Config
 from sfactory.envs import bounded, make_specs
 from sfactory.exits import UNGUARDED
 from sfactory.memory import words
 from sfactory.memory.words import check_memory_order
-from sfactory.settings_file import from_toml
+from sfactory.workers.asked import check_beginning, check_device, check_encoder
 from sfactory.workers.birth import (
     ENVIRONMENT_FAULT,
     REFUSED,
@@ -347,35 +345,13 @@ class Supervisor:
             self.record.take(message)
 
 
-def check_encoder(name: str) -> None:
-    """ValueError for an encoder module:Class whose module is not there. Looked for, not imported: it needs torch."""
-    module, colon, _ = name.partition(":")
-    try:
-        found = not colon or importlib.util.find_spec(module.partition(".")[0]) is not None
-    except ValueError:  # a module without a spec, such as __main__
-        found = False
-    if not found:
-        raise ValueError(f"model.encoder {name}: no module {module} here ({os.getcwd()}) or among the packages")
-
-
-def check_beginning(config: Config) -> None:
-    """ValueError or CheckpointError if the weights that `run.init_from` names are not there, or mean something else."""
-    path = checkpoint.source(Path(config.run.init_from))
-    settings = path.parent.parent / "config.toml"
-    if not settings.is_file():  # a checkpoint that was copied elsewhere: the learner compares the shapes
-        return
-    theirs, ours = (to_dict(c)["model"] for c in (from_toml(settings), config))
-    apart = [f"model.{name} {theirs[name]!r}, not {ours[name]!r}" for name in ours if theirs[name] != ours[name]]
-    if apart:
-        raise ValueError(f"run.init-from {config.run.init_from}: another network: its {', its '.join(apart)}")
-
-
 def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
     """Train in `run_dir`: the whole of a run, and how it ended.
 
     Raises ValueError, EnvError or RunBusy for what the caller asked wrongly, before anything is written.
     """
     check_encoder(config.model.encoder)
+    check_device(config.run.device)
     check_wandb(config)
     specs = make_specs(config.env.tasks, config.env.arguments)
     bounded(specs[0], config.model.squash)  # refuses what cannot be squashed
