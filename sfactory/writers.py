@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import os
+import secrets
 import socket
 import sys
 import time
@@ -47,7 +48,7 @@ class Writers:
             self._tensorboard = TensorBoard(self.run_dir / "tb", resume_env_steps)
         if config.log.wandb:
             with self._spared("Weights & Biases"):
-                self._wandb = _open_wandb(self.run_dir, config)
+                self._wandb = _open_wandb(self.run_dir, config, resume_env_steps is None)
 
     def row(self, env_steps: int, seconds: float, metrics: Mapping[str, float]) -> None:
         """One row everywhere. The step axis increases strictly: a second row at the same step is left out."""
@@ -218,10 +219,31 @@ def check_wandb(config: Config) -> None:
         raise ValueError("log.wandb needs a package that is not installed: pip install 'sfactory[wandb]'")
 
 
-def _open_wandb(run_dir: Path, config: Config) -> Any:
+def wandb_id(run_dir: Path, new: bool) -> str:
+    """The run's name at Weights & Biases, kept in the folder: the same after a resume or a move.
+
+    Another run in a folder of the same name has another: an id that exists is gone on with, as one curve.
+    """
+    file = run_dir / "wandb" / "id"
+    if not new and file.is_file():
+        return file.read_text().strip()
+    name = "".join(c if c.isalnum() else "-" for c in run_dir.resolve().name)
+    if new:
+        name = f"{name[:80]}-{secrets.token_hex(4)}"
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, name + "\n")
+    return name
+
+
+def _open_wandb(run_dir: Path, config: Config, new: bool) -> Any:
     import wandb
 
-    run_id = "".join(c if c.isalnum() else "-" for c in run_dir.resolve().name)  # the same after a resume
     return wandb.init(
-        project="sfactory", id=run_id, name=run_dir.name, dir=run_dir, config=to_dict(config), resume="allow"
+        project="sfactory",
+        id=wandb_id(run_dir, new),
+        name=run_dir.name,
+        dir=run_dir,
+        config=to_dict(config),
+        resume="allow",
+        settings={"console": "off", "silent": config.log.quiet},  # log.txt has what we say
     )
