@@ -49,12 +49,13 @@ sfactory train TARGET [--section.field value ...]
 RESUME_HELP = """\
 sfactory resume runs/NAME [--section.field value ...]
 
-Goes on from the newest usable checkpoint with the settings in runs/NAME/config.toml. Flags change them:
+Goes on from the newest usable checkpoint with the settings in its config.toml. Flags change them:
 
   sfactory resume runs/NAME --stop.env-steps 50M
 
-Environment and network stay what they were (exit 4 lists the differences). --allow FIELD accepts one all the
-same, for example --allow env.settings. --config, --json, --quiet, --print-config, --help-all: as in `train`.
+Environment and network stay what they were (exit 4 lists the differences). --allow FIELD accepts
+one all the same, for example --allow env.settings.
+--config, --json, --quiet, --print-config, --help-all: as in `train`.
 """
 
 EVAL_HELP = """\
@@ -72,8 +73,9 @@ Plays whole games with the newest checkpoint in environments of their own. Nothi
 VERIFY_HELP = """\
 sfactory verify-resume TARGET [--section.field value ...]
 
-Trains TARGET twice in lockstep: straight through, and killed with SIGKILL at random moments and resumed.
-Exit 0: weights, optimizer, averages, normalisers and metrics are the same, bit for bit. Exit 1: what differs.
+Trains TARGET twice in lockstep: straight through, and killed with SIGKILL at random moments and
+resumed. Exit 0: weights, optimizer, averages, normalisers and metrics are the same, bit for bit.
+Exit 1: what differs.
 
   --steps N         length of both runs in env steps (20000)
   --kills N         how often the second is killed (3)
@@ -83,8 +85,9 @@ Exit 0: weights, optimizer, averages, normalisers and metrics are the same, bit 
 CHECK_HELP = """\
 sfactory check-env TARGET [--env.settings.KEY VALUE] [--env.protocol NAME]
 
-Plays a preset's environment, or FAMILY/ID, with random actions and says whether it keeps its promises:
-resets, final observations, time limits, spaces, seeds, NaN; how fast it is, and what to train it with.
+Plays a preset's environment, or FAMILY/ID, with random actions and says whether it keeps its
+promises: resets, final observations, time limits, spaces, seeds, NaN; how fast it is, and what to
+train it with.
 Exit 0: it does. Exit 6: it does not.
 
   --seconds S       at most (3)
@@ -96,11 +99,11 @@ EXPORT_HELP = """\
 sfactory export RUN -o policy.onnx | policy.pt2
 
 The newest policy of runs/NAME, or the one of runs/NAME/checkpoints/N, as one file that needs no
-sfactory: observations in, the likeliest action, parameters, value and recurrent state out, any number
-of rows. The normaliser of observations and the bounds of actions are inside. The file is read back and
-compared with the policy on random observations; one that differs is not kept (exit 1).
+sfactory: observations in, the likeliest action, parameters, value and recurrent state out, any
+number of rows. The normaliser of observations and the bounds of actions are inside. The file is
+read back and compared with the policy on random observations; one that differs is not kept (exit 1).
 
-  -o, --out FILE    .onnx for ONNX Runtime (pip install 'sfactory[onnx]'), .pt2 for torch.export.load
+  -o, --out FILE    .onnx (ONNX Runtime; pip install 'sfactory[onnx]') or .pt2 (torch.export.load)
   --json            what was written, its inputs and outputs, as one JSON object on stdout
 """
 
@@ -118,10 +121,10 @@ Exit 0: good. Exit 5: damaged.
 DOCTOR_HELP = """\
 sfactory doctor
 
-What of this machine helps or hinders training, one line each, ok, warn or bad, and what to do: Python
-and torch, cores against the container's quota, threads of BLAS, memory, shared memory, file
-descriptors, CUDA, bf16, a compiler, rendering without a display, the runs folder, and the extras with
-the line that installs them.
+What of this machine helps or hinders training, one line each, ok, warn or bad, and what to do:
+Python and torch, cores against the container's quota, threads of BLAS, memory, shared memory, file
+descriptors, CUDA, bf16, a compiler, rendering without a display, the runs folder, and the extras
+with the line that installs them.
 Exit 0: nothing prevents training, whatever is warned of. Exit 11: something does.
 
   --dir DIR         where runs would be written (./runs)
@@ -131,8 +134,8 @@ Exit 0: nothing prevents training, whatever is warned of. Exit 11: something doe
 COMPLETION_HELP = """\
 sfactory completion bash|zsh|fish
 
-A script on stdout that completes verbs, presets, run folders, settings and their choices. To have it in
-every shell, put the line into the file behind it:
+A script on stdout that completes verbs, presets, run folders, settings and their choices. To have
+it in every shell, put the line into the file behind it:
 
   source <(sfactory completion bash)       ~/.bashrc
   source <(sfactory completion zsh)        ~/.zshrc, below compinit

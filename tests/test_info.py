@@ -95,7 +95,9 @@ def test_a_forged_manifest_cannot_do_more(typed, run):
     from sfactory.checkpoint import FORMAT, _manifest_hash
 
     path = candidates(run)[0]
-    for files in ([], {"state.json": 3}, {"state.json": {}}, {"../../../etc/passwd": {"size": 1, "sha256": ""}}):
+    names = json.loads((path / MANIFEST).read_text())["files"]
+    elsewhere = {"../../../etc/passwd": {"size": 1, "sha256": ""}}
+    for files in ([], {"state.json": 3}, dict.fromkeys(names, 3), {name: {} for name in names}, elsewhere):
         forged = {"format": FORMAT, "files": files}
         forged["sha256"] = _manifest_hash(forged)
         (path / MANIFEST).write_text(json.dumps(forged))
