@@ -32,6 +32,8 @@ from sfactory._version import __version__
 if TYPE_CHECKING:  # the supervisor looks for checkpoints and must not import torch
     import torch
 
+    from sfactory.config import Config
+    from sfactory.envs import EnvSpec
     from sfactory.model.actor_critic import ActorCritic
 
 FORMAT = 1
@@ -166,10 +168,14 @@ def verify(path: Path) -> dict[str, Any]:
     """Check every byte against the manifest; returns the manifest. Raises CheckpointError with the reason."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"manifest unreadable ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("sha256") != _manifest_hash(manifest):
         raise CheckpointError("manifest damaged")
+    files = manifest.get("files")
+    entries = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(entry, dict) and {"size", "sha256"} <= entry.keys() for entry in entries):
+        raise CheckpointError("manifest lists no files")
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"format {manifest.get('format')}, this version reads {FORMAT}")
     for name in (*(f"{part}.safetensors" for part in PARTS), "state.json"):
@@ -273,14 +279,20 @@ def load_policy(run_dir: Path) -> tuple[ActorCritic, dict[str, Any]]:
     """The newest policy of a run in eval mode, normaliser set, and the checkpoint's state. Opens nothing else."""
     from sfactory.envs import make_spec
     from sfactory.settings_file import from_toml
-    from sfactory.workers.network import build_model
-    from sfactory.workers.wiring import Plan
 
     path = newest(run_dir)
     if path is None:
         raise CheckpointError(f"{run_dir} holds no checkpoint yet")
     config = from_toml(run_dir / "config.toml")
-    model = build_model(Plan(config, make_spec(config.env.tasks[0], config.env.arguments), str(run_dir), 0))
+    return restore_policy(path, config, make_spec(config.env.tasks[0], config.env.arguments))
+
+
+def restore_policy(path: Path, config: Config, spec: EnvSpec) -> tuple[ActorCritic, dict[str, Any]]:
+    """The policy of one verified checkpoint in eval mode, and the checkpoint's state."""
+    from sfactory.workers.network import build_model
+    from sfactory.workers.wiring import Plan
+
+    model = build_model(Plan(config, spec, str(path.parent.parent), 0))
     contents = load(path, ("model",))
     model.load_state_dict(contents.parts["model"])
     return model.eval(), contents.state

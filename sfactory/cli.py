@@ -18,10 +18,15 @@ from sfactory import help as texts
 from sfactory._version import __version__
 from sfactory.exits import Ended, Exit, last_line, resume_command, told
 from sfactory.help import HELP
+from sfactory.resuming import refuse_changes
 from sfactory.run_folder import need_checkpoint, new_folder, settings_of
 from sfactory.verbs.bench import bench, profile
+from sfactory.verbs.completion import completion
+from sfactory.verbs.doctor import doctor
 from sfactory.verbs.environments import check, list_envs, list_presets
 from sfactory.verbs.evaluate import evaluate
+from sfactory.verbs.export import export
+from sfactory.verbs.info import info
 from sfactory.verbs.verify import verify
 from sfactory.verbs.watch import watch
 from sfactory.verbs.words import one_word
@@ -31,23 +36,6 @@ if TYPE_CHECKING:
     from sfactory.settings import Layer
 
 COMMON = {"--config": True, "--print-config": False, "--json": False, "--quiet": False, "--help-all": False}
-FIXED = (
-    "env.name",
-    "env.protocol",
-    "env.settings",
-    "model.",
-    "normalize.obs",
-    "normalize.reward",
-    "normalize.value-targets",
-    "run.mode",
-)
-"""What a resume may not change: the task, the network, and what the checkpoint's statistics belong to. In lockstep the
-sampling neither: the checkpoint holds every group where it stood."""
-
-FREE = ("run.", "stop.", "log.", "checkpoint.", "sampling.", "env.step-timeout", "env.fault-budget")
-"""What a resume may change without a word. Everything else is told: the curve goes on under another setting."""
-
-
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script. Always leaves through sys.exit; the last line on stderr says how it ended."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -76,12 +64,7 @@ def _dispatch(args: list[str]) -> int:
         print(HELP, end="")
         return 0
     if verb not in VERBS:
-        from sfactory.settings import suggestion
-
-        hint = suggestion(verb, VERBS)
-        if "/" in verb:
-            hint = f"; did you mean sfactory train {verb}?"
-        raise Ended(Exit.USAGE, f"{verb}: no such verb{hint}; there are {', '.join(VERBS)}")
+        raise Ended(Exit.USAGE, f"{verb}: no such verb{_meant(verb)}; there are {', '.join(VERBS)}")
     text, run = VERBS[verb]
     if "--help" in rest or "-h" in rest:
         print(text, end="")
@@ -111,14 +94,13 @@ def train(args: list[str]) -> int:
     if config.run.requeue and not config.run.dir:
         raise Ended(Exit.USAGE, "run.requeue needs run.dir: the same command must find the same run again")
     if config.run.requeue and (run_dir / "config.toml").is_file():  # the scheduler started the same command again
-        _refuse_changes(settings.build(presets.read_toml(settings_of(run_dir))), config, [])
+        refuse_changes(settings.build(presets.read_toml(settings_of(run_dir))), config, [])
         need_checkpoint(run_dir)
         return _run(config, run_dir, resume=True, as_json="--json" in own)
     if run_dir.exists():
         what = "holds a run already" if (run_dir / "config.toml").is_file() else "exists already"
         hint = f"resume it: {resume_command(run_dir)}; or" if (run_dir / "config.toml").is_file() else "please"
         raise Ended(Exit.USAGE, f"{run_dir} {what}; {hint} choose another --run.dir")
-    _check_wandb(config)
     if config.sampling.auto:
         from sfactory.tune import tuned
 
@@ -142,8 +124,7 @@ def resume(args: list[str]) -> int:
     if "--print-config" in own:
         return _print_config(config)
     need_checkpoint(run_dir)
-    _refuse_changes(before, config, own.get("--allow", []))
-    _check_wandb(config)
+    refuse_changes(before, config, own.get("--allow", []))
     return _run(config, run_dir, resume=True, as_json="--json" in own)
 
 
@@ -152,13 +133,33 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "resume": (texts.RESUME_HELP, resume),
     "eval": (texts.EVAL_HELP, evaluate),
     "watch": (texts.WATCH_HELP, watch),
-    "verify-resume": (texts.VERIFY_HELP, verify),
+    "export": (texts.EXPORT_HELP, export),
+    "info": (texts.INFO_HELP, info),
     "bench": (texts.BENCH_HELP, bench),
     "profile": (texts.PROFILE_HELP, profile),
+    "verify-resume": (texts.VERIFY_HELP, verify),
     "check-env": (texts.CHECK_HELP, check),
+    "doctor": (texts.DOCTOR_HELP, doctor),
     "presets": ("sfactory presets: what comes with settings that work\n", list_presets),
     "envs": ("sfactory envs: families, and what to install for them; sfactory envs FAMILY: its ids\n", list_envs),
+    "completion": (texts.COMPLETION_HELP, lambda args: completion(args, {v: text for v, (text, _) in VERBS.items()})),
 }
+
+
+def _meant(verb: str) -> str:
+    """What a first word that is no verb was probably meant to be."""
+    from sfactory.presets import near_target
+    from sfactory.settings import suggestion
+
+    if verb.startswith("-"):
+        return "; the verb comes first, as in sfactory train TARGET --section.field value"
+    if (Path(verb) / "config.toml").is_file():
+        return f"; did you mean {resume_command(Path(verb))}?"
+    hint = suggestion(verb, VERBS)
+    if hint and "/" not in verb:
+        return hint
+    target = near_target(verb) or (verb if "/" in verb else "")
+    return f"; did you mean sfactory train {target}?" if target else ""
 
 
 # -- steps of a verb -----------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def _run(config: Config, run_dir: Path, *, resume: bool, as_json: bool) -> int:
     outcome = supervisor.train(config, run_dir, resume=resume)
     code = Exit(outcome.code)
     if as_json:
-        print(json.dumps({"run_dir": str(run_dir), **vars(outcome)}))
+        print(json.dumps({**vars(outcome), "run_dir": str(run_dir)}))
     elif code is Exit.FINISHED:
         reached = getattr(outcome, "training_return", None)
         print(f"\ntrained {outcome.env_steps:,} steps of {config.env.name}" + (
@@ -186,26 +187,6 @@ def _run(config: Config, run_dir: Path, *, resume: bool, as_json: bool) -> int:
     return last_line(code, outcome.name, outcome.sentence, outcome.checkpoint, outcome.env_steps, run_dir)
 
 
-def _refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> None:
-    """Exit 4 with a table of what cannot change in the middle of a run."""
-    from sfactory.config import to_dict
-    from sfactory.settings import shown
-
-    old, new = to_dict(before), to_dict(after)
-    names = [(section, key) for section in old for key in old[section] if old[section][key] != new[section][key]]
-    changed = {shown(f"{section}.{key}"): (old[section][key], new[section][key]) for section, key in names}
-    fixed = (*FIXED, "sampling.", "learning.forced-lag") if before.run.mode == "lockstep" else FIXED
-    refused = {n: v for n, v in changed.items() if n.startswith(fixed) and n not in allowed}
-    for name, (was, asked) in changed.items():
-        if name not in refused and not name.startswith(FREE):
-            print(f"warning: {name} was {was!r} and is {asked!r} from here on: one run, two settings", file=sys.stderr)
-    for name, (was, asked) in refused.items():
-        print(f"  {name:24} {was!r} -> {asked!r}", file=sys.stderr)
-    if refused:
-        rest = "start a new run with `sfactory train`, or say --allow " + " --allow ".join(refused)
-        raise Ended(Exit.RESUME_REFUSED, f"{', '.join(refused)} cannot change in the middle of a run; {rest}")
-
-
 def _quietly(flags: Layer, own: dict[str, list[str]]) -> Layer:
     from sfactory.settings import Given
 
@@ -217,10 +198,3 @@ def _print_config(config: Config) -> int:
 
     print(to_toml(config), end="")
     return 0
-
-
-def _check_wandb(config: Config) -> None:
-    from importlib.util import find_spec
-
-    if config.log.wandb and find_spec("wandb") is None:
-        raise Ended(Exit.USAGE, "log.wandb needs a package that is not installed: pip install 'sfactory[wandb]'")

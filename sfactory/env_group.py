@@ -131,6 +131,7 @@ class EnvGroup:
         env, registered = self.envs[0], self.envs[0].spec
         if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
             raise EnvError(f"{name}: environments of one group must have the same spaces")
+        self.observation_space, self.action_space = env.observation_space, env.action_space
         leaves = {n: obs_leaf(n, path, s) for n, path, s in space_leaves(env.observation_space, "obs")}
         actions = {n: action_leaf(n, s) for n, _, s in space_leaves(env.action_space, "action")}
         obs_spec = {n: leaf for n, (leaf, _) in leaves.items()}

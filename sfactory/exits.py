@@ -69,6 +69,10 @@ _WORDS = {
 }
 
 
+UNGUARDED = 12
+"""Exit code of a worker that met `sfactory.train` in the script it imports; never one of a command."""
+
+
 class Ended(Exception):
     """The command is over before anything ran: exit code and one sentence."""
 

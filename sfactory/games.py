@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from sfactory.envs import EnvSpec, Group, Settings, bounded, make_group, make_spec
+from sfactory.policy import SEED_STREAM, Actor
 
 ENVS = 32  # at most: more would play more games at once and wait longer for the last one
-SEED_STREAM = 5  # away from the seeds training uses
 STEPS = 10_000  # of a game in an environment without a limit
 FAULTS = 10  # broken environments an evaluation survives
 
@@ -150,31 +150,9 @@ def _round(group: Any, policy: Policy, shares: list[int], max_steps: int, games:
 
 
 def torch_policy(model: Any, greedy: bool, seed: int) -> Policy:
-    """The network as a policy; recurrent state is kept here, sampling noise comes from `seed`."""
-    import torch
-
-    draws = np.random.default_rng([seed, SEED_STREAM])
-    state: Any = None
-
-    @torch.inference_mode()
-    def act(obs: Mapping[str, np.ndarray], first: np.ndarray) -> dict[str, np.ndarray]:
-        nonlocal state
-        if state is not None and len(state) != len(first):  # a new round of environments
-            state = None
-        out = model(
-            {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in obs.items()},
-            state,
-            torch.from_numpy(first),
-        )
-        state = out.state
-        if greedy:
-            actions = model.distribution.mode(out.params)
-        else:
-            noise = draws.random((len(first), model.distribution.num_noise), dtype=np.float32)
-            actions = model.distribution.sample(out.params, torch.from_numpy(noise))
-        return {name: action.numpy() for name, action in actions.items()}
-
-    return act
+    """The network as a policy; recurrent state is kept, sampling noise comes from `seed`."""
+    actor = Actor(model, seed)
+    return lambda obs, first: actor(obs, first, greedy)
 
 
 def play_task(

@@ -6,13 +6,17 @@ sfactory: train a policy as fast as one machine allows
   sfactory train  TARGET [--section.field value ...]    TARGET: a preset, or FAMILY/ID
   sfactory resume runs/NAME [--section.field value ...] go on from the newest checkpoint
   sfactory eval   runs/NAME [--greedy] [--video OUT.mp4] play whole games with the newest checkpoint
-  sfactory bench  TARGET [--search 60]                  how fast, which share of the possible, what is better
+  sfactory bench  TARGET [--search 60]                  how fast, which share of what is possible
   sfactory profile TARGET [-o trace.json]               one timeline of all processes
   sfactory watch  runs/NAME                             the live panel of a run elsewhere
+  sfactory export RUN -o policy.onnx                    one file that needs no sfactory, checked
+  sfactory info   runs/NAME                             what a checkpoint is, and is it whole?
   sfactory verify-resume TARGET                         kill, resume, and compare bit for bit
   sfactory check-env TARGET                             does an environment keep its promises?
+  sfactory doctor                                       does this machine help or hinder?
   sfactory presets                                      what comes with settings that work
   sfactory envs [FAMILY]                                families of environments; the ids of one
+  sfactory completion bash|zsh|fish                     a script that completes all of this
   sfactory --version
 
 sfactory VERB --help says more. To begin:  sfactory train minatar/breakout
@@ -49,8 +53,8 @@ sfactory train TARGET [--section.field value ...]
 BENCH_HELP = """\
 sfactory bench TARGET [--section.field value ...]
 
-  sfactory bench minatar/breakout                              costs, roofline, share reached, bottleneck
-  sfactory bench atari/pong --search 120 --write best.toml     faster settings, found by trying them
+  sfactory bench minatar/breakout                            costs, roofline, share, bottleneck
+  sfactory bench atari/pong --search 120 --write best.toml   faster settings, found by trying
   sfactory train atari/pong --config best.toml
 
   --seconds S      length of the run that is measured                        (20)
@@ -59,10 +63,10 @@ sfactory bench TARGET [--section.field value ...]
   --config FILE    settings to begin with, as for train
   --json           everything as JSON on stdout
 
-"at best" is the environment's own library, and the network in plain torch at the batch, threads and memory
-format that cost least: nothing of sfactory's. The roofline of N cores is N / (sum of these costs per step);
-with a GPU it is the environment alone on all cores. "here" are sfactory's own stages, each alone. On a
-machine that does other things all numbers are too low, and not by the same factor.
+"at best" is the environment's own library, and the network in plain torch at the batch, threads and
+memory format that cost least: nothing of sfactory's. The roofline of N cores is N / (sum of these
+costs per step); with a GPU it is the environment alone on all cores. "here" are sfactory's own
+stages, each alone. On a machine that does other things all numbers are too low, and not by one factor.
 """
 
 PROFILE_HELP = """\
@@ -74,19 +78,20 @@ sfactory profile TARGET [--section.field value ...]
   --seconds S      length of the timeline: the last S seconds of a short run (2)
   --config FILE    settings to begin with, as for train
 
-One row per process, one block per stage: what each worker did when, and whom it waited for. A table of the
-stages is printed too: share of the worker's time, how often, how long on average and at the longest.
+One row per process, one block per stage: what each worker did when, and whom it waited for. A table
+of the stages is printed too: share of the worker's time, how often, how long on average and at most.
 """
 
 RESUME_HELP = """\
 sfactory resume runs/NAME [--section.field value ...]
 
-Goes on from the newest usable checkpoint with the settings in runs/NAME/config.toml. Flags change them:
+Goes on from the newest usable checkpoint with the settings in its config.toml. Flags change them:
 
   sfactory resume runs/NAME --stop.env-steps 50M
 
-Environment and network stay what they were (exit 4 lists the differences). --allow FIELD accepts one all the
-same, for example --allow env.settings. --config, --json, --quiet, --print-config, --help-all: as in `train`.
+Environment and network stay what they were (exit 4 lists the differences). --allow FIELD accepts
+one all the same, for example --allow env.settings.
+--config, --json, --quiet, --print-config, --help-all: as in `train`.
 """
 
 EVAL_HELP = """\
@@ -98,25 +103,27 @@ Plays whole games with the newest checkpoint in environments of their own. Nothi
   --greedy          the likeliest action instead of a sampled one
   --max-steps N     a game is cut here and counts with its return so far (its limit, or 10000)
   --seed N          seed of environments and sampling (0)
-  --video OUT.mp4   film the first game of environment 0: atari, minatar, gymnasium (classic control, MuJoCo)
+  --video OUT.mp4   film the first game of environment 0 (atari, minatar, classic control, MuJoCo)
   --video-games N   film its first N games: OUT-1.mp4, OUT-2.mp4, ... (1)
   --json            everything as one JSON object on stdout
 
-During training: sfactory train TARGET --eval.every 100k; eval/* are the curves.
+During training: the setting eval.every of sfactory train; eval/* are the curves.
 """
 
 WATCH_HELP = """\
 sfactory watch runs/NAME
 
-Shows the live panel of a run that was started elsewhere, in the background or on another terminal, from its
-files, until it ends. Ctrl-C ends the watching, not the run. Off a terminal: a line now and then.
+Shows the live panel of a run that was started elsewhere, in the background or on another terminal,
+from its files, until it ends. Ctrl-C ends the watching, not the run. Off a terminal: a line now and
+then.
 """
 
 VERIFY_HELP = """\
 sfactory verify-resume TARGET [--section.field value ...]
 
-Trains TARGET twice in lockstep: straight through, and killed with SIGKILL at random moments and resumed.
-Exit 0: weights, optimizer, averages, normalisers and metrics are the same, bit for bit. Exit 1: what differs.
+Trains TARGET twice in lockstep: straight through, and killed with SIGKILL at random moments and
+resumed. Exit 0: weights, optimizer, averages, normalisers and metrics are the same, bit for bit.
+Exit 1: what differs.
 
   --steps N         length of both runs in env steps (20000)
   --kills N         how often the second is killed (3)
@@ -126,11 +133,59 @@ Exit 0: weights, optimizer, averages, normalisers and metrics are the same, bit 
 CHECK_HELP = """\
 sfactory check-env TARGET [--env.settings.KEY VALUE] [--env.protocol NAME]
 
-Plays a preset's environment, or FAMILY/ID, with random actions and says whether it keeps its promises:
-resets, final observations, time limits, spaces, seeds, NaN; how fast it is, and what to train it with.
+Plays a preset's environment, or FAMILY/ID, with random actions and says whether it keeps its
+promises: resets, final observations, time limits, spaces, seeds, NaN; how fast it is, and what to
+train it with.
 Exit 0: it does. Exit 6: it does not.
 
   --seconds S       at most (3)
   --seed N          of environments and actions (0)
   --json            everything as one JSON object on stdout
+"""
+
+EXPORT_HELP = """\
+sfactory export RUN -o policy.onnx | policy.pt2
+
+The newest policy of runs/NAME, or the one of runs/NAME/checkpoints/N, as one file that needs no
+sfactory: observations in, the likeliest action, parameters, value and recurrent state out, any
+number of rows. The normaliser of observations and the bounds of actions are inside. The file is
+read back and compared with the policy on random observations; one that differs is not kept (exit 1).
+
+  -o, --out FILE    .onnx (ONNX Runtime; pip install 'sfactory[onnx]') or .pt2 (torch.export.load)
+  --json            what was written, its inputs and outputs, as one JSON object on stdout
+"""
+
+INFO_HELP = """\
+sfactory info runs/NAME | runs/NAME/checkpoints/N
+
+What a checkpoint is (the newest good one of a run): versions, steps, task, parameters per module,
+files, when it was written, and whether every byte is as it was written; then the run's other ones.
+Opens a stranger's file safely: nothing in it is executed, nothing is written or moved.
+Exit 0: good. Exit 5: damaged.
+
+  --json            everything as one JSON object on stdout
+"""
+
+DOCTOR_HELP = """\
+sfactory doctor
+
+What of this machine helps or hinders training, one line each, ok, warn or bad, and what to do:
+Python and torch, cores against the container's quota, threads of BLAS, memory, shared memory, file
+descriptors, CUDA, bf16, a compiler, rendering without a display, the runs folder, and the extras
+with the line that installs them.
+Exit 0: nothing prevents training, whatever is warned of. Exit 11: something does.
+
+  --dir DIR         where runs would be written (./runs)
+  --json            everything as one JSON object on stdout
+"""
+
+COMPLETION_HELP = """\
+sfactory completion bash|zsh|fish
+
+A script on stdout that completes verbs, presets, run folders, settings and their choices. To have
+it in every shell, put the line into the file behind it:
+
+  source <(sfactory completion bash)       ~/.bashrc
+  source <(sfactory completion zsh)        ~/.zshrc, below compinit
+  sfactory completion fish | source        ~/.config/fish/config.fish
 """

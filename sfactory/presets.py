@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.metadata
 import importlib.util
 import re
@@ -115,13 +116,13 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[Layer]:
             raise SettingError(f"{target}: {bare or 'an empty name'} is no FAMILY/ID{_see()}")
         name = "default"
     if not slash or not family or not name or ".." in target:
-        raise SettingError(f"{target}: no such preset{suggestion(target, _targets())}{_see()}")
+        raise SettingError(f"{target}: no such preset{_meant(target)}{_see()}")
     folder = presets_dir() / family
     if name != "default" and (folder / f"{name}.toml").is_file():
         return [read_toml(folder / f"{name}.toml"), *from_files]
     if family not in families():
         if folder.is_dir():
-            raise SettingError(f"{target}: no such preset{suggestion(target, _targets())}{_see()}")
+            raise SettingError(f"{target}: no such preset{_meant(target)}{_see()}")
         known = sorted({*families(), *(p.name.partition("/")[0] for p in presets())})
         raise SettingError(f"{target}: no environment family {family}{suggestion(family, known)}{_see()}")
     default = folder / "default.toml"
@@ -129,8 +130,23 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[Layer]:
     return [*base, *from_files, {"env.name": Given(target)}]
 
 
-def _targets() -> list[str]:
-    return [preset.name for preset in presets()]
+def near_target(target: str) -> str:
+    """The preset that was probably meant, by its name, its environment or the last part of either; or nothing."""
+    family, slash, _ = target.lower().partition("/")
+    named: dict[str, str] = {}
+    for preset in presets():
+        for name in (preset.name.lower(), preset.env.lower()):
+            if not slash:
+                named.setdefault(name.rpartition("/")[2], preset.name)
+            elif family not in families() or name.startswith(f"{family}/"):  # atari/breakout is not minatar's
+                named.setdefault(name, preset.name)
+    near = difflib.get_close_matches(target.lower(), named, 1, 0.75)
+    return named[near[0]] if near else ""
+
+
+def _meant(target: str) -> str:
+    near = near_target(target)
+    return f"; did you mean {near}?" if near else ""
 
 
 def _see() -> str:

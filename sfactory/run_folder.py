@@ -23,6 +23,9 @@ def settings_of(run_dir: Path) -> Path:
     """Its config.toml; Ended (exit 2) where there is no run."""
     file = run_dir / "config.toml"
     if not file.is_file():
+        above = run_dir.resolve().parent.parent
+        if (run_dir / "manifest.json").is_file() and (above / "config.toml").is_file():
+            raise Ended(Exit.USAGE, f"{run_dir} is a checkpoint; its run is {run_dir.parent.parent}")
         what = "holds no run (no config.toml)" if run_dir.is_dir() else "does not exist"
         others = sorted(p.parent for p in Path("runs").glob("*/config.toml"))
         hint = f"; the newest run here is {max(others, key=lambda p: p.stat().st_mtime)}" if others else ""
@@ -40,3 +43,10 @@ def need_checkpoint(run_dir: Path) -> None:
         damaged = f"every checkpoint of {run_dir} is damaged; they lie in {run_dir / 'corrupt'}"
         raise Ended(Exit.NO_USABLE_CHECKPOINT, damaged)
     raise Ended(Exit.USAGE, f"{run_dir} holds no checkpoint yet; start anew with `sfactory train`")
+
+
+def need_run(path: Path) -> None:
+    """Ended (exit 2 or 5) unless `path` is a run that has a checkpoint, or a checkpoint."""
+    if not (path / "manifest.json").is_file():
+        settings_of(path)
+        need_checkpoint(path)

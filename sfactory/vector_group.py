@@ -38,6 +38,7 @@ class VectorGroup(ABC):
         reward_threshold: float | None = None, reference: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
         self.num_envs, self.seeds = num_envs, list(seeds)
+        self.observation_space, self.action_space = observation_space, action_space  # of one environment
         self._leaves = [(n, path, s) for n, path, s in space_leaves(observation_space, "obs")]
         self._actions = [(n, path, s) for n, path, s in space_leaves(action_space, "action")]
         obs = {n: obs_leaf(n, path, s)[0] for n, path, s in self._leaves}

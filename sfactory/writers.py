@@ -9,9 +9,11 @@ torch.utils.tensorboard would cost the supervisor 0.9 s and 220 MB.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
+import secrets
 import socket
 import sys
 import time
@@ -47,7 +49,7 @@ class Writers:
             self._tensorboard = TensorBoard(self.run_dir / "tb", resume_env_steps)
         if config.log.wandb:
             with self._spared("Weights & Biases"):
-                self._wandb = _open_wandb(self.run_dir, config)
+                self._wandb = _open_wandb(self.run_dir, config, resume_env_steps is None)
 
     def row(self, env_steps: int, seconds: float, metrics: Mapping[str, float]) -> dict[str, float]:
         """One row everywhere. The step axis increases strictly: a second row at the same step is left out.
@@ -226,12 +228,39 @@ def machine_load() -> dict[str, float]:
     return {"system/cpu": psutil.cpu_percent(None), "system/memory": psutil.virtual_memory().percent}
 
 
-def _open_wandb(run_dir: Path, config: Config) -> Any:
+def check_wandb(config: Config) -> None:
+    """ValueError if Weights & Biases is asked for and not installed."""
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
+        raise ValueError("log.wandb needs a package that is not installed: pip install 'sfactory[wandb]'")
+
+
+def wandb_id(run_dir: Path, new: bool) -> str:
+    """The run's name at Weights & Biases, kept in the folder: the same after a resume or a move.
+
+    Another run in a folder of the same name has another: an id that exists is gone on with, as one curve.
+    """
+    file = run_dir / "wandb" / "id"
+    if not new and file.is_file():
+        return file.read_text().strip()
+    name = "".join(c if c.isalnum() else "-" for c in run_dir.resolve().name)
+    if new:
+        name = f"{name[:80]}-{secrets.token_hex(4)}"
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, name + "\n")
+    return name
+
+
+def _open_wandb(run_dir: Path, config: Config, new: bool) -> Any:
     import wandb
 
-    run_id = "".join(c if c.isalnum() else "-" for c in run_dir.resolve().name)  # the same after a resume
     run = wandb.init(
-        project="sfactory", id=run_id, name=run_dir.name, dir=run_dir, config=to_dict(config), resume="allow"
+        project="sfactory",
+        id=wandb_id(run_dir, new),
+        name=run_dir.name,
+        dir=run_dir,
+        config=to_dict(config),
+        resume="allow",
+        settings={"console": "off", "silent": config.log.quiet},  # log.txt has what we say
     )
     run.define_metric("eval/*", step_metric="eval/env_steps")
     return run

@@ -39,6 +39,7 @@ ALLOWED = {
         "model",
         "algo",
         "checkpoint",
+        "exits",
         "metrics",
         "dashboard",
         "writers",
@@ -48,6 +49,13 @@ ALLOWED = {
         "games",
     },
     "run_folder": {"exits", "checkpoint"},
+    "resuming": {"config", "exits", "settings"},
+    "policy": {"checkpoint", "config", "env_group", "envs", "model", "settings_file"},
+    "export": {"_version", "checkpoint", "envs", "policy"},
+    "info": {"checkpoint", "settings_file"},
+    "doctor": set(),
+    "completion": {"config_checks", "presets", "settings"},
+    "api": {"config", "exits", "presets", "resuming", "run_folder", "settings", "workers"},
     "verbs": {
         "exits",
         "settings",
@@ -59,6 +67,10 @@ ALLOWED = {
         "evaluate",
         "timeline",
         "tune",
+        "completion",
+        "doctor",
+        "export",
+        "info",
         "verify_resume",
         "watch",
     },
@@ -70,7 +82,7 @@ ALLOWED = {
     "watch": {"checkpoint", "dashboard", "settings_file", "writers"},
     "env_trace": {"envs"},
     "check_env": {"env_trace", "envs", "presets"},
-    "games": {"envs"},
+    "games": {"envs", "policy"},
     "video": {"games"},
     "evaluate": {"checkpoint", "config", "envs", "games", "metrics", "settings_file", "video"},
 }
@@ -83,7 +95,7 @@ WORKERS = {  # file of workers/ -> rooms it may import
 }
 TORCH_FREE = (
     "envs", "env_group", "vector_group", "check_env", "memory", "metrics", "dashboard", "writers", "config", "presets",
-    "watch", "exits",
+    "watch", "exits", "info", "doctor",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sfactory import writers as module
 from sfactory.config import Config, Log, Stop
 from sfactory.dashboard import Snapshot
-from sfactory.writers import METRICS_FILE, Writers, cut_back, last_evaluated, write_atomically
+from sfactory.writers import METRICS_FILE, Writers, cut_back, last_evaluated, wandb_id, write_atomically
 
 
 @pytest.fixture
@@ -186,6 +186,21 @@ def test_wandb_gets_the_same_names_and_goes_on_after_a_resume(tmp_path, monkeypa
     assert calls[0]["id"] == calls[1]["id"]
     assert calls[1]["resume"] == "allow"
     assert axes[0] == ("eval/*", "eval/env_steps")
+    assert calls[0]["config"]["log"]["wandb"] is True
+    assert calls[0]["settings"]["silent"] is False
+
+
+def test_a_wandb_id_follows_its_folder_and_belongs_to_no_other_run(tmp_path):
+    for parent in ("one", "two"):
+        (tmp_path / parent / "a").mkdir(parents=True)
+    first, other = (wandb_id(tmp_path / parent / "a", new=True) for parent in ("one", "two"))
+    assert first.startswith("a-")
+    assert first != other
+    (tmp_path / "one" / "a").rename(tmp_path / "moved")
+    assert wandb_id(tmp_path / "moved", new=False) == first
+    assert wandb_id(tmp_path / "moved", new=True) != first  # a new run in an old folder
+    (tmp_path / "my run").mkdir()
+    assert wandb_id(tmp_path / "my run", new=False) == "my-run"  # logged by a version that kept no id
 
 
 def test_an_atomic_write_leaves_nothing_else(tmp_path):

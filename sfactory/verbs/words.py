@@ -12,13 +12,34 @@ def one_word(positionals: list[str], what: str, optional: bool = False) -> str:
     if len(positionals) == 1 or (optional and not positionals):
         return positionals[0] if positionals else ""
     got = "none" if not positionals else " ".join(positionals)
-    raise Ended(Exit.USAGE, f"expected one {what}, got {got}; settings are written --section.field value")
+    hint = next((_as_setting(word) for word in positionals if "=" in word), "")
+    raise Ended(Exit.USAGE, f"expected one {what}, got {got}; settings are written --section.field value{hint}")
+
+
+def _as_setting(word: str) -> str:
+    """`lr=3` as other programs take it -> what it is here, if there is such a setting."""
+    from sfactory.settings import field_types, shown, suggestion
+
+    name, _, value = word.partition("=")
+    hint = suggestion(shown(name), map(shown, field_types()))
+    return f"{hint.removesuffix('?').replace('mean ', 'mean --')} {value}?" if hint else ""
 
 
 def no_words(args: list[str]) -> None:
     """For a verb that stands alone."""
     if args:
         raise Ended(Exit.USAGE, f"{args[0]}: this verb takes no arguments")
+
+
+def only_own(args: list[str], options: Mapping[str, bool], verb: str) -> tuple[dict[str, list[str]], list[str]]:
+    """A verb's own options (name -> takes a value) and its positionals; Ended for a setting."""
+    from sfactory.presets import split_flags
+    from sfactory.settings import shown
+
+    flags, own, positionals = split_flags(args, options)
+    if flags:
+        raise Ended(Exit.USAGE, f"{shown(next(iter(flags)))}: {verb} has no use for settings; see --help")
+    return own, positionals
 
 
 def numbers(own: Mapping[str, list[str]], defaults: Mapping[str, int]) -> dict[str, int]:

@@ -38,6 +38,7 @@ class Outcome:
     checkpoint: str = ""
     env_steps: int = 0
     training_return: float | None = None
+    run_dir: str = ""
 
 
 class RunBusy(RuntimeError):

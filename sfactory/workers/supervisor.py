@@ -23,9 +23,10 @@ from pathlib import Path
 from sfactory.batch import rescale_batch
 from sfactory.config import Config
 from sfactory.envs import bounded, make_specs
+from sfactory.exits import UNGUARDED
 from sfactory.memory import words
 from sfactory.memory.words import check_memory_order
-from sfactory.workers.beginning import check_beginning, check_encoder
+from sfactory.workers.asked import check_beginning, check_device, check_encoder
 from sfactory.workers.birth import (
     ENVIRONMENT_FAULT,
     REFUSED,
@@ -56,6 +57,7 @@ from sfactory.workers.wiring import (
     beat_phase,
 )
 from sfactory.workers.worker import Message
+from sfactory.writers import check_wandb
 
 TICK_S = 0.1
 LONGEST_LOOK_S = 1.0  # what one turn of the loop may count for, however long it took
@@ -211,6 +213,8 @@ class Supervisor:
             return None
         where = self._where(life.name) if code != -signal.SIGKILL else ""
         words_ = self._last_words(life.name)
+        if code == UNGUARDED:
+            return Outcome("unguarded", code, f"{life.name} imported a script that trains without a guard")
         if life.name == "learner" and code == REFUSED:
             return Outcome("refused", code, words_.removeprefix(": "))
         if life.name == "learner":
@@ -366,6 +370,8 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
     Raises ValueError, EnvError or RunBusy for what the caller asked wrongly, before anything is written.
     """
     check_encoder(config.model.encoder)
+    check_device(config.run.device)
+    check_wandb(config)
     specs = make_specs(config.env.tasks, config.env.arguments)
     bounded(specs[0], config.model.squash)  # refuses what cannot be squashed
     if config.run.init_from and not resume:
@@ -381,6 +387,7 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
             outcome = run_lockstep(plan, record)
         else:
             outcome = Supervisor(plan, record).run()
+        outcome.run_dir = str(run_dir)
         record.finish(outcome)
         if outcome.code == REQUEUE:  # last: a scheduler may answer with a kill
             record.writers.log(ask_scheduler())

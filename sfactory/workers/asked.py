@@ -1,14 +1,17 @@
-"""What is looked at before a run is started, so that a mistake costs no folder."""
+"""What was asked and cannot be: refused before anything is written or started. Free of torch."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from sfactory import checkpoint
 from sfactory.config import Config, to_dict
 from sfactory.settings_file import from_toml
+
+GPUS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia", "/dev/nvhost-ctrl")
 
 
 def check_encoder(name: str) -> None:
@@ -32,3 +35,9 @@ def check_beginning(config: Config) -> None:
     apart = [f"model.{name} {theirs[name]!r}, not {ours[name]!r}" for name in ours if theirs[name] != ours[name]]
     if apart:
         raise ValueError(f"run.init-from {config.run.init_from}: another network: its {', its '.join(apart)}")
+
+
+def check_device(name: str, signs: Iterable[str] = GPUS) -> None:
+    """ValueError for CUDA on a machine without a sign of a GPU; what torch makes of one, it says itself."""
+    if name.startswith("cuda") and not any(os.path.exists(sign) for sign in signs):
+        raise ValueError(f"run.device {name}: this machine shows no GPU; use cpu or auto (sfactory doctor says more)")

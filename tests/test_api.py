@@ -1,0 +1,153 @@
+"""`sfactory.train` from Python: scripts, stdin, threads of a notebook, and what is answered to mistakes."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from dataclasses import replace
+
+import psutil
+import pytest
+
+import sfactory
+from sfactory.envs import EnvError
+
+SHORT = {
+    "stop": {"env_steps": 2000},
+    "sampling": {"num_samplers": 2, "envs_per_group": 4, "rollout_length": 16},
+    "learning": {"minibatches": 2},
+    "log": {"quiet": True},
+}
+LOCKSTEP = {**SHORT, "run": {"mode": "lockstep"}, "stop": {"env_steps": 300}}
+BODY = f"""\
+import sfactory
+GUARD
+    outcome = sfactory.train("classic/cartpole", **{SHORT!r})
+    print("ended", outcome.code, outcome.run_dir, outcome.env_steps >= 2000)
+    print("acts", sfactory.load_policy(outcome.run_dir).act([0.0, 0.0, 0.0, 0.0]) in (0, 1))
+"""
+
+
+def script(text, folder, *words, stdin=None):
+    (folder / "my.py").write_text(text)
+    command = [sys.executable, *(words or ["my.py"])]
+    return subprocess.run(command, cwd=folder, input=stdin, capture_output=True, text=True, timeout=90)
+
+
+def test_a_script_with_the_guard_trains_and_plays(tmp_path):
+    done = script(BODY.replace("GUARD", 'if __name__ == "__main__":'), tmp_path)
+    assert done.returncode == 0, done.stderr
+    ended, acts = done.stdout.splitlines()
+    assert ended.startswith("ended 0 runs/classic-cartpole_s1_")
+    assert ended.endswith("True")
+    assert acts == "acts True"
+
+
+def test_a_script_without_the_guard_is_told_so_once_and_leaves_nothing(tmp_path):
+    """Each worker imports the script and would train again in turn: no second run, no fork bomb, one error."""
+    done = script(BODY.replace("GUARD", "if True:"), tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("Traceback") == 1
+    assert "RuntimeError: this script was imported again" in done.stderr.splitlines()[-1]
+    assert 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+    assert list(tmp_path.glob("runs/*")) == []
+    mine = [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(tmp_path)]
+    assert mine == []
+
+
+def test_a_child_of_the_users_own_is_told_too(tmp_path):
+    """Not a worker of ours: a silent exit would hide the mistake."""
+    done = script(
+        textwrap.dedent("""\
+        import multiprocessing, sfactory
+        if multiprocessing.current_process().name == "MainProcess":
+            child = multiprocessing.get_context("spawn").Process(target=print, name="theirs")
+            child.start()
+            child.join()
+        else:
+            sfactory.train("classic/cartpole")
+        """),
+        tmp_path,
+    )
+    assert "RuntimeError: this script was imported again" in done.stderr
+    assert list(tmp_path.glob("runs/*")) == []
+
+
+@pytest.mark.parametrize("how", [["-"], ["-i", "-q"]])
+def test_what_has_no_file_needs_no_guard(tmp_path, how):
+    """`python -`, and an interactive session as a notebook's: nothing could be imported again."""
+    text = "\n".join(line.removeprefix("    ") for line in BODY.replace("GUARD", "").splitlines())
+    done = script("", tmp_path, *how, stdin=text + "\n")
+    assert done.returncode == 0, done.stderr
+    assert "ended 0" in done.stdout
+    assert "acts True" in done.stdout
+
+
+def test_a_thread_that_is_not_the_main_one_can_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(sfactory.train("classic/cartpole", **LOCKSTEP)))
+    thread.start()
+    thread.join()
+    assert [outcome.code for outcome in found] == [0]
+
+
+def test_settings_come_as_one_dict_per_section_over_a_preset_or_a_config():
+    config = sfactory.make_config("minatar/breakout", optim={"lr": 0.5}, env={"settings": {"difficulty": 1}})
+    assert (config.optim.lr, config.env.settings, config.env.name) == (0.5, {"difficulty": 1}, "minatar/breakout")
+    same = sfactory.make_config(config)
+    assert same == config
+    other = sfactory.make_config(config, stop={"env_steps": 10_000}, model={"hidden": (8, 8)}, run={"debug": True})
+    assert other == replace(
+        config,
+        stop=replace(config.stop, env_steps=10_000),
+        model=replace(config.model, hidden=(8, 8)),
+        run=replace(config.run, debug=True),
+    )
+    assert sfactory.make_config("classic/cartpole", stop={"target_return": 475.5}).stop.target_return == 475.5
+    assert sfactory.make_config("classic/cartpole", optim={"lr": "2.5e-4"}).optim.lr == 2.5e-4
+
+
+@pytest.mark.parametrize(
+    ("target", "sections", "said"),
+    [
+        ("minatar/breakot", {}, "did you mean breakout"),
+        ("classic/cartpol", {}, "did you mean classic/cartpole"),
+        ("classic/cartpole", {"optim": {"lrr": 1}}, "optim.lrr: no such setting; did you mean optim.lr"),
+        ("classic/cartpole", {"optimizer": {"lr": 1}}, "no such setting"),
+        ("classic/cartpole", {"optim": 1e-3}, "expected a dict of settings"),
+        ("classic/cartpole", {"optim": {"lr": "fast"}}, "'fast' is not a number"),
+        ("classic/cartpole", {"learning": {"minibatches": 7}}, "must divide into 7 minibatches"),
+        ("", {}, "no TARGET"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, target, sections, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=said) as raised:
+        sfactory.train(target, **sections)
+    assert "\n" not in str(raised.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_unknown_game_is_an_env_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EnvError, match="minatar has no game 'pong'"):
+        sfactory.train("minatar/pong")
+
+
+def test_a_folder_that_exists_is_refused_and_resume_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sections = {**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}}
+    first = sfactory.train("classic/cartpole", **sections)
+    assert first.run_dir == "runs/a"
+    with pytest.raises(ValueError, match=r"runs/a exists already; .*sfactory.resume\('runs/a'\)"):
+        sfactory.train("classic/cartpole", **sections)
+    second = sfactory.resume("runs/a", stop={"env_steps": 600})
+    assert second.code == 0
+    assert second.env_steps >= 600 > first.env_steps
+    with pytest.raises(ValueError, match=r"model\.hidden cannot change in the middle of a run"):
+        sfactory.resume("runs/a", model={"hidden": (16,)})
+    with pytest.raises(ValueError, match="runs/absent does not exist"):
+        sfactory.resume("runs/absent")

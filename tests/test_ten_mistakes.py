@@ -1,0 +1,111 @@
+"""The mistakes that everybody makes: what is typed, how it ends, and the one line that is answered.
+
+Beside the runs a (finished) and b (started a moment ago, no checkpoint yet). Nothing is ever written, nothing started.
+"""
+
+import importlib.util
+
+import pytest
+
+from sfactory.exits import Exit
+from sfactory.workers import supervisor
+
+USAGE, REFUSED, DAMAGED, BUSY = Exit.USAGE, Exit.RESUME_REFUSED, Exit.NO_USABLE_CHECKPOINT, Exit.BUSY
+
+MISTAKES = [
+    # 1: the verb
+    ("tran minatar/breakout", USAGE, "tran: no such verb; did you mean train?"),
+    ("breakout", USAGE, "breakout: no such verb; did you mean sfactory train minatar/breakout?"),
+    ("minatar/breakot", USAGE, "did you mean sfactory train minatar/breakout?"),
+    ("atari/breakout", USAGE, "did you mean sfactory train atari/breakout?"),
+    ("runs/a", USAGE, "did you mean sfactory resume runs/a?"),
+    ("--optim.lr 1e-3 train minatar/breakout", USAGE, "--optim.lr: no such verb; the verb comes first"),
+    # 2: the target
+    ("train", USAGE, "no TARGET; name a preset"),
+    ("train breakout", USAGE, "breakout: no such preset; did you mean minatar/breakout?"),
+    ("train pong", USAGE, "pong: no such preset; did you mean atari/pong?"),
+    ("train CartPole-v1", USAGE, "did you mean classic/cartpole?"),
+    ("train Minatar/breakout", USAGE, "no environment family Minatar; did you mean minatar?"),
+    ("train classic/cartpol", USAGE, "did you mean classic/cartpole?"),
+    ("train minatar/brekout", USAGE, "minatar has no game 'brekout'; did you mean breakout?"),
+    ("train minatar/pong", USAGE, "there are asterix, breakout, freeway, seaquest, space_invaders"),
+    ("train gymnasium/CartPole-v9", USAGE, "CartPole-v1"),
+    # 3: the name of a setting
+    ("train minatar/breakout --lr 1e-3", USAGE, "lr: no such setting; did you mean optim.lr?"),
+    ("train minatar/breakout --seed 3", USAGE, "seed: no such setting; did you mean run.seed?"),
+    ("train minatar/breakout --learning.minibatch 4", USAGE, "did you mean learning.minibatches?"),
+    ("train minatar/breakout lr=1e-3", USAGE, "did you mean --optim.lr 1e-3?"),
+    ("train minatar/breakout --env.settings.stickyness 0", USAGE, "no such setting"),
+    # 4: the value of a setting
+    ("train minatar/breakout --optim.lr fast", USAGE, "optim.lr: 'fast' is not a number; write for example 2.5e-4"),
+    ("train minatar/breakout --stop.env-steps 1.5", USAGE, "stop.env-steps: 1.5 is not a whole number"),
+    ("train minatar/breakout --stop.env-steps", USAGE, "stop.env-steps: a value is missing"),
+    ("train minatar/breakout --model.core grru", USAGE, "'grru' is not one of none, gru, lstm; did you mean gru?"),
+    ("train minatar/breakout --sampling.num-samplers 0", USAGE, "it must be at least 1"),
+    # 5: settings that do not go together
+    ("train minatar/breakout --learning.minibatches 7", USAGE, "must divide into 7 minibatches; try"),
+    ("train minatar/breakout --learning.forced-lag 2", USAGE, "needs run.mode lockstep or sampling.slots-per-group 1"),
+    ("train minatar/breakout --run.requeue", USAGE, "run.requeue needs run.dir"),
+    ("train minatar/breakout --model.squash", USAGE, "model.squash is for continuous actions"),
+    ("train memory/tmaze --model.core gru --model.separate", USAGE, "exclude each other"),
+    # 6: what is not installed, or not there
+    ("train atari/pong", USAGE, "pip install 'sfactory[atari]'"),
+    ("train minatar/breakout --log.wandb", USAGE, "pip install 'sfactory[wandb]'"),
+    ("train minatar/breakout --run.device cuda", USAGE, "this machine shows no GPU; use cpu or auto"),
+    ("train minatar/breakout --model.encoder my_net:Wide", USAGE, "no module my_net here"),
+    # 7: files
+    ("train minatar/breakout --config my.toml", USAGE, "my.toml: cannot be read (No such file or directory)"),
+    ("train my.toml", USAGE, "a file is given as --config my.toml"),
+    # 8: a folder that is there, or is not
+    ("train minatar/breakout --run.dir runs/a", USAGE, "holds a run already; resume it: sfactory resume runs/a"),
+    ("train runs/a", USAGE, "runs/a is a run; go on with it: sfactory resume runs/a"),
+    ("resume runs/c", USAGE, "runs/c does not exist; the newest run here is runs/"),
+    ("resume minatar/breakout", USAGE, "minatar/breakout does not exist; the newest run here is runs/"),
+    ("resume", USAGE, "expected one runs/NAME, got none"),
+    ("resume runs/a/checkpoints/000000000600", USAGE, "is a checkpoint; its run is runs/a"),
+    # 9: too early
+    ("resume runs/b", USAGE, "runs/b holds no checkpoint yet"),
+    ("eval runs/b", USAGE, "runs/b holds no checkpoint yet"),
+    ("export runs/b -o policy.pt2", USAGE, "runs/b holds no checkpoint yet"),
+    # 10: another run than the one that was begun, and evaluating under other settings
+    ("resume runs/a --model.hidden 64", REFUSED, "model.hidden cannot change in the middle of a run"),
+    ("resume runs/a --env.name minatar/asterix", REFUSED, "start a new run with `sfactory train`"),
+    ("eval runs/a --env.protocol dqn", USAGE, "eval plays with the settings of the run"),
+    ("eval runs/a --episodes 0", USAGE, "episodes and max-steps must be at least 1"),
+    ("resume runs/damaged", DAMAGED, "every checkpoint of runs/damaged is damaged"),
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Runs a, b and damaged; a machine without a GPU, without ale-py and without wandb. No run may begin."""
+    for name in ("a", "b", "damaged"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.toml").write_text('[env]\nname = "gymnasium/CartPole-v1"\n')
+    saved = tmp_path / "runs/a/checkpoints/000000000600"
+    saved.mkdir(parents=True)
+    (saved / "manifest.json").write_text("{}")
+    (tmp_path / "runs/damaged/corrupt/000000000600").mkdir(parents=True)
+
+    def hidden(real):
+        return lambda name, *rest: None if name in ("wandb", "ale_py") else real(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", hidden(importlib.util.find_spec))
+    monkeypatch.setitem(__import__("sys").modules, "ale_py", None)
+    monkeypatch.setitem(__import__("sys").modules, "sfactory_envs.atari", None)
+    monkeypatch.setattr("sfactory.workers.asked.check_device.__defaults__", ((),))
+    monkeypatch.setattr(supervisor.Record, "open", lambda *args: pytest.fail("a run began"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("typed_words", "code", "said"), MISTAKES, ids=[m[0] for m in MISTAKES])
+def test_a_mistake_is_answered_in_one_line_and_leaves_everything_as_it_was(
+    typed, here, capsys, typed_words, code, said
+):
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    got, out, line = typed(*typed_words.split())
+    assert said in line
+    assert got == code
+    assert line.startswith(f"sfactory: {code.outcome} (exit {int(code)}): ")
+    assert out == ""
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
