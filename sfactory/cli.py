@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from sfactory import help as texts
 from sfactory._version import __version__
 from sfactory.exits import Ended, Exit, last_line, resume_command, told
-from sfactory.help import CHECK_HELP, EVAL_HELP, HELP, RESUME_HELP, TRAIN_HELP, VERIFY_HELP
 
 if TYPE_CHECKING:
     from sfactory.config import Config
@@ -66,7 +66,7 @@ def _dispatch(args: list[str]) -> int:
         print(f"sfactory {__version__}")
         return 0
     if verb in ("--help", "-h", "help"):
-        print(HELP, end="")
+        print(texts.HELP, end="")
         return 0
     if verb not in VERBS:
         from sfactory.settings import suggestion
@@ -266,12 +266,26 @@ def verify(args: list[str]) -> int:
     return last_line(Exit.FINISHED, "exact", f"{target}, killed {count['--kills']} times and resumed, is the same run")
 
 
+def _room(name: str) -> Callable[[list[str]], int]:
+    """A verb that is the `main` of a room of its own, loaded when it is asked for."""
+
+    def run(args: list[str]) -> int:
+        from importlib import import_module
+
+        return int(import_module(f"sfactory.{name}").main(args))
+
+    return run
+
+
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "train": (TRAIN_HELP, train),
-    "resume": (RESUME_HELP, resume),
-    "eval": (EVAL_HELP, evaluate),
-    "verify-resume": (VERIFY_HELP, verify),
-    "check-env": (CHECK_HELP, check),
+    "train": (texts.TRAIN_HELP, train),
+    "resume": (texts.RESUME_HELP, resume),
+    "eval": (texts.EVAL_HELP, evaluate),
+    "compare": (texts.COMPARE_HELP, _room("compare")),
+    "report": (texts.REPORT_HELP, _room("report")),
+    "sweep": (texts.SWEEP_HELP, _room("sweep")),
+    "verify-resume": (texts.VERIFY_HELP, verify),
+    "check-env": (texts.CHECK_HELP, check),
     "presets": ("sfactory presets: what comes with settings that work\n", list_presets),
     "envs": ("sfactory envs: families, and what to install for them; sfactory envs FAMILY: its ids\n", list_envs),
 }

@@ -9,7 +9,7 @@ Shapes: E environments; every leaf of an observation or action is [E, ...].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from sfactory.metrics import human_normalized
+from sfactory.statistics import bootstrap, iqm
 
 ENVS = 32  # at most: more would play more games at once and wait longer for the last one
 SEED_STREAM = 5  # away from the seeds training uses
 STEPS = 10_000  # of a game in an environment without a limit
 FAULTS = 10  # broken environments an evaluation survives
-RESAMPLES = 2000
 
 Policy = Callable[[Mapping[str, np.ndarray], np.ndarray], dict[str, np.ndarray]]
 """(obs [E, ...], first [E]) -> action [E, ...]."""
@@ -118,30 +118,6 @@ class Evaluations:
     def report(self) -> str:
         """For people."""
         return "\n\n".join(evaluation.report() for evaluation in self.tasks)
-
-
-# -- statistics ----------------------------------------------------------------------------------------------
-
-
-def iqm(scores: np.ndarray, axis: int | None = None) -> Any:
-    """Interquartile mean: the mean without the lowest and highest quarter (rounded down), as in rliable."""
-    ordered = np.sort(scores, axis=axis)
-    count = ordered.shape[-1 if axis is None else axis]
-    cut = int(0.25 * count)
-    return np.take(ordered, range(cut, count - cut), axis=-1 if axis is None else axis).mean(axis=axis)
-
-
-def bootstrap(
-    strata: Sequence[np.ndarray], statistic: Callable[..., Any], resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of `statistic` over all scores, resampled within each stratum (task).
-
-    strata: one [n_i] array per task. statistic: takes (scores [R, sum n_i], axis=1) and returns [R].
-    """
-    draws = np.random.default_rng(seed)
-    columns = [x[draws.integers(len(x), size=(resamples, len(x)))] for x in map(np.asarray, strata)]
-    low, high = np.percentile(statistic(np.concatenate(columns, axis=1), axis=1), (2.5, 97.5))
-    return float(low), float(high)
 
 
 # -- playing -------------------------------------------------------------------------------------------------

@@ -6,6 +6,9 @@ sfactory: train a policy as fast as one machine allows
   sfactory train  TARGET [--section.field value ...]    TARGET: a preset, or FAMILY/ID
   sfactory resume runs/NAME [--section.field value ...] go on from the newest checkpoint
   sfactory eval   runs/NAME [--episodes 100] [--greedy] play whole games with the newest checkpoint
+  sfactory compare RUNS... [-o plot.png]                curves and scores with intervals, side by side
+  sfactory report runs/NAME [-o report.html]            one run as a page
+  sfactory sweep  TARGET --seeds 0..4 --grid optim.lr=1e-4,3e-4 --jobs 2
   sfactory verify-resume TARGET                         kill, resume, and compare bit for bit
   sfactory check-env TARGET                             does an environment keep its promises?
   sfactory presets                                      what comes with settings that work
@@ -86,4 +89,47 @@ Exit 0: it does. Exit 6: it does not.
   --seconds S       at most (3)
   --seed N          of environments and actions (0)
   --json            everything as one JSON object on stdout
+"""
+
+COMPARE_HELP = """\
+sfactory compare RUNS... [-o plot.png] [--by env_steps|seconds]
+
+  sfactory compare runs/a* runs/b*                       a table
+  sfactory compare runs/a* runs/b* -o plot.png           and a picture
+  sfactory compare runs/minatar-breakout_sweep_1f0c2a    every run of a sweep
+
+Runs of the same settings but for their seed are one group. Scores (interquartile mean over seeds, 95 % stratified
+bootstrap interval, chance to beat the first group) are read where the shortest run ends. Every task has its own table;
+human-normalised scores (Atari) are averaged over tasks. Runs under different protocols are refused.
+
+  -o FILE           .png, .svg or .pdf; without a suffix PNG and SVG; may be given several times (needs matplotlib)
+  --by AXIS         compare at the same env_steps or the same seconds of training (env_steps; the picture shows both)
+  --json            everything as one JSON object on stdout, curves too
+"""
+
+REPORT_HELP = """\
+sfactory report runs/NAME [-o report.html]
+
+One run as one HTML page that needs nothing else, no network and no scripts: how it ended, curves, lag, where the time
+went, faults and events, configuration, checkpoints, videos of the folder.
+
+  -o FILE           where to (runs/NAME/report.html); next to the folder's videos their links stay short
+"""
+
+SWEEP_HELP = """\
+sfactory sweep TARGET --seeds 0..4 [--grid NAME=V1,V2 ...] [--jobs N] [--section.field value ...]
+
+  sfactory sweep minatar/breakout --seeds 0..4 --grid optim.lr=1e-4,3e-4 --jobs 2 --stop.env-steps 1M
+
+One run per seed and cell of the grid, each a process and a folder of its own, and a table at the end. The same command
+again goes on: what is finished is left alone, what was interrupted is resumed.
+
+  --seeds S         0..4 (five of them), or 1,5,7                 (0..2)
+  --grid NAME=...   values of a setting; several --grid: all combinations; widths as model.hidden=64,128+128
+  --jobs N          runs at the same time                         (1)
+  --dir DIR         folder of the sweep                           (runs/<preset>_sweep_<settings>)
+  --retry           runs that failed are tried again
+  --config FILE     as in `train`
+  --json            the table as JSON on stdout, as of `compare`
+Exit code: 0, or that of the first run that failed; 130 or 143 after Ctrl-C or SIGTERM, with checkpoints.
 """

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sfactory.envs import EnvFault, Episode, Step
-from sfactory.evaluate import ENVS, FAULTS, Evaluation, Evaluations, bootstrap, iqm, play, share, torch_policy
+from sfactory.evaluate import ENVS, FAULTS, Evaluation, Evaluations, play, share, torch_policy
+from sfactory.statistics import bootstrap, iqm
 
 
 class FakeGroup:
