@@ -167,18 +167,10 @@ def _usable(paths: list[Path], notes: list[str]) -> list[RunFolder]:
 
 def _one_protocol(task: str, runs: Sequence[RunFolder]) -> None:
     """ValueError if scores of the task were made under different rules."""
-    said = {id(run): repr(sorted(run.config.env.arguments.items())) for run in runs}
-    if len(set(said.values())) > 1:  # the settings differ; whether the rules do, the environment knows
-        from sfactory.envs import EnvError, make_spec
-
-        known: dict[str, str] = {}
-        for run in runs:
-            if said[id(run)] not in known:
-                try:
-                    known[said[id(run)]] = make_spec(task, run.config.env.arguments).protocol or said[id(run)]
-                except EnvError:  # its package is not here; settings that differ must then be taken for rules
-                    known[said[id(run)]] = said[id(run)]
-            said[id(run)] = known[said[id(run)]]
+    if all(run.protocol and run.config.env.tasks == (task,) for run in runs):
+        said = {id(run): run.protocol for run in runs}
+    else:
+        said = _rules(task, runs)
     first = runs[0]
     for run in runs:
         if said[id(run)] != said[id(first)]:
@@ -186,6 +178,24 @@ def _one_protocol(task: str, runs: Sequence[RunFolder]) -> None:
                 f"{run.path} was trained on {task} under other rules than {first.path}: {said[id(run)]} is not "
                 f"{said[id(first)]}; scores of different protocols do not compare"
             )
+
+
+def _rules(task: str, runs: Sequence[RunFolder]) -> dict[int, str]:
+    """id of a run -> its protocol, asked of the environment where settings differ."""
+    said = {id(run): repr(sorted(run.config.env.arguments.items())) for run in runs}
+    if len(set(said.values())) == 1:
+        return said
+    from sfactory.envs import EnvError, make_spec
+
+    known: dict[str, str] = {}
+    for run in runs:
+        own = said[id(run)]
+        if own not in known:
+            try:
+                known[own] = make_spec(task, run.config.env.arguments).protocol or own
+            except EnvError:  # its package is not here: settings that differ must be taken for rules
+                known[own] = own
+    return {key: known[own] for key, own in said.items()}
 
 
 def _curve(run: RunFolder, task: str, metric: str, axis: str) -> tuple[np.ndarray, np.ndarray]:

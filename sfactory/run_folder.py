@@ -57,6 +57,14 @@ class RunFolder:
             return psutil.Process(pid).create_time() <= (self.path / "status.json").stat().st_mtime + 1.0
         return False
 
+    @cached_property
+    def protocol(self) -> str:
+        """What the newest checkpoint is stamped with: the rules of the (first) task as they were played. Or empty."""
+        for file in sorted(self.path.glob("checkpoints/[0-9]*/state.json"), reverse=True):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                return str(json.loads(file.read_text()).get("protocol", ""))
+        return ""
+
     def column(self, name: str) -> np.ndarray:
         """[rows], NaN where there is nothing."""
         return self.rows.get(name, np.full(len(self.rows["env_steps"]), np.nan))

@@ -74,7 +74,17 @@ def test_what_is_the_same_rule_in_other_words_may_mix(fabricate, runs):
     fabricate("a3", [1], target="atari/pong", **{"env.protocol": "machado", "run.seed": 3})
     assert len(compare([runs / "a1", runs / "a2"]).panels) == 1
     assert len(compare([runs / "a1", runs / "a2"]).panels[0].groups) == 1
-    with pytest.raises(ValueError, match=r"a3 was trained on atari/pong under other rules .*machado.* is not atari dqn"):
+    with pytest.raises(ValueError, match=r"a3 was trained on atari/pong under other rules .*machado.* is not atari"):
+        compare([runs])
+
+
+def test_the_protocol_a_checkpoint_was_stamped_with_counts_most(fabricate, runs):
+    """The same settings under another version of an environment's package are other rules."""
+    for name, said in (("a1", "minatar v0, 6 actions"), ("a2", "minatar v1, 3 actions")):
+        checkpoint = fabricate(name, [1]) / "checkpoints/000000001000"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "state.json").write_text(json.dumps({"protocol": said}))
+    with pytest.raises(ValueError, match="minatar v1, 3 actions is not minatar v0, 6 actions"):
         compare([runs])
 
 
