@@ -92,10 +92,10 @@ def _header(run: RunFolder) -> str:
     seconds = float(run.status.get("seconds") or _last(run, "seconds"))
     tiles = [
         ("return", svg.number(_score(run)), "mean of the last 100 games"),
-        ("steps", human(steps) if np.isfinite(steps) else "-", f"{human(_last(run, 'charts/frames'))} frames"),
-        ("speed", f"{human(steps / seconds)}/s" if seconds > 0 else "-", "steps, over the whole training"),
+        ("steps", _short(steps), f"{_short(_last(run, 'charts/frames'))} frames"),
+        ("speed", f"{_short(steps / seconds)}/s" if seconds > 0 else "-", "steps, over the whole training"),
         ("training time", duration(seconds) if np.isfinite(seconds) else "-", f"{run.config.run.mode}"),
-        ("updates", human(_last(run, "charts/updates")), f"{run.config.batch_rows:,} rows each"),
+        ("updates", _short(_last(run, "charts/updates")), f"{run.config.batch_rows:,} rows each"),
     ]
     if np.isfinite(_last(run, HUMAN)):
         tiles.insert(1, ("human scale", f"{_last(run, HUMAN):.2f}", "0 random policy, 1 human tester"))
@@ -248,6 +248,11 @@ def _last(run: RunFolder, name: str) -> float:
     values = run.column(name)
     known = values[np.isfinite(values)]
     return float(known[-1]) if known.size else float("nan")
+
+
+def _short(value: float) -> str:
+    """12.3M, or a dash for what is not known."""
+    return human(value) if np.isfinite(value) else "-"
 
 
 def _card(run: RunFolder, title: str, metrics: dict[str, str], wide: bool = False) -> str:
