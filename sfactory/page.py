@@ -27,7 +27,8 @@ header > p:first-of-type, .quiet, .none { color: var(--quiet); }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); gap: 12px; }
 figure { margin: 0; padding: 10px 12px 6px; min-width: 0; break-inside: avoid; }
 .wide { grid-column: span 2; grid-row: span 2; }
-@media (max-width: 760px) { .wide { grid-column: auto; grid-row: auto; } }
+@media (max-width: 1090px) { .wide { grid-column: 1 / -1; grid-row: auto; } }
+a { color: var(--c0); }
 figcaption { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: baseline; }
 .key { color: var(--quiet); font-size: 12px; white-space: nowrap; } .key b { color: var(--ink); }
 .key i { display: inline-block; width: 9px; height: 9px; border-radius: 2px; margin-right: 4px; background: var(--k); }

@@ -71,12 +71,16 @@ class RunFolder:
 
     def settings(self) -> dict[str, Any]:
         """Dotted name -> value, of all settings that matter for what is learnt."""
-        everything = flat(self.config)
-        ends = self.config.optim.schedule == "linear"
-        return {
-            name: value for name, value in everything.items()
-            if not name.startswith(IRRELEVANT) or (ends and name == "stop.env_steps")
-        }  # fmt: skip
+        return relevant(self.config)
+
+
+def relevant(config: Config) -> dict[str, Any]:
+    """Dotted name -> value, of all settings that matter for what is learnt at a given step."""
+    ends = config.optim.schedule == "linear"
+    return {
+        name: value for name, value in flat(config).items()
+        if not name.startswith(IRRELEVANT) or (ends and name == "stop.env_steps")
+    }  # fmt: skip
 
 
 def read(path: Path) -> RunFolder:

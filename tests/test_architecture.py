@@ -53,7 +53,7 @@ ALLOWED = {
     "comparison": {"envs", "run_folder", "statistics"},
     "compare_plot": {"comparison", "exits", "metrics"},
     "compare": {"compare_plot", "comparison", "exits", "metrics", "presets", "settings"},
-    "report": {"config", "exits", "metrics", "presets", "run_folder", "settings", "svg"},
+    "report": {"config", "exits", "metrics", "page", "presets", "run_folder", "settings", "svg"},
     "sweep": {
         "checkpoint",
         "compare",
@@ -67,6 +67,7 @@ ALLOWED = {
         "settings_file",
         "writers",
     },
+    "page": set(),
 }
 WORKERS = {  # file of workers/ -> rooms it may import
     "sampler": {"memory", "envs", "workers"},
