@@ -33,6 +33,7 @@ from typing import Any
 from sfactory import checkpoint, compare, presets, settings
 from sfactory.comparison import compare as compared
 from sfactory.config import Config
+from sfactory.envs import make_specs
 from sfactory.exits import Ended, Exit, last_line
 from sfactory.metrics import duration
 from sfactory.run_folder import flat, named, read, read_status, relevant
@@ -67,6 +68,8 @@ def main(args: list[str]) -> int:
         raise Ended(Exit.USAGE, f"jobs is {jobs}; at least one run at a time")
     folder = Path(own["--dir"][-1]) if "--dir" in own else None
     folder, plan = planned(names[0], base, own.get("--grid", []), seeds(own.get("--seeds", ["0..2"])[-1]), folder)
+    for env in {repr(job.config.env): job.config.env for job in plan}.values():
+        make_specs(env.tasks, env.arguments)  # an environment that cannot be built: said once, and here
     with alone(folder):
         sweep = Sweep(folder, plan, jobs, retry="--retry" in own)
         code, sentence = sweep.run()

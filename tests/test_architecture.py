@@ -59,6 +59,7 @@ ALLOWED = {
         "compare",
         "comparison",
         "config",
+        "envs",
         "exits",
         "metrics",
         "presets",
