@@ -60,8 +60,9 @@ def draw(found: Comparison, axes: Sequence[str]) -> Any:
     """The figure: curves by each of `axes`, scores, chances."""
     from matplotlib import pyplot
 
-    names = list(dict.fromkeys(label for panel in found.panels for label, _ in panel.groups))
+    names = list(dict.fromkeys(label for panel in found.panels for label, _ in panel.groups if label))
     look = {n: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, n in enumerate(names)}
+    look[""] = COLOURS[0], DASHES[0]  # a group alone in its panel has no name
     several = max(len(panel.groups) for panel in found.panels) > 1
     widths = [3.0] * len(axes) + [2.0] + ([1.5] if several else [])
     most = max(len(panel.groups) for panel in found.panels)
@@ -117,7 +118,7 @@ def _names(room: Any, panel: Panel, look: dict[str, Any]) -> None:
     """One row per group, from the top, named in its colour."""
     labels = [label for label, _ in panel.groups]
     room.set_ylim(len(labels) - 0.4, -0.6)
-    room.set_yticks(range(len(labels)), [_folded(label, panel) for label in labels])
+    room.set_yticks(range(len(labels)), [_folded(label, panel, look[label][1]) for label in labels])
     for text, label in zip(room.get_yticklabels(), labels, strict=True):
         text.set_color(look[label][0])
         text.set_fontweight("bold")
@@ -125,10 +126,11 @@ def _names(room: Any, panel: Panel, look: dict[str, Any]) -> None:
     room.spines["left"].set_visible(False)
 
 
-def _folded(label: str, panel: Panel) -> str:
-    """A setting per line; group of one panel: how many runs it is."""
+def _folded(label: str, panel: Panel, dash: Any) -> str:
+    """A setting per line, and how the line is drawn where its colour is not its own. A group alone: how many runs."""
     runs = sum(len(group.runs) for group in dict(panel.groups)[label])
-    return "\n".join(label.split(" ")) if label else f"{runs} run{'s' * (runs > 1)}"
+    drawn = ("", " (dashed)", " (dotted)", " (dash-dot)")[DASHES.index(dash)]
+    return "\n".join(label.split(" ")) + drawn if label else f"{runs} run{'s' * (runs > 1)}"
 
 
 def _scores(room: Any, panel: Panel, look: dict[str, Any]) -> None:
@@ -151,7 +153,7 @@ def _chances(room: Any, panel: Panel, look: dict[str, Any]) -> None:
     if len(panel.groups) == 1:
         room.set_axis_off()
         return
-    room.set_title("chance to beat the first", loc="left", color=GREY)
+    room.set_title("beats the first", loc="left", color=GREY)
     room.axvline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
     for place, (label, _) in enumerate(panel.groups):
         colour, found = look[label][0], panel.improvement(label)

@@ -179,6 +179,7 @@ class Sweep:
         self.queue: list[tuple[Job, bool]] = []  # (run, resume)
         self.running: list[Running] = []
         self.failed: list[tuple[str, int]] = []
+        self.stopped = 0  # exit code of a run that somebody else asked to stop
         self.done = 0
         self.walls: list[float] = []
         self.signal, self.signals = 0, 0
@@ -209,6 +210,8 @@ class Sweep:
             names = ", ".join(f"{name} (exit {code})" for name, code in self.failed)
             hint = "" if self.retry else "; --retry tries them again"
             return _known(self.failed[0][1]), f"{reached}; failed: {names}{hint}; output in {self.folder / 'logs'}"
+        if self.stopped:
+            return _known(self.stopped), f"{reached}; others were stopped; the same command goes on"
         return Exit.FINISHED, reached
 
     def _sort(self, job: Job) -> None:
@@ -269,6 +272,7 @@ class Sweep:
             reached = status.get("training_return")
             said += f", return {reached:.4g}" if isinstance(reached, int | float) else ""
         elif code in STOPPED or (self.signals and code < 0):
+            self.stopped = code
             said = f"stopped at {int(status.get('env_steps', 0)):,} steps"
         else:
             self.failed.append((one.job.name, code))

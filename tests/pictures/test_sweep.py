@@ -106,7 +106,8 @@ def test_the_same_command_finds_its_folder_and_another_has_its_own(world, typed)
 
 def test_finished_runs_are_left_alone_and_interrupted_ones_resumed(world, typed):
     world.codes = {"optim.lr=1e-3_s1": 130}
-    assert typed(*GRID)[0] == 0
+    code, _, line = typed(*GRID)
+    assert (code, "3 of 4 runs finished; others were stopped; the same command goes on" in line) == (130, True)
     world.started.clear()
     world.codes = {}
     code, _, line = typed(*GRID)
