@@ -40,7 +40,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow --timeout 600
+	$(BIN)/python -m pytest -m 'slow or browser' --timeout 600
 
 learn: $(VENV)/.dev
 	$(BIN)/python -m pytest -m learn --timeout 7200

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NoReturn
 from sfactory import help as texts
 from sfactory._version import __version__
 from sfactory.exits import Ended, Exit, last_line, resume_command, told
-from sfactory.help import HELP
 from sfactory.resuming import refuse_changes
 from sfactory.run_folder import need_checkpoint, new_folder, settings_of
 from sfactory.verbs.bench import bench, profile
@@ -61,7 +60,7 @@ def _dispatch(args: list[str]) -> int:
         print(f"sfactory {__version__}")
         return 0
     if verb in ("--help", "-h", "help"):
-        print(HELP, end="")
+        print(texts.HELP, end="")
         return 0
     if verb not in VERBS:
         raise Ended(Exit.USAGE, f"{verb}: no such verb{_meant(verb)}; there are {', '.join(VERBS)}")
@@ -128,6 +127,17 @@ def resume(args: list[str]) -> int:
     return _run(config, run_dir, resume=True, as_json="--json" in own)
 
 
+def _room(name: str) -> Callable[[list[str]], int]:
+    """A verb that is the `main` of a room of its own, loaded when it is asked for."""
+
+    def run(args: list[str]) -> int:
+        from importlib import import_module
+
+        return int(import_module(f"sfactory.{name}").main(args))
+
+    return run
+
+
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": (texts.TRAIN_HELP, train),
     "resume": (texts.RESUME_HELP, resume),
@@ -135,6 +145,9 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "watch": (texts.WATCH_HELP, watch),
     "export": (texts.EXPORT_HELP, export),
     "info": (texts.INFO_HELP, info),
+    "compare": (texts.COMPARE_HELP, _room("compare")),
+    "report": (texts.REPORT_HELP, _room("report")),
+    "sweep": (texts.SWEEP_HELP, _room("sweep")),
     "bench": (texts.BENCH_HELP, bench),
     "profile": (texts.PROFILE_HELP, profile),
     "verify-resume": (texts.VERIFY_HELP, verify),

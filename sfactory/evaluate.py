@@ -7,18 +7,16 @@ stratified-bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sfactory.games import iqm, play_task, torch_policy
+from sfactory.games import play_task, torch_policy
 from sfactory.metrics import human_normalized
+from sfactory.statistics import bootstrap, iqm
 from sfactory.video import Filmed, Video, check_video, video_path
-
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -114,22 +112,6 @@ class Evaluations:
     def report(self) -> str:
         """For people."""
         return "\n\n".join(evaluation.report() for evaluation in self.tasks)
-
-
-# -- statistics ----------------------------------------------------------------------------------------------
-
-
-def bootstrap(
-    strata: Sequence[np.ndarray], statistic: Callable[..., Any], resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of `statistic` over all scores, resampled within each stratum (task).
-
-    strata: one [n_i] array per task. statistic: takes (scores [R, sum n_i], axis=1) and returns [R].
-    """
-    draws = np.random.default_rng(seed)
-    columns = [x[draws.integers(len(x), size=(resamples, len(x)))] for x in map(np.asarray, strata)]
-    low, high = np.percentile(statistic(np.concatenate(columns, axis=1), axis=1), (2.5, 97.5))
-    return float(low), float(high)
 
 
 # -- playing -------------------------------------------------------------------------------------------------

@@ -49,14 +49,6 @@ class NoFilm:
     def end(self, episodic_return: float, length: int) -> None: ...
 
 
-def iqm(scores: np.ndarray, axis: int | None = None) -> Any:
-    """Interquartile mean: the mean without the lowest and highest quarter (rounded down), as in rliable."""
-    ordered = np.sort(scores, axis=axis)
-    count = ordered.shape[-1 if axis is None else axis]
-    cut = int(0.25 * count)
-    return np.take(ordered, range(cut, count - cut), axis=-1 if axis is None else axis).mean(axis=axis)
-
-
 def environments(task: str, seed: int, settings: Settings, render: bool = False) -> Callable[[int, int], Group]:
     """What `play` builds its groups with. render: groups that can be filmed."""
 

@@ -11,6 +11,9 @@ sfactory: train a policy as fast as one machine allows
   sfactory watch  runs/NAME                             the live panel of a run elsewhere
   sfactory export RUN -o policy.onnx                    one file that needs no sfactory, checked
   sfactory info   runs/NAME                             what a checkpoint is, and is it whole?
+  sfactory compare RUNS... [-o plot.png]                curves and scores with intervals, side by side
+  sfactory report runs/NAME [-o report.html]            one run as a page
+  sfactory sweep  TARGET --seeds 0..4 --grid optim.lr=1e-4,3e-4 --jobs 2
   sfactory verify-resume TARGET                         kill, resume, and compare bit for bit
   sfactory check-env TARGET                             does an environment keep its promises?
   sfactory doctor                                       does this machine help or hinder?
@@ -188,4 +191,48 @@ it in every shell, put the line into the file behind it:
   source <(sfactory completion bash)       ~/.bashrc
   source <(sfactory completion zsh)        ~/.zshrc, below compinit
   sfactory completion fish | source        ~/.config/fish/config.fish
+"""
+
+COMPARE_HELP = """\
+sfactory compare RUNS... [-o plot.png] [--by env_steps|seconds]
+
+  sfactory compare runs/a* runs/b*                       a table
+  sfactory compare runs/a* runs/b* -o plot.png           and a picture
+  sfactory compare runs/minatar-breakout_sweep_1f0c2a    every run of a sweep
+
+Runs of the same settings but for their seed are one group. Scores (interquartile mean over seeds, 95 %
+stratified-bootstrap interval, chance to beat the first group) are read where the shortest run ends.
+Every task has its own table; human-normalised scores (Atari) are averaged over tasks too. Runs under
+different protocols are refused.
+
+  -o FILE           .png, .svg or .pdf; without a suffix PNG and SVG; several are possible
+  --by AXIS         compare at the same env_steps or seconds (env_steps; the picture shows both)
+  --json            everything as one JSON object on stdout, curves too
+"""
+
+REPORT_HELP = """\
+sfactory report runs/NAME [-o report.html]
+
+One run as one HTML page that needs nothing else, no network and no scripts: how it ended, curves, lag,
+where the time went, faults and events, configuration, checkpoints, videos of the folder.
+
+  -o FILE           where to (runs/NAME/report.html); videos are linked from there
+"""
+
+SWEEP_HELP = """\
+sfactory sweep TARGET [--seeds 0..4] [--grid NAME=V1,V2 ...] [--jobs N] [--section.field value ...]
+
+  sfactory sweep minatar/breakout --seeds 0..4 --grid optim.lr=1e-4,3e-4 --jobs 2
+
+One run per seed and cell of the grid, each a process and a folder of its own, and a table at the end.
+The same command again goes on: what is finished is left alone, what was interrupted is resumed.
+
+  --seeds S         0..4 (five of them), or 1,5,7             (0..2)
+  --grid NAME=...   values of a setting; several --grid: all combinations; widths: model.hidden=64,128+32
+  --jobs N          runs at the same time                     (1)
+  --dir DIR         folder of the sweep                       (runs/<preset>_sweep_<settings>)
+  --retry           runs that failed are tried again
+  --config FILE     as in `train`
+  --json            the table as JSON on stdout, as of `compare`
+Exit code: 0, or that of the first run that failed; 130 after Ctrl-C, 143 after SIGTERM, all saved.
 """

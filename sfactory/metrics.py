@@ -41,6 +41,8 @@ STAGES: dict[str, dict[str, str]] = {
 
 BOUND = {"sampler": "sampling-bound", "inference": "inference-bound", "learner": "learner-bound"}
 SATURATED = 2 / 3  # share of its time a worker works from which on the others wait for it rather than each for each
+LAG_SHARES = {"0": "0", "1": "1", "2": "2", "4": "3 or 4", "8": "5 to 8", "16": "9 to 16", "more": "17 or more"}
+"""A histogram of lag, bin by bin: its largest lag (a bin begins where the one before ends) -> the same in words."""
 
 METRICS: dict[str, str] = {
     "charts/episodic_return": "mean return of the last 100 whole games, unclipped",
@@ -65,6 +67,7 @@ METRICS: dict[str, str] = {
     "lag/p95": "updates between acting and learning, 95th percentile",
     "lag/max": "updates between acting and learning, worst step",
     "lag/seconds": "lag/mean times the seconds an update takes",
+    **{f"lag/share_{name}": f"share of steps whose lag was {said} updates" for name, said in LAG_SHARES.items()},
     "lag/mean/<worker>": "updates between acting and learning, mean over the steps of one sampler",
     "lag/p95/<worker>": "updates between acting and learning, 95th percentile of one sampler's steps",
     "lag/max/<worker>": "updates between acting and learning, worst step of one sampler",
@@ -288,7 +291,10 @@ def human_normalized(score: float, reference: tuple[float, float]) -> float:
 
 
 def lag_row(lags: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
-    """Mean, 95th percentile and worst lag of all steps, and of every worker's. lags: worker -> arrays of updates."""
+    """Mean, 95th percentile and worst lag of all steps, and of every worker's; shares of the histogram's bins.
+
+    lags: worker -> arrays of updates.
+    """
     each = {f"/{worker}": np.concatenate(arrays) for worker, arrays in lags.items() if arrays}
     found = {"": np.concatenate(list(each.values())), **each} if each else {}
     row: dict[str, float] = {}
@@ -296,6 +302,10 @@ def lag_row(lags: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
         if len(values):
             row |= {f"lag/mean{end}": float(values.mean()), f"lag/p95{end}": float(np.percentile(values, 95))}
             row[f"lag/max{end}"] = float(values.max())
+    if found and len(found[""]):
+        edges = [int(name) for name in LAG_SHARES if name.isdigit()]
+        counts = np.bincount(np.searchsorted(edges, found[""]), minlength=len(LAG_SHARES))
+        row |= {f"lag/share_{name}": float(n / counts.sum()) for name, n in zip(LAG_SHARES, counts, strict=True)}
     return row
 
 

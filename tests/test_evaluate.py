@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from sfactory.envs import EnvFault, Episode, Step
-from sfactory.evaluate import Evaluation, Evaluations, bootstrap
-from sfactory.games import ENVS, FAULTS, iqm, play, share, torch_policy
+from sfactory.evaluate import Evaluation, Evaluations
+from sfactory.games import ENVS, FAULTS, play, share, torch_policy
+from sfactory.statistics import bootstrap, iqm
 
 
 class FakeGroup:

@@ -108,6 +108,12 @@ def test_lags_give_mean_percentile_and_worst_of_all_and_of_each_sampler():
     assert lag_row({}) == {}
 
 
+def test_lags_are_shares_of_a_histogram():
+    row = lag_row({"sampler-0": [np.array([0, 1, 2, 3, 4, 5]), np.array([8, 9])], "sampler-1": [np.array([16, 17])]})
+    shares = {name: row[f"lag/share_{name}"] for name in ("0", "1", "2", "4", "8", "16", "more")}
+    assert shares == pytest.approx({"0": 0.1, "1": 0.1, "2": 0.1, "4": 0.2, "8": 0.2, "16": 0.2, "more": 0.1})
+
+
 def test_lag_in_seconds_is_lag_times_the_seconds_of_an_update():
     board = Board()
     board.snapshot(0, 0, 0, 0.0)

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from sfactory import checkpoint
-from sfactory.games import iqm, play_task, torch_policy
+from sfactory.games import play_task, torch_policy
+from sfactory.statistics import iqm
 from sfactory.workers.network import build_model
 from sfactory.workers.wiring import EVALUATOR, Plan
 from sfactory.workers.worker import Message, Post
