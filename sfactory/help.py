@@ -69,7 +69,7 @@ sfactory bench TARGET [--section.field value ...]
 "at best" is the environment's own library, and the network in plain torch at the batch, threads and
 memory format that cost least: nothing of sfactory's. The roofline of N cores is N / (sum of these
 costs per step); with a GPU it is the environment alone on all cores. "here" are sfactory's own
-stages, each alone. On a machine that does other things all numbers are too low, and not by one factor.
+stages, each alone. On a machine that does other things all numbers are too low, not by one factor.
 """
 
 PROFILE_HELP = """\
@@ -200,9 +200,9 @@ sfactory compare RUNS... [-o plot.png] [--by env_steps|seconds]
   sfactory compare runs/a* runs/b* -o plot.png           and a picture
   sfactory compare runs/minatar-breakout_sweep_1f0c2a    every run of a sweep
 
-Runs of the same settings but for their seed are one group. Scores (interquartile mean over seeds, 95 %
-stratified-bootstrap interval, chance to beat the first group) are read where the shortest run ends.
-Every task has its own table; human-normalised scores (Atari) are averaged over tasks too. Runs under
+Runs of the same settings but for their seed are one group. Scores (interquartile mean over seeds,
+95 % stratified-bootstrap interval, chance to beat the first group) are read where the shortest run
+ends. Every task has its own table; human-normalised scores (Atari) are averaged over tasks too. Runs under
 different protocols are refused.
 
   -o FILE           .png, .svg or .pdf; without a suffix PNG and SVG; several are possible
@@ -213,8 +213,8 @@ different protocols are refused.
 REPORT_HELP = """\
 sfactory report runs/NAME [-o report.html]
 
-One run as one HTML page that needs nothing else, no network and no scripts: how it ended, curves, lag,
-where the time went, faults and events, configuration, checkpoints, videos of the folder.
+One run as one HTML page that needs nothing else, no network and no scripts: how it ended, curves,
+lag, where the time went, faults and events, configuration, checkpoints, videos of the folder.
 
   -o FILE           where to (runs/NAME/report.html); videos are linked from there
 """
@@ -228,7 +228,7 @@ One run per seed and cell of the grid, each a process and a folder of its own, a
 The same command again goes on: what is finished is left alone, what was interrupted is resumed.
 
   --seeds S         0..4 (five of them), or 1,5,7             (0..2)
-  --grid NAME=...   values of a setting; several --grid: all combinations; widths: model.hidden=64,128+32
+  --grid NAME=...   values of a setting; several --grid: all combinations; model.hidden=64,128+32
   --jobs N          runs at the same time                     (1)
   --dir DIR         folder of the sweep                       (runs/<preset>_sweep_<settings>)
   --retry           runs that failed are tried again
