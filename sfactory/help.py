@@ -202,8 +202,8 @@ sfactory compare RUNS... [-o plot.png] [--by env_steps|seconds]
 
 Runs of the same settings but for their seed are one group. Scores (interquartile mean over seeds,
 95 % stratified-bootstrap interval, chance to beat the first group) are read where the shortest run
-ends. Every task has its own table; human-normalised scores (Atari) are averaged over tasks too. Runs under
-different protocols are refused.
+ends. Every task has its own table; human-normalised scores (Atari) are averaged over tasks too. Runs
+under different protocols are refused.
 
   -o FILE           .png, .svg or .pdf; without a suffix PNG and SVG; several are possible
   --by AXIS         compare at the same env_steps or seconds (env_steps; the picture shows both)

@@ -74,7 +74,7 @@ class Lockstep:
 
 def run_lockstep(plan: Plan, record: Record) -> Outcome:
     """A whole run in this process."""
-    torch.set_num_threads(plan.config.run.learner_threads)
+    torch.set_num_threads(1)
     keep_memory()
     saved = checkpoint.load_lockstep(Path(plan.resume_from)) if plan.resume_from else {}
     if saved:

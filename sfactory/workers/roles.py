@@ -61,7 +61,7 @@ def play(name: str, fds: tuple[int, ...], role: Role) -> int:
 
         from sfactory.workers.learner import Learner
 
-        torch.set_num_threads(run.learner_threads)
+        torch.set_num_threads(1)  # its threads share rows, not operations (`workers.crew`)
         try:
             learner = Learner(shared, post)
         except CheckpointError as error:

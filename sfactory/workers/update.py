@@ -26,6 +26,7 @@ from sfactory.algo.surrogate import SURROGATES, SurrogateInput, check_weights
 from sfactory.algo.trace import TRACES, Trace
 from sfactory.config import Config
 from sfactory.model.actor_critic import ActorCritic, Output
+from sfactory.workers.crew import Crew, Network
 from sfactory.workers.network import precision
 
 SHUFFLE_STREAM = 3
@@ -133,6 +134,7 @@ class Update:
         self.target_scale = TargetScale(device=device) if config.normalize.value_targets else None
         self.obs_moments = {name: Moments(shape, device) for name, shape in model.normalized_shapes().items()}
         self._unroll = _Unroll(model)
+        self.network = Network(model, Crew(config.run.learner_threads), self.autocast)
         # Rows of one lane resemble each other: minibatches of rows have a quieter gradient. Memory needs whole lanes.
         self.by_rows = o.shuffle == "rows" and not model.state_size
         self.kl, self.ess = optim.kl_target, 1.0  # of the last update; what the adaptive schedules look at
@@ -160,8 +162,7 @@ class Update:
 
     def _one_pass(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step per update: the forward pass of the start is the forward pass of the gradient."""
-        with self.autocast():
-            out = self.model.unroll(batch.obs, batch.first, batch.state)
+        out = self.network.learn(batch.obs, batch.first, batch.state)
         log_prob, entropy = self.distribution.log_prob_entropy(out.params[:-1], batch.action)
         start = self._start(batch, out, log_prob)
         self.proximal.begin_update(self.model, start.log_prob, start.params)
@@ -170,8 +171,7 @@ class Update:
 
     def _many_passes(self, batch: Batch, updates: int) -> tuple[dict[str, Tensor], Tensor]:
         with torch.no_grad():
-            with self.autocast():
-                out = self.model.unroll(batch.obs, batch.first, batch.state)
+            out = self.network.look(batch.obs, batch.first, batch.state)
             start = self._start(batch, out, self.distribution.log_prob(out.params[:-1], batch.action))
         inputs = batch._replace(obs={name: x[:-1] for name, x in batch.obs.items()}, first=batch.first[:-1])
         targets = start.trace.target
@@ -182,8 +182,7 @@ class Update:
         stats: dict[str, Tensor] = {}
         for number, index in enumerate(self._shuffled(inputs.valid.shape[1], updates)):
             part = inputs.lanes(index)
-            with self.autocast():
-                out = self.model.unroll(part.obs, part.first, part.state)
+            out = self.network.learn(part.obs, part.first, part.state)
             log_prob, entropy = self.distribution.log_prob_entropy(out.params, part.action)
             stats = self._minibatch(part, start, index, out.params, out.value, log_prob, entropy, report=number == last)
             skipped.append(stats["skipped"])
@@ -321,6 +320,7 @@ class Update:
         """Gradient step; returns the gradient norm and 1.0 if the step was not taken because it is not finite."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.network.backward()
         limit = self.config.optim.max_grad_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         # The fused optimizer skips the step on the device when this is 1: no synchronisation to find out.
