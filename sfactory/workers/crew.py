@@ -23,7 +23,7 @@ from sfactory.model.actor_critic import ActorCritic, Output
 
 T = TypeVar("T")
 PARTS = 8  # of a large batch: the last one is short beside the whole
-FEW_ROWS, MANY_ROWS = 128, 512  # of small observations in a part: fewer are not worth the calls, more leave the cache
+FEW_ROWS, MANY_ROWS = 256, 512  # of small observations in a part: fewer are not worth the calls, more leave the cache
 PART_NUMBERS = 1 << 20  # numbers of large observations in a part: 37 pictures of Atari
 
 
