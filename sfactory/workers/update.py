@@ -32,6 +32,9 @@ from sfactory.workers.network import precision
 SHUFFLE_STREAM = 3
 
 
+TRACE_ONLY = ("reward", "terminated", "truncated", "discounted_return")
+
+
 class Batch(NamedTuple):
     """Slots side by side, time-major, on the learner's device."""
 
@@ -53,10 +56,13 @@ class Batch(NamedTuple):
         return Batch(**{name: _as_rows(value) for name, value in self._asdict().items()})
 
     def lanes(self, index: Tensor | None) -> Batch:
-        """The minibatch of those lanes; None is all of them, without a copy."""
+        """The minibatch of those lanes; None is all of them, without a copy. What the trace alone needs is left out."""
         if index is None:
             return self
-        pick = {name: _pick(value, index, 0 if name == "state" else 1) for name, value in self._asdict().items()}
+        pick: dict[str, Any] = {
+            name: None if name in TRACE_ONLY else _pick(value, index, 0 if name == "state" else 1)
+            for name, value in self._asdict().items()
+        }
         return Batch(**pick)
 
 
@@ -318,9 +324,8 @@ class Update:
 
     def _descend(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient step; returns the gradient norm and 1.0 if the step was not taken because it is not finite."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.network.backward()
+        loss.backward()  # as far as the network's outputs
+        self.network.backward()  # new gradients in the place of the old ones
         limit = self.config.optim.max_grad_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         # The fused optimizer skips the step on the device when this is 1: no synchronisation to find out.
