@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -90,9 +91,26 @@ def ids() -> list[str]:
     return list(gymnasium.registry)
 
 
+def heed(message: str) -> None:
+    """MuJoCo's warnings, but for one about gymnasium's own models that comes once per environment."""
+    if "settotalmass" not in message:
+        warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)
+
+
+def listen_to_mujoco(env_id: str) -> None:
+    """Its own handler prints, and leaves a file MUJOCO_LOG.TXT wherever one stands."""
+    registered = gymnasium.registry.get(env_id)
+    if registered is not None and "mujoco" in str(registered.entry_point):
+        with contextlib.suppress(ImportError, AttributeError):
+            import mujoco
+
+            mujoco.set_mju_user_warning(heed)
+
+
 @contextmanager
 def told(env_id: str) -> Iterator[None]:
     """gymnasium's errors as one line that says what to do."""
+    listen_to_mujoco(env_id)
     try:
         yield
     except (NameNotFound, NamespaceNotFound, VersionNotFound) as error:
