@@ -14,6 +14,7 @@ import dataclasses
 import inspect
 import itertools
 import sys
+import textwrap
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -182,7 +183,8 @@ def presets_page() -> str:
         for word in ("Published", "Measured"):
             paragraphs = paragraphs.replace(f" {word}", f"\n\n{word}", 1)
         env = f" (`{preset.env}`)" if preset.env else ""
-        lines += [f"## {preset.name}", "", cell_text(preset.description) + env, "", cell_text(paragraphs), ""]
+        wrapped = "\n\n".join(textwrap.fill(cell_text(text), 120) for text in paragraphs.split("\n\n"))
+        lines += [f"## {preset.name}", "", cell_text(preset.description) + env, "", wrapped, ""]
     return page("Presets", "the comments in configs/", *lines)
 
 

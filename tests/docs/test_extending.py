@@ -51,7 +51,7 @@ def test_the_environment_is_installed_checked_and_learnt(tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", str(site), str(source)], check=True, capture_output=True)
     assert "mygames" in run(tmp_path, "envs", path=[site])
-    run(tmp_path, *typed("check-env"), path=[site])
+    run(tmp_path, *typed("check-env", "mygames/guess"), path=[site])
     quick = ["--run.mode", "async", "--optim.lr", "1e-2", "--stop.target-return", "9", "--stop.env-steps", "60k"]
     run(tmp_path, *typed("train", "mygames/guess"), *SMALL, *quick, path=[site])
     status = json.loads((tmp_path / "run/status.json").read_text())
