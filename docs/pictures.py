@@ -21,8 +21,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-OUT = Path(__file__).parent / "pictures"
-PANEL = Path(__file__).parents[1] / "benchmarks" / "pictures.py"
+OUT = Path(__file__).resolve().parent / "pictures"
+PANEL = Path(__file__).resolve().parents[1] / "benchmarks" / "pictures.py"
 STEPS = 400_000
 BREAKOUT = ["minatar/breakout", "--stop.env-steps", str(STEPS), "--eval.every", "100k", "--log.every-seconds", "2"]
 CARTPOLE = ["classic/cartpole", "--seeds", "1..3", "--grid", "optim.lr=2e-3,2e-4", "--stop.env-steps", "60k"]
@@ -41,8 +41,9 @@ def reached(run: Path) -> int:
 
 
 @contextlib.contextmanager
-def breakout(run: Path) -> Iterator[None]:
+def breakout() -> Iterator[Path]:
     """A run of Breakout; inside, it is half-way. Finished at the end."""
+    run = Path("runs/minatar-breakout_s1")
     process = subprocess.Popen(sfactory("train", *BREAKOUT, "--run.dir", run, "--quiet"))
     try:
         deadline = time.monotonic() + LATEST
@@ -50,7 +51,7 @@ def breakout(run: Path) -> Iterator[None]:
             if process.poll() is not None or time.monotonic() > deadline:
                 sys.exit(f"the run in {run} did not get half-way")
             time.sleep(0.2)
-        yield
+        yield run
         if process.wait(LATEST) != 0:
             sys.exit(f"the run in {run} ended with exit code {process.returncode}")
     finally:
@@ -75,20 +76,17 @@ def main() -> None:
     if set(asked) - {"panel", "compare", "report"}:
         sys.exit(__doc__)
     OUT.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        temporary = Path(folder).resolve()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # short names in the pictures
         if {"panel", "report"} & set(asked):
-            run = temporary / "breakout"
-            with breakout(run):
+            with breakout() as run:
                 if "panel" in asked:
                     subprocess.run([sys.executable, PANEL, "panel", run, OUT / "panel.svg"], check=True)
             if "report" in asked:
-                subprocess.run(sfactory("report", run, "-o", temporary / "report.html"), check=True)
-                screenshot(temporary / "report.html", OUT / "report.png", temporary / "profile")
+                subprocess.run(sfactory("report", run), check=True)
+                screenshot(Path(folder).resolve() / run / "report.html", OUT / "report.png", Path(folder) / "profile")
         if "compare" in asked:
-            sweep = temporary / "sweep"
-            subprocess.run(sfactory("sweep", *CARTPOLE, "--jobs", "2", "--dir", sweep), check=True)
-            subprocess.run(sfactory("compare", sweep, "-o", OUT / "compare.png"), check=True)
+            subprocess.run(sfactory("sweep", *CARTPOLE, "--jobs", "2", "--dir", "runs/sweep"), check=True)
+            subprocess.run(sfactory("compare", "runs/sweep", "-o", OUT / "compare.png"), check=True)
     print("\n".join(f"docs/pictures/{path.name}  {path.stat().st_size // 1024} KiB" for path in sorted(OUT.iterdir())))
 
 
