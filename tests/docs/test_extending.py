@@ -15,6 +15,7 @@ from documents import ROOT, blocks, commands, named
 
 SFACTORY = str(Path(sys.executable).parent / "sfactory")  # the console script: unlike -m, it has no folder on its path
 PAGE = ROOT / "docs" / "extending.md"
+pytestmark = pytest.mark.timeout(300)
 SMALL = [
     "--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "--learning.minibatches", "2",
     "--stop.env-steps", "2000", "--run.mode", "lockstep", "--run.dir", "run", "--quiet",

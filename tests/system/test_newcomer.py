@@ -16,11 +16,11 @@ from documents import ROOT, blocks
 
 README = ROOT / "README.md"
 SMOKE = {  # verb -> what is added to it in a block marked `measured`
-    "train": "--stop.env-steps 6k --eval.every 0",
+    "train": "--stop.env-steps 6k",
     "resume": "--stop.env-steps 12k",
     "eval": "--episodes 2 --max-steps 50",
     "sweep": "--stop.env-steps 4k --seeds 0..1",
-    "verify-resume": "--steps 3000 --kills 1",
+    "verify-resume": "--steps 10k --kills 1",
     "check-env": "--seconds 1",
     "bench": "--seconds 2",
     "profile": "--seconds 1",
@@ -33,7 +33,7 @@ def smoke(line):
     command, _, _ = line.partition("  #")
     command, arrow, file = command.strip().partition(" > ")
     verb = command.split()[1]
-    return f"{command} {SMOKE.get(verb, '')}{arrow}{file}"
+    return f"{command} {SMOKE.get(verb, '')}".rstrip() + arrow + file
 
 
 @pytest.mark.parametrize(
