@@ -163,6 +163,17 @@ def test_every_flag_within_a_sentence_exists_with_its_value(document):
                 assert given.value in choices, words
 
 
+def test_every_make_target_script_and_hook_that_is_named_exists():
+    text = "".join(document.read_text() for document in DOCUMENTS)
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make (\w+)", text, re.MULTILINE))
+    assert {"train", "test", "docs"} <= named <= targets
+    scripts = set(re.findall(r"(?:python |`)((?:benchmarks|docs)/[\w/]+\.py)", text))
+    assert len(scripts) >= 5
+    assert not [script for script in scripts if not (ROOT / script).is_file()]
+    assert re.findall(r"repo: (\S+)", (ROOT / ".pre-commit-config.yaml").read_text()) == ["local"]
+
+
 def test_the_documents_have_commands_at_all():
     assert len(commands(ROOT / "README.md")) >= 20
     assert sum(len(commands(document)) for document in DOCUMENTS) >= 45
