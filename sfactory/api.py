@@ -64,6 +64,10 @@ def train(target: str | Config = "", **sections: Mapping[str, Any]) -> Outcome:
     if run_dir.exists():
         hint = f"sfactory.resume({str(run_dir)!r}) goes on with a run" if (run_dir / "config.toml").is_file() else ""
         raise ValueError(f"{run_dir} exists already; choose another run.dir{'; ' + hint if hint else ''}")
+    if config.sampling.auto:
+        from sfactory.tune import tuned
+
+        config = tuned(config, lambda line: None if config.log.quiet else print(line, file=sys.stderr, flush=True))
     return _train(config, run_dir, resume=False)
 
 

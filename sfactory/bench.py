@@ -172,8 +172,10 @@ def own_stages(config: Config, seconds: float) -> Stages:
     from sfactory.workers.wiring import Plan
 
     alone = replace(
-        config, run=replace(config.run, mode="lockstep"), checkpoint=replace(config.checkpoint, exact=False),
-    )  # fmt: skip
+        config,
+        run=replace(config.run, mode="lockstep", learner_threads=1),
+        checkpoint=replace(config.checkpoint, exact=False),
+    )
     task, size = config.env.tasks[0], config.sampling.envs_per_group
     group = make_group(task, size, list(range(1, size + 1)), config.env.arguments)
     environment = best_rate(random_steps(group), seconds / 3)
@@ -197,7 +199,7 @@ def own_stages(config: Config, seconds: float) -> Stages:
             run.close()
     inference, sampler, learner = (time_ / steps for time_ in spent)
     # An environment's own time varies with who plays: the difference can be below zero by a little.
-    return Stages(environment, max(0.0, sampler - environment), inference, learner * config.run.learner_threads)
+    return Stages(environment, max(0.0, sampler - environment), inference, learner)
 
 
 def trial(config: Config, seconds: float, look: Callable[[Path], object] = lambda run: None) -> Trial:

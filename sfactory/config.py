@@ -30,8 +30,9 @@ class Run:
     """Device of inference and learner: auto (CUDA where there is one), cpu, cuda, cuda:N."""
     inference_device: str = ""
     """Device of inference alone, as cuda:1 beside a learner on cuda:0. Empty: run.device."""
-    learner_threads: int = 1
-    """CPU threads of the learner. More pays only where samplers and inference leave cores idle."""
+    learner_threads: int = 0
+    """CPU threads of the learner: they share the rows of a minibatch of a few hundred or more, and change no bit of the
+    result. 0: one per core, at most 4."""
     inference_threads: int = 1
     """CPU threads of the inference worker."""
     debug: bool = False

@@ -13,13 +13,14 @@ ENCODERS = ("auto", "mlp", "minatar", "nature", "impala")
 _AT_LEAST_ONE = (
     "sampling.num_samplers sampling.groups_per_sampler sampling.envs_per_group sampling.rollout_length "
     "sampling.slots_per_group learning.epochs learning.minibatches learning.snapshots_kept learning.nonfinite_budget "
-    "run.learner_threads run.inference_threads checkpoint.keep eval.episodes log.every_updates"
+    "run.inference_threads checkpoint.keep eval.episodes log.every_updates"
 )
 _POSITIVE = "optim.lr optim.eps learning.batch_factor learning.weight_cap env.step_timeout run.stall_timeout"
 _NOT_NEGATIVE = (
     "run.seed stop.env_steps stop.frames stop.seconds learning.batch_slots learning.clip learning.forced_lag "
     "learning.snapshot_age learning.value_coef learning.entropy_coef optim.max_grad_norm checkpoint.every_seconds "
-    "eval.every log.every_seconds log.console_seconds env.fault_budget checkpoint.milestones"
+    "eval.every log.every_seconds log.console_seconds env.fault_budget checkpoint.milestones "
+    "run.learner_threads"
 )
 _FRACTIONS = "learning.gamma learning.trace_lambda learning.leak"
 

@@ -56,7 +56,7 @@ ALLOWED = {
     "info": {"checkpoint", "settings_file"},
     "doctor": set(),
     "completion": {"config_checks", "presets", "settings"},
-    "api": {"config", "exits", "presets", "resuming", "run_folder", "settings", "workers"},
+    "api": {"config", "exits", "presets", "resuming", "run_folder", "settings", "tune", "workers"},
     "verbs": {
         "exits",
         "settings",

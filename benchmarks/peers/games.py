@@ -41,19 +41,26 @@ class MinAtarGame(gymnasium.Env):
         return self._state(), float(reward), bool(over), False, {}
 
 
+class Whole(gymnasium.ObservationWrapper):
+    """gymnasium 0.29 stacks lazily, and Sample Factory wants arrays."""
+
+    def observation(self, observation):
+        return np.asarray(observation)
+
+
 def pong():
     """84 x 84 grey, four frames, four skipped, no sticky actions: the dqn protocol."""
-    import ale_py
     from gymnasium.wrappers import AtariPreprocessing
 
     try:
         from gymnasium.wrappers import FrameStackObservation as Stack
     except ImportError:  # gymnasium 0.29
         from gymnasium.wrappers import FrameStack as Stack
-    if hasattr(gymnasium, "register_envs"):
-        gymnasium.register_envs(ale_py)
-    env = gymnasium.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0.0, full_action_space=False)
-    return Stack(AtariPreprocessing(env), 4)
+    # ale-py registers itself with gymnasium 1 alone; Sample Factory has 0.29
+    rules = dict(game="pong", obs_type="rgb", frameskip=1, repeat_action_probability=0.0, full_action_space=False)
+    gymnasium.register("PeerPong-v5", entry_point="ale_py.env:AtariEnv", kwargs=rules, max_episode_steps=108_000)
+    env = gymnasium.make("PeerPong-v5", disable_env_checker=True)
+    return Whole(Stack(AtariPreprocessing(env), 4))
 
 
 def halfcheetah():

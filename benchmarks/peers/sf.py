@@ -20,6 +20,7 @@ import gymnasium
 import numpy as np
 import torch
 from games import ENVS, MinAtarGame
+from sample_factory.algo.runners.runner import AlgoObserver
 from sample_factory.algo.utils.context import global_model_factory
 from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args
 from sample_factory.envs.env_utils import register_env
@@ -116,7 +117,7 @@ if __name__ == "__main__":
     argv += f"--num_epochs={epochs} --num_batches_per_epoch=1 --normalize_input=False --with_vtrace=False "
     argv += "--max_policy_lag=1000000 --save_every_sec=10000 --experiment_summaries_interval=1000 --async_rl=True "
     argv += "--encoder_mlp_layers 64 64 --nonlinearity=tanh --adaptive_stddev=False "
-    argv += f"--train_for_seconds={600 if target else int(seconds) + 8} {SETTINGS[f'{workload} {door}'.strip()]}"
+    argv += f"--train_for_seconds=900 {SETTINGS[f'{workload} {door}'.strip()]}"
     parser, _ = parse_sf_args(argv.split())
     cfg = parse_full_cfg(parser, argv.split())
     cfg, runner = make_runner(cfg)
@@ -129,16 +130,15 @@ if __name__ == "__main__":
         stats = run.policy_avg_stats.get("reward", [[]])[0]
         if target and len(stats) >= 100 and np.mean(stats) >= float(target) and not reached:
             reached.append((now[0] - STARTED, now[1]))
+        if reached or (marks and not target and now[0] - marks[0][0] > seconds + 4):
             run._should_end_training = lambda: True
 
+    class Watch(AlgoObserver):
+        def on_training_step(self, runner, training_iteration_since_resume):
+            watch(runner)
+
+    runner.register_observer(Watch())
     runner.init()
-    inner = runner._propagate_training_info
-
-    def propagate():
-        watch(runner)
-        inner()
-
-    runner._propagate_training_info = propagate
     runner.run()
     shutil.rmtree(folder, ignore_errors=True)
     late = [mark for mark in marks if mark[0] - marks[0][0] > 4.0] or marks

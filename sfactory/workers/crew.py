@@ -10,6 +10,7 @@ no bit.
 from __future__ import annotations
 
 import itertools
+import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -22,9 +23,16 @@ from torch import Tensor
 from sfactory.model.actor_critic import ActorCritic, Output
 
 T = TypeVar("T")
+AUTO = 4
 PARTS = 8  # of a large batch: the last one is short beside the whole
 FEW_ROWS, MANY_ROWS = 256, 512  # of small observations in a part: fewer are not worth the calls, more leave the cache
-PART_NUMBERS = 1 << 20  # numbers of large observations in a part: 37 pictures of Atari
+FEW_NUMBERS, MANY_NUMBERS = 1 << 21, 1 << 22  # of large ones: numbers of observation in a part, 74 pictures of Atari
+
+
+def crew_size(threads: int) -> int:
+    """`run.learner_threads`, where 0 is one per core up to AUTO."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return threads or min(cores, AUTO)
 
 
 class Crew:
@@ -132,7 +140,8 @@ class Network:
         if next(iter(obs.values())).device.type != "cpu":  # a GPU is one, and divides its work itself
             return [0, count]
         numbers = sum(leaf[0, 0].numel() for leaf in obs.values())
-        rows = min(max(count * deep // PARTS, FEW_ROWS), MANY_ROWS, max(PART_NUMBERS // numbers, 1))
+        few, many = min(FEW_ROWS, FEW_NUMBERS // numbers), min(MANY_ROWS, MANY_NUMBERS // numbers)
+        rows = max(1, min(max(count * deep // PARTS, few), many))
         parts = max(1, min(count, round(count * deep / rows)))
         return [count * part // parts for part in range(parts + 1)]
 

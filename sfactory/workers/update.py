@@ -26,7 +26,7 @@ from sfactory.algo.surrogate import SURROGATES, SurrogateInput, check_weights
 from sfactory.algo.trace import TRACES, Trace
 from sfactory.config import Config
 from sfactory.model.actor_critic import ActorCritic, Output
-from sfactory.workers.crew import Crew, Network
+from sfactory.workers.crew import Crew, Network, crew_size
 from sfactory.workers.network import precision
 
 SHUFFLE_STREAM = 3
@@ -140,7 +140,7 @@ class Update:
         self.target_scale = TargetScale(device=device) if config.normalize.value_targets else None
         self.obs_moments = {name: Moments(shape, device) for name, shape in model.normalized_shapes().items()}
         self._unroll = _Unroll(model)
-        self.network = Network(model, Crew(config.run.learner_threads), self.autocast)
+        self.network = Network(model, Crew(crew_size(config.run.learner_threads)), self.autocast)
         # Rows of one lane resemble each other: minibatches of rows have a quieter gradient. Memory needs whole lanes.
         self.by_rows = o.shuffle == "rows" and not model.state_size
         self.kl, self.ess = optim.kl_target, 1.0  # of the last update; what the adaptive schedules look at

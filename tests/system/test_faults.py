@@ -102,6 +102,7 @@ def saved(run):
 # -- kills -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("seconds", [10, pytest.param(600, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
 def test_kill_soak(tmp_path, seconds):
     """Samplers every 0.5 s and inference every 5 s: always progress, and the book balances."""
@@ -162,6 +163,7 @@ def test_everything_killed_at_once_again_and_again_always_resumes_and_steps_neve
 # -- the watchdog ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_a_stopped_learner_is_a_stall_with_stacks_and_the_book(tmp_path):
     run = tmp_path / "run"
     process = start(run, "--run.stall-timeout", 8, "--learning.epochs", 50)  # so it stops inside an update
@@ -174,6 +176,7 @@ def test_a_stopped_learner_is_a_stall_with_stacks_and_the_book(tmp_path):
     assert ledger_balances(run)  # the rows it had copied and not trained are in flight
 
 
+@pytest.mark.alone
 def test_everything_stopped_and_continued_is_no_stall(tmp_path):
     run = tmp_path / "run"
     process = start(run, "--run.stall-timeout", 8)
@@ -345,6 +348,7 @@ def test_a_tiny_dev_shm_is_enough(tmp_path):
     assert steps(run) >= 3000
 
 
+@pytest.mark.alone
 def test_a_clock_that_jumps_stops_nothing(tmp_path):
     """The wall clock is set to a year ahead and a year back while a run is young: deadlines and speeds do not see it.
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from running import children, finish, named, rows, start, steps, wait_for
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.alone]
 
 MINUTE, KILLS, WARM = 60.0, 50, 20.0
 GROWTH_MB = 2.0
