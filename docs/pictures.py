@@ -25,8 +25,10 @@ OUT = Path(__file__).resolve().parent / "pictures"
 PANEL = Path(__file__).resolve().parents[1] / "benchmarks" / "pictures.py"
 STEPS = 400_000
 BREAKOUT = ["minatar/breakout", "--stop.env-steps", str(STEPS), "--eval.every", "100k", "--log.every-seconds", "2"]
-CARTPOLE = ["classic/cartpole", "--seeds", "1..3", "--grid", "optim.lr=2e-3,2e-4", "--stop.env-steps", "60k"]
-CARTPOLE += ["--log.every-seconds", "1"]
+CARTPOLE = [
+    "classic/cartpole", "--seeds", "1..3", "--grid", "optim.lr=2e-3,2e-4", "--stop.env-steps", "60k",
+    "--log.every-seconds", "1",
+]  # fmt: skip
 LATEST = 300.0  # seconds a run may take to get where its picture is taken
 
 
