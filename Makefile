@@ -1,11 +1,11 @@
 # From a fresh checkout, all set-up included:  `make train` learns MinAtar Breakout, `make test` runs what CI runs.
-# Time budgets on 2 cores: test 12 min (fast suite 2 min, whole runs 3 min, fault table and envpool 5 min), slow 10 min, learn 4 h, soak 15 min.
+# Time budgets on 2 cores: test 12 min (fast suite 2 min, whole runs 3 min, fault table and envpool 5 min), slow 10 min, learn 4 h, soak 15 min; docs 3 min.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 .DEFAULT_GOAL := help
-.PHONY: help train test lint types slow learn soak clean
+.PHONY: help train test lint types slow learn soak docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
@@ -48,6 +48,10 @@ learn: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak --timeout 900
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/make.py
+	$(BIN)/python docs/pictures.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

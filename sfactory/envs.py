@@ -10,7 +10,7 @@ A group steps E environments at once, every leaf an array [E, *shape], under nex
 
 A row at which an environment failed looks like a reset step too (valid 0, first 1): never a made-up terminal.
 
-Families are entry points of the group `sfactory.envs`; a user's own: `env_group.EnvGroup` and ten lines (README).
+Families are entry points of the group `sfactory.envs`; a user's own: `env_group.EnvGroup`, docs/extending.md.
 Samplers come through this door, so nothing here imports torch, and gymnasium only for groups that need it.
 """
 

@@ -1,0 +1,97 @@
+"""The pictures of the documentation, made from short runs: `make docs`.
+
+    python docs/pictures.py [panel] [compare] [report]        all of them without a word
+
+panel.svg       the live panel of MinAtar Breakout, half-way through 400k steps
+compare.png     `sfactory compare` of six runs of CartPole: two learning rates, three seeds
+report.png      `sfactory report` of that Breakout run, the top of the page; without Chromium it stays as it is
+
+A few minutes on two cores. They show what a command draws; they are no measurements.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+OUT = Path(__file__).resolve().parent / "pictures"
+PANEL = Path(__file__).resolve().parents[1] / "benchmarks" / "pictures.py"
+STEPS = 400_000
+BREAKOUT = ["minatar/breakout", "--stop.env-steps", str(STEPS), "--eval.every", "100k", "--log.every-seconds", "2"]
+CARTPOLE = [
+    "classic/cartpole", "--seeds", "1..3", "--grid", "optim.lr=2e-3,2e-4", "--stop.env-steps", "60k",
+    "--log.every-seconds", "1",
+]  # fmt: skip
+LATEST = 300.0  # seconds a run may take to get where its picture is taken
+
+
+def sfactory(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "sfactory", *map(str, words)]
+
+
+def reached(run: Path) -> int:
+    """Env steps of a run's newest row."""
+    with contextlib.suppress(OSError, IndexError, json.JSONDecodeError):
+        return int(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["env_steps"])
+    return 0
+
+
+@contextlib.contextmanager
+def breakout() -> Iterator[Path]:
+    """A run of Breakout; inside, it is half-way. Finished at the end."""
+    run = Path("runs/minatar-breakout_s1")
+    process = subprocess.Popen(sfactory("train", *BREAKOUT, "--run.dir", run, "--quiet"))
+    try:
+        deadline = time.monotonic() + LATEST
+        while reached(run) < STEPS // 2:
+            if process.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"the run in {run} did not get half-way")
+            time.sleep(0.2)
+        yield run
+        if process.wait(LATEST) != 0:
+            sys.exit(f"the run in {run} ended with exit code {process.returncode}")
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
+def screenshot(page: Path, picture: Path, profile: Path) -> None:
+    """What a browser shows of a page, its top 1200 x 1500."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        print(f"no Chromium here: {picture.name} stays as it is")
+        return
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    size = ["--hide-scrollbars", "--window-size=1200,1500", f"--screenshot={picture}"]
+    subprocess.run([browser, *quiet, *size, f"--user-data-dir={profile}", page.as_uri()], check=True, timeout=120)
+
+
+def main() -> None:
+    asked = sys.argv[1:] or ["panel", "compare", "report"]
+    if set(asked) - {"panel", "compare", "report"}:
+        sys.exit(__doc__)
+    OUT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # short names in the pictures
+        if {"panel", "report"} & set(asked):
+            with breakout() as run:
+                if "panel" in asked:
+                    subprocess.run([sys.executable, PANEL, "panel", run, OUT / "panel.svg"], check=True)
+            if "report" in asked:
+                subprocess.run(sfactory("report", run), check=True)
+                screenshot(Path(folder).resolve() / run / "report.html", OUT / "report.png", Path(folder) / "profile")
+        if "compare" in asked:
+            subprocess.run(sfactory("sweep", *CARTPOLE, "--jobs", "2", "--dir", "runs/sweep"), check=True)
+            subprocess.run(sfactory("compare", "runs/sweep", "-o", OUT / "compare.png"), check=True)
+    print("\n".join(f"docs/pictures/{path.name}  {path.stat().st_size // 1024} KiB" for path in sorted(OUT.iterdir())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""docs/extending.md, done: every example is taken from the page as it stands and trains.
+
+An objective and a trace are added to a copy of the checkout, as the page says, and its own tests of them are run there.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from documents import ROOT, blocks, commands, named
+
+SFACTORY = str(Path(sys.executable).parent / "sfactory")  # the console script: unlike -m, it has no folder on its path
+PAGE = ROOT / "docs" / "extending.md"
+pytestmark = pytest.mark.timeout(300)
+SMALL = [
+    "--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "--learning.minibatches", "2",
+    "--stop.env-steps", "2000", "--run.mode", "lockstep", "--run.dir", "run", "--quiet",
+]  # fmt: skip
+
+
+def typed(*needle):
+    """The page's one command with these words in it."""
+    (words,) = [words for words in commands(PAGE) if words[0] in ("train", "check-env") and set(needle) <= set(words)]
+    return words
+
+
+def run(folder, *words, path=()):
+    """sfactory in `folder`, with other folders first on the path; what it printed."""
+    paths = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    plain = words[0] == "-m" or words[0].endswith(".py")
+    command = [sys.executable, *words] if plain else [SFACTORY, *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
+def trained(folder):
+    """Steps and settings of the run the page's command made."""
+    return json.loads((folder / "run/status.json").read_text())["env_steps"], (folder / "run/config.toml").read_text()
+
+
+def test_the_environment_is_installed_checked_and_learnt(tmp_path):
+    source, site = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    (source / "my_games.py").write_text(named(PAGE, "my_games.py"))
+    (source / "pyproject.toml").write_text(named(PAGE, "pyproject.toml", "toml"))
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", str(site), str(source)], check=True, capture_output=True)
+    assert "mygames" in run(tmp_path, "envs", path=[site])
+    run(tmp_path, *typed("check-env", "mygames/guess"), path=[site])
+    quick = ["--run.mode", "async", "--optim.lr", "1e-2", "--stop.target-return", "9", "--stop.env-steps", "60k"]
+    run(tmp_path, *typed("train", "mygames/guess"), *SMALL, *quick, path=[site])
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["training_return"] >= 9, status  # 2.5 by chance
+
+
+def test_the_encoder_trains_and_plays(tmp_path):
+    (tmp_path / "my_net.py").write_text(named(PAGE, "my_net.py"))
+    run(tmp_path, *typed("my_net:Wide"), *SMALL)
+    assert trained(tmp_path)[0] >= 2000
+    assert json.loads(run(tmp_path, "eval", "run", "--episodes", "2", "--json"))["episodes"] == 2
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what is imported."""
+    copy = tmp_path / "checkout"
+    leave = shutil.ignore_patterns("__pycache__")
+    for folder, package in {"sfactory": "sfactory", "envs": "sfactory_envs", "configs": "sfactory_configs"}.items():
+        shutil.copytree(ROOT / folder, copy / package, ignore=leave)
+    return copy
+
+
+def apply(checkout, number):
+    """The page's diff block with this number: the lines with - become the lines with +."""
+    block = blocks(PAGE, "diff")[number].text.splitlines()
+    path = checkout / block[0].removeprefix("--- ")
+    old, new = ("\n".join(line[1:] for line in block[1:] if line[0] == sign) for sign in "-+")
+    text = path.read_text()
+    assert text.count(old) == 1, f"{path.name} no longer has the line the page changes: {old.strip()}"
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("file", "test", "number", "flag", "name"),
+    [
+        ("sfactory/algo/surrogate.py", "tests/algo/test_bounded.py", 0, "--learning.surrogate", "bounded"),
+        ("sfactory/algo/trace.py", "tests/algo/test_cut.py", 1, "--learning.trace", "cut"),
+    ],
+)
+def test_the_function_is_added_tested_and_trains(checkout, tmp_path, file, test, number, flag, name):
+    with (checkout / file).open("a") as source:
+        source.write("\n\n" + named(PAGE, file))
+    apply(checkout, number)
+    (tmp_path / "test_added.py").write_text(named(PAGE, test))
+    told = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_added.py", path=[checkout])
+    assert "1 passed" in told
+    run(tmp_path, *typed(flag, name), *SMALL, path=[checkout])
+    steps, settings = trained(tmp_path)
+    assert steps >= 2000
+    assert f'= "{name}"' in settings
+
+
+def test_the_script_trains_and_its_policy_acts(tmp_path):
+    (tmp_path / "my_script.py").write_text(named(PAGE, "my_script.py"))
+    steps, action = run(tmp_path, "my_script.py").split()
+    assert int(steps) >= 2000
+    assert action in ("0", "1")
+
+
+def test_no_example_of_the_page_is_left_out():
+    names = {block.text.partition("\n")[0].removeprefix("# ") for block in blocks(PAGE, "python")}
+    assert names == {
+        "my_games.py", "my_net.py", "my_script.py", "sfactory/algo/surrogate.py", "sfactory/algo/trace.py",
+        "tests/algo/test_bounded.py", "tests/algo/test_cut.py",
+    }  # fmt: skip
+    assert len(blocks(PAGE, "diff")) == 2

@@ -1,0 +1,77 @@
+"""A newcomer's transcript: every command of the README as it is written, in an empty folder.
+
+Blocks marked `measured` are shortened: what trains stops after a few thousand steps, few games are played. The first
+block is part of `make test`, the others take minutes and are part of `make slow`. Commands
+within sentences (`make`, `pip`, `watch`, `tensorboard`) are not run here: the first two are how this test came to run.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from documents import ROOT, blocks
+
+README = ROOT / "README.md"
+SMOKE = {  # verb -> what is added to it in a block marked `measured`
+    "train": "--stop.env-steps 6k",
+    "resume": "--stop.env-steps 12k",
+    "eval": "--episodes 2 --max-steps 50",
+    "sweep": "--stop.env-steps 4k --seeds 0..1",
+    "verify-resume": "--steps 10k --kills 1",
+    "check-env": "--seconds 1",
+    "bench": "--seconds 2",
+    "profile": "--seconds 1",
+}
+BLOCKS = [block for block in blocks(README, "bash") if block.text.startswith("sfactory ")]
+
+
+def smoke(line):
+    """A line of a block marked `measured`, with less work: before a redirection and a comment."""
+    command, _, _ = line.partition("  #")
+    command, arrow, file = command.strip().partition(" > ")
+    verb = command.split()[1]
+    return f"{command} {SMOKE.get(verb, '')}".rstrip() + arrow + file
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(0, marks=[pytest.mark.newcomer, pytest.mark.timeout(300)]),
+        *(pytest.param(n, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for n in range(1, len(BLOCKS))),
+    ],
+)
+def test_every_command_of_the_readme_works_as_written(tmp_path, number):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    lines = BLOCKS[number].text.splitlines()
+    assert len(lines) >= 5
+    for line in lines:
+        typed = smoke(line) if BLOCKS[number].mark == "measured" else line
+        done = subprocess.run(
+            ["bash", "-c", typed], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, f"{typed}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+    if number == 0:
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left >= {"runs", "game.mp4", "policy.onnx", "my.toml", "plot.png"}
+        assert (tmp_path / "runs/first/report.html").stat().st_size > 10_000
+
+
+def test_the_readme_says_how_its_commands_are_run():
+    assert "tests/system/test_newcomer.py" in README.read_text()
+    assert len(BLOCKS) >= 2
+    assert all(block.mark == "measured" for block in BLOCKS)
+
+
+@pytest.mark.newcomer
+def test_the_python_of_the_readme_trains_and_gives_a_policy(tmp_path):
+    (block,) = blocks(README, "python")
+    code, count = re.subn(r"1_000_000\}", '6_000}, log={"quiet": True}', block.text)
+    assert count == 1
+    (tmp_path / "script.py").write_text(code + '    print("trained", policy.env_steps)\n')
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[-1]) >= 6000
