@@ -119,8 +119,9 @@ class Learner(Worker):
             self._release(slots)
         self._count()
         self.stages.mark("publish")
-        self._log_if_due()
         self._end_if_due()
+        if not self.finished():  # the last row is `leave`'s: a second one of the same step would be left out
+            self._log_if_due()
         return True
 
     def report(self, now: Callable[[], float] = time.monotonic) -> None:
