@@ -128,6 +128,10 @@ class Network:
             total = known[0] if known else None
             for grad in known[1:]:
                 total.add_(grad)  # type: ignore[union-attr]
+            if total is not None and total.stride() != parameter.stride():
+                # `backward` would see to it: fused Adam takes a parameter and its gradient for one stretch of memory
+                # each, and a convolution on channels-last memory leaves its gradient in that order.
+                total = torch.empty_like(parameter).copy_(total)
             parameter.grad = total
 
     # -- dividing ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Parts of a pass: whoever computes them, the gradients are those of the whole and the same to the bit."""
 
+import copy
 import threading
 import time
 
@@ -58,6 +59,28 @@ def test_gradients_of_parts_are_those_of_the_whole(core):
     looked = net.look(*given)
     assert torch.equal(looked.value, out.value)
     assert not looked.value.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("encoder", "shape", "dtype"), [("minatar", (10, 10, 4), "bool"), ("nature", (4, 36, 36), "uint8")]
+)
+def test_an_update_with_fused_adam_moves_every_weight_as_plain_autograd_does(encoder, shape, dtype):
+    """The same numbers in another order of memory are the same gradient to every test but the optimizer's."""
+    torch.manual_seed(0)
+    model = ActorCritic({"obs": Leaf(shape, dtype)}, ACTIONS, encoder=encoder, hidden=(8,))
+    plain = copy.deepcopy(model)
+    obs = {"obs": torch.randint(0, 2, (T, B, *shape)).to(getattr(torch, dtype))}
+    first = torch.zeros(T, B, dtype=torch.bool)
+    net = Network(model, Crew(2), FP32)
+    for one in (model, plain):
+        optimizer = torch.optim.Adam(one.parameters(), lr=0.1, eps=1e-3, fused=True)
+        out = net.learn(obs, first, None) if one is model else one.unroll(obs, first)
+        loss_of(out).backward()
+        if one is model:
+            net.backward()
+        optimizer.step()
+    for (name, got), want in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(got, want, rtol=1e-3, atol=1e-4), name
 
 
 @pytest.mark.parametrize("core", ["none", "gru"])
