@@ -49,6 +49,8 @@ def check_ranges(config: Config) -> None:
         raise ValueError(f"model.encoder is {config.model.encoder}; it must be {', '.join(ENCODERS)} or module:Class")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.run.device):
         raise ValueError(f"run.device is {config.run.device}; it must be auto, cpu, cuda or cuda:N")
+    if config.run.inference_device and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.run.inference_device):
+        raise ValueError(f"run.inference-device is {config.run.inference_device}; it must be auto, cpu, cuda or cuda:N")
     if config.model.separate and config.model.core != "none":
         raise ValueError(f"model.separate and model.core {config.model.core} exclude each other: one memory, one trunk")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sfactory.config import Config, Env, Learning, Model, Stop, to_dict
+from sfactory.config import Config, Env, Learning, Model, Run, Stop, to_dict
 from sfactory.config_checks import ENCODERS
 from sfactory.presets import presets, presets_dir, read_toml, split_flags, target_layers
 from sfactory.settings import SettingError, build, field_types, number
@@ -308,3 +308,10 @@ def test_the_minatar_presets_differ_in_the_game_and_in_the_scale_of_its_returns(
     assert scaled == {"minatar/freeway", "minatar/space_invaders"}
     assert not any(config(name).normalize.obs or config(name).normalize.reward for name in games)
     assert config("minatar/breakout").batch_rows == 2048
+
+
+def test_a_device_of_inference_that_is_none_is_refused():
+    for good in ("", "cpu", "cuda:1"):
+        Config(run=Run(inference_device=good))
+    with pytest.raises(ValueError, match=r"run\.inference-device is gpu"):
+        Config(run=Run(inference_device="gpu"))

@@ -371,6 +371,7 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
     """
     check_encoder(config.model.encoder)
     check_device(config.run.device)
+    check_device(config.run.inference_device)
     check_wandb(config)
     specs = make_specs(config.env.tasks, config.env.arguments)
     bounded(specs[0], config.model.squash)  # refuses what cannot be squashed
