@@ -99,6 +99,7 @@ class Supervisor:
         self.awake, self._looked = 0.0, time.monotonic()
         self.updates, self.progress_at = -1, 0.0
         self.evaluators_lost, self.lost_at = 0, -1  # in a row, and what was evaluated last then
+        self.last: list[Message] = []  # the learner's newest row at the end: it waits for the evaluation it shall tell
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
@@ -151,8 +152,12 @@ class Supervisor:
         self._looked = now
 
     def _record(self) -> None:
-        for message in self.telemetry.take():
-            self.record.take(message)
+        messages = self.telemetry.take()
+        if self._learner_says() is None:  # looked at after: it says so before its last row
+            for message in messages:
+                self.record.take(message)
+        else:
+            self._take_last(messages)
         self.record.tell(self.shared)
         updates = int(self.shared.progress[UPDATES])
         if updates != self.updates:
@@ -308,28 +313,27 @@ class Supervisor:
         """One stop word, part of every look, then a ring to all; nobody is born from here on."""
         words.store(self.shared.orders, STOP, FINISH if self.updates >= 0 else NOW)
         self.shared.ring_all()
-        last: list[Message] = []
         try:
-            if not self._see_off(outcome, last):
+            if not self._see_off(outcome):
                 outcome.sentence += "; a second signal: no checkpoint was waited for"
                 return
             if int(self.shared.progress[OUTCOME]) == STORAGE:
                 outcome.name, outcome.code = "storage", 10
                 outcome.sentence += "; the last checkpoint could not be written, see log.txt"
             self.record.close_book(self.shared.book.ledger())
-            time.sleep(0.05)  # the last messages are in the queues already; let the readers append them
-            self._take_last(last)
+            self.telemetry.settle()  # the last messages are in the queues already
+            self._take_last(self.telemetry.take())
         finally:
-            for row in last:
+            for row in self.last:
                 self.record.take(row)
 
-    def _see_off(self, outcome: Outcome, last: list[Message]) -> bool:
+    def _see_off(self, outcome: Outcome) -> bool:
         """Wait until everybody has left, and kill who takes too long; False if a second signal came instead."""
         started = time.monotonic()
         signals_before = self.signals.stop
         while self.lives:
             self._wait()
-            self._take_last(last)
+            self._take_last(self.telemetry.take())
             for life in list(self.lives.values()):
                 if life.process.exitcode is not None:
                     if life.name == "learner" and life.process.exitcode != 0 and outcome.code in (0, 75, 130, 143):
@@ -348,15 +352,15 @@ class Supervisor:
             self.record.writers.log(f"the last policy was not evaluated ({why}); `sfactory eval` plays it")
         return True
 
-    def _take_last(self, last: list[Message]) -> None:
-        """Messages into the record, but for the newest row: it waits in `last` for the evaluation it shall tell."""
-        for message in self.telemetry.take():
+    def _take_last(self, messages: list[Message]) -> None:
+        """Messages into the record, but for the newest row."""
+        for message in messages:
             if message[0] == "learner":
-                last.append(message)
+                self.last.append(message)
             else:
                 self.record.take(message)
-        while len(last) > 1:
-            self.record.take(last.pop(0))
+        while len(self.last) > 1:
+            self.record.take(self.last.pop(0))
 
     def _evaluated(self) -> bool:
         """The learner has left, and its last checkpoint has its evaluation or asks for none."""
