@@ -99,8 +99,8 @@ def roofline_of(words: list[str]) -> float:
     from dataclasses import replace
 
     from sfactory import presets, settings
-    from sfactory.bench import cores
     from sfactory.envs import make_spec
+    from sfactory.machine import cores
     from sfactory.roofline import roofline
 
     flags, _, (target,) = presets.split_flags(words, {})

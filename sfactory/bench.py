@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sfactory.config import Config
+from sfactory.machine import cores, processor, remember_roofline
 from sfactory.metrics import STAGES, bottleneck, busy_shares, human
 from sfactory.settings_file import to_toml
 
@@ -130,22 +131,11 @@ def machine() -> dict[str, Any]:
 
     import torch
 
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            name = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
-        "cores": cores(), "cpu": name, "gpu": gpu, "python": platform.python_version(), "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        "cores": cores(), "cpu": processor(), "gpu": gpu, "python": platform.python_version(),
+        "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def bench(target: str, config: Config, seconds: float, say: Callable[[str], None] = lambda line: None) -> Report:
@@ -158,6 +148,7 @@ def bench(target: str, config: Config, seconds: float, say: Callable[[str], None
     device = pick_device(config.run.device).type
     say("reference loops: environment, forward, backward ...")
     best = roofline(config, spec, cores(), device, max(4.0, 0.5 * seconds))
+    remember_roofline(config, best.steps_per_second)
     say("sfactory's own stages, one by one ...")
     stages = own_stages(config, max(2.0, 0.25 * seconds))
     say(f"a run of {seconds:g} s ...")

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sfactory.machine import cores
+
 CGROUP = Path("/sys/fs/cgroup")
 GIB = 2**30
 OLDEST_PYTHON = (3, 11)
@@ -240,13 +242,13 @@ def examine(folder: Path | None = None) -> list[Finding]:
     import psutil
 
     torch = _torch()
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     groups, memory = control_groups(), psutil.virtual_memory()
     limit = smallest(memory_limit(group) for group in groups)
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     shm = Path("/dev/shm")
     libraries = {name: _library(name) for name in _PACKAGES}
     place = folder or Path("runs")
+    allowed = cores()
     return [
         check_python(tuple(sys.version_info[:3]), torch.get("version")),
         check_cores(os.cpu_count() or 1, allowed, smallest(cpu_quota(group) for group in groups)),

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from sfactory.bench import BenchFailed, cores, trial
+from sfactory.bench import BenchFailed, trial
 from sfactory.config import Config
+from sfactory.machine import cores
 
 CLEARLY = 1.04  # times as fast: below that a short run on a shared machine says nothing
 TRIAL_S = 4.0  # of training that count, per try

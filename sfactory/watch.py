@@ -11,6 +11,7 @@ from typing import Any
 
 from sfactory import checkpoint
 from sfactory.dashboard import History, Snapshot
+from sfactory.machine import known_roofline
 from sfactory.settings_file import from_toml
 from sfactory.writers import METRICS_FILE, Console
 
@@ -46,6 +47,7 @@ class Watched:
             mode=config.run.mode, device="" if config.run.device == "auto" else config.run.device,
             history=tuple(self.history.points), checkpoint=saved, faults=_faults(self.run_dir),
             slots=config.sampling.num_groups * config.sampling.slots_per_group, since=since, state=state,
+            roofline=known_roofline(config),
         )  # fmt: skip
 
     def _read_rows(self) -> float:

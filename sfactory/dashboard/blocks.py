@@ -36,6 +36,8 @@ def progress(s: Snapshot, width: int) -> list[Line]:
         speed.append([(f"{100 * sps / s.roofline:.0f}%", NUMBER), (" roofline", "")])
     if (updates := s.value("charts/updates")) is not None:
         speed.append([(human(updates), NUMBER), (" updates", "")])
+    if not s.roofline and running:
+        speed.append([("roofline: sfactory bench", DIM)])
     lines = [entry("speed", speed, width)]
     done, left = remaining(s.numbers, s.stop, s.env_steps, s.seconds)
     goal = f" of {human(s.stop.env_steps)}" if s.stop.env_steps else ""

@@ -10,7 +10,6 @@ no bit.
 from __future__ import annotations
 
 import itertools
-import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from sfactory.machine import cores
 from sfactory.model.actor_critic import ActorCritic, Output
 
 T = TypeVar("T")
@@ -31,8 +31,7 @@ FEW_NUMBERS, MANY_NUMBERS = 1 << 21, 1 << 22  # of large ones: numbers of observ
 
 def crew_size(threads: int) -> int:
     """`run.learner_threads`, where 0 is one per core up to AUTO."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return threads or min(cores, AUTO)
+    return threads or min(cores(), AUTO)
 
 
 class Crew:

@@ -19,6 +19,7 @@ from sfactory import checkpoint
 from sfactory.config import Config
 from sfactory.dashboard import History, Snapshot, carried
 from sfactory.envs import EnvSpec
+from sfactory.machine import known_roofline
 from sfactory.memory import words
 from sfactory.memory.slots import Ledger
 from sfactory.metrics import Board
@@ -68,6 +69,7 @@ class Record:
         self.writers = Writers(run_dir, config, self.env_steps if resume_from else None)
         self._row: dict[str, float] = {}
         self._history = History()
+        self._roofline = known_roofline(config)  # once: a run goes by what was known when it began
         if resume_from:
             with contextlib.suppress(OSError), (run_dir / METRICS_FILE).open() as rows:
                 self._history.read(rows)
@@ -144,6 +146,7 @@ class Record:
             device="" if run.device == "auto" else run.device, history=tuple(self._history.points),
             checkpoint=checkpoint.last(self.run_dir, time.time()), faults=tuple(self._faults),
             slots=sampling.num_groups * sampling.slots_per_group, state=state,
+            roofline=self._roofline,
         ))  # fmt: skip
 
     def reached(self) -> Outcome | None:

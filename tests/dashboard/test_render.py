@@ -111,6 +111,9 @@ def test_a_message_cannot_move_the_cursor():
 def test_speed_is_a_share_of_the_roofline_where_that_is_known():
     assert said("speed") == "52.3k steps/s   209k frames/s   85% roofline"
     assert said("speed", roofline=None) == "52.3k steps/s   209k frames/s   812 updates"
+    fewer = {**ROW, "charts/FPS": 52_300.0}
+    assert said("speed", 80, roofline=None, row=fewer) == "52.3k steps/s   812 updates   roofline: sfactory bench"
+    assert "roofline" not in said("speed", 80, roofline=None, row=fewer, state="finished")
     assert "frames/s" not in said("speed", row={**ROW, "charts/FPS": 52_300.0})
 
 

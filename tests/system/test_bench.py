@@ -3,12 +3,22 @@
 import json
 import subprocess
 
+import pytest
 from running import command
 
+from sfactory.machine import known_roofline
 from sfactory.metrics import STAGES
+from sfactory.presets import split_flags, target_layers
+from sfactory.settings import build
 
 FAST = ["--sampling.envs-per-group", "8", "--sampling.rollout-length", "16", "--learning.epochs", "1"]
 FAST += ["--learning.minibatches", "1", "--run.device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """What is measured here is nobody's roofline."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def test_bench_says_costs_roofline_share_and_bottleneck(tmp_path):
@@ -26,6 +36,9 @@ def test_bench_says_costs_roofline_share_and_bottleneck(tmp_path):
     assert {"supervisor", "learner", "inference", "sampler-0"} <= set(whole["memory_mb"])
     assert 0.5 < whole["start_s"] < 60
     assert not list(tmp_path.iterdir())  # nothing is left where it was called
+    flags, _, (target,) = split_flags(["classic/cartpole", *FAST], {})
+    remembered = known_roofline(build(*target_layers(target), flags))
+    assert abs(remembered - roof["steps_per_second"]) < 0.1, "training tells its share of it"
 
 
 def test_search_writes_settings_that_train_reads(tmp_path):

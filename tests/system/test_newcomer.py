@@ -45,7 +45,7 @@ def smoke(line):
 )
 def test_every_command_of_the_readme_works_as_written(tmp_path, number):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)}
     lines = BLOCKS[number].text.splitlines()
     assert len(lines) >= 5
     for line in lines:

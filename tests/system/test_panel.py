@@ -11,7 +11,10 @@ import time
 
 from running import SMALL, command, rows
 
+from sfactory.machine import remember_roofline
 from sfactory.metrics import STAGES
+from sfactory.presets import split_flags, target_layers
+from sfactory.settings import build
 
 
 def until(fd, condition, seconds=90.0):
@@ -25,22 +28,32 @@ def until(fd, condition, seconds=90.0):
     return seen.decode(errors="replace")
 
 
-def test_a_run_on_a_terminal_shows_its_panel_and_ctrl_c_gives_the_terminal_back(tmp_path):
+def plain(text):
+    """Without colours."""
+    return re.sub("\x1b\\[[0-9;]*m", "", text)
+
+
+def test_a_run_on_a_terminal_shows_its_panel_and_ctrl_c_gives_the_terminal_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flags, _, (target,) = split_flags(["gymnasium/CartPole-v1", *SMALL], {})
+    remember_roofline(build(*target_layers(target), flags), 50_000)  # as `sfactory bench` does
     words = command("train", "gymnasium/CartPole-v1", "--run.dir", tmp_path / "run", *SMALL)
     pid, fd = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "xterm-256color"
         os.execv(words[0], words)
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    seen = until(fd, lambda text: "-bound" in text or "in turns" in text)
+    seen = until(fd, lambda text: ("-bound" in text or "in turns" in text) and "% roofline" in plain(text))
     assert re.search("(learner|sampling|inference)-bound|in turns", seen)
+    share = float(re.search("([0-9]+)% roofline", plain(seen))[1])
+    assert 0.5 * share / 100 < rows(tmp_path / "run")[0]["charts/SPS"] / 50_000 < 2 * share / 100 + 0.01
     os.write(fd, b"\x03")
     rest = until(fd, lambda text: False)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 130
     shown, _, below = rest.rpartition("\x1b[?25h")  # the cursor is back
     assert "\x1b[?25l" not in below
-    assert "╰─ interrupted" in re.sub("\x1b\\[[0-9;]*m", "", shown)  # the last picture stays
+    assert "╰─ interrupted" in plain(shown)  # the last picture stays
     assert re.match(r"(\x1b\S*)?\s*sfactory: interrupted \(exit 130\)", below)
     os.close(fd)
 

@@ -1,0 +1,69 @@
+"""Rooflines are remembered by workload, and a cache that is broken or cannot be written stops nobody."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from sfactory.config import Config, Env, Learning, Model
+from sfactory.machine import cores, known_roofline, processor, remember_roofline, rooflines_file
+
+CONFIG = Config(env=Env("minatar/breakout"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_roofline_is_known_for_the_workload_it_was_measured_of():
+    assert known_roofline(CONFIG) is None
+    remember_roofline(CONFIG, 90_000.123)
+    remember_roofline(replace(CONFIG, env=Env("minatar/freeway")), 20_000)
+    assert known_roofline(CONFIG) == 90_000.1
+    same = replace(CONFIG, optim=replace(CONFIG.optim, lr=1e-5), stop=replace(CONFIG.stop, env_steps=7))
+    assert known_roofline(same) == 90_000.1, "nothing of it costs time"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"env": Env("minatar/breakout", settings={"sticky": 0.5})},
+        {"model": Model(hidden=(512,))},
+        {"learning": Learning(epochs=9)},
+        {"learning": Learning(precision="bf16")},
+    ],
+    ids=str,
+)
+def test_whatever_costs_time_makes_another_workload(change):
+    remember_roofline(CONFIG, 90_000)
+    assert known_roofline(replace(CONFIG, **change)) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "null"])
+def test_a_broken_cache_is_begun_anew(text):
+    rooflines_file().parent.mkdir(parents=True)
+    rooflines_file().write_text(text)
+    assert known_roofline(CONFIG) is None
+    remember_roofline(CONFIG, 5.0)
+    assert known_roofline(CONFIG) == 5.0
+
+
+@pytest.mark.parametrize("value", ["fast", None, [], 0, -3])
+def test_a_value_that_is_no_speed_is_no_roofline(value):
+    remember_roofline(CONFIG, 5.0)
+    (key,) = json.loads(rooflines_file().read_text())
+    rooflines_file().write_text(json.dumps({key: value}))
+    assert known_roofline(CONFIG) is None
+
+
+def test_a_cache_that_cannot_be_written_is_left_alone(cache):
+    (cache / "sfactory").write_text("a file where the folder should be")
+    remember_roofline(CONFIG, 5.0)
+    assert known_roofline(CONFIG) is None
+
+
+def test_the_machine_has_cores_and_a_name():
+    assert cores() >= 1
+    assert processor()
