@@ -2,7 +2,8 @@
 
 Settings are passed to `gymnasium.make` as they are, so `max_episode_steps` and an environment's own arguments work.
 Where an id comes with a vector environment of its own (CartPole does), groups of eight and more use it: one call steps
-all of them. Exact resume needs single environments, so lockstep steps those; so does a film.
+all of them. Exact resume needs single environments, so lockstep steps those; so does a film. MuJoCo's planar tasks have
+a group of ours (`mujoco_group.py`), which can be saved.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ NO_OPENGL = (
     "MuJoCo draws with OpenGL; without a screen: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with "
     "MUJOCO_GL=osmesa"
 )
+PLANAR = tuple(f"gymnasium.envs.mujoco.{name}_v5:" for name in ("half_cheetah", "hopper", "walker2d", "swimmer"))
 FEW = 8  # below, a loop over single environments is as fast
 
 
@@ -167,5 +169,13 @@ def make(
             # The group itself checks what comes back, every step; the checker would only look at the first.
             return gymnasium.make(env_id, disable_env_checker=True, **settings)
 
+    planar = registered is not None and str(registered.entry_point).startswith(PLANAR)
+    if planar and not render_mode:
+        one = factory()
+        from sfactory_envs.mujoco_group import MujocoGroup, task_of  # brings mujoco, which is there by now
+
+        if (task := task_of(one)) is not None:
+            return MujocoGroup(one, task, num_envs, seeds, protocol)
+        one.close()
     group = FilmedGroup if render_mode else EnvGroup
     return group(factory, num_envs, seeds, name=f"gymnasium/{env_id}", protocol=protocol)

@@ -1,0 +1,203 @@
+"""gymnasium's planar MuJoCo tasks, a whole group on one model: HalfCheetah, Hopper, Walker2d, Swimmer (v5).
+
+A step of one of these is 25 us of physics; 64 separate models and data fall out of the cache, which makes 38 of it
+(benchmarks/LOG.md). Here one `MjData` steps every environment in turn from a row of states, which stays in the cache,
+and observations, rewards and ends are computed for all rows at once. Numbers are gymnasium's to the bit
+(tests/envs/test_mujoco_group.py): the models, settings, resets and random streams are those of a real environment,
+built by `gymnasium.make`; only what is below `advance` is written here again.
+
+Only these tasks: their observations and rewards read positions and velocities alone. Ant, Humanoid and others read
+body positions and contact forces that no state holds, and stay single environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import mujoco
+import numpy as np
+
+from sfactory.envs import EnvFault, Step, env_fault, finite_rows, next_seed
+from sfactory.snapshot import decode, encode
+from sfactory.vector_group import Native, VectorGroup
+
+STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+
+
+class Task(NamedTuple):
+    """What sets the four apart."""
+
+    hidden: int
+    """Leading positions that are not observed, unless a setting says so."""
+    clipped: bool
+    """Observed velocities are clipped to +-10."""
+
+
+PLACE = "gymnasium.envs.mujoco."
+TASKS = {
+    f"{PLACE}half_cheetah_v5.HalfCheetahEnv": Task(1, False),
+    f"{PLACE}hopper_v5.HopperEnv": Task(1, True),
+    f"{PLACE}walker2d_v5.Walker2dEnv": Task(1, True),
+    f"{PLACE}swimmer_v5.SwimmerEnv": Task(2, False),
+}
+
+
+def task_of(env: gymnasium.Env) -> Task | None:
+    """What kind of task this is, if a group of it can be stepped here: these classes, in gymnasium's own wrappers."""
+    while isinstance(env, gymnasium.Wrapper):
+        if type(env) not in (gymnasium.wrappers.TimeLimit, gymnasium.wrappers.OrderEnforcing):
+            return None
+        env = env.env
+    return TASKS.get(f"{type(env).__module__}.{type(env).__qualname__}")
+
+
+class MujocoGroup(VectorGroup):
+    """E environments like `env`, which is theirs from now on. Every one has its own random stream and clock."""
+
+    def __init__(self, env: gymnasium.Env, task: Task, num_envs: int, seeds: Sequence[int], protocol: str) -> None:
+        self._made, self._task = env, task
+        own: Any = env.unwrapped
+        self._own, self._model, self._data = own, own.model, own.data
+        limit = env.get_wrapper_attr("_max_episode_steps") if env.has_wrapper_attr("_max_episode_steps") else None
+        name, goal = (env.spec.id, env.spec.reward_threshold) if env.spec else (type(own).__name__, None)
+        super().__init__(
+            f"gymnasium/{name}", env.observation_space, env.action_space, num_envs, seeds,
+            protocol=protocol, max_episode_steps=limit, reward_threshold=goal,
+        )  # fmt: skip
+        self._limit = limit or np.iinfo(np.int64).max
+        self._states = np.zeros((num_envs, mujoco.mj_stateSize(self._model, STATE)))
+        self._rows = list(self._states)  # views, made once
+        kinds = mujoco.mjtState
+        self._qpos, self._qvel, self._ctrl = (
+            self._columns(kind) for kind in (kinds.mjSTATE_QPOS, kinds.mjSTATE_QVEL, kinds.mjSTATE_CTRL)
+        )
+        self._streams: list[Any] = [None] * num_envs
+        self._steps = np.zeros(num_envs, np.int64)  # of the episode
+        self._over = np.zeros(num_envs, bool)  # the next step resets
+
+    def _columns(self, kind: Any) -> slice:
+        """Where a part of the state stands in a row: parts follow in the order of their bits."""
+        first = mujoco.mj_stateSize(self._model, STATE & (int(kind) - 1))
+        return slice(first, first + mujoco.mj_stateSize(self._model, int(kind)))
+
+    # -- episodes ----------------------------------------------------------------------------------------------
+
+    def begin(self) -> np.ndarray:
+        for env in range(self.num_envs):
+            self._begin_one(env)
+        return self._observed()
+
+    def _begin_one(self, env: int) -> None:
+        """An episode, as the environment itself begins one; its stream goes on from where it was."""
+        if self._streams[env] is None:
+            self._made.reset(seed=self.seeds[env])
+            self._streams[env] = self._own.np_random
+        else:
+            self._own.np_random = self._streams[env]
+            self._made.reset()
+        mujoco.mj_getState(self._model, self._data, self._rows[env], STATE)
+        self._steps[env], self._over[env] = 0, False
+
+    def advance(self, action: np.ndarray) -> Native:
+        """One step of every environment whose episode is not over; the others begin one."""
+        states, rows, reset = self._states, self._rows, self._over.copy()
+        model, data, substeps = self._model, self._data, self._own.frame_skip
+        before = states[:, self._qpos.start].copy()
+        states[:, self._ctrl] = action
+        put, simulate, take = mujoco.mj_setState, mujoco.mj_step, mujoco.mj_getState
+        for row in [rows[env] for env in np.flatnonzero(~reset).tolist()] if reset.any() else rows:
+            put(model, data, row, STATE)
+            simulate(model, data, substeps)
+            take(model, data, row, STATE)
+        healthy = self._healthy()
+        reward = self._reward(before, action, healthy)
+        terminated = ~(healthy | reset) if getattr(self._own, "_terminate_when_unhealthy", False) else self._never
+        self._steps += 1
+        truncated = (self._steps >= self._limit) & ~reset
+        for env in np.flatnonzero(reset).tolist():
+            self._begin_one(env)
+        reward[reset] = 0.0
+        self._over = terminated | truncated
+        return Native(self._observed(), reward, terminated, truncated, reset, self._over, self._never)
+
+    def _reward(self, before: np.ndarray, action: np.ndarray, healthy: np.ndarray) -> np.ndarray:
+        """Forward speed and health, less the cost of control."""
+        own = self._own
+        speed = (self._states[:, self._qpos.start] - before) / own.dt
+        reward = own._forward_reward_weight * speed
+        if hasattr(own, "_healthy_reward"):
+            reward = reward + healthy * own._healthy_reward
+        return np.asarray(reward - own._ctrl_cost_weight * np.sum(np.square(action), axis=1))
+
+    def _healthy(self) -> np.ndarray:
+        """[E]: whether a body stands: its height, its angle and (Hopper) everything else are within bounds."""
+        own, states = self._own, self._states
+        healthy = np.ones(self.num_envs, bool)
+        for name, column in (("_healthy_z_range", 1), ("_healthy_angle_range", 2)):
+            if hasattr(own, name):
+                low, high = getattr(own, name)
+                value = states[:, self._qpos.start + column]
+                healthy &= (low < value) & (value < high)
+        if hasattr(own, "_healthy_state_range"):
+            low, high = own._healthy_state_range
+            rest = states[:, self._qpos.start + 2 : self._qvel.stop]
+            healthy &= ((low < rest) & (rest < high)).all(axis=1)
+        return healthy
+
+    def _observed(self) -> np.ndarray:
+        """[E, D] float32."""
+        hidden = self._task.hidden if self._own._exclude_current_positions_from_observation else 0
+        seen = self._states[:, self._qpos.start + hidden : self._qvel.stop].astype(np.float32)  # side by side
+        if self._task.clipped:
+            velocities = seen[:, self._qpos.stop - self._qpos.start - hidden :]
+            np.clip(velocities, -10, 10, out=velocities)
+        return seen
+
+    # -- a group's duties --------------------------------------------------------------------------------------
+
+    def step(self, action: dict[str, np.ndarray]) -> Step:
+        """As every vector group, but an environment that fails is mended alone: states are apart here."""
+        given, illegal = self._given(action)
+        said = action["action"].tolist() if illegal.any() else []
+        given[illegal] = 0.0
+        native = self.advance(given)
+        obs, reward = self._read(native.obs), np.asarray(native.reward, np.float32)
+        finite = finite_rows(obs, reward)
+        bad = illegal if finite is None else illegal | ~finite
+        valid, faults = ~native.reset, []
+        if bad.any():
+            terminated, truncated = native.terminated & ~bad, native.truncated & ~bad
+            native = native._replace(terminated=terminated, truncated=truncated, over=native.over & ~bad)
+            valid, reward = valid & ~bad, np.where(bad, np.float32(0), reward)
+            for env in np.flatnonzero(bad).tolist():
+                why = f"illegal action {said[env]}" if illegal[env] else "NaN or infinity in the observation or reward"
+                faults.append(self._renew(env, ValueError(why)))
+            obs = self._read(self._observed())
+        self.tally.count(reward, valid)
+        episodes = self.tally.end(np.flatnonzero(native.over).tolist())
+        return Step(obs, reward, native.terminated, native.truncated, valid, ~valid, episodes, tuple(faults))
+
+    def _renew(self, env: int, error: Exception) -> EnvFault:
+        """A new seed and a new episode in the place of a failed one."""
+        fault = env_fault(env, error, self.seeds[env], int(self.tally.lengths[env]))
+        self.seeds[env], self._streams[env] = next_seed(self.seeds[env]), None
+        self._begin_one(env)
+        self.tally.drop(env)
+        return fault
+
+    def snapshot(self) -> Any:
+        """JSON of everything that decides what comes next."""
+        clocks = [self._steps, self._over, self.seeds, self.tally.returns, self.tally.lengths]
+        return encode([self._states, self._streams, *clocks])
+
+    def restore(self, state: Any) -> None:
+        """The inverse, into a group built with the same settings."""
+        self.reset()
+        states, self._streams, self._steps, self._over, self.seeds, returns, lengths = decode(state)
+        self._states[...] = states
+        self.tally.returns, self.tally.lengths = returns, lengths
+
+    def close(self) -> None:
+        self._made.close()

@@ -1,0 +1,125 @@
+"""A group on one model gives gymnasium's own numbers, to the bit, and its environments are apart."""
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+from sfactory_envs.gymnasium import make
+from sfactory_envs.mujoco_group import MujocoGroup, task_of
+
+from sfactory.env_group import EnvGroup
+
+SETTINGS = {
+    "HalfCheetah-v5": [{}, {"frame_skip": 3, "ctrl_cost_weight": 0.5, "max_episode_steps": 40}],
+    "Hopper-v5": [
+        {},
+        {"healthy_state_range": (-1.0, 1.0), "exclude_current_positions_from_observation": False},
+        {"terminate_when_unhealthy": False, "max_episode_steps": 60},
+    ],
+    "Walker2d-v5": [{}, {"healthy_reward": 3.0, "reset_noise_scale": 0.1, "healthy_angle_range": (-0.3, 0.2)}],
+    "Swimmer-v5": [{"max_episode_steps": 50}, {"exclude_current_positions_from_observation": False}],
+}
+CASES = [(name, settings) for name, found in SETTINGS.items() for settings in found]
+E, STEPS = 5, 200
+
+
+def single(name, settings, seeds):
+    return EnvGroup(lambda: gymnasium.make(name, disable_env_checker=True, **settings), len(seeds), seeds, name=name)
+
+
+def same(ours, theirs):
+    (obs,), (expected,) = ours.obs.values(), theirs.obs.values()
+    assert (obs == expected).all()
+    for field in ("reward", "terminated", "truncated", "valid", "first"):
+        assert (getattr(ours, field) == getattr(theirs, field)).all(), field
+    assert ours.episodes == theirs.episodes
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
+def test_every_number_is_gymnasiums_to_the_bit(name, settings):
+    seeds = list(range(3, 3 + E))
+    ours, theirs = make(name, num_envs=E, seeds=seeds, **settings), single(name, settings, seeds)
+    assert isinstance(ours, MujocoGroup)
+    assert (ours.spec.obs, ours.spec.actions) == (theirs.spec.obs, theirs.spec.actions)
+    assert ours.spec.max_episode_steps == settings.get("max_episode_steps", 1000)
+    draws, ends = np.random.default_rng(1), 0
+    assert (ours.reset()["obs"] == theirs.reset()["obs"]).all()
+    for _ in range(STEPS):
+        action = {"action": draws.normal(0, 1.5, (E, *ours.spec.actions["action"].shape)).astype(np.float32)}
+        step = ours.step(action)
+        same(step, theirs.step(action))
+        ends += int((step.terminated | step.truncated).sum())
+    assert ends >= (0 if settings.get("max_episode_steps", 1000) > STEPS and "Hopper" not in name else E)
+    assert (ours.reset()["obs"] == theirs.reset()["obs"]).all(), "and their streams go on as they were"
+
+
+def test_a_group_comes_back_from_its_snapshot_to_the_bit():
+    group, other = (make("Hopper-v5", num_envs=E, seeds=list(range(first, first + E))) for first in (1, 900))
+    draws = np.random.default_rng(2)
+    actions = [{"action": draws.normal(0, 1, (E, 3)).astype(np.float32)} for _ in range(120)]
+    group.reset()
+    other.reset()
+    for action in actions[:40]:
+        group.step(action)
+    other.restore(json.loads(json.dumps(group.snapshot())))
+    ended = 0
+    for action in actions[40:]:
+        step = group.step(action)
+        same(other.step(action), step)
+        ended += len(step.episodes)
+    assert ended, "or nothing was seen of resets"
+    assert (group.seeds, group.snapshot()) == (other.seeds, other.snapshot())
+
+
+def test_one_environment_that_fails_is_mended_alone():
+    group, untouched = (make("HalfCheetah-v5", num_envs=3, seeds=[1, 2, 3]) for _ in range(2))
+    group.reset()
+    untouched.reset()
+    action = np.full((3, 6), 0.3, np.float32)
+    for _ in range(4):
+        group.step({"action": action})
+        untouched.step({"action": action})
+    spoiled = action.copy()
+    spoiled[1] = np.nan
+    step, plain = group.step({"action": spoiled}), untouched.step({"action": action})
+    assert [fault.env for fault in step.faults] == [1]
+    assert "illegal action" in step.faults[0].message
+    assert "(seed 2, step 4 of the episode)" in step.faults[0].message
+    assert step.valid.tolist() == [True, False, True]
+    assert step.first.tolist() == [False, True, False]
+    assert step.reward[1] == 0
+    for env in (0, 2):
+        assert (step.obs["obs"][env] == plain.obs["obs"][env]).all()
+        assert step.reward[env] == plain.reward[env]
+    assert group.seeds[1] not in (1, 2, 3)
+
+
+def test_numbers_that_are_not_finite_are_a_fault_of_that_environment(monkeypatch):
+    group = make("HalfCheetah-v5", num_envs=3, seeds=[1, 2, 3])
+    group.reset()
+    advance = group.advance
+
+    def spoil(action):
+        native = advance(action)
+        group._states[0, group._qvel] = np.inf
+        return native._replace(obs=group._observed())
+
+    monkeypatch.setattr(group, "advance", spoil)
+    step = group.step({"action": np.zeros((3, 6), np.float32)})
+    assert [fault.env for fault in step.faults] == [0]
+    assert "NaN or infinity" in step.faults[0].message
+    assert np.isfinite(step.obs["obs"]).all()
+    monkeypatch.undo()
+    assert not group.step({"action": np.zeros((3, 6), np.float32)}).faults
+
+
+def test_other_tasks_stay_single_environments():
+    for name in ("Ant-v5", "InvertedPendulum-v5"):
+        assert isinstance(make(name, num_envs=2, seeds=[1, 2]), EnvGroup)
+
+    class Heavier(gymnasium.envs.mujoco.half_cheetah_v5.HalfCheetahEnv):
+        pass
+
+    assert task_of(Heavier()) is None, "what a subclass changes is not known"
+    assert task_of(gymnasium.wrappers.ClipAction(gymnasium.make("Hopper-v5"))) is None
