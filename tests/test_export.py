@@ -18,6 +18,7 @@ TARGETS = {
     "minatar": ("minatar/breakout", {}),
     "cartpole": ("classic/cartpole", {"normalize": {"obs": True, "value_targets": True}}),
     "squash": ("classic/pendulum", {"model": {"squash": True}}),
+    "atari": ("atari/pong", {"stop": {"env_steps": 128}}),
     "gru": ("memory/tmaze", {"model": {"core": "gru", "core_size": 8}}),
 }
 

@@ -51,7 +51,8 @@ MISTAKES = [
     # 6: what is not installed, or not there
     ("train atari/pong", USAGE, "pip install 'sfactory[atari]'"),
     ("train minatar/breakout --log.wandb", USAGE, "pip install 'sfactory[wandb]'"),
-    ("train minatar/breakout --run.device cuda", USAGE, "this machine shows no GPU; use cpu or auto"),
+    ("train minatar/breakout --run.device cuda", USAGE, "run.device cuda: this machine shows no GPU; use cpu or auto"),
+    ("train minatar/breakout --run.inference-device cuda:1", USAGE, "run.inference-device cuda:1: this machine shows"),
     ("train minatar/breakout --model.encoder my_net:Wide", USAGE, "no module my_net here"),
     # 7: files
     ("train minatar/breakout --config my.toml", USAGE, "my.toml: cannot be read (No such file or directory)"),

@@ -95,8 +95,27 @@ def test_several_games_are_a_file_each(tmp_path, late):
     assert groups[0].drawn == 12, "the third game is played and not drawn"
 
 
-def test_a_game_that_broke_is_not_in_the_film(tmp_path):
+class Noted:
+    """A container of av's that notes its end."""
+
+    def __init__(self, container, notes):
+        self.container, self.notes = container, notes
+
+    def close(self):
+        self.notes.append("closed")
+        self.container.close()
+
+    def __getattr__(self, name):
+        return getattr(self.container, name)
+
+
+def test_a_game_that_broke_is_not_in_the_film(tmp_path, monkeypatch):
+    """And its file is closed before another one takes its place: closing it later would write into that."""
+    notes, real = [], av.open
+    monkeypatch.setattr(av, "open", lambda *how, **more: notes.append("opened") or Noted(real(*how, **more), notes))
     (one,), played, groups = filmed(tmp_path / "out.mp4", breaks=3)
+    monkeypatch.undo()
+    assert notes == ["opened", "closed"] * 2
     assert (len(groups), played.faults, len(played.returns)) == (2, 1, 4)
     assert one.length == 5
     assert greys(tmp_path / "out.mp4") == [0, 1, 2, 3, 4, 5]

@@ -37,7 +37,7 @@ def check_beginning(config: Config) -> None:
         raise ValueError(f"run.init-from {config.run.init_from}: another network: its {', its '.join(apart)}")
 
 
-def check_device(name: str, signs: Iterable[str] = GPUS) -> None:
+def check_device(setting: str, name: str, signs: Iterable[str] = GPUS) -> None:
     """ValueError for CUDA on a machine without a sign of a GPU; what torch makes of one, it says itself."""
     if name.startswith("cuda") and not any(os.path.exists(sign) for sign in signs):
-        raise ValueError(f"run.device {name}: this machine shows no GPU; use cpu or auto (sfactory doctor says more)")
+        raise ValueError(f"{setting} {name}: this machine shows no GPU; use cpu or auto (sfactory doctor says more)")

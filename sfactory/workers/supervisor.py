@@ -374,8 +374,8 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
     Raises ValueError, EnvError or RunBusy for what the caller asked wrongly, before anything is written.
     """
     check_encoder(config.model.encoder)
-    check_device(config.run.device)
-    check_device(config.run.inference_device)
+    check_device("run.device", config.run.device)
+    check_device("run.inference-device", config.run.inference_device)
     check_wandb(config)
     specs = make_specs(config.env.tasks, config.env.arguments)
     bounded(specs[0], config.model.squash)  # refuses what cannot be squashed
