@@ -31,7 +31,8 @@ from sfactory.envs import make_spec
 from sfactory.presets import target_layers
 from sfactory.settings import build
 from sfactory.workers.lockstep import Lockstep
-from sfactory.workers.update import Batch, Update
+from sfactory.workers.training_batch import Batch
+from sfactory.workers.update import Update
 from sfactory.workers.wiring import Plan
 
 HERE = Path(__file__).parent

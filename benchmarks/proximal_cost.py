@@ -25,7 +25,8 @@ from sfactory.presets import target_layers
 from sfactory.settings import build
 from sfactory.workers.lockstep import Lockstep
 from sfactory.workers.network import build_model
-from sfactory.workers.update import Batch, Update
+from sfactory.workers.training_batch import Batch
+from sfactory.workers.update import Update
 from sfactory.workers.wiring import Plan
 
 ROUNDS = 25

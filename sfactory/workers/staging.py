@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sfactory.memory.trajectory import Trajectories
-from sfactory.workers.update import Batch
+from sfactory.workers.training_batch import Batch
 from sfactory.workers.wiring import Plan
 
 

@@ -12,7 +12,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution pa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,55 +28,9 @@ from sfactory.config import Config
 from sfactory.model.actor_critic import ActorCritic, Output
 from sfactory.workers.crew import Crew, Network, crew_size
 from sfactory.workers.network import precision
+from sfactory.workers.training_batch import Batch, rows_of
 
 SHUFFLE_STREAM = 3
-
-
-TRACE_ONLY = ("reward", "terminated", "truncated", "discounted_return")
-
-
-class Batch(NamedTuple):
-    """Slots side by side, time-major, on the learner's device."""
-
-    obs: dict[str, Tensor]  # [T+1, B, ...]
-    first: Tensor  # [T+1, B] bool
-    action: dict[str, Tensor]  # [T, B, ...]
-    log_prob: Tensor  # [T, B] of behavior, as stored when acting
-    params: Tensor  # [T, B, K] of behavior
-    reward: Tensor  # [T, B] raw
-    terminated: Tensor  # [T, B] bool
-    truncated: Tensor  # [T, B] bool
-    valid: Tensor  # [T, B] bool
-    lag: Tensor  # [T, B] float, updates between acting and learning
-    state: Tensor | None  # [B, H] recurrent state at row 0
-    discounted_return: Tensor | None  # [T, B] running return of the raw reward
-
-    def as_rows(self) -> Batch:
-        """[1, T x B]: every row a lane of its own, for policies without memory. A view."""
-        return Batch(**{name: _as_rows(value) for name, value in self._asdict().items()})
-
-    def lanes(self, index: Tensor | None) -> Batch:
-        """The minibatch of those lanes; None is all of them, without a copy. What the trace alone needs is left out."""
-        if index is None:
-            return self
-        pick: dict[str, Any] = {
-            name: None if name in TRACE_ONLY else _pick(value, index, 0 if name == "state" else 1)
-            for name, value in self._asdict().items()
-        }
-        return Batch(**pick)
-
-
-def _as_rows(value: Any) -> Any:
-    """[T, B, ...] -> [1, T x B, ...], leaf by leaf."""
-    if isinstance(value, dict):
-        return {name: _as_rows(tensor) for name, tensor in value.items()}
-    return None if value is None else value.flatten(0, 1).unsqueeze(0)
-
-
-def _pick(value: Any, index: Tensor, axis: int) -> Any:
-    if isinstance(value, dict):
-        return {name: tensor.index_select(axis, index) for name, tensor in value.items()}
-    return None if value is None else value.index_select(axis, index)
 
 
 class Start(NamedTuple):
@@ -92,10 +46,10 @@ class Start(NamedTuple):
 
     def as_rows(self) -> Start:
         """[1, T x B], as `Batch.as_rows`."""
-        tensors = {name: _as_rows(value) for name, value in self._asdict().items() if name != "trace"}
+        tensors = {name: rows_of(value) for name, value in self._asdict().items() if name != "trace"}
         trace = self.trace._replace(
-            target=_as_rows(self.trace.target), advantage=_as_rows(self.trace.advantage),
-            weight=_as_rows(self.trace.weight),
+            target=rows_of(self.trace.target), advantage=rows_of(self.trace.advantage),
+            weight=rows_of(self.trace.weight),
         )  # fmt: skip
         return Start(**tensors, trace=trace)
 

@@ -8,7 +8,8 @@ from sfactory import checkpoint
 from sfactory.config import Config, Learning, Model, Normalize, Optim, Sampling
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.model.actor_critic import ActorCritic
-from sfactory.workers.update import Batch, Update
+from sfactory.workers.training_batch import Batch
+from sfactory.workers.update import Update
 
 torch.set_num_threads(1)
 T, B = 6, 8
