@@ -7,7 +7,6 @@ import pytest
 
 from sfactory.verify_resume import verify_resume
 
-pytestmark = pytest.mark.faults
 SMALL = ["--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "--learning.epochs", "1"]
 
 
