@@ -94,8 +94,7 @@ class Supervisor:
         self.telemetry = Telemetry()
         self.lives: dict[str, Life] = {}
         self.faults: dict[str, int] = dict.fromkeys(plan.workers, 0)  # own faults since the last update
-        # Seconds this process was awake to see: deadlines do not run while everything is stopped (SIGSTOP, a laptop
-        # that sleeps), and nobody can move this clock.
+        # Seconds this process was awake to see: deadlines stand still while everything does (SIGSTOP, a laptop asleep).
         self.awake, self._looked = 0.0, time.monotonic()
         self.updates, self.progress_at = -1, 0.0
         self.evaluators_lost, self.lost_at = 0, -1  # in a row, and what was evaluated last then
@@ -281,9 +280,8 @@ class Supervisor:
             if beat != life.beat:
                 life.beat, life.beat_at = beat, now
             elif beat_phase(beat) == ENVIRONMENT and now - life.beat_at > self.config.env.step_timeout:
-                self.record.take(
-                    ("fault", name, f"{name}: environment step exceeded {self.config.env.step_timeout:g} s")
-                )
+                said = f"{name}: environment step exceeded {self.config.env.step_timeout:g} s"
+                self.record.take(("fault", name, said))
                 kill_group(life.pid)
                 life.beat_at = now
         if now - self.progress_at > self.config.run.stall_timeout:
@@ -331,6 +329,8 @@ class Supervisor:
         """Wait until everybody has left, and kill who takes too long; False if a second signal came instead."""
         started = time.monotonic()
         signals_before = self.signals.stop
+        learner = self.lives.get("learner")  # without a sign of life for as long as a stall: nothing is waited for
+        stuck = learner is not None and self.awake - learner.beat_at > 0.9 * self.config.run.stall_timeout
         while self.lives:
             self._wait()
             self._take_last(self.telemetry.take())
@@ -343,7 +343,7 @@ class Supervisor:
             if self.signals.stop > max(signals_before, 1):
                 return False
             evaluate = outcome.code == 0 and self.signals.stop == signals_before and not self._evaluated()
-            patience = {"learner": GRACE_S, EVALUATOR: EVALUATION_S if evaluate else 0.0}
+            patience = {"learner": LEAVE_S if stuck else GRACE_S, EVALUATOR: EVALUATION_S if evaluate else 0.0}
             for life in list(self.lives.values()):
                 if time.monotonic() - started > patience.get(life.name, LEAVE_S):
                     kill_group(life.pid)

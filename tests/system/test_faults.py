@@ -169,7 +169,9 @@ def test_a_stopped_learner_is_a_stall_with_stacks_and_the_book(tmp_path):
     process = start(run, "--run.stall-timeout", 8, "--learning.epochs", 50)  # so it stops inside an update
     wait_for(lambda: steps(run) > 0, process=process)
     named(process, "learner")[0].suspend()
+    stopped = time.monotonic()
     _, err = finish(process, 8)
+    assert time.monotonic() - stopped < 20.0, "who shows no life is not waited for"
     assert "no update for 8 s" in last_line(err)
     assert "group 0: asked" in (run / "debug" / "book.txt").read_text()
     assert "most recent call first" in (run / "debug" / "inference.txt").read_text()
