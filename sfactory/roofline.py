@@ -28,6 +28,7 @@ from sfactory.workers.wiring import Plan
 
 BATCHES = {"nature": (32, 128, 512), "impala": (32, 128, 512)}
 FEW = (128, 512, 2048)  # rows per batch tried for every other network
+FEW_ENVS = 8  # environments of a plain loop that fit into any cache
 ACT_BATCHES = (64, 256)  # inference answers whole groups: at least 64 environments
 REPEATS = 3
 
@@ -91,17 +92,19 @@ def roofline(config: Config, spec: EnvSpec, cores: int, device: str = "cpu", sec
 
 
 def environment_cost(config: Config, seconds: float) -> Cost:
-    """Core time of one agent step in the environment's own library; the mean over several tasks."""
-    env, sampling = config.env, config.sampling
-    costs = []
-    for task in env.tasks:
-        step, how = raw_loop(task, sampling.envs_per_group, 1, env.arguments), "its library alone"
+    """Core time of one agent step in the environment's own library, with as many as a group has or with few, whichever
+    costs less: many may fall out of the cache. The mean over several tasks."""
+    env, many = config.env, config.sampling.envs_per_group
+    sizes = sorted({min(FEW_ENVS, many), many})
+    costs = {size: 0.0 for size in sizes}
+    for size, task in itertools.product(sizes, env.tasks):
+        step, how = raw_loop(task, size, 1, env.arguments), "its library alone"
         if step is None:
-            size = sampling.envs_per_group
             group = make_group(task, size, list(range(1, size + 1)), env.arguments)
             step, how = random_steps(group), "sfactory's own door, its family has no plainer loop"
-        costs.append(best_rate(step, seconds / len(env.tasks)))
-    return Cost(float(np.mean(costs)), f"{how}, {sampling.envs_per_group} environments")
+        costs[size] += best_rate(step, seconds / len(sizes) / len(env.tasks)) / len(env.tasks)
+    best = min(sizes, key=costs.__getitem__)
+    return Cost(costs[best], f"{how}, {best} environments")
 
 
 def random_steps(group: Group) -> Callable[[], int]:

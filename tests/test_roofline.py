@@ -1,5 +1,7 @@
 """The roofline is made of loops that are none of sfactory's own, and adds up."""
 
+import time
+
 import pytest
 
 from sfactory import roofline as module
@@ -85,3 +87,20 @@ def test_training_costs_what_the_update_does(monkeypatch):
     once = Config(env=config.env, sampling=config.sampling, model=config.model)
     assert roofline(once, spec, 2).training.seconds == 7.0
     assert roofline(once, spec, 2).seconds == 1.0 + 1.0 + 7.0
+
+
+@pytest.mark.parametrize(("slow", "best"), [(64, 8), (8, 64)])
+def test_the_environments_cost_is_that_of_few_or_of_many_whichever_is_less(monkeypatch, slow, best):
+    """64 of MuJoCo's fall out of the cache, 8 of ale-py's are stepped in more calls."""
+
+    def loop(task, num_envs, seed, settings):
+        def step():
+            time.sleep(1e-3 * num_envs if num_envs == slow else 1e-4 * num_envs)
+            return num_envs
+
+        return step
+
+    monkeypatch.setattr(module, "raw_loop", loop)
+    cost = module.environment_cost(Config(env=Env("minatar/breakout"), sampling=Sampling(envs_per_group=64)), 0.3)
+    assert cost.seconds < 5e-4
+    assert cost.how == f"its library alone, {best} environments"
