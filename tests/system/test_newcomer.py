@@ -1,7 +1,6 @@
 """A newcomer's transcript: every command of the README as it is written, in an empty folder.
 
-Blocks marked `measured` are shortened: what trains stops after a few thousand steps, few games are played. The first
-block is part of `make test`, the others take minutes and are part of `make slow`. Commands
+Blocks marked `measured` are shortened: what trains stops after a few thousand steps, few games are played. Commands
 within sentences (`make`, `pip`, `watch`, `tensorboard`) are not run here: the first two are how this test came to run.
 """
 
@@ -36,13 +35,9 @@ def smoke(line):
     return f"{command} {SMOKE.get(verb, '')}".rstrip() + arrow + file
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(0, marks=[pytest.mark.newcomer, pytest.mark.timeout(300)]),
-        *(pytest.param(n, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for n in range(1, len(BLOCKS))),
-    ],
-)
+@pytest.mark.newcomer
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_every_command_of_the_readme_works_as_written(tmp_path, number):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)}
