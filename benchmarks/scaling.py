@@ -78,10 +78,11 @@ def draw(target: str, found: dict[str, dict[int, list[float]]], out: Path) -> No
         panel.set_xticks(list(points), [f"{x:,}" for x in points])
         panel.minorticks_off()
         panel.set_xlabel(axis)
-        panel.set_ylim(bottom=0)
         panel.grid(axis="y", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("thousand steps/s")
+    fastest = max(y for points in found.values() for speeds in points.values() for y in speeds)
+    panels[0].set_ylim(0, 1.05 * fastest / 1000)
     m = machine()
     figure.suptitle(f"{target}: one pass over the data, {m['cores']} cores, {m['cpu']}", fontsize=10)
     for suffix in (".png", ".svg"):

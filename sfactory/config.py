@@ -160,7 +160,7 @@ class Learning:
     dual_clip: float = 0.0
     """Bound on the loss of bad actions in multiples of the advantage (3 to 10); 0: off."""
     kl_coef: float = 1.0
-    """Coefficient of the KL penalty of decoupled_kl."""
+    """Coefficient of the KL penalty of decoupled_kl and mdpo."""
     weight_cap: float = 100.0
     """Cap on the weight (policy over behavior)."""
     behavior_weight: Literal["surrogate", "trace", "none", "twice"] = "surrogate"

@@ -62,14 +62,14 @@ sfactory bench TARGET [--section.field value ...]
 
   --seconds S      length of the run that is measured                        (20)
   --search S       then look for faster settings for S seconds               (0: do not)
-  --write FILE     write them as TOML
+  --write FILE     write them as TOML; alone it looks for 60 s
   --config FILE    settings to begin with, as for train
   --json           everything as JSON on stdout
 
 "at best" is the environment's own library, and the network in plain torch at the batch, threads and
-memory format that cost least: nothing of sfactory's. The roofline of N cores is N / (sum of these
-costs per step); with a GPU it is the environment alone on all cores. "here" are sfactory's own
-stages, each alone. On a machine that does other things all numbers are too low, not by one factor.
+memory format that cost least: nothing of sfactory's, where there is a plain form. The roofline of
+N cores is N / (sum of these costs per step); with a GPU it is the environment alone on all cores.
+"here" are sfactory's own stages, each alone. On a busy machine all of it is too low, not by one factor.
 """
 
 PROFILE_HELP = """\

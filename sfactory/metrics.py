@@ -50,7 +50,7 @@ METRICS: dict[str, str] = {
     "charts/episodic_return/<task>": "one of several tasks: mean return of its last 100 whole games, unclipped",
     "charts/human_normalized": "return on the scale 0 = random policy, 1 = human tester; median over tasks",
     "charts/human_normalized/<task>": "one of several tasks: its return on that scale",
-    "charts/games": "whole games finished in this launch",
+    "charts/games": "whole games finished in this launch; after an exact resume since the start",
     "charts/SPS": "trained agent steps per second",
     "charts/FPS": "environment frames per second: SPS times frame skip",
     "charts/frames": "environment frames trained so far",

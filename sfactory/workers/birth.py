@@ -159,6 +159,12 @@ def check_descriptors(workers: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
 
 
+def ask_for_stack(pid: int) -> None:
+    """The stack of every thread of a worker, into its own file: faulthandler needs no interpreter for it."""
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGUSR2)
+
+
 def kill_group(pid: int) -> None:
     """SIGKILL a worker and everything it started."""
     for kill in (os.killpg, os.kill):

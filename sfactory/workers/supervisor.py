@@ -32,6 +32,7 @@ from sfactory.workers.birth import (
     REFUSED,
     Birth,
     Undertaker,
+    ask_for_stack,
     check_descriptors,
     give_birth,
     kill_group,
@@ -62,8 +63,9 @@ from sfactory.writers import check_wandb
 TICK_S = 0.1
 LONGEST_LOOK_S = 1.0  # what one turn of the loop may count for, however long it took
 LEAVE_S = 2.0  # samplers and inference, after the stop word
+STACK_S = 0.2  # for a stack to be written
 GRACE_S = 30.0  # the learner: finish the update, save
-EVALUATION_S = 60.0  # the evaluator, at the end of a finished run: the last policy that is due
+EVALUATION_S = 60.0  # the evaluator, at the end of a finished run
 EVALUATORS = 4  # in a row that may die without a result before there are no more of them
 
 
@@ -229,11 +231,8 @@ class Supervisor:
             self.faults[life.name] += 1
             if self.faults[life.name] > self.config.run.spare_restarts:
                 code_ = 6 if code == ENVIRONMENT_FAULT else 7
-                return Outcome(
-                    "lost",
-                    code_,
-                    f"{life.name} died {self.faults[life.name]} times without an update ({cause}{where}){words_}",
-                )
+                died = f"{life.name} died {self.faults[life.name]} times without an update"
+                return Outcome("lost", code_, f"{died} ({cause}{where}){words_}")
         reason = words_ if code > 0 else ""  # a process that was killed had no time for words
         reason += where
         self.record.take(("fault", life.name, f"{life.name} died ({cause}{reason}); respawned"))
@@ -282,20 +281,20 @@ class Supervisor:
             elif beat_phase(beat) == ENVIRONMENT and now - life.beat_at > self.config.env.step_timeout:
                 said = f"{name}: environment step exceeded {self.config.env.step_timeout:g} s"
                 self.record.take(("fault", name, said))
+                ask_for_stack(life.pid)
+                time.sleep(STACK_S)
                 kill_group(life.pid)
                 life.beat_at = now
         if now - self.progress_at > self.config.run.stall_timeout:
             self._dump()
-            return Outcome(
-                "stalled", 8, f"no update for {self.config.run.stall_timeout:g} s; see {self.plan.debug_dir}"
-            )
+            said = f"no update for {self.config.run.stall_timeout:g} s; see {self.plan.debug_dir}"
+            return Outcome("stalled", 8, said)
         return None
 
     def _dump(self) -> None:
         """Stacks of all workers and the book, into the debug folder."""
         for life in self.lives.values():
-            with contextlib.suppress(OSError):
-                os.kill(life.pid, signal.SIGUSR2)  # faulthandler writes to the worker's own file
+            ask_for_stack(life.pid)
         book = self.shared.book
         lines = [
             f"group {g}: asked {book.asked(g)} outstanding {book.outstanding(g)} slots "
@@ -303,7 +302,7 @@ class Supervisor:
             for g in range(book.num_groups)
         ]
         (self.plan.debug_dir / "book.txt").write_text("\n".join(lines) + "\n")
-        time.sleep(0.2)
+        time.sleep(STACK_S)
 
     # -- the end -----------------------------------------------------------------------------------------------
 

@@ -91,6 +91,9 @@ def test_an_environment_that_hangs_is_killed_and_its_stack_kept(tmp_path):
     words = [*knobs(hang_at=40, marker=marker), "--env.step-timeout", 1.5, "--stop.seconds", 5]
     finish(start(run, *words, target=COUNT), 0)
     assert "environment step exceeded 1.5 s" in log_of(run)
+    stacks = "".join(path.read_text() for path in (run / "debug").glob("sampler-*.txt"))
+    assert "most recent call first" in stacks
+    assert "faults.py" in stacks, "where it hangs"
     assert ledger_balances(run)
 
 
