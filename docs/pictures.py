@@ -47,6 +47,7 @@ def reached(run: Path) -> int:
 def breakout() -> Iterator[Path]:
     """A run of Breakout; inside, it is half-way. Finished at the end."""
     run = Path("runs/minatar-breakout_s1")
+    subprocess.run(sfactory("bench", *BREAKOUT[:1], "--seconds", "4", "--json"), check=True, stdout=subprocess.DEVNULL)
     process = subprocess.Popen(sfactory("train", *BREAKOUT, "--run.dir", run, "--quiet"))
     try:
         deadline = time.monotonic() + LATEST

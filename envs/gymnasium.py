@@ -155,7 +155,9 @@ def make(
     """A group of `gymnasium.make(env_id, **settings)`, or of `gymnasium.make_vec` where the id has its own."""
     protocol = ", ".join([env_id, *(f"{setting}={settings[setting]}" for setting in sorted(settings))])
     registered = gymnasium.registry.get(env_id)  # None for package:id too, which make imports
-    if registered is not None and registered.vector_entry_point and num_envs >= FEW and not exact and not render_mode:
+    limited = settings.get("max_episode_steps", 1) > 0  # -1, no limit, is for single environments
+    vector = registered is not None and registered.vector_entry_point and limited
+    if vector and num_envs >= FEW and not exact and not render_mode:
         # Single environments do whatever its vector environment cannot: other autoresets, wrappers, settings.
         with contextlib.suppress(Exception):
             return GymnasiumVectorGroup(env_id, num_envs, seeds, protocol, settings)

@@ -19,7 +19,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from sfactory.envs import EnvFault, Step, env_fault, finite_rows, next_seed
+from sfactory.envs import EnvError, EnvFault, Step, env_fault, finite_rows, next_seed
 from sfactory.snapshot import decode, encode
 from sfactory.vector_group import Native, VectorGroup
 
@@ -76,6 +76,7 @@ class MujocoGroup(VectorGroup):
         self._streams: list[Any] = [None] * num_envs
         self._steps = np.zeros(num_envs, np.int64)  # of the episode
         self._over = np.zeros(num_envs, bool)  # the next step resets
+        self._failed: dict[int, Exception] = {}  # in the physics of this step
 
     def _columns(self, kind: Any) -> slice:
         """Where a part of the state stands in a row: parts follow in the order of their bits."""
@@ -107,10 +108,15 @@ class MujocoGroup(VectorGroup):
         before = states[:, self._qpos.start].copy()
         states[:, self._ctrl] = action
         put, simulate, take = mujoco.mj_setState, mujoco.mj_step, mujoco.mj_getState
-        for row in [rows[env] for env in np.flatnonzero(~reset).tolist()] if reset.any() else rows:
-            put(model, data, row, STATE)
-            simulate(model, data, substeps)
-            take(model, data, row, STATE)
+        self._failed.clear()
+        for env in np.flatnonzero(~reset).tolist():
+            row = rows[env]
+            try:
+                put(model, data, row, STATE)
+                simulate(model, data, substeps)
+                take(model, data, row, STATE)
+            except Exception as error:  # mujoco.FatalError: contacts that do not fit, a model of one's own
+                self._failed[env] = error
         healthy = self._healthy()
         reward = self._reward(before, action, healthy)
         terminated = ~(healthy | reset) if getattr(self._own, "_terminate_when_unhealthy", False) else self._never
@@ -160,12 +166,14 @@ class MujocoGroup(VectorGroup):
     def step(self, action: dict[str, np.ndarray]) -> Step:
         """As every vector group, but an environment that fails is mended alone: states are apart here."""
         given, illegal = self._given(action)
+        illegal &= ~self._over  # a reset ignores it
         said = action["action"].tolist() if illegal.any() else []
         given[illegal] = 0.0
         native = self.advance(given)
         obs, reward = self._read(native.obs), np.asarray(native.reward, np.float32)
         finite = finite_rows(obs, reward)
-        bad = illegal if finite is None else illegal | ~finite
+        bad = illegal.copy() if finite is None else illegal | ~finite
+        bad[list(self._failed)] = True
         valid, faults = ~native.reset, []
         if bad.any():
             terminated, truncated = native.terminated & ~bad, native.truncated & ~bad
@@ -173,7 +181,7 @@ class MujocoGroup(VectorGroup):
             valid, reward = valid & ~bad, np.where(bad, np.float32(0), reward)
             for env in np.flatnonzero(bad).tolist():
                 why = f"illegal action {said[env]}" if illegal[env] else "NaN or infinity in the observation or reward"
-                faults.append(self._renew(env, ValueError(why)))
+                faults.append(self._renew(env, self._failed.get(env) or ValueError(why)))
             obs = self._read(self._observed())
         self.tally.count(reward, valid)
         episodes = self.tally.end(np.flatnonzero(native.over).tolist())
@@ -194,6 +202,8 @@ class MujocoGroup(VectorGroup):
 
     def restore(self, state: Any) -> None:
         """The inverse, into a group built with the same settings."""
+        if isinstance(state, dict):
+            raise EnvError(f"{self.spec.name}: saved by an earlier version, which stepped single environments")
         self.reset()
         states, self._streams, self._steps, self._over, self.seeds, returns, lengths = decode(state)
         self._states[...] = states

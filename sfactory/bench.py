@@ -206,7 +206,8 @@ def trial(config: Config, seconds: float, look: Callable[[Path], object] = lambd
             sampling=replace(config.sampling, auto=False),
             stop=replace(config.stop, env_steps=10**12, frames=0, seconds=seconds + WARM_S, target_return=None),
             log=replace(config.log, every_seconds=0.2, wandb=False, quiet=True),
-            checkpoint=replace(config.checkpoint, every_seconds=1e9),
+            checkpoint=replace(config.checkpoint, every_seconds=1e9, milestones=0),
+            eval=replace(config.eval, every=0),
         )
         (place / "settings.toml").write_text(to_toml(measured))
         began = time.monotonic()
@@ -226,7 +227,7 @@ def trial(config: Config, seconds: float, look: Callable[[Path], object] = lambd
             raise BenchFailed(f"the run to be measured ended by itself: {said}")
         look(place / "run")
     warm = [row for row in rows if row["seconds"] >= WARM_S] or rows
-    first, last = (warm if len(warm) > 1 else rows)[0], rows[-1]
+    first, last = (warm if len(warm) > 1 else rows)[0], rows[-2 if len(rows) > 2 else -1]  # the last one is saved first
     speed = (last["env_steps"] - first["env_steps"]) / max(last["seconds"] - first["seconds"], 1e-9)
     middle = _mean(warm)
     return Trial(speed, start_s, middle, memory)

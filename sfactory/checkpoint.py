@@ -17,6 +17,7 @@ parent, read it back, prune. Loading: newest to oldest, the first good one wins,
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -116,9 +117,11 @@ def save(run_dir: Path, contents: Contents, keep: int, milestones: int = 0) -> P
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         _fsync(temporary / MANIFEST)
         _fsync(temporary)
-        if final.exists():  # the same step saved again: the new one replaces it whole
-            shutil.rmtree(final)
-        temporary.rename(final)
+        if final.exists():  # the same step saved again: at no moment is there none
+            _exchange(temporary, final)
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.rename(final)
         _fsync(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -126,6 +129,22 @@ def save(run_dir: Path, contents: Contents, keep: int, milestones: int = 0) -> P
     verify(final)
     prune(run_dir, keep, milestones)
     return final
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders, in one step where the system can."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    with contextlib.suppress(OSError, AttributeError):
+        if ctypes.CDLL(None).renameat2(here, os.fsencode(new), here, os.fsencode(old), exchange) == 0:
+            return
+    aside = old.with_name(f".{old.name}.old")
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except BaseException:
+        aside.rename(old)
+        raise
+    aside.rename(new)
 
 
 def prune(run_dir: Path, keep: int, milestones: int = 0) -> None:
@@ -230,7 +249,7 @@ def newest(run_dir: Path, warn: list[str] | None = None, ours: bool = True) -> P
         try:
             verify(path)
             return path
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:  # a sector that cannot be read, a file of somebody else's
             reasons.append(f"checkpoint {path.name} skipped: {error}")
             if warn is not None:
                 warn.append(reasons[-1])

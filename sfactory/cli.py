@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,7 +19,7 @@ from sfactory import help as texts
 from sfactory._version import __version__
 from sfactory.exits import Ended, Exit, last_line, resume_command, told
 from sfactory.resuming import refuse_changes
-from sfactory.run_folder import need_checkpoint, new_folder, settings_of
+from sfactory.run_folder import has_checkpoint, need_checkpoint, new_folder, settings_of
 from sfactory.verbs.bench import bench, profile
 from sfactory.verbs.completion import completion
 from sfactory.verbs.doctor import doctor
@@ -93,9 +94,14 @@ def train(args: list[str]) -> int:
     if config.run.requeue and not config.run.dir:
         raise Ended(Exit.USAGE, "run.requeue needs run.dir: the same command must find the same run again")
     if config.run.requeue and (run_dir / "config.toml").is_file():  # the scheduler started the same command again
-        refuse_changes(settings.build(presets.read_toml(settings_of(run_dir))), config, [])
-        need_checkpoint(run_dir)
-        return _run(config, run_dir, resume=True, as_json="--json" in own)
+        before = settings.build(presets.read_toml(settings_of(run_dir)))
+        if config.sampling.auto:  # what the first launch found
+            config = replace(config, sampling=before.sampling, run=replace(
+                config.run, learner_threads=before.run.learner_threads, inference_threads=before.run.inference_threads
+            ))  # fmt: skip
+        refuse_changes(before, config, [])
+        again = has_checkpoint(run_dir)  # else the first launch was stopped before there was one: it begins anew
+        return _run(config, run_dir, resume=again, as_json="--json" in own)
     if run_dir.exists():
         what = "holds a run already" if (run_dir / "config.toml").is_file() else "exists already"
         hint = f"resume it: {resume_command(run_dir)}; or" if (run_dir / "config.toml").is_file() else "please"

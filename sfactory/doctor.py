@@ -17,14 +17,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfactory.machine import cores
+from sfactory.machine import affinity, control_groups, cpu_quota, read_text, read_words, smallest
 
-CGROUP = Path("/sys/fs/cgroup")
 GIB = 2**30
 OLDEST_PYTHON = (3, 11)
 WORKERS = 16  # whose descriptors should fit without a word
@@ -52,38 +51,10 @@ class Finding:
     advice: str = ""
 
 
-def control_groups(root: Path = CGROUP, membership: Path = Path("/proc/self/cgroup")) -> list[Path]:
-    """The folders whose limits hold for this process: its own group of version 2 and all above, up to the root."""
-    found = [root]
-    for line in _text(membership).splitlines():
-        if line.startswith("0::/"):
-            for part in line.removeprefix("0::/").split("/"):
-                if part and part != "..":
-                    found.append(found[-1] / part)
-    return found
-
-
-def smallest(limits: Iterable[float | None]) -> float | None:
-    """The limit that holds where several do."""
-    return min((x for x in limits if x is not None), default=None)
-
-
-def cpu_quota(cgroup: Path) -> float | None:
-    """Cores the control group may use on average (version 2, then 1); None: no limit."""
-    quota, period = (_words(cgroup / "cpu.max") + ["", ""])[:2]
-    if not quota:
-        quota = " ".join(_words(cgroup / "cpu" / "cpu.cfs_quota_us"))
-        period = " ".join(_words(cgroup / "cpu" / "cpu.cfs_period_us"))
-    try:
-        return float(quota) / float(period) if float(quota) > 0 else None
-    except (ValueError, ZeroDivisionError):  # "max", or no such file
-        return None
-
-
 def memory_limit(cgroup: Path) -> int | None:
     """Bytes the control group may use; None: no limit."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        for word in _words(cgroup / name):
+        for word in read_words(cgroup / name):
             if word.isdigit() and int(word) < 2**60:  # version 1 writes "no limit" as a huge number
                 return int(word)
     return None
@@ -248,7 +219,7 @@ def examine(folder: Path | None = None) -> list[Finding]:
     shm = Path("/dev/shm")
     libraries = {name: _library(name) for name in _PACKAGES}
     place = folder or Path("runs")
-    allowed = cores()
+    allowed = affinity()
     return [
         check_python(tuple(sys.version_info[:3]), torch.get("version")),
         check_cores(os.cpu_count() or 1, allowed, smallest(cpu_quota(group) for group in groups)),
@@ -289,7 +260,7 @@ def _death_signal() -> bool:
 
 
 def _cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
-    lines = _text(path).splitlines()
+    lines = read_text(path).splitlines()
     return {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()[2:]}
 
 
@@ -310,17 +281,6 @@ def _room(folder: Path) -> tuple[int | None, bool]:
         return shutil.disk_usage(folder).free, True
     except OSError:
         return None, False
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
-
-
-def _words(path: Path) -> list[str]:
-    return _text(path).split()
 
 
 def _limit(value: int) -> str:

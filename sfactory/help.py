@@ -69,7 +69,7 @@ sfactory bench TARGET [--section.field value ...]
 "at best" is the environment's own library, and the network in plain torch at the batch, threads and
 memory format that cost least: nothing of sfactory's, where there is a plain form. The roofline of
 N cores is N / (sum of these costs per step); with a GPU it is the environment alone on all cores.
-"here" are sfactory's own stages, each alone. On a busy machine all of it is too low, not by one factor.
+"here" are sfactory's own stages, each alone. On a busy machine all is too low, not by one factor.
 """
 
 PROFILE_HELP = """\

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sfactory.config import Config, to_dict
+from sfactory.run_folder import supervised
 from sfactory.settings import shown
 from sfactory.settings_file import from_toml
 
@@ -47,14 +48,11 @@ class RunFolder:
 
     @cached_property
     def alive(self) -> bool:
-        """Its supervisor still runs. A process id that was given to somebody younger than the status does not count."""
-        import psutil
-
-        pid = self.status.get("pid")
-        if self.status.get("state") != "running" or not isinstance(pid, int):
+        """Its supervisor still runs."""
+        if self.status.get("state") != "running":
             return False
-        with contextlib.suppress(psutil.Error, OSError):
-            return psutil.Process(pid).create_time() <= (self.path / "status.json").stat().st_mtime + 1.0
+        with contextlib.suppress(OSError):
+            return supervised(self.status.get("pid"), (self.path / "status.json").stat().st_mtime)
         return False
 
     @cached_property

@@ -33,16 +33,32 @@ def settings_of(run_dir: Path) -> Path:
     return file
 
 
-def need_checkpoint(run_dir: Path) -> None:
-    """Ended (exit 2 or 5) where there is nothing to go on from."""
+def supervised(pid: object, told_at: float) -> bool:
+    """Whether the process that said at the time `told_at` that it trains still runs, and nobody younger with its id."""
+    import psutil
+
+    if not isinstance(pid, int):
+        return False
+    try:
+        return bool(psutil.Process(pid).create_time() <= told_at + 1.0)
+    except (psutil.Error, OSError, ValueError):
+        return False
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether there is something to go on from. Ended (exit 5) if all there was is damaged."""
     from sfactory.checkpoint import candidates
 
-    if candidates(run_dir):
-        return
-    if any((run_dir / "corrupt").glob("*")):
+    if not candidates(run_dir) and any((run_dir / "corrupt").glob("*")):
         damaged = f"every checkpoint of {run_dir} is damaged; they lie in {run_dir / 'corrupt'}"
         raise Ended(Exit.NO_USABLE_CHECKPOINT, damaged)
-    raise Ended(Exit.USAGE, f"{run_dir} holds no checkpoint yet; start anew with `sfactory train`")
+    return bool(candidates(run_dir))
+
+
+def need_checkpoint(run_dir: Path) -> None:
+    """Ended (exit 2 or 5) where there is nothing to go on from."""
+    if not has_checkpoint(run_dir):
+        raise Ended(Exit.USAGE, f"{run_dir} holds no checkpoint yet; start anew with `sfactory train`")
 
 
 def need_run(path: Path) -> None:

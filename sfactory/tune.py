@@ -27,7 +27,11 @@ Measure = Callable[[Config], float]
 def tuned(config: Config, say: Callable[[str], None]) -> Config:
     """`sampling.auto`: the same batch of the same environments, split as was fastest here."""
     config = with_settings(config, {"sampling.auto": False})
-    found = search(config, AUTO_S, say=say)
+    try:
+        found = search(config, AUTO_S, say=say)
+    except BenchFailed as error:  # the run itself will say so, with its own exit code
+        say(f"sampling.auto: the settings as given, as none could be tried ({error})")
+        return config
     if not found.settings:
         say(f"sampling.auto: nothing was clearly faster than the settings as given ({found.before:,.0f} steps/s)")
         return config

@@ -12,6 +12,7 @@ from typing import Any
 from sfactory import checkpoint
 from sfactory.dashboard import History, Snapshot
 from sfactory.machine import known_roofline
+from sfactory.run_folder import supervised
 from sfactory.settings_file import from_toml
 from sfactory.writers import METRICS_FILE, Console
 
@@ -89,7 +90,9 @@ def _state(run_dir: Path) -> tuple[str, float]:
     """running, or how it ended, and when that was written."""
     file = run_dir / "status.json"
     try:
-        return str(json.loads(file.read_text())["state"]), file.stat().st_mtime
+        told, at = json.loads(file.read_text()), file.stat().st_mtime
+        state = str(told["state"])
+        return ("killed" if state == "running" and not supervised(told.get("pid"), at) else state), at
     except (OSError, ValueError, KeyError, TypeError):
         return "running", 0.0
 

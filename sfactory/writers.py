@@ -42,8 +42,7 @@ class Writers:
         with self._spared("log.txt"):
             self._log_file = (self.run_dir / "log.txt").open("a")
         with self._spared(METRICS_FILE):
-            if resume_env_steps is not None:
-                cut_back(self.run_dir / METRICS_FILE, resume_env_steps)
+            cut_back(self.run_dir / METRICS_FILE, self._last)
             self._rows = (self.run_dir / METRICS_FILE).open("a")
         with self._spared("TensorBoard"):
             self._tensorboard = TensorBoard(self.run_dir / "tb", resume_env_steps)

@@ -1,16 +1,20 @@
 """`sfactory.train` from Python: scripts, stdin, threads of a notebook, and what is answered to mistakes."""
 
+import gc
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 import sfactory
+from sfactory.checkpoint import CheckpointError
 from sfactory.envs import EnvError
 
 SHORT = {
@@ -92,6 +96,42 @@ def test_a_thread_that_is_not_the_main_one_can_train(tmp_path, monkeypatch):
     thread.start()
     thread.join()
     assert [outcome.code for outcome in found] == [0]
+
+
+def descriptors():
+    """What this process has open that is memory or a pipe of ours, or a lock."""
+    links = [path for path in Path("/proc/self/fd").iterdir() if path.exists() or path.is_symlink()]
+    found = [os.readlink(path) for path in links if os.path.lexists(path)]
+    return sorted(name for name in found if "memfd" in name or "pipe:" in name or name.endswith(".lock"))
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "async"])
+def test_runs_one_after_the_other_in_a_process_leave_nothing_behind(tmp_path, monkeypatch, mode):
+    monkeypatch.chdir(tmp_path)
+    sections = {**LOCKSTEP, "run": {"mode": mode}}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = []
+        for number in range(2):
+            outcome = sfactory.train("classic/cartpole", **{**sections, "run": {"mode": mode, "dir": f"runs/{number}"}})
+            assert outcome.code == 0
+            gc.collect()  # a mapping keeps its file until its last array is gone
+            found.append(descriptors())
+        assert len(found[0]) == len(found[1]), "the first one may start Python's own helpers"
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_folder_whose_resume_failed_is_free_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = sfactory.train("classic/cartpole", **{**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}})
+    for state in Path(outcome.run_dir).glob("checkpoints/*/state.json"):
+        state.write_text("{}")
+    with pytest.raises(CheckpointError, match="bytes, expected"):
+        sfactory.resume("runs/a", stop={"env_steps": 600})
+    assert not [name for name in descriptors() if name.endswith(".lock")]
 
 
 def test_settings_come_as_one_dict_per_section_over_a_preset_or_a_config():

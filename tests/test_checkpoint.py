@@ -93,6 +93,37 @@ def test_the_same_step_saved_again_replaces_it_whole(tmp_path):
     assert same(save(tmp_path, contents(10), keep=2), 10)
 
 
+@pytest.mark.parametrize("atomic", [True, False])
+def test_the_same_step_saved_again_leaves_a_good_one_at_every_moment(tmp_path, monkeypatch, atomic):
+    """The old one or the new one; where the system cannot swap two folders, it is put aside for a moment."""
+    save(tmp_path, contents(10, value=1.0), keep=2)
+    real, seen = shutil.rmtree, []
+    monkeypatch.setattr(shutil, "rmtree", lambda *how, **more: (seen.append(newest(tmp_path)), real(*how, **more)))
+    if not atomic:
+        monkeypatch.setattr(checkpoint.ctypes, "CDLL", lambda name: object())
+    assert same(save(tmp_path, contents(10), keep=2), 10)
+    assert seen
+    assert all(path is not None for path in seen)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000000000010"]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
+    """A sector that fails, a file of somebody else's: no damage that a hash would tell."""
+    for steps in (10, 20):
+        save(tmp_path, contents(steps), keep=2)
+    real = checkpoint._sha256
+
+    def fails(path):
+        if "20" in path.parent.name:
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "_sha256", fails)
+    told = []
+    assert newest(tmp_path, told).name == "000000000010"
+    assert "Input/output error" in told[0]
+
+
 def test_what_is_not_finite_is_never_written(tmp_path):
     save(tmp_path, contents(10), keep=2)
     bad = contents(20)

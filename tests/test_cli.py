@@ -14,6 +14,7 @@ from sfactory import cli, resuming
 from sfactory.envs import EnvError
 from sfactory.exits import Exit
 from sfactory.settings_file import from_toml
+from sfactory.tune import with_settings
 
 LAST = re.compile(r"sfactory: [a-z -]+ \(exit (\d+)\): .+")
 SMALL = [
@@ -100,6 +101,29 @@ def test_an_existing_folder_is_refused_with_the_command_that_resumes_it(typed, s
     assert code == 2
     assert "resume it: sfactory resume 'runs/a b'" in line
     assert supervisor.calls == []
+
+
+def test_a_requeued_run_goes_on_or_begins_anew_where_it_was_stopped_before_its_first_checkpoint(typed, supervisor):
+    words = ("train", "minatar/breakout", "--run.dir", "runs/a", "--run.requeue")
+    assert typed(*words)[0] == 0
+    Path("runs/a/checkpoints/000000001000").rmdir()  # preempted before there was one
+    assert typed(*words)[0] == 0
+    assert typed(*words)[0] == 0
+    assert [again for _, _, again in supervisor.calls] == [False, False, True]
+    Path("runs/a/checkpoints/000000001000").rmdir()
+    Path("runs/a/corrupt/000000001000").mkdir(parents=True)
+    assert typed(*words)[0] == 5, "what is damaged is not begun anew in silence"
+
+
+def test_a_requeued_run_keeps_the_split_its_first_launch_found(typed, supervisor, monkeypatch):
+    found = {"sampling.num_samplers": 2, "sampling.groups_per_sampler": 1, "run.learner_threads": 3}
+    monkeypatch.setattr("sfactory.tune.tuned", lambda config, say: with_settings(config, found))
+    words = ("train", "minatar/breakout", "--run.dir", "runs/a", "--run.requeue", "--sampling.auto")
+    assert typed(*words)[0] == typed(*words)[0] == 0
+    (first, _, _), (second, _, again) = supervisor.calls
+    assert again
+    assert second.sampling == first.sampling
+    assert second.run.learner_threads == 3
 
 
 def test_a_run_given_as_target_is_answered_with_resume(typed, supervisor):

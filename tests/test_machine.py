@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from sfactory import machine
 from sfactory.config import Config, Env, Learning, Model
 from sfactory.machine import cores, known_roofline, processor, remember_roofline, rooflines_file
 
@@ -67,3 +68,21 @@ def test_a_cache_that_cannot_be_written_is_left_alone(cache):
 def test_the_machine_has_cores_and_a_name():
     assert cores() >= 1
     assert processor()
+
+
+@pytest.mark.parametrize(
+    ("quota", "found"), [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64)]
+)
+def test_a_containers_quota_counts_and_not_only_the_machine(tmp_path, monkeypatch, quota, found):
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(machine, "affinity", lambda: 64)
+    monkeypatch.setattr(machine, "control_groups", lambda: [tmp_path])
+    assert cores() == found
+
+
+def test_a_roofline_of_a_gpu_is_not_that_of_a_machine_without(tmp_path, monkeypatch):
+    """Nodes of a cluster share a home folder."""
+    monkeypatch.setattr(machine, "GPUS", (str(tmp_path),))
+    remember_roofline(CONFIG, 90_000)
+    monkeypatch.setattr(machine, "GPUS", ())
+    assert known_roofline(CONFIG) is None

@@ -103,3 +103,16 @@ def test_found_settings_are_toml_that_train_reads(tmp_path):
 def test_auto_is_for_processes():
     with pytest.raises(ValueError, match=r"sampling\.auto"):
         Config(run=Run(mode="lockstep"), sampling=Sampling(auto=True))
+
+
+def test_what_cannot_be_tried_is_left_to_the_run_itself(monkeypatch):
+    """The run then ends with its own exit code and sentence, or trains."""
+
+    def fails(config, seconds):
+        raise BenchFailed("the run to be measured ended by itself: no such game")
+
+    monkeypatch.setattr(tune, "trial", fails)
+    said = []
+    asked = tune.with_settings(BASE, {"sampling.auto": True})
+    assert tune.tuned(asked, said.append) == BASE
+    assert "no such game" in said[-1]

@@ -52,6 +52,9 @@ class Proximal(Protocol):
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
+    def wants(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether what was saved is of this kind, and not another's: the setting may have changed since."""
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
@@ -133,6 +136,9 @@ class _Stateless:
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
+
+    def wants(self, state: Mapping[str, Tensor]) -> bool:
+        return False
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         pass
@@ -223,6 +229,9 @@ class EwmaProximal(_Stateless):
         weight = torch.tensor(self._average.weight, dtype=torch.float64)
         return {"weight": weight, **{f"mean.{name}": x for name, x in self.weights.items()}}
 
+    def wants(self, state: Mapping[str, Tensor]) -> bool:
+        return "weight" in state
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         if not state:
             self._names = []
@@ -280,6 +289,9 @@ class SnapshotProximal(_Stateless):
 
     def state_dict(self) -> dict[str, Tensor]:
         return {f"{i}.{name}": x for i, kept in enumerate(self._ring) for name, x in kept.items()}
+
+    def wants(self, state: Mapping[str, Tensor]) -> bool:
+        return bool(state) and all(key.partition(".")[0].isdigit() for key in state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         versions: dict[int, Weights] = {}

@@ -67,7 +67,8 @@ def _check_room(size: int) -> None:
     with contextlib.suppress(OSError, ValueError):  # a container's own limit
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
+        cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(cache["inactive_file"]))  # the kernel gives that up when it is asked
     if size > free:
         raise MemoryError(_too_much(size, f"{free / 2**20:.0f} MiB are free"))
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from sfactory import checkpoint
 from sfactory.config import Config, to_dict
+from sfactory.machine import GPUS
 from sfactory.settings_file import from_toml
-
-GPUS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia", "/dev/nvhost-ctrl")
 
 
 def check_encoder(name: str) -> None:

@@ -144,6 +144,9 @@ class Learner(Worker):
         if int(self.shared.progress[OUTCOME]) == RUNNING:
             words.store(self.shared.progress, OUTCOME, STOPPED)
 
+    def close(self) -> None:
+        self.update.network.crew.close()
+
     def _autopsy(self, stats: dict[str, torch.Tensor]) -> None:
         """Batch and statistics of the update that ends the run."""
         try:
@@ -268,7 +271,7 @@ class Learner(Worker):
         asked = int(self.shared.orders[SAVE])
         progress, waited = self.shared.progress, time.monotonic() - self.saved_at
         stale = self.env_steps != int(progress[CHECKPOINT]) or not progress[SAVED]
-        evaluate = self.plan.evaluation_due(int(progress[CHECKPOINT]), self.env_steps)
+        evaluate = self.plan.evaluation_due(self.saved_steps, self.env_steps)  # tried: a full disk is not tried again
         evaluate &= self.config.run.mode != "lockstep"  # which plays with the weights at hand
         due = stale and (waited >= self.config.checkpoint.every_seconds or evaluate or self._past_milestone())
         self._end_of_save(wait=False)

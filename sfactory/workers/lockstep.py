@@ -69,13 +69,22 @@ class Lockstep:
     def close(self) -> None:
         for sampler in self.samplers:
             sampler.close()
+        self.learner.close()
         self.shared.close()
 
 
 def run_lockstep(plan: Plan, record: Record) -> Outcome:
-    """A whole run in this process."""
+    """A whole run in this process, whose number of torch threads is as it was in the end."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keep_memory()
+    try:
+        return _run(plan, record)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(plan: Plan, record: Record) -> Outcome:
     saved = checkpoint.load_lockstep(Path(plan.resume_from)) if plan.resume_from else {}
     if saved:
         plan = replace(plan, launch=plan.launch - 1)  # the launch that saved goes on: its random numbers, not new ones

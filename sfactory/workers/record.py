@@ -75,6 +75,7 @@ class Record:
                 self._history.read(rows)
         self._faults: deque[str] = deque(maxlen=3)
         self._show()
+        self._running(0)
         if resume_from:  # rows are cut back by now: an evaluation whose row is gone is played again
             self.board.evaluated = last_evaluated(run_dir / METRICS_FILE)
 
@@ -89,8 +90,16 @@ class Record:
             holder = os.pread(lock, 64, 0).decode(errors="replace").strip()
             os.close(lock)
             raise RunBusy(f"{run_dir} is in use by process {holder or 'unknown'}") from error
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
+            return cls._opened(config, run_dir, resume, specs, lock)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @classmethod
+    def _opened(cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec], lock: int) -> Record:
         launch, resume_from, state = 0, "", {}
         warnings: list[str] = []
         if resume:
@@ -135,6 +144,9 @@ class Record:
         self._row = carried(self._row, self.writers.row(self.env_steps, self.seconds, row))
         self._history.add(self.env_steps, self.seconds, row)
         self._show()
+        self._running(updates)
+
+    def _running(self, updates: int) -> None:
         self.writers.status({"state": "running", "pid": os.getpid(), "env_steps": self.env_steps, "updates": updates})
 
     def _show(self, state: str = "running") -> None:

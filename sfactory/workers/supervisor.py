@@ -11,6 +11,7 @@ It moves no data and imports no torch. It has one way out: kill and reap everybo
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -126,19 +127,16 @@ class Supervisor:
             for life in list(self.lives.values()):
                 self._reap(life)
             self.undertaker.dismiss()
+            if hasattr(self, "shared"):
+                self.shared.close()  # a notebook trains again and again in one process
 
     def _loop(self) -> Outcome:
         while True:
             self._wait()
             self.signals.pass_on(self.shared)
             self._record()
-            outcome = (
-                self.signals.ended()
-                or self._learner_says()
-                or self._deaths()
-                or self._deadlines()
-                or self.record.reached()
-            )
+            outcome = self.signals.ended() or self._learner_says() or self._deaths() or self._deadlines()
+            outcome = outcome or self.record.reached()
             if outcome is not None:
                 return outcome
 
@@ -186,7 +184,9 @@ class Supervisor:
         assert process.pid is not None
         self.undertaker.watch(process.pid)
         pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
-        self.lives[name] = Life(name, process, pidfd, incarnation, over, beat_at=self.awake)
+        life = self.lives[name] = Life(name, process, pidfd, incarnation, over, beat_at=self.awake)
+        if name in self.plan.workers[1:]:  # its predecessor's last beat is not its own: no deadline before the first
+            life.beat, life.beat_at = int(self.shared.heartbeat[self.plan.workers.index(name)]), math.inf
 
     def _reap(self, life: Life) -> None:
         """Bury one worker: only after this may its successor be born."""

@@ -341,7 +341,9 @@ class Update:
 
     def load_state_dict(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.model.load_state_dict(dict(parts["model"]))
-        self.proximal.load_state_dict({name: x.to(self.device) for name, x in parts["proximal"].items()})
+        self.proximal.reset(self.model)
+        if self.proximal.wants(parts["proximal"]):  # of its kind: the setting may have changed
+            self.proximal.load_state_dict({name: x.to(self.device) for name, x in parts["proximal"].items()})
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in parts["optimizer"].items():
             index, name = key.split(".", 1)

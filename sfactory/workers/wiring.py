@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,9 +154,11 @@ class Shared:
             bell.ring()
 
     def close(self) -> None:
+        """Give everything back: memory goes with its last descriptor and mapping. Not twice."""
         for bell in self.bells.values():
             bell.close()
         self.arena.close()
+        os.close(self.wires.mail)
 
 
 def beat_word(count: int, phase: int) -> int:

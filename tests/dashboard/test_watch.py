@@ -32,8 +32,9 @@ def write(run_dir, steps, end="\n", **metrics):
         file.write(json.dumps(row) + end)
 
 
-def status(run_dir, state):
-    (run_dir / "status.json").write_text(json.dumps({"state": state, "env_steps": 1}))
+def status(run_dir, state, pid=None):
+    told = {"state": state, "env_steps": 1, "pid": pid or os.getpid()}
+    (run_dir / "status.json").write_text(json.dumps(told))
 
 
 def contents(run_dir):
@@ -104,6 +105,15 @@ def test_it_ends_when_the_run_ends(run_dir, monkeypatch, capsys):
     monkeypatch.setattr("sfactory.watch.time.sleep", lambda _: status(run_dir, "lost"))
     assert watch(run_dir).state == "lost"
     assert capsys.readouterr().err == "100 steps | 10 steps/s | 10%, 1 min 30 s left\n"
+
+
+def test_a_supervisor_that_was_killed_trains_no_more(run_dir):
+    """Nobody wrote how it ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    write(run_dir, 100)
+    status(run_dir, "running", process.pid)
+    assert watch(run_dir).state == "killed"
 
 
 def test_the_verb_says_what_it_saw_last(run_dir, typed):

@@ -142,3 +142,11 @@ def test_a_vector_environment_of_another_kind_is_left_aside():
         assert type(make_group("gymnasium/SameStep-v0", 8, list(range(8)))).__name__ == "EnvGroup"
     finally:
         del gymnasium.registry["SameStep-v0"]
+
+
+def test_without_a_limit_of_steps_cartpole_plays_until_it_falls():
+    """-1 is gymnasium's word for it; its vector environment would truncate every step."""
+    group = make_group("gymnasium/CartPole-v1", 8, list(range(8)), {"max_episode_steps": -1})
+    group.reset()
+    step = group.step({"action": np.zeros(8, np.int64)})
+    assert not (step.terminated | step.truncated).any()

@@ -3,12 +3,14 @@
 import json
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 from sfactory_envs.gymnasium import make
 from sfactory_envs.mujoco_group import MujocoGroup, task_of
 
 from sfactory.env_group import EnvGroup
+from sfactory.envs import EnvError
 
 SETTINGS = {
     "HalfCheetah-v5": [{}, {"frame_skip": 3, "ctrl_cost_weight": 0.5, "max_episode_steps": 40}],
@@ -123,3 +125,37 @@ def test_other_tasks_stay_single_environments():
 
     assert task_of(Heavier()) is None, "what a subclass changes is not known"
     assert task_of(gymnasium.wrappers.ClipAction(gymnasium.make("Hopper-v5"))) is None
+
+
+def test_physics_that_give_up_cost_one_environment(monkeypatch):
+    """mujoco.FatalError, for contacts that do not fit into a model of one's own."""
+    group = make("HalfCheetah-v5", num_envs=3, seeds=[1, 2, 3])
+    group.reset()
+    real, calls = mujoco.mj_step, []
+
+    def step(*how):
+        calls.append(how)
+        if len(calls) == 2:
+            raise mujoco.FatalError("mj_stackAlloc: out of memory")
+        real(*how)
+
+    monkeypatch.setattr(mujoco, "mj_step", step)
+    step = group.step({"action": np.zeros((3, 6), np.float32)})
+    assert [fault.env for fault in step.faults] == [1]
+    assert "out of memory" in step.faults[0].message
+    assert step.valid.tolist() == [True, False, True]
+    assert not group.step({"action": np.zeros((3, 6), np.float32)}).faults
+
+
+def test_an_action_that_a_reset_ignores_may_be_anything():
+    group = make("Hopper-v5", num_envs=2, seeds=[1, 2], max_episode_steps=1)
+    group.reset()
+    group.step({"action": np.zeros((2, 3), np.float32)})
+    step = group.step({"action": np.full((2, 3), np.nan, np.float32)})
+    assert not step.faults
+    assert step.first.all()
+
+
+def test_what_an_earlier_version_saved_is_refused_in_words():
+    with pytest.raises(EnvError, match="saved by an earlier version"):
+        make("Hopper-v5", num_envs=2, seeds=[1, 2]).restore({"envs": [], "group": []})

@@ -1,5 +1,6 @@
 """The end of a run, as the supervisor sees it: the last row is held until the evaluation it shall tell has come."""
 
+import os
 import threading
 import time
 from types import SimpleNamespace
@@ -10,10 +11,11 @@ from sfactory.config import Config, Env, Eval, Sampling
 from sfactory.envs import make_spec
 from sfactory.memory import words
 from sfactory.metrics import Board
+from sfactory.workers import supervisor as module
 from sfactory.workers.record import Outcome
 from sfactory.workers.supervisor import Supervisor
 from sfactory.workers.telemetry import Telemetry
-from sfactory.workers.wiring import OUTCOME, TARGET_REACHED, Plan, Shared
+from sfactory.workers.wiring import ENVIRONMENT, OUTCOME, TARGET_REACHED, Plan, Shared, beat_word
 
 
 class FakeRecord:
@@ -86,3 +88,27 @@ def test_what_was_put_last_is_read_however_late_its_reader_is():
     telemetry.settle(5.0)
     assert telemetry.take() == ROWS[:1]
     assert 0.4 < time.monotonic() - begun < 4.0, "no longer than it takes"
+
+
+def test_a_newborn_is_not_judged_by_its_predecessors_last_beat(supervisor, monkeypatch):
+    """Which died inside an environment; the newborn may need longer to load than a step may take."""
+    row = supervisor.plan.workers.index("sampler-0")
+    words.store(supervisor.shared.heartbeat, row, beat_word(7, ENVIRONMENT))
+    killed = []
+    monkeypatch.setattr(module, "give_birth", lambda birth: SimpleNamespace(pid=os.getpid(), exitcode=None))
+    monkeypatch.setattr(module, "kill_group", killed.append)
+    monkeypatch.setattr(module, "ask_for_stack", lambda pid: None)
+    supervisor.undertaker = SimpleNamespace(watch=lambda pid: None)
+    for name in supervisor.plan.workers:
+        supervisor._spawn(name, 1)
+    supervisor.awake = supervisor.progress_at = 10 * supervisor.config.env.step_timeout
+    supervisor._deadlines()
+    assert not killed
+    words.store(supervisor.shared.heartbeat, row, beat_word(1, ENVIRONMENT))
+    supervisor._deadlines()
+    supervisor.awake = supervisor.progress_at = 12 * supervisor.config.env.step_timeout
+    supervisor._deadlines()
+    assert killed == [os.getpid()], "its own beat counts"
+    for life in supervisor.lives.values():
+        life.over.set()
+        os.close(life.pidfd)

@@ -197,3 +197,21 @@ def test_an_optimizer_that_was_saved_goes_on_as_if_it_had_not_been(tmp_path):
         update.run(batch, 1, 0.0)
     for (name, x), y in zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True):
         assert torch.equal(x, y), name
+
+
+@pytest.mark.parametrize("before", ["ewma", "snapshot", "recompute"])
+@pytest.mark.parametrize("after", ["ewma", "snapshot", "recompute"])
+def test_a_resume_may_change_the_proximal_policy_which_then_begins_at_the_weights(before, after):
+    one, other = update_of(proximal=before, snapshot_age=2), update_of(proximal=after, snapshot_age=2)
+    batch = batch_of(one)
+    for number in range(3):
+        one.run(batch, number, 0.0)
+    other.load_state_dict(one.state_dict())
+    if before == after:
+        assert {n: x.tolist() for n, x in other.proximal.state_dict().items()} == {
+            n: x.tolist() for n, x in one.proximal.state_dict().items()
+        }
+    elif after == "ewma":
+        for name, x in other.proximal.weights.items():
+            assert torch.equal(x, dict(one.model.named_parameters())[name])
+    other.run(batch, 3, 0.0)
