@@ -1,6 +1,7 @@
 """`sfactory.train` from Python: scripts, stdin, threads of a notebook, and what is answered to mistakes."""
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -122,6 +123,16 @@ def test_runs_one_after_the_other_in_a_process_leave_nothing_behind(tmp_path, mo
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_run_that_was_refused_on_the_way_does_not_seem_to_train_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sections = {**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}}
+    with pytest.raises(EnvError, match="cannot be saved exactly"):
+        sfactory.train("faults/count", **sections)
+    told = json.loads(Path("runs/a/status.json").read_text())
+    assert told["state"] == "failed"
+    assert "cannot be saved exactly" in told["sentence"]
 
 
 def test_a_folder_whose_resume_failed_is_free_again(tmp_path, monkeypatch):

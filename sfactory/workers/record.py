@@ -212,5 +212,8 @@ class Record:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:  # refused, or a bug: nobody called `finish`
+            said = str(error).partition("\n")[0] or type(error).__name__
+            self.writers.status({"state": "failed", "sentence": said, "env_steps": self.env_steps})
         self.writers.close()
         os.close(self._lock)
