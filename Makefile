@@ -1,5 +1,5 @@
 # From a fresh checkout, all set-up included:  `make train` learns MinAtar Breakout, `make test` runs what CI runs.
-# Time budgets on 2 cores: test 12 min (fast suite 2 min, whole runs 3.5 min, fault table 4 min), slow 10 min, learn 4 h, soak 15 min; docs 3 min.
+# Time budgets on 2 cores: test 12 min (fast suite 2 min, whole runs 5 min, fault table 3.5 min), slow 3 min, learn 4 h, soak 15 min; docs 3 min.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
