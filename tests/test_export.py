@@ -12,6 +12,7 @@ from policies import train_nested, trained
 
 import sfactory
 from sfactory import checkpoint
+from sfactory import export as export_module
 from sfactory.export import Exported, NotEqual, export
 
 TARGETS = {
@@ -144,6 +145,24 @@ def test_a_file_that_differs_is_not_kept(run, tmp_path, monkeypatch, spoil, said
     with pytest.raises(NotEqual, match=said):
         export(run("cartpole"), tmp_path / "policy.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_actions_that_are_equally_likely_either_is_right(run):
+    """Another build of the same products may round the last bit of a logit the other way."""
+    policy = sfactory.load_policy(run("cartpole"))
+    head = policy.model.policy_head
+
+    def other(*inputs):
+        out = export_module._reference(policy, inputs)
+        return {**out, "action": 1 - out["action"]}
+
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([0.0, 1e-6]))
+        assert export_module.compare(policy, other) <= 1e-6
+        head.bias.copy_(torch.tensor([0.0, 1e-3]))
+        with pytest.raises(NotEqual, match="another one for 1 of 1"):
+            export_module.compare(policy, other)
 
 
 def test_the_command_prints_what_was_written_and_exits_1_if_it_differs(typed, run, tmp_path, monkeypatch):
