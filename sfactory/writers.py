@@ -138,9 +138,9 @@ class TensorBoard:
         name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((folder / name).open("xb"))
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if resume_env_steps is not None:
+        if len(list(folder.iterdir())) > 1:  # an earlier launch, of which nothing is kept if it had no checkpoint yet
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            step = resume_env_steps + 1  # what lies at the checkpoint's own step stays
+            step = 0 if resume_env_steps is None else resume_env_steps + 1  # the checkpoint's own step stays
             self._write(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
 
     def row(self, env_steps: int, values: Mapping[str, float]) -> None:

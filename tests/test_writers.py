@@ -64,6 +64,15 @@ def test_resume_leaves_one_strictly_increasing_curve(tmp_path, config):
     assert curve(tmp_path) == expected
 
 
+def test_a_run_that_begins_anew_in_its_folder_leaves_nothing_of_the_first_launch(tmp_path, config):
+    """A requeued job that was stopped before its first checkpoint."""
+    write(tmp_path, config, [10, 20, 30], 1.0)
+    write(tmp_path, config, [5, 15], 2.0)
+    expected = [(5, 2.0), (15, 2.0)]
+    assert [(r["env_steps"], r["charts/SPS"]) for r in rows(tmp_path)] == expected
+    assert curve(tmp_path) == expected
+
+
 def test_a_second_row_at_the_same_step_is_left_out(tmp_path, config):
     write(tmp_path, config, [10, 10, 20])
     assert [r["env_steps"] for r in rows(tmp_path)] == [10, 20]
