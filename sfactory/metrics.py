@@ -91,7 +91,7 @@ METRICS: dict[str, str] = {
     "system/save_stall_ms": "longest time an update waited for a checkpoint since the row before, in milliseconds",
     "system/cpu": "busy CPU time of the machine, percent of all cores",
     "system/memory": "memory of the machine in use, percent",
-    "faults/total": "faults so far in this launch, of workers and environments",
+    "faults/total": "faults so far in this launch (after an exact resume: of all), of workers and environments",
     "faults/sampler": "faults reported by or about samplers, their environments included",
     "faults/inference": "deaths of the inference worker",
     "faults/learner": "faults of the learner",
