@@ -9,11 +9,11 @@ import psutil
 import pytest
 from running import children, finish, named, rows, start, steps, wait_for
 
-pytestmark = [pytest.mark.faults, pytest.mark.alone, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.faults, pytest.mark.alone, pytest.mark.timeout(240)]
 
 MINUTE, KILLS, WARM = 60.0, 50, 20.0
 THIRD = MINUTE / 3
-PATIENCE = 3  # further thirds of a minute, where the machine was busy in the last one
+PATIENCE = 2  # further thirds of a minute, where the machine was busy in the last one
 GROWTH_MB = 2.0
 
 
@@ -39,6 +39,31 @@ def ratios(work, now):
         return (part[-1][1] - part[0][1]) / (part[-1][axis] - part[0][axis])
 
     return [rate(now - THIRD, now, axis) / rate(0, THIRD, axis) for axis in (0, 2)]
+
+
+def last_rates(work, since):
+    """Steps per second of the clock and of CPU time."""
+    part = [w for w in work if w[0] >= since]
+    return [(part[-1][1] - part[0][1]) / (part[-1][axis] - part[0][axis]) for axis in (0, 2)]
+
+
+def fresh_rates(run):
+    """The same of the first third of a minute of another run, with as many kills."""
+    process = start(run, "--stop.env-steps", 0, "--stop.seconds", MINUTE, "--checkpoint.every-seconds", 5)
+    wait_for(lambda: steps(run) > 0, process=process)
+    began, killed, work, tree = time.monotonic(), 0, [], psutil.Process(process.pid)
+    while (now := time.monotonic() - began) < THIRD:
+        victims = named(process, "sampler")
+        if victims and now > killed * (MINUTE - 8) / KILLS:
+            victims[killed % len(victims)].kill()
+            killed += 1
+        footprint(process)  # it takes its time in the other one, too
+        cpu = sum(sum(p.cpu_times()[:2]) for p in (tree, *named(process, "learner")))
+        work.append((now, steps(run), cpu))
+        time.sleep(0.5)
+    process.terminate()
+    finish(process, 143)
+    return last_rates(work, 0.0)
 
 
 def test_a_minute_with_fifty_respawns_leaves_memory_descriptors_and_threads_as_they_were(tmp_path):
@@ -82,4 +107,7 @@ def test_a_minute_with_fifty_respawns_leaves_memory_descriptors_and_threads_as_t
     assert not list(Path(run).glob("**/.0*"))  # half-written checkpoints
     clock, cpu = ratios(work, until)
     print(f"last third of {until:g} s over the first: {clock:.2f} by the clock, {cpu:.2f} by CPU time")
-    assert max(clock, cpu) >= 0.95
+    if max(clock, cpu) < 0.95:  # the machine is slower than it was: then a run that has just begun is, too
+        tired, fresh = last_rates(work, until - THIRD), fresh_rates(tmp_path / "fresh")
+        print(f"steps/s by the clock and by CPU time: {tired} at the end, {fresh} of a run that has just begun")
+        assert any(now >= 0.95 * then for now, then in zip(tired, fresh, strict=True))
