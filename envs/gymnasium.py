@@ -29,7 +29,6 @@ NO_OPENGL = (
     "MuJoCo draws with OpenGL; without a screen: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with "
     "MUJOCO_GL=osmesa"
 )
-PLANAR = tuple(f"gymnasium.envs.mujoco.{name}_v5:" for name in ("half_cheetah", "hopper", "walker2d", "swimmer"))
 FEW = 8  # below, a loop over single environments is as fast
 
 
@@ -171,8 +170,7 @@ def make(
             # The group itself checks what comes back, every step; the checker would only look at the first.
             return gymnasium.make(env_id, disable_env_checker=True, **settings)
 
-    planar = registered is not None and str(registered.entry_point).startswith(PLANAR)
-    if planar and not render_mode:
+    if registered is not None and str(registered.entry_point).startswith("gymnasium.envs.mujoco.") and not render_mode:
         one = factory()
         from sfactory_envs.mujoco_group import MujocoGroup, task_of  # brings mujoco, which is there by now
 

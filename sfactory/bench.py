@@ -240,7 +240,7 @@ def _watch(
     start_s = 0.0
     memory: dict[str, float] = {}
     while process.poll() is None:
-        time.sleep(0.05)
+        time.sleep(0.5 if start_s else 0.05)  # reading takes the cores that are measured: seldom, once it trains
         rows = read_rows(run)
         trained = [row for row in rows if row.get("charts/updates", 0) >= 1]
         if trained and not start_s:

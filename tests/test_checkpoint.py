@@ -98,7 +98,13 @@ def test_the_same_step_saved_again_leaves_a_good_one_at_every_moment(tmp_path, m
     """The old one or the new one; where the system cannot swap two folders, it is put aside for a moment."""
     save(tmp_path, contents(10, value=1.0), keep=2)
     real, seen = shutil.rmtree, []
-    monkeypatch.setattr(shutil, "rmtree", lambda *how, **more: (seen.append(newest(tmp_path)), real(*how, **more)))
+
+    def watched(*how, **more):
+        seen.append(newest(tmp_path))
+        real(*how, **more)
+        seen.append(newest(tmp_path))
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
     if not atomic:
         monkeypatch.setattr(checkpoint.ctypes, "CDLL", lambda name: object())
     assert same(save(tmp_path, contents(10), keep=2), 10)

@@ -58,17 +58,16 @@ def _too_much(size: int, reason: str) -> str:
     )
 
 
-def _check_room(size: int) -> None:
+def _check_room(size: int, group: Path = Path("/sys/fs/cgroup")) -> None:
     """Compare with what is free before asking: the kernel grants shared memory page by page and kills us half-way."""
     free = math.inf
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
     with contextlib.suppress(OSError, ValueError):  # a container's own limit
-        group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(cache["inactive_file"]))  # the kernel gives that up when it is asked
+        free = min(free, limit - used + int(cache.get("inactive_file", 0)))  # the kernel gives that up when it is asked
     if size > free:
         raise MemoryError(_too_much(size, f"{free / 2**20:.0f} MiB are free"))
 

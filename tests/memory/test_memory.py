@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from sfactory.memory import words
+from sfactory.memory import arena, words
 from sfactory.memory.arena import Arena, Field
 from sfactory.memory.doorbell import Doorbell
 from sfactory.memory.slots import (
@@ -209,3 +209,17 @@ def test_a_reader_overtaken_by_the_writer_throws_the_torn_copy_away():
     assert (out == 6).all()
     mailbox.buffers.times = 100  # overtaken at every try: keep the old weights, look again later
     assert mailbox.fetch(out, 5) == NOTHING
+
+
+def test_what_the_kernel_would_give_up_is_free(tmp_path):
+    """Files that were read fill a container's memory; they are not in the way of an arena."""
+    mib = 2**20
+    (tmp_path / "memory.max").write_text(f"{100 * mib}\n")
+    (tmp_path / "memory.current").write_text(f"{99 * mib}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {60 * mib}\n")
+    arena._check_room(50 * mib, tmp_path)
+    with pytest.raises(MemoryError, match="61 MiB are free"):
+        arena._check_room(70 * mib, tmp_path)
+    (tmp_path / "memory.stat").write_text("anon 5\n")
+    with pytest.raises(MemoryError, match="1 MiB are free"):
+        arena._check_room(50 * mib, tmp_path)

@@ -28,64 +28,41 @@ def median_of(samples, name, what):
     return statistics.median(sample[name][what] for sample in samples)
 
 
-def ratios(work, now):
-    """Steps of the last third of a minute over those of the first one: per second of the clock, and of our CPU time.
-
-    Neighbours slow one or the other, a leak both.
-    """
-
-    def rate(first, last, axis):
-        part = [w for w in work if first <= w[0] <= last]
-        return (part[-1][1] - part[0][1]) / (part[-1][axis] - part[0][axis])
-
-    return [rate(now - THIRD, now, axis) / rate(0, THIRD, axis) for axis in (0, 2)]
-
-
-def last_rates(work, since):
-    """Steps per second of the clock and of CPU time."""
-    part = [w for w in work if w[0] >= since]
+def rates(work, first, last):
+    """Steps per second of the clock, and of our own CPU time: neighbours slow one or the other, a leak both."""
+    part = [w for w in work if first <= w[0] <= last]
     return [(part[-1][1] - part[0][1]) / (part[-1][axis] - part[0][axis]) for axis in (0, 2)]
 
 
-def fresh_rates(run):
-    """The same of the first third of a minute of another run, with as many kills."""
-    process = start(run, "--stop.env-steps", 0, "--stop.seconds", MINUTE, "--checkpoint.every-seconds", 5)
-    wait_for(lambda: steps(run) > 0, process=process)
-    began, killed, work, tree = time.monotonic(), 0, [], psutil.Process(process.pid)
-    while (now := time.monotonic() - began) < THIRD:
-        victims = named(process, "sampler")
-        if victims and now > killed * (MINUTE - 8) / KILLS:
-            victims[killed % len(victims)].kill()
-            killed += 1
-        footprint(process)  # it takes its time in the other one, too
-        cpu = sum(sum(p.cpu_times()[:2]) for p in (tree, *named(process, "learner")))
-        work.append((now, steps(run), cpu))
-        time.sleep(0.5)
-    process.terminate()
-    finish(process, 143)
-    return last_rates(work, 0.0)
+def ratio(work, until):
+    """The last third of a minute over the first one, by whichever was disturbed less."""
+    late, early = rates(work, until - THIRD, until), rates(work, 0, THIRD)
+    return max(now / then for now, then in zip(late, early, strict=True))
 
 
-def test_a_minute_with_fifty_respawns_leaves_memory_descriptors_and_threads_as_they_were(tmp_path):
-    run, shm = tmp_path / "run", set(os.listdir("/dev/shm"))
-    longest = MINUTE + PATIENCE * THIRD
+def torment(run, seconds, longest):
+    """A run whose samplers are killed all the time. Where the machine was busy in the last third it goes on, up to
+    `longest`: what leaks never becomes faster again. Returns the process, kills, footprints, work, and how long."""
     process = start(run, "--stop.env-steps", 0, "--stop.seconds", longest + 30, "--checkpoint.every-seconds", 5)
     wait_for(lambda: steps(run) > 0, process=process)
-    began, killed, samples, work = time.monotonic(), 0, [], []
-    tree, until = psutil.Process(process.pid), MINUTE
-    while (now := time.monotonic() - began) < until:
-        if killed < KILLS * until / MINUTE and now > killed * (MINUTE - 8) / KILLS:
-            victims = named(process, "sampler")
-            if victims:
-                victims[killed % len(victims)].kill()
-                killed += 1
+    began, killed, samples, work, tree = time.monotonic(), 0, [], [], psutil.Process(process.pid)
+    while (now := time.monotonic() - began) < seconds:
+        victims = named(process, "sampler")
+        if victims and killed < KILLS * seconds / MINUTE and now > killed * (MINUTE - 8) / KILLS:
+            victims[killed % len(victims)].kill()
+            killed += 1
         samples.append((now, footprint(process)))
         cpu = sum(sum(p.cpu_times()[:2]) for p in (tree, *named(process, "learner")))
         work.append((now, steps(run), cpu))
         time.sleep(0.5)
-        # What leaks never becomes faster again; a machine with neighbours does.
-        if time.monotonic() - began >= until and max(ratios(work, until)) < 0.95 and until < longest:
-            until += THIRD
+        if seconds < longest and time.monotonic() - began >= seconds and ratio(work, seconds) < 0.95:
+            seconds += THIRD
+    return process, killed, samples, work, seconds
+
+
+def test_a_minute_with_fifty_respawns_leaves_memory_descriptors_and_threads_as_they_were(tmp_path):
+    run, shm = tmp_path / "run", set(os.listdir("/dev/shm"))
+    process, killed, samples, work, until = torment(run, MINUTE, MINUTE + PATIENCE * THIRD)
     zombies = [p for p in children(process) if p.status() == psutil.STATUS_ZOMBIE]
     time.sleep(2.0)  # the last newborn is there
     assert len(named(process, "sampler")) == 3
@@ -105,9 +82,11 @@ def test_a_minute_with_fifty_respawns_leaves_memory_descriptors_and_threads_as_t
             assert median_of(late, name, what) <= max(s[name][what] for s in warm)
     assert set(os.listdir("/dev/shm")) <= shm
     assert not list(Path(run).glob("**/.0*"))  # half-written checkpoints
-    clock, cpu = ratios(work, until)
-    print(f"last third of {until:g} s over the first: {clock:.2f} by the clock, {cpu:.2f} by CPU time")
-    if max(clock, cpu) < 0.95:  # the machine is slower than it was: then a run that has just begun is, too
-        tired, fresh = last_rates(work, until - THIRD), fresh_rates(tmp_path / "fresh")
+    print(f"last third of {until:g} s over the first: {ratio(work, until):.2f}")
+    if ratio(work, until) < 0.95:  # the machine is slower than it was: then a run that has just begun is, too
+        process, _, _, other, _ = torment(tmp_path / "fresh", THIRD, THIRD)
+        process.terminate()
+        finish(process, 143)
+        tired, fresh = rates(work, until - THIRD, until), rates(other, 0, THIRD)
         print(f"steps/s by the clock and by CPU time: {tired} at the end, {fresh} of a run that has just begun")
         assert any(now >= 0.95 * then for now, then in zip(tired, fresh, strict=True))

@@ -101,6 +101,7 @@ def test_a_newborn_is_not_judged_by_its_predecessors_last_beat(supervisor, monke
     supervisor.undertaker = SimpleNamespace(watch=lambda pid: None)
     for name in supervisor.plan.workers:
         supervisor._spawn(name, 1)
+    supervisor._deadlines()
     supervisor.awake = supervisor.progress_at = 10 * supervisor.config.env.step_timeout
     supervisor._deadlines()
     assert not killed
