@@ -1,5 +1,5 @@
-"""Running and EWMA moments. The only classes of this room with state; they hold tensors and never wait for
-the device.
+"""Running and EWMA moments. The only classes of this room with state; they hold tensors, never wait for the
+device, and change their tensors in place: an update that was recorded once finds them where they were.
 
 Legend: [..., *S] any leading axes over values of shape S; ``valid`` masks the leading axes. All moments are
 float64: sums over 10^9 samples do not fit float32. Variances are of the population (divided by the count).
@@ -58,16 +58,16 @@ class Moments:
         total = self.count + count
         share = count / total.clamp(min=1.0)  # 0 for an empty batch; 1 for the first, forgetting var = 1
         delta = mean - self.mean
-        self.var = (1.0 - share) * self.var + share * var + share * (1.0 - share) * delta.square()
-        self.mean = self.mean + share * delta
-        self.count = total
+        self.var.copy_((1.0 - share) * self.var + share * var + share * (1.0 - share) * delta.square())
+        self.mean.copy_(self.mean + share * delta)
+        self.count.copy_(total)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "var": self.var, "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name in ("mean", "var", "count"):
-            setattr(self, name, state[name].to(getattr(self, name)).clone())
+            getattr(self, name).copy_(state[name])
 
 
 class EwmaMoments:
@@ -91,7 +91,7 @@ class EwmaMoments:
         """Moments of a batch, [] each -> averaged mean [] and variance []."""
         batch = count * torch.stack([torch.ones_like(mean), mean, var + mean.square()])
         # A batch that is not finite is skipped by whoever learns from it; it must not be remembered for ever.
-        self._sums = torch.where(torch.isfinite(batch).all(), self.decay * self._sums + batch, self._sums)
+        self._sums.copy_(torch.where(torch.isfinite(batch).all(), self.decay * self._sums + batch, self._sums))
         w, s, q = self._sums.unbind(0)
         average = s / w.clamp(min=1e-30)
         return average, (q / w.clamp(min=1e-30) - average.square()).clamp(min=0.0)
@@ -108,7 +108,7 @@ class EwmaMoments:
         return {"sums": self._sums}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._sums = state["sums"].to(self._sums).clone()
+        self._sums.copy_(state["sums"])
 
 
 class TargetScale:
@@ -141,7 +141,8 @@ class TargetScale:
         mean, var = self.moments.update(mean, var, count)
         mean, std = torch.where(known, mean, self.mean), torch.where(known, var.sqrt().clamp(min=1e-4), self.std)
         factor, shift = self.std / std, (self.mean - mean) / std
-        self.mean, self.std = mean, std
+        self.mean.copy_(mean)
+        self.std.copy_(std)
         return factor, shift
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -149,7 +150,8 @@ class TargetScale:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.moments.load_state_dict(state)
-        self.mean, self.std = state["mean"].to(self.mean).clone(), state["std"].to(self.std).clone()
+        self.mean.copy_(state["mean"])
+        self.std.copy_(state["std"])
 
 
 def decay_from_span(span: float) -> float:

@@ -35,6 +35,8 @@ class Proximal(Protocol):
 
     needs_forward: bool
     """True when `log_prob` runs the network once more on each minibatch."""
+    recordable: bool
+    """Whether every update does the same operations on tensors that stay where they are (CUDA graphs)."""
 
     def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
         """start_log_prob [T, B], start_params [T, B, K]: the policy's own, before the first step of the
@@ -96,34 +98,36 @@ class Ewma:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay of an average is {decay}, expected 0 <= decay < 1")
         self.decay = decay
-        self.weight = 0.0
+        self.weight = torch.zeros((), dtype=torch.float64)  # W, beside the tensors: an update may be recorded
         self.mean: list[Tensor] = []
 
     @torch.no_grad()
     def reset(self, tensors: Sequence[Tensor]) -> None:
         """Begin anew at ``tensors``."""
-        self.weight = 1.0
         self.mean = [x.detach().clone() for x in tensors]
+        self.weight = torch.ones((), dtype=torch.float64, device=self.mean[0].device)
 
     @torch.no_grad()
     def update(self, tensors: Sequence[Tensor]) -> None:
         """Take in ``tensors`` (the shapes given to `reset`)."""
-        self.weight = self.decay * self.weight + 1.0
-        torch._foreach_lerp_(self.mean, [x.detach() for x in tensors], 1.0 / self.weight)
+        share = self.weight.mul_(self.decay).add_(1.0).reciprocal()
+        for mean, x in zip(self.mean, tensors, strict=True):
+            mean.lerp_(x.detach(), share.to(mean.dtype))
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {f"mean.{i}": x for i, x in enumerate(self.mean)}
-        return {"weight": torch.tensor(self.weight, dtype=torch.float64), **state}
+        return {"weight": self.weight, **state}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.weight = float(state["weight"])
         self.mean = [state[f"mean.{i}"].clone() for i in range(len(state) - 1)]
+        self.weight = state["weight"].to(self.mean[0].device, copy=True)
 
 
 class _Stateless:
     """What most providers have in common: nothing to remember."""
 
     needs_forward = False
+    recordable = True
 
     def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
         pass
@@ -226,8 +230,7 @@ class EwmaProximal(_Stateless):
     def state_dict(self) -> dict[str, Tensor]:
         if not self._names:
             return {}
-        weight = torch.tensor(self._average.weight, dtype=torch.float64)
-        return {"weight": weight, **{f"mean.{name}": x for name, x in self.weights.items()}}
+        return {"weight": self._average.weight, **{f"mean.{name}": x for name, x in self.weights.items()}}
 
     def wants(self, state: Mapping[str, Tensor]) -> bool:
         return "weight" in state
@@ -238,7 +241,7 @@ class EwmaProximal(_Stateless):
             return
         named = {k.removeprefix("mean."): x.clone() for k, x in state.items() if k != "weight"}
         self._names, self._average.mean = list(named), list(named.values())
-        self._average.weight = float(state["weight"])
+        self._average.weight = state["weight"].clone()
 
 
 class SnapshotProximal(_Stateless):
@@ -255,6 +258,7 @@ class SnapshotProximal(_Stateless):
     """
 
     needs_forward = True
+    recordable = False  # the ring turns, and which lags there are decides how many passes
 
     def __init__(self, *, age: int = 1, kept: int = 8, **unused: Any) -> None:
         if age < 0:

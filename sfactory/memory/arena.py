@@ -123,15 +123,20 @@ class Arena:
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
+    @property
+    def whole(self) -> np.ndarray:
+        """[nbytes] uint8, everything."""
+        return np.frombuffer(self._map, np.uint8, self.nbytes)
+
     def dump(self) -> np.ndarray:
         """[nbytes] uint8, a copy of everything."""
-        return np.frombuffer(self._map, np.uint8, self.nbytes).copy()
+        return self.whole.copy()
 
     def load(self, contents: np.ndarray) -> None:
         """Put back what `dump` gave. ValueError if it was another layout's."""
         if contents.shape != (self.nbytes,):
             raise ValueError(f"the arena has {self.nbytes} bytes, the saved one {contents.size}")
-        np.frombuffer(self._map, np.uint8, self.nbytes)[...] = contents
+        self.whole[...] = contents
 
     def close(self) -> None:
         """Close the descriptor. The mapping lives on while arrays refer to it."""

@@ -176,9 +176,9 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def read_flat(self, src: Tensor) -> None:
-        """The inverse: weights from src [P] float32, on any device."""
+        """The inverse: weights from src [P] float32, on any device. From pinned memory nobody waits for it."""
         weights = self._weights()
-        src = src.to(weights[0].device)
+        src = src.to(weights[0].device, non_blocking=True)
         parts = src.split([x.numel() for x in weights])
         torch._foreach_copy_(weights, [part.view(x.shape) for part, x in zip(parts, weights, strict=True)])
 

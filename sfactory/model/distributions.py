@@ -20,7 +20,7 @@ stored stays the sample u, and densities and entropies are those of the action:
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -273,13 +273,18 @@ def _box_entropy(part: _Part, mean: Tensor, log_std: Tensor) -> Tensor:
     entropy = _gaussian_entropy(log_std)
     if part.log_span is None:
         return entropy
-    nodes, weights = (torch.as_tensor(x, dtype=mean.dtype, device=mean.device) for x in _quadrature())
+    nodes, weights = _quadrature(mean.dtype, mean.device)
     u = mean[..., None] + log_std.exp()[..., None] * nodes
     return entropy + (_log_slope(u) * weights).sum((-1, -2)) + part.log_span
 
 
 @functools.cache
-def _quadrature() -> tuple[Any, Any]:
-    """Nodes and weights [NODES] of the expectation under a standard normal."""
+def _quadrature(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Nodes and weights [NODES] of the expectation under a standard normal. Uploaded once: an upload can be no part of
+    recorded work."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    return nodes, weights / weights.sum()
+    with torch.inference_mode(False):  # kept for learning, whoever asks first
+        return (
+            torch.as_tensor(nodes, dtype=dtype, device=device),
+            torch.as_tensor(weights / weights.sum(), dtype=dtype, device=device),
+        )

@@ -17,7 +17,7 @@ NAME = "non-finite"
 def write(folder: Path, batch: Mapping[str, torch.Tensor], model: torch.nn.Module, stats: Mapping[str, Any]) -> Path:
     """`non-finite.npz`, the batch as the learner saw it, [T(+1), B, ...], and `non-finite.json`, what stands out in it.
 
-    batch: the learner's staging tensors. stats: metrics of the last update. Returns the path of the JSON.
+    batch: the learner's batch on the host. stats: metrics of the last update. Returns the path of the JSON.
     """
     arrays = {name.replace("/", "."): tensor.numpy() for name, tensor in batch.items()}
     np.savez(folder / f"{NAME}.npz", **arrays)  # type: ignore[arg-type]  # arrays by name, no pickle

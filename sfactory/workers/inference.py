@@ -12,11 +12,15 @@ by one look at the book.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 from sfactory.memory.slots import unpack
 from sfactory.memory.weights import NOTHING, Mailbox
+from sfactory.workers.accelerator import accelerator_of, register
+from sfactory.workers.answers import Answers, DeviceAnswers, HostAnswers
 from sfactory.workers.network import build_model, pick_device, precision
 from sfactory.workers.wiring import Shared
 from sfactory.workers.worker import Post, Worker
@@ -33,27 +37,29 @@ class Inference(Worker):
         self.autocast = precision(self.config.learning.precision, self.device)
         weights = self.model.flat_size()
         self.mailbox = Mailbox(shared.arena, shared.mailbox_memory(weights))
-        self.scratch = np.empty(weights, np.float32)
         self.version = NOTHING
         self.whole_batch = whole_batch
         self.fields, schema = shared.trajectories, shared.trajectories.schema
         self.E, self.G, self.has_state = schema.envs_per_group, schema.num_groups, schema.state_size > 0
         self.obs_names, self.action_names = tuple(self.plan.spec.obs), tuple(self.plan.spec.actions)
-        self.inputs = self._staging()
+        self.accelerator = accelerator_of(self.device, spin=True, exact=whole_batch)
+        scratch = torch.empty(weights)
+        self.scratch = scratch if self.accelerator is None else self.accelerator.pinned(scratch)
+        self.answers = self._answers()
         self.stages.take()
 
-    def _staging(self) -> dict[str, torch.Tensor]:
-        """Input rows of all groups, [G * E, ...]; pinned where a GPU reads them."""
-        rows, pin = self.shared.trajectories.schema.rows(), self.device.type == "cuda"
-        staging = {}
-        for name in (*self.obs_names, "first", "noise"):
-            _, shape, dtype = rows[name]
-            staging[name] = torch.from_numpy(np.zeros((self.G * self.E, *shape), dtype))
-            if pin:
-                staging[name] = staging[name].pin_memory()
+    def _answers(self) -> Answers:
+        rows, places = self.shared.trajectories.schema.rows(), self.G * self.E
+        leaves = {name: rows[name][1:] for name in (*self.obs_names, "first", "noise")}
+        inputs = {name: np.zeros((places, *shape), dtype) for name, (shape, dtype) in leaves.items()}
         if self.has_state:
-            staging["state"] = torch.zeros(self.G * self.E, self.shared.trajectories.schema.state_size)
-        return staging
+            inputs["state"] = np.zeros((places, self.shared.trajectories.schema.state_size), np.float32)
+        if self.accelerator is None:
+            return HostAnswers(self._forward, inputs, self.E)
+        direct = register(self.accelerator, self.shared.arena, self.say)
+        return DeviceAnswers(
+            self._forward, inputs, self.E, self.accelerator, direct=direct, whole=self.whole_batch, say=self.say
+        )
 
     def step(self) -> bool:
         asked = self.book.request.copy()
@@ -68,7 +74,7 @@ class Inference(Worker):
         places = {group: group if self.whole_batch else place for place, group in enumerate(groups)}
         self._gather(asked, places)
         self.stages.mark("gather")
-        outputs = self._forward((self.G if self.whole_batch else len(groups)) * self.E)
+        outputs = self.answers.of(self.G if self.whole_batch else len(groups))
         self.stages.mark("forward")
         self._scatter(asked, places, outputs)
         for group in groups:
@@ -81,36 +87,33 @@ class Inference(Worker):
 
     def refresh(self) -> None:
         """Take the newest weights from the mailbox, if they are newer and whole."""
-        version = self.mailbox.fetch(self.scratch, self.version)
+        version = self.mailbox.fetch(self.scratch.numpy(), self.version)
         if version not in (self.version, NOTHING):
-            self.model.read_flat(torch.from_numpy(self.scratch))
+            self.model.read_flat(self.scratch)  # in place, in turn with the passes; waited for with the next of them
             self.version = version
 
     def _gather(self, asked: np.ndarray, places: dict[int, int]) -> None:
-        """Copy the waiting groups' rows side by side."""
-        E = self.E
+        """The waiting groups' rows, side by side."""
         for group, place in places.items():
             number, slot, t = unpack(asked[group])
-            rows = slice(place * E, place * E + E)
             for name in (*self.obs_names, "first", "noise"):
-                self.inputs[name].numpy()[rows] = self.fields[name][group, slot, t]
+                self.answers.put(name, place, self.fields[name][group, slot, t])
             if self.has_state:
                 state = self.fields["memory"][group, number % 2]
                 if t == 0:
                     self.fields["state"][group, slot] = state
-                self.inputs["state"].numpy()[rows] = state
+                self.answers.put("state", place, state)
 
     @torch.inference_mode()
-    def _forward(self, rows: int) -> dict[str, np.ndarray]:
-        """One forward pass for the first `rows` staging rows: every answer of this batch has one version."""
-        inputs = {name: tensor[:rows].to(self.device, non_blocking=True) for name, tensor in self.inputs.items()}
+    def _forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """One forward pass: every answer of a batch has one version."""
         with self.autocast():
             out = self.model({name: inputs[name] for name in self.obs_names}, inputs.get("state"), inputs["first"])
         actions, log_prob = self.distribution.sample_and_log_prob(out.params, inputs["noise"])
         outputs = {**actions, "log_prob": log_prob, "params": out.params, "value": out.value}
         if self.has_state:
             outputs["state"] = out.state
-        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+        return outputs
 
     def _scatter(self, asked: np.ndarray, places: dict[int, int], outputs: dict[str, np.ndarray]) -> None:
         """Write the answers into the slots. Only rows that `asked` names are touched."""

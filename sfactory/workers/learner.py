@@ -26,6 +26,7 @@ from sfactory.memory.slots import FREE, LEARNING, READY
 from sfactory.memory.weights import Mailbox
 from sfactory.metrics import lag_row
 from sfactory.workers import autopsy
+from sfactory.workers.accelerator import accelerator_of, register
 from sfactory.workers.network import build_model, pick_device
 from sfactory.workers.saver import Saver
 from sfactory.workers.staging import Staging
@@ -58,13 +59,16 @@ class Learner(Worker):
         super().__init__("learner", shared, post)
         self.device = pick_device(self.config.run.device)
         self.model = build_model(self.plan).to(self.device)
-        self.update = Update(self.config, self.model, self.device)
+        self.accelerator = accelerator_of(self.device, spin=False, exact=self.config.run.mode == "lockstep")
+        self.update = Update(self.config, self.model, self.device, self.accelerator, self.say)
         self.mailbox = Mailbox(shared.arena, shared.mailbox_memory(self.model.flat_size()))
         self.updates = self.env_steps = self.saved_steps = 0
         self.seconds = 0.0  # of training, over all launches
         self.skipped_in_a_row = self.skipped_updates = 0
         self.held_back: deque[tuple[int, torch.Tensor]] = deque(maxlen=self.config.learning.forced_lag + 1)
-        self.staging = Staging(self.plan, self.device)
+        direct = register(self.accelerator, shared.arena, self.say)
+        self.staging = Staging(self.plan, self.accelerator, direct)
+        self.flat = None if self.accelerator is None else self.accelerator.pinned(torch.empty(self.model.flat_size()))
         self.saver = Saver(Path(self.plan.run_dir), self.config.checkpoint.keep, self.config.checkpoint.milestones)
         if self.plan.resume_from:
             self._restore(Path(self.plan.resume_from))
@@ -90,7 +94,7 @@ class Learner(Worker):
         if slots is None:
             return False
         self.stages.mark("wait")
-        self.staging.copy(slots, self.shared.trajectories)
+        self.staging.copy(slots, self.shared.trajectories, self.updates)
         for (group, _), lag in zip(slots, self.staging.lags(self.updates), strict=True):
             self.lags.setdefault(f"sampler-{self.plan.sampler_of(group)}", []).append(lag)
         synchronous = self.config.sampling.slots_per_group == 1
@@ -99,7 +103,7 @@ class Learner(Worker):
             words.store(self.book.trained, 2, rows)
             self._release(slots)
         self.stages.mark("batch")
-        stats = self.update.run(self.staging.batch(self.updates), self.updates, self._progress())
+        stats = self.update.run(self.staging.batch, self.updates, self._progress())
         skipped = bool(stats.pop("skipped") > 0)  # the one synchronisation of an update: the weights leave anyway
         self.updates += 1
         if skipped:
@@ -150,10 +154,10 @@ class Learner(Worker):
     def _autopsy(self, stats: dict[str, torch.Tensor]) -> None:
         """Batch and statistics of the update that ends the run."""
         try:
-            path = autopsy.write(self.plan.debug_dir, self.staging.tensors, self.model, stats)
-            self.post.put(("log", self.name, f"the batch that was not finite and its statistics: {path}"))
+            path = autopsy.write(self.plan.debug_dir, self.staging.whole(), self.model, stats)
+            self.say(f"the batch that was not finite and its statistics: {path}")
         except (OSError, MemoryError) as error:
-            self.post.put(("log", self.name, f"the batch that was not finite could not be kept: {error}"))
+            self.say(f"the batch that was not finite could not be kept: {error}")
 
     # -- slots -------------------------------------------------------------------------------------------------
 
@@ -186,7 +190,7 @@ class Learner(Worker):
         version = max(0, self.updates - lag)
         if lag:
             weights = torch.empty(self.model.flat_size())
-            self.model.write_flat(weights)
+            self._write(weights)
             self.held_back.append((self.updates, weights))
             if version not in dict(self.held_back):  # after an async resume: old weights are gone
                 version = self.held_back[0][0]
@@ -195,9 +199,17 @@ class Learner(Worker):
             weights = dict(self.held_back)[version]
             self.mailbox.begin(version)[:] = weights.numpy()
         else:
-            self.model.write_flat(torch.from_numpy(self.mailbox.begin(version)))
+            self._write(torch.from_numpy(self.mailbox.begin(version)))
         self.mailbox.finish(version)
         self.shared.bells["inference"].ring()
+
+    def _write(self, weights: torch.Tensor) -> None:
+        """The weights into host memory [P]; a GPU writes into memory of this process alone, never into the arena."""
+        if self.flat is None:
+            self.model.write_flat(weights)
+        else:
+            self.model.write_flat(self.flat)
+            weights.copy_(self.flat)
 
     # -- counters, metrics, ends -------------------------------------------------------------------------------
 
@@ -322,8 +334,7 @@ class Learner(Worker):
         if saved.error is None:
             self._saved(saved.env_steps)
         elif isinstance(saved.error, OSError | checkpoint.CheckpointError):
-            told = f"checkpoint at {saved.env_steps} failed: {saved.error}; the one before stands"
-            self.post.put(("log", self.name, told))
+            self.say(f"checkpoint at {saved.env_steps} failed: {saved.error}; the one before stands")
             if last:
                 words.store(self.shared.progress, OUTCOME, STORAGE)
         else:

@@ -1,6 +1,8 @@
 """The batch as the learner holds it: slots side by side, time-major, in memory of its own.
 
-Allocated once and filled by one copy, so the slots are free before the update begins; pinned where a GPU reads it.
+Allocated once and filled anew for every update, so the slots are free before it begins and an update that was recorded
+finds its batch where the last one was. Before a GPU the large leaves go straight from the slots to the device where it
+may read the shared memory, the others through pinned memory.
 Legend: T steps, E environments of a group, B lanes: slots of the batch times E.
 """
 
@@ -12,6 +14,8 @@ import numpy as np
 import torch
 
 from sfactory.memory.trajectory import Trajectories
+from sfactory.workers.accelerator import Accelerator
+from sfactory.workers.answers import DIRECT_BYTES
 from sfactory.workers.training_batch import Batch
 from sfactory.workers.wiring import Plan
 
@@ -19,31 +23,55 @@ from sfactory.workers.wiring import Plan
 class Staging:
     """Copies slots and makes a `Batch` of them on the learner's device."""
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
-        self.plan, self.device = plan, device
+    def __init__(self, plan: Plan, accelerator: Accelerator | None = None, direct: bool = False) -> None:
+        """direct: the accelerator may read the slots by itself."""
+        self.plan, self.accelerator = plan, accelerator
         schema, lanes = plan.schema, plan.config.lanes
-        rows = {**schema.rows(), "policy_version": (0, (), "int64")}
+        rows = {**schema.rows(), "policy_version": (0, (), "int64"), "lag": (0, (), "float32")}
         del rows["noise"], rows["value"]  # noise was used up by acting, values are computed anew
-        self.tensors = {
-            name: torch.from_numpy(np.zeros((schema.rollout_length + extra, lanes, *shape), dtype))
+        leaves = {
+            name: np.zeros((schema.rollout_length + extra, lanes, *shape), dtype)
             for name, (extra, shape, dtype) in rows.items()
         }
         if schema.state_size:
-            self.tensors["state"] = torch.zeros(lanes, schema.state_size)
-        if device.type == "cuda":
-            self.tensors = {name: tensor.pin_memory() for name, tensor in self.tensors.items()}
+            leaves["state"] = np.zeros((lanes, schema.state_size), np.float32)
+        self.names = [name for name in leaves if name != "lag"]  # as the slots know them
+        # Host memory of what is copied there; on an accelerator the leaves it fetches by itself have none.
+        self.tensors = {name: torch.from_numpy(leaf) for name, leaf in leaves.items()}
+        self.on = self.tensors
+        if accelerator is not None:
+            slots = lanes // schema.envs_per_group
+            self.on = {name: x.to(accelerator.device) for name, x in self.tensors.items() if name != "policy_version"}
+            self.tensors = {
+                name: accelerator.pinned(x)
+                for name, x in self.tensors.items()
+                if not (direct and name in plan.spec.obs and leaves[name].nbytes // slots >= DIRECT_BYTES)
+            }
         self.versions, self.valid = (self.tensors[name].numpy() for name in ("policy_version", "valid"))
+        self.batch = self._batch()
 
-    def copy(self, slots: list[tuple[int, int]], trajectories: Trajectories) -> None:
-        """Copy the slots (group, slot) side by side, in this order."""
-        for name, tensor in self.tensors.items():
-            target = tensor.numpy()
-            for lanes, (group, slot) in zip(self._lanes(), slots, strict=True):
+    def copy(self, slots: list[tuple[int, int]], trajectories: Trajectories, updates: int) -> None:
+        """Make `batch` of the slots (group, slot), side by side in this order. Nothing reads the slots afterwards.
+
+        updates: finished before the one that this batch is for.
+        """
+        for lanes, (group, slot) in zip(self._lanes(), slots, strict=True):
+            for name in self.names:
                 source = trajectories[name][group, slot]
-                if name == "state":
-                    target[lanes] = source
+                if name not in self.tensors:
+                    assert self.accelerator is not None
+                    self.accelerator.copy(self.on[name][:, lanes], torch.from_numpy(source))
+                elif name == "state":
+                    self.tensors[name].numpy()[lanes] = source
                 else:
-                    target[:, lanes] = source[:, None] if name == "policy_version" else source
+                    self.tensors[name].numpy()[:, lanes] = source[:, None] if name == "policy_version" else source
+        self.tensors["log_prob"].masked_fill_(~self.tensors["valid"], 0.0)  # reset rows: it must be finite there
+        np.maximum(updates - self.versions, 0, out=self.tensors["lag"].numpy(), casting="unsafe")
+        if self.accelerator is not None:
+            for name, on in self.on.items():
+                if name in self.tensors:
+                    self.accelerator.copy(on, self.tensors[name])
+            self.accelerator.wait()
 
     @property
     def valid_rows(self) -> int:
@@ -55,25 +83,23 @@ class Staging:
         lag = updates - self.versions
         return [lag[:, lanes][self.valid[:, lanes]] for lanes in self._lanes()]
 
-    def batch(self, updates: int) -> Batch:
-        """On the device. updates: finished before this one."""
-        on = {
-            name: tensor.to(self.device, non_blocking=True)
-            for name, tensor in self.tensors.items()
-            if name != "policy_version"
-        }
-        lag = torch.from_numpy(np.maximum(updates - self.versions, 0).astype(np.float32)).to(self.device)
+    def whole(self) -> dict[str, torch.Tensor]:
+        """Every leaf of the batch on the host, for a look at it."""
+        return {name: tensor.cpu() for name, tensor in {**self.tensors, **self.on}.items()}
+
+    def _batch(self) -> Batch:
+        on = self.on
         return Batch(
             obs={name: on[name] for name in self.plan.spec.obs},
             first=on["first"],
             action={name: on[name] for name in self.plan.spec.actions},
-            log_prob=on["log_prob"].masked_fill(~on["valid"], 0.0),
+            log_prob=on["log_prob"],
             params=on["params"],
             reward=on["reward"],
             terminated=on["terminated"],
             truncated=on["truncated"],
             valid=on["valid"],
-            lag=lag,
+            lag=on["lag"],
             state=on.get("state"),
             discounted_return=on.get("discounted_return"),
         )

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
+SHUFFLE_STREAM = 3
 TRACE_ONLY = ("reward", "terminated", "truncated", "discounted_return")
 
 
@@ -48,6 +50,14 @@ def rows_of(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: rows_of(tensor) for name, tensor in value.items()}
     return None if value is None else value.flatten(0, 1).unsqueeze(0)
+
+
+def shuffled(lanes: int, epochs: int, seed: int, updates: int) -> np.ndarray:
+    """[epochs, lanes] int64, the lanes in another order for every epoch; counter-based, so a resume shuffles as the
+    first run would have."""
+    key = [seed, SHUFFLE_STREAM]
+    draws = (np.random.Generator(np.random.Philox(key=key, counter=[0, 0, epoch, updates])) for epoch in range(epochs))
+    return np.stack([draw.permutation(lanes) for draw in draws])
 
 
 def _pick(value: Any, index: Tensor, axis: int) -> Any:

@@ -11,10 +11,9 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,11 +25,10 @@ from sfactory.algo.surrogate import SURROGATES, SurrogateInput, check_weights
 from sfactory.algo.trace import TRACES, Trace
 from sfactory.config import Config
 from sfactory.model.actor_critic import ActorCritic, Output
+from sfactory.workers.accelerator import Accelerator, Replay, Work
 from sfactory.workers.crew import Crew, Network, crew_size
 from sfactory.workers.network import precision
-from sfactory.workers.training_batch import Batch, rows_of
-
-SHUFFLE_STREAM = 3
+from sfactory.workers.training_batch import Batch, rows_of, shuffled
 
 
 class Start(NamedTuple):
@@ -68,7 +66,16 @@ class _Unroll(nn.Module):
 class Update:
     """Everything an update changes: weights, optimizer, proximal policy, normalisers. Nothing here may be lost."""
 
-    def __init__(self, config: Config, model: ActorCritic, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: ActorCritic,
+        device: torch.device,
+        accelerator: Accelerator | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """accelerator: the passes of an update are recorded there once and replayed. say: gets a line if they cannot
+        be."""
         o = config.learning
         check_weights(o.trace, o.proximal, o.surrogate, o.behavior_weight)
         self.config, self.model, self.device = config, model, device
@@ -79,9 +86,12 @@ class Update:
         self.parameters = list(model.parameters())
         optim = config.optim
         self.lr = optim.lr
+        # What a recording reads it finds in a tensor: a number would be that of the first update for ever.
+        self.rate = self.lr if accelerator is None else torch.full((), self.lr, device=device)
         self.optimizer = torch.optim.Adam(
-            self.parameters, lr=self.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
-        )
+            self.parameters, lr=self.rate, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True,
+            capturable=accelerator is not None,
+        )  # fmt: skip
         steps = config.optimizer_steps_per_update
         center_of_mass = o.proximal_com or float(steps)
         self.decay = decay_from_center_of_mass(center_of_mass) if o.proximal == "ewma" else None
@@ -98,6 +108,9 @@ class Update:
         # Rows of one lane resemble each other: minibatches of rows have a quieter gradient. Memory needs whole lanes.
         self.by_rows = o.shuffle == "rows" and not model.state_size
         self.kl, self.ess = optim.kl_target, 1.0  # of the last update; what the adaptive schedules look at
+        self.passes: Work = self._passes
+        if accelerator is not None and self.proximal.recordable:
+            self.passes = Replay(accelerator, self._passes, say)
 
     # -- the update ---------------------------------------------------------------------------------------------------
 
@@ -109,15 +122,23 @@ class Update:
         """
         o = self.config.optim
         self.lr = self.schedule(self.lr, ScheduleState(o.lr, progress, self.kl, self.ess, o.kl_target))
+        if isinstance(self.rate, Tensor):
+            self.rate.fill_(self.lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        if self.config.optimizer_steps_per_update == 1:
-            stats, targets = self._one_pass(batch)
-        else:
-            stats, targets = self._many_passes(batch, updates)
-        self._update_normalizers(batch, targets, stats["skipped"] == 0)
+            group["lr"] = self.lr if isinstance(self.rate, float) else self.rate
+        stats = self.passes(batch, self._order(batch, updates))
         if self.config.optim.schedule in ("kl_adaptive", "ess"):  # the one synchronisation these schedules need
             self.kl, self.ess = float(stats["offpolicy/kl_proximal_policy"]), float(stats["offpolicy/ess"])
+        return stats
+
+    def _passes(self, batch: Batch, order: Tensor | None) -> dict[str, Tensor]:
+        """Everything the device does for an update. It waits for nothing and decides nothing by a number: what it
+        depends on are tensors, what it changes it changes in place."""
+        if order is None and self.config.optimizer_steps_per_update == 1:
+            stats, targets = self._one_pass(batch)
+        else:
+            stats, targets = self._many_passes(batch, order)
+        self._update_normalizers(batch, targets, stats["skipped"] == 0)
         return stats
 
     def _one_pass(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
@@ -129,7 +150,7 @@ class Update:
         stats = self._minibatch(batch, start, None, out.params[:-1], out.value[:-1], log_prob, entropy, report=True)
         return stats, start.trace.target
 
-    def _many_passes(self, batch: Batch, updates: int) -> tuple[dict[str, Tensor], Tensor]:
+    def _many_passes(self, batch: Batch, order: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         with torch.no_grad():
             out = self.network.look(batch.obs, batch.first, batch.state)
             start = self._start(batch, out, self.distribution.log_prob(out.params[:-1], batch.action))
@@ -140,7 +161,7 @@ class Update:
         self.proximal.begin_update(self.model, start.log_prob, start.params)
         last, skipped = self.config.optimizer_steps_per_update - 1, []
         stats: dict[str, Tensor] = {}
-        for number, index in enumerate(self._shuffled(inputs.valid.shape[1], updates)):
+        for number, index in enumerate(self._minibatches(order)):
             part = inputs.lanes(index)
             out = self.network.learn(part.obs, part.first, part.state)
             log_prob, entropy = self.distribution.log_prob_entropy(out.params, part.action)
@@ -149,16 +170,21 @@ class Update:
         stats["skipped"] = torch.stack(skipped).sum()
         return stats, targets
 
-    def _shuffled(self, lanes: int, updates: int) -> Iterator[Tensor | None]:
-        """Lanes (or rows) of every minibatch; counter-based, so a resume shuffles as the first run would have."""
+    def _order(self, batch: Batch, updates: int) -> Tensor | None:
+        """[epochs, lanes or rows]: who comes when. None: one minibatch is everybody."""
         o = self.config.learning
-        for epoch in range(o.epochs):
-            if o.minibatches == 1:
-                yield None
-                continue
-            key = [self.config.run.seed, SHUFFLE_STREAM]
-            order = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, epoch, updates])).permutation(lanes)
-            yield from torch.from_numpy(order).to(self.device).chunk(o.minibatches)
+        if o.minibatches == 1:
+            return None
+        lanes = batch.valid.numel() if self.by_rows else batch.valid.shape[1]
+        return torch.from_numpy(shuffled(lanes, o.epochs, self.config.run.seed, updates)).to(self.device)
+
+    def _minibatches(self, order: Tensor | None) -> Iterator[Tensor | None]:
+        """Lanes (or rows) of every minibatch."""
+        if order is None:
+            yield from (None,) * self.config.learning.epochs
+        else:
+            for epoch in order.unbind(0):
+                yield from epoch.chunk(self.config.learning.minibatches)
 
     @torch.no_grad()
     def _start(self, batch: Batch, out: Output, log_prob: Tensor) -> Start:

@@ -122,6 +122,10 @@ class Worker:
             self._next_report = now() + STAGES_EVERY_S
             self.flush()
 
+    def say(self, line: str) -> None:
+        """A line for the log of the run."""
+        self.post.put(("log", self.name, line))
+
     def flush(self) -> None:
         self.post.put(("stages", self.name, self.stages.take()))
         self.post.put(("turns", self.name, {"turns": self.turns, "envs": self.envs}))

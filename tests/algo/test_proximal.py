@@ -83,11 +83,11 @@ class Setting:
 def test_the_average_agrees_with_the_reference(case, dtype, tol) -> None:
     average = Ewma(case["beta"])
     average.reset([torch.tensor([case["thetas"][0]], dtype=dtype)])
-    seen, weights = [average.mean[0].item()], [average.weight]
+    seen, weights = [average.mean[0].item()], [float(average.weight)]
     for theta in case["thetas"][1:]:
         average.update([torch.tensor([theta], dtype=dtype)])
         seen.append(average.mean[0].item())
-        weights.append(average.weight)
+        weights.append(float(average.weight))
     assert seen == pytest.approx(case["theta_prox"], rel=tol, abs=tol)
     assert weights == pytest.approx(case["total_weight"], rel=1e-10)
 

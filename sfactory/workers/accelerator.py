@@ -1,0 +1,164 @@
+"""A GPU as the workers see it, arithmetic apart: copies nobody waits for, and work that is recorded once and replayed.
+
+Everything a worker asks for happens later, in the order it was asked, and has happened when `wait` returns. Until then
+the memory on both sides of a copy belongs to the device. A CPU has none of this (`accelerator_of` answers None there):
+its tensors are the shared memory itself. What rests on these few calls is tested on the CPU with an implementation that
+does everything at the last possible moment (tests/workers/late.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfactory.memory.arena import Arena
+
+PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context of this process
+WARM = 2  # runs before a recording: libraries pick their algorithms and take their workspaces in the first ones
+
+
+Work = Callable[[Any, Tensor | None], dict[str, Tensor]]
+
+
+class NotRecordable(RuntimeError):
+    """The work asks the host something, or for memory that cannot be had during a recording."""
+
+
+class Accelerator(Protocol):
+    """What workers use of a device."""
+
+    device: torch.device
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """The same contents in host memory that `copy` need not wait for."""
+
+    def register(self, memory: np.ndarray) -> bool:
+        """Let the device read shared memory directly, [bytes] uint8; False where the system does not allow it."""
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """target <- source, same shape and dtype, one of them perhaps on the host."""
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Work on the device's tensors, in its turn."""
+
+    def wait(self) -> None:
+        """Until everything asked for has happened."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Work on fixed tensors -> a call that does the same again, on the same tensors. The recording itself does
+        nothing. NotRecordable if it cannot be; nothing has happened then."""
+
+
+class Cuda:
+    """One CUDA device, one stream: the worker's own, for nothing can be recorded on the default one."""
+
+    def __init__(self, device: torch.device, spin: bool) -> None:
+        """spin: wait without giving up the core, for whoever others wait for."""
+        torch.cuda.set_device(device)
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self.stream = torch.cuda.Stream(self.device)
+        torch.cuda.set_stream(self.stream)
+        self.event = torch.cuda.Event(blocking=not spin)
+        self.pool = torch.cuda.graph_pool_handle()  # recordings of one worker never run side by side
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory()
+
+    def register(self, memory: np.ndarray) -> bool:
+        failed = int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, PORTABLE))
+        if failed:  # CUDA keeps the error for whoever asks next; that must not be the next kernel
+            with contextlib.suppress(RuntimeError):
+                torch.zeros(1, device=self.device).add_(1.0)
+        return not failed
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+
+    def run(self, work: Callable[[], object]) -> None:
+        work()  # the stream keeps the order
+
+    def wait(self) -> None:
+        self.event.record(self.stream)
+        self.event.synchronize()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        try:  # thread_local: the thread that writes checkpoints may do what it likes meanwhile
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                work()
+        except RuntimeError as error:
+            raise NotRecordable(str(error).strip().partition("\n")[0]) from error
+        return graph.replay
+
+
+class Replay:
+    """An update of tensors that stay where they are, recorded once and replayed from then on."""
+
+    def __init__(self, accelerator: Accelerator, work: Work, say: Callable[[str], None]) -> None:
+        """work(batch, order) -> named 0-dim tensors; it changes its own state in place. say: gets a line if it cannot
+        be recorded; it is done step by step then."""
+        self.accelerator, self.work, self.say = accelerator, work, say
+        self.calls = 0
+        self.replay: Callable[[], None] | None = None
+        self.batch: object = None
+        self.order: Tensor | None = None
+        self.names: list[str] = []
+        self.answers: Tensor | None = None
+
+    def __call__(self, batch: Any, order: Tensor | None) -> dict[str, Tensor]:
+        """batch: the same tensors in every call, filled anew. order: copied to where the recording reads it."""
+        self.calls += 1
+        if self.calls == WARM + 1:
+            self._record(batch, order)
+        if self.replay is None:
+            return self.work(batch, order)
+        assert batch is self.batch, "the recording reads the batch where it was"
+        if self.order is not None and order is not None:
+            self.order.copy_(order)
+        self.replay()
+        assert self.answers is not None
+        return dict(zip(self.names, self.answers.clone().unbind(0), strict=True))
+
+    def _record(self, batch: Any, order: Tensor | None) -> None:
+        self.batch, self.order = batch, None if order is None else order.clone()
+
+        def work() -> None:
+            answers = self.work(batch, self.order)
+            self.names, self.answers = list(answers), torch.stack([x.float() for x in answers.values()])
+
+        try:
+            self.replay = self.accelerator.record(work)
+        except NotRecordable as error:
+            self.say(f"updates are not recorded: {error}")
+
+
+def register(accelerator: Accelerator | None, arena: Arena, say: Callable[[str], None]) -> bool:
+    """Let the device, if there is one, read the trajectories directly; where it may not, a line says so."""
+    if accelerator is None:
+        return False
+    allowed = accelerator.register(arena.whole)
+    if not allowed:
+        say("the GPU may not read the shared memory by itself: observations are copied once more")
+    return allowed
+
+
+def accelerator_of(device: torch.device, *, spin: bool, exact: bool) -> Accelerator | None:
+    """The accelerator behind a device; None for the CPU.
+
+    exact: the same run twice must give the same bits, whatever that costs.
+    """
+    if device.type == "cpu":
+        return None
+    # fp32 says fp32: with ten bits of mantissa the two workers' log-probabilities would differ by 1e-3, not 1e-6.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = not exact  # every shape comes back thousands of times
+    return Cuda(device, spin)
