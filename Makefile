@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 .DEFAULT_GOAL := help
-.PHONY: help train test lint types slow learn soak docs clean
+.PHONY: help train test lint types slow learn soak gpu docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
@@ -48,6 +48,10 @@ learn: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak --timeout 900
+
+gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu --timeout 600
+	$(BIN)/python benchmarks/gpu.py --write benchmarks/results/gpu.md
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make.py

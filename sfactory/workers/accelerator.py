@@ -9,6 +9,7 @@ does everything at the last possible moment (tests/workers/late.py).
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -41,6 +42,9 @@ class Accelerator(Protocol):
     def register(self, memory: np.ndarray) -> bool:
         """Let the device read shared memory directly, [bytes] uint8; False where the system does not allow it."""
 
+    def release(self) -> None:
+        """Take back what was registered, before its memory goes."""
+
     def copy(self, target: Tensor, source: Tensor) -> None:
         """target <- source, same shape and dtype, one of them perhaps on the host."""
 
@@ -61,9 +65,11 @@ class Cuda:
     def __init__(self, device: torch.device, spin: bool) -> None:
         """spin: wait without giving up the core, for whoever others wait for."""
         torch.cuda.set_device(device)
-        self.device = torch.device("cuda", torch.cuda.current_device())
-        self.stream = torch.cuda.Stream(self.device)
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        torch.cuda.synchronize(device)  # what was begun on the default stream, which does not wait for this one
         torch.cuda.set_stream(self.stream)
+        self.registered: set[int] = set()
         self.event = torch.cuda.Event(blocking=not spin)
         self.pool = torch.cuda.graph_pool_handle()  # recordings of one worker never run side by side
 
@@ -71,11 +77,21 @@ class Cuda:
         return tensor.pin_memory()
 
     def register(self, memory: np.ndarray) -> bool:
-        failed = int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, PORTABLE))
-        if failed:  # CUDA keeps the error for whoever asks next; that must not be the next kernel
+        address = memory.ctypes.data
+        if address in self.registered:  # by the other worker: in lockstep they are one process
+            return True
+        failed = int(torch.cuda.cudart().cudaHostRegister(address, memory.nbytes, PORTABLE))
+        if not failed:
+            self.registered.add(address)
+        else:  # CUDA keeps the error for whoever asks next; that must not be the next kernel
             with contextlib.suppress(RuntimeError):
                 torch.zeros(1, device=self.device).add_(1.0)
         return not failed
+
+    def release(self) -> None:
+        torch.cuda.synchronize(self.device)
+        while self.registered:
+            torch.cuda.cudart().cudaHostUnregister(self.registered.pop())
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         target.copy_(source, non_blocking=True)
@@ -148,10 +164,12 @@ def register(accelerator: Accelerator | None, arena: Arena, say: Callable[[str],
     return allowed
 
 
-def accelerator_of(device: torch.device, *, spin: bool, exact: bool) -> Accelerator | None:
-    """The accelerator behind a device; None for the CPU.
+def accelerator_of(device: torch.device, *, spin: bool = False, exact: bool = False) -> Accelerator | None:
+    """The accelerator behind a device; None for the CPU. One per device and process: two streams of one process would
+    not wait for each other.
 
-    exact: the same run twice must give the same bits, whatever that costs.
+    spin: its `wait` keeps the core, for a worker that the others wait for. exact: the same run twice must give the same
+    bits, whatever that costs.
     """
     if device.type == "cpu":
         return None
@@ -161,4 +179,9 @@ def accelerator_of(device: torch.device, *, spin: bool, exact: bool) -> Accelera
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = not exact  # every shape comes back thousands of times
-    return Cuda(device, spin)
+    return _cuda(torch.cuda.current_device() if device.index is None else device.index, spin)
+
+
+@functools.cache
+def _cuda(index: int, spin: bool) -> Cuda:
+    return Cuda(torch.device("cuda", index), spin)

@@ -59,15 +59,14 @@ class Learner(Worker):
         super().__init__("learner", shared, post)
         self.device = pick_device(self.config.run.device)
         self.model = build_model(self.plan).to(self.device)
-        self.accelerator = accelerator_of(self.device, spin=False, exact=self.config.run.mode == "lockstep")
+        self.accelerator = accelerator_of(self.device, exact=self.config.run.mode == "lockstep")
         self.update = Update(self.config, self.model, self.device, self.accelerator, self.say)
         self.mailbox = Mailbox(shared.arena, shared.mailbox_memory(self.model.flat_size()))
         self.updates = self.env_steps = self.saved_steps = 0
         self.seconds = 0.0  # of training, over all launches
         self.skipped_in_a_row = self.skipped_updates = 0
         self.held_back: deque[tuple[int, torch.Tensor]] = deque(maxlen=self.config.learning.forced_lag + 1)
-        direct = register(self.accelerator, shared.arena, self.say)
-        self.staging = Staging(self.plan, self.accelerator, direct)
+        self.staging = Staging(self.plan, self.accelerator, register(self.accelerator, shared.arena, self.say))
         self.flat = None if self.accelerator is None else self.accelerator.pinned(torch.empty(self.model.flat_size()))
         self.saver = Saver(Path(self.plan.run_dir), self.config.checkpoint.keep, self.config.checkpoint.milestones)
         if self.plan.resume_from:
@@ -104,6 +103,8 @@ class Learner(Worker):
             self._release(slots)
         self.stages.mark("batch")
         stats = self.update.run(self.staging.batch, self.updates, self._progress())
+        if self.accelerator is not None:
+            self.accelerator.wait()  # asleep; asking for a value would wait too, but on a core of its own
         skipped = bool(stats.pop("skipped") > 0)  # the one synchronisation of an update: the weights leave anyway
         self.updates += 1
         if skipped:
@@ -150,6 +151,8 @@ class Learner(Worker):
 
     def close(self) -> None:
         self.update.network.crew.close()
+        if self.accelerator is not None:
+            self.accelerator.release()
 
     def _autopsy(self, stats: dict[str, torch.Tensor]) -> None:
         """Batch and statistics of the update that ends the run."""

@@ -92,6 +92,7 @@ class Update:
             self.parameters, lr=self.rate, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True,
             capturable=accelerator is not None,
         )  # fmt: skip
+        self.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # the first steps are
         steps = config.optimizer_steps_per_update
         center_of_mass = o.proximal_com or float(steps)
         self.decay = decay_from_center_of_mass(center_of_mass) if o.proximal == "ewma" else None

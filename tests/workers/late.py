@@ -83,7 +83,7 @@ class Late:
         self.uploads: list[tuple[Tensor, Tensor]] = []
         self.downloads: list[tuple[Tensor, Tensor]] = []
         self.running = False
-        self.registered = 0
+        self.registered = self.ever_registered = 0  # bytes
         self.recordings = self.replays = 0
 
     def pinned(self, tensor: Tensor) -> Tensor:
@@ -92,8 +92,11 @@ class Late:
         return tensor
 
     def register(self, memory: np.ndarray) -> bool:
-        self.registered = memory.nbytes if self.may_register else 0
+        self.registered = self.ever_registered = memory.nbytes if self.may_register else 0
         return self.may_register
+
+    def release(self) -> None:
+        self.registered = 0
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         assert target.shape == source.shape
