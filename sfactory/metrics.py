@@ -238,7 +238,8 @@ class Board:
                 if turns["envs"]:
                     row["queue/inference_batch"] = turns["envs"] / turns["turns"]
             if total > 0:
-                row |= {f"stage/{kind}/{stage}": spent / total for stage, spent in stages.items()}
+                names = {**dict.fromkeys(STAGES.get(kind, ()), 0.0), **stages}  # a mean over rows needs the zeros too
+                row |= {f"stage/{kind}/{stage}": spent / total for stage, spent in names.items()}
         self._stages.clear()
         self._turns.clear()
         row |= self._eval  # in one row alone: a curve has a point where there was an evaluation
