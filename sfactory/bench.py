@@ -93,7 +93,7 @@ class Report:
             ("environment", r.environment.seconds, s.environment, r.environment.how),
             ("hand-over", None, s.hand_over, "slots, book, bells"),
             ("inference", r.inference.seconds, s.inference, r.inference.how),
-            ("learner", r.training.seconds, s.learner, f"{r.passes}; {r.training.how}"),
+            ("learner", r.training.seconds, s.learner, "; ".join(filter(None, (r.passes, r.training.how)))),
             ("sum", r.seconds, s.seconds, ""),
         ]
         m = self.machine
@@ -159,6 +159,7 @@ def own_stages(config: Config, seconds: float) -> Stages:
     """Core time per valid step of environment, hand-over, inference and learner, alone, one after the other."""
     from sfactory.envs import make_group, make_spec
     from sfactory.roofline import best_rate, random_steps
+    from sfactory.workers.accelerator import WARM
     from sfactory.workers.lockstep import Lockstep
     from sfactory.workers.wiring import Plan
 
@@ -175,7 +176,7 @@ def own_stages(config: Config, seconds: float) -> Stages:
         run = Lockstep(Plan(alone, make_spec(task, config.env.arguments), folder, 0))
         spent, turn = [0.0, 0.0, 0.0], ((run.inference,), tuple(run.samplers), (run.learner,))
         try:
-            while run.learner.updates < 2:  # warm
+            while run.learner.updates < WARM + 2:  # a GPU records the one after WARM
                 run.turn()
             before, began = run.learner.env_steps, time.perf_counter()
             while run.learner.env_steps == before or time.perf_counter() - began < seconds:

@@ -82,6 +82,11 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def shows_gpu(signs: Iterable[str] | None = None) -> bool:
+    """A sign of a GPU (`GPUS`); what torch makes of it, it says itself."""
+    return any(os.path.exists(sign) for sign in (GPUS if signs is None else signs))
+
+
 def rooflines_file() -> Path:
     """Where rooflines are remembered."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -95,7 +100,7 @@ def workload(config: Config) -> str:
         "env": [config.env.name, config.env.arguments, config.sampling.envs_per_group],
         "model": asdict(config.model),
         "learning": [learning.epochs, config.optimizer_steps_per_update > 1, learning.precision],
-        "machine": [processor(), cores(), run.device, any(os.path.exists(sign) for sign in GPUS)],
+        "machine": [processor(), cores(), run.device, shows_gpu()],
     }
     return json.dumps(depends, sort_keys=True, default=str)
 

@@ -77,6 +77,9 @@ def roofline(config: Config, spec: EnvSpec, cores: int, device: str = "cpu", sec
     o = config.learning
     steps = config.optimizer_steps_per_update
     environment = environment_cost(config, seconds / 4)
+    if device != "cpu":
+        nothing = Cost(0.0, f"on the device ({device}): no core's time")
+        return Roofline(cores, environment, nothing, nothing, "", device)
     before = torch.get_num_threads()
     bf16 = o.precision == "bf16" and amx()
     try:

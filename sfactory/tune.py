@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 from sfactory.bench import BenchFailed, trial
 from sfactory.config import Config
-from sfactory.machine import cores
+from sfactory.machine import cores, shows_gpu
 
 CLEARLY = 1.04  # times as fast: below that a short run on a shared machine says nothing
 TRIAL_S = 4.0  # of training that count, per try
 AUTO_S = 30.0  # for `sampling.auto`
+GPU_AUTO_S = 90.0  # where a try also starts CUDA and records
 
 Measure = Callable[[Config], float]
 """Steps per second of a run at these settings. BenchFailed or ValueError if there is no such run."""
@@ -28,7 +29,7 @@ def tuned(config: Config, say: Callable[[str], None]) -> Config:
     """`sampling.auto`: the same batch of the same environments, split as was fastest here."""
     config = with_settings(config, {"sampling.auto": False})
     try:
-        found = search(config, AUTO_S, say=say)
+        found = search(config, GPU_AUTO_S if _on_gpu(config) else AUTO_S, say=say)
     except BenchFailed as error:  # the run itself will say so, with its own exit code
         say(f"sampling.auto: the settings as given, as none could be tried ({error})")
         return config
@@ -38,6 +39,10 @@ def tuned(config: Config, say: Callable[[str], None]) -> Config:
     said = ", ".join(f"{name}={value}" for name, value in found.settings.items())
     say(f"sampling.auto: {said}; {found.after:,.0f} instead of {found.before:,.0f} steps/s")
     return with_settings(config, found.settings)
+
+
+def _on_gpu(config: Config) -> bool:
+    return config.run.device != "cpu" and shows_gpu()
 
 
 class Change(NamedTuple):
@@ -117,7 +122,7 @@ def changes(config: Config, num_cores: int, learning: bool) -> Iterator[Change]:
     names = ("sampling.num_samplers", "sampling.groups_per_sampler", "sampling.envs_per_group")
     for split in sorted(splits, key=distance):
         yield Change(dict(zip(names, split, strict=True)), False)
-    for kind in ("learner_threads", "inference_threads"):
+    for kind in () if _on_gpu(config) else ("learner_threads", "inference_threads"):
         for threads in {1, 2, num_cores // 2, num_cores} - {getattr(run, kind), 0}:
             if threads <= num_cores:
                 yield Change({f"run.{kind}": threads}, False)

@@ -70,6 +70,13 @@ def test_costs_add_up_and_a_gpu_leaves_the_environment_alone():
     assert Roofline(2, *cost, "", "cuda").steps_per_second == pytest.approx(1_000_000)
 
 
+def test_beside_a_gpu_no_network_is_measured_on_the_cores(monkeypatch):
+    monkeypatch.setattr("sfactory.roofline._network_costs", lambda *unused, **also: pytest.fail("measured"))
+    config, spec = preset("minatar/breakout")
+    found = roofline(config, spec, 2, "cuda", seconds=0.3)
+    assert found.steps_per_second == pytest.approx(2 / found.environment.seconds)
+
+
 def test_training_costs_what_the_update_does(monkeypatch):
     """Epochs times forward and backward, and one look at the batch where there are several optimizer steps."""
     config = Config(

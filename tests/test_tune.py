@@ -85,6 +85,17 @@ def test_settings_that_do_not_run_at_all_are_the_callers_to_hear_of():
         tune.search(BASE, 10.0, measure=measure)
 
 
+def test_threads_are_tried_where_the_cores_compute_the_network(monkeypatch):
+    def tried(device):
+        config = tune.with_settings(BASE, {"run.device": device})
+        return any("threads" in name for change in tune.changes(config, 4, False) for name in change.settings)
+
+    monkeypatch.setattr(tune, "shows_gpu", lambda: True)
+    assert (tried("cpu"), tried("auto"), tried("cuda:0")) == (True, False, False)
+    monkeypatch.setattr(tune, "shows_gpu", lambda: False)
+    assert tried("auto")
+
+
 def test_several_tasks_keep_whole_shares_of_the_groups():
     two = tune.with_settings(BASE, {"env.name": "minatar/breakout,minatar/asterix"})
     for change in tune.changes(two, 4, learning=True):

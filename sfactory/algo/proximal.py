@@ -43,10 +43,10 @@ class Proximal(Protocol):
         update."""
 
     def log_prob(
-        self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
+        self, evaluate: Evaluate, lanes: Tensor | None, log_prob: Tensor, behavior: Tensor, lag: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """lanes [b] int64; log_prob, behavior, lag [T, b] -> proximal log_prob [T, b], params [T, b, K] or
-        None."""
+        """lanes [b] int64 or None for all; log_prob, behavior, lag [T, b] -> proximal log_prob [T, b], params
+        [T, b, K] or None."""
 
     def after_step(self, model: nn.Module) -> None: ...
 
@@ -155,7 +155,7 @@ class BehaviorProximal(_Stateless):
         pass
 
     def log_prob(
-        self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
+        self, evaluate: Evaluate, lanes: Tensor | None, log_prob: Tensor, behavior: Tensor, lag: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         return behavior.detach(), None
 
@@ -168,7 +168,7 @@ class InterpolateProximal(_Stateless):
         pass
 
     def log_prob(
-        self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
+        self, evaluate: Evaluate, lanes: Tensor | None, log_prob: Tensor, behavior: Tensor, lag: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         return interpolate_log_prob(log_prob, behavior, lag), None
 
@@ -185,10 +185,12 @@ class RecomputeProximal(_Stateless):
         self._log_prob, self._params = start_log_prob.detach(), start_params.detach()
 
     def log_prob(
-        self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
+        self, evaluate: Evaluate, lanes: Tensor | None, log_prob: Tensor, behavior: Tensor, lag: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         assert self._log_prob is not None, "log_prob before begin_update"
         assert self._params is not None
+        if lanes is None:
+            return self._log_prob, self._params
         return self._log_prob[:, lanes], self._params[:, lanes]
 
 
@@ -213,7 +215,7 @@ class EwmaProximal(_Stateless):
             self.reset(model)
 
     def log_prob(
-        self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
+        self, evaluate: Evaluate, lanes: Tensor | None, log_prob: Tensor, behavior: Tensor, lag: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         proximal, params = evaluate(self.weights)
         return proximal.detach(), params.detach()
@@ -272,7 +274,7 @@ class SnapshotProximal(_Stateless):
         self._ring.append({name: x.detach().clone() for name, x in named})
 
     def log_prob(
-        self, evaluate: Evaluate, lanes: Tensor, log_prob: Tensor, behavior: Tensor, lag: Tensor
+        self, evaluate: Evaluate, lanes: Tensor | None, log_prob: Tensor, behavior: Tensor, lag: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         if self.acting:
             return self._of_who_acted(evaluate, behavior, lag), None

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -62,16 +63,14 @@ class Accelerator(Protocol):
 class Cuda:
     """One CUDA device, one stream: the worker's own, for nothing can be recorded on the default one."""
 
+    registered: ClassVar[dict[int, np.ndarray]] = {}  # of this process; what is referenced here is not unmapped
+
     def __init__(self, device: torch.device, spin: bool) -> None:
         """spin: wait without giving up the core, for whoever others wait for."""
-        torch.cuda.set_device(device)
-        self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.device, self.stream = device, torch.cuda.Stream(device)
         torch.cuda.synchronize(device)  # what was begun on the default stream, which does not wait for this one
-        torch.cuda.set_stream(self.stream)
-        self.registered: set[int] = set()
         self.event = torch.cuda.Event(blocking=not spin)
-        self.pool = torch.cuda.graph_pool_handle()  # recordings of one worker never run side by side
+        self.broken: list[torch.cuda.CUDAGraph] = []  # the allocator may still ask them after a recording failed
 
     def pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory()
@@ -82,7 +81,7 @@ class Cuda:
             return True
         failed = int(torch.cuda.cudart().cudaHostRegister(address, memory.nbytes, PORTABLE))
         if not failed:
-            self.registered.add(address)
+            self.registered[address] = memory
         else:  # CUDA keeps the error for whoever asks next; that must not be the next kernel
             with contextlib.suppress(RuntimeError):
                 torch.zeros(1, device=self.device).add_(1.0)
@@ -91,7 +90,7 @@ class Cuda:
     def release(self) -> None:
         torch.cuda.synchronize(self.device)
         while self.registered:
-            torch.cuda.cudart().cudaHostUnregister(self.registered.pop())
+            torch.cuda.cudart().cudaHostUnregister(self.registered.popitem()[0])
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         target.copy_(source, non_blocking=True)
@@ -104,12 +103,23 @@ class Cuda:
         self.event.synchronize()
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
+        # A pool of memory each: recordings may be replayed in any order, and one that fails spoils its own alone.
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        collecting = gc.isenabled()
+        gc.collect()
+        gc.disable()  # memory of an earlier run that is given back in the middle would be part of the recording
         try:  # thread_local: the thread that writes checkpoints may do what it likes meanwhile
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
                 work()
         except RuntimeError as error:
-            raise NotRecordable(str(error).strip().partition("\n")[0]) from error
+            self.broken.append(graph)
+            with contextlib.suppress(RuntimeError, AttributeError):  # before torch 2.13 a failure leaves the pool open
+                torch._C._cuda_endAllocateToPool(self.device.index, pool)
+            cause = error.__context__ or error  # the end of the recording fails too, and says less
+            raise NotRecordable(str(cause).strip().partition("\n")[0]) from error
+        finally:
+            if collecting:
+                gc.enable()
         return graph.replay
 
 
@@ -175,11 +185,14 @@ def accelerator_of(device: torch.device, *, spin: bool = False, exact: bool = Fa
         return None
     # fp32 says fp32: with ten bits of mantissa the two workers' log-probabilities would differ by 1e-3, not 1e-6.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    if exact:
+    if exact:  # of what the networks do, these two alone may sum in another order the next time
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = not exact  # every shape comes back thousands of times
-    return _cuda(torch.cuda.current_device() if device.index is None else device.index, spin)
+    cuda = _cuda(device.index, spin)
+    torch.cuda.set_device(cuda.device)
+    torch.cuda.set_stream(cuda.stream)  # of this thread, which need not be the one that made it
+    return cuda
 
 
 @functools.cache

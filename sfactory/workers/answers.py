@@ -73,7 +73,8 @@ class DeviceAnswers:
         self.forward, self.E, self.accelerator, self.say = forward, group_size, accelerator, say
         groups = len(next(iter(inputs.values()))) // group_size
         self.buckets = [groups] if whole else buckets(groups)
-        self.device = {name: torch.from_numpy(rows).to(accelerator.device) for name, rows in inputs.items()}
+        device = accelerator.device
+        self.device = {name: torch.zeros_like(torch.from_numpy(x), device=device) for name, x in inputs.items()}
         self.staged = {
             name: accelerator.pinned(torch.from_numpy(rows))
             for name, rows in inputs.items()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sfactory import checkpoint
 from sfactory.config import Config, to_dict
-from sfactory.machine import GPUS
+from sfactory.machine import shows_gpu
 from sfactory.settings_file import from_toml
 
 
@@ -36,7 +36,7 @@ def check_beginning(config: Config) -> None:
         raise ValueError(f"run.init-from {config.run.init_from}: another network: its {', its '.join(apart)}")
 
 
-def check_device(setting: str, name: str, signs: Iterable[str] = GPUS) -> None:
-    """ValueError for CUDA on a machine without a sign of a GPU; what torch makes of one, it says itself."""
-    if name.startswith("cuda") and not any(os.path.exists(sign) for sign in signs):
+def check_device(setting: str, name: str, signs: Iterable[str] | None = None) -> None:
+    """ValueError for CUDA on a machine without a sign of a GPU."""
+    if name.startswith("cuda") and not shows_gpu(signs):
         raise ValueError(f"{setting} {name}: this machine shows no GPU; use cpu or auto (sfactory doctor says more)")

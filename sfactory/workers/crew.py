@@ -26,6 +26,7 @@ T = TypeVar("T")
 AUTO = 4
 PARTS = 8  # of a large batch: the last one is short beside the whole
 FEW_ROWS, MANY_ROWS = 256, 512  # of small observations in a part: fewer are not worth the calls, more leave the cache
+GPU_NUMBERS = 1 << 29  # of observation in a part on a GPU: 19 thousand pictures of Atari, some GB on the way through
 FEW_NUMBERS, MANY_NUMBERS = 1 << 21, 1 << 22  # of large ones: numbers of observation in a part, 74 pictures of Atari
 
 
@@ -140,9 +141,10 @@ class Network:
         steps, lanes = shape
         deep = steps if self.model.state_size else 1  # rows that go together
         count = steps * lanes // deep
-        if next(iter(obs.values())).device.type != "cpu":  # a GPU is one, and divides its work itself
-            return [0, count]
         numbers = sum(leaf[0, 0].numel() for leaf in obs.values())
+        if next(iter(obs.values())).device.type != "cpu":  # it divides its work itself, if there is memory for it
+            parts = min(count, -(-count * deep * numbers // GPU_NUMBERS))
+            return [count * part // parts for part in range(parts + 1)]
         few, many = min(FEW_ROWS, FEW_NUMBERS // numbers), min(MANY_ROWS, MANY_NUMBERS // numbers)
         rows = max(1, min(max(count * deep // PARTS, few), many))
         parts = max(1, min(count, round(count * deep / rows)))

@@ -85,6 +85,10 @@ class Inference(Worker):
         self.stages.mark("answer")
         return True
 
+    def close(self) -> None:
+        if self.accelerator is not None:
+            self.accelerator.release()
+
     def refresh(self) -> None:
         """Take the newest weights from the mailbox, if they are newer and whole."""
         version = self.mailbox.fetch(self.scratch.numpy(), self.version)

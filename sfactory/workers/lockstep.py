@@ -67,9 +67,8 @@ class Lockstep:
         learner.clock += time.monotonic() - begun
 
     def close(self) -> None:
-        for sampler in self.samplers:
-            sampler.close()
-        self.learner.close()
+        for worker in (*self.samplers, self.inference, self.learner):
+            worker.close()
         self.shared.close()
 
 

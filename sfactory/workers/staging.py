@@ -41,7 +41,8 @@ class Staging:
         self.on = self.tensors
         if accelerator is not None:
             slots = lanes // schema.envs_per_group
-            self.on = {name: x.to(accelerator.device) for name, x in self.tensors.items() if name != "policy_version"}
+            device = accelerator.device
+            self.on = {n: torch.zeros_like(x, device=device) for n, x in self.tensors.items() if n != "policy_version"}
             self.tensors = {
                 name: accelerator.pinned(x)
                 for name, x in self.tensors.items()

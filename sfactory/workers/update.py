@@ -105,7 +105,8 @@ class Update:
         self.target_scale = TargetScale(device=device) if config.normalize.value_targets else None
         self.obs_moments = {name: Moments(shape, device) for name, shape in model.normalized_shapes().items()}
         self._unroll = _Unroll(model)
-        self.network = Network(model, Crew(crew_size(config.run.learner_threads)), self.autocast)
+        threads = crew_size(config.run.learner_threads) if accelerator is None else 1  # one stream, one thread
+        self.network = Network(model, Crew(threads), self.autocast)
         # Rows of one lane resemble each other: minibatches of rows have a quieter gradient. Memory needs whole lanes.
         self.by_rows = o.shuffle == "rows" and not model.state_size
         self.kl, self.ess = optim.kl_target, 1.0  # of the last update; what the adaptive schedules look at
@@ -300,8 +301,7 @@ class Update:
                 out = torch.func.functional_call(self._unroll, named, (obs, first, part.state))
             return self.distribution.log_prob(out.params, part.action), out.params
 
-        lanes = torch.arange(part.valid.shape[1], device=self.device) if index is None else index
-        return self.proximal.log_prob(evaluate, lanes, log_prob, part.log_prob, part.lag)
+        return self.proximal.log_prob(evaluate, index, log_prob, part.log_prob, part.lag)
 
     def _descend(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient step; returns the gradient norm and 1.0 if the step was not taken because it is not finite."""

@@ -112,6 +112,19 @@ def test_decay_zero_is_the_current_policy_exactly() -> None:
         assert torch.equal(s.ask(proximal)[0], s.log_prob(lanes=s.lanes)[0].detach())
 
 
+def test_a_minibatch_of_everybody_is_everybody() -> None:
+    s, proximal = Setting(), PROXIMALS["recompute"]()
+    s.begin(proximal)
+    start = s.log_prob()
+    s.step(proximal)
+    now = s.log_prob()[0]
+    for lanes in (None, torch.arange(now.shape[1])):
+        log_prob, params = proximal.log_prob(s.evaluate, lanes, now, now, torch.zeros_like(now))
+        assert torch.equal(log_prob, start[0])
+        assert params is not None
+        assert torch.equal(params, start[1])
+
+
 def test_center_of_mass_is_the_mean_age() -> None:
     assert decay_from_center_of_mass(8.0) == pytest.approx(8.0 / 9.0)
     decay = decay_from_center_of_mass(5.0)

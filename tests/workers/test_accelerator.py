@@ -1,6 +1,9 @@
 """Copies, padding, recordings: what a GPU worker does around its arithmetic, on a device that does all as late as it
 may and replays nothing but what was recorded (late.py)."""
 
+import contextlib
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +15,10 @@ from sfactory.algo.trace import TRACES
 from sfactory.config import Config, Env, Learning, Model, Normalize, Optim, Run, Sampling, Stop
 from sfactory.envs import ActionLeaf, Leaf, make_spec
 from sfactory.model.actor_critic import ActorCritic
-from sfactory.workers.accelerator import WARM, NotRecordable, Replay, accelerator_of, register
+from sfactory.workers.accelerator import WARM, Cuda, NotRecordable, Replay, accelerator_of, register
 from sfactory.workers.answers import DIRECT_BYTES, DeviceAnswers, HostAnswers, buckets
 from sfactory.workers.lockstep import Lockstep
+from sfactory.workers.network import pick_device
 from sfactory.workers.staging import Staging
 from sfactory.workers.training_batch import Batch
 from sfactory.workers.update import Update
@@ -34,7 +38,7 @@ def update_on(
     accelerator, actions=DISCRETE, core="none", normalize=None, optim=None, squash=False, said=None, **learning
 ):
     config = Config(
-        run=Run(learner_threads=1),
+        run=Run(learner_threads=2 if isinstance(accelerator, Late) else 1),
         learning=Learning(**{"epochs": 2, "minibatches": 4, **learning}),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
         model=Model(hidden=(16,), core=core, core_size=8, squash=squash),
@@ -59,14 +63,12 @@ def fill(batch: Batch, update: Update, number: int) -> None:
         return torch.randn(*shape, generator=g).to(update.device)
 
     batch.obs["obs"].copy_(drawn(T + 1, B, 4) * (1 + number))
-    with torch.no_grad():
-        params = update.model.unroll(batch.obs, batch.first, batch.state).params[:-1]
-    noise = torch.rand(T, B, update.distribution.num_noise, generator=g).to(update.device)
-    action = update.distribution.sample(params, noise)
+    # Drawn on the host whatever the device: one draw that falls the other way would make it another batch.
+    params = torch.randn(batch.params.shape, generator=g) / 2
+    action = update.distribution.sample(params, torch.rand(T, B, update.distribution.num_noise, generator=g))
     batch.action["action"].copy_(action["action"])
-    batch.params.copy_(params + 0.1 * drawn(*params.shape))
-    log_prob = update.distribution.log_prob(batch.params, action)
-    batch.log_prob.copy_(log_prob.masked_fill(~batch.valid, 0.0))
+    batch.params.copy_(params)
+    batch.log_prob.copy_(update.distribution.log_prob(params, action).masked_fill(~batch.valid.cpu(), 0.0))
     batch.reward.copy_(drawn(T, B).masked_fill(~batch.valid, 0.0))
     batch.lag.copy_(torch.randint(0, 4, (T, B), generator=g))
     if batch.discounted_return is not None:
@@ -175,6 +177,10 @@ def test_what_cannot_be_recorded_is_done_step_by_step():
     assert said == ["updates are not recorded: not here"]
 
 
+def test_one_stream_has_one_thread():
+    assert update_on(Late()).network.crew.inboxes == []  # two threads were asked for
+
+
 def test_a_recording_refuses_what_asks_the_host():
     """Else none of the tests here would say anything of a GPU."""
     x = torch.arange(4.0)
@@ -219,9 +225,11 @@ class Doubling:
 
 def answers_on(late, groups=5, **settings):
     inputs = {"wide": np.zeros((groups * E, WIDE), np.float32), "small": np.zeros((groups * E, 1), np.float32)}
-    forward = Doubling()
-    device = DeviceAnswers(forward, inputs, E, late, **{"direct": late.may_register, **settings})
-    host = HostAnswers(forward, {name: x.copy() for name, x in inputs.items()}, E)
+    forward, plain = Doubling(), Doubling()
+    plain.linear.load_state_dict(forward.linear.state_dict())
+    forward.linear.to(late.device)
+    device = DeviceAnswers(forward, inputs, E, late, **{"direct": getattr(late, "may_register", True), **settings})
+    host = HostAnswers(plain, {name: x.copy() for name, x in inputs.items()}, E)
     return device, host, forward
 
 
@@ -364,6 +372,89 @@ def test_a_batch_says_nothing_of_reset_rows_and_counts_its_lag(tmp_path, late):
     assert [sorted(set(lag.tolist())) for lag in staging.lags(3)] == [[2], [-1, 0, 2, 3]]
     assert {name: tuple(x.shape) for name, x in staging.whole().items()}["reward"] == (T, 2 * E)
     shared.close()
+
+
+class NoDriver:
+    """torch.cuda without a device: what is called and in which order, and what fails."""
+
+    def __init__(self, refuses=()):
+        self.refuses, self.calls = refuses, []
+        self.Event = self.Stream = lambda *args, **also: self
+        self.CUDAGraph = object
+
+    def cudart(self):
+        return self
+
+    def cudaHostRegister(self, address, size, flags):
+        self.calls.append("register")
+        return 1 if "register" in self.refuses else 0
+
+    def cudaHostUnregister(self, address):
+        self.calls.append("unregister")
+
+    def graph_pool_handle(self):
+        self.calls.append("pool")
+        return (0, len(self.calls))
+
+    @contextlib.contextmanager
+    def graph(self, graph, **settings):
+        try:
+            yield
+        finally:
+            if "capture" in self.refuses:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    def synchronize(self, device=None):
+        self.calls.append("synchronize")
+
+
+@pytest.fixture
+def no_driver(monkeypatch):
+    driver = NoDriver()
+    monkeypatch.setattr(torch, "cuda", driver)
+    monkeypatch.setattr(Cuda, "registered", {})
+    return driver
+
+
+def test_memory_is_registered_once_and_given_back(no_driver, monkeypatch):
+    """In lockstep two workers ask for the same memory; a refusal leaves an error with CUDA that must not be the next
+    kernel's."""
+    cuda, memory = Cuda(torch.device("cpu"), spin=False), np.zeros(64, np.uint8)
+    other = Cuda(torch.device("cpu"), spin=True)
+    no_driver.calls.clear()
+    assert cuda.register(memory)
+    assert other.register(memory)
+    assert no_driver.calls == ["register"]
+    cuda.release()
+    other.release()
+    assert no_driver.calls == ["register", "synchronize", "unregister", "synchronize"]
+    no_driver.refuses = ("register",)
+    assert not cuda.register(memory)
+    cuda.release()
+    assert no_driver.calls.count("unregister") == 1
+
+
+def test_a_recording_that_fails_says_why_and_leaves_the_collector_on(no_driver):
+    cuda = Cuda(torch.device("cpu"), spin=False)
+    no_driver.refuses = ("capture",)
+
+    def work():
+        assert not gc.isenabled()
+        raise RuntimeError("this copy waits for the host\nand a long story")
+
+    with pytest.raises(NotRecordable, match=r"^this copy waits for the host$"):
+        cuda.record(work)
+    assert gc.isenabled()
+    with pytest.raises(NotRecordable, match=r"^operation failed"):
+        cuda.record(lambda: None)
+
+
+def test_a_device_of_cuda_has_a_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert pick_device("cuda") == pick_device("auto") == torch.device("cuda", 1)
+    assert pick_device("cuda:0") == torch.device("cuda", 0)
+    assert pick_device("cpu") == torch.device("cpu")
 
 
 def test_the_cpu_has_no_accelerator():

@@ -150,6 +150,16 @@ def test_parts_are_many_where_the_batch_is_large_and_one_where_it_is_small(monke
     assert (parts(16, (4, 84, 84)), parts(128, (4, 84, 84)), parts(2048, (4, 84, 84))) == (1, 2, 14)
 
 
+def test_a_gpu_gets_everything_at_once_unless_that_is_too_much_for_its_memory():
+    net = network()
+
+    def parts(rows, shape):
+        return len(net._bounds({"obs": torch.empty(1, rows, *shape, device="meta")}, torch.Size((1, rows)))) - 1
+
+    assert (parts(64, (4,)), parts(1 << 20, (10, 10, 4)), parts(16384, (4, 84, 84))) == (1, 1, 1)
+    assert parts(65536, (4, 84, 84)) == 4
+
+
 def test_auto_is_a_thread_per_core_up_to_four(monkeypatch):
     for cores, want in ((1, 1), (2, 2), (3, 3), (64, 4)):
         monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
