@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from sfactory.model.linear import Linear
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 GAINS = {"relu": 2.0**0.5, "tanh": 5.0 / 3.0}  # as torch.nn.init.calculate_gain gives them
 
@@ -30,7 +32,7 @@ def fully_connected(size: int, hidden: Sequence[int], activation: str) -> nn.Seq
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [
-            orthogonal(nn.Linear(size, width), GAINS[activation]),
+            orthogonal(Linear(size, width), GAINS[activation]),
             ACTIVATIONS[activation](),
         ]
         size = width
