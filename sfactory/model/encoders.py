@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfactory.model.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+FEW_CHANNELS = 8  # of pictures whose planes are worth a copy each
 GAINS = {"relu": 2.0**0.5, "tanh": 5.0 / 3.0}  # as torch.nn.init.calculate_gain gives them
 
 
@@ -101,7 +102,12 @@ def scaled(obs: Tensor) -> Tensor:
     """
     device = obs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-    return obs.to(dtype, memory_format=torch.channels_last).div_(255.0)
+    if device != "cpu" or obs.shape[1] > FEW_CHANNELS or torch.compiler.is_exporting():
+        return obs.to(dtype, memory_format=torch.channels_last).div_(255.0)
+    x = torch.empty((len(obs), *obs.shape[2:], obs.shape[1]), dtype=dtype)
+    for channel, plane in enumerate(obs.unbind(1)):  # a third of the time of `to`, which goes number by number
+        x[..., channel] = plane
+    return x.permute(0, 3, 1, 2).div_(255.0)
 
 
 class Nature(Encoder):

@@ -1,0 +1,121 @@
+"""Layers through oneDNN are `nn.Linear`, and pictures channels-last are the bytes divided by 255."""
+
+import pytest
+import torch
+from torch import nn
+
+from sfactory.model import linear
+from sfactory.model.encoders import FEW_CHANNELS, scaled
+from sfactory.model.linear import LARGE, Linear, onednn_is_faster
+
+torch.set_num_threads(1)
+SHAPES = [(256, 128), (1024, 128), (131, 257)]
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """Whatever processor this is: the operation is everywhere, only its speed is not."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    calls = []
+
+    def product(x, weight, bias):
+        calls.append(tuple(x.shape))
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(linear, "_product", product)
+    return calls
+
+
+def twins(inputs, outputs, bias=True):
+    torch.manual_seed(0)
+    ours, plain = Linear(inputs, outputs, bias), nn.Linear(inputs, outputs, bias)
+    plain.load_state_dict(ours.state_dict())
+    return ours, plain
+
+
+@pytest.mark.parametrize("lead", [(7,), (1,), (3, 5)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outputs_and_gradients_are_those_of_nn_linear(onednn, shape, bias, lead):
+    ours, plain = twins(*shape, bias)
+    assert ours.weight.numel() >= LARGE
+    x = torch.randn(*lead, shape[0])
+    results = []
+    for layer in (ours, plain):
+        mine = x.clone().requires_grad_()
+        y = layer(mine)
+        y.square().sum().backward()
+        results.append([y.detach(), mine.grad, *(p.grad for p in layer.parameters())])
+    assert len(onednn) == 3  # forward, and the gradients of input and weight
+    for a, b in zip(*results, strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_what_needs_no_gradient_gets_none(onednn):
+    ours, _ = twins(*SHAPES[0])
+    ours(torch.randn(4, 256)).sum().backward()
+    assert len(onednn) == 2  # the input is the observation
+    with torch.no_grad():
+        ours(torch.randn(4, 256))
+    assert len(onednn) == 3
+    ours.weight.requires_grad_(False)
+    ours.bias.grad = None
+    ours(torch.randn(4, 256)).sum().backward()
+    assert len(onednn) == 4
+    assert ours.bias.grad is not None
+
+
+def test_others_take_torchs_own_way(onednn):
+    ours, plain = twins(*SHAPES[0])
+    x = torch.randn(4, 256)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x).dtype == torch.bfloat16
+    assert torch.equal(ours.double()(x.double()), plain.double()(x.double()))
+    small, its = twins(16, 16)
+    assert torch.equal(small(x[:, :16]), its(x[:, :16]))
+    assert ours.to("meta")(x.to("meta").double()).shape == (4, 128)
+    program = torch.export.export(Linear(256, 128), (x,))
+    assert not any("mkldnn" in str(node.target) for node in program.graph.nodes)
+    assert onednn == []
+
+
+def test_parts_of_a_batch_give_what_the_whole_does(onednn):
+    """Inference and learner pass other numbers of rows: their log-probabilities must agree to 1e-4."""
+    ours, _ = twins(1024, 128)
+    x = torch.randn(512, 1024)
+    with torch.no_grad():
+        whole, parts = ours(x), torch.cat([ours(part) for part in x.split(100)])
+    torch.testing.assert_close(whole, parts, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "capability", "faster"),
+    [
+        ("vendor_id\t: AuthenticAMD\n", "AVX512", True),
+        ("vendor_id\t: AuthenticAMD\n", "AVX2", False),
+        ("vendor_id\t: GenuineIntel\n", "AVX512", False),
+        ("CPU architecture: 8\n", "DEFAULT", False),
+    ],
+)
+def test_it_is_chosen_by_the_processor_alone(monkeypatch, tmp_path, cpuinfo, capability, faster):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor\t: 0\n{cpuinfo}")
+    assert onednn_is_faster(file) is faster
+    assert onednn_is_faster(tmp_path / "nothing") is False
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, FEW_CHANNELS + 1])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_pictures_are_bytes_divided_by_255_with_their_channels_last(channels, bf16):
+    obs = torch.randint(0, 256, (5, channels, 12, 9), dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        x = scaled(obs)
+    assert x.is_contiguous(memory_format=torch.channels_last) or channels == 1
+    assert torch.equal(x, obs.to(x.dtype).div(255.0))
+    assert x.dtype == (torch.bfloat16 if bf16 else torch.float32)
