@@ -31,7 +31,8 @@ PEERS = {
 }
 ONE_PASS = ["--learning.epochs", "1", "--learning.minibatches", "1"]
 BREAKOUT = [*ONE_PASS, "--sampling.envs-per-group", "128", "--sampling.rollout-length", "32"]
-PONG = [*ONE_PASS, "--sampling.envs-per-group", "16", "--sampling.rollout-length", "64"]
+PONG = [*ONE_PASS, "--sampling.num-samplers", "2", "--sampling.groups-per-sampler", "1"]
+PONG += ["--sampling.envs-per-group", "16", "--sampling.rollout-length", "64"]
 CHEETAH = [*ONE_PASS, "--sampling.num-samplers", "2", "--sampling.envs-per-group", "128"]
 CHEETAH += ["--sampling.rollout-length", "64"]
 BF16 = ["--learning.precision", "bf16"]
