@@ -47,10 +47,12 @@ WORKLOADS = {
 }
 
 
-def _step_alone(name: str, size: int, seed: int, seconds: float, start: Any, answers: Any) -> None:
+def _step_alone(
+    name: str, arguments: dict[str, Any], size: int, seed: int, seconds: float, start: Any, answers: Any
+) -> None:
     from sfactory.envs import raw_loop
 
-    step = raw_loop(name, size, seed)
+    step = raw_loop(name, size, seed, arguments)
     assert step is not None, f"{name} has no plain loop"
     step()
     start.wait()
@@ -60,20 +62,15 @@ def _step_alone(name: str, size: int, seed: int, seconds: float, start: Any, ans
     answers.put(count / passed)
 
 
-def ceiling(name: str, size: int, seconds: float) -> float:
+def ceiling(name: str, arguments: dict[str, Any], size: int, seconds: float) -> float:
     """Steps per second of the environment's own library, one process per core, all at once."""
     context = multiprocessing.get_context("spawn")
     n = cores()
     start, answers = context.Barrier(n), context.Queue()
-    processes = [
-        context.Process(target=_step_alone, args=(name, size, 1000 * k, seconds, start, answers)) for k in range(n)
-    ]
-    for process in processes:
-        process.start()
-    rates = [answers.get(timeout=120 + seconds) for _ in processes]
-    for process in processes:
-        process.join()
-    return sum(rates)
+    for k in range(n):
+        args = (name, arguments, size, 1000 * k, seconds, start, answers)
+        context.Process(target=_step_alone, args=args, daemon=True).start()
+    return sum(answers.get(timeout=120 + seconds) for _ in range(n))
 
 
 def splits(workload: Workload) -> list[dict[str, Any]]:
@@ -100,6 +97,8 @@ def fastest(config: Config, tries: list[dict[str, Any]], seconds: float) -> tupl
             continue
         print(f"  {split(chosen)}: {speed:,.0f} steps/s", flush=True)
         speeds.append((speed, number))
+    if not speeds:
+        raise SystemExit("no split ran: its reasons are above")
     chosen = tries[max(speeds)[1]]
     return chosen, trial(with_settings(config, chosen), seconds)
 
@@ -114,7 +113,7 @@ def row(name: str, seconds: float, tries: int | None) -> str:
     workload = WORKLOADS[name]
     config = settings.build(*presets.target_layers(workload.target), {})
     sizes = sorted({8, workload.envs_per_group[0]})
-    top = max(ceiling(config.env.name, size, max(2.0, seconds / 4)) for size in sizes)
+    top = max(ceiling(config.env.name, config.env.arguments, size, max(2.0, seconds / 4)) for size in sizes)
     print(f"{workload.target}: the environment alone on {cores()} cores: {top:,.0f} steps/s", flush=True)
     chosen, found = fastest(config, splits(workload)[:tries], seconds)
     busy = ", ".join(f"{who} {100 * share:.0f} %" for who, share in busy_shares(found.row).items())
@@ -139,7 +138,7 @@ def seconds_to_score(score: float, limit: float) -> str:
         done = subprocess.run([*command, "--run.dir", f"{folder}/run"], capture_output=True, text=True)
         passed = time.monotonic() - began
         if done.returncode:
-            return f"Pong ended with exit {done.returncode}: {done.stderr.strip().splitlines()[-1]}"
+            return f"Pong ended with exit {done.returncode}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"
         last = json.loads((Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     reached, words = last.get("charts/episodic_return", float("nan")), " ".join(command[3:])
     steps = f"{last['env_steps']:,.0f} steps"

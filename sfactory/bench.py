@@ -176,7 +176,8 @@ def own_stages(config: Config, seconds: float) -> Stages:
         run = Lockstep(Plan(alone, make_spec(task, config.env.arguments), folder, 0))
         spent, turn = [0.0, 0.0, 0.0], ((run.inference,), tuple(run.samplers), (run.learner,))
         try:
-            while run.learner.updates < WARM + 2:  # a GPU records the one after WARM
+            warm = 2 if run.learner.accelerator is None else WARM + 2  # a GPU records in between
+            while run.learner.updates < warm:
                 run.turn()
             before, began = run.learner.env_steps, time.perf_counter()
             while run.learner.env_steps == before or time.perf_counter() - began < seconds:

@@ -106,7 +106,7 @@ class Sampling:
     slots_per_group: int = 2
     """Slots each group owns. 1: synchronous and on-policy (lag 0). 2 and more: sampling overlaps learning."""
     auto: bool = False
-    """Before training, try for some 30 seconds how the same environments are best split over processes and threads."""
+    """Before training, try for 30 seconds (90 beside a GPU) how the same environments are best split over processes."""
 
     @property
     def num_groups(self) -> int:

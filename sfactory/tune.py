@@ -29,7 +29,7 @@ def tuned(config: Config, say: Callable[[str], None]) -> Config:
     """`sampling.auto`: the same batch of the same environments, split as was fastest here."""
     config = with_settings(config, {"sampling.auto": False})
     try:
-        found = search(config, GPU_AUTO_S if _on_gpu(config) else AUTO_S, say=say)
+        found = search(config, GPU_AUTO_S if _on_gpu(config.run.device) else AUTO_S, say=say)
     except BenchFailed as error:  # the run itself will say so, with its own exit code
         say(f"sampling.auto: the settings as given, as none could be tried ({error})")
         return config
@@ -41,8 +41,8 @@ def tuned(config: Config, say: Callable[[str], None]) -> Config:
     return with_settings(config, found.settings)
 
 
-def _on_gpu(config: Config) -> bool:
-    return config.run.device != "cpu" and shows_gpu()
+def _on_gpu(device: str) -> bool:
+    return device != "cpu" and shows_gpu()
 
 
 class Change(NamedTuple):
@@ -122,7 +122,8 @@ def changes(config: Config, num_cores: int, learning: bool) -> Iterator[Change]:
     names = ("sampling.num_samplers", "sampling.groups_per_sampler", "sampling.envs_per_group")
     for split in sorted(splits, key=distance):
         yield Change(dict(zip(names, split, strict=True)), False)
-    for kind in () if _on_gpu(config) else ("learner_threads", "inference_threads"):
+    devices = {"learner_threads": run.device, "inference_threads": run.inference_device or run.device}
+    for kind in (kind for kind, device in devices.items() if not _on_gpu(device)):
         for threads in {1, 2, num_cores // 2, num_cores} - {getattr(run, kind), 0}:
             if threads <= num_cores:
                 yield Change({f"run.{kind}": threads}, False)

@@ -86,14 +86,18 @@ def test_settings_that_do_not_run_at_all_are_the_callers_to_hear_of():
 
 
 def test_threads_are_tried_where_the_cores_compute_the_network(monkeypatch):
-    def tried(device):
-        config = tune.with_settings(BASE, {"run.device": device})
-        return any("threads" in name for change in tune.changes(config, 4, False) for name in change.settings)
+    def tried(device, inference_device=""):
+        config = tune.with_settings(BASE, {"run.device": device, "run.inference_device": inference_device})
+        names = {name for change in tune.changes(config, 4, False) for name in change.settings if "threads" in name}
+        return sorted(name.removeprefix("run.").removesuffix("_threads") for name in names)
 
     monkeypatch.setattr(tune, "shows_gpu", lambda: True)
-    assert (tried("cpu"), tried("auto"), tried("cuda:0")) == (True, False, False)
+    assert tried("cpu") == ["inference", "learner"]
+    assert tried("auto") == tried("cuda:0") == []
+    assert tried("cuda", "cpu") == ["inference"]
+    assert tried("cpu", "cuda") == ["learner"]
     monkeypatch.setattr(tune, "shows_gpu", lambda: False)
-    assert tried("auto")
+    assert tried("auto") == ["inference", "learner"]
 
 
 def test_several_tasks_keep_whole_shares_of_the_groups():

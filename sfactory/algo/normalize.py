@@ -67,7 +67,7 @@ class Moments:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name in ("mean", "var", "count"):
-            getattr(self, name).copy_(state[name])
+            getattr(self, name).copy_(state[name].view(getattr(self, name).shape))  # never broadcast
 
 
 class EwmaMoments:

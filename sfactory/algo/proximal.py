@@ -105,7 +105,7 @@ class Ewma:
     def reset(self, tensors: Sequence[Tensor]) -> None:
         """Begin anew at ``tensors``."""
         self.mean = [x.detach().clone() for x in tensors]
-        self.weight = torch.ones((), dtype=torch.float64, device=self.mean[0].device)
+        self.weight = torch.ones((), dtype=torch.float64, device=self.mean[0].device if self.mean else None)
 
     @torch.no_grad()
     def update(self, tensors: Sequence[Tensor]) -> None:
@@ -120,7 +120,7 @@ class Ewma:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.mean = [state[f"mean.{i}"].clone() for i in range(len(state) - 1)]
-        self.weight = state["weight"].to(self.mean[0].device, copy=True)
+        self.weight = state["weight"].to(self.mean[0].device if self.mean else None, copy=True)
 
 
 class _Stateless:

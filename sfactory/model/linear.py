@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 LARGE = 1 << 15  # weights of a layer: below, oneDNN's longer call costs what its product saves
+FEW_ROWS = 32  # of the input: below, too
 
 
 @functools.cache
@@ -41,11 +42,13 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if (
             self.weight.numel() >= LARGE
+            and x.dim() > 1
+            and x.shape[-1] == self.in_features  # torch says best what is wrong
+            and x.numel() >= FEW_ROWS * self.in_features
             and x.dtype == self.weight.dtype == torch.float32
             and x.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_exporting()
-            and not torch.jit.is_tracing()
             and onednn_is_faster()
         ):
             product = _Product.apply if torch.is_grad_enabled() else _product

@@ -92,7 +92,8 @@ class Update:
             self.parameters, lr=self.rate, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True,
             capturable=accelerator is not None,
         )  # fmt: skip
-        self.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # the first steps are
+        # The first steps are not recorded, and that is no reason for a warning.
+        self.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
         steps = config.optimizer_steps_per_update
         center_of_mass = o.proximal_com or float(steps)
         self.decay = decay_from_center_of_mass(center_of_mass) if o.proximal == "ewma" else None
@@ -127,7 +128,7 @@ class Update:
         if isinstance(self.rate, Tensor):
             self.rate.fill_(self.lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr if isinstance(self.rate, float) else self.rate
+            group["lr"] = self.rate if isinstance(self.rate, Tensor) else self.lr
         stats = self.passes(batch, self._order(batch, updates))
         if self.config.optim.schedule in ("kl_adaptive", "ess"):  # the one synchronisation these schedules need
             self.kl, self.ess = float(stats["offpolicy/kl_proximal_policy"]), float(stats["offpolicy/ess"])

@@ -6,7 +6,7 @@ from torch import nn
 
 from sfactory.model import linear
 from sfactory.model.encoders import FEW_CHANNELS, scaled
-from sfactory.model.linear import LARGE, Linear, onednn_is_faster
+from sfactory.model.linear import FEW_ROWS, LARGE, Linear, onednn_is_faster
 
 torch.set_num_threads(1)
 SHAPES = [(256, 128), (1024, 128), (131, 257)]
@@ -17,11 +17,11 @@ def onednn(monkeypatch):
     """Whatever processor this is: the operation is everywhere, only its speed is not."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no oneDNN")
-    calls = []
+    calls, real = [], linear._product
 
     def product(x, weight, bias):
         calls.append(tuple(x.shape))
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return real(x, weight, bias)
 
     monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(linear, "_product", product)
@@ -35,7 +35,7 @@ def twins(inputs, outputs, bias=True):
     return ours, plain
 
 
-@pytest.mark.parametrize("lead", [(7,), (1,), (3, 5)])
+@pytest.mark.parametrize("lead", [(FEW_ROWS,), (33,), (5, 9)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_outputs_and_gradients_are_those_of_nn_linear(onednn, shape, bias, lead):
@@ -56,27 +56,32 @@ def test_outputs_and_gradients_are_those_of_nn_linear(onednn, shape, bias, lead)
 
 def test_what_needs_no_gradient_gets_none(onednn):
     ours, _ = twins(*SHAPES[0])
-    ours(torch.randn(4, 256)).sum().backward()
+    x = torch.randn(FEW_ROWS, 256)
+    ours(x).sum().backward()
     assert len(onednn) == 2  # the input is the observation
     with torch.no_grad():
-        ours(torch.randn(4, 256))
+        ours(x)
     assert len(onednn) == 3
     ours.weight.requires_grad_(False)
     ours.bias.grad = None
-    ours(torch.randn(4, 256)).sum().backward()
+    ours(x).sum().backward()
     assert len(onednn) == 4
     assert ours.bias.grad is not None
 
 
 def test_others_take_torchs_own_way(onednn):
     ours, plain = twins(*SHAPES[0])
-    x = torch.randn(4, 256)
+    x = torch.randn(FEW_ROWS, 256)
     with torch.autocast("cpu", torch.bfloat16):
         assert ours(x).dtype == torch.bfloat16
     assert torch.equal(ours.double()(x.double()), plain.double()(x.double()))
     small, its = twins(16, 16)
     assert torch.equal(small(x[:, :16]), its(x[:, :16]))
-    assert ours.to("meta")(x.to("meta").double()).shape == (4, 128)
+    assert Linear(256, 128).to("meta")(x.to("meta")).shape == (FEW_ROWS, 128)
+    for few in (x[:0], x[0], x[: FEW_ROWS - 1]):  # none, one without a row axis, too few to pay
+        assert torch.equal(Linear.forward(ours.float(), few), plain.float()(few))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        ours(x[:, 1:])
     program = torch.export.export(Linear(256, 128), (x,))
     assert not any("mkldnn" in str(node.target) for node in program.graph.nodes)
     assert onednn == []

@@ -8,7 +8,6 @@ host for a value, uploads of values of the host, and operations whose shape depe
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from unittest import mock
 
@@ -30,8 +29,8 @@ def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _upload(*unused, **also):
-    raise NotRecordable("an upload of what was just made on the host")
+def _refused(*unused, **also):
+    raise NotRecordable("a copy between device and host that waits")
 
 
 class _Recorder(TorchDispatchMode):
@@ -130,7 +129,11 @@ class Late:
         recorder = _Recorder()
         copy, self.copy = self.copy, lambda target, source: target.copy_(source)  # type: ignore[method-assign]
         try:
-            with recorder, mock.patch.multiple(torch, tensor=_upload, as_tensor=_upload, from_numpy=_upload):
+            with (
+                recorder,
+                mock.patch.multiple(torch, tensor=_refused, as_tensor=_refused, from_numpy=_refused),
+                mock.patch.multiple(Tensor, cpu=_refused, numpy=_refused, tolist=_refused),
+            ):
                 work()
         finally:
             self.copy = copy  # type: ignore[method-assign]
@@ -157,9 +160,7 @@ class Late:
         self.uploads.clear()
 
 
-@contextlib.contextmanager
-def everything_on(late: Late, monkeypatch):
-    """Every worker of a lockstep run uses this device."""
+def everything_on(late: Late | None, monkeypatch) -> None:
+    """From now on every worker uses this device."""
     for room in ("inference", "learner"):
         monkeypatch.setattr(f"sfactory.workers.{room}.accelerator_of", lambda *unused, **also: late)
-    yield late

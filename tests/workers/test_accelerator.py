@@ -184,8 +184,9 @@ def test_one_stream_has_one_thread():
 def test_a_recording_refuses_what_asks_the_host():
     """Else none of the tests here would say anything of a GPU."""
     x = torch.arange(4.0)
+    waiting = (lambda: x.tolist(), lambda: x.cpu(), lambda: x.numpy())
     asking = (lambda: x.sum().item(), lambda: x[x > 1].sum(), lambda: x.nonzero(), lambda: torch.unique(x))
-    for work in (*asking, lambda: torch.as_tensor(np.ones(4)), lambda: x + torch.tensor(1.0)):
+    for work in (*waiting, *asking, lambda: torch.as_tensor(np.ones(4)), lambda: x + torch.tensor(1.0)):
         with pytest.raises(NotRecordable):
             Late().record(work)
     Late().record(lambda: x.add_(1.0))
@@ -309,8 +310,8 @@ def run_on(late, tmp_path, monkeypatch, **model):
         model=Model(hidden=(16,), **model),
         stop=Stop(env_steps=10**6),
     )
-    with everything_on(late, monkeypatch):
-        run = Lockstep(Plan(config, make_spec(config.env.name, {}), str(tmp_path), 0))
+    everything_on(late, monkeypatch)
+    run = Lockstep(Plan(config, make_spec(config.env.name, {}), str(tmp_path), 0))
     try:
         while run.learner.updates < 5:
             run.turn()
@@ -348,8 +349,9 @@ def test_a_run_on_a_device_is_the_run_on_the_host(tmp_path, monkeypatch, model):
     torch.testing.assert_close(weights, plain, rtol=1e-3, atol=1e-4)  # its learning rate is a float64
 
 
-@pytest.mark.parametrize("late", [None, Late(), Late(may_register=False)])
-def test_a_batch_says_nothing_of_reset_rows_and_counts_its_lag(tmp_path, late):
+@pytest.mark.parametrize("kind", [lambda: None, Late])
+def test_a_batch_says_nothing_of_reset_rows_and_counts_its_lag(tmp_path, kind):
+    late = kind()
     config = Config(
         env=Env(name="faults/count", settings={"length": 5}), sampling=Sampling(1, 2, E, T, 2), learning=Learning()
     )
