@@ -41,14 +41,14 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if (
-            self.weight.numel() >= LARGE
+            not torch.compiler.is_exporting()  # first: a question about rows would be a condition of the exported program
+            and self.weight.numel() >= LARGE
             and x.dim() > 1
             and x.shape[-1] == self.in_features  # torch says best what is wrong
             and x.numel() >= FEW_ROWS * self.in_features
             and x.dtype == self.weight.dtype == torch.float32
             and x.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_exporting()
             and onednn_is_faster()
         ):
             product = _Product.apply if torch.is_grad_enabled() else _product
