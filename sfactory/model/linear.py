@@ -41,7 +41,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if (
-            not torch.compiler.is_exporting()  # first: a question about rows would be a condition of the exported program
+            not torch.compiler.is_exporting()  # first: what is asked of the rows becomes a condition
             and self.weight.numel() >= LARGE
             and x.dim() > 1
             and x.shape[-1] == self.in_features  # torch says best what is wrong
