@@ -23,7 +23,7 @@ from sfactory.memory.arena import Arena
 
 PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context of this process
 WARM = 2  # runs before a recording: libraries pick their algorithms and take their workspaces in the first ones
-
+DIRECT_BYTES = 1 << 16  # of one copy: below, its call costs more than copying the bytes twice
 
 Work = Callable[[Any, Tensor | None], dict[str, Tensor]]
 

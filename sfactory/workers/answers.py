@@ -18,9 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfactory.workers.accelerator import WARM, Accelerator, NotRecordable
-
-DIRECT_BYTES = 1 << 16  # of one copy: below, its call costs more than copying the bytes twice
+from sfactory.workers.accelerator import DIRECT_BYTES, WARM, Accelerator, NotRecordable
 
 Forward = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """Named rows [n, ...] -> named answers [n, ...], under whatever weights are the newest. Row by row: what is in one

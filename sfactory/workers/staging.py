@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from sfactory.memory.trajectory import Trajectories
-from sfactory.workers.accelerator import Accelerator
-from sfactory.workers.answers import DIRECT_BYTES
+from sfactory.workers.accelerator import DIRECT_BYTES, Accelerator
 from sfactory.workers.training_batch import Batch
 from sfactory.workers.wiring import Plan
 

@@ -1,4 +1,4 @@
-"""The same promises as test_accelerator.py, on a CUDA device: `make gpu`."""
+"""The promises of test_recorded_updates, test_answers and test_device_runs on a CUDA device: `make gpu`."""
 
 import subprocess
 import sys
@@ -6,7 +6,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_accelerator import CASES, WIDE, E, answers_on, empty_batch, fill, run_on, trained, update_on
+from test_answers import WIDE, E, answers_on
+from test_device_runs import run_on
+from test_recorded_updates import CASES, empty_batch, fill, trained, update_on
 
 from sfactory import checkpoint
 from sfactory.memory.arena import Arena, Field
@@ -93,9 +95,10 @@ def test_answers_of_the_gpu_are_those_of_the_host(cuda, direct):
 
 @pytest.mark.parametrize("model", [{}, {"core": "gru", "core_size": 8}])
 def test_the_same_seed_is_the_same_run(cuda, tmp_path, monkeypatch, model):
-    first, steps, said = run_on(cuda, tmp_path, monkeypatch, **model)
-    again, same, _ = run_on(cuda, tmp_path, monkeypatch, **model)
+    first, steps, said, rho = run_on(cuda, tmp_path, monkeypatch, **model)
+    again, same, _, _ = run_on(cuda, tmp_path, monkeypatch, **model)
     assert said == []
+    assert rho < 1e-4
     assert steps == same
     assert torch.equal(first, again)
 
