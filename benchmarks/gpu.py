@@ -22,12 +22,12 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sfactory import presets, settings
-from sfactory.bench import BenchFailed, Trial, machine, trial
-from sfactory.config import Config
-from sfactory.machine import cores
-from sfactory.metrics import busy_shares
-from sfactory.tune import with_settings
+from sfactory.config import Config, presets
+from sfactory.config import parsing as settings
+from sfactory.device.machine import cores
+from sfactory.monitor.metrics import busy_shares
+from sfactory.tools.bench import BenchFailed, Trial, machine, trial
+from sfactory.tools.tune import with_settings
 
 SCORE, LIMIT_S = 18.0, 900.0
 
@@ -59,7 +59,7 @@ def _step_alone(
     count, began = 0, time.perf_counter()
     while (passed := time.perf_counter() - began) < seconds:
         count += step()
-    answers.put(count / passed)
+    answers.stage(count / passed)
 
 
 def ceiling(name: str, arguments: dict[str, Any], size: int, seconds: float) -> float:

@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from sfactory.config import Config
+from sfactory.config.parsing import build
+from sfactory.config.presets import target_layers
 from sfactory.envs import make_spec
-from sfactory.presets import target_layers
-from sfactory.settings import build
-from sfactory.workers.lockstep import Lockstep
-from sfactory.workers.training_batch import Batch
-from sfactory.workers.update import Update
-from sfactory.workers.wiring import Plan
+from sfactory.learning.batch import Batch
+from sfactory.learning.update import Update
+from sfactory.supervisor.lockstep import Lockstep
+from sfactory.workers.shared import RunSpec
 
 HERE = Path(__file__).parent
 LAGS = (0, 1, 4, 8, 16)
@@ -74,7 +74,7 @@ class Recorder:
         return {}
 
 
-def plan(seed: int, steps: int, **learning: object) -> Plan:
+def plan(seed: int, steps: int, **learning: object) -> RunSpec:
     config = build(*target_layers("minatar/breakout"))
     config = replace(
         config,
@@ -82,7 +82,7 @@ def plan(seed: int, steps: int, **learning: object) -> Plan:
         stop=replace(config.stop, env_steps=steps),
         learning=replace(config.learning, **learning),
     )
-    return Plan(config, make_spec(config.env.name, config.env.arguments), tempfile.mkdtemp(), 0)
+    return RunSpec(config, make_spec(config.env.name, config.env.arguments), tempfile.mkdtemp(), 0)
 
 
 def train(seed: int, steps: int) -> tuple[Lockstep, deque[Tensor]]:
@@ -93,7 +93,7 @@ def train(seed: int, steps: int) -> tuple[Lockstep, deque[Tensor]]:
             weights = torch.empty(run.learner.model.flat_size())
             run.learner.model.write_flat(weights)
             kept.append(weights)
-        run.post.take()
+        run.sink.drain()
     return run, kept
 
 
@@ -104,7 +104,7 @@ def play(weights: Tensor, seed: int, batches: int) -> list[Batch]:
     run.learner.model.read_flat(weights)
     while len(run.learner.update.batches) < batches + BURN_IN:
         run.turn()
-        run.post.take()
+        run.sink.drain()
     run.close()
     return run.learner.update.batches[BURN_IN:]
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sfactory.statistics import bootstrap, iqm
+from sfactory.monitor.statistics import bootstrap, iqm
 
 POINTS = 100  # learning curves are read at this many equally spaced env steps
 

@@ -77,8 +77,9 @@ def speed_of(words: list[str], folder: Path, seconds: float) -> float:
     """Steps per second of one case, once."""
     if words[0] in PEERS:
         return float(peer(words, folder, "--seconds", str(seconds))["steps_per_second"])
-    from sfactory import presets, settings
-    from sfactory.bench import trial
+    from sfactory.config import parsing as settings
+    from sfactory.config import presets
+    from sfactory.tools.bench import trial
 
     flags, _, (target,) = presets.split_flags(words, {})
     return trial(settings.build(*presets.target_layers(target), flags), seconds).steps_per_second
@@ -99,10 +100,11 @@ def roofline_of(words: list[str]) -> float:
     """Steps per second of the fp32 roofline of a case of ours."""
     from dataclasses import replace
 
-    from sfactory import presets, settings
+    from sfactory.config import parsing as settings
+    from sfactory.config import presets
+    from sfactory.device.machine import cores
     from sfactory.envs import make_spec
-    from sfactory.machine import cores
-    from sfactory.roofline import roofline
+    from sfactory.tools.roofline import roofline
 
     flags, _, (target,) = presets.split_flags(words, {})
     config = settings.build(*presets.target_layers(target), flags)

@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from sfactory.dashboard import render
-from sfactory.watch import Watched
+from sfactory.monitor.panel import render
+from sfactory.tools.watch import Watched
 
 NIGHT = TerminalTheme(
     (13, 17, 23), (201, 209, 217),

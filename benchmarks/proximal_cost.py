@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from sfactory.config import Config
+from sfactory.config.parsing import build
+from sfactory.config.presets import target_layers
 from sfactory.envs import make_spec
-from sfactory.presets import target_layers
-from sfactory.settings import build
-from sfactory.workers.lockstep import Lockstep
-from sfactory.workers.network import build_model
-from sfactory.workers.training_batch import Batch
-from sfactory.workers.update import Update
-from sfactory.workers.wiring import Plan
+from sfactory.learning.batch import Batch
+from sfactory.learning.network import build_model
+from sfactory.learning.update import Update
+from sfactory.supervisor.lockstep import Lockstep
+from sfactory.workers.shared import RunSpec
 
 ROUNDS = 25
 SHAPES = {"4 epochs x 8 minibatches": (4, 8), "1 epoch x 8 minibatches": (1, 8), "1 epoch x 1 minibatch": (1, 1)}
@@ -41,11 +41,11 @@ PROXIMALS = {
 }
 
 
-def make_batch(config: Config) -> tuple[Plan, Batch]:
+def make_batch(config: Config) -> tuple[RunSpec, Batch]:
     """A batch as the learner gets it: what its update is called with, third time round."""
     config = replace(config, run=replace(config.run, mode="lockstep"), learning=replace(config.learning, forced_lag=2))
-    plan = Plan(config, make_spec(config.env.name, config.env.arguments), tempfile.mkdtemp(), 0)
-    run, seen = Lockstep(plan), []
+    run_spec = RunSpec(config, make_spec(config.env.name, config.env.arguments), tempfile.mkdtemp(), 0)
+    run, seen = Lockstep(run_spec), []
     whole = run.learner.update.run
 
     def spy(batch: Batch, updates: int, progress: float) -> dict[str, torch.Tensor]:
@@ -56,13 +56,13 @@ def make_batch(config: Config) -> tuple[Plan, Batch]:
     while len(seen) < 4:
         run.turn()
     run.close()
-    return plan, seen[-1]
+    return run_spec, seen[-1]
 
 
 def main() -> None:
     torch.set_num_threads(1)
     base = build(*target_layers("minatar/breakout"))
-    plan, batch = make_batch(base)
+    run_spec, batch = make_batch(base)
     page = [
         f"`python benchmarks/proximal_cost.py`, {datetime.date.today()}, one thread of {os.cpu_count()} cores, "
         f"MinAtar Breakout, {base.batch_rows:,} rows per update, median of {ROUNDS} interleaved updates.", "",
@@ -75,7 +75,7 @@ def main() -> None:
         for name, learning in PROXIMALS.items():
             words = replace(base.learning, epochs=epochs, minibatches=minibatches, **learning)
             config = replace(base, learning=words, optim=replace(base.optim, lr=1e-5))
-            updates[name] = Update(config, build_model(plan), torch.device("cpu"))
+            updates[name] = Update(config, build_model(run_spec.config, run_spec.spec), torch.device("cpu"))
         taken: dict[str, list[float]] = {name: [] for name in updates}
         for number in range(ROUNDS + 4):  # the first four fill rings and caches
             for name, update in updates.items():

@@ -13,10 +13,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from sfactory import presets, settings
-from sfactory.bench import BenchFailed, machine, trial
-from sfactory.config import Config
-from sfactory.tune import with_settings
+from sfactory.config import Config, presets
+from sfactory.config import parsing as settings
+from sfactory.tools.bench import BenchFailed, machine, trial
+from sfactory.tools.tune import with_settings
 
 AXES: dict[str, list[dict[str, Any]]] = {
     "samplers (2 groups of 32 environments each)": [

@@ -21,17 +21,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import sfactory.config
-import sfactory.exits
-from sfactory import metrics, presets
-from sfactory.config import Config
-from sfactory.exits import Exit
-from sfactory.settings import field_types, shown
+import sfactory.config.schema
+import sfactory.errors
+from sfactory.config import Config, presets
+from sfactory.config.parsing import field_types, shown
+from sfactory.errors import Exit
+from sfactory.monitor import metrics
 
 HERE = Path(__file__).parent
 MADE = "<!-- made by `python docs/make.py`; edit {source} instead -->"
 
-MARK, END = "<!-- made by `python docs/make.py` from sfactory/exits.py -->", "<!-- end -->"
+MARK, END = "<!-- made by `python docs/make.py` from sfactory/errors.py -->", "<!-- end -->"
 
 GROUPS = {
     "charts": "How well and how fast",
@@ -64,7 +64,7 @@ them. Most are worth leaving alone; a preset sets those that matter for its task
 """
 
 ABOUT_METRICS = """\
-Every metric there is, from the one table in `sfactory/metrics.py`. The same strings are the keys of a row of
+Every metric there is, from the one table in `sfactory/monitor/metrics.py`. The same strings are the keys of a row of
 `metrics.jsonl` (beside `env_steps` and `seconds` of training), the tags in TensorBoard, whose step is `env_steps`, and
 the words of the panel and of `sfactory report`. A name that is not in the table is an error.
 
@@ -142,7 +142,7 @@ def default(value: Any) -> str:
 
 
 def configuration() -> str:
-    helps, types = docstrings(sfactory.config), field_types()
+    helps, types = docstrings(sfactory.config.schema), field_types()
     lines = [ABOUT_SETTINGS]
     for section in dataclasses.fields(Config):
         cls = typing.get_type_hints(Config)[section.name]
@@ -153,7 +153,7 @@ def configuration() -> str:
             words = cell(helps[f"{cls.__name__}.{field}"])
             rows.append((f"`--{shown(name)}`", kind(types[name]), default(value), words))
         lines += [*table(("flag", "value", "default", "meaning"), rows), ""]
-    return page("Configuration", "the docstrings in sfactory/config.py", *lines)
+    return page("Configuration", "the docstrings in sfactory/config/schema.py", *lines)
 
 
 # -- metrics -------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def metrics_page() -> str:
             (f"`{name}`", cell(meaning)) for name, meaning in metrics.METRICS.items() if name.partition("/")[0] == group
         ]
         lines += [f"## {group}: {heading.lower()}", "", *table(("metric", "meaning"), rows), ""]
-    return page("Metrics", "sfactory/metrics.py", *lines)
+    return page("Metrics", "sfactory/monitor/metrics.py", *lines)
 
 
 # -- presets -------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def cell_text(text: str) -> str:
 
 def faults() -> str:
     """docs/faults.md with the table of exit codes between its two marks."""
-    said = docstrings(sfactory.exits)
+    said = docstrings(sfactory.errors)
     rows = [(str(int(code)), code.outcome, cell(said[f"Exit.{code.name}"])) for code in Exit]
     before, mark, rest = (HERE / "faults.md").read_text().partition(MARK)
     _, end, after = rest.partition(END)

@@ -26,8 +26,8 @@ import numpy as np
 from sfactory_envs.atari_scores import SCORES
 
 from sfactory.envs import EnvError, missing_package, suggest
-from sfactory.snapshot import decode, encode
-from sfactory.vector_group import Native, VectorGroup
+from sfactory.envs.saved_state import decode, encode
+from sfactory.envs.vector_adapter import Native, VectorGroup
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "dqn": {"repeat_action_probability": 0.0, "noop_max": 30, "life_loss_info": True, "use_fire_reset": True},

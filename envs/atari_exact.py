@@ -23,7 +23,7 @@ from ale_py import ALEInterface, ALEState, LoggerMode, roms
 from gymnasium.spaces import Box, Discrete
 
 from sfactory.envs import EnvError
-from sfactory.snapshot import decode, encode
+from sfactory.envs.saved_state import decode, encode
 
 SIDE = 84
 NOOP, FIRE = 0, 1

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sfactory.envs import EnvError, missing_package, suggest
-from sfactory.vector_group import Native, VectorGroup
+from sfactory.envs.vector_adapter import Native, VectorGroup
 
 REFUSED = {
     "episodic_life": "ends the reported game at every life; use atari/ with dqn",

@@ -21,9 +21,9 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled, NameNotFound, NamespaceNotFound, VersionNotFound
 from gymnasium.vector import AutoresetMode
 
-from sfactory.env_group import EnvGroup
 from sfactory.envs import EnvError, Group, missing_package, suggest
-from sfactory.vector_group import Native, VectorGroup
+from sfactory.envs.gymnasium_adapter import EnvGroup
+from sfactory.envs.vector_adapter import Native, VectorGroup
 
 NO_OPENGL = (
     "MuJoCo draws with OpenGL; without a screen: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with "

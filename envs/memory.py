@@ -19,9 +19,9 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.wrappers import TimeLimit
 
-from sfactory.env_group import EnvGroup
 from sfactory.envs import EnvError, suggest
-from sfactory.snapshot import plain_attributes, set_attributes
+from sfactory.envs.gymnasium_adapter import EnvGroup
+from sfactory.envs.saved_state import plain_attributes, set_attributes
 
 FORWARD, LEFT, RIGHT = range(3)
 LIMIT = 500

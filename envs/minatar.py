@@ -32,7 +32,7 @@ from sfactory.envs import (
     next_seed,
     suggest,
 )
-from sfactory.snapshot import decode, encode, plain_attributes, set_attributes
+from sfactory.envs.saved_state import decode, encode, plain_attributes, set_attributes
 
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 ENDS_BY_CLOCK = frozenset({"freeway"})

@@ -20,8 +20,8 @@ import mujoco
 import numpy as np
 
 from sfactory.envs import EnvError, EnvFault, Step, env_fault, finite_rows, next_seed
-from sfactory.snapshot import decode, encode
-from sfactory.vector_group import Native, VectorGroup
+from sfactory.envs.saved_state import decode, encode
+from sfactory.envs.vector_adapter import Native, VectorGroup
 
 STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 

@@ -10,14 +10,14 @@ from sfactory._version import __version__
 if TYPE_CHECKING:
     from sfactory.api import make_config, resume, train
     from sfactory.config import Config
-    from sfactory.policy import Policy, load_policy
+    from sfactory.play.policy import Policy, load_policy
 
 __all__ = ["Config", "Policy", "__version__", "load_policy", "make_config", "resume", "train"]
 
 _HOMES = {
     "Config": "config",
-    "Policy": "policy",
-    "load_policy": "policy",
+    "Policy": "play.policy",
+    "load_policy": "play.policy",
     "make_config": "api",
     "resume": "api",
     "train": "api",

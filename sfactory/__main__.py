@@ -1,6 +1,6 @@
 """`python -m sfactory`: the console command without its script."""
 
-from sfactory.cli import main
+from sfactory.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -25,14 +25,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfactory import presets, settings
-from sfactory.config import Config, to_dict
-from sfactory.exits import UNGUARDED, Ended
-from sfactory.resuming import refuse_changes
-from sfactory.run_folder import need_checkpoint, new_folder, settings_of
+from sfactory.config import Config, presets, to_dict
+from sfactory.config import parsing as settings
+from sfactory.config.resume_rules import refuse_changes
+from sfactory.errors import UNGUARDED, CommandError
+from sfactory.run.folder import need_checkpoint, new_folder, settings_of
 
 if TYPE_CHECKING:
-    from sfactory.workers.record import Outcome
+    from sfactory.run.recorder import Outcome
 
 GUARD = (
     "this script was imported again by the workers it started, and would have trained once more in each of them; "
@@ -65,7 +65,7 @@ def train(target: str | Config = "", **sections: Mapping[str, Any]) -> Outcome:
         hint = f"sfactory.resume({str(run_dir)!r}) goes on with a run" if (run_dir / "config.toml").is_file() else ""
         raise ValueError(f"{run_dir} exists already; choose another run.dir{'; ' + hint if hint else ''}")
     if config.sampling.auto:
-        from sfactory.tune import tuned
+        from sfactory.tools.tune import tuned
 
         config = tuned(config, lambda line: None if config.log.quiet else print(line, file=sys.stderr, flush=True))
     return _train(config, run_dir, resume=False)
@@ -80,13 +80,13 @@ def resume(run_dir: str | Path, **sections: Mapping[str, Any]) -> Outcome:
         after = make_config(before, **sections)
         need_checkpoint(run_dir)
         refuse_changes(before, after, [])
-    except Ended as end:
+    except CommandError as end:
         raise ValueError(end.sentence) from None
     return _train(after, run_dir, resume=True)
 
 
 def _train(config: Config, run_dir: Path, *, resume: bool) -> Outcome:
-    from sfactory.workers import supervisor
+    from sfactory.supervisor import supervisor
 
     with _main_without_ghost():
         outcome = supervisor.train(config, run_dir, resume=resume)
@@ -121,17 +121,17 @@ def _refuse_worker() -> None:
         raise RuntimeError(GUARD)
 
 
-def _layer(sections: Mapping[str, Mapping[str, Any]]) -> settings.Layer:
+def _layer(sections: Mapping[str, Mapping[str, Any]]) -> settings.ConfigLayer:
     """Nested values as a layer of settings. None means the default, as in a file that leaves the key out."""
-    layer: settings.Layer = {}
+    layer: settings.ConfigLayer = {}
     for section, values in sections.items():
         if not isinstance(values, Mapping):
             raise ValueError(f"{section}: expected a dict of settings, as optim={{'lr': 1e-3}}, got {values!r}")
         for key, value in values.items():
             name = f"{section}.{key}"
             if name == settings.SETTINGS and isinstance(value, Mapping):
-                layer.update({f"{name}.{k}": settings.Given(v) for k, v in value.items()})
+                layer.update({f"{name}.{k}": settings.RawValue(v) for k, v in value.items()})
             elif value is not None:
-                layer[name] = settings.Given(list(value) if isinstance(value, tuple) else value)
+                layer[name] = settings.RawValue(list(value) if isinstance(value, tuple) else value)
     return layer
 

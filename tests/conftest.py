@@ -2,7 +2,7 @@
 
 import pytest
 
-from sfactory import cli
+from sfactory.cli import main as cli
 
 
 @pytest.fixture

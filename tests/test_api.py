@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import sfactory
-from sfactory.checkpoint import CheckpointError
 from sfactory.envs import EnvError
+from sfactory.run.checkpoint import CheckpointError
 
 SHORT = {
     "stop": {"env_steps": 2000},

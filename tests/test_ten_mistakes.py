@@ -7,8 +7,8 @@ import importlib.util
 
 import pytest
 
-from sfactory.exits import Exit
-from sfactory.workers import supervisor
+from sfactory.errors import Exit
+from sfactory.supervisor import supervisor
 
 USAGE, REFUSED, DAMAGED, BUSY = Exit.USAGE, Exit.RESUME_REFUSED, Exit.NO_USABLE_CHECKPOINT, Exit.BUSY
 
@@ -94,8 +94,8 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", hidden(importlib.util.find_spec))
     monkeypatch.setitem(__import__("sys").modules, "ale_py", None)
     monkeypatch.setitem(__import__("sys").modules, "sfactory_envs.atari", None)
-    monkeypatch.setattr("sfactory.workers.asked.check_device.__defaults__", ((),))
-    monkeypatch.setattr(supervisor.Record, "open", lambda *args: pytest.fail("a run began"))
+    monkeypatch.setattr("sfactory.supervisor.preflight.check_device.__defaults__", ((),))
+    monkeypatch.setattr(supervisor.RunRecorder, "open", lambda *args: pytest.fail("a run began"))
     return tmp_path
 
 

@@ -10,7 +10,7 @@ Legend: T steps, B lanes of the update's batch, b lanes of a minibatch, K distri
     snapshot     the weights of k updates ago, or those     version tracking, exact (arXiv 2605.12070)
                  that acted, step by step
 
-Life of a provider: `begin_update` once per update before the first optimizer step, `log_prob` once per
+WorkerProcess of a provider: `begin_update` once per update before the first optimizer step, `log_prob` once per
 minibatch, `after_step` after every optimizer step, `reset` when the policy was changed behind its back (an
 auxiliary phase, checkpoint surgery). Whatever `log_prob` returns is detached.
 

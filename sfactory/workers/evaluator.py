@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from sfactory import checkpoint
-from sfactory.games import play_task, torch_policy
-from sfactory.statistics import iqm
-from sfactory.workers.network import build_model
-from sfactory.workers.wiring import EVALUATOR, Plan
-from sfactory.workers.worker import Message, Post
+from sfactory.learning.network import build_model
+from sfactory.monitor.messages import Message
+from sfactory.monitor.statistics import iqm
+from sfactory.play.episodes import play_task, torch_policy
+from sfactory.run import checkpoint
+from sfactory.workers.shared import EVALUATOR, RunSpec
+from sfactory.workers.worker import TelemetrySink
 
 LOOK_S = 0.5
 
@@ -52,15 +53,15 @@ class Watchdog:
         self._armed = -np.inf
 
 
-class Evaluator:
+class PolicyPlayer:
     """Plays with a network of its own; whoever calls puts the weights in."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.model = plan, build_model(plan).eval()
+    def __init__(self, run_spec: RunSpec) -> None:
+        self.run_spec, self.model = run_spec, build_model(run_spec.config, run_spec.spec).eval()
 
     def evaluate(self, env_steps: int, alive: Callable[[], None] = lambda: None) -> Message:
         """eval.episodes games of every task, as telemetry. alive: called before every step."""
-        config, begun = self.plan.config, time.perf_counter()
+        config, begun = self.run_spec.config, time.perf_counter()
         seed, row = config.run.seed, {}
         returns, lengths, iqms = [], [], []
         for task in config.env.tasks:
@@ -83,19 +84,19 @@ class Evaluator:
         return "eval", EVALUATOR, row
 
 
-class Evaluation:
+class Evaluator:
     """The evaluator as a process of its own."""
 
-    def __init__(self, plan: Plan, post: Post, evaluated: int) -> None:
-        self.plan, self.post = plan, post
+    def __init__(self, run_spec: RunSpec, sink: TelemetrySink, evaluated: int) -> None:
+        self.run_spec, self.sink = run_spec, sink
         self.evaluated = evaluated  # trained steps of the policy that was evaluated last
-        self.evaluator = Evaluator(plan)
-        self.watchdog = Watchdog(plan.config.env.step_timeout)
+        self.evaluator = PolicyPlayer(run_spec)
+        self.watchdog = Watchdog(run_spec.config.env.step_timeout)
 
     def step(self) -> bool:
         """One evaluation, if the newest checkpoint is to have one."""
-        newest = next(iter(checkpoint.candidates(Path(self.plan.run_dir))), None)
-        if newest is None or not self.plan.evaluation_due(self.evaluated, int(newest.name)):
+        newest = next(iter(checkpoint.candidates(Path(self.run_spec.run_dir))), None)
+        if newest is None or not self.run_spec.evaluation_due(self.evaluated, int(newest.name)):
             return False
         try:
             checkpoint.verify(newest)
@@ -104,7 +105,7 @@ class Evaluation:
             return False
         self.evaluator.model.load_state_dict(weights)
         self.watchdog.hear()  # building environments counts as a step
-        self.post.put(self.evaluator.evaluate(int(newest.name), self.watchdog.hear))
+        self.sink.put(self.evaluator.evaluate(int(newest.name), self.watchdog.hear))
         self.watchdog.rest()
         self.evaluated = int(newest.name)
         return True

@@ -7,7 +7,7 @@ unblocked by the samplers; at birth by the learner (version 0)
 
 Owns its copy of the weights, which the mailbox can give again, and one row of recurrent state per request, which is
 written in turn with another: so it holds nothing that must not be lost, and a fresh one finds all outstanding requests
-by one look at the book.
+by one look at the slot_table.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from sfactory.memory.slots import unpack
-from sfactory.memory.weights import NOTHING, Mailbox
-from sfactory.workers.accelerator import accelerator_of, register
-from sfactory.workers.answers import Answers, DeviceAnswers, HostAnswers
-from sfactory.workers.network import build_model, pick_device, precision
-from sfactory.workers.wiring import Shared
-from sfactory.workers.worker import Post, Worker
+from sfactory.device.accelerator import accelerator_of, register
+from sfactory.device.selection import pick_device, precision
+from sfactory.learning.network import build_model
+from sfactory.shm.mailbox import NOTHING, Mailbox
+from sfactory.shm.slots import unpack
+from sfactory.workers.inference_batch import CpuBatch, GpuBatch, InferenceBatch
+from sfactory.workers.shared import SharedState
+from sfactory.workers.worker import TelemetrySink, Worker
 
 
 class Inference(Worker):
     """See the top of this file. `whole_batch`: always the same batch shape, as lockstep needs for equal bits."""
 
-    def __init__(self, shared: Shared, post: Post, whole_batch: bool = False) -> None:
-        super().__init__("inference", shared, post)
+    def __init__(self, shared: SharedState, sink: TelemetrySink, whole_batch: bool = False) -> None:
+        super().__init__("inference", shared, sink)
         self.device = pick_device(self.config.run.inference_device or self.config.run.device)
-        self.model = build_model(self.plan).to(self.device).eval()
+        self.model = build_model(self.config, self.run_spec.spec).to(self.device).eval()
         self.distribution = self.model.distribution
         self.autocast = precision(self.config.learning.precision, self.device)
         weights = self.model.flat_size()
@@ -41,29 +42,29 @@ class Inference(Worker):
         self.whole_batch = whole_batch
         self.fields, schema = shared.trajectories, shared.trajectories.schema
         self.E, self.G, self.has_state = schema.envs_per_group, schema.num_groups, schema.state_size > 0
-        self.obs_names, self.action_names = tuple(self.plan.spec.obs), tuple(self.plan.spec.actions)
+        self.obs_names, self.action_names = tuple(self.run_spec.spec.obs), tuple(self.run_spec.spec.actions)
         self.accelerator = accelerator_of(self.device, spin=not whole_batch, exact=whole_batch)
         scratch = torch.empty(weights)
         self.scratch = scratch if self.accelerator is None else self.accelerator.pinned(scratch)
-        self.answers = self._answers()
-        self.stages.take()
+        self.batch = self._answers()
+        self.stages.drain()
 
-    def _answers(self) -> Answers:
+    def _answers(self) -> InferenceBatch:
         rows, places = self.shared.trajectories.schema.rows(), self.G * self.E
         leaves = {name: rows[name][1:] for name in (*self.obs_names, "first", "noise")}
         inputs = {name: np.zeros((places, *shape), dtype) for name, (shape, dtype) in leaves.items()}
         if self.has_state:
             inputs["state"] = np.zeros((places, self.shared.trajectories.schema.state_size), np.float32)
         if self.accelerator is None:
-            return HostAnswers(self._forward, inputs, self.E)
-        direct = register(self.accelerator, self.shared.arena, self.say)
-        return DeviceAnswers(
-            self._forward, inputs, self.E, self.accelerator, direct=direct, whole=self.whole_batch, say=self.say
+            return CpuBatch(self._forward, inputs, self.E)
+        direct = register(self.accelerator, self.shared.arena, self.log)
+        return GpuBatch(
+            self._forward, inputs, self.E, self.accelerator, direct=direct, whole=self.whole_batch, say=self.log
         )
 
     def step(self) -> bool:
-        asked = self.book.request.copy()
-        groups = np.flatnonzero(asked != self.book.answered).tolist()
+        asked = self.slot_table.request_words.copy()
+        groups = np.flatnonzero(asked != self.slot_table.response_words).tolist()
         if not groups:
             return False
         self.refresh()  # after the look: the other way round data of lag 0 would sometimes have lag 1
@@ -74,12 +75,12 @@ class Inference(Worker):
         places = {group: group if self.whole_batch else place for place, group in enumerate(groups)}
         self._gather(asked, places)
         self.stages.mark("gather")
-        outputs = self.answers.of(self.G if self.whole_batch else len(groups))
+        outputs = self.batch.run(self.G if self.whole_batch else len(groups))
         self.stages.mark("forward")
         self._scatter(asked, places, outputs)
         for group in groups:
-            self.book.answer(group, asked[group])
-        for sampler in sorted({self.plan.sampler_of(group) for group in groups}):
+            self.slot_table.respond(group, asked[group])
+        for sampler in sorted({self.run_spec.sampler_of(group) for group in groups}):
             self.shared.sampler_bells[sampler].ring()
         self.envs += len(groups) * self.E
         self.stages.mark("answer")
@@ -101,12 +102,12 @@ class Inference(Worker):
         for group, place in places.items():
             number, slot, t = unpack(asked[group])
             for name in (*self.obs_names, "first", "noise"):
-                self.answers.put(name, place, self.fields[name][group, slot, t])
+                self.batch.stage(name, place, self.fields[name][group, slot, t])
             if self.has_state:
                 state = self.fields["memory"][group, number % 2]
                 if t == 0:
                     self.fields["state"][group, slot] = state
-                self.answers.put("state", place, state)
+                self.batch.stage("state", place, state)
 
     @torch.inference_mode()
     def _forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -20,18 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfactory import checkpoint
-from sfactory.memory import words
-from sfactory.memory.slots import FREE, LEARNING, READY
-from sfactory.memory.weights import Mailbox
-from sfactory.metrics import lag_row
-from sfactory.workers import autopsy
-from sfactory.workers.accelerator import accelerator_of, register
-from sfactory.workers.network import build_model, pick_device
-from sfactory.workers.saver import Saver
-from sfactory.workers.staging import Staging
-from sfactory.workers.update import Update
-from sfactory.workers.wiring import (
+from sfactory.device.accelerator import accelerator_of, register
+from sfactory.device.selection import pick_device
+from sfactory.learning import nonfinite_dump
+from sfactory.learning.network import build_model
+from sfactory.learning.staging import Staging
+from sfactory.learning.update import Update
+from sfactory.monitor.metrics import lag_row
+from sfactory.run import checkpoint
+from sfactory.run.checkpoint_writer import Saver
+from sfactory.shm import atomics
+from sfactory.shm.mailbox import Mailbox
+from sfactory.shm.slots import FREE, LEARNING, READY
+from sfactory.workers.shared import (
     CHECKPOINT,
     ENV_STEPS,
     NON_FINITE,
@@ -47,43 +48,43 @@ from sfactory.workers.wiring import (
     STORAGE,
     TARGET_REACHED,
     UPDATES,
-    Shared,
+    SharedState,
 )
-from sfactory.workers.worker import Post, Worker
+from sfactory.workers.worker import TelemetrySink, Worker
 
 
 class Learner(Worker):
     """See the top of this file."""
 
-    def __init__(self, shared: Shared, post: Post) -> None:
-        super().__init__("learner", shared, post)
+    def __init__(self, shared: SharedState, sink: TelemetrySink) -> None:
+        super().__init__("learner", shared, sink)
         self.device = pick_device(self.config.run.device)
-        self.model = build_model(self.plan).to(self.device)
+        self.model = build_model(self.config, self.run_spec.spec).to(self.device)
         self.accelerator = accelerator_of(self.device, exact=self.config.run.mode == "lockstep")
-        self.update = Update(self.config, self.model, self.device, self.accelerator, self.say)
+        self.update = Update(self.config, self.model, self.device, self.accelerator, self.log)
         self.mailbox = Mailbox(shared.arena, shared.mailbox_memory(self.model.flat_size()))
         self.updates = self.env_steps = self.saved_steps = 0
         self.seconds = 0.0  # of training, over all launches
         self.skipped_in_a_row = self.skipped_updates = 0
         self.held_back: deque[tuple[int, torch.Tensor]] = deque(maxlen=self.config.learning.forced_lag + 1)
-        self.staging = Staging(self.plan, self.accelerator, register(self.accelerator, shared.arena, self.say))
+        self.staging = Staging(self.run_spec.schema, self.config.lanes, self.accelerator, register(self.accelerator, shared.arena, self.log))
         self.flat = None if self.accelerator is None else self.accelerator.pinned(torch.empty(self.model.flat_size()))
-        self.saver = Saver(Path(self.plan.run_dir), self.config.checkpoint.keep, self.config.checkpoint.milestones)
-        if self.plan.resume_from:
-            self._restore(Path(self.plan.resume_from))
+        self.saver = Saver(Path(self.run_spec.run_dir), self.config.checkpoint.keep, self.config.checkpoint.milestones)
+        if self.run_spec.resume_from:
+            self._restore(Path(self.run_spec.resume_from))
         elif self.config.run.init_from:
             self._begin_with(Path(self.config.run.init_from))
         self.metrics: list[dict[str, torch.Tensor]] = []
         self.lags: dict[str, list[np.ndarray]] = {}  # sampler -> lag of every valid step since the last row
         self.clock = self.saved_at = self.logged_at = time.monotonic()
         self.saves_asked, self.stall = 0, 0.0  # stall: the longest since the last row, in seconds
-        self.tried_to_save = bool(self.plan.resume_from)
+        self.tried_to_save = bool(self.run_spec.resume_from)
         self.exact: Callable[[], dict[str, np.ndarray]] = dict  # lockstep: what a resume bit for bit needs besides
         self._count()
         self._publish()
-        if self.plan.resume_from:
+        if self.run_spec.resume_from:
             self._end_if_due()
-        self.stages.take()
+        self.stages.drain()
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
@@ -95,11 +96,11 @@ class Learner(Worker):
         self.stages.mark("wait")
         self.staging.copy(slots, self.shared.trajectories, self.updates)
         for (group, _), lag in zip(slots, self.staging.lags(self.updates), strict=True):
-            self.lags.setdefault(f"sampler-{self.plan.sampler_of(group)}", []).append(lag)
+            self.lags.setdefault(f"sampler-{self.run_spec.sampler_of(group)}", []).append(lag)
         synchronous = self.config.sampling.slots_per_group == 1
         rows = self.config.batch_rows
         if not synchronous:  # nothing reads these slots any more, but their rows are still in flight
-            words.store(self.book.trained, 2, rows)
+            atomics.store(self.slot_table.trained, 2, rows)
             self._release(slots)
         self.stages.mark("batch")
         stats = self.update.run(self.staging.batch, self.updates, self._progress())
@@ -109,15 +110,15 @@ class Learner(Worker):
         self.updates += 1
         if skipped:
             self.skipped_in_a_row, self.skipped_updates = self.skipped_in_a_row + 1, self.skipped_updates + 1
-            words.store(self.book.trained, 1, int(self.book.trained[1]) + rows)
+            atomics.store(self.slot_table.trained, 1, int(self.slot_table.trained[1]) + rows)
             if self.skipped_in_a_row == self.config.learning.nonfinite_budget:
-                self._autopsy(stats)
+                self._dump_nonfinite(stats)
         else:
             self.skipped_in_a_row = 0
             self.env_steps += self.staging.valid_rows
             self.metrics.append(stats)
-            words.store(self.book.trained, 0, int(self.book.trained[0]) + rows)
-        words.store(self.book.trained, 2, 0)
+            atomics.store(self.slot_table.trained, 0, int(self.slot_table.trained[0]) + rows)
+        atomics.store(self.slot_table.trained, 2, 0)
         self.stages.mark("update")
         self._publish()
         if synchronous:  # on-policy: the next slot begins with the new weights, never before
@@ -147,33 +148,33 @@ class Learner(Worker):
         if self.config.run.mode != "lockstep" or self.finished():  # else a resume would have a row more than others
             self._log()
         if int(self.shared.progress[OUTCOME]) == RUNNING:
-            words.store(self.shared.progress, OUTCOME, STOPPED)
+            atomics.store(self.shared.progress, OUTCOME, STOPPED)
 
     def close(self) -> None:
-        self.update.network.crew.close()
+        self.update.network.pool.close()
         if self.accelerator is not None:
             self.accelerator.release()
 
-    def _autopsy(self, stats: dict[str, torch.Tensor]) -> None:
+    def _dump_nonfinite(self, stats: dict[str, torch.Tensor]) -> None:
         """Batch and statistics of the update that ends the run."""
         try:
-            path = autopsy.write(self.plan.debug_dir, self.staging.whole(), self.model, stats)
-            self.say(f"the batch that was not finite and its statistics: {path}")
+            path = nonfinite_dump.write(self.run_spec.debug_dir, self.staging.whole(), self.model, stats)
+            self.log(f"the batch that was not finite and its statistics: {path}")
         except (OSError, MemoryError) as error:
-            self.say(f"the batch that was not finite could not be kept: {error}")
+            self.log(f"the batch that was not finite could not be kept: {error}")
 
     # -- slots -------------------------------------------------------------------------------------------------
 
     def _collect(self) -> list[tuple[int, int]] | None:
         """The READY slots of the next batch: oldest weights first, then hand-overs, then group; no clock decides."""
-        ready = self.book.in_state(READY)
+        ready = self.slot_table.in_state(READY)
         if len(ready) < self.config.batch_slots:
             return None
         acted = self.shared.trajectories["policy_version"]
-        ready.sort(key=lambda s: (int(acted[s[0], s[1], 0]), self.book.handed(*s), s[0]))
+        ready.sort(key=lambda s: (int(acted[s[0], s[1], 0]), self.slot_table.handover_count(*s), s[0]))
         slots = ready[: self.config.batch_slots]
         for slot in slots:
-            self.book.hand(*slot, READY, LEARNING)
+            self.slot_table.transition(*slot, READY, LEARNING)
         return slots
 
     def _release(self, slots: list[tuple[int, int]]) -> None:
@@ -181,14 +182,14 @@ class Learner(Worker):
         for slot in slots:
             if self.config.run.debug:
                 self.shared.trajectories.poison(*slot)
-            self.book.hand(*slot, LEARNING, FREE)
-        for sampler in sorted({self.plan.sampler_of(group) for group, _ in slots}):
+            self.slot_table.transition(*slot, LEARNING, FREE)
+        for sampler in sorted({self.run_spec.sampler_of(group) for group, _ in slots}):
             self.shared.sampler_bells[sampler].ring()
 
     # -- weights -----------------------------------------------------------------------------------------------
 
     def _publish(self) -> None:
-        """Post the weights, or those of `forced_lag` updates ago: weights are held back, never slots."""
+        """TelemetrySink the weights, or those of `forced_lag` updates ago: weights are held back, never slots."""
         lag = self.config.learning.forced_lag
         version = max(0, self.updates - lag)
         if lag:
@@ -221,8 +222,8 @@ class Learner(Worker):
         return min(self.env_steps / total, 1.0) if total else 0.0
 
     def _count(self) -> None:
-        words.store(self.shared.progress, UPDATES, self.updates)
-        words.store(self.shared.progress, ENV_STEPS, self.env_steps)
+        atomics.store(self.shared.progress, UPDATES, self.updates)
+        atomics.store(self.shared.progress, ENV_STEPS, self.env_steps)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -250,23 +251,23 @@ class Learner(Worker):
         row |= lag_row(self.lags)
         if self.update.decay is not None:
             row["proximal/decay"] = self.update.decay
-        ledger = self.book.ledger()
+        ledger = self.slot_table.row_counts()
         row |= {
             "charts/learning_rate": self.update.lr,
             "faults/skipped_updates": float(self.skipped_updates),
             "system/save_stall_ms": 1000.0 * self.stall,
-            "queue/ready": float(len(self.book.in_state(READY))),
-            "queue/free": float(len(self.book.in_state(FREE))),
+            "queue/ready": float(len(self.slot_table.in_state(READY))),
+            "queue/free": float(len(self.slot_table.in_state(FREE))),
             "ledger/discarded": float(ledger.discarded),
         }
         self.metrics, self.lags, self.stall = [], {}, 0.0
         counters: dict[str, Any] = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
-        self.post.put(("learner", self.name, {**row, **counters}))
+        self.sink.put(("learner", self.name, {**row, **counters}))
 
     def _end_if_due(self) -> None:
         stop, outcome = self.config.stop, RUNNING
         self._tick()
-        frames = self.env_steps * self.plan.spec.frame_skip
+        frames = self.env_steps * self.run_spec.spec.frame_skip
         if self.skipped_in_a_row >= self.config.learning.nonfinite_budget:
             outcome = NON_FINITE
         elif (
@@ -276,7 +277,7 @@ class Learner(Worker):
         ):
             outcome = TARGET_REACHED
         if outcome != RUNNING:
-            words.store(self.shared.progress, OUTCOME, outcome)
+            atomics.store(self.shared.progress, OUTCOME, outcome)
 
     # -- disk --------------------------------------------------------------------------------------------------
 
@@ -286,7 +287,7 @@ class Learner(Worker):
         asked = int(self.shared.orders[SAVE])
         progress, waited = self.shared.progress, time.monotonic() - self.saved_at
         stale = self.env_steps != int(progress[CHECKPOINT]) or not progress[SAVED]
-        evaluate = self.plan.evaluation_due(self.saved_steps, self.env_steps)  # tried: a full disk is not tried again
+        evaluate = self.run_spec.evaluation_due(self.saved_steps, self.env_steps)  # tried: a full disk is not tried again
         evaluate &= self.config.run.mode != "lockstep"  # which plays with the weights at hand
         due = stale and (waited >= self.config.checkpoint.every_seconds or evaluate or self._past_milestone())
         self._end_of_save(wait=False)
@@ -309,16 +310,16 @@ class Learner(Worker):
             "env_steps": self.env_steps,
             "updates": self.updates,
             "seconds": self.seconds,
-            "frames": self.env_steps * self.plan.spec.frame_skip,
+            "frames": self.env_steps * self.run_spec.spec.frame_skip,
             "lr": self.update.lr,
             "kl": self.update.kl,
             "ess": self.update.ess,
-            "launch": self.plan.launch,
+            "launch": self.run_spec.launch,
             "env": self.config.env.name,
-            "protocol": self.plan.spec.protocol,
+            "protocol": self.run_spec.spec.protocol,
             "skipped_updates": self.skipped_updates,
         }
-        score = words.from_bits(int(self.shared.orders[SCORE]))
+        score = atomics.from_bits(int(self.shared.orders[SCORE]))
         if math.isfinite(score):
             state["training_return"] = score
         self.saved_steps = self.env_steps
@@ -330,16 +331,16 @@ class Learner(Worker):
         self.stages.mark("save")
 
     def _end_of_save(self, wait: bool, last: bool = False) -> None:
-        """Book a save that has ended. Trouble with the disk stops nothing, unless it is the last save of a run."""
+        """SlotTable a save that has ended. Trouble with the disk stops nothing, unless it is the last save of a run."""
         saved = self.saver.take(wait)
         if saved is None:
             return
         if saved.error is None:
             self._saved(saved.env_steps)
         elif isinstance(saved.error, OSError | checkpoint.CheckpointError):
-            self.say(f"checkpoint at {saved.env_steps} failed: {saved.error}; the one before stands")
+            self.log(f"checkpoint at {saved.env_steps} failed: {saved.error}; the one before stands")
             if last:
-                words.store(self.shared.progress, OUTCOME, STORAGE)
+                atomics.store(self.shared.progress, OUTCOME, STORAGE)
         else:
             raise saved.error
 
@@ -370,8 +371,8 @@ class Learner(Worker):
         self.update.begin_with(theirs, contents.parts["normalizers"])
 
     def _saved(self, env_steps: int) -> None:
-        words.store(self.shared.progress, CHECKPOINT, env_steps)
-        words.store(self.shared.progress, SAVED, 1)
+        atomics.store(self.shared.progress, CHECKPOINT, env_steps)
+        atomics.store(self.shared.progress, SAVED, 1)
 
     # -- what lockstep saves besides -----------------------------------------------------------------------------
 
@@ -393,8 +394,8 @@ class Learner(Worker):
         self.held_back.clear()
         self.held_back.extend((version, torch.from_numpy(weights)) for version, weights in windows["held_back"])
         self.mailbox.buffers[...] = windows["mail"]
-        words.store(self.shared.orders, STOP, RUN_ON)
-        words.store(self.shared.progress, OUTCOME, RUNNING)
+        atomics.store(self.shared.orders, STOP, RUN_ON)
+        atomics.store(self.shared.progress, OUTCOME, RUNNING)
         self._end_if_due()  # saved at its very end, and killed before it could say so
         self.saves_asked = int(self.shared.orders[SAVE])
         self._saved(self.env_steps)

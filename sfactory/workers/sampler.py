@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from sfactory.envs import EnvError, Group, Step, bounded, make_group
-from sfactory.memory.slots import FREE, READY, SAMPLING, Request
-from sfactory.workers.wiring import ENVIRONMENT, WORK, Shared
-from sfactory.workers.worker import Post, Worker
+from sfactory.shm.slots import FREE, READY, SAMPLING, Request
+from sfactory.workers.shared import ENVIRONMENT, WORK, SharedState
+from sfactory.workers.worker import TelemetrySink, Worker
 
 NOISE_STREAM = 1
 SEED_STREAM = 2
@@ -35,10 +35,10 @@ def slot_noise(seed: int, group: int, launch: int, number: int, shape: tuple[int
     return np.random.Generator(bits).random(shape, dtype=np.float32)
 
 
-def env_seeds(seed: int, launch: int, incarnation: int, first_env: int, num_envs: int) -> list[int]:
-    """One 31-bit seed per environment, different for every environment, launch and incarnation."""
+def env_seeds(seed: int, launch: int, generation: int, first_env: int, num_envs: int) -> list[int]:
+    """One 31-bit seed per environment, different for every environment, launch and generation."""
     return [
-        int(np.random.SeedSequence([seed, SEED_STREAM, launch, incarnation, env]).generate_state(1)[0]) >> 1
+        int(np.random.SeedSequence([seed, SEED_STREAM, launch, generation, env]).generate_state(1)[0]) >> 1
         for env in range(first_env, first_env + num_envs)
     ]
 
@@ -46,21 +46,21 @@ def env_seeds(seed: int, launch: int, incarnation: int, first_env: int, num_envs
 class GroupRun:
     """One group on its way through its slots. E environments, T steps per slot."""
 
-    def __init__(self, index: int, envs: Group, shared: Shared) -> None:
+    def __init__(self, index: int, envs: Group, shared: SharedState) -> None:
         self.index, self.envs = index, envs
-        self.bounded = bounded(shared.plan.spec, shared.plan.config.model.squash)
-        self.book, self.trajectories = shared.book, shared.trajectories
-        self.schema, plan = self.trajectories.schema, shared.plan
+        self.bounded = bounded(shared.run_spec.spec, shared.run_spec.config.model.squash)
+        self.slot_table, self.trajectories = shared.slot_table, shared.trajectories
+        self.schema, run_spec = self.trajectories.schema, shared.run_spec
         self.T, self.E = self.schema.rollout_length, self.schema.envs_per_group
-        self.seed, self.launch = plan.config.run.seed, plan.launch
-        self.gamma = plan.config.learning.gamma
-        self.inside = shared.arena["inside"][plan.sampler_of(index)]
+        self.seed, self.launch = run_spec.config.run.seed, run_spec.launch
+        self.gamma = run_spec.config.learning.gamma
+        self.inside = shared.arena["inside"][run_spec.sampler_of(index)]
         self.episode_seed, self.episode_step = (shared.arena[f"episode_{what}"][index] for what in ("seed", "step"))
         self.episode_step[:] = 0
         self._note_seeds()
         if hasattr(envs, "at"):
             envs.at = self.inside[1:]
-        self.obs_names, self.action_names = tuple(plan.spec.obs), tuple(plan.spec.actions)
+        self.obs_names, self.action_names = tuple(run_spec.spec.obs), tuple(run_spec.spec.actions)
         self.obs: Mapping[str, np.ndarray] = envs.reset()
         self.first = np.ones(self.E, bool)
         self.discounted_return = np.zeros(self.E, np.float32)
@@ -71,20 +71,20 @@ class GroupRun:
 
     def recover(self) -> bool:
         """Take the group over from a predecessor (or from nobody), once its last request is answered."""
-        if self.book.outstanding(self.index):
+        if self.slot_table.pending(self.index):
             return False
-        self.book.discard_unfinished(self.index)
-        self.number = self.book.asked(self.index).number
+        self.slot_table.discard_unfinished(self.index)
+        self.number = self.slot_table.last_request(self.index).number
         return True
 
     def begin(self) -> bool:
         """Begin the next slot and ask for its first actions, if the slot is this sampler's to begin."""
         # Slots are used in a ring, so the next one is the one handed over least often.
-        handed = [self.book.handed(self.index, slot) for slot in range(self.schema.slots_per_group)]
+        handed = [self.slot_table.handover_count(self.index, slot) for slot in range(self.schema.slots_per_group)]
         slot = handed.index(min(handed))
-        state = self.book.state(self.index, slot)
+        state = self.slot_table.state(self.index, slot)
         if state == FREE:
-            self.book.hand(self.index, slot, FREE, SAMPLING)
+            self.slot_table.transition(self.index, slot, FREE, SAMPLING)
         elif state != SAMPLING:  # SAMPLING: a predecessor's, begun anew
             return False
         self.slot, self.t = slot, 0
@@ -116,7 +116,7 @@ class GroupRun:
         if self.t < self.T:
             self._ask()
         else:
-            self.book.hand(self.index, self.slot, SAMPLING, READY)
+            self.slot_table.transition(self.index, self.slot, SAMPLING, READY)
             self.slot = -1
         return step
 
@@ -147,28 +147,28 @@ class GroupRun:
 
     def _ask(self) -> None:
         self.number += 1
-        self.book.ask(self.index, Request(self.number, self.slot, self.t))
+        self.slot_table.request(self.index, Request(self.number, self.slot, self.t))
 
 
 class Sampler(Worker):
     """See the top of this file."""
 
-    def __init__(self, index: int, shared: Shared, post: Post, incarnation: int = 0) -> None:
-        super().__init__(f"sampler-{index}", shared, post)
+    def __init__(self, index: int, shared: SharedState, sink: TelemetrySink, generation: int = 0) -> None:
+        super().__init__(f"sampler-{index}", shared, sink)
         run, sampling, env = self.config.run, self.config.sampling, self.config.env
         self.runs: list[GroupRun] = []
-        for group in self.plan.groups_of(index):
-            self.beat(ENVIRONMENT)
+        for group in self.run_spec.groups_of(index):
+            self.heartbeat(ENVIRONMENT)
             shared.arena["inside"][index] = group, -1
             first_env = group * sampling.envs_per_group
-            seeds = env_seeds(run.seed, self.plan.launch, incarnation, first_env, sampling.envs_per_group)
+            seeds = env_seeds(run.seed, self.run_spec.launch, generation, first_env, sampling.envs_per_group)
             exact = run.mode == "lockstep" and self.config.checkpoint.exact
-            task = env.tasks[self.plan.task_of(group)]
+            task = env.tasks[self.run_spec.task_of(group)]
             envs = make_group(task, sampling.envs_per_group, seeds, env.arguments, exact)
             self.runs.append(GroupRun(group, envs, shared))
         self.episodes: list[tuple[float, int, int]] = []  # return, length, task
         self.inference_bell, self.learner_bell = shared.bells["inference"], shared.bells["learner"]
-        self.stages.take()
+        self.stages.drain()
 
     def step(self) -> bool:
         """Act in every group whose answer is there, begin every slot that can be begun."""
@@ -181,29 +181,29 @@ class Sampler(Worker):
                     self.inference_bell.ring()
                     self.stages.mark("write")
                     worked = True
-            elif not self.book.outstanding(run.index):
+            elif not self.slot_table.pending(run.index):
                 self._act(run)
                 worked = True
         return worked
 
     def _act(self, run: GroupRun) -> None:
-        self.beat(ENVIRONMENT)
+        self.heartbeat(ENVIRONMENT)
         step = run.act()
-        self.beat(WORK)
+        self.heartbeat(WORK)
         if run.slot < 0:
             self.learner_bell.ring()
             run.begin()
         self.inference_bell.ring()
-        task = self.plan.task_of(run.index)
+        task = self.run_spec.task_of(run.index)
         self.episodes += [(episode.episodic_return, episode.length, task) for episode in step.episodes]
         for fault in step.faults:
-            self.post.put(("fault", self.name, f"environment {run.index * run.E + fault.env}: {fault.message}"))
+            self.sink.put(("fault", self.name, f"environment {run.index * run.E + fault.env}: {fault.message}"))
         self.stages.mark("env_step")
 
     def flush(self) -> None:
         super().flush()
         if self.episodes:
-            self.post.put(("episodes", self.name, self.episodes))
+            self.sink.put(("episodes", self.name, self.episodes))
             self.episodes = []
 
     def close(self) -> None:

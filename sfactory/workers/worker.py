@@ -10,21 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from sfactory.memory import words
-from sfactory.memory.doorbell import Doorbell
-from sfactory.workers.wiring import IDLE, RUN_ON, WORK, Shared, beat_word
+from sfactory.monitor.messages import Message
+from sfactory.shm import atomics
+from sfactory.shm.doorbell import Doorbell
+from sfactory.workers.shared import IDLE, RUN_ON, WORK, SharedState, heartbeat_word
 
-Message = tuple[str, str, Any]  # (kind, worker, payload)
 STAGES_EVERY_S = 1.0
 
 
-class Post(Protocol):
+class TelemetrySink(Protocol):
     """Where telemetry goes: a queue of the worker's own, or a list in lockstep."""
 
     def put(self, message: Message) -> None: ...
 
 
-class ListPost:
+class ListSink:
     """Telemetry of workers that live in this process: in step order, nothing dropped."""
 
     def __init__(self) -> None:
@@ -33,12 +33,12 @@ class ListPost:
     def put(self, message: Message) -> None:
         self.messages.append(message)
 
-    def take(self) -> list[Message]:
+    def drain(self) -> list[Message]:
         taken, self.messages = self.messages, []
         return taken
 
 
-class QueuePost:
+class QueueSink:
     """Telemetry through a faster-fifo queue. Full or broken: the message is dropped and counted, never waited for."""
 
     def __init__(self, queue: Any) -> None:
@@ -55,7 +55,7 @@ class Stages:
     """Where a worker's time goes: each `mark` books the time since the last one under a name."""
 
     def __init__(self, file: Path | None = None) -> None:
-        """file: every single mark is appended there too, at each `take` (`run.profile`)."""
+        """file: every single mark is appended there too, at each `drain` (`run.profile`)."""
         self.seconds: dict[str, float] = defaultdict(float)
         self._last = self._begin = time.monotonic()
         self._file, self._marks = file, []  # type: tuple[Path | None, list[tuple[str, float]]]
@@ -67,7 +67,7 @@ class Stages:
         if self._file is not None:
             self._marks.append((stage, now))
 
-    def take(self) -> dict[str, float]:
+    def drain(self) -> dict[str, float]:
         taken = dict(self.seconds)
         self.seconds.clear()
         if self._file is not None and self._marks:
@@ -80,12 +80,12 @@ class Stages:
 class Worker:
     """Base of sampler, inference and learner. A subclass has `step()`; `run()` only waits."""
 
-    def __init__(self, name: str, shared: Shared, post: Post) -> None:
-        self.name, self.shared, self.post = name, shared, post
-        self.plan, self.config, self.book = shared.plan, shared.plan.config, shared.book
+    def __init__(self, name: str, shared: SharedState, sink: TelemetrySink) -> None:
+        self.name, self.shared, self.sink = name, shared, sink
+        self.run_spec, self.config, self.slot_table = shared.run_spec, shared.run_spec.config, shared.slot_table
         self.bell: Doorbell = shared.bells[name]
-        self.stages = Stages(self.plan.debug_dir / f"{name}.stages" if self.config.run.profile else None)
-        self._row = shared.plan.workers.index(name)
+        self.stages = Stages(self.run_spec.debug_dir / f"{name}.stages" if self.config.run.profile else None)
+        self._row = shared.run_spec.workers.index(name)
         self._beats = 0
         self.turns = self.envs = 0  # steps that did work, and (inference) environments answered in them
         self._next_report = time.monotonic() + STAGES_EVERY_S
@@ -101,20 +101,20 @@ class Worker:
     def run(self) -> None:
         """Wait, look, work, until told to stop. Drains first and looks then: a ring in between is never lost."""
         while self.shared.stop == RUN_ON and not self.finished():
-            self.beat(WORK)
+            self.heartbeat(WORK)
             if self.step():
                 self.turns += 1
             else:
-                self.beat(IDLE)
+                self.heartbeat(IDLE)
                 self.bell.wait()
                 self.stages.mark("wait")
             self.bell.drain()
             self.report()
 
-    def beat(self, phase: int) -> None:
+    def heartbeat(self, phase: int) -> None:
         """Say that this worker lives, and what it is doing."""
         self._beats += 1
-        words.store(self.shared.heartbeat, self._row, beat_word(self._beats, phase))
+        atomics.store(self.shared.heartbeat, self._row, heartbeat_word(self._beats, phase))
 
     def report(self, now: Callable[[], float] = time.monotonic) -> None:
         """Stage times, once a second."""
@@ -122,13 +122,13 @@ class Worker:
             self._next_report = now() + STAGES_EVERY_S
             self.flush()
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """A line for the log of the run."""
-        self.post.put(("log", self.name, line))
+        self.sink.put(("log", self.name, line))
 
     def flush(self) -> None:
-        self.post.put(("stages", self.name, self.stages.take()))
-        self.post.put(("turns", self.name, {"turns": self.turns, "envs": self.envs}))
+        self.sink.put(("stages", self.name, self.stages.drain()))
+        self.sink.put(("turns", self.name, {"turns": self.turns, "envs": self.envs}))
         self.turns = self.envs = 0
 
     def close(self) -> None:

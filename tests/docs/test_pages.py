@@ -7,13 +7,15 @@ import typing
 import pytest
 from documents import DOCUMENTS, ROOT, blocks, commands, flags
 
-from sfactory import cli, presets, settings
 from sfactory.algo.proximal import PROXIMALS
 from sfactory.algo.scaling import RULES
 from sfactory.algo.schedule import SCHEDULES
 from sfactory.algo.surrogate import BEHAVIOR_WEIGHTS, SURROGATES
 from sfactory.algo.trace import TRACES
-from sfactory.metrics import METRICS
+from sfactory.cli import main as cli
+from sfactory.config import parsing as settings
+from sfactory.config import presets
+from sfactory.monitor.metrics import METRICS
 
 DOCS = ROOT / "docs"
 

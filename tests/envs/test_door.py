@@ -7,9 +7,9 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import pytest
 
-from sfactory import envs
-from sfactory.env_group import EnvGroup
 from sfactory.envs import EnvError, families, make_group, make_spec
+from sfactory.envs import spec as envs
+from sfactory.envs.gymnasium_adapter import EnvGroup
 
 
 def test_the_families_of_the_project_are_installed():

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sfactory.env_group import EnvGroup
 from sfactory.envs import EnvError
+from sfactory.envs.gymnasium_adapter import EnvGroup
 
 
 class Counter(gymnasium.Env):

@@ -9,8 +9,8 @@ import pytest
 from sfactory_envs.gymnasium import make
 from sfactory_envs.mujoco_group import MujocoGroup, task_of
 
-from sfactory.env_group import EnvGroup
 from sfactory.envs import EnvError
+from sfactory.envs.gymnasium_adapter import EnvGroup
 
 SETTINGS = {
     "HalfCheetah-v5": [{}, {"frame_skip": 3, "ctrl_cost_weight": 0.5, "max_episode_steps": 40}],

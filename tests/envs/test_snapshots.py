@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfactory.env_group import EnvGroup
 from sfactory.envs import EnvError, make_group
-from sfactory.snapshot import SnapshotError, decode, encode
+from sfactory.envs.gymnasium_adapter import EnvGroup
+from sfactory.envs.saved_state import SnapshotError, decode, encode
 
 EXACT = [
     *(f"minatar/{game}" for game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders")),

@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from running import command, finish, rows, start
+from run_helpers import command, finish, rows, start
 from safetensors.numpy import load_file
 
 pytestmark = [pytest.mark.envpool, pytest.mark.timeout(300)]  # three commands each, and envpool loads for seconds

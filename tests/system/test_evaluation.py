@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import av
-from running import command, finish, named, rows, start, steps, wait_for
+from run_helpers import command, finish, named, rows, start, steps, wait_for
 
 EVERY = ["--eval.every", 3000, "--eval.episodes", 4]
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sfactory.verify_resume import verify_resume
+from sfactory.tools.verify_resume import verify_resume
 
 SMALL = ["--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "--learning.epochs", "1"]
 

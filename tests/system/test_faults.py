@@ -14,9 +14,9 @@ import time
 import numpy as np
 import psutil
 import pytest
-from running import SMALL, children, command, finish, gone, named, rows, start, steps, wait_for
+from run_helpers import SMALL, children, command, finish, gone, named, rows, start, steps, wait_for
 
-from sfactory import checkpoint
+from sfactory.run import checkpoint
 from sfactory.workers.sampler import env_seeds
 
 pytestmark = pytest.mark.faults
@@ -31,7 +31,7 @@ def log_of(run):
     return (run / "log.txt").read_text()
 
 
-def last_line(err):
+def print_exit_line(err):
     return err.strip().splitlines()[-1]
 
 
@@ -82,8 +82,8 @@ def test_environments_that_fail_too_often_end_the_run(tmp_path):
     run = tmp_path / "run"
     words = [*knobs(raise_at=40), "--env.fault-budget", 3]
     _, err = finish(start(run, *words, target=COUNT), 6)
-    assert "environments failed more than 3 times" in last_line(err)
-    assert "told to fail by raise_at" in last_line(err)
+    assert "environments failed more than 3 times" in print_exit_line(err)
+    assert "told to fail by raise_at" in print_exit_line(err)
 
 
 def test_an_environment_that_hangs_is_killed_and_its_stack_kept(tmp_path):
@@ -175,7 +175,7 @@ def test_a_stopped_learner_is_a_stall_with_stacks_and_the_book(tmp_path):
     stopped = time.monotonic()
     _, err = finish(process, 8)
     assert time.monotonic() - stopped < 20.0, "who shows no life is not waited for"
-    assert "no update for 8 s" in last_line(err)
+    assert "no update for 8 s" in print_exit_line(err)
     assert "group 0: asked" in (run / "debug" / "book.txt").read_text()
     assert "most recent call first" in (run / "debug" / "inference.txt").read_text()
     assert ledger_balances(run)  # the rows it had copied and not trained are in flight
@@ -224,7 +224,7 @@ def test_sigusr1_with_requeue_saves_ends_and_asks_slurm(tmp_path, monkeypatch):
     wait_for(lambda: steps(run) > 0, process=process)
     process.send_signal(signal.SIGUSR1)
     _, err = finish(process, 75)
-    assert "requeue (exit 75)" in last_line(err)
+    assert "requeue (exit 75)" in print_exit_line(err)
     assert (tmp_path / "asked").read_text().strip() == "requeue 4711"
     newest = max(path.name for path in (run / "checkpoints").iterdir())
     before = rows(run)[-1]["env_steps"]
@@ -241,7 +241,7 @@ def test_sigusr1_with_requeue_saves_ends_and_asks_slurm(tmp_path, monkeypatch):
 def test_updates_that_are_not_finite_end_the_run_and_are_never_saved(tmp_path):
     run = tmp_path / "run"
     _, err = finish(start(run, "--env.reward-scale", 1e38, "--learning.value-coef", 1e30, target=COUNT), 9)
-    assert "not finite" in last_line(err)
+    assert "not finite" in print_exit_line(err)
     report = json.loads((run / "debug" / "non-finite.json").read_text())
     reward = report["batch"]["reward"]
     assert (reward["not_finite"], reward["max"] <= 10.0) == (0, True)  # counts to ten: the data are innocent
@@ -258,7 +258,7 @@ def test_a_second_trainer_in_the_folder_is_told_who_holds_it(tmp_path):
     wait_for(lambda: steps(run) > 0 and (run / "checkpoints").exists(), process=process)
     second = subprocess.run(command("resume", run), capture_output=True, text=True)
     assert second.returncode == 3
-    assert str(process.pid) in last_line(second.stderr)
+    assert str(process.pid) in print_exit_line(second.stderr)
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
 
@@ -269,7 +269,7 @@ def test_a_disk_that_takes_nothing_stops_nothing_until_the_end(tmp_path):
     run.mkdir()
     (run / "checkpoints").write_text("")
     words = ["train", "gymnasium/CartPole-v1", "--run.dir", run, *SMALL, "--stop.env-steps", 6000]
-    script = "import sys; from sfactory import presets, settings; from sfactory.workers.supervisor import train; "
+    script = "import sys; from sfactory.config import presets, parsing as settings; from sfactory.supervisor.supervisor import train; "
     script += "from pathlib import Path; flags, *_ = presets.split_flags(sys.argv[2:], {}); "
     script += "c = settings.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
     script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"
@@ -285,7 +285,7 @@ def test_a_full_disk_is_told_and_borne_and_ends_with_its_own_code(tmp_path):
     """A real one of 64 KB under the folder of checkpoints: what libraries raise there is theirs to choose."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    script = "import sys; from sfactory import presets, settings; from sfactory.workers.supervisor import train; "
+    script = "import sys; from sfactory.config import presets, parsing as settings; from sfactory.supervisor.supervisor import train; "
     script += "from pathlib import Path; flags, *_ = presets.split_flags(sys.argv[2:], {}); "
     script += "c = settings.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
     script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"
@@ -309,7 +309,7 @@ def test_too_few_file_descriptors_are_refused_with_the_numbers(tmp_path):
         capture_output=True, text=True, preexec_fn=few,
     )  # fmt: skip
     assert done.returncode == 11, done.stderr[-2000:]
-    assert "the limit is 90" in last_line(done.stderr)
+    assert "the limit is 90" in print_exit_line(done.stderr)
 
 
 def test_a_run_folder_on_a_full_disk_stops_nothing_but_the_end(tmp_path):

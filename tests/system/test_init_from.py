@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 import torch
-from running import SMALL, command, rows
+from run_helpers import SMALL, command, rows
 
-from sfactory import checkpoint
+from sfactory.run import checkpoint
 
 TARGET = "gymnasium/Pendulum-v1"
 

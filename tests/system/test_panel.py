@@ -9,12 +9,12 @@ import subprocess
 import termios
 import time
 
-from running import SMALL, command, rows
+from run_helpers import SMALL, command, rows
 
-from sfactory.machine import remember_roofline
-from sfactory.metrics import STAGES
-from sfactory.presets import split_flags, target_layers
-from sfactory.settings import build
+from sfactory.config.parsing import build
+from sfactory.config.presets import split_flags, target_layers
+from sfactory.monitor.known_rooflines import remember_roofline
+from sfactory.monitor.metrics import STAGES
 
 
 def until(fd, condition, seconds=90.0):

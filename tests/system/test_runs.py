@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from running import children, command, finish, gone, named, rows, start, steps, wait_for
+from run_helpers import children, command, finish, gone, named, rows, start, steps, wait_for
 
-from sfactory import checkpoint
+from sfactory.run import checkpoint
 
 
 def test_a_run_trains_records_saves_and_can_be_resumed(tmp_path):

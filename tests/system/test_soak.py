@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from running import children, finish, named, rows, start, steps, wait_for
+from run_helpers import children, finish, named, rows, start, steps, wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.alone, pytest.mark.timeout(240)]
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import psutil
-from running import command, gone, steps, wait_for
+from run_helpers import command, gone, steps, wait_for
 
 SHORT = ["--sampling.envs-per-group", "4", "--learning.minibatches", "2", "--log.every-seconds", "0.5"]
 

@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from running import SMALL, command, rows
+from run_helpers import SMALL, command, rows
 
 BOTH = "gymnasium/CartPole-v0,gymnasium/CartPole-v1"  # the same spaces, other time limits
 
@@ -30,12 +30,12 @@ def test_one_policy_learns_two_tasks_with_a_curve_and_an_evaluation_for_each(tmp
 def test_every_group_plays_the_task_that_is_its_own(tmp_path):
     from sfactory.config import Config, Env, Sampling
     from sfactory.envs import make_specs
-    from sfactory.workers.lockstep import Lockstep
-    from sfactory.workers.wiring import Plan
+    from sfactory.supervisor.lockstep import Lockstep
+    from sfactory.workers.shared import RunSpec
 
     env = Env(name=BOTH)
     config = Config(env=env, sampling=Sampling(num_samplers=2, groups_per_sampler=3, envs_per_group=2))
-    lockstep = Lockstep(Plan(config, make_specs(env.tasks)[0], str(tmp_path), 0))
+    lockstep = Lockstep(RunSpec(config, make_specs(env.tasks)[0], str(tmp_path), 0))
     try:
         playing = {run.index: run.envs.spec.name for sampler in lockstep.samplers for run in sampler.runs}
     finally:

@@ -8,7 +8,7 @@ import sys
 ENVIRONMENT = '''
 import gymnasium
 import numpy as np
-from sfactory.env_group import EnvGroup
+from sfactory.envs.gymnasium_adapter import EnvGroup
 
 
 class Guess(gymnasium.Env):

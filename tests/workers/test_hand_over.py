@@ -8,11 +8,11 @@ import pytest
 
 from sfactory.config import Config, Env, Learning, Run, Sampling
 from sfactory.envs import make_spec
-from sfactory.memory import words
-from sfactory.memory.slots import FREE, LEARNING, READY, unpack
+from sfactory.shm import atomics
+from sfactory.shm.slots import FREE, LEARNING, READY, unpack
 from sfactory.workers.sampler import Sampler, env_seeds, slot_noise
-from sfactory.workers.wiring import Plan, Shared
-from sfactory.workers.worker import ListPost
+from sfactory.workers.shared import RunSpec, SharedState
+from sfactory.workers.worker import ListSink
 
 T, E, SLOTS = 3, 4, 2
 
@@ -25,42 +25,42 @@ def make_plan(tmp_path, samplers=3, groups=2, slots=SLOTS, **env):
         sampling=Sampling(samplers, groups, E, T, slots),
         learning=Learning(batch_slots=0),
     )
-    return Plan(config, make_spec("faults/count", settings), str(tmp_path), 0)
+    return RunSpec(config, make_spec("faults/count", settings), str(tmp_path), 0)
 
 
 @pytest.fixture
 def shared(tmp_path):
-    return Shared.create(make_plan(tmp_path))
+    return SharedState.create(make_plan(tmp_path))
 
 
 class Neighbours:
     """Inference and learner in twenty lines: answer everything, train whatever is READY, and check what arrives."""
 
     def __init__(self, shared):
-        self.shared, self.book, self.trained = shared, shared.book, []
+        self.shared, self.slot_table, self.trained = shared, shared.slot_table, []
 
     def answer(self):
-        book = self.book
-        for group in np.flatnonzero(book.request != book.answered).tolist():
-            _, slot, t = unpack(book.request[group])
+        slot_table = self.slot_table
+        for group in np.flatnonzero(slot_table.request != slot_table.response_words).tolist():
+            _, slot, t = unpack(slot_table.request_words[group])
             fields = self.shared.trajectories
             fields["action"][group, slot, t] = 0
             for name in ("log_prob", "value", "params", "policy_version"):
                 fields[name][group, slot, t] = 0
-            book.answer(group, int(book.request[group]))
+            slot_table.respond(group, int(slot_table.request_words[group]))
 
     def train(self):
-        for group, slot in self.book.in_state(READY):
-            self.book.hand(group, slot, READY, LEARNING)
+        for group, slot in self.slot_table.in_state(READY):
+            self.slot_table.transition(group, slot, READY, LEARNING)
             fields = self.shared.trajectories
             self.trained.append({name: fields[name][group, slot].copy() for name in fields.names} | {"group": group})
             fields.poison(group, slot)
-            words.store(self.book.trained, 0, int(self.book.trained[0]) + T * E)
-            self.book.hand(group, slot, LEARNING, FREE)
+            atomics.store(self.slot_table.trained, 0, int(self.slot_table.trained[0]) + T * E)
+            self.slot_table.transition(group, slot, LEARNING, FREE)
 
 
 def check_rows(trained):
-    """Every row of a slot was written in this life of the slot and by one sampler: nothing poisoned, nothing torn."""
+    """Every row of a slot was written in this worker of the slot and by one sampler: nothing poisoned, nothing torn."""
     for slot in trained:
         for name, array in slot.items():
             if name != "group" and array.dtype.kind == "f":
@@ -71,7 +71,7 @@ def check_rows(trained):
 
 
 def test_rows_arrive_once_and_in_order(shared):
-    neighbours, samplers = Neighbours(shared), [Sampler(i, shared, ListPost()) for i in range(3)]
+    neighbours, samplers = Neighbours(shared), [Sampler(i, shared, ListSink()) for i in range(3)]
     for _ in range(60):
         neighbours.answer()
         for sampler in samplers:
@@ -84,20 +84,20 @@ def test_rows_arrive_once_and_in_order(shared):
         for before, after in itertools.pairwise(mine):  # row T of a slot is row 0 of the next
             np.testing.assert_array_equal(before["obs"][T], after["obs"][0])
             np.testing.assert_array_equal(before["first"][T], after["first"][0])
-    assert shared.book.ledger().balanced
+    assert shared.slot_table.row_counts().consistent
 
 
 def test_without_free_slots_samplers_wait_and_drop_nothing(shared):
-    neighbours, sampler = Neighbours(shared), Sampler(0, shared, ListPost())
+    neighbours, sampler = Neighbours(shared), Sampler(0, shared, ListSink())
     for _ in range(50):
         neighbours.answer()
         sampler.step()
-    assert len(shared.book.in_state(READY)) == 2 * SLOTS
+    assert len(shared.slot_table.in_state(READY)) == 2 * SLOTS
     assert not sampler.step()
-    asked = shared.book.request.copy()
+    asked = shared.slot_table.request_words.copy()
     neighbours.train()
     assert sampler.step()
-    assert (shared.book.request[:2] != asked[:2]).all()
+    assert (shared.slot_table.request_words[:2] != asked[:2]).all()
 
 
 class Killed(Exception):
@@ -106,7 +106,7 @@ class Killed(Exception):
 
 def life_with_a_death(shared, die_at):
     """One sampler lives, dies at its n-th store of a shared word, and a newborn takes over. Returns the neighbours."""
-    neighbours, stores, real = Neighbours(shared), 0, words.store
+    neighbours, stores, real = Neighbours(shared), 0, atomics.store
     armed = True
 
     def store(array, index, value):
@@ -118,36 +118,36 @@ def life_with_a_death(shared, die_at):
             stores += 1
         real(array, index, value)
 
-    def live(incarnation, steps):
-        sampler = Sampler(0, shared, ListPost(), incarnation)
+    def live(generation, steps):
+        sampler = Sampler(0, shared, ListSink(), generation)
         for _ in range(steps):
-            words.store = real  # the neighbours never die here
+            atomics.store = real  # the neighbours never die here
             neighbours.answer()
             neighbours.train()
-            words.store = store
+            atomics.store = store
             sampler.step()
-            words.store = real
-            ledger = shared.book.ledger()
-            assert ledger.balanced or any(run.number < 0 for run in sampler.runs), ledger
+            atomics.store = real
+            ledger = shared.slot_table.row_counts()
+            assert ledger.consistent or any(run.number < 0 for run in sampler.runs), ledger
 
     try:
-        words.store = store
+        atomics.store = store
         live(0, 40)
     except Killed:
-        words.store = real
+        atomics.store = real
         live(1, 40)
     finally:
-        words.store = real
+        atomics.store = real
     return neighbours, armed
 
 
 def test_a_sampler_that_dies_at_any_store_is_succeeded_without_a_torn_row_and_the_ledger_balances(tmp_path):
     deaths = 0
     for die_at in range(400):
-        shared = Shared.create(make_plan(tmp_path, samplers=1))
+        shared = SharedState.create(make_plan(tmp_path, samplers=1))
         neighbours, survived = life_with_a_death(shared, die_at)
         check_rows(neighbours.trained)
-        assert shared.book.ledger().balanced
+        assert shared.slot_table.row_counts().consistent
         shared.close()
         if survived:
             break
@@ -157,18 +157,18 @@ def test_a_sampler_that_dies_at_any_store_is_succeeded_without_a_torn_row_and_th
 
 
 def test_a_newborn_waits_for_its_predecessors_answer(shared):
-    neighbours, first = Neighbours(shared), Sampler(0, shared, ListPost())
+    neighbours, first = Neighbours(shared), Sampler(0, shared, ListSink())
     first.step()
     first.step()
-    assert shared.book.outstanding(0)
-    newborn = Sampler(0, shared, ListPost(), incarnation=1)
+    assert shared.slot_table.pending(0)
+    newborn = Sampler(0, shared, ListSink(), generation=1)
     assert not newborn.step()
     neighbours.answer()
-    number = shared.book.asked(0).number
+    number = shared.slot_table.last_request(0).number
     newborn.step()
     newborn.step()
-    assert shared.book.asked(0).number == number + 1  # numbers never restart
-    assert shared.book.ledger().discarded == number * E * 2
+    assert shared.slot_table.last_request(0).number == number + 1  # numbers never restart
+    assert shared.slot_table.row_counts().discarded == number * E * 2
 
 
 def test_noise_depends_on_group_launch_and_request_and_on_nothing_else():
@@ -181,13 +181,13 @@ def test_noise_depends_on_group_launch_and_request_and_on_nothing_else():
 
 
 def test_every_environment_of_every_incarnation_has_a_seed_of_its_own():
-    seeds = [s for launch in range(2) for life in range(3) for s in env_seeds(1, launch, life, 0, 50)]
+    seeds = [s for launch in range(2) for worker in range(3) for s in env_seeds(1, launch, worker, 0, 50)]
     assert len(set(seeds)) == len(seeds)
     assert env_seeds(1, 0, 0, 10, 5) == env_seeds(1, 0, 0, 0, 50)[10:15]
 
 
 def test_reset_rows_and_failures_are_marked_invalid_and_first_follows(shared):
-    neighbours, sampler = Neighbours(shared), Sampler(0, shared, ListPost())
+    neighbours, sampler = Neighbours(shared), Sampler(0, shared, ListSink())
     for _ in range(60):
         neighbours.answer()
         sampler.step()
@@ -206,9 +206,9 @@ def test_reset_rows_and_failures_are_marked_invalid_and_first_follows(shared):
 
 
 def test_a_plan_knows_its_shapes(tmp_path):
-    plan = make_plan(tmp_path)
-    assert plan.schema.num_noise == 1
-    assert plan.workers == ("learner", "inference", "sampler-0", "sampler-1", "sampler-2")
-    assert [plan.sampler_of(g) for g in range(6)] == [0, 0, 1, 1, 2, 2]
-    gru = replace(plan, config=replace(plan.config, model=replace(plan.config.model, core="gru", core_size=7)))
+    run_spec = make_plan(tmp_path)
+    assert run_spec.schema.num_noise == 1
+    assert run_spec.workers == ("learner", "inference", "sampler-0", "sampler-1", "sampler-2")
+    assert [run_spec.sampler_of(g) for g in range(6)] == [0, 0, 1, 1, 2, 2]
+    gru = replace(run_spec, config=replace(run_spec.config, model=replace(run_spec.config.model, core="gru", core_size=7)))
     assert gru.schema.state_size == 7

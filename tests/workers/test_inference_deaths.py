@@ -8,14 +8,14 @@ import torch
 from test_hand_over import Killed, make_plan
 
 from sfactory.config import Model
-from sfactory.memory import words
-from sfactory.memory.slots import FREE, LEARNING, READY
-from sfactory.memory.trajectory import Trajectories
-from sfactory.memory.weights import Mailbox
+from sfactory.shm import atomics
+from sfactory.shm.mailbox import Mailbox
+from sfactory.shm.slots import FREE, LEARNING, READY
+from sfactory.shm.trajectory import Trajectories
 from sfactory.workers.inference import Inference
 from sfactory.workers.sampler import Sampler
-from sfactory.workers.wiring import Shared
-from sfactory.workers.worker import ListPost
+from sfactory.workers.shared import SharedState
+from sfactory.workers.worker import ListSink
 
 
 class Learner:
@@ -32,12 +32,12 @@ class Learner:
         self.mailbox.finish(self.version)
 
     def step(self):
-        book, fields = self.shared.book, self.shared.trajectories
-        for group, slot in book.in_state(READY):
-            book.hand(group, slot, READY, LEARNING)
+        slot_table, fields = self.shared.slot_table, self.shared.trajectories
+        for group, slot in slot_table.in_state(READY):
+            slot_table.transition(group, slot, READY, LEARNING)
             self.trained.append({name: fields[name][group, slot].copy() for name in (*fields.names, "policy_version")})
             fields.poison(group, slot)
-            book.hand(group, slot, LEARNING, FREE)
+            slot_table.transition(group, slot, LEARNING, FREE)
             self.publish()
 
 
@@ -47,7 +47,7 @@ class Deadly:
     def __init__(self, die_at):
         self.die_at, self.count, self.armed = die_at, 0, False
         self.died = False
-        self.store, self.touch = words.store, Trajectories.__getitem__
+        self.store, self.touch = atomics.store, Trajectories.__getitem__
 
     def moment(self):
         if not self.armed or self.died:
@@ -66,22 +66,22 @@ class Deadly:
             self.moment()
             return self.touch(fields, name)
 
-        words.store, Trajectories.__getitem__ = store, touch
+        atomics.store, Trajectories.__getitem__ = store, touch
         return self
 
     def __exit__(self, *_):
-        words.store, Trajectories.__getitem__ = self.store, self.touch
+        atomics.store, Trajectories.__getitem__ = self.store, self.touch
 
 
 def trained_rows(tmp_path, core, die_at):
     """What the learner gets from one sampler of two groups while inference dies once; and whether it died."""
-    plan = make_plan(tmp_path, samplers=1)
-    plan = replace(plan, config=replace(plan.config, model=Model(hidden=(8,), core=core, core_size=4)))
-    shared = Shared.create(plan)
-    inference = Inference(shared, ListPost(), whole_batch=True)
+    run_spec = make_plan(tmp_path, samplers=1)
+    run_spec = replace(run_spec, config=replace(run_spec.config, model=Model(hidden=(8,), core=core, core_size=4)))
+    shared = SharedState.create(run_spec)
+    inference = Inference(shared, ListSink(), whole_batch=True)
     weights = np.empty(inference.model.flat_size(), np.float32)
     inference.model.write_flat(torch.from_numpy(weights))
-    learner, sampler = Learner(shared, weights), Sampler(0, shared, ListPost())
+    learner, sampler = Learner(shared, weights), Sampler(0, shared, ListSink())
     with Deadly(die_at) as deadly:
         for _ in range(14):
             sampler.step()
@@ -90,11 +90,11 @@ def trained_rows(tmp_path, core, die_at):
                 inference.step()
                 inference.report(lambda: 0.0)
             except Killed:
-                inference = Inference(shared, ListPost(), whole_batch=True)
+                inference = Inference(shared, ListSink(), whole_batch=True)
                 inference.step()
             deadly.armed = False
             learner.step()
-    assert shared.book.ledger().discarded == 0
+    assert shared.slot_table.row_counts().discarded == 0
     sampler.close()
     shared.close()
     return learner.trained, deadly.died

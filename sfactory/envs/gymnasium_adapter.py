@@ -1,0 +1,280 @@
+"""Single gymnasium environments as a Group: the adapter between its spaces and flat dicts of arrays.
+
+Dict and Tuple spaces become leaves named by their path (`obs/image`). A Dict observation with a key `action_mask`, 1
+for every action that is allowed now, masks the policy, in sampling and in the learner: both read it in the slot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sfactory.envs import (
+    ActionLeaf,
+    EnvError,
+    EnvSpec,
+    Leaf,
+    Step,
+    Tally,
+    env_fault,
+    finite_rows,
+    next_seed,
+    one_line,
+)
+from sfactory.envs.saved_state import decode, encode
+
+if TYPE_CHECKING:
+    import gymnasium
+
+
+Observe = Callable[[Any], Any]  # observation of one environment -> the array of one leaf
+Decode = Callable[[np.ndarray, np.ndarray], list[Any]]  # leaf [E, ...], [E] flags for illegal rows -> actions
+_UNSUPPORTED = "is not supported; use Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these"
+
+
+def space_leaves(space: Any, name: str, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, tuple[Any, ...], Any]]:
+    """Name, path and space of every leaf below Dict and Tuple spaces: `obs/image`, ("image",), Box."""
+    if not isinstance(space, Mapping | Sequence):  # gymnasium's Dict is a Mapping, its Tuple a Sequence
+        yield name, path, space
+        return
+    for key, child in space.items() if isinstance(space, Mapping) else enumerate(space):
+        yield from space_leaves(child, f"{name}/{key}", (*path, key))
+
+
+def assemble(space: Any, parts: Iterator[Any]) -> Any:
+    """The action of one environment from its leaves, in the order of `space_leaves`."""
+    if isinstance(space, Mapping):
+        return {key: assemble(child, parts) for key, child in space.items()}
+    if isinstance(space, Sequence):
+        return tuple(assemble(child, parts) for child in space)
+    return next(parts)
+
+
+def obs_leaf(name: str, path: Iterable[Any], space: Any) -> tuple[Leaf, Observe]:
+    """The leaf of one observation space and how to read it. Categories become one-hot rows: they are no quantities."""
+    from gymnasium import spaces
+
+    def below(obs: Any) -> Any:
+        for key in path:
+            obs = obs[key]
+        return obs
+
+    if isinstance(space, spaces.Box):
+        integer = "uint8" if space.dtype == np.uint8 else "int64"
+        return Leaf(space.shape, {"f": "float32", "b": "bool"}.get(space.dtype.kind, integer)), below
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        return Leaf((spaces.flatdim(space),), "bool"), lambda obs: np.asarray(spaces.flatten(space, below(obs)), bool)
+    raise EnvError(f"observation space {name}: {space} {_UNSUPPORTED}")
+
+
+def action_leaf(name: str, space: Any) -> tuple[ActionLeaf, Decode]:
+    """The leaf of one action space and how a group's array of it becomes one action per environment."""
+    from gymnasium import spaces
+
+    shape: tuple[int, ...] = space.shape or ()  # of a leaf; None for what is not supported
+    sizes = start = np.zeros((), np.int64)
+    if isinstance(space, spaces.Box) and space.dtype.kind == "f":
+        low, high = (tuple(map(float, bound.ravel())) for bound in (space.low, space.high))
+        leaf = ActionLeaf(shape, "float32", "box", (len(low),), low, high)
+    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) and len(shape) < 2:
+        count = 2 if isinstance(space, spaces.MultiBinary) else getattr(space, "nvec", getattr(space, "n", 0))
+        sizes = np.broadcast_to(count, shape)
+        start = np.asarray(getattr(space, "start", 0))
+        leaf = ActionLeaf(shape, "int64", "discrete", tuple(np.ravel(sizes).tolist()))
+    else:
+        raise EnvError(f"action space {name}: {space} {_UNSUPPORTED}")
+
+    def decode(values: np.ndarray, illegal: np.ndarray) -> list[Any]:
+        box = leaf.kind == "box"
+        legal = np.isfinite(values) if box else (values >= 0) & (values < sizes)  # NaN is neither
+        if not legal.all():
+            illegal |= ~legal.reshape(len(values), -1).all(axis=1)
+            values = np.where(legal, values, 0)
+        # The learner keeps the unclipped sample: its log_prob is of that one.
+        given = np.clip(values, space.low, space.high) if box else values + start
+        return list(given.astype(space.dtype, copy=False))
+
+    return leaf, decode
+
+
+def mask_leaf(env: str, obs: Mapping[str, Leaf], actions: Mapping[str, ActionLeaf]) -> str:
+    """Name of the observation leaf that masks actions, or an empty string. EnvError if it cannot fit."""
+    found = [name for name in obs if name.rpartition("/")[2] == "action_mask"]
+    if not found:
+        return ""
+    logits = sum(sum(leaf.sizes) for leaf in actions.values() if leaf.kind == "discrete")
+    if len(found) > 1 or any(leaf.kind != "discrete" for leaf in actions.values()) or obs[found[0]].shape != (logits,):
+        raise EnvError(
+            f"{env}: {', '.join(found)} of shape {obs[found[0]].shape} cannot mask these actions; one leaf of "
+            f"({logits},) flags, one per choice of discrete actions alone, can"
+        )
+    return found[0]
+
+
+class EnvGroup:
+    """Turns single gymnasium environments into a Group. Box actions are clipped to their bounds.
+
+    An environment that raises, returns NaN, infinity, a wrong shape or dtype, or gets an illegal action is closed and
+    built anew with a new seed; its row is a reset row and a fault is reported.
+    Raises EnvError if a constructor or the first reset fails, the original message inside.
+    """
+
+    def __init__(
+        self, factory: Callable[[], gymnasium.Env], num_envs: int, seeds: Sequence[int], *,
+        name: str, frame_skip: int = 1, protocol: str = "", max_episode_steps: int | None = None,
+    ) -> None:  # fmt: skip
+        self.factory, self.num_envs, self.name, self.seeds = factory, num_envs, name, list(seeds)
+        self.envs = [self._build() for _ in range(num_envs)]
+        env, registered = self.envs[0], self.envs[0].spec
+        if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
+            raise EnvError(f"{name}: environments of one group must have the same spaces")
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        leaves = {n: obs_leaf(n, path, s) for n, path, s in space_leaves(env.observation_space, "obs")}
+        actions = {n: action_leaf(n, s) for n, _, s in space_leaves(env.action_space, "action")}
+        obs_spec = {n: leaf for n, (leaf, _) in leaves.items()}
+        action_spec = {n: leaf for n, (leaf, _) in actions.items()}
+        limit = max_episode_steps or (registered.max_episode_steps if registered else None)
+        goal = registered.reward_threshold if registered else None
+        mask = mask_leaf(name, obs_spec, action_spec)
+        self.spec = EnvSpec(name, obs_spec, action_spec, frame_skip, limit, protocol or name, goal, mask)
+        self.obs = {n: np.zeros((num_envs, *leaf.shape), leaf.dtype) for n, leaf in self.spec.obs.items()}
+        self._leaves = [(n, self.obs[n], leaf.shape, read) for n, (leaf, read) in leaves.items()]
+        self._decoders = [(n, decode) for n, (_, decode) in actions.items()]
+        self._castable: set[tuple[str, np.dtype]] = set()  # few dtypes come: each is judged once
+        self._over, self._seeded = [False] * num_envs, False  # the next step resets; seeds are used up
+        self.tally = Tally(num_envs)
+        self.at = np.full(1, -1)  # the environment that is being stepped; see `sfactory.envs.Group`
+
+    def _build(self) -> gymnasium.Env:
+        try:
+            return self.factory()
+        except EnvError:
+            raise
+        except Exception as error:
+            raise EnvError(f"{self.name} could not be built: {one_line(error)}", fault=True) from error
+
+    def _write(self, env: int, obs: Any) -> None:
+        """Copy one observation into the group's arrays: cast once, if shape and dtype are as promised."""
+        for name, array, shape, read in self._leaves:
+            value = np.asarray(read(obs))
+            if value.shape != shape:
+                raise ValueError(f"{name} has shape {value.shape}, its space says {shape}")
+            if (name, value.dtype) not in self._castable:
+                if not np.can_cast(value.dtype, array.dtype, "same_kind"):
+                    raise ValueError(f"{name} has dtype {value.dtype}, its space says {array.dtype}")
+                self._castable.add((name, value.dtype))
+            array[env] = value
+
+    def _begin(self, env: int, seed: int | None) -> None:
+        """Begin an episode outside of a step. A failure here ends the group: it would only come again."""
+        try:
+            self._write(env, self.envs[env].reset(seed=seed)[0])
+            if finite_rows({n: a[env : env + 1] for n, a in self.obs.items()}, np.zeros(1)) is not None:
+                raise ValueError("NaN or infinity in the observation")
+        except Exception as error:
+            raise EnvError(f"{self.name} failed at its first reset: {one_line(error)}", fault=True) from error
+        self._over[env] = False
+        self.tally.drop(env)
+
+    def _renew(self, env: int) -> None:
+        """A new environment with a new seed in the place of a failed one, at the beginning of an episode."""
+        with contextlib.suppress(Exception):  # it failed already; what it says on the way out helps nobody
+            self.envs[env].close()
+        self.seeds[env] = next_seed(self.seeds[env])
+        self.envs[env] = self._build()
+        self._begin(env, self.seeds[env])
+
+    def reset(self) -> dict[str, np.ndarray]:
+        """Begin every episode; seeds are used the first time only."""
+        for env in range(self.num_envs):
+            self._begin(env, None if self._seeded else self.seeds[env])
+        self._seeded = True
+        return self.obs
+
+    def step(self, action: dict[str, np.ndarray]) -> Step:
+        """One step of every environment; see the table at the top of the file."""
+        flags = np.zeros(self.num_envs, bool)
+        parts = [decode(action[name], flags) for name, decode in self._decoders]
+        rows, illegal = parts[0], flags.tolist()
+        if "action" not in action:  # nested
+            rows = [assemble(self.envs[0].action_space, iter(row)) for row in zip(*parts, strict=True)]
+        reward, valid = np.zeros(self.num_envs, np.float32), np.ones(self.num_envs, bool)
+        terminated, truncated = ~valid, ~valid
+        errors: dict[int, Exception] = {}
+        for env, (one, row) in enumerate(zip(self.envs, rows, strict=True)):
+            self.at[0] = env
+            try:
+                if self._over[env]:
+                    valid[env] = False
+                    self._write(env, one.reset()[0])
+                    continue
+                if illegal[env]:
+                    raise ValueError(f"illegal action {[leaf[env].tolist() for leaf in action.values()]}")
+                obs, points, ended, cut, _ = one.step(row)
+                reward[env] = float(points)
+                if ended or cut:
+                    terminated[env], truncated[env] = ended, cut
+                self._write(env, obs)
+            except Exception as error:
+                errors[env] = error
+        if (finite := finite_rows(self.obs, reward)) is not None:
+            for env in np.flatnonzero(~finite).tolist():
+                errors.setdefault(env, ValueError("NaN or infinity in the observation or reward"))
+        faults = []
+        for env in sorted(errors):
+            faults.append(env_fault(env, errors[env], self.seeds[env], int(self.tally.lengths[env])))
+            self._renew(env)
+            valid[env] = terminated[env] = truncated[env] = False
+            reward[env] = 0.0
+        self.tally.count(reward, valid)
+        ends = terminated | truncated
+        self._over = ends.tolist()
+        episodes = self.tally.end(np.flatnonzero(ends).tolist())
+        return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults))
+
+    def render(self, env: int) -> np.ndarray:
+        """The picture of one environment, uint8 [H, W, 3]. EnvError if there is none."""
+        try:
+            picture = np.asarray(self.envs[env].render())
+        except Exception as error:
+            raise EnvError(f"{self.name} cannot be drawn here: {one_line(error)}") from error
+        if picture.ndim != 3 or picture.shape[2] != 3:
+            mode = self.envs[env].render_mode
+            raise EnvError(f"{self.name} cannot be filmed: render() in mode {mode} is no picture [H, W, 3]")
+        return picture.astype(np.uint8, copy=False)
+
+    @property
+    def render_fps(self) -> float:
+        """Steps per second at natural speed; 30 where the environment does not say."""
+        return float(self.envs[0].metadata.get("render_fps") or 30)
+
+    def snapshot(self) -> Any:
+        """JSON of everything that decides what comes next (`sfactory.envs.gymnasium_state`). EnvError if that cannot be had."""
+        from sfactory.envs.gymnasium_state import env_state
+
+        try:
+            states = [env_state(env) for env in self.envs]
+        except EnvError as error:
+            raise EnvError(f"{self.name}: {error}") from error
+        own = encode([self.seeds, self._over, self._seeded, self.tally.returns, self.tally.lengths, self.obs])
+        return {"envs": states, "group": own}
+
+    def restore(self, state: Any) -> None:
+        """The inverse, into a group built with the same settings. The environments are reset on the way."""
+        from sfactory.envs.gymnasium_state import set_env_state
+
+        self.seeds, self._over, self._seeded, self.tally.returns, self.tally.lengths, obs = decode(state["group"])
+        for env, layers in zip(self.envs, state["envs"], strict=True):
+            env.reset(seed=0)
+            set_env_state(env, layers)
+        for name, array in obs.items():
+            self.obs[name][...] = array
+
+    def close(self) -> None:
+        """Close every environment; one that cannot does not keep the others open."""
+        for env in self.envs:
+            with contextlib.suppress(Exception):
+                env.close()

@@ -1,0 +1,1 @@
+"""One update of the policy from one batch. No processes, no shared memory."""

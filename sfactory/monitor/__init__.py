@@ -1,0 +1,1 @@
+"""Numbers while a run goes: the metrics table, writers, statistics and the live panel."""

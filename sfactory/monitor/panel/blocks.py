@@ -1,0 +1,193 @@
+"""Blocks of the panel: a few lines each about one thing. What does not fit in `width` is left out, the last first."""
+
+from __future__ import annotations
+
+from sfactory.monitor.metrics import STAGES, bottleneck, bound, busy_shares, duration, human, remaining
+from sfactory.monitor.panel.lines import ACCENT, BAD, DIM, GOOD, LABEL, NUMBER, WARN, Line, bar, chart, entry, label
+from sfactory.monitor.panel.snapshot import Snapshot, trend
+
+NO_NEWS_S = 30.0  # without a row the panel says how old it is
+ONE_LINE = 70  # columns in which faults, checkpoint and load go side by side
+STAGES_WIDE = 37  # columns for the stages of a worker, beside its bar
+SQUARES = 16  # slots up to which each is drawn
+LOSSES = {
+    "entropy": "losses/entropy", "explained": "losses/explained_variance", "value": "losses/value_loss",
+    "policy": "losses/policy_loss", "KL": "losses/approx_kl", "clipped": "losses/clipfrac",
+    "grad": "losses/grad_norm", "lr": "charts/learning_rate",
+}  # fmt: skip
+MEANING = {
+    "sampling-bound": "the others wait for environments",
+    "inference-bound": "the others wait for actions",
+    "learner-bound": "the others wait for updates",
+}
+
+
+def progress(s: Snapshot, width: int) -> list[Line]:
+    """Speed, its share of the roofline, how far, how long still."""
+    sps, fps = s.value("charts/SPS"), s.value("charts/FPS")
+    running = s.state == "running"
+    if sps is None:
+        waited = f", {duration(s.since)} so far" if s.since >= 1 else ""
+        return [entry("starting", [[("workers load what they need", ""), (waited, DIM)]], width)]
+    speed: list[Line] = [[(human(sps), f"bold {ACCENT}"), (" steps/s", "")]]
+    if fps is not None and abs(fps - sps) > 0.01 * sps:
+        speed.append([(human(fps), NUMBER), (" frames/s", "")])
+    if s.roofline:
+        speed.append([(f"{100 * sps / s.roofline:.0f}%", NUMBER), (" roofline", "")])
+    if (updates := s.value("charts/updates")) is not None:
+        speed.append([(human(updates), NUMBER), (" updates", "")])
+    if not s.roofline and running:
+        speed.append([("roofline: sfactory bench", DIM)])
+    lines = [entry("speed", speed, width)]
+    done, left = remaining(s.numbers, s.stop, s.env_steps, s.seconds)
+    goal = f" of {human(s.stop.env_steps)}" if s.stop.env_steps else ""
+    fields: list[Line] = [[(human(s.env_steps), NUMBER), (f"{goal} steps", "")]]
+    if running and left is not None:
+        fields.append([(duration(max(0.0, left - s.since)), NUMBER), (" left", "")])
+    fields.append([("after ", ""), (duration(s.seconds + (s.since if running else 0.0)), NUMBER)])
+    if done is None:
+        lines.append(entry("progress", fields, width))
+    else:
+        percent = f" {100 * done:3.0f}%"
+        thick = bar(done, max(0, width - LABEL - len(percent)), ACCENT)
+        lines += [[*label("progress"), *thick, (percent, NUMBER)], entry("", fields, width)]
+    if running and s.since >= NO_NEWS_S:
+        lines.append(entry("", [[(f"no news for {duration(s.since)}", WARN)]], width))
+    return lines
+
+
+def learning(s: Snapshot, width: int, rows: int) -> list[Line]:
+    """The return, its trend, and its curve in `rows` lines."""
+    now = s.value("charts/episodic_return")
+    if now is None:
+        return [entry("return", [[("no game is over yet", DIM)]], width)]
+    target = s.stop.target_return
+    fields: list[Line] = [[(f"{now:.4g}", f"bold {GOOD}"), ("" if target is None else f" of {target:g}", "")]]
+    if (moved := trend(s.history)) is not None:
+        difference, seconds = moved
+        arrow = ("▲ ", GOOD) if difference > 0 else ("▼ ", WARN) if difference < 0 else ("", "")
+        words = f"{difference:+.3g} in {duration(seconds)}" if difference else f"level for {duration(seconds)}"
+        fields.append([arrow, (words, "")])
+    if (relative := s.value("charts/human_normalized")) is not None:
+        fields.append([("human-normalised ", ""), (f"{relative:.3f}", NUMBER)])
+    if (length := s.value("charts/episodic_length")) is not None:
+        fields.append([("length ", ""), (f"{length:.4g}", NUMBER)])
+    if (games := s.value("charts/games")) is not None:
+        fields.append([(human(games), NUMBER), (" games", "")])
+    lines = [entry("return", fields, width)]
+    prefix = "charts/episodic_return/"
+    tasks = [(name.removeprefix(prefix), x) for name, x in s.numbers.items() if name.startswith(prefix)]
+    if tasks:
+        lines.append(entry("", [[(f"{task} ", ""), (f"{x:.4g}", NUMBER)] for task, x in tasks], width))
+    return lines + chart([(steps, value) for steps, _, value in s.history], width, rows)
+
+
+def pipeline(s: Snapshot, width: int, bars: bool = True, stages: bool = True) -> list[Line]:
+    """How much of its time each kind of worker works (thick) and waits (thin), at what, and who holds up the others."""
+    busy, verdict, worst = busy_shares(s.numbers), bound(s.numbers), bottleneck(s.numbers)
+    if not busy:
+        return [entry("pipeline", [[("no times yet", DIM)]], width)]
+    meaning = MEANING.get(verdict, "each waits for the others")
+    lines = [entry("pipeline", [[(verdict, f"bold {WARN}")], [(meaning, DIM)]], width)]
+    room = width - LABEL - 5
+    size = min(room // 2, max(14, room - STAGES_WIDE)) if stages and room >= 38 else max(room, 0)
+    for kind in busy if bars else ():
+        style = WARN if kind == worst else ACCENT
+        line = [*label(kind, style), *bar(busy[kind], size, style), (f" {100 * busy[kind]:3.0f}%", NUMBER)]
+        lines.append([*line, (_stages(s, kind, room - size), DIM)])
+    return lines
+
+
+def _stages(s: Snapshot, kind: str, width: int) -> str:
+    """The largest stages of one kind of worker, as many as fit."""
+    shares = [(s.value(f"stage/{kind}/{stage}") or 0.0, stage) for stage in STAGES[kind] if stage != "wait"]
+    text = ""
+    for share, stage in sorted(shares, reverse=True):
+        more = f"{text} · {stage} {100 * share:.0f}%" if text else f"  {stage} {100 * share:.0f}%"
+        if share < 0.005 or len(more) > width:
+            break
+        text = more
+    return text
+
+
+def queue(s: Snapshot, width: int) -> list[Line]:
+    """Slots: full ones that wait for the learner, those in somebody's hands, free ones; and how long workers wait."""
+    ready, free = s.value("queue/ready"), s.value("queue/free")
+    slots: list[Line] = []
+    if ready is not None and free is not None:
+        held = max(0, s.slots - int(ready) - int(free))
+        counts = [(f"{ready:.0f}", WARN), (" full  ", ""), (f"{held}", ACCENT), (" in use  ", "")]
+        slots.append([*counts, (f"{free:.0f}", NUMBER), (" free", "")])
+        if 0 < s.slots <= SQUARES and width >= 60:
+            slots.insert(0, [("■" * int(ready), WARN), ("■" * held, ACCENT), ("□" * int(free), DIM)])
+    if (batch := s.value("queue/inference_batch")) is not None:
+        slots.append([(f"{batch:.0f}", NUMBER), (" envs a forward", "")])
+    waits: list[Line] = [
+        [(f"{kind} ", ""), (f"{wait:.3g} ms", NUMBER)]
+        for kind in STAGES
+        if (wait := s.value(f"queue/{kind}_wait_ms")) is not None
+    ]
+    return [entry(name, block, width) for name, block in (("slots", slots), ("mean wait", waits)) if block]
+
+
+def staleness(s: Snapshot, width: int) -> list[Line]:
+    """How old the data is, and how much of it still counts."""
+    lines: list[Line] = []
+    if (mean := s.value("lag/mean")) is not None:
+        fields: list[Line] = [[(f"{mean:.1f}", NUMBER), (" updates", "")]]
+        for name in ("p95", "max"):
+            if (value := s.value(f"lag/{name}")) is not None:
+                fields.append([(f"{name} ", ""), (f"{value:.0f}", NUMBER)])
+        if (seconds := s.value("lag/seconds")) is not None:
+            fields.append([(f"{seconds:.2g} s", NUMBER)])
+        lines.append(entry("lag", fields, width))
+    if (ess := s.value("offpolicy/ess")) is not None:
+        style = GOOD if ess >= 0.5 else WARN if ess >= 0.2 else BAD
+        fields = [[(f"{ess:.2f} ", style), *bar(ess, min(20, max(width - LABEL - 5, 0)), style)]]
+        if (kl := s.value("offpolicy/kl_behavior_proximal")) is not None:
+            fields.append([("KL behavior, proximal ", ""), (f"{kl:.2g}", NUMBER)])
+        lines.append(entry("ESS", fields, width))
+    return lines
+
+
+def losses(s: Snapshot, width: int) -> list[Line]:
+    """The optimizer's numbers, in two lines."""
+    found: list[Line] = [
+        [(f"{word} ", ""), (f"{value:.3g}", NUMBER)]
+        for word, name in LOSSES.items()
+        if (value := s.value(name)) is not None
+    ]
+    half = (len(found) + 1) // 2
+    return [entry(name, part, width) for name, part in (("losses", found[:half]), ("", found[half:])) if part]
+
+
+def health(s: Snapshot, width: int, machine: bool = True) -> list[Line]:
+    """Faults, the last checkpoint, the machine's load; in one line where there is room."""
+    count = int(s.value("faults/total") or 0)
+    faults: list[Line] = [[(f"{count}", BAD if count else NUMBER)]]
+    if skipped := s.value("faults/skipped_updates"):
+        faults.append([(f"{skipped:.0f}", BAD), (" updates skipped", "")])
+    saved: Line = [("none yet", DIM)]
+    if s.checkpoint is not None:
+        steps, age = s.checkpoint
+        age += s.since if s.state == "running" else 0.0
+        saved = [("at ", ""), (human(steps), NUMBER), (" steps, ", ""), (duration(age), NUMBER), (" ago", "")]
+    found = {"CPU": s.value("system/cpu"), "memory": s.value("system/memory")} if machine else {}
+    load: list[Line] = [[(f"{word} ", ""), (f"{x:.0f}%", NUMBER)] for word, x in found.items() if x is not None]
+    if width >= ONE_LINE:
+        return [entry("faults", [*faults, [("checkpoint ", DIM), *saved], *load], width)]
+    lines = [entry("faults", faults, width), entry("checkpoint", [saved], width)]
+    return lines + ([entry("machine", load, width)] if load else [])
+
+
+def one_line(s: Snapshot) -> Line:
+    """What matters most, for terminals of a few lines."""
+    sps, now = s.value("charts/SPS"), s.value("charts/episodic_return")
+    if sps is None:
+        return [("sfactory: starting", ACCENT)]
+    done, left = remaining(s.numbers, s.stop, s.env_steps, s.seconds)
+    words = [f"{human(sps)} steps/s", "" if now is None else f"return {now:.4g}"]
+    words += ["" if done is None else f"{100 * done:.0f}%"]
+    words += ["" if left is None else f"{duration(max(0.0, left - s.since))} left", bound(s.numbers)]
+    faults = int(s.value("faults/total") or 0)
+    return [(f"faults {faults} · " if faults else "", BAD), (" · ".join(filter(None, words)), "")]

@@ -1,0 +1,104 @@
+"""What a trajectory is: the schema of a slot and its time table.
+
+Index t holds what the policy saw (obs, first), what it did (action, log_prob, params, policy_version) and what came of
+it (reward, terminated, truncated, valid). Environments autoreset at the next step:
+
+    t            0     1     2     3            4          5
+    obs          o0    o1    o2    o3           o_final    o0'      o_final = what the env returned as the episode ended
+    first        1     0     0     0            0          1
+    terminated/  0     0     0     1            0          0
+    truncated
+    valid        1     1     1     1            0          1        t=4 is the reset step: action ignored, reward 0
+
+So V(obs[t+1]) is the bootstrap of every row, truncated ones too, and there is no next_obs. A life loss sets terminated
+and the row after it is an ordinary valid row with first = 1. A row at which the environment failed is a reset row.
+
+A slot is time-major and every field is an array of its own: [G, S, T, E, ...], G groups, S slots per group, T steps,
+E environments. Observation and first have a row T, the bootstrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sfactory.shm.arena import Arena, Field
+
+MAGIC = -(2**15) - 7  # poison of integers: no action, no count
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Shape of every slot. `obs` and `actions` are flat dicts of leaves: name -> (shape, dtype) without env axis."""
+
+    rollout_length: int
+    envs_per_group: int
+    num_groups: int
+    slots_per_group: int
+    obs: Mapping[str, tuple[tuple[int, ...], str]]
+    actions: Mapping[str, tuple[tuple[int, ...], str]]
+    num_params: int
+    """Distribution parameters per row (K): logits, or means and log standard deviations."""
+    num_noise: int
+    """Uniform numbers per row (N): one per action head or dimension."""
+    state_size: int = 0
+    """Width of the recurrent state (H); 0: the policy has no memory."""
+    discounted_return: bool = False
+    """The running discounted return per row, for reward normalisation."""
+
+    def rows(self) -> dict[str, tuple[int, tuple[int, ...], str]]:
+        """Field name -> (extra rows after T, shape behind [T, E], dtype)."""
+        fields: dict[str, tuple[int, tuple[int, ...], str]] = {}
+        for name, (shape, dtype) in self.obs.items():
+            fields[name] = (1, shape, dtype)
+        fields["first"] = (1, (), "bool")
+        fields["noise"] = (0, (self.num_noise,), "float32")
+        for name, (shape, dtype) in self.actions.items():
+            fields[name] = (0, shape, dtype)
+        for name in ("log_prob", "value", "reward"):
+            fields[name] = (0, (), "float32")
+        fields["params"] = (0, (self.num_params,), "float32")
+        for name in ("terminated", "truncated", "valid"):
+            fields[name] = (0, (), "bool")
+        if self.discounted_return:
+            fields["discounted_return"] = (0, (), "float32")
+        return fields
+
+    def layout(self) -> dict[str, Field]:
+        lead = (self.num_groups, self.slots_per_group)
+        layout = {
+            name: Field((*lead, self.rollout_length + extra, self.envs_per_group, *shape), dtype)
+            for name, (extra, shape, dtype) in self.rows().items()
+        }
+        layout["policy_version"] = Field((*lead, self.rollout_length), "int64")
+        if self.state_size:
+            layout["state"] = Field((*lead, self.envs_per_group, self.state_size), "float32")
+            # Two rows per environment: answer n reads row n % 2 and writes the other; given twice, it is the same.
+            layout["memory"] = Field((self.num_groups, 2, self.envs_per_group, self.state_size), "float32")
+        return layout
+
+
+class Trajectories:
+    """The slots' data. Whoever holds a slot in the book may write its rows."""
+
+    def __init__(self, arena: Arena, schema: Schema) -> None:
+        self.schema = schema
+        self.fields: dict[str, np.ndarray] = {name: arena[name] for name in schema.layout()}
+        self.names = tuple(schema.rows())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.fields[name]
+
+    def poison(self, group: Any = slice(None), slot: Any = slice(None)) -> None:
+        """Fill a slot with what nobody can mistake for data: reading what was never written shows."""
+        for name in (*self.names, "policy_version"):
+            array = self.fields[name][group, slot]
+            if array.dtype.kind == "f":
+                array[...] = np.nan
+            elif array.dtype.kind == "i":
+                array[...] = MAGIC
+            elif array.dtype.kind == "u":
+                array[...] = 0xA5

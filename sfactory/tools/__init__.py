@@ -1,0 +1,1 @@
+"""Commands around the trainer: measuring, checking, watching, comparing and reporting runs."""

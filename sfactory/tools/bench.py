@@ -1,0 +1,298 @@
+"""`sfactory bench`: what each stage costs alone, what the whole reaches, which share of the roofline that is, and why.
+
+Three measurements of the same settings, in one call: the reference loops of `sfactory.tools.roofline`; sfactory's own stages
+one after the other in this process (lockstep, so each has the core to itself); and a real run in processes, whose rows
+say how fast it was and who waited for whom.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sfactory.config import Config
+from sfactory.config.toml_file import to_toml
+from sfactory.device.machine import cores, processor
+from sfactory.monitor.known_rooflines import remember_roofline
+from sfactory.monitor.metrics import STAGES, bottleneck, busy_shares, human
+
+WARM_S = 2.0  # of a run that do not count: caches, allocators, the first games
+START_S = 60.0  # a run that trains nothing for so long will not
+MICRO = 1e6
+
+
+class BenchFailed(RuntimeError):
+    """A run that should have been measured ended by itself."""
+
+
+class Trial(NamedTuple):
+    """One real run, after its first `WARM_S` seconds of training."""
+
+    steps_per_second: float
+    start_s: float
+    """From the command to the first row after an update; rows come every 0.2 s."""
+    row: dict[str, float]
+    """The last row of metrics."""
+    memory_mb: dict[str, float]
+    """Proportional set size by worker, in MB, near the end."""
+
+    @property
+    def bottleneck(self) -> str:
+        return bottleneck(self.row)
+
+
+class Stages(NamedTuple):
+    """Core time per agent step of sfactory's own stages, one after the other in one process, in seconds."""
+
+    environment: float
+    hand_over: float
+    inference: float
+    learner: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(self)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything `sfactory bench` found out."""
+
+    target: str
+    machine: dict[str, Any]
+    roofline: Any  # sfactory.tools.roofline.Roofline, which brings torch
+    stages: Stages
+    whole: Trial
+
+    @property
+    def share(self) -> float:
+        return self.whole.steps_per_second / self.roofline.steps_per_second
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json; costs in seconds of core time per step."""
+        r = self.roofline
+        costs = {name: getattr(r, name)._asdict() for name in ("environment", "inference", "training")}
+        return {
+            "target": self.target, "machine": self.machine, "share": self.share,
+            "roofline": {**costs, "passes": r.passes, "cores": r.cores, "steps_per_second": r.steps_per_second},
+            "stages": self.stages._asdict(),
+            "whole": {**self.whole._asdict(), "bottleneck": self.whole.bottleneck},
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """For people."""
+        r, s, w = self.roofline, self.stages, self.whole
+        rows = [
+            ("environment", r.environment.seconds, s.environment, r.environment.how),
+            ("hand-over", None, s.hand_over, "slots, book, bells"),
+            ("inference", r.inference.seconds, s.inference, r.inference.how),
+            ("learner", r.training.seconds, s.learner, "; ".join(filter(None, (r.passes, r.training.how)))),
+            ("sum", r.seconds, s.seconds, ""),
+        ]
+        m = self.machine
+        lines = [f"{self.target}  on {m['cores']} cores, {m['cpu']}{m['gpu'] and ', ' + m['gpu']}, torch {m['torch']}"]
+        lines += ["", f"{'':12} {'at best':>9} {'here':>9}   core time per step, microseconds"]
+        for name, best, here, how in rows:
+            said = "" if best is None else f"{MICRO * best:.2f}"
+            lines.append(f"{name:12} {said:>9} {MICRO * here:9.2f}   {how}".rstrip())
+        kind = "cores / sum of the best" if r.device == "cpu" else "the environment alone on all cores"
+        busy = ", ".join(f"{name} {100 * share:.0f}%" for name, share in busy_shares(w.row).items())
+        memory = sum(w.memory_mb.values())
+        each = ", ".join(f"{name} {mb:.0f}" for name, mb in w.memory_mb.items())
+        lines += [
+            "",
+            f"roofline     {human(r.steps_per_second)} steps/s ({kind})",
+            f"whole        {human(w.steps_per_second)} steps/s = {100 * self.share:.0f}% of the roofline",
+            f"busy         {busy}; the {w.bottleneck} is the bottleneck",
+            f"where        {self._where()}",
+            f"start-up     {w.start_s:.1f} s from the command to the first update",
+            f"memory       {memory:.0f} MB ({each})",
+        ]
+        return "\n".join(lines)
+
+    def _where(self) -> str:
+        """The bottleneck's own time, largest part first."""
+        kind = self.whole.bottleneck
+        parts = {stage: self.whole.row.get(f"stage/{kind}/{stage}", 0.0) for stage in STAGES.get(kind, ())}
+        ordered = sorted(parts.items(), key=lambda part: -part[1])
+        return f"{kind}: " + ", ".join(f"{stage} {100 * share:.0f}%" for stage, share in ordered if share > 0.005)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import platform
+
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {
+        "cores": cores(), "cpu": processor(), "gpu": gpu, "python": platform.python_version(),
+        "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def bench(target: str, config: Config, seconds: float, say: Callable[[str], None] = lambda line: None) -> Report:
+    """Measure everything at the given settings; the whole for `seconds`, the rest for about as long."""
+    from sfactory.device.selection import pick_device
+    from sfactory.envs import make_spec
+    from sfactory.tools.roofline import roofline
+
+    spec = make_spec(config.env.tasks[0], config.env.arguments)
+    device = pick_device(config.run.device).type
+    say("reference loops: environment, forward, backward ...")
+    best = roofline(config, spec, cores(), device, max(4.0, 0.5 * seconds))
+    remember_roofline(config, best.steps_per_second)
+    say("sfactory's own stages, one by one ...")
+    stages = own_stages(config, max(2.0, 0.25 * seconds))
+    say(f"a run of {seconds:g} s ...")
+    return Report(target, machine(), best, stages, trial(config, seconds))
+
+
+def own_stages(config: Config, seconds: float) -> Stages:
+    """Core time per valid step of environment, hand-over, inference and learner, alone, one after the other."""
+    from sfactory.device.accelerator import WARM
+    from sfactory.envs import make_group, make_spec
+    from sfactory.supervisor.lockstep import Lockstep
+    from sfactory.tools.roofline import best_rate, random_steps
+    from sfactory.workers.shared import RunSpec
+
+    alone = replace(
+        config,
+        run=replace(config.run, mode="lockstep", learner_threads=1),
+        checkpoint=replace(config.checkpoint, exact=False),
+    )
+    task, size = config.env.tasks[0], config.sampling.envs_per_group
+    group = make_group(task, size, list(range(1, size + 1)), config.env.arguments)
+    environment = best_rate(random_steps(group), seconds / 3)
+    group.close()
+    with tempfile.TemporaryDirectory(prefix="sfactory-bench-") as folder:
+        run = Lockstep(RunSpec(alone, make_spec(task, config.env.arguments), folder, 0))
+        spent, turn = [0.0, 0.0, 0.0], ((run.inference,), tuple(run.samplers), (run.learner,))
+        try:
+            warm = 2 if run.learner.accelerator is None else WARM + 2  # a GPU records in between
+            while run.learner.updates < warm:
+                run.turn()
+            before, began = run.learner.env_steps, time.perf_counter()
+            while run.learner.env_steps == before or time.perf_counter() - began < seconds:
+                for number, workers in enumerate(turn):
+                    started = time.perf_counter()
+                    for worker in workers:
+                        worker.step()
+                    spent[number] += time.perf_counter() - started
+                run.sink.drain()
+            steps = run.learner.env_steps - before
+        finally:
+            run.close()
+    inference, sampler, learner = (time_ / steps for time_ in spent)
+    # An environment's own time varies with who plays: the difference can be below zero by a little.
+    return Stages(environment, max(0.0, sampler - environment), inference, learner)
+
+
+def trial(config: Config, seconds: float, look: Callable[[Path], object] = lambda run: None) -> Trial:
+    """A real run from the command line for about `seconds` of training. BenchFailed if it ends by itself.
+
+    look: gets the run folder before it is removed.
+    """
+    with tempfile.TemporaryDirectory(prefix="sfactory-bench-") as folder:
+        place = Path(folder)
+        measured = replace(
+            config,
+            run=replace(config.run, dir=str(place / "run"), mode="async", init_from=""),
+            sampling=replace(config.sampling, auto=False),
+            stop=replace(config.stop, env_steps=10**12, frames=0, seconds=seconds + WARM_S, target_return=None),
+            log=replace(config.log, every_seconds=0.2, wandb=False, quiet=True),
+            checkpoint=replace(config.checkpoint, every_seconds=1e9, milestones=0),
+            eval=replace(config.eval, every=0),
+        )
+        (place / "settings.toml").write_text(to_toml(measured))
+        began = time.monotonic()
+        command = [sys.executable, "-m", "sfactory", "train", config.env.name, "--config", str(place / "settings.toml")]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            rows, start_s, memory = _watch(process, place / "run", began, seconds)
+            _, err = process.communicate()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.communicate()
+        if process.returncode == 0 and len(rows) < 2:
+            raise BenchFailed(f"{len(rows)} rows in {seconds:g} s say nothing of speed; give it more --seconds")
+        if process.returncode != 0:
+            said = (err.strip().splitlines() or ["no word"])[-1].removeprefix("sfactory: ")
+            raise BenchFailed(f"the run to be measured ended by itself: {said}")
+        look(place / "run")
+    warm = [row for row in rows if row["seconds"] >= WARM_S] or rows
+    first, last = (warm if len(warm) > 1 else rows)[0], rows[-2 if len(rows) > 2 else -1]  # the last one is saved first
+    speed = (last["env_steps"] - first["env_steps"]) / max(last["seconds"] - first["seconds"], 1e-9)
+    middle = _mean(warm)
+    return Trial(speed, start_s, middle, memory)
+
+
+def _watch(
+    process: subprocess.Popen[str], run: Path, began: float, seconds: float
+) -> tuple[list[dict[str, float]], float, dict[str, float]]:
+    """Rows of a run until it ends, when the first one came, and its memory when most of the time was over."""
+    start_s = 0.0
+    memory: dict[str, float] = {}
+    while process.poll() is None:
+        time.sleep(0.5 if start_s else 0.05)  # reading takes the cores that are measured: seldom, once it trains
+        rows = read_rows(run)
+        trained = [row for row in rows if row.get("charts/updates", 0) >= 1]
+        if trained and not start_s:
+            start_s = time.monotonic() - began
+        if trained and not memory and trained[-1]["seconds"] > 0.7 * (seconds + WARM_S):
+            memory = memory_of(process.pid)
+        if not trained and time.monotonic() - began > START_S:
+            raise BenchFailed(f"nothing was trained in {START_S:g} s")
+    return [row for row in read_rows(run) if row.get("charts/updates", 0) >= 1], start_s, memory
+
+
+def read_rows(run: Path) -> list[dict[str, float]]:
+    """The whole lines of metrics.jsonl; empty before there are any."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # being written
+            break
+    return rows
+
+
+def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Every metric's mean over the rows that have it."""
+    names = {name for row in rows for name in row}
+    known = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    return {name: sum(values) / len(values) for name, values in known.items() if values}
+
+
+def memory_of(pid: int) -> dict[str, float]:
+    """Proportional set size of the supervisor and its workers, in MB. What is shared counts once, split evenly."""
+    import psutil
+
+    found: dict[str, float] = {}
+    try:
+        supervisor = psutil.Process(pid)
+        for process in (supervisor, *supervisor.children(recursive=True)):
+            try:
+                words = Path(os.readlink(f"/proc/{process.pid}/fd/2"))
+                name = "supervisor" if process.pid == pid else words.stem
+                if words.parent.name != "debug" and process.pid != pid:  # the orphan_killer, Python's resource tracker
+                    name = "others"
+                found[name] = found.get(name, 0.0) + process.memory_full_info().pss / 2**20
+            except (OSError, psutil.Error):
+                continue
+    except psutil.Error:
+        pass
+    return found

@@ -1,0 +1,108 @@
+"""`sfactory watch`: the live panel of a run in another process, from the files of its folder. Nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from sfactory.config.toml_file import from_toml
+from sfactory.monitor.known_rooflines import known_roofline
+from sfactory.monitor.panel import History, Snapshot
+from sfactory.monitor.writers import METRICS_FILE, Console
+from sfactory.run import checkpoint
+from sfactory.run.folder import supervised
+
+EVERY_S = 1.0
+FAULT = re.compile(r"^\S+ \S+ ((?:sampler-\d+|inference|learner|environment \d+)\b.*)")  # dated lines of log.txt
+TAIL = 16384  # bytes of log.txt that are looked at
+
+
+class Watched:
+    """A run as its files show it; rows are read once. Raises ValueError without a config.toml."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = Path(run_dir)
+        self.config = from_toml(self.run_dir / "config.toml")
+        self._begin()
+
+    def _begin(self) -> None:
+        self.history = History()
+        self.row: dict[str, Any] = {}
+        self._inode, self._at = -1, 0
+
+    def read(self, now: float) -> Snapshot:
+        """What there is at the time `now` (seconds since the epoch, for ages)."""
+        made_at = self._read_rows()
+        state, told_at = _state(self.run_dir)
+        since = max(0.0, now - made_at) if state == "running" else 0.0
+        config, saved = self.config, checkpoint.last(self.run_dir, now if state == "running" else told_at)
+        if saved is not None:
+            saved = saved[0], max(0.0, saved[1] - since)  # panels add `since`
+        return Snapshot(
+            row=self.row, env_steps=int(self.row.get("env_steps", 0)), seconds=float(self.row.get("seconds", 0.0)),
+            stop=config.stop, name=self.run_dir.resolve().name, env=config.env.name, protocol=config.env.protocol,
+            mode=config.run.mode, device="" if config.run.device == "auto" else config.run.device,
+            history=tuple(self.history.points), checkpoint=saved, faults=_faults(self.run_dir),
+            slots=config.sampling.num_groups * config.sampling.slots_per_group, since=since, state=state,
+            roofline=known_roofline(config),
+        )  # fmt: skip
+
+    def _read_rows(self) -> float:
+        """Take the rows that are new; returns when the newest was written. A resume puts another file in the place."""
+        try:
+            with (self.run_dir / METRICS_FILE).open("rb") as file:
+                stat = os.fstat(file.fileno())
+                if stat.st_ino != self._inode or stat.st_size < self._at:
+                    self._begin()
+                    self._inode = stat.st_ino
+                file.seek(self._at)
+                whole, newline, _ = file.read().rpartition(b"\n")  # the last line may be half written
+        except FileNotFoundError:
+            return time.time()
+        self._at += len(whole) + len(newline)
+        self.row = self.history.read(whole.decode().splitlines(), self.row)
+        return stat.st_mtime
+
+
+def watch(run_dir: Path) -> Snapshot:
+    """Show the run until it ends, or until Ctrl-C, which stops the watching only; returns what was seen last."""
+    watched = Watched(run_dir)
+    snapshot = watched.read(time.time())
+    console = Console(watched.config.log.console_seconds, quiet=False)
+    try:
+        while True:
+            console.progress(snapshot)
+            if snapshot.state != "running":
+                return snapshot
+            time.sleep(EVERY_S)
+            snapshot = watched.read(time.time())
+    except KeyboardInterrupt:
+        return snapshot
+    finally:
+        console.close()
+
+
+def _state(run_dir: Path) -> tuple[str, float]:
+    """running, or how it ended, and when that was written."""
+    file = run_dir / "status.json"
+    try:
+        told, at = json.loads(file.read_text()), file.stat().st_mtime
+        state = str(told["state"])
+        return ("killed" if state == "running" and not supervised(told.get("pid"), at) else state), at
+    except (OSError, ValueError, KeyError, TypeError):
+        return "running", 0.0
+
+
+def _faults(run_dir: Path) -> tuple[str, ...]:
+    """The last faults that log.txt tells."""
+    try:
+        with (run_dir / "log.txt").open("rb") as log:
+            log.seek(max(0, log.seek(0, 2) - TAIL))
+            lines = log.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ()
+    return tuple(found[1] for line in lines if (found := FAULT.match(line)))[-3:]

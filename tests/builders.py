@@ -1,0 +1,64 @@
+"""Small trained runs, for tests of what is done with a policy."""
+
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+import sfactory
+from sfactory.envs import spec as envs
+from sfactory.envs.gymnasium_adapter import EnvGroup
+from sfactory.supervisor import supervisor
+
+TINY = {
+    "run": {"mode": "lockstep"},
+    "stop": {"env_steps": 600},
+    "sampling": {"num_samplers": 1, "envs_per_group": 4, "rollout_length": 16},
+    "learning": {"minibatches": 1},
+    "log": {"quiet": True},
+}
+
+
+def trained(folder, target, **sections):
+    merged = {name: {**TINY.get(name, {}), **sections.get(name, {})} for name in {*TINY, *sections}}
+    outcome = supervisor.train(sfactory.make_config(target, **merged), folder)
+    assert outcome.code == 0, outcome.sentence
+    return folder
+
+
+class Nested(gymnasium.Env):
+    """Dict of Box, Discrete and image; Dict action whose Discrete starts at 5."""
+
+    observation_space = spaces.Dict(
+        {
+            "vector": spaces.Box(-1, 1, (3,), np.float64),
+            "which": spaces.Discrete(4, start=2),
+            "image": spaces.Box(0, 255, (6, 6, 2), np.uint8),
+        }
+    )
+    action_space = spaces.Dict({"go": spaces.Discrete(3, start=5), "push": spaces.Box(-0.5, 0.5, (2,), np.float32)})
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.left = 5
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.left -= 1
+        return self.observation_space.sample(), float(action["go"]), self.left == 0, False, {}
+
+
+def train_nested(folder, monkeypatch):
+    def make(env_id, *, num_envs, seeds, **settings):
+        return EnvGroup(Nested, num_envs, seeds, name=f"nested/{env_id}")
+
+    real = envs.load_family
+    monkeypatch.setattr(envs, "load_family", lambda name: make if name == "nested" else real(name))
+    config = sfactory.make_config("gymnasium/CartPole-v1", **{**TINY, "checkpoint": {"exact": False}})
+    outcome = supervisor.train(replace(config, env=replace(config.env, name="nested/one")), folder)
+    assert outcome.code == 0, outcome.sentence
+    return folder

@@ -1,0 +1,411 @@
+"""The command line: what is typed, what is answered, how it ends."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sfactory.cli import main as cli
+from sfactory.config import resume_rules as resuming
+from sfactory.config.toml_file import from_toml
+from sfactory.errors import CheckpointError, EnvError, Exit, RunBusy
+from sfactory.tools.tune import with_settings
+
+LAST = re.compile(r"sfactory: [a-z -]+ \(exit (\d+)\): .+")
+SMALL = [
+    "--run.mode", "lockstep", "--stop.env-steps", "256", "--sampling.envs-per-group", "4",
+    "--sampling.rollout-length", "16", "--learning.epochs", "1", "--log.every-updates", "1",
+]  # fmt: skip
+
+
+def run(*words):
+    """Exit code of the command, in this process."""
+    with pytest.raises(SystemExit) as left:
+        cli.main([str(word) for word in words])
+    return left.value.code
+
+
+@pytest.fixture
+def supervisor(monkeypatch):
+    """A supervisor that writes the settings and ends as told."""
+    from sfactory.config.toml_file import to_toml
+    from sfactory.supervisor import supervisor as real
+
+    fake = SimpleNamespace(calls=[], error=None, outcome=("finished", 0, "the stop rule was reached"))
+
+    def train(config, run_dir, resume=False):
+        fake.calls.append((config, run_dir, resume))
+        if fake.error is not None:
+            raise fake.error
+        newest = Path(run_dir) / "checkpoints" / "000000001000"
+        newest.mkdir(parents=True, exist_ok=True)
+        (Path(run_dir) / "config.toml").write_text(to_toml(config))
+        return real.Outcome(*fake.outcome, str(newest), 1234)
+
+    monkeypatch.setattr(real, "train", train)
+    return fake
+
+
+# -- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("trian minatar/breakout", "trian: no such verb; did you mean train?"),
+        ("minatar/breakout", "did you mean sfactory train minatar/breakout?"),
+        ("train", "no TARGET; name a preset"),
+        ("train breakout", "breakout: no such preset; did you mean minatar/breakout?"),
+        ("train minatar/breakot", "did you mean breakout?"),
+        ("train minatar/breakout classic/cartpole", "expected one TARGET, got minatar/breakout classic/cartpole"),
+        ("train minatar/breakout --optim.lrr 1", "optim.lrr: no such setting; did you mean optim.lr?"),
+        ("train minatar/breakout --optim.lr 1e-3x", "optim.lr: '1e-3x' is not a number"),
+        ("train minatar/breakout --learning.trace vtrce", "did you mean vtrace?"),
+        ("train minatar/breakout --stop.env-steps", "stop.env-steps: a value is missing"),
+        ("train minatar/breakout --learning.minibatches 7", "must divide into 7 minibatches; try"),
+        ("train minatar/breakout --config absent.toml", "absent.toml: cannot be read (No such file or directory)"),
+        ("train minatar/breakout --env.settings.stick 0.1", "no such setting"),
+        ("train gymnasium/CartPol-v1", "CartPole-v1"),
+        ("train minatar/breakout --print-confg", "print-confg: no such setting; did you mean print-config?"),
+        ("train minatar/breakout --log.wandb", "pip install 'sfactory[wandb]'"),
+        ("resume runs/absent", "runs/absent does not exist"),
+        ("eval runs/absent", "runs/absent does not exist"),
+        ("eval runs/absent --episodes many", "episodes: 'many' is not a number"),
+        ("eval runs/absent --optim.lr 1", "optim.lr: eval plays with the settings of the run"),
+        ("presets minatar", "minatar: this verb takes no arguments"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line_and_writes_nothing(typed, tmp_path, monkeypatch, words, answer):
+    real = importlib.util.find_spec  # here or not, wandb is missing
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: real(name, *rest) if name != "wandb" else None)
+    code, out, line = typed(*words.split())
+    assert code == 2
+    assert answer in line
+    assert LAST.fullmatch(line)[1] == "2"
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_refused_with_the_command_that_resumes_it(typed, supervisor, tmp_path):
+    (tmp_path / "runs/a b").mkdir(parents=True)
+    code, _, line = typed("train", "minatar/breakout", "--run.dir", "runs/a b")
+    assert code == 2
+    assert "exists already" in line
+    (tmp_path / "runs/a b/config.toml").write_text("")
+    code, _, line = typed("train", "minatar/breakout", "--run.dir", "runs/a b")
+    assert code == 2
+    assert "resume it: sfactory resume 'runs/a b'" in line
+    assert supervisor.calls == []
+
+
+def test_a_requeued_run_goes_on_or_begins_anew_where_it_was_stopped_before_its_first_checkpoint(typed, supervisor):
+    words = ("train", "minatar/breakout", "--run.dir", "runs/a", "--run.requeue")
+    assert typed(*words)[0] == 0
+    Path("runs/a/checkpoints/000000001000").rmdir()  # preempted before there was one
+    assert typed(*words)[0] == 0
+    assert typed(*words)[0] == 0
+    assert [again for _, _, again in supervisor.calls] == [False, False, True]
+    Path("runs/a/checkpoints/000000001000").rmdir()
+    Path("runs/a/corrupt/000000001000").mkdir(parents=True)
+    assert typed(*words)[0] == 5, "what is damaged is not begun anew in silence"
+
+
+def test_a_requeued_run_keeps_the_split_its_first_launch_found(typed, supervisor, monkeypatch):
+    found = {"sampling.num_samplers": 2, "sampling.groups_per_sampler": 1, "run.learner_threads": 3}
+    monkeypatch.setattr("sfactory.tools.tune.tuned", lambda config, say: with_settings(config, found))
+    words = ("train", "minatar/breakout", "--run.dir", "runs/a", "--run.requeue", "--sampling.auto")
+    assert typed(*words)[0] == typed(*words)[0] == 0
+    (first, _, _), (second, _, again) = supervisor.calls
+    assert again
+    assert second.sampling == first.sampling
+    assert second.run.learner_threads == 3
+
+
+def test_a_run_given_as_target_is_answered_with_resume(typed, supervisor):
+    typed("train", "minatar/breakout", "--run.dir", "runs/a")
+    _, _, line = typed("train", "runs/a")
+    assert "sfactory resume runs/a" in line
+
+
+# -- what train does
+
+
+def test_train_names_the_folder_after_preset_and_seed(typed, supervisor):
+    assert typed("train", "minatar/breakout", "--run.seed", "7")[0] == 0
+    ((config, run_dir, resume),) = supervisor.calls
+    assert re.fullmatch(r"runs/minatar-breakout_s7_\d{8}-\d{6}", str(run_dir))
+    assert not resume
+    assert config.run.seed == 7
+    typed("train", "minatar/breakout", "--run.seed", "7")
+    assert supervisor.calls[1][1] != run_dir  # the same second, another folder
+
+
+def test_a_finished_run_says_what_was_reached_and_what_comes_next(typed, supervisor):
+    code, out, line = typed("train", "minatar/breakout", "--run.dir", "runs/a")
+    assert code == 0
+    assert line == (
+        "sfactory: finished (exit 0): the stop rule was reached; last checkpoint "
+        "runs/a/checkpoints/000000001000 at 1,000 steps; resume: sfactory resume runs/a"
+    )
+    assert "trained 1,234 steps of minatar/breakout" in out
+    for command in ("sfactory eval runs/a", "sfactory resume runs/a --stop.env-steps", "tensorboard --logdir runs/a"):
+        assert command in out
+
+
+def test_json_is_all_there_is_on_stdout(typed, supervisor):
+    _, out, _ = typed("train", "minatar/breakout", "--run.dir", "runs/a", "--json", "--quiet")
+    assert json.loads(out)["env_steps"] == 1234
+    assert json.loads(out)["run_dir"] == "runs/a"
+    assert supervisor.calls[0][0].log.quiet
+
+
+@pytest.mark.parametrize("code", sorted({*Exit} - {Exit.FINISHED}))
+def test_how_a_run_ends_is_how_the_command_ends(typed, supervisor, code):
+    supervisor.outcome = (code.outcome, int(code), "it is said here")
+    got, out, line = typed("train", "minatar/breakout", "--run.dir", "runs/a")
+    assert got == code
+    assert LAST.match(line)[1] == str(int(code))
+    assert "it is said here; last checkpoint" in line
+    assert out == ""
+
+
+def _library_error():
+    import numpy as np
+
+    try:
+        np.zeros(3) + np.zeros(4)
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (EnvError("x/y could not be built: RuntimeError: no display", fault=True), 6, "no display"),
+        (EnvError("unknown environment family 'x'"), 2, "unknown environment family"),
+        (RunBusy("runs/a is in use by process 7"), 3, "process 7"),
+        (CheckpointError("checkpoint 5 skipped: damaged"), 5, "damaged"),
+        (OSError(28, "No space left on device"), 10, "No space left"),
+        (OSError(24, "Too many open files"), 11, "Too many open files"),
+        (MemoryError("arena of 9 GB"), 11, "9 GB"),
+        (KeyError("losses/x"), 1, "KeyError: 'losses/x'"),
+        (_library_error(), 1, "ValueError: operands could not be broadcast"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+def test_what_is_raised_becomes_an_exit_code_and_a_sentence(typed, supervisor, error, code, said):
+    supervisor.error = error
+    got, _, line = typed("train", "minatar/breakout", "--run.dir", "runs/a")
+    assert got == code
+    assert said in line
+    assert LAST.fullmatch(line)[1] == str(code)
+
+
+def test_a_bug_shows_its_traceback_and_a_mistake_does_not(supervisor, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    supervisor.error = KeyError("x")
+    run("train", "minatar/breakout")
+    assert "Traceback" in capsys.readouterr().err
+    run("train", "minatar/breakout", "--optim.lr", "x")
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# -- what resume does
+
+
+@pytest.fixture
+def trained(typed, supervisor):
+    typed("train", "minatar/breakout", "--run.dir", "runs/a", "--optim.lr", "0.5", "--env.settings.difficulty", "1")
+    supervisor.calls.clear()
+    return typed
+
+
+def test_resume_needs_the_folder_alone_and_flags_change_settings(trained, supervisor):
+    assert trained("resume", "runs/a")[0] == 0
+    assert trained("resume", "runs/a", "--stop.env-steps", "50M", "--optim.lr", "0.25")[0] == 0
+    (first, run_dir, again), (second, _, _) = supervisor.calls
+    assert (str(run_dir), again) == ("runs/a", True)
+    assert (first.optim.lr, first.env.settings) == (0.5, {"difficulty": 1})
+    assert (second.optim.lr, second.stop.env_steps) == (0.25, 50_000_000)
+    assert first.sampling == second.sampling
+
+
+def test_resume_follows_a_folder_that_was_moved(trained, supervisor):
+    Path("runs/a").rename("elsewhere")
+    assert trained("resume", "elsewhere")[0] == 0
+    assert str(supervisor.calls[0][1]) == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (("--model.hidden", "32"), "model.hidden"),
+        (("--env.name", "minatar/asterix"), "env.name"),
+        (("--env.settings.difficulty", "2"), "env.settings"),
+        (("--normalize.obs",), "normalize.obs"),
+        (("--run.mode", "lockstep"), "run.mode"),
+    ],
+)
+def test_what_cannot_change_is_refused_and_listed(trained, supervisor, flags, name):
+    code, _, line = trained("resume", "runs/a", *flags)
+    assert code == 4
+    assert line.startswith(f"sfactory: resume refused (exit 4): {name} cannot change")
+    assert supervisor.calls == []
+    assert trained("resume", "runs/a", *flags, "--allow", name)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--stop.env-steps", "9M", "--log.every-seconds", "1", "--sampling.num-samplers", "4"), ""),
+        (("--optim.lr", "1e-5"), "and is 1e-05 from here on: one run, two settings"),
+        (("--learning.clip", "0.3"), "warning: learning.clip was 0.1 and is 0.3 from here on"),
+    ],
+)
+def test_what_may_change_is_free_or_told(trained, supervisor, capsys, flags, told):
+    assert run("resume", "runs/a", *flags) == 0
+    err = capsys.readouterr().err
+    assert (told in err, "warning" in err) == (True, bool(told))
+    assert len(supervisor.calls) == 1
+
+
+def test_what_a_resume_refuses_are_settings_as_they_are_typed():
+    from sfactory.config.parsing import field_types, shown
+
+    typed_names = [shown(name) for name in field_types()]
+    assert all(any(name.startswith(fixed) for name in typed_names) for fixed in resuming.FIXED)
+
+
+def test_resume_where_nothing_is(trained, supervisor):
+    (Path("runs/a/checkpoints") / "000000001000").rmdir()
+    code, _, line = trained("resume", "runs/a")
+    assert (code, "holds no checkpoint" in line) == (2, True)
+    Path("runs/a/corrupt/000000001000").mkdir(parents=True)
+    assert trained("resume", "runs/a")[0] == 5
+    code, _, line = trained("resume", "runs")
+    assert code == 2
+    assert line.endswith("runs holds no run (no config.toml); the newest run here is runs/a")
+    assert supervisor.calls == []
+
+
+# -- what is printed
+
+
+def test_print_config_is_the_resolved_settings_and_starts_nothing(typed, supervisor, tmp_path):
+    code, out, _ = typed("train", "minatar/breakout", "--optim.lr", "0.5", "--print-config")
+    assert code == 0
+    assert supervisor.calls == []
+    (tmp_path / "resolved.toml").write_text(out)
+    got = from_toml(tmp_path / "resolved.toml")
+    assert (got.optim.lr, got.env.name, got.learning.epochs) == (0.5, "minatar/breakout", 4)
+    again = typed("train", "--config", "resolved.toml", "--print-config")
+    assert again[1] == out
+
+
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in cli.VERBS)])
+def test_help_fits_a_screen(typed, verb):
+    code, out, line = typed(*verb, "--help")
+    assert (code, line) == (0, "")
+    assert 1 <= len(out.splitlines()) <= 28
+    assert max(len(row) for row in out.splitlines()) <= 102
+
+
+def test_help_all_lists_every_setting(typed):
+    from sfactory.config.parsing import field_types, shown
+
+    code, out, _ = typed("train", "--help-all")
+    assert code == 0
+    missing = [name for name in field_types() if f"--{shown(name)}" not in out]
+    assert missing == []
+
+
+def test_settings_named_in_the_help_exist():
+    from sfactory.config.parsing import field_types
+
+    text = "".join(text for text, _ in cli.VERBS.values())
+    named = set(re.findall(r"--([a-z]+\.[a-z-]+)", text)) - {"section.field", "env.settings"}
+    assert len(named) > 8
+    assert {name.replace("-", "_") for name in named} <= set(field_types())
+
+
+def test_presets_lists_name_environment_and_description(typed):
+    code, out, _ = typed("presets")
+    assert code == 0
+    row = next(row for row in out.splitlines() if row.startswith("classic/pendulum"))
+    assert "gymnasium/Pendulum-v1" in row
+    assert "never terminates" in row
+    assert "default" not in out
+
+
+def test_envs_says_what_to_install(typed, monkeypatch):
+    before = next(row for row in typed("envs")[1].splitlines() if row.startswith("minatar"))
+    assert "installed" in before
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "minatar" else real(name))
+    out = typed("envs")[1]
+    row = next(row for row in out.splitlines() if row.startswith("minatar"))
+    assert "pip install 'sfactory[minatar]'" in row
+
+
+# -- the console script
+
+
+def script(*words, cwd):
+    command = [str(Path(sys.executable).with_name("sfactory")), *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+def test_importing_the_command_loads_nothing_heavy():
+    """Spawned samplers import the main module anew: what it loads, they load."""
+    code = "import sys, sfactory.cli.main; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30).stdout
+    for heavy in ("torch", "numpy", "gymnasium", "tyro", "rich", "tensorboard"):
+        assert f"'{heavy}'" not in loaded
+    assert "'sfactory'" in loaded
+
+
+def test_a_whole_run_from_the_console_script(tmp_path):
+    """Train, evaluate, resume: the three commands a user types, on the real pipeline."""
+    done = script("train", "classic/cartpole", "--run.dir", "runs/a", *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"finished \(exit 0\): .*; last checkpoint runs/a/checkpoints/\d+ at", done.stderr.splitlines()[-1]
+    )
+    folder = tmp_path / "runs/a"
+    assert {"config.toml", "metrics.jsonl", "tb", "log.txt", "checkpoints", "status.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert from_toml(folder / "config.toml").env.name == "gymnasium/CartPole-v1"
+
+    games = script("eval", "runs/a", "--episodes", "5", "--json", "--seed", "3", cwd=tmp_path)
+    assert games.returncode == 0, games.stderr
+    row = json.loads(games.stdout)
+    assert len(row["returns"]) == 5
+    assert row["env_steps"] >= 256
+    assert row["mean"] == pytest.approx(sum(row["returns"]) / 5)
+
+    again = script("resume", "runs/a", "--stop.env-steps", "512", "--quiet", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert len(again.stderr.splitlines()) == 1
+    steps = [json.loads(line)["env_steps"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] >= 512
+
+
+def test_an_evaluation_without_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/config.toml").write_text('[env]\nname = "gymnasium/CartPole-v1"\n')
+    done = script("eval", "runs/a", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no checkpoint" in done.stderr.splitlines()[-1]
+
+
+def test_a_closed_pipe_is_no_error(tmp_path):
+    command = f"{Path(sys.executable).with_name('sfactory')} train --help-all | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == ""

@@ -1,0 +1,249 @@
+"""The board makes rows of telemetry, and the console line says where the time goes."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sfactory.config import Stop
+from sfactory.monitor.metrics import METRICS, Board, bottleneck, bound, console_line, duration, human, lag_row, meaning
+
+
+def test_every_metric_has_a_meaning_in_one_line():
+    assert all(text and "\n" not in text for text in METRICS.values())
+    assert {name.split("/")[0] for name in METRICS} == {
+        "charts", "losses", "lag", "offpolicy", "proximal", "queue", "ledger", "system", "faults", "eval", "stage",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ("learner", "learner", {"losses/polcy_loss": 1.0}),
+        ("stages", "sampler-0", {"env_stp": 1.0}),
+        ("stages", "smpler-0", {"env_step": 1.0}),
+        ("epsodes", "sampler-0", [(1.0, 1)]),
+    ],
+)
+def test_an_unknown_name_is_an_error(message):
+    with pytest.raises(KeyError):
+        Board().handle(message)
+
+
+def test_a_name_per_worker_is_looked_up_without_the_worker():
+    assert meaning("lag/mean/sampler-12") == METRICS["lag/mean/<worker>"]
+    with pytest.raises(KeyError):
+        meaning("lag/seconds/sampler-12")
+
+
+def test_the_training_return_is_the_mean_of_the_last_hundred_whole_games():
+    board = Board()
+    assert board.training_return is None
+    assert "charts/episodic_return" not in board.snapshot(1, 1, 1, 1.0)
+    board.handle(("episodes", "sampler-0", [(1000.0, 5, 0)] * 50))
+    assert board.training_return == 1000.0
+    board.handle(("episodes", "sampler-1", [(float(i), 2 * i, 0) for i in range(100)]))
+    assert board.training_return == pytest.approx(49.5)
+    assert board.games == 150
+    row = board.snapshot(10, 10, 1, 2.0)
+    assert row["charts/episodic_return"] == pytest.approx(49.5)
+    assert row["charts/episodic_length"] == pytest.approx(99.0)
+    assert row["charts/games"] == 150
+
+
+def test_speed_is_of_the_window_not_of_the_whole_run():
+    board = Board()
+    assert board.snapshot(1000, 4000, 1, 10.0)["charts/SPS"] == pytest.approx(100.0)
+    row = board.snapshot(3000, 12000, 5, 12.0)
+    assert row["charts/SPS"] == pytest.approx(1000.0)
+    assert row["charts/FPS"] == pytest.approx(4000.0)
+    assert board.snapshot(3000, 12000, 5, 12.0)["charts/SPS"] == pytest.approx(1000.0)  # no time passed
+    assert board.snapshot(3000, 12000, 5, 13.0)["charts/SPS"] == 0.0
+
+
+def test_a_resumed_run_does_not_count_the_steps_of_earlier_launches():
+    assert Board(1000, 10.0).snapshot(1500, 1500, 7, 11.0)["charts/SPS"] == pytest.approx(500.0)
+
+
+def test_stage_shares_are_of_all_workers_of_a_kind_and_begin_anew_with_every_row():
+    board = Board()
+    board.handle(("stages", "sampler-0", {"wait": 1.0, "env_step": 3.0}))
+    board.handle(("stages", "sampler-1", {"wait": 2.0, "write": 2.0}))
+    board.handle(("stages", "learner", {"wait": 9.0, "update": 1.0}))
+    row = board.snapshot(1, 1, 1, 1.0)
+    assert row["stage/sampler/wait"] == pytest.approx(3 / 8)
+    assert row["stage/sampler/env_step"] == pytest.approx(3 / 8)
+    assert row["stage/learner/update"] == pytest.approx(0.1)
+    assert row["stage/learner/publish"] == 0.0  # told too: a mean over rows would leave this row out
+    assert bottleneck(row) == "sampler"
+    assert not [name for name in board.snapshot(2, 2, 2, 2.0) if name.startswith("stage/")]
+
+
+@pytest.mark.parametrize(
+    ("waits", "word"),
+    [
+        ({"sampler": 0.94, "inference": 0.77, "learner": 0.01}, "learner-bound"),
+        ({"sampler": 0.02, "inference": 0.60, "learner": 0.70}, "sampling-bound"),
+        ({"sampler": 0.50, "inference": 0.05, "learner": 0.40}, "inference-bound"),
+        ({"sampler": 0.45, "inference": 0.55, "learner": 0.60}, "in turns, mostly sampler"),  # one group: by turns
+        ({"sampler": 0.03, "inference": 0.02, "learner": 0.0}, "learner-bound"),
+        ({}, ""),
+    ],
+)
+def test_the_bottleneck_is_who_never_waits_and_nobody_is_if_all_do(waits, word):
+    assert bound({f"stage/{kind}/wait": share for kind, share in waits.items()}) == word
+
+
+def test_lags_give_mean_percentile_and_worst_of_all_and_of_each_sampler():
+    lags = {"sampler-0": [np.array([0] * 90), np.array([1] * 5)], "sampler-1": [np.array([4] * 5)], "sampler-2": []}
+    row = lag_row(lags)
+    assert row["lag/mean"] == pytest.approx(0.25)
+    assert row["lag/p95"] == pytest.approx(1.15)
+    assert row["lag/max"] == 4.0
+    assert row["lag/mean/sampler-1"] == row["lag/p95/sampler-1"] == row["lag/max/sampler-1"] == 4.0
+    assert row["lag/max/sampler-0"] == 1.0
+    assert "lag/mean/sampler-2" not in row
+    assert [meaning(name) for name in row]
+    assert lag_row({}) == {}
+
+
+def test_lags_are_shares_of_a_histogram():
+    row = lag_row({"sampler-0": [np.array([0, 1, 2, 3, 4, 5]), np.array([8, 9])], "sampler-1": [np.array([16, 17])]})
+    shares = {name: row[f"lag/share_{name}"] for name in ("0", "1", "2", "4", "8", "16", "more")}
+    assert shares == pytest.approx({"0": 0.1, "1": 0.1, "2": 0.1, "4": 0.2, "8": 0.2, "16": 0.2, "more": 0.1})
+
+
+def test_lag_in_seconds_is_lag_times_the_seconds_of_an_update():
+    board = Board()
+    board.snapshot(0, 0, 0, 0.0)
+    board.snapshot(1, 1, 10, 5.0)
+    board.handle(("learner", "learner", {"lag/mean": 0.25}))
+    assert board.snapshot(2, 2, 20, 10.0)["lag/seconds"] == pytest.approx(0.125)
+
+
+def test_faults_are_counted_by_kind_and_never_reset():
+    board = Board()
+    board.handle(("fault", "sampler-0", "sampler-0 died"))
+    board.handle(("fault", "sampler-2", "environment 3: boom"))
+    board.snapshot(1, 1, 1, 1.0)
+    board.handle(("fault", "inference", "inference died"))
+    row = board.snapshot(2, 2, 2, 2.0)
+    assert (row["faults/total"], row["faults/sampler"], row["faults/inference"]) == (3, 2, 1)
+
+
+def test_the_learners_latest_numbers_stay():
+    board = Board()
+    board.handle(("learner", "learner", {"losses/entropy": 1.5, "losses/value_loss": 2.0}))
+    board.handle(("learner", "learner", {"losses/entropy": 0.5}))
+    row = board.snapshot(1, 1, 1, 1.0)
+    assert (row["losses/entropy"], row["losses/value_loss"]) == (0.5, 2.0)
+
+
+def test_the_same_messages_give_the_same_rows():
+    def play():
+        board = Board()
+        board.handle(("episodes", "sampler-0", [(0.1, 3, 0), (0.2, 4, 0)]))
+        board.handle(("stages", "inference", {"wait": 0.3, "forward": 0.7}))
+        return [board.snapshot(10, 40, 2, 0.7), board.snapshot(20, 80, 3, 1.1)]
+
+    assert play() == play()
+
+
+def test_the_console_line_says_speed_return_lag_bottleneck_percent_and_time_left():
+    row = {
+        "charts/SPS": 50_000.0, "charts/FPS": 200_000.0, "charts/episodic_return": 12.345, "lag/mean": 1.5,
+        "lag/p95": 3.0, "stage/sampler/wait": 0.7, "stage/sampler/env_step": 0.3, "stage/learner/update": 1.0,
+        "faults/total": 2.0, "charts/frames": 8e6,
+    }  # fmt: skip
+    line = console_line(row, Stop(env_steps=10_000_000), 2_500_000, 50.0)
+    assert line == (
+        "2.5M steps | 50k steps/s | 200k frames/s | return 12.35 | lag 1.5 (p95 3) updates | "
+        "busy sampler 30% learner 100% (learner-bound) | faults 2 | 25%, 2 min 30 s left"
+    )
+    assert "frames/s" not in console_line({**row, "charts/FPS": 50_000.0}, Stop(), 1, 1.0)
+
+
+def test_the_rule_that_comes_first_decides_the_time_left():
+    row = {"charts/SPS": 10.0, "charts/FPS": 10.0}
+    assert console_line(row, Stop(env_steps=1000, seconds=60.0), 500, 50.0).endswith("83%, 10 s left")
+    assert console_line(row, Stop(env_steps=1000, seconds=600.0), 500, 50.0).endswith("50%, 50 s left")
+    assert "left" not in console_line({}, Stop(env_steps=1000), 0, 0.0)  # no speed yet
+    assert "%" not in console_line(row, Stop(env_steps=0), 500, 50.0)
+
+
+def test_the_board_and_the_free_function_say_the_same():
+    board = Board()
+    row = board.snapshot(500, 500, 1, 50.0)
+    assert board.console_line(row, Stop()) == console_line(row, Stop(), 500, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (999, "999"), (999.7, "1k"), (12_345_678, "12.3M"), (2e9, "2G"), (-1500, "-1.5k")],
+)
+def test_numbers_for_people(value, text):
+    assert human(value) == text
+
+
+def test_durations_for_people():
+    assert [duration(s) for s in (0.4, 59.9, 3599, 3700)] == ["0 s", "1 min 00 s", "59 min 59 s", "1 h 01 min"]
+
+
+def test_rows_are_plain_floats():
+    board = Board()
+    board.handle(("episodes", "sampler-0", [(1, 2, 0)]))
+    row = board.snapshot(1, 1, 1, 1.0)
+    assert all(type(value) is float and math.isfinite(value) for value in row.values())
+
+
+def test_metrics_and_writers_never_load_torch():
+    code = "import sys, sfactory.monitor.metrics, sfactory.monitor.writers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_several_tasks_have_a_curve_each_and_weigh_the_same():
+    board = Board(tasks={"atari/pong": (-20.7, 14.6), "atari/boxing": (0.1, 12.1)})
+    board.handle(("episodes", "sampler-0", [(14.6, 9, 0)] * 3 + [(0.1, 1, 1)] * 90))
+    row = board.snapshot(1, 1, 1, 1.0)
+    assert row["charts/episodic_return"] == pytest.approx((14.6 + 0.1) / 2)
+    assert row["charts/episodic_return/atari/pong"] == pytest.approx(14.6)
+    assert row["charts/human_normalized/atari/pong"] == pytest.approx(1.0)
+    assert row["charts/human_normalized/atari/boxing"] == pytest.approx(0.0)
+    assert row["charts/human_normalized"] == pytest.approx(0.5)
+    assert meaning("charts/episodic_return/atari/pong") == METRICS["charts/episodic_return/<task>"]
+    other = Board(tasks={"atari/pong": (-20.7, 14.6), "atari/boxing": (0.1, 12.1)})
+    other.set_state(board.state())
+    assert other.snapshot(1, 1, 1, 1.0) == row
+
+
+def test_one_task_has_no_curve_of_its_own_and_only_some_have_a_human():
+    board = Board(tasks={"minatar/breakout": None})
+    board.handle(("episodes", "sampler-0", [(5.0, 9, 0)]))
+    row = board.snapshot(1, 1, 1, 1.0)
+    assert {name for name in row if name.startswith("charts/epis")} == {
+        "charts/episodic_return", "charts/episodic_length",
+    }  # fmt: skip
+    assert not [name for name in row if "human" in name]
+
+
+def test_one_task_alone_does_not_settle_the_return_of_two():
+    board = Board(tasks={"a/x": None, "a/y": None})
+    board.handle(("episodes", "sampler-0", [(500.0, 9, 0)] * 100))
+    assert not board.settled
+    board.handle(("episodes", "sampler-0", [(10.0, 900, 1)] * 100))
+    assert board.settled
+
+
+def test_an_evaluation_is_told_in_one_row_alone_and_survives_a_resume():
+    board = Board()
+    scores = {"eval/episodic_return": 7.0, "eval/iqm": 6.5, "eval/env_steps": 100.0}
+    board.handle(("eval", "evaluator", scores))
+    other = Board()
+    other.set_state(board.state())
+    assert other.evaluated == board.evaluated == 100
+    for one in (board, other):
+        row = one.snapshot(120, 120, 1, 1.0)
+        assert {name: value for name, value in row.items() if name.startswith("eval/")} == scores
+        assert not [name for name in one.snapshot(140, 140, 2, 2.0) if name.startswith("eval/")]

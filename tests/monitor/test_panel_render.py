@@ -1,0 +1,213 @@
+"""The panel by string: the same snapshot is the same picture, at every width and height."""
+
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from sfactory.config import Stop
+from sfactory.monitor.metrics import meaning
+from sfactory.monitor.panel import History, Snapshot, carried, render
+from sfactory.monitor.panel.snapshot import POINTS, trend
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "panel"
+ROW = {
+    "charts/SPS": 52_300.0, "charts/FPS": 209_200.0, "charts/updates": 812.0, "charts/frames": 14.8e6,
+    "charts/episodic_return": 12.345, "charts/episodic_length": 431.7, "charts/games": 8123.0,
+    "charts/learning_rate": 2.5e-4, "losses/policy_loss": -0.0123, "losses/value_loss": 0.314, "losses/entropy": 1.234,
+    "losses/approx_kl": 0.0112, "losses/clipfrac": 0.214, "losses/explained_variance": 0.87, "losses/grad_norm": 0.41,
+    "lag/mean": 1.52, "lag/p95": 3.0, "lag/max": 4.0, "lag/seconds": 0.11, "offpolicy/ess": 0.913,
+    "offpolicy/kl_behavior_proximal": 0.021, "queue/ready": 3.0, "queue/free": 2.0, "queue/inference_batch": 96.0,
+    "queue/sampler_wait_ms": 1.25, "queue/inference_wait_ms": 0.5, "queue/learner_wait_ms": 0.03,
+    "stage/sampler/wait": 0.70, "stage/sampler/env_step": 0.27, "stage/sampler/write": 0.03,
+    "stage/inference/wait": 0.40, "stage/inference/look": 0.02, "stage/inference/gather": 0.08,
+    "stage/inference/forward": 0.35, "stage/inference/answer": 0.15, "stage/learner/wait": 0.01,
+    "stage/learner/batch": 0.03, "stage/learner/update": 0.955, "stage/learner/publish": 0.005,
+    "system/cpu": 91.0, "system/memory": 23.4, "faults/total": 1.0,
+}  # fmt: skip
+HISTORY = tuple((37_000.0 * i, 0.7 * i, 12.5 - 12.0 * 0.97**i + 0.3 * (i % 3)) for i in range(101))
+
+
+def snapshot(**changes):
+    given = dict(
+        row=ROW, env_steps=3_700_000, seconds=70.9, stop=Stop(env_steps=10_000_000), name="pong_s1_20261121-155458",
+        env="atari/pong", protocol="dqn", mode="async", device="cuda:0", history=HISTORY, checkpoint=(3_500_000, 12.0),
+        faults=("sampler-0 died (killed by SIGKILL); respawned",), roofline=61_500.0, slots=8,
+    )  # fmt: skip
+    return Snapshot(**{**given, **changes})
+
+
+def lines(*args, **kwargs):
+    return render(*args, **kwargs).plain.split("\n")
+
+
+def said(label, width=200, **changes):
+    """What stands behind a label."""
+    text = render(snapshot(**changes), width).plain
+    found = re.search(rf"(?:^|[│ ] ){label} +(.*?)\s*(?:│|$)", text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def test_every_name_it_shows_is_a_metric():
+    assert [meaning(name) for name in ROW]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_the_picture_is_the_one_that_was_looked_at(width):
+    assert render(snapshot(), width).plain + "\n" == (GOLDEN / f"{width}.txt").read_text()
+
+
+def test_the_same_snapshot_is_the_same_picture():
+    assert render(snapshot(), 120) == render(snapshot(), 120)
+    assert render(snapshot(), 120).spans == render(snapshot(), 120).spans
+
+
+STRANGE = {"env": "名前/環境" * 9, "faults": ("💥" * 99,)}
+
+
+@pytest.mark.parametrize("changes", [{}, {"row": {}}, {"row": {"charts/SPS": 0.0}}, STRANGE])
+def test_it_fits_every_terminal(changes):
+    for width in (*range(1, 60), 80, 109, 110, 164, 165, 219, 220, 300):
+        for height in (1, 2, 4, 5, 6, 9, 15, 23, 40):
+            drawn = lines(snapshot(**changes), width, height)
+            assert 1 <= len(drawn) <= height
+            assert {cell_len(line) for line in drawn} == {min(width, 220)}
+
+
+def test_the_full_panel_with_a_fault_fits_80_columns_and_24_lines():
+    text = render(snapshot(), 80, 23).plain
+    for word in ("steps/s", "frames/s", "roofline", "left", "return", "learner-bound", "slots", "lag", "ESS", "faults",
+                 "checkpoint"):  # fmt: skip
+        assert word in text
+
+
+def test_what_matters_most_stays_when_lines_are_few():
+    text = render(snapshot(), 80, 8).plain
+    for word in ("52.3k steps/s", "37%", "left", "12.35", "learner-bound", "faults"):
+        assert word in text
+    for height in range(8, 30):
+        assert "checkpoint at 3.5M" in render(snapshot(), 80, height).plain
+    assert lines(snapshot(), 80, 3) == [
+        "faults 1 · 52.3k steps/s · return 12.35 · 37% · 2 min 00 s left · learner-bound".ljust(80)
+    ]
+
+
+def test_without_unicode_it_has_the_same_shape_in_ascii():
+    for width in (40, 80, 200):
+        plain = lines(snapshot(), width, ascii_only=True)
+        assert "".join(plain).isascii()
+        assert [len(line) for line in plain] == [len(line) for line in lines(snapshot(), width)]
+
+
+def test_a_message_cannot_move_the_cursor():
+    text = render(snapshot(faults=("boom\x1b[2J\rgone\x07",), name="a\nb"), 80).plain
+    assert not re.search("[\x00-\x09\x0b-\x1f]", text)
+    assert "boom [2J gone" in text
+
+
+def test_speed_is_a_share_of_the_roofline_where_that_is_known():
+    assert said("speed") == "52.3k steps/s   209k frames/s   85% roofline"
+    assert said("speed", roofline=None) == "52.3k steps/s   209k frames/s   812 updates"
+    fewer = {**ROW, "charts/FPS": 52_300.0}
+    assert said("speed", 80, roofline=None, row=fewer) == "52.3k steps/s   812 updates   roofline: sfactory bench"
+    assert "roofline" not in said("speed", 80, roofline=None, row=fewer, state="finished")
+    assert "frames/s" not in said("speed", row={**ROW, "charts/FPS": 52_300.0})
+
+
+def test_clocks_go_on_between_rows_while_the_run_does():
+    at = re.search(r"(\S+ min \S+ s|\S+ s) left   after (.*?) *│", render(snapshot(), 80).plain)
+    later = re.search(r"(\S+ min \S+ s|\S+ s) left   after (.*?) *│", render(snapshot(since=4.0), 80).plain)
+    assert at.groups() == ("2 min 00 s", "1 min 11 s")
+    assert later.groups() == ("1 min 56 s", "1 min 15 s")
+    assert "checkpoint at 3.5M steps, 16 s ago" in render(snapshot(since=4.0), 80).plain
+    over = render(snapshot(since=4.0, state="finished"), 80).plain
+    assert "after 1 min 11 s" in over
+    assert "left" not in over
+    assert "finished · async" in over
+
+
+def test_a_run_that_says_nothing_is_told_apart():
+    assert "no news" not in render(snapshot(since=20.0), 80).plain
+    assert "no news for 45 s" in render(snapshot(since=45.0), 80).plain
+    assert "starting   workers load what they need, 7 s so far" in render(snapshot(row={}, since=7.0), 80).plain
+
+
+def test_numbers_that_are_missing_or_not_finite_are_left_out():
+    assert "entropy" not in said("losses", row={**ROW, "losses/entropy": None})
+    assert said("losses", row={**ROW, "losses/entropy": float("nan")}).startswith("explained 0.87")
+    assert said("pipeline", row={"charts/SPS": 1.0}) == "no times yet"
+    assert said("return", row={"charts/SPS": 1.0}) == "no game is over yet"
+    assert said("checkpoint", checkpoint=None) == "none yet"
+
+
+def test_each_stage_has_its_share_and_the_bottleneck_its_own_colour():
+    assert re.fullmatch(r"━+╸?─+  30%  env_step 27% · write 3%", said("sampler"))
+    assert re.fullmatch(r"━+╸?─+  60%  forward 35% · answer 15%", said("inference"))
+    text = render(snapshot(), 200)
+    colour = {text.plain[span.start : span.end].strip(): span.style for span in text.spans}
+    assert (colour["learner"], colour["sampler"], colour["learner-bound"]) == ("yellow", "cyan", "bold yellow")
+
+
+def test_slots_are_counted_and_drawn():
+    assert said("slots", width=80) == "■■■■■■□□   3 full  3 in use  2 free   96 envs a forward"
+    assert said("slots", width=80, slots=800) == "3 full  795 in use  2 free   96 envs a forward"
+
+
+def test_several_tasks_have_a_return_each():
+    row = {**ROW, "charts/episodic_return/atari/pong": 14.6, "charts/episodic_return/atari/boxing": 0.1}
+    assert "atari/pong 14.6   atari/boxing 0.1" in render(snapshot(row=row), 80).plain
+    assert said("return", row={**ROW, "charts/human_normalized": 0.5}).endswith("human-normalised 0.500")
+    assert said("return", stop=Stop(target_return=18.0)).startswith("12.35 of 18 ")
+
+
+def test_the_trend_is_the_slope_of_the_last_quarter():
+    rising = [(i, 2.0 * i, 0.0 if i < 30 else i - 29.0) for i in range(40)]
+    change, seconds = trend(rising)
+    assert (change, seconds) == (pytest.approx(9.0), 18.0)
+    assert trend([(i, 2.0 * i, -value) for i, _, value in rising])[0] == pytest.approx(-9.0)
+    assert trend([(i, 2.0 * i, 5.0) for i in range(40)]) == (0.0, 18.0)
+    assert trend(rising[:4]) is None
+    assert "▲ +" in said("return")
+    assert "▼ -" in said("return", history=tuple((i, s, -r) for i, s, r in HISTORY))
+
+
+def test_the_curve_goes_from_the_lowest_to_the_highest_return():
+    drawn = lines(snapshot(history=tuple((i, i, float(i)) for i in range(66))), 80)
+    (top,) = (line for line in drawn if line.startswith("│         65 "))
+    (bottom,) = (line for line in drawn if line.startswith("│          0 "))
+    assert top[12:-2].strip().endswith("█")
+    assert bottom[13] == "▁"
+    assert "█" not in "".join(lines(snapshot(history=HISTORY[:1]), 80))
+
+
+def test_a_history_stays_small_and_keeps_beginning_and_shape():
+    history = History()
+    for i in range(10_000):
+        history.add(i, i, {"charts/episodic_return": float(i)})
+    assert POINTS / 2 <= len(history.points) <= POINTS
+    assert history.points[0] == (0.0, 0.0, 0.0)
+    assert history.points[-1][2] > 9_900
+    gaps = {b[0] - a[0] for a, b in zip(history.points, history.points[1:], strict=False)}
+    assert len(gaps) == 1
+
+
+def test_a_kind_that_told_no_times_keeps_those_it_told_last():
+    sampler = {"stage/sampler/wait": 0.1, "queue/sampler_wait_ms": 3.0}
+    learner = {"stage/learner/wait": 1.0, "charts/SPS": 2.0}
+    before = {**sampler, "stage/learner/wait": 0.5, "stage/learner/save": 0.5, "charts/games": 1.0}
+    assert carried(before, learner) == {**sampler, **learner}
+
+
+def test_a_picture_costs_little():
+    render(snapshot(), 200)
+    best = min(_seconds(lambda: render(replace(snapshot(), since=1.0), 200, 50)) for _ in range(20))
+    assert best < 0.005
+
+
+def _seconds(do):
+    started = time.process_time()
+    do()
+    return time.process_time() - started

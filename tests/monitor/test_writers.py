@@ -1,0 +1,295 @@
+"""Rows reach every file, a resume leaves one increasing curve, and no trouble with a file stops training."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sfactory.config import Config, Log, Stop
+from sfactory.monitor import writers as module
+from sfactory.monitor.panel import Snapshot
+from sfactory.monitor.writers import METRICS_FILE, Writers, cut_back, last_evaluated, wandb_id, write_atomically
+
+
+@pytest.fixture
+def config():
+    return Config(log=Log(console_seconds=0.0))
+
+
+def rows(run_dir):
+    return [json.loads(line) for line in (run_dir / METRICS_FILE).read_text().splitlines()]
+
+
+def curve(run_dir, tag="charts/SPS"):
+    accumulator = EventAccumulator(str(run_dir / "tb"))
+    accumulator.Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars(tag)]
+
+
+def write(run_dir, config, steps, value=1.0, resume=None):
+    writers = Writers(run_dir, config, resume)
+    for step in steps:
+        writers.row(step, step / 10, {"charts/SPS": value})
+    writers.close()
+
+
+def test_a_row_reaches_jsonl_and_tensorboard(tmp_path, config):
+    write(tmp_path, config, [10, 20], 2.5)
+    assert [(r["env_steps"], r["seconds"], r["charts/SPS"]) for r in rows(tmp_path)] == [(10, 1.0, 2.5), (20, 2.0, 2.5)]
+    assert "system/cpu" in rows(tmp_path)[0]
+    assert curve(tmp_path) == [(10, 2.5), (20, 2.5)]
+
+
+def test_rows_are_on_disk_before_the_run_ends(tmp_path, config):
+    writers = Writers(tmp_path, config, None)
+    writers.row(10, 1.0, {"charts/SPS": 1.0})
+    assert len(rows(tmp_path)) == 1
+    assert curve(tmp_path) == [(10, 1.0)]
+    writers.close()
+
+
+def test_resume_leaves_one_strictly_increasing_curve(tmp_path, config):
+    write(tmp_path, config, [10, 20, 30, 40], 1.0)
+    write(tmp_path, config, [25, 35], 2.0, resume=20)  # the checkpoint was at 20: 30 and 40 never happened
+    expected = [(10, 1.0), (20, 1.0), (25, 2.0), (35, 2.0)]
+    assert [(r["env_steps"], r["charts/SPS"]) for r in rows(tmp_path)] == expected
+    assert curve(tmp_path) == expected
+    write(tmp_path, config, [26], 3.0, resume=25)
+    expected = [(10, 1.0), (20, 1.0), (25, 2.0), (26, 3.0)]
+    assert [(r["env_steps"], r["charts/SPS"]) for r in rows(tmp_path)] == expected
+    assert curve(tmp_path) == expected
+
+
+def test_a_run_that_begins_anew_in_its_folder_leaves_nothing_of_the_first_launch(tmp_path, config):
+    """A requeued job that was stopped before its first checkpoint."""
+    write(tmp_path, config, [10, 20, 30], 1.0)
+    write(tmp_path, config, [5, 15], 2.0)
+    expected = [(5, 2.0), (15, 2.0)]
+    assert [(r["env_steps"], r["charts/SPS"]) for r in rows(tmp_path)] == expected
+    assert curve(tmp_path) == expected
+
+
+def test_a_second_row_at_the_same_step_is_left_out(tmp_path, config):
+    write(tmp_path, config, [10, 10, 20])
+    assert [r["env_steps"] for r in rows(tmp_path)] == [10, 20]
+    assert [step for step, _ in curve(tmp_path)] == [10, 20]
+
+
+def test_a_torn_last_row_is_dropped_on_resume(tmp_path):
+    path = tmp_path / METRICS_FILE
+    path.write_text('{"env_steps": 1}\n{"env_steps": 2}\n{"env_st')
+    cut_back(path, 2)
+    assert rows(tmp_path) == [{"env_steps": 1}, {"env_steps": 2}]
+    cut_back(tmp_path / "absent.jsonl", 2)
+    assert not (tmp_path / "absent.jsonl").exists()
+
+
+def test_a_number_that_is_not_finite_leaves_the_row_readable(tmp_path, config):
+    write(tmp_path, config, [10], float("nan"))
+    assert rows(tmp_path)[0]["charts/SPS"] is None
+
+
+def test_status_is_whole_at_every_moment(tmp_path, config, monkeypatch):
+    writers = Writers(tmp_path, config, None)
+    writers.status({"state": "running", "env_steps": 1})
+
+    def broken(self, target):
+        raise OSError("killed before the rename")
+
+    monkeypatch.setattr(module.Path, "replace", broken)
+    writers.status({"state": "running", "env_steps": 2})
+    assert json.loads((tmp_path / "status.json").read_text())["env_steps"] == 1
+    monkeypatch.undo()
+    writers.status({"state": "finished"})
+    assert json.loads((tmp_path / "status.json").read_text()) == {"state": "finished"}
+    writers.close()
+
+
+def test_a_missing_folder_is_said_once_and_training_goes_on(tmp_path, config, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    writers = Writers(blocked, config, None)
+    for step in range(1, 5):
+        writers.row(step, step, {"charts/SPS": 1.0})
+        writers.log("something", echo=False)
+        writers.status({"state": "running"})
+    writers.close()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert sorted(line.split()[1] for line in warnings) == ["TensorBoard", "log.txt", "metrics.jsonl", "status.json"]
+
+
+def test_a_disk_that_fills_up_never_stops_or_blocks_training(tmp_path, config, capsys):
+    writers = Writers(tmp_path, config, None)
+
+    class Full:
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+        flush = close = lambda self: None
+
+    writers._rows = Full()
+    writers._tensorboard._writer._writer = Full()
+    for step in range(1, 50):  # more than any queue holds
+        writers.row(step, step, {"charts/SPS": 1.0})
+    writers.close()
+    assert capsys.readouterr().err.count("No space left") == 2
+
+
+def test_log_goes_to_the_file_whole_and_to_the_console_in_one_line(tmp_path, config, capsys):
+    writers = Writers(tmp_path, config, None)
+    writers.log("environment 3: boom\nTraceback: 1\nTraceback: 2")
+    writers.log("not shown", echo=False)
+    writers.close()
+    assert "Traceback: 2" in (tmp_path / "log.txt").read_text()
+    assert capsys.readouterr().err == "environment 3: boom\n"
+
+
+def progress(env_steps):
+    row = {"charts/SPS": 10.0, "charts/FPS": 10.0} if env_steps else {}
+    return Snapshot(row, env_steps, 1.0, Stop(env_steps=200), name="a", env="minatar/breakout")
+
+
+def test_progress_off_a_terminal_is_a_plain_line_now_and_then(tmp_path, capsys):
+    writers = Writers(tmp_path, Config(log=Log(console_seconds=1000.0)), None)
+    writers.console(progress(0))  # nothing is known yet
+    writers.console(progress(10))
+    writers.console(progress(20))
+    writers.close()
+    captured = capsys.readouterr()
+    assert captured.err == "10 steps | 10 steps/s | 5%, 19 s left\n"
+    assert captured.out == ""  # stdout is for results
+
+
+def test_quiet_is_quiet(tmp_path, capsys):
+    writers = Writers(tmp_path, Config(log=Log(quiet=True, console_seconds=0.0)), None)
+    writers.console(progress(10))
+    writers.log("something")
+    writers.close()
+    assert capsys.readouterr().err == ""
+    assert "something" in (tmp_path / "log.txt").read_text()
+
+
+def test_wandb_that_is_missing_is_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    write(tmp_path, Config(log=Log(wandb=True)), [10])
+    assert capsys.readouterr().err.count("Weights & Biases cannot be written") == 1
+    assert len(rows(tmp_path)) == 1
+
+
+def test_wandb_gets_the_same_names_and_goes_on_after_a_resume(tmp_path, monkeypatch):
+    import types
+
+    calls, rows_, axes = [], [], []
+    run = types.SimpleNamespace(log=lambda row, step: rows_.append((step, row)), finish=lambda: None)
+    run.define_metric = lambda name, step_metric: axes.append((name, step_metric))
+    fake = types.SimpleNamespace(init=lambda **kw: calls.append(kw) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    write(tmp_path, Config(log=Log(wandb=True)), [10])
+    write(tmp_path, Config(log=Log(wandb=True)), [20], resume=10)
+    assert [step for step, _ in rows_] == [10, 20]
+    assert rows_[0][1]["charts/SPS"] == 1.0
+    assert calls[0]["id"] == calls[1]["id"]
+    assert calls[1]["resume"] == "allow"
+    assert axes[0] == ("eval/*", "eval/env_steps")
+    assert calls[0]["config"]["log"]["wandb"] is True
+    assert calls[0]["settings"]["silent"] is False
+
+
+def test_a_wandb_id_follows_its_folder_and_belongs_to_no_other_run(tmp_path):
+    for parent in ("one", "two"):
+        (tmp_path / parent / "a").mkdir(parents=True)
+    first, other = (wandb_id(tmp_path / parent / "a", new=True) for parent in ("one", "two"))
+    assert first.startswith("a-")
+    assert first != other
+    (tmp_path / "one" / "a").rename(tmp_path / "moved")
+    assert wandb_id(tmp_path / "moved", new=False) == first
+    assert wandb_id(tmp_path / "moved", new=True) != first  # a new run in an old folder
+    (tmp_path / "my run").mkdir()
+    assert wandb_id(tmp_path / "my run", new=False) == "my-run"  # logged by a version that kept no id
+
+
+def test_an_atomic_write_leaves_nothing_else(tmp_path):
+    write_atomically(tmp_path / "a", "1")
+    write_atomically(tmp_path / "a", "2")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "2"
+
+
+TERMINAL = """
+import os, pty, sys
+pid, fd = pty.fork()
+if pid == 0:
+    import tempfile, time
+    from pathlib import Path
+    from sfactory.config import Config, Stop
+    from sfactory.monitor.panel import Snapshot
+    from sfactory.monitor.writers import Writers
+    w = Writers(Path(tempfile.mkdtemp()), Config(), None)
+    row = {"charts/SPS": 10.0, "charts/FPS": 10.0}
+    stop = Stop(env_steps=200)
+    w.console(Snapshot(row, 10, 1.0, stop, "a", "minatar/breakout")); w.log("sampler-0 died"); time.sleep(0.8)
+    w.console(Snapshot(row, 20, 1.0, stop, "a", "minatar/breakout")); w.close()
+    os._exit(0)
+seen = b""
+try:
+    while chunk := os.read(fd, 4096): seen += chunk
+except OSError: pass
+os.waitpid(pid, 0)
+sys.stdout.buffer.write(seen)
+"""
+
+
+def on_a_terminal(**environ):
+    environ = {**os.environ, "TERM": "xterm", "PYTHONUTF8": "1", "COLUMNS": "80", "LINES": "24", **environ}
+    command = [sys.executable, "-c", TERMINAL]
+    return subprocess.run(command, timeout=30, env=environ, capture_output=True, check=True).stdout.decode()
+
+
+def test_a_terminal_gets_a_live_panel_and_events_stay_above_it():
+    seen = on_a_terminal()
+    words = re.sub("\x1b\\[[0-9;]*m", "", seen)
+    assert "sampler-0 died\r\n╭─ sfactory · minatar/breakout ─" in words
+    assert "10 of 200 steps" in words
+    assert "20 of 200 steps" in words
+    assert seen.rindex("\x1b[?25l") < seen.rindex("\x1b[?25h")  # the cursor is back
+
+
+def test_no_color_keeps_the_panel_and_drops_its_colours():
+    colour = re.compile("\x1b\\[[0-9;]*(3[0-7]|9[0-7])m")
+    assert colour.search(on_a_terminal())
+    assert not colour.search(on_a_terminal(NO_COLOR="1"))
+
+
+def test_a_dumb_terminal_gets_plain_lines():
+    seen = on_a_terminal(TERM="dumb")
+    assert seen.splitlines()[0] == "10 steps | 10 steps/s | 5%, 19 s left"
+    assert "\x1b" not in seen
+
+
+def test_without_unicode_the_panel_is_ascii():
+    assert on_a_terminal(PYTHONUTF8="0", PYTHONIOENCODING="ascii").isascii()
+    assert "+- sfactory" in re.sub("\x1b\\[[0-9;]*m", "", on_a_terminal(PYTHONUTF8="0", PYTHONIOENCODING="ascii"))
+
+
+def test_rich_is_loaded_on_a_terminal_only():
+    code = "import sys, sfactory.run.recorder; sys.exit('rich' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_tensorboard_shows_an_evaluation_where_its_policy_was_trained(tmp_path, config):
+    writers = Writers(tmp_path, config, None)
+    writers.row(10, 1.0, {"charts/SPS": 1.0})
+    writers.row(30, 3.0, {"charts/SPS": 3.0, "eval/iqm": 7.0, "eval/env_steps": 12.0})
+    writers.row(50, 5.0, {"charts/SPS": 5.0, "eval/iqm": 8.0, "eval/env_steps": 31.0})
+    writers.close()
+    assert curve(tmp_path) == [(10, 1.0), (30, 3.0), (50, 5.0)]
+    assert curve(tmp_path, "eval/iqm") == [(12, 7.0), (31, 8.0)]
+    assert [(row["env_steps"], row.get("eval/iqm")) for row in rows(tmp_path)] == [(10, None), (30, 7.0), (50, 8.0)]
+    assert last_evaluated(tmp_path / METRICS_FILE) == 31
+    Writers(tmp_path, config, 40).close()  # a resume at 40: the row that told of 31 is gone
+    assert last_evaluated(tmp_path / METRICS_FILE) == 12
+    assert last_evaluated(tmp_path / "nothing") == 0

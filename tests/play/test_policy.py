@@ -1,0 +1,183 @@
+"""`sfactory.load_policy`: observations as the environment gives them in, actions as it takes them out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from builders import Nested, train_nested, trained
+
+import sfactory
+from sfactory.envs import make_group
+from sfactory.play.evaluate import evaluate
+from sfactory.play.policy import SEED_STREAM
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("runs") / "cartpole", "classic/cartpole", stop={"env_steps": 5000})
+
+
+def seeds(count, seed=0):
+    """The seeds `sfactory eval` gives its environments."""
+    return [int(np.random.SeedSequence([seed, SEED_STREAM, i]).generate_state(1)[0]) >> 1 for i in range(count)]
+
+
+def test_a_loop_over_gymnasium_plays_the_games_of_eval(cartpole):
+    """One environment, one observation at a time; the same seed, so the same game."""
+    expected = evaluate(cartpole, episodes=1, greedy=True)
+    policy = sfactory.load_policy(cartpole)
+    env = gymnasium.make("CartPole-v1")
+    obs, _ = env.reset(seed=seeds(1)[0])
+    total, over = 0.0, False
+    while not over:
+        action = policy.act(obs)
+        assert env.action_space.contains(action)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        total, over = total + float(reward), terminated or truncated
+    assert (total,) == expected.returns
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_batch_plays_the_games_of_eval_sampled_ones_too(cartpole, greedy):
+    expected = evaluate(cartpole, episodes=4, greedy=greedy, seed=3)
+    policy = sfactory.load_policy(cartpole, seed=3)
+    games = [gymnasium.make("CartPole-v1") for _ in range(4)]
+    obs = np.stack([env.reset(seed=s)[0] for env, s in zip(games, seeds(4, 3), strict=True)])
+    returns, over, order = np.zeros(4), np.zeros(4, bool), []
+    while not over.all():
+        for i, action in enumerate(policy.act(obs, greedy=greedy)):
+            if over[i]:
+                continue
+            obs[i], reward, terminated, truncated, _ = games[i].step(action)
+            returns[i] += reward
+            if terminated or truncated:
+                over[i] = True
+                order.append(i)
+    assert tuple(returns[order]) == expected.returns
+
+
+def test_sampled_actions_repeat_with_their_seed(cartpole):
+    obs = np.zeros((64, 4), np.float32)
+    one, same, other = (sfactory.load_policy(cartpole, seed=s).act(obs, greedy=False) for s in (1, 1, 2))
+    assert one.tolist() == same.tolist() != other.tolist()
+    policy = sfactory.load_policy(cartpole)
+    policy.act(obs, greedy=False)
+    policy.reset(seed=1)
+    assert policy.act(obs, greedy=False).tolist() == one.tolist()
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_continuous_actions_are_inside_the_bounds_as_in_eval(tmp_path, squash):
+    run = trained(tmp_path / "run", "classic/pendulum", model={"squash": squash, "log_std_init": 1.5})
+    policy = sfactory.load_policy(run)
+    obs = np.random.default_rng(0).normal(size=(256, 3)).astype(np.float32)
+    actions = policy.act(obs, greedy=False)
+    assert actions.shape == (256, 1)
+    assert actions.dtype == np.float32
+    assert np.abs(actions).max() <= 2.0
+    at_bound = float((np.abs(actions) == 2.0).mean())
+    assert at_bound < 0.1 if squash else at_bound > 0.4  # a standard deviation of 4.5: clipping piles up there
+    assert policy.action_space.contains(policy.act(obs[0]))
+    game, expected = gymnasium.make("Pendulum-v1"), evaluate(run, episodes=1, greedy=True)
+    now, _ = game.reset(seed=seeds(1)[0])
+    total = 0.0
+    for _ in range(200):
+        now, reward, *_ = game.step(policy.act(now))
+        total += np.float32(reward)
+    assert total == pytest.approx(expected.returns[0], abs=1e-3)
+
+
+def test_memory_is_kept_until_the_episode_begins_or_reset_is_called(tmp_path):
+    run = trained(tmp_path / "run", "memory/tmaze", model={"core": "gru", "core_size": 8})
+    policy = sfactory.load_policy(run)
+    state = lambda: policy._actor.state.numpy().copy()  # noqa: E731
+    cue, corridor = np.array([1, 0, 1], np.float32), np.array([0, 0, 1], np.float32)
+    policy.act(cue)
+    one = state()
+    policy.act(corridor)
+    assert not np.allclose(state(), one)
+    policy.act(cue, first=True)
+    np.testing.assert_array_equal(state(), one)
+    policy.act(corridor)
+    policy.reset()
+    policy.act(cue)
+    np.testing.assert_array_equal(state(), one)
+    policy.act(np.stack([cue, cue]))  # two environments now: nobody's memory is the other's
+    np.testing.assert_allclose(state(), np.repeat(one, 2, 0), atol=1e-6)
+    policy.act(np.stack([corridor, cue]), first=[False, True])
+    assert not np.allclose(state()[0], one[0])
+    np.testing.assert_allclose(state()[1], one[0], atol=1e-6)
+
+
+@pytest.fixture
+def nested(tmp_path, monkeypatch):
+    return train_nested(tmp_path / "run", monkeypatch)
+
+
+def test_dict_spaces_go_in_and_out_as_they_are(nested):
+    policy = sfactory.load_policy(nested)
+    env = Nested()
+    obs, _ = env.reset(seed=1)
+    action = policy.act(obs)
+    assert env.action_space.contains(action)
+    assert 5 <= action["go"] <= 7
+    some = [env.observation_space.sample() for _ in range(9)]
+    batch = {key: np.stack([one[key] for one in some]) for key in some[0]}
+    actions = policy.act(batch)
+    assert (actions["go"].shape, actions["push"].shape) == ((9,), (9, 2))
+    for i, one in enumerate(some):
+        alone = policy.act(one)
+        assert alone["go"] == actions["go"][i]
+        np.testing.assert_allclose(alone["push"], actions["push"][i], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("obs", "said"),
+    [
+        (np.zeros(5, np.float32), r"obs has shape \(5,\); gymnasium/CartPole-v1 gives \(4,\), or \(N, ...\) of them"),
+        (np.zeros((2, 3, 4), np.float32), "has shape"),
+        (np.array(["a"] * 4), "obs is <U1; gymnasium/CartPole-v1 gives float32"),
+    ],
+)
+def test_an_observation_that_cannot_be_is_refused_in_one_line(cartpole, obs, said):
+    policy = sfactory.load_policy(cartpole)
+    with pytest.raises(ValueError, match=said):
+        policy.act(obs)
+
+
+def test_a_family_without_spaces_takes_the_arrays_of_its_group(tmp_path):
+    run = trained(tmp_path / "run", "minatar/breakout")
+    group = make_group("minatar/breakout", 3, [1, 2, 3])
+    obs = group.reset()
+    policy = sfactory.load_policy(run)
+    actions = policy.act(obs["obs"])
+    assert actions.shape == (3,)
+    assert policy.act(obs["obs"][0]) == actions[0]
+    group.step({"action": actions})
+    group.close()
+
+
+def test_a_checkpoint_can_be_named_itself_and_nothing_is_moved(cartpole):
+    path = max((cartpole / "checkpoints").iterdir())
+    before = sorted(p.name for p in cartpole.rglob("*"))
+    assert sfactory.load_policy(path).env_steps == int(path.name) == sfactory.load_policy(str(cartpole)).env_steps
+    assert sorted(p.name for p in cartpole.rglob("*")) == before
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        sfactory.load_policy(cartpole / "tb")
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, sfactory; dir(sfactory); print(sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True).stdout
+    for heavy in ("torch", "numpy", "gymnasium", "tyro"):
+        assert f"'{heavy}'" not in loaded
+
+
+def test_every_public_name_is_there_and_others_are_not():
+    assert all(getattr(sfactory, name) is not None for name in sfactory.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        sfactory.trian  # noqa: B018
+    assert Path(sfactory.__file__).name == "__init__.py"

@@ -1,0 +1,225 @@
+"""The arena, the doorbell, the book and the mailbox keep their promises."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from sfactory.shm import arena, atomics
+from sfactory.shm.arena import Arena, Field
+from sfactory.shm.doorbell import Doorbell
+from sfactory.shm.mailbox import NOTHING, Mailbox
+from sfactory.shm.slots import (
+    FREE,
+    LEARNING,
+    READY,
+    SAMPLING,
+    Request,
+    SlotTable,
+    pack,
+    slot_table_layout,
+    unpack,
+)
+from sfactory.shm.trajectory import MAGIC, Schema, Trajectories
+
+T, E = 4, 3
+
+
+def make_book(groups=2, slots=2):
+    arena = Arena.create(slot_table_layout(groups, slots))
+    return SlotTable(arena, slots, T, E)
+
+
+def make_mailbox(size=1000):
+    words_ = {f"mail_{name}": Field((8,), "int64") for name in ("begun", "done", "count")}
+    arena = Arena.create({**words_, "mail": Field((2, size), "float32")})
+    arena["mail_begun"][:2] = arena["mail_done"][:2] = NOTHING
+    return Mailbox(arena, arena["mail"])
+
+
+def test_two_maps_of_an_arena_see_the_same_memory_and_every_array_has_cache_lines_of_its_own():
+    layout = {"a": Field((3,), "uint8"), "b": Field((2, 2), "float32"), "c": Field((1,), "int64")}
+    one = Arena.create(layout)
+    two = Arena(layout, os.dup(one.fd))
+    one["b"][1, 0] = 2.5
+    assert two["b"][1, 0] == 2.5
+    addresses = [one[name].__array_interface__["data"][0] for name in layout]
+    assert all(address % 64 == 0 for address in addresses)
+    assert len(set(addresses)) == 3
+
+
+def test_an_arena_that_does_not_fit_says_what_to_lower():
+    with pytest.raises(MemoryError, match="envs-per-group"):
+        Arena.create({"too_big": Field((1 << 50,), "uint8")})
+
+
+def test_allocating_a_reserved_file_twice_keeps_what_was_written():
+    fd, layout = Arena.reserve(), {"w": Field((4,), "float32")}
+    Arena.allocate(layout, fd)["w"][:] = 7
+    assert (Arena.allocate(layout, fd)["w"] == 7).all()
+
+
+def test_a_full_doorbell_drops_rings_and_still_wakes():
+    bell = Doorbell.create()
+    for _ in range(20_000):  # far more than a pipe holds; must not block
+        bell.ring()
+    assert bell.wait(0)
+    while bell.drain():
+        pass
+    assert not bell.wait(0)
+    bell.ring()
+    assert bell.wait(0)
+
+
+def test_a_ring_wakes_a_sleeper():
+    bell = Doorbell.create()
+    threading.Timer(0.05, bell.ring).start()
+    assert bell.wait(5.0)
+
+
+def test_requests_survive_packing():
+    for request in (Request(0, 0, 0), Request(1, 255, 65535), Request(2**38, 3, 31)):
+        assert unpack(pack(request)) == request
+
+
+def test_a_slot_changes_hands_only_from_its_holder():
+    slot_table = make_book()
+    slot_table.transition(0, 1, FREE, SAMPLING)
+    with pytest.raises(AssertionError, match="is sampling, not free"):
+        slot_table.transition(0, 1, FREE, SAMPLING)
+    slot_table.transition(0, 1, SAMPLING, READY)
+    assert slot_table.handover_count(0, 1) == 1
+    slot_table.transition(0, 1, READY, LEARNING)
+    slot_table.transition(0, 1, LEARNING, FREE)
+    assert slot_table.handover_count(0, 1) == 1
+    assert slot_table.in_state(FREE) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_an_answer_to_an_old_request_leaves_the_new_one_outstanding():
+    slot_table = make_book()
+    slot_table.request(0, Request(1, 0, 0))
+    word = int(slot_table.request_words[0])
+    slot_table.request(0, Request(2, 0, 1))
+    slot_table.respond(0, word)
+    assert slot_table.pending(0)
+    slot_table.respond(0, int(slot_table.request_words[0]))
+    assert not slot_table.pending(0)
+
+
+def play_slot(slot_table, group, slot, steps=T, number=0):
+    slot_table.transition(group, slot, FREE, SAMPLING)
+    for t in range(steps):
+        number += 1
+        slot_table.request(group, Request(number, slot, t))
+        slot_table.respond(group, int(slot_table.request_words[group]))
+    return number
+
+
+def test_the_ledger_balances_in_every_state_of_a_slot():
+    slot_table = make_book()
+    assert slot_table.row_counts() == (0, 0, 0, 0, 0)
+    number = play_slot(slot_table, 0, 0)
+    assert slot_table.row_counts() == (T * E, 0, 0, 0, T * E)
+    slot_table.transition(0, 0, SAMPLING, READY)
+    assert slot_table.row_counts().consistent
+    play_slot(slot_table, 0, 1, steps=2, number=number)
+    assert slot_table.row_counts() == ((T + 2) * E, 0, 0, 0, (T + 2) * E)
+    slot_table.transition(0, 0, READY, LEARNING)
+    slot_table.transition(0, 0, LEARNING, FREE)
+    assert not slot_table.row_counts().consistent  # trained rows are the learner's to count
+    atomics.store(slot_table.trained, 0, T * E)
+    assert slot_table.row_counts().consistent
+
+
+def test_a_newborn_writes_off_exactly_the_rows_of_the_unfinished_slot_however_often_it_is_reborn():
+    slot_table = make_book()
+    number = play_slot(slot_table, 0, 0)
+    slot_table.transition(0, 0, SAMPLING, READY)
+    play_slot(slot_table, 0, 1, steps=3, number=number)
+    for _ in range(3):  # assigned, never added
+        slot_table.discard_unfinished(0)
+        assert slot_table.row_counts() == ((T + 3) * E, 0, 0, 3 * E, T * E)
+    slot_table.request(0, Request(T + 4, 1, 0))
+    assert slot_table.row_counts() == ((T + 4) * E, 0, 0, 3 * E, (T + 1) * E)
+
+
+def test_poison_shows_in_every_kind_of_field():
+    schema = Schema(T, E, 1, 1, {"obs": ((2,), "float32")}, {"action": ((), "int64")}, 2, 1, state_size=3)
+    arena = Arena.create(schema.layout())
+    trajectories = Trajectories(arena, schema)
+    trajectories.poison()
+    assert np.isnan(trajectories["obs"]).all()
+    assert (trajectories["action"] == MAGIC).all()
+    assert trajectories["obs"].shape == (1, 1, T + 1, E, 2)
+    assert trajectories["memory"].shape == (1, 2, E, 3)
+
+
+def test_the_mailbox_gives_the_newest_weights_once():
+    mailbox, out = make_mailbox(), np.zeros(1000, np.float32)
+    assert mailbox.fetch(out, NOTHING) == NOTHING
+    for version in (0, 1, 2):
+        mailbox.begin(version)[:] = version
+        mailbox.finish(version)
+        assert mailbox.version() == version
+    assert mailbox.fetch(out, 0) == 2
+    assert (out == 2).all()
+    out[:] = -1
+    assert mailbox.fetch(out, 2) == 2
+    assert (out == -1).all()  # nothing newer: nothing copied
+
+
+def test_half_written_weights_are_never_taken_and_the_ones_before_stay_readable():
+    mailbox, out = make_mailbox(), np.zeros(1000, np.float32)
+    mailbox.begin(0)[:] = 1.0
+    mailbox.finish(0)
+    mailbox.begin(1)[:500] = 2.0  # the learner dies here
+    assert mailbox.fetch(out, NOTHING) == 0
+    assert (out == 1.0).all()
+
+
+class Interrupted:
+    """A buffer during whose copy the learner posts again: the first half is old, the second half new."""
+
+    def __init__(self, mailbox, times):
+        self.real, self.mailbox, self.times = mailbox.buffers, mailbox, times
+
+    def __getitem__(self, buffer):
+        copy = self.real[buffer].copy()
+        if self.times > 0:
+            self.times -= 1
+            self.mailbox.buffers = self.real
+            for _ in range(2):  # both buffers, so the one being read too
+                post(self.mailbox, self.mailbox.version() + 1)
+            self.mailbox.buffers = self
+            copy[500:] = self.real[buffer][500:]
+        return copy
+
+
+def post(mailbox, version):
+    mailbox.begin(version)[:] = version
+    mailbox.finish(version)
+
+
+def test_a_reader_overtaken_by_the_writer_throws_the_torn_copy_away():
+    mailbox, out = make_mailbox(), np.zeros(1000, np.float32)
+    post(mailbox, 0)
+    mailbox.buffers = Interrupted(mailbox, times=3)
+    assert mailbox.fetch(out, NOTHING) == 6
+    assert (out == 6).all()
+    mailbox.buffers.times = 100  # overtaken at every try: keep the old weights, look again later
+    assert mailbox.fetch(out, 5) == NOTHING
+
+
+def test_what_the_kernel_would_give_up_is_free(tmp_path):
+    """Files that were read fill a container's memory; they are not in the way of an arena."""
+    mib = 2**20
+    (tmp_path / "memory.max").write_text(f"{100 * mib}\n")
+    (tmp_path / "memory.current").write_text(f"{99 * mib}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {60 * mib}\n")
+    arena._check_room(50 * mib, tmp_path)
+    with pytest.raises(MemoryError, match="61 MiB are free"):
+        arena._check_room(70 * mib, tmp_path)
+    (tmp_path / "memory.stat").write_text("anon 5\n")
+    with pytest.raises(MemoryError, match="1 MiB are free"):
+        arena._check_room(50 * mib, tmp_path)

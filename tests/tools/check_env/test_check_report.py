@@ -1,0 +1,143 @@
+"""What `check-env` plays, suggests and says, and what it says of real environments."""
+
+import json
+import math
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from conforming_env import RULES, Walk, checked, levels, said
+
+from sfactory.envs import ActionLeaf, EnvSpec, Leaf
+from sfactory.tools import check_env
+from sfactory.tools.check_env import Report, check, nearest
+from sfactory.tools.env_trace import random_action
+
+# -- actions -------------------------------------------------------------------------------------------------
+
+
+def test_random_actions_are_legal_and_use_all_there_is():
+    spec = EnvSpec("x", {}, {
+        "one": ActionLeaf((), "int64", "discrete", (3,)),
+        "two": ActionLeaf((2,), "int64", "discrete", (2, 4)),
+        "box": ActionLeaf((2, 2), "float32", "box", (4,), (-1.0, -math.inf, 0.0, 5.0), (1.0, math.inf, math.inf, 6.0)),
+    })  # fmt: skip
+    obs, draws = {"obs": np.zeros((500, 1))}, np.random.default_rng(0)
+    action = random_action(spec, obs, draws)
+    assert {name: (a.shape, str(a.dtype)) for name, a in action.items()} == {
+        "one": ((500,), "int64"), "two": ((500, 2), "int64"), "box": ((500, 2, 2), "float32"),
+    }  # fmt: skip
+    assert set(action["one"]) == {0, 1, 2}
+    assert [set(column) for column in action["two"].T] == [{0, 1}, {0, 1, 2, 3}]
+    box = action["box"].reshape(500, 4)
+    assert np.isfinite(box).all()
+    assert (abs(box[:, 0]) <= 1).all()
+    assert box[:, 0].std() > 0.5
+    assert box[:, 1].std() > 0.8
+    assert (box[:, 2] >= 0).all()
+    assert ((box[:, 3] >= 5) & (box[:, 3] <= 6)).all()
+
+
+def test_random_actions_obey_the_mask():
+    class Masked(Walk):
+        obs: ClassVar = {"obs/action_mask": Leaf((2,), "int64"), "obs/x": Leaf((2,), "float32")}
+        mask = "obs/action_mask"
+
+        def see(self):
+            return {"obs/action_mask": np.tile([0, 1], (self.num_envs, 1)), "obs/x": self.place}
+
+        def step(self, action):
+            assert (action["action"] == 1).all()
+            return super().step(action)
+
+    report = checked(Masked)
+    assert not report.bad
+    assert levels(report)["observations"] == "ok"  # a mask may stay what it is
+    assert ", the mask" in report.text()
+
+
+# -- what to type, and how it is told ------------------------------------------------------------------------
+
+
+def spec_of(shape, dtype="float32"):
+    return EnvSpec("x", {"obs": Leaf(shape, dtype)}, Walk.actions)
+
+
+def test_an_environment_with_a_preset_is_trained_with_it():
+    words, why, _ = nearest("gymnasium/CartPole-v1", spec_of((4,)))
+    assert (words, why) == (["sfactory", "train", "classic/cartpole"], "its preset")
+    assert nearest("minatar/breakout", spec_of((10, 10, 4)), "minatar/breakout")[0][-1] == "minatar/breakout"
+
+
+def test_a_family_with_defaults_uses_them_for_what_they_are_made_for():
+    words, why, given = nearest("gymnasium/MountainCar-v0", spec_of((2,)))
+    assert words == ["sfactory", "train", "gymnasium/MountainCar-v0"]
+    assert why == "the defaults of gymnasium"
+    assert given["env.name"] == "gymnasium/MountainCar-v0"
+    assert given["normalize.obs"] is True
+
+
+def test_other_environments_use_the_settings_of_what_looks_like_them():
+    words, why, given = nearest("faults/count", spec_of((3,)))
+    assert words[:4] == ["sfactory", "train", "faults/count", "--config"]
+    assert words[4].endswith("gymnasium/default.toml")
+    assert why == "the nearest there are, those of gymnasium"
+    assert given["env.name"] == "faults/count"  # the target, not the file's
+    words, _, _ = nearest("gymnasium/Grid-v0", spec_of((7, 7, 3), "uint8"))
+    assert words[4].endswith("minatar/default.toml")
+
+
+def test_settings_that_were_typed_are_in_the_command_that_is_suggested():
+    settings = {"max_episode_steps": 50, "protocol": "two words"}
+    report = check("minatar/breakout", settings, steps=5, make=Walk)
+    assert report.train.startswith("sfactory train minatar/breakout ")
+    assert "--env.settings.max_episode_steps=50" in report.train
+    assert "'--env.protocol=two words'" in report.train
+
+
+def test_the_report_as_text_and_as_json():
+    class Boxed(Walk):
+        actions: ClassVar = {"action": ActionLeaf((1,), "float32", "box", (1,), (-math.inf,), (2.0,))}
+
+        def step(self, action):
+            return super().step({"action": action["action"][:, 0] > 0})
+
+    report = checked(Boxed)
+    assert isinstance(report, Report)
+    text = report.text()
+    for words in ("float32 [2]", "1 numbers from -inf to 2", "at most 12 steps", "frame skip", "protocol", "mask"):
+        assert words in text or words == "mask"
+    assert text.splitlines()[-1].startswith("sfactory train faults/walk")
+    assert max(map(len, text.splitlines()[:-1])) < 120
+    told = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert told["bad"] is False
+    assert {finding["title"] for finding in told["findings"]} == RULES
+    assert told["spec"]["actions"]["action"]["low"] == [None]
+    assert told["steps"] == report.steps
+
+
+# -- the real ones -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("gymnasium/CartPole-v1", "classic/cartpole"),
+        ("gymnasium/Pendulum-v1", "classic/pendulum"),
+        ("minatar/breakout", "minatar/breakout"),
+    ],
+)
+def test_environments_that_people_train_on_keep_every_rule(name, preset):
+    report = check(name, steps=400)
+    assert levels(report) == dict.fromkeys(RULES, "ok"), report.text()
+    assert report.train == f"sfactory train {preset}"
+    assert "games return" in said(report, "rewards")
+
+
+@pytest.mark.parametrize(("game", "steps"), [("pong", 850), ("breakout", 200)])  # a whole game each, with its lives
+def test_atari_keeps_every_rule(game, steps, monkeypatch):
+    monkeypatch.setattr(check_env, "ENVS", 1)
+    monkeypatch.setattr(check_env, "REPLAY", 50)
+    report = check(f"atari/{game}", steps=steps, seconds=30.0, seed=3)
+    assert levels(report) == dict.fromkeys(RULES, "ok"), report.text()
+    assert ("lost lives" in said(report, "autoreset")) == (game == "breakout")

@@ -1,0 +1,163 @@
+"""`sfactory doctor`: machines that are not this one, told by the files they would have."""
+
+import configparser
+import json
+import resource
+from pathlib import Path
+
+import pytest
+
+from sfactory.tools import doctor
+from sfactory.tools.doctor import GIB, Finding
+
+ROOT = Path(__file__).parents[2]
+NO_LIMIT = resource.RLIM_INFINITY
+
+
+def tree(root, files):
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "100000 0\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_quota_of_both_versions_of_control_groups(tmp_path, files, cores):
+    assert doctor.cpu_quota(tree(tmp_path, files)) == cores
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({"memory.max": "2147483648\n"}, 2 * GIB),
+        ({"memory.max": "max\n"}, None),
+        ({"memory/memory.limit_in_bytes": "1073741824\n"}, GIB),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_memory_limit_of_both_versions(tmp_path, files, limit):
+    assert doctor.memory_limit(tree(tmp_path, files)) == limit
+
+
+def test_a_limit_holds_for_the_groups_below_it(tmp_path):
+    tree(tmp_path, {"job/cpu.max": "200000 100000", "job/step/cpu.max": "max 100000"})
+    tree(tmp_path, {"self": "1:cpu:/x\n0::/job/step\n"})
+    groups = doctor.control_groups(tmp_path, tmp_path / "self")
+    assert groups == [tmp_path, tmp_path / "job", tmp_path / "job" / "step"]
+    assert doctor.smallest(doctor.cpu_quota(group) for group in groups) == 2.0
+    assert doctor.smallest([None, None]) is None
+
+
+@pytest.mark.parametrize(
+    ("finding", "level", "said"),
+    [
+        (doctor.check_python((3, 11, 7), "2.13.0"), "ok", "Python 3.11.7, torch 2.13.0"),
+        (doctor.check_python((3, 10, 1), "2.13.0"), "bad", "needs Python 3.11 or newer"),
+        (doctor.check_python((3, 12, 1), None), "bad", "pip install torch"),
+        (doctor.check_cores(64, 64, None), "ok", "quota none"),
+        (doctor.check_cores(64, 64, 4.0), "warn", "--sampling.num-samplers 3 at most"),
+        (doctor.check_cores(64, 4, 4.0), "ok", "64 of the machine, 4 allowed, quota 4"),
+        (doctor.check_cores(8, 1, None), "warn", "take turns"),
+        (doctor.check_cores(8, 8, 1.5), "warn", "take turns"),
+        (doctor.check_threads({}, 8), "ok", "no variable set"),
+        (doctor.check_threads({"OMP_NUM_THREADS": "1"}, 8), "ok", "OMP_NUM_THREADS=1"),
+        (doctor.check_threads({"MKL_NUM_THREADS": "8"}, 8), "warn", "8 threads in every sampler"),
+        (doctor.check_threads({"OMP_NUM_THREADS": "64"}, 8), "warn", "a number from 1 to 8; export OMP_NUM_THREADS=1"),
+        (doctor.check_threads({"OMP_NUM_THREADS": "all"}, 8), "warn", "should be a number"),
+        (doctor.check_memory(32 * GIB, 30 * GIB, None), "ok", "32.0 GiB, 30.0 free"),
+        (doctor.check_memory(32 * GIB, 30 * GIB, 2 * GIB), "ok", "2.0 GiB (limit; the machine has 32.0), 2.0 free"),
+        (doctor.check_memory(32 * GIB, GIB // 2, None), "warn", "end what is not needed"),
+        (doctor.check_memory(32 * GIB, 30 * GIB, GIB // 2), "warn", "about 1 GiB"),
+        (doctor.check_shared_memory(64 * 2**20, True), "ok", "/dev/shm 0.06 GiB"),
+        (doctor.check_shared_memory(None, False), "warn", "TMPDIR"),
+        (doctor.check_descriptors(1024, NO_LIMIT), "ok", "1024, at most no limit"),
+        (doctor.check_descriptors(256, 256), "warn", "ulimit -Hn 320"),
+        (doctor.check_descriptors(64, 64), "bad", "ulimit -Hn"),
+        (doctor.check_death(True, True), "ok", "death signal yes, pidfd yes"),
+        (doctor.check_death(False, True), "warn", "training works"),
+        (doctor.check_cuda(["H100", "H100"], True, "2.13"), "ok", "H100, H100"),
+        (doctor.check_cuda([], True, "2.13+cpu"), "warn", "torch 2.13+cpu sees no device"),
+        (doctor.check_cuda([], False, "2.13+cpu"), "ok", "on the CPU"),
+        (doctor.check_bf16({"avx512_bf16", "sse"}), "ok", "bf16 can pay"),
+        (doctor.check_bf16({"sse"}), "ok", "keep --learning.precision fp32"),
+        (doctor.check_compiler("/usr/bin/g++"), "ok", "/usr/bin/g++"),
+        (doctor.check_compiler(None), "ok", "torch.compile"),
+        (doctor.check_rendering({}, False, {}), "ok", "not installed"),
+        (doctor.check_rendering({"DISPLAY": ":0"}, True, {}), "ok", "DISPLAY=:0"),
+        (doctor.check_rendering({}, True, {"EGL": True}), "warn", "export MUJOCO_GL=egl"),
+        (doctor.check_rendering({}, True, {"OSMesa": True}), "warn", "export MUJOCO_GL=osmesa"),
+        (doctor.check_rendering({}, True, {}), "warn", "apt-get install libegl1"),
+        (doctor.check_rendering({"MUJOCO_GL": "osmesa"}, True, {"EGL": True}), "warn", "apt-get install libosmesa6"),
+        (doctor.check_rendering({"MUJOCO_GL": "egl"}, True, {"EGL": True}), "ok", "MUJOCO_GL=egl"),
+        (doctor.check_folder(Path("runs"), 9 * GIB, True), "ok", "runs can be written, 9.0 GiB free"),
+        (doctor.check_folder(Path("runs"), GIB // 2, True), "warn", "checkpoints need room"),
+        (doctor.check_folder(Path("runs"), None, False), "bad", "give --run.dir"),
+    ],
+)
+def test_what_is_found_and_what_to_do(finding, level, said):
+    assert finding.level == level
+    assert said in f"{finding.found} {finding.advice}"
+    assert bool(finding.advice) == (level != "ok")  # whatever is not well comes with what to do
+
+
+def test_descriptors_are_counted_as_the_supervisor_counts_them():
+    from sfactory.supervisor.spawn import FDS_OF_OUR_OWN, FDS_PER_WORKER
+
+    assert doctor.FDS == FDS_OF_OUR_OWN + FDS_PER_WORKER * doctor.WORKERS
+
+
+def test_every_extra_a_user_can_install_is_looked_for():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    assert set(doctor.EXTRAS) == set(parser["options.extras_require"]) - {"dev", "all", "classic"}
+    found = {f.topic: f for f in doctor.check_extras({"onnx": ["onnxruntime"], "atari": []})}
+    assert found["extra onnx"] == Finding("warn", "extra onnx", "no onnxruntime", "pip install 'sfactory[onnx]'")
+    assert found["extra atari"].level == "ok"
+
+
+def test_a_folder_is_tried_by_writing(tmp_path):
+    free, writable = doctor._room(tmp_path / "runs" / "deep")
+    assert writable
+    assert free > 0
+    assert list(tmp_path.iterdir()) == []
+    assert doctor._room(Path("/proc/none/deep")) == (None, False)
+
+
+def test_cpu_flags_are_read_from_any_cpuinfo(tmp_path):
+    tree(tmp_path, {"cpuinfo": "processor : 0\nflags\t\t: fpu sse avx512_bf16\n"})
+    assert doctor._cpu_flags(tmp_path / "cpuinfo") == {"fpu", "sse", "avx512_bf16"}
+    assert doctor._cpu_flags(tmp_path / "absent") == set()
+
+
+def test_the_command_on_this_machine(typed):
+    code, out, line = typed("doctor")
+    assert code == 0
+    assert line.startswith("sfactory: healthy (exit 0): nothing prevents training")
+    topics = [row[6:20].strip() for row in out.splitlines() if row[:5].strip() in ("ok", "warn")]
+    assert topics[:3] == ["python", "cores", "threads"]
+    import torch
+
+    assert f"torch {torch.__version__}" in out
+
+
+def test_only_what_prevents_training_ends_with_another_code(typed, monkeypatch):
+    found = [Finding("warn", "cores", "1", "buy one"), Finding("ok", "cuda", "none")]
+    monkeypatch.setattr(doctor, "examine", lambda folder: found)
+    assert typed("doctor")[0] == 0
+    found.append(Finding("bad", "runs folder", "/x cannot be written", "give --run.dir"))
+    code, out, line = typed("doctor", "--json")
+    assert code == 11
+    assert json.loads(out)["bad"] == 1
+    assert line == "sfactory: cannot train here (exit 11): runs folder: /x cannot be written: give --run.dir"

@@ -1,0 +1,149 @@
+"""`sfactory info`: what a checkpoint is; a stranger's file is opened safely."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from builders import trained
+from safetensors.torch import load_file
+
+from sfactory.run.checkpoint import MANIFEST, candidates
+from sfactory.tools.info import info
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("runs") / "a", "memory/tmaze", model={"core": "gru", "core_size": 8})
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "runs" / "a"))
+
+
+def test_everything_is_said_and_nothing_is_touched(typed, run):
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*")}
+    code, out, line = typed("info", "runs/a")
+    newest, oldest = candidates(run)
+    assert code == 0
+    assert line == f"sfactory: verified (exit 0): runs/a/checkpoints/{newest.name} is as it was written"
+    weights = load_file(newest / "model.safetensors")
+    assert f"parameters  {sum(x.numel() for x in weights.values()):,}" in out
+    core = sum(x.numel() for name, x in weights.items() if name.startswith("trunk.core"))
+    assert f"{core:,}  trunk.core" in out
+    assert f"trained     {int(newest.name):,} env steps" in out
+    assert "task        memory/tmaze" in out
+    assert f"by sfactory 0.1.0 and torch {torch.__version__}" in out
+    assert f"others      {oldest.name}  good" in out
+    assert before == {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*")}
+
+
+def test_json_has_the_same(typed, run):
+    code, out, _ = typed("info", "runs/a", "--json")
+    found = json.loads(out)
+    assert (code, found["verified"], found["wrong"]) == (0, True, "")
+    assert found["bytes"] == sum(p.stat().st_size for p in candidates(run)[0].iterdir())
+    assert found["state"]["env_steps"] == int(candidates(run)[0].name)
+    assert found["others"] == {"000000000000": ""}
+    assert found["task"]["env"] == "memory/tmaze"
+
+
+def test_a_damaged_checkpoint_is_named_and_the_newest_good_one_is_shown(typed, run):
+    newest, oldest = candidates(run)
+    with (newest / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    code, out, _ = typed("info", "runs/a")
+    assert code == 0
+    assert f"checkpoint  runs/a/checkpoints/{oldest.name}" in out
+    assert f"{newest.name}  damaged: model.safetensors is damaged" in out
+    code, out, line = typed("info", newest)
+    assert code == 5
+    assert "verified    no: model.safetensors is damaged" in out
+    assert f"trained     {int(newest.name):,} env steps" in out  # what can be read is said all the same
+    assert "damaged (exit 5)" in line
+    assert newest.is_dir()  # it stays where it is
+
+
+def test_a_checkpoint_that_was_copied_away_still_says_its_task(typed, run, tmp_path):
+    shutil.copytree(candidates(run)[0], tmp_path / "copy")
+    code, out, _ = typed("info", "copy")
+    assert code == 0
+    assert "task        memory/tmaze" in out
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "state.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"null", b"\xff" * 50, b"[" * 100_000, b'{"sha256": 1, "files": []}', b"\xff\xff\xff\xff\0\0\0\0{}"],
+)
+def test_whatever_a_stranger_wrote_is_damage_and_no_traceback(typed, run, capsys, name, content):
+    (candidates(run)[0] / name).write_bytes(content)
+    code, _, line = typed("info", candidates(run)[0])
+    assert code == 5
+    assert "damaged (exit 5)" in line
+
+
+def test_a_forged_manifest_cannot_do_more(typed, run):
+    """It can hash itself: anybody can. Files that are missing in it, or no list at all, are damage."""
+    from sfactory.run.checkpoint import FORMAT, _manifest_hash
+
+    path = candidates(run)[0]
+    names = json.loads((path / MANIFEST).read_text())["files"]
+    elsewhere = {"../../../etc/passwd": {"size": 1, "sha256": ""}}
+    for files in ([], {"state.json": 3}, dict.fromkeys(names, 3), {name: {} for name in names}, elsewhere):
+        forged = {"format": FORMAT, "files": files}
+        forged["sha256"] = _manifest_hash(forged)
+        (path / MANIFEST).write_text(json.dumps(forged))
+        assert typed("info", path)[0] == 5
+
+
+def test_words_that_would_steer_the_terminal_are_printed_harmlessly(run):
+    path = candidates(run)[0]
+    (path / "state.json").write_text(json.dumps({"env": "\x1b[2J", "protocol": "\x1b]0;x\x07", "env_steps": "many"}))
+    (run / "config.toml").unlink()
+    assert "\x1b" not in info(path).report()
+
+
+def test_a_pickle_is_not_opened(typed, run, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    (tmp_path / "stranger.pt").write_bytes(pickle.dumps(Bomb()))
+    code, _, line = typed("info", "stranger.pt")
+    assert (code, "stranger.pt is a file; a checkpoint is a folder with manifest.json" in line) == (5, True)
+    (candidates(run)[0] / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+    assert typed("info", candidates(run)[0])[0] == 5
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_neither_torch_nor_the_environment_is_needed(run):
+    code = (
+        "import sys\nfrom sfactory.cli import main as cli\ntry: cli.main(['info', sys.argv[1]])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert not {'torch', 'gymnasium', 'sfactory_envs.memory'} & set(sys.modules), 'loaded'"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("info", 2, "expected one runs/NAME or checkpoint, got none"),
+        ("info absent", 2, "absent does not exist"),
+        ("info runs", 2, "runs holds no checkpoint, and is none"),
+        ("info runs/a --optim.lr 1", 2, "info has no use for settings"),
+    ],
+)
+def test_mistakes(typed, run, words, code, said):
+    got, _, line = typed(*words.split())
+    assert got == code
+    assert said in line

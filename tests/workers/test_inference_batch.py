@@ -1,0 +1,98 @@
+"""Inference's passes before a GPU: places, buckets, padding, on a device that does all as late as it may (late.py)."""
+
+import numpy as np
+import pytest
+import torch
+from fake_accelerator import Late
+from torch import nn
+
+from sfactory.device.accelerator import DIRECT_BYTES
+from sfactory.workers.inference_batch import CpuBatch, GpuBatch, buckets
+
+torch.set_num_threads(1)
+E = 4
+WIDE = DIRECT_BYTES // 4 // E  # floats of a row, so that a group's rows are just large enough for a copy of their own
+
+
+class Doubling:
+    """A forward pass that remembers what it was given."""
+
+    def __init__(self):
+        self.linear = nn.Linear(WIDE, 2)
+        self.seen = []
+
+    @torch.inference_mode()
+    def __call__(self, inputs):
+        self.seen.append({name: x.clone() for name, x in inputs.items()})
+        return {"value": self.linear(inputs["wide"]) + inputs["small"], "twice": inputs["small"].long() * 2}
+
+
+def answers_on(late, groups=5, **settings):
+    inputs = {"wide": np.zeros((groups * E, WIDE), np.float32), "small": np.zeros((groups * E, 1), np.float32)}
+    forward, plain = Doubling(), Doubling()
+    plain.linear.load_state_dict(forward.linear.state_dict())
+    forward.linear.to(late.device)
+    device = GpuBatch(forward, inputs, E, late, **{"direct": getattr(late, "may_register", True), **settings})
+    host = CpuBatch(plain, {name: x.copy() for name, x in inputs.items()}, E)
+    return device, host, forward
+
+
+@pytest.mark.parametrize("may_record", [True, False])
+@pytest.mark.parametrize("may_register", [True, False])
+def test_answers_of_a_device_are_those_of_the_host(may_register, may_record):
+    """Whatever number of groups waits, and whatever the batch before left behind."""
+    said = []
+    late = Late(may_register, may_record)
+    device, host, _ = answers_on(late, say=said.append)
+    assert ("wide" in device.staged) is not may_register
+    assert "small" in device.staged
+    draws = np.random.default_rng(0)
+    for groups in (5, 1, 3, 2, 5, 4, 1):
+        for place in range(groups):
+            rows = {"wide": draws.random((E, WIDE), np.float32), "small": draws.random((E, 1), np.float32)}
+            for name, x in rows.items():
+                device.stage(name, place, x)
+                host.stage(name, place, x)
+        ours, theirs = device.run(groups), host.run(groups)
+        for name, x in theirs.items():
+            assert x.shape == ours[name].shape
+            assert x.dtype == ours[name].dtype
+            np.testing.assert_allclose(ours[name], x, rtol=1e-5, atol=1e-6)
+    assert late.recordings == (4 if may_record else 0)
+    assert said == ([] if may_record else ["inference is not recorded: not here"])
+
+
+@pytest.mark.parametrize("may_register", [True, False])
+def test_padding_is_zero(may_register):
+    device, _, forward = answers_on(Late(may_register, may_record=False))
+    ones = {"wide": np.ones((E, WIDE), np.float32), "small": np.ones((E, 1), np.float32)}
+    for groups, bucket in ((5, 5), (3, 4), (1, 1), (2, 2)):
+        for place in range(groups):
+            for name, x in ones.items():
+                device.stage(name, place, x)
+        device.run(groups)
+        for x in forward.seen[-1].values():
+            assert len(x) == bucket * E
+            assert bool((x[: groups * E] == 1).all())
+            assert bool((x[groups * E :] == 0).all())
+
+
+def test_new_weights_are_in_the_next_answers():
+    """A recording reads the weights where they are, so they have to be changed in place."""
+    device, _, forward = answers_on(Late())
+    device.stage("wide", 0, np.ones((E, WIDE), np.float32))
+    before = device.run(1)["value"].copy()
+    with torch.no_grad():
+        forward.linear.weight.mul_(2.0)
+        forward.linear.bias.mul_(2.0)
+    device.stage("wide", 0, np.ones((E, WIDE), np.float32))
+    np.testing.assert_allclose(device.run(1)["value"], 2 * before, rtol=1e-5)
+
+
+def test_few_shapes_occur():
+    assert buckets(1) == [1]
+    assert buckets(2) == [1, 2]
+    assert buckets(8) == [1, 2, 4, 8]
+    assert buckets(12) == [1, 2, 4, 8, 12]
+    device, _, _ = answers_on(Late(), groups=6, whole=True)
+    assert device.buckets == [6]
