@@ -72,7 +72,7 @@ class _Recorder(TorchDispatchMode):
             storage.copy_(contents)
 
 
-class Late:
+class FakeAccelerator:
     """An `Accelerator`. may_register, may_record: what a system without those rights does."""
 
     def __init__(self, may_register: bool = True, may_record: bool = True) -> None:
@@ -160,7 +160,7 @@ class Late:
         self.uploads.clear()
 
 
-def everything_on(late: Late | None, monkeypatch) -> None:
+def use_on_all_workers(late: FakeAccelerator | None, monkeypatch) -> None:
     """From now on every worker uses this device."""
     for room in ("inference", "learner"):
         monkeypatch.setattr(f"sfactory.workers.{room}.accelerator_of", lambda *unused, **also: late)

@@ -17,9 +17,7 @@ def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
     return x.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
 
 
-def masked_moments(
-    x: Tensor, valid: Tensor | None, shape: Sequence[int] = ()
-) -> tuple[Tensor, Tensor, Tensor]:
+def masked_moments(x: Tensor, valid: Tensor | None, shape: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
     """x [..., *shape], valid [...] -> mean [*shape], variance [*shape], count [], all float64."""
     rows = x.detach().reshape(-1, *shape).double()
     if valid is None:

@@ -139,12 +139,8 @@ def _warnings(settings: Mapping[str, float], new: Mapping[str, float], factor: f
                 f"whose noise grows by sqrt(c); an invariant epsilon would be {invariant:.3g}"
             )
         if factor < 1.0:
-            found.append(
-                "a larger batch stays invariant only while a minibatch is below the critical batch size"
-            )
+            found.append("a larger batch stays invariant only while a minibatch is below the critical batch size")
     span = settings.get("advantage_span")
     if span is not None and span * factor < 1.0:
-        found.append(
-            f"advantage_span would be {span * factor:g} updates; it stays at 1, the shortest there is"
-        )
+        found.append(f"advantage_span would be {span * factor:g} updates; it stays at 1, the shortest there is")
     return found

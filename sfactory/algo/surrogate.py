@@ -185,9 +185,7 @@ def mdpo(
     return Surrogate(_masked(kl_coef * _penalty(x, q, reverse=True) - q.w * q.advantage, x), q.clipped)
 
 
-def impala(
-    x: SurrogateInput, *, behavior_weight: str = "trace", clip: float = 0.2, **unused: Any
-) -> Surrogate:
+def impala(x: SurrogateInput, *, behavior_weight: str = "trace", clip: float = 0.2, **unused: Any) -> Surrogate:
     """Policy gradient of IMPALA (Espeholt et al. 2018, arXiv 1802.01561, sec. 4.2): loss = -weight * A * log
     policy.
 
@@ -226,9 +224,7 @@ def cispo(
     return Surrogate(-q.w.detach().clamp(max=1.0 + clip) * q.advantage * q.log_prob, q.clipped)
 
 
-def topr(
-    x: SurrogateInput, *, behavior_weight: str = "surrogate", clip: float = 0.2, **unused: Any
-) -> Surrogate:
+def topr(x: SurrogateInput, *, behavior_weight: str = "surrogate", clip: float = 0.2, **unused: Any) -> Surrogate:
     """TOPR (arXiv 2503.14286): loss = -sg(weight) * A * log policy, weight 1 for A >= 0 and min(w, 1) for A <
     0."""
     q = _ratios(x, behavior_weight, clip, None)

@@ -3,7 +3,7 @@
 Everything a worker asks for happens later, in the order it was asked, and has happened when `wait` returns. Until then
 the memory on both sides of a copy belongs to the device. A CPU has none of this (`accelerator_of` answers None there):
 its tensors are the shared memory itself. What rests on these few calls is tested on the CPU with an implementation that
-does everything at the last possible moment (tests/workers/late.py).
+does everything at the last possible moment (tests/fake_accelerator.py).
 """
 
 from __future__ import annotations

@@ -30,9 +30,7 @@ N = 40
 
 def random_minibatch(seed: int) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
-    batch = {
-        n: torch.randn(N, generator=g, dtype=torch.float64) for n in ("loss", "value", "target", "old_value")
-    }
+    batch = {n: torch.randn(N, generator=g, dtype=torch.float64) for n in ("loss", "value", "target", "old_value")}
     batch["entropy"] = torch.rand(N, generator=g, dtype=torch.float64)
     batch["valid"] = torch.rand(N, generator=g) < 0.7
     return batch
@@ -118,9 +116,7 @@ def test_diagnostics_agree_with_their_definitions() -> None:
     valid = torch.tensor([True] * len(cases) + [False])
     value, target = torch.arange(7.0).double(), torch.tensor([0.0, 1, 2, 3, 4, 6, 99]).double()
     x = SurrogateInput(log_prob.requires_grad_(), proximal, behavior, adv, torch.ones_like(adv), valid)
-    out = diagnostics(
-        x, decoupled(x), value, target, rho_bar=2.0, c_bar=1.0, effective_lambda=torch.tensor(0.9)
-    )
+    out = diagnostics(x, decoupled(x), value, target, rho_bar=2.0, c_bar=1.0, effective_lambda=torch.tensor(0.9))
     assert all(y.ndim == 0 and not y.requires_grad for y in out.values())
     assert out["approx_kl"].item() == pytest.approx(VECTORS["decoupled_ppo"]["approx_kl"])
     assert out["clipfrac"].item() == pytest.approx(VECTORS["decoupled_ppo"]["clipfrac"])
@@ -135,9 +131,7 @@ def test_diagnostics_agree_with_their_definitions() -> None:
     assert out["effective_lambda"].item() == pytest.approx(0.9)
 
     params = torch.arange(7.0).double().unsqueeze(-1)
-    x = x._replace(
-        params=params, proximal_params=params + 1, behavior_params=params + 3, distribution=Normal()
-    )
+    x = x._replace(params=params, proximal_params=params + 1, behavior_params=params + 3, distribution=Normal())
     out = diagnostics(x, decoupled(x), value, target)
     assert out["kl_proximal_policy"].item() == pytest.approx(0.5)
     assert out["kl_behavior_proximal"].item() == pytest.approx(2.0)
@@ -200,9 +194,7 @@ def test_the_reward_scale_is_the_spread_of_the_running_return() -> None:
     scale = RewardScale()
     assert scale(torch.tensor([2.0])).item() == pytest.approx(2.0)
     scale.update(running, valid)
-    assert scale.scale.item() == pytest.approx(
-        1.0 / running[valid].double().std(correction=0).item(), rel=1e-6
-    )
+    assert scale.scale.item() == pytest.approx(1.0 / running[valid].double().std(correction=0).item(), rel=1e-6)
     assert scale(torch.tensor([1e9])).item() == 10.0
     heir = RewardScale()
     heir.load_state_dict(scale.state_dict())

@@ -63,9 +63,7 @@ def test_decoupled_ppo_agrees_with_the_reference_loss_and_gradient(cap, dtype, t
 @pytest.mark.parametrize(("dtype", "tol"), DTYPES)
 def test_a3po_losses_agree_with_the_reference(dtype, tol) -> None:
     for case in VECTORS["a3po"]:
-        x = make(
-            [case["logp"]], [case["areal"]["logp_prox"]], [case["logp_behav"]], [case["adv"]], dtype=dtype
-        )
+        x = make([case["logp"]], [case["areal"]["logp_prox"]], [case["logp_behav"]], [case["adv"]], dtype=dtype)
         out = decoupled(x, clip=case["eps"], weight_cap=None)
         expected = torch.tensor([case["areal"]["loss"]], dtype=dtype)
         torch.testing.assert_close(out.loss, expected, rtol=tol, atol=tol)
@@ -74,9 +72,7 @@ def test_a3po_losses_agree_with_the_reference(dtype, tol) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tol"), DTYPES)
-@pytest.mark.parametrize(
-    "case", VECTORS["extra_surrogates"], ids=lambda c: f"{c['logp']}|{c['logp_old']}|{c['adv']}"
-)
+@pytest.mark.parametrize("case", VECTORS["extra_surrogates"], ids=lambda c: f"{c['logp']}|{c['logp_old']}|{c['adv']}")
 def test_other_objectives_agree_with_their_coupled_reference(case, dtype, tol) -> None:
     tol = max(tol, 5e-9)  # central differences again
     numbers = [case["logp"]], [case["logp_old"]], [case["logp_old"]], [case["adv"]]
@@ -93,14 +89,10 @@ def test_other_objectives_agree_with_their_coupled_reference(case, dtype, tol) -
         expected = torch.tensor([slope], dtype=dtype)
         torch.testing.assert_close(gradient(out.loss, x), expected, rtol=tol, atol=tol, msg=name)
         if loss is not None:
-            torch.testing.assert_close(
-                out.loss.detach(), torch.tensor([loss], dtype=dtype), rtol=tol, atol=tol
-            )
+            torch.testing.assert_close(out.loss.detach(), torch.tensor([loss], dtype=dtype), rtol=tol, atol=tol)
 
 
-def slow_decoupled(
-    log_prob: float, proximal: float, behavior: float, adv: float, clip: float, dual: float
-) -> float:
+def slow_decoupled(log_prob: float, proximal: float, behavior: float, adv: float, clip: float, dual: float) -> float:
     """-w_b min(r A, clip(r) A), for A < 0 at most -dual A w_b."""
     r, w_b = math.exp(log_prob - proximal), math.exp(proximal - behavior)
     loss = -w_b * min(r * adv, min(max(r, 1 - clip), 1 + clip) * adv)

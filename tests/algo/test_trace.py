@@ -54,30 +54,21 @@ def random_rows(seed: int, steps: int = 17, lanes: int = 5, ends: float = 0.12) 
     valid = torch.ones(steps, lanes, dtype=torch.bool)
     for t in range(1, steps):
         valid[t] = ~((rows["terminated"] | rows["truncated"])[t - 1] & valid[t - 1])
-    valid[:, 0] = (
-        True  # life losses: the row after such an end is an ordinary one, so only the end cuts the trace
-    )
+    valid[:, 0] = True  # life losses: the row after such an end is an ordinary one, so only the end cuts the trace
     for name in ("terminated", "truncated"):
         rows[name] &= valid
     return {**rows, "valid": valid}
 
 
-def slow(
-    kind: str, rows: dict[str, Tensor], *, gamma: float, lam: float, rho_bar=1.0, c_bar=1.0, leak=1.0
-) -> Trace:
+def slow(kind: str, rows: dict[str, Tensor], *, gamma: float, lam: float, rho_bar=1.0, c_bar=1.0, leak=1.0) -> Trace:
     """The definitions as sums over pairs (s, t), one lane and one pair at a time, in Python floats."""
     steps, lanes = rows["reward"].shape
     target, advantage = torch.zeros(2, steps, lanes, dtype=torch.float64)
     for b in range(lanes):
         row = {name: rows[name][:, b].tolist() for name in ROWS}
         valid = row["valid"]
-        rho = [
-            math.exp(min(max(x, -20.0), 20.0)) if v else 0.0
-            for x, v in zip(row["log_rho"], valid, strict=True)
-        ]
-        cont = [
-            v and not (a or z) for a, z, v in zip(row["terminated"], row["truncated"], valid, strict=True)
-        ]
+        rho = [math.exp(min(max(x, -20.0), 20.0)) if v else 0.0 for x, v in zip(row["log_rho"], valid, strict=True)]
+        cont = [v and not (a or z) for a, z, v in zip(row["terminated"], row["truncated"], valid, strict=True)]
         delta = []
         for t in range(steps):
             bootstrap = 0.0 if row["terminated"][t] else row["next_value"][t]
@@ -99,9 +90,7 @@ def slow(
                 elif kind == "gae":
                     weights = lam ** (t - s), lam ** (t - s)
                 else:
-                    v = clipped(rho[t], rho_bar) * math.prod(
-                        lam * clipped(rho[i], c_bar) for i in range(s, t)
-                    )
+                    v = clipped(rho[t], rho_bar) * math.prod(lam * clipped(rho[i], c_bar) for i in range(s, t))
                     a = math.prod(lam * clipped(rho[i], c_bar) for i in range(s + 1, t))
                     weights = v, 1.0 if t == s else lam * a * clipped(rho[t], rho_bar)
                 v_sum += gamma ** (t - s) * alive * weights[0] * delta[t]
@@ -203,9 +192,7 @@ def test_garbage_on_reset_rows_changes_nothing(kind: str, seed: int) -> None:
         dirty[name] = torch.where(rows["valid"], rows[name], garbage)
     # what would be the next value of a termination, and of a reset row, is not looked at either
     unseen = rows["terminated"] | ~rows["valid"]
-    dirty["next_value"] = torch.where(
-        unseen, torch.full_like(rows["next_value"], float("nan")), rows["next_value"]
-    )
+    dirty["next_value"] = torch.where(unseen, torch.full_like(rows["next_value"], float("nan")), rows["next_value"])
     out = TRACES[kind](*(dirty[name] for name in ROWS), **options)
     for got, expected in zip(out, clean, strict=True):
         assert torch.equal(got, expected)

@@ -6,7 +6,7 @@ import gc
 import numpy as np
 import pytest
 import torch
-from fake_accelerator import Late
+from fake_accelerator import FakeAccelerator
 
 from sfactory.device.accelerator import Cuda, NotRecordable, Replay, accelerator_of, register
 from sfactory.device.selection import pick_device
@@ -21,15 +21,15 @@ def test_a_recording_refuses_what_asks_the_host():
     asking = (lambda: x.sum().item(), lambda: x[x > 1].sum(), lambda: x.nonzero(), lambda: torch.unique(x))
     for work in (*waiting, *asking, lambda: torch.as_tensor(np.ones(4)), lambda: x + torch.tensor(1.0)):
         with pytest.raises(NotRecordable):
-            Late().record(work)
-    Late().record(lambda: x.add_(1.0))
+            FakeAccelerator().record(work)
+    FakeAccelerator().record(lambda: x.add_(1.0))
     assert x.tolist() == [0.0, 1.0, 2.0, 3.0]  # the recording itself does nothing
 
 
 def test_a_number_from_outside_would_be_that_of_the_recording():
     """The mistake that tensors for the learning rate and the moments avoid shows here."""
     state = {"lr": 1.0}
-    replay = Replay(Late(), lambda batch, order: {"lr": batch * state["lr"]}, print)
+    replay = Replay(FakeAccelerator(), lambda batch, order: {"lr": batch * state["lr"]}, print)
     one, seen = torch.ones(()), []
     for number in range(5):
         state["lr"] = float(number)

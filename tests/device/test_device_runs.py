@@ -1,9 +1,9 @@
-"""Batches and whole runs on a device that does all as late as it may (late.py): those of the host."""
+"""Batches and whole runs on a device that does all as late as it may (fake_accelerator.py): those of the host."""
 
 import numpy as np
 import pytest
 import torch
-from fake_accelerator import Late, everything_on
+from fake_accelerator import FakeAccelerator, use_on_all_workers
 
 from sfactory.config import Config, Env, Learning, Model, Run, Sampling, Stop
 from sfactory.envs import make_spec
@@ -27,7 +27,7 @@ def run_on(late, tmp_path, monkeypatch, **model):
         model=Model(hidden=(16,), **model),
         stop=Stop(env_steps=10**6),
     )
-    everything_on(late, monkeypatch)
+    use_on_all_workers(late, monkeypatch)
     run = Lockstep(RunSpec(config, make_spec(config.env.name, {}), str(tmp_path), 0))
     try:
         while run.learner.updates < 5:
@@ -44,7 +44,7 @@ def run_on(late, tmp_path, monkeypatch, **model):
 @pytest.mark.parametrize("model", [{}, {"core": "gru", "core_size": 8}])
 def test_a_run_on_a_device_is_the_run_on_the_host(tmp_path, monkeypatch, model):
     """Games, batches, weights: through pinned memory or past it, recorded or step by step, it is the same run."""
-    late = Late()
+    late = FakeAccelerator()
     weights, steps, said, rho = run_on(late, tmp_path, monkeypatch, **model)
     assert late.ever_registered > 4 * 192 * 400
     assert late.registered == 0  # given back with the run
@@ -52,7 +52,7 @@ def test_a_run_on_a_device_is_the_run_on_the_host(tmp_path, monkeypatch, model):
     assert late.replays > 4 * 5
     assert said == []
     assert rho < 1e-4  # who acted had the newest weights: the data have lag 0
-    poor = Late(may_register=False, may_record=False)
+    poor = FakeAccelerator(may_register=False, may_record=False)
     others, same_steps, said, _ = run_on(poor, tmp_path, monkeypatch, **model)
     assert torch.equal(weights, others)
     assert steps == same_steps > 0
@@ -68,7 +68,7 @@ def test_a_run_on_a_device_is_the_run_on_the_host(tmp_path, monkeypatch, model):
     torch.testing.assert_close(weights, plain, rtol=1e-3, atol=1e-4)  # its learning rate is a float64
 
 
-@pytest.mark.parametrize("kind", [lambda: None, Late])
+@pytest.mark.parametrize("kind", [lambda: None, FakeAccelerator])
 def test_a_batch_says_nothing_of_reset_rows_and_counts_its_lag(tmp_path, kind):
     late = kind()
     config = Config(

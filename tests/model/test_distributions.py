@@ -50,9 +50,7 @@ def torch_twins(name: str, params: Tensor) -> list[tuple[str, int | None, torch.
     for leaf_name, leaf in SPACES[name].items():
         if leaf.kind == "discrete":
             for head, size in enumerate(leaf.sizes):
-                twins.append(
-                    (leaf_name, head, torch.distributions.Categorical(logits=params[..., k : k + size]))
-                )
+                twins.append((leaf_name, head, torch.distributions.Categorical(logits=params[..., k : k + size])))
                 k += size
         else:
             (d,) = leaf.sizes

@@ -12,7 +12,6 @@ ACTIONS = {"action": ActionLeaf((2,), "float32", "box", (2,), LOW, HIGH)}
 ONE = {"action": ActionLeaf((1,), "float32", "box", (1,), (-2.0,), (4.0,))}
 
 
-
 @pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (0.3, -2.0), (1.0, 0.5)])
 def test_the_density_is_that_of_the_action_and_the_entropy_its_own(mean, log_std):
     distribution = ActionDistribution(ONE, squash=True)
