@@ -21,7 +21,7 @@ from sfactory.algo.normalize import (
 )
 from sfactory.algo.scaling import rescale
 from sfactory.algo.schedule import SCHEDULES, ScheduleState
-from sfactory.algo.surrogate import Surrogate, SurrogateInput, decoupled
+from sfactory.algo.surrogate import SURROGATES, Surrogate, SurrogateInput
 
 torch.set_num_threads(1)
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
@@ -116,7 +116,9 @@ def test_diagnostics_agree_with_their_definitions() -> None:
     valid = torch.tensor([True] * len(cases) + [False])
     value, target = torch.arange(7.0).double(), torch.tensor([0.0, 1, 2, 3, 4, 6, 99]).double()
     x = SurrogateInput(log_prob.requires_grad_(), proximal, behavior, adv, torch.ones_like(adv), valid)
-    out = diagnostics(x, decoupled(x), value, target, rho_bar=2.0, c_bar=1.0, effective_lambda=torch.tensor(0.9))
+    out = diagnostics(
+        x, SURROGATES["decoupled"](x), value, target, rho_bar=2.0, c_bar=1.0, effective_lambda=torch.tensor(0.9)
+    )
     assert all(y.ndim == 0 and not y.requires_grad for y in out.values())
     assert out["approx_kl"].item() == pytest.approx(VECTORS["decoupled_ppo"]["approx_kl"])
     assert out["clipfrac"].item() == pytest.approx(VECTORS["decoupled_ppo"]["clipfrac"])
@@ -132,7 +134,7 @@ def test_diagnostics_agree_with_their_definitions() -> None:
 
     params = torch.arange(7.0).double().unsqueeze(-1)
     x = x._replace(params=params, proximal_params=params + 1, behavior_params=params + 3, distribution=Normal())
-    out = diagnostics(x, decoupled(x), value, target)
+    out = diagnostics(x, SURROGATES["decoupled"](x), value, target)
     assert out["kl_proximal_policy"].item() == pytest.approx(0.5)
     assert out["kl_behavior_proximal"].item() == pytest.approx(2.0)
 
