@@ -1,9 +1,9 @@
-"""A device on the CPU that does everything as late as it may, and recordings that know nothing but what was recorded.
+"""A fake accelerator on the CPU that delays every copy to the last legal moment and replays only what was recorded.
 
-Copies happen when device work that was asked for later runs, downloads not before `wait`: memory that is read or given
-away too early shows. A recording is the list of torch's own operations on the tensors they touched: numbers, shapes and
-memory are those of the recording for ever, as in a CUDA graph. What a CUDA graph refuses is refused here: asking the
-host for a value, uploads of values of the host, and operations whose shape depends on a value.
+Uploads run when later device work runs, downloads not before `wait`: memory that is read or released too early gives
+wrong numbers. A recording is the list of torch operations and the tensors they touched: numbers, shapes and memory are
+fixed, as in a CUDA graph. Operations that a CUDA graph rejects are rejected here: reading a value on the host,
+uploading values from the host, and operations whose shape depends on a value.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sfactory.device.accelerator import NotRecordable
 
 aten = torch.ops.aten
-ASKS_THE_HOST = {
+READS_ON_HOST = {
     aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.item, aten._unique2,
     aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave, aten.bincount,
 }  # fmt: skip
 
 
-def _place(tensor: Tensor) -> int:
+def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _refused(*unused, **also):
-    raise NotRecordable("a copy between device and host that waits")
+def _reject(*unused, **options):
+    raise NotRecordable("a synchronous copy between device and host")
 
 
 class _Recorder(TorchDispatchMode):
-    """Keeps every operation; puts back afterwards what was changed in place."""
+    """Records every operation; `undo` restores what was changed in place."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations, self.before, self.born = [], {}, set()
+        self.operations, self.before, self.created = [], {}, set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.overloadpacket in ASKS_THE_HOST:
-            raise NotRecordable(f"{func} asks the host")
+        if func.overloadpacket in READS_ON_HOST:
+            raise NotRecordable(f"{func} reads a value on the host")
         if func.overloadpacket is aten.index and any(x is not None and x.dtype == torch.bool for x in args[1]):
             raise NotRecordable("the number of rows depends on values")
         flat = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
@@ -55,15 +55,15 @@ class _Recorder(TorchDispatchMode):
             if argument.name in kwargs and argument.alias_info is not None and argument.alias_info.is_write:
                 written += [x for x in torch.utils._pytree.tree_leaves(kwargs[argument.name]) if isinstance(x, Tensor)]
         for tensor in written:
-            place = _place(tensor)
-            if place not in self.born and place not in self.before:
+            address = _address(tensor)
+            if address not in self.created and address not in self.before:
                 storage = tensor.untyped_storage()
-                self.before[place] = (storage, storage.clone())
+                self.before[address] = (storage, storage.clone())
         result = func(*args, **kwargs)
-        known = {_place(x) for x in flat}
+        known = {_address(x) for x in flat}
         out = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, Tensor)]
-        fresh = [_place(x) not in known for x in out]
-        self.born |= {_place(x) for x, new in zip(out, fresh, strict=True) if new}
+        fresh = [_address(x) not in known for x in out]
+        self.created |= {_address(x) for x, new in zip(out, fresh, strict=True) if new}
         self.operations.append((func, args, kwargs, out, fresh))
         return result
 
@@ -72,13 +72,13 @@ class _Recorder(TorchDispatchMode):
             storage.copy_(contents)
 
 
-class Late:
-    """An `Accelerator`. may_register, may_record: what a system without those rights does."""
+class FakeAccelerator:
+    """An `Accelerator` with delayed copies. may_register, may_record: False for a system without that support."""
 
     def __init__(self, may_register: bool = True, may_record: bool = True) -> None:
         self.device = torch.device("cpu")
         self.may_register, self.may_record = may_register, may_record
-        self.host: set[int] = set()  # memory given out as pinned
+        self.host: set[int] = set()  # addresses of pinned memory
         self.uploads: list[tuple[Tensor, Tensor]] = []
         self.downloads: list[tuple[Tensor, Tensor]] = []
         self.running = False
@@ -87,7 +87,7 @@ class Late:
 
     def pinned(self, tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
-        self.host.add(_place(tensor))
+        self.host.add(_address(tensor))
         return tensor
 
     def register(self, memory: np.ndarray) -> bool:
@@ -101,10 +101,10 @@ class Late:
         assert target.shape == source.shape
         assert target.dtype == source.dtype
         if not self.running:
-            assert _place(target) not in self.host, "a download is part of some device work"
+            assert _address(target) not in self.host, "a download must be part of device work"
             self.uploads.append((target, source))
-        elif _place(target) in self.host:
-            self.downloads.append((target, source.clone()))  # in its turn, but nobody has heard of it yet
+        elif _address(target) in self.host:
+            self.downloads.append((target, source.clone()))  # the contents of now, visible after `wait`
         else:
             target.copy_(source)
 
@@ -131,8 +131,8 @@ class Late:
         try:
             with (
                 recorder,
-                mock.patch.multiple(torch, tensor=_refused, as_tensor=_refused, from_numpy=_refused),
-                mock.patch.multiple(Tensor, cpu=_refused, numpy=_refused, tolist=_refused),
+                mock.patch.multiple(torch, tensor=_reject, as_tensor=_reject, from_numpy=_reject),
+                mock.patch.multiple(Tensor, cpu=_reject, numpy=_reject, tolist=_reject),
             ):
                 work()
         finally:
@@ -146,11 +146,11 @@ class Late:
         self.replays += 1
         with torch.inference_mode():
             for func, args, kwargs, out, fresh in operations:
-                if func.overloadpacket is aten.copy_ and _place(args[0]) in self.host:
+                if func.overloadpacket is aten.copy_ and _address(args[0]) in self.host:
                     self.downloads.append((args[0], args[1].clone()))
                     continue
-                again = [x for x in torch.utils._pytree.tree_leaves(func(*args, **kwargs)) if isinstance(x, Tensor)]
-                for old, new, copied in zip(out, again, fresh, strict=True):
+                repeated = [x for x in torch.utils._pytree.tree_leaves(func(*args, **kwargs)) if isinstance(x, Tensor)]
+                for old, new, copied in zip(out, repeated, fresh, strict=True):
                     if copied:
                         old.copy_(new)
 
@@ -160,7 +160,7 @@ class Late:
         self.uploads.clear()
 
 
-def everything_on(late: Late | None, monkeypatch) -> None:
-    """From now on every worker uses this device."""
-    for room in ("inference", "learner"):
-        monkeypatch.setattr(f"sfactory.workers.{room}.accelerator_of", lambda *unused, **also: late)
+def use_on_all_workers(accelerator: FakeAccelerator | None, monkeypatch) -> None:
+    """Make inference and learner use this accelerator."""
+    for worker in ("inference", "learner"):
+        monkeypatch.setattr(f"sfactory.workers.{worker}.accelerator_of", lambda *unused, **options: accelerator)

@@ -1,2 +1,4 @@
-"""Off-policy mathematics as pure tensor functions: torch only, no config, no processes, no state but what is
-passed in."""
+"""Off-policy mathematics as pure tensor functions.
+
+Imports torch only: no configuration, no processes; all state is passed in.
+"""

@@ -1,7 +1,7 @@
-"""The loss of one minibatch and what one wants to know about it.
+"""The loss of one minibatch and its diagnostics.
 
 Shapes: [...] is [N] or [T, b], the same for all. Every mean is over valid rows with one denominator,
-sum(valid), at least 1. Nothing here waits for the device: all results are 0-dim tensors.
+sum(valid), at least 1. Nothing here synchronises with the device: all results are 0-dim tensors.
 """
 
 from typing import NamedTuple
@@ -13,16 +13,16 @@ from sfactory.algo.surrogate import LOG_WEIGHT_LIMIT, Surrogate, SurrogateInput
 
 
 class Loss(NamedTuple):
+    """Parts of the loss of one minibatch."""
+
     total: Tensor
-    """[] policy + value_coef * value - entropy_coef * entropy; the one to differentiate."""
+    """[] policy + value_coef * value - entropy_coef * entropy; the tensor to differentiate."""
     policy: Tensor
     """[] mean surrogate."""
     value: Tensor
     """[] mean squared error of the value (no factor 1/2, as in openai/ppo-ewma)."""
     entropy: Tensor
-    """[] mean entropy of the policy, to be kept high."""
-    diagnostics: dict[str, Tensor]
-    """name -> [] detached."""
+    """[] mean entropy of the policy; the loss raises it."""
 
 
 def total_loss(
@@ -37,29 +37,32 @@ def total_loss(
     old_value: Tensor | None = None,
     value_clip: float | None = None,
 ) -> Loss:
-    """Policy, value and entropy together (Schulman et al. 2017, arXiv 1707.06347, eq. 9, with the signs of a
-    loss).
+    """Sum of policy, value and entropy loss (Schulman et al. 2017, arXiv 1707.06347, eq. 9, signs of a loss).
 
     Args:
-        surrogate: per-sample policy loss [...]. value, target, entropy: [...] float. valid: [...] bool.
-        old_value: [...] value at the start of the update, needed with value_clip.
-        value_clip: the value may move this far from old_value before its error stops falling:
-            max((v - g)^2, (v_old + clip(v - v_old) - g)^2), as in OpenAI baselines. None or 0: plain squared
-            error.
+        surrogate: per-sample policy loss [...].
+        value, target, entropy: [...] float.
+        valid: [...] bool.
+        old_value: [...] value at the start of the update, required with value_clip.
+        value_clip: distance from old_value beyond which the value gains nothing from moving:
+            max((v - g)^2, (v_old + clip(v - v_old) - g)^2), as in OpenAI baselines. None or 0: plain squared error.
+
+    Raises:
+        ValueError: value_clip without old_value.
     """
     reset = ~valid
     error = (value - target).masked_fill(reset, 0.0).square()
     if value_clip:
         if old_value is None:
-            raise ValueError("value_clip needs old_value, the value at the start of the update")
-        near = old_value + (value - old_value).clamp(-value_clip, value_clip)
-        error = torch.maximum(error, (near - target).masked_fill(reset, 0.0).square())
+            raise ValueError("value_clip requires old_value, the value at the start of the update")
+        clipped = old_value + (value - old_value).clamp(-value_clip, value_clip)
+        error = torch.maximum(error, (clipped - target).masked_fill(reset, 0.0).square())
     count = valid.sum().clamp(min=1)
     policy_loss = surrogate.loss.masked_fill(reset, 0.0).sum() / count
     value_loss = error.sum() / count
     mean_entropy = entropy.masked_fill(reset, 0.0).sum() / count
     total = policy_loss + value_coef * value_loss - entropy_coef * mean_entropy
-    return Loss(total, policy_loss, value_loss, mean_entropy, {})
+    return Loss(total, policy_loss, value_loss, mean_entropy)
 
 
 @torch.no_grad()
@@ -74,24 +77,28 @@ def diagnostics(
     log_rho: Tensor | None = None,
     effective_lambda: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Name -> []: how far the three policies are apart and what the clips do. About 60 small operations.
+    """Name -> []: distances between the three policies and effects of the clips. About 60 small operations.
 
         approx_kl             0.5 * mean (log r)^2, of policy over proximal (openai/ppo-ewma)
         clipfrac              share of samples with r outside the clip
         ess                   (sum w)^2 / (N sum w^2) of w = policy / behavior: 1 on-policy, 1/N one sample
-        kl_behavior_proximal  KL(behavior || proximal): how far the data are behind the trust region
-        kl_proximal_policy    KL(proximal || policy): how far this update has gone
+        kl_behavior_proximal  KL(behavior || proximal): distance of the data from the trust region
+        kl_proximal_policy    KL(proximal || policy): distance covered by this update
         rho_clip_fraction     share of rho above rho_bar; c_clip_fraction the same for c_bar
         explained_variance    1 - var(target - value) / var(target)
-        effective_lambda      as given by the trace (left out if None)
+        effective_lambda      as returned by the trace (omitted if None)
 
-    KLs are exact where both distributions are known. Else behavior || proximal is the unbiased, never
-    negative mean(e^d - 1 - d) with d = log proximal/behavior over behavior's own actions, and proximal ||
-    policy 0.5 (log r)^2.
+    KLs are exact if both distributions are known. Otherwise KL(behavior || proximal) is estimated by the unbiased,
+    non-negative mean(e^d - 1 - d) with d = log proximal/behavior over the actions of behavior, and
+    KL(proximal || policy) by 0.5 (log r)^2.
 
     Args:
-        x: the minibatch, [...]. surrogate: its loss [...]. value, target: [...].
+        x: the minibatch, [...].
+        surrogate: result of the objective, [...].
+        value, target: [...].
+        rho_bar, c_bar: bounds of the reported clip fractions.
         log_rho: [...] the trace's log rho; None: that of the current policy.
+        effective_lambda: [] of the trace.
     """
     reset = ~x.valid
     count = x.valid.sum().clamp(min=1)
@@ -134,16 +141,18 @@ def diagnostics(
 
 @torch.no_grad()
 def effective_sample_size(log_w: Tensor, valid: Tensor) -> Tensor:
-    """[] (sum w)^2 / (N sum w^2) over valid rows, in (0, 1] (Kish 1965). Shifted by the largest log weight,
-    so it cannot overflow. log_w [...], valid [...] bool. 0 if no row is valid."""
+    """[] (sum w)^2 / (N sum w^2) over valid rows, in (0, 1] (Kish 1965); 0 if no row is valid.
+
+    log_w [...], valid [...] bool. Shifted by the largest log weight, so it cannot overflow.
+    """
     log_w = log_w.masked_fill(~valid, -torch.inf)
-    w = torch.exp(log_w - log_w.max().clamp(min=-1e30))  # clamp: no row valid is -inf - -inf
+    w = torch.exp(log_w - log_w.max().clamp(min=-1e30))  # clamp: without a valid row this is -inf - -inf
     return w.sum().square() / (valid.sum() * w.square().sum()).clamp(min=1e-30)
 
 
 @torch.no_grad()
 def explained_variance(value: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """[] 1 - var(target - value) / var(target) over valid rows; 1 is perfect, 0 no better than a constant."""
+    """[] 1 - var(target - value) / var(target) over valid rows; 1 is perfect, 0 is a constant prediction."""
     reset = ~valid
     count = valid.sum().clamp(min=1)
 

@@ -1,5 +1,7 @@
-"""Running and EWMA moments. The only classes of this room with state; they hold tensors, never wait for the
-device, and change their tensors in place: an update that was recorded once finds them where they were.
+"""Running and exponentially averaged moments, and the normalisers built on them.
+
+The classes hold tensors, never synchronise with the device, and change their tensors in place, so that a recorded
+update (CUDA graph) reads and writes the same memory on every replay.
 
 Legend: [..., *S] any leading axes over values of shape S; ``valid`` masks the leading axes. All moments are
 float64: sums over 10^9 samples do not fit float32. Variances are of the population (divided by the count).
@@ -11,16 +13,11 @@ import torch
 from torch import Tensor
 
 
-def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """[] mean of x [...] over rows where valid [...] (bool); 0 if there is none. Garbage elsewhere does not
-    matter."""
-    return x.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
+def masked_moments(x: Tensor, valid: Tensor | None, shape: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
+    """Moments of one batch over valid rows.
 
-
-def masked_moments(
-    x: Tensor, valid: Tensor | None, shape: Sequence[int] = ()
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x [..., *shape], valid [...] -> mean [*shape], variance [*shape], count [], all float64."""
+    x [..., *shape], valid [...] or None (all) -> mean [*shape], variance [*shape], count [], all float64.
+    """
     rows = x.detach().reshape(-1, *shape).double()
     if valid is None:
         count = torch.tensor(rows.shape[0], dtype=torch.float64, device=x.device)
@@ -29,16 +26,16 @@ def masked_moments(
         keep = valid.reshape(-1, *(1 for _ in shape))
         count = keep.sum().double()
         rows = rows.masked_fill(~keep, 0.0)
-    safe = count.clamp(min=1.0)
-    mean = rows.sum(0) / safe
+    divisor = count.clamp(min=1.0)
+    mean = rows.sum(0) / divisor
     deviation = rows - mean
     if keep is not None:
         deviation = deviation.masked_fill(~keep, 0.0)
-    return mean, deviation.square().sum(0) / safe, count
+    return mean, deviation.square().sum(0) / divisor, count
 
 
 class Moments:
-    """Mean and variance of everything seen so far, merged batch by batch (Chan et al. 1979, eq. 1.5)."""
+    """Running mean and variance, merged batch by batch (Chan et al. 1979, eq. 1.5)."""
 
     def __init__(self, shape: Sequence[int] = (), device: torch.device | str = "cpu") -> None:
         self.shape = tuple(shape)
@@ -48,15 +45,16 @@ class Moments:
 
     @torch.no_grad()
     def update(self, x: Tensor, valid: Tensor | None = None) -> None:
-        """Take in x [..., *shape] where valid [...] (all of it if None). A batch without a valid row changes
-        nothing."""
+        """Add x [..., *shape] where valid [...] (everywhere if None). A batch without a valid row has no effect."""
         self.merge(*masked_moments(x, valid, self.shape))
 
     @torch.no_grad()
     def merge(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Take in the moments of another set: mean, var [*shape], count []."""
+        """Add the moments of another set: mean, var [*shape], count []."""
         total = self.count + count
-        share = count / total.clamp(min=1.0)  # 0 for an empty batch; 1 for the first, forgetting var = 1
+        share = count / total.clamp(
+            min=1.0
+        )  # 0 for an empty batch; 1 for the first, which replaces the initial var = 1
         delta = mean - self.mean
         self.var.copy_((1.0 - share) * self.var + share * var + share * (1.0 - share) * delta.square())
         self.mean.copy_(self.mean + share * delta)
@@ -67,16 +65,18 @@ class Moments:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name in ("mean", "var", "count"):
-            getattr(self, name).copy_(state[name].view(getattr(self, name).shape))  # never broadcast
+            getattr(self, name).copy_(
+                state[name].view(getattr(self, name).shape)
+            )  # view, so that a wrong shape is an error
 
 
 class EwmaMoments:
-    """Advantage normaliser averaged over updates (arXiv 2110.00641; openai/ppo-ewma `EwmaMoments`, ddof 0).
+    """Advantage normaliser, averaged over updates (arXiv 2110.00641; openai/ppo-ewma `EwmaMoments`, ddof 0).
 
         w <- decay * w + n,   s <- decay * s + n * mean,   q <- decay * q + n * (var + mean^2)
         mean = s / w,         var = q / w - mean^2
 
-    The current batch is in before it is normalised. decay 0 normalises every update by itself; a span of k
+    The current batch is added before it is normalised. decay 0 normalises every update separately; a span of k
     updates is decay = 1 - 2 / (1 + k).
     """
 
@@ -90,7 +90,7 @@ class EwmaMoments:
     def update(self, mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """Moments of a batch, [] each -> averaged mean [] and variance []."""
         batch = count * torch.stack([torch.ones_like(mean), mean, var + mean.square()])
-        # A batch that is not finite is skipped by whoever learns from it; it must not be remembered for ever.
+        # The optimizer skips a batch that is not finite; the sums skip it too, or they would never be finite again.
         self._sums.copy_(torch.where(torch.isfinite(batch).all(), self.decay * self._sums + batch, self._sums))
         w, s, q = self._sums.unbind(0)
         average = s / w.clamp(min=1e-30)
@@ -98,8 +98,10 @@ class EwmaMoments:
 
     @torch.no_grad()
     def normalize(self, advantage: Tensor, valid: Tensor) -> Tensor:
-        """(advantage - mean) / (std + 1e-8), in the dtype of ``advantage`` [...]; 0 on reset rows. Updates
-        first."""
+        """(advantage - mean) / (std + 1e-8) after an update with this batch.
+
+        advantage, valid [...] -> [...] in the dtype of ``advantage``, 0 on reset rows.
+        """
         mean, var = self.update(*masked_moments(advantage, valid))
         scaled = (advantage.double() - mean) / (var.sqrt() + 1e-8)
         return scaled.to(advantage.dtype).masked_fill(~valid, 0.0)
@@ -112,11 +114,11 @@ class EwmaMoments:
 
 
 class TargetScale:
-    """Value targets of mean 0 and variance 1 while the value itself stays what it was (PopArt: van Hasselt et al. 2016,
-    arXiv 1602.07714; Hessel et al. 2018, arXiv 1809.04474).
+    """Scale value targets to mean 0 and variance 1 without changing the value (PopArt).
 
-    The head learns (target - mean) / std. When the moments move, its last layer is corrected by what `update`
-    answers, so that mean + std * output does not jump.
+    van Hasselt et al. 2016, arXiv 1602.07714; Hessel et al. 2018, arXiv 1809.04474. The head learns
+    (target - mean) / std. When the moments change, its last layer is corrected by the factor and shift that `update`
+    returns, so that mean + std * output stays continuous.
     """
 
     def __init__(self, decay: float = 0.99, device: torch.device | str = "cpu") -> None:
@@ -125,17 +127,16 @@ class TargetScale:
         self.std = torch.ones((), dtype=torch.float64, device=device)
 
     def value(self, output: Tensor) -> Tensor:
-        """What the head says [...] -> value in units of reward."""
+        """Output of the head [...] -> value in units of reward."""
         return output * self.std.to(output.dtype) + self.mean.to(output.dtype)
 
     def output(self, value: Tensor) -> Tensor:
-        """The inverse: value [...] -> what the head should say."""
+        """The inverse: value [...] -> output of the head."""
         return (value - self.mean.to(value.dtype)) / self.std.to(value.dtype)
 
     @torch.no_grad()
     def update(self, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in targets [...] where valid; returns (factor, shift) [] for the head:
-        output <- factor * output + shift."""
+        """Add targets [...] where valid; return (factor, shift) [] for the head: output <- factor * output + shift."""
         mean, var, count = masked_moments(target, valid)
         known = torch.isfinite(mean) & torch.isfinite(var) & (count > 0)
         mean, var = self.moments.update(mean, var, count)
@@ -155,36 +156,17 @@ class TargetScale:
 
 
 def decay_from_span(span: float) -> float:
-    """decay of `EwmaMoments` that averages over about ``span`` updates: 1 - 2 / (1 + span); span 1 is decay
-    0."""
+    """Decay of `EwmaMoments` for an average over about ``span`` updates: 1 - 2 / (1 + span); span 1 is decay 0."""
     return 1.0 - 2.0 / (1.0 + span)
 
 
-def discounted_return(reward: Tensor, ended: Tensor, valid: Tensor, start: Tensor, *, gamma: float) -> Tensor:
-    """The running return whose variance scales rewards: R_t = reward_t + gamma * R_{t-1}, begun anew after an
-    end.
-
-    Forward in time, as in gym's `NormalizeReward` (openai/ppo-ewma runs the same filter).
-
-    Args: reward [T, B]; ended (terminated or truncated), valid [T, B] bool; start [B] the value before row 0.
-    Returns: [T, B]; 0 on reset rows.
-    """
-    keep = torch.full_like(reward, gamma).masked_fill_(~valid, 0.0)
-    reward = reward.masked_fill(~valid, 0.0)
-    alive = (~ended).to(reward.dtype)
-    rows, carried = [], start
-    for t in range(reward.shape[0]):
-        now = torch.addcmul(reward[t], keep[t], carried)
-        rows.append(now)
-        carried = now * alive[t]
-    return torch.stack(rows)
-
-
 class RewardScale:
-    """Rewards divided by the standard deviation of the running discounted return, all history, clipped.
+    """Divide rewards by the standard deviation of the running discounted return, then clip.
 
-    The sampler carries the running return, the learner owns its variance. `update` belongs after the last
-    optimizer step of an update and before publication, so one update sees one scale.
+    The running return R_t = reward_t + gamma * R_{t-1} restarts after every end of an episode, as in gym's
+    `NormalizeReward` (openai/ppo-ewma uses the same filter). The sampler computes it; the learner owns its variance
+    over the whole run. Call `update` after the last optimizer step of an update and before publication, so that one
+    update uses one scale.
     """
 
     def __init__(self, eps: float = 1e-8, limit: float = 10.0, device: torch.device | str = "cpu") -> None:
@@ -193,12 +175,12 @@ class RewardScale:
 
     @property
     def scale(self) -> Tensor:
-        """[] float64, 1 / sqrt(var + eps); 1 before anything was seen."""
+        """[] float64, 1 / sqrt(var + eps); 1 before the first update."""
         return (self.moments.var + self.eps).rsqrt()
 
     @torch.no_grad()
     def update(self, running_return: Tensor, valid: Tensor) -> None:
-        """running_return, valid [T, B]: see `discounted_return`."""
+        """Add running_return [T, B] where valid [T, B]."""
         self.moments.update(running_return, valid)
 
     @torch.no_grad()

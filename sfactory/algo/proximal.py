@@ -1,21 +1,21 @@
-"""Where the trust region sits: the proximal policy of decoupled objectives (Hilton et al. 2021, arXiv
-2110.00641).
+"""Proximal policies: the centre of the trust region of decoupled objectives.
 
-Legend: T steps, B lanes of the update's batch, b lanes of a minibatch, K distribution parameters.
+Decoupled objectives: Hilton et al. 2021, arXiv 2110.00641. Legend: T steps, B lanes of the update's batch, b lanes of a
+minibatch, K distribution parameters.
 
-    behavior     the policy that acted                      coupled PPO: the region is as old as the data
+    behavior     the policy that selected the actions       coupled PPO: the region is as old as the data
     recompute    the policy at the start of this update     AReaL (arXiv 2505.24298)
     ewma         a bias-corrected average of the weights    PPO-EWMA (arXiv 2110.00641)
     interpolate  between behavior and policy, by lag        A-3PO (arXiv 2512.06547)
     snapshot     the weights of k updates ago, or those     version tracking, exact (arXiv 2605.12070)
-                 that acted, step by step
+                 that selected the actions, step by step
 
-WorkerProcess of a provider: `begin_update` once per update before the first optimizer step, `log_prob` once per
-minibatch, `after_step` after every optimizer step, `reset` when the policy was changed behind its back (an
-auxiliary phase, checkpoint surgery). Whatever `log_prob` returns is detached.
+Call order of a provider: `begin_update` once per update before the first optimizer step, `log_prob` once per minibatch,
+`after_step` after every optimizer step, `reset` when the policy was changed by something else (an auxiliary phase, a
+loaded checkpoint). The results of `log_prob` are detached.
 
-Only parameters are averaged or kept. Buffers (the observation normaliser) are the live model's, so that all
-policies of one update look at the same inputs (openai/ppo-ewma shares them for the same reason).
+Only parameters are averaged or kept. Buffers (the observation normaliser) are those of the live model, so that all
+policies of one update see the same inputs (openai/ppo-ewma shares them for the same reason).
 """
 
 from collections import deque
@@ -27,48 +27,52 @@ from torch import Tensor, nn
 
 Weights = dict[str, Tensor]
 Evaluate = Callable[[Weights], tuple[Tensor, Tensor]]
-"""weights -> (log_prob [T, b] of the minibatch's actions, params [T, b, K]), run without gradient."""
+"""weights -> (log_prob [T, b] of the minibatch's actions, params [T, b, K]), without gradient."""
 
 
 class Proximal(Protocol):
-    """A source of log pi_proximal for a minibatch."""
+    """Provider of log pi_proximal for a minibatch."""
 
-    needs_forward: bool
-    """True when `log_prob` runs the network once more on each minibatch."""
     recordable: bool
-    """Whether every update does the same operations on tensors that stay where they are (CUDA graphs)."""
+    """Whether every update runs the same operations on the same memory, as a CUDA graph requires."""
 
     def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
-        """start_log_prob [T, B], start_params [T, B, K]: the policy's own, before the first step of the
-        update."""
+        """Start an update. start_log_prob [T, B], start_params [T, B, K]: of the policy before the first step."""
 
     def log_prob(
         self, evaluate: Evaluate, lanes: Tensor | None, log_prob: Tensor, behavior: Tensor, lag: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """lanes [b] int64 or None for all; log_prob, behavior, lag [T, b] -> proximal log_prob [T, b], params
-        [T, b, K] or None."""
+        """Evaluate the proximal policy on one minibatch.
 
-    def after_step(self, model: nn.Module) -> None: ...
+        lanes [b] int64 or None for all; log_prob (policy), behavior, lag [T, b] -> proximal log_prob [T, b], params
+        [T, b, K] or None if it has no distribution.
+        """
 
-    def reset(self, model: nn.Module) -> None: ...
+    def after_step(self, model: nn.Module) -> None:
+        """Update the average, if there is one, after an optimizer step."""
 
-    def state_dict(self) -> dict[str, Tensor]: ...
+    def reset(self, model: nn.Module) -> None:
+        """Forget the past; start from the weights of ``model``."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors to be saved; empty if stateless."""
 
     def wants(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether what was saved is of this kind, and not another's: the setting may have changed since."""
+        """Whether ``state`` was saved by a provider of this kind; the setting may have changed since."""
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
 
 
 def interpolate_log_prob(log_prob: Tensor, behavior: Tensor, lag: Tensor) -> Tensor:
-    """log pi_proximal of A-3PO (arXiv 2512.06547), in AReaL's convention for lag 0.
+    """Compute log pi_proximal of A-3PO (arXiv 2512.06547), in AReaL's convention for lag 0.
 
         log proximal = a * log behavior + (1 - a) * sg(log policy),   a = 1 / max(lag, 1)
 
-    The paper has a = 0 at lag 0 (no trust region at all); AReaL has a = 1 (ordinary PPO), which is ours. The
-    policy's part is detached, otherwise the gradient of the ratio is scaled by a. ``lag`` counts *updates*:
-    fed optimizer steps the trust region vanishes. The region of policy/behavior is [(1-clip)^lag,
-    (1+clip)^lag]: wide, and around behavior.
+    The paper has a = 0 at lag 0 (no trust region); AReaL has a = 1 (ordinary PPO), and so do we. The policy's part is
+    detached, otherwise the gradient of the ratio would be scaled by a. ``lag`` counts *updates*; with optimizer steps
+    instead the trust region would vanish. The resulting region of policy/behavior is [(1-clip)^lag, (1+clip)^lag]:
+    wide, and centred at behavior.
 
     Args:
         log_prob, behavior: [...] float, of the actions taken. lag: [...] integer or float, at least 0.
@@ -79,54 +83,43 @@ def interpolate_log_prob(log_prob: Tensor, behavior: Tensor, lag: Tensor) -> Ten
 
 
 def decay_from_center_of_mass(center_of_mass: float) -> float:
-    """beta = 1 - 1/(1 + com): com is the mean age of the average in optimizer steps (arXiv 2110.00641, sec.
-    4)."""
+    """beta = 1 - 1/(1 + com); com is the mean age of the average in optimizer steps (arXiv 2110.00641, sec. 4)."""
     return 1.0 - 1.0 / (1.0 + center_of_mass)
 
 
 class Ewma:
-    """Bias-corrected exponential average of a list of tensors (arXiv 2110.00641; openai/ppo-ewma
-    `EwmaModel`).
+    """Bias-corrected exponential average of tensors (arXiv 2110.00641; openai/ppo-ewma `EwmaModel`).
 
         W' = beta * W + 1,    mean <- mean + (x - mean) / W'
 
-    is the same as sum_k beta^(t-k) x_k / sum_k beta^(t-k), x_0 being the tensors at `reset`. It needs no
-    warm-up, unlike torch's `AveragedModel`, whose first copy dominates for 1/(1-beta) steps.
+    equals sum_k beta^(t-k) x_k / sum_k beta^(t-k), where x_0 are the tensors passed to `reset`. It needs no warm-up,
+    unlike torch's `AveragedModel`, whose first copy dominates for 1/(1-beta) steps.
     """
 
     def __init__(self, decay: float) -> None:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay of an average is {decay}, expected 0 <= decay < 1")
         self.decay = decay
-        self.weight = torch.zeros((), dtype=torch.float64)  # W, beside the tensors: an update may be recorded
+        self.weight = torch.zeros((), dtype=torch.float64)  # W; a tensor, because updates may be recorded
         self.mean: list[Tensor] = []
 
     @torch.no_grad()
     def reset(self, tensors: Sequence[Tensor]) -> None:
-        """Begin anew at ``tensors``."""
+        """Restart the average at ``tensors``."""
         self.mean = [x.detach().clone() for x in tensors]
         self.weight = torch.ones((), dtype=torch.float64, device=self.mean[0].device if self.mean else None)
 
     @torch.no_grad()
     def update(self, tensors: Sequence[Tensor]) -> None:
-        """Take in ``tensors`` (the shapes given to `reset`)."""
+        """Add ``tensors`` (same shapes as in `reset`)."""
         share = self.weight.mul_(self.decay).add_(1.0).reciprocal()
         for mean, x in zip(self.mean, tensors, strict=True):
             mean.lerp_(x.detach(), share.to(mean.dtype))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        state = {f"mean.{i}": x for i, x in enumerate(self.mean)}
-        return {"weight": self.weight, **state}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.mean = [state[f"mean.{i}"].clone() for i in range(len(state) - 1)]
-        self.weight = state["weight"].to(self.mean[0].device if self.mean else None, copy=True)
-
 
 class _Stateless:
-    """What most providers have in common: nothing to remember."""
+    """Defaults of providers without state."""
 
-    needs_forward = False
     recordable = True
 
     def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
@@ -149,7 +142,7 @@ class _Stateless:
 
 
 class BehaviorProximal(_Stateless):
-    """The policy that acted: decoupled objectives become coupled PPO."""
+    """The policy that selected the actions: decoupled objectives become coupled PPO."""
 
     def __init__(self, **unused: Any) -> None:
         pass
@@ -161,8 +154,7 @@ class BehaviorProximal(_Stateless):
 
 
 class InterpolateProximal(_Stateless):
-    """A-3PO: `interpolate_log_prob`, no forward pass; it has no distribution, so KLs fall back on the
-    ratio."""
+    """A-3PO: `interpolate_log_prob`. No forward pass and no distribution, so KLs are estimated from the ratio."""
 
     def __init__(self, **unused: Any) -> None:
         pass
@@ -174,8 +166,7 @@ class InterpolateProximal(_Stateless):
 
 
 class RecomputeProximal(_Stateless):
-    """The policy at the start of the update; frozen for all its epochs, and free: the learner has it
-    anyway."""
+    """The policy at the start of the update, fixed for all epochs; the learner computes it anyway."""
 
     def __init__(self, **unused: Any) -> None:
         self._log_prob: Tensor | None = None
@@ -195,12 +186,10 @@ class RecomputeProximal(_Stateless):
 
 
 class EwmaProximal(_Stateless):
-    """An average of the weights over optimizer steps; it moves inside the update, as in openai/ppo-ewma.
+    """Average of the weights over optimizer steps; it moves inside the update, as in openai/ppo-ewma.
 
     center_of_mass: mean age in optimizer steps; the published default is 8, the minibatches of one update.
     """
-
-    needs_forward = True
 
     def __init__(self, *, center_of_mass: float = 8.0, **unused: Any) -> None:
         self._average = Ewma(decay_from_center_of_mass(center_of_mass))
@@ -211,7 +200,7 @@ class EwmaProximal(_Stateless):
         self._average.reset(list(model.parameters()))
 
     def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
-        if not self._names:  # the very first update: theta_0 is the first term of the average
+        if not self._names:  # the first update: theta_0 is the first term of the average
             self.reset(model)
 
     def log_prob(
@@ -222,7 +211,7 @@ class EwmaProximal(_Stateless):
 
     def after_step(self, model: nn.Module) -> None:
         live = dict(model.named_parameters())
-        self._average.update([live[name] for name in self._names])  # a file gives the names back in another order
+        self._average.update([live[name] for name in self._names])  # a checkpoint may order the names differently
 
     @property
     def weights(self) -> Weights:
@@ -247,54 +236,52 @@ class EwmaProximal(_Stateless):
 
 
 class SnapshotProximal(_Stateless):
-    """The weights of ``age`` updates ago, exactly. age 0: for every step the version that acted
-    (arXiv 2605.12070).
+    """The weights of ``age`` updates ago; with age 0, for every step those that selected its action.
 
-    Kept is a ring of ``age + 1`` versions, or of ``kept`` for age 0. In the first updates of a run the ring is
-    not full and the oldest version it has is used.
+    Exact version tracking (arXiv 2605.12070). Keeps a ring of ``age + 1`` versions, or of ``kept`` for age 0. In the
+    first updates of a run the ring is not full and its oldest version is used.
 
-    age 0 makes coupled PPO in the learner's own numerics: what is left between its answer and the behaviour's
-    stored log-probability is the discrepancy between training and inference (precision, kernels, a normaliser
-    that did not travel), and nothing else. Normaliser buffers are therefore kept with those versions. It costs a
-    forward pass per distinct lag in the minibatch; steps older than the ring keep the stored log-probability.
+    age 0 is coupled PPO in the learner's own numerics: the difference between its log-probability and the stored one of
+    behavior is the discrepancy between training and inference (precision, kernels, a normaliser that was not published)
+    and nothing else. Normaliser buffers are therefore kept with those versions. It costs a forward pass per distinct
+    lag in the minibatch; steps older than the ring keep the stored log-probability.
     """
 
-    needs_forward = True
-    recordable = False  # the ring turns, and which lags there are decides how many passes
+    recordable = False  # the ring changes, and the number of passes depends on the lags
 
     def __init__(self, *, age: int = 1, kept: int = 8, **unused: Any) -> None:
         if age < 0:
             raise ValueError(f"age of the proximal snapshot is {age}, expected at least 0 updates")
-        self.acting = age == 0
-        self._ring: deque[Weights] = deque(maxlen=kept if self.acting else age + 1)
+        self.by_step = age == 0
+        self._ring: deque[Weights] = deque(maxlen=kept if self.by_step else age + 1)
 
     @torch.no_grad()
     def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
-        named = model.state_dict().items() if self.acting else model.named_parameters()
+        named = model.state_dict().items() if self.by_step else model.named_parameters()
         self._ring.append({name: x.detach().clone() for name, x in named})
 
     def log_prob(
         self, evaluate: Evaluate, lanes: Tensor | None, log_prob: Tensor, behavior: Tensor, lag: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        if self.acting:
-            return self._of_who_acted(evaluate, behavior, lag), None
+        if self.by_step:
+            return self._log_prob_by_step(evaluate, behavior, lag), None
         proximal, params = evaluate(self._ring[0])
         return proximal.detach(), params.detach()
 
-    def _of_who_acted(self, evaluate: Evaluate, behavior: Tensor, lag: Tensor) -> Tensor:
-        """[T, b]: every step evaluated at its own version, ``lag`` updates before the newest of the ring."""
-        answer = behavior.detach().clone()
+    def _log_prob_by_step(self, evaluate: Evaluate, behavior: Tensor, lag: Tensor) -> Tensor:
+        """[T, b]: every step evaluated with its own version, ``lag`` updates before the newest of the ring."""
+        log_prob = behavior.detach().clone()
         for age in torch.unique(lag).long().tolist():
             if age < len(self._ring):
-                then, _ = evaluate(self._ring[-1 - age])
-                answer = torch.where(lag == age, then.detach().to(answer.dtype), answer)
-        return answer
+                versioned, _ = evaluate(self._ring[-1 - age])
+                log_prob = torch.where(lag == age, versioned.detach().to(log_prob.dtype), log_prob)
+        return log_prob
 
     def reset(self, model: nn.Module) -> None:
         self._ring.clear()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {f"{i}.{name}": x for i, kept in enumerate(self._ring) for name, x in kept.items()}
+        return {f"{i}.{name}": x for i, version in enumerate(self._ring) for name, x in version.items()}
 
     def wants(self, state: Mapping[str, Tensor]) -> bool:
         return bool(state) and all(key.partition(".")[0].isdigit() for key in state)

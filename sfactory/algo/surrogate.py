@@ -1,31 +1,34 @@
-"""Policy objectives under stale data, as losses per sample (to be minimised; `loss.total_loss` takes the
-mean).
+"""Policy objectives for stale data, as losses per sample (`loss.total_loss` takes the mean).
 
 Three policies: ``policy`` (being trained, has the gradient), ``proximal`` (centre of the trust region),
-``behavior`` (acted). With log-probabilities of the action taken,
+``behavior`` (selected the actions). With log-probabilities of the action taken,
 
     r   = policy / proximal      the trust region is a bound on r
-    w_b = proximal / behavior    behaviour weight: corrects for the data being old; constant in the gradient
+    w_b = proximal / behavior    behaviour weight: corrects for stale data; constant in the gradient
     w   = policy / behavior = r * w_b
 
-w_b belongs into the loss exactly once. Who applies it is one choice, ``behavior_weight``:
+w_b belongs in the loss exactly once. ``behavior_weight`` selects where it is applied:
 
     surrogate   here, inside the ratio: the loss is anchored at behavior
     trace       the trace's clipped weight multiplies the advantage: the loss is anchored at proximal
                 (IMPACT, arXiv 1912.00167)
-    none        nobody (the "proximal" row of Hilton's staleness experiment)
-    twice       both, as Sample Factory's V-trace + PPO does; for comparison only
+    none        nowhere (the "proximal" row of Hilton's staleness experiment)
+    twice       in both places, as in Sample Factory's V-trace + PPO; for comparison only
 
-`check_weights` refuses combinations that would count it twice or never without saying so.
+`check_weights` rejects combinations that would apply it twice, or never, without stating so.
 
-Every objective takes ``(x: SurrogateInput, *, behavior_weight, clip, dual_clip, weight_cap, kl_coef)`` and
-ignores options it has no use for; a bound that is None or 0 is off. Shapes: [...] is [N] or [T, b], the same
-for all; K distribution parameters. Ratios stay in log space until the last moment; reset rows (valid False)
-enter no exponential and get loss 0.
+An objective is a function ``(q: Ratios, o: Options) -> Tensor`` with one entry in `SURROGATES`. The entry lists the
+options that the function reads; `SurrogateObjective` computes the ratios, applies the mask and calls the function.
+To add a hyper-parameter, add a field to `Options` and a setting of the same name to `learning` in
+sfactory/config/schema.py.
+
+Shapes: [...] is [N] or [T, b], the same for all; K distribution parameters. Ratios are kept as logarithms as long as
+possible. Reset rows (valid False) enter no exponential and have loss 0.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -34,9 +37,19 @@ from torch.nn.functional import softplus
 
 from sfactory.algo.weight_rule import BEHAVIOR_WEIGHTS, check_weights
 
-__all__ = ["BEHAVIOR_WEIGHTS", "SURROGATES", "Surrogate", "SurrogateInput", "check_weights"]
+__all__ = [
+    "BEHAVIOR_WEIGHTS",
+    "SURROGATES",
+    "Options",
+    "Ratios",
+    "Surrogate",
+    "SurrogateInput",
+    "SurrogateObjective",
+    "check_options",
+    "check_weights",
+]
 
-LOG_WEIGHT_LIMIT = 20.0  # the same bound as the traces': no exponential here leaves [e^-20, e^20] upwards
+LOG_WEIGHT_LIMIT = 20.0  # the same bound as in the traces: no exponential here exceeds e^20
 
 
 class Divergence(Protocol):
@@ -45,12 +58,14 @@ class Divergence(Protocol):
 
 
 class SurrogateInput(NamedTuple):
+    """One minibatch as the objectives see it."""
+
     log_prob: Tensor
     """[...] log policy of the action taken; the only tensor with a gradient, besides ``params``."""
     proximal: Tensor
     """[...] log proximal."""
     behavior: Tensor
-    """[...] log behavior as stored when acting, never recomputed."""
+    """[...] log behavior as stored at sampling time, never recomputed."""
     advantage: Tensor
     """[...] unweighted, usually normalised."""
     weight: Tensor
@@ -60,38 +75,73 @@ class SurrogateInput(NamedTuple):
     params: Tensor | None = None
     """[..., K] parameters of the policy's distribution, with gradient."""
     proximal_params: Tensor | None = None
-    """[..., K] or None where the proximal policy has no distribution (interpolate)."""
+    """[..., K], or None if the proximal policy has no distribution (interpolate)."""
     behavior_params: Tensor | None = None
-    """[..., K] as stored when acting."""
+    """[..., K] as stored at sampling time."""
     distribution: Divergence | None = None
-    """What turns two sets of parameters into an exact KL."""
+    """Computes the exact KL of two sets of parameters."""
 
 
 class Surrogate(NamedTuple):
+    """Result of an objective."""
+
     loss: Tensor
     """[...] per sample, unreduced, 0 on reset rows."""
     clipped: Tensor
-    """[...] bool: r outside [1 - clip, 1 + clip] on a valid row, whatever the objective (openai/ppo-ewma's
-    clipfrac)."""
+    """[...] bool: r outside [1 - clip, 1 + clip] on a valid row (openai/ppo-ewma's clipfrac), unless the objective has
+    a clip rule of its own."""
 
 
-class _Ratios(NamedTuple):
-    """Everything the objectives need, safe on reset rows. All [...]; only log_prob, log_r and w carry a
-    gradient."""
+class Options(NamedTuple):
+    """Hyper-parameters of the objectives, named like their settings in `learning`."""
+
+    clip: float = 0.2
+    """Trust region on r; also defines ``clipped`` for objectives without a trust region."""
+    dual_clip: float | None = None
+    """Bound on the loss of negative advantages, in multiples of the advantage; greater than 1. None or 0: off."""
+    weight_cap: float | None = 100.0
+    """Upper bound of w. None or 0: e^20."""
+    kl_coef: float = 1.0
+    """Coefficient of the KL penalty."""
+
+    @classmethod
+    def create(cls, options: Mapping[str, Any]) -> "Options":
+        """Options by name. ValueError if a name does not exist."""
+        for name in options:
+            if name not in cls._fields:
+                raise ValueError(f"objective option {name!r} does not exist, expected one of {', '.join(cls._fields)}")
+        return cls(**options)
+
+    @classmethod
+    def read(cls, settings: object) -> dict[str, float | None]:
+        """The attributes of ``settings`` that are named like an option: the keyword arguments of an objective."""
+        return {name: getattr(settings, name) for name in cls._fields}
+
+
+class Ratios(NamedTuple):
+    """Everything an objective needs, safe on reset rows. All [...]; only log_prob, log_r and w carry a gradient."""
 
     log_prob: Tensor
-    log_r: Tensor  # over proximal
-    w: Tensor  # over the anchor (behavior or proximal), at most weight_cap, where gradient still flows
-    log_w_b: Tensor  # of proximal over the lifted anchor
-    advantage: Tensor  # with the trace's weight where that is asked for
+    """log policy, 0 on reset rows."""
+    log_r: Tensor
+    """log(policy / proximal)."""
+    w: Tensor
+    """policy / anchor (behavior or proximal), at most weight_cap; gradient flows through capped samples."""
+    log_w_b: Tensor
+    """log(proximal / lifted anchor)."""
+    advantage: Tensor
+    """Advantage, times the trace's weight if ``behavior_weight`` selects it; 0 on reset rows."""
     clipped: Tensor
+    """bool, r outside [1 - clip, 1 + clip]."""
+    inputs: SurrogateInput
+    """The minibatch itself."""
 
 
-def _ratios(x: SurrogateInput, behavior_weight: str, clip: float, weight_cap: float | None) -> _Ratios:
+def compute_ratios(x: SurrogateInput, behavior_weight: str, clip: float, weight_cap: float | None) -> Ratios:
     """Ratios of one minibatch.
 
-    The cap lifts the anchor, as openai/ppo-ewma does: anchor' = max(anchor, sg(log_prob) - log cap). So w <=
-    cap, and a capped sample keeps a gradient of size cap instead of losing it to a clamp.
+    The cap lifts the anchor, as in openai/ppo-ewma: anchor' = max(anchor, sg(log_prob) - log cap). So w <= cap, and a
+    capped sample keeps a gradient of size cap; a clamp would remove it.
     """
     reset = ~x.valid
     anchor = x.behavior if behavior_weight in ("surrogate", "twice") else x.proximal
@@ -103,237 +153,199 @@ def _ratios(x: SurrogateInput, behavior_weight: str, clip: float, weight_cap: fl
     log_r = log_prob - proximal
     low, high = _log_interval(clip)
     clipped = (log_r > high) | (log_r < low)
-    return _Ratios(
+    return Ratios(
         log_prob=log_prob,
         log_r=log_r,
         w=torch.exp(log_prob - anchor),
         log_w_b=(proximal - anchor).clamp(-LOG_WEIGHT_LIMIT, LOG_WEIGHT_LIMIT),
         advantage=advantage.masked_fill(reset, 0.0),
         clipped=clipped,
+        inputs=x,
     )
 
 
-def _log_interval(clip: float) -> tuple[float, float]:
-    """log(1 - clip), log(1 + clip); a clip of 1 or more is open below."""
-    return math.log1p(-clip) if clip < 1.0 else -math.inf, math.log1p(clip)
+@dataclass(frozen=True)
+class SurrogateObjective:
+    """One entry of `SURROGATES`: a loss function and the rules for calling it."""
+
+    loss: Callable[[Ratios, Options], Tensor | Surrogate]
+    """Loss per sample [...]; a `Surrogate` if the objective has its own definition of ``clipped``."""
+    uses: tuple[str, ...] = ()
+    """Options that the loss reads besides clip, which ``clipped`` always needs. Without weight_cap, w has no cap."""
+    divides_by_behavior: bool = True
+    """False: the loss has no behaviour weight of its own, only that of the trace."""
+
+    def __call__(self, x: SurrogateInput, *, behavior_weight: str = "surrogate", **options: float | None) -> Surrogate:
+        """Loss and clipped samples of one minibatch [...]. ``options`` are fields of `Options`."""
+        o = Options.create(options)
+        if not self.divides_by_behavior:
+            behavior_weight = _without_own(behavior_weight)
+        q = compute_ratios(x, behavior_weight, o.clip, o.weight_cap if "weight_cap" in self.uses else None)
+        result = self.loss(q, o)
+        loss, clipped = result if isinstance(result, Surrogate) else (result, q.clipped)
+        return Surrogate(loss.masked_fill(~x.valid, 0.0), clipped)
 
 
-def decoupled(
-    x: SurrogateInput,
-    *,
-    behavior_weight: str = "surrogate",
-    clip: float = 0.2,
-    dual_clip: float | None = None,
-    weight_cap: float | None = 100.0,
-    **unused: Any,
-) -> Surrogate:
+def decoupled(q: Ratios, o: Options) -> Tensor:
     """Decoupled PPO clip (Hilton et al. 2021, arXiv 2110.00641, eq. 3; openai/ppo-ewma `compute_losses`).
 
         loss = -w_b * min(r * A, clip(r, 1 - clip, 1 + clip) * A)
 
-    Its gradient in log_prob is -w * A where not clipped: proximal decides only the mask. With proximal =
-    behavior it is PPO. ``dual_clip`` c (arXiv 1912.09729) bounds the loss of negative advantages by -c * A *
-    w_b, where PPO's own clip does nothing; c > 1.
+    The gradient in log_prob is -w * A where not clipped: proximal affects only the mask. With proximal = behavior it is
+    PPO. ``dual_clip`` c (arXiv 1912.09729) bounds the loss of negative advantages by -c * A * w_b, where PPO's own clip
+    has no effect; c > 1.
     """
-    q = _ratios(x, behavior_weight, clip, weight_cap)
-    bounded = torch.exp(q.log_r.clamp(*_log_interval(clip)) + q.log_w_b)
+    bounded = torch.exp(q.log_r.clamp(*_log_interval(o.clip)) + q.log_w_b)
     loss = torch.maximum(-q.advantage * q.w, -q.advantage * bounded)
-    if dual_clip:
-        ceiling = -q.advantage * torch.exp(q.log_w_b + math.log(dual_clip))
+    if o.dual_clip:
+        ceiling = -q.advantage * torch.exp(q.log_w_b + math.log(o.dual_clip))
         loss = torch.where(q.advantage < 0, torch.minimum(loss, ceiling), loss)
-    return Surrogate(loss, q.clipped)
+    return loss
 
 
-def ppo(x: SurrogateInput, *, behavior_weight: str = "surrogate", **options: Any) -> Surrogate:
-    """PPO clip (Schulman et al. 2017, arXiv 1707.06347, eq. 7) with the ratio over proximal and no behaviour
-    weight.
+def ppo(q: Ratios, o: Options) -> Tensor:
+    """PPO clip (Schulman et al. 2017, arXiv 1707.06347, eq. 7): the ratio over proximal, no behaviour weight.
 
-    Coupled PPO with proximal = behavior. With another proximal policy the weight is the trace's, or missing.
+    Coupled PPO with proximal = behavior. With another proximal policy the weight is that of the trace, or absent.
     """
-    return decoupled(x, behavior_weight=_without_own(behavior_weight), **options)
+    return decoupled(q, o)
 
 
-def decoupled_kl(
-    x: SurrogateInput,
-    *,
-    behavior_weight: str = "surrogate",
-    clip: float = 0.2,
-    weight_cap: float | None = 100.0,
-    kl_coef: float = 1.0,
-    **unused: Any,
-) -> Surrogate:
+def decoupled_kl(q: Ratios, o: Options) -> Tensor:
     """Decoupled KL penalty (arXiv 2110.00641, eq. 4): loss = -w * A + kl_coef * KL(proximal || policy).
 
-    Exact where the proximal policy has a distribution, else 0.5 * (log r)^2 as in openai/ppo-ewma.
+    Exact if the proximal policy has a distribution, else 0.5 * (log r)^2 as in openai/ppo-ewma.
     """
-    q = _ratios(x, behavior_weight, clip, weight_cap)
-    return Surrogate(_masked(kl_coef * _penalty(x, q, reverse=False) - q.w * q.advantage, x), q.clipped)
+    return o.kl_coef * _penalty(q, reverse=False) - q.w * q.advantage
 
 
-def mdpo(
-    x: SurrogateInput,
-    *,
-    behavior_weight: str = "surrogate",
-    clip: float = 0.2,
-    weight_cap: float | None = 100.0,
-    kl_coef: float = 1.0,
-    **unused: Any,
-) -> Surrogate:
+def mdpo(q: Ratios, o: Options) -> Tensor:
     """Mirror descent policy optimisation, on-policy form (Tomar et al. 2020, arXiv 2005.09814).
 
         loss = -w * A + kl_coef * KL(policy || proximal),    kl_coef = 1 / t_k
 
-    Differs by the behaviour weight; the KL's direction is the other way round than in `decoupled_kl`.
+    Differs from the paper by the behaviour weight; the KL has the opposite direction of `decoupled_kl`.
     """
-    q = _ratios(x, behavior_weight, clip, weight_cap)
-    return Surrogate(_masked(kl_coef * _penalty(x, q, reverse=True) - q.w * q.advantage, x), q.clipped)
+    return o.kl_coef * _penalty(q, reverse=True) - q.w * q.advantage
 
 
-def impala(
-    x: SurrogateInput, *, behavior_weight: str = "trace", clip: float = 0.2, **unused: Any
-) -> Surrogate:
-    """Policy gradient of IMPALA (Espeholt et al. 2018, arXiv 1802.01561, sec. 4.2): loss = -weight * A * log
-    policy.
+def impala(q: Ratios, o: Options) -> Tensor:
+    """Policy gradient of IMPALA (Espeholt et al. 2018, arXiv 1802.01561, sec. 4.2): loss = -weight * A * log policy.
 
-    The weight is the trace's. Differs from the paper by the mean over samples instead of the sum.
+    The weight is that of the trace. Differs from the paper by the mean over samples instead of the sum.
     """
-    q = _ratios(x, _without_own(behavior_weight), clip, None)
-    return Surrogate(-q.advantage * q.log_prob, q.clipped)
+    return -q.advantage * q.log_prob
 
 
-def is_pg(
-    x: SurrogateInput,
-    *,
-    behavior_weight: str = "surrogate",
-    clip: float = 0.2,
-    weight_cap: float | None = 100.0,
-    **unused: Any,
-) -> Surrogate:
+def is_pg(q: Ratios, o: Options) -> Tensor:
     """Importance-sampled policy gradient, no trust region: loss = -sg(min(w, cap)) * A * log policy."""
-    q = _ratios(x, behavior_weight, clip, weight_cap)
-    return Surrogate(-q.w.detach() * q.advantage * q.log_prob, q.clipped)
+    return -q.w.detach() * q.advantage * q.log_prob
 
 
-def cispo(
-    x: SurrogateInput,
-    *,
-    behavior_weight: str = "surrogate",
-    clip: float = 0.2,
-    weight_cap: float | None = 100.0,
-    **unused: Any,
-) -> Surrogate:
+def cispo(q: Ratios, o: Options) -> Tensor:
     """CISPO (MiniMax-M1, arXiv 2506.13585): loss = -sg(min(w, 1 + clip)) * A * log policy.
 
     Truncated importance sampling: no sample loses its gradient. No lower bound, as in the published runs.
     """
-    q = _ratios(x, behavior_weight, clip, weight_cap)
-    return Surrogate(-q.w.detach().clamp(max=1.0 + clip) * q.advantage * q.log_prob, q.clipped)
+    return -q.w.detach().clamp(max=1.0 + o.clip) * q.advantage * q.log_prob
 
 
-def topr(
-    x: SurrogateInput, *, behavior_weight: str = "surrogate", clip: float = 0.2, **unused: Any
-) -> Surrogate:
-    """TOPR (arXiv 2503.14286): loss = -sg(weight) * A * log policy, weight 1 for A >= 0 and min(w, 1) for A <
-    0."""
-    q = _ratios(x, behavior_weight, clip, None)
+def topr(q: Ratios, o: Options) -> Tensor:
+    """TOPR (arXiv 2503.14286): loss = -sg(c) * A * log policy, c = 1 for A >= 0 and min(w, 1) for A < 0."""
     weight = torch.where(q.advantage >= 0, 1.0, q.w.detach().clamp(max=1.0))
-    return Surrogate(-weight * q.advantage * q.log_prob, q.clipped)
+    return -weight * q.advantage * q.log_prob
 
 
-def dppo_tv(
-    x: SurrogateInput,
-    *,
-    behavior_weight: str = "surrogate",
-    clip: float = 0.15,
-    weight_cap: float | None = 20.0,
-    **unused: Any,
-) -> Surrogate:
-    """DPPO-TV (arXiv 2602.04879): the trust region bounds the *difference* of probabilities, so discrete
-    actions only.
+def dppo_tv(q: Ratios, o: Options) -> Surrogate:
+    """DPPO-TV (arXiv 2602.04879): a trust region on the *difference* of probabilities; discrete actions only.
 
-        loss = -sg(min(w, cap)) * A * log policy,  dropped where policy - proximal is beyond clip in A's
-        direction
+        loss = -sg(min(w, cap)) * A * log policy, 0 where policy - proximal exceeds clip in the direction of A
+
+    ``clipped`` marks the samples whose loss is 0 by this rule. The paper has clip 0.15 and cap 20.
     """
-    q = _ratios(x, behavior_weight, clip, weight_cap)
     log_prob = q.log_prob.detach()
     moved = torch.exp(log_prob) - torch.exp(log_prob - q.log_r.detach())
-    keep = torch.where(q.advantage > 0, moved <= clip, moved >= -clip)
-    return Surrogate(-(q.w.detach() * keep) * q.advantage * q.log_prob, ~keep & x.valid)
+    keep = torch.where(q.advantage > 0, moved <= o.clip, moved >= -o.clip)
+    return Surrogate(-(q.w.detach() * keep) * q.advantage * q.log_prob, ~keep & q.inputs.valid)
 
 
-def sapo(
-    x: SurrogateInput,
-    *,
-    behavior_weight: str = "surrogate",
-    clip: float = 0.2,
-    weight_cap: float | None = 100.0,
-    temperature: float = 1.0,
-    temperature_negative: float = 1.05,
-    **unused: Any,
-) -> Surrogate:
-    """SAPO (arXiv 2511.20347): a sigmoid gate in place of the clip, loss = -w_b * 4/tau * sigmoid(tau * (r -
-    1)) * A.
+def sapo(q: Ratios, o: Options, *, temperature: float = 1.0, temperature_negative: float = 1.05) -> Tensor:
+    """SAPO (arXiv 2511.20347): a sigmoid gate instead of the clip, loss = -w_b * 4/tau * sigmoid(tau * (r - 1)) * A.
 
-    tau is ``temperature`` for A > 0, ``temperature_negative`` else. The behaviour weight is our addition.
+    tau is ``temperature`` for A > 0, else ``temperature_negative``. The behaviour weight is our addition.
     """
-    q = _ratios(x, behavior_weight, clip, weight_cap)
     tau = torch.full_like(q.w, temperature_negative).masked_fill_(q.advantage > 0, temperature)
     gate = torch.sigmoid(tau * torch.expm1(q.log_r.clamp(max=LOG_WEIGHT_LIMIT)))
-    return Surrogate(-(4.0 / tau) * gate * q.log_w_b.exp() * q.advantage, q.clipped)
+    return -(4.0 / tau) * gate * q.log_w_b.exp() * q.advantage
 
 
 def mhpo(
-    x: SurrogateInput,
+    q: Ratios,
+    o: Options,
     *,
-    behavior_weight: str = "surrogate",
-    clip: float = 0.2,
-    weight_cap: float | None = 100.0,
     bound: float = 1.5,
     rise: tuple[float, float] = (1.5, 1.0),
     fall: tuple[float, float] = (2.0, 0.8),
-    **unused: Any,
-) -> Surrogate:
-    """MHPO (arXiv 2603.16929): loss = -w_b * exp(psi - sg(zeta)) * A, psi = bound * tanh(log r / bound),
-    zeta = (softplus(psi) / l+)^k+ + (softplus(-psi) / l-)^k-, with (k, l) = ``rise`` upwards and ``fall``
-    downwards.
+) -> Tensor:
+    """MHPO (arXiv 2603.16929): loss = -w_b * exp(psi - sg(zeta)) * A.
 
-    At r = 1 the weight is 0.27, a constant that Adam hides. The behaviour weight is our addition.
+        psi  = bound * tanh(log r / bound)
+        zeta = (softplus(psi) / l+)^k+ + (softplus(-psi) / l-)^k-,   (k+, l+) = ``rise``, (k-, l-) = ``fall``
+
+    At r = 1 the weight is 0.27; Adam is insensitive to this constant. The behaviour weight is our addition.
     """
-    q = _ratios(x, behavior_weight, clip, weight_cap)
     psi = bound * torch.tanh(q.log_r / bound)
     held = psi.detach()
     zeta = (softplus(held) / rise[1]) ** rise[0] + (softplus(-held) / fall[1]) ** fall[0]
-    return Surrogate(-torch.exp(psi - zeta + q.log_w_b) * q.advantage, q.clipped)
+    return -torch.exp(psi - zeta + q.log_w_b) * q.advantage
 
 
-SURROGATES: dict[str, Callable[..., Surrogate]] = {
-    "ppo": ppo,
-    "decoupled": decoupled,
-    "decoupled_kl": decoupled_kl,
-    "impala": impala,
-    "is_pg": is_pg,
-    "cispo": cispo,
-    "topr": topr,
-    "mdpo": mdpo,
-    "dppo_tv": dppo_tv,
-    "sapo": sapo,
-    "mhpo": mhpo,
+SURROGATES: dict[str, SurrogateObjective] = {
+    "ppo": SurrogateObjective(ppo, uses=("dual_clip", "weight_cap"), divides_by_behavior=False),
+    "decoupled": SurrogateObjective(decoupled, uses=("dual_clip", "weight_cap")),
+    "decoupled_kl": SurrogateObjective(decoupled_kl, uses=("weight_cap", "kl_coef")),
+    "impala": SurrogateObjective(impala, divides_by_behavior=False),
+    "is_pg": SurrogateObjective(is_pg, uses=("weight_cap",)),
+    "cispo": SurrogateObjective(cispo, uses=("weight_cap",)),
+    "topr": SurrogateObjective(topr),
+    "mdpo": SurrogateObjective(mdpo, uses=("weight_cap", "kl_coef")),
+    "dppo_tv": SurrogateObjective(dppo_tv, uses=("weight_cap",)),
+    "sapo": SurrogateObjective(sapo, uses=("weight_cap",)),
+    "mhpo": SurrogateObjective(mhpo, uses=("weight_cap",)),
 }
+
+def check_options(surrogate: str, options: Mapping[str, float | None]) -> None:
+    """Raise ValueError, one line, if objective ``surrogate`` does not read one of ``options``.
+
+    Unknown names are always an error; a known option that the objective does not read is one unless it has its default
+    value (None and 0 both mean off).
+    """
+    if surrogate not in SURROGATES:
+        raise ValueError(f"surrogate is {surrogate!r}, expected one of {', '.join(SURROGATES)}")
+    used = ("clip", *SURROGATES[surrogate].uses)
+    values = Options.create(options)._asdict()
+    for name, default in Options._field_defaults.items():
+        value = values[name]
+        if name not in used and value != default and (value or default):
+            raise ValueError(
+                f"{name} is {value:g}, but surrogate={surrogate} does not use it; leave it at {default or 0:g}"
+            )
+
 
 def _without_own(behavior_weight: str) -> str:
     """The same choice for an objective that never divides by behavior itself."""
     return {"surrogate": "none", "twice": "trace"}.get(behavior_weight, behavior_weight)
 
 
-def _penalty(x: SurrogateInput, q: _Ratios, *, reverse: bool) -> Tensor:
-    """[...] KL(proximal || policy), or KL(policy || proximal) if ``reverse``; 0.5 (log r)^2 where neither is
-    known."""
+def _log_interval(clip: float) -> tuple[float, float]:
+    """log(1 - clip), log(1 + clip); a clip of 1 or more has no lower bound."""
+    return math.log1p(-clip) if clip < 1.0 else -math.inf, math.log1p(clip)
+
+
+def _penalty(q: Ratios, *, reverse: bool) -> Tensor:
+    """[...] KL(proximal || policy), or KL(policy || proximal) if ``reverse``; 0.5 (log r)^2 if not known."""
+    x = q.inputs
     if x.proximal_params is None or x.params is None or x.distribution is None:
         return 0.5 * q.log_r.square()
     center = x.proximal_params.detach()
     return x.distribution.kl(x.params, center) if reverse else x.distribution.kl(center, x.params)
-
-
-def _masked(loss: Tensor, x: SurrogateInput) -> Tensor:
-    """[...] loss with 0 on reset rows; needed where a term does not vanish with the advantage."""
-    return loss.masked_fill(~x.valid, 0.0)

@@ -1,21 +1,20 @@
 """Advantages and value targets from one batch of trajectories.
 
-Legend: T steps, B lanes, time-major. Row t holds what the policy saw and did at t and what came of it, so
-under next-step autoreset ``next_value[t] = V(obs[t+1])`` is the value of the true successor, the final
-observation included.
+Legend: T steps, B lanes, time-major. Row t holds the observation's value at t, the action taken there and its outcome.
+With next-step autoreset ``next_value[t] = V(obs[t+1])`` is the value of the true successor, which may be the final
+observation of the episode.
 
-    nonterminal_t = 1 - terminated_t                    nothing is worth anything after a termination
+    nonterminal_t = 1 - terminated_t                    no bootstrap after a termination
     cont_t        = 1 - (terminated_t or truncated_t)   the trace stops at every end of an episode
     rho_t         = policy at the start of the update / behavior, of the action taken
     delta_t       = reward_t + gamma * nonterminal_t * next_value_t - value_t
 
-``valid`` is False on reset rows (the action there was ignored by the environment). On those rows rho, delta,
-the accumulator and the advantage are *set* to zero, never multiplied by zero: whatever stands there,
-infinities included, reaches nothing else. All inputs but the booleans are float32 or float64 and the outputs
-have their dtype.
+``valid`` is False on reset rows (the environment ignored the action there). On those rows rho, delta, the accumulator
+and the advantage are *set* to zero, never multiplied by zero: their contents, infinities included, affect no other
+row. All inputs except the booleans are float32 or float64; the outputs have the same dtype.
 
-Advantages come UNWEIGHTED. The weight min(pg_rho_bar, rho) is returned beside them and is applied at most
-once (`surrogate.check_weights`); torchbeast's ``pg_advantages`` is ``weight * advantage``.
+Advantages are UNWEIGHTED. The weight min(pg_rho_bar, rho) is returned separately and applied at most once
+(`surrogate.check_weights`); torchbeast's ``pg_advantages`` is ``weight * advantage``.
 """
 
 from collections.abc import Callable
@@ -24,11 +23,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LOG_RHO_LIMIT = 20.0  # exp(20) = 5e8: far beyond every clip, far from float32 overflow even squared
+LOG_RHO_LIMIT = 20.0  # exp(20) = 5e8: above every clip in use, and its square does not overflow float32
+
+
+class TraceInput(NamedTuple):
+    """Rows of one batch, all [T, B]; see the legend of this module."""
+
+    reward: Tensor
+    """float, the reward that is learnt from (scaled and clipped)."""
+    value: Tensor
+    """float, V(obs[t])."""
+    next_value: Tensor
+    """float, V(obs[t+1]); not read after a termination."""
+    terminated: Tensor
+    """bool, the episode ended by the environment's rules: no bootstrap."""
+    truncated: Tensor
+    """bool, the episode was cut off: bootstrap, but the trace stops."""
+    valid: Tensor
+    """bool, False on reset rows."""
+    log_rho: Tensor
+    """float, log policy at the start of the update minus log behavior."""
 
 
 class Trace(NamedTuple):
-    """What a trace gives; nothing here carries a gradient."""
+    """Result of a trace; no tensor carries a gradient."""
 
     target: Tensor
     """[T, B] value target; equal to ``value`` on reset rows, so the error there is zero."""
@@ -41,48 +59,29 @@ class Trace(NamedTuple):
 
 
 @torch.no_grad()
-def gae(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    truncated: Tensor,
-    valid: Tensor,
-    log_rho: Tensor,
-    *,
-    gamma: float,
-    trace_lambda: float,
-    **unused: Any,
-) -> Trace:
+def gae(rows: TraceInput, *, gamma: float, trace_lambda: float, **unused: Any) -> Trace:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
 
         advantage_t = delta_t + gamma * lambda * cont_t * advantage_{t+1},    target_t = value_t + advantage_t
 
-    Differs from the paper by keeping terminations (no bootstrap) and truncations (bootstrap, trace cut)
-    apart.
+    Differs from the paper by distinguishing terminations (no bootstrap) and truncations (bootstrap, trace stops).
 
     Args:
-        reward, value, next_value: [T, B] float.
-        terminated, truncated, valid: [T, B] bool.
-        log_rho: [T, B] float, not used: GAE takes all data to be on-policy.
-        gamma: discount. trace_lambda: 0 = one-step TD error, 1 = whole return minus value.
+        rows: log_rho is not used, GAE assumes on-policy data.
+        gamma: discount.
+        trace_lambda: 0 = one-step TD error, 1 = whole return minus value.
     """
-    delta = _delta(reward, value, next_value, terminated, valid, gamma)
-    decay = _decay(terminated, truncated, valid, gamma * trace_lambda, value)
+    delta = _delta(rows, gamma)
+    decay = _decay(rows, gamma * trace_lambda)
     advantage = _accumulate(delta, decay)
+    value = rows.value
     coefficient = torch.full_like(value, trace_lambda)
-    return Trace(value + advantage, advantage, torch.ones_like(value), _mean(coefficient, valid))
+    return Trace(value + advantage, advantage, torch.ones_like(value), _mean(coefficient, rows.valid))
 
 
 @torch.no_grad()
 def vtrace(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    truncated: Tensor,
-    valid: Tensor,
-    log_rho: Tensor,
+    rows: TraceInput,
     *,
     gamma: float,
     trace_lambda: float,
@@ -98,45 +97,37 @@ def vtrace(
         target_t    = value_t + acc_t
         advantage_t = delta_t + gamma * cont_t * lambda * acc_{t+1}             (unweighted)
 
-    With lambda = 1 ``weight * advantage`` is what scalable_agent and torchbeast return. Differs from them by
-    lambda, by bootstrapping truncations, and by keeping the weight apart. With lambda < 1 the advantage
-    bootstraps from ``lambda * target_{t+1} + (1 - lambda) * V_{t+1}``, as rlax does, so that on-policy
-    V-trace *is* GAE. With rho_bar = c_bar = 1 the unweighted advantage is Retrace(lambda) (arXiv 1606.02647).
+    With lambda = 1, ``weight * advantage`` equals the result of scalable_agent and torchbeast. Differs from them by
+    lambda, by bootstrapping truncations, and by returning the weight separately. With lambda < 1 the advantage
+    bootstraps from ``lambda * target_{t+1} + (1 - lambda) * V_{t+1}``, as in rlax, so that on-policy V-trace *is* GAE.
+    With rho_bar = c_bar = 1 the unweighted advantage is Retrace(lambda) (arXiv 1606.02647).
 
     Args:
-        reward, value, next_value: [T, B] float.
-        terminated, truncated, valid: [T, B] bool.
-        log_rho: [T, B] float, log policy at the start of the update minus log behavior.
-        rho_bar: decides *what* is learned (infinity: V of the policy; towards 0: V of the behavior).
-        c_bar: decides how fast. pg_rho_bar: clip of the returned weight.
-        leak: alpha of leaky V-trace (Zahavy et al. 2020, arXiv 2002.12928): every min(b, rho) of the target
-        becomes
+        rows: one batch.
+        gamma, trace_lambda: as in `gae`.
+        rho_bar: selects *what* is learnt (infinity: V of the policy; towards 0: V of the behavior).
+        c_bar: selects how fast.
+        pg_rho_bar: clip of the returned weight.
+        leak: alpha of leaky V-trace (Zahavy et al. 2020, arXiv 2002.12928): every min(b, rho) of the target becomes
             ``(1 - alpha) * rho + alpha * min(b, rho)``. 1 is plain V-trace.
     """
-    rho = _rho(log_rho, valid)
-    delta = _delta(reward, value, next_value, terminated, valid, gamma)
+    rho = _rho(rows)
+    delta = _delta(rows, gamma)
     coefficient = trace_lambda * _leaky_min(rho, c_bar, leak)
-    discount = _decay(terminated, truncated, valid, gamma, value)
+    discount = _decay(rows, gamma)
     acc = _accumulate(_leaky_min(rho, rho_bar, leak) * delta, discount * coefficient)
     advantage = torch.addcmul(delta, discount, _next(acc), value=trace_lambda)
-    return Trace(value + acc, advantage, rho.clamp(max=pg_rho_bar), _mean(coefficient, valid))
+    return Trace(rows.value + acc, advantage, rho.clamp(max=pg_rho_bar), _mean(coefficient, rows.valid))
 
 
-def leaky_vtrace(*rows: Tensor, gamma: float, trace_lambda: float, leak: float, **options: Any) -> Trace:
-    """Leaky V-trace (arXiv 2002.12928): `vtrace` with ``leak`` said out loud. rows: the seven [T, B] of
-    `vtrace`."""
-    return vtrace(*rows, gamma=gamma, trace_lambda=trace_lambda, leak=leak, **options)
+def leaky_vtrace(rows: TraceInput, *, gamma: float, trace_lambda: float, leak: float, **options: Any) -> Trace:
+    """Leaky V-trace (arXiv 2002.12928): `vtrace` with a required ``leak``."""
+    return vtrace(rows, gamma=gamma, trace_lambda=trace_lambda, leak=leak, **options)
 
 
 @torch.no_grad()
 def rbis(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    truncated: Tensor,
-    valid: Tensor,
-    log_rho: Tensor,
+    rows: TraceInput,
     *,
     gamma: float,
     trace_lambda: float,
@@ -150,30 +141,27 @@ def rbis(
         advantage_s =           sum_t gamma^(t-s) * beta_st * delta_t,   beta_ss = 1
         beta_st     = min(lambda^(t-s), rho_t * beta_s,t-1)
 
-    A trace that was cut by a small ratio can grow back, so it is never shorter than Retrace. The advantage is
-    the paper's (action-value) form; the target is the same rule carried over to state values, which the paper
-    does not have: there the first step needs a weight too. No linear recursion exists; this costs O(T^2 B),
-    done as T vector operations. ``effective_lambda`` is the mean one-step coefficient min(lambda, rho_t).
-
-    Args:
-        reward, value, next_value, log_rho: [T, B] float.
-        terminated, truncated, valid: [T, B] bool.
+    A trace that was cut by a small ratio can grow back, so it is never shorter than Retrace. The advantage has the
+    paper's (action-value) form. The target is the same rule for state values, which is not in the paper: its first step
+    needs a weight too. There is no linear recursion; the cost is O(T^2 B), in T vector operations.
+    ``effective_lambda`` is the mean one-step coefficient min(lambda, rho_t).
     """
-    rho = _rho(log_rho, valid)
-    delta = _delta(reward, value, next_value, terminated, valid, gamma)
-    discount = _decay(terminated, truncated, valid, gamma, value)  # zero at ends, so products stay zero
+    valid = rows.valid
+    rho = _rho(rows)
+    delta = _delta(rows, gamma)
+    discount = _decay(rows, gamma)  # zero at ends, so products stay zero
     length = rho.shape[0]
-    # Both forms run side by side: [2, T, B], row 0 for the target, row 1 for the advantage.
+    # Both forms are computed together: [2, T, B], row 0 for the target, row 1 for the advantage.
     beta = torch.stack([rho.clamp(max=rho_bar), valid.to(rho.dtype)])
-    live = torch.ones_like(rho)  # gamma^(t-s) times "no end between s and t"
+    alive = torch.ones_like(rho)  # gamma^(t-s) times "no end between s and t"
     total = beta * delta
     for offset in range(1, length):
         stop = length - offset
         beta = (beta[:, :stop] * rho[offset:]).clamp(max=trace_lambda**offset)
-        live = live[:stop] * discount[offset - 1 : length - 1]
-        total[:, :stop].addcmul_(beta, live * delta[offset:])
+        alive = alive[:stop] * discount[offset - 1 : length - 1]
+        total[:, :stop].addcmul_(beta, alive * delta[offset:])
     target, advantage = total.unbind(0)
-    target = torch.where(valid, value + target, value)
+    target = torch.where(valid, rows.value + target, rows.value)
     advantage = advantage.masked_fill(~valid, 0.0)
     return Trace(target, advantage, rho.clamp(max=pg_rho_bar), _mean(rho.clamp(max=trace_lambda), valid))
 
@@ -184,30 +172,30 @@ TRACES: dict[str, Callable[..., Trace]] = {
     "leaky_vtrace": leaky_vtrace,
     "rbis": rbis,
 }
+"""Signature: (rows, *, gamma, trace_lambda, rho_bar, c_bar, pg_rho_bar, leak), unused ones are ignored."""
 
 
-def _rho(log_rho: Tensor, valid: Tensor) -> Tensor:
-    """[T, B] ratios in [e^-20, e^20], exactly 0 on reset rows whatever log_rho holds there (NaN included)."""
-    return log_rho.clamp(-LOG_RHO_LIMIT, LOG_RHO_LIMIT).exp().masked_fill(~valid, 0.0)
+def _rho(rows: TraceInput) -> Tensor:
+    """[T, B] ratios in [e^-20, e^20], exactly 0 on reset rows even if log_rho is NaN there."""
+    return rows.log_rho.clamp(-LOG_RHO_LIMIT, LOG_RHO_LIMIT).exp().masked_fill(~rows.valid, 0.0)
 
 
-def _delta(
-    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, valid: Tensor, gamma: float
-) -> Tensor:
+def _delta(rows: TraceInput, gamma: float) -> Tensor:
     """[T, B] TD errors, 0 on reset rows."""
-    delta = torch.add(reward, next_value.masked_fill(terminated, 0.0), alpha=gamma).sub_(value)
-    return delta.masked_fill_(~valid, 0.0)
+    next_value = rows.next_value.masked_fill(rows.terminated, 0.0)
+    delta = torch.add(rows.reward, next_value, alpha=gamma).sub_(rows.value)
+    return delta.masked_fill_(~rows.valid, 0.0)
 
 
-def _decay(terminated: Tensor, truncated: Tensor, valid: Tensor, factor: float, like: Tensor) -> Tensor:
-    """[T, B] ``factor`` where the trace goes on to the next row, else 0."""
-    return torch.full_like(like, factor).masked_fill_(terminated | truncated | ~valid, 0.0)
+def _decay(rows: TraceInput, factor: float) -> Tensor:
+    """[T, B] ``factor`` where the trace continues to the next row, else 0."""
+    return torch.full_like(rows.value, factor).masked_fill_(rows.terminated | rows.truncated | ~rows.valid, 0.0)
 
 
 def _accumulate(delta: Tensor, decay: Tensor) -> Tensor:
     """[T, B] acc_t = delta_t + decay_t * acc_{t+1}, acc_T = 0, written over ``delta``.
 
-    One fused call a row and nothing else in the loop: 2-3 us a row on a CPU (T = 32, B = 64: 0.1 ms in all).
+    One fused call per row and nothing else in the loop: 2-3 us per row on a CPU (T = 32, B = 64: 0.1 ms in all).
     """
     rows, factors = delta.unbind(0), decay.unbind(0)
     acc = rows[-1]
@@ -217,7 +205,7 @@ def _accumulate(delta: Tensor, decay: Tensor) -> Tensor:
 
 
 def _next(acc: Tensor) -> Tensor:
-    """[T, B] acc_{t+1}, with 0 behind the last row: there is no data beyond the bootstrap value."""
+    """[T, B] acc_{t+1}, with 0 after the last row: there is no data beyond the bootstrap value."""
     return torch.cat([acc[1:], torch.zeros_like(acc[:1])])
 
 
@@ -228,5 +216,5 @@ def _leaky_min(rho: Tensor, bound: float, leak: float) -> Tensor:
 
 
 def _mean(x: Tensor, valid: Tensor) -> Tensor:
-    """[] mean of x over valid rows, 0 if there is none."""
+    """[] mean of x over valid rows, 0 if there are none."""
     return x.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)

@@ -1,1 +1,1 @@
-"""Where numbers are computed: accelerator copies and graphs, device and precision selection, this machine."""
+"""Device layer: accelerator copies and graphs, device and precision selection, properties of this machine."""

@@ -1,4 +1,4 @@
-"""This machine: its cores, its processor, its control groups, and whether it shows a GPU."""
+"""Properties of this machine: cores, processor name, control groups, presence of a GPU."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ GPUS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/proc/driver/
 
 
 def affinity() -> int:
-    """Cores this process may be put on."""
+    """Number of cores in the affinity mask of this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cores() -> int:
-    """Cores this process may use: its affinity, or less where a container has a quota."""
+    """Number of cores this process may use: its affinity, or fewer if a container has a quota."""
     quota = smallest(cpu_quota(group) for group in control_groups())
     return affinity() if quota is None else max(1, min(affinity(), math.ceil(quota)))
 
 
 def control_groups(root: Path = CGROUP, membership: Path = Path("/proc/self/cgroup")) -> list[Path]:
-    """The folders whose limits hold for this process: its own group of version 2 and all above, up to the root."""
+    """Control groups (version 2) whose limits apply to this process: the root, and all groups down to its own."""
     found = [root]
     for line in read_text(membership).splitlines():
         if line.startswith("0::/"):
@@ -36,12 +36,12 @@ def control_groups(root: Path = CGROUP, membership: Path = Path("/proc/self/cgro
 
 
 def smallest(limits: Iterable[float | None]) -> float | None:
-    """The limit that holds where several do."""
+    """The smallest limit, ignoring None; None if there is none."""
     return min((x for x in limits if x is not None), default=None)
 
 
 def cpu_quota(cgroup: Path) -> float | None:
-    """Cores the control group may use on average (version 2, then 1); None: no limit."""
+    """Average number of cores the control group may use (version 2, then 1); None if unlimited."""
     quota, period = (read_words(cgroup / "cpu.max") + ["", ""])[:2]
     if not quota:
         quota = " ".join(read_words(cgroup / "cpu" / "cpu.cfs_quota_us"))
@@ -53,7 +53,7 @@ def cpu_quota(cgroup: Path) -> float | None:
 
 
 def read_text(path: Path) -> str:
-    """Empty where there is no such file, or it cannot be read."""
+    """Contents of a file; empty if it does not exist or cannot be read."""
     try:
         return path.read_text()
     except OSError:
@@ -61,12 +61,12 @@ def read_text(path: Path) -> str:
 
 
 def read_words(path: Path) -> list[str]:
-    """As `read_text`."""
+    """Words of a file; empty if it does not exist or cannot be read."""
     return read_text(path).split()
 
 
 def processor() -> str:
-    """What the CPU calls itself."""
+    """Model name of the CPU."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         for line in file:
             if line.startswith("model name"):
@@ -74,6 +74,6 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def shows_gpu(signs: Iterable[str] | None = None) -> bool:
-    """A sign of a GPU (`GPUS`); what torch makes of it, it says itself."""
-    return any(os.path.exists(sign) for sign in (GPUS if signs is None else signs))
+def shows_gpu(paths: Iterable[str] | None = None) -> bool:
+    """Whether a device file of a GPU (`GPUS`) exists; torch may still be unable to use it."""
+    return any(os.path.exists(path) for path in (GPUS if paths is None else paths))

@@ -21,8 +21,8 @@ from sfactory.algo.loss import diagnostics, total_loss
 from sfactory.algo.normalize import EwmaMoments, Moments, RewardScale, TargetScale, decay_from_span
 from sfactory.algo.proximal import PROXIMALS, Proximal, decay_from_center_of_mass
 from sfactory.algo.schedule import SCHEDULES, ScheduleState
-from sfactory.algo.surrogate import SURROGATES, SurrogateInput, check_weights
-from sfactory.algo.trace import TRACES, Trace
+from sfactory.algo.surrogate import SURROGATES, Options, SurrogateInput, check_options, check_weights
+from sfactory.algo.trace import TRACES, Trace, TraceInput
 from sfactory.config import Config
 from sfactory.device.accelerator import Accelerator, Replay, Work
 from sfactory.device.selection import precision
@@ -82,8 +82,13 @@ class Update:
         )  # fmt: skip
         self.config, self.model, self.device = config, model, device
         self.distribution = model.distribution
-        self.autocast = precision(config.run.precision, device)
-        self.trace, self.surrogate = TRACES[config.trace.estimator], SURROGATES[config.surrogate.objective]
+        self.autocast = precision(o.precision, device)
+        self.trace, self.surrogate = TRACES[o.trace], SURROGATES[o.surrogate]
+        self.surrogate_options = Options.read(o)
+        try:
+            check_options(o.surrogate, self.surrogate_options)
+        except ValueError as error:  # a message only: runs with such a setting exist and can still be resumed
+            say(str(error))
         self.schedule = SCHEDULES[config.optim.schedule]
         self.parameters = list(model.parameters())
         optim = config.optim
@@ -197,20 +202,23 @@ class Update:
         said = out.value.detach().float()
         value = said if self.target_scale is None else self.target_scale.value(said)
         log_rho = (log_prob.detach() - batch.log_prob).masked_fill(~batch.valid, 0.0)
+        rows = TraceInput(
+            reward=self._reward(batch),
+            value=value[:-1],
+            next_value=value[1:],
+            terminated=batch.terminated,
+            truncated=batch.truncated,
+            valid=batch.valid,
+            log_rho=log_rho,
+        )
         trace = self.trace(
-            self._reward(batch),
-            value[:-1],
-            value[1:],
-            batch.terminated,
-            batch.truncated,
-            batch.valid,
-            log_rho,
-            gamma=self.config.trace.gamma,
-            trace_lambda=self.config.trace.trace_lambda,
-            rho_bar=self.config.trace.rho_bar,
-            c_bar=self.config.trace.c_bar,
-            pg_rho_bar=self.config.trace.pg_rho_bar,
-            leak=self.config.trace.leak,
+            rows,
+            gamma=o.gamma,
+            trace_lambda=o.trace_lambda,
+            rho_bar=o.rho_bar,
+            c_bar=o.c_bar,
+            pg_rho_bar=o.pg_rho_bar,
+            leak=o.leak,
         )
         advantage = trace.advantage
         if self.config.normalize.advantage:
@@ -247,14 +255,7 @@ class Update:
             log_prob, proximal, part.log_prob, advantage, weight, part.valid,
             params, proximal_params, part.params, self.distribution,
         )  # fmt: skip
-        surrogate = self.surrogate(
-            x,
-            behavior_weight=self.config.surrogate.behavior_weight,
-            clip=self.config.surrogate.clip,
-            dual_clip=self.config.surrogate.dual_clip or None,
-            weight_cap=self.config.surrogate.weight_cap,
-            kl_coef=self.config.surrogate.kl_coef,
-        )
+        surrogate = self.surrogate(x, behavior_weight=o.behavior_weight, **self.surrogate_options)
         loss = total_loss(
             surrogate, value.float(), target, entropy, part.valid,
             value_coef=self.config.loss.value_coef, entropy_coef=self.config.loss.entropy_coef,

@@ -1,2 +1,4 @@
-"""Networks: encoders, recurrent cores, action distributions, and the actor-critic that joins them. Torch
-only."""
+"""Networks: encoders, recurrent cores, action distributions, and the actor-critic that combines them.
+
+Imports torch only.
+"""

@@ -1,7 +1,7 @@
-"""The policy and its value function: encoders, a core, two heads.
+"""Actor-critic network: encoders, a recurrent core, policy and value heads.
 
-Legend: N samples, T steps, B lanes, K distribution parameters, H width of the recurrent state (0: none), P
-numbers in the flat weights. Observations are a dict of leaves [N, *shape] or [T, B, *shape].
+Legend: N samples, T steps, B lanes, K distribution parameters, H width of the recurrent state (0: none), P size of the
+flat weights. Observations are a dict of leaves [N, *shape] or [T, B, *shape].
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from sfactory.model.cores import CORES, Core
-from sfactory.model.distributions import MASKED_LOGIT, ActionDistribution, Leaf
+from sfactory.model.distributions import MASKED_LOGIT, ActionDistribution, ActionLeafLike
 from sfactory.model.encoders import make_encoder, orthogonal
 
 OBS_CLIP = 10.0
 
 
 class ObsLeaf(Protocol):
-    """One leaf of the observation, as the environment's specification gives it."""
+    """One leaf of the observation space in an environment's specification."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -27,16 +27,18 @@ class ObsLeaf(Protocol):
 
 
 class Output(NamedTuple):
+    """Result of a forward pass."""
+
     params: Tensor
     """[N, K] or [T, B, K] float32, parameters of the action distribution."""
     value: Tensor
     """[N] or [T, B] float32."""
     state: Tensor | None
-    """[N, H] or [B, H], the recurrent state after the (last) step; passed through where H = 0."""
+    """[N, H] or [B, H], the recurrent state after the (last) step; the input state if H = 0."""
 
 
 class Trunk(nn.Module):
-    """One encoder per leaf, concatenated, then the core."""
+    """One encoder per leaf, concatenated features, then the core."""
 
     def __init__(
         self,
@@ -65,22 +67,30 @@ class Trunk(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """What acts and what is trained: the same module in inference and in the learner.
+    """Policy and value network; the same module is used for inference and for training.
 
     Args:
-        obs: leaves with ``shape`` and ``dtype``. actions: leaves of `distributions.Leaf`.
-        encoder: a name of `encoders.ENCODERS`, "auto" or "module:Class". hidden: widths of its connected
-        layers. core: none, gru or lstm. core_size: its width. activation: relu or tanh. separate: a trunk of
-        its own for the critic (small control tasks); not together with a core. normalize_obs: float leaves
-        are standardised inside, with statistics that travel with the weights. log_std_init: initial log
-        standard deviation of box actions; it is a parameter and does not see the observation.
-        squash: box actions go through tanh (see `distributions`).
+        obs: leaves with ``shape`` and ``dtype``.
+        actions: leaves as in `distributions.ActionLeafLike`.
+        encoder: a name in `encoders.ENCODERS`, "auto" or "module:Class".
+        hidden: widths of the encoder's fully connected layers.
+        core: none, gru or lstm.
+        core_size: width of the core.
+        activation: relu or tanh.
+        separate: use a separate trunk for the critic (small control tasks); not together with a core.
+        normalize_obs: standardise float leaves inside the module; the statistics are buffers.
+        log_std_init: initial log standard deviation of box actions, a parameter independent of the observation.
+        squash: apply tanh to box actions (see `distributions`).
+        mask: name of the observation leaf with the action mask [N, logits], "" if there is none; no encoder gets it.
+
+    Raises:
+        ValueError: unknown core, or ``separate`` with a core.
     """
 
     def __init__(
         self,
         obs: Mapping[str, ObsLeaf],
-        actions: Mapping[str, Leaf],
+        actions: Mapping[str, ActionLeafLike],
         *,
         encoder: str = "auto",
         hidden: Sequence[int] = (128,),
@@ -97,7 +107,9 @@ class ActorCritic(nn.Module):
         if core not in CORES:
             raise ValueError(f"model.core is {core!r}, expected one of {', '.join(CORES)}")
         if separate and core != "none":
-            raise ValueError(f"model.separate and model.core={core} exclude each other: one memory, one trunk")
+            raise ValueError(
+                f"model.separate and model.core={core} exclude each other: the core needs one shared trunk"
+            )
         self.distribution = ActionDistribution(actions, squash)
         self.mask = mask
         obs = {name: leaf for name, leaf in obs.items() if name != mask}
@@ -109,7 +121,7 @@ class ActorCritic(nn.Module):
         parts = self.distribution.parts
         outputs = sum(sum(part.sizes) for part in parts)  # logits, and means but not log_stds
         dimensions = sum(part.sizes[0] for part in parts if not part.discrete)
-        # Nearly equal probabilities at first; it matters more than most settings (Andrychowicz et al. 2021).
+        # Nearly uniform initial policy; more important than most settings (Andrychowicz et al. 2021).
         self.policy_head = orthogonal(nn.Linear(self.trunk.out_size, outputs), 0.01)
         self.value_head = orthogonal(nn.Linear((self.critic or self.trunk).out_size, 1), 1.0)
         self.log_std = nn.Parameter(torch.full((dimensions,), log_std_init)) if dimensions else None
@@ -121,8 +133,7 @@ class ActorCritic(nn.Module):
             self.register_buffer(_buffer("obs_inv_std", name), torch.ones(shape))
 
     def forward(self, obs: Mapping[str, Tensor], state: Tensor | None = None, first: Tensor | None = None) -> Output:
-        """One step. obs [N, *shape] leaves, state [N, H] or None (zeros), first [N] bool or None (no
-        beginnings)."""
+        """Run one step. obs [N, *shape] leaves, state [N, H] or None (zeros), first [N] bool or None (all False)."""
         obs = self._normalize(obs)
         x = self.trunk.encode(obs)
         if self.state_size:
@@ -132,8 +143,10 @@ class ActorCritic(nn.Module):
         return Output(*self._heads(x, obs), state)
 
     def unroll(self, obs: Mapping[str, Tensor], first: Tensor, state: Tensor | None = None) -> Output:
-        """A whole trajectory. obs [T, B, *shape] leaves, first [T, B] bool, state [B, H] before row 0 or
-        None."""
+        """Run a whole trajectory.
+
+        obs [T, B, *shape] leaves, first [T, B] bool, state [B, H] before row 0 or None (zeros).
+        """
         steps, lanes = first.shape
         obs = self._normalize({name: leaf.flatten(0, 1) for name, leaf in obs.items()})
         x = self.trunk.encode(obs)
@@ -145,29 +158,28 @@ class ActorCritic(nn.Module):
         return Output(params.view(steps, lanes, -1), value.view(steps, lanes), state)
 
     def normalized_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the leaves that are standardised, by name."""
+        """Shapes of the standardised leaves, by name."""
         return {name: tuple(self.get_buffer(_buffer("obs_mean", name)).shape) for name in self.normalized}
 
     def set_normalizer(self, name: str, mean: Tensor, var: Tensor) -> None:
-        """Statistics [*shape] of the leaf ``name``; they are published with the weights, as buffers."""
+        """Set the statistics [*shape] of leaf ``name``: buffers, published with the weights."""
         self.get_buffer(_buffer("obs_mean", name)).copy_(mean)
         self.get_buffer(_buffer("obs_inv_std", name)).copy_((var.double() + 1e-8).rsqrt())
 
     @torch.no_grad()
     def rescale_value(self, factor: Tensor, shift: Tensor) -> None:
-        """The value head says factor * what it said + shift, from now on; both []."""
+        """Replace the output of the value head by factor * output + shift; both []."""
         weight, bias = self.value_head.parameters()
         weight.mul_(factor)
         bias.mul_(factor).add_(shift)
 
     def flat_size(self) -> int:
-        """P: how many float32 numbers the weights are, buffers included."""
+        """P: number of float32 values in parameters and buffers."""
         return sum(x.numel() for x in self._weights())
 
     @torch.no_grad()
     def write_flat(self, out: Tensor) -> None:
-        """All parameters, then all buffers, in the order of definition, into out [P] float32, on any
-        device."""
+        """Write parameters, then buffers, in order of definition, to out [P] float32 on any device."""
         weights = [x.reshape(-1) for x in self._weights()]
         if out.device == weights[0].device:
             torch.cat(weights, out=out)
@@ -176,7 +188,7 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def read_flat(self, src: Tensor) -> None:
-        """The inverse: weights from src [P] float32, on any device. From pinned memory nobody waits for it."""
+        """Read parameters and buffers from src [P] float32 on any device; asynchronous if src is pinned."""
         weights = self._weights()
         src = src.to(weights[0].device, non_blocking=True)
         parts = src.split([x.numel() for x in weights])
@@ -199,8 +211,7 @@ class ActorCritic(nn.Module):
         return scaled
 
     def _heads(self, x: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """x [N, F] -> params [N, K], value [N], float32 even under autocast: the ratio of two policies is
-        made here."""
+        """x [N, F] -> params [N, K], value [N]; float32 even under autocast, as ratios need the precision."""
         y = x if self.critic is None else self.critic.encode(obs)
         device = x.device.type
         if not torch.is_autocast_enabled(device):
@@ -211,8 +222,8 @@ class ActorCritic(nn.Module):
     def _params(self, raw: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """[N, logits and means] -> [N, K] in the order of `ActionDistribution`.
 
-        Forbidden logits are made impossible here, once: whatever is computed from parameters, stored ones
-        included, then agrees on what could have been done.
+        Masked logits are replaced here, so that everything computed from the parameters, stored ones included, uses the
+        same mask.
         """
         if self.mask:
             return torch.where(obs[self.mask] != 0, raw, MASKED_LOGIT)
@@ -230,5 +241,5 @@ class ActorCritic(nn.Module):
 
 
 def _buffer(kind: str, name: str) -> str:
-    """Buffer names may hold no dot."""
+    """Name of a buffer; it must not contain a dot."""
     return f"{kind}_{name.replace('.', '__')}"

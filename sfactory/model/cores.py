@@ -1,8 +1,7 @@
-"""Memory between steps. A core's state is one flat row per environment, so that slots need to know its width
-only.
+"""Recurrent cores. The state is one flat row per environment, so that slots depend on its width only.
 
-Legend: N environments, T steps, B lanes, F features, H width of the flat state. ``first`` is True where an
-episode begins: the state is zeroed *before* that step, so nothing crosses the border of an episode.
+Legend: N environments, T steps, B lanes, F features, H width of the flat state. ``first`` is True at the first step of
+an episode: the state is zeroed *before* that step, so nothing passes from one episode to the next.
 """
 
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Core(nn.Module):
-    """Interface, and the core without memory: features pass through."""
+    """Interface of cores; also the core without memory, which returns the features unchanged."""
 
     def __init__(self, features: int, size: int = 0) -> None:
         super().__init__()
@@ -20,17 +19,17 @@ class Core(nn.Module):
         self.state_size = 0
 
     def forward(self, x: Tensor, state: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One step: x [N, F], state [N, H], first [N] bool or None -> [N, out_size], new state [N, H]."""
+        """Run one step: x [N, F], state [N, H], first [N] bool or None -> [N, out_size], new state [N, H]."""
         return x, state
 
     def unroll(self, x: Tensor, state: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        """x [T, B, F], state [B, H], first [T, B] bool -> [T, B, out_size], last state [B, H].
+        """Run T steps: x [T, B, F], state [B, H], first [T, B] bool -> [T, B, out_size], last state [B, H].
 
-        The same calls as step by step, so that the learner recomputes what inference computed.
+        Makes the same calls as single steps, so that the learner reproduces the numbers of inference.
         """
         outputs = []
-        for features, begins in zip(x.unbind(0), first.unbind(0), strict=True):
-            y, state = self(features, state, begins)
+        for features, first_row in zip(x.unbind(0), first.unbind(0), strict=True):
+            y, state = self(features, state, first_row)
             outputs.append(y)
         return torch.stack(outputs), state
 
@@ -50,13 +49,12 @@ class Gru(Core):
         self.out_size = self.state_size = size
 
     def forward(self, x: Tensor, state: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
-        state = self.cell(x, _begin(state, first).to(x.dtype))
+        state = self.cell(x, _reset_state(state, first).to(x.dtype))
         return state, state
 
 
 class Lstm(Core):
-    """Long short-term memory (Hochreiter & Schmidhuber 1997); the flat state is (output, cell), H = 2 *
-    size."""
+    """Long short-term memory (Hochreiter & Schmidhuber 1997); the flat state is (output, cell), H = 2 * size."""
 
     def __init__(self, features: int, size: int) -> None:
         super().__init__(features)
@@ -65,20 +63,20 @@ class Lstm(Core):
         self.out_size, self.state_size = size, 2 * size
 
     def forward(self, x: Tensor, state: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
-        output, cell = self.cell(x, _begin(state, first).to(x.dtype).chunk(2, -1))
+        output, cell = self.cell(x, _reset_state(state, first).to(x.dtype).chunk(2, -1))
         return output, torch.cat([output, cell], -1)
 
 
 CORES: dict[str, Callable[[int, int], Core]] = {"none": Core, "gru": Gru, "lstm": Lstm}
 
 
-def _begin(state: Tensor, first: Tensor | None) -> Tensor:
-    """state [N, H], zero (set, not multiplied: a poisoned row is NaN) where first [N]."""
+def _reset_state(state: Tensor, first: Tensor | None) -> Tensor:
+    """state [N, H] with rows set to zero where first [N]; not multiplied, because unused rows may be NaN."""
     return state if first is None else state.masked_fill(first.bool().unsqueeze(-1), 0.0)
 
 
 def _orthogonal(cell: nn.RNNCellBase, gates: int) -> None:
-    """Each gate's matrices orthogonal by themselves, biases zero."""
+    """Initialise the matrices of each gate orthogonally, biases with zero."""
     for weight in (cell.weight_ih, cell.weight_hh):
         for block in weight.data.chunk(gates):
             nn.init.orthogonal_(block)

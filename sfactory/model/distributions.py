@@ -1,18 +1,18 @@
 """Action distributions as pure functions of their parameters.
 
-An environment's action is a flat dict of leaves (Tuple and Dict action spaces come as several); the joint
-distribution takes the leaves, and the heads or dimensions within one, as independent.
+An action is a flat dict of leaves (Tuple and Dict action spaces have several). In the joint distribution the leaves,
+and the heads or dimensions within a leaf, are independent.
 
-Legend: [...] any leading axes, K parameters, N noise columns. Both follow the order of the leaves:
+Legend: [...] any leading axes, K parameters, N noise columns. Both are ordered like the leaves:
 
     discrete leaf, sizes (k1, k2, ...)   logits k1 + k2 + ...            one noise column per head
     box leaf, sizes (d,)                 d means, then d log stds        one noise column per dimension
 
-Noise is uniform in [0, 1), drawn by whoever asks for the action, so that an action depends on (parameters,
-noise) and not on who shared its batch. Probabilities are computed in float32 whatever the parameters' dtype
-(float64 stays). Box actions come unsquashed: the density is that of the sample, the environment clips to its
-bounds. With ``squash`` the environment gets tanh of the sample, stretched over its bounds (`envs.bounded`); what is
-stored stays the sample u, and densities and entropies are those of the action:
+Noise is uniform in [0, 1) and drawn by the caller, so that an action depends on (parameters, noise) and not on the rest
+of its batch. Probabilities are computed in float32 for narrower parameters, and in float64 for float64. Box actions are
+not squashed by default: the density is that of the sample, and the environment clips it to its bounds. With ``squash``
+the environment receives tanh of the sample, scaled to its bounds (`envs.bounded`); the sample u is stored, and
+densities and entropies are those of the action:
 
     log p(a) = log N(u) - sum log(h (1 - tanh(u)^2)),   h half the width of the bounds (SAC, arXiv 1801.01290, app. C)
 """
@@ -26,15 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MASKED_LOGIT = -1e9  # of a forbidden action; finite: p is exactly 0 and 0 * log p is 0, where -inf gives NaN
+MASKED_LOGIT = -1e9  # of a masked action; finite, so p is exactly 0 and 0 * log p is 0; -inf would give NaN
 UNIFORM_MAX = 1.0 - 2.0**-24  # the float32 below 1
 UNIFORM_MIN = 2.0**-25  # half a step of a 24-bit uniform: normal quantiles stay within +-5.4
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
-NODES = 24  # of Gauss-Hermite quadrature: the entropy of a squashed action is right to 1e-2 up to a std of 3
+NODES = 24  # of Gauss-Hermite quadrature: the entropy of a squashed action has an error below 1e-2 up to a std of 3
 
 
-class Leaf(Protocol):
-    """One leaf of the action, as the environment's specification gives it."""
+class ActionLeafLike(Protocol):
+    """One leaf of the action space in an environment's specification."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -45,7 +45,7 @@ class Leaf(Protocol):
 
 
 class _Part(NamedTuple):
-    """Where a leaf's columns are."""
+    """Columns of one leaf in parameters and noise."""
 
     name: str
     shape: tuple[int, ...]
@@ -54,13 +54,16 @@ class _Part(NamedTuple):
     params: slice
     noise: slice
     log_span: float | None
-    """Squashed boxes: sum of the logarithms of half the widths of the bounds."""
+    """Squashed boxes: sum over dimensions of log((high - low) / 2); None: not squashed."""
 
 
 class ActionDistribution:
-    """The joint distribution over the leaves of ``actions``. Holds sizes, no tensors."""
+    """Joint distribution over the leaves of ``actions``; holds sizes, no tensors.
 
-    def __init__(self, actions: Mapping[str, Leaf], squash: bool = False) -> None:
+    Raises ValueError for a leaf that is neither discrete nor box, and for ``squash`` with infinite bounds.
+    """
+
+    def __init__(self, actions: Mapping[str, ActionLeafLike], squash: bool = False) -> None:
         self.parts: list[_Part] = []
         k = n = 0
         for name, leaf in actions.items():
@@ -82,38 +85,37 @@ class ActionDistribution:
         self._single = len(self.parts) == 1 and first.discrete and len(first.sizes) == 1
 
     def sample(self, params: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """params [..., K], noise [..., N] in [0, 1) -> name -> action [..., *leaf.shape], int64 or float32.
+        """Sample actions: params [..., K], noise [..., N] in [0, 1) -> name -> [..., *leaf.shape], int64 or float32.
 
-        Discrete heads invert their distribution function: the same noise gives the same action for nearby
-        policies. A category of probability 0 is never chosen, at either end of the noise. Boxes: mean + std *
-        normal quantile.
+        Discrete heads invert their distribution function: the same noise gives the same action for nearby policies. A
+        category of probability 0 is never selected, at either end of the noise. Boxes: mean + std * normal quantile.
         """
         return self.sample_and_log_prob(params, noise)[0]
 
     def sample_and_log_prob(self, params: Tensor, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """As `sample`, and the joint log-probability [...] of what was sampled: the hot path of inference."""
+        """As `sample`, with the joint log-probability [...] of the sample: the hot path of inference."""
         params = _float(params)
         if self._single:
             part = self.parts[0]
             log_p = torch.log_softmax(params, -1)
             index = _invert(log_p, noise)
-            chosen = index.squeeze(-1).view((*params.shape[:-1], *part.shape))
-            return {part.name: chosen}, log_p.gather(-1, index).squeeze(-1)
+            selected = index.squeeze(-1).view((*params.shape[:-1], *part.shape))
+            return {part.name: selected}, log_p.gather(-1, index).squeeze(-1)
         action: dict[str, Tensor] = {}
         total: Tensor | None = None
         for part in self.parts:
             values, uniform = params[..., part.params], noise[..., part.noise]
             if part.discrete:
-                picks: list[Tensor] = []
+                indices: list[Tensor] = []
                 log_prob: Tensor | None = None
                 for head, log_p in enumerate(_heads(values, part)):
                     index = _invert(log_p, uniform[..., head : head + 1])
-                    picks.append(index)
+                    indices.append(index)
                     log_prob = _plus(log_prob, log_p.gather(-1, index).squeeze(-1))
-                flat = torch.cat(picks, -1)
+                flat = torch.cat(indices, -1)
             else:
                 mean, log_std = values.chunk(2, -1)
-                # In float64 on demand only: float32 quantiles are exact to 1e-6, far below the noise.
+                # float32 quantiles have an error of 1e-6, far below the noise.
                 z = torch.special.ndtri(uniform.clamp(UNIFORM_MIN, UNIFORM_MAX).to(mean.dtype))
                 flat = mean + log_std.exp() * z
                 log_prob = _box_log_prob(part, flat, mean, log_std)
@@ -124,15 +126,15 @@ class ActionDistribution:
         return action, total
 
     def log_prob(self, params: Tensor, action: Mapping[str, Tensor]) -> Tensor:
-        """params [..., K], action name -> [..., *leaf.shape] -> joint log-probability [...]."""
+        """Joint log-probability [...]: params [..., K], action name -> [..., *leaf.shape]."""
         return self._log_prob_entropy(params, action, with_entropy=False)[0]
 
     def log_prob_entropy(self, params: Tensor, action: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Joint log-probability [...] and entropy [...] from one log_softmax: the hot path of learning."""
+        """Joint log-probability [...] and entropy [...] from one log_softmax: the hot path of training."""
         return self._log_prob_entropy(params, action, with_entropy=True)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """params [..., K] -> entropy [...], summed over heads and dimensions (differential for boxes)."""
+        """Entropy [...] of params [..., K], summed over heads and dimensions (differential for boxes)."""
         params = _float(params)
         total = None
         for part in self.parts:
@@ -146,7 +148,7 @@ class ActionDistribution:
         return total
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        """p, q [..., K] -> KL(p || q) [...], exact; squashing both changes nothing."""
+        """Exact KL(p || q) [...] of p, q [..., K]; not changed by squashing both."""
         p, q = _float(p), _float(q)
         total = None
         for part in self.parts:
@@ -163,13 +165,13 @@ class ActionDistribution:
         return total
 
     def mode(self, params: Tensor) -> dict[str, Tensor]:
-        """params [..., K] -> name -> the likeliest action [..., *leaf.shape]."""
+        """Most likely action: params [..., K] -> name -> [..., *leaf.shape]."""
         action = {}
         for part in self.parts:
             values = params[..., part.params]
             if part.discrete:
-                picks = [log_p.argmax(-1, keepdim=True) for log_p in _heads(_float(values), part)]
-                flat = torch.cat(picks, -1)
+                indices = [log_p.argmax(-1, keepdim=True) for log_p in _heads(_float(values), part)]
+                flat = torch.cat(indices, -1)
             else:
                 flat = _float(values).chunk(2, -1)[0]
             action[part.name] = flat.reshape((*params.shape[:-1], *part.shape))
@@ -216,39 +218,39 @@ def _heads(logits: Tensor, part: _Part) -> list[Tensor]:
 
 
 def _invert(log_p: Tensor, uniform: Tensor) -> Tensor:
-    """log_p [..., k], uniform [..., 1] -> [..., 1] int64: how many categories lie wholly below ``uniform``.
+    """Select a category: log_p [..., k], uniform [..., 1] -> [..., 1] int64, the categories below ``uniform``.
 
-    The threshold is scaled by the sum as it was rounded, and lies strictly below it, so the last category
-    with any probability is the last that can be chosen; ``right`` steps over categories of width zero. Noise
-    of exactly 0 (once in 2^24 draws) is lifted, or it would choose a first category of probability e^-90.
+    The threshold is scaled by the rounded sum and strictly below it, so the last category with a nonzero probability is
+    the last that can be selected; ``right`` skips categories of width zero. Noise of exactly 0 (once in 2^24 draws) is
+    raised, or it could select a first category of probability e^-90.
     """
     below = log_p.exp().cumsum(-1)
     threshold = uniform.clamp(UNIFORM_MIN, UNIFORM_MAX).to(below.dtype) * below[..., -1:]
     index = torch.searchsorted(below, threshold, right=True)
     if index.is_cuda:
-        # A parallel scan may round its sums in another order and give a width to a category that has none.
+        # A parallel scan may round its sums differently and give a width to a category of probability 0.
         impossible = log_p.gather(-1, index.clamp_(max=log_p.shape[-1] - 1)) < -100.0
         index = torch.where(impossible, log_p.argmax(-1, keepdim=True), index)
     return index
 
 
 def _entropy(log_p: Tensor) -> Tensor:
-    """[..., k] -> [...]."""
+    """Entropy of a categorical distribution, [..., k] -> [...]."""
     return -(log_p.exp() * log_p).sum(-1)
 
 
 def _gaussian_log_prob(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """[..., d] -> [...], diagonal normal density."""
+    """Log-density of a diagonal normal, [..., d] -> [...]."""
     z = (x - mean) * torch.exp(-log_std)
     return (-0.5 * z.square() - log_std - HALF_LOG_2PI).sum(-1)
 
 
 def _gaussian_entropy(log_std: Tensor) -> Tensor:
-    """[..., d] -> [...]."""
+    """Entropy of a diagonal normal, [..., d] -> [...]."""
     return (log_std + (0.5 + HALF_LOG_2PI)).sum(-1)
 
 
-def _log_span(leaf: Leaf) -> float:
+def _log_span(leaf: ActionLeafLike) -> float:
     """Sum of log((high - low) / 2) over the dimensions of a box."""
     low, high = (getattr(leaf, name, ()) for name in ("low", "high"))
     spans = [0.5 * (b - a) for a, b in zip(low, high, strict=True)]
@@ -258,18 +260,18 @@ def _log_span(leaf: Leaf) -> float:
 
 
 def _log_slope(u: Tensor) -> Tensor:
-    """log(1 - tanh(u)^2), without the cancellation of that form."""
+    """log(1 - tanh(u)^2), in a form without cancellation."""
     return 2.0 * (math.log(2.0) - u - torch.nn.functional.softplus(-2.0 * u))
 
 
 def _box_log_prob(part: _Part, u: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """[..., d] -> [...], density of the action that sample u leads to."""
+    """Log-density of the action that belongs to sample u, [..., d] -> [...]."""
     log_prob = _gaussian_log_prob(u, mean, log_std)
     return log_prob if part.log_span is None else log_prob - _log_slope(u).sum(-1) - part.log_span
 
 
 def _box_entropy(part: _Part, mean: Tensor, log_std: Tensor) -> Tensor:
-    """[..., d] -> [...]. Squashed: entropy of the normal + E[log slope], by quadrature, so that it has a gradient."""
+    """Entropy, [..., d] -> [...]. Squashed: of the normal + E[log slope] by quadrature, which has a gradient."""
     entropy = _gaussian_entropy(log_std)
     if part.log_span is None:
         return entropy
@@ -280,10 +282,12 @@ def _box_entropy(part: _Part, mean: Tensor, log_std: Tensor) -> Tensor:
 
 @functools.cache
 def _quadrature(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes and weights [NODES] of the expectation under a standard normal. Uploaded once: an upload can be no part of
-    recorded work."""
+    """Nodes and weights [NODES] of the expectation under a standard normal.
+
+    Cached, because recorded work must not contain an upload.
+    """
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    with torch.inference_mode(False):  # kept for learning, whoever asks first
+    with torch.inference_mode(False):  # usable for training even if inference calls first
         return (
             torch.as_tensor(nodes, dtype=dtype, device=device),
             torch.as_tensor(weights / weights.sum(), dtype=dtype, device=device),

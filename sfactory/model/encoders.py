@@ -1,8 +1,7 @@
-"""From one leaf of an observation to a vector of features.
+"""Encoders: one leaf of an observation -> a vector of features.
 
-An encoder takes [N, *shape] in the dtype the environment gave and returns [N, out_size]. Registry: a dict of
-classes ``Encoder(shape, *, hidden, activation)``; "auto" picks by shape, and ``module:Class`` names a class
-of your own.
+An encoder takes [N, *shape] in the dtype of the environment and returns [N, out_size]. `ENCODERS` is a dict of classes
+``Encoder(shape, *, hidden, activation)``; "auto" selects one by shape, and ``module:Class`` names a class of your own.
 """
 
 import importlib
@@ -14,13 +13,12 @@ from torch import Tensor, nn
 from sfactory.model.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
-FEW_CHANNELS = 4  # of pictures whose planes are worth a copy each
-GAINS = {"relu": 2.0**0.5, "tanh": 5.0 / 3.0}  # as torch.nn.init.calculate_gain gives them
+FEW_CHANNELS = 4  # of images; up to this number copying plane by plane is faster
+GAINS = {"relu": 2.0**0.5, "tanh": 5.0 / 3.0}  # as in torch.nn.init.calculate_gain
 
 
 def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
-    """Orthogonal weights, zero bias (Saxe et al. 2014): the initialisation under which PPO's settings were
-    published."""
+    """Initialise with orthogonal weights and zero bias (Saxe et al. 2014), as PPO's published settings assume."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     nn.init.orthogonal_(layer.weight, gain)
     if layer.bias is not None:
@@ -29,7 +27,7 @@ def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
 
 
 def fully_connected(size: int, hidden: Sequence[int], activation: str) -> nn.Sequential:
-    """[N, size] -> [N, hidden[-1]]."""
+    """Layers [N, size] -> [N, hidden[-1]]."""
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [
@@ -41,7 +39,7 @@ def fully_connected(size: int, hidden: Sequence[int], activation: str) -> nn.Seq
 
 
 class Encoder(nn.Module):
-    """What all encoders have."""
+    """Base class of the encoders."""
 
     out_size: int
     """Features per sample."""
@@ -62,18 +60,17 @@ class Mlp(Encoder):
 
 
 class MinAtar(Encoder):
-    """MinAtar's network (Young & Tian 2019, arXiv 1903.03176): 16 filters 3x3, then fully connected layers,
-    ReLU.
+    """MinAtar's network (Young & Tian 2019, arXiv 1903.03176): 16 filters 3x3, fully connected layers, ReLU.
 
-    Takes [N, H, W, C] bool or uint8. `conv2d` on channels-last memory, so the bytes stay as the environment
-    wrote them and the features are flattened H, W, C. Microseconds a sample, one thread of a shared Zen 5
-    core, C = 4, hidden 128, best of 6: forward at N = 128 / forward and backward at N = 2112
+    Takes [N, H, W, C] bool or uint8. `conv2d` runs on channels-last memory, so the layout of the environment is kept
+    and the features are flattened as H, W, C. Microseconds per sample, one thread of a shared Zen 5 core, C = 4, hidden
+    128, best of 6: forward at N = 128 / forward and backward at N = 2112
 
-        conv2d, channels-last   fp32 4.3 / 11.7   bf16 2.5 / 4.9    (a busy neighbour adds up to a third)
+        conv2d, channels-last   fp32 4.3 / 11.7   bf16 2.5 / 4.9    (other load adds up to a third)
         conv2d, channels-first  fp32 4.3 / 14.5   bf16 3.6 / 6.1
         unfold, one product     fp32 5.5 / 15.6   bf16 3.1 / 6.8
 
-    That was with MKL's products, in fp32 two thirds of the forward; `linear` says what became of them.
+    Measured with MKL's matrix products, two thirds of the fp32 forward pass; see `linear` for the present ones.
     """
 
     filters = 16
@@ -94,25 +91,24 @@ class MinAtar(Encoder):
 
 
 def scaled(obs: Tensor) -> Tensor:
-    """[N, C, H, W] bytes -> numbers in [0, 1], channels last in memory: convolutions forward and backward are up to 1.6
-    times as fast on a CPU with AVX-512 as in the bytes' own order (benchmarks/LOG.md).
+    """Scale [N, C, H, W] bytes to [0, 1], channels last in memory.
 
-    Under autocast in its narrow type at once: a byte fits into bf16, so what comes out is the same and two passes over
-    the pictures are saved.
+    Convolutions, forward and backward, are up to 1.6 times as fast in this layout on a CPU with AVX-512
+    (benchmarks/LOG.md). Under autocast the result has the narrow type directly: a byte fits into bf16, so the result is
+    the same and two passes over the images are saved.
     """
     device = obs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     if device != "cpu" or obs.shape[1] > FEW_CHANNELS or torch.compiler.is_exporting():
         return obs.to(dtype, memory_format=torch.channels_last).div_(255.0)
     x = torch.empty((len(obs), *obs.shape[2:], obs.shape[1]), dtype=dtype)
-    for channel, plane in enumerate(obs.unbind(1)):  # half the time of `to`, which goes number by number
+    for channel, plane in enumerate(obs.unbind(1)):  # half the time of `to`, which copies element by element
         x[..., channel] = plane
     return x.permute(0, 3, 1, 2).div_(255.0)
 
 
 class Nature(Encoder):
-    """The network of DQN (Mnih et al. 2015): three convolutions on [N, C, H, W] uint8, scaled by 1/255,
-    ReLU."""
+    """Network of DQN (Mnih et al. 2015): three convolutions on [N, C, H, W] uint8 scaled by 1/255, ReLU."""
 
     def __init__(self, shape: Sequence[int], *, hidden: Sequence[int], activation: str = "relu") -> None:
         super().__init__()
@@ -134,7 +130,7 @@ class Nature(Encoder):
 
 
 class _Residual(nn.Module):
-    """Two convolutions and a way around them."""
+    """Residual block of two convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -146,11 +142,10 @@ class _Residual(nn.Module):
 
 
 class Impala(Encoder):
-    """The deep network of IMPALA (Espeholt et al. 2018, arXiv 1802.01561, fig. 3), without its LSTM: [N, C,
-    H, W] uint8.
+    """Deep network of IMPALA (Espeholt et al. 2018, arXiv 1802.01561, fig. 3) without its LSTM.
 
-    Stages of 16, 32, 32 filters: convolution, max pooling, two residual blocks. Torch's default
-    initialisation, as in torchbeast.
+    Takes [N, C, H, W] uint8. Stages of 16, 32, 32 filters: convolution, max pooling, two residual blocks. Torch's
+    default initialisation, as in torchbeast.
     """
 
     def __init__(self, shape: Sequence[int], *, hidden: Sequence[int], activation: str = "relu") -> None:
@@ -186,9 +181,11 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
 
 
 def auto(shape: Sequence[int]) -> str:
-    """Name of the encoder for one observation of this shape: images of at least 36 pixels a side are
-    channels-first (below that the three convolutions of `Nature` leave nothing), small ones of at least 3 are
-    channels-last."""
+    """Name of the encoder for an observation of this shape.
+
+    Images of at least 36 pixels a side are taken as channels-first (smaller ones vanish in the three convolutions of
+    `Nature`), smaller ones of at least 3 as channels-last; everything else is a vector.
+    """
     if len(shape) == 3:
         if min(shape[1:]) >= 36:
             return "nature"
@@ -198,13 +195,15 @@ def auto(shape: Sequence[int]) -> str:
 
 
 def make_encoder(name: str, shape: Sequence[int], *, hidden: Sequence[int], activation: str) -> Encoder:
-    """The encoder called ``name`` for a leaf of ``shape``; vectors take "mlp" whatever is asked for the
-    images."""
+    """Create encoder ``name`` for a leaf of ``shape``; leaves that are not images always get "mlp".
+
+    Raises ValueError if the name is unknown.
+    """
     if ":" in name:
         module, _, attribute = name.partition(":")
         return getattr(importlib.import_module(module), attribute)(shape, hidden=hidden, activation=activation)
     if name != "auto" and name not in ENCODERS:
         expected = ", ".join(["auto", *ENCODERS])
         raise ValueError(f"model.encoder is {name!r}, expected one of {expected}, or module:Class")
-    picked = auto(shape) if name == "auto" else name
-    return ENCODERS[picked if len(shape) == 3 else "mlp"](shape, hidden=hidden, activation=activation)
+    selected = auto(shape) if name == "auto" else name
+    return ENCODERS[selected if len(shape) == 3 else "mlp"](shape, hidden=hidden, activation=activation)

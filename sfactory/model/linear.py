@@ -1,9 +1,9 @@
-"""`nn.Linear` whose products take the faster of torch's two libraries.
+"""`nn.Linear` that multiplies with the faster of torch's two libraries.
 
-Torch multiplies fp32 matrices with MKL, whose fastest kernels are for Intel's processors alone: on an AMD core with
-AVX-512 it reaches 95 GFLOP/s where oneDNN, the library of torch's convolutions, reaches 215 (benchmarks/LOG.md). So
-large layers go to oneDNN there, forward and backward. Which library it is depends on the machine and the shape alone:
-the same seed is the same run. The numbers differ in the last bits, as those of two machines do.
+Torch multiplies fp32 matrices with MKL, whose fastest kernels are for Intel processors only: on an AMD core with
+AVX-512 it reaches 95 GFLOP/s, and oneDNN, the library of torch's convolutions, 215 (benchmarks/LOG.md). On such
+machines large layers use oneDNN, forward and backward. The choice depends only on the machine and the shape, so the
+same seed gives the same run. The numbers differ in the last bits, as between two machines.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-LARGE = 1 << 15  # weights of a layer: below, oneDNN's longer call costs what its product saves
-FEW_ROWS = 32  # of the input: below, too
+LARGE = 1 << 15  # weights of a layer; below this the overhead of oneDNN exceeds the gain
+FEW_ROWS = 32  # rows of the input; the same
 
 
 @functools.cache
 def onednn_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """AVX-512 on a processor that is not Intel's, and a torch that has both libraries."""
+    """Whether this is a processor with AVX-512 not made by Intel, and torch has both libraries."""
     try:
         vendor = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("vendor_id"))
-    except (OSError, StopIteration):  # no Linux, no x86
+    except (OSError, StopIteration):  # not Linux, or not x86
         return False
     return (
         "GenuineIntel" not in vendor
@@ -37,14 +37,14 @@ def onednn_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 class Linear(nn.Linear):
-    """x [..., in_features] -> [..., out_features]. Parameters, their names and their beginning are `nn.Linear`'s."""
+    """x [..., in_features] -> [..., out_features]. Parameters, names and initialisation are those of `nn.Linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if (
-            not torch.compiler.is_exporting()  # first: what is asked of the rows becomes a condition
+            not torch.compiler.is_exporting()  # first: an exported program must not depend on the number of rows
             and self.weight.numel() >= LARGE
             and x.dim() > 1
-            and x.shape[-1] == self.in_features  # torch says best what is wrong
+            and x.shape[-1] == self.in_features  # else torch raises its own error
             and x.numel() >= FEW_ROWS * self.in_features
             and x.dtype == self.weight.dtype == torch.float32
             and x.device.type == "cpu"
@@ -57,11 +57,13 @@ class Linear(nn.Linear):
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [n, k], weight [m, k], bias [m] -> [n, m]; transposed views are read as they lie."""
+    """x [n, k], weight [m, k], bias [m] -> [n, m]; transposed views are read without a copy."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class _Product(torch.autograd.Function):
+    """Autograd of `_product`."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -72,10 +74,10 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        rows, ends = x.flatten(0, -2), grad.flatten(0, -2)
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        inputs, grads = x.flatten(0, -2), grad.flatten(0, -2)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            _product(grad, weight.t(), None) if wants_x else None,
-            _product(ends.t(), rows.t(), None) if wants_weight else None,
-            ends.sum(0) if wants_bias and ctx.has_bias else None,
+            _product(grad, weight.t(), None) if needs_x else None,
+            _product(grads.t(), inputs.t(), None) if needs_weight else None,
+            grads.sum(0) if needs_bias and ctx.has_bias else None,
         )

@@ -1,5 +1,4 @@
-"""Providers of the proximal policy: reference averages, identities at lag 0, and what survives a
-checkpoint."""
+"""Providers of the proximal policy: reference averages, identities at lag 0, saved state."""
 
 import copy
 import json
@@ -26,25 +25,25 @@ DTYPES = [(torch.float64, 1e-10), (torch.float32, 2e-5)]
 T, B, K = 5, 6, 3
 
 
-class Policy(nn.Module):
+class TinyPolicy(nn.Module):
     """obs [T, B, 4] -> logits [T, B, K], with a buffer that scales the observation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, K)
-        self.above = nn.Linear(K, K)  # before `layer` by name, behind it by definition
+        self.above = nn.Linear(K, K)  # before `layer` by name, after it by definition
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.above(self.layer(obs * self.scale))
 
 
-class Setting:
-    """One batch and one policy, and the callback a learner would give."""
+class FakeUpdate:
+    """One batch, one policy, and the callback of the learner."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.model = Policy()
+        self.model = TinyPolicy()
         self.obs = torch.randn(T, B, 4)
         self.action = torch.randint(K, (T, B, 1))
         self.lanes = torch.tensor([4, 1])
@@ -70,7 +69,7 @@ class Setting:
                 p += size * torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
         proximal.after_step(self.model)
 
-    def ask(self, proximal) -> tuple[Tensor, Tensor | None]:
+    def proximal_log_prob(self, proximal) -> tuple[Tensor, Tensor | None]:
         current = self.log_prob(lanes=self.lanes)[0]
         log_prob, params = proximal.log_prob(self.evaluate, self.lanes, current, self.behavior, self.lag)
         assert not log_prob.requires_grad
@@ -80,7 +79,7 @@ class Setting:
 
 @pytest.mark.parametrize(("dtype", "tol"), DTYPES)
 @pytest.mark.parametrize("case", VECTORS["ewma_parameters"], ids=lambda c: f"beta={c['beta']:.2f}")
-def test_the_average_agrees_with_the_reference(case, dtype, tol) -> None:
+def test_ewma_agrees_with_the_reference(case, dtype, tol) -> None:
     average = Ewma(case["beta"])
     average.reset([torch.tensor([case["thetas"][0]], dtype=dtype)])
     seen, weights = [average.mean[0].item()], [float(average.weight)]
@@ -94,7 +93,7 @@ def test_the_average_agrees_with_the_reference(case, dtype, tol) -> None:
 
 @given(decay=st.floats(0.0, 0.99), thetas=st.lists(st.floats(-10, 10), min_size=1, max_size=12))
 @settings(max_examples=25, deadline=None)
-def test_the_average_equals_its_explicit_sum(decay: float, thetas: list[float]) -> None:
+def test_ewma_equals_its_explicit_sum(decay: float, thetas: list[float]) -> None:
     average = Ewma(decay)
     average.reset([torch.tensor(thetas[0], dtype=torch.float64)])
     for theta in thetas[1:]:
@@ -104,16 +103,16 @@ def test_the_average_equals_its_explicit_sum(decay: float, thetas: list[float]) 
     assert average.mean[0].item() == pytest.approx(expected, abs=1e-10)
 
 
-def test_decay_zero_is_the_current_policy_exactly() -> None:
-    s, proximal = Setting(), EwmaProximal(center_of_mass=0.0)
+def test_ewma_proximal_with_decay_zero_is_the_current_policy() -> None:
+    s, proximal = FakeUpdate(), EwmaProximal(center_of_mass=0.0)
     s.begin(proximal)
     for _ in range(3):
         s.step(proximal)
-        assert torch.equal(s.ask(proximal)[0], s.log_prob(lanes=s.lanes)[0].detach())
+        assert torch.equal(s.proximal_log_prob(proximal)[0], s.log_prob(lanes=s.lanes)[0].detach())
 
 
-def test_a_minibatch_of_everybody_is_everybody() -> None:
-    s, proximal = Setting(), PROXIMALS["recompute"]()
+def test_recompute_proximal_accepts_all_lanes_as_none() -> None:
+    s, proximal = FakeUpdate(), PROXIMALS["recompute"]()
     s.begin(proximal)
     start = s.log_prob()
     s.step(proximal)
@@ -125,7 +124,7 @@ def test_a_minibatch_of_everybody_is_everybody() -> None:
         assert torch.equal(params, start[1])
 
 
-def test_center_of_mass_is_the_mean_age() -> None:
+def test_ewma_center_of_mass_is_the_mean_age() -> None:
     assert decay_from_center_of_mass(8.0) == pytest.approx(8.0 / 9.0)
     decay = decay_from_center_of_mass(5.0)
     ages = sum(k * decay**k for k in range(2000)) / sum(decay**k for k in range(2000))
@@ -134,19 +133,19 @@ def test_center_of_mass_is_the_mean_age() -> None:
         Ewma(1.0)
 
 
-def test_the_average_shares_the_live_buffers() -> None:
-    """A normaliser update changes what both policies see."""
-    s, proximal = Setting(), EwmaProximal()
+def test_ewma_proximal_uses_the_live_buffers() -> None:
+    """A normaliser update changes the inputs of both policies."""
+    s, proximal = FakeUpdate(), EwmaProximal()
     s.begin(proximal)
     s.step(proximal)
     assert set(proximal.weights) == {name for name, _ in s.model.named_parameters()}
-    before = s.ask(proximal)[0]
+    before = s.proximal_log_prob(proximal)[0]
     s.model.scale.fill_(2.0)
-    assert not torch.allclose(before, s.ask(proximal)[0])
+    assert not torch.allclose(before, s.proximal_log_prob(proximal)[0])
 
 
 @pytest.mark.parametrize(("dtype", "tol"), DTYPES)
-def test_interpolation_agrees_with_the_reference_in_areals_convention(dtype, tol) -> None:
+def test_interpolate_log_prob_agrees_with_the_reference_in_areals_convention(dtype, tol) -> None:
     for case in VECTORS["a3po"]:
         log_prob = torch.tensor([case["logp"]], dtype=dtype, requires_grad=True)
         behavior, lag = torch.tensor([case["logp_behav"]], dtype=dtype), torch.tensor([case["d"]])
@@ -155,58 +154,58 @@ def test_interpolation_agrees_with_the_reference_in_areals_convention(dtype, tol
         assert out.item() == pytest.approx(case["areal"]["logp_prox"], rel=tol)
 
 
-def test_interpolation_takes_the_lag_of_each_sample() -> None:
+def test_interpolate_log_prob_uses_the_lag_of_each_sample() -> None:
     log_prob, behavior = torch.zeros(4), torch.full((4,), -1.0)
     out = interpolate_log_prob(log_prob, behavior, torch.tensor([0, 1, 2, 4]))
     torch.testing.assert_close(out, torch.tensor([-1.0, -1.0, -0.5, -0.25]))
 
 
 @pytest.mark.parametrize("name", list(PROXIMALS))
-def test_on_fresh_data_every_proximal_policy_is_the_policy(name: str) -> None:
+def test_every_proximal_policy_is_the_policy_on_fresh_data(name: str) -> None:
     """Lag 0, before the first step: all centres coincide with behavior."""
-    s, proximal = Setting(), PROXIMALS[name](center_of_mass=8.0, age=0)
+    s, proximal = FakeUpdate(), PROXIMALS[name](center_of_mass=8.0, age=0)
     s.begin(proximal)
-    log_prob, params = s.ask(proximal)
+    log_prob, params = s.proximal_log_prob(proximal)
     torch.testing.assert_close(log_prob, s.behavior, rtol=0, atol=1e-6)
     if params is not None:
         torch.testing.assert_close(params, s.log_prob(lanes=s.lanes)[1].detach())
 
 
-def test_at_lag_zero_behavior_recompute_and_interpolate_agree_through_the_whole_update() -> None:
+def test_behavior_recompute_and_interpolate_proximal_agree_at_lag_zero() -> None:
     settings = {}
     for name in ("behavior", "recompute", "interpolate"):
-        s, proximal = Setting(), PROXIMALS[name]()
+        s, proximal = FakeUpdate(), PROXIMALS[name]()
         s.begin(proximal)
         seen = []
         for _ in range(3):
-            seen.append(s.ask(proximal)[0])
+            seen.append(s.proximal_log_prob(proximal)[0])
             s.step(proximal)
         settings[name] = torch.stack(seen)
     torch.testing.assert_close(settings["recompute"], settings["behavior"], rtol=0, atol=1e-6)
     assert torch.equal(settings["interpolate"], settings["behavior"])
 
 
-def test_ewma_moves_inside_the_update_and_recompute_does_not() -> None:
+def test_ewma_proximal_moves_inside_the_update_and_recompute_does_not() -> None:
     for name, moves in {"recompute": False, "ewma": True}.items():
-        s, proximal = Setting(), PROXIMALS[name]()
+        s, proximal = FakeUpdate(), PROXIMALS[name]()
         s.begin(proximal)
-        before = s.ask(proximal)[0]
+        before = s.proximal_log_prob(proximal)[0]
         s.step(proximal)
-        assert torch.equal(before, s.ask(proximal)[0]) is not moves
+        assert torch.equal(before, s.proximal_log_prob(proximal)[0]) is not moves
 
 
-def test_a_snapshot_is_the_policy_of_so_many_updates_ago() -> None:
-    s, proximal = Setting(), PROXIMALS["snapshot"](age=2)
+def test_snapshot_proximal_is_the_policy_of_age_updates_ago() -> None:
+    s, proximal = FakeUpdate(), PROXIMALS["snapshot"](age=2)
     starts = []
     for update in range(6):
         starts.append(s.log_prob(lanes=s.lanes)[0].detach())
         s.begin(proximal)
-        torch.testing.assert_close(s.ask(proximal)[0], starts[max(0, update - 2)])
+        torch.testing.assert_close(s.proximal_log_prob(proximal)[0], starts[max(0, update - 2)])
         s.step(proximal)
 
 
-def test_a_snapshot_of_age_0_is_for_every_step_the_version_that_acted_its_normaliser_included() -> None:
-    s, proximal = Setting(), PROXIMALS["snapshot"](age=0, kept=3)
+def test_snapshot_proximal_of_age_0_uses_the_version_of_each_step_with_its_normaliser() -> None:
+    s, proximal = FakeUpdate(), PROXIMALS["snapshot"](age=0, kept=3)
     versions = []
     for update in range(5):
         versions.append(s.log_prob(lanes=s.lanes)[0].detach())
@@ -216,45 +215,35 @@ def test_a_snapshot_of_age_0_is_for_every_step_the_version_that_acted_its_normal
             s.model.scale.mul_(1.5)
     s.lag = torch.randint(5, (T, 2))
     expected = torch.stack([versions[4 - age] for age in range(3)] + [s.behavior] * 2)
-    got, params = s.ask(proximal)
+    got, params = s.proximal_log_prob(proximal)
     torch.testing.assert_close(got, expected.gather(0, s.lag[None])[0])
     assert params is None
 
 
-def test_reset_forgets_the_past() -> None:
+def test_proximal_reset_forgets_earlier_weights() -> None:
     for name in ("ewma", "snapshot"):
-        s, proximal = Setting(), PROXIMALS[name](center_of_mass=50.0, age=3)
+        s, proximal = FakeUpdate(), PROXIMALS[name](center_of_mass=50.0, age=3)
         for _ in range(3):
             s.begin(proximal)
             s.step(proximal)
         proximal.reset(s.model)
         s.begin(proximal)
-        torch.testing.assert_close(s.ask(proximal)[0], s.log_prob(lanes=s.lanes)[0].detach())
+        torch.testing.assert_close(s.proximal_log_prob(proximal)[0], s.log_prob(lanes=s.lanes)[0].detach())
 
 
 @pytest.mark.parametrize("name", list(PROXIMALS))
-def test_a_provider_goes_on_from_its_state(name: str) -> None:
-    s, proximal = Setting(), PROXIMALS[name](center_of_mass=4.0, age=2)
+def test_proximal_continues_from_its_saved_state(name: str) -> None:
+    s, proximal = FakeUpdate(), PROXIMALS[name](center_of_mass=4.0, age=2)
     for _ in range(3):
         s.begin(proximal)
         s.step(proximal)
     state = copy.deepcopy(proximal.state_dict())
     assert all(isinstance(x, Tensor) for x in state.values())
-    heir = PROXIMALS[name](center_of_mass=4.0, age=2)
-    heir.load_state_dict(dict(sorted(state.items())))  # as a file gives it back
-    for both in (proximal, heir):
-        s.begin(both)
-    assert torch.equal(s.ask(heir)[0], s.ask(proximal)[0])
+    restored = PROXIMALS[name](center_of_mass=4.0, age=2)
+    restored.load_state_dict(dict(sorted(state.items())))  # the order of a file
+    for provider in (proximal, restored):
+        s.begin(provider)
+    assert torch.equal(s.proximal_log_prob(restored)[0], s.proximal_log_prob(proximal)[0])
     proximal.after_step(s.model)
-    heir.after_step(s.model)
-    assert torch.equal(s.ask(heir)[0], s.ask(proximal)[0])
-
-
-def test_a_plain_average_goes_on_from_its_state() -> None:
-    average, heir = Ewma(0.5), Ewma(0.5)
-    average.reset([torch.ones(2), torch.zeros(3)])
-    average.update([torch.zeros(2), torch.ones(3)])
-    heir.load_state_dict(average.state_dict())
-    for each in (average, heir):
-        each.update([torch.ones(2), torch.ones(3)])
-    assert all(torch.equal(a, b) for a, b in zip(average.mean, heir.mean, strict=True))
+    restored.after_step(s.model)
+    assert torch.equal(s.proximal_log_prob(restored)[0], s.proximal_log_prob(proximal)[0])

@@ -1,4 +1,4 @@
-"""Policy objectives: reference losses and gradients, the one weight, and what reset rows may hold."""
+"""Policy objectives: reference losses and gradients, the behaviour weight, reset rows, options."""
 
 import itertools
 import json
@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfactory.algo.surrogate import SURROGATES, SurrogateInput, check_weights, decoupled, impala, ppo
+from sfactory.algo.surrogate import SURROGATES, Options, SurrogateInput, check_options, check_weights
 from sfactory.algo.trace import TRACES
+from sfactory.config import Config
 
 torch.set_num_threads(1)
+decoupled, impala, ppo = (SURROGATES[name] for name in ("decoupled", "impala", "ppo"))
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
 DTYPES = [(torch.float64, 1e-10), (torch.float32, 2e-5)]
 
@@ -63,9 +65,7 @@ def test_decoupled_ppo_agrees_with_the_reference_loss_and_gradient(cap, dtype, t
 @pytest.mark.parametrize(("dtype", "tol"), DTYPES)
 def test_a3po_losses_agree_with_the_reference(dtype, tol) -> None:
     for case in VECTORS["a3po"]:
-        x = make(
-            [case["logp"]], [case["areal"]["logp_prox"]], [case["logp_behav"]], [case["adv"]], dtype=dtype
-        )
+        x = make([case["logp"]], [case["areal"]["logp_prox"]], [case["logp_behav"]], [case["adv"]], dtype=dtype)
         out = decoupled(x, clip=case["eps"], weight_cap=None)
         expected = torch.tensor([case["areal"]["loss"]], dtype=dtype)
         torch.testing.assert_close(out.loss, expected, rtol=tol, atol=tol)
@@ -74,10 +74,8 @@ def test_a3po_losses_agree_with_the_reference(dtype, tol) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tol"), DTYPES)
-@pytest.mark.parametrize(
-    "case", VECTORS["extra_surrogates"], ids=lambda c: f"{c['logp']}|{c['logp_old']}|{c['adv']}"
-)
-def test_other_objectives_agree_with_their_coupled_reference(case, dtype, tol) -> None:
+@pytest.mark.parametrize("case", VECTORS["extra_surrogates"], ids=lambda c: f"{c['logp']}|{c['logp_old']}|{c['adv']}")
+def test_cispo_topr_sapo_mhpo_and_dppo_agree_with_their_coupled_reference(case, dtype, tol) -> None:
     tol = max(tol, 5e-9)  # central differences again
     numbers = [case["logp"]], [case["logp_old"]], [case["logp_old"]], [case["adv"]]
     dppo = -min(case["ratio"], 20.0) * case["adv"] * case["dppo_tv"]["keep"]
@@ -93,14 +91,10 @@ def test_other_objectives_agree_with_their_coupled_reference(case, dtype, tol) -
         expected = torch.tensor([slope], dtype=dtype)
         torch.testing.assert_close(gradient(out.loss, x), expected, rtol=tol, atol=tol, msg=name)
         if loss is not None:
-            torch.testing.assert_close(
-                out.loss.detach(), torch.tensor([loss], dtype=dtype), rtol=tol, atol=tol
-            )
+            torch.testing.assert_close(out.loss.detach(), torch.tensor([loss], dtype=dtype), rtol=tol, atol=tol)
 
 
-def slow_decoupled(
-    log_prob: float, proximal: float, behavior: float, adv: float, clip: float, dual: float
-) -> float:
+def slow_decoupled(log_prob: float, proximal: float, behavior: float, adv: float, clip: float, dual: float) -> float:
     """-w_b min(r A, clip(r) A), for A < 0 at most -dual A w_b."""
     r, w_b = math.exp(log_prob - proximal), math.exp(proximal - behavior)
     loss = -w_b * min(r * adv, min(max(r, 1 - clip), 1 + clip) * adv)
@@ -117,7 +111,7 @@ def test_decoupled_ppo_equals_its_product_form(seed: int, clip: float, dual: flo
     torch.testing.assert_close(out, expected)
 
 
-def test_gradient_of_decoupled_ppo_is_the_total_weight_wherever_it_is_not_clipped() -> None:
+def test_decoupled_ppo_gradient_is_the_total_weight_where_not_clipped() -> None:
     x = random_input(seed=1, n=500)
     r, w = torch.exp(x.log_prob - x.proximal).detach(), torch.exp(x.log_prob - x.behavior).detach()
     clipped = ((r > 1.2) & (x.advantage > 0)) | ((r < 0.8) & (x.advantage < 0))
@@ -126,8 +120,8 @@ def test_gradient_of_decoupled_ppo_is_the_total_weight_wherever_it_is_not_clippe
     torch.testing.assert_close(slope, torch.where(clipped, 0.0, -w * x.advantage))
 
 
-def test_with_proximal_equal_to_behavior_decoupled_is_ppo() -> None:
-    x = random_input(seed=2)._replace()
+def test_decoupled_equals_ppo_if_proximal_equals_behavior() -> None:
+    x = random_input(seed=2)
     x = x._replace(proximal=x.behavior)
     for options in ({}, {"dual_clip": 2.0}, {"clip": 0.1}):
         a, b = decoupled(x, **options), ppo(x, **options)
@@ -135,20 +129,20 @@ def test_with_proximal_equal_to_behavior_decoupled_is_ppo() -> None:
         torch.testing.assert_close(gradient(a.loss, x), gradient(b.loss, x))
 
 
-def test_a_capped_sample_keeps_a_gradient_of_the_size_of_the_cap() -> None:
+def test_weight_cap_keeps_a_gradient_of_the_size_of_the_cap() -> None:
     x = make([0.0], [-1.0], [-9.0], [-1.0])
     assert gradient(decoupled(x, weight_cap=50.0).loss, x).item() == pytest.approx(50.0)
 
 
-def test_impala_takes_its_weight_from_the_trace_once() -> None:
+def test_impala_applies_the_trace_weight_once() -> None:
     weight = torch.full((64,), 0.5, dtype=torch.float64)
     x = random_input(seed=3, weight=weight)
-    torch.testing.assert_close(gradient(impala(x).loss, x), -0.5 * x.advantage)
+    torch.testing.assert_close(gradient(impala(x, behavior_weight="trace").loss, x), -0.5 * x.advantage)
     torch.testing.assert_close(gradient(impala(x, behavior_weight="none").loss, x), -x.advantage)
 
 
 @pytest.mark.parametrize("name", ["decoupled", "is_pg", "decoupled_kl", "mdpo"])
-def test_each_choice_counts_the_behaviour_weight_as_often_as_it_says(name: str) -> None:
+def test_behavior_weight_is_counted_as_often_as_the_choice_says(name: str) -> None:
     """At r = 1 the gradient is -A times w_b^(times counted)."""
     g = torch.Generator().manual_seed(0)
     behavior = -torch.rand(50, generator=g, dtype=torch.float64)
@@ -163,8 +157,8 @@ def test_each_choice_counts_the_behaviour_weight_as_often_as_it_says(name: str) 
 TRACE_NAMES, PROXIMAL_NAMES = list(TRACES), ["behavior", "recompute", "ewma", "interpolate", "snapshot"]
 
 
-def refused(*arguments: str) -> str:
-    """What check_weights has against a combination, or nothing."""
+def rejection(*arguments: str) -> str:
+    """Error message of check_weights, empty if the combination is accepted."""
     try:
         check_weights(*arguments)
     except ValueError as error:
@@ -173,19 +167,18 @@ def refused(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("choice", ["surrogate", "trace", "none", "twice"])
-def test_accepted_combinations_count_the_weight_as_often_as_asked(choice: str) -> None:
-    """Every combination is either refused or, with r = 1 at the start of an update, has the asked power of
-    w_b."""
+def test_check_weights_accepts_only_combinations_with_the_right_power_of_the_weight(choice: str) -> None:
+    """Every combination is either rejected or, with r = 1 at the start of an update, has the selected power of w_b."""
     accepted = 0
     behavior, start = torch.tensor([-1.0]).double(), torch.tensor([-0.7]).double()
     for trace, proximal, name in itertools.product(TRACE_NAMES, PROXIMAL_NAMES, SURROGATES):
-        refusal = refused(trace, proximal, name, choice)
-        if refusal:
-            assert "\n" not in refusal
-            assert "use " in refusal
+        message = rejection(trace, proximal, name, choice)
+        if message:
+            assert "\n" not in message
+            assert "use " in message
             continue
         accepted += 1
-        # proximal policies that are not the start of the update stand at -0.8; the ratio makes up for it
+        # a proximal policy that is not the start of the update is at -0.8; the ratio compensates for it
         center = {"behavior": behavior, "recompute": start}.get(proximal, torch.tensor([-0.8]).double())
         weight = torch.ones(1).double() if trace == "gae" else torch.exp(start - behavior)
         x = make(start, center, behavior, [-1e-3], weight=weight)  # A < 0 and r >= 1: no clip acts
@@ -213,7 +206,7 @@ def test_accepted_combinations_count_the_weight_as_often_as_asked(choice: str) -
         (("gae", "recompute", "ppo", "never"), "expected one of"),
     ],
 )
-def test_refusals_say_what_to_do(arguments: tuple[str, str, str, str], word: str) -> None:
+def test_check_weights_errors_name_a_valid_alternative(arguments: tuple[str, str, str, str], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         check_weights(*arguments)
 
@@ -230,18 +223,18 @@ def test_refusals_say_what_to_do(arguments: tuple[str, str, str, str], word: str
         ("gae", "recompute", "ppo", "none"),
     ],
 )
-def test_sound_combinations_pass(arguments: tuple[str, str, str, str]) -> None:
+def test_check_weights_accepts_valid_combinations(arguments: tuple[str, str, str, str]) -> None:
     check_weights(*arguments)
 
 
 @pytest.mark.parametrize("name", list(SURROGATES))
 @pytest.mark.parametrize("choice", ["surrogate", "trace"])
-def test_garbage_on_reset_rows_reaches_neither_loss_nor_gradient(name: str, choice: str) -> None:
-    for garbage in (float("inf"), -float("inf"), float("nan"), 1e30):
+def test_surrogate_loss_and_gradient_ignore_reset_rows(name: str, choice: str) -> None:
+    for value in (float("inf"), -float("inf"), float("nan"), 1e30):
         x = random_input(seed=5)
         valid = torch.arange(64) % 3 > 0
         dirty = {
-            field: torch.where(valid, getattr(x, field), garbage)
+            field: torch.where(valid, getattr(x, field), value)
             for field in ("proximal", "behavior", "advantage", "weight")
         }
         x = x._replace(valid=valid)
@@ -255,7 +248,7 @@ def test_garbage_on_reset_rows_reaches_neither_loss_nor_gradient(name: str, choi
 
 
 @pytest.mark.parametrize("name", list(SURROGATES))
-def test_distant_policies_stay_finite_in_float32(name: str) -> None:
+def test_surrogate_is_finite_for_distant_policies_in_float32(name: str) -> None:
     corner = torch.tensor([-200.0, -50.0, 0.0, 50.0])
     log_prob, proximal, behavior, adv = (
         t.flatten() for t in torch.meshgrid(corner, corner, corner, torch.tensor([-1.0, 1.0]), indexing="ij")
@@ -267,7 +260,7 @@ def test_distant_policies_stay_finite_in_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(SURROGATES))
-def test_order_of_samples_does_not_matter(name: str) -> None:
+def test_surrogate_does_not_depend_on_the_order_of_samples(name: str) -> None:
     x = random_input(seed=9)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     y = SurrogateInput(*(t[order] if isinstance(t, Tensor) else t for t in x))
@@ -275,7 +268,7 @@ def test_order_of_samples_does_not_matter(name: str) -> None:
 
 
 class Bernoulli:
-    """K = 1: the logit of a coin."""
+    """K = 1: one logit."""
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
         p, q = (torch.distributions.Bernoulli(logits=x.squeeze(-1)) for x in (p, q))
@@ -283,7 +276,7 @@ class Bernoulli:
 
 
 @pytest.mark.parametrize(("name", "reverse"), [("decoupled_kl", False), ("mdpo", True)])
-def test_the_penalty_is_the_exact_kl_where_it_is_known(name: str, reverse: bool) -> None:
+def test_kl_penalty_is_exact_if_both_distributions_are_known(name: str, reverse: bool) -> None:
     params = torch.linspace(-1, 1, 64).double().unsqueeze(-1).requires_grad_()
     center = torch.zeros(64, 1).double()
     x = random_input(seed=4)
@@ -293,3 +286,41 @@ def test_the_penalty_is_the_exact_kl_where_it_is_known(name: str, reverse: bool)
     torch.testing.assert_close(SURROGATES[name](y, kl_coef=3.0).loss, policy + 3.0 * kl)
     half = 0.5 * (x.log_prob - x.proximal).square()
     torch.testing.assert_close(SURROGATES[name](x, kl_coef=3.0).loss, policy + 3.0 * half)
+
+
+def test_options_are_named_like_their_settings() -> None:
+    settings = Config().learning
+    assert Options.read(settings) == {"clip": 0.2, "dual_clip": 0.0, "weight_cap": 100.0, "kl_coef": 1.0}
+    for name in SURROGATES:
+        check_options(name, Options.read(settings))  # the defaults are accepted by every objective
+
+
+@pytest.mark.parametrize("name", list(SURROGATES))
+def test_surrogate_rejects_an_option_that_does_not_exist(name: str) -> None:
+    for call in (
+        lambda: SURROGATES[name](random_input(seed=0), clipp=0.1),
+        lambda: check_options(name, {"clipp": 0.1}),
+    ):
+        with pytest.raises(ValueError, match="'clipp' does not exist, expected one of clip, dual_clip"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("clip", 0.1), ("dual_clip", 1.1), ("weight_cap", 1.1), ("kl_coef", 0.5)]
+)
+@pytest.mark.parametrize("name", list(SURROGATES))
+def test_check_options_rejects_exactly_what_a_surrogate_does_not_use(name: str, option: str, value: float) -> None:
+    x = random_input(seed=11)._replace(weight=torch.full((64,), 0.5, dtype=torch.float64))
+    same = torch.equal(SURROGATES[name](x, **{option: value}).loss, SURROGATES[name](x).loss)
+    if option in ("clip", *SURROGATES[name].uses):
+        check_options(name, {option: value})
+        assert not same or option == "clip"  # clip also defines `clipped`
+    else:
+        assert same
+        with pytest.raises(ValueError, match=rf"^{option} is .*, but surrogate={name} does not use it; leave it at "):
+            check_options(name, {option: value})
+
+
+def test_check_options_rejects_an_unknown_surrogate() -> None:
+    with pytest.raises(ValueError, match="surrogate is 'trpo', expected one of ppo, decoupled"):
+        check_options("trpo", {})

@@ -1,4 +1,4 @@
-"""Normalised value targets: the head's units change, the value does not."""
+"""TargetScale (PopArt): the units of the head change, the value does not."""
 
 import pytest
 import torch
@@ -9,19 +9,19 @@ from sfactory.algo.normalize import TargetScale
 torch.set_num_threads(1)
 
 
-def test_targets_come_out_with_mean_0_and_variance_1_over_valid_rows():
+def test_target_scale_gives_mean_0_and_variance_1_over_valid_rows():
     scale, valid = TargetScale(decay=0.0), torch.ones(8, 50, dtype=torch.bool)
     target = 300.0 + 70.0 * torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
     valid[3] = False
-    target[3] = 1e9  # reset rows count for nothing
+    target[3] = 1e9  # reset rows are ignored
     scale.update(target, valid)
-    said = scale.output(target)[valid]
-    assert float(said.mean()) == pytest.approx(0.0, abs=1e-3)
-    assert float(said.std(correction=0)) == pytest.approx(1.0, abs=1e-3)
+    scaled = scale.output(target)[valid]
+    assert float(scaled.mean()) == pytest.approx(0.0, abs=1e-3)
+    assert float(scaled.std(correction=0)) == pytest.approx(1.0, abs=1e-3)
     assert torch.allclose(scale.value(scale.output(target[valid])), target[valid], atol=1e-2)
 
 
-def test_the_value_of_a_corrected_head_does_not_jump():
+def test_target_scale_update_keeps_the_value_of_a_corrected_head():
     scale, head, x = TargetScale(decay=0.9), nn.Linear(5, 1).double(), torch.randn(20, 5).double()
     for k in range(6):
         before = scale.value(head(x))
@@ -33,7 +33,7 @@ def test_the_value_of_a_corrected_head_does_not_jump():
         assert float(scale.std) != 1.0
 
 
-def test_a_batch_without_valid_rows_and_one_of_equal_targets_break_nothing():
+def test_target_scale_accepts_equal_targets_and_batches_without_valid_rows():
     scale = TargetScale()
     for target, valid in ((torch.full((2, 3), 7.0), True), (torch.full((2, 3), 7.0), False)):
         factor, shift = scale.update(target, torch.full((2, 3), valid))
@@ -42,7 +42,7 @@ def test_a_batch_without_valid_rows_and_one_of_equal_targets_break_nothing():
     assert float(scale.mean) == pytest.approx(7.0)
 
 
-def test_the_state_comes_back():
+def test_target_scale_restores_its_state():
     one, two = TargetScale(), TargetScale()
     one.update(5.0 + torch.randn(4, 4), torch.ones(4, 4, dtype=torch.bool))
     two.load_state_dict(one.state_dict())

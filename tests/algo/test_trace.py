@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfactory.algo.trace import TRACES, Trace, gae, leaky_vtrace, rbis, vtrace
+from sfactory.algo.trace import TRACES, Trace, TraceInput, gae, leaky_vtrace, rbis, vtrace
 
 torch.set_num_threads(1)
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
 DTYPES = [(torch.float64, 1e-10), (torch.float32, 2e-5)]
-ROWS = ("reward", "value", "next_value", "terminated", "truncated", "valid", "log_rho")
+ROWS = TraceInput._fields
 
 
 def column(x: list[float], dtype: torch.dtype) -> Tensor:
@@ -36,7 +36,7 @@ def from_vector(inputs: dict, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def random_rows(seed: int, steps: int = 17, lanes: int = 5, ends: float = 0.12) -> dict[str, Tensor]:
-    """[T, B] rows with ends and the reset rows behind them; ratios on both sides of every clip."""
+    """[T, B] rows with episode ends and the reset rows after them; ratios on both sides of every clip."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(scale: float = 1.0) -> Tensor:
@@ -54,30 +54,21 @@ def random_rows(seed: int, steps: int = 17, lanes: int = 5, ends: float = 0.12) 
     valid = torch.ones(steps, lanes, dtype=torch.bool)
     for t in range(1, steps):
         valid[t] = ~((rows["terminated"] | rows["truncated"])[t - 1] & valid[t - 1])
-    valid[:, 0] = (
-        True  # life losses: the row after such an end is an ordinary one, so only the end cuts the trace
-    )
+    valid[:, 0] = True  # life losses: the row after such an end is an ordinary one, so only the end cuts the trace
     for name in ("terminated", "truncated"):
         rows[name] &= valid
     return {**rows, "valid": valid}
 
 
-def slow(
-    kind: str, rows: dict[str, Tensor], *, gamma: float, lam: float, rho_bar=1.0, c_bar=1.0, leak=1.0
-) -> Trace:
+def slow(kind: str, rows: dict[str, Tensor], *, gamma: float, lam: float, rho_bar=1.0, c_bar=1.0, leak=1.0) -> Trace:
     """The definitions as sums over pairs (s, t), one lane and one pair at a time, in Python floats."""
     steps, lanes = rows["reward"].shape
     target, advantage = torch.zeros(2, steps, lanes, dtype=torch.float64)
     for b in range(lanes):
         row = {name: rows[name][:, b].tolist() for name in ROWS}
         valid = row["valid"]
-        rho = [
-            math.exp(min(max(x, -20.0), 20.0)) if v else 0.0
-            for x, v in zip(row["log_rho"], valid, strict=True)
-        ]
-        cont = [
-            v and not (a or z) for a, z, v in zip(row["terminated"], row["truncated"], valid, strict=True)
-        ]
+        rho = [math.exp(min(max(x, -20.0), 20.0)) if v else 0.0 for x, v in zip(row["log_rho"], valid, strict=True)]
+        cont = [v and not (a or z) for a, z, v in zip(row["terminated"], row["truncated"], valid, strict=True)]
         delta = []
         for t in range(steps):
             bootstrap = 0.0 if row["terminated"][t] else row["next_value"][t]
@@ -99,9 +90,7 @@ def slow(
                 elif kind == "gae":
                     weights = lam ** (t - s), lam ** (t - s)
                 else:
-                    v = clipped(rho[t], rho_bar) * math.prod(
-                        lam * clipped(rho[i], c_bar) for i in range(s, t)
-                    )
+                    v = clipped(rho[t], rho_bar) * math.prod(lam * clipped(rho[i], c_bar) for i in range(s, t))
                     a = math.prod(lam * clipped(rho[i], c_bar) for i in range(s + 1, t))
                     weights = v, 1.0 if t == s else lam * a * clipped(rho[t], rho_bar)
                 v_sum += gamma ** (t - s) * alive * weights[0] * delta[t]
@@ -113,7 +102,7 @@ def slow(
 @pytest.mark.parametrize(("dtype", "tol"), DTYPES)
 @pytest.mark.parametrize("case", VECTORS["gae"], ids=lambda c: f"{c['name']}-{c['lam']}")
 def test_gae_agrees_with_the_reference_numbers(case: dict, dtype: torch.dtype, tol: float) -> None:
-    out = gae(**from_vector(case["inputs"], dtype), gamma=case["inputs"]["gamma"], trace_lambda=case["lam"])
+    out = gae(TraceInput(**from_vector(case["inputs"], dtype)), gamma=case["inputs"]["gamma"], trace_lambda=case["lam"])
     assert out.advantage.dtype == out.target.dtype == dtype
     torch.testing.assert_close(out.advantage, column(case["advantages"], dtype), rtol=tol, atol=tol)
     torch.testing.assert_close(out.target, column(case["returns"], dtype), rtol=tol, atol=tol)
@@ -123,7 +112,7 @@ def test_gae_agrees_with_the_reference_numbers(case: dict, dtype: torch.dtype, t
 @pytest.mark.parametrize("case", VECTORS["vtrace"], ids=lambda c: f"{c['name']}-{c['lam']}-{c['rho_bar']:g}")
 def test_vtrace_agrees_with_the_reference_numbers(case: dict, dtype: torch.dtype, tol: float) -> None:
     out = vtrace(
-        **from_vector(case["inputs"], dtype),
+        TraceInput(**from_vector(case["inputs"], dtype)),
         gamma=case["inputs"]["gamma"],
         trace_lambda=case["lam"],
         rho_bar=case["rho_bar"],
@@ -140,7 +129,7 @@ def test_vtrace_agrees_with_the_reference_numbers(case: dict, dtype: torch.dtype
 
 @pytest.mark.parametrize(("dtype", "tol"), DTYPES)
 @pytest.mark.parametrize(("kind", "trace"), [("retrace", vtrace), ("rbis", rbis)])
-def test_advantages_weigh_td_errors_as_published(kind: str, trace, dtype: torch.dtype, tol: float) -> None:
+def test_retrace_and_rbis_weigh_td_errors_as_published(kind: str, trace, dtype: torch.dtype, tol: float) -> None:
     """One TD error of 1 at step t shows the weight beta[s][t] in the advantage of step s. V-trace(lambda, 1,
     1) is Retrace there."""
     case = next(c for c in VECTORS["trace_weights_action_value_form"] if c["kind"] == kind)
@@ -148,42 +137,42 @@ def test_advantages_weigh_td_errors_as_published(kind: str, trace, dtype: torch.
     zero, no = torch.zeros(steps, steps, dtype=dtype), torch.zeros(steps, steps, dtype=torch.bool)
     log_rho = column(case["log_rho"], dtype).expand(steps, steps)
     reward = torch.eye(steps, dtype=dtype)  # lane t has its error at step t
-    out = trace(reward, zero, zero, no, no, ~no, log_rho, gamma=1.0, trace_lambda=case["lam"])
+    out = trace(TraceInput(reward, zero, zero, no, no, ~no, log_rho), gamma=1.0, trace_lambda=case["lam"])
     torch.testing.assert_close(out.advantage, torch.tensor(case["beta"], dtype=dtype), rtol=tol, atol=tol)
 
 
 @pytest.mark.parametrize("kind", ["gae", "vtrace", "rbis"])
 @pytest.mark.parametrize("lam", [0.0, 0.9, 1.0])
 @pytest.mark.parametrize("rho_bar", [0.8, 2.0])
-def test_fast_traces_equal_their_definitions(kind: str, lam: float, rho_bar: float) -> None:
+def test_trace_equals_its_definition_as_a_sum(kind: str, lam: float, rho_bar: float) -> None:
     rows = random_rows(seed=int(10 * lam))
     options = dict(rho_bar=rho_bar, c_bar=0.9)
-    out = TRACES[kind](**rows, gamma=0.97, trace_lambda=lam, **options)
+    out = TRACES[kind](TraceInput(**rows), gamma=0.97, trace_lambda=lam, **options)
     expected = slow(kind, rows, gamma=0.97, lam=lam, **options)
     torch.testing.assert_close(out.target, expected.target, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(out.advantage, expected.advantage, rtol=1e-10, atol=1e-10)
 
 
-def test_leaky_vtrace_equals_its_definition_and_its_two_ends() -> None:
+def test_leaky_vtrace_equals_its_definition_and_its_limits() -> None:
     rows = random_rows(seed=3)
-    arguments = [rows[name] for name in ROWS]
-    out = leaky_vtrace(*arguments, gamma=0.9, trace_lambda=0.9, leak=0.4, rho_bar=1.1)
+    arguments = TraceInput(**rows)
+    out = leaky_vtrace(arguments, gamma=0.9, trace_lambda=0.9, leak=0.4, rho_bar=1.1)
     expected = slow("vtrace", rows, gamma=0.9, lam=0.9, leak=0.4, rho_bar=1.1)
     torch.testing.assert_close(out.target, expected.target, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(out.advantage, expected.advantage, rtol=1e-10, atol=1e-10)
-    huge = vtrace(*arguments, gamma=0.9, trace_lambda=0.9, rho_bar=1e9, c_bar=1e9)
-    none = leaky_vtrace(*arguments, gamma=0.9, trace_lambda=0.9, leak=0.0)
+    huge = vtrace(arguments, gamma=0.9, trace_lambda=0.9, rho_bar=1e9, c_bar=1e9)
+    none = leaky_vtrace(arguments, gamma=0.9, trace_lambda=0.9, leak=0.0)
     torch.testing.assert_close(none.target, huge.target)
 
 
 @given(seed=st.integers(0, 10**6), lam=st.floats(0.0, 1.0), gamma=st.floats(0.0, 1.0))
 @settings(max_examples=25, deadline=None)
-def test_every_trace_is_gae_on_policy(seed: int, lam: float, gamma: float) -> None:
+def test_every_trace_equals_gae_on_policy(seed: int, lam: float, gamma: float) -> None:
     rows = random_rows(seed, steps=9, lanes=3)
     rows["log_rho"] = torch.zeros_like(rows["log_rho"])
-    expected = gae(**rows, gamma=gamma, trace_lambda=lam)
+    expected = gae(TraceInput(**rows), gamma=gamma, trace_lambda=lam)
     for name, options in {"vtrace": {}, "leaky_vtrace": {"leak": 0.5}, "rbis": {}}.items():
-        out = TRACES[name](**rows, gamma=gamma, trace_lambda=lam, **options)
+        out = TRACES[name](TraceInput(**rows), gamma=gamma, trace_lambda=lam, **options)
         torch.testing.assert_close(out.target, expected.target, rtol=1e-11, atol=1e-11)
         torch.testing.assert_close(out.advantage, expected.advantage, rtol=1e-11, atol=1e-11)
 
@@ -191,22 +180,20 @@ def test_every_trace_is_gae_on_policy(seed: int, lam: float, gamma: float) -> No
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=15, deadline=None)
 @pytest.mark.parametrize("kind", list(TRACES))
-def test_garbage_on_reset_rows_changes_nothing(kind: str, seed: int) -> None:
+def test_trace_ignores_the_contents_of_reset_rows(kind: str, seed: int) -> None:
     rows = random_rows(seed, steps=11, lanes=4, ends=0.2)
     options = dict(gamma=0.95, trace_lambda=0.9, leak=0.7)
-    clean = TRACES[kind](*(rows[name] for name in ROWS), **options)
+    clean = TRACES[kind](TraceInput(**rows), **options)
     dirty = dict(rows)
     g = torch.Generator().manual_seed(seed)
     poison = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30], dtype=torch.float64)
     for name in ("log_rho", "reward"):
         garbage = poison[torch.randint(4, rows[name].shape, generator=g)]
         dirty[name] = torch.where(rows["valid"], rows[name], garbage)
-    # what would be the next value of a termination, and of a reset row, is not looked at either
-    unseen = rows["terminated"] | ~rows["valid"]
-    dirty["next_value"] = torch.where(
-        unseen, torch.full_like(rows["next_value"], float("nan")), rows["next_value"]
-    )
-    out = TRACES[kind](*(dirty[name] for name in ROWS), **options)
+    # next_value of a termination or a reset row is not read either
+    unread = rows["terminated"] | ~rows["valid"]
+    dirty["next_value"] = torch.where(unread, torch.full_like(rows["next_value"], float("nan")), rows["next_value"])
+    out = TRACES[kind](TraceInput(**dirty), **options)
     for got, expected in zip(out, clean, strict=True):
         assert torch.equal(got, expected)
     assert not out.advantage[~rows["valid"]].any()
@@ -216,27 +203,27 @@ def test_garbage_on_reset_rows_changes_nothing(kind: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", list(TRACES))
-def test_several_episodes_in_one_slot_equal_each_alone(kind: str) -> None:
+def test_trace_of_several_episodes_in_one_slot_equals_each_alone(kind: str) -> None:
     rows = random_rows(seed=8, steps=24, lanes=1, ends=0.1)
     options = dict(gamma=0.95, trace_lambda=0.9, leak=0.6)
-    whole = TRACES[kind](*(rows[name] for name in ROWS), **options)
+    whole = TRACES[kind](TraceInput(**rows), **options)
     ended = (rows["terminated"] | rows["truncated"])[:, 0].nonzero().flatten().tolist()
     assert len(ended) >= 3, "the seed should end a few episodes"
     start = 0
     for stop in [t + 1 for t in ended] + [24]:
-        alone = TRACES[kind](*(rows[name][start:stop] for name in ROWS), **options)
+        alone = TRACES[kind](TraceInput(*(rows[name][start:stop] for name in ROWS)), **options)
         torch.testing.assert_close(whole.advantage[start:stop], alone.advantage, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(whole.target[start:stop], alone.target, rtol=1e-12, atol=1e-12)
         start = stop
 
 
 @pytest.mark.parametrize("kind", list(TRACES))
-def test_a_row_that_failed_without_an_end_cuts_the_trace_and_bootstraps_the_row_before(kind: str) -> None:
+def test_trace_stops_at_a_failed_row_and_bootstraps_the_row_before(kind: str) -> None:
     rows = random_rows(seed=1, steps=8, lanes=2, ends=0.0)
     rows["valid"][4] = False
     options = dict(gamma=0.9, trace_lambda=0.95, leak=0.6)
-    whole = TRACES[kind](*(rows[name] for name in ROWS), **options)
-    before = TRACES[kind](*(rows[name][:4] for name in ROWS), **options)
+    whole = TRACES[kind](TraceInput(**rows), **options)
+    before = TRACES[kind](TraceInput(*(rows[name][:4] for name in ROWS)), **options)
     torch.testing.assert_close(whole.advantage[:4], before.advantage, rtol=1e-12, atol=1e-12)
 
 
@@ -244,7 +231,7 @@ def test_unclipped_vtrace_is_per_decision_importance_sampling() -> None:
     """With lambda = 1 and no clip the target is the importance-weighted return (Precup et al. 2000)."""
     rows = random_rows(seed=5, steps=6, lanes=2, ends=0.0)
     rows["next_value"] = torch.cat([rows["value"][1:], rows["next_value"][-1:]])
-    out = vtrace(**rows, gamma=0.9, trace_lambda=1.0, rho_bar=1e12, c_bar=1e12)
+    out = vtrace(TraceInput(**rows), gamma=0.9, trace_lambda=1.0, rho_bar=1e12, c_bar=1e12)
     returns, rho = rows["next_value"][-1], rows["log_rho"].exp()
     # V drops out of the sum only in expectation; sample by sample its control variate (1 - rho) V remains.
     for t in reversed(range(6)):
@@ -254,37 +241,37 @@ def test_unclipped_vtrace_is_per_decision_importance_sampling() -> None:
 
 @given(k=st.floats(0.1, 10.0))
 @settings(max_examples=10, deadline=None)
-def test_scaling_rewards_and_values_scales_advantages(k: float) -> None:
+def test_trace_advantages_scale_with_rewards_and_values(k: float) -> None:
     rows = random_rows(seed=2)
     scaled = {n: k * x if n in ("reward", "value", "next_value") else x for n, x in rows.items()}
     for name, trace in TRACES.items():
-        out = trace(*(rows[n] for n in ROWS), gamma=0.9, trace_lambda=0.9, leak=0.5)
-        big = trace(*(scaled[n] for n in ROWS), gamma=0.9, trace_lambda=0.9, leak=0.5)
+        out = trace(TraceInput(**rows), gamma=0.9, trace_lambda=0.9, leak=0.5)
+        big = trace(TraceInput(**scaled), gamma=0.9, trace_lambda=0.9, leak=0.5)
         torch.testing.assert_close(big.advantage, k * out.advantage, msg=name)
 
 
-def test_effective_lambda_is_the_mean_trace_coefficient() -> None:
+def test_trace_effective_lambda_is_the_mean_coefficient() -> None:
     rows = random_rows(seed=4)
     valid, rho = rows["valid"], rows["log_rho"].exp()
-    out = vtrace(**rows, gamma=0.9, trace_lambda=0.9, c_bar=1.0)
+    out = vtrace(TraceInput(**rows), gamma=0.9, trace_lambda=0.9, c_bar=1.0)
     torch.testing.assert_close(out.effective_lambda, (0.9 * rho.clamp(max=1.0))[valid].mean())
     assert out.effective_lambda < 0.9  # off-policy V-trace shortens lambda
     torch.testing.assert_close(
-        gae(**rows, gamma=0.9, trace_lambda=0.9).effective_lambda, torch.tensor(0.9, dtype=torch.float64)
+        gae(TraceInput(**rows), gamma=0.9, trace_lambda=0.9).effective_lambda, torch.tensor(0.9, dtype=torch.float64)
     )
 
 
-def test_enormous_ratios_stay_finite_in_float32() -> None:
+def test_trace_is_finite_for_enormous_ratios_in_float32() -> None:
     rows = {n: x.float() if x.is_floating_point() else x for n, x in random_rows(seed=6).items()}
     rows["log_rho"] = 1000.0 * rows["log_rho"].sign()
     for trace in TRACES.values():
-        out = trace(*(rows[n] for n in ROWS), gamma=0.99, trace_lambda=0.95, leak=1.0)
+        out = trace(TraceInput(**rows), gamma=0.99, trace_lambda=0.95, leak=1.0)
         assert all(x.isfinite().all() for x in out)
 
 
-def test_no_trace_carries_a_gradient() -> None:
+def test_trace_results_carry_no_gradient() -> None:
     rows = random_rows(seed=7)
     rows["value"].requires_grad_()
     for trace in TRACES.values():
-        out = trace(*(rows[n] for n in ROWS), gamma=0.99, trace_lambda=0.95, leak=1.0)
+        out = trace(TraceInput(**rows), gamma=0.99, trace_lambda=0.95, leak=1.0)
         assert not any(x.requires_grad for x in out)

@@ -1,9 +1,9 @@
-"""Batches and whole runs on a device that does all as late as it may (late.py): those of the host."""
+"""Batches and whole runs on the fake accelerator (fake_accelerator.py) equal those on the CPU."""
 
 import numpy as np
 import pytest
 import torch
-from fake_accelerator import Late, everything_on
+from fake_accelerator import FakeAccelerator, use_on_all_workers
 
 from sfactory.config import BatchConfig, Config, Env, Model, ProximalConfig, Run, Sampling, Stop, TraceConfig
 from sfactory.envs import make_spec
@@ -15,10 +15,12 @@ torch.set_num_threads(1)
 T, E = 5, 4
 
 
-def run_on(late, tmp_path, monkeypatch, **model):
-    """Weights, steps, log lines and the largest |log rho| of a short lockstep run, with pictures of 64 KiB a group.
-    Slots are free, and then poisoned, before an update begins."""
-    device = "cpu" if late is None else late.device.type
+def run_on(accelerator, tmp_path, monkeypatch, **model):
+    """Weights, steps, log lines and the largest |log rho| of a short lockstep run, with 64 KiB of images per group.
+
+    Slots are released, and then poisoned, before an update begins.
+    """
+    device = "cpu" if accelerator is None else accelerator.device.type
     config = Config(
         run=Run(mode="lockstep", learner_threads=1, debug=True, device=device),
         env=Env(name="minatar/breakout"),
@@ -29,50 +31,50 @@ def run_on(late, tmp_path, monkeypatch, **model):
         model=Model(hidden=(16,), **model),
         stop=Stop(env_steps=10**6),
     )
-    everything_on(late, monkeypatch)
+    use_on_all_workers(accelerator, monkeypatch)
     run = Lockstep(RunSpec(config, make_spec(config.env.name, {}), str(tmp_path), 0))
     try:
         while run.learner.updates < 5:
             run.turn()
-        said = [message[2] for message in run.sink.drain() if message[0] == "log"]
+        lines = [message[2] for message in run.sink.drain() if message[0] == "log"]
         flat = torch.empty(run.learner.model.flat_size())
         run.learner.model.write_flat(flat)
         rho = max(float(row["offpolicy/max_abs_log_rho"]) for row in run.learner.metrics)
-        return flat, run.learner.env_steps, said, rho
+        return flat, run.learner.env_steps, lines, rho
     finally:
         run.close()
 
 
 @pytest.mark.parametrize("model", [{}, {"core": "gru", "core_size": 8}])
-def test_a_run_on_a_device_is_the_run_on_the_host(tmp_path, monkeypatch, model):
-    """Games, batches, weights: through pinned memory or past it, recorded or step by step, it is the same run."""
-    late = Late()
-    weights, steps, said, rho = run_on(late, tmp_path, monkeypatch, **model)
-    assert late.ever_registered > 4 * 192 * 400
-    assert late.registered == 0  # given back with the run
-    assert late.recordings == 2  # one shape of inference, one update
-    assert late.replays > 4 * 5
-    assert said == []
-    assert rho < 1e-4  # who acted had the newest weights: the data have lag 0
-    poor = Late(may_register=False, may_record=False)
-    others, same_steps, said, _ = run_on(poor, tmp_path, monkeypatch, **model)
+def test_lockstep_run_on_an_accelerator_equals_the_run_on_the_cpu(tmp_path, monkeypatch, model):
+    """Episodes, batches, weights: with or without pinned memory, recorded or not, the run is the same."""
+    accelerator = FakeAccelerator()
+    weights, steps, lines, rho = run_on(accelerator, tmp_path, monkeypatch, **model)
+    assert accelerator.ever_registered > 4 * 192 * 400
+    assert accelerator.registered == 0  # released with the run
+    assert accelerator.recordings == 2  # one shape of inference, one update
+    assert accelerator.replays > 4 * 5
+    assert lines == []
+    assert rho < 1e-4  # inference had the newest weights: the data have lag 0
+    limited = FakeAccelerator(may_register=False, may_record=False)
+    others, same_steps, lines, _ = run_on(limited, tmp_path, monkeypatch, **model)
     assert torch.equal(weights, others)
     assert steps == same_steps > 0
-    assert [line.split(":")[0] for line in said] == [
-        "the GPU may not read the shared memory by itself",
-        "the GPU may not read the shared memory by itself",
+    assert [line.split(":")[0] for line in lines] == [
+        "the GPU cannot read shared memory directly",
+        "the GPU cannot read shared memory directly",
         "inference is not recorded",
         "updates are not recorded",
     ]
     monkeypatch.undo()
-    plain, same_steps, said, _ = run_on(None, tmp_path, monkeypatch, **model)
-    assert (steps, said) == (same_steps, [])
+    plain, same_steps, lines, _ = run_on(None, tmp_path, monkeypatch, **model)
+    assert (steps, lines) == (same_steps, [])
     torch.testing.assert_close(weights, plain, rtol=1e-3, atol=1e-4)  # its learning rate is a float64
 
 
-@pytest.mark.parametrize("kind", [lambda: None, Late])
-def test_a_batch_says_nothing_of_reset_rows_and_counts_its_lag(tmp_path, kind):
-    late = kind()
+@pytest.mark.parametrize("create", [lambda: None, FakeAccelerator])
+def test_staging_clears_reset_rows_and_computes_the_lag(tmp_path, create):
+    accelerator = create()
     config = Config(
         env=Env(name="faults/count", settings={"length": 5}), sampling=Sampling(1, 2, E, T, 2), batch=BatchConfig()
     )
@@ -82,9 +84,9 @@ def test_a_batch_says_nothing_of_reset_rows_and_counts_its_lag(tmp_path, kind):
     for name in (*fields.names, "policy_version"):
         fields[name][...] = 1
     fields["valid"][1, 0, 2] = False
-    fields["log_prob"][1, 0, 2] = np.nan  # what an environment left behind that failed
+    fields["log_prob"][1, 0, 2] = np.nan  # left by an environment that failed
     fields["policy_version"][1, 0] = np.arange(T)
-    staging = Staging(run_spec.schema, config.lanes, late, direct=False)
+    staging = Staging(run_spec.schema, config.lanes, accelerator, direct=False)
     staging.copy([(0, 1), (1, 0)], fields, updates=3)
     batch = staging.batch
     assert bool((batch.log_prob[:, :E] == 1).all())

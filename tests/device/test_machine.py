@@ -1,4 +1,4 @@
-"""Rooflines are remembered by workload, and a cache that is broken or cannot be written stops nobody."""
+"""Rooflines are cached by workload and machine; a broken cache is not an error. Cores and quotas."""
 
 import json
 from dataclasses import replace
@@ -19,13 +19,13 @@ def cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_roofline_is_known_for_the_workload_it_was_measured_of():
+def test_known_roofline_returns_the_value_of_the_same_workload():
     assert known_roofline(CONFIG) is None
     remember_roofline(CONFIG, 90_000.123)
     remember_roofline(replace(CONFIG, env=Env("minatar/freeway")), 20_000)
     assert known_roofline(CONFIG) == 90_000.1
     same = replace(CONFIG, optim=replace(CONFIG.optim, lr=1e-5), stop=replace(CONFIG.stop, env_steps=7))
-    assert known_roofline(same) == 90_000.1, "nothing of it costs time"
+    assert known_roofline(same) == 90_000.1, "these settings do not change the speed"
 
 
 @pytest.mark.parametrize(
@@ -38,13 +38,13 @@ def test_a_roofline_is_known_for_the_workload_it_was_measured_of():
     ],
     ids=str,
 )
-def test_whatever_costs_time_makes_another_workload(change):
+def test_known_roofline_depends_on_settings_that_change_the_speed(change):
     remember_roofline(CONFIG, 90_000)
     assert known_roofline(replace(CONFIG, **change)) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "null"])
-def test_a_broken_cache_is_begun_anew(text):
+def test_remember_roofline_replaces_a_broken_cache(text):
     rooflines_file().parent.mkdir(parents=True)
     rooflines_file().write_text(text)
     assert known_roofline(CONFIG) is None
@@ -53,20 +53,20 @@ def test_a_broken_cache_is_begun_anew(text):
 
 
 @pytest.mark.parametrize("value", ["fast", None, [], 0, -3])
-def test_a_value_that_is_no_speed_is_no_roofline(value):
+def test_known_roofline_ignores_values_that_are_not_a_speed(value):
     remember_roofline(CONFIG, 5.0)
     (key,) = json.loads(rooflines_file().read_text())
     rooflines_file().write_text(json.dumps({key: value}))
     assert known_roofline(CONFIG) is None
 
 
-def test_a_cache_that_cannot_be_written_is_left_alone(cache):
+def test_remember_roofline_ignores_a_cache_that_cannot_be_written(cache):
     (cache / "sfactory").write_text("a file where the folder should be")
     remember_roofline(CONFIG, 5.0)
     assert known_roofline(CONFIG) is None
 
 
-def test_the_machine_has_cores_and_a_name():
+def test_machine_has_cores_and_a_processor_name():
     assert cores() >= 1
     assert processor()
 
@@ -74,14 +74,14 @@ def test_the_machine_has_cores_and_a_name():
 @pytest.mark.parametrize(
     ("quota", "found"), [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64)]
 )
-def test_a_containers_quota_counts_and_not_only_the_machine(tmp_path, monkeypatch, quota, found):
+def test_cores_respects_the_quota_of_a_container(tmp_path, monkeypatch, quota, found):
     (tmp_path / "cpu.max").write_text(quota)
     monkeypatch.setattr(machine, "affinity", lambda: 64)
     monkeypatch.setattr(machine, "control_groups", lambda: [tmp_path])
     assert cores() == found
 
 
-def test_a_roofline_of_a_gpu_is_not_that_of_a_machine_without(tmp_path, monkeypatch):
+def test_known_roofline_depends_on_the_presence_of_a_gpu(tmp_path, monkeypatch):
     """Nodes of a cluster share a home folder."""
     monkeypatch.setattr(machine, "GPUS", (str(tmp_path),))
     remember_roofline(CONFIG, 90_000)

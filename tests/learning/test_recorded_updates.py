@@ -1,8 +1,8 @@
-"""An update that was recorded once is the update: on a device that replays nothing but what was recorded (late.py)."""
+"""Recorded updates equal direct updates, bit for bit, on the fake accelerator (fake_accelerator.py)."""
 
 import pytest
 import torch
-from fake_accelerator import Late
+from fake_accelerator import FakeAccelerator
 
 from sfactory.algo.surrogate import SURROGATES
 from sfactory.algo.trace import TRACES
@@ -24,7 +24,7 @@ def update_on(
     accelerator, actions=DISCRETE, core="none", normalize=None, optim=None, squash=False, said=None, **learning
 ):
     config = Config(
-        run=Run(learner_threads=2 if isinstance(accelerator, Late) else 1),
+        run=Run(learner_threads=2 if isinstance(accelerator, FakeAccelerator) else 1),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
         model=Model(hidden=(16,), core=core, core_size=8, squash=squash),
         normalize=Normalize(**(normalize or {})),
@@ -122,7 +122,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_update_is_the_update(case):
     """Bit for bit, with batches, orders, learning rates and statistics that are other ones every time."""
-    late, stepwise = Late(), Late(may_record=False)
+    late, stepwise = FakeAccelerator(), FakeAccelerator(may_record=False)
     ours, rows = trained(update_on(late, **CASES[case]))
     theirs, other_rows = trained(update_on(stepwise, **CASES[case]))
     assert late.recordings == 1
@@ -155,14 +155,14 @@ def test_nothing_of_an_update_is_left_on_the_host(case, monkeypatch):
 
 
 def test_what_cannot_be_recorded_is_done_step_by_step():
-    late, said = Late(), []
+    late, said = FakeAccelerator(), []
     update = update_on(late, proximal="snapshot", said=said)
     trained(update)
     assert (late.recordings, said) == (0, [])  # known beforehand: its ring turns
-    refused = Late(may_record=False)
+    refused = FakeAccelerator(may_record=False)
     trained(update_on(refused, said=said))
     assert said == ["updates are not recorded: not here"]
 
 
 def test_one_stream_has_one_thread():
-    assert update_on(Late()).network.pool.inboxes == []  # two threads were asked for
+    assert update_on(FakeAccelerator()).network.pool.inboxes == []  # two threads were asked for

@@ -1,4 +1,4 @@
-"""The network: shapes for every observation, memory, precision, and weights as one flat vector."""
+"""ActorCritic: shapes for every observation, recurrence, precision, flat weights, action masks."""
 
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ def sample_obs(obs: dict[str, Leaf], *lead: int, seed: int = 0) -> dict[str, Ten
 @pytest.mark.parametrize("actions", [DISCRETE, MIXED], ids=["discrete", "mixed"])
 @pytest.mark.parametrize("obs", [VECTOR, MINATAR, ATARI, DICT], ids=["vector", "minatar", "atari", "dict"])
 @pytest.mark.parametrize("separate", [False, True])
-def test_step_and_unroll_agree_without_memory(obs, actions, separate) -> None:
+def test_actor_critic_step_and_unroll_agree_without_a_core(obs, actions, separate) -> None:
     torch.manual_seed(0)
     model = ActorCritic(obs, actions, hidden=(16,), separate=separate)
     batch = sample_obs(obs, 3, 2)
@@ -63,18 +63,18 @@ def test_step_and_unroll_agree_without_memory(obs, actions, separate) -> None:
             torch.testing.assert_close(row.value, whole.value[t], rtol=1e-4, atol=1e-6)
 
 
-def test_the_first_policy_is_nearly_uniform_everywhere() -> None:
+def test_initial_policy_is_nearly_uniform() -> None:
     for obs in (VECTOR, MINATAR, ATARI):
         torch.manual_seed(0)
         params = ActorCritic(obs, DISCRETE)(sample_obs(obs, 20)).params
         assert (params.softmax(-1) - 1 / 3).abs().max() < 0.05
 
 
-def test_the_log_std_is_a_parameter_at_its_place() -> None:
+def test_log_std_is_a_parameter_in_its_columns() -> None:
     model = ActorCritic(VECTOR, MIXED, hidden=(8,), log_std_init=-0.5)
     params = model(sample_obs(VECTOR, 5)).params
     assert params.shape == (5, 4 + 4 + 2)
-    stds = [2, 3, 9]  # after the two means of reach, and after the mean of turn
+    stds = [2, 3, 9]  # after the two means of reach and the mean of turn
     torch.testing.assert_close(params[:, stds], torch.full((5, 3), -0.5))
     params[:, stds].sum().backward()
     assert model.log_std is not None
@@ -84,7 +84,7 @@ def test_the_log_std_is_a_parameter_at_its_place() -> None:
 
 
 @pytest.mark.parametrize("core", ["gru", "lstm"])
-def test_unroll_equals_single_steps_with_resets(core: str) -> None:
+def test_core_unroll_equals_single_steps_with_resets(core: str) -> None:
     torch.manual_seed(0)
     steps, lanes = 7, 3
     model = ActorCritic(VECTOR, DISCRETE, hidden=(8,), core=core, core_size=6)
@@ -103,8 +103,8 @@ def test_unroll_equals_single_steps_with_resets(core: str) -> None:
 
 
 @pytest.mark.parametrize("core", ["gru", "lstm"])
-def test_nothing_crosses_the_border_of_an_episode(core: str) -> None:
-    """Neither values nor gradients, nor a state that is NaN because nobody ever wrote it."""
+def test_core_separates_episodes(core: str) -> None:
+    """Values, gradients and unwritten (NaN) states do not pass from one episode to the next."""
     torch.manual_seed(0)
     model = ActorCritic(VECTOR, DISCRETE, hidden=(8,), core=core, core_size=6)
     obs = sample_obs(VECTOR, 6, 1)["obs"].requires_grad_()
@@ -120,7 +120,7 @@ def test_nothing_crosses_the_border_of_an_episode(core: str) -> None:
 
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("normalize_obs", [False, True])
-def test_flat_weights_come_back_the_same(core: str, normalize_obs: bool) -> None:
+def test_read_flat_restores_what_write_flat_wrote(core: str, normalize_obs: bool) -> None:
     def build(seed: int) -> ActorCritic:
         torch.manual_seed(seed)
         return ActorCritic(DICT, MIXED, hidden=(8,), core=core, core_size=5, normalize_obs=normalize_obs)
@@ -138,14 +138,14 @@ def test_flat_weights_come_back_the_same(core: str, normalize_obs: bool) -> None
     other.write_flat(again)
     assert torch.equal(flat, again)
     assert flat.numel() == sum(x.numel() for x in model.state_dict().values())
-    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)  # parameters are still the same leaves
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)  # the parameters are still the same tensors
     other(sample_obs(DICT, 2)).value.sum().backward()
     optimizer.step()
     other.write_flat(again)
     assert not torch.equal(flat, again)
 
 
-def test_observations_are_normalised_inside_and_clipped() -> None:
+def test_actor_critic_normalises_and_clips_observations() -> None:
     torch.manual_seed(0)
     model, plain = (ActorCritic(VECTOR, DISCRETE, hidden=(8,), normalize_obs=x) for x in (True, False))
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("obs_")})
@@ -160,7 +160,7 @@ def test_observations_are_normalised_inside_and_clipped() -> None:
     assert model.normalized_shapes() == {"obs": (4,)}
 
 
-def test_heads_stay_float32_under_autocast() -> None:
+def test_actor_critic_heads_are_float32_under_autocast() -> None:
     torch.manual_seed(0)
     for core in ("none", "gru"):
         model = ActorCritic(MINATAR, DISCRETE, hidden=(32,), core=core, core_size=8)
@@ -175,7 +175,7 @@ def test_heads_stay_float32_under_autocast() -> None:
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_minatar_layout_is_that_of_the_environment() -> None:
+def test_minatar_encoder_uses_the_layout_of_the_environment() -> None:
     """Channels-last bytes in, the same numbers as a plain convolution on channels-first."""
     encoder = MinAtar((10, 10, 4), hidden=(16,))
     obs = sample_obs(MINATAR, 5)["obs"]
@@ -188,7 +188,7 @@ def test_minatar_layout_is_that_of_the_environment() -> None:
 
 
 @pytest.mark.parametrize("name", ["nature", "impala"])
-def test_image_encoders_take_bytes(name: str) -> None:
+def test_image_encoders_accept_bytes(name: str) -> None:
     encoder = make_encoder(name, (4, 84, 84), hidden=(32,), activation="relu")
     out = encoder(sample_obs(ATARI, 2)["obs"])
     assert out.shape == (2, encoder.out_size) == (2, 32)
@@ -196,7 +196,7 @@ def test_image_encoders_take_bytes(name: str) -> None:
     assert all(p.grad is not None for p in encoder.parameters())
 
 
-def test_auto_chooses_by_shape() -> None:
+def test_auto_selects_an_encoder_by_shape() -> None:
     shapes = {
         (4,): "mlp",
         (10, 10, 4): "minatar",
@@ -209,12 +209,12 @@ def test_auto_chooses_by_shape() -> None:
     assert type(make_encoder("nature", (4,), hidden=(8,), activation="tanh")) is ENCODERS["mlp"]
 
 
-def test_your_own_encoder_is_found_by_name() -> None:
+def test_make_encoder_imports_a_class_by_name() -> None:
     encoder = make_encoder("sfactory.model.encoders:Mlp", (3,), hidden=(5,), activation="tanh")
     assert encoder(torch.zeros(2, 3)).shape == (2, 5)
 
 
-def test_refusals_name_the_choices() -> None:
+def test_actor_critic_errors_list_the_choices() -> None:
     with pytest.raises(ValueError, match="expected one of auto, mlp, minatar"):
         ActorCritic(VECTOR, DISCRETE, encoder="resnet")
     with pytest.raises(ValueError, match="expected one of none, gru, lstm"):
@@ -223,8 +223,8 @@ def test_refusals_name_the_choices() -> None:
         ActorCritic(VECTOR, DISCRETE, core="gru", core_size=4, separate=True)
 
 
-def test_averaged_weights_run_through_functional_call() -> None:
-    """What the EWMA proximal policy does: other parameters, the live buffers."""
+def test_actor_critic_runs_with_other_weights_through_functional_call() -> None:
+    """As the EWMA proximal policy does: other parameters, the live buffers."""
     model = ActorCritic(VECTOR, MIXED, hidden=(8,), normalize_obs=True)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     obs = sample_obs(VECTOR, 6)
@@ -233,7 +233,7 @@ def test_averaged_weights_run_through_functional_call() -> None:
         torch.testing.assert_close(out.params, model(obs).params)
 
 
-def test_the_mask_forbids_in_both_paths_and_no_encoder_sees_it() -> None:
+def test_action_mask_applies_to_step_and_unroll_and_is_no_encoder_input() -> None:
     torch.manual_seed(0)
     actions = {"a": Leaf((), kind="discrete", sizes=(3,)), "b": Leaf((), kind="discrete", sizes=(2,))}
     obs = {**VECTOR, "obs/action_mask": Leaf((5,), "int64")}

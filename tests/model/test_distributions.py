@@ -1,5 +1,4 @@
-"""Action distributions: against torch.distributions, against counted frequencies, and at the edges of the
-noise."""
+"""ActionDistribution against torch.distributions, sampled frequencies, and at the ends of the noise."""
 
 from typing import NamedTuple
 
@@ -43,23 +42,20 @@ def draw(name: str, seed: int, lead: tuple[int, ...]) -> tuple[ActionDistributio
     return distribution, params, torch.rand(*lead, distribution.num_noise, generator=g)
 
 
-def torch_twins(name: str, params: Tensor) -> list[tuple[str, int | None, torch.distributions.Distribution]]:
-    """(leaf, head or None for a box, torch's distribution) for every independent piece, written column by
-    column."""
-    twins, k = [], 0
+def torch_distributions(name: str, params: Tensor) -> list[tuple[str, int | None, torch.distributions.Distribution]]:
+    """(leaf, head or None for a box, torch's distribution) for every independent part, column by column."""
+    found, k = [], 0
     for leaf_name, leaf in SPACES[name].items():
         if leaf.kind == "discrete":
             for head, size in enumerate(leaf.sizes):
-                twins.append(
-                    (leaf_name, head, torch.distributions.Categorical(logits=params[..., k : k + size]))
-                )
+                found.append((leaf_name, head, torch.distributions.Categorical(logits=params[..., k : k + size])))
                 k += size
         else:
             (d,) = leaf.sizes
             normal = torch.distributions.Normal(params[..., k : k + d], params[..., k + d : k + 2 * d].exp())
-            twins.append((leaf_name, None, torch.distributions.Independent(normal, 1)))
+            found.append((leaf_name, None, torch.distributions.Independent(normal, 1)))
             k += 2 * d
-    return twins
+    return found
 
 
 def piece(name: str, action: dict[str, Tensor], leaf: str, head: int | None, lead: tuple[int, ...]) -> Tensor:
@@ -68,7 +64,7 @@ def piece(name: str, action: dict[str, Tensor], leaf: str, head: int | None, lea
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_sizes_follow_the_leaves(name: str) -> None:
+def test_action_distribution_sizes_follow_the_leaves(name: str) -> None:
     distribution = ActionDistribution(SPACES[name])
     assert (distribution.num_params, distribution.num_noise) == (PARAMS[name], NOISE[name])
 
@@ -82,7 +78,7 @@ def test_log_prob_entropy_and_kl_agree_with_torch(name: str, lead: tuple[int, ..
     for leaf_name, leaf in SPACES[name].items():
         assert action[leaf_name].shape == (*lead, *leaf.shape)
         assert action[leaf_name].dtype == (torch.int64 if leaf.kind == "discrete" else torch.float32)
-    twins, others = torch_twins(name, params), torch_twins(name, other)
+    twins, others = torch_distributions(name, params), torch_distributions(name, other)
     log_prob = sum(twin.log_prob(piece(name, action, leaf, head, lead)) for leaf, head, twin in twins)
     entropy = sum(twin.entropy() for _, _, twin in twins)
     kl = sum(
@@ -99,7 +95,7 @@ def test_log_prob_entropy_and_kl_agree_with_torch(name: str, lead: tuple[int, ..
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_the_log_prob_of_a_sample_is_the_same_when_recomputed(name: str) -> None:
+def test_log_prob_of_a_sample_is_reproducible(name: str) -> None:
     """Inference and learner must agree: at lag 0 the ratio is 1 to 1e-6."""
     distribution, params, noise = draw(name, 2, (200,))
     action, log_prob = distribution.sample_and_log_prob(params, noise)
@@ -108,7 +104,7 @@ def test_the_log_prob_of_a_sample_is_the_same_when_recomputed(name: str) -> None
     assert all(torch.equal(again[leaf], action[leaf]) for leaf in action)
 
 
-def test_frequencies_are_the_probabilities() -> None:
+def test_sample_frequencies_equal_the_probabilities() -> None:
     n = 20000
     distribution = ActionDistribution(SPACES["multi_discrete"])
     logits = torch.tensor([0.3, -1.0, 2.0, 0.0, -0.5, 1.0, -3.0, 0.0, 1.0])
@@ -119,7 +115,7 @@ def test_frequencies_are_the_probabilities() -> None:
         assert (frequency - logit.softmax(-1)).abs().max() < 0.015
 
 
-def test_box_samples_have_the_mean_and_spread_asked_for() -> None:
+def test_box_samples_have_the_given_mean_and_std() -> None:
     n = 20000
     distribution = ActionDistribution(SPACES["box"])
     params = torch.tensor([1.0, -2.0, 0.5, -1.0]).expand(n, -1)
@@ -135,7 +131,7 @@ def test_box_samples_have_the_mean_and_spread_asked_for() -> None:
     scale=st.sampled_from([0.1, 1.0, 30.0]),
 )
 @settings(max_examples=120, deadline=None)
-def test_an_impossible_category_is_never_chosen(zeros: list[bool], noise: float, scale: float) -> None:
+def test_sample_never_selects_a_category_of_probability_zero(zeros: list[bool], noise: float, scale: float) -> None:
     k = len(zeros)
     distribution = ActionDistribution({"action": Leaf((), "discrete", (k,))})
     logits = scale * torch.randn(50, k, generator=torch.Generator().manual_seed(k))
@@ -147,7 +143,7 @@ def test_an_impossible_category_is_never_chosen(zeros: list[bool], noise: float,
     assert log_prob.isfinite().all()
 
 
-def test_a_masked_logit_is_impossible_in_every_function_and_leaves_finite_gradients() -> None:
+def test_masked_logit_has_probability_zero_and_finite_gradients_in_every_function() -> None:
     distribution, raw, noise = draw("dict", 0, (50,))
     raw.requires_grad_()
     allowed = torch.ones(50, raw.shape[-1], dtype=torch.bool)
@@ -168,7 +164,7 @@ def test_a_masked_logit_is_impossible_in_every_function_and_leaves_finite_gradie
     assert (distribution.mode(params)["move"] != 0).all()
 
 
-def test_the_ends_of_the_noise_give_finite_box_actions() -> None:
+def test_box_actions_are_finite_at_the_ends_of_the_noise() -> None:
     distribution = ActionDistribution(SPACES["box"])
     params = torch.zeros(3, 4)
     noise = torch.tensor([[0.0, 0.0], [0.5, 0.5], [1.0, UNIFORM_MAX]])
@@ -180,14 +176,14 @@ def test_the_ends_of_the_noise_give_finite_box_actions() -> None:
     assert x["action"][1].abs().max() < 1e-6
 
 
-def test_the_mode_is_the_likeliest_action() -> None:
+def test_mode_is_the_most_likely_action() -> None:
     for name in SPACES:
         distribution, params, noise = draw(name, 3, (30,))
         best = distribution.log_prob(params, distribution.mode(params))
         assert (best >= distribution.sample_and_log_prob(params, noise)[1]).all()
 
 
-def test_bf16_parameters_are_computed_in_float32() -> None:
+def test_log_prob_of_bf16_parameters_is_computed_in_float32() -> None:
     for name in SPACES:
         distribution, params, noise = draw(name, 4, (6,))
         action, log_prob = distribution.sample_and_log_prob(params.bfloat16(), noise)
@@ -196,6 +192,6 @@ def test_bf16_parameters_are_computed_in_float32() -> None:
         torch.testing.assert_close(log_prob, expected, rtol=0, atol=1e-6)
 
 
-def test_an_unknown_kind_is_refused() -> None:
+def test_action_distribution_rejects_an_unknown_kind() -> None:
     with pytest.raises(ValueError, match="expected discrete or box"):
         ActionDistribution({"action": Leaf((), "text", (3,))})

@@ -1,4 +1,4 @@
-"""Layers through oneDNN are `nn.Linear`, and pictures channels-last are the bytes divided by 255."""
+"""Linear through oneDNN equals `nn.Linear`; scaled images equal the bytes divided by 255."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SHAPES = [(256, 128), (1024, 128), (131, 257)]
 
 @pytest.fixture
 def onednn(monkeypatch):
-    """Whatever processor this is: oneDNN multiplies on all of them; a torch without it has its own product do so."""
+    """Force oneDNN on every processor (torch's own product if this torch has none) and record the calls."""
     calls, real = [], linear._product if ONEDNN else nn.functional.linear
 
     def product(x, weight, bias):
@@ -37,23 +37,23 @@ def twins(inputs, outputs, bias=True):
 @pytest.mark.parametrize("lead", [(FEW_ROWS,), (33,), (5, 9)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_outputs_and_gradients_are_those_of_nn_linear(onednn, shape, bias, lead):
+def test_linear_outputs_and_gradients_equal_nn_linear(onednn, shape, bias, lead):
     ours, plain = twins(*shape, bias)
     assert ours.weight.numel() >= LARGE
     x = torch.randn(*lead, shape[0])
     results = []
     for layer in (ours, plain):
-        mine = x.clone().requires_grad_()
-        y = layer(mine)
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
         y.square().sum().backward()
-        results.append([y.detach(), mine.grad, *(p.grad for p in layer.parameters())])
+        results.append([y.detach(), leaf.grad, *(p.grad for p in layer.parameters())])
     assert len(onednn) == 3  # forward, and the gradients of input and weight
     for a, b in zip(*results, strict=True):
         assert a.shape == b.shape
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_what_needs_no_gradient_gets_none(onednn):
+def test_linear_computes_only_required_gradients(onednn):
     ours, _ = twins(*SHAPES[0])
     x = torch.randn(FEW_ROWS, 256)
     ours(x).sum().backward()
@@ -68,16 +68,16 @@ def test_what_needs_no_gradient_gets_none(onednn):
     assert ours.bias.grad is not None
 
 
-def test_others_take_torchs_own_way(onednn):
+def test_linear_uses_torch_for_all_other_inputs(onednn):
     ours, plain = twins(*SHAPES[0])
     x = torch.randn(FEW_ROWS, 256)
     with torch.autocast("cpu", torch.bfloat16):
         assert ours(x).dtype == torch.bfloat16
     assert torch.equal(ours.double()(x.double()), plain.double()(x.double()))
-    small, its = twins(16, 16)
-    assert torch.equal(small(x[:, :16]), its(x[:, :16]))
+    small, small_plain = twins(16, 16)
+    assert torch.equal(small(x[:, :16]), small_plain(x[:, :16]))
     assert Linear(256, 128).to("meta")(x.to("meta")).shape == (FEW_ROWS, 128)
-    for few in (x[:0], x[0], x[: FEW_ROWS - 1]):  # none, one without a row axis, too few to pay
+    for few in (x[:0], x[0], x[: FEW_ROWS - 1]):  # no row, no row axis, too few rows
         assert torch.equal(Linear.forward(ours.float(), few), plain.float()(few))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         ours(x[:, 1:])
@@ -87,8 +87,8 @@ def test_others_take_torchs_own_way(onednn):
     assert onednn == []
 
 
-def test_parts_of_a_batch_give_what_the_whole_does(onednn):
-    """Inference and learner pass other numbers of rows: their log-probabilities must agree to 1e-4."""
+def test_linear_results_do_not_depend_on_the_number_of_rows(onednn):
+    """Inference and learner have different batch sizes; their log-probabilities must agree to 1e-4."""
     ours, _ = twins(1024, 128)
     x = torch.randn(512, 1024)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_parts_of_a_batch_give_what_the_whole_does(onednn):
         ("CPU architecture: 8\n", "DEFAULT", False),
     ],
 )
-def test_it_is_chosen_by_the_processor_alone(monkeypatch, tmp_path, cpuinfo, capability, faster):
+def test_onednn_is_faster_depends_on_the_processor_only(monkeypatch, tmp_path, cpuinfo, capability, faster):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
@@ -117,7 +117,7 @@ def test_it_is_chosen_by_the_processor_alone(monkeypatch, tmp_path, cpuinfo, cap
 
 @pytest.mark.parametrize("channels", [1, 3, 4, FEW_CHANNELS + 1])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_pictures_are_bytes_divided_by_255_with_their_channels_last(channels, bf16):
+def test_scaled_images_are_bytes_divided_by_255_in_channels_last_memory(channels, bf16):
     obs = torch.randint(0, 256, (5, channels, 12, 9), dtype=torch.uint8)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         x = scaled(obs)

@@ -1,9 +1,9 @@
-"""Inference's passes before a GPU: places, buckets, padding, on a device that does all as late as it may (late.py)."""
+"""Batched inference on the fake accelerator (fake_accelerator.py): places, buckets, padding."""
 
 import numpy as np
 import pytest
 import torch
-from fake_accelerator import Late
+from fake_accelerator import FakeAccelerator
 from torch import nn
 
 from sfactory.device.accelerator import DIRECT_BYTES
@@ -42,7 +42,7 @@ def answers_on(late, groups=5, **settings):
 def test_answers_of_a_device_are_those_of_the_host(may_register, may_record):
     """Whatever number of groups waits, and whatever the batch before left behind."""
     said = []
-    late = Late(may_register, may_record)
+    late = FakeAccelerator(may_register, may_record)
     device, host, _ = answers_on(late, say=said.append)
     assert ("wide" in device.staged) is not may_register
     assert "small" in device.staged
@@ -64,7 +64,7 @@ def test_answers_of_a_device_are_those_of_the_host(may_register, may_record):
 
 @pytest.mark.parametrize("may_register", [True, False])
 def test_padding_is_zero(may_register):
-    device, _, forward = answers_on(Late(may_register, may_record=False))
+    device, _, forward = answers_on(FakeAccelerator(may_register, may_record=False))
     ones = {"wide": np.ones((E, WIDE), np.float32), "small": np.ones((E, 1), np.float32)}
     for groups, bucket in ((5, 5), (3, 4), (1, 1), (2, 2)):
         for place in range(groups):
@@ -79,7 +79,7 @@ def test_padding_is_zero(may_register):
 
 def test_new_weights_are_in_the_next_answers():
     """A recording reads the weights where they are, so they have to be changed in place."""
-    device, _, forward = answers_on(Late())
+    device, _, forward = answers_on(FakeAccelerator())
     device.stage("wide", 0, np.ones((E, WIDE), np.float32))
     before = device.run(1)["value"].copy()
     with torch.no_grad():
@@ -94,5 +94,5 @@ def test_few_shapes_occur():
     assert buckets(2) == [1, 2]
     assert buckets(8) == [1, 2, 4, 8]
     assert buckets(12) == [1, 2, 4, 8, 12]
-    device, _, _ = answers_on(Late(), groups=6, whole=True)
+    device, _, _ = answers_on(FakeAccelerator(), groups=6, whole=True)
     assert device.buckets == [6]
