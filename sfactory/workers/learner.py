@@ -249,8 +249,7 @@ class Learner(Worker):
             if "offpolicy/max_abs_log_rho" in row:
                 row["offpolicy/max_abs_log_rho"] = float(table[:, names.index("offpolicy/max_abs_log_rho")].max())
         row |= lag_row(self.lags)
-        if self.update.decay is not None:
-            row["proximal/decay"] = self.update.decay
+        row |= self.update.objective.constants()
         ledger = self.slot_table.row_counts()
         row |= {
             "charts/learning_rate": self.update.lr,
@@ -368,7 +367,7 @@ class Learner(Worker):
         ]
         if apart:
             raise checkpoint.CheckpointError(f"run.init-from {path}: another network: {', '.join(apart[:4])}")
-        self.update.begin_with(theirs, contents.parts["normalizers"])
+        self.update.initialize_from(theirs, contents.parts["normalizers"])
 
     def _saved(self, env_steps: int) -> None:
         atomics.store(self.shared.progress, CHECKPOINT, env_steps)

@@ -1,16 +1,15 @@
 """Parts of a pass: whoever computes them, the gradients are those of the whole and the same to the bit."""
 
 import copy
-import threading
-import time
 
 import pytest
 import torch
 
 from sfactory.device.selection import precision
+from sfactory.device.thread_pool import ThreadPool
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning import parallel_network as module
-from sfactory.learning.parallel_network import Network, ThreadPool, pool_size
+from sfactory.learning.parallel_network import ParallelNetwork
 from sfactory.model.actor_critic import ActorCritic
 
 torch.set_num_threads(1)
@@ -29,7 +28,7 @@ def network(threads=1, core="none"):
     torch.manual_seed(0)
     size = 6 if core != "none" else 0
     model = ActorCritic({"obs": Leaf((4,), "float32")}, ACTIONS, hidden=(16,), core=core, core_size=size)
-    return Network(model, ThreadPool(threads), FP32)
+    return ParallelNetwork(model, ThreadPool(threads), FP32)
 
 
 def inputs(core="none"):
@@ -71,7 +70,7 @@ def test_an_update_with_fused_adam_moves_every_weight_as_plain_autograd_does(enc
     plain = copy.deepcopy(model)
     obs = {"obs": torch.randint(0, 2, (T, B, *shape)).to(getattr(torch, dtype))}
     first = torch.zeros(T, B, dtype=torch.bool)
-    net = Network(model, ThreadPool(2), FP32)
+    net = ParallelNetwork(model, ThreadPool(2), FP32)
     for one in (model, plain):
         optimizer = torch.optim.Adam(one.parameters(), lr=0.1, eps=1e-3, fused=True)
         out = net.forward_train(obs, first, None) if one is model else one.unroll(obs, first)
@@ -103,42 +102,6 @@ def test_a_parameter_that_no_output_depends_on_gets_no_gradient():
     assert net.parameters[-1].grad is None
 
 
-def test_parts_are_taken_by_whoever_is_free_and_results_are_in_order():
-    seen = {}
-
-    def task(part):
-        seen[part] = threading.get_ident()
-        time.sleep(0.05 if part == 0 else 0.001)
-        return part * part
-
-    assert list(ThreadPool(3).map(task, 12)) == [part * part for part in range(12)]
-    assert len(set(seen.values())) > 1
-    assert sum(ident == seen[0] for ident in seen.values()) < 6  # the slow one did few
-
-
-def test_an_exception_of_any_part_is_the_callers():
-    def task(part):
-        if part == 3:
-            raise ValueError("part 3")
-        return part
-
-    pool = ThreadPool(2)
-    with pytest.raises(ValueError, match="part 3"):
-        pool.map(task, 5)
-    assert list(pool.map(lambda part: part, 5)) == [0, 1, 2, 3, 4]  # and it works on
-
-
-def test_helpers_leave_when_the_crew_is_closed():
-    before = threading.active_count()
-    pool = ThreadPool(3)
-    assert threading.active_count() == before + 2
-    pool.close()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
-
-
 def test_parts_are_many_where_the_batch_is_large_and_one_where_it_is_small(monkeypatch):
     monkeypatch.undo()
     net = network()
@@ -158,10 +121,3 @@ def test_a_gpu_gets_everything_at_once_unless_that_is_too_much_for_its_memory():
 
     assert (parts(64, (4,)), parts(1 << 20, (10, 10, 4)), parts(16384, (4, 84, 84))) == (1, 1, 1)
     assert parts(65536, (4, 84, 84)) == 4
-
-
-def test_auto_is_a_thread_per_core_up_to_four(monkeypatch):
-    for cores, want in ((1, 1), (2, 2), (3, 3), (64, 4)):
-        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
-        assert pool_size(0) == want
-    assert pool_size(7) == 7

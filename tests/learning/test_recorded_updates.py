@@ -51,10 +51,11 @@ def fill(batch: Batch, update: Update, number: int) -> None:
     batch.obs["obs"].copy_(drawn(T + 1, B, 4) * (1 + number))
     # Drawn on the host whatever the device: one draw that falls the other way would make it another batch.
     params = torch.randn(batch.params.shape, generator=g) / 2
-    action = update.distribution.sample(params, torch.rand(T, B, update.distribution.num_noise, generator=g))
+    noise = torch.rand(T, B, update.model.distribution.num_noise, generator=g)
+    action = update.model.distribution.sample(params, noise)
     batch.action["action"].copy_(action["action"])
     batch.params.copy_(params)
-    batch.log_prob.copy_(update.distribution.log_prob(params, action).masked_fill(~batch.valid.cpu(), 0.0))
+    batch.log_prob.copy_(update.model.distribution.log_prob(params, action).masked_fill(~batch.valid.cpu(), 0.0))
     batch.reward.copy_(drawn(T, B).masked_fill(~batch.valid, 0.0))
     batch.lag.copy_(torch.randint(0, 4, (T, B), generator=g))
     if batch.discounted_return is not None:
@@ -65,13 +66,13 @@ def empty_batch(update: Update) -> Batch:
     first, ends, valid = (torch.zeros(T + 1, B).bool(), torch.zeros(T, B).bool(), torch.ones(T, B).bool())
     first[3, ::2] = ends[1, ::2] = True
     valid[2, ::2] = False
-    part = update.distribution.parts[0]
+    part = update.model.distribution.parts[0]
     action = torch.zeros(T, B, dtype=torch.int64) if part.discrete else torch.zeros(T, B, 2)
     state = torch.zeros(B, update.model.state_size) if update.model.state_size else None
     rest = torch.zeros(T, B) if update.config.normalize.reward else None
     batch = Batch(
         {"obs": torch.zeros(T + 1, B, 4)}, first, {"action": action}, torch.zeros(T, B),
-        torch.zeros(T, B, update.distribution.num_params), torch.zeros(T, B), ends, torch.zeros_like(ends), valid,
+        torch.zeros(T, B, update.model.distribution.num_params), torch.zeros(T, B), ends, torch.zeros_like(ends), valid,
         torch.zeros(T, B), state, rest,
     )  # fmt: skip
     return moved(batch, update.device)
@@ -145,11 +146,11 @@ def test_nothing_of_an_update_is_left_on_the_host(case, monkeypatch):
     batch = moved(empty_batch(here), update.device)
     order = update._order(batch, 0)
     assert order is None or order.device.type == "meta"
-    stats = update._passes(batch, order)
+    stats = update._device_work(batch, order)
     assert {x.device.type for x in stats.values()} == {"meta"}
     out = update.model({"obs": batch.obs["obs"][0]}, batch.state, batch.first[0])
-    noise = torch.zeros(B, update.distribution.num_noise, device="meta")
-    action, log_prob = update.distribution.sample_and_log_prob(out.params, noise)
+    noise = torch.zeros(B, update.model.distribution.num_noise, device="meta")
+    action, log_prob = update.model.distribution.sample_and_log_prob(out.params, noise)
     assert {x.device.type for x in (*action.values(), log_prob, out.value)} == {"meta"}
 
 

@@ -17,12 +17,12 @@ ACTIONS = {"action": ActionLeaf((), "int64", "discrete", (3,))}
 OBS = {"obs": Leaf((4,), "float32")}
 
 
-def update_of(core="none", value_targets=False, normalize=False, **learning):
+def update_of(core="none", value_targets=False, normalize=False, advantage=True, **learning):
     config = Config(
         learning=Learning(**{"epochs": 1, "minibatches": 4, **learning}),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
         model=Model(hidden=(16,), core=core, core_size=8),
-        normalize=Normalize(value_targets=value_targets, obs=normalize, reward=normalize),
+        normalize=Normalize(value_targets=value_targets, obs=normalize, reward=normalize, advantage=advantage),
         optim=Optim(lr=1e-2),
     )
     torch.manual_seed(0)
@@ -44,9 +44,9 @@ def batch_of(update, reward_scale=1.0):
         state = torch.zeros(B, update.model.state_size)
     with torch.no_grad():
         params = update.model.unroll(obs, first, state).params[:-1]
-    action = update.distribution.sample(params, torch.rand(T, B, 1, generator=g))
+    action = update.model.distribution.sample(params, torch.rand(T, B, 1, generator=g))
     return Batch(
-        obs, first, action, update.distribution.log_prob(params, action).masked_fill(~valid, 0.0), params,
+        obs, first, action, update.model.distribution.log_prob(params, action).masked_fill(~valid, 0.0), params,
         (reward_scale * torch.randn(T, B, generator=g)).masked_fill(~valid, 0.0), terminated,
         torch.zeros_like(terminated), valid, torch.zeros(T, B), state, None,
     )  # fmt: skip
@@ -55,13 +55,13 @@ def batch_of(update, reward_scale=1.0):
 def drawn(update, batch, monkeypatch):
     """Observations of every minibatch of one update, [(T', b, 4)]."""
     seen = []
-    inner = update._minibatch
+    inner = update.objective.loss
 
-    def spy(part, *rest, **named):
-        seen.append(part.obs["obs"].clone())
-        return inner(part, *rest, **named)
+    def spy(part, *rest):
+        seen.append(part.batch.obs["obs"].clone())
+        return inner(part, *rest)
 
-    monkeypatch.setattr(update, "_minibatch", spy)
+    monkeypatch.setattr(update.objective, "loss", spy)
     update.run(batch, 0, 0.0)
     return seen
 
@@ -111,7 +111,7 @@ def test_normalised_targets_learn_the_same_value_from_rewards_of_any_size(miniba
         batch = batch_of(update, scale)
         with torch.no_grad():
             said = update.model.unroll(batch.obs, batch.first, None).value
-        losses[scale], values[scale] = float(stats["losses/value_loss"]), update.target_scale.value(said)
+        losses[scale], values[scale] = float(stats["losses/value_loss"]), update.normalizers.targets.value(said)
     assert losses[1000.0] < 2.0
     ratio = float(values[1000.0].abs().mean() / values[1.0].abs().mean())
     assert 300 < ratio < 10_000
@@ -120,18 +120,18 @@ def test_normalised_targets_learn_the_same_value_from_rewards_of_any_size(miniba
 
 
 def test_the_value_an_update_starts_from_is_in_units_of_reward():
-    update = update_of(value_targets=True)
+    update = update_of(value_targets=True, advantage=False)
     update.run(batch_of(update, 50.0), 0, 0.0)
     batch = batch_of(update, 50.0)
     with torch.no_grad():
         out = update.model.unroll(batch.obs, batch.first, None)
-        start = update._start(batch, out, update.distribution.log_prob(out.params[:-1], batch.action))
-    scale = update.target_scale
-    np.testing.assert_allclose(start.target, (start.trace.target - scale.mean) / scale.std, rtol=1e-5, atol=1e-6)
+        start = update.objective.start(batch, out)
+    scale = update.normalizers.targets
+    np.testing.assert_allclose(start.target, (start.reward_target - scale.mean) / scale.std, rtol=1e-5, atol=1e-6)
     # On rows that were valid and ended nothing, GAE's advantage plus the value in reward units is the target.
     value = scale.value(out.value[:-1])
     torch.testing.assert_close(
-        start.trace.target[batch.valid], (start.trace.advantage + value)[batch.valid], rtol=1e-4, atol=1e-4
+        start.reward_target[batch.valid], (start.advantage + value)[batch.valid], rtol=1e-4, atol=1e-4
     )
 
 
@@ -208,10 +208,10 @@ def test_a_resume_may_change_the_proximal_policy_which_then_begins_at_the_weight
         one.run(batch, number, 0.0)
     other.load_state_dict(one.state_dict())
     if before == after:
-        assert {n: x.tolist() for n, x in other.proximal.state_dict().items()} == {
-            n: x.tolist() for n, x in one.proximal.state_dict().items()
+        assert {n: x.tolist() for n, x in other.objective.proximal.state_dict().items()} == {
+            n: x.tolist() for n, x in one.objective.proximal.state_dict().items()
         }
     elif after == "ewma":
-        for name, x in other.proximal.weights.items():
+        for name, x in other.objective.proximal.weights.items():
             assert torch.equal(x, dict(one.model.named_parameters())[name])
     other.run(batch, 3, 0.0)
