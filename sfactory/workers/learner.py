@@ -131,7 +131,7 @@ class Learner(Worker):
         return self.words.outcome != LearnerOutcome.RUNNING
 
     def leave(self) -> None:
-        """Save, unless ordered to stop at once, and send the last metrics row. The last call before the process exits."""
+        """Save, unless ordered to stop at once, and send the last metrics row. Called before the process exits."""
         self.checkpointing.finish_save(wait=True)
         stop_now = self.supervisor.stop == StopOrder.NOW
         if self.checkpointing.unsaved and not stop_now and self.words.outcome != LearnerOutcome.NON_FINITE:
