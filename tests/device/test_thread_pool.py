@@ -8,32 +8,32 @@ import pytest
 from sfactory.device.thread_pool import ThreadPool, pool_size
 
 
-def test_parts_are_taken_by_whoever_is_free_and_results_are_in_order():
+def test_thread_pool_runs_tasks_on_free_threads_and_returns_results_in_order():
     seen = {}
 
-    def task(part):
-        seen[part] = threading.get_ident()
-        time.sleep(0.05 if part == 0 else 0.001)
-        return part * part
+    def task(number):
+        seen[number] = threading.get_ident()
+        time.sleep(0.05 if number == 0 else 0.001)
+        return number * number
 
-    assert list(ThreadPool(3).map(task, 12)) == [part * part for part in range(12)]
+    assert list(ThreadPool(3).map(task, 12)) == [number * number for number in range(12)]
     assert len(set(seen.values())) > 1
-    assert sum(ident == seen[0] for ident in seen.values()) < 6  # the slow one did few
+    assert sum(ident == seen[0] for ident in seen.values()) < 6  # the slow thread ran few
 
 
-def test_an_exception_of_any_part_is_the_callers():
-    def task(part):
-        if part == 3:
-            raise ValueError("part 3")
-        return part
+def test_thread_pool_raises_the_exception_of_a_task_and_remains_usable():
+    def task(number):
+        if number == 3:
+            raise ValueError("task 3")
+        return number
 
     pool = ThreadPool(2)
-    with pytest.raises(ValueError, match="part 3"):
+    with pytest.raises(ValueError, match="task 3"):
         pool.map(task, 5)
-    assert list(pool.map(lambda part: part, 5)) == [0, 1, 2, 3, 4]  # and it works on
+    assert list(pool.map(lambda number: number, 5)) == [0, 1, 2, 3, 4]
 
 
-def test_helpers_leave_when_the_crew_is_closed():
+def test_threads_of_a_thread_pool_exit_when_it_is_closed():
     before = threading.active_count()
     pool = ThreadPool(3)
     assert threading.active_count() == before + 2
@@ -44,7 +44,7 @@ def test_helpers_leave_when_the_crew_is_closed():
     assert threading.active_count() == before
 
 
-def test_auto_is_a_thread_per_core_up_to_four(monkeypatch):
+def test_pool_size_is_one_thread_per_core_up_to_four_by_default(monkeypatch):
     for cores, want in ((1, 1), (2, 2), (3, 3), (64, 4)):
         monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
         assert pool_size(0) == want
