@@ -48,11 +48,10 @@ class Update:
         """accelerator: the device work of an update is recorded there once and replayed; log gets a line if that fails.
         learners: the learners of the job; None: this one alone.
         """
-        o = config.learning
         self.config, self.model, self.device = config, model, device
         self.learners = SingleLearner() if learners is None else learners
         self.normalizers = Normalizers(config, model, device, self.learners)
-        autocast = precision(o.precision, device)
+        autocast = precision(config.learning.precision, device)
         self.objective: Objective[Any] = objective_class(config)(config, model, self.normalizers, autocast)
         threads = pool_size(config.run.learner_threads) if accelerator is None else 1  # one stream, one thread
         self.network = ParallelNetwork(model, ThreadPool(threads), autocast)
@@ -63,7 +62,7 @@ class Update:
         self.lr_setting = self.lr if accelerator is None else torch.full((), self.lr, device=device)
         self.optimizer = self._make_optimizer(capturable=accelerator is not None)
         # Rows of one lane are correlated: minibatches of rows have a less noisy gradient. Memory needs whole lanes.
-        self.by_rows = o.shuffle == "rows" and not model.state_size
+        self.by_rows = config.learning.shuffle == "rows" and not model.state_size
         self.kl, self.ess = config.optim.kl_target, 1.0  # of the last update, for the adaptive schedules
         self.device_work: Work = self._device_work
         if accelerator is not None and self.objective.recordable and self.learners.recordable:
@@ -104,11 +103,11 @@ class Update:
 
     def _order(self, batch: Batch, updates: int) -> Tensor | None:
         """[epochs, lanes or rows]: the order of every epoch. None: one minibatch is the whole batch."""
-        o = self.config.learning
-        if o.minibatches == 1:
+        if self.config.learning.minibatches == 1:
             return None
         lanes = batch.valid.numel() if self.by_rows else batch.valid.shape[1]
-        return torch.from_numpy(shuffled(lanes, o.epochs, self.config.run.seed, updates)).to(self.device)
+        order = shuffled(lanes, self.config.learning.epochs, self.config.run.seed, updates)
+        return torch.from_numpy(order).to(self.device)
 
     def _device_work(self, batch: Batch, order: Tensor | None) -> dict[str, Tensor]:
         """Everything that the device does for an update.
@@ -142,8 +141,15 @@ class Update:
         if self.by_rows:
             inputs, inputs_start = inputs.as_rows(), start.as_rows()
         self.objective.begin_epochs(inputs_start)
-        o = self.config.learning
-        return self._run_phase(Phase(inputs, inputs_start, self.objective.loss, order, o.epochs, o.minibatches)), start
+        phase = Phase(
+            inputs,
+            inputs_start,
+            self.objective.loss,
+            order,
+            epochs=self.config.learning.epochs,
+            minibatches=self.config.learning.minibatches,
+        )
+        return self._run_phase(phase), start
 
     def _run_phase(self, phase: Phase) -> dict[str, Tensor]:
         """All optimizer steps of a phase; the metrics of the last one, and `skipped` of all."""

@@ -59,13 +59,17 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
         super().__init__(config, model, normalizers, autocast)
-        o = config.learning
-        check_weights(o.trace, o.proximal, o.surrogate, o.behavior_weight)
+        check_weights(
+            config.learning.trace,
+            config.learning.proximal,
+            config.learning.surrogate,
+            config.learning.behavior_weight,
+        )
         self.distribution = model.distribution
-        center_of_mass = o.proximal_com or float(config.optimizer_steps_per_update)
-        self.decay = decay_from_center_of_mass(center_of_mass) if o.proximal == "ewma" else None
-        self.proximal: Proximal = PROXIMALS[o.proximal](
-            center_of_mass=center_of_mass, age=o.snapshot_age, kept=o.snapshots_kept
+        center_of_mass = config.learning.proximal_com or float(config.optimizer_steps_per_update)
+        self.decay = decay_from_center_of_mass(center_of_mass) if config.learning.proximal == "ewma" else None
+        self.proximal: Proximal = PROXIMALS[config.learning.proximal](
+            center_of_mass=center_of_mass, age=config.learning.snapshot_age, kept=config.learning.snapshots_kept
         )
         self.proximal.reset(model)
 
@@ -127,8 +131,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
 
     def _trace(self, batch: Batch, value: Tensor, log_rho: Tensor) -> Trace:
         """Targets and advantages. value [T + 1, B] in units of reward; log_rho [T, B]."""
-        o = self.config.learning
-        return TRACES[o.trace](
+        return TRACES[self.config.learning.trace](
             self.normalizers.reward(batch.reward),
             value[:-1],
             value[1:],
@@ -136,12 +139,12 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             batch.truncated,
             batch.valid,
             log_rho,
-            gamma=o.gamma,
-            trace_lambda=o.trace_lambda,
-            rho_bar=o.rho_bar,
-            c_bar=o.c_bar,
-            pg_rho_bar=o.pg_rho_bar,
-            leak=o.leak,
+            gamma=self.config.learning.gamma,
+            trace_lambda=self.config.learning.trace_lambda,
+            rho_bar=self.config.learning.rho_bar,
+            c_bar=self.config.learning.c_bar,
+            pg_rho_bar=self.config.learning.pg_rho_bar,
+            leak=self.config.learning.leak,
         )
 
     # -- the loss of a minibatch -------------------------------------------------------------------------------------
@@ -187,40 +190,37 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         return self.proximal.log_prob(evaluate, part.lanes, log_prob, batch.log_prob, batch.lag)
 
     def _surrogate(self, x: SurrogateInput) -> Surrogate:
-        o = self.config.learning
-        return SURROGATES[o.surrogate](
+        return SURROGATES[self.config.learning.surrogate](
             x,
-            behavior_weight=o.behavior_weight,
-            clip=o.clip,
-            dual_clip=o.dual_clip or None,
-            weight_cap=o.weight_cap,
-            kl_coef=o.kl_coef,
+            behavior_weight=self.config.learning.behavior_weight,
+            clip=self.config.learning.clip,
+            dual_clip=self.config.learning.dual_clip or None,
+            weight_cap=self.config.learning.weight_cap,
+            kl_coef=self.config.learning.kl_coef,
         )
 
     def _total(self, surrogate: Surrogate, part: Minibatch, start: ActorCriticStart, entropy: Tensor) -> LossTerms:
-        o = self.config.learning
         return total_loss(
             surrogate,
             part.out.value.float(),
             start.target,
             entropy,
             part.batch.valid,
-            value_coef=o.value_coef,
-            entropy_coef=o.entropy_coef,
+            value_coef=self.config.learning.value_coef,
+            entropy_coef=self.config.learning.entropy_coef,
             old_value=start.value,
-            value_clip=o.value_clip or None,
+            value_clip=self.config.learning.value_clip or None,
         )
 
     def _diagnostics(self, x: SurrogateInput, surrogate: Surrogate, start: ActorCriticStart) -> dict[str, Tensor]:
         """Metric name -> []."""
-        o = self.config.learning
         d = diagnostics(
             x,
             surrogate,
             start.value,
             start.target,
-            rho_bar=o.rho_bar,
-            c_bar=o.c_bar,
+            rho_bar=self.config.learning.rho_bar,
+            c_bar=self.config.learning.c_bar,
             log_rho=start.log_rho,
             effective_lambda=start.effective_lambda,
         )
@@ -236,7 +236,8 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             "offpolicy/effective_lambda": start.effective_lambda,
             "offpolicy/max_abs_log_rho": start.log_rho.abs().max(),
         }
-        if o.proximal == "snapshot" and not o.snapshot_age:  # the same weights in two workers: what is left is rounding
+        # The same weights in two workers: what is left of the difference is rounding.
+        if self.config.learning.proximal == "snapshot" and not self.config.learning.snapshot_age:
             difference = (x.proximal - x.behavior).masked_fill(~x.valid, 0.0).abs()
             row["offpolicy/discrepancy"] = difference.sum() / x.valid.sum().clamp(min=1)
             row["offpolicy/max_discrepancy"] = difference.max()
