@@ -1,11 +1,11 @@
-"""How far each correction's policy gradient is from the on-policy one, on data made by older weights.
+"""Compare the policy gradient of each correction, on stale data, with the on-policy gradient.
 
     python benchmarks/gradients.py [--steps 400000] [--batches 64] [--checkpoints 3]
 
-A run of MinAtar Breakout (the preset, lockstep) is frozen. Its weights of 0, 1, 4, 8 and 16 updates ago then play, with
-the learner switched off, and every estimator turns the same stale batches into the gradient of its first step.
-The reference is the gradient of uncorrected on-policy data of the same size from other seeds. Cosine says whether the
-direction is right, the ratio of norms whether the length is; the row `on-policy again` is what noise alone leaves.
+A run of MinAtar Breakout (the preset, lockstep) is stopped. Its weights of 0, 1, 4, 8 and 16 updates ago then act,
+without training, and every estimator computes the gradient of its first step from the same stale batches. The reference
+is the gradient of uncorrected on-policy data of the same size from other seeds. The cosine measures the direction, the
+ratio of norms the length; the row `on-policy again` shows the effect of noise alone.
 Advantages are not normalised, value loss, entropy bonus and gradient clipping are off. Writes benchmarks/results/
 gradients_tables.md and gradients.svg / .png.
 """
@@ -37,7 +37,7 @@ from sfactory.workers.shared import RunSpec
 
 HERE = Path(__file__).parent
 LAGS = (0, 1, 4, 8, 16)
-BURN_IN = 12  # batches of each policy that are thrown away: its own distribution of states takes a few games
+BURN_IN = 12  # first batches of each policy, discarded: its state distribution needs a few episodes
 
 ESTIMATORS = {
     "no correction": dict(surrogate="impala", behavior_weight="none"),
@@ -55,26 +55,21 @@ ESTIMATORS = {
 }  # fmt: skip
 
 
-class Recorder:
-    """Stands in for the update: keeps what the learner would have trained on, and changes nothing."""
-
-    decay, lr = None, 0.0
+class BatchRecorder:
+    """Replacement of `Update.run` that keeps a copy of every batch and trains nothing."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
 
-    def run(self, batch: Batch, updates: int, progress: float) -> dict[str, Tensor]:
-        def own(x: object) -> object:
+    def __call__(self, batch: Batch, updates: int, progress: float) -> dict[str, Tensor]:
+        def copied(x: object) -> object:
             return {k: v.clone() for k, v in x.items()} if isinstance(x, dict) else x.clone() if x is not None else None
 
-        self.batches.append(Batch(*map(own, batch)))
+        self.batches.append(Batch(*map(copied, batch)))
         return {"skipped": torch.zeros(()), "losses/policy_loss": torch.zeros(())}
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        return {}
 
-
-def plan(seed: int, steps: int, **learning: object) -> RunSpec:
+def make_run_spec(seed: int, steps: int, **learning: object) -> RunSpec:
     config = build(*target_layers("minatar/breakout"))
     config = replace(
         config,
@@ -86,8 +81,8 @@ def plan(seed: int, steps: int, **learning: object) -> RunSpec:
 
 
 def train(seed: int, steps: int) -> tuple[Lockstep, deque[Tensor]]:
-    """A trained run and the weights of its last 17 versions, newest last. With proximal=ewma, for its average."""
-    run, kept = Lockstep(plan(seed, steps, proximal="ewma")), deque(maxlen=max(LAGS) + 1)
+    """A trained run and the weights of its last 17 versions, newest last. With proximal=ewma, to have its average."""
+    run, kept = Lockstep(make_run_spec(seed, steps, proximal="ewma")), deque(maxlen=max(LAGS) + 1)
     while not run.learner.finished():
         if run.turn():
             weights = torch.empty(run.learner.model.flat_size())
@@ -98,15 +93,15 @@ def train(seed: int, steps: int) -> tuple[Lockstep, deque[Tensor]]:
 
 
 def play(weights: Tensor, seed: int, batches: int) -> list[Batch]:
-    """What those weights make of the environment."""
-    run = Lockstep(plan(seed, 10**12))
-    run.learner.update, run.learner.held_back = Recorder(), deque(maxlen=1)
+    """Batches of the environment under fixed weights, without the first BURN_IN."""
+    run, recorder = Lockstep(make_run_spec(seed, 10**12)), BatchRecorder()
+    run.learner.update.run = recorder  # type: ignore[method-assign]
     run.learner.model.read_flat(weights)
-    while len(run.learner.update.batches) < batches + BURN_IN:
+    while len(recorder.batches) < batches + BURN_IN:
         run.turn()
         run.sink.drain()
     run.close()
-    return run.learner.update.batches[BURN_IN:]
+    return recorder.batches[BURN_IN:]
 
 
 def gradient(config: Config, trained: Lockstep, batches: list[Batch], lag: int, **learning: object) -> Tensor:
@@ -122,10 +117,10 @@ def gradient(config: Config, trained: Lockstep, batches: list[Batch], lag: int, 
     model = copy.deepcopy(trained.learner.model)
     update, total = Update(config, model, torch.device("cpu")), 0.0
     parameters = list(model.parameters())
-    average = trained.learner.update.proximal.state_dict()
+    average = trained.learner.update.objective.state_dict()
     for batch in batches:
         if config.proximal.policy == "ewma":
-            update.proximal.load_state_dict(average)
+            update.objective.load_state_dict(average)
         update.run(batch._replace(lag=torch.full_like(batch.lag, lag)), 0, 0.0)
         total = total + torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters])
     return total / len(batches)
@@ -138,7 +133,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def measure(seed: int, steps: int, batches: int) -> dict[tuple[str, int], tuple[float, float]]:
     """(estimator, lag) -> cosine and ratio of norms, at the end of one run."""
     trained, kept = train(seed, steps)
-    config, found = plan(seed, steps).config, {}
+    config, found = make_run_spec(seed, steps).config, {}
     on_policy = dict(surrogate="impala", behavior_weight="none")
     reference = gradient(config, trained, play(kept[-1], 77_000 + seed, 2 * batches), 0, **on_policy)
     for lag in LAGS:
@@ -153,7 +148,7 @@ def measure(seed: int, steps: int, batches: int) -> dict[tuple[str, int], tuple[
     return found
 
 
-def picture(found: list[dict[tuple[str, int], tuple[float, float]]]) -> None:
+def plot(found: list[dict[tuple[str, int], tuple[float, float]]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -178,9 +173,9 @@ def picture(found: list[dict[tuple[str, int], tuple[float, float]]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400_000, help="env steps before the run is frozen")
+    parser.add_argument("--steps", type=int, default=400_000, help="env steps before the run is stopped")
     parser.add_argument("--batches", type=int, default=64, help="stale batches of 2,048 rows per estimator")
-    parser.add_argument("--checkpoints", type=int, default=3, help="runs (seeds) that are frozen")
+    parser.add_argument("--checkpoints", type=int, default=3, help="number of runs (seeds)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()
@@ -201,7 +196,7 @@ def main() -> None:
             page.append(f"| {name} | " + " | ".join(row) + " |")
         page.append("")
     (HERE / "results" / "gradients_tables.md").write_text("\n".join(page))
-    picture(found)
+    plot(found)
     print("\n".join(page))
 
 

@@ -1,10 +1,10 @@
-"""What each proximal policy costs the learner: milliseconds per update, interleaved, medians.
+"""Measure the cost of each proximal policy: milliseconds per update, interleaved, medians.
 
     python benchmarks/proximal_cost.py
 
-One batch of MinAtar Breakout (the preset: 2,048 rows), made by the real pipeline in lockstep with a forced lag of 2, is
-trained on again and again: one update of every proximal policy after the other. One thread, as in the preset. Prints
-Markdown and writes benchmarks/results/proximal_cost_table.md.
+Trains repeatedly on one batch of MinAtar Breakout (the preset: 2,048 rows), collected in lockstep with a forced lag of
+2: one update of every proximal policy after the other, on one thread as in the preset. Prints Markdown and writes
+benchmarks/results/proximal_cost_table.md.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ PROXIMALS = {
     "interpolate (A-3PO)": dict(proximal="interpolate"),
     "ewma": dict(proximal="ewma"),
     "snapshot of 2 updates ago": dict(proximal="snapshot", snapshot_age=2),
-    "snapshot of who acted": dict(proximal="snapshot", snapshot_age=0),
+    "snapshot of the acting version": dict(proximal="snapshot", snapshot_age=0),
 }
 
 
 def make_batch(config: Config) -> tuple[RunSpec, Batch]:
-    """A batch as the learner gets it: what its update is called with, third time round."""
+    """The batch of the learner's fourth update."""
     config = replace(config, run=replace(config.run, mode="lockstep"), batch=replace(config.batch, forced_lag=2))
     run_spec = RunSpec(config, make_spec(config.env.name, config.env.arguments), tempfile.mkdtemp(), 0)
     run, seen = Lockstep(run_spec), []
-    whole = run.learner.update.run
+    update = run.learner.update.run
 
     def spy(batch: Batch, updates: int, progress: float) -> dict[str, torch.Tensor]:
         seen.append(batch)
-        return whole(batch, updates, progress)
+        return update(batch, updates, progress)
 
     run.learner.update.run = spy  # type: ignore[method-assign]
     while len(seen) < 4:
@@ -78,7 +78,7 @@ def main() -> None:
             config = replace(config, optim=replace(base.optim, lr=1e-5))
             updates[name] = Update(config, build_model(run_spec.config, run_spec.spec), torch.device("cpu"))
         taken: dict[str, list[float]] = {name: [] for name in updates}
-        for number in range(ROUNDS + 4):  # the first four fill rings and caches
+        for number in range(ROUNDS + 4):  # the first four are warm-up: they fill rings and caches
             for name, update in updates.items():
                 started = time.perf_counter()
                 update.run(batch, number, 0.0)

@@ -102,7 +102,12 @@ class EwmaMoments:
 
         advantage, valid [...] -> [...] in the dtype of ``advantage``, 0 on reset rows.
         """
-        mean, var = self.update(*masked_moments(advantage, valid))
+        return self.standardize(advantage, valid, *self.update(*masked_moments(advantage, valid)))
+
+    @staticmethod
+    @torch.no_grad()
+    def standardize(advantage: Tensor, valid: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """As `normalize`, with given moments []."""
         scaled = (advantage.double() - mean) / (var.sqrt() + 1e-8)
         return scaled.to(advantage.dtype).masked_fill(~valid, 0.0)
 
@@ -137,7 +142,11 @@ class TargetScale:
     @torch.no_grad()
     def update(self, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Add targets [...] where valid; return (factor, shift) [] for the head: output <- factor * output + shift."""
-        mean, var, count = masked_moments(target, valid)
+        return self.merge(*masked_moments(target, valid))
+
+    @torch.no_grad()
+    def merge(self, mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """As `update`, from the moments [] of a batch of targets."""
         known = torch.isfinite(mean) & torch.isfinite(var) & (count > 0)
         mean, var = self.moments.update(mean, var, count)
         mean, std = torch.where(known, mean, self.mean), torch.where(known, var.sqrt().clamp(min=1e-4), self.std)

@@ -93,7 +93,7 @@ class Surrogate(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Hyper-parameters of the objectives, named like their settings in `learning`."""
+    """Hyper-parameters of the objectives, named like their settings in the section `surrogate`."""
 
     clip: float = 0.2
     """Trust region on r; also defines ``clipped`` for objectives without a trust region."""

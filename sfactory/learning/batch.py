@@ -1,4 +1,4 @@
-"""The learner's batch: slots side by side, and how it is cut into minibatches.
+"""The learner's batch: slots side by side, and its division into minibatches.
 
 Legend: T steps, B lanes, K distribution parameters, H width of the recurrent state.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 SHUFFLE_STREAM = 3
-TRACE_ONLY = ("reward", "terminated", "truncated", "discounted_return")
+START_ONLY = ("reward", "terminated", "truncated", "discounted_return")
 
 
 class Batch(NamedTuple):
@@ -25,24 +25,31 @@ class Batch(NamedTuple):
     reward: Tensor  # [T, B] raw
     terminated: Tensor  # [T, B] bool
     truncated: Tensor  # [T, B] bool
-    valid: Tensor  # [T, B] bool
+    valid: Tensor  # [T, B] bool, False on reset rows
     lag: Tensor  # [T, B] float, updates between acting and learning
-    state: Tensor | None  # [B, H] recurrent state at row 0
+    state: Tensor | None  # [B, H] recurrent state before row 0
     discounted_return: Tensor | None  # [T, B] running return of the raw reward
 
     def as_rows(self) -> Batch:
-        """[1, T x B]: every row a lane of its own, for policies without memory. A view."""
+        """[1, T x B]: every row becomes a lane, for policies without memory. A view."""
         return Batch(**{name: rows_of(value) for name, value in self._asdict().items()})
 
+    def without_last_row(self) -> Batch:
+        """Observations and `first` of T instead of T + 1 rows: without the row that only gives the last value."""
+        return self._replace(obs={name: leaf[:-1] for name, leaf in self.obs.items()}, first=self.first[:-1])
+
     def lanes(self, index: Tensor | None) -> Batch:
-        """The minibatch of those lanes; None is all of them, without a copy. What the trace alone needs is left out."""
+        """The lanes of a minibatch, index [b] int64; None is all of them, without a copy.
+
+        Fields that only the start of an update reads (`START_ONLY`) are None.
+        """
         if index is None:
             return self
-        pick: dict[str, Any] = {
-            name: None if name in TRACE_ONLY else _pick(value, index, 0 if name == "state" else 1)
+        selected: dict[str, Any] = {
+            name: None if name in START_ONLY else _select(value, index, 0 if name == "state" else 1)
             for name, value in self._asdict().items()
         }
-        return Batch(**pick)
+        return Batch(**selected)
 
 
 def rows_of(value: Any) -> Any:
@@ -53,14 +60,17 @@ def rows_of(value: Any) -> Any:
 
 
 def shuffled(lanes: int, epochs: int, seed: int, updates: int) -> np.ndarray:
-    """[epochs, lanes] int64, the lanes in another order for every epoch; counter-based, so a resume shuffles as the
-    first run would have."""
+    """[epochs, lanes] int64, a permutation of the lanes for every epoch.
+
+    Counter-based: the order depends on the seed and on the number of updates only, so a resumed run shuffles as the
+    first one would have.
+    """
     key = [seed, SHUFFLE_STREAM]
     draws = (np.random.Generator(np.random.Philox(key=key, counter=[0, 0, epoch, updates])) for epoch in range(epochs))
     return np.stack([draw.permutation(lanes) for draw in draws])
 
 
-def _pick(value: Any, index: Tensor, axis: int) -> Any:
+def _select(value: Any, index: Tensor, axis: int) -> Any:
     if isinstance(value, dict):
         return {name: tensor.index_select(axis, index) for name, tensor in value.items()}
     return None if value is None else value.index_select(axis, index)

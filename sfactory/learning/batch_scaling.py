@@ -1,4 +1,4 @@
-"""`--batch.factor`: the settings of a run rescaled for another batch size, and the table that says so."""
+"""Rescale the settings of a run for another batch size (`batch.factor`)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import replace
 from sfactory.algo.scaling import rescale
 from sfactory.config import Config
 
-CRITICAL_BATCH = 20_000  # rows: above this a larger batch of Atari-like tasks buys little (arXiv 1812.06162, fig. 4)
+CRITICAL_BATCH = 20_000  # rows: above this a larger batch of Atari-like tasks gains little (arXiv 1812.06162, fig. 4)
 
 
 def rescale_batch(config: Config) -> tuple[Config, list[str]]:
-    """The configuration that is trained, and lines for people: what changed, from what, why, and where theory ends.
+    """Return the rescaled configuration and a table of the changes, with reasons and warnings, as lines of text.
 
-    Raises ValueError, naming the setting, where a count would not be whole or settings no longer fit together.
+    Raises ValueError, naming the setting, if a count would not be a whole number or settings no longer fit together.
     """
     factor, rule = config.batch.factor, config.batch.rule
     if factor == 1.0:
         return config, []
-    sections = {
+    sections = {  # what `rescale` may change
         "sampling": ("envs_per_group",),
         "batch": ("minibatches", "forced_lag", "epochs"),
         "proximal": ("center_of_mass",),

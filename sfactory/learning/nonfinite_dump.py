@@ -1,4 +1,4 @@
-"""What is kept of an update that was not finite, for whoever wants to know why (exit 9)."""
+"""Write the batch and statistics of an update that was not finite, for debugging (exit 9)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 NAME = "non-finite"
 
 
-def write(folder: Path, batch: Mapping[str, torch.Tensor], model: torch.nn.Module, stats: Mapping[str, Any]) -> Path:
-    """`non-finite.npz`, the batch as the learner saw it, [T(+1), B, ...], and `non-finite.json`, what stands out in it.
+def write(folder: Path, batch: Mapping[str, torch.Tensor], model: torch.nn.Module, metrics: Mapping[str, Any]) -> Path:
+    """Write `non-finite.npz`, the batch, and `non-finite.json`, ranges of the values of the batch and the weights.
 
-    batch: the learner's batch on the host. stats: metrics of the last update. Returns the path of the JSON.
+    batch: [T(+1), B, ...] on the host. metrics: those of the update. Returns the path of the JSON file.
     """
     arrays = {name.replace("/", "."): tensor.numpy() for name, tensor in batch.items()}
     np.savez(folder / f"{NAME}.npz", **arrays)  # type: ignore[arg-type]  # arrays by name, no pickle
@@ -25,7 +25,7 @@ def write(folder: Path, batch: Mapping[str, torch.Tensor], model: torch.nn.Modul
     report = {
         "batch": {name: _range(array) for name, array in arrays.items()},
         "weights": {name: _range(array) for name, array in weights.items()},
-        "stats": {name: _plain(float(value)) for name, value in stats.items()},
+        "stats": {name: _json_number(float(value)) for name, value in metrics.items()},
     }
     path = folder / f"{NAME}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
@@ -33,7 +33,7 @@ def write(folder: Path, batch: Mapping[str, torch.Tensor], model: torch.nn.Modul
 
 
 def _range(array: np.ndarray) -> dict[str, Any]:
-    """Without a copy of what may be gigabytes of pictures."""
+    """Shape, range and number of values that are not finite. Makes no copy: observations may be gigabytes."""
     finite = np.isfinite(array) if array.dtype.kind == "f" else np.True_
     count = int(np.count_nonzero(finite)) if array.dtype.kind == "f" else array.size
     found: dict[str, Any] = {"shape": list(array.shape), "not_finite": array.size - count}
@@ -49,6 +49,6 @@ def _range(array: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _plain(value: float) -> float | str:
-    """JSON has no NaN and no infinity."""
+def _json_number(value: float) -> float | str:
+    """JSON has no NaN and no infinity: those become strings."""
     return value if math.isfinite(value) else str(value)

@@ -64,7 +64,7 @@ class Lockstep:
         except (EnvError, RuntimeError) as error:
             board.evaluated = learner.env_steps
             recorder.writers.log(f"no evaluation at {learner.env_steps:,} steps: {error}")
-        learner.clock += time.monotonic() - begun
+        learner.counters.exclude(time.monotonic() - begun)
 
     def close(self) -> None:
         for worker in (*self.samplers, self.inference, self.learner):

@@ -39,7 +39,7 @@ def run_on(accelerator, tmp_path, monkeypatch, **model):
         lines = [message[2] for message in run.sink.drain() if message[0] == "log"]
         flat = torch.empty(run.learner.model.flat_size())
         run.learner.model.write_flat(flat)
-        rho = max(float(row["offpolicy/max_abs_log_rho"]) for row in run.learner.metrics)
+        rho = max(float(row["offpolicy/max_abs_log_rho"]) for row in run.learner.metrics.updates)
         return flat, run.learner.env_steps, lines, rho
     finally:
         run.close()
@@ -95,5 +95,5 @@ def test_staging_clears_reset_rows_and_computes_the_lag(tmp_path, create):
     assert batch.lag[:, E].tolist() == [3.0, 2.0, 1.0, 0.0, 0.0]
     assert staging.valid_rows == 2 * T * E - E
     assert [sorted(set(lag.tolist())) for lag in staging.lags(3)] == [[2], [-1, 0, 2, 3]]
-    assert {name: tuple(x.shape) for name, x in staging.whole().items()}["reward"] == (T, 2 * E)
+    assert {name: tuple(x.shape) for name, x in staging.to_host().items()}["reward"] == (T, 2 * E)
     shared.close()

@@ -1,16 +1,15 @@
-"""Parts of a pass: whoever computes them, the gradients are those of the whole and the same to the bit."""
+"""Passes in chunks: gradients equal those of one pass, and to the bit for any number of threads."""
 
 import copy
-import threading
-import time
 
 import pytest
 import torch
 
 from sfactory.device.selection import precision
+from sfactory.device.thread_pool import ThreadPool
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning import parallel_network as module
-from sfactory.learning.parallel_network import Network, ThreadPool, pool_size
+from sfactory.learning.parallel_network import ParallelNetwork
 from sfactory.model.actor_critic import ActorCritic
 
 torch.set_num_threads(1)
@@ -20,7 +19,7 @@ T, B = 5, 12
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
+def small_chunks(monkeypatch):
     monkeypatch.setattr(module, "FEW_ROWS", 8)
     monkeypatch.setattr(module, "MANY_ROWS", 16)
 
@@ -29,7 +28,7 @@ def network(threads=1, core="none"):
     torch.manual_seed(0)
     size = 6 if core != "none" else 0
     model = ActorCritic({"obs": Leaf((4,), "float32")}, ACTIONS, hidden=(16,), core=core, core_size=size)
-    return Network(model, ThreadPool(threads), FP32)
+    return ParallelNetwork(model, ThreadPool(threads), FP32)
 
 
 def inputs(core="none"):
@@ -45,33 +44,33 @@ def loss_of(out):
 
 
 @pytest.mark.parametrize("core", ["none", "gru", "lstm"])
-def test_gradients_of_parts_are_those_of_the_whole(core):
-    net, given = network(3, core), inputs(core)
-    out = net.forward_train(*given)
+def test_parallel_network_gradients_equal_those_of_one_pass(core):
+    net, arguments = network(3, core), inputs(core)
+    out = net.forward_train(*arguments)
     loss_of(out).backward()
     net.backward()
-    got = [p.grad.clone() for p in net.parameters]
-    whole = net.model.unroll(*given)
-    assert torch.allclose(whole.params, out.params, atol=1e-6)
-    want = torch.autograd.grad(loss_of(whole), net.parameters)
-    for g, w in zip(got, want, strict=True):
-        assert torch.allclose(g, w, rtol=1e-4, atol=1e-6)
-    looked = net.forward_eval(*given)
-    assert torch.equal(looked.value, out.value)
-    assert not looked.value.requires_grad
+    actual = [p.grad.clone() for p in net.parameters]
+    reference = net.model.unroll(*arguments)
+    assert torch.allclose(reference.params, out.params, atol=1e-6)
+    expected = torch.autograd.grad(loss_of(reference), net.parameters)
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+    evaluated = net.forward_eval(*arguments)
+    assert torch.equal(evaluated.value, out.value)
+    assert not evaluated.value.requires_grad
 
 
 @pytest.mark.parametrize(
     ("encoder", "shape", "dtype"), [("minatar", (10, 10, 4), "bool"), ("nature", (4, 36, 36), "uint8")]
 )
-def test_an_update_with_fused_adam_moves_every_weight_as_plain_autograd_does(encoder, shape, dtype):
-    """The same numbers in another order of memory are the same gradient to every test but the optimizer's."""
+def test_parallel_network_with_fused_adam_moves_every_weight_as_plain_autograd_does(encoder, shape, dtype):
+    """Fused Adam reads a gradient in the memory order of its parameter; tensor comparisons ignore that order."""
     torch.manual_seed(0)
     model = ActorCritic({"obs": Leaf(shape, dtype)}, ACTIONS, encoder=encoder, hidden=(8,))
     plain = copy.deepcopy(model)
     obs = {"obs": torch.randint(0, 2, (T, B, *shape)).to(getattr(torch, dtype))}
     first = torch.zeros(T, B, dtype=torch.bool)
-    net = Network(model, ThreadPool(2), FP32)
+    net = ParallelNetwork(model, ThreadPool(2), FP32)
     for one in (model, plain):
         optimizer = torch.optim.Adam(one.parameters(), lr=0.1, eps=1e-3, fused=True)
         out = net.forward_train(obs, first, None) if one is model else one.unroll(obs, first)
@@ -79,12 +78,12 @@ def test_an_update_with_fused_adam_moves_every_weight_as_plain_autograd_does(enc
         if one is model:
             net.backward()
         optimizer.step()
-    for (name, got), want in zip(model.named_parameters(), plain.parameters(), strict=True):
-        assert torch.allclose(got, want, rtol=1e-3, atol=1e-4), name
+    for (name, actual), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(actual, expected, rtol=1e-3, atol=1e-4), name
 
 
 @pytest.mark.parametrize("core", ["none", "gru"])
-def test_the_number_of_threads_changes_no_bit(core):
+def test_parallel_network_gradients_are_equal_to_the_bit_for_any_number_of_threads(core):
     grads = []
     for threads in (1, 2, 5):
         net = network(threads, core)
@@ -95,7 +94,7 @@ def test_the_number_of_threads_changes_no_bit(core):
         assert all(torch.equal(a, b) for a, b in zip(grads[0], other, strict=True))
 
 
-def test_a_parameter_that_no_output_depends_on_gets_no_gradient():
+def test_parallel_network_gives_no_gradient_to_a_parameter_that_no_output_depends_on():
     net = network()
     net.parameters.append(torch.nn.Parameter(torch.ones(2)))
     loss_of(net.forward_train(*inputs())).backward()
@@ -103,65 +102,36 @@ def test_a_parameter_that_no_output_depends_on_gets_no_gradient():
     assert net.parameters[-1].grad is None
 
 
-def test_parts_are_taken_by_whoever_is_free_and_results_are_in_order():
-    seen = {}
-
-    def task(part):
-        seen[part] = threading.get_ident()
-        time.sleep(0.05 if part == 0 else 0.001)
-        return part * part
-
-    assert list(ThreadPool(3).map(task, 12)) == [part * part for part in range(12)]
-    assert len(set(seen.values())) > 1
-    assert sum(ident == seen[0] for ident in seen.values()) < 6  # the slow one did few
-
-
-def test_an_exception_of_any_part_is_the_callers():
-    def task(part):
-        if part == 3:
-            raise ValueError("part 3")
-        return part
-
-    pool = ThreadPool(2)
-    with pytest.raises(ValueError, match="part 3"):
-        pool.map(task, 5)
-    assert list(pool.map(lambda part: part, 5)) == [0, 1, 2, 3, 4]  # and it works on
-
-
-def test_helpers_leave_when_the_crew_is_closed():
-    before = threading.active_count()
-    pool = ThreadPool(3)
-    assert threading.active_count() == before + 2
-    pool.close()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
-
-
-def test_parts_are_many_where_the_batch_is_large_and_one_where_it_is_small(monkeypatch):
+def test_parallel_network_divides_large_batches_into_many_chunks(monkeypatch):
     monkeypatch.undo()
     net = network()
 
-    def parts(rows, shape=(4,)):
+    def chunks(rows, shape=(4,)):
         return len(net._bounds({"obs": torch.zeros(1, rows, *shape)}, torch.Size((1, rows)))) - 1
 
-    assert (parts(64), parts(256), parts(512), parts(4096), parts(65536)) == (1, 1, 2, 8, 128)
-    assert (parts(16, (4, 84, 84)), parts(128, (4, 84, 84)), parts(2048, (4, 84, 84))) == (1, 2, 14)
+    assert (chunks(64), chunks(256), chunks(512), chunks(4096), chunks(65536)) == (1, 1, 2, 8, 128)
+    assert (chunks(16, (4, 84, 84)), chunks(128, (4, 84, 84)), chunks(2048, (4, 84, 84))) == (1, 2, 14)
 
 
-def test_a_gpu_gets_everything_at_once_unless_that_is_too_much_for_its_memory():
+def test_parallel_network_divides_a_batch_on_a_gpu_only_to_limit_its_memory():
     net = network()
 
-    def parts(rows, shape):
+    def chunks(rows, shape):
         return len(net._bounds({"obs": torch.empty(1, rows, *shape, device="meta")}, torch.Size((1, rows)))) - 1
 
-    assert (parts(64, (4,)), parts(1 << 20, (10, 10, 4)), parts(16384, (4, 84, 84))) == (1, 1, 1)
-    assert parts(65536, (4, 84, 84)) == 4
+    assert (chunks(64, (4,)), chunks(1 << 20, (10, 10, 4)), chunks(16384, (4, 84, 84))) == (1, 1, 1)
+    assert chunks(65536, (4, 84, 84)) == 4
 
 
-def test_auto_is_a_thread_per_core_up_to_four(monkeypatch):
-    for cores, want in ((1, 1), (2, 2), (3, 3), (64, 4)):
-        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
-        assert pool_size(0) == want
-    assert pool_size(7) == 7
+@pytest.mark.parametrize("core", ["none", "gru"])
+def test_parallel_network_differentiates_a_loss_that_uses_one_output_only(core):
+    net, arguments = network(2, core), inputs(core)
+    net.forward_train(*arguments).params.square().sum().backward()
+    net.backward()
+    reference = net.model.unroll(*arguments).params.square().sum()
+    expected = torch.autograd.grad(reference, net.parameters, allow_unused=True)
+    for (name, parameter), b in zip(net.model.named_parameters(), expected, strict=True):
+        if b is None:
+            assert parameter.grad is None, name
+        else:
+            assert torch.allclose(parameter.grad, b, rtol=1e-4, atol=1e-6), name

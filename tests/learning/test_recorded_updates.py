@@ -1,4 +1,4 @@
-"""Recorded updates equal direct updates, bit for bit, on the fake accelerator (fake_accelerator.py)."""
+"""Recorded updates equal updates that are not recorded, on a device that replays only what was recorded."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ OBS = {"obs": Leaf((4,), "float32")}
 
 
 def update_on(
-    accelerator, actions=DISCRETE, core="none", normalize=None, optim=None, squash=False, said=None, **learning
+    accelerator, actions=DISCRETE, core="none", normalize=None, optim=None, squash=False, lines=None, **learning
 ):
     config = Config(
         run=Run(learner_threads=2 if isinstance(accelerator, FakeAccelerator) else 1),
@@ -37,25 +37,26 @@ def update_on(
         OBS, actions, hidden=(16,), core=core, core_size=8 if core != "none" else 0,
         normalize_obs=config.normalize.obs, squash=squash,
     )  # fmt: skip
-    say = (lambda line: None) if said is None else said.append
+    log = (lambda line: None) if lines is None else lines.append
     device = torch.device("cpu") if accelerator is None else accelerator.device
-    return Update(config, model.to(device), device, accelerator, say)
+    return Update(config, model.to(device), device, accelerator, log)
 
 
 def fill(batch: Batch, update: Update, number: int) -> None:
-    """Another batch into the same tensors."""
+    """Write another batch into the same tensors."""
     g = torch.Generator().manual_seed(number)
 
     def drawn(*shape):
         return torch.randn(*shape, generator=g).to(update.device)
 
     batch.obs["obs"].copy_(drawn(T + 1, B, 4) * (1 + number))
-    # Drawn on the host whatever the device: one draw that falls the other way would make it another batch.
+    # Drawn on the host for every device: one sample that rounds the other way would make it another batch.
     params = torch.randn(batch.params.shape, generator=g) / 2
-    action = update.distribution.sample(params, torch.rand(T, B, update.distribution.num_noise, generator=g))
+    noise = torch.rand(T, B, update.model.distribution.num_noise, generator=g)
+    action = update.model.distribution.sample(params, noise)
     batch.action["action"].copy_(action["action"])
     batch.params.copy_(params)
-    batch.log_prob.copy_(update.distribution.log_prob(params, action).masked_fill(~batch.valid.cpu(), 0.0))
+    batch.log_prob.copy_(update.model.distribution.log_prob(params, action).masked_fill(~batch.valid.cpu(), 0.0))
     batch.reward.copy_(drawn(T, B).masked_fill(~batch.valid, 0.0))
     batch.lag.copy_(torch.randint(0, 4, (T, B), generator=g))
     if batch.discounted_return is not None:
@@ -66,34 +67,36 @@ def empty_batch(update: Update) -> Batch:
     first, ends, valid = (torch.zeros(T + 1, B).bool(), torch.zeros(T, B).bool(), torch.ones(T, B).bool())
     first[3, ::2] = ends[1, ::2] = True
     valid[2, ::2] = False
-    part = update.distribution.parts[0]
+    part = update.model.distribution.parts[0]
     action = torch.zeros(T, B, dtype=torch.int64) if part.discrete else torch.zeros(T, B, 2)
     state = torch.zeros(B, update.model.state_size) if update.model.state_size else None
     rest = torch.zeros(T, B) if update.config.normalize.reward else None
     batch = Batch(
         {"obs": torch.zeros(T + 1, B, 4)}, first, {"action": action}, torch.zeros(T, B),
-        torch.zeros(T, B, update.distribution.num_params), torch.zeros(T, B), ends, torch.zeros_like(ends), valid,
+        torch.zeros(T, B, update.model.distribution.num_params), torch.zeros(T, B), ends, torch.zeros_like(ends), valid,
         torch.zeros(T, B), state, rest,
     )  # fmt: skip
     return moved(batch, update.device)
 
 
 def moved(batch: Batch, device) -> Batch:
-    def there(value):
+    def move(value):
         if isinstance(value, dict):
-            return {name: there(x) for name, x in value.items()}
+            return {name: move(x) for name, x in value.items()}
         return None if value is None else value.to(device)
 
-    return Batch(**{name: there(value) for name, value in batch._asdict().items()})
+    return Batch(**{name: move(value) for name, value in batch._asdict().items()})
 
 
 def trained(update: Update, updates: int = 6):
-    """Every number the update holds, and its metrics, after so many updates from ever other batches."""
+    """All state of the update and its metrics after a number of updates from different batches."""
     batch, rows = empty_batch(update), []
     for number in range(updates):
         fill(batch, update, number)
         rows.append(update.run(batch, number, number / updates))
-    rows = [{name: float(x) for name, x in row.items()} for row in rows]  # read late: each is its own update's
+    rows = [
+        {name: float(x) for name, x in row.items()} for row in rows
+    ]  # read at the end: the values must not be overwritten by later updates
     parts = update.state_dict()
     return {f"{part}/{name}": x.clone() for part, tensors in parts.items() for name, x in tensors.items()}, rows
 
@@ -120,49 +123,48 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_recorded_update_is_the_update(case):
-    """Bit for bit, with batches, orders, learning rates and statistics that are other ones every time."""
+def test_recorded_update_equals_the_update_to_the_bit(case):
+    """With batches, orders, learning rates and statistics that differ in every update."""
     late, stepwise = FakeAccelerator(), FakeAccelerator(may_record=False)
-    ours, rows = trained(update_on(late, **CASES[case]))
-    theirs, other_rows = trained(update_on(stepwise, **CASES[case]))
+    recorded, rows = trained(update_on(late, **CASES[case]))
+    expected, expected_rows = trained(update_on(stepwise, **CASES[case]))
     assert late.recordings == 1
     assert late.replays == 6 - WARM
     assert stepwise.recordings == 0
-    assert ours.keys() == theirs.keys()
-    for name, x in ours.items():
-        assert torch.equal(x, theirs[name]), name
-    assert rows == other_rows
+    assert recorded.keys() == expected.keys()
+    for name, x in recorded.items():
+        assert torch.equal(x, expected[name]), name
+    assert rows == expected_rows
     assert rows[-1] != rows[-2]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_of_an_update_is_left_on_the_host(case, monkeypatch):
-    """On torch's device without memory an operation with a tensor of the CPU, or a value somebody asks for, is an
-    error: as on a GPU."""
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *unused: False)  # knows no such device
-    here = update_on(None, **CASES[case])
-    update = Update(here.config, here.model.to("meta"), torch.device("meta"))
-    monkeypatch.setattr(update.optimizer, "step", lambda: None)  # the fused one asks for a real device
-    batch = moved(empty_batch(here), update.device)
+def test_update_runs_on_the_device_alone(case, monkeypatch):
+    """On torch's meta device, operations with CPU tensors and reading a value are errors, as in a recording."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *unused: False)  # does not know the meta device
+    on_host = update_on(None, **CASES[case])
+    update = Update(on_host.config, on_host.model.to("meta"), torch.device("meta"))
+    monkeypatch.setattr(update.optimizer, "step", lambda: None)  # the fused optimizer needs a real device
+    batch = moved(empty_batch(on_host), update.device)
     order = update._order(batch, 0)
     assert order is None or order.device.type == "meta"
-    stats = update._passes(batch, order)
+    stats = update._device_work(batch, order)
     assert {x.device.type for x in stats.values()} == {"meta"}
     out = update.model({"obs": batch.obs["obs"][0]}, batch.state, batch.first[0])
-    noise = torch.zeros(B, update.distribution.num_noise, device="meta")
-    action, log_prob = update.distribution.sample_and_log_prob(out.params, noise)
+    noise = torch.zeros(B, update.model.distribution.num_noise, device="meta")
+    action, log_prob = update.model.distribution.sample_and_log_prob(out.params, noise)
     assert {x.device.type for x in (*action.values(), log_prob, out.value)} == {"meta"}
 
 
-def test_what_cannot_be_recorded_is_done_step_by_step():
-    late, said = FakeAccelerator(), []
-    update = update_on(late, proximal="snapshot", said=said)
+def test_update_that_cannot_be_recorded_runs_step_by_step():
+    late, lines = FakeAccelerator(), []
+    update = update_on(late, proximal="snapshot", lines=lines)
     trained(update)
-    assert (late.recordings, said) == (0, [])  # known beforehand: its ring turns
+    assert (late.recordings, lines) == (0, [])  # the objective is not recordable: no line
     refused = FakeAccelerator(may_record=False)
-    trained(update_on(refused, said=said))
-    assert said == ["updates are not recorded: not here"]
+    trained(update_on(refused, lines=lines))
+    assert lines == ["updates are not recorded: not here"]
 
 
-def test_one_stream_has_one_thread():
-    assert update_on(FakeAccelerator()).network.pool.inboxes == []  # two threads were asked for
+def test_update_on_an_accelerator_uses_one_thread():
+    assert update_on(FakeAccelerator()).network.pool.inboxes == []  # although two are configured

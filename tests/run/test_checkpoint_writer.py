@@ -1,19 +1,13 @@
 """Checkpoints written by a thread: what was copied is what is written, and no end of a save is lost."""
 
 import threading
-import time
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
-from sfactory.config import Config, Env, Eval
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint import Contents
 from sfactory.run.checkpoint_writer import Saver
-from sfactory.workers.learner import Learner
-from sfactory.workers.shared import RunSpec
 
 
 def contents(steps, value=1.0):
@@ -58,25 +52,3 @@ def test_without_a_thread_to_be_had_the_update_waits(tmp_path, monkeypatch):
         saver.begin(contents(10))
     assert saver.take(wait=False) == (10, None)
     assert checkpoint.newest(tmp_path).name == "000000000010"
-
-
-def test_an_evaluation_that_is_due_asks_for_one_save_and_not_for_one_after_every_update():
-    """A full disk: the save failed, the multiple of eval.every still lies behind the last good checkpoint."""
-    config = Config(env=Env("gymnasium/CartPole-v1"), eval=Eval(every=1000))
-    begun = []
-    learner = SimpleNamespace(
-        run_spec=RunSpec(config, None, "", 0), config=config, env_steps=1500, saved_steps=0, saved_at=time.monotonic(),
-        shared=SimpleNamespace(orders=np.zeros(8, np.int64), progress=np.zeros(8, np.int64)),
-        saver=SimpleNamespace(busy=False), saves_asked=0, tried_to_save=True,
-        _end_of_save=lambda wait: None, _past_milestone=lambda: False,
-    )  # fmt: skip
-
-    def save():
-        begun.append(learner.env_steps)
-        learner.saved_steps = learner.env_steps
-
-    learner._save = save
-    for steps in (1500, 1600, 1700, 2100):
-        learner.env_steps = steps
-        Learner.save_if_due(learner)
-    assert begun == [1500, 2100]

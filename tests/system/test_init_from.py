@@ -60,7 +60,7 @@ def test_a_bare_checkpoint_of_another_network_is_refused_by_its_shapes(teacher, 
     shutil.copytree(checkpoint.newest(teacher), bare)
     words = ("--run.init-from", bare, "--model.hidden", 32, 32, "--run.mode", mode)
     line = train(tmp_path / "run", *words, code=4)
-    assert "another network: critic.encoders.0.layers.0.bias [64] for [32]" in line
+    assert "another network: critic.encoders.0.layers.0.bias [64], expected [32]" in line
 
 
 def test_nothing_to_begin_with_is_refused_before_anything_is_written(tmp_path):

@@ -1,0 +1,260 @@
+"""Policy gradients with a value function: V-trace, PPO, decoupled PPO and relatives.
+
+Once per update the trace turns rewards and values into targets and advantages. Each minibatch has a surrogate loss of
+the policy, a value loss and an entropy bonus; the proximal policy is the centre of the trust region.
+
+Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfactory.algo.loss import Loss as LossTerms
+from sfactory.algo.loss import diagnostics, total_loss
+from sfactory.algo.proximal import PROXIMALS, Proximal, decay_from_center_of_mass
+from sfactory.algo.surrogate import SURROGATES, Options, Surrogate, SurrogateInput, check_weights
+from sfactory.algo.trace import TRACES, Trace, TraceInput
+from sfactory.config import Config
+from sfactory.envs import EnvSpec
+from sfactory.learning.batch import Batch, rows_of
+from sfactory.learning.normalizers import Normalizers
+from sfactory.learning.objectives.base import ESS_METRIC, KL_METRIC, Loss, Minibatch, Objective
+from sfactory.model.actor_critic import ActorCritic, Output
+
+
+class ActorCriticStart(NamedTuple):
+    """The batch under the weights at the start of the update. All tensors are detached."""
+
+    value: Tensor  # [T, B] output of the value head
+    target: Tensor  # [T, B] target for the output of the value head
+    reward_target: Tensor  # [T, B] the same target in units of reward
+    advantage: Tensor  # [T, B] normalized with `normalize.advantage`
+    weight: Tensor  # [T, B] the trace's weight of the policy gradient
+    log_prob: Tensor  # [T, B]
+    params: Tensor  # [T, B, K]
+    log_rho: Tensor  # [T, B] log policy - log behavior, 0 on reset rows
+    effective_lambda: Tensor  # []
+
+    def as_rows(self) -> ActorCriticStart:
+        """Every [T, B] tensor as [1, T x B]. A view."""
+        return ActorCriticStart(*(rows_of(x) if x.dim() else x for x in self))
+
+
+class ActorCriticObjective(Objective[ActorCriticStart]):
+    """Settings: the sections `trace`, `proximal`, `surrogate` and `loss`."""
+
+    largest_metrics: ClassVar[tuple[str, ...]] = ("offpolicy/max_abs_log_rho",)
+
+    def __init__(
+        self,
+        config: Config,
+        model: ActorCritic,
+        normalizers: Normalizers,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        super().__init__(config, model, normalizers, autocast)
+        check_weights(
+            config.trace.estimator,
+            config.proximal.policy,
+            config.surrogate.objective,
+            config.surrogate.behavior_weight,
+        )
+        self.distribution = model.distribution
+        center_of_mass = config.proximal.center_of_mass or float(config.optimizer_steps_per_update)
+        self.decay = decay_from_center_of_mass(center_of_mass) if config.proximal.policy == "ewma" else None
+        self.proximal: Proximal = PROXIMALS[config.proximal.policy](
+            center_of_mass=center_of_mass, age=config.proximal.snapshot_age, kept=config.proximal.snapshots_kept
+        )
+        self.proximal.reset(model)
+
+    # -- the network and how it acts -----------------------------------------------------------------------------------
+
+    @staticmethod
+    def build_model(config: Config, spec: EnvSpec) -> ActorCritic:
+        """A policy head and a value head."""
+        settings = config.model
+        return ActorCritic(
+            spec.obs,
+            spec.actions,
+            encoder=settings.encoder,
+            hidden=settings.hidden,
+            activation=settings.activation,
+            core=settings.core,
+            core_size=settings.core_size,
+            separate=settings.separate,
+            normalize_obs=config.normalize.obs,
+            log_std_init=settings.log_std_init,
+            squash=settings.squash,
+            mask=spec.mask,
+        )
+
+    @staticmethod
+    def act(model: ActorCritic, out: Output, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return model.distribution.sample_and_log_prob(out.params, noise)
+
+    @staticmethod
+    def act_greedily(model: ActorCritic, out: Output) -> dict[str, Tensor]:
+        return model.distribution.mode(out.params)
+
+    # -- once per update ---------------------------------------------------------------------------------------------
+
+    @property
+    def recordable(self) -> bool:
+        return self.proximal.recordable
+
+    @torch.no_grad()
+    def start(self, batch: Batch, out: Output) -> ActorCriticStart:
+        params, output = out.params[:-1].detach(), out.value.detach().float()
+        log_prob = self.distribution.log_prob(params, batch.action)
+        log_rho = (log_prob - batch.log_prob).masked_fill(~batch.valid, 0.0)
+        trace = self._trace(batch, self.normalizers.value(output), log_rho)
+        return ActorCriticStart(
+            value=output[:-1],
+            target=self.normalizers.target(trace.target),
+            reward_target=trace.target,
+            advantage=self.normalizers.advantage(trace.advantage, batch.valid),
+            weight=trace.weight,
+            log_prob=log_prob,
+            params=params,
+            log_rho=log_rho,
+            effective_lambda=trace.effective_lambda,
+        )
+
+    def begin_epochs(self, start: ActorCriticStart) -> None:
+        self.proximal.begin_update(self.model, start.log_prob, start.params)
+
+    def _trace(self, batch: Batch, value: Tensor, log_rho: Tensor) -> Trace:
+        """Targets and advantages. value [T + 1, B] in units of reward; log_rho [T, B]."""
+        return TRACES[self.config.trace.estimator](
+            TraceInput(
+                reward=self.normalizers.reward(batch.reward),
+                value=value[:-1],
+                next_value=value[1:],
+                terminated=batch.terminated,
+                truncated=batch.truncated,
+                valid=batch.valid,
+                log_rho=log_rho,
+            ),
+            gamma=self.config.trace.gamma,
+            trace_lambda=self.config.trace.trace_lambda,
+            rho_bar=self.config.trace.rho_bar,
+            c_bar=self.config.trace.c_bar,
+            pg_rho_bar=self.config.trace.pg_rho_bar,
+            leak=self.config.trace.leak,
+        )
+
+    # -- the loss of a minibatch -------------------------------------------------------------------------------------
+
+    def loss(self, part: Minibatch, start: ActorCriticStart, report: bool) -> Loss:
+        batch, lanes = part.batch, part.lanes
+        if lanes is not None:  # of the tensors the loss reads
+            names = ("value", "target", "advantage", "weight", "log_rho")
+            start = start._replace(**{name: getattr(start, name).index_select(1, lanes) for name in names})
+        log_prob, entropy = self.distribution.log_prob_entropy(part.out.params, batch.action)
+        proximal, proximal_params = self._proximal(part, log_prob)
+        x = SurrogateInput(
+            log_prob=log_prob,
+            proximal=proximal,
+            behavior=batch.log_prob,
+            advantage=start.advantage,
+            weight=start.weight,
+            valid=batch.valid,
+            params=part.out.params,
+            proximal_params=proximal_params,
+            behavior_params=batch.params,
+            distribution=self.distribution,
+        )
+        surrogate = self._surrogate(x)
+        terms = self._total(surrogate, part, start, entropy)
+        if not report:
+            return Loss(terms.total, {}, {})
+        losses = {
+            "losses/policy_loss": terms.policy.detach(),
+            "losses/value_loss": terms.value.detach(),
+            "losses/entropy": terms.entropy.detach(),
+        }
+        return Loss(terms.total, losses, self._diagnostics(x, surrogate, start))
+
+    def _proximal(self, part: Minibatch, log_prob: Tensor) -> tuple[Tensor, Tensor | None]:
+        """log pi_proximal [T, b] of the minibatch's actions and its parameters [T, b, K], detached."""
+
+        def evaluate(weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            params = self.evaluate(weights, part).params
+            return self.distribution.log_prob(params, part.batch.action), params
+
+        batch = part.batch
+        return self.proximal.log_prob(evaluate, part.lanes, log_prob, batch.log_prob, batch.lag)
+
+    def _surrogate(self, x: SurrogateInput) -> Surrogate:
+        settings = self.config.surrogate
+        options = Options.read(settings)
+        return SURROGATES[settings.objective](x, behavior_weight=settings.behavior_weight, **options)
+
+    def _total(self, surrogate: Surrogate, part: Minibatch, start: ActorCriticStart, entropy: Tensor) -> LossTerms:
+        return total_loss(
+            surrogate,
+            part.out.value.float(),
+            start.target,
+            entropy,
+            part.batch.valid,
+            value_coef=self.config.loss.value_coef,
+            entropy_coef=self.config.loss.entropy_coef,
+            old_value=start.value,
+            value_clip=self.config.loss.value_clip or None,
+        )
+
+    def _diagnostics(self, x: SurrogateInput, surrogate: Surrogate, start: ActorCriticStart) -> dict[str, Tensor]:
+        """Metric name -> []."""
+        d = diagnostics(
+            x,
+            surrogate,
+            start.value,
+            start.target,
+            rho_bar=self.config.trace.rho_bar,
+            c_bar=self.config.trace.c_bar,
+            log_rho=start.log_rho,
+            effective_lambda=start.effective_lambda,
+        )
+        row = {
+            "losses/approx_kl": d["approx_kl"],
+            "losses/clipfrac": d["clipfrac"],
+            "losses/explained_variance": d["explained_variance"],
+            ESS_METRIC: d["ess"],
+            "offpolicy/kl_behavior_proximal": d["kl_behavior_proximal"],
+            KL_METRIC: d["kl_proximal_policy"],
+            "offpolicy/rho_clip_fraction": d["rho_clip_fraction"],
+            "offpolicy/c_clip_fraction": d["c_clip_fraction"],
+            "offpolicy/effective_lambda": start.effective_lambda,
+            "offpolicy/max_abs_log_rho": start.log_rho.abs().max(),
+        }
+        # The same weights in two workers: what is left of the difference is rounding.
+        if self.config.proximal.policy == "snapshot" and not self.config.proximal.snapshot_age:
+            difference = (x.proximal - x.behavior).masked_fill(~x.valid, 0.0).abs()
+            row["offpolicy/discrepancy"] = difference.sum() / x.valid.sum().clamp(min=1)
+            row["offpolicy/max_discrepancy"] = difference.max()
+        return row
+
+    def after_step(self) -> None:
+        self.proximal.after_step(self.model)
+
+    def constants(self) -> Mapping[str, float]:
+        return {} if self.decay is None else {"proximal/decay": self.decay}
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.proximal.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if self.proximal.wants(state):  # the setting may have changed: state of another kind is ignored
+            device = next(self.model.parameters()).device
+            self.proximal.load_state_dict({name: x.to(device) for name, x in state.items()})
+
+    def reset(self) -> None:
+        self.proximal.reset(self.model)

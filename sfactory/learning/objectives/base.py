@@ -1,0 +1,182 @@
+"""Interface of an objective: what a network learns from a batch, and how it acts.
+
+`Update` owns epochs, minibatches, the optimizer and the guard against values that are not finite. Everything that
+depends on the algorithm is an `Objective`: the heads of the network, how actions are chosen from them, what is computed
+once per update, and the loss of a minibatch.
+
+Legend: T steps, B lanes of the batch, b lanes of a minibatch. Where minibatches hold rows, T is 1 and B all rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from sfactory.config import Config
+from sfactory.envs import EnvSpec
+from sfactory.learning.batch import Batch
+from sfactory.learning.normalizers import Normalizers
+from sfactory.model.actor_critic import ActorCritic, Output
+
+KL_METRIC = "offpolicy/kl_proximal_policy"
+ESS_METRIC = "offpolicy/ess"
+"""Metrics that the learning-rate schedules kl_adaptive and ess read; an objective that supports them reports them."""
+
+
+class Start(Protocol):
+    """What an objective computes once per update; a NamedTuple in practice."""
+
+    @property
+    def reward_target(self) -> Tensor:
+        """[T, B] value targets in units of reward, for the value-target normalizer."""
+
+    def as_rows(self) -> Any:
+        """The same with every [T, B] tensor as [1, T x B], see `Batch.as_rows`."""
+
+
+S = TypeVar("S", bound=Start)
+
+
+class Minibatch(NamedTuple):
+    """The rows of one optimizer step and the network's outputs for them."""
+
+    batch: Batch  # [T, b]; fields that only `Objective.start` uses may be None
+    lanes: Tensor | None  # [b] int64, lanes of the update's batch; None: all of them
+    out: Output  # [T, b], with gradient
+
+
+class Loss(NamedTuple):
+    """Loss of a minibatch and its metrics, under their final names."""
+
+    total: Tensor
+    """[] the loss to differentiate."""
+    losses: dict[str, Tensor]
+    """Metric name -> [] detached: the terms of the loss. Empty unless reported."""
+    diagnostics: dict[str, Tensor]
+    """Metric name -> [] detached: everything else. Empty unless reported."""
+
+
+LossFunction = Callable[[Minibatch, Any, bool], Loss]
+
+
+class Phase(NamedTuple):
+    """Epochs of minibatches over one batch with one loss."""
+
+    batch: Batch
+    start: Any
+    """Passed to the loss unchanged."""
+    loss: LossFunction
+    order: Tensor | None
+    """[epochs, lanes] int64, the lanes of every epoch; None: one minibatch is the whole batch."""
+    epochs: int
+    minibatches: int
+
+
+class Objective(ABC, Generic[S]):
+    """What is learned from a batch by one network.
+
+    `start` and `loss` run inside updates that may be recorded (CUDA graphs): they never wait for the device, and state
+    is changed in place only. An objective that cannot do so sets `recordable` to False.
+    """
+
+    largest_metrics: ClassVar[tuple[str, ...]] = ()
+    """Metrics whose largest value since the last row is logged; of all others the mean."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: ActorCritic,
+        normalizers: Normalizers,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        """Raises ValueError if settings do not fit together."""
+        self.config, self.model, self.normalizers, self.autocast = config, model, normalizers, autocast
+
+    # -- the network and how it acts; used by every process that holds one ---------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def build_model(config: Config, spec: EnvSpec) -> ActorCritic:
+        """The network for an environment, its weights drawn from torch's global generator."""
+
+    @staticmethod
+    @abstractmethod
+    def act(model: ActorCritic, out: Output, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Choose actions: outputs of N rows, noise [N, K] in [0, 1) -> actions [N, ...] by leaf, log_prob [N]."""
+
+    @staticmethod
+    @abstractmethod
+    def act_greedily(model: ActorCritic, out: Output) -> dict[str, Tensor]:
+        """Choose the best actions: outputs of N rows -> actions [N, ...] by leaf."""
+
+    # -- one update --------------------------------------------------------------------------------------------------
+
+    @property
+    def recordable(self) -> bool:
+        """Whether every update runs the same operations on tensors that stay where they are."""
+        return True
+
+    @abstractmethod
+    def start(self, batch: Batch, out: Output) -> S:
+        """Compute targets and everything else that is computed once per update, without gradient.
+
+        batch: [T, B]. out: outputs of the T + 1 rows under the weights before the first optimizer step.
+        """
+
+    def begin_epochs(self, start: S) -> None:
+        """Called once per update before the first optimizer step; start has the shape minibatches are cut from."""
+
+    @abstractmethod
+    def loss(self, part: Minibatch, start: S, report: bool) -> Loss:
+        """Loss of a minibatch. Changes nothing. report: also compute the metrics."""
+
+    def after_step(self) -> None:
+        """Called after every optimizer step."""
+
+    def further_phases(self, batch: Batch) -> Sequence[Phase]:
+        """Phases that follow the epochs of this update, for example an auxiliary phase every few updates."""
+        return ()
+
+    def constants(self) -> Mapping[str, float]:
+        """Metrics that do not change during a run."""
+        return {}
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """State of the objective besides the weights."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the state. The settings may have changed since: unknown state is ignored."""
+
+    def reset(self) -> None:
+        """Called when the weights were replaced."""
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def evaluate(self, weights: Mapping[str, Tensor], part: Minibatch) -> Output:
+        """Outputs [T, b] of the network with other weights (name -> tensor), without gradient."""
+        batch = part.batch
+        steps = batch.valid.shape[0]
+        named = {f"model.{name}": tensor for name, tensor in weights.items()}
+        obs, first = {name: leaf[:steps] for name, leaf in batch.obs.items()}, batch.first[:steps]
+        with torch.no_grad(), self.autocast():
+            out: Output = torch.func.functional_call(_Unroll(self.model), named, (obs, first, batch.state))
+        return out
+
+
+class _Unroll(torch.nn.Module):
+    """`model.unroll` as a forward pass, so that `functional_call` can run it with other weights."""
+
+    def __init__(self, model: ActorCritic) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, obs: dict[str, Tensor], first: Tensor, state: Tensor | None) -> Output:
+        return self.model.unroll(obs, first, state)

@@ -1,0 +1,153 @@
+"""Decide when the learner saves a checkpoint, save it and restore it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from sfactory.learning.update import Update
+from sfactory.run import checkpoint
+from sfactory.run.checkpoint_writer import Saver
+from sfactory.workers.counters import Counters
+from sfactory.workers.learner_words import LearnerOutcome, LearnerWords, SupervisorWords
+from sfactory.workers.shared import RunSpec
+
+
+class Checkpointing:
+    """Checkpoints of one learner, always between two updates and from the learner's own state."""
+
+    def __init__(
+        self,
+        run_spec: RunSpec,
+        update: Update,
+        counters: Counters,
+        words: LearnerWords,
+        supervisor: SupervisorWords,
+        log: Callable[[str], None],
+    ) -> None:
+        self.run_spec, self.config, self.update, self.counters = run_spec, run_spec.config, update, counters
+        self.words, self.supervisor, self.log = words, supervisor, log
+        self.lockstep = self.config.run.mode == "lockstep"
+        self.saver = Saver(Path(run_spec.run_dir), self.config.checkpoint.keep, self.config.checkpoint.milestones)
+        self.saved_at = time.monotonic()
+        self.saved_steps = 0  # env_steps of the last save that was started, successful or not
+        self.started_one = bool(run_spec.resume_from)
+        self.requests_seen = 0
+        self.stall = 0.0  # seconds of the longest save since `take_stall`
+        self.exact_state: Callable[[], dict[str, np.ndarray]] = dict  # lockstep: what an exact resume also needs
+
+    # -- saving ------------------------------------------------------------------------------------------------
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether the newest checkpoint is older than the weights."""
+        return self.counters.env_steps != self.words.checkpoint or not self.words.saved
+
+    def save_if_due(self) -> bool:
+        """Start a checkpoint if one is due or requested; True if it was started.
+
+        Due: after checkpoint.every-seconds, at a multiple of checkpoint.milestones or eval.every, and at once in a new
+        run, so that there always is a checkpoint.
+        """
+        self.finish_save(wait=False)
+        requests = self.supervisor.save_requests
+        if self.saver.busy or not self.update.learners.is_leader:
+            return False
+        if not (self._due() or requests != self.requests_seen or not self.started_one):
+            return False
+        self.requests_seen = requests
+        self.save()
+        return True
+
+    def _due(self) -> bool:
+        if not self.unsaved:
+            return False
+        settings, env_steps = self.config.checkpoint, self.counters.env_steps
+        # Compared with the last save that was started: on a full disk it is not tried again after every update.
+        milestone = settings.milestones and env_steps // settings.milestones > self.saved_steps // settings.milestones
+        # In lockstep the evaluation uses the learner's weights and needs no checkpoint.
+        evaluation = not self.lockstep and self.run_spec.evaluation_due(self.saved_steps, env_steps)
+        return bool(milestone or evaluation or time.monotonic() - self.saved_at >= settings.every_seconds)
+
+    def save(self, last: bool = False) -> None:
+        """Start a checkpoint. The last one of a run is waited for."""
+        started = time.monotonic()
+        self.counters.tick()
+        self.saved_steps = self.counters.env_steps
+        self.saved_at, self.started_one = started, True
+        self.saver.begin(checkpoint.Contents(self._state(), self.update.state_dict(), lockstep=self.exact_state()))
+        if last or self.lockstep:  # nothing depends on a clock in lockstep
+            self.finish_save(wait=True, last=last)
+        self.stall = max(self.stall, time.monotonic() - started)
+
+    def _state(self) -> dict[str, object]:
+        state = {
+            **self.counters.state_dict(),
+            "frames": self.counters.env_steps * self.run_spec.spec.frame_skip,
+            "lr": self.update.lr,
+            "kl": self.update.kl,
+            "ess": self.update.ess,
+            "launch": self.run_spec.launch,
+            "env": self.config.env.name,
+            "protocol": self.run_spec.spec.protocol,
+        }
+        training_return = self.supervisor.training_return
+        if math.isfinite(training_return):
+            state["training_return"] = training_return
+        return state
+
+    def finish_save(self, wait: bool, last: bool = False) -> None:
+        """Record how a save ended. A storage error ends the run only if it is the last save's."""
+        saved = self.saver.take(wait)
+        if saved is None:
+            return
+        if saved.error is None:
+            self.record_checkpoint(saved.env_steps)
+        elif isinstance(saved.error, OSError | checkpoint.CheckpointError):
+            self.log(f"checkpoint at {saved.env_steps} failed: {saved.error}; the previous checkpoint is kept")
+            if last:
+                self.words.outcome = LearnerOutcome.STORAGE
+        else:
+            raise saved.error
+
+    def record_checkpoint(self, env_steps: int) -> None:
+        """Announce that there is a checkpoint of this many trained env_steps."""
+        self.words.checkpoint = env_steps
+        self.words.saved = True
+
+    def take_stall(self) -> float:
+        """Seconds of the longest save since the last call."""
+        stall, self.stall = self.stall, 0.0
+        return stall
+
+    # -- restoring ---------------------------------------------------------------------------------------------
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint of this run."""
+        contents = checkpoint.load(path)
+        self.update.load_state_dict(contents.parts)
+        self.counters.load_state_dict(contents.state)
+        self.update.lr, self.update.kl, self.update.ess = (float(contents.state[name]) for name in ("lr", "kl", "ess"))
+        self.saved_steps = self.counters.env_steps
+        self.record_checkpoint(self.saved_steps)
+
+    def initialize_from(self, path: Path) -> None:
+        """Take weights and their normalizer from another run. CheckpointError if its network differs."""
+        contents = checkpoint.load(checkpoint.source(path), ("model", "normalizers"))
+        weights, own = contents.parts["model"], self.update.model.state_dict()
+        differences = []
+        for name in sorted({*weights, *own}):
+            if name not in own:
+                differences.append(f"{name} is not in this network")
+            elif name not in weights:
+                differences.append(f"{name} missing, expected {list(own[name].shape)}")
+            elif weights[name].shape != own[name].shape:
+                differences.append(f"{name} {list(weights[name].shape)}, expected {list(own[name].shape)}")
+        if differences:
+            message = f"run.init-from {path}: another network: {', '.join(differences[:4])}"
+            raise checkpoint.CheckpointError(message)
+        self.update.initialize_from(weights, contents.parts["normalizers"])

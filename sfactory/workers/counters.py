@@ -1,0 +1,59 @@
+"""What a learner has trained so far: updates, steps, seconds, skipped updates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Counters:
+    """Counted over all launches of a run; stored in checkpoints."""
+
+    clock: Callable[[], float] = time.monotonic
+    updates: int = 0
+    env_steps: int = 0
+    """Valid rows trained."""
+    seconds: float = 0.0
+    """Time spent training, up to the last `tick`."""
+    skipped_updates: int = 0
+    """Updates with an optimizer step that was not taken because it was not finite."""
+    skipped_in_a_row: int = 0
+    ticked_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count seconds from now on."""
+        self.ticked_at = self.clock()
+
+    def count(self, rows: int, skipped: bool) -> None:
+        """Count one update of `rows` valid rows."""
+        self.updates += 1
+        if skipped:
+            self.skipped_in_a_row, self.skipped_updates = self.skipped_in_a_row + 1, self.skipped_updates + 1
+        else:
+            self.skipped_in_a_row = 0
+            self.env_steps += rows
+
+    def tick(self) -> None:
+        """Add the time since the last tick to `seconds`."""
+        now = self.clock()
+        self.seconds, self.ticked_at = self.seconds + now - self.ticked_at, now
+
+    def exclude(self, seconds: float) -> None:
+        """Leave time that was not spent training out of the next tick."""
+        self.ticked_at += seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Entries of a checkpoint's state."""
+        names = ("env_steps", "updates", "seconds", "skipped_updates")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, from a checkpoint's state."""
+        self.updates, self.env_steps = int(state["updates"]), int(state["env_steps"])
+        self.seconds, self.skipped_updates = float(state["seconds"]), int(state["skipped_updates"])

@@ -1,0 +1,151 @@
+"""The seam between an update and what is learned in it: the actor-critic objective, and another one beside it."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from update_helpers import ACTIONS, OBS, B, T, make_batch, make_update
+
+from sfactory.config import Config, Model, Run
+from sfactory.envs import EnvSpec
+from sfactory.learning import objectives
+from sfactory.learning.batch import rows_of
+from sfactory.learning.network import build_model
+from sfactory.learning.objectives import OBJECTIVES, Loss, Minibatch, Objective, Phase, objective_class
+from sfactory.learning.objectives.actor_critic import ActorCriticObjective
+from sfactory.monitor.metrics import meaning
+
+torch.set_num_threads(1)
+
+
+class QStart(NamedTuple):
+    reward_target: Tensor
+
+    def as_rows(self):
+        return QStart(rows_of(self.reward_target))
+
+
+class QObjective(Objective[QStart]):
+    """One-step Q-learning: the policy head gives Q values, the value head is not used. Every second update has an
+    auxiliary phase of one epoch that pulls all Q values to zero."""
+
+    updates = 0
+
+    @staticmethod
+    def build_model(config, spec):
+        return ActorCriticObjective.build_model(config, spec)
+
+    @staticmethod
+    def act(model, out, noise):
+        best = out.params.argmax(-1)
+        explore = noise[:, 0] < 0.1
+        return {"action": torch.where(explore, torch.zeros_like(best), best)}, torch.zeros(len(best))
+
+    @staticmethod
+    def act_greedily(model, out):
+        return {"action": out.params.argmax(-1)}
+
+    @property
+    def recordable(self):
+        return False
+
+    @torch.no_grad()
+    def start(self, batch, out):
+        best = out.params[1:].max(-1).values.masked_fill(batch.terminated, 0.0)
+        return QStart(batch.reward + self.config.trace.gamma * best)
+
+    def loss(self, part, start, report):
+        target = start.reward_target if part.lanes is None else start.reward_target.index_select(1, part.lanes)
+        q = part.out.params.gather(-1, part.batch.action["action"].unsqueeze(-1)).squeeze(-1)
+        error = (q - target).masked_fill(~part.batch.valid, 0.0).square().mean()
+        return Loss(error, {"losses/value_loss": error.detach()} if report else {}, {})
+
+    def further_phases(self, batch):
+        self.updates += 1
+        if self.updates % 2:
+            return ()
+        start, inputs = QStart(torch.zeros(T, B)), batch.without_last_row()
+
+        def auxiliary(part, start, report):
+            loss = part.out.params.square().mean()
+            return Loss(loss, {"losses/entropy": loss.detach()} if report else {}, {})
+
+        return [Phase(inputs, start, auxiliary, None, 1, 1)]
+
+
+def test_actor_critic_is_the_registered_objective_of_every_run():
+    assert objective_class(Config()) is OBJECTIVES["actor_critic"] is ActorCriticObjective
+
+
+def test_build_model_builds_the_network_of_the_objective_with_the_weights_of_the_seed():
+    spec = EnvSpec("test", OBS, ACTIONS)
+    config = Config(run=Run(seed=5), model=Model(hidden=(8,)))
+    before = torch.get_rng_state()
+    one, two = build_model(config, spec), build_model(config, spec)
+    other = build_model(Config(run=Run(seed=6), model=Model(hidden=(8,))), spec)
+    assert torch.equal(before, torch.get_rng_state())
+    for name, x in one.state_dict().items():
+        assert torch.equal(x, two.state_dict()[name])
+    assert not torch.equal(one.policy_head.weight, other.policy_head.weight)
+
+
+def test_actor_critic_acts_by_sampling_or_by_the_most_likely_action():
+    model = make_update().model
+    out, noise = model({"obs": torch.randn(5, 4)}), torch.rand(5, 1)
+    action, log_prob = ActorCriticObjective.act(model, out, noise)
+    assert torch.equal(log_prob, model.distribution.log_prob(out.params, action))
+    assert torch.equal(ActorCriticObjective.act_greedily(model, out)["action"], out.params.argmax(-1))
+
+
+@pytest.mark.parametrize("proximal", ["recompute", "ewma", "snapshot"])
+def test_loss_of_a_minibatch_is_pure_and_reports_documented_metrics(proximal):
+    update = make_update(proximal=proximal, snapshot_age=0)
+    batch = make_batch(update)
+    objective, model = update.objective, update.model
+    start = objective.start(batch, model.unroll(batch.obs, batch.first))
+    objective.begin_epochs(start)
+    inputs = batch.without_last_row()
+    before = {name: x.clone() for part in update.state_dict().values() for name, x in part.items()}
+
+    def loss(report):
+        return objective.loss(Minibatch(inputs, None, model.unroll(inputs.obs, inputs.first)), start, report)
+
+    first, second = loss(False), loss(True)
+    assert torch.equal(first.total, second.total)
+    assert (first.losses, first.diagnostics) == ({}, {})
+    for name, value in {**second.losses, **second.diagnostics}.items():
+        assert meaning(name), name
+        assert value.dim() == 0
+        assert not value.requires_grad
+    assert ("offpolicy/discrepancy" in second.diagnostics) == (proximal == "snapshot")
+    for part in update.state_dict().values():
+        for name, x in part.items():
+            assert torch.equal(x, before[name]), name
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_metrics_with_a_largest_value_are_reported_by_the_objective():
+    update = make_update()
+    metrics = update.run(make_batch(update), 0, 0.0)
+    assert set(update.objective.largest_metrics) <= set(metrics)
+    assert update.objective.constants() == {}
+    assert make_update(proximal="ewma").objective.constants() == {"proximal/decay": pytest.approx(0.8)}
+
+
+@pytest.mark.parametrize("minibatches", [1, 4])
+def test_another_objective_is_trained_by_the_same_update(monkeypatch, minibatches):
+    monkeypatch.setitem(objectives.OBJECTIVES, "actor_critic", QObjective)
+    update = make_update(minibatches=minibatches, gamma=0.1)
+    batch = make_batch(update)
+    value_head = update.model.value_head.weight.clone()
+    losses = []
+    for number in range(40):
+        metrics = update.run(batch, number, 0.0)
+        assert ("losses/entropy" in metrics) == (number % 2 == 1)  # the auxiliary phase
+        assert metrics["skipped"] == 0
+        losses.append(float(metrics["losses/value_loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+    assert torch.equal(value_head, update.model.value_head.weight)  # no loss depends on it
+    other = make_update(minibatches=minibatches)
+    other.load_state_dict(update.state_dict())

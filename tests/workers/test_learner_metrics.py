@@ -1,0 +1,58 @@
+"""The learner's metrics row, and its counters."""
+
+import numpy as np
+import pytest
+import torch
+
+from sfactory.workers.counters import Counters
+from sfactory.workers.learner_metrics import LearnerMetrics
+
+
+def filled():
+    metrics = LearnerMetrics(largest=["offpolicy/max_abs_log_rho"])
+    for value in (1.0, 4.0, 1.0):
+        metrics.add_update(
+            {"losses/entropy": torch.tensor(value), "offpolicy/max_abs_log_rho": torch.tensor(10 * value)}
+        )
+    metrics.add_lag("sampler-0", np.array([0, 2]))
+    metrics.add_lag("sampler-1", np.array([4]))
+    return metrics
+
+
+def test_row_of_learner_metrics_has_means_and_largest_values_since_the_last_row():
+    metrics = filled()
+    row = metrics.row()
+    assert row["losses/entropy"] == 2.0
+    assert row["offpolicy/max_abs_log_rho"] == 40.0
+    assert (row["lag/mean"], row["lag/max/sampler-0"], row["lag/max/sampler-1"]) == (2.0, 2.0, 4.0)
+    assert metrics.row() == {}
+
+
+def test_restored_learner_metrics_give_the_same_row():
+    one, other = filled(), LearnerMetrics(largest=["offpolicy/max_abs_log_rho"])
+    other.load_state_dict(one.state_dict(), torch.device("cpu"))
+    assert other.row() == one.row()
+
+
+def test_counters_count_rows_of_updates_that_were_not_skipped():
+    counters = Counters(clock=lambda: 0.0)
+    for skipped in (False, True, True):
+        counters.count(100, skipped)
+    assert (counters.updates, counters.env_steps) == (3, 100)
+    assert (counters.skipped_updates, counters.skipped_in_a_row) == (2, 2)
+    counters.count(50, False)
+    assert (counters.env_steps, counters.skipped_updates, counters.skipped_in_a_row) == (150, 2, 0)
+
+
+def test_counters_measure_seconds_without_excluded_time_and_restore_them():
+    now = [10.0]
+    counters = Counters(clock=lambda: now[0])
+    now[0] = 15.0
+    counters.exclude(2.0)
+    counters.tick()
+    assert counters.seconds == pytest.approx(3.0)
+    other = Counters(clock=lambda: now[0])
+    other.load_state_dict(counters.state_dict())
+    now[0] = 16.0
+    other.tick()
+    assert other.seconds == pytest.approx(4.0)
