@@ -6,10 +6,10 @@ import threading
 import numpy as np
 import pytest
 
-from sfactory.shm import arena, atomics
+from sfactory.shm import arena
 from sfactory.shm.arena import Arena, Field
 from sfactory.shm.doorbell import Doorbell
-from sfactory.shm.mailbox import NOTHING, Mailbox
+from sfactory.shm.mailbox import NOTHING, Mailbox, mailbox_layout
 from sfactory.shm.slots import (
     FREE,
     LEARNING,
@@ -32,10 +32,9 @@ def make_book(groups=2, slots=2):
 
 
 def make_mailbox(size=1000):
-    words_ = {f"mail_{name}": Field((8,), "int64") for name in ("begun", "done", "count")}
-    arena = Arena.create({**words_, "mail": Field((2, size), "float32")})
-    arena["mail_begun"][:2] = arena["mail_done"][:2] = NOTHING
-    return Mailbox(arena, arena["mail"])
+    arena = Arena.create({**mailbox_layout(1), "mail": Field((2, size), "float32")})
+    arena["mail_begun"][0, :2] = arena["mail_done"][0, :2] = NOTHING
+    return Mailbox(arena, arena["mail"], policy=0)
 
 
 def test_two_maps_of_an_arena_see_the_same_memory_and_every_array_has_cache_lines_of_its_own():
@@ -128,7 +127,7 @@ def test_the_ledger_balances_in_every_state_of_a_slot():
     slot_table.transition(0, 0, READY, LEARNING)
     slot_table.transition(0, 0, LEARNING, FREE)
     assert not slot_table.row_counts().consistent  # trained rows are the learner's to count
-    atomics.store(slot_table.trained, 0, T * E)
+    slot_table.learner_rows[0].trained = T * E
     assert slot_table.row_counts().consistent
 
 

@@ -101,12 +101,12 @@ import time
 from sfactory.workers.evaluator import Watchdog
 dog = Watchdog(0.4)
 for _ in range(8):  # heard every 0.1 s: nothing happens for twice its time
-    dog.hear()
+    dog.reset()
     time.sleep(0.1)
-dog.rest()
+dog.stop()
 time.sleep(0.8)  # at rest it does not bite
 print("alive", flush=True)
-dog.hear()
+dog.reset()
 def an_environment_that_hangs():
     time.sleep(60)
 an_environment_that_hangs()
@@ -132,27 +132,3 @@ def test_the_watchdog_listens_while_games_are_played_and_rests_between_them(run_
     save(run_spec, 110)
     evaluation.step()
     assert (said[0], said[-1]) == ("armed", "at rest")
-
-
-def test_an_evaluator_that_only_dies_is_given_up_and_one_with_results_never(run_spec):
-    from types import SimpleNamespace
-
-    from sfactory.monitor.metrics import Board
-    from sfactory.supervisor.supervisor import EVALUATORS, Supervisor
-
-    told, born = [], []
-    supervisor = Supervisor(run_spec, SimpleNamespace(board=Board(), handle=told.append))
-    supervisor._spawn = lambda name, generation: born.append(generation)
-
-    def dies():
-        assert supervisor._on_exit(SimpleNamespace(name="evaluator", generation=len(born)), -9) is None
-
-    for number in range(3 * EVALUATORS):  # one result between any two deaths
-        supervisor.recorder.board.evaluated = number
-        dies()
-    assert len(born) == 3 * EVALUATORS
-    for _ in range(EVALUATORS - 1):
-        dies()
-    assert len(born) == 4 * EVALUATORS - 2, "the last death is not answered"
-    assert "no more evaluations, training goes on" in told[-1][2]
-    assert all("respawned" in text for _, _, text in told[:-1])

@@ -41,7 +41,7 @@ class Neighbours:
 
     def answer(self):
         slot_table = self.slot_table
-        for group in np.flatnonzero(slot_table.request != slot_table.response_words).tolist():
+        for group in np.flatnonzero(slot_table.request_words != slot_table.response_words).tolist():
             _, slot, t = unpack(slot_table.request_words[group])
             fields = self.shared.trajectories
             fields["action"][group, slot, t] = 0
@@ -55,7 +55,7 @@ class Neighbours:
             fields = self.shared.trajectories
             self.trained.append({name: fields[name][group, slot].copy() for name in fields.names} | {"group": group})
             fields.poison(group, slot)
-            atomics.store(self.slot_table.trained, 0, int(self.slot_table.trained[0]) + T * E)
+            self.slot_table.learner_rows[0].trained += T * E
             self.slot_table.transition(group, slot, LEARNING, FREE)
 
 
@@ -210,5 +210,7 @@ def test_a_plan_knows_its_shapes(tmp_path):
     assert run_spec.schema.num_noise == 1
     assert run_spec.workers == ("learner", "inference", "sampler-0", "sampler-1", "sampler-2")
     assert [run_spec.sampler_of(g) for g in range(6)] == [0, 0, 1, 1, 2, 2]
-    gru = replace(run_spec, config=replace(run_spec.config, model=replace(run_spec.config.model, core="gru", core_size=7)))
+    gru = replace(
+        run_spec, config=replace(run_spec.config, model=replace(run_spec.config.model, core="gru", core_size=7))
+    )
     assert gru.schema.state_size == 7

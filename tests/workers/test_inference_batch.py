@@ -43,7 +43,7 @@ def test_answers_of_a_device_are_those_of_the_host(may_register, may_record):
     """Whatever number of groups waits, and whatever the batch before left behind."""
     said = []
     late = Late(may_register, may_record)
-    device, host, _ = answers_on(late, say=said.append)
+    device, host, _ = answers_on(late, log=said.append)
     assert ("wide" in device.staged) is not may_register
     assert "small" in device.staged
     draws = np.random.default_rng(0)

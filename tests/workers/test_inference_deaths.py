@@ -9,7 +9,6 @@ from test_hand_over import Killed, make_plan
 
 from sfactory.config import Model
 from sfactory.shm import atomics
-from sfactory.shm.mailbox import Mailbox
 from sfactory.shm.slots import FREE, LEARNING, READY
 from sfactory.shm.trajectory import Trajectories
 from sfactory.workers.inference import Inference
@@ -23,7 +22,7 @@ class Learner:
 
     def __init__(self, shared, weights):
         self.shared, self.weights, self.version, self.trained = shared, weights, -1, []
-        self.mailbox = Mailbox(shared.arena, shared.mailbox_memory(len(weights)))
+        self.mailbox = shared.mailbox(len(weights))
         self.publish()
 
     def publish(self):
