@@ -29,45 +29,34 @@ from sfactory.learning.update import Update
 from sfactory.monitor.metrics import lag_row
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import Saver
-from sfactory.shm import atomics
-from sfactory.shm.mailbox import Mailbox
 from sfactory.shm.slots import FREE, LEARNING, READY
-from sfactory.workers.shared import (
-    CHECKPOINT,
-    ENV_STEPS,
-    NON_FINITE,
-    NOW,
-    OUTCOME,
-    RUN_ON,
-    RUNNING,
-    SAVE,
-    SAVED,
-    SCORE,
-    STOP,
-    STOPPED,
-    STORAGE,
-    TARGET_REACHED,
-    UPDATES,
-    SharedState,
-)
+from sfactory.workers.names import POLICY, learner_name, sampler_name
+from sfactory.workers.shared import LearnerOutcome, SharedState, StopOrder
 from sfactory.workers.worker import TelemetrySink, Worker
 
 
 class Learner(Worker):
     """See the top of this file."""
 
-    def __init__(self, shared: SharedState, sink: TelemetrySink) -> None:
-        super().__init__("learner", shared, sink)
+    def __init__(self, shared: SharedState, sink: TelemetrySink, policy: int = POLICY) -> None:
+        super().__init__(learner_name(policy), shared, sink)
+        self.words, self.rows = shared.learner[policy], self.slot_table.learner_rows[policy]
         self.device = pick_device(self.config.run.device)
         self.model = build_model(self.config, self.run_spec.spec).to(self.device)
         self.accelerator = accelerator_of(self.device, exact=self.config.run.mode == "lockstep")
         self.update = Update(self.config, self.model, self.device, self.accelerator, self.log)
-        self.mailbox = Mailbox(shared.arena, shared.mailbox_memory(self.model.flat_size()))
+        self.mailbox = shared.mailbox(self.model.flat_size(), policy)
+        self.inference_bell = shared.inference_bells[policy]
         self.updates = self.env_steps = self.saved_steps = 0
         self.seconds = 0.0  # of training, over all launches
         self.skipped_in_a_row = self.skipped_updates = 0
         self.held_back: deque[tuple[int, torch.Tensor]] = deque(maxlen=self.config.learning.forced_lag + 1)
-        self.staging = Staging(self.run_spec.schema, self.config.lanes, self.accelerator, register(self.accelerator, shared.arena, self.log))
+        self.staging = Staging(
+            self.run_spec.schema,
+            self.config.lanes,
+            self.accelerator,
+            register(self.accelerator, shared.arena, self.log),
+        )
         self.flat = None if self.accelerator is None else self.accelerator.pinned(torch.empty(self.model.flat_size()))
         self.saver = Saver(Path(self.run_spec.run_dir), self.config.checkpoint.keep, self.config.checkpoint.milestones)
         if self.run_spec.resume_from:
@@ -96,11 +85,11 @@ class Learner(Worker):
         self.stages.mark("wait")
         self.staging.copy(slots, self.shared.trajectories, self.updates)
         for (group, _), lag in zip(slots, self.staging.lags(self.updates), strict=True):
-            self.lags.setdefault(f"sampler-{self.run_spec.sampler_of(group)}", []).append(lag)
+            self.lags.setdefault(sampler_name(self.run_spec.sampler_of(group)), []).append(lag)
         synchronous = self.config.sampling.slots_per_group == 1
         rows = self.config.batch_rows
         if not synchronous:  # nothing reads these slots any more, but their rows are still in flight
-            atomics.store(self.slot_table.trained, 2, rows)
+            self.rows.in_update = rows
             self._release(slots)
         self.stages.mark("batch")
         stats = self.update.run(self.staging.batch, self.updates, self._progress())
@@ -110,15 +99,15 @@ class Learner(Worker):
         self.updates += 1
         if skipped:
             self.skipped_in_a_row, self.skipped_updates = self.skipped_in_a_row + 1, self.skipped_updates + 1
-            atomics.store(self.slot_table.trained, 1, int(self.slot_table.trained[1]) + rows)
+            self.rows.skipped += rows
             if self.skipped_in_a_row == self.config.learning.nonfinite_budget:
                 self._dump_nonfinite(stats)
         else:
             self.skipped_in_a_row = 0
             self.env_steps += self.staging.valid_rows
             self.metrics.append(stats)
-            atomics.store(self.slot_table.trained, 0, int(self.slot_table.trained[0]) + rows)
-        atomics.store(self.slot_table.trained, 2, 0)
+            self.rows.trained += rows
+        self.rows.in_update = 0
         self.stages.mark("update")
         self._publish()
         if synchronous:  # on-policy: the next slot begins with the new weights, never before
@@ -136,19 +125,19 @@ class Learner(Worker):
         self.save_if_due()
 
     def finished(self) -> bool:
-        return int(self.shared.progress[OUTCOME]) != RUNNING
+        return self.words.outcome != LearnerOutcome.RUNNING
 
     def leave(self) -> None:
         """Last act of the process: save, unless told to stop at once."""
         self._end_of_save(wait=True)
-        progress = self.shared.progress
-        unsaved = self.env_steps != int(progress[CHECKPOINT]) or not progress[SAVED]
-        if unsaved and self.shared.stop != NOW and int(progress[OUTCOME]) != NON_FINITE:
+        unsaved = self.env_steps != self.words.checkpoint or not self.words.saved
+        stop_now = self.shared.supervisor.stop == StopOrder.NOW
+        if unsaved and not stop_now and self.words.outcome != LearnerOutcome.NON_FINITE:
             self._save(last=True)
         if self.config.run.mode != "lockstep" or self.finished():  # else a resume would have a row more than others
             self._log()
-        if int(self.shared.progress[OUTCOME]) == RUNNING:
-            atomics.store(self.shared.progress, OUTCOME, STOPPED)
+        if self.words.outcome == LearnerOutcome.RUNNING:
+            self.words.outcome = LearnerOutcome.STOPPED
 
     def close(self) -> None:
         self.update.network.pool.close()
@@ -205,7 +194,7 @@ class Learner(Worker):
         else:
             self._write(torch.from_numpy(self.mailbox.begin(version)))
         self.mailbox.finish(version)
-        self.shared.bells["inference"].ring()
+        self.inference_bell.ring()
 
     def _write(self, weights: torch.Tensor) -> None:
         """The weights into host memory [P]; a GPU writes into memory of this process alone, never into the arena."""
@@ -222,8 +211,8 @@ class Learner(Worker):
         return min(self.env_steps / total, 1.0) if total else 0.0
 
     def _count(self) -> None:
-        atomics.store(self.shared.progress, UPDATES, self.updates)
-        atomics.store(self.shared.progress, ENV_STEPS, self.env_steps)
+        self.words.updates = self.updates
+        self.words.env_steps = self.env_steps
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -265,29 +254,31 @@ class Learner(Worker):
         self.sink.put(("learner", self.name, {**row, **counters}))
 
     def _end_if_due(self) -> None:
-        stop, outcome = self.config.stop, RUNNING
+        stop, outcome = self.config.stop, LearnerOutcome.RUNNING
         self._tick()
         frames = self.env_steps * self.run_spec.spec.frame_skip
         if self.skipped_in_a_row >= self.config.learning.nonfinite_budget:
-            outcome = NON_FINITE
+            outcome = LearnerOutcome.NON_FINITE
         elif (
             (stop.env_steps and self.env_steps >= stop.env_steps)
             or (stop.frames and frames >= stop.frames)
             or (stop.seconds and self.seconds >= stop.seconds)
         ):
-            outcome = TARGET_REACHED
-        if outcome != RUNNING:
-            atomics.store(self.shared.progress, OUTCOME, outcome)
+            outcome = LearnerOutcome.TARGET_REACHED
+        if outcome != LearnerOutcome.RUNNING:
+            self.words.outcome = outcome
 
     # -- disk --------------------------------------------------------------------------------------------------
 
     def save_if_due(self) -> None:
         """A checkpoint if it is time for one, for itself or for the evaluator, or if one was asked for; always between
         two updates."""
-        asked = int(self.shared.orders[SAVE])
-        progress, waited = self.shared.progress, time.monotonic() - self.saved_at
-        stale = self.env_steps != int(progress[CHECKPOINT]) or not progress[SAVED]
-        evaluate = self.run_spec.evaluation_due(self.saved_steps, self.env_steps)  # tried: a full disk is not tried again
+        asked = self.shared.supervisor.save_requests
+        waited = time.monotonic() - self.saved_at
+        stale = self.env_steps != self.words.checkpoint or not self.words.saved
+        evaluate = self.run_spec.evaluation_due(
+            self.saved_steps, self.env_steps
+        )  # tried: a full disk is not tried again
         evaluate &= self.config.run.mode != "lockstep"  # which plays with the weights at hand
         due = stale and (waited >= self.config.checkpoint.every_seconds or evaluate or self._past_milestone())
         self._end_of_save(wait=False)
@@ -319,9 +310,9 @@ class Learner(Worker):
             "protocol": self.run_spec.spec.protocol,
             "skipped_updates": self.skipped_updates,
         }
-        score = atomics.from_bits(int(self.shared.orders[SCORE]))
-        if math.isfinite(score):
-            state["training_return"] = score
+        training_return = self.shared.supervisor.training_return
+        if math.isfinite(training_return):
+            state["training_return"] = training_return
         self.saved_steps = self.env_steps
         self.saved_at, self.tried_to_save = begun, True
         self.saver.begin(checkpoint.Contents(state, self.update.state_dict(), lockstep=self.exact()))
@@ -340,7 +331,7 @@ class Learner(Worker):
         elif isinstance(saved.error, OSError | checkpoint.CheckpointError):
             self.log(f"checkpoint at {saved.env_steps} failed: {saved.error}; the one before stands")
             if last:
-                atomics.store(self.shared.progress, OUTCOME, STORAGE)
+                self.words.outcome = LearnerOutcome.STORAGE
         else:
             raise saved.error
 
@@ -371,8 +362,8 @@ class Learner(Worker):
         self.update.begin_with(theirs, contents.parts["normalizers"])
 
     def _saved(self, env_steps: int) -> None:
-        atomics.store(self.shared.progress, CHECKPOINT, env_steps)
-        atomics.store(self.shared.progress, SAVED, 1)
+        self.words.checkpoint = env_steps
+        self.words.saved = True
 
     # -- what lockstep saves besides -----------------------------------------------------------------------------
 
@@ -394,8 +385,8 @@ class Learner(Worker):
         self.held_back.clear()
         self.held_back.extend((version, torch.from_numpy(weights)) for version, weights in windows["held_back"])
         self.mailbox.buffers[...] = windows["mail"]
-        atomics.store(self.shared.orders, STOP, RUN_ON)
-        atomics.store(self.shared.progress, OUTCOME, RUNNING)
+        self.shared.supervisor.stop = StopOrder.RUN
+        self.words.outcome = LearnerOutcome.RUNNING
         self._end_if_due()  # saved at its very end, and killed before it could say so
-        self.saves_asked = int(self.shared.orders[SAVE])
+        self.saves_asked = self.shared.supervisor.save_requests
         self._saved(self.env_steps)
