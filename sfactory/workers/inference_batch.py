@@ -28,7 +28,7 @@ class InferenceBatch(Protocol):
     """`stage` the rows of every waiting group in its place, then `run` the batch."""
 
     def stage(self, name: str, place: int, rows: np.ndarray) -> None:
-        """Stage the rows [E, ...] of one leaf for the group in this place. They must not change before `run` returns."""
+        """Stage the rows [E, ...] of a leaf for the group in this place. They must not change before `run` returns."""
 
     def run(self, groups: int) -> dict[str, np.ndarray]:
         """Outputs for the first `groups` places, [groups * E, ...]; valid until the next call."""
