@@ -64,7 +64,7 @@ def slot_table_layout(num_groups: int, slots_per_group: int, num_policies: int =
     """Arrays of the slot table. One cache line per group keeps words of different writers apart."""
     return {
         "request": Field((num_groups, 8), "int64"),  # [:, 0] is the word, the rest is padding
-        "answered": Field((num_groups,), "int64"),
+        "response": Field((num_groups,), "int64"),
         "slot": Field((num_groups, max(slots_per_group, 8)), "int64"),
         "discarded": Field((num_groups, 8), "int64"),
         "trained": Field((num_policies, 8), "int64"),
@@ -85,7 +85,7 @@ class SlotTable:
     """The shared words of all groups and slots. At any moment one process writes each of them; every process reads."""
 
     def __init__(self, arena: Arena, slots_per_group: int, rollout_length: int, envs_per_group: int) -> None:
-        self.request_words, self.response_words = arena["request"][:, 0], arena["answered"]
+        self.request_words, self.response_words = arena["request"][:, 0], arena["response"]
         self.slot = arena["slot"][:, :slots_per_group]
         self.discarded = arena["discarded"][:, 0]
         self.learner_rows = [LearnerRows(words) for words in arena["trained"]]  # one per policy

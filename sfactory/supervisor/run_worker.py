@@ -56,7 +56,7 @@ def run_worker(name: str, fds: tuple[int, ...], args: WorkerArgs) -> int:
     """Run a worker until it exits; return the exit code."""
     kind, index = parse_worker(name)
     if kind == EVALUATOR:
-        return _run_evaluator(args)
+        return _run_evaluator(index, args)
     shared = SharedState(args.run_spec, handles_from_fds(fds))
     sink = QueueSink(args.queue)
     if kind == LEARNER:
@@ -110,7 +110,7 @@ def _run_sampler(index: int, shared: SharedState, sink: QueueSink, generation: i
     return 0
 
 
-def _run_evaluator(args: WorkerArgs) -> int:
+def _run_evaluator(policy: int, args: WorkerArgs) -> int:
     os.nice(19)  # before any heavy import: it uses idle cores only
     _set_oom_score(1000)
     import torch
@@ -118,7 +118,7 @@ def _run_evaluator(args: WorkerArgs) -> int:
     from sfactory.workers.evaluator import Evaluator
 
     torch.set_num_threads(1)
-    Evaluator(args.run_spec, QueueSink(args.queue), args.evaluated).run()
+    Evaluator(args.run_spec, QueueSink(args.queue), args.evaluated, policy).run()
     return 0
 
 

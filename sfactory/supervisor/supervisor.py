@@ -199,7 +199,7 @@ class Supervisor:
         if kind != SAMPLER or heartbeat_phase(self._heartbeat(name)) != Phase.ENVIRONMENT:
             return ""
         arena, size = self.shared.arena, self.config.sampling.envs_per_group
-        group, env = (int(x) for x in arena["inside"][index])
+        group, env = (int(x) for x in arena["position"][index])
         if env < 0:
             return f", in environments {group * size} to {group * size + size - 1}"
         seed, step = int(arena["episode_seed"][group, env]), int(arena["episode_step"][group, env])

@@ -15,7 +15,6 @@ from __future__ import annotations
 import faulthandler
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from sfactory.monitor.messages import Message
 from sfactory.monitor.statistics import iqm
 from sfactory.play.episodes import play_task, torch_policy
 from sfactory.run import checkpoint
-from sfactory.workers.names import evaluator_name
+from sfactory.workers.names import POLICY, evaluator_name
 from sfactory.workers.shared import RunSpec
 from sfactory.workers.worker import TelemetrySink
 
@@ -59,7 +58,8 @@ class Watchdog:
 class PolicyPlayer:
     """Plays episodes with a network of its own; the caller loads the weights into `model`."""
 
-    def __init__(self, run_spec: RunSpec) -> None:
+    def __init__(self, run_spec: RunSpec, policy: int = POLICY) -> None:
+        self.name = evaluator_name(policy)
         self.run_spec, self.model = run_spec, build_model(run_spec.config, run_spec.spec).eval()
 
     def evaluate(self, env_steps: int, on_step: Callable[[], None] = lambda: None) -> Message:
@@ -87,21 +87,22 @@ class PolicyPlayer:
         means = zip(("episodic_return", "episodic_length", "iqm"), (returns, lengths, iqms), strict=True)
         row |= {f"eval/{name}": float(np.mean(values)) for name, values in means}
         row |= {"eval/env_steps": float(env_steps), "eval/seconds": time.perf_counter() - start}
-        return "eval", evaluator_name(), row
+        return "eval", self.name, row
 
 
 class Evaluator:
     """Evaluates new checkpoints in a process of its own; see the top of this file."""
 
-    def __init__(self, run_spec: RunSpec, sink: TelemetrySink, evaluated: int) -> None:
+    def __init__(self, run_spec: RunSpec, sink: TelemetrySink, evaluated: int, policy: int = POLICY) -> None:
         self.run_spec, self.sink = run_spec, sink
+        self.checkpoint_dir = run_spec.policy_dir(policy)
         self.evaluated = evaluated  # trained steps of the policy that was evaluated last
-        self.player = PolicyPlayer(run_spec)
+        self.player = PolicyPlayer(run_spec, policy)
         self.watchdog = Watchdog(run_spec.config.env.step_timeout)
 
     def step(self) -> bool:
         """One evaluation, if the newest checkpoint is due for one."""
-        newest = next(iter(checkpoint.candidates(Path(self.run_spec.run_dir))), None)
+        newest = next(iter(checkpoint.candidates(self.checkpoint_dir)), None)
         if newest is None or not self.run_spec.evaluation_due(self.evaluated, int(newest.name)):
             return False
         try:

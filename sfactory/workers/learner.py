@@ -58,7 +58,9 @@ class Learner(Worker):
             register(self.accelerator, shared.arena, self.log),
         )
         self.flat = None if self.accelerator is None else self.accelerator.pinned(torch.empty(self.model.flat_size()))
-        self.saver = Saver(Path(self.run_spec.run_dir), self.config.checkpoint.keep, self.config.checkpoint.milestones)
+        self.saver = Saver(
+            self.run_spec.policy_dir(policy), self.config.checkpoint.keep, self.config.checkpoint.milestones
+        )
         if self.run_spec.resume_from:
             self._restore(Path(self.run_spec.resume_from))
         elif self.config.run.init_from:

@@ -58,7 +58,7 @@ class GroupRun:
         self.gamma = run_spec.config.learning.gamma
         self.task, policy = run_spec.task_of(index), run_spec.policy_of(index)
         self.inference_bell, self.learner_bell = shared.inference_bells[policy], shared.learner_bells[policy]
-        self.position = shared.arena["inside"][run_spec.sampler_of(index)]  # group, environment
+        self.position = shared.arena["position"][run_spec.sampler_of(index)]  # group, environment
         self.episode_seed, self.episode_step = (shared.arena[f"episode_{name}"][index] for name in ("seed", "step"))
         self.episode_step[:] = 0
         self._record_seeds()
@@ -164,7 +164,7 @@ class Sampler(Worker):
         self.runs: list[GroupRun] = []
         for group in self.run_spec.groups_of(index):
             self.heartbeat(Phase.ENVIRONMENT)
-            shared.arena["inside"][index] = group, -1
+            shared.arena["position"][index] = group, -1
             first_env = group * sampling.envs_per_group
             seeds = env_seeds(run.seed, self.run_spec.launch, generation, first_env, sampling.envs_per_group)
             exact = run.mode == "lockstep" and self.config.checkpoint.exact

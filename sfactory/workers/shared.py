@@ -154,6 +154,10 @@ class RunSpec:
         every = self.config.eval.every
         return every > 0 and env_steps // every > evaluated // every
 
+    def policy_dir(self, policy: int = POLICY) -> Path:
+        """The folder with the checkpoints of a policy; for policy 0 the run folder itself."""
+        return Path(self.run_dir) / f"policy-{policy}" if policy else Path(self.run_dir)
+
     @property
     def debug_dir(self) -> Path:
         return Path(self.run_dir) / "debug"
@@ -166,7 +170,7 @@ class RunSpec:
             "progress": Field((self.num_policies, 8), "int64"),
             "heartbeat": Field((len(self.workers), 8), "int64"),
             # Position of each sampler, for the message when it exits there: group and environment, seeds, steps.
-            "inside": Field((s.num_samplers, 2), "int64"),
+            "position": Field((s.num_samplers, 2), "int64"),
             "episode_seed": Field((s.num_groups, s.envs_per_group), "int64"),
             "episode_step": Field((s.num_groups, s.envs_per_group), "int64"),
             **mailbox_layout(self.num_policies),

@@ -72,7 +72,7 @@ def test_arena_layout_of_one_policy_matches_stored_checkpoints(tmp_path):
     layout = make_run_spec(tmp_path).layout()  # 3 samplers, 6 groups of 4 environments, 2 slots of 3 steps
     first = {name: field.nbytes for name, field in list(layout.items())[:14]}
     assert first == {
-        "orders": 64, "progress": 64, "heartbeat": 320, "inside": 48, "episode_seed": 192, "episode_step": 192,
+        "orders": 64, "progress": 64, "heartbeat": 320, "position": 48, "episode_seed": 192, "episode_step": 192,
         "mail_begun": 64, "mail_done": 64, "mail_count": 64,
-        "request": 384, "answered": 48, "slot": 384, "discarded": 384, "trained": 64,
+        "request": 384, "response": 48, "slot": 384, "discarded": 384, "trained": 64,
     }  # fmt: skip
