@@ -18,7 +18,7 @@ from sfactory.supervisor.shutdown import stop_workers
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.supervisor.telemetry import Telemetry
 from sfactory.workers.names import evaluator_name, learner_name, sampler_name
-from sfactory.workers.shared import LearnerOutcome, Phase, RunSpec, SharedState, heartbeat_word
+from sfactory.workers.shared import LearnerOutcome, Phase, RunSpec, SharedState, StopOrder, heartbeat_word
 
 
 class FakeRecorder:
@@ -149,3 +149,19 @@ def test_supervisor_forgets_faults_of_workers_after_an_update(supervisor):
     supervisor._record()
     assert supervisor.faults[sampler_name(0)] == 0
     assert supervisor.faults[evaluator_name()] == 3
+
+
+@pytest.mark.parametrize(
+    ("outcome", "word", "code"), [("finished", "worker lost", 7), ("interrupted", "interrupted", 130)]
+)
+def test_shutdown_reports_a_learner_that_fails_before_it_exits(supervisor, monkeypatch, outcome, word, code):
+    ended = Outcome(outcome, {"finished": 0, "interrupted": 130}[outcome], "the stop rule was reached")
+    learner = SimpleNamespace(name=learner_name(), exit_code=1, pidfd=-1, heartbeat_at=0.0)
+    supervisor.processes[learner.name] = learner
+    supervisor.reap = lambda worker: supervisor.processes.pop(worker.name)
+    supervisor.run_spec.debug_dir.mkdir()
+    (supervisor.run_spec.debug_dir / "learner.txt").write_text("Traceback ...\nOSError: gone\n")
+    stop_workers(supervisor, ended)
+    assert (ended.name, ended.code) == (word, code)
+    assert ended.sentence == "the stop rule was reached; the learner failed before it exited: OSError: gone"
+    assert supervisor.shared.supervisor.stop == StopOrder.NOW, "no update was finished, so there is nothing to save"

@@ -99,8 +99,8 @@ def test_policy_player_reports_the_return_of_every_task_and_their_mean(tmp_path)
 
 HANG = """
 import time
-from sfactory.workers.evaluator import Watchwatchdog
-watchdog = Watchwatchdog(0.4)
+from sfactory.workers.evaluator import Watchdog
+watchdog = Watchdog(0.4)
 for _ in range(8):  # reset every 0.1 s: no effect for twice its limit
     watchdog.reset()
     time.sleep(0.1)
