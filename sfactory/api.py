@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -29,9 +28,10 @@ from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.resume_rules import refuse_changes
 from sfactory.errors import UNGUARDED, CommandError
 from sfactory.run.folder import need_checkpoint, new_folder, settings_of
+from sfactory.workers.names import EVALUATOR, parse_worker
 
 if TYPE_CHECKING:
-    from sfactory.run.recorder import Outcome
+    from sfactory.run.outcome import Outcome
 
 GUARD = (
     "this script was imported again by the workers it started, and would have trained once more in each of them; "
@@ -85,10 +85,10 @@ def resume(run_dir: str | Path, **sections: Mapping[str, Any]) -> Outcome:
 
 
 def _train(config: Config, run_dir: Path, *, resume: bool) -> Outcome:
-    from sfactory.supervisor import supervisor
+    from sfactory.supervisor import train as training
 
     with _main_without_ghost():
-        outcome = supervisor.train(config, run_dir, resume=resume)
+        outcome = training.train(config, run_dir, resume=resume)
     if outcome.code == UNGUARDED:
         if not resume:
             shutil.rmtree(run_dir, ignore_errors=True)  # made a moment ago, and nothing was trained in it
@@ -115,9 +115,16 @@ def _refuse_worker() -> None:
     """A worker that is about to be, and imports the script of its parent: the script has no guard."""
     process = multiprocessing.current_process()
     if getattr(process, "_inheriting", False):  # multiprocessing's own mark, for as long as that import lasts
-        if re.fullmatch(r"learner|inference|sampler-\d+", process.name):
+        if _is_worker(process.name):
             os._exit(UNGUARDED)  # without a word: the parent sees the code and says it once
         raise RuntimeError(GUARD)
+
+
+def _is_worker(name: str) -> bool:
+    try:
+        return parse_worker(name).kind != EVALUATOR
+    except ValueError:
+        return False
 
 
 def _layer(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:

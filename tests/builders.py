@@ -9,7 +9,7 @@ from gymnasium import spaces
 import sfactory
 from sfactory.envs import spec as envs
 from sfactory.envs.gymnasium_adapter import EnvGroup
-from sfactory.supervisor import supervisor
+from sfactory.supervisor import train as training
 
 TINY = {
     "run": {"mode": "lockstep"},
@@ -22,7 +22,7 @@ TINY = {
 
 def trained(folder, target, **sections):
     merged = {name: {**TINY.get(name, {}), **sections.get(name, {})} for name in {*TINY, *sections}}
-    outcome = supervisor.train(sfactory.make_config(target, **merged), folder)
+    outcome = training.train(sfactory.make_config(target, **merged), folder)
     assert outcome.code == 0, outcome.sentence
     return folder
 
@@ -59,6 +59,6 @@ def train_nested(folder, monkeypatch):
     real = envs.load_family
     monkeypatch.setattr(envs, "load_family", lambda name: make if name == "nested" else real(name))
     config = sfactory.make_config("gymnasium/CartPole-v1", **{**TINY, "checkpoint": {"exact": False}})
-    outcome = supervisor.train(replace(config, env=replace(config.env, name="nested/one")), folder)
+    outcome = training.train(replace(config, env=replace(config.env, name="nested/one")), folder)
     assert outcome.code == 0, outcome.sentence
     return folder

@@ -8,7 +8,7 @@ import importlib.util
 import pytest
 
 from sfactory.errors import Exit
-from sfactory.supervisor import supervisor
+from sfactory.supervisor import train as training
 
 USAGE, REFUSED, DAMAGED, BUSY = Exit.USAGE, Exit.RESUME_REFUSED, Exit.NO_USABLE_CHECKPOINT, Exit.BUSY
 
@@ -95,7 +95,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ale_py", None)
     monkeypatch.setitem(__import__("sys").modules, "sfactory_envs.atari", None)
     monkeypatch.setattr("sfactory.supervisor.preflight.check_device.__defaults__", ((),))
-    monkeypatch.setattr(supervisor.RunRecorder, "open", lambda *args: pytest.fail("a run began"))
+    monkeypatch.setattr(training.RunRecorder, "open", lambda *args: pytest.fail("a run began"))
     return tmp_path
 
 

@@ -187,9 +187,9 @@ def _meant(verb: str) -> str:
 
 def _run(config: Config, run_dir: Path, *, resume: bool, as_json: bool) -> int:
     """Train, then say what was reached and what can be done next."""
-    from sfactory.supervisor import supervisor
+    from sfactory.supervisor import train as training
 
-    outcome = supervisor.train(config, run_dir, resume=resume)
+    outcome = training.train(config, run_dir, resume=resume)
     code = Exit(outcome.code)
     if as_json:
         print(json.dumps({**vars(outcome), "run_dir": str(run_dir)}))

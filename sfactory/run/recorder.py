@@ -10,7 +10,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,20 +24,8 @@ from sfactory.monitor.metrics import Board
 from sfactory.monitor.panel import History, Snapshot, carried
 from sfactory.monitor.writers import METRICS_FILE, Writers, last_evaluated, write_atomically
 from sfactory.run import checkpoint
+from sfactory.run.outcome import Outcome
 from sfactory.shm.slots import RowCounts
-
-
-@dataclass
-class Outcome:
-    """How a run ended: one word, the exit code, one sentence, and what can be resumed."""
-
-    name: str
-    code: int
-    sentence: str
-    checkpoint: str = ""
-    env_steps: int = 0
-    training_return: float | None = None
-    run_dir: str = ""
 
 
 class RunRecorder:

@@ -1,7 +1,7 @@
-"""The arena: one anonymous shared-memory file, seen as named numpy arrays.
+"""The arena: one anonymous shared-memory file, mapped as named numpy arrays.
 
 The file has no name (`memfd_create`), so nothing can leak or collide in /dev/shm, a container's small /dev/shm does
-not bound it, and the kernel takes it back with the last process that holds it. A child gets it as a file descriptor.
+not limit its size, and the kernel frees it with the last process that holds it. A child inherits the file descriptor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-ALIGN = 64  # bytes: a cache line, so that no word straddles two and no two arrays share one
+ALIGN = 64  # bytes of a cache line: no word crosses a line and no two arrays share one
 
 
 class Field(NamedTuple):
@@ -51,15 +51,16 @@ def _anonymous_file() -> int:
     return fd
 
 
-def _too_much(size: int, reason: str) -> str:
+def _not_enough_memory(size: int, reason: str) -> str:
     return (
-        f"{size / 2**20:.0f} MiB of shared memory for the trajectories could not be had ({reason}); lower "
+        f"cannot allocate {size / 2**20:.0f} MiB of shared memory for the trajectories ({reason}); lower "
         "--sampling.envs-per-group, --sampling.rollout-length or --sampling.slots-per-group"
     )
 
 
 def _check_room(size: int, group: Path = Path("/sys/fs/cgroup")) -> None:
-    """Compare with what is free before asking: the kernel grants shared memory page by page and kills us half-way."""
+    """MemoryError if `size` bytes are not free: the kernel grants shared memory page by page and kills the process at
+    the first page that is missing."""
     free = math.inf
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -67,9 +68,9 @@ def _check_room(size: int, group: Path = Path("/sys/fs/cgroup")) -> None:
     with contextlib.suppress(OSError, ValueError):  # a container's own limit
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(cache.get("inactive_file", 0)))  # the kernel gives that up when it is asked
+        free = min(free, limit - used + int(cache.get("inactive_file", 0)))  # page cache: the kernel frees it on demand
     if size > free:
-        raise MemoryError(_too_much(size, f"{free / 2**20:.0f} MiB are free"))
+        raise MemoryError(_not_enough_memory(size, f"{free / 2**20:.0f} MiB are free"))
 
 
 class Arena:
@@ -90,7 +91,7 @@ class Arena:
 
     @classmethod
     def create(cls, layout: Layout) -> Arena:
-        """Allocate the memory for good: `posix_fallocate` fails here, with numbers, and not later with SIGBUS."""
+        """Allocate all memory now: MemoryError here instead of SIGBUS at the first access to a page that is missing."""
         fd = cls.reserve()
         try:
             return cls.allocate(layout, fd)
@@ -100,12 +101,12 @@ class Arena:
 
     @staticmethod
     def reserve() -> int:
-        """A shared file without memory yet, for whoever learns its size later."""
+        """Descriptor of an empty shared file, for memory whose size is known later."""
         return _anonymous_file()
 
     @classmethod
     def allocate(cls, layout: Layout, fd: int) -> Arena:
-        """Allocate the memory of a reserved file and map it. Doing so twice changes nothing."""
+        """Allocate the memory of a reserved file and map it. A second call keeps the contents."""
         _, size = _offsets(layout)
         _check_room(size - os.fstat(fd).st_size)
         try:
@@ -114,7 +115,7 @@ class Arena:
             else:
                 os.ftruncate(fd, size)
         except OSError as error:
-            raise MemoryError(_too_much(size, str(error.strerror))) from error
+            raise MemoryError(_not_enough_memory(size, str(error.strerror))) from error
         return cls(layout, fd)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -125,21 +126,21 @@ class Arena:
 
     @property
     def whole(self) -> np.ndarray:
-        """[nbytes] uint8, everything."""
+        """[nbytes] uint8, a view of the whole arena."""
         return np.frombuffer(self._map, np.uint8, self.nbytes)
 
     def dump(self) -> np.ndarray:
-        """[nbytes] uint8, a copy of everything."""
+        """[nbytes] uint8, a copy of the whole arena."""
         return self.whole.copy()
 
     def load(self, contents: np.ndarray) -> None:
-        """Put back what `dump` gave. ValueError if it was another layout's."""
+        """Restore the contents saved by `dump`. ValueError if the size differs."""
         if contents.shape != (self.nbytes,):
-            raise ValueError(f"the arena has {self.nbytes} bytes, the saved one {contents.size}")
+            raise ValueError(f"the arena has {self.nbytes} bytes, the saved one has {contents.size}")
         self.whole[...] = contents
 
     def close(self) -> None:
-        """Close the descriptor. The mapping lives on while arrays refer to it."""
+        """Close the descriptor. The mapping remains while arrays refer to it."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

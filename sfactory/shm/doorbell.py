@@ -1,8 +1,8 @@
-"""The doorbell: many writers, one reader, a pipe of 8-byte rings.
+"""The doorbell: wake a waiting process through a pipe; many writers, one reader.
 
-A ring says "look at the book" and nothing else: what it carries decides nothing, so a lost or doubled ring is harmless.
-Writes below PIPE_BUF are atomic, so there is no lock that a dead writer could hold. Both ends are non-blocking: a full
-pipe already wakes the reader, and the ring is dropped. Every wait is bounded.
+A ring only wakes the reader, which then reads the slot table. It carries no data, so a lost or doubled ring does no
+harm. Writes below PIPE_BUF are atomic, so there is no lock that a killed writer could hold. Both ends do not block: a
+full pipe wakes the reader anyway, and the ring is dropped. Every wait is bounded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import select
 
 RING = b"\1" * 8
-WAIT_S = 0.1  # the longest wait between two looks at the book, whatever is lost
+WAIT_S = 0.1  # the longest time between two reads of the slot table, even if rings are lost
 
 
 class Doorbell:
@@ -25,7 +25,7 @@ class Doorbell:
     @classmethod
     def create(cls) -> Doorbell:
         read_fd, write_fd = os.pipe()
-        # Set once, here: the flag belongs to the open file and is shared by every process that gets the descriptor.
+        # The flag belongs to the open file description and is shared by every process that inherits the descriptor.
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
         return cls(read_fd, write_fd)
@@ -35,22 +35,23 @@ class Doorbell:
         return self.read_fd, self.write_fd
 
     def ring(self) -> None:
+        """Wake the owner. Never blocks and never raises."""
         try:
             os.write(self.write_fd, RING)
         except BlockingIOError:
-            pass  # full: the reader has been told more than once
+            pass  # full: rings are waiting already
         except BrokenPipeError:
-            pass  # nobody reads any more; the supervisor will say so
+            pass  # the reader is gone; the supervisor handles that
 
     def drain(self) -> bool:
-        """Take every waiting ring; True if there was one."""
+        """Remove all waiting rings; return whether there was one."""
         try:
             return bool(os.read(self.read_fd, 65536))
         except BlockingIOError:
             return False
 
     def wait(self, timeout_s: float = WAIT_S) -> bool:
-        """Sleep until somebody rings or the time is over. Drain and then look; never look and then drain."""
+        """Sleep until a ring or the timeout. After it, drain first and then read shared words, never the reverse."""
         return bool(self._poll.poll(timeout_s * 1000))
 
     def close(self) -> None:

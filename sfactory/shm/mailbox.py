@@ -1,9 +1,9 @@
-"""The mailbox: the newest weights, from the learner to the inference worker, without either ever waiting.
+"""Transfer the newest weights from the learner to the inference worker without locks or waits.
 
-Two buffers, each with a `begun` and a `done` version. The learner writes the one that is not the newest: begun, data,
-done. The reader picks the newest done one, copies it aside and looks again: if it was begun anew meanwhile the copy may
-be torn and is thrown away. Nothing is held, so there is nothing to clear after a death and no publication is skipped.
-Weights, normaliser and version are one buffer: they can never disagree.
+Two buffers, each with a `begun` and a `done` version. The learner writes the buffer that is not the newest: begun,
+data, done. The reader copies the newest complete buffer and checks its versions again: if the learner has begun to
+overwrite it meanwhile, the copy may be torn and is discarded. No process holds a buffer, so there is nothing to clear
+after a worker is killed and no publication is skipped. Weights, normaliser and version are one buffer and always agree.
 """
 
 from __future__ import annotations
@@ -11,51 +11,59 @@ from __future__ import annotations
 import numpy as np
 
 from sfactory.shm import atomics
-from sfactory.shm.arena import Arena
+from sfactory.shm.arena import Arena, Field
 
 NOTHING = -1
+"""Version of a buffer without weights."""
+
+
+def mailbox_layout(num_policies: int) -> dict[str, Field]:
+    """Arrays of the versions, one row per policy; the weights have memory of their own."""
+    return {f"mail_{name}": Field((num_policies, 8), "int64") for name in ("begun", "done", "count")}
 
 
 class Mailbox:
-    """`post` by the learner alone, `fetch` by anybody."""
+    """The two weight buffers of one policy. `begin` and `finish` by its learner alone, `fetch` by any process."""
 
-    def __init__(self, arena: Arena, buffers: np.ndarray) -> None:
-        self.buffers = buffers  # [2, P] float32
-        self.begun, self.done = arena["mail_begun"], arena["mail_done"]
-        self.count = arena["mail_count"]  # publications so far, per buffer: which is newer (versions may repeat)
+    def __init__(self, arena: Arena, buffers: np.ndarray, policy: int) -> None:
+        """buffers: [2, P] float32 in shared memory, P weights."""
+        self.buffers = buffers
+        self.begun, self.done = arena["mail_begun"][policy], arena["mail_done"][policy]
+        self.count = arena["mail_count"][policy]  # publications per buffer: tells the newer one, as versions may repeat
 
     @property
     def newest(self) -> int:
-        """The buffer posted last."""
+        """Index of the buffer published last."""
         return int(self.count[1] > self.count[0])
 
     def begin(self, version: int) -> np.ndarray:
-        """The buffer to write version into, [P] float32; `finish` announces it."""
+        """The buffer to write `version` into, [P] float32; `finish` announces it."""
         buffer = 1 - self.newest
         atomics.store(self.done, buffer, NOTHING)
         atomics.store(self.begun, buffer, version)
         return self.buffers[buffer]
 
     def finish(self, version: int) -> None:
+        """Announce the version written into the buffer of `begin`."""
         buffer = 1 - self.newest
         atomics.store(self.done, buffer, version)
         atomics.store(self.count, buffer, int(self.count[1 - buffer]) + 1)
 
     def version(self) -> int:
-        """Version of the newest whole weights; NOTHING before the first."""
+        """Version of the newest complete weights; NOTHING before the first."""
         return int(self.done[self.newest])
 
-    def fetch(self, out: np.ndarray, have: int) -> int:
-        """Copy the newest weights into `out` [P] unless they are version `have`; returns the version `out` now holds.
+    def fetch(self, out: np.ndarray, current: int) -> int:
+        """Copy the newest weights into `out` [P] unless they are version `current`; return the version of `out`.
 
-        `out` is written only with whole weights or, when every try was torn, left torn with NOTHING returned: the
-        caller keeps its old weights then (out is a copy aside, not the network).
+        Returns `current` if there is nothing newer, and NOTHING if every copy was torn. `out` is garbage then, so it
+        must be a buffer of its own, not the network's parameters: the caller keeps its previous weights.
         """
         for _ in range(8):
             buffer = self.newest
             count, version = int(self.count[buffer]), int(self.done[buffer])
-            if version in (have, NOTHING):
-                return have
+            if version in (current, NOTHING):
+                return current
             out[:] = self.buffers[buffer]
             if int(self.count[buffer]) == count and int(self.begun[buffer]) == version == int(self.done[buffer]):
                 return version

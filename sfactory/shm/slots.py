@@ -1,16 +1,16 @@
-"""The book: who holds each trajectory slot, what each group asked, and what was answered.
+"""The slot table: the state of every trajectory slot, and the requests of every group.
 
     FREE -> SAMPLING -> READY -> LEARNING -> FREE
 
-The sampler of a group takes its slot out of FREE and SAMPLING, the learner takes it out of READY and LEARNING: a slot's
-state says which process may write its word. Each group owns a small ring of slots and uses them in order; there is no
-global free list. A slot word holds the state and how often the slot was handed over, in one store; a request word holds
-the request's number, slot and step, in one store. Request numbers never restart, so a newborn sampler never takes its
-predecessor's answers for its own.
+The sampler of a group moves its slots out of FREE and SAMPLING, the learner moves them out of READY and LEARNING: the
+state of a slot decides which process may write its word. Each group owns a small ring of slots and uses them in order;
+there is no global free list. A slot word holds the state and how often the slot was handed over, in one store; a
+request word holds the number of the request, the slot and the step, in one store. Request numbers never restart, so a
+restarted sampler cannot mistake a response to its previous generation for its own.
 
-The ledger counts rows (a row is one environment at one step, reset rows too):
+Rows are counted (a row is one environment at one step, reset rows included):
 
-    sampled = trained + skipped + discarded + in flight          exact while the workers stand still
+    sampled = trained + skipped + discarded + in flight          exact while no worker runs
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from sfactory.shm import atomics
 from sfactory.shm.arena import Arena, Field
+from sfactory.shm.atomics import Word, Words
 
 FREE, SAMPLING, READY, LEARNING = range(4)
 STATES = ("free", "sampling", "ready", "learning")
@@ -28,7 +29,7 @@ _STATE_BITS, _T_BITS, _SLOT_BITS = 2, 16, 8
 
 
 class Request(NamedTuple):
-    """A group waits for actions of step `t` in `slot`."""
+    """A group needs actions for step `t` of `slot`."""
 
     number: int
     slot: int
@@ -36,7 +37,7 @@ class Request(NamedTuple):
 
 
 class RowCounts(NamedTuple):
-    """Rows since the run began."""
+    """Rows since the run started."""
 
     sampled: int
     trained: int
@@ -46,6 +47,7 @@ class RowCounts(NamedTuple):
 
     @property
     def consistent(self) -> bool:
+        """Whether every sampled row is accounted for exactly once."""
         return self.sampled == self.trained + self.skipped + self.discarded + self.in_flight
 
 
@@ -58,25 +60,35 @@ def unpack(word: int) -> Request:
     return Request(word >> (_T_BITS + _SLOT_BITS), (word >> _T_BITS) & 0xFF, word & 0xFFFF)
 
 
-def slot_table_layout(num_groups: int, slots_per_group: int) -> dict[str, Field]:
-    """Arrays of the book. A line per group keeps two writers out of one cache line."""
+def slot_table_layout(num_groups: int, slots_per_group: int, num_policies: int = 1) -> dict[str, Field]:
+    """Arrays of the slot table. One cache line per group keeps words of different writers apart."""
     return {
-        "request": Field((num_groups, 8), "int64"),  # [:, 0] is the word; the rest is distance to the next writer
-        "answered": Field((num_groups,), "int64"),
+        "request": Field((num_groups, 8), "int64"),  # [:, 0] is the word, the rest is padding
+        "response": Field((num_groups,), "int64"),
         "slot": Field((num_groups, max(slots_per_group, 8)), "int64"),
         "discarded": Field((num_groups, 8), "int64"),
-        "trained": Field((8,), "int64"),  # learner's: rows trained, rows skipped, rows of slots it gave back untrained
+        "trained": Field((num_policies, 8), "int64"),
     }
 
 
+class LearnerRows(Words):
+    """Rows counted by the learner of one policy."""
+
+    trained = Word(0, int)
+    skipped = Word(1, int)
+    """Rows of updates that were skipped because a loss or gradient was not finite."""
+    in_update = Word(2, int)
+    """Rows of slots that are released already and not trained yet."""
+
+
 class SlotTable:
-    """The words of all groups and slots. One process writes each of them at a time; everybody reads all."""
+    """The shared words of all groups and slots. At any moment one process writes each of them; every process reads."""
 
     def __init__(self, arena: Arena, slots_per_group: int, rollout_length: int, envs_per_group: int) -> None:
-        self.request_words, self.response_words = arena["request"][:, 0], arena["answered"]
+        self.request_words, self.response_words = arena["request"][:, 0], arena["response"]
         self.slot = arena["slot"][:, :slots_per_group]
         self.discarded = arena["discarded"][:, 0]
-        self.trained = arena["trained"]
+        self.learner_rows = [LearnerRows(words) for words in arena["trained"]]  # one per policy
         self.num_groups, self.slots_per_group = self.slot.shape
         self.rollout_length, self.envs_per_group = rollout_length, envs_per_group
 
@@ -89,19 +101,19 @@ class SlotTable:
         """How often this slot was handed over to the learner."""
         return int(self.slot[group, slot]) >> _STATE_BITS
 
-    def transition(self, group: int, slot: int, source: int, to: int) -> None:
-        """The only way a state changes; asserts the old holder."""
+    def transition(self, group: int, slot: int, source: int, target: int) -> None:
+        """Move a slot from one state to the next. AssertionError if it is not in state `source`."""
         word = int(self.slot[group, slot])
         assert word & 3 == source, f"slot {group}/{slot} is {STATES[word & 3]}, not {STATES[source]}"
-        handed = (word >> _STATE_BITS) + (to == READY)
-        atomics.store(self.slot, (group, slot), handed << _STATE_BITS | to)
+        handover_count = (word >> _STATE_BITS) + (target == READY)
+        atomics.store(self.slot, (group, slot), handover_count << _STATE_BITS | target)
 
     def in_state(self, state: int) -> list[tuple[int, int]]:
-        """Every (group, slot) in that state, from one look at the whole book."""
+        """Every (group, slot) in that state, from one pass over the whole table."""
         groups, slots = np.nonzero(self.slot & 3 == state)
         return list(zip(groups.tolist(), slots.tolist(), strict=True))
 
-    # -- asking and answering ----------------------------------------------------------------------------------
+    # -- requests and responses --------------------------------------------------------------------------------
 
     def last_request(self, group: int) -> Request:
         return unpack(self.request_words[group])
@@ -110,40 +122,49 @@ class SlotTable:
         atomics.store(self.request_words, group, pack(request))
 
     def pending(self, group: int) -> bool:
-        """A request is outstanding while asked and answered differ."""
+        """Whether the last request has no response yet: its word and the response word differ."""
         return bool(self.request_words[group] != self.response_words[group])
 
     def respond(self, group: int, word: int) -> None:
-        """Answer by storing the word that was read: what was asked since stays outstanding."""
+        """Respond by storing the request word that was read: a later request stays pending."""
         atomics.store(self.response_words, group, word)
 
-    # -- the ledger --------------------------------------------------------------------------------------------
+    # -- row counts --------------------------------------------------------------------------------------------
 
-    def handed_over(self, group: int) -> int:
-        """Rows per environment that this group ever handed to the learner."""
+    def rows_handed_over(self, group: int) -> int:
+        """Rows per environment that this group has handed over to the learner."""
         return int((self.slot[group] >> _STATE_BITS).sum()) * self.rollout_length
 
     def discard_unfinished(self, group: int) -> None:
-        """A newborn writes off what its predecessor asked and never handed over. Assigned, never added: a newborn that
-        dies here leaves a number that the next one computes again."""
+        """Count the rows that were requested and never handed over as discarded; called by a restarted sampler.
+
+        The count is assigned, not added: if the sampler is killed here, its next generation computes the same number.
+        """
         number = self.last_request(group).number
-        atomics.store(self.discarded, group, number - self.handed_over(group))
+        atomics.store(self.discarded, group, number - self.rows_handed_over(group))
 
     def row_counts(self) -> RowCounts:
-        """Count the rows; in flight comes from the slot and request words, and from the learner's word for the rows it
-        has copied and not trained. Between two of its stores (microseconds) a batch may be counted twice."""
+        """Count all rows.
+
+        Rows in flight follow from slot words, request words and the learner's count of rows it has copied and not
+        trained. Between two of the learner's stores (microseconds) a batch may be counted twice.
+        """
         envs, rows = self.envs_per_group, self.rollout_length * self.envs_per_group
-        in_flight = int(self.trained[2])
+        in_flight = sum(learner.in_update for learner in self.learner_rows)
         for group in range(self.num_groups):
             states = self.slot[group] & 3
             in_flight += int(((states == READY) | (states == LEARNING)).sum()) * rows
             request = self.last_request(group)
-            if request.number and states[request.slot] == SAMPLING and self._belongs(group, request):
+            if request.number and states[request.slot] == SAMPLING and self._in_current_slot(group, request):
                 in_flight += (request.t + 1) * envs
-        sampled = sum(self.last_request(g).number for g in range(self.num_groups)) * envs
-        trained, skipped = int(self.trained[0]), int(self.trained[1])
-        return RowCounts(sampled, trained, skipped, int(self.discarded.sum()) * envs, in_flight)
+        return RowCounts(
+            sampled=sum(self.last_request(g).number for g in range(self.num_groups)) * envs,
+            trained=sum(learner.trained for learner in self.learner_rows),
+            skipped=sum(learner.skipped for learner in self.learner_rows),
+            discarded=int(self.discarded.sum()) * envs,
+            in_flight=in_flight,
+        )
 
-    def _belongs(self, group: int, request: Request) -> bool:
-        """False between a newborn's write-off and its first request: the rows are counted as discarded already."""
-        return request.number > int(self.discarded[group]) + self.handed_over(group)
+    def _in_current_slot(self, group: int, request: Request) -> bool:
+        """False between `discard_unfinished` and the next request: the request's rows are counted as discarded."""
+        return request.number > int(self.discarded[group]) + self.rows_handed_over(group)

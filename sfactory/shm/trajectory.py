@@ -1,20 +1,21 @@
-"""What a trajectory is: the schema of a slot and its time table.
+"""The trajectory schema: fields, shapes and time indices of a slot.
 
-Index t holds what the policy saw (obs, first), what it did (action, log_prob, params, policy_version) and what came of
-it (reward, terminated, truncated, valid). Environments autoreset at the next step:
+Index t holds the policy's input (obs, first), its output (action, log_prob, params, policy_version) and the result of
+the action (reward, terminated, truncated, valid). Environments reset themselves at the step after an end:
 
     t            0     1     2     3            4          5
-    obs          o0    o1    o2    o3           o_final    o0'      o_final = what the env returned as the episode ended
+    obs          o0    o1    o2    o3           o_final    o0'      o_final = observation at the end of the episode
     first        1     0     0     0            0          1
     terminated/  0     0     0     1            0          0
     truncated
     valid        1     1     1     1            0          1        t=4 is the reset step: action ignored, reward 0
 
-So V(obs[t+1]) is the bootstrap of every row, truncated ones too, and there is no next_obs. A life loss sets terminated
-and the row after it is an ordinary valid row with first = 1. A row at which the environment failed is a reset row.
+Therefore V(obs[t+1]) is the bootstrap of every row, truncated ones included, and no next_obs is stored. A life loss
+sets terminated, and the row after it is an ordinary valid row with first = 1. A row at which the environment failed is
+a reset row.
 
-A slot is time-major and every field is an array of its own: [G, S, T, E, ...], G groups, S slots per group, T steps,
-E environments. Observation and first have a row T, the bootstrap.
+A slot is time-major and every field is a separate array: [G, S, T, E, ...], G groups, S slots per group, T steps,
+E environments. Observation and first have an extra row T, the bootstrap.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ import numpy as np
 
 from sfactory.shm.arena import Arena, Field
 
-MAGIC = -(2**15) - 7  # poison of integers: no action, no count
+MAGIC = -(2**15) - 7  # fills integers that were never written: no valid action or count
 
 
 @dataclass(frozen=True)
 class Schema:
-    """Shape of every slot. `obs` and `actions` are flat dicts of leaves: name -> (shape, dtype) without env axis."""
+    """Shape of every slot. `obs` and `actions` map leaf names to (shape, dtype), without the environment axis."""
 
     rollout_length: int
     envs_per_group: int
@@ -45,12 +46,12 @@ class Schema:
     num_noise: int
     """Uniform numbers per row (N): one per action head or dimension."""
     state_size: int = 0
-    """Width of the recurrent state (H); 0: the policy has no memory."""
+    """Width of the recurrent state (H); 0: the policy is not recurrent."""
     discounted_return: bool = False
-    """The running discounted return per row, for reward normalisation."""
+    """Whether rows hold the running discounted return, for reward normalisation."""
 
     def rows(self) -> dict[str, tuple[int, tuple[int, ...], str]]:
-        """Field name -> (extra rows after T, shape behind [T, E], dtype)."""
+        """Field name -> (extra rows after T, shape after [T, E], dtype)."""
         fields: dict[str, tuple[int, tuple[int, ...], str]] = {}
         for name, (shape, dtype) in self.obs.items():
             fields[name] = (1, shape, dtype)
@@ -76,13 +77,13 @@ class Schema:
         layout["policy_version"] = Field((*lead, self.rollout_length), "int64")
         if self.state_size:
             layout["state"] = Field((*lead, self.envs_per_group, self.state_size), "float32")
-            # Two rows per environment: answer n reads row n % 2 and writes the other; given twice, it is the same.
+            # Two rows per environment: request n reads row n % 2 and writes the other, so it can be computed twice.
             layout["memory"] = Field((self.num_groups, 2, self.envs_per_group, self.state_size), "float32")
         return layout
 
 
 class Trajectories:
-    """The slots' data. Whoever holds a slot in the book may write its rows."""
+    """The data of all slots. The slot table decides which process may write the rows of a slot."""
 
     def __init__(self, arena: Arena, schema: Schema) -> None:
         self.schema = schema
@@ -93,7 +94,7 @@ class Trajectories:
         return self.fields[name]
 
     def poison(self, group: Any = slice(None), slot: Any = slice(None)) -> None:
-        """Fill a slot with what nobody can mistake for data: reading what was never written shows."""
+        """Fill slots with NaN and magic numbers, so that reading rows that were never written is detected."""
         for name in (*self.names, "policy_version"):
             array = self.fields[name][group, slot]
             if array.dtype.kind == "f":

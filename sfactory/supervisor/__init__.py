@@ -1,1 +1,1 @@
-"""The supervisor process: starts, watches, restarts and stops the workers; lockstep runs them in one process."""
+"""The supervisor process: start, watch, restart and stop the workers; or run them in one process (lockstep)."""

@@ -1,7 +1,8 @@
 """First code of every worker process: arm the death signal, redirect output, then run the worker.
 
-Standard library only at the top: the death signal is armed before any heavy import. The output goes to a file of the
-worker's own in the run's debug folder: workers never write to the terminal, and their last lines need no queue.
+Only the standard library is imported at the top: the death signal is armed before any heavy import. Output goes to a
+file of the worker's own in the run's debug folder: workers never write to the terminal, and the supervisor reads the
+last line of that file when a worker exits.
 """
 
 from __future__ import annotations
@@ -15,41 +16,43 @@ import traceback
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # handled by the supervisor alone
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that only the supervisor acts on."""
 _PR_SET_PDEATHSIG = 1
 
 
 class SpawnMessage:
-    """What a new process gets: unpickled in two steps, so that nothing heavy is imported before the signal is armed."""
+    """Arguments of a new process. The payload, whose import is slow, is unpickled after the signal is armed."""
 
-    def __init__(self, name: str, parent: int, fds: tuple[int, ...], last_words: str, payload: Any) -> None:
-        self.name, self.parent, self.fds, self.last_words, self.payload = name, parent, fds, last_words, payload
+    def __init__(self, name: str, parent: int, fds: tuple[int, ...], output_file: str, payload: Any) -> None:
+        self.name, self.parent, self.fds, self.output_file, self.payload = name, parent, fds, output_file, payload
 
     def __getstate__(self) -> tuple[Any, ...]:
         payload = bytes(ForkingPickler.dumps(self.payload))
-        return self.name, self.parent, [DupFd(fd) for fd in self.fds], self.last_words, payload
+        return self.name, self.parent, [DupFd(fd) for fd in self.fds], self.output_file, payload
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.name, self.parent, handles, self.last_words, self.payload = state
+        self.name, self.parent, handles, self.output_file, self.payload = state
         self.fds = tuple(handle.detach() for handle in handles)
 
 
-def _die_with(parent: int) -> None:
+def _exit_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent exits."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent died before the death signal was armed
+    if os.getppid() != parent:  # the parent exited before the signal was armed
         os._exit(1)
 
 
 def child_main(message: SpawnMessage) -> None:
-    """First function of every child process."""
-    _die_with(message.parent)
+    """Entry point of every child process."""
+    _exit_with(message.parent)
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
-    words = os.open(message.last_words, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(words, 1)
-    os.dup2(words, 2)
-    for number in SIGNALS:  # empty handlers, not SIG_IGN: an environment's own children can still be terminated
+    output = os.open(message.output_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    for number in SIGNALS:  # empty handlers, not SIG_IGN: children of an environment can still be terminated
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     import faulthandler
@@ -65,4 +68,4 @@ def child_main(message: SpawnMessage) -> None:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # nothing that hangs in an atexit handler of an environment may keep us
+    os._exit(code)  # skips atexit handlers, which may hang in an environment

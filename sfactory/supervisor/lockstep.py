@@ -1,8 +1,8 @@
-"""Lockstep: the same workers in one process, in a fixed order. Deterministic: no clock and no arrival decides anything.
+"""Lockstep: the same workers in one process, in a fixed order, without any clock. Deterministic.
 
-One turn is inference, then every sampler, then the learner: what was asked is answered with the newest weights, every
-group takes one step, and as soon as a batch is full it is trained on, before anybody acts again. So data have lag 0, or
-exactly the forced lag. A death is fatal here.
+One turn is inference, then every sampler, then the learner: pending requests get actions from the newest weights, every
+group takes one step, and as soon as a batch is full the learner trains on it, before the next action. Data therefore
+have lag 0, or exactly the forced lag. No worker is restarted here: an exception ends the run.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ import torch
 from sfactory.envs import EnvError
 from sfactory.errors import Exit
 from sfactory.run import checkpoint
-from sfactory.run.recorder import Outcome, RunRecorder
-from sfactory.shm import atomics
+from sfactory.run.outcome import Outcome
+from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor import lockstep_state
+from sfactory.supervisor.exit_rules import add_last_save, learner_outcome
 from sfactory.supervisor.run_worker import keep_memory
 from sfactory.supervisor.signals import Signals
 from sfactory.workers.evaluator import PolicyPlayer
 from sfactory.workers.inference import Inference
 from sfactory.workers.learner import Learner
+from sfactory.workers.names import POLICY
 from sfactory.workers.sampler import Sampler
-from sfactory.workers.shared import FINISH, NON_FINITE, OUTCOME, STOP, STORAGE, RunSpec, SharedState
+from sfactory.workers.shared import RunSpec, SharedState, StopOrder
 from sfactory.workers.worker import ListSink
 
 
 class Lockstep:
-    """All workers of a run_spec, stepped by hand."""
+    """All workers of a run in this process; `turn` steps each of them once."""
 
     def __init__(self, run_spec: RunSpec) -> None:
         run_spec.debug_dir.mkdir(parents=True, exist_ok=True)
@@ -41,9 +43,9 @@ class Lockstep:
         self.samplers = [Sampler(index, self.shared, self.sink) for index in samplers]
 
     def turn(self) -> bool:
-        """One step of every group; True if it completed an update."""
+        """One step of every environment group; True if it completed an update."""
         for worker in (self.inference, *self.samplers):
-            worker.stages.mark("wait")  # the others' turn
+            worker.stages.mark("wait")  # time spent in the other workers
             worker.step()
         self.learner.stages.mark("wait")
         if self.learner.finished() or not self.learner.step():
@@ -52,19 +54,24 @@ class Lockstep:
             worker.flush()
         return True
 
-    def evaluate(self, evaluator: PolicyPlayer, recorder: RunRecorder) -> None:
-        """Play with the learner's weights, if an evaluation is due. Its time is no training time."""
+    def evaluate(self, player: PolicyPlayer, recorder: RunRecorder) -> None:
+        """Evaluate the learner's weights if that is due. Its time does not count as training time."""
         learner, board = self.learner, recorder.board
         if not learner.run_spec.evaluation_due(board.evaluated, learner.env_steps):
             return
-        begun = time.monotonic()
-        evaluator.model.load_state_dict(learner.model.state_dict())
+        start = time.monotonic()
+        player.model.load_state_dict(learner.model.state_dict())
         try:
-            recorder.handle(evaluator.evaluate(learner.env_steps))
+            recorder.handle(player.evaluate(learner.env_steps))
         except (EnvError, RuntimeError) as error:
             board.evaluated = learner.env_steps
             recorder.writers.log(f"no evaluation at {learner.env_steps:,} steps: {error}")
-        learner.counters.exclude(time.monotonic() - begun)
+        learner.counters.exclude(time.monotonic() - start)
+
+    def record(self, recorder: RunRecorder) -> None:
+        """Pass all telemetry to the recorder."""
+        for message in self.sink.drain():
+            recorder.handle(message)
 
     def close(self) -> None:
         for worker in (*self.samplers, self.inference, self.learner):
@@ -73,64 +80,64 @@ class Lockstep:
 
 
 def run_lockstep(run_spec: RunSpec, recorder: RunRecorder) -> Outcome:
-    """A whole run in this process, whose number of torch threads is as it was in the end."""
+    """A whole run in this process. Restores the process's number of torch threads at the end."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keep_memory()
     try:
-        return _run(run_spec, recorder)
+        saved = checkpoint.load_lockstep(Path(run_spec.resume_from)) if run_spec.resume_from else {}
+        if saved:  # continue the launch that saved: the same random numbers
+            run_spec = replace(run_spec, launch=run_spec.launch - 1)
+        try:
+            run = Lockstep(run_spec)
+        except checkpoint.CheckpointError as error:
+            return Outcome.of(Exit.RESUME_REFUSED, str(error))
+        try:
+            _prepare(run, recorder, saved)
+            return _train(run, recorder)
+        finally:
+            run.close()
     finally:
         torch.set_num_threads(threads)
 
 
-def _run(run_spec: RunSpec, recorder: RunRecorder) -> Outcome:
-    saved = checkpoint.load_lockstep(Path(run_spec.resume_from)) if run_spec.resume_from else {}
-    if saved:
-        run_spec = replace(run_spec, launch=run_spec.launch - 1)  # the launch that saved goes on: its random numbers, not new ones
-    try:
-        run, outcome = Lockstep(run_spec), None
-    except checkpoint.CheckpointError as error:
-        return Outcome("refused", Exit.RESUME_REFUSED, str(error))
+def _prepare(run: Lockstep, recorder: RunRecorder, saved: dict) -> None:
+    """Set up exact checkpoints, and restore the state that one of them saved."""
+    run_spec = run.learner.run_spec
     if run_spec.config.checkpoint.exact:
         try:
             lockstep_state.capture(run, recorder.board)
         except EnvError as error:
-            run.close()
-            hint = "train without exact resume: --checkpoint.exact false"
-            raise EnvError(f"{error}; {hint}") from error
+            raise EnvError(f"{error}; train without exact resume: --checkpoint.exact false") from error
         run.learner.exact = lambda: lockstep_state.capture(run, recorder.board)
     if saved:
         lockstep_state.restore(run, recorder.board, saved)
     elif run_spec.resume_from:
-        recorder.writers.log("the checkpoint holds no environments: they begin anew, and this is not bit for bit")
-    evaluator = PolicyPlayer(run_spec) if run_spec.config.eval.every else None
+        recorder.writers.log("the checkpoint holds no environments: they are reset, so this resume is not exact")
+
+
+def _train(run: Lockstep, recorder: RunRecorder) -> Outcome:
+    """Turn after turn until the learner, a signal or the recorder ends the run; save the last checkpoint."""
+    run_spec, learner, shared = run.learner.run_spec, run.learner, run.shared
+    outcome = None
+    player = PolicyPlayer(run_spec) if run_spec.config.eval.every else None
     with Signals(run_spec.config.run.requeue) as signals:
-        try:
-            while outcome is None and not run.learner.finished():
-                if run.turn():
-                    signals.pass_on(run.shared)
-                    outcome = signals.ended()
-                    if evaluator is not None:  # before the messages: a row of this update tells what came of it
-                        run.evaluate(evaluator, recorder)
-                for message in run.sink.drain():
-                    recorder.handle(message)
-                run.shared.set_training_return(recorder.training_return)
-                run.learner.save_if_due()
-                outcome = outcome or recorder.reached()
-            atomics.store(run.shared.orders, STOP, FINISH)
-            said = int(run.shared.progress[OUTCOME])
-            run.learner.leave()
-            recorder.record_row_counts(run.shared.slot_table.row_counts())
-            for message in run.sink.drain():
-                recorder.handle(message)
-            recorder.env_steps, recorder.seconds = run.learner.env_steps, run.learner.seconds  # rows come every few updates
-            stored = int(run.shared.progress[OUTCOME]) != STORAGE
-        finally:
-            run.close()
-    if not stored:
-        return Outcome("storage", 10, "the last checkpoint could not be written, see log.txt")
-    if outcome is not None:
-        return outcome
-    if said == NON_FINITE:
-        return Outcome("non-finite", 9, "losses or gradients were not finite too often; lower optim.lr")
-    return Outcome("finished", 0, "the stop rule was reached")
+        while outcome is None and not learner.finished():
+            if run.turn():
+                signals.forward(shared)
+                outcome = signals.outcome()
+                if player is not None:  # before the telemetry: the row of this update reports the evaluation
+                    run.evaluate(player, recorder)
+            run.record(recorder)
+            shared.supervisor.training_return = recorder.training_return
+            learner.save_if_due()
+            outcome = outcome or recorder.reached()
+        shared.supervisor.stop = StopOrder.FINISH
+        outcome = outcome or learner_outcome(shared.learner[POLICY].outcome, run_spec)
+        assert outcome is not None
+        learner.leave()
+        add_last_save(outcome, shared.learner[POLICY].outcome)
+        recorder.record_row_counts(shared.slot_table.row_counts())
+        run.record(recorder)
+        recorder.env_steps, recorder.seconds = learner.env_steps, learner.seconds  # rows come every few updates
+    return outcome

@@ -1,8 +1,8 @@
-"""What lockstep saves beside the learner so that a resume is bit for bit: memory, environments, half-filled windows.
+"""State that lockstep saves besides the learner's, so that a resume is bit-identical.
 
-Taken between two turns, when every worker stands still: the whole arena (slots, book), the mailbox, every group
-with its environments, the metrics since the last row, the games the training return is made of. Randomness is counted,
-not stateful (noise by request number, shuffles by update): the only generators here are the environments' own.
+Captured between two turns, when no worker runs: the whole arena (slots, slot table), the mailbox, every group with its
+environments, the metrics since the last row, and the episodes of the training return. Randomness is counter-based
+(noise by request number, shuffles by update), so the environments' generators are the only ones to save.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def capture(run: Lockstep, board: Board) -> dict[str, np.ndarray]:
-    """Arrays for the checkpoint. Raises EnvError if an environment cannot be saved."""
+    """Arrays for the checkpoint. EnvError if an environment cannot be saved."""
     state = {
         "groups": [[group.state() for group in sampler.runs] for sampler in run.samplers],
         "episodes": [sampler.episodes for sampler in run.samplers],
@@ -32,12 +32,12 @@ def capture(run: Lockstep, board: Board) -> dict[str, np.ndarray]:
 
 
 def restore(run: Lockstep, board: Board, arrays: dict[str, np.ndarray]) -> None:
-    """The inverse, into a run built from the same checkpoint and settings."""
+    """The inverse of `capture`, for a run with the same settings whose learner has loaded the same checkpoint."""
     state = decode(json.loads(arrays["state"].tobytes()))
     run.shared.arena.load(arrays["arena"])
     for sampler, groups, episodes in zip(run.samplers, state["groups"], state["episodes"], strict=True):
         sampler.episodes = episodes
-        for group, one in zip(sampler.runs, groups, strict=True):
-            group.set_state(one)
+        for group, saved in zip(sampler.runs, groups, strict=True):
+            group.set_state(saved)
     run.learner.set_windows(state["learner"])
     board.set_state(state["board"])

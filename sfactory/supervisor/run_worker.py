@@ -1,4 +1,4 @@
-"""Which worker a newborn process becomes. Imports only what the args needs: a sampler never sees torch."""
+"""Run a worker by name in this process. Imports only what that worker needs: a sampler never imports torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import contextlib
 import ctypes
 import os
 import sys
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
 from sfactory.errors import CheckpointError, Exit
-from sfactory.workers.shared import EVALUATOR, RunSpec, SharedHandles, SharedState
+from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, parse_worker
+from sfactory.workers.shared import RunSpec, SharedHandles, SharedState
 from sfactory.workers.worker import QueueSink
 
 
@@ -20,25 +22,29 @@ class WorkerArgs:
 
     run_spec: RunSpec
     queue: Any
+    """Telemetry queue."""
     generation: int
+    """How often this worker was restarted."""
     evaluated: int = 0
     """For the evaluator: trained steps of the policy that was evaluated last."""
 
 
 def handles_from_fds(fds: tuple[int, ...]) -> SharedHandles:
+    """The inverse of `fds_of_handles`."""
     arena, mail, *bells = fds
     return SharedHandles(arena, mail, tuple(zip(bells[::2], bells[1::2], strict=True)))
 
 
 def fds_of_handles(handles: SharedHandles) -> tuple[int, ...]:
+    """All descriptors as one flat tuple."""
     return handles.arena, handles.mail, *(fd for pair in handles.bells for fd in pair)
 
 
 def keep_memory() -> None:
-    """Have malloc keep and reuse large blocks instead of mapping them anew at every update.
+    """Make malloc keep and reuse large blocks instead of mapping them again at every update.
 
-    A fresh mapping costs a page fault per 4 KiB, which made the backward pass of a ReLU over 17 MB 39 ms instead of 5,
-    and an update of 4,096 MinAtar samples 20 % slower (2 cores, benchmarks/LOG.md).
+    A new mapping costs a page fault per 4 KiB, which made the backward pass of a ReLU over 17 MB 39 ms instead of 5 and
+    an update of 4,096 MinAtar samples 20 % slower (2 cores, benchmarks/LOG.md).
     """
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         libc = ctypes.CDLL(None)
@@ -47,67 +53,54 @@ def keep_memory() -> None:
 
 
 def run_worker(name: str, fds: tuple[int, ...], args: WorkerArgs) -> int:
-    """Live a worker's worker; returns the exit code."""
-    if name == EVALUATOR:
-        return _evaluate(args)
+    """Run a worker until it exits; return the exit code."""
+    kind, index = parse_worker(name)
+    if kind == EVALUATOR:
+        return _run_evaluator(index, args)
     shared = SharedState(args.run_spec, handles_from_fds(fds))
     sink = QueueSink(args.queue)
-    run = args.run_spec.config.run
-    if name in ("learner", "inference"):
-        keep_memory()
-    if name == "learner":
-        import torch
-
-        from sfactory.workers.learner import Learner
-
-        torch.set_num_threads(1)  # its threads share rows, not operations (`workers.pool`)
-        try:
-            learner = Learner(shared, sink)
-        except CheckpointError as error:
-            print(error, file=sys.stderr)
-            return Exit.RESUME_REFUSED
-        learner.run()
-        learner.leave()
-    elif name == "inference":
-        import torch
-
-        from sfactory.workers.inference import Inference
-
-        torch.set_num_threads(run.inference_threads)
-        Inference(shared, sink).run()
-    else:
-        return _sample(name, shared, sink, args)
-    return 0
+    if kind == LEARNER:
+        return _run_learner(index, shared, sink)
+    if kind == INFERENCE:
+        return _run_inference(index, shared, sink)
+    return _run_sampler(index, shared, sink, args.generation)
 
 
-def _evaluate(args: WorkerArgs) -> int:
-    os.nice(19)  # before any heavy import: what it takes, it takes from idle cores
-    _offer_to_oom_killer(1000)
+def _run_learner(policy: int, shared: SharedState, sink: QueueSink) -> int:
+    keep_memory()
     import torch
 
-    from sfactory.workers.evaluator import Evaluator
+    from sfactory.workers.learner import Learner
 
-    torch.set_num_threads(1)
-    Evaluator(args.run_spec, QueueSink(args.queue), args.evaluated).run()
+    torch.set_num_threads(1)  # its own thread pool splits rows, not operations
+    try:
+        learner = Learner(shared, sink, policy)
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return Exit.RESUME_REFUSED
+    learner.run()
+    learner.leave()
     return 0
 
 
-def _offer_to_oom_killer(score: int) -> None:
-    """When memory runs out the kernel takes the highest score: whoever can be born again offers itself."""
-    if sys.platform == "linux":
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write(str(score))
+def _run_inference(policy: int, shared: SharedState, sink: QueueSink) -> int:
+    keep_memory()
+    import torch
+
+    from sfactory.workers.inference import Inference
+
+    torch.set_num_threads(shared.run_spec.config.run.inference_threads)
+    Inference(shared, sink, policy=policy).run()
+    return 0
 
 
-def _sample(name: str, shared: SharedState, sink: QueueSink, args: WorkerArgs) -> int:
+def _run_sampler(index: int, shared: SharedState, sink: QueueSink, generation: int) -> int:
     from sfactory.workers.sampler import Sampler
 
-    _offer_to_oom_killer(500)
+    _set_oom_score(500)
     try:
-        sampler = Sampler(int(name.removeprefix("sampler-")), shared, sink, args.generation)
+        sampler = Sampler(index, shared, sink, generation)
     except Exception as error:
-        import traceback
-
         traceback.print_exc()
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return Exit.ENVIRONMENT
@@ -115,3 +108,22 @@ def _sample(name: str, shared: SharedState, sink: QueueSink, args: WorkerArgs) -
     sampler.flush()
     sampler.close()
     return 0
+
+
+def _run_evaluator(policy: int, args: WorkerArgs) -> int:
+    os.nice(19)  # before any heavy import: it uses idle cores only
+    _set_oom_score(1000)
+    import torch
+
+    from sfactory.workers.evaluator import Evaluator
+
+    torch.set_num_threads(1)
+    Evaluator(args.run_spec, QueueSink(args.queue), args.evaluated, policy).run()
+    return 0
+
+
+def _set_oom_score(score: int) -> None:
+    """When memory runs out the kernel kills the highest score first: workers that can be restarted have one."""
+    if sys.platform == "linux":
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(score))

@@ -1,4 +1,4 @@
-"""What the outside wants of a run: handlers only note it, the loop acts on it between two steps."""
+"""Signals to the supervisor: handlers only count them, the main loop acts on them between two steps."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import threading
 from types import FrameType
 from typing import Any
 
-from sfactory.run.recorder import Outcome
-from sfactory.shm import atomics
-from sfactory.workers.shared import SAVE, SharedState
+from sfactory.errors import Exit
+from sfactory.run.outcome import Outcome
+from sfactory.workers.shared import SharedState
 
-REQUEUE = 75
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-def ask_scheduler() -> str:
-    """Tell SLURM to start this job again; what came of it, in words. Elsewhere exit code 75 says it all."""
+def requeue_job() -> str:
+    """Ask SLURM to start this job again; return the result as a log line. Other schedulers act on exit code 75."""
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
         return "no SLURM job to requeue; the exit code is 75"
@@ -29,43 +29,45 @@ def ask_scheduler() -> str:
 
 
 class Signals:
-    """Context manager: inside it, SIGINT, SIGTERM, SIGHUP and SIGUSR1 are noted."""
+    """Context manager that counts SIGINT, SIGTERM, SIGHUP and SIGUSR1 instead of acting on them."""
 
     def __init__(self, requeue: bool = False) -> None:
-        self.requeue = requeue  # SIGUSR1, which schedulers send before the time is up, ends the run too
-        self.stop = 0  # how often Ctrl-C, SIGTERM or SIGHUP came
-        self.code = 0
-        self.save = 0
-        self._before: dict[int, Any] = {}
+        """requeue: SIGUSR1, which schedulers send before the time limit, ends the run too."""
+        self.requeue = requeue
+        self.stop_count = 0  # signals that end the run
+        self.save_count = 0  # signals that request a checkpoint
+        self._exit: Exit | None = None  # by the first signal that ends the run
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-                self._before[number] = signal.signal(number, self._note)
+            for number in HANDLED:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def ended(self) -> Outcome | None:
-        """How the run ends if it was asked to."""
-        if not self.stop:
+    def outcome(self) -> Outcome | None:
+        """The outcome of the run if a signal ends it."""
+        if not self.stop_count:
             return None
-        if self.code == REQUEUE:
-            return Outcome("requeue", REQUEUE, "stopped to be started again by the scheduler")
-        return Outcome("interrupted" if self.code == 130 else "terminated", self.code, "stopped by signal")
+        assert self._exit is not None
+        if self._exit is Exit.REQUEUE:
+            return Outcome.of(Exit.REQUEUE, "stopped to be started again by the scheduler")
+        return Outcome.of(self._exit, "stopped by signal")
 
-    def pass_on(self, shared: SharedState) -> None:
-        """SIGUSR1 asks for a checkpoint: the learner compares this word with the one it saw last."""
-        if self.save != int(shared.orders[SAVE]):
-            atomics.store(shared.orders, SAVE, self.save)
+    def forward(self, shared: SharedState) -> None:
+        """Pass requests for a checkpoint on to the learner."""
+        if self.save_count != shared.supervisor.save_requests:
+            shared.supervisor.save_requests = self.save_count
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGUSR1:
-            self.save += 1
+            self.save_count += 1
             if not self.requeue:
                 return
-            self.code = self.code or REQUEUE
-        self.stop += 1
-        self.code = self.code or (130 if number == signal.SIGINT else 143)
+            self._exit = self._exit or Exit.REQUEUE
+        self.stop_count += 1
+        self._exit = self._exit or (Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED)

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 
 from sfactory.supervisor.child_main import SIGNALS, SpawnMessage, child_main
 
-# Reads "+ PGID" and "- PGID" lines from the worker pipe; at its end (the supervisor is gone) kills what is listed.
+# Reads lines "+ PGID" and "- PGID" from its stdin; at the end of file (the supervisor is gone) kills the listed groups.
 _ORPHAN_KILLER = """
 trap '' INT TERM HUP USR1
 groups=
@@ -29,7 +29,7 @@ for g in $groups; do kill -9 -- "-$g"; kill -9 "$g"; done 2>/dev/null
 
 
 class OrphanKiller:
-    """One line of shell that outlives the supervisor just long enough to bury its workers, grandchildren too."""
+    """A shell process that outlives the supervisor and kills the remaining worker groups, their children included."""
 
     def __init__(self) -> None:
         self._shell = subprocess.Popen(
@@ -40,19 +40,21 @@ class OrphanKiller:
             start_new_session=True,
         )
 
-    def _tell(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         assert self._shell.stdin is not None
-        with contextlib.suppress(OSError):  # if the orphan_killer was killed, the death signal remains
+        with contextlib.suppress(OSError):  # if the shell was killed, PDEATHSIG still ends the workers
             os.write(self._shell.stdin.fileno(), line.encode())
 
     def watch(self, pgid: int) -> None:
-        self._tell(f"+ {pgid}\n")
+        """Add a worker's process group."""
+        self._write(f"+ {pgid}\n")
 
     def forget(self, pgid: int) -> None:
-        self._tell(f"- {pgid}\n")
+        """Remove the process group of a worker that is reaped."""
+        self._write(f"- {pgid}\n")
 
-    def dismiss(self) -> None:
-        """Close the worker pipe; whoever is still listed is killed."""
+    def close(self) -> None:
+        """End the shell; it kills the groups that are still listed."""
         assert self._shell.stdin is not None
         with contextlib.suppress(OSError):
             self._shell.stdin.close()
@@ -70,21 +72,25 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def spawn(message: SpawnMessage) -> BaseProcess:
-    """Spawn a worker. Signals are blocked across the spawn: the child inherits the mask, the parent gets them after."""
+    """Spawn a worker process.
+
+    Signals are blocked meanwhile: the child inherits the mask, and the parent receives them afterwards.
+    """
     process = multiprocessing.get_context("spawn").Process(target=child_main, args=(message,), name=message.name)
     with _signals_blocked():
         process.start()
     assert process.pid is not None
-    with contextlib.suppress(OSError):  # both sides do this: whoever comes first
+    with contextlib.suppress(OSError):  # parent and child both do this, so it is done before either continues
         os.setpgid(process.pid, process.pid)
     return process
 
 
-FDS_PER_WORKER, FDS_OF_OUR_OWN = 16, 64  # pipes of bell, queue and birth, sentinel, pidfd; files and libraries
+FDS_PER_WORKER, FDS_OF_OUR_OWN = 16, 64
+"""File descriptors: pipes of doorbell, queue and spawn, sentinel and pidfd per worker; files and libraries."""
 
 
 def check_descriptors(workers: int) -> None:
-    """Raise the soft limit of file descriptors to what the run needs. OSError (EMFILE), with numbers, if it cannot."""
+    """Raise the soft limit of file descriptors to the number the run needs. OSError (EMFILE) if it cannot."""
     need = FDS_OF_OUR_OWN + FDS_PER_WORKER * workers
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= need or soft == resource.RLIM_INFINITY:
@@ -99,13 +105,13 @@ def check_descriptors(workers: int) -> None:
 
 
 def request_stack_dump(pid: int) -> None:
-    """The stack of every thread of a worker, into its own file: faulthandler needs no interpreter for it."""
+    """Have a worker write the stacks of its threads into its output file; works while it holds the interpreter lock."""
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGUSR2)
 
 
 def kill_group(pid: int) -> None:
-    """SIGKILL a worker and everything it started."""
+    """SIGKILL a worker and all its children."""
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(OSError):
             kill(pid, signal.SIGKILL)

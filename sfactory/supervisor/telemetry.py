@@ -1,4 +1,4 @@
-"""Telemetry as the supervisor hears it: what workers tell, and nothing that anybody waits for."""
+"""Collect the telemetry of worker processes; no process ever waits for it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ QUEUE_BYTES = 1 << 20
 
 
 class Telemetry:
-    """One daemon thread per generation that only appends to a list, and ends when its worker is buried and the queue
-    is empty. If the queue wedges (its worker died holding its lock), statistics of a dead worker are lost and nothing
-    else: no thread is ever joined."""
+    """One queue and one daemon thread per worker generation; the thread only appends to a list.
+
+    A thread ends when its worker is reaped and its queue is empty. If a queue is stuck because its worker was killed
+    while holding the queue's lock, only the remaining statistics of that worker are lost: threads are never joined.
+    """
 
     def __init__(self) -> None:
         self.messages: deque[Message] = deque()
-        self._read_from: dict[int, Any] = {}  # queues with a reader
+        self._open: dict[int, Any] = {}  # queues that a thread reads
 
-    def listen(self, over: threading.Event) -> Any:
-        """A new queue with its own reader, until `over` is set."""
+    def listen(self, reaped: threading.Event) -> Any:
+        """A new queue that is read until `reaped` is set and the queue is empty."""
         from faster_fifo import Queue
 
         queue = Queue(max_size_bytes=QUEUE_BYTES)
-        self._read_from[id(queue)] = queue
-        threading.Thread(target=self._read, args=(queue, over), daemon=True).start()
+        self._open[id(queue)] = queue
+        threading.Thread(target=self._read, args=(queue, reaped), daemon=True).start()
         return queue
 
-    def _read(self, queue: Any, over: threading.Event) -> None:
+    def _read(self, queue: Any, reaped: threading.Event) -> None:
         from queue import Empty
 
         try:
@@ -38,19 +40,20 @@ class Telemetry:
                 try:
                     self.messages.extend(queue.get_many(timeout=1.0))
                 except Empty:
-                    if over.is_set():
+                    if reaped.is_set():
                         return
                 except Exception:
                     return
         finally:
-            self._read_from.pop(id(queue), None)
+            self._open.pop(id(queue), None)
 
-    def settle(self, seconds: float = 2.0) -> None:
-        """Wait until the readers have read everything that was put, for a bounded time: nobody may put any more."""
+    def wait_until_read(self, seconds: float = 2.0) -> None:
+        """Wait until the threads have read all queues, at most `seconds`. No worker may write any more."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not all(queue.empty() for queue in list(self._read_from.values())):
+        while time.monotonic() < deadline and not all(queue.empty() for queue in list(self._open.values())):
             time.sleep(0.01)
-        time.sleep(0.05)  # what was read is appended next
+        time.sleep(0.05)  # messages are appended a moment after the queue is empty
 
     def drain(self) -> list[Message]:
+        """Return and forget the messages read so far."""
         return [self.messages.popleft() for _ in range(len(self.messages))]

@@ -1,5 +1,5 @@
-"""The processes: supervisor, samplers, inference, learner. One process, one file, one loop.
+"""The worker processes: samplers, inference worker, learner, evaluator. One file and one loop per process.
 
 `step()` does the work and returns whether there was any; `run()` only waits and calls `step()`. Tests and the lockstep
-mode call `step()` in one process: there is no second implementation of anything.
+mode call `step()` in one process, so there is no second implementation.
 """

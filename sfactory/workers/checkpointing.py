@@ -13,8 +13,7 @@ from sfactory.learning.update import Update
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import Saver
 from sfactory.workers.counters import Counters
-from sfactory.workers.learner_words import LearnerOutcome, LearnerWords, SupervisorWords
-from sfactory.workers.shared import RunSpec
+from sfactory.workers.shared import LearnerOutcome, LearnerWords, RunSpec, SupervisorWords
 
 
 class Checkpointing:
@@ -28,11 +27,12 @@ class Checkpointing:
         words: LearnerWords,
         supervisor: SupervisorWords,
         log: Callable[[str], None],
+        policy: int,
     ) -> None:
         self.run_spec, self.config, self.update, self.counters = run_spec, run_spec.config, update, counters
         self.words, self.supervisor, self.log = words, supervisor, log
         self.lockstep = self.config.run.mode == "lockstep"
-        self.saver = Saver(Path(run_spec.run_dir), self.config.checkpoint.keep, self.config.checkpoint.milestones)
+        self.saver = Saver(run_spec.policy_dir(policy), self.config.checkpoint.keep, self.config.checkpoint.milestones)
         self.saved_at = time.monotonic()
         self.saved_steps = 0  # env_steps of the last save that was started, successful or not
         self.started_one = bool(run_spec.resume_from)

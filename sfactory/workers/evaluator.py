@@ -1,13 +1,13 @@
-"""The evaluator: plays whole games with the newest checkpoint while the others train.
+"""The evaluator: play whole episodes with the newest checkpoint while training continues.
 
-consumes    checkpoints
-produces    eval/* (telemetry)
-waits for   a checkpoint beyond the next multiple of eval.every
-unblocked by the learner, which writes one there
+consumes     checkpoints
+produces     eval/* (telemetry)
+waits for    a checkpoint beyond the next multiple of eval.every
+unblocked by the learner, which writes a checkpoint there
 
-It shares no memory and holds nothing that must not be lost: it may be killed at any moment, and nobody waits for it but
-the end of a finished run, for a bounded time. Where it is too slow, multiples are passed over: it takes the newest.
-Every evaluation begins the same games: two points of a curve differ by their policies, not by their luck with seeds.
+It uses no shared memory and holds no state that must not be lost: it may be killed at any moment. Only the end of a
+finished run waits for it, for a bounded time. If it is too slow, multiples are skipped: it evaluates the newest
+checkpoint. Every evaluation starts from the same seeds, so that two points of a curve differ only by their policies.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import faulthandler
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,93 +24,101 @@ from sfactory.monitor.messages import Message
 from sfactory.monitor.statistics import iqm
 from sfactory.play.episodes import play_task, torch_policy
 from sfactory.run import checkpoint
-from sfactory.workers.shared import EVALUATOR, RunSpec
+from sfactory.workers.names import POLICY, evaluator_name
+from sfactory.workers.shared import RunSpec
 from sfactory.workers.worker import TelemetrySink
 
-LOOK_S = 0.5
+POLL_S = 0.5
 
 
 class Watchdog:
-    """Ends this process, its stack on stderr, when nothing was heard for `seconds`.
+    """Ends this process, with its stack on stderr, if `reset` is not called for `seconds`.
 
-    An environment that hangs may hold the interpreter, so no Python thread could see to it; faulthandler's is C.
+    An environment that hangs may hold the interpreter lock, so a Python thread could not do this; faulthandler uses a C
+    thread.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._armed = -np.inf
 
-    def hear(self) -> None:
-        """All is well. Cheap: it is armed anew once in a while only."""
+    def reset(self) -> None:
+        """Start the time again. Cheap: the timer is set again at most every second."""
         now = time.monotonic()
         if now - self._armed > min(1.0, self.seconds / 4):
             faulthandler.dump_traceback_later(self.seconds, exit=True)
             self._armed = now
 
-    def rest(self) -> None:
+    def stop(self) -> None:
+        """Disarm until the next `reset`."""
         faulthandler.cancel_dump_traceback_later()
         self._armed = -np.inf
 
 
 class PolicyPlayer:
-    """Plays with a network of its own; whoever calls puts the weights in."""
+    """Plays episodes with a network of its own; the caller loads the weights into `model`."""
 
-    def __init__(self, run_spec: RunSpec) -> None:
+    def __init__(self, run_spec: RunSpec, policy: int = POLICY) -> None:
+        self.name = evaluator_name(policy)
         self.run_spec, self.model = run_spec, build_model(run_spec.config, run_spec.spec).eval()
 
-    def evaluate(self, env_steps: int, alive: Callable[[], None] = lambda: None) -> Message:
-        """eval.episodes games of every task, as telemetry. alive: called before every step."""
-        config, begun = self.run_spec.config, time.perf_counter()
+    def evaluate(self, env_steps: int, on_step: Callable[[], None] = lambda: None) -> Message:
+        """Play eval.episodes episodes of every task; return the results as telemetry.
+
+        env_steps: trained steps of the policy. on_step: called before every step.
+        """
+        config, start = self.run_spec.config, time.perf_counter()
         seed, row = config.run.seed, {}
         returns, lengths, iqms = [], [], []
         for task in config.env.tasks:
             policy = torch_policy(self.model, config.eval.greedy, seed)
 
-            def watched(obs: Mapping[str, np.ndarray], first: np.ndarray, policy: Any = policy) -> Any:
-                alive()
+            def act(obs: Mapping[str, np.ndarray], first: np.ndarray, policy: Any = policy) -> Any:
+                on_step()
                 return policy(obs, first)
 
             squash, episodes = config.model.squash, config.eval.episodes
-            _, _, games = play_task(task, config.env.arguments, watched, episodes, seed, squash=squash)
-            returns.append(float(np.mean(games.returns)))
-            lengths.append(float(np.mean(games.lengths)))
-            iqms.append(float(iqm(np.asarray(games.returns))))
+            _, _, played = play_task(task, config.env.arguments, act, episodes, seed, squash=squash)
+            returns.append(float(np.mean(played.returns)))
+            lengths.append(float(np.mean(played.lengths)))
+            iqms.append(float(iqm(np.asarray(played.returns))))
             if len(config.env.tasks) > 1:
                 row[f"eval/episodic_return/{task}"] = returns[-1]
         means = zip(("episodic_return", "episodic_length", "iqm"), (returns, lengths, iqms), strict=True)
         row |= {f"eval/{name}": float(np.mean(values)) for name, values in means}
-        row |= {"eval/env_steps": float(env_steps), "eval/seconds": time.perf_counter() - begun}
-        return "eval", EVALUATOR, row
+        row |= {"eval/env_steps": float(env_steps), "eval/seconds": time.perf_counter() - start}
+        return "eval", self.name, row
 
 
 class Evaluator:
-    """The evaluator as a process of its own."""
+    """Evaluates new checkpoints in a process of its own; see the top of this file."""
 
-    def __init__(self, run_spec: RunSpec, sink: TelemetrySink, evaluated: int) -> None:
+    def __init__(self, run_spec: RunSpec, sink: TelemetrySink, evaluated: int, policy: int = POLICY) -> None:
         self.run_spec, self.sink = run_spec, sink
+        self.checkpoint_dir = run_spec.policy_dir(policy)
         self.evaluated = evaluated  # trained steps of the policy that was evaluated last
-        self.evaluator = PolicyPlayer(run_spec)
+        self.player = PolicyPlayer(run_spec, policy)
         self.watchdog = Watchdog(run_spec.config.env.step_timeout)
 
     def step(self) -> bool:
-        """One evaluation, if the newest checkpoint is to have one."""
-        newest = next(iter(checkpoint.candidates(Path(self.run_spec.run_dir))), None)
+        """One evaluation, if the newest checkpoint is due for one."""
+        newest = next(iter(checkpoint.candidates(self.checkpoint_dir)), None)
         if newest is None or not self.run_spec.evaluation_due(self.evaluated, int(newest.name)):
             return False
         try:
             checkpoint.verify(newest)
             weights = checkpoint.load(newest, ("model",)).parts["model"]
-        except Exception:  # thinned out while it was read, or damaged: the next one will do
+        except Exception:  # pruned while it was read, or damaged: wait for the next one
             return False
-        self.evaluator.model.load_state_dict(weights)
-        self.watchdog.hear()  # building environments counts as a step
-        self.sink.put(self.evaluator.evaluate(int(newest.name), self.watchdog.hear))
-        self.watchdog.rest()
+        self.player.model.load_state_dict(weights)
+        self.watchdog.reset()  # building environments counts as a step
+        self.sink.put(self.player.evaluate(int(newest.name), self.watchdog.reset))
+        self.watchdog.stop()
         self.evaluated = int(newest.name)
         return True
 
     def run(self) -> None:
-        """Until it is killed; it dies with the supervisor."""
+        """Evaluate until the process is killed, at the latest when the supervisor exits."""
         while True:
             if not self.step():
-                time.sleep(LOOK_S)
+                time.sleep(POLL_S)

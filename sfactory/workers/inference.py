@@ -1,13 +1,13 @@
-"""The inference worker: answers every group that waits, in one batch, with the newest weights.
+"""The inference worker: compute actions for every group with a pending request, in one batch.
 
-consumes    requests, observations, noise, the mailbox
-produces    actions, log-probabilities, distribution parameters, values, the version that acted
-waits for   a request
-unblocked by the samplers; at birth by the learner (version 0)
+consumes     requests, observations, noise, the mailbox
+produces     actions, log-probabilities, distribution parameters, values, the version of the weights
+waits for    a request
+unblocked by the samplers; at the start by the learner (version 0)
 
-Owns its copy of the weights, which the mailbox can give again, and one row of recurrent state per request, which is
-written in turn with another: so it holds nothing that must not be lost, and a fresh one finds all outstanding requests
-by one look at the slot_table.
+Owns a copy of the weights, which the mailbox still holds, and computes one row of recurrent state per request into the
+other of two rows. It therefore holds no state that must not be lost: a restarted inference worker finds every pending
+request in the slot table.
 """
 
 from __future__ import annotations
@@ -20,24 +20,28 @@ import torch
 from sfactory.device.accelerator import accelerator_of, register
 from sfactory.device.selection import pick_device, precision
 from sfactory.learning.network import build_model
-from sfactory.shm.mailbox import NOTHING, Mailbox
+from sfactory.shm.mailbox import NOTHING
 from sfactory.shm.slots import unpack
 from sfactory.workers.inference_batch import CpuBatch, GpuBatch, InferenceBatch
+from sfactory.workers.names import POLICY, inference_name
 from sfactory.workers.shared import SharedState
 from sfactory.workers.worker import TelemetrySink, Worker
 
 
 class Inference(Worker):
-    """See the top of this file. `whole_batch`: always the same batch shape, as lockstep needs for equal bits."""
+    """Computes actions in batches; see the top of this file."""
 
-    def __init__(self, shared: SharedState, sink: TelemetrySink, whole_batch: bool = False) -> None:
-        super().__init__("inference", shared, sink)
+    def __init__(
+        self, shared: SharedState, sink: TelemetrySink, whole_batch: bool = False, policy: int = POLICY
+    ) -> None:
+        """whole_batch: use one batch shape, all groups, as lockstep needs for bit-identical results."""
+        super().__init__(inference_name(policy), shared, sink)
         self.device = pick_device(self.config.run.inference_device or self.config.run.device)
         self.model = build_model(self.config, self.run_spec.spec).to(self.device).eval()
         self.distribution = self.model.distribution
         self.autocast = precision(self.config.run.precision, self.device)
         weights = self.model.flat_size()
-        self.mailbox = Mailbox(shared.arena, shared.mailbox_memory(weights))
+        self.mailbox = shared.mailbox(weights, policy)
         self.version = NOTHING
         self.whole_batch = whole_batch
         self.fields, schema = shared.trajectories, shared.trajectories.schema
@@ -46,10 +50,10 @@ class Inference(Worker):
         self.accelerator = accelerator_of(self.device, spin=not whole_batch, exact=whole_batch)
         scratch = torch.empty(weights)
         self.scratch = scratch if self.accelerator is None else self.accelerator.pinned(scratch)
-        self.batch = self._answers()
+        self.batch = self._make_batch()
         self.stages.drain()
 
-    def _answers(self) -> InferenceBatch:
+    def _make_batch(self) -> InferenceBatch:
         rows, places = self.shared.trajectories.schema.rows(), self.G * self.E
         leaves = {name: rows[name][1:] for name in (*self.obs_names, "first", "noise")}
         inputs = {name: np.zeros((places, *shape), dtype) for name, (shape, dtype) in leaves.items()}
@@ -59,27 +63,28 @@ class Inference(Worker):
             return CpuBatch(self._forward, inputs, self.E)
         direct = register(self.accelerator, self.shared.arena, self.log)
         return GpuBatch(
-            self._forward, inputs, self.E, self.accelerator, direct=direct, whole=self.whole_batch, say=self.log
+            self._forward, inputs, self.E, self.accelerator, direct=direct, whole=self.whole_batch, log=self.log
         )
 
     def step(self) -> bool:
-        asked = self.slot_table.request_words.copy()
-        groups = np.flatnonzero(asked != self.slot_table.response_words).tolist()
+        """Respond to all pending requests, if there are any and the first weights are published."""
+        requests = self.slot_table.request_words.copy()
+        groups = np.flatnonzero(requests != self.slot_table.response_words).tolist()
         if not groups:
             return False
-        self.refresh()  # after the look: the other way round data of lag 0 would sometimes have lag 1
+        self.refresh()  # after reading the requests: in the other order on-policy data would sometimes have lag 1
         if self.version == NOTHING:
             return False
         self.stages.mark("look")
-        # One batch shape in lockstep: groups that do not wait are computed with their last rows, and not answered.
+        # Lockstep has one batch shape: groups without a request are computed with their last rows, without a response.
         places = {group: group if self.whole_batch else place for place, group in enumerate(groups)}
-        self._gather(asked, places)
+        self._gather(requests, places)
         self.stages.mark("gather")
         outputs = self.batch.run(self.G if self.whole_batch else len(groups))
         self.stages.mark("forward")
-        self._scatter(asked, places, outputs)
+        self._scatter(requests, places, outputs)
         for group in groups:
-            self.slot_table.respond(group, asked[group])
+            self.slot_table.respond(group, requests[group])
         for sampler in sorted({self.run_spec.sampler_of(group) for group in groups}):
             self.shared.sampler_bells[sampler].ring()
         self.envs += len(groups) * self.E
@@ -91,16 +96,16 @@ class Inference(Worker):
             self.accelerator.release()
 
     def refresh(self) -> None:
-        """Take the newest weights from the mailbox, if they are newer and whole."""
+        """Load the newest weights of the mailbox if they are newer than the current ones and complete."""
         version = self.mailbox.fetch(self.scratch.numpy(), self.version)
         if version not in (self.version, NOTHING):
-            self.model.read_flat(self.scratch)  # in place, in turn with the passes; waited for with the next of them
+            self.model.read_flat(self.scratch)  # in place and on the forward's stream; the next pass waits for it
             self.version = version
 
-    def _gather(self, asked: np.ndarray, places: dict[int, int]) -> None:
-        """The waiting groups' rows, side by side."""
+    def _gather(self, requests: np.ndarray, places: dict[int, int]) -> None:
+        """Stage the rows of every group in `places`: group -> place in the batch."""
         for group, place in places.items():
-            number, slot, t = unpack(asked[group])
+            number, slot, t = unpack(requests[group])
             for name in (*self.obs_names, "first", "noise"):
                 self.batch.stage(name, place, self.fields[name][group, slot, t])
             if self.has_state:
@@ -111,7 +116,7 @@ class Inference(Worker):
 
     @torch.inference_mode()
     def _forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """One forward pass: every answer of a batch has one version."""
+        """One forward pass, so that one version acts in the whole batch."""
         with self.autocast():
             out = self.model({name: inputs[name] for name in self.obs_names}, inputs.get("state"), inputs["first"])
         actions, log_prob = self.distribution.sample_and_log_prob(out.params, inputs["noise"])
@@ -120,11 +125,11 @@ class Inference(Worker):
             outputs["state"] = out.state
         return outputs
 
-    def _scatter(self, asked: np.ndarray, places: dict[int, int], outputs: dict[str, np.ndarray]) -> None:
-        """Write the answers into the slots. Only rows that `asked` names are touched."""
+    def _scatter(self, requests: np.ndarray, places: dict[int, int], outputs: dict[str, np.ndarray]) -> None:
+        """Write the outputs into the slots. Writes only the rows named by `requests`."""
         E = self.E
         for group, place in places.items():
-            number, slot, t = unpack(asked[group])
+            number, slot, t = unpack(requests[group])
             rows = slice(place * E, place * E + E)
             for name in (*self.action_names, "log_prob", "params", "value"):
                 self.fields[name][group, slot, t] = outputs[name][rows]

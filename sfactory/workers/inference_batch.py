@@ -1,11 +1,11 @@
-"""The inference worker's passes: rows of the waiting groups in, actions and what belongs to them out.
+"""Batches of the inference worker: stage the rows of the waiting groups, run a forward pass, return its outputs.
 
-On the CPU the rows lie where the network reads them. Before a GPU they take the shortest way: large leaves straight
-from the shared memory where it may be registered, the small ones side by side through pinned memory in one copy each.
-There the number of groups is rounded up to a bucket, so that few shapes occur, and a bucket's whole pass, copies
-included, is recorded once and replayed: one call instead of fifty.
+On the CPU the rows are staged where the network reads them. On a GPU, large leaves are copied directly from shared
+memory where it can be registered; small leaves are staged in pinned memory and copied once per batch. The number of
+groups is rounded up to a bucket, so that few shapes occur, and the pass of each bucket, copies included, is recorded
+once as a graph and replayed: one launch instead of fifty.
 
-Legend: G groups, E environments of a group; rows are [G * E, ...].
+Legend: G groups, E environments per group; rows are [G * E, ...].
 """
 
 from __future__ import annotations
@@ -21,25 +21,24 @@ from torch import Tensor
 from sfactory.device.accelerator import DIRECT_BYTES, WARM, Accelerator, NotRecordable
 
 Forward = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-"""Named rows [n, ...] -> named answers [n, ...], under whatever weights are the newest. Row by row: what is in one
-changes no other."""
+"""Named input rows [n, ...] -> named output rows [n, ...], with the current weights. Rows are independent."""
 
 
 class InferenceBatch(Protocol):
-    """`stage` the rows of every waiting group in its place, then `run` them."""
+    """`stage` the rows of every waiting group in its place, then `run` the batch."""
 
     def stage(self, name: str, place: int, rows: np.ndarray) -> None:
-        """The rows [E, ...] of one leaf, of the group in this place. They must not change before `run` returns."""
+        """Stage the rows [E, ...] of a leaf for the group in this place. They must not change before `run` returns."""
 
     def run(self, groups: int) -> dict[str, np.ndarray]:
-        """InferenceBatch for the first `groups` places, [groups * E, ...]; valid until the next call."""
+        """Outputs for the first `groups` places, [groups * E, ...]; valid until the next call."""
 
 
 class CpuBatch:
-    """On the CPU."""
+    """A batch on the CPU."""
 
     def __init__(self, forward: Forward, inputs: Mapping[str, np.ndarray], group_size: int) -> None:
-        """inputs: every leaf's rows for all groups, [G * E, ...], zeros."""
+        """inputs: zeros for the rows of every leaf, for all groups, [G * E, ...]."""
         self.forward, self.E = forward, group_size
         self.rows = dict(inputs)
         self.tensors = {name: torch.from_numpy(rows) for name, rows in inputs.items()}
@@ -48,12 +47,12 @@ class CpuBatch:
         self.rows[name][place * self.E : place * self.E + self.E] = rows
 
     def run(self, groups: int) -> dict[str, np.ndarray]:
-        answers = self.forward({name: tensor[: groups * self.E] for name, tensor in self.tensors.items()})
-        return {name: tensor.numpy() for name, tensor in answers.items()}
+        outputs = self.forward({name: tensor[: groups * self.E] for name, tensor in self.tensors.items()})
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
 class GpuBatch:
-    """On an accelerator."""
+    """A batch on an accelerator."""
 
     def __init__(
         self,
@@ -64,11 +63,11 @@ class GpuBatch:
         *,
         direct: bool,
         whole: bool = False,
-        say: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """direct: the accelerator may read what `stage` is given. whole: one bucket, all groups. say: gets a line where
-        something has to be done a slower way."""
-        self.forward, self.E, self.accelerator, self.log = forward, group_size, accelerator, say
+        """direct: the accelerator can read the arrays given to `stage`. whole: use one bucket of all groups. log:
+        receives a line when the batch falls back to a slower method."""
+        self.forward, self.E, self.accelerator, self.log = forward, group_size, accelerator, log
         groups = len(next(iter(inputs.values()))) // group_size
         self.buckets = [groups] if whole else buckets(groups)
         device = accelerator.device
@@ -83,7 +82,7 @@ class GpuBatch:
         self.prepare()
 
     def prepare(self) -> None:
-        """RunRecorder every bucket, the largest first. What cannot be recorded is done step by step, and said."""
+        """Record the pass of every bucket, largest first. If that is impossible, log it and launch each operation."""
         for bucket in reversed(self.buckets):
             work = partial(self._pass, bucket * self.E)
             for _ in range(WARM):
@@ -96,11 +95,11 @@ class GpuBatch:
                 return
 
     def stage(self, name: str, place: int, rows: np.ndarray) -> None:
-        where = slice(place * self.E, place * self.E + self.E)
+        target = slice(place * self.E, place * self.E + self.E)
         if name in self.staged:
-            self.staged[name].numpy()[where] = rows
+            self.staged[name].numpy()[target] = rows
         else:
-            self.accelerator.copy(self.device[name][where], torch.from_numpy(rows))
+            self.accelerator.copy(self.device[name][target], torch.from_numpy(rows))
 
     def run(self, groups: int) -> dict[str, np.ndarray]:
         bucket = next(size for size in self.buckets if size >= groups)
@@ -112,10 +111,10 @@ class GpuBatch:
         else:
             self.accelerator.run(partial(self._pass, rows))
         self.accelerator.wait()
-        return {name: answer[:used].numpy() for name, answer in self.outputs.items()}
+        return {name: output[:used].numpy() for name, output in self.outputs.items()}
 
     def _clear(self, used: int, rows: int) -> None:
-        """Zero the padding: rows of earlier batches are no input of this one."""
+        """Zero the padding, which may hold rows of earlier batches."""
         for name, tensor in self.device.items():
             if name in self.staged:
                 self.staged[name][used:rows].zero_()
@@ -123,19 +122,19 @@ class GpuBatch:
                 self.accelerator.run(tensor[used:rows].zero_)
 
     def _pass(self, rows: int) -> None:
-        """Upload, forward, download, for the first `rows`."""
+        """Upload, forward pass and download of the first `rows` rows."""
         for name, host in self.staged.items():
             self.accelerator.copy(self.device[name][:rows], host[:rows])
-        answers = self.forward({name: tensor[:rows] for name, tensor in self.device.items()})
+        outputs = self.forward({name: tensor[:rows] for name, tensor in self.device.items()})
         if not self.outputs:  # the largest bucket is the first
             self.outputs = {
-                name: self.accelerator.pinned(torch.empty_like(x, device="cpu")) for name, x in answers.items()
+                name: self.accelerator.pinned(torch.empty_like(x, device="cpu")) for name, x in outputs.items()
             }
-        for name, answer in answers.items():
-            self.accelerator.copy(self.outputs[name][:rows], answer)
+        for name, output in outputs.items():
+            self.accelerator.copy(self.outputs[name][:rows], output)
 
 
 def buckets(groups: int) -> list[int]:
-    """Powers of two up to the number of groups, and that number."""
+    """Batch sizes in groups: the powers of two below `groups`, and `groups`."""
     sizes = [1 << power for power in range(groups.bit_length()) if 1 << power < groups]
     return [*sizes, groups]

@@ -25,21 +25,13 @@ from sfactory.learning.distributed import Learners, SingleLearner
 from sfactory.learning.network import build_model
 from sfactory.learning.staging import Staging
 from sfactory.learning.update import Update
-from sfactory.shm.mailbox import Mailbox
 from sfactory.shm.slots import FREE, LEARNING, READY
 from sfactory.workers.checkpointing import Checkpointing
 from sfactory.workers.counters import Counters
 from sfactory.workers.learner_metrics import LearnerMetrics
-from sfactory.workers.learner_words import (
-    POLICY,
-    LearnerOutcome,
-    LearnerRows,
-    LearnerWords,
-    StopOrder,
-    SupervisorWords,
-)
+from sfactory.workers.names import POLICY, learner_name, sampler_name
 from sfactory.workers.publisher import Publisher
-from sfactory.workers.shared import SharedState
+from sfactory.workers.shared import LearnerOutcome, SharedState, StopOrder
 from sfactory.workers.worker import TelemetrySink, Worker
 
 Slot = tuple[int, int]
@@ -50,10 +42,10 @@ class Learner(Worker):
     """See the top of this file."""
 
     def __init__(self, shared: SharedState, sink: TelemetrySink, policy: int = POLICY) -> None:
-        super().__init__("learner", shared, sink)
+        super().__init__(learner_name(policy), shared, sink)
         self.policy = policy
-        self.words, self.supervisor = LearnerWords(shared, policy), SupervisorWords(shared)
-        self.row_counts = LearnerRows(shared.slot_table, policy)
+        self.words, self.supervisor = shared.learner[policy], shared.supervisor
+        self.row_counts = shared.slot_table.learner_rows[policy]
         self.device = pick_device(self.config.run.device)
         self.model = build_model(self.config, self.run_spec.spec).to(self.device)
         self.accelerator = accelerator_of(self.device, exact=self.config.run.mode == "lockstep")
@@ -63,11 +55,11 @@ class Learner(Worker):
         self.metrics = LearnerMetrics(self.update.objective.largest_metrics)
         direct = register(self.accelerator, shared.arena, self.log)
         self.staging = Staging(self.run_spec.schema, self.config.lanes, self.accelerator, direct)
-        mailbox = Mailbox(shared.arena, shared.mailbox_memory(self.model.flat_size()))
-        ring = shared.bells["inference"].ring
+        mailbox = shared.mailbox(self.model.flat_size(), policy)
+        ring = shared.inference_bells[policy].ring
         self.publisher = Publisher(self.model, mailbox, ring, self.accelerator, self.config.batch.forced_lag)
         self.checkpointing = Checkpointing(
-            self.run_spec, self.update, self.counters, self.words, self.supervisor, self.log
+            self.run_spec, self.update, self.counters, self.words, self.supervisor, self.log, policy
         )
         self.synchronous = self.config.sampling.slots_per_group == 1
         if self.run_spec.resume_from:
@@ -165,7 +157,7 @@ class Learner(Worker):
         """Copy the slots into the batch and record their lag."""
         self.staging.copy(slots, self.shared.trajectories, self.counters.updates)
         for (group, _), lag in zip(slots, self.staging.lags(self.counters.updates), strict=True):
-            self.metrics.add_lag(f"sampler-{self.run_spec.sampler_of(group)}", lag)
+            self.metrics.add_lag(sampler_name(self.run_spec.sampler_of(group)), lag)
 
     def _update(self) -> dict[str, torch.Tensor]:
         """Train on the batch; returns metrics on the device."""

@@ -1,9 +1,14 @@
-"""What a run shares: the run_spec (numbers), the handles (descriptors) and the memory they lead to, declared in one place."""
+"""The state that the workers of a run share, declared in one place.
+
+`RunSpec` holds the settings and derived numbers, `SharedHandles` the file descriptors, `SharedState` the shared memory
+as one process sees it.
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -12,35 +17,96 @@ from sfactory.config import Config
 from sfactory.envs import EnvSpec
 from sfactory.shm import atomics
 from sfactory.shm.arena import Arena, Field
+from sfactory.shm.atomics import Word, Words
 from sfactory.shm.doorbell import Doorbell
+from sfactory.shm.mailbox import NOTHING, Mailbox, mailbox_layout
 from sfactory.shm.slots import SlotTable, slot_table_layout
 from sfactory.shm.trajectory import Schema, Trajectories
+from sfactory.workers.names import POLICY, inference_name, learner_name, sampler_name
 
-# The supervisor's words, in the array "orders".
-STOP, SAVE, SCORE = range(3)  # SCORE: the training return as bits of a float64, NaN before there is one
-RUN_ON, FINISH, NOW = 0, 1, 2  # values of STOP: go on; finish the update, save, leave; leave
 
-# The learner's words, in the array "progress".
-UPDATES, ENV_STEPS, OUTCOME, CHECKPOINT, SAVED = range(5)
-RUNNING, TARGET_REACHED, STOPPED, NON_FINITE, STORAGE = range(5)  # values of OUTCOME
+class StopOrder(IntEnum):
+    """What the supervisor wants of every worker."""
 
-EVALUATOR = "evaluator"  # its name; no row in `RunSpec.workers`, for it shares no memory
+    RUN = 0
+    """Keep running."""
+    FINISH = 1
+    """Finish the update, save a checkpoint and exit."""
+    NOW = 2
+    """Exit without a checkpoint."""
+
+
+class LearnerOutcome(IntEnum):
+    """Whether and why a learner stopped training."""
+
+    RUNNING = 0
+    TARGET_REACHED = 1
+    """A stop rule of the configuration was reached."""
+    STOPPED = 2
+    """The supervisor stopped it."""
+    NON_FINITE = 3
+    """Too many updates in a row had a loss or gradient that was not finite."""
+    STORAGE = 4
+    """The last checkpoint could not be written."""
+
+
+class Phase(IntEnum):
+    """What a worker is doing; only ENVIRONMENT is limited by `env.step_timeout`."""
+
+    IDLE = 0
+    WORK = 1
+    ENVIRONMENT = 2
+
+
+class SupervisorWords(Words):
+    """Words written by the supervisor."""
+
+    stop = Word(0, StopOrder)
+    save_requests = Word(1, int)
+    """How often a checkpoint was requested; the learner compares it with the last value it has seen."""
+    training_return = Word(2, atomics.from_bits, atomics.to_bits)
+    """Training return, stored in checkpoints; NaN before there is one."""
+
+
+class LearnerWords(Words):
+    """Words written by the learner of one policy."""
+
+    updates = Word(0, int)
+    env_steps = Word(1, int)
+    outcome = Word(2, LearnerOutcome)
+    checkpoint = Word(3, int)
+    """Trained env_steps of the newest checkpoint; meaningful once `saved`."""
+    saved = Word(4, bool)
+    """Whether there is a checkpoint."""
+
 
 _PHASE_BITS = 4
-IDLE, WORK, ENVIRONMENT = range(3)  # phases of a heartbeat; only ENVIRONMENT runs against the environment's deadline
+
+
+def heartbeat_word(count: int, phase: Phase) -> int:
+    return count << _PHASE_BITS | phase
+
+
+def heartbeat_phase(word: int) -> Phase:
+    return Phase(int(word) & ((1 << _PHASE_BITS) - 1))
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything every worker knows before it is born. Derived from the configuration and the environment's spec."""
+    """Everything a worker knows when it starts. Derived from the configuration and the environment's spec."""
 
     config: Config
     spec: EnvSpec
     run_dir: str
     launch: int
-    """How often this run was started before: async random numbers are keyed by it too, so a resume repeats nothing."""
+    """How often this run was started before. Async random numbers are keyed by it, so a resume repeats none."""
     resume_from: str = ""
-    """Checkpoint to go on from; empty: a new run."""
+    """Checkpoint to resume from; empty for a new run."""
+
+    @property
+    def num_policies(self) -> int:
+        """Policies trained in one run. Each has its learner, inference worker, mailbox and checkpoints."""
+        return 1
 
     @property
     def schema(self) -> Schema:
@@ -61,12 +127,17 @@ class RunSpec:
 
     @property
     def workers(self) -> tuple[str, ...]:
-        """Names of all workers; the index in this tuple is the row of the heartbeat."""
-        return ("learner", "inference", *(f"sampler-{i}" for i in range(self.config.sampling.num_samplers)))
+        """Names of all workers with shared memory; the index in this tuple is the row of the heartbeat."""
+        policies, samplers = range(self.num_policies), range(self.config.sampling.num_samplers)
+        return (*map(learner_name, policies), *map(inference_name, policies), *map(sampler_name, samplers))
 
     def task_of(self, group: int) -> int:
-        """Index into `config.env.tasks` of what this group plays."""
+        """Index into `config.env.tasks` of the group's environments."""
         return group % len(self.config.env.tasks)
+
+    def policy_of(self, group: int) -> int:
+        """Number of the policy that acts in the group's environments and is trained on them."""
+        return group % self.num_policies
 
     def groups_of(self, sampler: int) -> range:
         per = self.config.sampling.groups_per_sampler
@@ -76,29 +147,34 @@ class RunSpec:
         return group // self.config.sampling.groups_per_sampler
 
     def evaluation_due(self, evaluated: int, env_steps: int) -> bool:
-        """Whether a multiple of eval.every lies between two policies, named by their trained steps: the learner writes
-        a checkpoint then, and the evaluator plays it."""
+        """Whether a multiple of eval.every lies between two policies, given by their trained env_steps.
+
+        The learner writes a checkpoint there and the evaluator evaluates it.
+        """
         every = self.config.eval.every
         return every > 0 and env_steps // every > evaluated // every
+
+    def policy_dir(self, policy: int = POLICY) -> Path:
+        """The folder with the checkpoints of a policy; for policy 0 the run folder itself."""
+        return Path(self.run_dir) / f"policy-{policy}" if policy else Path(self.run_dir)
 
     @property
     def debug_dir(self) -> Path:
         return Path(self.run_dir) / "debug"
 
     def layout(self) -> dict[str, Field]:
+        """Arrays of the arena. Lockstep checkpoints store them as raw bytes: order and sizes must not change."""
         s = self.config.sampling
         return {
             "orders": Field((8,), "int64"),
-            "progress": Field((8,), "int64"),
+            "progress": Field((self.num_policies, 8), "int64"),
             "heartbeat": Field((len(self.workers), 8), "int64"),
-            # Where a sampler is, for the message when it dies there: group and environment, then seeds and steps.
-            "inside": Field((s.num_samplers, 2), "int64"),
+            # Position of each sampler, for the message when it exits there: group and environment, seeds, steps.
+            "position": Field((s.num_samplers, 2), "int64"),
             "episode_seed": Field((s.num_groups, s.envs_per_group), "int64"),
             "episode_step": Field((s.num_groups, s.envs_per_group), "int64"),
-            "mail_begun": Field((8,), "int64"),
-            "mail_done": Field((8,), "int64"),
-            "mail_count": Field((8,), "int64"),
-            **slot_table_layout(s.num_groups, s.slots_per_group),
+            **mailbox_layout(self.num_policies),
+            **slot_table_layout(s.num_groups, s.slots_per_group, self.num_policies),
             **self.schema.layout(),
         }
 
@@ -113,61 +189,53 @@ class SharedHandles:
 
 
 class SharedState:
-    """The memory of a run as one process sees it."""
+    """The shared memory and doorbells of a run, as one process sees them."""
 
     def __init__(self, run_spec: RunSpec, handles: SharedHandles) -> None:
         self.run_spec, self.handles = run_spec, handles
-        s = run_spec.config.sampling
+        s, policies = run_spec.config.sampling, range(run_spec.num_policies)
         self.arena = Arena(run_spec.layout(), handles.arena)
         self.slot_table = SlotTable(self.arena, s.slots_per_group, s.rollout_length, s.envs_per_group)
         self.trajectories = Trajectories(self.arena, run_spec.schema)
         self.bells = {name: Doorbell(*fds) for name, fds in zip(run_spec.workers, handles.bells, strict=True)}
-        self.sampler_bells = [self.bells[f"sampler-{i}"] for i in range(s.num_samplers)]
-        self.orders, self.progress = self.arena["orders"], self.arena["progress"]
+        self.learner_bells = [self.bells[learner_name(policy)] for policy in policies]
+        self.inference_bells = [self.bells[inference_name(policy)] for policy in policies]
+        self.sampler_bells = [self.bells[sampler_name(index)] for index in range(s.num_samplers)]
+        self.supervisor = SupervisorWords(self.arena["orders"])
+        self.learner = [LearnerWords(self.arena["progress"][policy]) for policy in policies]
         self.heartbeat = self.arena["heartbeat"][:, 0]
 
     @classmethod
     def create(cls, run_spec: RunSpec) -> SharedState:
-        """Allocate everything; called once, by the supervisor, before any worker is born."""
+        """Allocate everything; called once, by the supervisor, before any worker starts."""
         arena = Arena.create(run_spec.layout())
         mail = Arena.reserve()
         bells = tuple(Doorbell.create().fds for _ in run_spec.workers)
         shared = cls(run_spec, SharedHandles(arena.fd, mail, bells))
-        atomics.store(shared.orders, SCORE, atomics.to_bits(np.nan))
+        shared.supervisor.training_return = np.nan
         for name in ("mail_begun", "mail_done"):
-            for buffer in range(2):
-                atomics.store(shared.arena[name], buffer, -1)
+            for policy in range(run_spec.num_policies):
+                for buffer in range(2):
+                    atomics.store(shared.arena[name], (policy, buffer), NOTHING)
         if run_spec.config.run.debug:
             shared.trajectories.poison()
         return shared
 
-    def mailbox_memory(self, num_weights: int) -> np.ndarray:
-        """[2, P] float32, allocated by the first of learner and inference: only they know the network's size."""
-        return Arena.allocate({"mail": Field((2, num_weights), "float32")}, self.handles.mail)["mail"]
+    def mailbox(self, num_weights: int, policy: int = POLICY) -> Mailbox:
+        """The mailbox of a policy with P = num_weights weights.
 
-    @property
-    def stop(self) -> int:
-        return int(self.orders[STOP])
-
-    def set_training_return(self, value: float) -> None:
-        """By the supervisor: the training return so far (NaN: none yet), which the learner stores in checkpoints."""
-        atomics.store(self.orders, SCORE, atomics.to_bits(value))
+        The learner or the inference worker allocates its memory, whichever is first: they alone know P.
+        """
+        layout = {"mail": Field((self.run_spec.num_policies, 2, num_weights), "float32")}
+        return Mailbox(self.arena, Arena.allocate(layout, self.handles.mail)["mail"][policy], policy)
 
     def ring_all(self) -> None:
         for bell in self.bells.values():
             bell.ring()
 
     def close(self) -> None:
-        """Give everything back: memory goes with its last descriptor and mapping. Not twice."""
+        """Close all descriptors; memory is freed with its last descriptor and mapping. Only once."""
         for bell in self.bells.values():
             bell.close()
         self.arena.close()
         os.close(self.handles.mail)
-
-
-def heartbeat_word(count: int, phase: int) -> int:
-    return count << _PHASE_BITS | phase
-
-
-def heartbeat_phase(word: int) -> int:
-    return int(word) & ((1 << _PHASE_BITS) - 1)

@@ -1,4 +1,4 @@
-"""What every worker is: a loop, a heartbeat, stage timers, and telemetry that can never block it."""
+"""Base class of the workers: the loop, the heartbeat, stage timers, and telemetry that never blocks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any, Protocol
 from sfactory.monitor.messages import Message
 from sfactory.shm import atomics
 from sfactory.shm.doorbell import Doorbell
-from sfactory.workers.shared import IDLE, RUN_ON, WORK, SharedState, heartbeat_word
+from sfactory.workers.shared import Phase, SharedState, StopOrder, heartbeat_word
 
 STAGES_EVERY_S = 1.0
 
 
 class TelemetrySink(Protocol):
-    """Where telemetry goes: a queue of the worker's own, or a list in lockstep."""
+    """Destination of telemetry: a queue to the supervisor, or a list in lockstep."""
 
     def put(self, message: Message) -> None: ...
 
 
 class ListSink:
-    """Telemetry of workers that live in this process: in step order, nothing dropped."""
+    """Telemetry of workers that run in this process: in step order, nothing dropped."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -34,12 +34,13 @@ class ListSink:
         self.messages.append(message)
 
     def drain(self) -> list[Message]:
-        taken, self.messages = self.messages, []
-        return taken
+        """Return and forget all messages."""
+        messages, self.messages = self.messages, []
+        return messages
 
 
 class QueueSink:
-    """Telemetry through a faster-fifo queue. Full or broken: the message is dropped and counted, never waited for."""
+    """Telemetry through a faster-fifo queue. If it is full or broken, the message is dropped and counted."""
 
     def __init__(self, queue: Any) -> None:
         self.queue, self.dropped = queue, 0
@@ -47,17 +48,17 @@ class QueueSink:
     def put(self, message: Message) -> None:
         try:
             self.queue.put(message, block=False)
-        except Exception:  # whatever happens to statistics, the worker works on
+        except Exception:  # a failure of telemetry must not stop the worker
             self.dropped += 1
 
 
 class Stages:
-    """Where a worker's time goes: each `mark` books the time since the last one under a name."""
+    """Time spent per stage: each `mark` adds the time since the previous mark to the named stage."""
 
     def __init__(self, file: Path | None = None) -> None:
-        """file: every single mark is appended there too, at each `drain` (`run.profile`)."""
+        """file: if given, every mark is appended to it at each `drain` (`run.profile`)."""
         self.seconds: dict[str, float] = defaultdict(float)
-        self._last = self._begin = time.monotonic()
+        self._last = self._start = time.monotonic()
         self._file, self._marks = file, []  # type: tuple[Path | None, list[tuple[str, float]]]
 
     def mark(self, stage: str) -> None:
@@ -68,17 +69,18 @@ class Stages:
             self._marks.append((stage, now))
 
     def drain(self) -> dict[str, float]:
-        taken = dict(self.seconds)
+        """Return the seconds per stage and start again at zero."""
+        seconds = dict(self.seconds)
         self.seconds.clear()
         if self._file is not None and self._marks:
             with contextlib.suppress(OSError), self._file.open("a") as file:
-                file.write(json.dumps([self._begin, self._marks]) + "\n")
-            self._begin, self._marks = self._last, []
-        return taken
+                file.write(json.dumps([self._start, self._marks]) + "\n")
+            self._start, self._marks = self._last, []
+        return seconds
 
 
 class Worker:
-    """Base of sampler, inference and learner. A subclass has `step()`; `run()` only waits."""
+    """Base of sampler, inference worker and learner. A subclass has `step()`; `run()` only waits and calls it."""
 
     def __init__(self, name: str, shared: SharedState, sink: TelemetrySink) -> None:
         self.name, self.shared, self.sink = name, shared, sink
@@ -86,50 +88,51 @@ class Worker:
         self.bell: Doorbell = shared.bells[name]
         self.stages = Stages(self.run_spec.debug_dir / f"{name}.stages" if self.config.run.profile else None)
         self._row = shared.run_spec.workers.index(name)
-        self._beats = 0
-        self.turns = self.envs = 0  # steps that did work, and (inference) environments answered in them
+        self._heartbeats = 0
+        self.turns = self.envs = 0  # steps that did work; environments that got actions in them (inference)
         self._next_report = time.monotonic() + STAGES_EVERY_S
 
     def step(self) -> bool:
-        """Do all the work there is; True if there was any. Never waits."""
-        raise AssertionError("a worker has its own step")
+        """Do all available work; return whether there was any. Never waits."""
+        raise NotImplementedError
 
     def finished(self) -> bool:
-        """The worker's own reason to leave; the stop word is the supervisor's."""
+        """Whether this worker has a reason of its own to exit, besides the supervisor's stop order."""
         return False
 
     def run(self) -> None:
-        """Wait, look, work, until told to stop. Drains first and looks then: a ring in between is never lost."""
-        while self.shared.stop == RUN_ON and not self.finished():
-            self.heartbeat(WORK)
+        """Wait and work until the stop order. Drains the doorbell before it steps, so that no ring is lost."""
+        while self.shared.supervisor.stop == StopOrder.RUN and not self.finished():
+            self.heartbeat(Phase.WORK)
             if self.step():
                 self.turns += 1
             else:
-                self.heartbeat(IDLE)
+                self.heartbeat(Phase.IDLE)
                 self.bell.wait()
                 self.stages.mark("wait")
             self.bell.drain()
             self.report()
 
-    def heartbeat(self, phase: int) -> None:
-        """Say that this worker lives, and what it is doing."""
-        self._beats += 1
-        atomics.store(self.shared.heartbeat, self._row, heartbeat_word(self._beats, phase))
+    def heartbeat(self, phase: Phase) -> None:
+        """Publish that this worker runs, and its phase."""
+        self._heartbeats += 1
+        atomics.store(self.shared.heartbeat, self._row, heartbeat_word(self._heartbeats, phase))
 
     def report(self, now: Callable[[], float] = time.monotonic) -> None:
-        """Stage times, once a second."""
+        """Send stage times once a second."""
         if now() >= self._next_report:
             self._next_report = now() + STAGES_EVERY_S
             self.flush()
 
     def log(self, line: str) -> None:
-        """A line for the log of the run."""
+        """Send a line for the log of the run."""
         self.sink.put(("log", self.name, line))
 
     def flush(self) -> None:
+        """Send stage times and counts since the last call."""
         self.sink.put(("stages", self.name, self.stages.drain()))
         self.sink.put(("turns", self.name, {"turns": self.turns, "envs": self.envs}))
         self.turns = self.envs = 0
 
     def close(self) -> None:
-        """Give back what the worker owns besides memory."""
+        """Release what the worker owns besides memory."""

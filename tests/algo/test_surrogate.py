@@ -289,7 +289,7 @@ def test_kl_penalty_is_exact_if_both_distributions_are_known(name: str, reverse:
 
 
 def test_options_are_named_like_their_settings() -> None:
-    settings = Config().learning
+    settings = Config().surrogate
     assert Options.read(settings) == {"clip": 0.2, "dual_clip": 0.0, "weight_cap": 100.0, "kl_coef": 1.0}
     for name in SURROGATES:
         check_options(name, Options.read(settings))  # the defaults are accepted by every objective

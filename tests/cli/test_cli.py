@@ -33,7 +33,7 @@ def run(*words):
 def supervisor(monkeypatch):
     """A supervisor that writes the settings and ends as told."""
     from sfactory.config.toml_file import to_toml
-    from sfactory.supervisor import supervisor as real
+    from sfactory.supervisor import train as real
 
     fake = SimpleNamespace(calls=[], error=None, outcome=("finished", 0, "the stop rule was reached"))
 

@@ -1,4 +1,4 @@
-"""The arena, the doorbell, the book and the mailbox keep their promises."""
+"""The arena, doorbell, slot table, trajectories and mailbox."""
 
 import os
 import threading
@@ -6,10 +6,10 @@ import threading
 import numpy as np
 import pytest
 
-from sfactory.shm import arena, atomics
+from sfactory.shm import arena
 from sfactory.shm.arena import Arena, Field
 from sfactory.shm.doorbell import Doorbell
-from sfactory.shm.mailbox import NOTHING, Mailbox
+from sfactory.shm.mailbox import NOTHING, Mailbox, mailbox_layout
 from sfactory.shm.slots import (
     FREE,
     LEARNING,
@@ -26,19 +26,18 @@ from sfactory.shm.trajectory import MAGIC, Schema, Trajectories
 T, E = 4, 3
 
 
-def make_book(groups=2, slots=2):
+def make_slot_table(groups=2, slots=2):
     arena = Arena.create(slot_table_layout(groups, slots))
     return SlotTable(arena, slots, T, E)
 
 
 def make_mailbox(size=1000):
-    words_ = {f"mail_{name}": Field((8,), "int64") for name in ("begun", "done", "count")}
-    arena = Arena.create({**words_, "mail": Field((2, size), "float32")})
-    arena["mail_begun"][:2] = arena["mail_done"][:2] = NOTHING
-    return Mailbox(arena, arena["mail"])
+    arena = Arena.create({**mailbox_layout(1), "mail": Field((2, size), "float32")})
+    arena["mail_begun"][0, :2] = arena["mail_done"][0, :2] = NOTHING
+    return Mailbox(arena, arena["mail"], policy=0)
 
 
-def test_two_maps_of_an_arena_see_the_same_memory_and_every_array_has_cache_lines_of_its_own():
+def test_arena_maps_share_memory_and_arrays_share_no_cache_line():
     layout = {"a": Field((3,), "uint8"), "b": Field((2, 2), "float32"), "c": Field((1,), "int64")}
     one = Arena.create(layout)
     two = Arena(layout, os.dup(one.fd))
@@ -49,18 +48,18 @@ def test_two_maps_of_an_arena_see_the_same_memory_and_every_array_has_cache_line
     assert len(set(addresses)) == 3
 
 
-def test_an_arena_that_does_not_fit_says_what_to_lower():
+def test_arena_that_does_not_fit_names_the_settings_to_lower():
     with pytest.raises(MemoryError, match="envs-per-group"):
         Arena.create({"too_big": Field((1 << 50,), "uint8")})
 
 
-def test_allocating_a_reserved_file_twice_keeps_what_was_written():
+def test_arena_allocate_twice_keeps_the_contents():
     fd, layout = Arena.reserve(), {"w": Field((4,), "float32")}
     Arena.allocate(layout, fd)["w"][:] = 7
     assert (Arena.allocate(layout, fd)["w"] == 7).all()
 
 
-def test_a_full_doorbell_drops_rings_and_still_wakes():
+def test_doorbell_drops_rings_when_full_and_still_wakes():
     bell = Doorbell.create()
     for _ in range(20_000):  # far more than a pipe holds; must not block
         bell.ring()
@@ -72,19 +71,19 @@ def test_a_full_doorbell_drops_rings_and_still_wakes():
     assert bell.wait(0)
 
 
-def test_a_ring_wakes_a_sleeper():
+def test_doorbell_ring_wakes_a_waiting_reader():
     bell = Doorbell.create()
     threading.Timer(0.05, bell.ring).start()
     assert bell.wait(5.0)
 
 
-def test_requests_survive_packing():
+def test_pack_and_unpack_are_inverse():
     for request in (Request(0, 0, 0), Request(1, 255, 65535), Request(2**38, 3, 31)):
         assert unpack(pack(request)) == request
 
 
-def test_a_slot_changes_hands_only_from_its_holder():
-    slot_table = make_book()
+def test_slot_table_transition_requires_the_source_state():
+    slot_table = make_slot_table()
     slot_table.transition(0, 1, FREE, SAMPLING)
     with pytest.raises(AssertionError, match="is sampling, not free"):
         slot_table.transition(0, 1, FREE, SAMPLING)
@@ -96,8 +95,8 @@ def test_a_slot_changes_hands_only_from_its_holder():
     assert slot_table.in_state(FREE) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def test_an_answer_to_an_old_request_leaves_the_new_one_outstanding():
-    slot_table = make_book()
+def test_slot_table_response_to_an_old_request_leaves_the_new_one_pending():
+    slot_table = make_slot_table()
     slot_table.request(0, Request(1, 0, 0))
     word = int(slot_table.request_words[0])
     slot_table.request(0, Request(2, 0, 1))
@@ -107,7 +106,7 @@ def test_an_answer_to_an_old_request_leaves_the_new_one_outstanding():
     assert not slot_table.pending(0)
 
 
-def play_slot(slot_table, group, slot, steps=T, number=0):
+def fill_slot(slot_table, group, slot, steps=T, number=0):
     slot_table.transition(group, slot, FREE, SAMPLING)
     for t in range(steps):
         number += 1
@@ -116,27 +115,27 @@ def play_slot(slot_table, group, slot, steps=T, number=0):
     return number
 
 
-def test_the_ledger_balances_in_every_state_of_a_slot():
-    slot_table = make_book()
+def test_row_counts_are_consistent_in_every_state_of_a_slot():
+    slot_table = make_slot_table()
     assert slot_table.row_counts() == (0, 0, 0, 0, 0)
-    number = play_slot(slot_table, 0, 0)
+    number = fill_slot(slot_table, 0, 0)
     assert slot_table.row_counts() == (T * E, 0, 0, 0, T * E)
     slot_table.transition(0, 0, SAMPLING, READY)
     assert slot_table.row_counts().consistent
-    play_slot(slot_table, 0, 1, steps=2, number=number)
+    fill_slot(slot_table, 0, 1, steps=2, number=number)
     assert slot_table.row_counts() == ((T + 2) * E, 0, 0, 0, (T + 2) * E)
     slot_table.transition(0, 0, READY, LEARNING)
     slot_table.transition(0, 0, LEARNING, FREE)
-    assert not slot_table.row_counts().consistent  # trained rows are the learner's to count
-    atomics.store(slot_table.trained, 0, T * E)
+    assert not slot_table.row_counts().consistent  # trained rows are counted by the learner
+    slot_table.learner_rows[0].trained = T * E
     assert slot_table.row_counts().consistent
 
 
-def test_a_newborn_writes_off_exactly_the_rows_of_the_unfinished_slot_however_often_it_is_reborn():
-    slot_table = make_book()
-    number = play_slot(slot_table, 0, 0)
+def test_discard_unfinished_counts_the_rows_of_an_unfinished_slot_once_after_many_restarts():
+    slot_table = make_slot_table()
+    number = fill_slot(slot_table, 0, 0)
     slot_table.transition(0, 0, SAMPLING, READY)
-    play_slot(slot_table, 0, 1, steps=3, number=number)
+    fill_slot(slot_table, 0, 1, steps=3, number=number)
     for _ in range(3):  # assigned, never added
         slot_table.discard_unfinished(0)
         assert slot_table.row_counts() == ((T + 3) * E, 0, 0, 3 * E, T * E)
@@ -144,7 +143,7 @@ def test_a_newborn_writes_off_exactly_the_rows_of_the_unfinished_slot_however_of
     assert slot_table.row_counts() == ((T + 4) * E, 0, 0, 3 * E, (T + 1) * E)
 
 
-def test_poison_shows_in_every_kind_of_field():
+def test_poison_fills_every_kind_of_field():
     schema = Schema(T, E, 1, 1, {"obs": ((2,), "float32")}, {"action": ((), "int64")}, 2, 1, state_size=3)
     arena = Arena.create(schema.layout())
     trajectories = Trajectories(arena, schema)
@@ -155,7 +154,7 @@ def test_poison_shows_in_every_kind_of_field():
     assert trajectories["memory"].shape == (1, 2, E, 3)
 
 
-def test_the_mailbox_gives_the_newest_weights_once():
+def test_mailbox_fetches_the_newest_weights_once():
     mailbox, out = make_mailbox(), np.zeros(1000, np.float32)
     assert mailbox.fetch(out, NOTHING) == NOTHING
     for version in (0, 1, 2):
@@ -166,20 +165,20 @@ def test_the_mailbox_gives_the_newest_weights_once():
     assert (out == 2).all()
     out[:] = -1
     assert mailbox.fetch(out, 2) == 2
-    assert (out == -1).all()  # nothing newer: nothing copied
+    assert (out == -1).all()  # no newer version: no copy
 
 
-def test_half_written_weights_are_never_taken_and_the_ones_before_stay_readable():
+def test_mailbox_skips_incomplete_weights_and_keeps_the_previous_ones():
     mailbox, out = make_mailbox(), np.zeros(1000, np.float32)
     mailbox.begin(0)[:] = 1.0
     mailbox.finish(0)
-    mailbox.begin(1)[:500] = 2.0  # the learner dies here
+    mailbox.begin(1)[:500] = 2.0  # the learner is killed here
     assert mailbox.fetch(out, NOTHING) == 0
     assert (out == 1.0).all()
 
 
 class Interrupted:
-    """A buffer during whose copy the learner posts again: the first half is old, the second half new."""
+    """Buffers during whose copy the learner publishes again: the first half is old, the second half new."""
 
     def __init__(self, mailbox, times):
         self.real, self.mailbox, self.times = mailbox.buffers, mailbox, times
@@ -190,29 +189,29 @@ class Interrupted:
             self.times -= 1
             self.mailbox.buffers = self.real
             for _ in range(2):  # both buffers, so the one being read too
-                post(self.mailbox, self.mailbox.version() + 1)
+                publish(self.mailbox, self.mailbox.version() + 1)
             self.mailbox.buffers = self
             copy[500:] = self.real[buffer][500:]
         return copy
 
 
-def post(mailbox, version):
+def publish(mailbox, version):
     mailbox.begin(version)[:] = version
     mailbox.finish(version)
 
 
-def test_a_reader_overtaken_by_the_writer_throws_the_torn_copy_away():
+def test_mailbox_discards_a_copy_that_the_writer_has_torn():
     mailbox, out = make_mailbox(), np.zeros(1000, np.float32)
-    post(mailbox, 0)
+    publish(mailbox, 0)
     mailbox.buffers = Interrupted(mailbox, times=3)
     assert mailbox.fetch(out, NOTHING) == 6
     assert (out == 6).all()
-    mailbox.buffers.times = 100  # overtaken at every try: keep the old weights, look again later
+    mailbox.buffers.times = 100  # torn at every attempt: the caller keeps its weights
     assert mailbox.fetch(out, 5) == NOTHING
 
 
-def test_what_the_kernel_would_give_up_is_free(tmp_path):
-    """Files that were read fill a container's memory; they are not in the way of an arena."""
+def test_check_room_counts_the_page_cache_as_free(tmp_path):
+    """Cached files count towards the memory of a container, but the kernel frees them on demand."""
     mib = 2**20
     (tmp_path / "memory.max").write_text(f"{100 * mib}\n")
     (tmp_path / "memory.current").write_text(f"{99 * mib}\n")

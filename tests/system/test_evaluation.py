@@ -25,12 +25,12 @@ def test_a_run_is_evaluated_beside_training_though_its_evaluator_is_killed(tmp_p
     assert evaluator.nice() == 19
     assert "memfd" not in Path(f"/proc/{evaluator.pid}/maps").read_text(), "it shares no memory"
     evaluator.kill()
-    wait_for(lambda: "evaluator died (killed by SIGKILL; see" in log.read_text(), process=process)
+    wait_for(lambda: "evaluator exited (killed by SIGKILL; see" in log.read_text(), process=process)
     before = len(evaluations(run))
     wait_for(lambda: len(evaluations(run)) > before, seconds=120, process=process)
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
-    assert "); respawned" in log.read_text()
+    assert "); restarted" in log.read_text()
     found, axis = evaluations(run), [row["env_steps"] for row in rows(run)]
     at = [int(row["eval/env_steps"]) for row in found]
     assert all(one // 3000 < two // 3000 for one, two in pairwise(at))
@@ -70,12 +70,12 @@ def test_an_environment_that_hangs_in_the_evaluator_costs_the_evaluation_alone(t
     words = ["--env.step-timeout", 2, "--sampling.num-samplers", 1, *EVERY]
     process = start(run, *words, target="gymnasium/hanging_game:Hanging-v0")
     log = run / "log.txt"
-    wait_for(lambda: log.exists() and "evaluator died (exit 1" in log.read_text(), seconds=120, process=process)
+    wait_for(lambda: log.exists() and "evaluator exited (exit code 1" in log.read_text(), seconds=120, process=process)
     before = steps(run)
     wait_for(lambda: steps(run) > before > 3000, process=process)
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
-    assert "respawned" in log.read_text()
+    assert "restarted" in log.read_text()
     assert "sampler" not in log.read_text()
     words = (run / "debug" / "evaluator.txt").read_text()
     assert "Timeout" in words

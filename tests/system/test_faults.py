@@ -50,8 +50,8 @@ def ledger_balances(run):
 @pytest.mark.parametrize(
     ("knob", "said"),
     [
-        ("segv_at", "died (killed by SIGSEGV"),
-        ("exit_at", "died (exit 3"),
+        ("segv_at", "exited (killed by SIGSEGV"),
+        ("exit_at", "exited (exit code 3"),
         ("crash_at", "told to crash at call 40"),
     ],
 )
@@ -60,7 +60,7 @@ def test_an_environment_that_kills_its_sampler_is_replaced_and_named(tmp_path, k
     finish(start(run, *knobs(**{knob: 40, "marker": marker}), "--stop.env-steps", 6000, target=COUNT), 0)
     assert said in log_of(run)
     # Ten steps and a reset row to an episode: the fortieth call finds the fourth one 7 steps old.
-    where = re.search(r"in environment (\d+), seed (\d+), step 7 of the episode\); respawned", log_of(run))
+    where = re.search(r"in environment (\d+), seed (\d+), step 7 of the episode\); restarted", log_of(run))
     assert where, log_of(run)
     group = int(where[1]) // 4  # its first environment is the one that was told to fail
     assert (int(where[1]), int(where[2])) == (4 * group, env_seeds(1, 0, 0, 4 * group, 1)[0])
@@ -176,7 +176,7 @@ def test_a_stopped_learner_is_a_stall_with_stacks_and_the_book(tmp_path):
     _, err = finish(process, 8)
     assert time.monotonic() - stopped < 20.0, "who shows no life is not waited for"
     assert "no update for 8 s" in print_exit_line(err)
-    assert "group 0: asked" in (run / "debug" / "book.txt").read_text()
+    assert "group 0: Request" in (run / "debug" / "slot_table.txt").read_text()
     assert "most recent call first" in (run / "debug" / "inference.txt").read_text()
     assert ledger_balances(run)  # the rows it had copied and not trained are in flight
 
@@ -269,7 +269,7 @@ def test_a_disk_that_takes_nothing_stops_nothing_until_the_end(tmp_path):
     run.mkdir()
     (run / "checkpoints").write_text("")
     words = ["train", "gymnasium/CartPole-v1", "--run.dir", run, *SMALL, "--stop.env-steps", 6000]
-    script = "import sys; from sfactory.config import parsing, presets; from sfactory.supervisor.supervisor import train; "
+    script = "import sys; from sfactory.config import parsing, presets; from sfactory.supervisor.train import train; "
     script += "from pathlib import Path; flags, *_ = presets.split_flags(sys.argv[2:], {}); "
     script += "c = parsing.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
     script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"
@@ -285,7 +285,7 @@ def test_a_full_disk_is_told_and_borne_and_ends_with_its_own_code(tmp_path):
     """A real one of 64 KB under the folder of checkpoints: what libraries raise there is theirs to choose."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    script = "import sys; from sfactory.config import parsing, presets; from sfactory.supervisor.supervisor import train; "
+    script = "import sys; from sfactory.config import parsing, presets; from sfactory.supervisor.train import train; "
     script += "from pathlib import Path; flags, *_ = presets.split_flags(sys.argv[2:], {}); "
     script += "c = parsing.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
     script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"

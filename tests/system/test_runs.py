@@ -105,7 +105,7 @@ def test_killed_samplers_and_inference_are_replaced_and_training_goes_on(tmp_pat
         wait_for(lambda before=before: steps(run) > before, seconds=6.0, process=process)
     finish(process, 0)
     log = (run / "log.txt").read_text()
-    assert log.count("died (killed by SIGKILL); respawned") == 6
+    assert log.count("exited (killed by SIGKILL); restarted") == 6
     ledger = json.loads((run / "status.json").read_text())["ledger"]
     assert ledger["discarded"] > 0
     assert ledger["sampled"] == sum(ledger[k] for k in ("trained", "skipped", "discarded", "in_flight"))
@@ -121,7 +121,7 @@ def test_a_killed_learner_ends_the_run_and_the_last_checkpoint_stands(tmp_path):
     )
     named(process, "learner")[0].kill()
     _, err = finish(process, 7)
-    assert "the learner died (killed by SIGKILL)" in err.strip().splitlines()[-1]
+    assert "the learner exited (killed by SIGKILL)" in err.strip().splitlines()[-1]
 
 
 def test_an_environment_that_cannot_be_built_ends_the_run_with_its_own_message(tmp_path):

@@ -13,8 +13,7 @@ from sfactory.run.checkpoint_writer import Saved
 from sfactory.workers import checkpointing as module
 from sfactory.workers.checkpointing import Checkpointing
 from sfactory.workers.counters import Counters
-from sfactory.workers.learner_words import LearnerOutcome
-from sfactory.workers.shared import RunSpec
+from sfactory.workers.shared import LearnerOutcome, RunSpec
 
 
 class FakeSaver:

@@ -1,4 +1,4 @@
-"""Samplers, the book and their neighbours in one process: nothing is lost, nothing is used twice, wherever one dies."""
+"""Samplers and the slot table in one process: no row is lost or used twice, whenever a sampler is killed."""
 
 import itertools
 from dataclasses import replace
@@ -17,7 +17,7 @@ from sfactory.workers.worker import ListSink
 T, E, SLOTS = 3, 4, 2
 
 
-def make_plan(tmp_path, samplers=3, groups=2, slots=SLOTS, **env):
+def make_run_spec(tmp_path, samplers=3, groups=2, slots=SLOTS, **env):
     settings = {"length": 5, **env}
     config = Config(
         run=Run(debug=True),
@@ -30,18 +30,18 @@ def make_plan(tmp_path, samplers=3, groups=2, slots=SLOTS, **env):
 
 @pytest.fixture
 def shared(tmp_path):
-    return SharedState.create(make_plan(tmp_path))
+    return SharedState.create(make_run_spec(tmp_path))
 
 
 class Neighbours:
-    """Inference and learner in twenty lines: answer everything, train whatever is READY, and check what arrives."""
+    """Inference and learner in twenty lines: respond to every request, train every READY slot."""
 
     def __init__(self, shared):
         self.shared, self.slot_table, self.trained = shared, shared.slot_table, []
 
-    def answer(self):
+    def respond(self):
         slot_table = self.slot_table
-        for group in np.flatnonzero(slot_table.request != slot_table.response_words).tolist():
+        for group in np.flatnonzero(slot_table.request_words != slot_table.response_words).tolist():
             _, slot, t = unpack(slot_table.request_words[group])
             fields = self.shared.trajectories
             fields["action"][group, slot, t] = 0
@@ -55,12 +55,12 @@ class Neighbours:
             fields = self.shared.trajectories
             self.trained.append({name: fields[name][group, slot].copy() for name in fields.names} | {"group": group})
             fields.poison(group, slot)
-            atomics.store(self.slot_table.trained, 0, int(self.slot_table.trained[0]) + T * E)
+            self.slot_table.learner_rows[0].trained += T * E
             self.slot_table.transition(group, slot, LEARNING, FREE)
 
 
 def check_rows(trained):
-    """Every row of a slot was written in this worker of the slot and by one sampler: nothing poisoned, nothing torn."""
+    """Every row of a slot was written while it was filled, by one sampler: no poison, no torn rows."""
     for slot in trained:
         for name, array in slot.items():
             if name != "group" and array.dtype.kind == "f":
@@ -70,10 +70,10 @@ def check_rows(trained):
         assert (np.diff(counter, axis=0)[inside] == 1).all()
 
 
-def test_rows_arrive_once_and_in_order(shared):
+def test_samplers_deliver_every_row_once_and_in_order(shared):
     neighbours, samplers = Neighbours(shared), [Sampler(i, shared, ListSink()) for i in range(3)]
     for _ in range(60):
-        neighbours.answer()
+        neighbours.respond()
         for sampler in samplers:
             sampler.step()
         neighbours.train()
@@ -87,91 +87,91 @@ def test_rows_arrive_once_and_in_order(shared):
     assert shared.slot_table.row_counts().consistent
 
 
-def test_without_free_slots_samplers_wait_and_drop_nothing(shared):
+def test_sampler_waits_without_free_slots_and_drops_no_row(shared):
     neighbours, sampler = Neighbours(shared), Sampler(0, shared, ListSink())
     for _ in range(50):
-        neighbours.answer()
+        neighbours.respond()
         sampler.step()
     assert len(shared.slot_table.in_state(READY)) == 2 * SLOTS
     assert not sampler.step()
-    asked = shared.slot_table.request_words.copy()
+    requests = shared.slot_table.request_words.copy()
     neighbours.train()
     assert sampler.step()
-    assert (shared.slot_table.request_words[:2] != asked[:2]).all()
+    assert (shared.slot_table.request_words[:2] != requests[:2]).all()
 
 
 class Killed(Exception):
-    """The process is gone."""
+    """The process was killed."""
 
 
-def life_with_a_death(shared, die_at):
-    """One sampler lives, dies at its n-th store of a shared word, and a newborn takes over. Returns the neighbours."""
+def run_with_a_kill(shared, kill_at):
+    """Kill a sampler at its n-th store of a shared word, restart it; return its neighbours and whether it survived."""
     neighbours, stores, real = Neighbours(shared), 0, atomics.store
     armed = True
 
     def store(array, index, value):
         nonlocal stores, armed
         if armed:
-            if stores == die_at:
+            if stores == kill_at:
                 armed = False
                 raise Killed
             stores += 1
         real(array, index, value)
 
-    def live(generation, steps):
+    def run_sampler(generation, steps):
         sampler = Sampler(0, shared, ListSink(), generation)
         for _ in range(steps):
-            atomics.store = real  # the neighbours never die here
-            neighbours.answer()
+            atomics.store = real  # the neighbours are not killed
+            neighbours.respond()
             neighbours.train()
             atomics.store = store
             sampler.step()
             atomics.store = real
-            ledger = shared.slot_table.row_counts()
-            assert ledger.consistent or any(run.number < 0 for run in sampler.runs), ledger
+            counts = shared.slot_table.row_counts()
+            assert counts.consistent or any(run.number < 0 for run in sampler.runs), counts
 
     try:
         atomics.store = store
-        live(0, 40)
+        run_sampler(0, 40)
     except Killed:
         atomics.store = real
-        live(1, 40)
+        run_sampler(1, 40)
     finally:
         atomics.store = real
     return neighbours, armed
 
 
-def test_a_sampler_that_dies_at_any_store_is_succeeded_without_a_torn_row_and_the_ledger_balances(tmp_path):
-    deaths = 0
-    for die_at in range(400):
-        shared = SharedState.create(make_plan(tmp_path, samplers=1))
-        neighbours, survived = life_with_a_death(shared, die_at)
+def test_sampler_killed_at_any_store_leaves_no_torn_row_and_consistent_row_counts(tmp_path):
+    kills = 0
+    for kill_at in range(400):
+        shared = SharedState.create(make_run_spec(tmp_path, samplers=1))
+        neighbours, survived = run_with_a_kill(shared, kill_at)
         check_rows(neighbours.trained)
         assert shared.slot_table.row_counts().consistent
         shared.close()
         if survived:
             break
-        deaths += 1
+        kills += 1
     assert survived
-    assert deaths > 100  # heartbeats, requests and hand-overs were all interrupted
+    assert kills > 100  # heartbeats, requests and hand-overs were all interrupted
 
 
-def test_a_newborn_waits_for_its_predecessors_answer(shared):
+def test_restarted_sampler_waits_for_the_response_to_its_previous_generation(shared):
     neighbours, first = Neighbours(shared), Sampler(0, shared, ListSink())
     first.step()
     first.step()
     assert shared.slot_table.pending(0)
-    newborn = Sampler(0, shared, ListSink(), generation=1)
-    assert not newborn.step()
-    neighbours.answer()
+    restarted = Sampler(0, shared, ListSink(), generation=1)
+    assert not restarted.step()
+    neighbours.respond()
     number = shared.slot_table.last_request(0).number
-    newborn.step()
-    newborn.step()
+    restarted.step()
+    restarted.step()
     assert shared.slot_table.last_request(0).number == number + 1  # numbers never restart
     assert shared.slot_table.row_counts().discarded == number * E * 2
 
 
-def test_noise_depends_on_group_launch_and_request_and_on_nothing_else():
+def test_slot_noise_depends_on_seed_group_launch_and_request_only():
     shape = (T, E, 1)
     base = slot_noise(1, 0, 0, 1, shape)
     np.testing.assert_array_equal(base, slot_noise(1, 0, 0, 1, shape))
@@ -180,16 +180,16 @@ def test_noise_depends_on_group_launch_and_request_and_on_nothing_else():
     assert 0.0 <= base.min() <= base.max() < 1.0
 
 
-def test_every_environment_of_every_incarnation_has_a_seed_of_its_own():
-    seeds = [s for launch in range(2) for worker in range(3) for s in env_seeds(1, launch, worker, 0, 50)]
+def test_env_seeds_differ_for_every_environment_launch_and_generation():
+    seeds = [s for launch in range(2) for generation in range(3) for s in env_seeds(1, launch, generation, 0, 50)]
     assert len(set(seeds)) == len(seeds)
     assert env_seeds(1, 0, 0, 10, 5) == env_seeds(1, 0, 0, 0, 50)[10:15]
 
 
-def test_reset_rows_and_failures_are_marked_invalid_and_first_follows(shared):
+def test_sampler_marks_reset_rows_invalid_and_the_next_row_first(shared):
     neighbours, sampler = Neighbours(shared), Sampler(0, shared, ListSink())
     for _ in range(60):
-        neighbours.answer()
+        neighbours.respond()
         sampler.step()
         neighbours.train()
     slots = [slot for slot in neighbours.trained if slot["group"] == 0]
@@ -205,10 +205,12 @@ def test_reset_rows_and_failures_are_marked_invalid_and_first_follows(shared):
     assert (rows["reward"][~rows["valid"]] == 0).all()
 
 
-def test_a_plan_knows_its_shapes(tmp_path):
-    run_spec = make_plan(tmp_path)
+def test_run_spec_derives_shapes_and_worker_names(tmp_path):
+    run_spec = make_run_spec(tmp_path)
     assert run_spec.schema.num_noise == 1
     assert run_spec.workers == ("learner", "inference", "sampler-0", "sampler-1", "sampler-2")
     assert [run_spec.sampler_of(g) for g in range(6)] == [0, 0, 1, 1, 2, 2]
-    gru = replace(run_spec, config=replace(run_spec.config, model=replace(run_spec.config.model, core="gru", core_size=7)))
+    gru = replace(
+        run_spec, config=replace(run_spec.config, model=replace(run_spec.config.model, core="gru", core_size=7))
+    )
     assert gru.schema.state_size == 7

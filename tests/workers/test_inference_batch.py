@@ -1,4 +1,4 @@
-"""Batched inference on the fake accelerator (fake_accelerator.py): places, buckets, padding."""
+"""Batches of inference on an accelerator: places, buckets, padding, on the fake one that runs operations late."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ WIDE = DIRECT_BYTES // 4 // E  # floats of a row, so that a group's rows are jus
 
 
 class Doubling:
-    """A forward pass that remembers what it was given."""
+    """A forward pass that keeps its inputs."""
 
     def __init__(self):
         self.linear = nn.Linear(WIDE, 2)
@@ -27,7 +27,7 @@ class Doubling:
         return {"value": self.linear(inputs["wide"]) + inputs["small"], "twice": inputs["small"].long() * 2}
 
 
-def answers_on(late, groups=5, **settings):
+def batches_on(late, groups=5, **settings):
     inputs = {"wide": np.zeros((groups * E, WIDE), np.float32), "small": np.zeros((groups * E, 1), np.float32)}
     forward, plain = Doubling(), Doubling()
     plain.linear.load_state_dict(forward.linear.state_dict())
@@ -39,11 +39,11 @@ def answers_on(late, groups=5, **settings):
 
 @pytest.mark.parametrize("may_record", [True, False])
 @pytest.mark.parametrize("may_register", [True, False])
-def test_answers_of_a_device_are_those_of_the_host(may_register, may_record):
-    """Whatever number of groups waits, and whatever the batch before left behind."""
-    said = []
+def test_gpu_batch_returns_the_outputs_of_the_cpu_batch(may_register, may_record):
+    """For every number of groups, and independent of the previous batch."""
+    lines = []
     late = FakeAccelerator(may_register, may_record)
-    device, host, _ = answers_on(late, say=said.append)
+    device, host, _ = batches_on(late, log=lines.append)
     assert ("wide" in device.staged) is not may_register
     assert "small" in device.staged
     draws = np.random.default_rng(0)
@@ -53,18 +53,18 @@ def test_answers_of_a_device_are_those_of_the_host(may_register, may_record):
             for name, x in rows.items():
                 device.stage(name, place, x)
                 host.stage(name, place, x)
-        ours, theirs = device.run(groups), host.run(groups)
-        for name, x in theirs.items():
-            assert x.shape == ours[name].shape
-            assert x.dtype == ours[name].dtype
-            np.testing.assert_allclose(ours[name], x, rtol=1e-5, atol=1e-6)
+        actual, expected = device.run(groups), host.run(groups)
+        for name, x in expected.items():
+            assert x.shape == actual[name].shape
+            assert x.dtype == actual[name].dtype
+            np.testing.assert_allclose(actual[name], x, rtol=1e-5, atol=1e-6)
     assert late.recordings == (4 if may_record else 0)
-    assert said == ([] if may_record else ["inference is not recorded: not here"])
+    assert lines == ([] if may_record else ["inference is not recorded: not here"])
 
 
 @pytest.mark.parametrize("may_register", [True, False])
-def test_padding_is_zero(may_register):
-    device, _, forward = answers_on(FakeAccelerator(may_register, may_record=False))
+def test_gpu_batch_pads_with_zeros(may_register):
+    device, _, forward = batches_on(FakeAccelerator(may_register, may_record=False))
     ones = {"wide": np.ones((E, WIDE), np.float32), "small": np.ones((E, 1), np.float32)}
     for groups, bucket in ((5, 5), (3, 4), (1, 1), (2, 2)):
         for place in range(groups):
@@ -77,9 +77,9 @@ def test_padding_is_zero(may_register):
             assert bool((x[groups * E :] == 0).all())
 
 
-def test_new_weights_are_in_the_next_answers():
-    """A recording reads the weights where they are, so they have to be changed in place."""
-    device, _, forward = answers_on(FakeAccelerator())
+def test_gpu_batch_uses_new_weights_in_the_next_run():
+    """A recorded graph reads the weights by address, so they are changed in place."""
+    device, _, forward = batches_on(FakeAccelerator())
     device.stage("wide", 0, np.ones((E, WIDE), np.float32))
     before = device.run(1)["value"].copy()
     with torch.no_grad():
@@ -89,10 +89,10 @@ def test_new_weights_are_in_the_next_answers():
     np.testing.assert_allclose(device.run(1)["value"], 2 * before, rtol=1e-5)
 
 
-def test_few_shapes_occur():
+def test_buckets_are_powers_of_two_and_all_groups():
     assert buckets(1) == [1]
     assert buckets(2) == [1, 2]
     assert buckets(8) == [1, 2, 4, 8]
     assert buckets(12) == [1, 2, 4, 8, 12]
-    device, _, _ = answers_on(FakeAccelerator(), groups=6, whole=True)
+    device, _, _ = batches_on(FakeAccelerator(), groups=6, whole=True)
     assert device.buckets == [6]

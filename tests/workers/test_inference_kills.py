@@ -1,15 +1,14 @@
-"""Wherever inference dies, a newborn answers what its predecessor would have answered: to the bit, state too."""
+"""Inference killed at any moment: its next generation computes bit-identical responses and recurrent states."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from test_hand_over import Killed, make_plan
+from test_hand_over import Killed, make_run_spec
 
 from sfactory.config import Model
 from sfactory.shm import atomics
-from sfactory.shm.mailbox import Mailbox
 from sfactory.shm.slots import FREE, LEARNING, READY
 from sfactory.shm.trajectory import Trajectories
 from sfactory.workers.inference import Inference
@@ -19,11 +18,11 @@ from sfactory.workers.worker import ListSink
 
 
 class Learner:
-    """Publishes weights now and then and takes whatever is READY."""
+    """Publishes weights and takes every READY slot."""
 
     def __init__(self, shared, weights):
         self.shared, self.weights, self.version, self.trained = shared, weights, -1, []
-        self.mailbox = Mailbox(shared.arena, shared.mailbox_memory(len(weights)))
+        self.mailbox = shared.mailbox(len(weights))
         self.publish()
 
     def publish(self):
@@ -41,19 +40,19 @@ class Learner:
             self.publish()
 
 
-class Deadly:
-    """Counts every store of a shared word and every touch of a shared array that inference makes, and dies at one."""
+class KillAt:
+    """Raises Killed at the n-th store of a shared word or access to a shared array by inference."""
 
-    def __init__(self, die_at):
-        self.die_at, self.count, self.armed = die_at, 0, False
-        self.died = False
+    def __init__(self, kill_at):
+        self.kill_at, self.count, self.armed = kill_at, 0, False
+        self.killed = False
         self.store, self.touch = atomics.store, Trajectories.__getitem__
 
     def moment(self):
-        if not self.armed or self.died:
+        if not self.armed or self.killed:
             return
-        if self.count == self.die_at:
-            self.died = True
+        if self.count == self.kill_at:
+            self.killed = True
             raise Killed
         self.count += 1
 
@@ -73,45 +72,45 @@ class Deadly:
         atomics.store, Trajectories.__getitem__ = self.store, self.touch
 
 
-def trained_rows(tmp_path, core, die_at):
-    """What the learner gets from one sampler of two groups while inference dies once; and whether it died."""
-    run_spec = make_plan(tmp_path, samplers=1)
+def trained_rows(tmp_path, core, kill_at):
+    """Slots that the learner trains on while inference is killed once, and whether it was killed."""
+    run_spec = make_run_spec(tmp_path, samplers=1)
     run_spec = replace(run_spec, config=replace(run_spec.config, model=Model(hidden=(8,), core=core, core_size=4)))
     shared = SharedState.create(run_spec)
     inference = Inference(shared, ListSink(), whole_batch=True)
     weights = np.empty(inference.model.flat_size(), np.float32)
     inference.model.write_flat(torch.from_numpy(weights))
     learner, sampler = Learner(shared, weights), Sampler(0, shared, ListSink())
-    with Deadly(die_at) as deadly:
+    with KillAt(kill_at) as kill:
         for _ in range(14):
             sampler.step()
-            deadly.armed = True
+            kill.armed = True
             try:
                 inference.step()
                 inference.report(lambda: 0.0)
             except Killed:
                 inference = Inference(shared, ListSink(), whole_batch=True)
                 inference.step()
-            deadly.armed = False
+            kill.armed = False
             learner.step()
     assert shared.slot_table.row_counts().discarded == 0
     sampler.close()
     shared.close()
-    return learner.trained, deadly.died
+    return learner.trained, kill.killed
 
 
 @pytest.mark.parametrize("core", ["none", "gru"])
-def test_inference_that_dies_at_any_moment_is_succeeded_by_one_that_answers_the_same(tmp_path, core):
-    want, died = trained_rows(tmp_path, core, die_at=-1)
-    assert not died
-    assert len(want) >= 6
-    assert max(int(slot["policy_version"].max()) for slot in want) > 2
-    for die_at in range(10_000):
-        got, died = trained_rows(tmp_path, core, die_at)
-        if not died:
+def test_inference_killed_at_any_moment_is_restarted_with_identical_responses(tmp_path, core):
+    expected, killed = trained_rows(tmp_path, core, kill_at=-1)
+    assert not killed
+    assert len(expected) >= 6
+    assert max(int(slot["policy_version"].max()) for slot in expected) > 2
+    for kill_at in range(10_000):
+        actual, killed = trained_rows(tmp_path, core, kill_at)
+        if not killed:
             break
-        assert len(got) == len(want)
-        for one, other in zip(got, want, strict=True):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
             for name in one:
-                np.testing.assert_array_equal(one[name], other[name], err_msg=f"{name}, died at moment {die_at}")
-    assert die_at > 200
+                np.testing.assert_array_equal(one[name], other[name], err_msg=f"{name}, killed at moment {kill_at}")
+    assert kill_at > 200

@@ -1,0 +1,137 @@
+"""Decide what follows from the exit of a worker and from the outcome of the learner. Pure functions.
+
+| worker | exit | decision |
+|---|---|---|
+| evaluator | any | restart; after EVALUATOR_EXITS exits in a row without a result continue without it |
+| any other | UNGUARDED | end: the script trains without a guard |
+| learner | RESUME_REFUSED | end: resume refused |
+| learner | any other, after it reported an outcome | end with that outcome |
+| learner | any other | end: worker lost |
+| sampler | ENVIRONMENT, first generation or no update yet | end: environment fault |
+| sampler, inference | SIGKILL | restart, not counted: it came from outside, or from a deadline |
+| sampler, inference | any other, within the budget | restart, counted as a fault of its own |
+| sampler, inference | any other, beyond the budget | end: worker lost, or environment fault for exit code ENVIRONMENT |
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+from sfactory.errors import UNGUARDED, Exit
+from sfactory.run.outcome import Outcome
+from sfactory.workers.names import EVALUATOR, LEARNER, parse_worker
+from sfactory.workers.shared import LearnerOutcome, RunSpec
+
+EVALUATOR_EXITS = 4
+"""Exits of the evaluator in a row, without a result between them, after which it is not restarted."""
+
+
+@dataclass(frozen=True)
+class WorkerExit:
+    """How a worker process ended."""
+
+    name: str
+    code: int
+    """Exit code; the negative signal number if a signal killed the process."""
+    generation: int = 0
+    last_line: str = ""
+    """Last line of the worker's output."""
+    position: str = ""
+    """Environment, seed and step, if a sampler exited inside an environment."""
+    output_file: str = ""
+
+    @property
+    def cause(self) -> str:
+        return f"killed by {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
+
+    @property
+    def detail(self) -> str:
+        return f": {self.last_line}" if self.last_line else ""
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Start the next generation of the worker."""
+
+    message: str
+    own_fault: bool
+    """Whether the exit counts against the worker's budget."""
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """Continue without the worker."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class End:
+    """End the run."""
+
+    outcome: Outcome
+
+
+def on_exit(
+    worker: WorkerExit, faults: int, updates: int, spare_restarts: int, finished: Outcome | None
+) -> Restart | Abandon | End:
+    """Map a worker's exit to a restart or to the end of the run, by the table above.
+
+    faults: earlier faults of this worker since the last update (evaluator: since its last result). updates: of the run.
+    spare_restarts: budget of faults. finished: the learner's outcome, None while it trains.
+    """
+    kind = parse_worker(worker.name).kind
+    if kind == EVALUATOR:
+        return _on_evaluator_exit(worker, faults)
+    if worker.code == UNGUARDED:
+        sentence = f"{worker.name} imported a script that trains without a guard"
+        return End(Outcome("unguarded", UNGUARDED, sentence))
+    if kind == LEARNER:
+        return End(_on_learner_exit(worker, finished))
+    failed_to_build = worker.code == Exit.ENVIRONMENT
+    if failed_to_build and (worker.generation == 0 or updates <= 0):
+        sentence = f"{worker.name} could not build its environments{worker.detail}"
+        return End(Outcome.of(Exit.ENVIRONMENT, sentence))
+    if worker.code == -signal.SIGKILL:
+        return Restart(f"{worker.name} exited ({worker.cause}); restarted", own_fault=False)
+    if faults + 1 > spare_restarts:
+        code = Exit.ENVIRONMENT if failed_to_build else Exit.WORKER_LOST
+        times = f"{worker.name} exited {faults + 1} times without an update"
+        return End(Outcome.of(code, f"{times} ({worker.cause}{worker.position}){worker.detail}"))
+    detail = worker.detail if worker.code > 0 else ""  # a killed process could not write a message of its own
+    return Restart(f"{worker.name} exited ({worker.cause}{detail}{worker.position}); restarted", own_fault=True)
+
+
+def _on_evaluator_exit(worker: WorkerExit, faults: int) -> Restart | Abandon:
+    message = f"{worker.name} exited ({worker.cause}; see {worker.output_file})"
+    if faults + 1 < EVALUATOR_EXITS:
+        return Restart(f"{message}; restarted", own_fault=True)
+    times = f"{EVALUATOR_EXITS} times in a row without a result"
+    return Abandon(f"{message}; {times}: no more evaluations, training continues")
+
+
+def _on_learner_exit(worker: WorkerExit, finished: Outcome | None) -> Outcome:
+    if worker.code == Exit.RESUME_REFUSED:
+        return Outcome.of(Exit.RESUME_REFUSED, worker.last_line)
+    return finished or Outcome.of(Exit.WORKER_LOST, f"the learner exited ({worker.cause}){worker.detail}")
+
+
+def learner_outcome(reported: LearnerOutcome, run_spec: RunSpec) -> Outcome | None:
+    """The outcome of the run that the learner reported; None while it trains."""
+    if reported == LearnerOutcome.RUNNING:
+        return None
+    if reported == LearnerOutcome.NON_FINITE:
+        count, report = run_spec.config.loss.nonfinite_budget, run_spec.debug_dir / "non-finite.json"
+        sentence = (
+            f"{count} updates in a row had a loss or gradient that was not finite; lower optim.lr, or see {report}"
+        )
+        return Outcome.of(Exit.NON_FINITE, sentence)
+    return Outcome.of(Exit.FINISHED, "the stop rule was reached")
+
+
+def add_last_save(outcome: Outcome, reported: LearnerOutcome) -> None:
+    """Turn the outcome into a storage failure if the learner could not write its last checkpoint."""
+    if reported == LearnerOutcome.STORAGE:
+        outcome.name, outcome.code = Exit.STORAGE.outcome, int(Exit.STORAGE)
+        outcome.sentence += "; the last checkpoint could not be written, see log.txt"

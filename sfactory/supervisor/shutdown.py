@@ -1,0 +1,113 @@
+"""Stop the workers at the end of a run, wait for the last checkpoint and evaluation, and complete the record."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from sfactory.errors import Exit
+from sfactory.monitor.messages import Message
+from sfactory.run.outcome import Outcome
+from sfactory.run.recorder import RunRecorder
+from sfactory.supervisor.exit_rules import add_last_save
+from sfactory.supervisor.spawn import kill_group
+from sfactory.workers.names import POLICY, evaluator_name, learner_name
+from sfactory.workers.shared import StopOrder
+
+if TYPE_CHECKING:
+    from sfactory.supervisor.supervisor import Supervisor
+
+EXIT_S = 2.0  # samplers and inference, after the stop order
+SAVE_S = 30.0  # the learner: finish the update, save a checkpoint
+EVALUATION_S = 60.0  # the evaluator, at the end of a finished run
+SILENT_FRACTION = 0.9  # of the stall timeout without a heartbeat: the learner is not waited for
+ORDERLY = (Exit.FINISHED, Exit.REQUEUE, Exit.INTERRUPTED, Exit.TERMINATED)
+"""Outcomes for which a checkpoint is expected at the end."""
+
+
+class LastRow:
+    """Passes telemetry to the recorder, but holds back the learner's newest row.
+
+    The last row of a run reports the evaluation of the last policy, which ends after the row was sent.
+    """
+
+    def __init__(self, recorder: RunRecorder) -> None:
+        self.recorder = recorder
+        self._rows: list[Message] = []
+
+    def handle(self, messages: list[Message]) -> None:
+        """Record all messages but the newest row."""
+        for message in messages:
+            if message[0] == "learner":
+                self._rows.append(message)
+            else:
+                self.recorder.handle(message)
+        while len(self._rows) > 1:
+            self.recorder.handle(self._rows.pop(0))
+
+    def release(self) -> None:
+        """Record the newest row."""
+        for row in self._rows:
+            self.recorder.handle(row)
+        self._rows = []
+
+
+def stop_workers(supervisor: Supervisor, outcome: Outcome) -> None:
+    """Order all workers to stop, wait for them, and add to the outcome what happened meanwhile. No restarts."""
+    shared, recorder = supervisor.shared, supervisor.recorder
+    shared.supervisor.stop = StopOrder.FINISH if supervisor.updates >= 0 else StopOrder.NOW
+    shared.ring_all()
+    try:
+        if not _wait_for_exits(supervisor, outcome):
+            outcome.sentence += "; stopped by a second signal without waiting for a checkpoint"
+            return
+        add_last_save(outcome, shared.learner[POLICY].outcome)
+        recorder.record_row_counts(shared.slot_table.row_counts())
+        supervisor.telemetry.wait_until_read()
+        supervisor.last_row.handle(supervisor.telemetry.drain())
+    finally:
+        supervisor.last_row.release()
+
+
+def _wait_for_exits(supervisor: Supervisor, outcome: Outcome) -> bool:
+    """Wait until all workers have exited and kill those that take too long; False if a second signal arrived."""
+    start, signals_before = time.monotonic(), supervisor.signals.stop_count
+    learner, evaluator = learner_name(), evaluator_name()
+    limits = {learner: EXIT_S if _learner_is_silent(supervisor) else SAVE_S, evaluator: 0.0}
+    while supervisor.processes:
+        supervisor.wait()
+        supervisor.last_row.handle(supervisor.telemetry.drain())
+        for worker in list(supervisor.processes.values()):
+            if worker.exit_code is not None:
+                if worker.name == learner and worker.exit_code != 0 and outcome.code in ORDERLY:
+                    last_line = supervisor.last_line(learner)
+                    outcome.sentence += f"; the learner failed before it exited{last_line and ': '}{last_line}"
+                    if outcome.code == Exit.FINISHED:
+                        outcome.name, outcome.code = Exit.WORKER_LOST.outcome, int(Exit.WORKER_LOST)
+                supervisor.reap(worker)
+        signals = supervisor.signals.stop_count
+        if signals > max(signals_before, 1):
+            return False
+        evaluate = outcome.code == Exit.FINISHED and signals == signals_before and not _evaluated(supervisor)
+        limits[evaluator] = EVALUATION_S if evaluate else 0.0
+        for worker in list(supervisor.processes.values()):
+            if time.monotonic() - start > limits.get(worker.name, EXIT_S):
+                kill_group(worker.pid)
+    if outcome.code == Exit.FINISHED and not _evaluated(supervisor):
+        reason = f"the evaluator failed or took longer than {EVALUATION_S:g} s"
+        supervisor.recorder.writers.log(f"the last policy was not evaluated ({reason}); run `sfactory eval`")
+    return True
+
+
+def _learner_is_silent(supervisor: Supervisor) -> bool:
+    """Whether the learner has had no heartbeat for so long that it is not expected to save."""
+    learner = supervisor.processes.get(learner_name())
+    limit = SILENT_FRACTION * supervisor.config.run.stall_timeout
+    return learner is not None and supervisor.clock - learner.heartbeat_at > limit
+
+
+def _evaluated(supervisor: Supervisor) -> bool:
+    """Whether the learner has exited and no evaluation of its last checkpoint is due."""
+    checkpoint = supervisor.shared.learner[POLICY].checkpoint
+    due = supervisor.run_spec.evaluation_due(supervisor.recorder.board.evaluated, checkpoint)
+    return learner_name() not in supervisor.processes and not due

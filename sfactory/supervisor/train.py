@@ -1,0 +1,48 @@
+"""Train in a run folder: check the settings, open the record, run the workers, write the outcome."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sfactory.config import Config
+from sfactory.envs import bounded, make_specs
+from sfactory.errors import Exit
+from sfactory.learning.batch_scaling import rescale_batch
+from sfactory.monitor.writers import check_wandb
+from sfactory.run.outcome import Outcome
+from sfactory.run.recorder import RunRecorder
+from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from
+from sfactory.supervisor.signals import requeue_job
+from sfactory.supervisor.supervisor import Supervisor
+from sfactory.workers.shared import RunSpec
+
+
+def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
+    """Train in `run_dir`, from its newest checkpoint if `resume`; return how the run ended.
+
+    Raises ValueError, EnvError or RunBusy for wrong arguments, before anything is written.
+    """
+    check_encoder(config.model.encoder)
+    check_device("run.device", config.run.device)
+    check_device("run.inference-device", config.run.inference_device)
+    check_wandb(config)
+    specs = make_specs(config.env.tasks, config.env.arguments)
+    bounded(specs[0], config.model.squash)  # raises for actions that cannot be squashed
+    if config.run.init_from and not resume:
+        check_init_from(config)
+    scaled, table = rescale_batch(config)
+    with RunRecorder.open(config, Path(run_dir), resume, specs) as recorder:
+        for line in table:
+            recorder.writers.log(line)
+        run_spec = RunSpec(scaled, specs[0], str(Path(run_dir).resolve()), recorder.launch, recorder.resume_from)
+        if config.run.mode == "lockstep":
+            from sfactory.supervisor.lockstep import run_lockstep  # imports torch
+
+            outcome = run_lockstep(run_spec, recorder)
+        else:
+            outcome = Supervisor(run_spec, recorder).run()
+        outcome.run_dir = str(run_dir)
+        recorder.finish(outcome)
+        if outcome.code == Exit.REQUEUE:  # last of all: the scheduler may kill this process at once
+            recorder.writers.log(requeue_job())
+        return outcome

@@ -1,0 +1,151 @@
+"""Every row of the table of exit rules: which exits restart a worker, and which end the run with what outcome."""
+
+import signal
+
+import pytest
+
+from sfactory.config import Config, Env, LossConfig
+from sfactory.errors import UNGUARDED, Exit
+from sfactory.run.outcome import Outcome
+from sfactory.supervisor.exit_rules import (
+    EVALUATOR_EXITS,
+    Abandon,
+    End,
+    Restart,
+    WorkerExit,
+    add_last_save,
+    learner_outcome,
+    on_exit,
+)
+from sfactory.workers.shared import LearnerOutcome, RunSpec
+
+SIGKILL, SIGSEGV = -signal.SIGKILL, -signal.SIGSEGV
+SPARE = 2
+POSITION = ", in environment 3, seed 17, step 7 of the episode"
+
+
+def decide(name, code, *, faults=0, updates=5, finished=None, generation=1, last_line="", position=""):
+    worker = WorkerExit(name, code, generation, last_line, position, f"debug/{name}.txt")
+    return on_exit(worker, faults, updates, SPARE, finished)
+
+
+def ended(action):
+    """(word, code, sentence) of an action that ends the run."""
+    assert isinstance(action, End)
+    return action.outcome.name, action.outcome.code, action.outcome.sentence
+
+
+def test_on_exit_ends_the_run_when_the_learner_is_killed():
+    sentence = "the learner exited (killed by SIGKILL)"
+    assert ended(decide("learner", SIGKILL)) == ("worker lost", 7, sentence)
+
+
+def test_on_exit_reports_the_last_output_line_of_the_learner():
+    action = decide("learner", 1, last_line="RuntimeError: out of memory")
+    assert ended(action) == ("worker lost", 7, "the learner exited (exit code 1): RuntimeError: out of memory")
+
+
+def test_on_exit_keeps_the_outcome_that_the_learner_reported_before_it_exited():
+    finished = Outcome.of(Exit.FINISHED, "the stop rule was reached")
+    assert ended(decide("learner", 0, finished=finished)) == ("finished", 0, "the stop rule was reached")
+
+
+def test_on_exit_refuses_to_resume_when_the_learner_refuses_the_checkpoint():
+    action = decide("learner", Exit.RESUME_REFUSED, generation=0, updates=-1, last_line="model: 3 shapes differ")
+    assert ended(action) == ("resume refused", 4, "model: 3 shapes differ")
+
+
+@pytest.mark.parametrize("name", ["learner", "inference", "sampler-0"])
+def test_on_exit_ends_the_run_when_the_script_has_no_guard(name):
+    word, code, sentence = ended(decide(name, UNGUARDED, generation=0))
+    assert (word, code) == ("unguarded", UNGUARDED)
+    assert sentence == f"{name} imported a script that trains without a guard"
+
+
+@pytest.mark.parametrize(("generation", "updates"), [(0, 100), (0, -1), (3, 0), (3, -1)])
+def test_on_exit_ends_the_run_when_a_sampler_cannot_build_its_environments(generation, updates):
+    action = decide(
+        "sampler-1", Exit.ENVIRONMENT, generation=generation, updates=updates, last_line="EnvError: no display"
+    )
+    sentence = "sampler-1 could not build its environments: EnvError: no display"
+    assert ended(action) == ("environment fault", 6, sentence)
+
+
+def test_on_exit_restarts_a_later_generation_that_cannot_build_its_environments_within_the_budget():
+    assert isinstance(decide("sampler-1", Exit.ENVIRONMENT, faults=SPARE - 1), Restart)
+    action = decide("sampler-1", Exit.ENVIRONMENT, faults=SPARE, last_line="EnvError: no display")
+    sentence = "sampler-1 exited 3 times without an update (exit code 6): EnvError: no display"
+    assert ended(action) == ("environment fault", 6, sentence)
+
+
+@pytest.mark.parametrize("name", ["inference", "sampler-0"])
+@pytest.mark.parametrize("faults", [0, SPARE, 1000])
+def test_on_exit_always_restarts_a_worker_that_was_killed_from_outside(name, faults):
+    action = decide(name, SIGKILL, faults=faults, last_line="an old line", position=POSITION)
+    assert action == Restart(f"{name} exited (killed by SIGKILL); restarted", own_fault=False)
+
+
+@pytest.mark.parametrize("name", ["inference", "sampler-0"])
+def test_on_exit_counts_own_faults_against_the_budget(name):
+    action = decide(name, 1, faults=SPARE - 1, last_line="ValueError: no")
+    assert action == Restart(f"{name} exited (exit code 1: ValueError: no); restarted", own_fault=True)
+    sentence = f"{name} exited 3 times without an update (exit code 1): ValueError: no"
+    assert ended(decide(name, 1, faults=SPARE, last_line="ValueError: no")) == ("worker lost", 7, sentence)
+
+
+def test_on_exit_names_the_environment_in_which_a_sampler_exited():
+    action = decide("sampler-0", SIGSEGV, last_line="an old line", position=POSITION)
+    assert action == Restart(f"sampler-0 exited (killed by SIGSEGV{POSITION}); restarted", own_fault=True)
+    action = decide("sampler-0", 3, last_line="bye", position=POSITION)
+    assert action == Restart(f"sampler-0 exited (exit code 3: bye{POSITION}); restarted", own_fault=True)
+
+
+@pytest.mark.parametrize("code", [SIGKILL, 0, 1, UNGUARDED])
+def test_on_exit_never_ends_the_run_for_the_evaluator(code):
+    for faults in range(EVALUATOR_EXITS - 1):
+        action = decide("evaluator", code, faults=faults)
+        assert isinstance(action, Restart)
+        assert action.own_fault
+        assert "see debug/evaluator.txt); restarted" in action.message
+    action = decide("evaluator", code, faults=EVALUATOR_EXITS - 1)
+    assert isinstance(action, Abandon)
+    assert "4 times in a row without a result: no more evaluations, training continues" in action.message
+
+
+@pytest.fixture
+def run_spec():
+    config = Config(env=Env("gymnasium/CartPole-v1"), loss=LossConfig(nonfinite_budget=4))
+    return RunSpec(config, spec=None, run_dir="runs/a", launch=0)
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        (LearnerOutcome.TARGET_REACHED, Exit.FINISHED),
+        (LearnerOutcome.STOPPED, Exit.FINISHED),
+        (LearnerOutcome.STORAGE, Exit.FINISHED),  # `add_last_save` turns it into a storage failure
+        (LearnerOutcome.NON_FINITE, Exit.NON_FINITE),
+    ],
+)
+def test_learner_outcome_maps_what_the_learner_reported(run_spec, reported, expected):
+    outcome = learner_outcome(reported, run_spec)
+    assert (outcome.name, outcome.code) == (expected.outcome, expected)
+
+
+def test_learner_outcome_is_none_while_the_learner_trains(run_spec):
+    assert learner_outcome(LearnerOutcome.RUNNING, run_spec) is None
+
+
+def test_learner_outcome_names_the_report_of_non_finite_updates(run_spec):
+    sentence = learner_outcome(LearnerOutcome.NON_FINITE, run_spec).sentence
+    assert sentence.startswith("4 updates in a row had a loss or gradient that was not finite; lower optim.lr")
+    assert sentence.endswith("runs/a/debug/non-finite.json")
+
+
+def test_add_last_save_changes_the_outcome_only_if_the_last_checkpoint_failed():
+    outcome = Outcome.of(Exit.INTERRUPTED, "stopped by signal")
+    add_last_save(outcome, LearnerOutcome.STOPPED)
+    assert (outcome.name, outcome.code, outcome.sentence) == ("interrupted", 130, "stopped by signal")
+    add_last_save(outcome, LearnerOutcome.STORAGE)
+    assert (outcome.name, outcome.code) == ("storage", 10)
+    assert outcome.sentence == "stopped by signal; the last checkpoint could not be written, see log.txt"

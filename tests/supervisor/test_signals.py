@@ -1,0 +1,57 @@
+"""Signals to the supervisor: which end the run with what outcome, and which request a checkpoint."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from sfactory.supervisor.signals import Signals, requeue_job
+
+
+def after(*numbers, requeue=False):
+    """The Signals object of a process that received these signals."""
+    with Signals(requeue) as signals:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+    return signals
+
+
+@pytest.mark.parametrize(
+    ("numbers", "word", "code", "count"),
+    [
+        ((signal.SIGINT,), "interrupted", 130, 1),
+        ((signal.SIGINT, signal.SIGINT), "interrupted", 130, 2),
+        ((signal.SIGTERM,), "terminated", 143, 1),
+        ((signal.SIGHUP,), "terminated", 143, 1),
+        ((signal.SIGINT, signal.SIGTERM), "interrupted", 130, 2),  # the first one decides
+    ],
+)
+def test_signals_that_end_the_run(numbers, word, code, count):
+    signals = after(*numbers)
+    outcome = signals.outcome()
+    assert (outcome.name, outcome.code, signals.stop_count) == (word, code, count)
+
+
+def test_sigusr1_requests_a_checkpoint_and_ends_the_run_only_with_requeue():
+    signals = after(signal.SIGUSR1, signal.SIGUSR1)
+    assert (signals.outcome(), signals.stop_count, signals.save_count) == (None, 0, 2)
+    shared = SimpleNamespace(supervisor=SimpleNamespace(save_requests=0))
+    signals.forward(shared)
+    assert shared.supervisor.save_requests == 2
+    outcome = after(signal.SIGUSR1, requeue=True).outcome()
+    assert (outcome.name, outcome.code) == ("requeue", 75)
+
+
+def test_signals_restores_the_previous_handlers():
+    before = signal.getsignal(signal.SIGTERM)
+    after(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_requeue_job_reports_its_result(monkeypatch, tmp_path):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert requeue_job() == "no SLURM job to requeue; the exit code is 75"
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert requeue_job().startswith("scontrol requeue 17 failed: ")
