@@ -208,7 +208,7 @@ class Learner(Worker):
         self.counters.tick()
         outcome = self.learners.agree(self._outcome())
         if outcome != LearnerOutcome.RUNNING:
-            self.words.outcome = outcome
+            self.words.outcome = LearnerOutcome(outcome)
 
     def _outcome(self) -> int:
         stop, counters = self.config.stop, self.counters

@@ -48,7 +48,7 @@ def make_checkpointing(monkeypatch, env_steps=1500, leader=True, **sections):
     lines = []
     spec = SimpleNamespace(frame_skip=4, protocol="")
     counters = Counters(env_steps=env_steps)
-    one = Checkpointing(RunSpec(config, spec, "", 0), update, counters, words, supervisor, lines.append)
+    one = Checkpointing(RunSpec(config, spec, "", 0), update, counters, words, supervisor, lines.append, 0)
     one.lines = lines
     return one
 
