@@ -239,7 +239,10 @@ def whole(text: str, name: str) -> int:
 
 
 def _whole(text: str) -> int:
-    exact = number(text)
+    try:
+        exact = number(text)
+    except SettingError:
+        raise SettingError(f"{text!r} is not a whole number; write for example 2000, 50k or 10M") from None
     if exact != int(exact):
         raise SettingError(f"{text} is not a whole number")
     return int(exact)

@@ -74,7 +74,7 @@ def supervisor(monkeypatch):
         ("train minatar/breakout --log.wandb", "pip install 'sfactory[wandb]'"),
         ("resume runs/absent", "runs/absent does not exist"),
         ("eval runs/absent", "runs/absent does not exist"),
-        ("eval runs/absent --episodes many", "episodes: 'many' is not a number"),
+        ("eval runs/absent --episodes many", "episodes: 'many' is not a whole number"),
         ("eval runs/absent --optim.lr 1", "optim.lr: eval plays with the settings of the run"),
         ("presets minatar", "minatar: this verb takes no arguments"),
     ],

@@ -352,7 +352,7 @@ def test_convert_gives_the_type_of_the_field(name, given, value):
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("batch.epochs", "x", "batch.epochs: 'x' is not a number; write for example 2.5e-4, 2000, 50k or 10M"),
+        ("batch.epochs", "x", "batch.epochs: 'x' is not a whole number; write for example 2000, 50k or 10M"),
         ("batch.epochs", 1.5, "batch.epochs: 1.5 is not a whole number"),
         ("batch.epochs", True, "batch.epochs: True is not a whole number"),
         ("batch.epochs", None, "batch.epochs: None is not a whole number"),
@@ -365,7 +365,7 @@ def test_convert_gives_the_type_of_the_field(name, given, value):
         ("model.core", 3, "model.core: 3 is not one of none, gru, lstm"),
         ("model.hidden", [1.5], "model.hidden: 1.5 is not a whole number"),
         ("model.hidden", [[1]], "model.hidden: expected one value, got 1"),
-        ("model.hidden", "wide", "model.hidden: 'wide' is not a number; write for example 2.5e-4, 2000, 50k or 10M"),
+        ("model.hidden", "wide", "model.hidden: 'wide' is not a whole number; write for example 2000, 50k or 10M"),
         ("env.settings", "fast", "env.settings: 'fast' is not a table; write --env.settings.KEY value"),
         ("env.settings", 3, "env.settings: 3 is not a table"),
     ],
