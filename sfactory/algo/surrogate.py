@@ -19,7 +19,7 @@ w_b belongs in the loss exactly once. ``behavior_weight`` selects where it is ap
 
 An objective is a function ``(q: Ratios, o: Options) -> Tensor`` with one entry in `SURROGATES`. The entry lists the
 options that the function reads; `SurrogateObjective` computes the ratios, applies the mask and calls the function.
-To add a hyper-parameter, add a field to `Options` and a setting of the same name to `learning` in
+To add a hyper-parameter, add a field to `Options` and a setting of the same name to `SurrogateConfig` in
 sfactory/config/schema.py.
 
 Shapes: [...] is [N] or [T, b], the same for all; K distribution parameters. Ratios are kept as logarithms as long as
@@ -34,6 +34,20 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from sfactory.algo.weight_rule import BEHAVIOR_WEIGHTS, check_weights
+
+__all__ = [
+    "BEHAVIOR_WEIGHTS",
+    "SURROGATES",
+    "Options",
+    "Ratios",
+    "Surrogate",
+    "SurrogateInput",
+    "SurrogateObjective",
+    "check_options",
+    "check_weights",
+]
 
 LOG_WEIGHT_LIMIT = 20.0  # the same bound as in the traces: no exponential here exceeds e^20
 
@@ -79,7 +93,7 @@ class Surrogate(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Hyper-parameters of the objectives, named like their settings in `learning`."""
+    """Hyper-parameters of the objectives, named like their settings in the section `surrogate`."""
 
     clip: float = 0.2
     """Trust region on r; also defines ``clipped`` for objectives without a trust region."""
@@ -159,7 +173,7 @@ class SurrogateObjective:
     uses: tuple[str, ...] = ()
     """Options that the loss reads besides clip, which ``clipped`` always needs. Without weight_cap, w has no cap."""
     divides_by_behavior: bool = True
-    """False: the loss has no behaviour weight of its own, only that of the trace."""
+    """False: the loss has no behaviour weight of its own, only that of the trace (`weight_rule.NO_OWN_WEIGHT`)."""
 
     def __call__(self, x: SurrogateInput, *, behavior_weight: str = "surrogate", **options: float | None) -> Surrogate:
         """Loss and clipped samples of one minibatch [...]. ``options`` are fields of `Options`."""
@@ -300,43 +314,6 @@ SURROGATES: dict[str, SurrogateObjective] = {
     "mhpo": SurrogateObjective(mhpo, uses=("weight_cap",)),
 }
 
-BEHAVIOR_WEIGHTS = ("surrogate", "trace", "none", "twice")
-_NO_OWN_WEIGHT = ("ppo", "impala")  # these two never divide by behavior themselves
-_UNWEIGHTED_TRACES = ("gae",)
-
-
-def check_weights(trace: str, proximal: str, surrogate: str, behavior_weight: str) -> None:
-    """Raise ValueError unless the behaviour weight w_b is counted as often as ``behavior_weight`` says.
-
-    surrogate and trace mean once, none means never, twice means twice. All arguments are names in the
-    registries.
-    """
-    if behavior_weight not in BEHAVIOR_WEIGHTS:
-        expected = ", ".join(BEHAVIOR_WEIGHTS)
-        raise ValueError(f"behavior_weight is {behavior_weight!r}, expected one of {expected}")
-    asks_trace = behavior_weight in ("trace", "twice")
-    asks_surrogate = behavior_weight in ("surrogate", "twice")
-    coupled = proximal == "behavior" and surrogate != "impala"  # the ratio is policy/behavior by itself
-    setting = f"behavior_weight={behavior_weight} with {trace=!s}, {proximal=!s}, {surrogate=!s}: "
-    if asks_trace and trace in _UNWEIGHTED_TRACES:
-        raise ValueError(setting + f"{trace} has no weight; use trace=vtrace, or behavior_weight=surrogate")
-    if asks_surrogate and surrogate == "impala":
-        raise ValueError(setting + "impala takes its weight from the trace; use behavior_weight=trace")
-    if asks_surrogate and surrogate in _NO_OWN_WEIGHT and not coupled:
-        raise ValueError(
-            setting + f"{surrogate} never divides by behavior; use surrogate=decoupled, or proximal=behavior"
-        )
-    if coupled and not asks_surrogate:
-        counted = "a second time" if asks_trace else "although none was asked for"
-        raise ValueError(
-            setting + f"the ratio over behavior holds the weight, {counted}; use behavior_weight=surrogate"
-        )
-    if asks_trace and not asks_surrogate and proximal != "recompute" and surrogate != "impala":
-        raise ValueError(
-            setting + "the trace weighs the policy at the start of the update, not this proximal policy; "
-            "use proximal=recompute, or behavior_weight=surrogate"
-        )
-
 
 def check_options(surrogate: str, options: Mapping[str, float | None]) -> None:
     """Raise ValueError, one line, if objective ``surrogate`` does not read one of ``options``.
@@ -352,7 +329,7 @@ def check_options(surrogate: str, options: Mapping[str, float | None]) -> None:
         value = values[name]
         if name not in used and value != default and (value or default):
             raise ValueError(
-                f"{name} is {value:g}, but surrogate={surrogate} does not use it; leave it at {default or 0:g}"
+                f"{name} is {value or 0:g}, but surrogate={surrogate} does not use it; leave it at {default or 0:g}"
             )
 
 

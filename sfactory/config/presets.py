@@ -1,8 +1,8 @@
-"""From names, files and flags to layers of settings.
+"""Read presets, files and flags into layers of settings.
 
     preset TOML  <  --config FILE  <  TARGET's env.name  <  --section.field value        the right one wins
 
-`sfactory.config.parsing` makes a `Config` of them.
+`sfactory.config.parsing.build` merges the layers into a `Config`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sfactory.config.parsing import (
     WORDS,
     ConfigLayer,
     RawValue,
-    SettingError,
     check_name,
-    field_types,
+    field_type,
     number,
-    suggestion,
 )
+from sfactory.config.renamed import current_name
+from sfactory.errors import SettingError, did_you_mean
 
 ENV_GROUP = "sfactory.envs"  # entry points of environment families
 
@@ -39,7 +39,7 @@ ENV_GROUP = "sfactory.envs"  # entry points of environment families
 
 @dataclass(frozen=True)
 class Preset:
-    """A TOML file that ships with the package."""
+    """A TOML file that is installed with the package."""
 
     name: str
     env: str
@@ -48,7 +48,7 @@ class Preset:
 
 
 def presets_dir() -> Path:
-    """Where the presets lie: the installed package `sfactory_configs`, which holds TOML only."""
+    """Folder of the presets: the installed package `sfactory_configs`, which contains only TOML."""
     spec = importlib.util.find_spec("sfactory_configs")
     if spec is None or not spec.submodule_search_locations:
         raise SettingError("the package sfactory_configs is not installed; reinstall sfactory")
@@ -56,12 +56,12 @@ def presets_dir() -> Path:
 
 
 def presets() -> list[Preset]:
-    """All presets by name; a family's default.toml is no target of its own."""
+    """All presets by name, without the default.toml of each family."""
     return [_preset(path) for path in sorted(presets_dir().glob("*/*.toml")) if path.stem != "default"]
 
 
 def family_defaults() -> list[Preset]:
-    """What every other environment of a family is trained with: `atari/*` and so on."""
+    """Presets for all other environments of a family, named `atari/*` and so on."""
     return [_preset(path) for path in sorted(presets_dir().glob("*/default.toml"))]
 
 
@@ -73,12 +73,15 @@ def _preset(path: Path) -> Preset:
 
 
 def families() -> list[str]:
-    """Names of the installed environment families, a user's own included."""
+    """Names of the installed environment families, including those of other packages."""
     return sorted({point.name for point in importlib.metadata.entry_points(group=ENV_GROUP)})
 
 
 def read_toml(path: Path) -> ConfigLayer:
-    """A file as a layer. SettingError names the file, and the line where TOML says one."""
+    """Read a file as a layer. SettingError names the file, and the line where TOML reports one.
+
+    Old names in a `config.toml` are translated here and thus not reported: sfactory wrote that file, not a person.
+    """
     try:
         table = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
@@ -89,9 +92,10 @@ def read_toml(path: Path) -> ConfigLayer:
     layer: ConfigLayer = {}
     for section, values in table.items():
         if not isinstance(values, dict):
-            raise SettingError(f"{path}: {section}: settings stand in sections; write [section] above it")
+            raise SettingError(f"{path}: {section}: settings belong in sections; write [section] above it")
         for key, value in values.items():
             name = f"{section}.{key}".replace("-", "_")
+            name = current_name(name) if path.name == "config.toml" else name
             if name == SETTINGS and isinstance(value, dict):
                 layer.update({f"{SETTINGS}.{k.replace('-', '_')}": RawValue(v, str(path)) for k, v in value.items()})
             else:
@@ -109,55 +113,59 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
     if target.endswith(".toml"):
         raise SettingError(f"{target}: a file is given as --config {target}")
     family, slash, name = target.partition("/")
-    if "," in target:  # several tasks: the family of the first says the defaults
+    if "," in target:  # several tasks: defaults of the first one's family
         tasks = [task.strip() for task in target.split(",")]
         bare = next((task for task in tasks if "/" not in task), None)
         if bare is not None:
-            raise SettingError(f"{target}: {bare or 'an empty name'} is no FAMILY/ID{_see()}")
+            raise SettingError(f"{target}: {bare or 'an empty name'} is not FAMILY/ID{_lists()}")
         name = "default"
     if not slash or not family or not name or ".." in target:
-        raise SettingError(f"{target}: no such preset{_meant(target)}{_see()}")
+        raise SettingError(f"{target}: no such preset{_suggestion(target)}{_lists()}")
     folder = presets_dir() / family
     if name != "default" and (folder / f"{name}.toml").is_file():
         return [read_toml(folder / f"{name}.toml"), *from_files]
     if family not in families():
         if folder.is_dir():
-            raise SettingError(f"{target}: no such preset{_meant(target)}{_see()}")
+            raise SettingError(f"{target}: no such preset{_suggestion(target)}{_lists()}")
         known = sorted({*families(), *(p.name.partition("/")[0] for p in presets())})
-        raise SettingError(f"{target}: no environment family {family}{suggestion(family, known)}{_see()}")
+        raise SettingError(f"{target}: no environment family {family}{did_you_mean(family, known)}{_lists()}")
     default = folder / "default.toml"
     base = [read_toml(default)] if default.is_file() else []
     return [*base, *from_files, {"env.name": RawValue(target)}]
 
 
 def near_target(target: str) -> str:
-    """The preset that was probably meant, by its name, its environment or the last part of either; or nothing."""
+    """The preset nearest to `target` by its name, its environment or the last part of either; else empty."""
     family, slash, _ = target.lower().partition("/")
     named: dict[str, str] = {}
     for preset in presets():
         for name in (preset.name.lower(), preset.env.lower()):
             if not slash:
                 named.setdefault(name.rpartition("/")[2], preset.name)
-            elif family not in families() or name.startswith(f"{family}/"):  # atari/breakout is not minatar's
+            elif family not in families() or name.startswith(
+                f"{family}/"
+            ):  # never suggest minatar/breakout for atari/breakout
                 named.setdefault(name, preset.name)
     near = difflib.get_close_matches(target.lower(), named, 1, 0.75)
     return named[near[0]] if near else ""
 
 
-def _meant(target: str) -> str:
+def _suggestion(target: str) -> str:
     near = near_target(target)
     return f"; did you mean {near}?" if near else ""
 
 
-def _see() -> str:
+def _lists() -> str:
     return "; see `sfactory presets` and `sfactory envs`"
 
 
 # -- the command line ----------------------------------------------------------------------------------------
 
 
-def split_flags(args: Sequence[str], options: Mapping[str, bool]) -> tuple[ConfigLayer, dict[str, list[str]], list[str]]:
-    """Sort a command line into settings, the verb's own options (name -> takes a value) and positionals."""
+def split_flags(
+    args: Sequence[str], options: Mapping[str, bool]
+) -> tuple[ConfigLayer, dict[str, list[str]], list[str]]:
+    """Split a command line into settings, options of the command (name -> takes a value) and positionals."""
     layer: ConfigLayer = {}
     own: dict[str, list[str]] = {}
     positionals: list[str] = []
@@ -188,16 +196,16 @@ def _next(flag: str, rest: list[str]) -> str:
 
 
 def _setting(flag: str, inline: str | None, rest: list[str], options: Mapping[str, bool]) -> tuple[str, Any]:
-    """Name and value of one `--section.field`; takes what it needs from the front of `rest`."""
+    """Name and value of one `--section.field`; values are removed from the front of `rest`."""
     name = flag.lstrip("-").replace("-", "_")
     if name.startswith(SETTINGS + "."):
         return name, _literal(inline if inline is not None else _next(flag, rest))
     section, _, key = name.partition(".")
     positive = f"{section}.{key.removeprefix('no_')}"
-    if name not in field_types() and field_types().get(positive) is bool and inline is None:
+    if field_type(name) is None and field_type(positive) is bool and inline is None:
         return positive, False
     check_name(name, flag.lstrip("-"), options)
-    kind = field_types()[name]
+    kind = field_type(name)
     if kind is bool:
         if inline is None:
             inline = rest.pop(0) if rest and rest[0].lower() in WORDS else "true"
@@ -213,7 +221,7 @@ def _setting(flag: str, inline: str | None, rest: list[str], options: Mapping[st
 
 
 def _literal(text: str) -> Any:
-    """A value of a table without types: what TOML makes of it (10M is a number too), else the text."""
+    """A value of a table without types: as TOML reads it, a number as 10M, or else the text."""
     with contextlib.suppress(tomllib.TOMLDecodeError):
         if "\n" not in text:
             return tomllib.loads(f"v = {text}")["v"]

@@ -16,7 +16,6 @@ Samplers come through this door, so nothing here imports torch, and gymnasium on
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 import traceback
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sfactory.errors import EnvError
+from sfactory.errors import EnvError, did_you_mean
 
 Settings = Mapping[str, Any]
 
@@ -114,13 +113,10 @@ class Group(Protocol):
 
 
 def suggest(word: str, known: Iterable[str], most: int = 12) -> str:
-    """The end of an error message: `; did you mean a?`, or the names there are."""
+    """The end of an error message: `; did you mean a?`, or else the names that exist."""
     names = sorted(known)
-    folded = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word.lower(), folded, n=1)
-    if close:
-        return f"; did you mean {folded[close[0]]}?"
-    return f"; there are {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
+    listed = f"; there are {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
+    return did_you_mean(word, names) or listed
 
 
 def missing_package(name: str, package: str, extra: str) -> EnvError:

@@ -94,7 +94,9 @@ class Network:
     Legend: T steps, B lanes, K distribution parameters.
     """
 
-    def __init__(self, model: ActorCritic, pool: ThreadPool, autocast: Callable[[], AbstractContextManager[object]]) -> None:
+    def __init__(
+        self, model: ActorCritic, pool: ThreadPool, autocast: Callable[[], AbstractContextManager[object]]
+    ) -> None:
         self.model, self.pool, self.autocast = model, pool, autocast
         self.parameters = list(model.parameters())
         self._parts: list[tuple[Tensor, Tensor]] = []  # what the parts said, with their graphs

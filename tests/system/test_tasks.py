@@ -49,7 +49,7 @@ def test_every_group_plays_the_task_that_is_its_own(tmp_path):
         ("minatar/breakout,minatar/freeway", "cannot share a policy: obs obs (10, 10, 4) bool is not obs (10, 10, 7)"),
         ("atari/pong,atari/breakout", "--env.settings.full-action-space true"),
         ("gymnasium/CartPole-v1,gymnasium/CartPole-v1", "names a task twice"),
-        ("gymnasium/CartPole-v1,pong", "pong is no FAMILY/ID"),
+        ("gymnasium/CartPole-v1,pong", "pong is not FAMILY/ID"),
     ],
 )
 def test_tasks_that_cannot_be_learnt_together_are_refused_in_one_line(tmp_path, target, says):
