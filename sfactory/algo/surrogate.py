@@ -19,7 +19,7 @@ w_b belongs in the loss exactly once. ``behavior_weight`` selects where it is ap
 
 An objective is a function ``(q: Ratios, o: Options) -> Tensor`` with one entry in `SURROGATES`. The entry lists the
 options that the function reads; `SurrogateObjective` computes the ratios, applies the mask and calls the function.
-To add a hyper-parameter, add a field to `Options` and a setting of the same name to `learning` in
+To add a hyper-parameter, add a field to `Options` and a setting of the same name to `SurrogateConfig` in
 sfactory/config/schema.py.
 
 Shapes: [...] is [N] or [T, b], the same for all; K distribution parameters. Ratios are kept as logarithms as long as
@@ -173,7 +173,7 @@ class SurrogateObjective:
     uses: tuple[str, ...] = ()
     """Options that the loss reads besides clip, which ``clipped`` always needs. Without weight_cap, w has no cap."""
     divides_by_behavior: bool = True
-    """False: the loss has no behaviour weight of its own, only that of the trace."""
+    """False: the loss has no behaviour weight of its own, only that of the trace (`weight_rule.NO_OWN_WEIGHT`)."""
 
     def __call__(self, x: SurrogateInput, *, behavior_weight: str = "surrogate", **options: float | None) -> Surrogate:
         """Loss and clipped samples of one minibatch [...]. ``options`` are fields of `Options`."""
@@ -314,6 +314,7 @@ SURROGATES: dict[str, SurrogateObjective] = {
     "mhpo": SurrogateObjective(mhpo, uses=("weight_cap",)),
 }
 
+
 def check_options(surrogate: str, options: Mapping[str, float | None]) -> None:
     """Raise ValueError, one line, if objective ``surrogate`` does not read one of ``options``.
 
@@ -328,7 +329,7 @@ def check_options(surrogate: str, options: Mapping[str, float | None]) -> None:
         value = values[name]
         if name not in used and value != default and (value or default):
             raise ValueError(
-                f"{name} is {value:g}, but surrogate={surrogate} does not use it; leave it at {default or 0:g}"
+                f"{name} is {value or 0:g}, but surrogate={surrogate} does not use it; leave it at {default or 0:g}"
             )
 
 

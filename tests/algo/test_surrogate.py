@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfactory.algo.surrogate import SURROGATES, Options, SurrogateInput, check_options, check_weights
 from sfactory.algo.trace import TRACES
+from sfactory.algo.weight_rule import NO_OWN_WEIGHT
 from sfactory.config import Config
 
 torch.set_num_threads(1)
@@ -319,6 +320,10 @@ def test_check_options_rejects_exactly_what_a_surrogate_does_not_use(name: str, 
         assert same
         with pytest.raises(ValueError, match=rf"^{option} is .*, but surrogate={name} does not use it; leave it at "):
             check_options(name, {option: value})
+
+
+def test_surrogates_without_a_weight_of_their_own_are_those_of_the_weight_rule() -> None:
+    assert {name for name, entry in SURROGATES.items() if not entry.divides_by_behavior} == set(NO_OWN_WEIGHT)
 
 
 def test_check_options_rejects_an_unknown_surrogate() -> None:
