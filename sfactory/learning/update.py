@@ -53,6 +53,8 @@ class Update:
         self.normalizers = Normalizers(config, model, device, self.learners)
         autocast = precision(config.run.precision, device)
         self.objective: Objective[Any] = objective_class(config)(config, model, self.normalizers, autocast)
+        for line in self.objective.warnings():
+            log(line)
         threads = pool_size(config.run.learner_threads) if accelerator is None else 1  # one stream, one thread
         self.network = ParallelNetwork(model, ThreadPool(threads), autocast)
         self.parameters = list(model.parameters())

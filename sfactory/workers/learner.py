@@ -206,11 +206,11 @@ class Learner(Worker):
     def _end_if_due(self) -> None:
         """Set the outcome if a stop rule is reached or too many updates in a row were skipped."""
         self.counters.tick()
-        outcome = self.learners.agree(self._outcome())
+        outcome = LearnerOutcome(self.learners.agree(self._outcome()))
         if outcome != LearnerOutcome.RUNNING:
             self.words.outcome = LearnerOutcome(outcome)
 
-    def _outcome(self) -> int:
+    def _outcome(self) -> LearnerOutcome:
         stop, counters = self.config.stop, self.counters
         if counters.skipped_in_a_row >= self.config.loss.nonfinite_budget:
             return LearnerOutcome.NON_FINITE

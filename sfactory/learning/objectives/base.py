@@ -97,6 +97,10 @@ class Objective(ABC, Generic[S]):
         """Raises ValueError if settings do not fit together."""
         self.config, self.model, self.normalizers, self.autocast = config, model, normalizers, autocast
 
+    def warnings(self) -> Sequence[str]:
+        """Lines for the log about settings that have no effect; read once, when the learner starts."""
+        return ()
+
     # -- the network and how it acts; used by every process that holds one ---------------------------------------------
 
     @staticmethod
