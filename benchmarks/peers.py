@@ -79,9 +79,10 @@ def speed_of(words: list[str], folder: Path, seconds: float) -> float:
         return float(peer(words, folder, "--seconds", str(seconds))["steps_per_second"])
     from sfactory.config import parsing as settings
     from sfactory.config import presets
+    from sfactory.config.flags import split_flags
     from sfactory.tools.bench import trial
 
-    flags, _, (target,) = presets.split_flags(words, {})
+    flags, _, (target,) = split_flags(words, {})
     return trial(settings.build(*presets.target_layers(target), flags), seconds).steps_per_second
 
 
@@ -102,11 +103,12 @@ def roofline_of(words: list[str]) -> float:
 
     from sfactory.config import parsing as settings
     from sfactory.config import presets
+    from sfactory.config.flags import split_flags
     from sfactory.device.machine import cores
     from sfactory.envs import make_spec
     from sfactory.tools.roofline import roofline
 
-    flags, _, (target,) = presets.split_flags(words, {})
+    flags, _, (target,) = split_flags(words, {})
     config = settings.build(*presets.target_layers(target), flags)
     config = replace(config, learning=replace(config.learning, precision="fp32"))
     return roofline(config, make_spec(config.env.name, config.env.arguments), cores()).steps_per_second

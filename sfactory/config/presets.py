@@ -7,29 +7,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib.metadata
 import importlib.util
-import re
 import tomllib
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sfactory.config.parsing import (
-    SETTINGS,
-    WORDS,
-    ConfigLayer,
-    RawValue,
-    SettingError,
-    check_name,
-    field_types,
-    number,
-    suggestion,
-)
+from sfactory.config.parsing import SETTINGS, ConfigLayer, RawValue, SettingError, suggestion
 
 ENV_GROUP = "sfactory.envs"  # entry points of environment families
 
@@ -151,73 +137,3 @@ def _meant(target: str) -> str:
 
 def _see() -> str:
     return "; see `sfactory presets` and `sfactory envs`"
-
-
-# -- the command line ----------------------------------------------------------------------------------------
-
-
-def split_flags(args: Sequence[str], options: Mapping[str, bool]) -> tuple[ConfigLayer, dict[str, list[str]], list[str]]:
-    """Sort a command line into settings, the verb's own options (name -> takes a value) and positionals."""
-    layer: ConfigLayer = {}
-    own: dict[str, list[str]] = {}
-    positionals: list[str] = []
-    rest = list(args)
-    while rest:
-        token = rest.pop(0)
-        if not token.startswith("-") or token == "-":
-            positionals.append(token)
-            continue
-        flag, equals, inline = token.partition("=")
-        if flag in options:
-            if options[flag]:
-                own.setdefault(flag, []).append(inline if equals else _next(flag, rest))
-            elif equals:
-                raise SettingError(f"{flag}: takes no value")
-            else:
-                own[flag] = []
-            continue
-        name, value = _setting(flag, inline if equals else None, rest, options)
-        layer[name] = RawValue(value)
-    return layer, own, positionals
-
-
-def _next(flag: str, rest: list[str]) -> str:
-    if not rest or rest[0].startswith("--"):
-        raise SettingError(f"{flag.lstrip('-')}: a value is missing")
-    return rest.pop(0)
-
-
-def _setting(flag: str, inline: str | None, rest: list[str], options: Mapping[str, bool]) -> tuple[str, Any]:
-    """Name and value of one `--section.field`; takes what it needs from the front of `rest`."""
-    name = flag.lstrip("-").replace("-", "_")
-    if name.startswith(SETTINGS + "."):
-        return name, _literal(inline if inline is not None else _next(flag, rest))
-    section, _, key = name.partition(".")
-    positive = f"{section}.{key.removeprefix('no_')}"
-    if name not in field_types() and field_types().get(positive) is bool and inline is None:
-        return positive, False
-    check_name(name, flag.lstrip("-"), options)
-    kind = field_types()[name]
-    if kind is bool:
-        if inline is None:
-            inline = rest.pop(0) if rest and rest[0].lower() in WORDS else "true"
-        return name, inline
-    if typing.get_origin(kind) is tuple:
-        if inline is not None:
-            return name, [part for part in inline.split(",") if part]
-        values = []
-        while rest and re.match(r"[\d,]+$", rest[0]):
-            values += [part for part in rest.pop(0).split(",") if part]
-        return name, values or [_next(flag, rest)]
-    return name, inline if inline is not None else _next(flag, rest)
-
-
-def _literal(text: str) -> Any:
-    """A value of a table without types: what TOML makes of it (10M is a number too), else the text."""
-    with contextlib.suppress(tomllib.TOMLDecodeError):
-        if "\n" not in text:
-            return tomllib.loads(f"v = {text}")["v"]
-    with contextlib.suppress(SettingError):
-        exact = number(text)
-        return int(exact) if exact == int(exact) else float(exact)
-    return {"True": True, "False": False}.get(text, text)

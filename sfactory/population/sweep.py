@@ -30,8 +30,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sfactory.config import Config, presets
+from sfactory.config import Config
 from sfactory.config import parsing as settings
+from sfactory.config.flags import split_flags
 from sfactory.config.parsing import ConfigLayer, RawValue, SettingError
 from sfactory.config.toml_file import to_toml
 from sfactory.errors import CommandError, Exit
@@ -84,7 +85,7 @@ def cells(grid: Sequence[str]) -> list[ConfigLayer]:
             raise SettingError(f"grid: {settings.shown(name)} is given twice; put its values behind each other")
         several = name in settings.field_types() and "tuple" in str(settings.field_types()[name])
         words = [value.replace("+", ",") if several else value for value in values.split(",")]
-        axes.append([presets.split_flags([f"--{typed.lstrip('-')}={word}"], {})[0] for word in dict.fromkeys(words)])
+        axes.append([split_flags([f"--{typed.lstrip('-')}={word}"], {})[0] for word in dict.fromkeys(words)])
     return [{name: given for layer in chosen for name, given in layer.items()} for chosen in itertools.product(*axes)]
 
 

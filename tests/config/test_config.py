@@ -10,7 +10,8 @@ import pytest
 from sfactory.config import Config, Env, Learning, Model, Run, Stop, to_dict
 from sfactory.config.bounds import ENCODERS
 from sfactory.config.parsing import SettingError, build, field_types, number
-from sfactory.config.presets import presets, presets_dir, read_toml, split_flags, target_layers
+from sfactory.config.flags import split_flags
+from sfactory.config.presets import presets, presets_dir, read_toml, target_layers
 from sfactory.config.toml_file import from_toml, to_toml
 
 
