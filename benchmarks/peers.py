@@ -78,9 +78,10 @@ def speed_of(words: list[str], folder: Path, seconds: float) -> float:
     if words[0] in PEERS:
         return float(peer(words, folder, "--seconds", str(seconds))["steps_per_second"])
     from sfactory.config import parsing, presets
+    from sfactory.config.flags import split_flags
     from sfactory.tools.bench import trial
 
-    flags, _, (target,) = presets.split_flags(words, {})
+    flags, _, (target,) = split_flags(words, {})
     return trial(parsing.build(*presets.target_layers(target), flags), seconds).steps_per_second
 
 
@@ -100,11 +101,12 @@ def roofline_of(words: list[str]) -> float:
     from dataclasses import replace
 
     from sfactory.config import parsing, presets
+    from sfactory.config.flags import split_flags
     from sfactory.device.machine import cores
     from sfactory.envs import make_spec
     from sfactory.tools.roofline import roofline
 
-    flags, _, (target,) = presets.split_flags(words, {})
+    flags, _, (target,) = split_flags(words, {})
     config = parsing.build(*presets.target_layers(target), flags)
     config = replace(config, run=replace(config.run, precision="fp32"))
     return roofline(config, make_spec(config.env.name, config.env.arguments), cores()).steps_per_second

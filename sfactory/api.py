@@ -1,7 +1,7 @@
-"""sfactory from Python: `sfactory.train`, `sfactory.resume`, `sfactory.make_config`.
+"""Train, resume, evaluate and load policies from Python; the command line calls the same functions.
 
-Workers are processes that Python begins by importing the script that trains once more, under another name. A script
-therefore says `if __name__ == "__main__":` before it trains, or every worker would train too:
+Worker processes start by importing the script that trains under another name. A script therefore guards the call with
+`if __name__ == "__main__":`, otherwise every worker would train as well:
 
     import sfactory
 
@@ -10,7 +10,7 @@ therefore says `if __name__ == "__main__":` before it trains, or every worker wo
         policy = sfactory.load_policy(outcome.run_dir)
 
 Notebooks, `python -` and `python -c` need no guard: there is no file to import. Samplers import what the script imports
-at its top; what only the training side needs is better imported below the guard.
+at its top level; imports that only training needs are better placed below the guard.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.resume_rules import refuse_changes
-from sfactory.errors import UNGUARDED, CommandError
-from sfactory.run.folder import need_checkpoint, new_folder, settings_of
+from sfactory.errors import UNGUARDED, CommandError, Exit, resume_command
+from sfactory.run.folder import has_checkpoint, need_checkpoint, new_folder, settings_of
 from sfactory.workers.names import EVALUATOR, parse_worker
 
 if TYPE_CHECKING:
+    from sfactory.play.evaluate import Evaluation, Evaluations
+    from sfactory.play.policy import Policy
     from sfactory.run.outcome import Outcome
 
 GUARD = (
@@ -40,29 +43,109 @@ GUARD = (
 
 
 def make_config(target: str | Config = "", **sections: Mapping[str, Any]) -> Config:
-    """The checked settings of a preset, of FAMILY/ID, or of another `Config`, some of them changed.
+    """Build a checked configuration from a preset, FAMILY/ID or another `Config`, and changes.
 
-    sections: one dict per section, as ``optim={"lr": 1e-3}, stop={"env_steps": 50_000}``. Raises ValueError, one line,
-    as the command line would say it.
+    Args:
+        target: preset, FAMILY/ID, or a configuration to change.
+        sections: one dict per section, as ``optim={"lr": 1e-3}, stop={"env_steps": 50_000}``.
+
+    Raises:
+        ValueError: one line, the same as on the command line.
     """
     layers = [_layer(to_dict(target))] if isinstance(target, Config) else presets.target_layers(target)
     return parsing.build(*layers, _layer(sections))
 
 
 def train(target: str | Config = "", **sections: Mapping[str, Any]) -> Outcome:
-    """A new run, here and now; returns how it ended, and where (`outcome.run_dir`).
+    """Start a new run in this process, and return how it ended and where (`outcome.run_dir`).
 
     Arguments as in `make_config`. Progress goes to stderr, unless ``log={"quiet": True}``. Ctrl-C saves and returns.
-    Raises ValueError, EnvError (one too) or RunBusy for what was asked wrongly; a run that failed later is an outcome
-    whose `code` is not 0. Needs the guard (see this module) in a script.
+    A script needs a guard (see this module).
+
+    Raises:
+        ValueError (EnvError, CommandError, SettingError), RunBusy: a wrong request; nothing was started. A run that
+            fails later is returned as an outcome with a `code` other than 0.
     """
     _refuse_worker()
-    config = make_config(target, **sections)
-    name = target if isinstance(target, str) and target else config.env.name
-    run_dir = Path(config.run.dir) if config.run.dir else new_folder(name, config.run.seed)
+    return train_config(make_config(target, **sections), target if isinstance(target, str) else "")
+
+
+def resume(run_dir: str | Path, *, allow: Sequence[str] = (), **sections: Mapping[str, Any]) -> Outcome:
+    """Continue a run from its newest checkpoint, with some settings changed; otherwise as `train`.
+
+    allow: settings that may change although a resume normally refuses it, as ``allow=["env.settings"]``.
+    """
+    _refuse_worker()
+    config = make_config(_config_of(Path(run_dir)), **sections)
+    return resume_config(Path(run_dir), config, allow)
+
+
+def evaluate(
+    run_dir: str | Path,
+    episodes: int = 100,
+    *,
+    greedy: bool = False,
+    max_steps: int = 0,
+    seed: int = 0,
+    video: str | Path | None = None,
+    video_episodes: int = 1,
+) -> Evaluation | Evaluations:
+    """Play whole episodes with the newest checkpoint of a run; only videos are written.
+
+    Args:
+        run_dir: folder of the run.
+        episodes: episodes to play, of every task.
+        greedy: take the most probable action instead of a sampled one.
+        max_steps: cut episodes here; 0 is the environment's own limit, or 10000 where it has none.
+        seed: of environments and sampling.
+        video: an .mp4 for the first `video_episodes` episodes of environment 0.
+
+    Raises:
+        ValueError, EnvError: no such run or checkpoint; nothing that can be played or recorded.
+    """
+    from sfactory.play.evaluate import evaluate as play  # imports torch
+
+    run_dir = Path(run_dir)
+    settings_of(run_dir)
+    need_checkpoint(run_dir)
+    return play(run_dir, episodes, greedy, max_steps, seed, None if video is None else Path(video), video_episodes)
+
+
+def load_policy(run: str | Path, seed: int = 0) -> Policy:
+    """Load the newest policy of a run, or the policy of one checkpoint's folder, to act on the CPU.
+
+    Args:
+        run: folder of a run, or of a checkpoint.
+        seed: of sampled actions.
+
+    Raises:
+        ValueError: no usable checkpoint.
+        EnvError: the environment, which defines observations and actions, is not installed.
+    """
+    from sfactory.play.policy import load_policy as load  # imports torch
+
+    return load(run, seed)
+
+
+# -- the same with a complete configuration ------------------------------------------------------------------
+
+
+def train_config(config: Config, label: str = "") -> Outcome:
+    """Start the run of `config`; with run.requeue and an existing folder, continue it.
+
+    label: name of the run's folder where run.dir is empty; the environment's name if it is empty too.
+    """
+    if config.run.requeue and not config.run.dir:
+        raise CommandError(Exit.USAGE, "run.requeue needs run.dir: the same command must find the same run again")
+    run_dir = Path(config.run.dir) if config.run.dir else new_folder(label or config.env.name, config.run.seed)
+    is_run = (run_dir / "config.toml").is_file()
+    if config.run.requeue and is_run:
+        return _requeued(config, run_dir)
+    if is_run:
+        how = f"{resume_command(run_dir)}, in Python sfactory.resume({str(run_dir)!r})"
+        raise CommandError(Exit.USAGE, f"{run_dir} holds a run already; resume it: {how}; or choose another run.dir")
     if run_dir.exists():
-        hint = f"sfactory.resume({str(run_dir)!r}) goes on with a run" if (run_dir / "config.toml").is_file() else ""
-        raise ValueError(f"{run_dir} exists already; choose another run.dir{'; ' + hint if hint else ''}")
+        raise CommandError(Exit.USAGE, f"{run_dir} exists already; choose another run.dir")
     if config.sampling.auto:
         from sfactory.tools.tune import tuned
 
@@ -70,35 +153,44 @@ def train(target: str | Config = "", **sections: Mapping[str, Any]) -> Outcome:
     return _train(config, run_dir, resume=False)
 
 
-def resume(run_dir: str | Path, **sections: Mapping[str, Any]) -> Outcome:
-    """Go on from the newest checkpoint of a run, some settings changed; otherwise as `train`."""
-    _refuse_worker()
-    run_dir = Path(run_dir)
-    try:
-        before = parsing.build(presets.read_toml(settings_of(run_dir)))
-        after = make_config(before, **sections)
-        need_checkpoint(run_dir)
-        refuse_changes(before, after, [])
-    except CommandError as end:
-        raise ValueError(end.sentence) from None
-    return _train(after, run_dir, resume=True)
+def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = ()) -> Outcome:
+    """Continue a run with the settings of `config`. Raises CommandError (exit 4) for changes a run cannot make."""
+    need_checkpoint(run_dir)
+    refuse_changes(_config_of(run_dir), config, allow)
+    return _train(config, run_dir, resume=True)
+
+
+def _requeued(config: Config, run_dir: Path) -> Outcome:
+    """Continue a run whose command the scheduler started again; from the beginning if it has no checkpoint yet."""
+    before = _config_of(run_dir)
+    if config.sampling.auto:  # keep the split that the first launch found
+        threads = {name: getattr(before.run, name) for name in ("learner_threads", "inference_threads")}
+        config = replace(config, sampling=before.sampling, run=replace(config.run, **threads))
+    refuse_changes(before, config, [])
+    return _train(config, run_dir, resume=has_checkpoint(run_dir))
+
+
+def _config_of(run_dir: Path) -> Config:
+    """The settings a run was started with."""
+    return parsing.build(presets.read_toml(settings_of(run_dir)))
 
 
 def _train(config: Config, run_dir: Path, *, resume: bool) -> Outcome:
-    from sfactory.supervisor import train as training
+    from sfactory.supervisor import train as supervisor
 
-    with _main_without_ghost():
-        outcome = training.train(config, run_dir, resume=resume)
+    with _main_without_missing_file():
+        outcome = supervisor.train(config, run_dir, resume=resume)
+    outcome.run_dir = str(run_dir)
     if outcome.code == UNGUARDED:
         if not resume:
-            shutil.rmtree(run_dir, ignore_errors=True)  # made a moment ago, and nothing was trained in it
+            shutil.rmtree(run_dir, ignore_errors=True)  # created a moment ago, and nothing was trained in it
         raise RuntimeError(GUARD)
     return outcome
 
 
 @contextlib.contextmanager
-def _main_without_ghost() -> Iterator[None]:
-    """`python - < script` calls its main module `<stdin>`, and every worker would look for a file of that name."""
+def _main_without_missing_file() -> Iterator[None]:
+    """Hide the file name `<stdin>` of `python - < script`, which every worker would try to import."""
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
     if file is None or os.path.exists(file):
@@ -112,15 +204,16 @@ def _main_without_ghost() -> Iterator[None]:
 
 
 def _refuse_worker() -> None:
-    """A worker that is about to be, and imports the script of its parent: the script has no guard."""
+    """Refuse to train in a worker that is importing the script of its parent: the script has no guard."""
     process = multiprocessing.current_process()
-    if getattr(process, "_inheriting", False):  # multiprocessing's own mark, for as long as that import lasts
+    if getattr(process, "_inheriting", False):  # set by multiprocessing for as long as that import lasts
         if _is_worker(process.name):
-            os._exit(UNGUARDED)  # without a word: the parent sees the code and says it once
+            os._exit(UNGUARDED)  # without a message: the parent reads the code and reports it once
         raise RuntimeError(GUARD)
 
 
 def _is_worker(name: str) -> bool:
+    """Whether a process name is that of a worker with shared memory."""
     try:
         return parse_worker(name).kind != EVALUATOR
     except ValueError:
@@ -128,7 +221,7 @@ def _is_worker(name: str) -> bool:
 
 
 def _layer(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:
-    """Nested values as a layer of settings. None means the default, as in a file that leaves the key out."""
+    """Nested values as a layer of settings. None is the default, as in a file without the key."""
     layer: parsing.ConfigLayer = {}
     for section, values in sections.items():
         if not isinstance(values, Mapping):
@@ -140,4 +233,3 @@ def _layer(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:
             elif value is not None:
                 layer[name] = parsing.RawValue(list(value) if isinstance(value, tuple) else value)
     return layer
-

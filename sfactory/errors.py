@@ -1,35 +1,32 @@
-"""How a command ends: exit codes for scripts and schedulers, and the last line on stderr for people."""
+"""Exit codes, and every error a user can meet; each exception carries its exit code."""
 
 from __future__ import annotations
 
-import errno
 import shlex
-import sys
-import traceback
 from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
 
 class Exit(IntEnum):
-    """One number per kind of end. The last line on stderr says the same in words."""
+    """Exit code of a command. The last line on stderr has the same meaning in words."""
 
     FINISHED = 0
     """A stop rule was reached."""
     BUG = 1
-    """An internal bug; the traceback stands above the last line."""
+    """An internal bug; the traceback is printed above the last line."""
     USAGE = 2
     """Command line or configuration: bad names and values, an existing folder, nothing to resume, no extra."""
     BUSY = 3
     """Another process trains in this folder."""
     RESUME_REFUSED = 4
-    """What was changed cannot be changed in the middle of a run; the differences are listed."""
+    """A changed setting cannot change during a run; the differences are listed."""
     NO_USABLE_CHECKPOINT = 5
-    """There are checkpoints, and every one is damaged."""
+    """There are checkpoints, and all of them are damaged."""
     ENVIRONMENT = 6
     """The environment cannot be built, or raises beyond the budget."""
     WORKER_LOST = 7
-    """A worker died more often than the budget allows, or the learner died."""
+    """A worker exited more often than the budget allows, or the learner exited."""
     STALLED = 8
     """No finished update for run.stall-timeout seconds."""
     NON_FINITE = 9
@@ -37,17 +34,17 @@ class Exit(IntEnum):
     STORAGE = 10
     """Checkpoints cannot be written."""
     RESOURCES = 11
-    """Memory or file descriptors do not suffice; nothing was started."""
+    """Not enough memory or file descriptors; nothing was started."""
     REQUEUE = 75
-    """Stopped to be started again by the scheduler."""
+    """Stopped for the scheduler, which starts it again."""
     INTERRUPTED = 130
-    """Ctrl-C; with a checkpoint if it came once."""
+    """Ctrl-C; with a checkpoint unless it was pressed twice."""
     TERMINATED = 143
     """SIGTERM or SIGHUP, with a checkpoint."""
 
     @property
     def outcome(self) -> str:
-        """The word for people."""
+        """The outcome in words, as in the exit line and in status.json."""
         return _WORDS[self]
 
 
@@ -71,11 +68,11 @@ _WORDS = {
 
 
 UNGUARDED = 12
-"""Exit code of a worker that met `sfactory.train` in the script it imports; never one of a command."""
+"""Exit code of a worker whose main script calls `sfactory.train` without a guard; never one of a command."""
 
 
-class CommandError(Exception):
-    """A command that ends before anything ran: exit code and one sentence."""
+class CommandError(ValueError):
+    """A command that cannot run, or a call from Python with the same mistake: exit code and one sentence."""
 
     def __init__(self, code: Exit, sentence: str) -> None:
         super().__init__(sentence)
@@ -83,13 +80,20 @@ class CommandError(Exception):
 
 
 class SettingError(ValueError):
-    """A setting that cannot be used; its text is one line for people."""
+    """A setting that cannot be used; the message is one line for users."""
 
     exit_code = Exit.USAGE
 
 
+class SettingNote(UserWarning):
+    """A setting that is accepted under an old name; the command line prints it as `sfactory: note: ...`."""
+
+
 class EnvError(ValueError):
-    """An environment that cannot be had as asked for; one line. `fault`: it exists and failed by itself."""
+    """An environment that is unknown, or cannot be built; the message is one line.
+
+    fault: the environment exists and failed by itself (exit 6); otherwise the request was wrong (exit 2).
+    """
 
     def __init__(self, message: str, fault: bool = False) -> None:
         super().__init__(message)
@@ -101,74 +105,26 @@ class EnvError(ValueError):
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, and why."""
+    """A checkpoint that cannot be used, and the reason."""
 
     exit_code = Exit.NO_USABLE_CHECKPOINT
 
 
 class NoCheckpointError(CheckpointError):
-    """There is no checkpoint where one was expected."""
+    """A run or folder without a checkpoint."""
 
     exit_code = Exit.USAGE
 
 
 class RunBusy(RuntimeError):
-    """Another trainer holds the run folder."""
+    """A run folder that another process trains in."""
 
     exit_code = Exit.BUSY
 
 
 def resume_command(run_dir: Path) -> str:
-    """What to type to go on."""
+    """The command that continues a run."""
     return f"sfactory resume {shlex.quote(str(run_dir))}"
-
-
-def print_exit_line(
-    code: Exit,
-    outcome: str,
-    sentence: str,
-    checkpoint: str = "",
-    env_steps: int = 0,
-    run_dir: Path | None = None,
-) -> int:
-    """Write the last line on stderr, without the parts that do not exist; returns the exit code."""
-    line = f"sfactory: {outcome} (exit {int(code)}): {' '.join(sentence.split())}"
-    if checkpoint:
-        path = Path(checkpoint)
-        if path.is_relative_to(Path.cwd()):
-            path = path.relative_to(Path.cwd())
-        at = int(path.name) if path.name.isdigit() else env_steps  # training may have gone on since
-        line += f"; last checkpoint {path} at {at:,} steps"
-        if run_dir is not None:
-            line += f"; resume: {resume_command(run_dir)}"
-    print(line, file=sys.stderr, flush=True)
-    return int(code)
-
-
-def exit_of(error: Exception) -> tuple[Exit, str]:
-    """Exit code and sentence of an exception. A bug prints its traceback first."""
-    code = getattr(error, "exit_code", None)
-    if isinstance(code, Exit):
-        return code, str(error)
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) in _SHORTAGE:
-        return Exit.RESOURCES, str(error)
-    if isinstance(error, OSError):
-        return Exit.STORAGE, str(error)
-    if isinstance(error, ValueError) and _raised_here(error):
-        return Exit.USAGE, str(error)
-    traceback.print_exception(error)
-    return Exit.BUG, f"{type(error).__name__}: {error}"
-
-
-_SHORTAGE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-
-
-def _raised_here(error: Exception) -> bool:
-    """Our own ValueError speaks to the user; one out of a library, deep below, is a bug of ours."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "device config",
         "algo model shm envs",
         "errors",
-        "_version",
+        "_version _moved",
     )
 )
 """Rooms from the top to the bottom. A room imports only rooms of later entries, never one of its own entry."""

@@ -1,4 +1,4 @@
-"""`sfactory.train` from Python: scripts, stdin, threads of a notebook, and what is answered to mistakes."""
+"""`sfactory.train` from Python: scripts, stdin, threads of a notebook, and errors."""
 
 import gc
 import json
@@ -16,6 +16,7 @@ import torch
 
 import sfactory
 from sfactory.envs import EnvError
+from sfactory.errors import CommandError, Exit
 from sfactory.run.checkpoint import CheckpointError
 
 SHORT = {
@@ -40,7 +41,7 @@ def script(text, folder, *words, stdin=None):
     return subprocess.run(command, cwd=folder, input=stdin, capture_output=True, text=True, timeout=90)
 
 
-def test_a_script_with_the_guard_trains_and_plays(tmp_path):
+def test_train_in_a_script_with_the_guard(tmp_path):
     done = script(BODY.replace("GUARD", 'if __name__ == "__main__":'), tmp_path)
     assert done.returncode == 0, done.stderr
     ended, acts = done.stdout.splitlines()
@@ -49,8 +50,8 @@ def test_a_script_with_the_guard_trains_and_plays(tmp_path):
     assert acts == "acts True"
 
 
-def test_a_script_without_the_guard_is_told_so_once_and_leaves_nothing(tmp_path):
-    """Each worker imports the script and would train again in turn: no second run, no fork bomb, one error."""
+def test_train_in_a_script_without_the_guard_fails_once_and_leaves_no_run(tmp_path):
+    """Each worker imports the script and would train again: no second run, no fork bomb, one error."""
     done = script(BODY.replace("GUARD", "if True:"), tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -62,13 +63,13 @@ def test_a_script_without_the_guard_is_told_so_once_and_leaves_nothing(tmp_path)
     assert mine == []
 
 
-def test_a_child_of_the_users_own_is_told_too(tmp_path):
-    """Not a worker of ours: a silent exit would hide the mistake."""
+def test_train_in_a_child_process_of_the_user_without_the_guard_fails(tmp_path):
+    """The process is not a worker of sfactory: a silent exit would hide the mistake."""
     done = script(
         textwrap.dedent("""\
         import multiprocessing, sfactory
         if multiprocessing.current_process().name == "MainProcess":
-            child = multiprocessing.get_context("spawn").Process(target=print, name="theirs")
+            child = multiprocessing.get_context("spawn").Process(target=print, name="other")
             child.start()
             child.join()
         else:
@@ -81,8 +82,8 @@ def test_a_child_of_the_users_own_is_told_too(tmp_path):
 
 
 @pytest.mark.parametrize("how", [["-"], ["-i", "-q"]])
-def test_what_has_no_file_needs_no_guard(tmp_path, how):
-    """`python -`, and an interactive session as a notebook's: nothing could be imported again."""
+def test_train_without_a_script_file_needs_no_guard(tmp_path, how):
+    """`python -` and interactive sessions (notebooks): there is no file to import again."""
     text = "\n".join(line.removeprefix("    ") for line in BODY.replace("GUARD", "").splitlines())
     done = script("", tmp_path, *how, stdin=text + "\n")
     assert done.returncode == 0, done.stderr
@@ -90,7 +91,7 @@ def test_what_has_no_file_needs_no_guard(tmp_path, how):
     assert "acts True" in done.stdout
 
 
-def test_a_thread_that_is_not_the_main_one_can_train(tmp_path, monkeypatch):
+def test_train_in_a_thread(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = []
     thread = threading.Thread(target=lambda: found.append(sfactory.train("classic/cartpole", **LOCKSTEP)))
@@ -100,14 +101,14 @@ def test_a_thread_that_is_not_the_main_one_can_train(tmp_path, monkeypatch):
 
 
 def descriptors():
-    """What this process has open that is memory or a pipe of ours, or a lock."""
+    """Open shared memory, pipes and locks of this process."""
     links = [path for path in Path("/proc/self/fd").iterdir() if path.exists() or path.is_symlink()]
     found = [os.readlink(path) for path in links if os.path.lexists(path)]
     return sorted(name for name in found if "memfd" in name or "pipe:" in name or name.endswith(".lock"))
 
 
 @pytest.mark.parametrize("mode", ["lockstep", "async"])
-def test_runs_one_after_the_other_in_a_process_leave_nothing_behind(tmp_path, monkeypatch, mode):
+def test_repeated_runs_in_one_process_leave_no_descriptors(tmp_path, monkeypatch, mode):
     monkeypatch.chdir(tmp_path)
     sections = {**LOCKSTEP, "run": {"mode": mode}}
     threads = torch.get_num_threads()
@@ -119,23 +120,23 @@ def test_runs_one_after_the_other_in_a_process_leave_nothing_behind(tmp_path, mo
             assert outcome.code == 0
             gc.collect()  # a mapping keeps its file until its last array is gone
             found.append(descriptors())
-        assert len(found[0]) == len(found[1]), "the first one may start Python's own helpers"
+        assert len(found[0]) == len(found[1]), "the first run may start helpers of Python"
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
 
 
-def test_a_run_that_was_refused_on_the_way_does_not_seem_to_train_on(tmp_path, monkeypatch):
+def test_train_refused_after_start_has_status_failed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sections = {**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}}
     with pytest.raises(EnvError, match="cannot be saved exactly"):
         sfactory.train("faults/count", **sections)
-    told = json.loads(Path("runs/a/status.json").read_text())
-    assert told["state"] == "failed"
-    assert "cannot be saved exactly" in told["sentence"]
+    status = json.loads(Path("runs/a/status.json").read_text())
+    assert status["state"] == "failed"
+    assert "cannot be saved exactly" in status["sentence"]
 
 
-def test_a_folder_whose_resume_failed_is_free_again(tmp_path, monkeypatch):
+def test_failed_resume_releases_the_run_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = sfactory.train("classic/cartpole", **{**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}})
     for state in Path(outcome.run_dir).glob("checkpoints/*/state.json"):
@@ -145,7 +146,7 @@ def test_a_folder_whose_resume_failed_is_free_again(tmp_path, monkeypatch):
     assert not [name for name in descriptors() if name.endswith(".lock")]
 
 
-def test_settings_come_as_one_dict_per_section_over_a_preset_or_a_config():
+def test_make_config_applies_one_dict_per_section_to_a_preset_or_a_config():
     config = sfactory.make_config("minatar/breakout", optim={"lr": 0.5}, env={"settings": {"difficulty": 1}})
     assert (config.optim.lr, config.env.settings, config.env.name) == (0.5, {"difficulty": 1}, "minatar/breakout")
     same = sfactory.make_config(config)
@@ -162,7 +163,7 @@ def test_settings_come_as_one_dict_per_section_over_a_preset_or_a_config():
 
 
 @pytest.mark.parametrize(
-    ("target", "sections", "said"),
+    ("target", "sections", "message"),
     [
         ("minatar/breakot", {}, "did you mean breakout"),
         ("classic/cartpol", {}, "did you mean classic/cartpole"),
@@ -174,31 +175,48 @@ def test_settings_come_as_one_dict_per_section_over_a_preset_or_a_config():
         ("", {}, "no TARGET"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, monkeypatch, target, sections, said):
+def test_train_reports_mistakes_in_one_line(tmp_path, monkeypatch, target, sections, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=said) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         sfactory.train(target, **sections)
     assert "\n" not in str(raised.value)
     assert os.listdir(tmp_path) == []
 
 
-def test_an_unknown_game_is_an_env_error(tmp_path, monkeypatch):
+def test_train_with_an_unknown_environment_raises_env_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EnvError, match="minatar has no game 'pong'"):
         sfactory.train("minatar/pong")
 
 
-def test_a_folder_that_exists_is_refused_and_resume_goes_on(tmp_path, monkeypatch):
+def test_train_refuses_an_existing_run_and_resume_continues_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sections = {**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}}
     first = sfactory.train("classic/cartpole", **sections)
     assert first.run_dir == "runs/a"
-    with pytest.raises(ValueError, match=r"runs/a exists already; .*sfactory.resume\('runs/a'\)"):
+    with pytest.raises(ValueError, match=r"runs/a holds a run already; .*sfactory.resume\('runs/a'\)"):
         sfactory.train("classic/cartpole", **sections)
     second = sfactory.resume("runs/a", stop={"env_steps": 600})
     assert second.code == 0
     assert second.env_steps >= 600 > first.env_steps
     with pytest.raises(ValueError, match=r"model\.hidden cannot change in the middle of a run"):
         sfactory.resume("runs/a", model={"hidden": (16,)})
+    sfactory.resume("runs/a", allow=["run.mode"], run={"mode": "lockstep"}, stop={"env_steps": 900})
     with pytest.raises(ValueError, match="runs/absent does not exist"):
         sfactory.resume("runs/absent")
+
+
+def test_evaluate_plays_episodes_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sfactory.train("classic/cartpole", **{**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}})
+    result = sfactory.evaluate("runs/a", episodes=3, greedy=True, max_steps=20, seed=1)
+    assert len(result.returns) == 3
+    assert result.greedy
+    with pytest.raises(ValueError, match="runs/absent does not exist"):
+        sfactory.evaluate("runs/absent")
+
+
+def test_train_without_run_dir_refuses_requeue():
+    with pytest.raises(CommandError, match=r"run\.requeue needs run\.dir") as raised:
+        sfactory.train("classic/cartpole", run={"requeue": True})
+    assert raised.value.exit_code == Exit.USAGE

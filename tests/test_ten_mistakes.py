@@ -13,13 +13,13 @@ from sfactory.supervisor import train as training
 USAGE, REFUSED, DAMAGED, BUSY = Exit.USAGE, Exit.RESUME_REFUSED, Exit.NO_USABLE_CHECKPOINT, Exit.BUSY
 
 MISTAKES = [
-    # 1: the verb
-    ("tran minatar/breakout", USAGE, "tran: no such verb; did you mean train?"),
-    ("breakout", USAGE, "breakout: no such verb; did you mean sfactory train minatar/breakout?"),
+    # 1: the command
+    ("tran minatar/breakout", USAGE, "tran: no such command; did you mean train?"),
+    ("breakout", USAGE, "breakout: no such command; did you mean sfactory train minatar/breakout?"),
     ("minatar/breakot", USAGE, "did you mean sfactory train minatar/breakout?"),
     ("atari/breakout", USAGE, "did you mean sfactory train atari/breakout?"),
     ("runs/a", USAGE, "did you mean sfactory resume runs/a?"),
-    ("--optim.lr 1e-3 train minatar/breakout", USAGE, "--optim.lr: no such verb; the verb comes first"),
+    ("--optim.lr 1e-3 train minatar/breakout", USAGE, "--optim.lr: no such command; the command comes first"),
     # 2: the target
     ("train", USAGE, "no TARGET; name a preset"),
     ("train breakout", USAGE, "breakout: no such preset; did you mean minatar/breakout?"),
@@ -59,7 +59,7 @@ MISTAKES = [
     ("train my.toml", USAGE, "a file is given as --config my.toml"),
     # 8: a folder that is there, or is not
     ("train minatar/breakout --run.dir runs/a", USAGE, "holds a run already; resume it: sfactory resume runs/a"),
-    ("train runs/a", USAGE, "runs/a is a run; go on with it: sfactory resume runs/a"),
+    ("train runs/a", USAGE, "runs/a is a run; continue it: sfactory resume runs/a"),
     ("resume runs/c", USAGE, "runs/c does not exist; the newest run here is runs/"),
     ("resume minatar/breakout", USAGE, "minatar/breakout does not exist; the newest run here is runs/"),
     ("resume", USAGE, "expected one runs/NAME, got none"),
@@ -72,7 +72,7 @@ MISTAKES = [
     ("resume runs/a --model.hidden 64", REFUSED, "model.hidden cannot change in the middle of a run"),
     ("resume runs/a --env.name minatar/asterix", REFUSED, "start a new run with `sfactory train`"),
     ("eval runs/a --env.protocol dqn", USAGE, "eval plays with the settings of the run"),
-    ("eval runs/a --episodes 0", USAGE, "episodes and max-steps must be at least 1"),
+    ("eval runs/a --episodes 0", USAGE, "--episodes: must be at least 1, got 0"),
     ("resume runs/damaged", DAMAGED, "every checkpoint of runs/damaged is damaged"),
 ]
 

@@ -1,4 +1,5 @@
 """The command line: one file per command, with its options, its help and its run.
 
-Nothing heavy is imported at the top of these files: spawned workers import the console script's module again.
+The top-level imports of these files load only the standard library and light modules of this package, because spawned
+workers import the console script's module again.
 """

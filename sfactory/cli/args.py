@@ -1,23 +1,94 @@
-"""The words behind a verb: positionals and whole numbers."""
+"""The argument parser of every command, and options that several commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from sfactory.errors import CommandError, Exit
 
+if TYPE_CHECKING:
+    from sfactory.config import Config
+    from sfactory.config.parsing import ConfigLayer
 
-def one_word(positionals: list[str], what: str, optional: bool = False) -> str:
-    """The only positional; empty if it is optional and not there."""
-    if len(positionals) == 1 or (optional and not positionals):
-        return positionals[0] if positionals else ""
-    got = "none" if not positionals else " ".join(positionals)
-    hint = next((_as_setting(word) for word in positionals if "=" in word), "")
-    raise CommandError(Exit.USAGE, f"expected one {what}, got {got}; settings are written --section.field value{hint}")
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help of the same width on every terminal, with texts as they are written."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=100)
+
+    def _format_action(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse._SubParsersAction):  # one row per command, without a row for their list
+            return self._join_parts([self._format_action(command) for command in action._get_subactions()])
+        return super()._format_action(action)
+
+    def _iter_indented_subactions(self, action: argparse.Action) -> Generator[argparse.Action, None, None]:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action._get_subactions()
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser without abbreviations, whose errors are CommandErrors of one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter, **options})
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(Exit.USAGE, message.removeprefix("argument "))
+
+    def own_options(self) -> dict[str, bool]:
+        """Names of the command's own options -> whether one takes a value."""
+        return {name: action.nargs != 0 for name, action in self._option_string_actions.items()}
+
+
+class CommandParser(Parser):
+    """Parser of one command: settings are read first (`sfactory.config.flags`), then its own options.
+
+    Options and positionals may come in any order. The settings are in the result as `settings`, a ConfigLayer.
+    """
+
+    refusal = ""
+    """Why the command takes no settings; empty if it takes them."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        from sfactory.config.flags import split_flags
+        from sfactory.config.parsing import flag_name
+
+        if "--help" in args or "-h" in args:
+            self.print_help()
+            self.exit()
+        settings, own, positionals = split_flags(args, self.own_options())
+        if settings and self.refusal:
+            raise CommandError(Exit.USAGE, f"{flag_name(next(iter(settings)))}: {self.refusal}; see --help")
+        if positionals and not self._get_positional_actions():
+            raise CommandError(Exit.USAGE, f"{positionals[0]}: this command takes no arguments")
+        found, rest = super().parse_known_args([*own, *positionals], namespace)
+        found.settings = settings
+        return found, rest
+
+
+class OneWord(argparse.Action):
+    """Accept exactly one positional (none too, if the default is a string); CommandError names what came instead."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        words = values if isinstance(values, list) else []
+        if not words and isinstance(self.default, str):
+            return
+        if len(words) != 1:
+            hint = next((_as_setting(word) for word in words if "=" in word), "")
+            got = f"expected one {self.metavar}, got {' '.join(words) or 'none'}"
+            raise CommandError(Exit.USAGE, f"{got}; settings are written --section.field value{hint}")
+        setattr(namespace, self.dest, words[0])
 
 
 def _as_setting(word: str) -> str:
-    """`lr=3` as other programs take it -> what it is here, if there is such a setting."""
+    """Suggest the flag for a setting written as `lr=3`; empty if there is no setting of a similar name."""
     from sfactory.config.parsing import field_types, flag_name
     from sfactory.errors import did_you_mean
 
@@ -26,25 +97,95 @@ def _as_setting(word: str) -> str:
     return f"{hint.removesuffix('?').replace('mean ', 'mean --')} {value}?" if hint else ""
 
 
-def no_words(args: list[str]) -> None:
-    """For a verb that stands alone."""
-    if args:
-        raise CommandError(Exit.USAGE, f"{args[0]}: this verb takes no arguments")
+# -- options that several commands share ---------------------------------------------------------------------
 
 
-def only_own(args: list[str], options: Mapping[str, bool], verb: str) -> tuple[dict[str, list[str]], list[str]]:
-    """A verb's own options (name -> takes a value) and its positionals; CommandError for a setting."""
-    from sfactory.config.parsing import flag_name
-    from sfactory.config.presets import split_flags
-
-    flags, own, positionals = split_flags(args, options)
-    if flags:
-        raise CommandError(Exit.USAGE, f"{flag_name(next(iter(flags)))}: {verb} has no use for settings; see --help")
-    return own, positionals
+def add_word(parser: CommandParser, metavar: str, help: str, completes: str, optional: bool = False) -> None:
+    """One positional, as `word`. completes: what a shell offers for it (see `complete`)."""
+    default = "" if optional else None
+    action = parser.add_argument("word", nargs="*", action=OneWord, metavar=metavar, help=help, default=default)
+    complete(action, completes)
 
 
-def numbers(own: Mapping[str, list[str]], defaults: Mapping[str, int]) -> dict[str, int]:
-    """Whole numbers of a verb's own options, by flag; SettingError names the one that is none."""
-    from sfactory.config.parsing import whole
+def add_target(parser: CommandParser, optional: bool = False) -> None:
+    """The positional TARGET, a preset or FAMILY/ID."""
+    add_word(parser, "TARGET", "a preset, or FAMILY/ID", "target", optional)
 
-    return {name: whole(own[name][-1], name.lstrip("-")) if name in own else n for name, n in defaults.items()}
+
+def add_run(parser: CommandParser, metavar: str = "runs/NAME", help: str = "folder of the run") -> None:
+    """The positional runs/NAME. Settings are refused unless the command allows them afterwards."""
+    add_word(parser, metavar, help, "run")
+
+
+def add_config(parser: CommandParser) -> None:
+    """--config FILE, repeatable."""
+    text = "TOML with [sections], stronger than the preset; repeatable"
+    complete(parser.add_argument("--config", metavar="FILE", type=Path, action="append", default=[], help=text), "file")
+
+
+def add_json(parser: CommandParser, help: str = "print the result as one JSON object on stdout") -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help=help)
+
+
+def complete(action: argparse.Action, what: str) -> None:
+    """Let shells complete the value of `action`: "file", "directory", "target", "run" or "family"."""
+    setattr(action, "complete", what)  # noqa: B010  (an attribute that shtab reads and argparse does not declare)
+
+
+def whole(minimum: int) -> Callable[[str], int]:
+    """Type of an option: a whole number of at least `minimum`; 10M and 50k are accepted."""
+
+    def convert(text: str) -> int:
+        value = decimal(minimum)(text)
+        if value != int(value):
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number")
+        return int(value)
+
+    return convert
+
+
+def decimal(minimum: float) -> Callable[[str], float]:
+    """Type of an option: a number of at least `minimum`."""
+
+    def convert(text: str) -> float:
+        from sfactory.config.parsing import number
+        from sfactory.errors import SettingError
+
+        try:
+            value = float(number(text))
+        except SettingError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum:g}, got {text}")
+        return value
+
+    return convert
+
+
+# -- steps of several commands -------------------------------------------------------------------------------
+
+
+def config_of(options: argparse.Namespace) -> Config:
+    """The checked configuration of `TARGET --config FILE ... --section.field value ...`."""
+    from sfactory.config import parsing, presets
+
+    layers = presets.target_layers(options.word, getattr(options, "config", []))
+    return parsing.build(*layers, settings_of(options))
+
+
+def settings_of(options: argparse.Namespace) -> ConfigLayer:
+    """The settings on the command line; --quiet is log.quiet."""
+    from sfactory.config.parsing import RawValue
+
+    layer: ConfigLayer = options.settings
+    return {**layer, "log.quiet": RawValue("true")} if getattr(options, "quiet", False) else layer
+
+
+def progress(line: str) -> None:
+    """Print one line of progress on stderr, so that stdout holds results only."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def quiet(line: str) -> None:
+    """Discard a line of progress."""

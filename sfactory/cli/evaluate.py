@@ -1,38 +1,64 @@
-"""`sfactory eval`."""
+"""`sfactory eval`: play episodes with the newest policy of a run."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
-from sfactory.cli.args import numbers, one_word
-from sfactory.errors import CommandError, Exit, print_exit_line
-from sfactory.run.folder import need_checkpoint, settings_of
+from sfactory.cli.args import Commands, add_json, add_run, complete, whole
+from sfactory.cli.exit_line import print_exit_line
+from sfactory.errors import CommandError, Exit
 
 
-def evaluate(args: list[str]) -> int:
-    """Play games with the newest policy."""
-    from sfactory.config import parsing, presets
-    from sfactory.play.evaluate import evaluate as play
+def add_parser(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "eval",
+        help="play whole episodes with the newest checkpoint",
+        usage="sfactory eval runs/NAME [options]",
+        description="Play whole episodes with the newest checkpoint in separate environments. Only videos are written.",
+        epilog="During training: the setting eval.every of sfactory train; the curves are eval/*.",
+    )
+    parser.refusal = "eval plays with the settings of the run"
+    add_run(parser)
+    parser.add_argument("--episodes", metavar="N", type=whole(1), default=100, help="episodes to play (%(default)s)")
+    parser.add_argument("--greedy", action="store_true", help="the most probable action instead of a sampled one")
+    parser.add_argument(
+        "--max-steps",
+        metavar="N",
+        type=whole(1),
+        default=0,
+        help="cut an episode here and count its return so far (default: its own limit, or 10000)",
+    )
+    parser.add_argument("--seed", metavar="N", type=whole(0), default=0, help="of environments and sampling (0)")
+    video = parser.add_argument(
+        "--video",
+        metavar="OUT.mp4",
+        type=Path,
+        help="record the first episode of environment 0 (atari, minatar, classic control, MuJoCo)",
+    )
+    complete(video, "file")
+    text = "record its first N episodes: OUT-1.mp4, OUT-2.mp4, ... (1)"
+    parser.add_argument("--video-games", metavar="N", type=whole(1), help=text)
+    add_json(parser)
+    parser.set_defaults(run=run)
 
-    defaults = {"--episodes": 100, "--max-steps": 0, "--seed": 0, "--video-games": 1}
-    options = {**dict.fromkeys(defaults, True), "--video": True, "--greedy": False, "--json": False}
-    flags, own, positionals = presets.split_flags(args, options)
-    if flags:
-        raise CommandError(
-            Exit.USAGE,
-            f"{parsing.flag_name(next(iter(flags)))}: eval plays with the settings of the run; see --help",
-        )
-    count = numbers(own, defaults)
-    if count["--episodes"] < 1 or count["--seed"] < 0 or ("--max-steps" in own and count["--max-steps"] < 1):
-        raise CommandError(Exit.USAGE, "episodes and max-steps must be at least 1, and seed at least 0")
-    video = Path(own["--video"][-1]) if "--video" in own else None
-    if "--video-games" in own and video is None:
-        raise CommandError(Exit.USAGE, "video-games says how many games are filmed; say where: --video FILE.mp4")
-    run_dir = Path(one_word(positionals, "runs/NAME"))
-    settings_of(run_dir)
-    need_checkpoint(run_dir)
-    games = count["--episodes"], "--greedy" in own, count["--max-steps"], count["--seed"]
-    result = play(run_dir, *games, video, count["--video-games"])
-    print(json.dumps(result.as_dict()) if "--json" in own else result.report())
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate and print the statistics."""
+    from sfactory import api
+
+    if options.video_games and options.video is None:
+        raise CommandError(Exit.USAGE, "--video-games is the number of episodes to record; add --video FILE.mp4")
+    result = api.evaluate(
+        options.word,
+        options.episodes,
+        greedy=options.greedy,
+        max_steps=options.max_steps,
+        seed=options.seed,
+        video=options.video,
+        video_episodes=options.video_games or 1,
+    )
+    print(json.dumps(result.as_dict()) if options.json else result.report())
     return print_exit_line(Exit.FINISHED, "evaluated", result.sentence)

@@ -1,32 +1,55 @@
-"""`sfactory export`."""
+"""`sfactory export`: write a policy as one ONNX or PyTorch file."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
-from sfactory.cli.args import one_word, only_own
-from sfactory.errors import CommandError, Exit, print_exit_line
+from sfactory.cli.args import Commands, add_json, add_run, complete
+from sfactory.cli.exit_line import print_exit_line
+from sfactory.errors import CommandError, Exit
 from sfactory.run.folder import need_run
 
+DESCRIPTION = """\
+Write the newest policy of runs/NAME, or the one of runs/NAME/checkpoints/N, as one file that does
+not need sfactory: observations in; the most probable action, its parameters, value and recurrent
+state out; any number of rows. Normalization of observations and bounds of actions are included.
+The file is read back and compared with the policy on random observations; if it differs it is
+deleted (exit 1).
+"""
 
-def export(args: list[str]) -> int:
-    """The policy as one file, checked."""
-    own, positionals = only_own(args, {"-o": True, "--out": True, "--json": False}, "export")
-    run = Path(one_word(positionals, "runs/NAME"))
-    out = [*own.get("-o", []), *own.get("--out", [])]
-    if not out:
-        raise CommandError(Exit.USAGE, f"export needs a file: sfactory export {run} -o policy.onnx, or -o policy.pt2")
-    need_run(run)
-    from sfactory.play.export import NotEqual, export  # brings torch, which a mistake need not wait for
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "export",
+        help="write the policy as one file that does not need sfactory",
+        usage="sfactory export RUN -o policy.onnx | policy.pt2",
+        description=DESCRIPTION,
+    )
+    parser.refusal = "export takes no settings"
+    add_run(parser, help="folder of a run or of a checkpoint")
+    text = ".onnx (ONNX Runtime; pip install 'sfactory[onnx]') or .pt2 (torch.export.load)"
+    complete(parser.add_argument("-o", "--out", metavar="FILE", type=Path, help=text), "file")
+    add_json(parser, "print the file, its inputs and its outputs as one JSON object on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export the policy and compare the file with it."""
+    source, out = Path(options.word), options.out
+    if out is None:
+        raise CommandError(Exit.USAGE, f"export needs a file: sfactory export {source} -o policy.onnx (or policy.pt2)")
+    need_run(source)
+    from sfactory.play.export import NotEqual, export  # imports torch: after the checks
 
     try:
-        done = export(run, Path(out[-1]))
+        done = export(source, out)
     except NotEqual as error:
-        return print_exit_line(Exit.BUG, "not equal", f"nothing was kept of {out[-1]}: {error}")
-    if "--json" in own:
-        found = {"path": str(done.path), "difference": done.difference, "rows": done.rows, **done.metadata}
-        print(json.dumps(found))
+        return print_exit_line(error.exit_code, "not equal", f"{out} was deleted: {error}")
+    if options.json:
+        print(json.dumps({"path": str(done.path), "difference": done.difference, "rows": done.rows, **done.metadata}))
     else:
         print(done.report())
     return print_exit_line(Exit.FINISHED, "exported", done.sentence)

@@ -1,51 +1,79 @@
-"""`sfactory sweep`: one run per seed and cell of a grid, and a table at the end."""
+"""`sfactory sweep`: train one run per seed and cell of a grid, and compare them."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sfactory.errors import CommandError, Exit, print_exit_line
-from sfactory.population.sweep import Job, Sweep, alone, planned, seeds
-from sfactory.tools import compare
-from sfactory.tools.comparison import compare as compared
+from sfactory.cli.args import Commands, add_config, add_json, add_target, complete, whole
+from sfactory.cli.exit_line import print_exit_line
+
+if TYPE_CHECKING:
+    from sfactory.population.sweep import Job
+
+DESCRIPTION = """\
+  sfactory sweep minatar/breakout --seeds 0..4 --grid optim.lr=1e-4,3e-4 --jobs 2
+
+Train one run per seed and cell of the grid, each in a process and a folder of its own, and print a
+table at the end. The same command again continues: finished runs are skipped, interrupted runs are
+resumed.
+"""
 
 
-def main(args: list[str]) -> int:
-    """Run the command; returns its exit code."""
-    from sfactory.config import parsing, presets
+def add_parser(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "sweep",
+        help="train several seeds and settings, and compare them",
+        usage="sfactory sweep TARGET [options] [--section.field value ...]",
+        description=DESCRIPTION,
+        epilog="Exit code: 0, or that of the first failed run; 130 after Ctrl-C, 143 after SIGTERM, all saved.",
+    )
+    add_target(parser)
+    parser.add_argument("--seeds", metavar="S", default="0..2", help="0..4 (five seeds) or 1,5,7 (%(default)s)")
+    text = "values of a setting; repeat for all combinations; model.hidden=64,128+32"
+    parser.add_argument("--grid", metavar="NAME=V1,V2", action="append", default=[], help=text)
+    parser.add_argument("--jobs", metavar="N", type=whole(1), default=1, help="runs at the same time (%(default)s)")
+    text = "folder of the sweep (runs/<preset>_sweep_<settings>)"
+    complete(parser.add_argument("--dir", metavar="DIR", type=Path, help=text), "directory")
+    parser.add_argument("--retry", action="store_true", help="train failed runs again")
+    add_config(parser)
+    add_json(parser, "print the table as JSON on stdout, as compare does")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Plan all runs, train them, compare them."""
+    from sfactory.config import presets
     from sfactory.envs import make_specs
+    from sfactory.population.sweep import Sweep, alone, planned, seeds
 
-    takes = dict.fromkeys(("--seeds", "--grid", "--jobs", "--dir", "--config"), True)
-    flags, own, names = presets.split_flags(args, {**takes, "--retry": False, "--json": False})
-    if len(names) != 1:
-        raise CommandError(Exit.USAGE, f"expected one TARGET, got {' '.join(names) or 'none'}")
-    base = [*presets.target_layers(names[0], [Path(file) for file in own.get("--config", [])]), flags]
-    jobs = parsing.whole(own["--jobs"][-1], "jobs") if "--jobs" in own else 1
-    if jobs < 1:
-        raise CommandError(Exit.USAGE, f"jobs is {jobs}; at least one run at a time")
-    folder = Path(own["--dir"][-1]) if "--dir" in own else None
-    folder, plan = planned(names[0], base, own.get("--grid", []), seeds(own.get("--seeds", ["0..2"])[-1]), folder)
+    base = [*presets.target_layers(options.word, options.config), options.settings]
+    folder, plan = planned(options.word, base, options.grid, seeds(options.seeds), options.dir)
     for env in {repr(job.config.env): job.config.env for job in plan}.values():
-        make_specs(env.tasks, env.arguments)  # an environment that cannot be built: said once, and here
+        make_specs(env.tasks, env.arguments)  # report an environment that cannot be built once, before any run
     with alone(folder):
-        sweep = Sweep(folder, plan, jobs, retry="--retry" in own)
-        code, sentence = sweep.run()
-        table(plan, as_json="--json" in own)
+        code, sentence = Sweep(folder, plan, options.jobs, retry=options.retry).run()
+        print_table(plan, options.json)
     return print_exit_line(code, code.outcome, sentence)
 
 
-def table(plan: Sequence[Job], as_json: bool) -> None:
-    """What compare says of all runs that have a curve."""
-    there = [job.run_dir for job in plan if (job.run_dir / "config.toml").is_file()]
+def print_table(plan: Sequence[Job], as_json: bool) -> None:
+    """Print the comparison of all runs that have metrics."""
+    from sfactory.tools import compare
+    from sfactory.tools.comparison import compare as compared
+
+    folders = [job.run_dir for job in plan if (job.run_dir / "config.toml").is_file()]
     try:
-        found = compared(there)
+        found = compared(folders)
     except ValueError as error:
         print(json.dumps({"panels": [], "notes": [str(error)]}) if as_json else f"no table: {error}")
         return
     print(json.dumps(found.as_dict()) if as_json else f"\n{compare.text(found)}")
     if not as_json:
-        print(f"\nA picture: sfactory compare {there[0].parent} -o plot.png")
+        print(f"\nFor a picture: sfactory compare {folders[0].parent} -o plot.png")
     sys.stdout.flush()

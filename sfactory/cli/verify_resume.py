@@ -1,31 +1,57 @@
-"""`sfactory verify-resume`."""
+"""`sfactory verify-resume`: check that a resumed run is equal to an uninterrupted one."""
 
 from __future__ import annotations
 
-from sfactory.cli.args import numbers, one_word
-from sfactory.errors import CommandError, Exit, print_exit_line
+import argparse
+
+from sfactory.cli.args import Commands, add_target, config_of, whole
+from sfactory.cli.exit_line import print_exit_line
+from sfactory.errors import CommandError, Exit
+
+DESCRIPTION = """\
+Train TARGET twice in lockstep mode: without interruption, and killed with SIGKILL at random times and
+resumed. Exit 0: weights, optimizer, running means, normalizers and metrics are equal bit for bit.
+Exit 1: the differences are listed.
+"""
 
 
-def verify(args: list[str]) -> int:
-    """Kill and resume, and compare."""
-    from sfactory.config import parsing, presets
+def add_parser(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "verify-resume",
+        help="kill and resume a run, and compare it bit for bit",
+        usage="sfactory verify-resume TARGET [options] [--section.field value ...]",
+        description=DESCRIPTION,
+    )
+    add_target(parser)
+    text = "length of both runs in env steps (%(default)s)"
+    parser.add_argument("--steps", metavar="N", type=whole(1), default=20_000, help=text)
+    text = "how many times the second run is killed (%(default)s)"
+    parser.add_argument("--kills", metavar="N", type=whole(0), default=3, help=text)
+    parser.add_argument("--seed", metavar="N", type=whole(0), default=1, help="of the runs and of the times (1)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train both runs and compare them."""
     from sfactory.tools.verify_resume import RunFailed, verify_resume
 
-    defaults = {"--steps": 20_000, "--kills": 3, "--seed": 1}
-    flags, own, positionals = presets.split_flags(args, dict.fromkeys(defaults, True))
-    count = numbers(own, defaults)
-    target = one_word(positionals, "TARGET")
-    parsing.build(*presets.target_layers(target), flags)  # mistakes are answered here, before anything runs
-    values = {name: given.value for name, given in flags.items()}
-    words = [
-        f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"
-        for name, value in values.items()
-    ]
+    config_of(options)  # report mistakes before any run starts
+    flags = [f"--{name.replace('_', '-')}={_typed(given.value)}" for name, given in options.settings.items()]
     try:
-        found = verify_resume([target, *words], count["--steps"], count["--kills"], count["--seed"], print)
+        differences = verify_resume([options.word, *flags], options.steps, options.kills, options.seed, print)
     except RunFailed as error:
-        raise CommandError(Exit.USAGE, f"nothing was verified: {error}") from error
-    if found:
-        print("not the same:", *found, sep="\n  ")
-        return print_exit_line(Exit.BUG, "not exact", f"{target} killed {count['--kills']} times and resumed differs")
-    return print_exit_line(Exit.FINISHED, "exact", f"{target}, killed {count['--kills']} times and resumed, is the same run")
+        raise CommandError(error.exit_code, f"nothing was verified: {error}") from error
+    if differences:
+        print("not equal:", *differences, sep="\n  ")
+        return print_exit_line(
+            Exit.BUG, "not exact", f"{options.word} killed {options.kills} times and resumed is not the same run"
+        )
+    return print_exit_line(
+        Exit.FINISHED, "exact", f"{options.word} killed {options.kills} times and resumed is the same run"
+    )
+
+
+def _typed(value: object) -> str:
+    """A value as it is written behind `=`."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

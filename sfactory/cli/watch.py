@@ -1,19 +1,38 @@
-"""`sfactory watch`: the live panel of a run elsewhere."""
+"""`sfactory watch`: show the live panel of a run that another process trains."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
-from sfactory.cli.args import one_word
-from sfactory.errors import Exit, print_exit_line
+from sfactory.cli.args import Commands, add_run
+from sfactory.cli.exit_line import print_exit_line
+from sfactory.errors import Exit
 from sfactory.run.folder import settings_of
 
 
-def watch(args: list[str]) -> int:
-    """Follow the files of a run until it is over."""
-    from sfactory.tools.watch import watch as look
+def add_parser(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "watch",
+        help="show the live panel of a run started elsewhere",
+        usage="sfactory watch runs/NAME",
+        description=(
+            "Show the live panel of a run that was started in the background or on another terminal, from\n"
+            "its files, until it ends. Ctrl-C ends this command, not the run. Without a terminal: one line\n"
+            "from time to time."
+        ),
+    )
+    parser.refusal = "watch takes no settings"
+    add_run(parser)
+    parser.set_defaults(run=run)
 
-    run_dir = Path(one_word(args, "runs/NAME"))
+
+def run(options: argparse.Namespace) -> int:
+    """Follow the files of a run until it ends."""
+    from sfactory.tools.watch import watch
+
+    run_dir = Path(options.word)
     settings_of(run_dir)
-    seen = look(run_dir)
-    return print_exit_line(Exit.FINISHED, "watched", f"{run_dir}: {seen.state}, {seen.env_steps:,} steps")
+    snapshot = watch(run_dir)
+    return print_exit_line(Exit.FINISHED, "watched", f"{run_dir}: {snapshot.state}, {snapshot.env_steps:,} steps")

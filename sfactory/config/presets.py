@@ -7,27 +7,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib.metadata
 import importlib.util
-import re
 import tomllib
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sfactory.config.parsing import (
-    SETTINGS,
-    WORDS,
-    ConfigLayer,
-    RawValue,
-    check_name,
-    field_type,
-    number,
-)
+from sfactory.config.parsing import SETTINGS, ConfigLayer, RawValue
 from sfactory.config.renamed import current_name
 from sfactory.errors import SettingError, did_you_mean
 
@@ -157,75 +145,3 @@ def _suggestion(target: str) -> str:
 
 def _lists() -> str:
     return "; see `sfactory presets` and `sfactory envs`"
-
-
-# -- the command line ----------------------------------------------------------------------------------------
-
-
-def split_flags(
-    args: Sequence[str], options: Mapping[str, bool]
-) -> tuple[ConfigLayer, dict[str, list[str]], list[str]]:
-    """Split a command line into settings, options of the command (name -> takes a value) and positionals."""
-    layer: ConfigLayer = {}
-    own: dict[str, list[str]] = {}
-    positionals: list[str] = []
-    rest = list(args)
-    while rest:
-        token = rest.pop(0)
-        if not token.startswith("-") or token == "-":
-            positionals.append(token)
-            continue
-        flag, equals, inline = token.partition("=")
-        if flag in options:
-            if options[flag]:
-                own.setdefault(flag, []).append(inline if equals else _next(flag, rest))
-            elif equals:
-                raise SettingError(f"{flag}: takes no value")
-            else:
-                own[flag] = []
-            continue
-        name, value = _setting(flag, inline if equals else None, rest, options)
-        layer[name] = RawValue(value)
-    return layer, own, positionals
-
-
-def _next(flag: str, rest: list[str]) -> str:
-    if not rest or rest[0].startswith("--"):
-        raise SettingError(f"{flag.lstrip('-')}: a value is missing")
-    return rest.pop(0)
-
-
-def _setting(flag: str, inline: str | None, rest: list[str], options: Mapping[str, bool]) -> tuple[str, Any]:
-    """Name and value of one `--section.field`; values are removed from the front of `rest`."""
-    name = flag.lstrip("-").replace("-", "_")
-    if name.startswith(SETTINGS + "."):
-        return name, _literal(inline if inline is not None else _next(flag, rest))
-    section, _, key = name.partition(".")
-    positive = f"{section}.{key.removeprefix('no_')}"
-    if field_type(name) is None and field_type(positive) is bool and inline is None:
-        return positive, False
-    check_name(name, flag.lstrip("-"), options)
-    kind = field_type(name)
-    if kind is bool:
-        if inline is None:
-            inline = rest.pop(0) if rest and rest[0].lower() in WORDS else "true"
-        return name, inline
-    if typing.get_origin(kind) is tuple:
-        if inline is not None:
-            return name, [part for part in inline.split(",") if part]
-        values = []
-        while rest and re.match(r"[\d,]+$", rest[0]):
-            values += [part for part in rest.pop(0).split(",") if part]
-        return name, values or [_next(flag, rest)]
-    return name, inline if inline is not None else _next(flag, rest)
-
-
-def _literal(text: str) -> Any:
-    """A value of a table without types: as TOML reads it, a number as 10M, or else the text."""
-    with contextlib.suppress(tomllib.TOMLDecodeError):
-        if "\n" not in text:
-            return tomllib.loads(f"v = {text}")["v"]
-    with contextlib.suppress(SettingError):
-        exact = number(text)
-        return int(exact) if exact == int(exact) else float(exact)
-    return {"True": True, "False": False}.get(text, text)

@@ -5,8 +5,10 @@ The table translates in both directions, so that files and folders written with 
 
 from __future__ import annotations
 
-import sys
+import warnings
 from collections.abc import Iterable
+
+from sfactory.errors import SettingNote
 
 RENAMED = {
     "learning.batch_slots": "batch.slots",
@@ -56,9 +58,9 @@ def original_name(name: str) -> str:
 
 
 def report_old_names(old_names: Iterable[str]) -> None:
-    """Print one line on stderr about old names; each name once per process."""
+    """Warn (`SettingNote`, one line) about old names; each name once per process."""
     new = [name for name in old_names if name not in _reported]
     if new:
         _reported.update(new)
         changes = ", ".join(f"{name} is now {current_name(name)}" for name in new).replace("_", "-")
-        print(f"note: {changes} (old names still work)", file=sys.stderr)
+        warnings.warn(f"{changes} (old names still work)", SettingNote, stacklevel=2)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from sfactory._version import __version__
 from sfactory.envs import Leaf
+from sfactory.errors import Exit
 from sfactory.play.policy import Policy, load_policy
 from sfactory.run import checkpoint
 
@@ -44,6 +45,8 @@ Inputs = tuple[dict[str, Tensor], Tensor | None, Tensor | None]
 
 class NotEqual(RuntimeError):
     """What was written does not do what the policy does. The file is gone."""
+
+    exit_code = Exit.BUG
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sfactory.config import Config, parsing, presets
+from sfactory.config import Config, parsing
+from sfactory.config.flags import split_flags
 from sfactory.config.parsing import ConfigLayer, RawValue, SettingError
 from sfactory.config.renamed import current_name, original_name
 from sfactory.config.toml_file import to_toml
@@ -84,7 +85,7 @@ def cells(grid: Sequence[str]) -> list[ConfigLayer]:
             raise SettingError(f"grid: {parsing.flag_name(name)} is given twice; put its values behind each other")
         several = name in parsing.field_types() and "tuple" in str(parsing.field_types()[name])
         words = [value.replace("+", ",") if several else value for value in values.split(",")]
-        axes.append([presets.split_flags([f"--{typed.lstrip('-')}={word}"], {})[0] for word in dict.fromkeys(words)])
+        axes.append([split_flags([f"--{typed.lstrip('-')}={word}"], {})[0] for word in dict.fromkeys(words)])
     return [{name: given for layer in chosen for name, given in layer.items()} for chosen in itertools.product(*axes)]
 
 

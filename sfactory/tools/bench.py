@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from sfactory.config import Config
 from sfactory.config.toml_file import to_toml
 from sfactory.device.machine import cores, processor
+from sfactory.errors import Exit
 from sfactory.monitor.known_rooflines import remember_roofline
 from sfactory.monitor.metrics import STAGES, bottleneck, busy_shares, human
 
@@ -31,6 +32,8 @@ MICRO = 1e6
 
 class BenchFailed(RuntimeError):
     """A run that should have been measured ended by itself."""
+
+    exit_code = Exit.USAGE
 
 
 class Trial(NamedTuple):

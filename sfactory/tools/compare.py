@@ -2,40 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-
-from sfactory.errors import CommandError, Exit, did_you_mean
 from sfactory.monitor.metrics import human
-from sfactory.tools.comparison import AXES, WORDS, Comparison, Panel, compare
-
-
-def main(args: list[str]) -> int:
-    """The verb."""
-    from sfactory.config import parsing, presets
-
-    flags, own, names = presets.split_flags(args, {"-o": True, "--by": True, "--json": False})
-    if flags:
-        name = parsing.flag_name(next(iter(flags)))
-        raise CommandError(Exit.USAGE, f"{name}: compare takes runs as they are; see --help")
-    if not names:
-        raise CommandError(Exit.USAGE, "expected RUNS, got none; for example: sfactory compare runs/a* runs/b* -o plot.png")
-    by = own["--by"][-1] if "--by" in own else ""
-    if by and by not in AXES:
-        raise CommandError(Exit.USAGE, f"by: {by!r} is not one of {', '.join(AXES)}{did_you_mean(by, AXES)}")
-    if "-o" in own:  # before the work, not after it
-        from sfactory.tools import compare_plot
-
-        pictures = [path for name in own["-o"] for path in compare_plot.targets(Path(name))]
-    found = compare([Path(name) for name in names], by or AXES[0])
-    print(json.dumps(found.as_dict()) if "--json" in own else text(found))
-    if "-o" in own:
-        compare_plot.save(found, pictures, (by,) if by else AXES)
-        print(f"written: {', '.join(map(str, pictures))}", file=sys.stderr)
-    elif "--json" not in own:
-        print("\nA picture: the same command with -o plot.png (or .svg)")
-    return 0
+from sfactory.tools.comparison import AXES, WORDS, Comparison, Panel
 
 
 def text(found: Comparison) -> str:

@@ -17,9 +17,8 @@ import numpy as np
 
 from sfactory.config import Config
 from sfactory.config.parsing import flag_name
-from sfactory.errors import CommandError, Exit
 from sfactory.monitor.metrics import LAG_SHARES, METRICS, STAGES, duration, human, meaning
-from sfactory.run.reader import RunFolder, flat, read, written
+from sfactory.run.reader import RunFolder, flat, written
 from sfactory.tools import svg
 from sfactory.tools.report_style import STYLE
 
@@ -44,24 +43,6 @@ CURVES: dict[str, dict[str, str]] = {  # title -> metric -> name in the legend
     "waits": {f"queue/{kind}_wait_ms": f"{kind}, ms" for kind in STAGES},
 }
 """Every curve of its own card; the return, the lag and the stages have cards made for them."""
-
-
-def main(args: list[str]) -> int:
-    """The verb."""
-    from sfactory.config import presets
-
-    flags, own, names = presets.split_flags(args, {"-o": True})
-    if flags:
-        raise CommandError(Exit.USAGE, f"{flag_name(next(iter(flags)))}: report shows a run as it is; see --help")
-    if len(names) != 1:
-        raise CommandError(Exit.USAGE, f"expected one runs/NAME, got {' '.join(names) or 'none'}")
-    run = read(Path(names[0]))
-    target = Path(own["-o"][-1]) if "-o" in own else run.path / "report.html"
-    if not target.parent.is_dir():
-        raise CommandError(Exit.USAGE, f"{target}: the folder {target.parent} does not exist")
-    target.write_text(page(run, target.parent), encoding="utf-8")
-    print(f"written: {target} ({target.stat().st_size / 1000:.0f} kB); open it in a browser")
-    return 0
 
 
 def page(run: RunFolder, beside: Path) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sfactory.errors import Exit
 from sfactory.run import checkpoint
 
 WALL_CLOCK = ("seconds", "charts/SPS", "charts/FPS", "lag/seconds", "stage/", "queue/", "system/", "eval/seconds")
@@ -26,6 +27,8 @@ SAVE_EVERY_S = 0.3  # of B: often, so that kills fall between, before and into s
 
 class RunFailed(RuntimeError):
     """One of the two runs could not do its part, so that nothing can be said."""
+
+    exit_code = Exit.USAGE
 
 
 def verify_resume(

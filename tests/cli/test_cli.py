@@ -1,19 +1,22 @@
-"""The command line: what is typed, what is answered, how it ends."""
+"""Commands, their errors, their output and their exit codes."""
 
 import importlib.util
 import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from sfactory.cli import main as cli
-from sfactory.config import resume_rules, with_settings
+from sfactory.cli.completion import command_parsers
+from sfactory.config import resume_rules as resuming
 from sfactory.config.toml_file import from_toml
-from sfactory.errors import CheckpointError, EnvError, Exit, RunBusy
+from sfactory.errors import CheckpointError, EnvError, Exit, RunBusy, SettingNote
+from sfactory.tools.tune import with_settings
 
 LAST = re.compile(r"sfactory: [a-z -]+ \(exit (\d+)\): .+")
 SMALL = [
@@ -31,8 +34,9 @@ def run(*words):
 
 @pytest.fixture
 def supervisor(monkeypatch):
-    """A supervisor that writes the settings and ends as told."""
+    """A supervisor that writes the settings and returns the outcome that the test sets."""
     from sfactory.config.toml_file import to_toml
+    from sfactory.run.outcome import Outcome
     from sfactory.supervisor import train as real
 
     fake = SimpleNamespace(calls=[], error=None, outcome=("finished", 0, "the stop rule was reached"))
@@ -44,19 +48,19 @@ def supervisor(monkeypatch):
         newest = Path(run_dir) / "checkpoints" / "000000001000"
         newest.mkdir(parents=True, exist_ok=True)
         (Path(run_dir) / "config.toml").write_text(to_toml(config))
-        return real.Outcome(*fake.outcome, str(newest), 1234)
+        return Outcome(*fake.outcome, str(newest), 1234)
 
     monkeypatch.setattr(real, "train", train)
     return fake
 
 
-# -- mistakes
+# -- errors
 
 
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        ("trian minatar/breakout", "trian: no such verb; did you mean train?"),
+        ("trian minatar/breakout", "trian: no such command; did you mean train?"),
         ("minatar/breakout", "did you mean sfactory train minatar/breakout?"),
         ("train", "no TARGET; name a preset"),
         ("train breakout", "breakout: no such preset; did you mean minatar/breakout?"),
@@ -74,13 +78,13 @@ def supervisor(monkeypatch):
         ("train minatar/breakout --log.wandb", "pip install 'sfactory[wandb]'"),
         ("resume runs/absent", "runs/absent does not exist"),
         ("eval runs/absent", "runs/absent does not exist"),
-        ("eval runs/absent --episodes many", "episodes: 'many' is not a whole number"),
+        ("eval runs/absent --episodes many", "episodes: 'many' is not a number"),
         ("eval runs/absent --optim.lr 1", "optim.lr: eval plays with the settings of the run"),
-        ("presets minatar", "minatar: this verb takes no arguments"),
+        ("presets minatar", "minatar: this command takes no arguments"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line_and_writes_nothing(typed, tmp_path, monkeypatch, words, answer):
-    real = importlib.util.find_spec  # here or not, wandb is missing
+def test_command_line_reports_a_mistake_in_one_line_and_writes_nothing(typed, tmp_path, monkeypatch, words, answer):
+    real = importlib.util.find_spec  # wandb counts as missing, installed or not
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: real(name, *rest) if name != "wandb" else None)
     code, out, line = typed(*words.split())
     assert code == 2
@@ -90,7 +94,7 @@ def test_a_mistake_is_answered_in_one_line_and_writes_nothing(typed, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_refused_with_the_command_that_resumes_it(typed, supervisor, tmp_path):
+def test_train_refuses_an_existing_folder_and_names_the_resume_command(typed, supervisor, tmp_path):
     (tmp_path / "runs/a b").mkdir(parents=True)
     code, _, line = typed("train", "minatar/breakout", "--run.dir", "runs/a b")
     assert code == 2
@@ -102,7 +106,7 @@ def test_an_existing_folder_is_refused_with_the_command_that_resumes_it(typed, s
     assert supervisor.calls == []
 
 
-def test_a_requeued_run_goes_on_or_begins_anew_where_it_was_stopped_before_its_first_checkpoint(typed, supervisor):
+def test_train_with_requeue_resumes_or_restarts_a_run_without_a_checkpoint(typed, supervisor):
     words = ("train", "minatar/breakout", "--run.dir", "runs/a", "--run.requeue")
     assert typed(*words)[0] == 0
     Path("runs/a/checkpoints/000000001000").rmdir()  # preempted before there was one
@@ -111,10 +115,10 @@ def test_a_requeued_run_goes_on_or_begins_anew_where_it_was_stopped_before_its_f
     assert [again for _, _, again in supervisor.calls] == [False, False, True]
     Path("runs/a/checkpoints/000000001000").rmdir()
     Path("runs/a/corrupt/000000001000").mkdir(parents=True)
-    assert typed(*words)[0] == 5, "what is damaged is not begun anew in silence"
+    assert typed(*words)[0] == 5, "a run with damaged checkpoints is not restarted silently"
 
 
-def test_a_requeued_run_keeps_the_split_its_first_launch_found(typed, supervisor, monkeypatch):
+def test_train_with_requeue_keeps_the_split_that_auto_found_at_first(typed, supervisor, monkeypatch):
     found = {"sampling.num_samplers": 2, "sampling.groups_per_sampler": 1, "run.learner_threads": 3}
     monkeypatch.setattr("sfactory.tools.tune.tuned", lambda config, say: with_settings(config, found))
     words = ("train", "minatar/breakout", "--run.dir", "runs/a", "--run.requeue", "--sampling.auto")
@@ -125,10 +129,64 @@ def test_a_requeued_run_keeps_the_split_its_first_launch_found(typed, supervisor
     assert second.run.learner_threads == 3
 
 
-def test_a_run_given_as_target_is_answered_with_resume(typed, supervisor):
+def test_train_with_a_run_as_target_suggests_resume(typed, supervisor):
     typed("train", "minatar/breakout", "--run.dir", "runs/a")
     _, _, line = typed("train", "runs/a")
     assert "sfactory resume runs/a" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("eval runs/a --json=1", "--json: takes no value"),
+        ("eval runs/a --seed", "seed: a value is missing"),
+        ("eval runs/a --seed -1", "--seed: must be at least 0, got -1"),
+        ("eval runs/a --episodes 1.5", "--episodes: 1.5 is not a whole number"),
+        ("eval runs/a runs/b", "expected one runs/NAME, got runs/a runs/b"),
+        ("eval runs/a --video-games 2", "add --video FILE.mp4"),
+        ("bench minatar/breakout --seconds 1", "--seconds: must be at least 2, got 1"),
+        ("profile minatar/breakout --seconds 601", "--seconds must be more than 0 and at most 600, got 601"),
+        ("compare runs/a --by step", "--by: 'step' is not one of env_steps, seconds; did you mean env_steps?"),
+        ("compare", "expected RUNS, got none"),
+        ("export runs/a", "export needs a file: sfactory export runs/a -o policy.onnx"),
+        ("export runs/a --optim.lr 1", "optim.lr: export takes no settings"),
+        ("watch runs/a --optim.lrr 1", "optim.lrr: no such setting; did you mean optim.lr?"),
+        ("sweep minatar/breakout --jobs 0", "--jobs: must be at least 1, got 0"),
+        ("doctor now", "now: this command takes no arguments"),
+    ],
+)
+def test_options_of_a_command_are_checked(typed, words, message):
+    code, out, line = typed(*words.split())
+    assert (code, out) == (2, "")
+    assert message in line
+    assert LAST.fullmatch(line)
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ("T --optim.lr -1 --model.hidden 32 16", {"optim.lr": "-1", "model.hidden": ["32", "16"]}),
+        ("--model.hidden 32 16 T", {"model.hidden": ["32", "16"]}),
+        ("--model.hidden=32,16 T", {"model.hidden": ["32", "16"]}),
+        ("--normalize.obs T --normalize.no-reward", {"normalize.obs": "true", "normalize.reward": False}),
+        ("--optim.lr 1 T --optim.lr=2", {"optim.lr": "2"}),
+        ("--stop.env_steps 50k --json T", {"stop.env_steps": "50k"}),
+        ("--env.settings.a-b 0.5 T --env.settings.c=text", {"env.settings.a_b": 0.5, "env.settings.c": "text"}),
+    ],
+)
+def test_settings_are_parsed_in_every_form_and_order(words, settings):
+    options = cli.parse(["train", *words.split()])
+    assert options.word == "T"
+    assert {name: given.value for name, given in options.settings.items()} == settings
+
+
+def test_main_prints_notes_about_renamed_settings(typed, monkeypatch, capsys):
+    def run(options):
+        warnings.warn("batch.epochs is now batch.epochs", SettingNote, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(cli, "parse", lambda args: SimpleNamespace(run=run))
+    assert typed("train", "x")[::2] == (0, "sfactory: note: batch.epochs is now batch.epochs")
 
 
 # -- what train does
@@ -144,7 +202,7 @@ def test_train_names_the_folder_after_preset_and_seed(typed, supervisor):
     assert supervisor.calls[1][1] != run_dir  # the same second, another folder
 
 
-def test_a_finished_run_says_what_was_reached_and_what_comes_next(typed, supervisor):
+def test_train_prints_the_result_and_the_next_commands(typed, supervisor):
     code, out, line = typed("train", "minatar/breakout", "--run.dir", "runs/a")
     assert code == 0
     assert line == (
@@ -156,7 +214,7 @@ def test_a_finished_run_says_what_was_reached_and_what_comes_next(typed, supervi
         assert command in out
 
 
-def test_json_is_all_there_is_on_stdout(typed, supervisor):
+def test_train_json_is_the_only_output_on_stdout(typed, supervisor):
     _, out, _ = typed("train", "minatar/breakout", "--run.dir", "runs/a", "--json", "--quiet")
     assert json.loads(out)["env_steps"] == 1234
     assert json.loads(out)["run_dir"] == "runs/a"
@@ -164,12 +222,12 @@ def test_json_is_all_there_is_on_stdout(typed, supervisor):
 
 
 @pytest.mark.parametrize("code", sorted({*Exit} - {Exit.FINISHED}))
-def test_how_a_run_ends_is_how_the_command_ends(typed, supervisor, code):
-    supervisor.outcome = (code.outcome, int(code), "it is said here")
+def test_train_exits_with_the_code_of_the_run(typed, supervisor, code):
+    supervisor.outcome = (code.outcome, int(code), "the reason")
     got, out, line = typed("train", "minatar/breakout", "--run.dir", "runs/a")
     assert got == code
     assert LAST.match(line)[1] == str(int(code))
-    assert "it is said here; last checkpoint" in line
+    assert "the reason; last checkpoint" in line
     assert out == ""
 
 
@@ -183,7 +241,7 @@ def _library_error():
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (EnvError("x/y could not be built: RuntimeError: no display", fault=True), 6, "no display"),
         (EnvError("unknown environment family 'x'"), 2, "unknown environment family"),
@@ -197,15 +255,15 @@ def _library_error():
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )
-def test_what_is_raised_becomes_an_exit_code_and_a_sentence(typed, supervisor, error, code, said):
+def test_main_maps_exceptions_to_exit_codes_and_sentences(typed, supervisor, error, code, message):
     supervisor.error = error
     got, _, line = typed("train", "minatar/breakout", "--run.dir", "runs/a")
     assert got == code
-    assert said in line
+    assert message in line
     assert LAST.fullmatch(line)[1] == str(code)
 
 
-def test_a_bug_shows_its_traceback_and_a_mistake_does_not(supervisor, tmp_path, monkeypatch, capsys):
+def test_main_prints_a_traceback_for_bugs_only(supervisor, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     supervisor.error = KeyError("x")
     run("train", "minatar/breakout")
@@ -224,7 +282,7 @@ def trained(typed, supervisor):
     return typed
 
 
-def test_resume_needs_the_folder_alone_and_flags_change_settings(trained, supervisor):
+def test_resume_uses_the_settings_of_the_run_changed_by_flags(trained, supervisor):
     assert trained("resume", "runs/a")[0] == 0
     assert trained("resume", "runs/a", "--stop.env-steps", "50M", "--optim.lr", "0.25")[0] == 0
     (first, run_dir, again), (second, _, _) = supervisor.calls
@@ -234,7 +292,7 @@ def test_resume_needs_the_folder_alone_and_flags_change_settings(trained, superv
     assert first.sampling == second.sampling
 
 
-def test_resume_follows_a_folder_that_was_moved(trained, supervisor):
+def test_resume_accepts_a_run_folder_that_was_renamed(trained, supervisor):
     Path("runs/a").rename("elsewhere")
     assert trained("resume", "elsewhere")[0] == 0
     assert str(supervisor.calls[0][1]) == "elsewhere"
@@ -250,7 +308,7 @@ def test_resume_follows_a_folder_that_was_moved(trained, supervisor):
         (("--run.mode", "lockstep"), "run.mode"),
     ],
 )
-def test_what_cannot_change_is_refused_and_listed(trained, supervisor, flags, name):
+def test_resume_refuses_and_lists_fixed_settings(trained, supervisor, flags, name):
     code, _, line = trained("resume", "runs/a", *flags)
     assert code == 4
     assert line.startswith(f"sfactory: resume refused (exit 4): {name} cannot change")
@@ -259,28 +317,28 @@ def test_what_cannot_change_is_refused_and_listed(trained, supervisor, flags, na
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "warning"),
     [
         (("--stop.env-steps", "9M", "--log.every-seconds", "1", "--sampling.num-samplers", "4"), ""),
         (("--optim.lr", "1e-5"), "and is 1e-05 from here on: one run, two settings"),
         (("--surrogate.clip", "0.3"), "warning: surrogate.clip was 0.1 and is 0.3 from here on"),
     ],
 )
-def test_what_may_change_is_free_or_told(trained, supervisor, capsys, flags, told):
+def test_resume_allows_other_changes_with_or_without_a_warning(trained, supervisor, capsys, flags, warning):
     assert run("resume", "runs/a", *flags) == 0
     err = capsys.readouterr().err
-    assert (told in err, "warning" in err) == (True, bool(told))
+    assert (warning in err, "warning" in err) == (True, bool(warning))
     assert len(supervisor.calls) == 1
 
 
-def test_what_a_resume_refuses_are_settings_as_they_are_typed():
+def test_fixed_settings_of_resume_exist():
     from sfactory.config.parsing import field_types, flag_name
 
     typed_names = [flag_name(name) for name in field_types()]
-    assert all(any(name.startswith(fixed) for name in typed_names) for fixed in resume_rules.FIXED)
+    assert all(any(name.startswith(fixed) for name in typed_names) for fixed in resuming.FIXED)
 
 
-def test_resume_where_nothing_is(trained, supervisor):
+def test_resume_refuses_a_folder_without_a_usable_checkpoint(trained, supervisor):
     (Path("runs/a/checkpoints") / "000000001000").rmdir()
     code, _, line = trained("resume", "runs/a")
     assert (code, "holds no checkpoint" in line) == (2, True)
@@ -295,7 +353,7 @@ def test_resume_where_nothing_is(trained, supervisor):
 # -- what is printed
 
 
-def test_print_config_is_the_resolved_settings_and_starts_nothing(typed, supervisor, tmp_path):
+def test_print_config_prints_the_resolved_settings_and_starts_nothing(typed, supervisor, tmp_path):
     code, out, _ = typed("train", "minatar/breakout", "--optim.lr", "0.5", "--print-config")
     assert code == 0
     assert supervisor.calls == []
@@ -306,9 +364,9 @@ def test_print_config_is_the_resolved_settings_and_starts_nothing(typed, supervi
     assert again[1] == out
 
 
-@pytest.mark.parametrize("verb", [[], *([verb] for verb in cli.VERBS)])
-def test_help_fits_a_screen(typed, verb):
-    code, out, line = typed(*verb, "--help")
+@pytest.mark.parametrize("command", [[], *([command] for command in cli.COMMANDS)])
+def test_help_fits_a_screen(typed, command):
+    code, out, line = typed(*command, "--help")
     assert (code, line) == (0, "")
     assert 1 <= len(out.splitlines()) <= 28
     assert max(len(row) for row in out.splitlines()) <= 102
@@ -326,7 +384,7 @@ def test_help_all_lists_every_setting(typed):
 def test_settings_named_in_the_help_exist():
     from sfactory.config.parsing import field_types
 
-    text = "".join(text for text, _ in cli.VERBS.values())
+    text = "".join(parser.format_help() for parser in command_parsers(cli.build_parser()).values())
     named = set(re.findall(r"--([a-z]+\.[a-z-]+)", text)) - {"section.field", "env.settings"}
     assert len(named) > 8
     assert {name.replace("-", "_") for name in named} <= set(field_types())
@@ -341,7 +399,7 @@ def test_presets_lists_name_environment_and_description(typed):
     assert "default" not in out
 
 
-def test_envs_says_what_to_install(typed, monkeypatch):
+def test_envs_prints_how_to_install_a_family(typed, monkeypatch):
     before = next(row for row in typed("envs")[1].splitlines() if row.startswith("minatar"))
     assert "installed" in before
     real = importlib.util.find_spec
@@ -359,16 +417,16 @@ def script(*words, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
 
 
-def test_importing_the_command_loads_nothing_heavy():
-    """Spawned samplers import the main module anew: what it loads, they load."""
+def test_importing_the_command_loads_no_heavy_package():
+    """Spawned samplers import the main module again, with everything it imports."""
     code = "import sys, sfactory.cli.main; print(sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30).stdout
-    for heavy in ("torch", "numpy", "gymnasium", "tyro", "rich", "tensorboard"):
+    for heavy in ("torch", "numpy", "gymnasium", "tyro", "msgspec", "pydantic", "shtab", "rich", "tensorboard"):
         assert f"'{heavy}'" not in loaded
     assert "'sfactory'" in loaded
 
 
-def test_a_whole_run_from_the_console_script(tmp_path):
+def test_console_script_trains_evaluates_and_resumes(tmp_path):
     """Train, evaluate, resume: the three commands a user types, on the real pipeline."""
     done = script("train", "classic/cartpole", "--run.dir", "runs/a", *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -381,9 +439,9 @@ def test_a_whole_run_from_the_console_script(tmp_path):
     }
     assert from_toml(folder / "config.toml").env.name == "gymnasium/CartPole-v1"
 
-    games = script("eval", "runs/a", "--episodes", "5", "--json", "--seed", "3", cwd=tmp_path)
-    assert games.returncode == 0, games.stderr
-    row = json.loads(games.stdout)
+    played = script("eval", "runs/a", "--episodes", "5", "--json", "--seed", "3", cwd=tmp_path)
+    assert played.returncode == 0, played.stderr
+    row = json.loads(played.stdout)
     assert len(row["returns"]) == 5
     assert row["env_steps"] >= 256
     assert row["mean"] == pytest.approx(sum(row["returns"]) / 5)
@@ -396,7 +454,7 @@ def test_a_whole_run_from_the_console_script(tmp_path):
     assert steps[-1] >= 512
 
 
-def test_an_evaluation_without_a_checkpoint_is_refused(tmp_path):
+def test_eval_refuses_a_run_without_a_checkpoint(tmp_path):
     (tmp_path / "runs/a").mkdir(parents=True)
     (tmp_path / "runs/a/config.toml").write_text('[env]\nname = "gymnasium/CartPole-v1"\n')
     done = script("eval", "runs/a", cwd=tmp_path)
@@ -404,7 +462,7 @@ def test_an_evaluation_without_a_checkpoint_is_refused(tmp_path):
     assert "no checkpoint" in done.stderr.splitlines()[-1]
 
 
-def test_a_closed_pipe_is_no_error(tmp_path):
+def test_closed_pipe_is_not_an_error(tmp_path):
     command = f"{Path(sys.executable).with_name('sfactory')} train --help-all | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == ""

@@ -1,4 +1,4 @@
-"""Completion scripts, asked in real shells."""
+"""Completion scripts: what bash offers, and what the scripts of all shells contain."""
 
 import os
 import shutil
@@ -6,33 +6,39 @@ import subprocess
 
 import pytest
 
+from sfactory.cli import completion
 from sfactory.cli import main as cli
-from sfactory.cli.completion_scripts import SHELLS, script, tables
 from sfactory.config.bounds import ENCODERS
 from sfactory.config.parsing import field_types, flag_name
 
-HELP = {verb: text for verb, (text, _) in cli.VERBS.items()}
-ASK = r"""
+COMPLETE = r"""
 source "$SCRIPT"
 COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
 _sfactory
 printf '%s\n' "${COMPREPLY[@]}"
 """
+SHELLS = completion.SHELLS
+SETTINGS = {f"--{flag_name(name)}" for name in field_types()} - {"--env.settings"}
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    return {shell: completion.script(shell, cli.build_parser()) for shell in SHELLS}
 
 
 @pytest.fixture
-def ask(tmp_path):
-    """What bash offers after these words; the last one is what is being typed. With runs a and "my run"."""
-    (tmp_path / "script").write_text(script("bash", HELP))
+def offered(tmp_path, scripts):
+    """What bash offers after these words; the last one is being typed. In a folder with the runs a and "my run"."""
+    (tmp_path / "script").write_text(scripts["bash"])
     for name in ("a", "my run"):
         (tmp_path / "work" / "runs" / name).mkdir(parents=True)
         (tmp_path / "work" / "runs" / name / "config.toml").touch()
     (tmp_path / "work" / "runs" / "no-run").mkdir()
     (tmp_path / "work" / "my.toml").touch()
 
-    def ask_(*words):
+    def complete(*words):
         done = subprocess.run(
-            ["bash", "-c", ASK, "bash", "sfactory", *words],
+            ["bash", "-c", COMPLETE, "bash", "sfactory", *words],
             cwd=tmp_path / "work",
             env={**os.environ, "SCRIPT": str(tmp_path / "script")},
             capture_output=True,
@@ -42,84 +48,79 @@ def ask(tmp_path):
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout.split("\n")[:-1] if done.stdout.strip() else []
 
-    return ask_
+    return complete
 
 
-def test_every_verb_is_offered_first(ask):
-    assert set(ask("")) == {*cli.VERBS, "--help", "--version"}
-    assert ask("res") == ["resume"]
+def test_completion_offers_every_command_first(offered):
+    assert set(offered("")) == {*cli.COMMANDS}
+    assert {"--help", "--version"} <= set(offered("-"))
+    assert offered("res") == ["resume"]
 
 
-def test_presets_and_families_stand_behind_train(ask):
-    assert ask("train", "minatar/b") == ["minatar/breakout"]
-    assert set(ask("train", "minatar/")) >= {"minatar/asterix", "minatar/breakout", "minatar/"}
-    assert "runs/a" not in ask("train", "")
+def test_completion_offers_presets_and_families_after_train(offered):
+    assert offered("train", "minatar/b") == ["minatar/breakout"]
+    assert set(offered("train", "minatar/")) >= {"minatar/asterix", "minatar/breakout", "minatar/"}
+    assert "runs/a" not in offered("train", "")
+    assert offered("train", "--json", "--optim.lr", "1", "minatar/b") == ["minatar/breakout"]
+    assert "minatar" in offered("envs", "")
+    assert offered("completion", "f") == ["fish"]
 
 
-@pytest.mark.parametrize("verb", ["resume", "eval", "export", "info"])
-def test_runs_that_are_there_stand_behind_what_takes_a_run(ask, verb):
-    assert [x for x in ask(verb, "") if x.startswith("runs/")] == ["runs/a", "runs/my run"]
-    assert ask(verb, "runs/m") == ["runs/my run"]
+@pytest.mark.parametrize("command", ["resume", "eval", "export", "info", "compare", "report", "watch"])
+def test_completion_offers_run_folders(offered, command):
+    assert offered(command, "") == ["runs/a", "runs/my run"]
+    assert offered(command, "runs/m") == ["runs/my run"]
 
 
-def test_every_setting_is_offered_where_settings_are_taken(ask):
-    all_of_them = {f"--{flag_name(name)}" for name in field_types()} - {"--env.settings"}
-    for verb in ("train", "resume", "verify-resume"):
-        assert all_of_them <= set(ask(verb, "--"))
-    assert not all_of_them & set(ask("eval", "--"))
-    assert ask("train", "--optim.l") == ["--optim.lr"]
+def test_completion_offers_every_setting_to_commands_that_take_settings(offered):
+    for command in ("train", "resume", "verify-resume"):
+        assert set(offered(command, "--")) >= SETTINGS
+    assert not SETTINGS & set(offered("eval", "--"))
+    assert offered("train", "--optim.l") == ["--optim.lr"]
+    assert not [name for name in offered("train", "--env") if name.endswith(".KEY")]
 
 
-def test_choices_stand_behind_their_setting_with_a_space_and_with_an_equals_sign(ask):
-    assert ask("train", "minatar/breakout", "--trace.estimator", "") == ["gae", "vtrace", "leaky_vtrace", "rbis"]
-    assert ask("train", "minatar/breakout", "--trace.estimator", "v") == ["vtrace"]
-    assert ask("train", "--trace.estimator", "=", "v") == ["vtrace"]  # readline splits words there
-    assert ask("train", "--trace.estimator", "=") == ["gae", "vtrace", "leaky_vtrace", "rbis"]
-    assert ask("train", "--model.encoder", "") == list(ENCODERS)
-    assert ask("train", "--optim.lr", "") == []
+def test_completion_offers_the_choices_of_a_setting_after_a_space_and_an_equals_sign(offered):
+    traces = ["gae", "vtrace", "leaky_vtrace", "rbis"]
+    assert offered("train", "minatar/breakout", "--trace.estimator", "") == traces
+    assert offered("train", "minatar/breakout", "--trace.estimator", "v") == ["vtrace"]
+    assert offered("train", "--trace.estimator", "=", "v") == ["vtrace"]  # bash splits the word there
+    assert offered("train", "--trace.estimator", "=") == traces
+    assert offered("train", "--model.encoder", "") == list(ENCODERS)
+    assert offered("train", "--optim.lr", "") == []
 
 
-def test_files_and_folders_stand_behind_what_names_them(ask):
-    assert ask("train", "--config", "my") == ["my.toml"]
-    assert ask("train", "--run.dir", "r") == ["runs"]
+def test_completion_offers_files_and_folders(offered):
+    assert offered("train", "--config", "my") == ["my.toml"]
+    assert offered("train", "--run.dir", "r") == ["runs"]
+    assert offered("train", "--run.init-from", "runs/m") == ["runs/my run"]
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_every_option_of_a_verbs_help_is_offered(ask, verb):
-    named = {
-        word.strip("[](),`").partition("=")[0]
-        for line in HELP[verb].splitlines()
-        if line.startswith("  --")
-        for word in line.split()[:1]
-    }
-    assert {name for name in named if name != "--env.settings.KEY"} <= set(ask(verb, "-"))
-    assert "--help" in ask(verb, "-")
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_completion_offers_every_option_of_a_command(offered, command):
+    parser = completion.command_parsers(cli.build_parser())[command]
+    assert {*parser.own_options()} <= set(offered(command, "-"))
 
 
 @pytest.mark.parametrize("shell", [name for name in SHELLS if shutil.which(name)])
-def test_the_shell_itself_can_read_its_script(tmp_path, shell):
-    (tmp_path / "script").write_text(script(shell, HELP))
+def test_completion_script_has_valid_syntax(tmp_path, scripts, shell):
+    (tmp_path / "script").write_text(scripts[shell])
     done = subprocess.run([shell, "-n", tmp_path / "script"], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_every_script_holds_the_same_tables(shell):
-    text, found = script(shell, HELP), tables(HELP)
-    for verb in found.verbs:
-        assert verb.name in text
-        for word in verb.words:
-            assert word in text
-        for option in verb.options:
-            assert (option if shell != "fish" else option.lstrip("-")) in text
-    for values in found.choices.values():
-        assert " ".join(values) in text
+def test_completion_scripts_of_all_shells_contain_commands_settings_choices_and_presets(scripts, shell):
+    text = scripts[shell]
+    words = [*cli.COMMANDS, *SETTINGS, "gae vtrace leaky_vtrace rbis", " ".join(ENCODERS), "minatar/breakout", "runs/"]
+    missing = [word for word in words if (word if shell != "fish" else word.removeprefix("--")) not in text]
+    assert missing == []
 
 
-def test_the_command_prints_it_and_knows_no_other_shell(typed):
+def test_completion_command_prints_the_script_and_refuses_unknown_shells(typed, scripts):
     code, out, line = typed("completion", "bash")
     assert (code, line) == (0, "")
-    assert out == script("bash", HELP)
+    assert out == scripts["bash"]
     code, out, line = typed("completion", "fsh")
     assert (code, out) == (2, "")
     assert "there are scripts for bash, zsh, fish; did you mean fish?" in line

@@ -17,8 +17,9 @@ import pytest
 import sfactory
 from sfactory.config import Config, Env, Model, Run, Stop, to_dict, with_settings
 from sfactory.config.bounds import ENCODERS
+from sfactory.config.flags import split_flags
 from sfactory.config.parsing import all_options, build, convert, field_help, field_types, flag_name, number
-from sfactory.config.presets import presets, presets_dir, read_toml, split_flags, target_layers
+from sfactory.config.presets import presets, presets_dir, read_toml, target_layers
 from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.errors import SettingError
 

@@ -8,7 +8,7 @@ from sfactory.config.parsing import build, check_name, field_types
 from sfactory.config.presets import read_toml, split_flags, target_layers
 from sfactory.config.renamed import RENAMED, current_name, original_name
 from sfactory.config.toml_file import from_toml
-from sfactory.errors import CommandError, SettingError
+from sfactory.errors import CommandError, SettingError, SettingNote
 
 OLD_SECTION = """\
 [run]
@@ -95,27 +95,32 @@ def test_resuming_an_old_run_shows_no_differences(old_file, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_old_flags_are_accepted_with_one_line_per_name(capsys):
+def notes(caught):
+    """Texts of the notes since the last call."""
+    texts = [str(warning.message) for warning in caught if issubclass(warning.category, SettingNote)]
+    caught.clear()
+    return texts
+
+
+def test_old_flags_are_accepted_with_one_line_per_name(recwarn):
     target = target_layers("minatar/breakout")
     old = build(*target, flags("--learning.epochs", "2", "--learning.trace=vtrace"))
     new = build(*target, flags("--batch.epochs", "2", "--trace.estimator=vtrace"))
     assert old == new
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == (
-        "note: learning.epochs is now batch.epochs, learning.trace is now trace.estimator (old names still work)\n"
-    )
+    assert notes(recwarn) == [
+        "learning.epochs is now batch.epochs, learning.trace is now trace.estimator (old names still work)"
+    ]
     build(*target, flags("--learning.epochs", "3"))
-    assert capsys.readouterr().err == "", "each name is reported once"
+    assert notes(recwarn) == [], "each name is reported once"
 
 
-def test_old_names_in_a_file_of_a_person_and_in_python_are_reported(tmp_path, capsys):
+def test_old_names_in_a_file_of_a_person_and_in_python_are_reported(tmp_path, recwarn):
     path = tmp_path / "my.toml"
     path.write_text('[learning]\nprecision = "bf16"\n')
     assert build(*target_layers("minatar/breakout", [path])).run.precision == "bf16"
-    assert capsys.readouterr().err == "note: learning.precision is now run.precision (old names still work)\n"
+    assert notes(recwarn) == ["learning.precision is now run.precision (old names still work)"]
     assert sfactory.make_config("minatar/breakout", learning={"clip": 0.3}).surrogate.clip == 0.3
-    assert capsys.readouterr().err == "note: learning.clip is now surrogate.clip (old names still work)\n"
+    assert notes(recwarn) == ["learning.clip is now surrogate.clip (old names still work)"]
 
 
 def test_the_last_layer_wins_whatever_name_it_uses(old_file):
@@ -149,14 +154,13 @@ def test_check_name_suggests_the_current_name(name, suggestion):
         check_name(name, name)
 
 
-def test_allow_accepts_old_names(capsys):
+def test_allow_accepts_old_names(recwarn):
     before = with_settings(Config(), {"run.mode": "lockstep"})
     after = with_settings(before, {"learning.forced_lag": 2})
     with pytest.raises(CommandError, match=r"batch\.forced-lag cannot change"):
         resume_rules.refuse_changes(before, after, [])
-    capsys.readouterr()
     resume_rules.refuse_changes(before, after, ["learning.forced-lag"])
-    assert "note: learning.forced-lag is now batch.forced-lag (old names still work)" in capsys.readouterr().err
+    assert notes(recwarn) == ["learning.forced-lag is now batch.forced-lag (old names still work)"]
 
 
 def test_a_changed_precision_is_reported_on_resume(capsys):

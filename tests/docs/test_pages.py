@@ -14,6 +14,7 @@ from sfactory.algo.surrogate import BEHAVIOR_WEIGHTS, SURROGATES
 from sfactory.algo.trace import TRACES
 from sfactory.cli import main as cli
 from sfactory.config import parsing, presets
+from sfactory.config.flags import split_flags
 from sfactory.monitor.metrics import METRICS
 
 DOCS = ROOT / "docs"
@@ -108,28 +109,17 @@ def test_pictures_are_small_and_shown():
 # -- what is typed
 
 
-def options(text):
-    """Options of a verb, from its help: name -> takes a value."""
-    rows = re.findall(r"^  (?:(-\w)(?:, ))?(--?[a-z][\w-]*)(?: (\S+))?(?=  |$)", text, re.MULTILINE)
-    return {name: bool(value) for short, long, value in rows for name in (short, long) if name}
-
-
 def check(words):
-    """As the command line would read them, without doing it."""
-    verb, rest = words[0], words[1:]
-    assert verb in cli.VERBS, verb
-    if not rest:  # a verb alone, within a sentence
+    """Parse a command line without running it."""
+    command = words[0]
+    assert command in cli.COMMANDS, command
+    if len(words) == 1 or "--help" in words or "--help-all" in words:  # a command alone, within a sentence
         return
-    known = options(cli.VERBS[verb][0])
-    if verb in ("train", "resume"):
-        known |= cli.COMMON
-    layer, _, positionals = presets.split_flags(rest, known)
-    if verb in ("train", "sweep", "bench", "profile", "verify-resume", "check-env"):
-        target = positionals[0]
+    options = cli.parse(words)
+    if command in ("train", "sweep", "bench", "profile", "verify-resume", "check-env"):
+        target = options.word
         ours = target == target.upper() or target.startswith(("mygames/", "FAMILY"))  # a placeholder, an example's own
-        parsing.build(*presets.target_layers("classic/cartpole" if ours else target), layer)
-    elif layer:
-        assert verb == "resume", f"{verb} takes no settings"
+        parsing.build(*presets.target_layers("classic/cartpole" if ours else target), options.settings)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -156,7 +146,7 @@ def test_every_flag_within_a_sentence_exists_with_its_value(document):
         if len(words) == 1:
             parsing.check_name(words[0].lstrip("-").replace("-", "_"), words[0])
             continue
-        layer, _, positionals = presets.split_flags(words, {})
+        layer, _, positionals = split_flags(words, {})
         assert not positionals, words
         for name, given in layer.items():
             choices = typing.get_args(parsing.field_types().get(name))

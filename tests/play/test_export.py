@@ -175,7 +175,7 @@ def test_the_command_prints_what_was_written_and_exits_1_if_it_differs(typed, ru
     right = Exported.forward
     monkeypatch.setattr(Exported, "forward", lambda self, obs, state=None, first=None: _nan(right(self, obs)))
     code, _, line = typed("export", run("cartpole"), "-o", "r.pt2")
-    assert (code, "not equal (exit 1): nothing was kept of r.pt2" in line) == (1, True)
+    assert (code, "not equal (exit 1): r.pt2 was deleted" in line) == (1, True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.pt2", "q.pt2"]
 
 
@@ -186,7 +186,7 @@ def test_the_command_prints_what_was_written_and_exits_1_if_it_differs(typed, ru
         ("export {run} -o policy.pth", "policy.pth: the name says the format; let it end in .onnx or .pt2"),
         ("export {run} -o absent/policy.pt2", "there is no folder absent"),
         ("export absent -o policy.pt2", "absent does not exist"),
-        ("export {run} -o policy.pt2 --optim.lr 1", "optim.lr: export has no use for settings"),
+        ("export {run} -o policy.pt2 --optim.lr 1", "optim.lr: export takes no settings"),
     ],
 )
 def test_mistakes(typed, run, words, said):

@@ -195,7 +195,7 @@ def test_a_signal_is_passed_on_and_starts_nothing_more(world, typed):
         ("minatar/breakout --run.dir x", "run.dir: a sweep sets it itself; use --dir"),
         ("minatar/breakout --seeds 4..0", "'4..0' names no seed"),
         ("minatar/breakout --seeds few", "'few' is neither 0..4 nor 1,5,7"),
-        ("minatar/breakout --jobs 0", "jobs is 0"),
+        ("minatar/breakout --jobs 0", "--jobs: must be at least 1, got 0"),
         ("minatar/breakout --grid env.settings.sticky=0.1,0.2", "no such setting"),
         ("minatar/breakout --sedes 0..4", "sedes: no such setting; did you mean seeds?"),
     ],

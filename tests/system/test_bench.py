@@ -6,8 +6,9 @@ import subprocess
 import pytest
 from run_helpers import command
 
+from sfactory.config.flags import split_flags
 from sfactory.config.parsing import build
-from sfactory.config.presets import split_flags, target_layers
+from sfactory.config.presets import target_layers
 from sfactory.monitor.known_rooflines import known_roofline
 from sfactory.monitor.metrics import STAGES
 

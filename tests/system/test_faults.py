@@ -270,7 +270,7 @@ def test_a_disk_that_takes_nothing_stops_nothing_until_the_end(tmp_path):
     (run / "checkpoints").write_text("")
     words = ["train", "gymnasium/CartPole-v1", "--run.dir", run, *SMALL, "--stop.env-steps", 6000]
     script = "import sys; from sfactory.config import parsing, presets; from sfactory.supervisor.train import train; "
-    script += "from pathlib import Path; flags, *_ = presets.split_flags(sys.argv[2:], {}); "
+    script += "from pathlib import Path; from sfactory.config.flags import split_flags; flags, *_ = split_flags(sys.argv[2:], {}); "
     script += "c = parsing.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
     script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"
     done = subprocess.run(
@@ -286,7 +286,7 @@ def test_a_full_disk_is_told_and_borne_and_ends_with_its_own_code(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     script = "import sys; from sfactory.config import parsing, presets; from sfactory.supervisor.train import train; "
-    script += "from pathlib import Path; flags, *_ = presets.split_flags(sys.argv[2:], {}); "
+    script += "from pathlib import Path; from sfactory.config.flags import split_flags; flags, *_ = split_flags(sys.argv[2:], {}); "
     script += "c = parsing.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
     script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"
     words = shlex.join([*command()[:1], "-c", script, str(run), *SMALL, "--stop.env-steps", "6000"])

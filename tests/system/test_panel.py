@@ -11,8 +11,9 @@ import time
 
 from run_helpers import SMALL, command, rows
 
+from sfactory.config.flags import split_flags
 from sfactory.config.parsing import build
-from sfactory.config.presets import split_flags, target_layers
+from sfactory.config.presets import target_layers
 from sfactory.monitor.known_rooflines import remember_roofline
 from sfactory.monitor.metrics import STAGES
 

@@ -140,7 +140,7 @@ def test_neither_torch_nor_the_environment_is_needed(run):
         ("info", 2, "expected one runs/NAME or checkpoint, got none"),
         ("info absent", 2, "absent does not exist"),
         ("info runs", 2, "runs holds no checkpoint, and is none"),
-        ("info runs/a --optim.lr 1", 2, "info has no use for settings"),
+        ("info runs/a --optim.lr 1", 2, "info takes no settings"),
     ],
 )
 def test_mistakes(typed, run, words, code, said):

@@ -5,11 +5,11 @@ import json
 
 def test_check_env_says_what_an_environment_keeps_and_breaks(typed):
     code, out, line = typed("check-env", "memory/tmaze", "--seconds", "0.3")
-    assert (code, "keeps its promises" in line) == (0, True)
+    assert (code, "passed every check" in line) == (0, True)
     assert "ok    autoreset" in out
     assert "sfactory train memory/tmaze" in out
     code, out, line = typed("check-env", "faults/count", "--env.settings.nan_obs_at", "3", "--seconds", "0.3", "--json")
-    assert (code, line) == (6, "sfactory: broken promises (exit 6): faults/count: data")
+    assert (code, line) == (6, "sfactory: checks failed (exit 6): faults/count: data")
     assert [f for f in json.loads(out)["findings"] if f["level"] == "bad"]
 
 

@@ -1,0 +1,75 @@
+"""`sfactory compare`: compare runs as a table, a picture or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from sfactory.cli.args import Commands, add_json, complete
+from sfactory.errors import CommandError, Exit
+
+DESCRIPTION = """\
+Compare learning curves and scores of several runs.
+
+  sfactory compare runs/a* runs/b*                       a table
+  sfactory compare runs/a* runs/b* -o plot.png           and a picture
+  sfactory compare runs/minatar-breakout_sweep_1f0c2a    every run of a sweep
+
+Runs with the same settings except their seed form one group. Scores (interquartile mean over seeds,
+95 % stratified-bootstrap interval, probability of improvement over the first group) are taken where
+the shortest run ends. Each task has its own table; human-normalized scores (Atari) are averaged over
+tasks too. Runs under different protocols are refused.
+"""
+AXES = ("env_steps", "seconds")
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "compare",
+        help="compare curves and scores of several runs, with intervals",
+        usage="sfactory compare RUNS... [-o plot.png] [--by env_steps|seconds]",
+        description=DESCRIPTION,
+    )
+    parser.refusal = "compare takes runs as they are"
+    complete(parser.add_argument("runs", nargs="*", metavar="RUNS", type=Path, help="folders of runs or sweeps"), "run")
+    text = ".png, .svg or .pdf; without a suffix PNG and SVG; repeatable"
+    output = parser.add_argument("-o", dest="output", metavar="FILE", type=Path, action="append", default=[], help=text)
+    complete(output, "file")
+    text = "compare at the same env_steps or seconds (env_steps; a picture shows both)"
+    parser.add_argument("--by", metavar="AXIS", type=axis, help=text)
+    add_json(parser, "print everything, curves too, as one JSON object on stdout")
+    parser.set_defaults(run=run)
+
+
+def axis(text: str) -> str:
+    """Type of --by."""
+    from sfactory.errors import did_you_mean
+
+    if text not in AXES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(AXES)}{did_you_mean(text, AXES)}")
+    return text
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the comparison and save the pictures."""
+    from sfactory.tools.compare import text
+    from sfactory.tools.comparison import compare
+
+    if not options.runs:
+        example = "for example: sfactory compare runs/a* runs/b* -o plot.png"
+        raise CommandError(Exit.USAGE, f"expected RUNS, got none; {example}")
+    if options.output:  # refused before the work, not after it
+        from sfactory.tools import compare_plot
+
+        pictures = [path for name in options.output for path in compare_plot.targets(name)]
+    found = compare(options.runs, options.by or AXES[0])
+    print(json.dumps(found.as_dict()) if options.json else text(found))
+    if options.output:
+        compare_plot.save(found, pictures, (options.by,) if options.by else AXES)
+        print(f"written: {', '.join(map(str, pictures))}", file=sys.stderr)
+    elif not options.json:
+        print("\nFor a picture: the same command with -o plot.png (or .svg)")
+    return 0

@@ -1,0 +1,60 @@
+"""The last line of a command on stderr, and the exit code that belongs to an exception."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from pathlib import Path
+
+from sfactory.errors import Exit, resume_command
+
+_SHORTAGE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
+def print_exit_line(
+    code: Exit,
+    outcome: str,
+    sentence: str,
+    checkpoint: str = "",
+    env_steps: int = 0,
+    run_dir: Path | None = None,
+) -> int:
+    """Print `sfactory: OUTCOME (exit N): SENTENCE` on stderr, with checkpoint and resume command if there are any.
+
+    Returns the exit code.
+    """
+    line = f"sfactory: {outcome} (exit {int(code)}): {' '.join(sentence.split())}"
+    if checkpoint:
+        path = Path(checkpoint)
+        if path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        at = int(path.name) if path.name.isdigit() else env_steps  # training may have continued since
+        line += f"; last checkpoint {path} at {at:,} steps"
+        if run_dir is not None:
+            line += f"; resume: {resume_command(run_dir)}"
+    print(line, file=sys.stderr, flush=True)
+    return int(code)
+
+
+def exit_of(error: Exception) -> tuple[Exit, str]:
+    """Exit code and sentence of an exception. Print the traceback first if it is a bug."""
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, Exit):
+        return code, str(error)
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) in _SHORTAGE:
+        return Exit.RESOURCES, str(error)
+    if isinstance(error, OSError):
+        return Exit.STORAGE, str(error)
+    if isinstance(error, ValueError) and _raised_by_sfactory(error):
+        return Exit.USAGE, str(error)
+    traceback.print_exception(error)
+    return Exit.BUG, f"{type(error).__name__}: {error}"
+
+
+def _raised_by_sfactory(error: Exception) -> bool:
+    """Whether the innermost frame is in this package: its ValueErrors are user errors, those of a library are bugs."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent.parent)

@@ -1,0 +1,57 @@
+"""`sfactory profile`: a timeline of all workers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from sfactory.cli.args import Commands, add_config, add_target, complete, config_of, decimal
+from sfactory.cli.exit_line import print_exit_line
+from sfactory.errors import CommandError, Exit
+
+NOTES = """\
+  sfactory profile minatar/breakout -o trace.json        then open it at https://ui.perfetto.dev
+
+One row per process, one block per stage: what each worker did when, and what it waited for. A table
+of the stages is printed too: share of the worker's time, how often, mean and longest duration.
+"""
+LONGEST = 600
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "profile",
+        help="record one timeline of all processes",
+        usage="sfactory profile TARGET [options] [--section.field value ...]",
+        epilog=NOTES,
+    )
+    add_target(parser)
+    text = "the timeline, in the Trace Event Format (trace.json)"
+    output = parser.add_argument("-o", dest="output", metavar="FILE", type=Path, default=Path("trace.json"), help=text)
+    complete(output, "file")
+    text = "length of the timeline: the last S seconds of a short run (2)"
+    parser.add_argument("--seconds", metavar="S", type=decimal(0), default=2.0, help=text)
+    add_config(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train for a short time and write the timeline of its last seconds."""
+    from sfactory.tools import timeline
+    from sfactory.tools.bench import trial
+    from sfactory.tools.tune import with_settings
+
+    seconds, path = options.seconds, options.output
+    if not 0 < seconds <= LONGEST:
+        raise CommandError(Exit.USAGE, f"--seconds must be more than 0 and at most {LONGEST}, got {seconds:g}")
+    config = with_settings(config_of(options), {"run.profile": True})
+    spans: list[timeline.Span] = []
+    whole = trial(config, seconds, lambda run: spans.extend(timeline.last(timeline.read(run / "debug"), seconds)))
+    path.write_text(json.dumps(timeline.trace_events(spans)))
+    print(timeline.table(spans))
+    print(f"\nopen {path} at https://ui.perfetto.dev (nothing is uploaded) or in chrome://tracing")
+    speed = f"{whole.steps_per_second:,.0f} steps/s"
+    sentence = f"{len(spans):,} stages of the last {seconds:g} s at {speed} in {path}"
+    return print_exit_line(Exit.FINISHED, "profiled", sentence)

@@ -1,0 +1,43 @@
+"""`sfactory report`: write one run as one HTML page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sfactory.cli.args import Commands, add_run, complete
+from sfactory.errors import CommandError, Exit
+
+DESCRIPTION = """\
+Write one run as one HTML page without scripts or network access: outcome, curves, lag, where the
+time went, faults and events, configuration, checkpoints, videos of the folder.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "report",
+        help="write one run as an HTML page",
+        usage="sfactory report runs/NAME [-o report.html]",
+        description=DESCRIPTION,
+    )
+    parser.refusal = "report shows a run as it is"
+    add_run(parser)
+    text = "the page (runs/NAME/report.html); links to videos start from its folder"
+    complete(parser.add_argument("-o", dest="output", metavar="FILE", type=Path, help=text), "file")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read the run folder and write the page."""
+    from sfactory.run.reader import read
+    from sfactory.tools.report import page
+
+    folder = read(Path(options.word))
+    target = options.output or folder.path / "report.html"
+    if not target.parent.is_dir():
+        raise CommandError(Exit.USAGE, f"{target}: the folder {target.parent} does not exist")
+    target.write_text(page(folder, target.parent), encoding="utf-8")
+    print(f"written: {target} ({target.stat().st_size / 1000:.0f} kB); open it in a browser")
+    return 0

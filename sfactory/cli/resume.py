@@ -1,0 +1,45 @@
+"""`sfactory resume`: continue a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sfactory.cli.args import Commands, add_run, settings_of
+from sfactory.cli.train import add_run_options, print_config, report
+
+EXAMPLES = """\
+  sfactory resume runs/NAME --stop.env-steps 50M
+
+The environment and the network cannot change (exit 4 lists the differences). --allow FIELD accepts
+one change all the same, for example --allow env.settings.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "resume",
+        help="continue a run from its newest checkpoint",
+        usage="sfactory resume runs/NAME [options] [--section.field value ...]",
+        description="Continue from the newest usable checkpoint with the settings in config.toml; flags change them.",
+        epilog=EXAMPLES,
+    )
+    add_run(parser)
+    parser.add_argument("--allow", metavar="FIELD", action="append", default=[], help="accept a change of this setting")
+    add_run_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Apply files and flags to the settings of the run, then continue it."""
+    from sfactory import api
+    from sfactory.config import parsing, presets
+    from sfactory.run.folder import settings_of as file_of
+
+    run_dir = Path(options.word)
+    files = [presets.read_toml(path) for path in [file_of(run_dir), *options.config]]
+    config = parsing.build(*files, settings_of(options))
+    if options.print_config:
+        return print_config(config)
+    return report(api.resume_config(run_dir, config, options.allow), config, options.json)

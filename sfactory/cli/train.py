@@ -1,0 +1,114 @@
+"""`sfactory train`: start a new run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfactory.cli.args import CommandParser, Commands, add_config, add_target, config_of
+from sfactory.cli.exit_line import print_exit_line
+from sfactory.errors import CommandError, Exit, resume_command
+
+if TYPE_CHECKING:
+    from sfactory.config import Config
+    from sfactory.run.recorder import Outcome
+
+SETTINGS = """\
+the settings used most:
+  --run.dir DIR                 folder of the run (runs/<preset>_s<seed>_<date-time>)
+  --run.seed N                  seed (1)
+  --run.init-from RUN           start from the weights of another run
+  --run.mode async|lockstep     as fast as possible, or deterministic
+  --stop.env-steps N            trained steps; 10M and 50k are numbers
+  --stop.seconds S, --stop.target-return R
+  --sampling.num-samplers N     processes that step environments
+  --sampling.envs-per-group N   environments stepped together
+  --optim.lr X                  learning rate
+  --eval.every N                evaluate every N steps in a process of its own
+  --env.settings.KEY VALUE      setting of the environment itself
+
+  sfactory train minatar/breakout --optim.lr 1e-3 --stop.env-steps 50k --run.seed 3
+  sfactory train atari/pong,atari/boxing --config my.toml     one policy for several tasks
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "train",
+        help="start a run",
+        usage="sfactory train TARGET [options] [--section.field value ...]",
+        epilog=SETTINGS,
+    )
+    add_target(parser, optional=True)
+    add_run_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check the target, build the configuration, train."""
+    target = options.word
+    if (Path(target) / "config.toml").is_file():
+        raise CommandError(Exit.USAGE, f"{target} is a run; continue it: {resume_command(Path(target))}")
+    config = config_of(options)
+    if options.print_config:
+        return print_config(config)
+    from sfactory import api
+
+    return report(api.train_config(config, target), config, options.json)
+
+
+# -- shared with resume --------------------------------------------------------------------------------------
+
+
+def add_run_options(parser: CommandParser) -> None:
+    """Options of train and resume."""
+    add_config(parser)
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings as TOML and exit")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON on stdout")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    parser.add_argument("--help-all", action=HelpAll, nargs=0, help="list every setting with its meaning and exit")
+
+
+class HelpAll(argparse.Action):
+    """Print every setting and exit."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        from sfactory.cli.args import Parser
+        from sfactory.config.flags import add_settings
+
+        every = Parser(prog=parser.prog, usage=parser.usage, add_help=False)
+        add_settings(every)
+        print(every.format_help(), end="")
+        parser.exit()
+
+
+def print_config(config: Config) -> int:
+    """Print the resolved settings as TOML."""
+    from sfactory.config.toml_file import to_toml
+
+    print(to_toml(config), end="")
+    return 0
+
+
+def report(outcome: Outcome, config: Config, as_json: bool) -> int:
+    """Print what was reached and the commands that come next, then the exit line."""
+    code = Exit(outcome.code)
+    run_dir = Path(outcome.run_dir)
+    if as_json:
+        print(json.dumps(vars(outcome)))
+    elif code is Exit.FINISHED:
+        reached = outcome.training_return
+        score = "" if reached is None else f"; training return {reached:.2f} (mean of the last 100 episodes)"
+        further = 2 * max(outcome.env_steps, config.stop.env_steps)
+        print(f"\ntrained {outcome.env_steps:,} steps of {config.env.name}{score}")
+        print(f"  run         {run_dir}")
+        print(f"  evaluate    sfactory eval {shlex.quote(str(run_dir))}")
+        print(f"  continue    {resume_command(run_dir)} --stop.env-steps {further}")
+        print(f"  curves      tensorboard --logdir {shlex.quote(str(run_dir))}")
+    sys.stdout.flush()
+    return print_exit_line(code, code.outcome, outcome.sentence, outcome.checkpoint, outcome.env_steps, run_dir)

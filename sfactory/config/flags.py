@@ -1,0 +1,191 @@
+"""Settings on a command line: `--section.field value` as a layer of configuration, and all of them as help.
+
+Accepted forms: dashes or underscores, `--name value` and `--name=value`, several values for a tuple, a bare flag and
+`--section.no-flag` for booleans, `--env.settings.KEY VALUE` for settings of the environment. The last one wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import re
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sfactory.config.bounds import ENCODERS
+from sfactory.config.parsing import (
+    SETTINGS,
+    WORDS,
+    ConfigLayer,
+    RawValue,
+    check_name,
+    field_type,
+    field_types,
+    flag_name,
+    number,
+)
+from sfactory.config.schema import Config
+from sfactory.errors import SettingError
+
+COMPLETED = {"run.dir": "directory", "run.init_from": "run"}
+"""What a shell offers as value of a setting; see `complete` in sfactory.cli.args."""
+
+
+def split_flags(
+    args: Sequence[str], options: Mapping[str, bool] | None = None
+) -> tuple[ConfigLayer, list[str], list[str]]:
+    """Separate a command line into settings, the command's own options, and positionals.
+
+    Args:
+        args: the words after the command.
+        options: the command's own options, name -> whether it takes a value. Everything else that begins with a dash
+            must be a setting.
+
+    Returns:
+        The settings as a layer; own options, a value joined to its name by `=`; positionals in their order.
+
+    Raises:
+        SettingError: unknown name (with a suggestion), missing value, value of an option that takes none.
+    """
+    options = options or {}
+    layer: ConfigLayer = {}
+    own: list[str] = []
+    positionals: list[str] = []
+    rest = list(args)
+    while rest:
+        token = rest.pop(0)
+        flag, equals, inline = token.partition("=")
+        if not token.startswith("-") or token == "-":
+            positionals.append(token)
+        elif flag in options:
+            if equals and not options[flag]:
+                raise SettingError(f"{flag}: takes no value")
+            own.append(token if equals or not options[flag] else f"{flag}={_next(flag, rest)}")
+        else:
+            name, value = _setting(flag, inline if equals else None, rest, options)
+            layer[name] = RawValue(value)
+    return layer, own, positionals
+
+
+def _next(flag: str, rest: list[str]) -> str:
+    """Remove and return the value of `flag`; a single dash may begin one, as in -0.5."""
+    if not rest or rest[0].startswith("--"):
+        raise SettingError(f"{flag.lstrip('-')}: a value is missing")
+    return rest.pop(0)
+
+
+def _setting(flag: str, inline: str | None, rest: list[str], options: Mapping[str, bool]) -> tuple[str, Any]:
+    """Name and value of one `--section.field`; values are removed from the front of `rest`."""
+    name = flag.lstrip("-").replace("-", "_")
+    if name.startswith(SETTINGS + "."):
+        return name, _literal(inline if inline is not None else _next(flag, rest))
+    section, _, key = name.partition(".")
+    positive = f"{section}.{key.removeprefix('no_')}"
+    if field_type(name) is None and field_type(positive) is bool and inline is None:
+        return positive, False
+    check_name(name, flag.lstrip("-"), options)
+    kind = field_type(name)
+    if kind is bool:
+        if inline is None:
+            inline = rest.pop(0) if rest and rest[0].lower() in WORDS else "true"
+        return name, inline
+    if typing.get_origin(kind) is tuple:
+        if inline is not None:
+            return name, [part for part in inline.split(",") if part]
+        values = []
+        while rest and re.match(r"[\d,]+$", rest[0]):
+            values += [part for part in rest.pop(0).split(",") if part]
+        return name, values or [_next(flag, rest)]
+    return name, inline if inline is not None else _next(flag, rest)
+
+
+def _literal(text: str) -> Any:
+    """Value of a setting without a declared type: as TOML would read it (10M is a number too), else the text."""
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        if "\n" not in text:
+            return tomllib.loads(f"v = {text}")["v"]
+    with contextlib.suppress(SettingError):
+        exact = number(text)
+        return int(exact) if exact == int(exact) else float(exact)
+    return {"True": True, "False": False}.get(text, text)
+
+
+# -- help and completion -------------------------------------------------------------------------------------
+
+
+def add_settings(parser: argparse.ArgumentParser, keys: bool = True) -> None:
+    """Declare every setting on `parser` with its meaning, default and choices, one group per section.
+
+    For --help-all and shell completion. Command lines are read by `split_flags`, which also takes the forms that
+    argparse does not know. keys: declare the placeholder `--env.settings.KEY` too.
+    """
+    meanings = descriptions()
+    defaults = {section: cls() for section, cls in typing.get_type_hints(Config).items()}
+    groups: dict[str, Any] = {}
+    for name, kind in field_types().items():
+        section, _, key = name.partition(".")
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        group = groups[section]
+        meaning = meanings.get(name, "").replace("%", "%%")
+        if name == SETTINGS:
+            if keys:
+                group.add_argument(f"--{SETTINGS}.KEY", metavar="VALUE", help=meaning)
+            continue
+        default = getattr(defaults[section], key)
+        text = f"{meaning} (default: {_shown_value(default)})".replace("%)", "%%)")
+        names = [f"--{flag_name(name)}"]
+        if kind is bool:
+            group.add_argument(*names, f"--{section}.no-{flag_name(key)}", action="store_true", help=text)
+        else:
+            action = group.add_argument(*names, metavar=_metavar(kind), choices=_choices(name, kind), help=text)
+            if name in COMPLETED:
+                action.complete = COMPLETED[name]
+
+
+def descriptions() -> dict[str, str]:
+    """Dotted name -> docstring of every setting, from the source of the configuration's classes."""
+    import ast
+    import inspect
+
+    found: dict[str, str] = {}
+    for section, cls in typing.get_type_hints(Config).items():
+        body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(cls)).body[0]).body
+        for field, text in itertools.pairwise(body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+            ):
+                found[f"{section}.{field.target.id}"] = " ".join(str(text.value.value).split())
+    return found
+
+
+def _choices(name: str, kind: Any) -> tuple[str, ...] | None:
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)
+    return {"model.encoder": ENCODERS, "run.device": ("auto", "cpu", "cuda")}.get(name)
+
+
+def _metavar(kind: Any) -> str:
+    """Placeholder of a value, from its type."""
+    if typing.get_origin(kind) is typing.Literal:
+        return "{" + ",".join(typing.get_args(kind)) + "}"
+    if typing.get_origin(kind) is tuple:
+        return "INT,..."
+    return {int: "INT", float: "FLOAT", str: "TEXT"}.get(kind, "FLOAT|none")
+
+
+def _shown_value(value: Any) -> str:
+    """A default as it would be typed."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "empty"
+    return str(value) or "empty"
