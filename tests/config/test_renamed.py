@@ -4,8 +4,9 @@ import pytest
 
 import sfactory
 from sfactory.config import Config, renamed, resume_rules, to_dict, with_settings
+from sfactory.config.flags import split_flags
 from sfactory.config.parsing import build, check_name, field_types
-from sfactory.config.presets import read_toml, split_flags, target_layers
+from sfactory.config.presets import read_toml, target_layers
 from sfactory.config.renamed import RENAMED, current_name, original_name
 from sfactory.config.toml_file import from_toml
 from sfactory.errors import CommandError, SettingError, SettingNote
