@@ -26,27 +26,13 @@ import sfactory.errors
 from sfactory.config import Config, presets
 from sfactory.config.parsing import field_types, shown
 from sfactory.errors import Exit
-from sfactory.monitor import metrics
+from sfactory.monitor.format import human
+from sfactory.monitor.table import GROUPS, METRICS
 
 HERE = Path(__file__).parent
 MADE = "<!-- made by `python docs/make.py`; edit {source} instead -->"
 
 MARK, END = "<!-- made by `python docs/make.py` from sfactory/errors.py -->", "<!-- end -->"
-
-GROUPS = {
-    "charts": "How well and how fast",
-    "losses": "What an update says of itself",
-    "lag": "How old the data is",
-    "offpolicy": "How far the policies are apart",
-    "proximal": "The averaged policy",
-    "queue": "Who waits for whom",
-    "stage": "Where the time of every worker goes",
-    "ledger": "Rows that were lost",
-    "system": "The machine",
-    "faults": "What went wrong",
-    "eval": "Games of the evaluator",
-}
-"""First part of a metric's name -> heading."""
 
 ABOUT_SETTINGS = """\
 Every setting of a run. On the command line a setting is `--section.field value`, dashes and underscores are the same,
@@ -64,7 +50,7 @@ them. Most are worth leaving alone; a preset sets those that matter for its task
 """
 
 ABOUT_METRICS = """\
-Every metric there is, from the one table in `sfactory/monitor/metrics.py`. The same strings are the keys of a row of
+Every metric there is, from the one table in `sfactory/monitor/table.py`. The same strings are the keys of a row of
 `metrics.jsonl` (beside `env_steps` and `seconds` of training), the tags in TensorBoard, whose step is `env_steps`, and
 the words of the panel and of `sfactory report`. A name that is not in the table is an error.
 
@@ -137,7 +123,7 @@ def default(value: Any) -> str:
     if value in ("", None) or value == {}:
         return "none"
     if isinstance(value, float | int):
-        return f"`{value:g}`" if abs(value) < 1e5 else f"`{metrics.human(value)}`"
+        return f"`{value:g}`" if abs(value) < 1e5 else f"`{human(value)}`"
     return f"`{value}`"
 
 
@@ -160,15 +146,15 @@ def configuration() -> str:
 
 
 def metrics_page() -> str:
-    groups = {name.partition("/")[0] for name in metrics.METRICS}
-    assert groups == set(GROUPS), f"docs/make.py: GROUPS lacks a heading, or has one too many: {groups ^ set(GROUPS)}"
     lines = [ABOUT_METRICS]
     for group, heading in GROUPS.items():
         rows = [
-            (f"`{name}`", cell(meaning)) for name, meaning in metrics.METRICS.items() if name.partition("/")[0] == group
+            (f"`{name}`", metric.source, cell(metric.meaning))
+            for name, metric in METRICS.items()
+            if name.partition("/")[0] == group
         ]
-        lines += [f"## {group}: {heading.lower()}", "", *table(("metric", "meaning"), rows), ""]
-    return page("Metrics", "sfactory/monitor/metrics.py", *lines)
+        lines += [f"## {group}: {heading.lower()}", "", *table(("metric", "measured by", "meaning"), rows), ""]
+    return page("Metrics", "sfactory/monitor/table.py", *lines)
 
 
 # -- presets -------------------------------------------------------------------------------------------------

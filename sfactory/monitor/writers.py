@@ -23,8 +23,7 @@ from typing import Any, TextIO
 
 from sfactory.config import Config, to_dict
 from sfactory.monitor.panel import Snapshot
-
-METRICS_FILE = "metrics.jsonl"
+from sfactory.monitor.rows import METRICS_FILE, parse_row, read_rows
 
 
 class Writers:
@@ -42,7 +41,7 @@ class Writers:
         with self._spared("log.txt"):
             self._log_file = (self.run_dir / "log.txt").open("a")
         with self._spared(METRICS_FILE):
-            cut_back(self.run_dir / METRICS_FILE, self._last)
+            drop_rows_after(self.run_dir, self._last)
             self._rows = (self.run_dir / METRICS_FILE).open("a")
         with self._spared("TensorBoard"):
             self._tensorboard = TensorBoard(self.run_dir / "tb", resume_env_steps)
@@ -191,26 +190,21 @@ class Console:
             self._panel = None
 
 
-def cut_back(path: Path, env_steps: int) -> None:
-    """Keep the rows of metrics.jsonl up to `env_steps`; later ones, and a torn last one, are dropped."""
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
+def drop_rows_after(run_dir: Path, env_steps: int) -> None:
+    """Remove the rows of metrics.jsonl after `env_steps`, and incomplete lines."""
+    if not (run_dir / METRICS_FILE).is_file():
         return
     kept = []
-    for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["env_steps"] <= env_steps:
-                kept.append(line + "\n")
-    write_atomically(path, "".join(kept))
+    for line in (run_dir / METRICS_FILE).read_text().splitlines():  # an error here must not empty the file
+        row = parse_row(line)
+        if row is not None and row["env_steps"] <= env_steps:
+            kept.append(line + "\n")
+    write_atomically(run_dir / METRICS_FILE, "".join(kept))
 
 
-def last_evaluated(path: Path) -> int:
-    """Trained steps of the policy whose evaluation the rows tell last; 0 if they tell of none, or cannot be read."""
-    with contextlib.suppress(OSError, ValueError):
-        found = [json.loads(line) for line in path.read_text().splitlines()]
-        return max((int(row["eval/env_steps"]) for row in found if "eval/env_steps" in row), default=0)
-    return 0
+def last_evaluated(run_dir: Path) -> int:
+    """env_steps of the policy of the last evaluation in metrics.jsonl; 0 if there is none."""
+    return max((int(row["eval/env_steps"]) for row in read_rows(run_dir) if row.get("eval/env_steps")), default=0)
 
 
 def write_atomically(path: Path, text: str) -> None:

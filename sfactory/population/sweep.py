@@ -35,7 +35,7 @@ from sfactory.config import parsing as settings
 from sfactory.config.parsing import ConfigLayer, RawValue, SettingError
 from sfactory.config.toml_file import to_toml
 from sfactory.errors import CommandError, Exit
-from sfactory.monitor.metrics import duration
+from sfactory.monitor.format import duration
 from sfactory.monitor.writers import write_atomically
 from sfactory.run import checkpoint
 from sfactory.run.reader import flat, named, read, read_status, relevant

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import math
@@ -19,11 +18,12 @@ from sfactory.config import Config
 from sfactory.config.toml_file import to_toml
 from sfactory.envs import EnvSpec
 from sfactory.errors import NoCheckpointError, RunBusy
+from sfactory.monitor.board import Board
 from sfactory.monitor.known_rooflines import known_roofline
 from sfactory.monitor.messages import Message
-from sfactory.monitor.metrics import Board
-from sfactory.monitor.panel import History, Snapshot, carried
-from sfactory.monitor.writers import METRICS_FILE, Writers, last_evaluated, write_atomically
+from sfactory.monitor.panel import ReturnHistory, Snapshot, keep_stage_times
+from sfactory.monitor.rows import read_rows
+from sfactory.monitor.writers import Writers, last_evaluated, write_atomically
 from sfactory.run import checkpoint
 from sfactory.shm.slots import RowCounts
 
@@ -63,16 +63,15 @@ class RunRecorder:
         self.board = Board(self.env_steps, self.seconds, tasks)
         self.writers = Writers(run_dir, config, self.env_steps if resume_from else None)
         self._row: dict[str, float] = {}
-        self._history = History()
+        self._history = ReturnHistory()
         self._roofline = known_roofline(config)  # once: a run goes by what was known when it began
         if resume_from:
-            with contextlib.suppress(OSError), (run_dir / METRICS_FILE).open() as rows:
-                self._history.read(rows)
+            self._history.add_rows(read_rows(run_dir))
         self._faults: deque[str] = deque(maxlen=3)
         self._show()
         self._running(0)
         if resume_from:  # rows are cut back by now: an evaluation whose row is gone is played again
-            self.board.evaluated = last_evaluated(run_dir / METRICS_FILE)
+            self.board.evaluated = last_evaluated(run_dir)
 
     @classmethod
     def open(cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec]) -> RunRecorder:
@@ -136,7 +135,7 @@ class RunRecorder:
         self.board.handle((kind, worker, counters))
         frames = self.env_steps * self.spec.frame_skip
         row = self.board.snapshot(self.env_steps, frames, updates, self.seconds)
-        self._row = carried(self._row, self.writers.row(self.env_steps, self.seconds, row))
+        self._row = keep_stage_times(self._row, self.writers.row(self.env_steps, self.seconds, row))
         self._history.add(self.env_steps, self.seconds, row)
         self._show()
         self._running(updates)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sfactory.errors import CommandError, Exit
-from sfactory.monitor.metrics import human
+from sfactory.monitor.format import human
 from sfactory.tools.comparison import AXES, WORDS, Comparison, Panel, compare
 
 

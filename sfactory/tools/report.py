@@ -18,7 +18,8 @@ import numpy as np
 from sfactory.config import Config
 from sfactory.config.parsing import shown
 from sfactory.errors import CommandError, Exit
-from sfactory.monitor.metrics import LAG_SHARES, METRICS, STAGES, duration, human, meaning
+from sfactory.monitor.format import duration, human
+from sfactory.monitor.table import LAG_SHARES, METRICS, STAGES, meaning
 from sfactory.run.reader import RunFolder, flat, read, written
 from sfactory.tools import svg
 from sfactory.tools.report_style import STYLE

@@ -11,8 +11,9 @@ from typing import Any
 
 from sfactory.config.toml_file import from_toml
 from sfactory.monitor.known_rooflines import known_roofline
-from sfactory.monitor.panel import History, Snapshot
-from sfactory.monitor.writers import METRICS_FILE, Console
+from sfactory.monitor.panel import ReturnHistory, Snapshot
+from sfactory.monitor.rows import METRICS_FILE, parse_rows
+from sfactory.monitor.writers import Console
 from sfactory.run import checkpoint
 from sfactory.run.folder import supervised
 
@@ -30,7 +31,7 @@ class Watched:
         self._begin()
 
     def _begin(self) -> None:
-        self.history = History()
+        self.history = ReturnHistory()
         self.row: dict[str, Any] = {}
         self._inode, self._at = -1, 0
 
@@ -64,7 +65,7 @@ class Watched:
         except FileNotFoundError:
             return time.time()
         self._at += len(whole) + len(newline)
-        self.row = self.history.read(whole.decode().splitlines(), self.row)
+        self.row = self.history.add_rows(parse_rows(whole.decode(errors="replace").splitlines()), self.row)
         return stat.st_mtime
 
 

@@ -26,7 +26,7 @@ from sfactory.learning import nonfinite_dump
 from sfactory.learning.network import build_model
 from sfactory.learning.staging import Staging
 from sfactory.learning.update import Update
-from sfactory.monitor.metrics import lag_row
+from sfactory.monitor.lag import lag_row
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import Saver
 from sfactory.shm import atomics

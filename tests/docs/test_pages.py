@@ -15,7 +15,7 @@ from sfactory.algo.trace import TRACES
 from sfactory.cli import main as cli
 from sfactory.config import parsing as settings
 from sfactory.config import presets
-from sfactory.monitor.metrics import METRICS
+from sfactory.monitor.table import METRICS
 
 DOCS = ROOT / "docs"
 

@@ -9,9 +9,9 @@ import pytest
 from rich.cells import cell_len
 
 from sfactory.config import Stop
-from sfactory.monitor.metrics import meaning
-from sfactory.monitor.panel import History, Snapshot, carried, render
-from sfactory.monitor.panel.snapshot import POINTS, trend
+from sfactory.monitor.panel import ReturnHistory, Snapshot, keep_stage_times, render
+from sfactory.monitor.panel.snapshot import MAX_POINTS, return_trend
+from sfactory.monitor.table import meaning
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "panel"
 ROW = {
@@ -165,11 +165,11 @@ def test_several_tasks_have_a_return_each():
 
 def test_the_trend_is_the_slope_of_the_last_quarter():
     rising = [(i, 2.0 * i, 0.0 if i < 30 else i - 29.0) for i in range(40)]
-    change, seconds = trend(rising)
+    change, seconds = return_trend(rising)
     assert (change, seconds) == (pytest.approx(9.0), 18.0)
-    assert trend([(i, 2.0 * i, -value) for i, _, value in rising])[0] == pytest.approx(-9.0)
-    assert trend([(i, 2.0 * i, 5.0) for i in range(40)]) == (0.0, 18.0)
-    assert trend(rising[:4]) is None
+    assert return_trend([(i, 2.0 * i, -value) for i, _, value in rising])[0] == pytest.approx(-9.0)
+    assert return_trend([(i, 2.0 * i, 5.0) for i in range(40)]) == (0.0, 18.0)
+    assert return_trend(rising[:4]) is None
     assert "▲ +" in said("return")
     assert "▼ -" in said("return", history=tuple((i, s, -r) for i, s, r in HISTORY))
 
@@ -184,10 +184,10 @@ def test_the_curve_goes_from_the_lowest_to_the_highest_return():
 
 
 def test_a_history_stays_small_and_keeps_beginning_and_shape():
-    history = History()
+    history = ReturnHistory()
     for i in range(10_000):
         history.add(i, i, {"charts/episodic_return": float(i)})
-    assert POINTS / 2 <= len(history.points) <= POINTS
+    assert MAX_POINTS / 2 <= len(history.points) <= MAX_POINTS
     assert history.points[0] == (0.0, 0.0, 0.0)
     assert history.points[-1][2] > 9_900
     gaps = {b[0] - a[0] for a, b in zip(history.points, history.points[1:], strict=False)}
@@ -198,7 +198,7 @@ def test_a_kind_that_told_no_times_keeps_those_it_told_last():
     sampler = {"stage/sampler/wait": 0.1, "queue/sampler_wait_ms": 3.0}
     learner = {"stage/learner/wait": 1.0, "charts/SPS": 2.0}
     before = {**sampler, "stage/learner/wait": 0.5, "stage/learner/save": 0.5, "charts/games": 1.0}
-    assert carried(before, learner) == {**sampler, **learner}
+    assert keep_stage_times(before, learner) == {**sampler, **learner}
 
 
 def test_a_picture_costs_little():

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sfactory.config import Config, Log, Stop
 from sfactory.monitor import writers as module
 from sfactory.monitor.panel import Snapshot
-from sfactory.monitor.writers import METRICS_FILE, Writers, cut_back, last_evaluated, wandb_id, write_atomically
+from sfactory.monitor.writers import METRICS_FILE, Writers, drop_rows_after, last_evaluated, wandb_id, write_atomically
 
 
 @pytest.fixture
@@ -82,10 +82,11 @@ def test_a_second_row_at_the_same_step_is_left_out(tmp_path, config):
 def test_a_torn_last_row_is_dropped_on_resume(tmp_path):
     path = tmp_path / METRICS_FILE
     path.write_text('{"env_steps": 1}\n{"env_steps": 2}\n{"env_st')
-    cut_back(path, 2)
+    drop_rows_after(tmp_path, 2)
     assert rows(tmp_path) == [{"env_steps": 1}, {"env_steps": 2}]
-    cut_back(tmp_path / "absent.jsonl", 2)
-    assert not (tmp_path / "absent.jsonl").exists()
+    (tmp_path / "empty").mkdir()
+    drop_rows_after(tmp_path / "empty", 2)
+    assert not list((tmp_path / "empty").iterdir())
 
 
 def test_a_number_that_is_not_finite_leaves_the_row_readable(tmp_path, config):
@@ -289,7 +290,7 @@ def test_tensorboard_shows_an_evaluation_where_its_policy_was_trained(tmp_path, 
     assert curve(tmp_path) == [(10, 1.0), (30, 3.0), (50, 5.0)]
     assert curve(tmp_path, "eval/iqm") == [(12, 7.0), (31, 8.0)]
     assert [(row["env_steps"], row.get("eval/iqm")) for row in rows(tmp_path)] == [(10, None), (30, 7.0), (50, 8.0)]
-    assert last_evaluated(tmp_path / METRICS_FILE) == 31
+    assert last_evaluated(tmp_path) == 31
     Writers(tmp_path, config, 40).close()  # a resume at 40: the row that told of 31 is gone
-    assert last_evaluated(tmp_path / METRICS_FILE) == 12
+    assert last_evaluated(tmp_path) == 12
     assert last_evaluated(tmp_path / "nothing") == 0

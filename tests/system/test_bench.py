@@ -9,7 +9,7 @@ from run_helpers import command
 from sfactory.config.parsing import build
 from sfactory.config.presets import split_flags, target_layers
 from sfactory.monitor.known_rooflines import known_roofline
-from sfactory.monitor.metrics import STAGES
+from sfactory.monitor.table import STAGES
 
 FAST = ["--sampling.envs-per-group", "8", "--sampling.rollout-length", "16", "--learning.epochs", "1"]
 FAST += ["--learning.minibatches", "1", "--run.device", "cpu"]

@@ -137,7 +137,7 @@ def test_the_watchdog_listens_while_games_are_played_and_rests_between_them(run_
 def test_an_evaluator_that_only_dies_is_given_up_and_one_with_results_never(run_spec):
     from types import SimpleNamespace
 
-    from sfactory.monitor.metrics import Board
+    from sfactory.monitor.board import Board
     from sfactory.supervisor.supervisor import EVALUATORS, Supervisor
 
     told, born = [], []

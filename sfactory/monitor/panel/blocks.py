@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from sfactory.monitor.metrics import STAGES, bottleneck, bound, busy_shares, duration, human, remaining
+from sfactory.monitor.bottleneck import bottleneck, bound, busy_shares
+from sfactory.monitor.format import duration, human, remaining
 from sfactory.monitor.panel.lines import ACCENT, BAD, DIM, GOOD, LABEL, NUMBER, WARN, Line, bar, chart, entry, label
-from sfactory.monitor.panel.snapshot import Snapshot, trend
+from sfactory.monitor.panel.snapshot import Snapshot, return_trend
+from sfactory.monitor.table import STAGES
 
 NO_NEWS_S = 30.0  # without a row the panel says how old it is
 ONE_LINE = 70  # columns in which faults, checkpoint and load go side by side
@@ -63,7 +65,7 @@ def learning(s: Snapshot, width: int, rows: int) -> list[Line]:
         return [entry("return", [[("no game is over yet", DIM)]], width)]
     target = s.stop.target_return
     fields: list[Line] = [[(f"{now:.4g}", f"bold {GOOD}"), ("" if target is None else f" of {target:g}", "")]]
-    if (moved := trend(s.history)) is not None:
+    if (moved := return_trend(s.history)) is not None:
         difference, seconds = moved
         arrow = ("▲ ", GOOD) if difference > 0 else ("▼ ", WARN) if difference < 0 else ("", "")
         words = f"{difference:+.3g} in {duration(seconds)}" if difference else f"level for {duration(seconds)}"

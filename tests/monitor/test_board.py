@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from sfactory.config import Stop
-from sfactory.monitor.metrics import METRICS, Board, bottleneck, bound, console_line, duration, human, lag_row, meaning
+from sfactory.monitor.board import Board
+from sfactory.monitor.bottleneck import bottleneck, bound
+from sfactory.monitor.format import console_line, duration, human
+from sfactory.monitor.lag import lag_row
+from sfactory.monitor.table import METRICS, meaning
 
 
 def test_every_metric_has_a_meaning_in_one_line():
-    assert all(text and "\n" not in text for text in METRICS.values())
+    assert all(metric.meaning and "\n" not in metric.meaning for metric in METRICS.values())
     assert {name.split("/")[0] for name in METRICS} == {
         "charts", "losses", "lag", "offpolicy", "proximal", "queue", "ledger", "system", "faults", "eval", "stage",
     }  # fmt: skip
@@ -33,7 +37,7 @@ def test_an_unknown_name_is_an_error(message):
 
 
 def test_a_name_per_worker_is_looked_up_without_the_worker():
-    assert meaning("lag/mean/sampler-12") == METRICS["lag/mean/<worker>"]
+    assert meaning("lag/mean/sampler-12") == METRICS["lag/mean/<worker>"].meaning
     with pytest.raises(KeyError):
         meaning("lag/seconds/sampler-12")
 
@@ -46,7 +50,7 @@ def test_the_training_return_is_the_mean_of_the_last_hundred_whole_games():
     assert board.training_return == 1000.0
     board.handle(("episodes", "sampler-1", [(float(i), 2 * i, 0) for i in range(100)]))
     assert board.training_return == pytest.approx(49.5)
-    assert board.games == 150
+    assert board.num_episodes == 150
     row = board.snapshot(10, 10, 1, 2.0)
     assert row["charts/episodic_return"] == pytest.approx(49.5)
     assert row["charts/episodic_length"] == pytest.approx(99.0)
@@ -199,7 +203,7 @@ def test_rows_are_plain_floats():
 
 
 def test_metrics_and_writers_never_load_torch():
-    code = "import sys, sfactory.monitor.metrics, sfactory.monitor.writers; sys.exit('torch' in sys.modules)"
+    code = "import sys, sfactory.monitor.board, sfactory.monitor.writers; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -212,7 +216,7 @@ def test_several_tasks_have_a_curve_each_and_weigh_the_same():
     assert row["charts/human_normalized/atari/pong"] == pytest.approx(1.0)
     assert row["charts/human_normalized/atari/boxing"] == pytest.approx(0.0)
     assert row["charts/human_normalized"] == pytest.approx(0.5)
-    assert meaning("charts/episodic_return/atari/pong") == METRICS["charts/episodic_return/<task>"]
+    assert meaning("charts/episodic_return/atari/pong") == METRICS["charts/episodic_return/<task>"].meaning
     other = Board(tasks={"atari/pong": (-20.7, 14.6), "atari/boxing": (0.1, 12.1)})
     other.set_state(board.state())
     assert other.snapshot(1, 1, 1, 1.0) == row
