@@ -29,7 +29,7 @@ from sfactory.config import Config, presets, to_dict
 from sfactory.config import parsing as settings
 from sfactory.config.resume_rules import refuse_changes
 from sfactory.errors import UNGUARDED, CommandError
-from sfactory.run.folder import need_checkpoint, new_folder, settings_of
+from sfactory.run.folder import new_run_dir, require_checkpoint, require_config_file
 
 if TYPE_CHECKING:
     from sfactory.run.recorder import Outcome
@@ -60,7 +60,7 @@ def train(target: str | Config = "", **sections: Mapping[str, Any]) -> Outcome:
     _refuse_worker()
     config = make_config(target, **sections)
     name = target if isinstance(target, str) and target else config.env.name
-    run_dir = Path(config.run.dir) if config.run.dir else new_folder(name, config.run.seed)
+    run_dir = Path(config.run.dir) if config.run.dir else new_run_dir(name, config.run.seed)
     if run_dir.exists():
         hint = f"sfactory.resume({str(run_dir)!r}) goes on with a run" if (run_dir / "config.toml").is_file() else ""
         raise ValueError(f"{run_dir} exists already; choose another run.dir{'; ' + hint if hint else ''}")
@@ -76,9 +76,9 @@ def resume(run_dir: str | Path, **sections: Mapping[str, Any]) -> Outcome:
     _refuse_worker()
     run_dir = Path(run_dir)
     try:
-        before = settings.build(presets.read_toml(settings_of(run_dir)))
+        before = settings.build(presets.read_toml(require_config_file(run_dir)))
         after = make_config(before, **sections)
-        need_checkpoint(run_dir)
+        require_checkpoint(run_dir)
         refuse_changes(before, after, [])
     except CommandError as end:
         raise ValueError(end.sentence) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sfactory.cli.args import numbers, one_word
 from sfactory.errors import CommandError, Exit, print_exit_line
-from sfactory.run.folder import need_checkpoint, settings_of
+from sfactory.run.folder import require_checkpoint, require_config_file
 
 
 def evaluate(args: list[str]) -> int:
@@ -31,8 +31,8 @@ def evaluate(args: list[str]) -> int:
     if "--video-games" in own and video is None:
         raise CommandError(Exit.USAGE, "video-games says how many games are filmed; say where: --video FILE.mp4")
     run_dir = Path(one_word(positionals, "runs/NAME"))
-    settings_of(run_dir)
-    need_checkpoint(run_dir)
+    require_config_file(run_dir)
+    require_checkpoint(run_dir)
     games = count["--episodes"], "--greedy" in own, count["--max-steps"], count["--seed"]
     result = play(run_dir, *games, video, count["--video-games"])
     print(json.dumps(result.as_dict()) if "--json" in own else result.report())

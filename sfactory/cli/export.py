@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sfactory.cli.args import one_word, only_own
 from sfactory.errors import CommandError, Exit, print_exit_line
-from sfactory.run.folder import need_run
+from sfactory.run.folder import require_run_or_checkpoint
 
 
 def export(args: list[str]) -> int:
@@ -17,7 +17,7 @@ def export(args: list[str]) -> int:
     out = [*own.get("-o", []), *own.get("--out", [])]
     if not out:
         raise CommandError(Exit.USAGE, f"export needs a file: sfactory export {run} -o policy.onnx, or -o policy.pt2")
-    need_run(run)
+    require_run_or_checkpoint(run)
     from sfactory.play.export import NotEqual, export  # brings torch, which a mistake need not wait for
 
     try:

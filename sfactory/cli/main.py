@@ -29,7 +29,7 @@ from sfactory.cli.verify_resume import verify
 from sfactory.cli.watch import watch
 from sfactory.config.resume_rules import refuse_changes
 from sfactory.errors import CommandError, Exit, exit_of, print_exit_line, resume_command
-from sfactory.run.folder import has_checkpoint, need_checkpoint, new_folder, settings_of
+from sfactory.run.folder import has_checkpoint, new_run_dir, require_checkpoint, require_config_file
 
 if TYPE_CHECKING:
     from sfactory.config import Config
@@ -92,11 +92,11 @@ def train(args: list[str]) -> int:
     config = settings.build(*presets.target_layers(target, files), _quietly(flags, own))
     if "--print-config" in own:
         return _print_config(config)
-    run_dir = Path(config.run.dir) if config.run.dir else new_folder(target or config.env.name, config.run.seed)
+    run_dir = Path(config.run.dir) if config.run.dir else new_run_dir(target or config.env.name, config.run.seed)
     if config.run.requeue and not config.run.dir:
         raise CommandError(Exit.USAGE, "run.requeue needs run.dir: the same command must find the same run again")
     if config.run.requeue and (run_dir / "config.toml").is_file():  # the scheduler started the same command again
-        before = settings.build(presets.read_toml(settings_of(run_dir)))
+        before = settings.build(presets.read_toml(require_config_file(run_dir)))
         if config.sampling.auto:  # what the first launch found
             config = replace(config, sampling=before.sampling, run=replace(
                 config.run, learner_threads=before.run.learner_threads, inference_threads=before.run.inference_threads
@@ -125,13 +125,13 @@ def resume(args: list[str]) -> int:
         print(settings.all_options(), end="")
         return 0
     run_dir = Path(one_word(positionals, "runs/NAME"))
-    file = settings_of(run_dir)
+    file = require_config_file(run_dir)
     before = settings.build(presets.read_toml(file))
     files = [presets.read_toml(Path(name)) for name in own.get("--config", [])]
     config = settings.build(presets.read_toml(file), *files, _quietly(flags, own))
     if "--print-config" in own:
         return _print_config(config)
-    need_checkpoint(run_dir)
+    require_checkpoint(run_dir)
     refuse_changes(before, config, own.get("--allow", []))
     return _run(config, run_dir, resume=True, as_json="--json" in own)
 

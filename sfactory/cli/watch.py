@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sfactory.cli.args import one_word
 from sfactory.errors import Exit, print_exit_line
-from sfactory.run.folder import settings_of
+from sfactory.run.folder import require_config_file
 
 
 def watch(args: list[str]) -> int:
@@ -14,6 +14,6 @@ def watch(args: list[str]) -> int:
     from sfactory.tools.watch import watch as look
 
     run_dir = Path(one_word(args, "runs/NAME"))
-    settings_of(run_dir)
+    require_config_file(run_dir)
     seen = look(run_dir)
     return print_exit_line(Exit.FINISHED, "watched", f"{run_dir}: {seen.state}, {seen.env_steps:,} steps")

@@ -150,7 +150,7 @@ class RunRecorder:
             row=self._row, env_steps=self.env_steps, seconds=self.seconds, stop=self.config.stop,
             name=self.run_dir.resolve().name, env=self.config.env.name, protocol=self.spec.protocol, mode=run.mode,
             device="" if run.device == "auto" else run.device, history=tuple(self._history.points),
-            checkpoint=checkpoint.last(self.run_dir, time.time()), faults=tuple(self._faults),
+            checkpoint=checkpoint.last_saved(self.run_dir, time.time()), faults=tuple(self._faults),
             slots=sampling.num_groups * sampling.slots_per_group, state=state,
             roofline=self._roofline,
         ))  # fmt: skip

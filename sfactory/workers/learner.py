@@ -28,7 +28,7 @@ from sfactory.learning.staging import Staging
 from sfactory.learning.update import Update
 from sfactory.monitor.lag import lag_row
 from sfactory.run import checkpoint
-from sfactory.run.checkpoint_writer import Saver
+from sfactory.run.checkpoint_writer import CheckpointWriter
 from sfactory.shm import atomics
 from sfactory.shm.mailbox import Mailbox
 from sfactory.shm.slots import FREE, LEARNING, READY
@@ -69,7 +69,7 @@ class Learner(Worker):
         self.held_back: deque[tuple[int, torch.Tensor]] = deque(maxlen=self.config.learning.forced_lag + 1)
         self.staging = Staging(self.run_spec.schema, self.config.lanes, self.accelerator, register(self.accelerator, shared.arena, self.log))
         self.flat = None if self.accelerator is None else self.accelerator.pinned(torch.empty(self.model.flat_size()))
-        self.saver = Saver(Path(self.run_spec.run_dir), self.config.checkpoint.keep, self.config.checkpoint.milestones)
+        self.saver = CheckpointWriter(Path(self.run_spec.run_dir), self.config.checkpoint.keep, self.config.checkpoint.milestones)
         if self.run_spec.resume_from:
             self._restore(Path(self.run_spec.resume_from))
         elif self.config.run.init_from:
@@ -324,7 +324,7 @@ class Learner(Worker):
             state["training_return"] = score
         self.saved_steps = self.env_steps
         self.saved_at, self.tried_to_save = begun, True
-        self.saver.begin(checkpoint.Contents(state, self.update.state_dict(), lockstep=self.exact()))
+        self.saver.start(checkpoint.Contents(state, self.update.state_dict(), lockstep=self.exact()))
         if last or self.config.run.mode == "lockstep":  # no clock decides anything there
             self._end_of_save(wait=True, last=last)
         self.stall = max(self.stall, time.monotonic() - begun)
@@ -332,13 +332,13 @@ class Learner(Worker):
 
     def _end_of_save(self, wait: bool, last: bool = False) -> None:
         """SlotTable a save that has ended. Trouble with the disk stops nothing, unless it is the last save of a run."""
-        saved = self.saver.take(wait)
+        saved = self.saver.poll(wait)
         if saved is None:
             return
         if saved.error is None:
             self._saved(saved.env_steps)
         elif isinstance(saved.error, OSError | checkpoint.CheckpointError):
-            self.log(f"checkpoint at {saved.env_steps} failed: {saved.error}; the one before stands")
+            self.log(f"checkpoint at {saved.env_steps} failed: {saved.error}; the previous checkpoint is kept")
             if last:
                 atomics.store(self.shared.progress, OUTCOME, STORAGE)
         else:
@@ -357,7 +357,7 @@ class Learner(Worker):
 
     def _begin_with(self, path: Path) -> None:
         """Weights and their normaliser from another run; everything else begins anew."""
-        contents = checkpoint.load(checkpoint.source(path), ("model", "normalizers"))
+        contents = checkpoint.load(checkpoint.resolve(path), ("model", "normalizers"))
         theirs, ours = contents.parts["model"], self.model.state_dict()
         apart = [
             f"{name} {list(theirs[name].shape) if name in theirs else 'missing'} for {list(ours[name].shape)}"

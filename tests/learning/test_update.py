@@ -10,6 +10,7 @@ from sfactory.learning.batch import Batch
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.run import checkpoint
+from sfactory.run.checkpoint_writer import save
 
 torch.set_num_threads(1)
 T, B = 6, 8
@@ -192,7 +193,7 @@ def test_an_optimizer_that_was_saved_goes_on_as_if_it_had_not_been(tmp_path):
     batch = batch_of(update_of())._replace(obs={"obs": pictures})
     one.run(batch, 0, 0.0)
     contents = checkpoint.Contents({"env_steps": 1}, one.state_dict())
-    other.load_state_dict(checkpoint.load(checkpoint.save(tmp_path, contents, keep=1)).parts)
+    other.load_state_dict(checkpoint.load(save(tmp_path, contents, keep=1)).parts)
     for update in (one, other):
         update.run(batch, 1, 0.0)
     for (name, x), y in zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True):

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from sfactory.run import checkpoint
-from sfactory.run.checkpoint import CheckpointError, Contents, load, load_lockstep, newest, save, verify
+from sfactory.run import checkpoint, checkpoint_writer
+from sfactory.run.checkpoint import CheckpointError, Contents, load, load_lockstep, newest, verify
+from sfactory.run.checkpoint_writer import save
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -106,7 +107,7 @@ def test_the_same_step_saved_again_leaves_a_good_one_at_every_moment(tmp_path, m
 
     monkeypatch.setattr(shutil, "rmtree", watched)
     if not atomic:
-        monkeypatch.setattr(checkpoint.ctypes, "CDLL", lambda name: object())
+        monkeypatch.setattr(checkpoint_writer.ctypes, "CDLL", lambda name: object())
     assert same(save(tmp_path, contents(10), keep=2), 10)
     assert seen
     assert all(path is not None for path in seen)
@@ -117,14 +118,14 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
     """A sector that fails, a file of somebody else's: no damage that a hash would tell."""
     for steps in (10, 20):
         save(tmp_path, contents(steps), keep=2)
-    real = checkpoint._sha256
+    real = checkpoint.file_sha256
 
     def fails(path):
         if "20" in path.parent.name:
             raise OSError(5, "Input/output error")
         return real(path)
 
-    monkeypatch.setattr(checkpoint, "_sha256", fails)
+    monkeypatch.setattr(checkpoint, "file_sha256", fails)
     told = []
     assert newest(tmp_path, told).name == "000000000010"
     assert "Input/output error" in told[0]
@@ -268,7 +269,7 @@ def test_a_forged_manifest_leads_nowhere_outside(tmp_path):
     good = save(tmp_path / "run", contents(10), keep=1)
     manifest = json.loads((good / "manifest.json").read_text())
     manifest["files"]["../../secret"] = {"size": 1, "sha256": "0"}
-    manifest["sha256"] = checkpoint._manifest_hash(manifest)
+    manifest["sha256"] = checkpoint.manifest_sha256(manifest)
     (good / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError):
         verify(good)
@@ -321,13 +322,13 @@ assert events  # the hook works
 
 
 def test_the_last_checkpoint_has_an_age_and_one_that_vanishes_is_passed_over(tmp_path, monkeypatch):
-    assert checkpoint.last(tmp_path, 1000.0) is None
+    assert checkpoint.last_saved(tmp_path, 1000.0) is None
     for steps, written in ((10, 900.0), (20, 950.0)):
         folder = tmp_path / "checkpoints" / f"{steps:012d}"
         folder.mkdir(parents=True)
         os.utime(folder, (written, written))
-    assert checkpoint.last(tmp_path, 1000.0) == (20, 50.0)
+    assert checkpoint.last_saved(tmp_path, 1000.0) == (20, 50.0)
     found = checkpoint.candidates(tmp_path)
     found[0].rmdir()
     monkeypatch.setattr(checkpoint, "candidates", lambda _: found)
-    assert checkpoint.last(tmp_path, 1000.0) == (10, 100.0)
+    assert checkpoint.last_saved(tmp_path, 1000.0) == (10, 100.0)
