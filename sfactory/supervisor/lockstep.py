@@ -116,7 +116,7 @@ def _run(run_spec: RunSpec, recorder: RunRecorder) -> Outcome:
                     recorder.handle(message)
                 run.shared.set_training_return(recorder.training_return)
                 run.learner.save_if_due()
-                outcome = outcome or recorder.reached()
+                outcome = outcome or recorder.outcome_from_messages()
             atomics.store(run.shared.orders, STOP, FINISH)
             said = int(run.shared.progress[OUTCOME])
             run.learner.leave()

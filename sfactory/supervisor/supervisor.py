@@ -134,7 +134,7 @@ class Supervisor:
             self.signals.pass_on(self.shared)
             self._record()
             outcome = self.signals.ended() or self._learner_says() or self._deaths() or self._deadlines()
-            outcome = outcome or self.recorder.reached()
+            outcome = outcome or self.recorder.outcome_from_messages()
             if outcome is not None:
                 return outcome
 

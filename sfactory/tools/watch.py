@@ -12,7 +12,7 @@ from sfactory.config.toml_file import from_toml
 from sfactory.monitor.known_rooflines import known_roofline
 from sfactory.monitor.panel import ReturnHistory, Snapshot
 from sfactory.monitor.rows import METRICS_FILE, parse_rows
-from sfactory.monitor.writers import Console
+from sfactory.monitor.writers import ProgressOutput
 from sfactory.run import checkpoint
 from sfactory.run.reader import read_status, run_state, status_written_at
 
@@ -72,10 +72,10 @@ def watch(run_dir: Path) -> Snapshot:
     """Show the run until it ends, or until Ctrl-C, which stops the watching only; returns what was seen last."""
     watched = Watched(run_dir)
     snapshot = watched.read(time.time())
-    console = Console(watched.config.log.console_seconds, quiet=False)
+    console = ProgressOutput(watched.config.log.console_seconds, quiet=False)
     try:
         while True:
-            console.progress(snapshot)
+            console.show(snapshot)
             if snapshot.state != "running":
                 return snapshot
             time.sleep(EVERY_S)

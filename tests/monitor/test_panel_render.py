@@ -130,16 +130,16 @@ def test_clocks_go_on_between_rows_while_the_run_does():
 
 
 def test_a_run_that_says_nothing_is_told_apart():
-    assert "no news" not in render(snapshot(since=20.0), 80).plain
-    assert "no news for 45 s" in render(snapshot(since=45.0), 80).plain
-    assert "starting   workers load what they need, 7 s so far" in render(snapshot(row={}, since=7.0), 80).plain
+    assert "no row for" not in render(snapshot(since=20.0), 80).plain
+    assert "no row for 45 s" in render(snapshot(since=45.0), 80).plain
+    assert "starting   workers are loading, 7 s so far" in render(snapshot(row={}, since=7.0), 80).plain
 
 
 def test_numbers_that_are_missing_or_not_finite_are_left_out():
     assert "entropy" not in said("losses", row={**ROW, "losses/entropy": None})
     assert said("losses", row={**ROW, "losses/entropy": float("nan")}).startswith("explained 0.87")
-    assert said("pipeline", row={"charts/SPS": 1.0}) == "no times yet"
-    assert said("return", row={"charts/SPS": 1.0}) == "no game is over yet"
+    assert said("pipeline", row={"charts/SPS": 1.0}) == "no stage times yet"
+    assert said("return", row={"charts/SPS": 1.0}) == "no episode completed yet"
     assert said("checkpoint", checkpoint=None) == "none yet"
 
 
@@ -152,8 +152,8 @@ def test_each_stage_has_its_share_and_the_bottleneck_its_own_colour():
 
 
 def test_slots_are_counted_and_drawn():
-    assert said("slots", width=80) == "■■■■■■□□   3 full  3 in use  2 free   96 envs a forward"
-    assert said("slots", width=80, slots=800) == "3 full  795 in use  2 free   96 envs a forward"
+    assert said("slots", width=80) == "■■■■■■□□   3 full  3 in use  2 free   96 envs/forward"
+    assert said("slots", width=80, slots=800) == "3 full  795 in use  2 free   96 envs/forward"
 
 
 def test_several_tasks_have_a_return_each():
