@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread: what was copied is what is written, and no end of a save is lost."""
+"""CheckpointWriter: writes what was copied at `start`, and returns the result of every save."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ def contents(steps, value=1.0):
     return Contents({"env_steps": steps}, parts)
 
 
-def test_weights_that_move_on_while_they_are_written_are_saved_as_they_were(tmp_path, monkeypatch):
+def test_checkpoint_writer_saves_the_weights_as_they_were_at_start(tmp_path, monkeypatch):
     go = threading.Event()
     real = checkpoint_writer.save
     monkeypatch.setattr(checkpoint_writer, "save", lambda *a: (go.wait(10), real(*a)))
@@ -33,12 +33,12 @@ def test_weights_that_move_on_while_they_are_written_are_saved_as_they_were(tmp_
     go.set()
     assert saver.poll(wait=True) == (10, None)
     assert not saver.busy
-    assert saver.poll(wait=True) is None  # an end is taken once
+    assert saver.poll(wait=True) is None  # a result is returned once
     assert checkpoint.load(checkpoint.newest(tmp_path)).parts["model"]["w"].tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit(3), KeyboardInterrupt()])
-def test_whatever_ends_a_save_is_told(tmp_path, monkeypatch, error):
+def test_checkpoint_writer_returns_the_error_of_a_save(tmp_path, monkeypatch, error):
     def fail(*args):
         raise error
 
@@ -48,7 +48,7 @@ def test_whatever_ends_a_save_is_told(tmp_path, monkeypatch, error):
     assert saver.poll(wait=True) == (10, error)
 
 
-def test_without_a_thread_to_be_had_the_update_waits(tmp_path, monkeypatch):
+def test_checkpoint_writer_saves_in_the_caller_without_a_thread(tmp_path, monkeypatch):
     def refuse(self):
         raise RuntimeError("can't start new thread")
 
@@ -60,8 +60,8 @@ def test_without_a_thread_to_be_had_the_update_waits(tmp_path, monkeypatch):
     assert checkpoint.newest(tmp_path).name == "000000000010"
 
 
-def test_an_evaluation_that_is_due_asks_for_one_save_and_not_for_one_after_every_update():
-    """A full disk: the save failed, the multiple of eval.every still lies behind the last good checkpoint."""
+def test_learner_saves_once_for_an_evaluation_that_is_due():
+    """On a full disk the save fails, and eval.every is still due; it is not tried after every update."""
     config = Config(env=Env("gymnasium/CartPole-v1"), eval=Eval(every=1000))
     begun = []
     learner = SimpleNamespace(
