@@ -9,7 +9,6 @@ first update are in that one). Only a quiet machine gives a number to believe: l
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from sfactory.monitor.rows import read_rows
 
 BOUND = 0.05
 
@@ -26,7 +27,7 @@ def speed(target: str, seconds: float, seed: int, words: list[str], folder: Path
     run = ["--stop.seconds", str(seconds), "--stop.env-steps", "0", "--log.every-seconds", "1", "--run.seed", str(seed)]
     command = [sys.executable, "-m", "sfactory", "train", target, *run, "--run.dir", str(folder), "--quiet", *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(folder)
     first, last = rows[0], rows[-1]
     steps, time = last["env_steps"] - first["env_steps"], last["seconds"] - first["seconds"]
     return steps / time, sum("eval/env_steps" in row for row in rows)

@@ -8,7 +8,6 @@ update up for 50 ms at the 99th percentile, a resumed run makes its first update
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+
+from sfactory.monitor.rows import read_rows
 
 TARGET, BATCH = "minatar/breakout", 2048
 OFTEN = ["--log.every-seconds", "0.1", "--quiet"]
@@ -40,9 +41,7 @@ def running(*words: object) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def rows(run: Path) -> list[dict[str, float]]:
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return read_rows(run)
 
 
 def until(condition: Callable[[], bool], limit_s: float = 60.0) -> float:

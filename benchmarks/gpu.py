@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import subprocess
 import sys
@@ -24,7 +23,8 @@ from typing import Any, NamedTuple
 
 from sfactory.config import Config, parsing, presets, with_settings
 from sfactory.device.machine import cores
-from sfactory.monitor.metrics import busy_shares
+from sfactory.monitor.bottleneck import busy_shares
+from sfactory.monitor.rows import read_rows
 from sfactory.tools.bench import BenchFailed, Trial, machine, trial
 
 SCORE, LIMIT_S = 18.0, 900.0
@@ -137,7 +137,7 @@ def seconds_to_score(score: float, limit: float) -> str:
         passed = time.monotonic() - began
         if done.returncode:
             return f"Pong ended with exit {done.returncode}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"
-        last = json.loads((Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+        last = read_rows(Path(folder) / "run")[-1]
     reached, words = last.get("charts/episodic_return", float("nan")), " ".join(command[3:])
     steps = f"{last['env_steps']:,.0f} steps"
     return f"Pong: training return {reached:.1f} after {passed:.0f} s and {steps} (`sfactory {words}`)"

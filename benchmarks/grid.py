@@ -7,7 +7,6 @@ thread in OUT/CELL/SEED. A run that finished is never run again, so a grid can b
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sfactory.monitor.rows import read_rows
 from sfactory.monitor.statistics import bootstrap, iqm
+from sfactory.run.reader import read_status
 
 POINTS = 100  # learning curves are read at this many equally spaced env steps
 
@@ -88,10 +89,7 @@ def run(cells: list[Cell], out: Path, seeds: int, jobs: int) -> float:
 
 
 def _finished(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "status.json").read_text())["state"] == "finished"
-    except (OSError, ValueError, KeyError):
-        return False
+    return read_status(folder).get("state") == "finished"
 
 
 def finished_seeds(cell: Cell, out: Path, seeds: int) -> int:
@@ -110,7 +108,7 @@ def score(cell: Cell, out: Path, seeds: int) -> Score | None:
 
 
 def _rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return read_rows(folder)
 
 
 def curve(folder: Path, steps: int) -> np.ndarray:

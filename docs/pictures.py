@@ -12,7 +12,6 @@ A few minutes on two cores. They show what a command draws; they are no measurem
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from sfactory.monitor.rows import read_rows
 
 OUT = Path(__file__).resolve().parent / "pictures"
 PANEL = Path(__file__).resolve().parents[1] / "benchmarks" / "pictures.py"
@@ -38,9 +39,8 @@ def sfactory(*words: str | Path) -> list[str]:
 
 def reached(run: Path) -> int:
     """Env steps of a run's newest row."""
-    with contextlib.suppress(OSError, IndexError, json.JSONDecodeError):
-        return int(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["env_steps"])
-    return 0
+    rows = read_rows(run)
+    return int(rows[-1]["env_steps"]) if rows else 0
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.resume_rules import refuse_changes
 from sfactory.errors import UNGUARDED, CommandError, Exit, resume_command
-from sfactory.run.folder import has_checkpoint, need_checkpoint, new_folder, settings_of
+from sfactory.run.folder import has_checkpoint, new_run_dir, require_checkpoint, require_config_file
 from sfactory.workers.names import EVALUATOR, parse_worker
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ def evaluate(
     from sfactory.play.evaluate import evaluate as play  # imports torch
 
     run_dir = Path(run_dir)
-    settings_of(run_dir)
-    need_checkpoint(run_dir)
+    require_config_file(run_dir)
+    require_checkpoint(run_dir)
     return play(run_dir, episodes, greedy, max_steps, seed, None if video is None else Path(video), video_episodes)
 
 
@@ -137,7 +137,7 @@ def train_config(config: Config, label: str = "") -> Outcome:
     """
     if config.run.requeue and not config.run.dir:
         raise CommandError(Exit.USAGE, "run.requeue needs run.dir: the same command must find the same run again")
-    run_dir = Path(config.run.dir) if config.run.dir else new_folder(label or config.env.name, config.run.seed)
+    run_dir = Path(config.run.dir) if config.run.dir else new_run_dir(label or config.env.name, config.run.seed)
     is_run = (run_dir / "config.toml").is_file()
     if config.run.requeue and is_run:
         return _requeued(config, run_dir)
@@ -155,7 +155,7 @@ def train_config(config: Config, label: str = "") -> Outcome:
 
 def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = ()) -> Outcome:
     """Continue a run with the settings of `config`. Raises CommandError (exit 4) for changes a run cannot make."""
-    need_checkpoint(run_dir)
+    require_checkpoint(run_dir)
     refuse_changes(_config_of(run_dir), config, allow)
     return _train(config, run_dir, resume=True)
 
@@ -172,7 +172,7 @@ def _requeued(config: Config, run_dir: Path) -> Outcome:
 
 def _config_of(run_dir: Path) -> Config:
     """The settings a run was started with."""
-    return parsing.build(presets.read_toml(settings_of(run_dir)))
+    return parsing.build(presets.read_toml(require_config_file(run_dir)))
 
 
 def _train(config: Config, run_dir: Path, *, resume: bool) -> Outcome:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sfactory.cli.args import Commands, add_json, add_run, complete
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import CommandError, Exit
-from sfactory.run.folder import need_run
+from sfactory.run.folder import require_run_or_checkpoint
 
 DESCRIPTION = """\
 Write the newest policy of runs/NAME, or the one of runs/NAME/checkpoints/N, as one file that does
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     source, out = Path(options.word), options.out
     if out is None:
         raise CommandError(Exit.USAGE, f"export needs a file: sfactory export {source} -o policy.onnx (or policy.pt2)")
-    need_run(source)
+    require_run_or_checkpoint(source)
     from sfactory.play.export import NotEqual, export  # imports torch: after the checks
 
     try:

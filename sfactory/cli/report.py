@@ -31,10 +31,10 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read the run folder and write the page."""
-    from sfactory.run.reader import read
+    from sfactory.run.reader import read_run
     from sfactory.tools.report import page
 
-    folder = read(Path(options.word))
+    folder = read_run(Path(options.word))
     target = options.output or folder.path / "report.html"
     if not target.parent.is_dir():
         raise CommandError(Exit.USAGE, f"{target}: the folder {target.parent} does not exist")

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     """Apply files and flags to the settings of the run, then continue it."""
     from sfactory import api
     from sfactory.config import parsing, presets
-    from sfactory.run.folder import settings_of as file_of
+    from sfactory.run.folder import require_config_file as file_of
 
     run_dir = Path(options.word)
     files = [presets.read_toml(path) for path in [file_of(run_dir), *options.config]]

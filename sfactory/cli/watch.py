@@ -8,7 +8,6 @@ from pathlib import Path
 from sfactory.cli.args import Commands, add_run
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import Exit
-from sfactory.run.folder import settings_of
 
 
 def add_parser(commands: Commands) -> None:
@@ -33,6 +32,6 @@ def run(options: argparse.Namespace) -> int:
     from sfactory.tools.watch import watch
 
     run_dir = Path(options.word)
-    settings_of(run_dir)
+    require_config_file(run_dir)
     snapshot = watch(run_dir)
     return print_exit_line(Exit.FINISHED, "watched", f"{run_dir}: {snapshot.state}, {snapshot.env_steps:,} steps")

@@ -1,8 +1,23 @@
-"""Telemetry messages: what workers send to the supervisor."""
+"""Telemetry messages from workers to the supervisor."""
 
 from __future__ import annotations
 
 from typing import Any
 
 Message = tuple[str, str, Any]
-"""(kind, worker, payload)."""
+"""(kind, name of the worker, payload). A plain tuple: samplers send many, and it is pickled fastest."""
+
+LOG = "log"
+"""str: a line for the log of the run."""
+FAULT = "fault"
+"""str: first line is the fault, further lines a traceback."""
+EPISODES = "episodes"
+"""[(return, length, index of the task)] of completed episodes."""
+STAGES = "stages"
+"""Stage -> seconds since the last message."""
+METRICS = "metrics"
+"""`accumulator.Partial`: values recorded since the last message."""
+LEARNER = "learner"
+"""Metric -> value, with the counters `env_steps`, `updates` and `seconds`. Ends a row."""
+EVALUATION = "eval"
+"""eval/* metric -> value."""

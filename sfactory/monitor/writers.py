@@ -1,9 +1,8 @@
-"""Where rows of metrics go: TensorBoard, metrics.jsonl, the console, log.txt, status.json, Weights & Biases.
+"""Write metrics and events: metrics.jsonl, TensorBoard, console, log.txt, status.json, Weights & Biases.
 
-Nothing here may stop training: a disk that is full or a folder that is gone is said once per kind of file and
-then borne. TensorBoard's record format is written by its own `RecordWriter`, without the thread of
-`EventFileWriter`: when that thread dies of a full disk, the eleventh event blocks its caller for ever.
-torch.utils.tensorboard would cost the supervisor 0.9 s and 220 MB.
+No error here stops training: a full disk or a missing folder is reported once per output and then ignored. TensorBoard
+files are written with `RecordWriter`, not `EventFileWriter`: when the thread of the latter fails on a full disk, its
+eleventh event blocks the caller forever. Importing torch.utils.tensorboard would cost 0.9 s and 220 MB.
 """
 
 from __future__ import annotations
@@ -23,12 +22,11 @@ from typing import Any, TextIO
 
 from sfactory.config import Config, to_dict
 from sfactory.monitor.panel import Snapshot
-
-METRICS_FILE = "metrics.jsonl"
+from sfactory.monitor.rows import METRICS_FILE, parse_row, read_rows
 
 
 class Writers:
-    """All of them for one launch. `resume_env_steps`: curves are cut back to there; None: a new run."""
+    """All outputs of one launch. resume_env_steps: later rows are dropped; None for a new run."""
 
     def __init__(self, run_dir: Path, config: Config, resume_env_steps: int | None) -> None:
         self.run_dir, self.config = Path(run_dir), config
@@ -38,95 +36,98 @@ class Writers:
         self._rows: TextIO | None = None
         self._tensorboard: TensorBoard | None = None
         self._wandb: Any = None
-        self._console = Console(config.log.console_seconds, config.log.quiet)
-        with self._spared("log.txt"):
+        self._console = ProgressOutput(config.log.console_seconds, config.log.quiet)
+        with self._ignoring_errors("log.txt"):
             self._log_file = (self.run_dir / "log.txt").open("a")
-        with self._spared(METRICS_FILE):
-            cut_back(self.run_dir / METRICS_FILE, self._last)
+        with self._ignoring_errors(METRICS_FILE):
+            drop_rows_after(self.run_dir, self._last)
             self._rows = (self.run_dir / METRICS_FILE).open("a")
-        with self._spared("TensorBoard"):
+        with self._ignoring_errors("TensorBoard"):
             self._tensorboard = TensorBoard(self.run_dir / "tb", resume_env_steps)
         if config.log.wandb:
-            with self._spared("Weights & Biases"):
+            with self._ignoring_errors("Weights & Biases"):
                 self._wandb = _open_wandb(self.run_dir, config, resume_env_steps is None)
 
     def row(self, env_steps: int, seconds: float, metrics: Mapping[str, float]) -> dict[str, float]:
-        """One row everywhere. The step axis increases strictly: a second row at the same step is left out.
+        """Write one row to every output; returns it with the load of the machine added.
 
-        Returns it as it was written, with the load of the machine.
+        The step axis increases strictly: a row at or before the last step is not written.
         """
         values = dict(metrics)
         if env_steps <= self._last:
             return values
         self._last = env_steps
-        with self._spared("machine load"):
+        with self._ignoring_errors("machine load"):
             values |= machine_load()
-        with self._spared(METRICS_FILE):
+        with self._ignoring_errors(METRICS_FILE):
             if self._rows is not None:
-                # JSON has no NaN: a number that is not finite is written as null, the row stays readable.
+                # JSON has no NaN: non-finite numbers are written as null.
                 finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
                 row = {"env_steps": env_steps, "seconds": round(seconds, 3), **finite}
                 self._rows.write(json.dumps(row) + "\n")
                 self._rows.flush()
-        with self._spared("TensorBoard"):
+        with self._ignoring_errors("TensorBoard"):
             if self._tensorboard is not None:
-                # An evaluation is told later than its policy was trained, by as long as the games took.
+                # An evaluation ends later than its policy was trained: it is written at the policy's step.
                 scores = {name: value for name, value in values.items() if name.startswith("eval/")}
                 if scores:
                     self._tensorboard.row(int(scores["eval/env_steps"]), scores)
                 self._tensorboard.row(env_steps, {n: value for n, value in values.items() if n not in scores})
-        with self._spared("Weights & Biases"):
+        with self._ignoring_errors("Weights & Biases"):
             if self._wandb is not None:
                 self._wandb.log({**values, "env_steps": env_steps, "seconds": seconds}, step=env_steps)
         return values
 
     def console(self, snapshot: Snapshot) -> None:
-        """Progress, for whoever watches."""
-        with self._spared("console"):
-            self._console.progress(snapshot)
+        """Show the newest snapshot on the console."""
+        with self._ignoring_errors("console"):
+            self._console.show(snapshot)
 
     def log(self, line: str, echo: bool = True) -> None:
-        """One event, dated, into log.txt and, if `echo`, onto the console; tracebacks go to log.txt alone."""
-        with self._spared("log.txt"):
+        """Write one event with its date to log.txt and, if `echo`, its first line to the console."""
+        with self._ignoring_errors("log.txt"):
             if self._log_file is not None:
                 self._log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
                 self._log_file.flush()
         if echo:
-            with self._spared("console"):
+            with self._ignoring_errors("console"):
                 self._console.log(line.partition("\n")[0])
 
     def status(self, fields: Mapping[str, Any]) -> None:
-        """status.json, whole at every moment."""
-        with self._spared("status.json"):
+        """Replace status.json atomically."""
+        with self._ignoring_errors("status.json"):
             write_atomically(self.run_dir / "status.json", json.dumps(dict(fields), indent=1) + "\n")
 
     def close(self) -> None:
         """Flush and close everything; safe to call twice."""
         parts = {METRICS_FILE: self._rows, "TensorBoard": self._tensorboard, "log.txt": self._log_file}
         for name, part in {**parts, "console": self._console}.items():
-            with self._spared(name):
+            with self._ignoring_errors(name):
                 if part is not None:
                     part.close()
-        with self._spared("Weights & Biases"):
+        with self._ignoring_errors("Weights & Biases"):
             if self._wandb is not None:
                 self._wandb.finish()
         self._rows = self._tensorboard = self._wandb = self._log_file = None
 
     @contextlib.contextmanager
-    def _spared(self, what: str) -> Iterator[None]:
-        """Whatever goes wrong in here is told once and costs only that output."""
+    def _ignoring_errors(self, output: str) -> Iterator[None]:
+        """Report the first exception of an output and ignore the others."""
         try:
             yield
         except Exception as error:
-            if what not in self._warned:
-                self._warned.add(what)
+            if output not in self._warned:
+                self._warned.add(output)
                 with contextlib.suppress(Exception):
-                    print(f"warning: {what} cannot be written: {error}; training goes on", file=sys.stderr)
+                    print(f"warning: {output} cannot be written: {error}; training continues", file=sys.stderr)
 
 
 class TensorBoard:
-    """One event file per launch. On resume it begins with a START at the step after the checkpoint: TensorBoard then
-    drops what earlier files hold from there on, so that it shows one increasing curve."""
+    """One TensorBoard event file per launch.
+
+    On resume the file begins with a START event at the step after the checkpoint: TensorBoard then drops later events
+    of earlier files, so that it shows one increasing curve.
+    """
 
     def __init__(self, folder: Path, resume_env_steps: int | None) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -134,17 +135,17 @@ class TensorBoard:
 
         self._event, self._summary = event_pb2, summary_pb2
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files in the order of their names: nanoseconds keep launches in order.
+        # TensorBoard reads files in the order of their names: the time in nanoseconds keeps launches in order.
         name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((folder / name).open("xb"))
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if len(list(folder.iterdir())) > 1:  # an earlier launch, of which nothing is kept if it had no checkpoint yet
+        if len(list(folder.iterdir())) > 1:  # after an earlier launch; all of it is dropped if it had no checkpoint
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            step = 0 if resume_env_steps is None else resume_env_steps + 1  # the checkpoint's own step stays
+            step = 0 if resume_env_steps is None else resume_env_steps + 1  # the step of the checkpoint is kept
             self._write(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
 
     def row(self, env_steps: int, values: Mapping[str, float]) -> None:
-        """All values of one step as one event."""
+        """Write all values of one step as one event."""
         tags = [self._summary.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         summary = self._summary.Summary(value=tags)
         self._write(self._event.Event(wall_time=time.time(), step=env_steps, summary=summary))
@@ -157,21 +158,22 @@ class TensorBoard:
         self._writer.close()
 
 
-class Console:
-    """Progress on stderr: the live panel on a terminal, elsewhere a plain line every now and then."""
+class ProgressOutput:
+    """Progress on stderr: a live panel on a terminal, otherwise one line every `every_seconds`."""
 
     def __init__(self, every_seconds: float, quiet: bool) -> None:
         self.every_seconds, self.quiet = every_seconds, quiet
         self._next = 0.0
         self._panel: Any = None
         if not quiet and sys.stderr.isatty():
-            from sfactory.monitor.panel.terminal import Panel, capable  # brings rich
+            from sfactory.monitor.panel.terminal import LivePanel, supports_panel  # imports rich
 
-            if capable(sys.stderr):
-                self._panel = Panel(sys.stderr)
+            if supports_panel(sys.stderr):
+                self._panel = LivePanel(sys.stderr)
                 self._panel.start()
 
-    def progress(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: Snapshot) -> None:
+        """Show the newest snapshot."""
         if self._panel is not None:
             self._panel.show(snapshot)
         elif snapshot.row and snapshot.state == "running" and not self.quiet and time.monotonic() >= self._next:
@@ -179,7 +181,7 @@ class Console:
             print(snapshot.line, file=sys.stderr, flush=True)
 
     def log(self, line: str) -> None:
-        """An event: it stays on the screen."""
+        """Print one event; it stays on the screen."""
         if self._panel is not None:
             self._panel.log(line)
         elif not self.quiet:
@@ -191,52 +193,47 @@ class Console:
             self._panel = None
 
 
-def cut_back(path: Path, env_steps: int) -> None:
-    """Keep the rows of metrics.jsonl up to `env_steps`; later ones, and a torn last one, are dropped."""
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
+def drop_rows_after(run_dir: Path, env_steps: int) -> None:
+    """Remove the rows of metrics.jsonl after `env_steps`, and incomplete lines."""
+    if not (run_dir / METRICS_FILE).is_file():
         return
     kept = []
-    for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["env_steps"] <= env_steps:
-                kept.append(line + "\n")
-    write_atomically(path, "".join(kept))
+    for line in (run_dir / METRICS_FILE).read_text().splitlines():  # an error here must not empty the file
+        row = parse_row(line)
+        if row is not None and row["env_steps"] <= env_steps:
+            kept.append(line + "\n")
+    write_atomically(run_dir / METRICS_FILE, "".join(kept))
 
 
-def last_evaluated(path: Path) -> int:
-    """Trained steps of the policy whose evaluation the rows tell last; 0 if they tell of none, or cannot be read."""
-    with contextlib.suppress(OSError, ValueError):
-        found = [json.loads(line) for line in path.read_text().splitlines()]
-        return max((int(row["eval/env_steps"]) for row in found if "eval/env_steps" in row), default=0)
-    return 0
+def last_evaluated(run_dir: Path) -> int:
+    """env_steps of the policy of the last evaluation in metrics.jsonl; 0 if there is none."""
+    return max((int(row["eval/env_steps"]) for row in read_rows(run_dir) if row.get("eval/env_steps")), default=0)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The old file or the new one, never half of either."""
+    """Replace a file in one step: a reader gets the old or the new text, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(path)
 
 
 def machine_load() -> dict[str, float]:
-    """CPU and memory of the machine, in percent; CPU since the last call (the first one says 0)."""
+    """CPU and memory use of the machine in percent; CPU since the last call (0 at the first)."""
     import psutil
 
     return {"system/cpu": psutil.cpu_percent(None), "system/memory": psutil.virtual_memory().percent}
 
 
 def check_wandb(config: Config) -> None:
-    """ValueError if Weights & Biases is asked for and not installed."""
+    """ValueError if log.wandb is set and wandb is not installed."""
     if config.log.wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError("log.wandb needs a package that is not installed: pip install 'sfactory[wandb]'")
 
 
 def wandb_id(run_dir: Path, new: bool) -> str:
-    """The run's name at Weights & Biases, kept in the folder: the same after a resume or a move.
+    """Id of the run at Weights & Biases, kept in the run folder: the same after a resume or a move of the folder.
 
-    Another run in a folder of the same name has another: an id that exists is gone on with, as one curve.
+    A new run gets a random part: Weights & Biases would append it to an existing run of the same id.
     """
     file = run_dir / "wandb" / "id"
     if not new and file.is_file():
@@ -259,7 +256,7 @@ def _open_wandb(run_dir: Path, config: Config, new: bool) -> Any:
         dir=run_dir,
         config=to_dict(config),
         resume="allow",
-        settings={"console": "off", "silent": config.log.quiet},  # log.txt has what we say
+        settings={"console": "off", "silent": config.log.quiet},  # log.txt has the same lines
     )
     run.define_metric("eval/*", step_metric="eval/env_steps")
     return run

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.monitor.metrics import human_normalized
-from sfactory.monitor.statistics import bootstrap, iqm
+from sfactory.monitor.statistics import bootstrap, human_normalized, iqm
 from sfactory.play.episodes import play_task, torch_policy
 from sfactory.play.video import Filmed, Video, check_video, video_path
 

@@ -156,7 +156,7 @@ def load_policy(run: str | Path, seed: int = 0) -> Policy:
     seed: of sampled actions. Raises ValueError if there is no usable checkpoint, EnvError if the environment, which
     says what observations and actions are, is not installed.
     """
-    path = checkpoint.source(Path(run))
+    path = checkpoint.resolve(Path(run))
     config = from_toml(path.parent.parent / "config.toml")
     group = make_group(config.env.tasks[0], 1, [0], config.env.arguments)
     group.close()

@@ -36,10 +36,10 @@ from sfactory.config.parsing import ConfigLayer, RawValue, SettingError
 from sfactory.config.renamed import current_name, original_name
 from sfactory.config.toml_file import to_toml
 from sfactory.errors import CommandError, Exit
-from sfactory.monitor.metrics import duration
+from sfactory.monitor.format import duration
 from sfactory.monitor.writers import write_atomically
 from sfactory.run import checkpoint
-from sfactory.run.reader import flat, named, read, read_status, relevant
+from sfactory.run.reader import learning_settings, read_run, read_status
 
 OWN = {"run.seed": "--seeds", "run.dir": "--dir", "run.requeue": "the same command again"}
 STOPPED = {Exit.INTERRUPTED, Exit.TERMINATED, Exit.REQUEUE}  # asked to, with a checkpoint
@@ -105,14 +105,14 @@ def planned(
         first = parsing.build(*base, layers[0])
         varied = {current_name(name) for name in layers[0]}
         # Original names: the folder of a sweep that an older version started is found again.
-        fixed = {original_name(name): value for name, value in relevant(first).items() if name not in varied}
+        fixed = {original_name(name): value for name, value in learning_settings(first).items() if name not in varied}
         digest = hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:6]
         folder = Path("runs") / f"{_clean(target or first.env.name)}_sweep_{digest}"
     plan: dict[str, Job] = {}
     for seed, layer in itertools.product(seeds, layers):
         config = parsing.build(*base, layer, {"run.seed": RawValue(str(seed)), "log.quiet": RawValue("true")})
-        values = flat(config)
-        name = "_".join([*(_clean(named(key, values.get(current_name(key)))) for key in layer), f"s{seed}"])
+        values = flat_settings(config)
+        name = "_".join([*(_clean(format_setting(key, values.get(current_name(key)))) for key in layer), f"s{seed}"])
         made = {"run.dir": RawValue(str(folder / name)), "run.seed": RawValue(str(seed)), "log.quiet": RawValue("true")}
         plan[name] = Job(name, folder / name, parsing.build(*base, layer, made))
     return folder, list(plan.values())
@@ -201,7 +201,7 @@ class Sweep:
         code = int(self.exits.get(job.name, [0])[0])
         failed = code > 0 and code not in STOPPED
         if (job.run_dir / "config.toml").is_file():
-            run = read(job.run_dir)
+            run = read_run(job.run_dir)
             _same_settings(job, run.config)
             if run.state == "running":
                 raise CommandError(Exit.BUSY, f"{job.run_dir} is being trained by process {run.status.get('pid')}")
@@ -303,7 +303,7 @@ def _remembered(folder: Path) -> dict[str, list[Any]]:
 
 def _same_settings(job: Job, there: Config) -> None:
     """Exit 2 if a folder of this name holds a run of other settings."""
-    ours, theirs = relevant(job.config), relevant(there)
+    ours, theirs = learning_settings(job.config), learning_settings(there)
     differ = [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
     if differ or job.config.run.seed != there.run.seed or job.config.env.protocol != there.env.protocol:
         name = parsing.flag_name(differ[0]) if differ else "run.seed or env.protocol"

@@ -1,27 +1,160 @@
-"""Checkpoints without waiting for the disk: copied between two updates, written by a thread.
+"""Write checkpoints: `save` synchronously, `CheckpointWriter` in a thread. Format: `run.checkpoint`.
 
-A copy takes milliseconds, five files with an fsync each take a hundred. One save at a time; a process that dies in the
-middle of one leaves a temporary folder that nobody takes for a checkpoint (`sfactory.run.checkpoint`).
+`save` refuses non-finite tensors, writes and fsyncs each file in a temporary folder, the manifest last, renames the
+folder, fsyncs its parent, verifies the files on disk, then prunes. After a crash at any point the previous checkpoints
+are unchanged, and a temporary folder that is left is never listed as a checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import json
+import os
+import shutil
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sfactory.run import checkpoint
+import numpy as np
+
+from sfactory._version import __version__
+from sfactory.errors import CheckpointError
+from sfactory.run.checkpoint import (
+    FORMAT,
+    LOCKSTEP,
+    MANIFEST,
+    PARTS,
+    STATE,
+    Contents,
+    best,
+    candidates,
+    checkpoints_dir,
+    file_sha256,
+    is_valid,
+    manifest_sha256,
+    verify,
+)
 
 
-class Saved(NamedTuple):
-    """How a save ended."""
+def save(run_dir: Path, contents: Contents, keep: int, milestones: int = 0) -> Path:
+    """Write and verify one checkpoint, then `prune`. Raises OSError or CheckpointError."""
+    for part, tensors in contents.parts.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise CheckpointError(f"{part} is not finite at {name}; the checkpoint was not written")
+    folder = checkpoints_dir(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"{int(contents.state['env_steps']):012d}"
+    temporary = folder / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        _write_files(temporary, contents)
+        _write_manifest(temporary)
+        _fsync(temporary)
+        if final.exists():  # the same step saved again: at no time without a checkpoint
+            _exchange(temporary, final)
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.rename(final)
+        _fsync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    verify(final)
+    prune(run_dir, keep, milestones)
+    return final
+
+
+def prune(run_dir: Path, keep: int, milestones: int = 0) -> None:
+    """Delete old checkpoints, and temporary folders left by a crash.
+
+    Kept: the newest `keep` valid ones, the best, and the first after each multiple of `milestones` env_steps.
+    """
+    found = candidates(run_dir)
+    valid: list[Path] = []
+    for path in found:  # newest first; verified, so that damaged ones do not replace the last valid ones
+        if len(valid) < keep and is_valid(path):
+            valid.append(path)
+    firsts = {int(path.name) // milestones: path for path in found} if milestones else {}
+    firsts.pop(0, None)  # before the first multiple
+    kept = {*valid, *firsts.values(), best(run_dir)}
+    oldest = min(int(path.name) for path in valid) if valid else 0
+    for path in found:
+        if path not in kept and int(path.name) < oldest:
+            shutil.rmtree(path, ignore_errors=True)
+    for temporary in checkpoints_dir(run_dir).glob(".*"):
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_files(folder: Path, contents: Contents) -> None:
+    """Everything but the manifest."""
+    from safetensors.torch import save as serialize
+
+    for part in PARTS:
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in contents.parts.get(part, {}).items()}
+        # Not save_file: on a full disk it raises no OSError.
+        (folder / f"{part}.safetensors").write_bytes(serialize(tensors))
+    if contents.lockstep:
+        with (folder / LOCKSTEP).open("wb") as file:
+            np.savez(file, **contents.lockstep)  # type: ignore[arg-type]  # arrays by name, no pickle
+    (folder / STATE).write_text(json.dumps(contents.state, indent=1, sort_keys=True))
+
+
+def _write_manifest(folder: Path) -> None:
+    """Fsync every file, then write the manifest with their hashes."""
+    import torch
+
+    files = {}
+    for path in sorted(folder.iterdir()):
+        _fsync(path)
+        files[path.name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+    manifest: dict[str, Any] = {"format": FORMAT, "sfactory": __version__, "torch": torch.__version__, "files": files}
+    manifest["sha256"] = manifest_sha256(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    _fsync(folder / MANIFEST)
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders, atomically where the system supports it."""
+    at_fdcwd, rename_exchange = -100, 2
+    with contextlib.suppress(OSError, AttributeError):
+        status = ctypes.CDLL(None).renameat2(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(old), rename_exchange)
+        if status == 0:
+            return
+    moved = old.with_name(f".{old.name}.old")
+    old.rename(moved)
+    try:
+        new.rename(old)
+    except BaseException:
+        moved.rename(old)
+        raise
+    moved.rename(new)
+
+
+class SaveResult(NamedTuple):
+    """Result of one save; error: None if it succeeded."""
 
     env_steps: int
     error: BaseException | None
 
 
-class Saver:
-    """Writes checkpoints of one run."""
+class CheckpointWriter:
+    """Writes checkpoints of one run in a thread, one at a time.
+
+    `start` copies the tensors (milliseconds) between two updates; writing five files with an fsync each takes about a
+    hundred milliseconds and happens in the thread.
+    """
 
     def __init__(self, run_dir: Path, keep: int, milestones: int = 0) -> None:
         self.run_dir, self.keep, self.milestones = run_dir, keep, milestones
@@ -31,38 +164,38 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """A save has begun whose end nobody has taken."""
+        """Whether a save was started and `poll` has not returned its result yet."""
         return self._thread is not None
 
-    def begin(self, contents: checkpoint.Contents) -> None:
-        """Copy everything and begin to write. Only when not busy."""
+    def start(self, contents: Contents) -> None:
+        """Copy everything and start writing. Only when not busy."""
         assert not self.busy, "one save at a time"
         copies = {
             part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
             for part, tensors in contents.parts.items()
         }
-        copied = checkpoint.Contents(contents.state, copies, lockstep=contents.lockstep)
-        self._env_steps, self._error = int(contents.state["env_steps"]), RuntimeError("the save ended without a word")
+        copied = Contents(contents.state, copies, lockstep=contents.lockstep)
+        self._env_steps, self._error = int(contents.state["env_steps"]), RuntimeError("the save ended without a result")
         thread = threading.Thread(target=self._write, args=(copied,), daemon=True)
         self._thread = thread
         try:
             thread.start()
-        except RuntimeError:  # no thread to be had: then the update waits
+        except RuntimeError:  # no thread available: write here
             self._thread = threading.Thread()
             self._write(copied)
 
-    def take(self, wait: bool) -> Saved | None:
-        """The end of the save that was begun, once; None if there is none, or none yet."""
+    def poll(self, wait: bool) -> SaveResult | None:
+        """Result of the save that was started, once; None if there is none or it is still running (`wait=False`)."""
         if self._thread is None or (self._thread.is_alive() and not wait):
             return None
         if self._thread.ident is not None:
             self._thread.join()
         self._thread = None
-        return Saved(self._env_steps, self._error)
+        return SaveResult(self._env_steps, self._error)
 
-    def _write(self, contents: checkpoint.Contents) -> None:
+    def _write(self, contents: Contents) -> None:
         try:
-            checkpoint.save(self.run_dir, contents, self.keep, self.milestones)
+            save(self.run_dir, contents, self.keep, self.milestones)
             self._error = None
-        except BaseException as error:  # told by whoever takes the end
+        except BaseException as error:  # returned by `poll`
             self._error = error

@@ -1,7 +1,6 @@
-"""A run folder, read: settings, rows of metrics, how it ended. Reads what a kill left behind; writes nothing.
+"""Read a run folder: settings, metrics as columns, status. Writes nothing and accepts what a killed run left.
 
-Rows are kept as columns over one strictly increasing axis of env steps. A torn last row, a null and a metric that
-began late are NaN, so that every column has one number per row.
+Columns have one value per row over strictly increasing env steps; NaN where a row has no value.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,148 +19,172 @@ import numpy as np
 from sfactory.config import Config, to_dict
 from sfactory.config.parsing import flag_name
 from sfactory.config.toml_file import from_toml
-from sfactory.run.folder import supervised
+from sfactory.monitor.rows import METRICS_FILE, parse_row
+from sfactory.run.folder import supervisor_is_running
 
-IRRELEVANT = (
+STATUS_FILE = "status.json"
+NOT_LEARNING = (
     "run.dir", "run.seed", "run.debug", "run.requeue", "run.spare_restarts", "run.stall_timeout", "log.", "checkpoint.",
     "stop.", "env.step_timeout", "env.fault_budget", "env.protocol",
 )  # fmt: skip
-"""Settings that do not change what is learnt at a given step. Lengths differ freely: curves are cut where the
-shortest ends; only a linear learning rate knows its end from the beginning. Protocols are held together elsewhere."""
+"""Settings that do not change what is learned at a given step. Lengths of runs may differ: curves are cut to the
+shortest; only a linear learning rate depends on the end from the start. Protocols are compared elsewhere."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What lies in one folder. rows: metric -> [rows], with `env_steps` and `seconds` among them."""
+    """Contents of one run folder. rows: metric -> [rows], including `env_steps` and `seconds`."""
 
     path: Path
     config: Config
     status: dict[str, Any]
     rows: dict[str, np.ndarray]
-    torn: int
-    """Lines of metrics.jsonl that were no rows."""
-
-    @property
-    def state(self) -> str:
-        """running | killed | unknown, or the word it ended with: finished, interrupted, worker lost, ..."""
-        state = str(self.status.get("state", "unknown"))
-        return "killed" if state == "running" and not self.alive else state
+    unreadable_lines: int
+    """Lines of metrics.jsonl that are no rows."""
 
     @cached_property
+    def state(self) -> str:
+        """running | killed | unknown, or the outcome: finished, interrupted, worker lost, ..."""
+        return run_state(self.path, self.status, default="unknown")
+
+    @property
     def alive(self) -> bool:
-        """Its supervisor still runs."""
-        if self.status.get("state") != "running":
-            return False
-        with contextlib.suppress(OSError):
-            return supervised(self.status.get("pid"), (self.path / "status.json").stat().st_mtime)
-        return False
+        """Whether its supervisor is still running."""
+        return self.state == "running"
 
     @cached_property
     def protocol(self) -> str:
-        """What the newest checkpoint is stamped with: the rules of the (first) task as they were played. Or empty."""
+        """Protocol in the newest readable checkpoint: rules of the (first) task as it was trained; empty if none."""
         for file in sorted(self.path.glob("checkpoints/[0-9]*/state.json"), reverse=True):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 return str(json.loads(file.read_text()).get("protocol", ""))
         return ""
 
     def column(self, name: str) -> np.ndarray:
-        """[rows], NaN where there is nothing."""
+        """Values of a metric, [rows]; NaN where missing."""
         return self.rows.get(name, np.full(len(self.rows["env_steps"]), np.nan))
 
     def settings(self) -> dict[str, Any]:
-        """Dotted name -> value, of all settings that matter for what is learnt."""
-        return relevant(self.config)
+        """Dotted name -> value of the settings that change what is learned."""
+        return learning_settings(self.config)
 
 
-def relevant(config: Config) -> dict[str, Any]:
-    """Dotted name -> value, of all settings that matter for what is learnt at a given step."""
-    ends = config.optim.schedule == "linear"
-    return {
-        name: value for name, value in flat(config).items()
-        if not name.startswith(IRRELEVANT) or (ends and name == "stop.env_steps")
-    }  # fmt: skip
-
-
-def read(path: Path) -> RunFolder:
-    """Read a run. Raises ValueError with one line if `path` holds none, or if its settings cannot be read."""
+def read_run(path: Path) -> RunFolder:
+    """Read a run folder. ValueError if `path` is none or its settings cannot be read."""
     path = Path(path)
     if not (path / "config.toml").is_file():
-        what = "holds no run (no config.toml)" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {what}")
-    rows, torn = read_rows(path / "metrics.jsonl")
-    return RunFolder(path, from_toml(path / "config.toml"), read_status(path), rows, torn)
+        problem = "holds no run (no config.toml)" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {problem}")
+    rows, unreadable = read_columns(path / METRICS_FILE)
+    return RunFolder(path, from_toml(path / "config.toml"), read_status(path), rows, unreadable)
 
 
-def expand(paths: list[Path]) -> list[Path]:
-    """A folder of runs (a sweep's) stands for the runs in it; everything else, missing ones too, for itself."""
-    found: list[Path] = []
-    for path in paths:
-        if (path / "config.toml").is_file():
-            found.append(path)
-        else:
-            inside = sorted((file.parent for file in path.glob("*/config.toml")), key=natural)
-            found += inside or [path]
-    seen: set[Path] = set()  # the same run twice would count as two seeds
-    return [p for p in found if not (p.resolve() in seen or seen.add(p.resolve()))]  # type: ignore[func-returns-value]
-
-
-def natural(path: Path) -> list[Any]:
-    """A key that sorts s2 before s10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
-
-
-def read_status(path: Path) -> dict[str, Any]:
-    """status.json, or nothing."""
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """status.json; empty if it is missing or unreadable."""
     with contextlib.suppress(OSError, ValueError):
-        status = json.loads((path / "status.json").read_text())
+        status = json.loads((run_dir / STATUS_FILE).read_text())
         return status if isinstance(status, dict) else {}
     return {}
 
 
-def read_rows(path: Path) -> tuple[dict[str, np.ndarray], int]:
-    """Columns of metrics.jsonl, and the number of lines that were no rows.
+def status_written_at(run_dir: Path) -> float:
+    """Modification time of status.json, in seconds since the epoch; 0 if it is missing."""
+    with contextlib.suppress(OSError):
+        return (run_dir / STATUS_FILE).stat().st_mtime
+    return 0.0
 
-    A row at a step that was passed before begins anew from there: so does a run that was resumed by hand.
+
+def run_state(run_dir: Path, status: dict[str, Any], default: str) -> str:
+    """State in status.json, or `default`; `killed` if it is running and its supervisor is not."""
+    state = str(status.get("state", default))
+    if state == "running" and "state" in status:
+        return state if supervisor_is_running(status.get("pid"), status_written_at(run_dir)) else "killed"
+    return state
+
+
+def read_columns(path: Path) -> tuple[dict[str, np.ndarray], int]:
+    """Columns of a metrics.jsonl, and its number of unreadable lines.
+
+    A row at or before the step of earlier rows replaces them: the run was resumed from an older checkpoint by hand.
     """
     kept: list[dict[str, float]] = []
-    torn = 0
-    with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-                row = {name: float("nan") if value is None else float(value) for name, value in row.items()}
-                step = row["env_steps"]
-                row["seconds"]
-            except (ValueError, KeyError, TypeError, AttributeError):
-                torn += bool(line.strip())
-                continue
-            while kept and kept[-1]["env_steps"] >= step:
-                kept.pop()
-            kept.append(row)
+    unreadable = 0
+    lines: Iterable[str] = ()
+    with contextlib.suppress(FileNotFoundError):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
+        row = _numbers(line)
+        if row is None:
+            unreadable += bool(line.strip())
+            continue
+        while kept and kept[-1]["env_steps"] >= row["env_steps"]:
+            kept.pop()
+        kept.append(row)
     names = dict.fromkeys(name for row in kept for name in row) or dict.fromkeys(("env_steps", "seconds"))
-    return {name: np.array([row.get(name, np.nan) for row in kept], float) for name in names}, torn
+    return {name: np.array([row.get(name, np.nan) for row in kept], float) for name in names}, unreadable
 
 
-def flat(config: Config) -> dict[str, Any]:
-    """Dotted name -> value of every setting; those of the environment one by one."""
-    found: dict[str, Any] = {}
+def _numbers(line: str) -> dict[str, float] | None:
+    """One line of metrics.jsonl with NaN for null; None if it is no row of numbers with `seconds`."""
+    row = parse_row(line)
+    if row is None or "seconds" not in row:
+        return None
+    try:
+        return {name: float("nan") if value is None else float(value) for name, value in row.items()}
+    except (ValueError, TypeError):
+        return None
+
+
+def expand_folders(paths: list[Path]) -> list[Path]:
+    """Replace each folder of runs (of a sweep) by the runs in it, and drop duplicates. Other paths stay as they are."""
+    expanded: list[Path] = []
+    for path in paths:
+        if (path / "config.toml").is_file():
+            expanded.append(path)
+        else:
+            inside = sorted((file.parent for file in path.glob("*/config.toml")), key=natural_key)
+            expanded += inside or [path]
+    unique: dict[Path, Path] = {}  # by resolved path: the same run twice would count as two seeds
+    for path in expanded:
+        unique.setdefault(path.resolve(), path)
+    return list(unique.values())
+
+
+def natural_key(path: Path) -> list[Any]:
+    """Sort key that puts s2 before s10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Dotted name -> value of every setting, one entry per argument of the environment."""
+    flat: dict[str, Any] = {}
     for section, values in to_dict(config).items():
         for key, value in values.items():
             if isinstance(value, dict):
-                found.update({f"{section}.{key}.{k}": v for k, v in value.items()})
+                flat.update({f"{section}.{key}.{k}": v for k, v in value.items()})
             else:
-                found[f"{section}.{key}"] = tuple(value) if isinstance(value, list) else value
-    return found
+                flat[f"{section}.{key}"] = tuple(value) if isinstance(value, list) else value
+    return flat
 
 
-def written(value: Any) -> str:
-    """A value as people write it: 1e-3, 2.5e-4, 0.95, 64,64."""
+def learning_settings(config: Config) -> dict[str, Any]:
+    """Dotted name -> value of the settings that change what is learned at a given step."""
+    length_matters = config.optim.schedule == "linear"
+    return {
+        name: value
+        for name, value in flat_settings(config).items()
+        if not name.startswith(NOT_LEARNING) or (length_matters and name == "stop.env_steps")
+    }
+
+
+def format_value(value: Any) -> str:
+    """Value of a setting as text: 1e-3, 2.5e-4, 0.95, 64,64."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
-        return ",".join(map(written, value))
+        return ",".join(map(format_value, value))
     if not isinstance(value, float):
         return str(value)
     if value and not 1e-2 <= abs(value) < 1e5 and np.isfinite(value):
@@ -169,6 +193,6 @@ def written(value: Any) -> str:
     return f"{value:.6g}"
 
 
-def named(name: str, value: Any) -> str:
+def format_setting(name: str, value: Any) -> str:
     """optim.lr=1e-3."""
-    return f"{flag_name(name)}={written(value)}"
+    return f"{flag_name(name)}={format_value(value)}"

@@ -1,8 +1,7 @@
-"""The record of a run: its folder, its lock, its rows of metrics, its last word. Free of torch."""
+"""Write the run folder during training: lock, settings, rows of metrics, log, status. Free of torch."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import math
@@ -18,18 +17,20 @@ from sfactory.config import Config
 from sfactory.config.toml_file import to_toml
 from sfactory.envs import EnvSpec
 from sfactory.errors import NoCheckpointError, RunBusy
+from sfactory.monitor import messages
+from sfactory.monitor.board import Board
 from sfactory.monitor.known_rooflines import known_roofline
 from sfactory.monitor.messages import Message
-from sfactory.monitor.metrics import Board
-from sfactory.monitor.panel import History, Snapshot, carried
-from sfactory.monitor.writers import METRICS_FILE, Writers, last_evaluated, write_atomically
+from sfactory.monitor.panel import ReturnHistory, Snapshot, keep_stage_times
+from sfactory.monitor.rows import read_rows
+from sfactory.monitor.writers import Writers, last_evaluated, write_atomically
 from sfactory.run import checkpoint
 from sfactory.run.outcome import Outcome
 from sfactory.shm.slots import RowCounts
 
 
 class RunRecorder:
-    """Everything that is written while a run lives. One per launch."""
+    """Writes everything in the run folder but checkpoints. One per launch; holds the folder's lock until it exits."""
 
     def __init__(
         self,
@@ -44,30 +45,29 @@ class RunRecorder:
         self.config, self.run_dir, self.spec = config, run_dir, specs[0]
         self.launch, self.resume_from, self._lock = launch, resume_from, lock
         self.env_steps, self.seconds = int(state.get("env_steps", 0)), float(state.get("seconds", 0.0))
-        self.ledger: RowCounts | None = None
-        self.env_faults, self._last_fault = 0, ""  # of this launch
+        self.row_counts: RowCounts | None = None
+        self.env_faults, self._last_env_fault = 0, ""  # of this launch
         tasks = {task: spec.reference for task, spec in zip(config.env.tasks, specs, strict=True)}
         self.board = Board(self.env_steps, self.seconds, tasks)
         self.writers = Writers(run_dir, config, self.env_steps if resume_from else None)
         self._row: dict[str, float] = {}
-        self._history = History()
-        self._roofline = known_roofline(config)  # once: a run goes by what was known when it began
+        self._history = ReturnHistory()
+        self._roofline = known_roofline(config)  # read once: it stays the same during a run
         if resume_from:
-            with contextlib.suppress(OSError), (run_dir / METRICS_FILE).open() as rows:
-                self._history.read(rows)
+            self._history.add_rows(read_rows(run_dir))
         self._faults: deque[str] = deque(maxlen=3)
-        self._show()
-        self._running(0)
-        if resume_from:  # rows are cut back by now: an evaluation whose row is gone is played again
-            self.board.evaluated = last_evaluated(run_dir / METRICS_FILE)
+        self._update_console()
+        self._write_running_status(0)
+        if resume_from:  # after the rows were cut: an evaluation whose row was dropped is repeated
+            self.board.evaluated = last_evaluated(run_dir)
 
     @classmethod
     def open(cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec]) -> RunRecorder:
-        """Make or reopen the folder, alone: a second trainer in it raises RunBusy."""
+        """Create or reopen the folder and lock it. RunBusy if another trainer holds the lock."""
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when we die
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it when this process exits
         except OSError as error:
             holder = os.pread(lock, 64, 0).decode(errors="replace").strip()
             os.close(lock)
@@ -75,13 +75,15 @@ class RunRecorder:
         try:
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)
-            return cls._opened(config, run_dir, resume, specs, lock)
+            return cls._open_locked(config, run_dir, resume, specs, lock)
         except BaseException:
             os.close(lock)
             raise
 
     @classmethod
-    def _opened(cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec], lock: int) -> RunRecorder:
+    def _open_locked(
+        cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec], lock: int
+    ) -> RunRecorder:
         launch, resume_from, state = 0, "", {}
         warnings: list[str] = []
         if resume:
@@ -96,59 +98,78 @@ class RunRecorder:
             recorder.writers.log(warning)
         return recorder
 
-    _lock: int = -1
-
     def handle(self, message: Message) -> None:
-        """One message of telemetry; a learner's message closes a row."""
+        """Record one telemetry message. A message of the learner completes a row of metrics."""
         kind, worker, payload = message
-        if kind == "log":
+        if kind == messages.LOG:
             self.writers.log(f"{worker}: {payload}")
-            return
-        if kind == "fault":
-            self.writers.log(str(payload))
-            self._faults.append(str(payload).partition("\n")[0])
-            if str(payload).startswith("environment "):
-                self.env_faults += 1
-                self._last_fault = str(payload).partition("\n")[0]
-        if kind == "eval":
-            mean, iqm, seconds = (payload[f"eval/{name}"] for name in ("episodic_return", "iqm", "seconds"))
-            told = f"mean return {mean:.2f}, IQM {iqm:.2f} ({seconds:.1f} s)"
-            self.writers.log(f"evaluation at {payload['eval/env_steps']:,.0f} steps: {told}")
-        if kind != "learner":
+        elif kind == messages.LEARNER:
+            self._write_row(worker, payload)
+        else:
+            if kind == messages.FAULT:
+                self._log_fault(str(payload))
+            elif kind == messages.EVALUATION:
+                self._log_evaluation(payload)
             self.board.handle(message)
-            return
-        counters = dict(payload)
-        self.env_steps, updates = int(counters.pop("env_steps")), int(counters.pop("updates"))
-        self.seconds = float(counters.pop("seconds"))
-        self.board.handle((kind, worker, counters))
+
+    def _log_fault(self, text: str) -> None:
+        self.writers.log(text)
+        first_line = text.partition("\n")[0]
+        self._faults.append(first_line)
+        if text.startswith("environment "):
+            self.env_faults += 1
+            self._last_env_fault = first_line
+
+    def _log_evaluation(self, scores: dict[str, float]) -> None:
+        mean, iqm, seconds = (scores[f"eval/{name}"] for name in ("episodic_return", "iqm", "seconds"))
+        at = f"evaluation at {scores['eval/env_steps']:,.0f} steps"
+        self.writers.log(f"{at}: mean return {mean:.2f}, IQM {iqm:.2f} ({seconds:.1f} s)")
+
+    def _write_row(self, worker: str, payload: dict[str, float]) -> None:
+        metrics = dict(payload)
+        self.env_steps, updates = int(metrics.pop("env_steps")), int(metrics.pop("updates"))
+        self.seconds = float(metrics.pop("seconds"))
+        self.board.handle((messages.LEARNER, worker, metrics))
         frames = self.env_steps * self.spec.frame_skip
         row = self.board.snapshot(self.env_steps, frames, updates, self.seconds)
-        self._row = carried(self._row, self.writers.row(self.env_steps, self.seconds, row))
+        self._row = keep_stage_times(self._row, self.writers.row(self.env_steps, self.seconds, row))
         self._history.add(self.env_steps, self.seconds, row)
-        self._show()
-        self._running(updates)
+        self._update_console()
+        self._write_running_status(updates)
 
-    def _running(self, updates: int) -> None:
+    def _write_running_status(self, updates: int) -> None:
         self.writers.status({"state": "running", "pid": os.getpid(), "env_steps": self.env_steps, "updates": updates})
 
-    def _show(self, state: str = "running") -> None:
-        """The newest numbers, for whoever watches."""
+    def _update_console(self, state: str = "running") -> None:
+        """Pass the newest numbers to the panel or the progress line."""
         sampling, run = self.config.sampling, self.config.run
-        self.writers.console(Snapshot(
-            row=self._row, env_steps=self.env_steps, seconds=self.seconds, stop=self.config.stop,
-            name=self.run_dir.resolve().name, env=self.config.env.name, protocol=self.spec.protocol, mode=run.mode,
-            device="" if run.device == "auto" else run.device, history=tuple(self._history.points),
-            checkpoint=checkpoint.last(self.run_dir, time.time()), faults=tuple(self._faults),
-            slots=sampling.num_groups * sampling.slots_per_group, state=state,
+        snapshot = Snapshot(
+            row=self._row,
+            env_steps=self.env_steps,
+            seconds=self.seconds,
+            stop=self.config.stop,
+            name=self.run_dir.resolve().name,
+            env=self.config.env.name,
+            protocol=self.spec.protocol,
+            mode=run.mode,
+            device="" if run.device == "auto" else run.device,
+            history=tuple(self._history.points),
+            checkpoint=checkpoint.last_saved(self.run_dir, time.time()),
+            faults=tuple(self._faults),
+            slots=sampling.num_groups * sampling.slots_per_group,
+            state=state,
             roofline=self._roofline,
-        ))  # fmt: skip
+        )
+        self.writers.console(snapshot)
 
-    def reached(self) -> Outcome | None:
-        """What only the messages tell: the training return is there, or environments fail too often."""
+    def outcome_from_messages(self) -> Outcome | None:
+        """Outcome if the messages end the run: target return reached, or more environment faults than allowed."""
         budget = self.config.env.fault_budget
         if self.env_faults > budget:
-            said = f"environments failed more than {budget} times (env.fault-budget); the last: {self._last_fault}"
-            return Outcome("environment fault", 6, said)
+            sentence = (
+                f"environments failed more than {budget} times (env.fault-budget); the last: {self._last_env_fault}"
+            )
+            return Outcome("environment fault", 6, sentence)
         target = self.config.stop.target_return
         if target is None or not self.board.settled:
             return None
@@ -159,34 +180,38 @@ class RunRecorder:
 
     @property
     def training_return(self) -> float:
-        """Mean return of the last 100 whole episodes; NaN before there are that many."""
-        known = self.board.training_return if self.board.settled else None
-        return math.nan if known is None else known
+        """Mean return of the last 100 episodes; NaN while there are fewer."""
+        value = self.board.training_return if self.board.settled else None
+        return math.nan if value is None else value
 
-    def record_row_counts(self, ledger: RowCounts) -> None:
-        """The ledger of this launch, once all workers stand still: every row that was asked for is accounted for."""
-        self.ledger = ledger
-        left = f"{ledger.trained} trained + {ledger.skipped} skipped + {ledger.discarded} discarded"
-        verdict = "" if ledger.consistent else "; it does NOT balance: rows were lost or counted twice"
-        self.writers.log(
-            f"ledger: {ledger.sampled} rows sampled = {left} + {ledger.in_flight} in flight{verdict}", echo=False
-        )
+    def record_row_counts(self, counts: RowCounts) -> None:
+        """Log the row counts of this launch, after all workers have stopped. They must account for every row."""
+        self.row_counts = counts
+        parts = f"{counts.trained} trained + {counts.skipped} skipped + {counts.discarded} discarded"
+        problem = "" if counts.consistent else "; NOT consistent: rows were lost or counted twice"
+        line = f"row counts: {counts.sampled} sampled = {parts} + {counts.in_flight} in flight{problem}"
+        self.writers.log(line, echo=False)
 
     def finish(self, outcome: Outcome) -> Outcome:
-        """Complete the outcome with what is on disk, and write the status."""
+        """Add the newest checkpoint and the return to the outcome, log it, and write the final status."""
         outcome.env_steps = self.env_steps
         outcome.training_return = self.board.training_return
         newest = next(iter(checkpoint.candidates(self.run_dir)), None)
         if newest is not None:
             outcome.checkpoint = str(newest)
-        self._show(outcome.name)
+        self._update_console(outcome.name)
         self.writers.log(f"{outcome.name} (exit {outcome.code}): {outcome.sentence}", echo=False)
-        ledger = self.ledger._asdict() if self.ledger else None
-        self.writers.status({
-            "state": outcome.name, "exit": outcome.code, "sentence": outcome.sentence, "env_steps": outcome.env_steps,
-            "seconds": self.seconds, "checkpoint": outcome.checkpoint, "training_return": outcome.training_return,
-            "ledger": ledger,
-        })  # fmt: skip
+        status = {
+            "state": outcome.name,
+            "exit": outcome.code,
+            "sentence": outcome.sentence,
+            "env_steps": outcome.env_steps,
+            "seconds": self.seconds,
+            "checkpoint": outcome.checkpoint,
+            "training_return": outcome.training_return,
+            "ledger": self.row_counts._asdict() if self.row_counts else None,
+        }
+        self.writers.status(status)
         return outcome
 
     def __enter__(self) -> RunRecorder:
@@ -195,8 +220,8 @@ class RunRecorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:  # refused, or a bug: nobody called `finish`
-            said = str(error).partition("\n")[0] or type(error).__name__
-            self.writers.status({"state": "failed", "sentence": said, "env_steps": self.env_steps})
+        if error is not None:  # `finish` was not called: a preflight check or a bug
+            sentence = str(error).partition("\n")[0] or type(error).__name__
+            self.writers.status({"state": "failed", "sentence": sentence, "env_steps": self.env_steps})
         self.writers.close()
         os.close(self._lock)

@@ -131,7 +131,7 @@ def _train(run: Lockstep, recorder: RunRecorder) -> Outcome:
             run.record(recorder)
             shared.supervisor.training_return = recorder.training_return
             learner.save_if_due()
-            outcome = outcome or recorder.reached()
+            outcome = outcome or recorder.outcome_from_messages()
         shared.supervisor.stop = StopOrder.FINISH
         outcome = outcome or learner_outcome(shared.learner[POLICY].outcome, run_spec)
         assert outcome is not None

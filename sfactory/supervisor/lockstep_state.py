@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sfactory.envs.saved_state import decode, encode
-from sfactory.monitor.metrics import Board
+from sfactory.monitor.board import Board
 
 if TYPE_CHECKING:
     from sfactory.supervisor.lockstep import Lockstep

@@ -26,7 +26,7 @@ def check_encoder(name: str) -> None:
 
 def check_init_from(config: Config) -> None:
     """ValueError or CheckpointError if the weights named by `run.init_from` are missing or of another network."""
-    path = checkpoint.source(Path(config.run.init_from))
+    path = checkpoint.resolve(Path(config.run.init_from))
     settings = path.parent.parent / "config.toml"
     if not settings.is_file():  # a checkpoint that was copied elsewhere: the learner compares the shapes
         return

@@ -90,7 +90,7 @@ class Supervisor:
                 or self._learner_outcome()
                 or self._check_exits()
                 or self._check_deadlines()
-                or self.recorder.reached()
+                or self.recorder.outcome_from_messages()
             )
             if outcome is not None:
                 return outcome

@@ -7,7 +7,6 @@ say how fast it was and who waited for whom.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -22,8 +21,11 @@ from sfactory.config import Config
 from sfactory.config.toml_file import to_toml
 from sfactory.device.machine import cores, processor
 from sfactory.errors import Exit
-from sfactory.monitor.known_rooflines import remember_roofline
-from sfactory.monitor.metrics import STAGES, bottleneck, busy_shares, human
+from sfactory.monitor.bottleneck import bottleneck, busy_shares
+from sfactory.monitor.format import human
+from sfactory.monitor.known_rooflines import store_roofline
+from sfactory.monitor.rows import read_rows
+from sfactory.monitor.table import STAGES
 
 WARM_S = 2.0  # of a run that do not count: caches, allocators, the first games
 START_S = 60.0  # a run that trains nothing for so long will not
@@ -152,7 +154,7 @@ def bench(target: str, config: Config, seconds: float, say: Callable[[str], None
     device = pick_device(config.run.device).type
     say("reference loops: environment, forward, backward ...")
     best = roofline(config, spec, cores(), device, max(4.0, 0.5 * seconds))
-    remember_roofline(config, best.steps_per_second)
+    store_roofline(config, best.steps_per_second)
     say("sfactory's own stages, one by one ...")
     stages = own_stages(config, max(2.0, 0.25 * seconds))
     say(f"a run of {seconds:g} s ...")
@@ -256,21 +258,6 @@ def _watch(
         if not trained and time.monotonic() - began > START_S:
             raise BenchFailed(f"nothing was trained in {START_S:g} s")
     return [row for row in read_rows(run) if row.get("charts/updates", 0) >= 1], start_s, memory
-
-
-def read_rows(run: Path) -> list[dict[str, float]]:
-    """The whole lines of metrics.jsonl; empty before there are any."""
-    try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # being written
-            break
-    return rows
 
 
 def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:

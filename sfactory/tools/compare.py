@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfactory.monitor.metrics import human
+from sfactory.monitor.format import human
 from sfactory.tools.comparison import AXES, WORDS, Comparison, Panel
 
 

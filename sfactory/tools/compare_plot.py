@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sfactory.errors import CommandError, Exit
-from sfactory.monitor.metrics import human
+from sfactory.monitor.format import human
 from sfactory.tools.comparison import Comparison, Panel
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")

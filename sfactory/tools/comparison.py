@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sfactory.monitor.statistics import bootstrap, improvement_interval, iqm, iqm_curve, probability_of_improvement
-from sfactory.run.reader import RunFolder, expand, named, read
+from sfactory.run.reader import RunFolder, expand_folders, format_setting, read_run
 
 POINTS = 120  # of a curve
 FEW = 5  # runs of a group below which a bootstrap knows too few worlds
@@ -122,7 +122,7 @@ class Comparison:
 def compare(paths: Sequence[Path], by: str = "env_steps") -> Comparison:
     """Read the runs and put them side by side. ValueError for what cannot be compared, naming the run."""
     notes: list[str] = []
-    runs = _usable(expand(list(paths)), notes)
+    runs = _usable(expand_folders(list(paths)), notes)
     tasks = list(dict.fromkeys(task for run in runs for task in run.config.env.tasks))
     panels = []
     for task in tasks:
@@ -147,9 +147,9 @@ def _usable(paths: list[Path], notes: list[str]) -> list[RunFolder]:
         if path.is_dir() and not (path / "config.toml").is_file():
             notes.append(f"{path} holds no run: left out.")
             continue
-        run = read(path)
-        if run.torn:
-            lines = "a line" if run.torn == 1 else f"{run.torn} lines"
+        run = read_run(path)
+        if run.unreadable_lines:
+            lines = "a line" if run.unreadable_lines == 1 else f"{run.unreadable_lines} lines"
             notes.append(f"{path}: {lines} of metrics.jsonl cannot be read: left out.")
         if not all(np.isfinite(_curve(run, task, RETURN, "env_steps")[1]).any() for task in run.config.env.tasks):
             notes.append(f"{path} has no training return yet: left out.")
@@ -251,7 +251,7 @@ def _grouped(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
     settings = [dict(key) for key in together]
     names = dict.fromkeys(name for each in settings for name in each)
     differ = [name for name in names if len({repr(each.get(name)) for each in settings}) > 1]
-    labels = [" ".join(named(n, each[n]) for n in differ if n in each) or "default" for each in settings]
+    labels = [" ".join(format_setting(n, each[n]) for n in differ if n in each) or "default" for each in settings]
     if len(labels) == 1:
         labels = [""]
     return list(zip(labels, together.values(), strict=True))

@@ -17,8 +17,9 @@ import numpy as np
 
 from sfactory.config import Config
 from sfactory.config.parsing import flag_name
-from sfactory.monitor.metrics import LAG_SHARES, METRICS, STAGES, duration, human, meaning
-from sfactory.run.reader import RunFolder, flat, written
+from sfactory.monitor.format import duration, human
+from sfactory.monitor.table import LAG_SHARES, METRICS, STAGES, meaning
+from sfactory.run.reader import RunFolder, flat_settings, format_value
 from sfactory.tools import svg
 from sfactory.tools.report_style import STYLE
 
@@ -128,7 +129,7 @@ def _curves(run: RunFolder) -> str:
         if title == "speed" and np.array_equal(run.column("charts/SPS"), run.column("charts/FPS"), equal_nan=True):
             metrics = {"charts/SPS": "steps/s"}
         cards.append(_card(run, title, metrics))
-    torn = "" if not run.torn else f'<p class="quiet">{run.torn} torn or unreadable rows are left out.</p>'
+    torn = "" if not run.unreadable_lines else f'<p class="quiet">{run.unreadable_lines} torn or unreadable rows are left out.</p>'
     said = f'<p class="quiet">By env steps; numbers are the newest.</p>{torn}'
     return f"<section><h2>Curves</h2>{said}<div class=cards>{''.join(cards)}</div></section>\n"
 
@@ -187,12 +188,12 @@ def _faults(run: RunFolder) -> str:
 
 def _configuration(config: Config) -> str:
     """What differs from the defaults, then everything."""
-    mine, default = flat(config), flat(Config())
+    mine, default = flat_settings(config), flat_settings(Config())
     changed = [
-        (flag_name(n), written(v), written(default[n]) if n in default else "") for n, v in mine.items()
+        (flag_name(n), format_value(v), format_value(default[n]) if n in default else "") for n, v in mine.items()
         if n not in default or v != default[n]
     ]  # fmt: skip
-    rest = [(flag_name(n), written(v)) for n, v in mine.items() if n in default and v == default[n]]
+    rest = [(flag_name(n), format_value(v)) for n, v in mine.items() if n in default and v == default[n]]
     return (
         f"<section><h2>Configuration</h2>{_table(('setting', 'value', 'default'), changed)}"
         f"<details><summary>{len(rest)} settings at their defaults</summary>{_table(('setting', 'value'), rest)}"

@@ -7,7 +7,6 @@ lockstep. Compared are the bytes of every tensor of the last checkpoint and ever
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import signal
 import subprocess
@@ -19,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from sfactory.errors import Exit
+from sfactory.monitor.rows import read_rows
 from sfactory.run import checkpoint
+from sfactory.run.reader import read_status
 
 WALL_CLOCK = ("seconds", "charts/SPS", "charts/FPS", "lag/seconds", "stage/", "queue/", "system/", "eval/seconds")
 SAVE_EVERY_S = 0.3  # of B: often, so that kills fall between, before and into saves
@@ -103,12 +104,8 @@ def _kill_at(process: subprocess.Popen[str], run: Path, moment: float) -> bool:
 
 
 def _reached(run: Path) -> int:
-    try:
-        return int(json.loads((run / "status.json").read_text())["env_steps"])
-    except (OSError, ValueError, KeyError):
-        return 0
+    return int(read_status(run).get("env_steps", 0))
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith(WALL_CLOCK)} for row in rows]
+    return [{name: value for name, value in row.items() if not name.startswith(WALL_CLOCK)} for row in read_rows(run)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -11,10 +10,11 @@ from typing import Any
 
 from sfactory.config.toml_file import from_toml
 from sfactory.monitor.known_rooflines import known_roofline
-from sfactory.monitor.panel import History, Snapshot
-from sfactory.monitor.writers import METRICS_FILE, Console
+from sfactory.monitor.panel import ReturnHistory, Snapshot
+from sfactory.monitor.rows import METRICS_FILE, parse_rows
+from sfactory.monitor.writers import ProgressOutput
 from sfactory.run import checkpoint
-from sfactory.run.folder import supervised
+from sfactory.run.reader import read_status, run_state, status_written_at
 
 EVERY_S = 1.0
 FAULT = re.compile(r"^\S+ \S+ ((?:sampler-\d+|inference|learner|environment \d+)\b.*)")  # dated lines of log.txt
@@ -30,7 +30,7 @@ class Watched:
         self._begin()
 
     def _begin(self) -> None:
-        self.history = History()
+        self.history = ReturnHistory()
         self.row: dict[str, Any] = {}
         self._inode, self._at = -1, 0
 
@@ -39,7 +39,7 @@ class Watched:
         made_at = self._read_rows()
         state, told_at = _state(self.run_dir)
         since = max(0.0, now - made_at) if state == "running" else 0.0
-        config, saved = self.config, checkpoint.last(self.run_dir, now if state == "running" else told_at)
+        config, saved = self.config, checkpoint.last_saved(self.run_dir, now if state == "running" else told_at)
         if saved is not None:
             saved = saved[0], max(0.0, saved[1] - since)  # panels add `since`
         return Snapshot(
@@ -64,7 +64,7 @@ class Watched:
         except FileNotFoundError:
             return time.time()
         self._at += len(whole) + len(newline)
-        self.row = self.history.read(whole.decode().splitlines(), self.row)
+        self.row = self.history.add_rows(parse_rows(whole.decode(errors="replace").splitlines()), self.row)
         return stat.st_mtime
 
 
@@ -72,10 +72,10 @@ def watch(run_dir: Path) -> Snapshot:
     """Show the run until it ends, or until Ctrl-C, which stops the watching only; returns what was seen last."""
     watched = Watched(run_dir)
     snapshot = watched.read(time.time())
-    console = Console(watched.config.log.console_seconds, quiet=False)
+    console = ProgressOutput(watched.config.log.console_seconds, quiet=False)
     try:
         while True:
-            console.progress(snapshot)
+            console.show(snapshot)
             if snapshot.state != "running":
                 return snapshot
             time.sleep(EVERY_S)
@@ -88,13 +88,7 @@ def watch(run_dir: Path) -> Snapshot:
 
 def _state(run_dir: Path) -> tuple[str, float]:
     """running, or how it ended, and when that was written."""
-    file = run_dir / "status.json"
-    try:
-        told, at = json.loads(file.read_text()), file.stat().st_mtime
-        state = str(told["state"])
-        return ("killed" if state == "running" and not supervised(told.get("pid"), at) else state), at
-    except (OSError, ValueError, KeyError, TypeError):
-        return "running", 0.0
+    return run_state(run_dir, read_status(run_dir), default="running"), status_written_at(run_dir)
 
 
 def _faults(run_dir: Path) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sfactory.learning.update import Update
 from sfactory.run import checkpoint
-from sfactory.run.checkpoint_writer import Saver
+from sfactory.run.checkpoint_writer import CheckpointWriter
 from sfactory.workers.counters import Counters
 from sfactory.workers.shared import LearnerOutcome, LearnerWords, RunSpec, SupervisorWords
 
@@ -32,7 +32,7 @@ class Checkpointing:
         self.run_spec, self.config, self.update, self.counters = run_spec, run_spec.config, update, counters
         self.words, self.supervisor, self.log = words, supervisor, log
         self.lockstep = self.config.run.mode == "lockstep"
-        self.saver = Saver(run_spec.policy_dir(policy), self.config.checkpoint.keep, self.config.checkpoint.milestones)
+        self.saver = CheckpointWriter(run_spec.policy_dir(policy), self.config.checkpoint.keep, self.config.checkpoint.milestones)
         self.saved_at = time.monotonic()
         self.saved_steps = 0  # env_steps of the last save that was started, successful or not
         self.started_one = bool(run_spec.resume_from)
@@ -79,7 +79,7 @@ class Checkpointing:
         self.counters.tick()
         self.saved_steps = self.counters.env_steps
         self.saved_at, self.started_one = started, True
-        self.saver.begin(checkpoint.Contents(self._state(), self.update.state_dict(), lockstep=self.exact_state()))
+        self.saver.start(checkpoint.Contents(self._state(), self.update.state_dict(), lockstep=self.exact_state()))
         if last or self.lockstep:  # nothing depends on a clock in lockstep
             self.finish_save(wait=True, last=last)
         self.stall = max(self.stall, time.monotonic() - started)
@@ -102,7 +102,7 @@ class Checkpointing:
 
     def finish_save(self, wait: bool, last: bool = False) -> None:
         """Record how a save ended. A storage error ends the run only if it is the last save's."""
-        saved = self.saver.take(wait)
+        saved = self.saver.poll(wait)
         if saved is None:
             return
         if saved.error is None:
@@ -137,7 +137,7 @@ class Checkpointing:
 
     def initialize_from(self, path: Path) -> None:
         """Take weights and their normalizer from another run. CheckpointError if its network differs."""
-        contents = checkpoint.load(checkpoint.source(path), ("model", "normalizers"))
+        contents = checkpoint.load(checkpoint.resolve(path), ("model", "normalizers"))
         weights, own = contents.parts["model"], self.update.model.state_dict()
         differences = []
         for name in sorted({*weights, *own}):

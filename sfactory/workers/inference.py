@@ -87,7 +87,7 @@ class Inference(Worker):
             self.slot_table.respond(group, requests[group])
         for sampler in sorted({self.run_spec.sampler_of(group) for group in groups}):
             self.shared.sampler_bells[sampler].ring()
-        self.envs += len(groups) * self.E
+        self.record("queue/inference_batch", len(groups) * self.E)
         self.stages.mark("answer")
         return True
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfactory.monitor.metrics import lag_row
+from sfactory.monitor.lag import lag_row
 
 
 class LearnerMetrics:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from sfactory.monitor.messages import Message
+from sfactory.monitor.accumulator import Accumulator
+from sfactory.monitor.messages import METRICS, Message
+from sfactory.monitor.table import worker_kind
 from sfactory.shm import atomics
 from sfactory.shm.doorbell import Doorbell
 from sfactory.workers.shared import Phase, SharedState, StopOrder, heartbeat_word
@@ -89,7 +91,8 @@ class Worker:
         self.stages = Stages(self.run_spec.debug_dir / f"{name}.stages" if self.config.run.profile else None)
         self._row = shared.run_spec.workers.index(name)
         self._heartbeats = 0
-        self.turns = self.envs = 0  # steps that did work; environments that got actions in them (inference)
+        self.turns = 0  # steps that did work, since the last message
+        self._recorded = Accumulator()
         self._next_report = time.monotonic() + STAGES_EVERY_S
 
     def step(self) -> bool:
@@ -128,11 +131,19 @@ class Worker:
         """Send a line for the log of the run."""
         self.sink.put(("log", self.name, line))
 
+    def record(self, name: str, value: float, count: float = 1.0) -> None:
+        """Add a value of a metric to the next message; the table of metrics says how values are combined."""
+        self._recorded.add(name, value, count)
+
     def flush(self) -> None:
-        """Send stage times and counts since the last call."""
-        self.sink.put(("stages", self.name, self.stages.drain()))
-        self.sink.put(("turns", self.name, {"turns": self.turns, "envs": self.envs}))
-        self.turns = self.envs = 0
+        """Send stage times and recorded metrics."""
+        seconds = self.stages.drain()
+        if self.turns:
+            self.record(f"queue/{worker_kind(self.name)}_wait_ms", 1000.0 * seconds.get("wait", 0.0), self.turns)
+            self.turns = 0
+        self.sink.put(("stages", self.name, seconds))
+        if recorded := self._recorded.drain():
+            self.sink.put((METRICS, self.name, recorded))
 
     def close(self) -> None:
         """Release what the worker owns besides memory."""

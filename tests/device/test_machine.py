@@ -8,7 +8,7 @@ import pytest
 from sfactory.config import BatchConfig, Config, Env, Model, Run
 from sfactory.device import machine
 from sfactory.device.machine import cores, processor
-from sfactory.monitor.known_rooflines import known_roofline, remember_roofline, rooflines_file
+from sfactory.monitor.known_rooflines import known_roofline, rooflines_file, store_roofline
 
 CONFIG = Config(env=Env("minatar/breakout"))
 
@@ -21,8 +21,8 @@ def cache(tmp_path, monkeypatch):
 
 def test_known_roofline_returns_the_value_of_the_same_workload():
     assert known_roofline(CONFIG) is None
-    remember_roofline(CONFIG, 90_000.123)
-    remember_roofline(replace(CONFIG, env=Env("minatar/freeway")), 20_000)
+    store_roofline(CONFIG, 90_000.123)
+    store_roofline(replace(CONFIG, env=Env("minatar/freeway")), 20_000)
     assert known_roofline(CONFIG) == 90_000.1
     same = replace(CONFIG, optim=replace(CONFIG.optim, lr=1e-5), stop=replace(CONFIG.stop, env_steps=7))
     assert known_roofline(same) == 90_000.1, "these settings do not change the speed"
@@ -39,7 +39,7 @@ def test_known_roofline_returns_the_value_of_the_same_workload():
     ids=str,
 )
 def test_known_roofline_depends_on_settings_that_change_the_speed(change):
-    remember_roofline(CONFIG, 90_000)
+    store_roofline(CONFIG, 90_000)
     assert known_roofline(replace(CONFIG, **change)) is None
 
 
@@ -48,13 +48,13 @@ def test_remember_roofline_replaces_a_broken_cache(text):
     rooflines_file().parent.mkdir(parents=True)
     rooflines_file().write_text(text)
     assert known_roofline(CONFIG) is None
-    remember_roofline(CONFIG, 5.0)
+    store_roofline(CONFIG, 5.0)
     assert known_roofline(CONFIG) == 5.0
 
 
 @pytest.mark.parametrize("value", ["fast", None, [], 0, -3])
 def test_known_roofline_ignores_values_that_are_not_a_speed(value):
-    remember_roofline(CONFIG, 5.0)
+    store_roofline(CONFIG, 5.0)
     (key,) = json.loads(rooflines_file().read_text())
     rooflines_file().write_text(json.dumps({key: value}))
     assert known_roofline(CONFIG) is None
@@ -62,7 +62,7 @@ def test_known_roofline_ignores_values_that_are_not_a_speed(value):
 
 def test_remember_roofline_ignores_a_cache_that_cannot_be_written(cache):
     (cache / "sfactory").write_text("a file where the folder should be")
-    remember_roofline(CONFIG, 5.0)
+    store_roofline(CONFIG, 5.0)
     assert known_roofline(CONFIG) is None
 
 
@@ -84,6 +84,6 @@ def test_cores_respects_the_quota_of_a_container(tmp_path, monkeypatch, quota, f
 def test_known_roofline_depends_on_the_presence_of_a_gpu(tmp_path, monkeypatch):
     """Nodes of a cluster share a home folder."""
     monkeypatch.setattr(machine, "GPUS", (str(tmp_path),))
-    remember_roofline(CONFIG, 90_000)
+    store_roofline(CONFIG, 90_000)
     monkeypatch.setattr(machine, "GPUS", ())
     assert known_roofline(CONFIG) is None

@@ -15,7 +15,7 @@ from sfactory.algo.trace import TRACES
 from sfactory.cli import main as cli
 from sfactory.config import parsing, presets
 from sfactory.config.flags import split_flags
-from sfactory.monitor.metrics import METRICS
+from sfactory.monitor.messages import METRICS
 
 DOCS = ROOT / "docs"
 

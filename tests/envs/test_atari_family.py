@@ -28,7 +28,7 @@ def test_the_57_games_of_the_benchmark_are_there_with_scores_to_compare_with():
     from ale_py import roms
     from sfactory_envs.atari_scores import SCORES
 
-    from sfactory.monitor.metrics import human_normalized
+    from sfactory.monitor.statistics import human_normalized
 
     assert len(SCORES) == 57
     assert set(SCORES) <= set(roms.get_all_rom_ids())

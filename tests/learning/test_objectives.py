@@ -14,7 +14,7 @@ from sfactory.learning.batch import rows_of
 from sfactory.learning.network import build_model
 from sfactory.learning.objectives import OBJECTIVES, Loss, Minibatch, Objective, Phase, objective_class
 from sfactory.learning.objectives.actor_critic import ActorCriticObjective
-from sfactory.monitor.metrics import meaning
+from sfactory.monitor.table import meaning
 
 torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""Statistics of few runs, against numbers worked out by hand and by slow loops."""
+"""Statistics of few runs, against hand-computed numbers and slow loops."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from sfactory.monitor.statistics import bootstrap, improvement_interval, iqm, iqm_curve, probability_of_improvement
 
 
-def test_a_curve_is_the_iqm_and_the_interval_of_each_point():
+def test_iqm_curve_equals_iqm_and_bootstrap_at_each_point():
     draws = np.random.default_rng(3)
     strata = [draws.normal(size=(6, 4)), draws.normal(2.0, size=(3, 4))]
     found = iqm_curve(strata, resamples=300, seed=7)
@@ -16,8 +16,8 @@ def test_a_curve_is_the_iqm_and_the_interval_of_each_point():
         assert found[1:, point] == pytest.approx(bootstrap(scores, iqm, resamples=300, seed=7))
 
 
-def test_a_run_is_drawn_whole():
-    """Curves that never cross: at every point the same runs were drawn, so the bands are shifted copies."""
+def test_iqm_curve_resamples_whole_runs():
+    """Two parallel points of the same runs: their intervals differ by the same shift."""
     one = np.random.default_rng(0).normal(size=(7, 1))
     found = iqm_curve([np.concatenate([one, one + 10.0], axis=1)])
     assert found[:, 1] == pytest.approx(found[:, 0] + 10.0)
@@ -39,7 +39,7 @@ def test_probability_of_improvement_by_hand():
     assert probability_of_improvement(ours, theirs) == pytest.approx((0 + 0 + 1 + 0.5) / 4)
 
 
-def test_probability_of_improvement_is_the_double_loop():
+def test_probability_of_improvement_equals_the_double_loop():
     draws = np.random.default_rng(1)
     ours = [draws.integers(0, 5, size=7), draws.integers(2, 6, size=4)]  # integers: ties happen
     theirs = [draws.integers(0, 5, size=5), draws.integers(0, 5, size=9)]
@@ -48,7 +48,7 @@ def test_probability_of_improvement_is_the_double_loop():
     assert both == pytest.approx(1.0)
 
 
-def test_its_interval_is_that_of_a_slow_bootstrap():
+def test_improvement_interval_equals_a_slow_bootstrap():
     ours, theirs = [np.array([1.0, 2.0, 5.0, 6.0]), np.array([3.0, 4.0])], [np.array([2.0, 3.0, 4.0]), np.array([3.0])]
     draws = np.random.default_rng(11)
     slow = [

@@ -1,4 +1,4 @@
-"""Rows reach every file, a resume leaves one increasing curve, and no trouble with a file stops training."""
+"""Writers: rows in every output, one increasing curve after a resume, no output error stops training."""
 
 import json
 import os
@@ -10,9 +10,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sfactory.config import Config, Log, Stop
-from sfactory.monitor import writers as module
+from sfactory.monitor import writers as writers_module
 from sfactory.monitor.panel import Snapshot
-from sfactory.monitor.writers import METRICS_FILE, Writers, cut_back, last_evaluated, wandb_id, write_atomically
+from sfactory.monitor.writers import METRICS_FILE, Writers, drop_rows_after, last_evaluated, wandb_id, write_atomically
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def write(run_dir, config, steps, value=1.0, resume=None):
     writers.close()
 
 
-def test_a_row_reaches_jsonl_and_tensorboard(tmp_path, config):
+def test_writers_write_a_row_to_jsonl_and_tensorboard(tmp_path, config):
     write(tmp_path, config, [10, 20], 2.5)
     assert [(r["env_steps"], r["seconds"], r["charts/SPS"]) for r in rows(tmp_path)] == [(10, 1.0, 2.5), (20, 2.0, 2.5)]
     assert "system/cpu" in rows(tmp_path)[0]
     assert curve(tmp_path) == [(10, 2.5), (20, 2.5)]
 
 
-def test_rows_are_on_disk_before_the_run_ends(tmp_path, config):
+def test_writers_flush_every_row(tmp_path, config):
     writers = Writers(tmp_path, config, None)
     writers.row(10, 1.0, {"charts/SPS": 1.0})
     assert len(rows(tmp_path)) == 1
@@ -52,9 +52,9 @@ def test_rows_are_on_disk_before_the_run_ends(tmp_path, config):
     writers.close()
 
 
-def test_resume_leaves_one_strictly_increasing_curve(tmp_path, config):
+def test_writers_resume_gives_one_strictly_increasing_curve(tmp_path, config):
     write(tmp_path, config, [10, 20, 30, 40], 1.0)
-    write(tmp_path, config, [25, 35], 2.0, resume=20)  # the checkpoint was at 20: 30 and 40 never happened
+    write(tmp_path, config, [25, 35], 2.0, resume=20)  # the checkpoint was at 20: 30 and 40 are dropped
     expected = [(10, 1.0), (20, 1.0), (25, 2.0), (35, 2.0)]
     assert [(r["env_steps"], r["charts/SPS"]) for r in rows(tmp_path)] == expected
     assert curve(tmp_path) == expected
@@ -64,7 +64,7 @@ def test_resume_leaves_one_strictly_increasing_curve(tmp_path, config):
     assert curve(tmp_path) == expected
 
 
-def test_a_run_that_begins_anew_in_its_folder_leaves_nothing_of_the_first_launch(tmp_path, config):
+def test_writers_of_a_new_run_drop_rows_of_an_earlier_launch(tmp_path, config):
     """A requeued job that was stopped before its first checkpoint."""
     write(tmp_path, config, [10, 20, 30], 1.0)
     write(tmp_path, config, [5, 15], 2.0)
@@ -73,34 +73,35 @@ def test_a_run_that_begins_anew_in_its_folder_leaves_nothing_of_the_first_launch
     assert curve(tmp_path) == expected
 
 
-def test_a_second_row_at_the_same_step_is_left_out(tmp_path, config):
+def test_writers_leave_out_a_second_row_at_the_same_step(tmp_path, config):
     write(tmp_path, config, [10, 10, 20])
     assert [r["env_steps"] for r in rows(tmp_path)] == [10, 20]
     assert [step for step, _ in curve(tmp_path)] == [10, 20]
 
 
-def test_a_torn_last_row_is_dropped_on_resume(tmp_path):
+def test_drop_rows_after_drops_an_incomplete_last_line(tmp_path):
     path = tmp_path / METRICS_FILE
     path.write_text('{"env_steps": 1}\n{"env_steps": 2}\n{"env_st')
-    cut_back(path, 2)
+    drop_rows_after(tmp_path, 2)
     assert rows(tmp_path) == [{"env_steps": 1}, {"env_steps": 2}]
-    cut_back(tmp_path / "absent.jsonl", 2)
-    assert not (tmp_path / "absent.jsonl").exists()
+    (tmp_path / "empty").mkdir()
+    drop_rows_after(tmp_path / "empty", 2)
+    assert not list((tmp_path / "empty").iterdir())
 
 
-def test_a_number_that_is_not_finite_leaves_the_row_readable(tmp_path, config):
+def test_writers_write_non_finite_numbers_as_null(tmp_path, config):
     write(tmp_path, config, [10], float("nan"))
     assert rows(tmp_path)[0]["charts/SPS"] is None
 
 
-def test_status_is_whole_at_every_moment(tmp_path, config, monkeypatch):
+def test_status_json_is_replaced_atomically(tmp_path, config, monkeypatch):
     writers = Writers(tmp_path, config, None)
     writers.status({"state": "running", "env_steps": 1})
 
     def broken(self, target):
         raise OSError("killed before the rename")
 
-    monkeypatch.setattr(module.Path, "replace", broken)
+    monkeypatch.setattr(writers_module.Path, "replace", broken)
     writers.status({"state": "running", "env_steps": 2})
     assert json.loads((tmp_path / "status.json").read_text())["env_steps"] == 1
     monkeypatch.undo()
@@ -109,7 +110,7 @@ def test_status_is_whole_at_every_moment(tmp_path, config, monkeypatch):
     writers.close()
 
 
-def test_a_missing_folder_is_said_once_and_training_goes_on(tmp_path, config, capsys):
+def test_writers_report_a_missing_folder_once_per_output(tmp_path, config, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     writers = Writers(blocked, config, None)
@@ -122,7 +123,7 @@ def test_a_missing_folder_is_said_once_and_training_goes_on(tmp_path, config, ca
     assert sorted(line.split()[1] for line in warnings) == ["TensorBoard", "log.txt", "metrics.jsonl", "status.json"]
 
 
-def test_a_disk_that_fills_up_never_stops_or_blocks_training(tmp_path, config, capsys):
+def test_writers_neither_raise_nor_block_on_a_full_disk(tmp_path, config, capsys):
     writers = Writers(tmp_path, config, None)
 
     class Full:
@@ -139,7 +140,7 @@ def test_a_disk_that_fills_up_never_stops_or_blocks_training(tmp_path, config, c
     assert capsys.readouterr().err.count("No space left") == 2
 
 
-def test_log_goes_to_the_file_whole_and_to_the_console_in_one_line(tmp_path, config, capsys):
+def test_log_writes_all_lines_to_the_file_and_the_first_to_the_console(tmp_path, config, capsys):
     writers = Writers(tmp_path, config, None)
     writers.log("environment 3: boom\nTraceback: 1\nTraceback: 2")
     writers.log("not shown", echo=False)
@@ -153,9 +154,9 @@ def progress(env_steps):
     return Snapshot(row, env_steps, 1.0, Stop(env_steps=200), name="a", env="minatar/breakout")
 
 
-def test_progress_off_a_terminal_is_a_plain_line_now_and_then(tmp_path, capsys):
+def test_progress_without_a_terminal_is_a_line_every_console_seconds(tmp_path, capsys):
     writers = Writers(tmp_path, Config(log=Log(console_seconds=1000.0)), None)
-    writers.console(progress(0))  # nothing is known yet
+    writers.console(progress(0))  # before the first row
     writers.console(progress(10))
     writers.console(progress(20))
     writers.close()
@@ -164,7 +165,7 @@ def test_progress_off_a_terminal_is_a_plain_line_now_and_then(tmp_path, capsys):
     assert captured.out == ""  # stdout is for results
 
 
-def test_quiet_is_quiet(tmp_path, capsys):
+def test_log_quiet_prints_nothing(tmp_path, capsys):
     writers = Writers(tmp_path, Config(log=Log(quiet=True, console_seconds=0.0)), None)
     writers.console(progress(10))
     writers.log("something")
@@ -173,14 +174,14 @@ def test_quiet_is_quiet(tmp_path, capsys):
     assert "something" in (tmp_path / "log.txt").read_text()
 
 
-def test_wandb_that_is_missing_is_a_warning(tmp_path, monkeypatch, capsys):
+def test_missing_wandb_is_a_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     write(tmp_path, Config(log=Log(wandb=True)), [10])
     assert capsys.readouterr().err.count("Weights & Biases cannot be written") == 1
     assert len(rows(tmp_path)) == 1
 
 
-def test_wandb_gets_the_same_names_and_goes_on_after_a_resume(tmp_path, monkeypatch):
+def test_wandb_gets_the_same_names_and_continues_after_a_resume(tmp_path, monkeypatch):
     import types
 
     calls, rows_, axes = [], [], []
@@ -199,7 +200,7 @@ def test_wandb_gets_the_same_names_and_goes_on_after_a_resume(tmp_path, monkeypa
     assert calls[0]["settings"]["silent"] is False
 
 
-def test_a_wandb_id_follows_its_folder_and_belongs_to_no_other_run(tmp_path):
+def test_wandb_id_stays_with_its_folder_and_is_unique(tmp_path):
     for parent in ("one", "two"):
         (tmp_path / parent / "a").mkdir(parents=True)
     first, other = (wandb_id(tmp_path / parent / "a", new=True) for parent in ("one", "two"))
@@ -212,7 +213,7 @@ def test_a_wandb_id_follows_its_folder_and_belongs_to_no_other_run(tmp_path):
     assert wandb_id(tmp_path / "my run", new=False) == "my-run"  # logged by a version that kept no id
 
 
-def test_an_atomic_write_leaves_nothing_else(tmp_path):
+def test_write_atomically_leaves_no_temporary_file(tmp_path):
     write_atomically(tmp_path / "a", "1")
     write_atomically(tmp_path / "a", "2")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
@@ -231,7 +232,7 @@ if pid == 0:
     w = Writers(Path(tempfile.mkdtemp()), Config(), None)
     row = {"charts/SPS": 10.0, "charts/FPS": 10.0}
     stop = Stop(env_steps=200)
-    w.console(Snapshot(row, 10, 1.0, stop, "a", "minatar/breakout")); w.log("sampler-0 died"); time.sleep(0.8)
+    w.console(Snapshot(row, 10, 1.0, stop, "a", "minatar/breakout")); w.log("sampler-0 exited"); time.sleep(0.8)
     w.console(Snapshot(row, 20, 1.0, stop, "a", "minatar/breakout")); w.close()
     os._exit(0)
 seen = b""
@@ -249,38 +250,38 @@ def on_a_terminal(**environ):
     return subprocess.run(command, timeout=30, env=environ, capture_output=True, check=True).stdout.decode()
 
 
-def test_a_terminal_gets_a_live_panel_and_events_stay_above_it():
+def test_live_panel_on_a_terminal_keeps_events_above_it():
     seen = on_a_terminal()
     words = re.sub("\x1b\\[[0-9;]*m", "", seen)
-    assert "sampler-0 died\r\n╭─ sfactory · minatar/breakout ─" in words
+    assert "sampler-0 exited\r\n╭─ sfactory · minatar/breakout ─" in words
     assert "10 of 200 steps" in words
     assert "20 of 200 steps" in words
     assert seen.rindex("\x1b[?25l") < seen.rindex("\x1b[?25h")  # the cursor is back
 
 
-def test_no_color_keeps_the_panel_and_drops_its_colours():
+def test_live_panel_without_colours_under_no_color():
     colour = re.compile("\x1b\\[[0-9;]*(3[0-7]|9[0-7])m")
     assert colour.search(on_a_terminal())
     assert not colour.search(on_a_terminal(NO_COLOR="1"))
 
 
-def test_a_dumb_terminal_gets_plain_lines():
+def test_dumb_terminal_gets_progress_lines():
     seen = on_a_terminal(TERM="dumb")
     assert seen.splitlines()[0] == "10 steps | 10 steps/s | 5%, 19 s left"
     assert "\x1b" not in seen
 
 
-def test_without_unicode_the_panel_is_ascii():
+def test_live_panel_without_unicode_is_ascii():
     assert on_a_terminal(PYTHONUTF8="0", PYTHONIOENCODING="ascii").isascii()
     assert "+- sfactory" in re.sub("\x1b\\[[0-9;]*m", "", on_a_terminal(PYTHONUTF8="0", PYTHONIOENCODING="ascii"))
 
 
-def test_rich_is_loaded_on_a_terminal_only():
+def test_recorder_does_not_import_rich_or_torch():
     code = "import sys, sfactory.run.recorder; sys.exit('rich' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_tensorboard_shows_an_evaluation_where_its_policy_was_trained(tmp_path, config):
+def test_tensorboard_shows_an_evaluation_at_the_step_of_its_policy(tmp_path, config):
     writers = Writers(tmp_path, config, None)
     writers.row(10, 1.0, {"charts/SPS": 1.0})
     writers.row(30, 3.0, {"charts/SPS": 3.0, "eval/iqm": 7.0, "eval/env_steps": 12.0})
@@ -289,7 +290,7 @@ def test_tensorboard_shows_an_evaluation_where_its_policy_was_trained(tmp_path, 
     assert curve(tmp_path) == [(10, 1.0), (30, 3.0), (50, 5.0)]
     assert curve(tmp_path, "eval/iqm") == [(12, 7.0), (31, 8.0)]
     assert [(row["env_steps"], row.get("eval/iqm")) for row in rows(tmp_path)] == [(10, None), (30, 7.0), (50, 8.0)]
-    assert last_evaluated(tmp_path / METRICS_FILE) == 31
-    Writers(tmp_path, config, 40).close()  # a resume at 40: the row that told of 31 is gone
-    assert last_evaluated(tmp_path / METRICS_FILE) == 12
+    assert last_evaluated(tmp_path) == 31
+    Writers(tmp_path, config, 40).close()  # a resume at 40: the row with the evaluation of 31 is dropped
+    assert last_evaluated(tmp_path) == 12
     assert last_evaluated(tmp_path / "nothing") == 0

@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back, or is refused with a reason; whatever happens, one good one stands."""
+"""Checkpoints: saved contents load unchanged or are rejected with a reason; a valid one is always kept."""
 
 import contextlib
 import errno
@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from sfactory.run import checkpoint
-from sfactory.run.checkpoint import CheckpointError, Contents, load, load_lockstep, newest, save, verify
+from sfactory.run import checkpoint, checkpoint_writer
+from sfactory.run.checkpoint import CheckpointError, Contents, load, load_lockstep, newest, verify
+from sfactory.run.checkpoint_writer import save
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def contents(steps, value=None):
-    """Small, and different for every number of steps."""
+    """Small contents, different for every number of steps."""
     value = float(steps) if value is None else value
     parts = {part: {"w": torch.full((3,), value), "n.b": torch.tensor(steps)} for part in checkpoint.PARTS}
     return Contents({"env_steps": steps, "launch": 0}, parts, lockstep={"arena": np.arange(4, dtype=np.uint8)})
@@ -38,7 +39,7 @@ def same(path, steps):
     return True
 
 
-def test_what_was_saved_comes_back_and_the_oldest_make_room(tmp_path):
+def test_save_and_load_give_equal_contents_and_prune_the_oldest(tmp_path):
     for steps in (10, 20, 30, 40):
         assert same(save(tmp_path, contents(steps), keep=2), steps)
     assert [path.name for path in checkpoint.candidates(tmp_path)] == ["000000000040", "000000000030"]
@@ -54,7 +55,7 @@ def kept(run):
     return [int(path.name) for path in checkpoint.candidates(run)]
 
 
-def test_the_best_by_training_return_is_kept_besides_the_newest(tmp_path):
+def test_prune_keeps_the_best_by_training_return(tmp_path):
     for steps, training_return in ((10, 1.0), (20, 9.0), (30, 3.0), (40, 9.0), (50, 5.0), (60, 2.0), (70, 8.5)):
         save(tmp_path, scored(steps, training_return), keep=2)
     assert kept(tmp_path) == [70, 60, 40]  # of equals the newest
@@ -65,19 +66,19 @@ def test_the_best_by_training_return_is_kept_besides_the_newest(tmp_path):
     assert kept(tmp_path) == [80, 70]
 
 
-def test_without_a_training_return_there_is_no_best(tmp_path):
+def test_best_is_none_without_a_training_return(tmp_path):
     save(tmp_path, contents(10), keep=1)
     assert checkpoint.best(tmp_path) is None
 
 
-def test_the_first_checkpoint_after_each_milestone_is_kept_for_good(tmp_path):
+def test_prune_keeps_the_first_checkpoint_after_each_milestone(tmp_path):
     for steps in (0, 90, 105, 150, 190, 290, 301, 302, 350):
         save(tmp_path, contents(steps), keep=2, milestones=100)
     assert kept(tmp_path) == [350, 302, 301, 290, 105]
     assert same(newest(tmp_path), 350)
 
 
-def test_damaged_checkpoints_do_not_push_out_the_last_good_ones(tmp_path):
+def test_prune_does_not_count_damaged_checkpoints(tmp_path):
     for steps in (10, 20, 30, 40):
         save(tmp_path, contents(steps), keep=4)
     for steps in (20, 30):
@@ -88,49 +89,49 @@ def test_damaged_checkpoints_do_not_push_out_the_last_good_ones(tmp_path):
     assert kept(tmp_path) == [60, 50, 40]
 
 
-def test_the_same_step_saved_again_replaces_it_whole(tmp_path):
+def test_save_at_the_same_step_replaces_the_checkpoint(tmp_path):
     save(tmp_path, contents(10, value=1.0), keep=2)
     assert same(save(tmp_path, contents(10), keep=2), 10)
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-def test_the_same_step_saved_again_leaves_a_good_one_at_every_moment(tmp_path, monkeypatch, atomic):
-    """The old one or the new one; where the system cannot swap two folders, it is put aside for a moment."""
+def test_save_at_the_same_step_always_leaves_a_valid_checkpoint(tmp_path, monkeypatch, atomic):
+    """The old or the new one, also where the system cannot swap two folders."""
     save(tmp_path, contents(10, value=1.0), keep=2)
-    real, seen = shutil.rmtree, []
+    real, newest_seen = shutil.rmtree, []
 
-    def watched(*how, **more):
-        seen.append(newest(tmp_path))
-        real(*how, **more)
-        seen.append(newest(tmp_path))
+    def rmtree(*args, **kwargs):
+        newest_seen.append(newest(tmp_path))
+        real(*args, **kwargs)
+        newest_seen.append(newest(tmp_path))
 
-    monkeypatch.setattr(shutil, "rmtree", watched)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
     if not atomic:
-        monkeypatch.setattr(checkpoint.ctypes, "CDLL", lambda name: object())
+        monkeypatch.setattr(checkpoint_writer.ctypes, "CDLL", lambda name: object())
     assert same(save(tmp_path, contents(10), keep=2), 10)
-    assert seen
-    assert all(path is not None for path in seen)
+    assert newest_seen
+    assert all(path is not None for path in newest_seen)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000000000010"]
 
 
-def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
-    """A sector that fails, a file of somebody else's: no damage that a hash would tell."""
+def test_newest_skips_a_checkpoint_that_cannot_be_read(tmp_path, monkeypatch):
+    """A failing sector or a missing permission raises OSError, not CheckpointError."""
     for steps in (10, 20):
         save(tmp_path, contents(steps), keep=2)
-    real = checkpoint._sha256
+    real = checkpoint.file_sha256
 
     def fails(path):
         if "20" in path.parent.name:
             raise OSError(5, "Input/output error")
         return real(path)
 
-    monkeypatch.setattr(checkpoint, "_sha256", fails)
-    told = []
-    assert newest(tmp_path, told).name == "000000000010"
-    assert "Input/output error" in told[0]
+    monkeypatch.setattr(checkpoint, "file_sha256", fails)
+    warnings = []
+    assert newest(tmp_path, warnings).name == "000000000010"
+    assert "Input/output error" in warnings[0]
 
 
-def test_what_is_not_finite_is_never_written(tmp_path):
+def test_save_rejects_non_finite_tensors(tmp_path):
     save(tmp_path, contents(10), keep=2)
     bad = contents(20)
     bad.parts["optimizer"]["w"][1] = float("nan")
@@ -147,7 +148,7 @@ CALLS = (
 
 
 class Fault:
-    """Counts calls of everything that touches the disk; at call `at` something happens, before or after it."""
+    """Counts disk calls; at call `at`, `happen` is called before or after it."""
 
     def __init__(self, monkeypatch, at, happen, after):
         self.count, self.at, self.happen, self.after = 0, at, happen, after
@@ -184,7 +185,7 @@ def calls_of_a_save(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("after", [False, True])
-def test_an_error_at_any_call_leaves_a_good_checkpoint(memory_path, number, after):
+def test_save_error_at_any_call_leaves_a_valid_checkpoint(memory_path, number, after):
     calls = calls_of_a_save(memory_path)
     assert calls > 20
     for at in range(1, calls + 1):
@@ -192,7 +193,7 @@ def test_an_error_at_any_call_leaves_a_good_checkpoint(memory_path, number, afte
         save(run, contents(10), keep=2)
         with pytest.MonkeyPatch.context() as patch:
             Fault(patch, at, fail(number), after)
-            with contextlib.suppress(OSError):  # what only tidies up may fail in silence
+            with contextlib.suppress(OSError):  # errors of deleting temporary files are ignored
                 save(run, contents(20), keep=2)
         found = newest(run)
         assert same(found, int(found.name))
@@ -200,7 +201,7 @@ def test_an_error_at_any_call_leaves_a_good_checkpoint(memory_path, number, afte
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_at_any_call_leaves_a_good_checkpoint(memory_path, after):
+def test_kill_at_any_call_of_save_leaves_a_valid_checkpoint(memory_path, after):
     for at in range(1, calls_of_a_save(memory_path) + 1):
         run = memory_path / f"{at}"
         save(run, contents(10), keep=2)
@@ -214,7 +215,7 @@ def test_a_kill_at_any_call_leaves_a_good_checkpoint(memory_path, after):
         found = newest(run)
         assert same(found, int(found.name))
         assert same(save(run, contents(30), keep=2), 30)
-        assert not [p for p in (run / "checkpoints").iterdir() if p.name.startswith(".")]  # no litter
+        assert not [p for p in (run / "checkpoints").iterdir() if p.name.startswith(".")]  # no temporary folders
 
 
 def mutate(files, draw):
@@ -238,12 +239,12 @@ def mutate(files, draw):
 
 @pytest.fixture
 def memory_path():
-    """A folder in memory where there is one: ten thousand small writes wear no disk and take no minute."""
+    """Folder in memory where available: ten thousand small writes are fast there."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
         yield Path(folder)
 
 
-def test_ten_thousand_mutations_are_refused_or_load_what_was_saved(memory_path):
+def test_verify_rejects_ten_thousand_mutations(memory_path):
     good = save(memory_path / "run", contents(10), keep=1)
     files = {file.name: file.read_bytes() for file in good.iterdir()}
     draw, refused = random.Random(0), 0
@@ -255,7 +256,7 @@ def test_ten_thousand_mutations_are_refused_or_load_what_was_saved(memory_path):
             (good / name).write_bytes(data)
         try:
             verify(good)
-            assert same(good, 10)  # a blank behind the manifest, a file swapped with itself
+            assert same(good, 10)  # a space after the manifest, a file replaced by itself
         except CheckpointError:
             assert data != files[name]
             refused += 1
@@ -263,18 +264,18 @@ def test_ten_thousand_mutations_are_refused_or_load_what_was_saved(memory_path):
     assert refused > 9000
 
 
-def test_a_forged_manifest_leads_nowhere_outside(tmp_path):
-    """Names in a manifest are data: one that points elsewhere is not a file of this checkpoint."""
+def test_verify_rejects_a_manifest_with_files_outside_the_checkpoint(tmp_path):
+    """Its hash is correct, but it names a file in another folder."""
     good = save(tmp_path / "run", contents(10), keep=1)
     manifest = json.loads((good / "manifest.json").read_text())
     manifest["files"]["../../secret"] = {"size": 1, "sha256": "0"}
-    manifest["sha256"] = checkpoint._manifest_hash(manifest)
+    manifest["sha256"] = checkpoint.manifest_sha256(manifest)
     (good / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError):
         verify(good)
 
 
-def test_the_newest_good_one_wins_and_bad_ones_are_named_and_moved(tmp_path):
+def test_newest_returns_the_newest_valid_one_and_moves_damaged_ones(tmp_path):
     for steps in (10, 20, 30):
         save(tmp_path, contents(steps), keep=3)
     (tmp_path / "checkpoints/000000000030/model.safetensors").write_bytes(b"")
@@ -293,17 +294,17 @@ def test_the_newest_good_one_wins_and_bad_ones_are_named_and_moved(tmp_path):
 
 
 @pytest.mark.parametrize("version", sorted(p.name for p in GOLDEN.glob("checkpoint_v*")))
-def test_a_checkpoint_of_every_format_version_still_loads(version):
+def test_golden_checkpoint_of_every_format_version_loads(version):
     path = GOLDEN / version / "checkpoints" / "000000000010"
     verify(path)
     assert same(path, 10)
 
 
-def test_there_is_a_golden_checkpoint_of_todays_format():
+def test_current_format_has_a_golden_checkpoint():
     assert (GOLDEN / f"checkpoint_v{checkpoint.FORMAT}").is_dir()
 
 
-def test_nothing_is_unpickled_on_the_load_path(tmp_path):
+def test_loading_a_checkpoint_unpickles_nothing(tmp_path):
     save(tmp_path, contents(10), keep=1)
     script = """
 import sys, pathlib
@@ -320,14 +321,14 @@ assert events  # the hook works
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
 
 
-def test_the_last_checkpoint_has_an_age_and_one_that_vanishes_is_passed_over(tmp_path, monkeypatch):
-    assert checkpoint.last(tmp_path, 1000.0) is None
+def test_last_saved_has_an_age_and_skips_a_checkpoint_that_was_pruned(tmp_path, monkeypatch):
+    assert checkpoint.last_saved(tmp_path, 1000.0) is None
     for steps, written in ((10, 900.0), (20, 950.0)):
         folder = tmp_path / "checkpoints" / f"{steps:012d}"
         folder.mkdir(parents=True)
         os.utime(folder, (written, written))
-    assert checkpoint.last(tmp_path, 1000.0) == (20, 50.0)
+    assert checkpoint.last_saved(tmp_path, 1000.0) == (20, 50.0)
     found = checkpoint.candidates(tmp_path)
     found[0].rmdir()
     monkeypatch.setattr(checkpoint, "candidates", lambda _: found)
-    assert checkpoint.last(tmp_path, 1000.0) == (10, 100.0)
+    assert checkpoint.last_saved(tmp_path, 1000.0) == (10, 100.0)

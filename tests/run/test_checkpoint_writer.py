@@ -1,13 +1,13 @@
-"""Checkpoints written by a thread: what was copied is what is written, and no end of a save is lost."""
+"""CheckpointWriter: writes what was copied at `start`, and returns the result of every save."""
 
 import threading
 
 import pytest
 import torch
 
-from sfactory.run import checkpoint
+from sfactory.run import checkpoint, checkpoint_writer
 from sfactory.run.checkpoint import Contents
-from sfactory.run.checkpoint_writer import Saver
+from sfactory.run.checkpoint_writer import CheckpointWriter
 
 
 def contents(steps, value=1.0):
@@ -15,40 +15,40 @@ def contents(steps, value=1.0):
     return Contents({"env_steps": steps}, parts)
 
 
-def test_weights_that_move_on_while_they_are_written_are_saved_as_they_were(tmp_path, monkeypatch):
+def test_checkpoint_writer_saves_the_weights_as_they_were_at_start(tmp_path, monkeypatch):
     go = threading.Event()
-    real = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda *a: (go.wait(10), real(*a)))
-    saver, live = Saver(tmp_path, keep=2), contents(10)
-    saver.begin(live)
+    real = checkpoint_writer.save
+    monkeypatch.setattr(checkpoint_writer, "save", lambda *a: (go.wait(10), real(*a)))
+    saver, live = CheckpointWriter(tmp_path, keep=2), contents(10)
+    saver.start(live)
     assert saver.busy
-    assert saver.take(wait=False) is None
+    assert saver.poll(wait=False) is None
     live.parts["model"]["w"] += 100.0
     go.set()
-    assert saver.take(wait=True) == (10, None)
+    assert saver.poll(wait=True) == (10, None)
     assert not saver.busy
-    assert saver.take(wait=True) is None  # an end is taken once
+    assert saver.poll(wait=True) is None  # a result is returned once
     assert checkpoint.load(checkpoint.newest(tmp_path)).parts["model"]["w"].tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit(3), KeyboardInterrupt()])
-def test_whatever_ends_a_save_is_told(tmp_path, monkeypatch, error):
+def test_checkpoint_writer_returns_the_error_of_a_save(tmp_path, monkeypatch, error):
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(checkpoint, "save", fail)
-    saver = Saver(tmp_path, keep=2)
-    saver.begin(contents(10))
-    assert saver.take(wait=True) == (10, error)
+    monkeypatch.setattr(checkpoint_writer, "save", fail)
+    saver = CheckpointWriter(tmp_path, keep=2)
+    saver.start(contents(10))
+    assert saver.poll(wait=True) == (10, error)
 
 
-def test_without_a_thread_to_be_had_the_update_waits(tmp_path, monkeypatch):
+def test_checkpoint_writer_saves_in_the_caller_without_a_thread(tmp_path, monkeypatch):
     def refuse(self):
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        saver = Saver(tmp_path, keep=2)
-        saver.begin(contents(10))
-    assert saver.take(wait=False) == (10, None)
+        saver = CheckpointWriter(tmp_path, keep=2)
+        saver.start(contents(10))
+    assert saver.poll(wait=False) == (10, None)
     assert checkpoint.newest(tmp_path).name == "000000000010"

@@ -9,7 +9,7 @@ import pytest
 
 from sfactory.config import Config, Env, Eval, Sampling
 from sfactory.envs import make_spec
-from sfactory.monitor.metrics import Board
+from sfactory.monitor.board import Board
 from sfactory.run.outcome import Outcome
 from sfactory.shm import atomics
 from sfactory.supervisor import supervisor as module

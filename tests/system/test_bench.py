@@ -10,7 +10,7 @@ from sfactory.config.flags import split_flags
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
 from sfactory.monitor.known_rooflines import known_roofline
-from sfactory.monitor.metrics import STAGES
+from sfactory.monitor.table import STAGES
 
 FAST = ["--sampling.envs-per-group", "8", "--sampling.rollout-length", "16", "--batch.epochs", "1"]
 FAST += ["--batch.minibatches", "1", "--run.device", "cpu"]

@@ -14,8 +14,8 @@ from run_helpers import SMALL, command, rows
 from sfactory.config.flags import split_flags
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
-from sfactory.monitor.known_rooflines import remember_roofline
-from sfactory.monitor.metrics import STAGES
+from sfactory.monitor.known_rooflines import store_roofline
+from sfactory.monitor.messages import STAGES
 
 
 def until(fd, condition, seconds=90.0):
@@ -37,7 +37,7 @@ def plain(text):
 def test_a_run_on_a_terminal_shows_its_panel_and_ctrl_c_gives_the_terminal_back(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     flags, _, (target,) = split_flags(["gymnasium/CartPole-v1", *SMALL], {})
-    remember_roofline(build(*target_layers(target), flags), 50_000)  # as `sfactory bench` does
+    store_roofline(build(*target_layers(target), flags), 50_000)  # as `sfactory bench` does
     words = command("train", "gymnasium/CartPole-v1", "--run.dir", tmp_path / "run", *SMALL)
     pid, fd = pty.fork()
     if pid == 0:

@@ -77,7 +77,7 @@ def test_the_best_and_the_milestones_are_kept_and_their_return_is_the_rows_own(t
     assert marks >= {1, 2, 3, 4}
     assert len(kept) <= 6
     best = checkpoint.best(run)
-    scores = {path: checkpoint.score(path) for path in kept}
+    scores = {path: checkpoint.training_return(path) for path in kept}
     assert scores[best] == max(score for score in scores.values() if score is not None)
     known = [row["charts/episodic_return"] for row in rows(run) if row["charts/games"] >= 100]
     assert min(known) <= scores[best] <= max(known)

@@ -92,14 +92,14 @@ def test_whatever_a_stranger_wrote_is_damage_and_no_traceback(typed, run, capsys
 
 def test_a_forged_manifest_cannot_do_more(typed, run):
     """It can hash itself: anybody can. Files that are missing in it, or no list at all, are damage."""
-    from sfactory.run.checkpoint import FORMAT, _manifest_hash
+    from sfactory.run.checkpoint import FORMAT, manifest_sha256
 
     path = candidates(run)[0]
     names = json.loads((path / MANIFEST).read_text())["files"]
     elsewhere = {"../../../etc/passwd": {"size": 1, "sha256": ""}}
     for files in ([], {"state.json": 3}, dict.fromkeys(names, 3), {name: {} for name in names}, elsewhere):
         forged = {"format": FORMAT, "files": files}
-        forged["sha256"] = _manifest_hash(forged)
+        forged["sha256"] = manifest_sha256(forged)
         (path / MANIFEST).write_text(json.dumps(forged))
         assert typed("info", path)[0] == 5
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from sfactory.monitor.metrics import LAG_SHARES, STAGES
+from sfactory.monitor.table import LAG_SHARES, STAGES
 from sfactory.tools import svg
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}

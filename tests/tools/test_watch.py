@@ -10,7 +10,7 @@ import pytest
 
 from sfactory.config import Config, Env, Sampling, Stop
 from sfactory.config.toml_file import to_toml
-from sfactory.monitor.writers import METRICS_FILE, cut_back
+from sfactory.monitor.writers import METRICS_FILE, drop_rows_after
 from sfactory.tools.watch import Watched, watch
 
 CONFIG = Config(
@@ -81,12 +81,12 @@ def test_rows_are_read_once_and_a_half_written_one_when_it_is_whole(run_dir, mon
     with (run_dir / METRICS_FILE).open("a") as file:
         file.write("\n")
     assert watched.read(0.0).env_steps == 200
-    lines = []
-    real = watched.history.read
-    monkeypatch.setattr(watched.history, "read", lambda new, row: lines.extend(new) or real(new, row))
+    added = []
+    real = watched.history.add
+    monkeypatch.setattr(watched.history, "add", lambda steps, *row: added.append(steps) or real(steps, *row))
     write(run_dir, 300)
     watched.read(0.0)
-    assert [json.loads(line)["env_steps"] for line in lines] == [300]
+    assert added == [300]
 
 
 def test_a_resumed_run_is_read_anew(run_dir):
@@ -94,7 +94,7 @@ def test_a_resumed_run_is_read_anew(run_dir):
     for steps in (100, 200, 300):
         write(run_dir, steps, **{"charts/episodic_return": float(steps)})
     watched.read(0.0)
-    cut_back(run_dir / METRICS_FILE, 100)
+    drop_rows_after(run_dir, 100)
     write(run_dir, 150, **{"charts/episodic_return": 7.0})
     assert watched.read(0.0).history == ((100.0, 10.0, 100.0), (150.0, 15.0, 7.0))
 

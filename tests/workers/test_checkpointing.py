@@ -17,7 +17,7 @@ from sfactory.workers.shared import LearnerOutcome, RunSpec
 
 
 class FakeSaver:
-    """A `Saver` that records what it is given; a save ends when `ended` is set."""
+    """A `CheckpointWriter` that records what it is given; a save ends when `ended` is set."""
 
     def __init__(self, *unused):
         self.begun, self.ended, self.busy = [], None, False
@@ -38,7 +38,7 @@ def clock(monkeypatch):
 
 
 def make_checkpointing(monkeypatch, env_steps=1500, leader=True, **sections):
-    monkeypatch.setattr(module, "Saver", FakeSaver)
+    monkeypatch.setattr(module, "CheckpointWriter", FakeSaver)
     config = Config(env=Env("gymnasium/CartPole-v1"), **sections)
     learners = SingleLearner()
     learners.is_leader = leader

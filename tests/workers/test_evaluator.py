@@ -8,7 +8,7 @@ import pytest
 from sfactory.config import Config, Env, Eval, Model
 from sfactory.envs import make_spec
 from sfactory.learning.network import build_model
-from sfactory.run import checkpoint
+from sfactory.run import checkpoint, checkpoint_writer
 from sfactory.workers import evaluator as module
 from sfactory.workers.evaluator import Evaluator, PolicyPlayer
 from sfactory.workers.shared import RunSpec
@@ -28,7 +28,7 @@ def save(run_spec, env_steps, shift=0.0):
     for parameter in model.parameters():
         parameter.data += shift
     contents = checkpoint.Contents({"env_steps": env_steps}, {"model": model.state_dict()})
-    return checkpoint.save(run_spec.debug_dir.parent, contents, keep=3)
+    return checkpoint_writer.save(run_spec.debug_dir.parent, contents, keep=3)
 
 
 def test_evaluation_due_if_a_multiple_of_eval_every_lies_between(run_spec):

@@ -1,10 +1,10 @@
-"""The live panel: a run at one glance. `render(snapshot, width)` is pure: the same snapshot is the same picture.
+"""Live panel of a run. `render(snapshot, width)` is pure: equal snapshots give equal pictures.
 
-`workers/record.py` makes the snapshots (`watch.py`: from a run's files), `terminal.py` keeps the newest on the screen.
-rich is imported by the functions that draw: who has no terminal never loads it.
+`run/recorder.py` makes the snapshots of the own run, `tools/watch.py` those of another run from its files;
+`terminal.py` keeps the newest on the screen. Only functions that draw import rich: it is not loaded without a terminal.
 """
 
 from sfactory.monitor.panel.picture import render
-from sfactory.monitor.panel.snapshot import History, Snapshot, carried
+from sfactory.monitor.panel.snapshot import ReturnHistory, Snapshot, keep_stage_times
 
-__all__ = ["History", "Snapshot", "carried", "render"]
+__all__ = ["ReturnHistory", "Snapshot", "keep_stage_times", "render"]

@@ -1,4 +1,4 @@
-"""Lines of the panel: pieces of text with a style each, cut and filled to a width. Nothing here knows of training."""
+"""Lines of styled text, cut and filled to a width. Independent of training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LABEL = 11
 DIM, NUMBER, ACCENT, GOOD, WARN, BAD = "bright_black", "bold", "cyan", "green", "yellow", "bold red"
 BLOCKS = " ▁▂▃▄▅▆▇█"
 ASCII = str.maketrans("╭╮╰╯─━╸│▁▂▃▄▅▆▇█▲▼·…■□", "++++-=-|...:::##^v-.#.")
-"""For terminals without Unicode, one character for one."""
+"""Replacements for terminals without Unicode, one character each."""
 
 
 def label(word: str, style: str = DIM) -> Line:
@@ -22,7 +22,7 @@ def label(word: str, style: str = DIM) -> Line:
 
 
 def entry(name: str, fields: Sequence[Line], width: int) -> Line:
-    """A label and as many fields as fit."""
+    """A label and as many fields as fit in `width`."""
     line, used = label(name), LABEL
     for number, pieces in enumerate(fields):
         gap = 3 if number else 0
@@ -35,14 +35,14 @@ def entry(name: str, fields: Sequence[Line], width: int) -> Line:
 
 
 def bar(share: float, width: int, style: str) -> Line:
-    """Thick for the share, thin for the rest."""
+    """Horizontal bar: thick for the share, thin for the rest."""
     halves = round(min(max(share, 0.0), 1.0) * 2 * width)
     full, half = divmod(halves, 2)
     return [("━" * full + "╸" * half, style), ("─" * (width - full - half), DIM)]
 
 
 def fit(line: Line, width: int) -> Line:
-    """Exactly `width` cells: cut, or filled with blanks. Wide characters count twice."""
+    """Cut or fill a line to exactly `width` cells. Wide characters take two."""
     from rich.cells import cell_len, set_cell_size
 
     fitted: Line = []
@@ -56,7 +56,7 @@ def fit(line: Line, width: int) -> Line:
 
 
 def border(corners: str, left: Line, right: Line, width: int) -> Line:
-    """Frame with words in it; the right ones go first where there is no room."""
+    """Horizontal border with text at both ends; the right text is left out first where both do not fit."""
     from rich.cells import cell_len
 
     def size(line: Line) -> int:
@@ -78,7 +78,7 @@ def stack(blocks: Sequence[list[Line]], gap: list[Line]) -> list[Line]:
 
 
 def beside(columns: Sequence[list[Line]], widths: Sequence[int]) -> list[Line]:
-    """Columns side by side."""
+    """Join columns side by side."""
     lines: list[Line] = []
     for number in range(max(map(len, columns))):
         line: Line = []
@@ -90,12 +90,12 @@ def beside(columns: Sequence[list[Line]], widths: Sequence[int]) -> list[Line]:
 
 
 def plain(text: str) -> str:
-    """Printable characters only: a message may hold anything, and must not move the cursor."""
+    """Replace characters that are not printable: a message must not move the cursor."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 
 def chart(points: Sequence[tuple[float, float]], width: int, rows: int) -> list[Line]:
-    """Filled curve of value over steps; the highest and the lowest value stand at its left."""
+    """Filled curve of value over steps, with the highest and the lowest value on its left."""
     columns = width - LABEL
     if len(points) < 2 or columns < 8:
         return []
@@ -108,7 +108,7 @@ def chart(points: Sequence[tuple[float, float]], width: int, rows: int) -> list[
     for row in range(rows):
         left = [height - 8 * (rows - 1 - row) for height in eighths.tolist()]
         runs: Line = []
-        # Full cells have their colour behind them too: some fonts leave a gap between lines.
+        # Full cells have the same background: some fonts leave a gap between lines.
         for style, cells in groupby(left, lambda height: f"{GOOD} on {GOOD}" if height >= 8 else GOOD):
             runs.append(("".join(BLOCKS[min(max(height, 0), 8)] for height in cells), style))
         mark = f"{high:.4g}" if row == 0 and rows > 1 else f"{low:.4g}" if row == rows - 1 and rows > 1 else ""

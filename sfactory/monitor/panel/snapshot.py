@@ -1,122 +1,115 @@
-"""What the panel shows."""
+"""Data of the panel: the newest row of metrics, the run's settings, and the history of its return."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from sfactory.monitor.metrics import STAGES, Stop, console_line
+from sfactory.config import Stop
+from sfactory.monitor.format import console_line
+from sfactory.monitor.rows import Row
+from sfactory.monitor.table import STAGES
 
-POINTS = 512  # of the return's history; beyond, every second one is dropped
+MAX_POINTS = 512  # of the return's history; beyond, every second point is dropped
 
 Point = tuple[float, float, float]
 """env_steps, seconds of training, training return."""
 
 
-class Rules(Stop, Protocol):
-    """All stop rules of a run; `config.Stop` is one."""
-
-    @property
-    def target_return(self) -> float | None: ...
-
-
 @dataclass(frozen=True)
 class Snapshot:
-    """What the panel shows: the newest row of metrics and what surrounds it."""
+    """Everything one picture of the panel needs."""
 
     row: Mapping[str, float | None]
-    """Metrics by their names, as in metrics.jsonl; empty before the first row."""
+    """Metric -> value, as in metrics.jsonl; empty before the first row."""
     env_steps: int
     seconds: float
     """Of training, over all launches."""
-    stop: Rules
+    stop: Stop
     name: str
-    """Of the run's folder."""
+    """Name of the run folder."""
     env: str
     protocol: str = ""
     mode: str = ""
     device: str = ""
     history: tuple[Point, ...] = ()
     checkpoint: tuple[int, float] | None = None
-    """Steps of the last one, and its age in seconds."""
+    """env_steps of the last checkpoint, and its age in seconds."""
     faults: tuple[str, ...] = ()
-    """The last ones, oldest first."""
+    """The last faults, oldest first."""
     roofline: float | None = None
-    """Steps per second this machine could reach at best, where that is known."""
+    """Highest speed this machine can reach, in steps per second, where it is known."""
     slots: int = 0
     """Slots of all groups."""
     since: float = 0.0
     """Seconds since the row was made."""
     state: str = "running"
-    """Or how the run ended."""
+    """Or the outcome of the run."""
 
     def value(self, name: str) -> float | None:
-        """A metric, if it is there and finite."""
+        """Value of a metric; None if it is missing or not finite."""
         value = self.row.get(name)
         return value if value is not None and np.isfinite(value) else None
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The row without what is missing or not finite."""
+        """The row without missing and non-finite values."""
         return {name: value for name, value in self.row.items() if value is not None and np.isfinite(value)}
 
     @property
     def line(self) -> str:
-        """The same in one line, for whoever has no terminal."""
+        """The same in one line, where there is no terminal."""
         return console_line(self.numbers, self.stop, self.env_steps, self.seconds)
 
 
 @dataclass
-class History:
-    """The training return so far, in at most POINTS points however long a run is."""
+class ReturnHistory:
+    """The training return so far, in at most MAX_POINTS points."""
 
     points: list[Point] = field(default_factory=list)
     _every: int = 1
     _seen: int = 0
 
-    def read(self, lines: Iterable[str], newest: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Lines of a metrics.jsonl, those that are whole; returns the newest row after `newest`, as panels show it."""
-        shown = dict(newest or {})
-        for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                row = json.loads(line)
+    def add_rows(self, rows: Iterable[Row], newest: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Add rows of metrics.jsonl; returns the last one, completed from those before by `keep_stage_times`."""
+        row_shown = dict(newest or {})
+        for row in rows:
+            if isinstance(row.get("seconds"), int | float):
                 self.add(row["env_steps"], row["seconds"], row)
-                shown = carried(shown, row)
-        return shown
+                row_shown = keep_stage_times(row_shown, row)
+        return row_shown
 
     def add(self, env_steps: float, seconds: float, row: Mapping[str, Any]) -> None:
-        """One row; it counts if it holds a return."""
+        """Add one row, if it has a return."""
         value = row.get("charts/episodic_return")
         if value is None or not np.isfinite(value):
             return
         if self._seen % self._every == 0:
             self.points.append((float(env_steps), float(seconds), float(value)))
         self._seen += 1
-        if len(self.points) > POINTS:
+        if len(self.points) > MAX_POINTS:
             self.points, self._every = self.points[::2], 2 * self._every
 
 
-def trend(history: Sequence[Point]) -> tuple[float, float] | None:
-    """(change of the return, seconds it took) over the last quarter, by a straight line; None before five points.
+def return_trend(history: Sequence[Point]) -> tuple[float, float] | None:
+    """(change of the return, its duration in seconds) over the last quarter; None before five points.
 
-    A change below 1 % of all the return has moved is called none.
+    Slope of a fitted straight line. A change below 1 % of the range of all returns counts as 0.
     """
     recent = np.array(history[-max(5, len(history) // 4) :])
     if len(recent) < 5 or recent[-1, 1] <= recent[0, 1]:
         return None
     seconds, values = recent[:, 1] - recent[0, 1], recent[:, 2]
     change = float(np.polyfit(seconds, values, 1)[0] * seconds[-1])
-    moved = max(point[2] for point in history) - min(point[2] for point in history)
-    return (change if 0 < 0.01 * moved < abs(change) else 0.0), float(seconds[-1])
+    value_range = max(point[2] for point in history) - min(point[2] for point in history)
+    return (change if 0 < 0.01 * value_range < abs(change) else 0.0), float(seconds[-1])
 
 
-def carried(before: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row, with the times a kind of worker told last where it told none since: times come once a second."""
-    silent = [kind for kind in STAGES if not any(name.startswith(f"stage/{kind}/") for name in row)]
-    names = tuple(name for kind in silent for name in (f"stage/{kind}/", f"queue/{kind}_"))
-    return {**{name: value for name, value in before.items() if name.startswith(names)}, **row}
+def keep_stage_times(before: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row, with the previous stage times of workers that have sent none since: they send them once a second."""
+    missing = [kind for kind in STAGES if not any(name.startswith(f"stage/{kind}/") for name in row)]
+    prefixes = tuple(prefix for kind in missing for prefix in (f"stage/{kind}/", f"queue/{kind}_"))
+    return {**{name: value for name, value in before.items() if name.startswith(prefixes)}, **row}

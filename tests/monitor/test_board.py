@@ -1,4 +1,4 @@
-"""The board makes rows of telemetry, and the console line says where the time goes."""
+"""Board, table of metrics, console line, lag and bottleneck."""
 
 import math
 import subprocess
@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from sfactory.config import Stop
-from sfactory.monitor.metrics import METRICS, Board, bottleneck, bound, console_line, duration, human, lag_row, meaning
+from sfactory.monitor.board import Board
+from sfactory.monitor.bottleneck import bottleneck, bound
+from sfactory.monitor.format import console_line, duration, human
+from sfactory.monitor.lag import lag_row
+from sfactory.monitor.table import METRICS, meaning
 
 
-def test_every_metric_has_a_meaning_in_one_line():
-    assert all(text and "\n" not in text for text in METRICS.values())
+def test_every_metric_of_the_table_has_a_meaning_in_one_line():
+    assert all(metric.meaning and "\n" not in metric.meaning for metric in METRICS.values())
     assert {name.split("/")[0] for name in METRICS} == {
         "charts", "losses", "lag", "offpolicy", "proximal", "queue", "ledger", "system", "faults", "eval", "stage",
     }  # fmt: skip
@@ -27,18 +31,18 @@ def test_every_metric_has_a_meaning_in_one_line():
         ("epsodes", "sampler-0", [(1.0, 1)]),
     ],
 )
-def test_an_unknown_name_is_an_error(message):
+def test_board_rejects_an_unknown_metric_stage_worker_or_message_kind(message):
     with pytest.raises(KeyError):
         Board().handle(message)
 
 
-def test_a_name_per_worker_is_looked_up_without_the_worker():
-    assert meaning("lag/mean/sampler-12") == METRICS["lag/mean/<worker>"]
+def test_meaning_of_a_metric_per_worker_is_the_entry_with_the_placeholder():
+    assert meaning("lag/mean/sampler-12") == METRICS["lag/mean/<worker>"].meaning
     with pytest.raises(KeyError):
         meaning("lag/seconds/sampler-12")
 
 
-def test_the_training_return_is_the_mean_of_the_last_hundred_whole_games():
+def test_training_return_is_the_mean_of_the_last_hundred_episodes():
     board = Board()
     assert board.training_return is None
     assert "charts/episodic_return" not in board.snapshot(1, 1, 1, 1.0)
@@ -46,14 +50,14 @@ def test_the_training_return_is_the_mean_of_the_last_hundred_whole_games():
     assert board.training_return == 1000.0
     board.handle(("episodes", "sampler-1", [(float(i), 2 * i, 0) for i in range(100)]))
     assert board.training_return == pytest.approx(49.5)
-    assert board.games == 150
+    assert board.num_episodes == 150
     row = board.snapshot(10, 10, 1, 2.0)
     assert row["charts/episodic_return"] == pytest.approx(49.5)
     assert row["charts/episodic_length"] == pytest.approx(99.0)
     assert row["charts/games"] == 150
 
 
-def test_speed_is_of_the_window_not_of_the_whole_run():
+def test_sps_and_fps_are_of_the_time_since_the_previous_row():
     board = Board()
     assert board.snapshot(1000, 4000, 1, 10.0)["charts/SPS"] == pytest.approx(100.0)
     row = board.snapshot(3000, 12000, 5, 12.0)
@@ -63,11 +67,11 @@ def test_speed_is_of_the_window_not_of_the_whole_run():
     assert board.snapshot(3000, 12000, 5, 13.0)["charts/SPS"] == 0.0
 
 
-def test_a_resumed_run_does_not_count_the_steps_of_earlier_launches():
+def test_sps_of_a_resumed_run_leaves_out_earlier_launches():
     assert Board(1000, 10.0).snapshot(1500, 1500, 7, 11.0)["charts/SPS"] == pytest.approx(500.0)
 
 
-def test_stage_shares_are_of_all_workers_of_a_kind_and_begin_anew_with_every_row():
+def test_stage_shares_are_over_all_workers_of_a_kind_and_since_the_previous_row():
     board = Board()
     board.handle(("stages", "sampler-0", {"wait": 1.0, "env_step": 3.0}))
     board.handle(("stages", "sampler-1", {"wait": 2.0, "write": 2.0}))
@@ -76,7 +80,7 @@ def test_stage_shares_are_of_all_workers_of_a_kind_and_begin_anew_with_every_row
     assert row["stage/sampler/wait"] == pytest.approx(3 / 8)
     assert row["stage/sampler/env_step"] == pytest.approx(3 / 8)
     assert row["stage/learner/update"] == pytest.approx(0.1)
-    assert row["stage/learner/publish"] == 0.0  # told too: a mean over rows would leave this row out
+    assert row["stage/learner/publish"] == 0.0  # not missing: a mean over rows needs it
     assert bottleneck(row) == "sampler"
     assert not [name for name in board.snapshot(2, 2, 2, 2.0) if name.startswith("stage/")]
 
@@ -87,16 +91,19 @@ def test_stage_shares_are_of_all_workers_of_a_kind_and_begin_anew_with_every_row
         ({"sampler": 0.94, "inference": 0.77, "learner": 0.01}, "learner-bound"),
         ({"sampler": 0.02, "inference": 0.60, "learner": 0.70}, "sampling-bound"),
         ({"sampler": 0.50, "inference": 0.05, "learner": 0.40}, "inference-bound"),
-        ({"sampler": 0.45, "inference": 0.55, "learner": 0.60}, "in turns, mostly sampler"),  # one group: by turns
+        (
+            {"sampler": 0.45, "inference": 0.55, "learner": 0.60},
+            "in turns, mostly sampler",
+        ),  # one group: workers take turns
         ({"sampler": 0.03, "inference": 0.02, "learner": 0.0}, "learner-bound"),
         ({}, ""),
     ],
 )
-def test_the_bottleneck_is_who_never_waits_and_nobody_is_if_all_do(waits, word):
+def test_bound_names_the_worker_that_is_always_busy_or_says_in_turns(waits, word):
     assert bound({f"stage/{kind}/wait": share for kind, share in waits.items()}) == word
 
 
-def test_lags_give_mean_percentile_and_worst_of_all_and_of_each_sampler():
+def test_lag_row_has_mean_percentile_and_maximum_of_all_and_of_each_sampler():
     lags = {"sampler-0": [np.array([0] * 90), np.array([1] * 5)], "sampler-1": [np.array([4] * 5)], "sampler-2": []}
     row = lag_row(lags)
     assert row["lag/mean"] == pytest.approx(0.25)
@@ -109,13 +116,13 @@ def test_lags_give_mean_percentile_and_worst_of_all_and_of_each_sampler():
     assert lag_row({}) == {}
 
 
-def test_lags_are_shares_of_a_histogram():
+def test_lag_shares_are_the_bins_of_a_histogram():
     row = lag_row({"sampler-0": [np.array([0, 1, 2, 3, 4, 5]), np.array([8, 9])], "sampler-1": [np.array([16, 17])]})
     shares = {name: row[f"lag/share_{name}"] for name in ("0", "1", "2", "4", "8", "16", "more")}
     assert shares == pytest.approx({"0": 0.1, "1": 0.1, "2": 0.1, "4": 0.2, "8": 0.2, "16": 0.2, "more": 0.1})
 
 
-def test_lag_in_seconds_is_lag_times_the_seconds_of_an_update():
+def test_lag_seconds_is_mean_lag_times_the_duration_of_an_update():
     board = Board()
     board.snapshot(0, 0, 0, 0.0)
     board.snapshot(1, 1, 10, 5.0)
@@ -123,17 +130,17 @@ def test_lag_in_seconds_is_lag_times_the_seconds_of_an_update():
     assert board.snapshot(2, 2, 20, 10.0)["lag/seconds"] == pytest.approx(0.125)
 
 
-def test_faults_are_counted_by_kind_and_never_reset():
+def test_faults_are_counted_by_worker_kind_and_never_reset():
     board = Board()
-    board.handle(("fault", "sampler-0", "sampler-0 died"))
+    board.handle(("fault", "sampler-0", "sampler-0 exited"))
     board.handle(("fault", "sampler-2", "environment 3: boom"))
     board.snapshot(1, 1, 1, 1.0)
-    board.handle(("fault", "inference", "inference died"))
+    board.handle(("fault", "inference", "inference exited"))
     row = board.snapshot(2, 2, 2, 2.0)
     assert (row["faults/total"], row["faults/sampler"], row["faults/inference"]) == (3, 2, 1)
 
 
-def test_the_learners_latest_numbers_stay():
+def test_learner_metrics_stay_until_the_next_message():
     board = Board()
     board.handle(("learner", "learner", {"losses/entropy": 1.5, "losses/value_loss": 2.0}))
     board.handle(("learner", "learner", {"losses/entropy": 0.5}))
@@ -141,17 +148,17 @@ def test_the_learners_latest_numbers_stay():
     assert (row["losses/entropy"], row["losses/value_loss"]) == (0.5, 2.0)
 
 
-def test_the_same_messages_give_the_same_rows():
-    def play():
+def test_board_gives_equal_rows_for_equal_messages():
+    def rows_of_a_board():
         board = Board()
         board.handle(("episodes", "sampler-0", [(0.1, 3, 0), (0.2, 4, 0)]))
         board.handle(("stages", "inference", {"wait": 0.3, "forward": 0.7}))
         return [board.snapshot(10, 40, 2, 0.7), board.snapshot(20, 80, 3, 1.1)]
 
-    assert play() == play()
+    assert rows_of_a_board() == rows_of_a_board()
 
 
-def test_the_console_line_says_speed_return_lag_bottleneck_percent_and_time_left():
+def test_console_line_has_speed_return_lag_bottleneck_percent_and_time_left():
     row = {
         "charts/SPS": 50_000.0, "charts/FPS": 200_000.0, "charts/episodic_return": 12.345, "lag/mean": 1.5,
         "lag/p95": 3.0, "stage/sampler/wait": 0.7, "stage/sampler/env_step": 0.3, "stage/learner/update": 1.0,
@@ -165,7 +172,7 @@ def test_the_console_line_says_speed_return_lag_bottleneck_percent_and_time_left
     assert "frames/s" not in console_line({**row, "charts/FPS": 50_000.0}, Stop(), 1, 1.0)
 
 
-def test_the_rule_that_comes_first_decides_the_time_left():
+def test_time_left_is_of_the_stop_rule_that_is_reached_first():
     row = {"charts/SPS": 10.0, "charts/FPS": 10.0}
     assert console_line(row, Stop(env_steps=1000, seconds=60.0), 500, 50.0).endswith("83%, 10 s left")
     assert console_line(row, Stop(env_steps=1000, seconds=600.0), 500, 50.0).endswith("50%, 50 s left")
@@ -173,7 +180,7 @@ def test_the_rule_that_comes_first_decides_the_time_left():
     assert "%" not in console_line(row, Stop(env_steps=0), 500, 50.0)
 
 
-def test_the_board_and_the_free_function_say_the_same():
+def test_console_line_of_the_board_equals_the_function():
     board = Board()
     row = board.snapshot(500, 500, 1, 50.0)
     assert board.console_line(row, Stop()) == console_line(row, Stop(), 500, 50.0)
@@ -183,27 +190,27 @@ def test_the_board_and_the_free_function_say_the_same():
     ("value", "text"),
     [(0, "0"), (999, "999"), (999.7, "1k"), (12_345_678, "12.3M"), (2e9, "2G"), (-1500, "-1.5k")],
 )
-def test_numbers_for_people(value, text):
+def test_human_shortens_large_numbers(value, text):
     assert human(value) == text
 
 
-def test_durations_for_people():
+def test_duration_uses_two_units():
     assert [duration(s) for s in (0.4, 59.9, 3599, 3700)] == ["0 s", "1 min 00 s", "59 min 59 s", "1 h 01 min"]
 
 
-def test_rows_are_plain_floats():
+def test_board_rows_are_python_floats():
     board = Board()
     board.handle(("episodes", "sampler-0", [(1, 2, 0)]))
     row = board.snapshot(1, 1, 1, 1.0)
     assert all(type(value) is float and math.isfinite(value) for value in row.values())
 
 
-def test_metrics_and_writers_never_load_torch():
-    code = "import sys, sfactory.monitor.metrics, sfactory.monitor.writers; sys.exit('torch' in sys.modules)"
+def test_board_and_writers_do_not_import_torch():
+    code = "import sys, sfactory.monitor.board, sfactory.monitor.writers; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_several_tasks_have_a_curve_each_and_weigh_the_same():
+def test_each_of_several_tasks_has_its_return_and_the_same_weight():
     board = Board(tasks={"atari/pong": (-20.7, 14.6), "atari/boxing": (0.1, 12.1)})
     board.handle(("episodes", "sampler-0", [(14.6, 9, 0)] * 3 + [(0.1, 1, 1)] * 90))
     row = board.snapshot(1, 1, 1, 1.0)
@@ -212,13 +219,13 @@ def test_several_tasks_have_a_curve_each_and_weigh_the_same():
     assert row["charts/human_normalized/atari/pong"] == pytest.approx(1.0)
     assert row["charts/human_normalized/atari/boxing"] == pytest.approx(0.0)
     assert row["charts/human_normalized"] == pytest.approx(0.5)
-    assert meaning("charts/episodic_return/atari/pong") == METRICS["charts/episodic_return/<task>"]
+    assert meaning("charts/episodic_return/atari/pong") == METRICS["charts/episodic_return/<task>"].meaning
     other = Board(tasks={"atari/pong": (-20.7, 14.6), "atari/boxing": (0.1, 12.1)})
     other.set_state(board.state())
     assert other.snapshot(1, 1, 1, 1.0) == row
 
 
-def test_one_task_has_no_curve_of_its_own_and_only_some_have_a_human():
+def test_one_task_has_no_metric_of_its_own_and_no_human_score_without_reference():
     board = Board(tasks={"minatar/breakout": None})
     board.handle(("episodes", "sampler-0", [(5.0, 9, 0)]))
     row = board.snapshot(1, 1, 1, 1.0)
@@ -228,7 +235,7 @@ def test_one_task_has_no_curve_of_its_own_and_only_some_have_a_human():
     assert not [name for name in row if "human" in name]
 
 
-def test_one_task_alone_does_not_settle_the_return_of_two():
+def test_board_is_settled_when_every_task_has_a_hundred_episodes():
     board = Board(tasks={"a/x": None, "a/y": None})
     board.handle(("episodes", "sampler-0", [(500.0, 9, 0)] * 100))
     assert not board.settled
@@ -236,7 +243,7 @@ def test_one_task_alone_does_not_settle_the_return_of_two():
     assert board.settled
 
 
-def test_an_evaluation_is_told_in_one_row_alone_and_survives_a_resume():
+def test_evaluation_is_in_one_row_only_and_kept_by_state():
     board = Board()
     scores = {"eval/episodic_return": 7.0, "eval/iqm": 6.5, "eval/env_steps": 100.0}
     board.handle(("eval", "evaluator", scores))

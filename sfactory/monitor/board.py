@@ -1,0 +1,167 @@
+"""Aggregate telemetry into rows of metrics. Free of torch."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sfactory.config import Stop
+from sfactory.monitor import messages
+from sfactory.monitor.accumulator import Accumulator
+from sfactory.monitor.format import console_line
+from sfactory.monitor.messages import Message
+from sfactory.monitor.statistics import human_normalized
+from sfactory.monitor.table import EPISODES_IN_MEAN, METRICS, STAGES, find_metric, worker_kind
+
+
+class Board:
+    """Aggregates telemetry into rows. Deterministic: the only clock is the seconds passed to `snapshot`.
+
+    env_steps, seconds: where a resumed run starts, so that the first row has the speed of this launch only.
+    tasks: name -> (return of a random policy, return of a human), or None where unknown.
+    """
+
+    def __init__(
+        self, env_steps: int = 0, seconds: float = 0.0, tasks: Mapping[str, tuple[float, float] | None] | None = None
+    ) -> None:
+        self._tasks = dict(tasks or {"": None})
+        self._returns: list[deque[float]] = [deque(maxlen=EPISODES_IN_MEAN) for _ in self._tasks]  # by task
+        self._lengths: deque[int] = deque(maxlen=EPISODES_IN_MEAN)
+        self.num_episodes = 0
+        self._learner: dict[str, float] = {}  # kept from row to row
+        self._recorded = Accumulator()
+        self._stages: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))  # kind -> stage -> seconds
+        self._faults: dict[str, int] = defaultdict(int)
+        self.evaluated = 0  # trained steps of the policy that was evaluated last
+        self._evaluation: dict[str, float] = {}  # result that no row has shown yet
+        self._steps_before, self._seconds_before = env_steps, seconds
+        self._updates_before = -1
+        self._speed: dict[str, float] = {}
+        self._update_seconds: float | None = None
+        self._now = (env_steps, seconds)
+
+    @property
+    def training_return(self) -> float | None:
+        """Mean return of the last 100 episodes, or of all while there are fewer; None before the first.
+
+        With several tasks: the mean over tasks, so that tasks with short episodes do not weigh more.
+        """
+        means = [np.mean(returns) for returns in self._returns if returns]
+        return float(np.mean(means)) if means else None
+
+    @property
+    def settled(self) -> bool:
+        """Whether every task has the 100 episodes its training return is the mean of."""
+        return all(len(returns) == EPISODES_IN_MEAN for returns in self._returns)
+
+    def handle(self, message: Message) -> None:
+        """Aggregate one message. KeyError for an unknown kind, metric or stage."""
+        kind, worker, payload = message
+        if kind == messages.EPISODES:
+            self.num_episodes += len(payload)
+            for episodic_return, length, task in payload:
+                self._returns[task].append(float(episodic_return))
+                self._lengths.append(int(length))
+        elif kind == messages.METRICS:
+            for name in payload:
+                if METRICS[name].source != worker_kind(worker):
+                    raise KeyError(f"metric {name!r} is of the {METRICS[name].source}; {worker} sent it")
+            self._recorded.merge(payload)
+        elif kind == messages.LEARNER:
+            for name in payload:
+                find_metric(name)
+            self._learner.update(payload)
+        elif kind == messages.STAGES:
+            for stage, seconds in payload.items():
+                find_metric(f"stage/{worker_kind(worker)}/{stage}")
+                self._stages[worker_kind(worker)][stage] += seconds
+        elif kind == messages.FAULT:
+            self._faults[worker_kind(worker)] += 1
+        elif kind == messages.EVALUATION:
+            self._evaluation, self.evaluated = dict(payload), int(payload["eval/env_steps"])
+        elif kind != messages.LOG:
+            raise KeyError(f"unknown telemetry message {kind!r} of {worker}; kinds are in sfactory.monitor.messages")
+
+    def state(self) -> dict[str, Any]:
+        """What later rows depend on, except speeds: episodes, the learner's last metrics, faults, evaluation."""
+        episodes = [[list(returns) for returns in self._returns], list(self._lengths), self.num_episodes]
+        evaluation = [self.evaluated, dict(self._evaluation)]
+        return {"games": episodes, "learner": dict(self._learner), "faults": dict(self._faults), "eval": evaluation}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        returns, lengths, self.num_episodes = state["games"]
+        for own, saved in zip(self._returns, returns, strict=True):
+            own.extend(saved)
+        self._lengths.extend(lengths)
+        self._learner.update(state["learner"])
+        self._faults.update(state["faults"])
+        self.evaluated, self._evaluation = state.get("eval", [0, {}])
+
+    def snapshot(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
+        """Make one row and start the next window. seconds: of training, over all launches."""
+        row = {**self._learner, "charts/frames": float(frames), "charts/updates": float(updates)}
+        row |= self._speeds(env_steps, frames, updates, seconds)
+        row |= self._scores()
+        row["charts/games"] = float(self.num_episodes)
+        if "lag/mean" in row and self._update_seconds is not None:
+            row["lag/seconds"] = row["lag/mean"] * self._update_seconds
+        row["faults/total"] = float(sum(self._faults.values()))
+        row |= {f"faults/{kind}": float(count) for kind, count in self._faults.items()}
+        row |= self._recorded.drain_row()
+        row |= self._stage_shares()
+        row |= self._evaluation  # in one row only: a curve has a point where there was an evaluation
+        self._evaluation = {}
+        for name in row:
+            find_metric(name)
+        self._now = (env_steps, seconds)
+        return row
+
+    def _stage_shares(self) -> dict[str, float]:
+        """Fraction of the time per stage, of all workers of a kind together, since the previous row."""
+        row: dict[str, float] = {}
+        for kind, stages in self._stages.items():
+            total = sum(stages.values())
+            if total > 0:
+                # Stages without time are 0, not missing: a mean over rows needs them.
+                seconds = {**dict.fromkeys(STAGES.get(kind, ()), 0.0), **stages}
+                row |= {f"stage/{kind}/{stage}": spent / total for stage, spent in seconds.items()}
+        self._stages.clear()
+        return row
+
+    def _scores(self) -> dict[str, float]:
+        """Returns of the last episodes, per task where there are several, and human-normalized where known."""
+        if self.training_return is None:
+            return {}
+        row = {"charts/episodic_return": self.training_return, "charts/episodic_length": float(np.mean(self._lengths))}
+        normalized = {}
+        for (task, reference), returns in zip(self._tasks.items(), self._returns, strict=True):
+            if not returns:
+                continue
+            mean = float(np.mean(returns))
+            if len(self._tasks) > 1:
+                row[f"charts/episodic_return/{task}"] = mean
+            if reference is not None:
+                normalized[f"charts/human_normalized/{task}"] = human_normalized(mean, reference)
+        if normalized:
+            row["charts/human_normalized"] = float(np.median(list(normalized.values())))
+            row |= normalized if len(self._tasks) > 1 else {}
+        return row
+
+    def console_line(self, row: Mapping[str, float], stop: Stop) -> str:
+        """One line of progress for the newest row."""
+        return console_line(row, stop, *self._now)
+
+    def _speeds(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
+        """Rates since the previous row; the previous rates if no time has passed."""
+        window = seconds - self._seconds_before
+        if window > 0:
+            sps = (env_steps - self._steps_before) / window
+            self._speed = {"charts/SPS": sps, "charts/FPS": sps * (frames / env_steps if env_steps else 1.0)}
+            advanced = self._updates_before >= 0 and updates > self._updates_before
+            self._update_seconds = window / (updates - self._updates_before) if advanced else None
+            self._steps_before, self._seconds_before, self._updates_before = env_steps, seconds, updates
+        return self._speed

@@ -1,0 +1,187 @@
+"""The table of all metrics: name, meaning with unit, source and aggregation.
+
+The same names are the columns of metrics.jsonl, the tags in TensorBoard and the words of the console. A name that is
+not in the table raises KeyError. Returns and lengths are of complete, unclipped episodes; everything else is over valid
+steps only and over the time since the previous row.
+
+To add a metric of a worker: one entry here, and `self.record(name, value)` in the worker where it is measured.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+EPISODES_IN_MEAN = 100  # a training return is the mean of the last 100 episodes
+
+STAGES: dict[str, dict[str, str]] = {
+    "sampler": {
+        "wait": "waiting for actions or for a free slot",
+        "env_step": "stepping environments and writing their results",
+        "write": "starting slots: noise and first observations",
+    },
+    "inference": {
+        "wait": "waiting for requests",
+        "look": "reading requests and newer weights",
+        "gather": "copying observations into one batch",
+        "forward": "the forward pass and action sampling",
+        "answer": "writing actions into the slots",
+    },
+    "learner": {
+        "wait": "waiting for full slots",
+        "batch": "copying slots into the batch",
+        "update": "forward, backward and optimizer steps",
+        "publish": "publishing weights",
+        "save": "writing checkpoints",
+    },
+}
+"""Worker kind -> stage -> what the time is spent on."""
+
+LAG_SHARES = {"0": "0", "1": "1", "2": "2", "4": "3 or 4", "8": "5 to 8", "16": "9 to 16", "more": "17 or more"}
+"""Bins of the lag histogram: largest lag of the bin -> the lags of the bin in words."""
+
+GROUPS = {
+    "charts": "Return and speed",
+    "losses": "Losses and diagnostics of an update",
+    "lag": "Policy lag",
+    "offpolicy": "Distance between the policies",
+    "proximal": "The averaged policy",
+    "queue": "Slots and waiting times",
+    "stage": "Time per worker and stage",
+    "ledger": "Discarded rows",
+    "system": "The machine",
+    "faults": "Faults",
+    "eval": "Evaluation",
+}
+"""First part of a metric's name -> heading in the documentation."""
+
+Source = Literal["sampler", "inference", "learner", "evaluator", "supervisor"]
+Combine = Literal["mean", "sum", "max", "last"]
+
+
+class Metric(NamedTuple):
+    """One entry of the table."""
+
+    meaning: str
+    """With unit, in one line."""
+    source: Source
+    """Kind of worker that measures it; `supervisor`: computed from counters and messages when a row is made."""
+    combine: Combine = "last"
+    """How several values of one row become one: those of one worker over time, and those of all workers of the kind."""
+
+
+def _metrics(source: Source, combine: Combine, entries: dict[str, str]) -> dict[str, Metric]:
+    return {name: Metric(meaning, source, combine) for name, meaning in entries.items()}
+
+
+_CHARTS = {
+    "charts/episodic_return": "mean return of the last 100 episodes, unclipped",
+    "charts/episodic_length": "mean length of the last 100 episodes, in steps",
+    "charts/episodic_return/<task>": "one of several tasks: mean return of its last 100 episodes, unclipped",
+    "charts/human_normalized": "return on the scale 0 = random policy, 1 = human tester; median over tasks",
+    "charts/human_normalized/<task>": "one of several tasks: its return on that scale",
+    "charts/games": "episodes completed since this launch; after an exact resume since the start",
+    "charts/SPS": "trained agent steps per second",
+    "charts/FPS": "environment frames per second: SPS times frame skip",
+    "charts/frames": "environment frames trained so far",
+    "charts/updates": "updates of the learner so far",
+}
+_UPDATE = {
+    "losses/policy_loss": "policy objective, as minimised",
+    "losses/value_loss": "value loss before its coefficient",
+    "losses/entropy": "mean entropy of the policy, in nats",
+    "losses/approx_kl": "estimate of KL(proximal || policy), in nats",
+    "losses/clipfrac": "fraction of steps whose ratio was clipped",
+    "losses/explained_variance": "1 - var(target - value) / var(target); 1 is perfect, 0 is a constant",
+    "losses/grad_norm": "norm of the gradient before clipping",
+    "offpolicy/kl_behavior_proximal": "KL(behavior || proximal), in nats: how stale the data is",
+    "offpolicy/kl_proximal_policy": "KL(proximal || policy), in nats: how far the update moved the policy",
+    "offpolicy/ess": "effective sample size of the weights, (sum w)^2 / (N sum w^2); 1 is on-policy",
+    "offpolicy/rho_clip_fraction": "fraction of steps whose rho is clipped",
+    "offpolicy/c_clip_fraction": "fraction of steps whose trace coefficient is clipped",
+    "offpolicy/effective_lambda": "mean trace coefficient",
+    "offpolicy/discrepancy": "snapshot_age 0: mean |log prob in the learner - as stored when acting|, same weights",
+    "offpolicy/max_discrepancy": "snapshot_age 0: the largest of these differences in a minibatch",
+}
+_LAG = {
+    "lag/mean": "updates between acting and learning, mean over steps",
+    "lag/p95": "updates between acting and learning, 95th percentile",
+    "lag/max": "updates between acting and learning, maximum",
+    **{f"lag/share_{name}": f"fraction of steps whose lag was {lags} updates" for name, lags in LAG_SHARES.items()},
+    "lag/mean/<worker>": "updates between acting and learning, mean over the steps of one sampler",
+    "lag/p95/<worker>": "updates between acting and learning, 95th percentile of one sampler's steps",
+    "lag/max/<worker>": "updates between acting and learning, maximum of one sampler",
+}
+_FAULTS = {
+    "faults/total": "faults since this launch (after an exact resume: since the start), of workers and environments",
+    "faults/sampler": "faults of samplers, including their environments",
+    "faults/inference": "exits of the inference worker",
+    "faults/learner": "faults of the learner",
+    "faults/evaluator": "exits of the evaluator",
+}
+_EVALUATION = {
+    "eval/episodic_return": "mean return of the newest evaluation since the previous row; mean over tasks",
+    "eval/episodic_return/<task>": "one of several tasks: mean return of its episodes in the evaluation",
+    "eval/episodic_length": "mean length of the evaluation's episodes, in steps",
+    "eval/iqm": "interquartile mean of the evaluation's returns; mean over tasks",
+    "eval/env_steps": "trained steps of the evaluated policy; TensorBoard shows eval/* at this step",
+    "eval/seconds": "duration of the evaluation, in seconds",
+}
+
+METRICS: dict[str, Metric] = {
+    **_metrics("supervisor", "last", _CHARTS),
+    "charts/learning_rate": Metric("learning rate of the optimizer", "learner"),
+    **_metrics("learner", "mean", _UPDATE),
+    "offpolicy/max_abs_log_rho": Metric(
+        "largest |log rho| at the start of an update; about 0 on policy", "learner", "max"
+    ),
+    **_metrics("learner", "last", _LAG),
+    "lag/seconds": Metric("lag/mean times the seconds an update takes", "supervisor"),
+    "proximal/decay": Metric("decay of the averaged policy per optimizer step", "learner"),
+    "queue/free": Metric("free slots; 0 means that samplers wait for the learner", "learner"),
+    "queue/ready": Metric("full slots that wait for the learner", "learner"),
+    "queue/inference_batch": Metric("environments per forward pass of the inference worker", "inference", "mean"),
+    "queue/inference_wait_ms": Metric(
+        "mean wait of the inference worker for a request, in milliseconds", "inference", "mean"
+    ),
+    "queue/learner_wait_ms": Metric("mean wait of the learner for its batch, in milliseconds", "learner", "mean"),
+    "queue/sampler_wait_ms": Metric("mean wait of a sampler for actions or a slot, in milliseconds", "sampler", "mean"),
+    "ledger/discarded": Metric("rows requested and never handed to the learner (of killed samplers)", "learner"),
+    "system/save_stall_ms": Metric(
+        "longest time an update waited for a checkpoint since the previous row, in milliseconds", "learner", "max"
+    ),
+    "system/cpu": Metric("CPU use of the machine, percent of all cores", "supervisor"),
+    "system/memory": Metric("memory of the machine in use, percent", "supervisor"),
+    **_metrics("supervisor", "last", _FAULTS),
+    "faults/skipped_updates": Metric(
+        "updates skipped since the start because of a non-finite loss or gradient", "learner"
+    ),
+    **_metrics("evaluator", "last", _EVALUATION),
+    **{
+        f"stage/{kind}/{stage}": Metric(f"fraction of the {kind}'s time spent {what}", kind, "sum")  # type: ignore[arg-type]
+        for kind, stages in STAGES.items()
+        for stage, what in stages.items()
+    },
+}
+"""Name -> entry. `<worker>` stands for a worker's name, as sampler-3, `<task>` for a task, as atari/pong."""
+
+_WORKER = re.compile(r"/(sampler|inference|learner)(-\d+)?$")
+_TASK = re.compile(r"^((?:charts|eval)/(?:episodic_return|human_normalized))/.+$")
+
+
+def find_metric(name: str) -> Metric:
+    """Entry of a metric, also of one with a worker's or a task's name. KeyError if the table has none."""
+    for entry in (name, _WORKER.sub("/<worker>", name), _TASK.sub(r"\1/<task>", name)):
+        if entry in METRICS:
+            return METRICS[entry]
+    raise KeyError(f"metric {name!r} is not in sfactory.monitor.table.METRICS; add it there with its meaning")
+
+
+def meaning(name: str) -> str:
+    """Meaning of a metric. KeyError if the table has no such name."""
+    return find_metric(name).meaning
+
+
+def worker_kind(worker: str) -> str:
+    """sampler-3 -> sampler."""
+    return worker.partition("-")[0]
