@@ -39,7 +39,7 @@ from sfactory.errors import CommandError, Exit
 from sfactory.monitor.format import duration
 from sfactory.monitor.writers import write_atomically
 from sfactory.run import checkpoint
-from sfactory.run.reader import learning_settings, read_run, read_status
+from sfactory.run.reader import flat_settings, format_setting, learning_settings, read_run, read_status
 
 OWN = {"run.seed": "--seeds", "run.dir": "--dir", "run.requeue": "the same command again"}
 STOPPED = {Exit.INTERRUPTED, Exit.TERMINATED, Exit.REQUEUE}  # asked to, with a checkpoint
