@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfactory.errors import CommandError, Exit, print_exit_line
-from sfactory.population.sweep import Job, Sweep, alone, planned, seeds
+from sfactory.population.jobs import Job, parse_seeds, plan_jobs
+from sfactory.population.runner import Sweep, locked_folder
 from sfactory.tools import compare
 from sfactory.tools.comparison import compare as compared
 
@@ -28,10 +29,12 @@ def main(args: list[str]) -> int:
     if jobs < 1:
         raise CommandError(Exit.USAGE, f"jobs is {jobs}; at least one run at a time")
     folder = Path(own["--dir"][-1]) if "--dir" in own else None
-    folder, plan = planned(names[0], base, own.get("--grid", []), seeds(own.get("--seeds", ["0..2"])[-1]), folder)
+    folder, plan = plan_jobs(
+        names[0], base, own.get("--grid", []), parse_seeds(own.get("--seeds", ["0..2"])[-1]), folder
+    )
     for env in {repr(job.config.env): job.config.env for job in plan}.values():
         make_specs(env.tasks, env.arguments)  # an environment that cannot be built: said once, and here
-    with alone(folder):
+    with locked_folder(folder):
         sweep = Sweep(folder, plan, jobs, retry="--retry" in own)
         code, sentence = sweep.run()
         table(plan, as_json="--json" in own)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -18,13 +17,14 @@ from typing import Any
 from sfactory.config import Config
 from sfactory.config.toml_file import to_toml
 from sfactory.envs import EnvSpec
-from sfactory.errors import NoCheckpointError, RunBusy
+from sfactory.errors import NoCheckpointError
 from sfactory.monitor.known_rooflines import known_roofline
 from sfactory.monitor.messages import Message
 from sfactory.monitor.metrics import Board
 from sfactory.monitor.panel import History, Snapshot, carried
 from sfactory.monitor.writers import METRICS_FILE, Writers, last_evaluated, write_atomically
 from sfactory.run import checkpoint
+from sfactory.run.lock import lock_folder
 from sfactory.shm.slots import RowCounts
 
 
@@ -78,16 +78,8 @@ class RunRecorder:
     def open(cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec]) -> RunRecorder:
         """Make or reopen the folder, alone: a second trainer in it raises RunBusy."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = lock_folder(run_dir)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when we die
-        except OSError as error:
-            holder = os.pread(lock, 64, 0).decode(errors="replace").strip()
-            os.close(lock)
-            raise RunBusy(f"{run_dir} is in use by process {holder or 'unknown'}") from error
-        try:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(os.getpid()).encode(), 0)
             return cls._opened(config, run_dir, resume, specs, lock)
         except BaseException:
             os.close(lock)

@@ -7,7 +7,6 @@ worker's own in the run's debug folder: workers never write to the terminal, and
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -15,8 +14,9 @@ import traceback
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any
 
+from sfactory.supervisor.process_signals import death_signal
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # handled by the supervisor alone
-_PR_SET_PDEATHSIG = 1
 
 
 class SpawnMessage:
@@ -35,8 +35,7 @@ class SpawnMessage:
 
 
 def _die_with(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    death_signal(signal.SIGKILL)()
     if os.getppid() != parent:  # the parent died before the death signal was armed
         os._exit(1)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
-import threading
 from types import FrameType
-from typing import Any
 
 from sfactory.run.recorder import Outcome
 from sfactory.shm import atomics
+from sfactory.supervisor.process_signals import signal_handlers
 from sfactory.workers.shared import SAVE, SharedState
 
 REQUEUE = 75
@@ -36,17 +36,15 @@ class Signals:
         self.stop = 0  # how often Ctrl-C, SIGTERM or SIGHUP came
         self.code = 0
         self.save = 0
-        self._before: dict[int, Any] = {}
+        self._handlers = contextlib.ExitStack()
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-                self._before[number] = signal.signal(number, self._note)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        self._handlers.enter_context(signal_handlers(numbers, self._note))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handlers.close()
 
     def ended(self) -> Outcome | None:
         """How the run ends if it was asked to."""

@@ -40,7 +40,7 @@ def test_a_signal_stops_every_run_with_a_checkpoint_and_leaves_nobody(tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err[-3000:]
-    assert "the same command goes on" in err
+    assert "repeat the command to continue" in err
     wait_for(lambda: gone(family))
     for name in ("s0", "s1"):
         status = json.loads((tmp_path / "s" / name / "status.json").read_text())
