@@ -18,11 +18,11 @@ def export(args: list[str]) -> int:
     if not out:
         raise CommandError(Exit.USAGE, f"export needs a file: sfactory export {run} -o policy.onnx, or -o policy.pt2")
     need_run(run)
-    from sfactory.play.export import NotEqual, export  # brings torch, which a mistake need not wait for
+    from sfactory.play.export import ExportMismatch, export  # brings torch, which a mistake need not wait for
 
     try:
         done = export(run, Path(out[-1]))
-    except NotEqual as error:
+    except ExportMismatch as error:
         return print_exit_line(Exit.BUG, "not equal", f"nothing was kept of {out[-1]}: {error}")
     if "--json" in own:
         found = {"path": str(done.path), "difference": done.difference, "rows": done.rows, **done.metadata}
