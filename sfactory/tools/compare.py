@@ -1,4 +1,4 @@
-"""The verb compare: runs side by side as a table, a picture, or JSON. What is put together: `sfactory.tools.comparison`."""
+"""Format a comparison of runs (`sfactory.tools.comparison`) as text tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sfactory.errors import CommandError, Exit
 from sfactory.monitor.metrics import human
-from sfactory.tools.comparison import AXES, WORDS, Comparison, Panel, compare
+from sfactory.tools.comparison import AXES, UNITS, Comparison, ComparisonPanel, compare
 
 
 def main(args: list[str]) -> int:
@@ -21,7 +21,9 @@ def main(args: list[str]) -> int:
         name = settings.shown(next(iter(flags)))
         raise CommandError(Exit.USAGE, f"{name}: compare takes runs as they are; see --help")
     if not names:
-        raise CommandError(Exit.USAGE, "expected RUNS, got none; for example: sfactory compare runs/a* runs/b* -o plot.png")
+        raise CommandError(
+            Exit.USAGE, "expected RUNS, got none; for example: sfactory compare runs/a* runs/b* -o plot.png"
+        )
     by = own["--by"][-1] if "--by" in own else ""
     if by and by not in AXES:
         raise CommandError(Exit.USAGE, f"by: {by!r} is not one of {', '.join(AXES)}{settings.suggestion(by, AXES)}")
@@ -40,27 +42,27 @@ def main(args: list[str]) -> int:
 
 
 def text(found: Comparison) -> str:
-    """Tables and notes for people."""
+    """Return all tables and notes."""
     return "\n\n".join([*map(table, found.panels), *(["\n".join(found.notes)] if found.notes else [])])
 
 
-def table(panel: Panel) -> str:
-    """One panel as text."""
-    where = f"{panel.end:,.0f} {WORDS[panel.by]}"
-    lines = [f"{panel.title}: {panel.quantity} at {where} (mean of the last 100 games)"]
+def table(panel: ComparisonPanel) -> str:
+    """Return one panel as a table: a row per group."""
+    where = f"{panel.end:,.0f} {UNITS[panel.by]}"
+    lines = [f"{panel.title}: {panel.quantity} at {where} (mean of the last 100 episodes)"]
     rows = [panel.row(label) for label, _ in panel.groups]
     other = "seconds" if panel.by == "env_steps" else "steps"
     first = rows[0]["label"]
     head = ["", "runs", "IQM", "95 % interval", "median", "min", "max"]
     head += [other] if len(panel.groups[0][1]) == 1 else []
-    head += ["beats the first"] if len(rows) > 1 else []
+    head += ["P(improvement)"] if len(rows) > 1 else []
     cells = [head]
     for row in rows:
         line = [row["label"] or "all runs", str(len(row["runs"])), _short(row["iqm"])]
         line.append(" to ".join(map(_short, row["interval"])) if row["interval"] else "-")
         line += [_short(row[name]) for name in ("median", "min", "max")]
         if other in head:
-            line.append(human(row[WORDS[AXES[1 - AXES.index(panel.by)]]]))
+            line.append(human(row[UNITS[AXES[1 - AXES.index(panel.by)]]]))
         if row["improvement"]:
             chance, low, high = row["improvement"]
             line.append(f"{100 * chance:.0f} % ({100 * low:.0f} to {100 * high:.0f})")
@@ -75,5 +77,5 @@ def table(panel: Panel) -> str:
 
 
 def _short(value: float) -> str:
-    """Four digits that matter, never an exponent where people read scores."""
+    """Format a score with four significant digits, without an exponent for large scores."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

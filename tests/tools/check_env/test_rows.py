@@ -1,6 +1,5 @@
 """What `check-env` must notice of rows: every rule is seen silent where it is kept, and loud where it is broken."""
 
-
 import numpy as np
 import pytest
 from conforming_env import RULES, Walk, checked, expect, levels, said
