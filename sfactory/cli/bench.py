@@ -43,7 +43,7 @@ def bench(args: list[str]) -> int:
         found = None
         if budget:
             say(f"\nlooking for faster settings, about {budget:g} s ...")
-            found = search(config, budget, learning=True, say=say)
+            found = search(config, budget, learning=True, log=say)
     except BenchFailed as error:
         raise CommandError(Exit.USAGE, str(error)) from error
     if "--json" in own:
