@@ -1,9 +1,9 @@
-"""How long faults last: from a kill to a newborn at work, a wait for a checkpoint, from `resume` to an update.
+"""Measure recovery times: restart of a killed worker, stall by a checkpoint, first update after `resume`.
 
-    python benchmarks/fault_times.py            a minute and a half; nothing else should run
+    python benchmarks/fault_times.py            90 seconds, on an otherwise idle machine
 
-Prints medians and worst cases. The bars: a sampler is back within 2 s and inference within 4 s, a checkpoint holds an
-update up for 50 ms at the 99th percentile, a resumed run makes its first update within 5 s on a CPU.
+Prints medians and maxima. Bounds: a sampler is restarted within 2 s and inference within 4 s, a checkpoint delays an
+update by at most 50 ms at the 99th percentile, a resumed run makes its first update within 5 s on a CPU.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def rows(run: Path) -> list[dict[str, float]]:
 
 
 def until(condition: Callable[[], bool], limit_s: float = 60.0) -> float:
-    """Seconds until it holds."""
+    """Wait for a condition; returns the seconds it took."""
     began = time.perf_counter()
     while not condition():
         if time.perf_counter() - began > limit_s:
@@ -56,7 +56,7 @@ def until(condition: Callable[[], bool], limit_s: float = 60.0) -> float:
 
 
 def worker(process: subprocess.Popen[bytes], kind: str) -> psutil.Process | None:
-    """By the file its stderr goes to."""
+    """Find a worker by the file its stderr goes to."""
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
             if Path(os.readlink(f"/proc/{child.pid}/fd/2")).stem.startswith(kind):
@@ -67,7 +67,7 @@ def worker(process: subprocess.Popen[bytes], kind: str) -> psutil.Process | None
 
 
 def back_at_work(run: Path, kind: str, times: int) -> list[float]:
-    """Seconds from SIGKILL to the first row of metrics trained after all data from before the kill was used up."""
+    """Return seconds from SIGKILL to the first metrics row trained after all data from before the kill was used."""
     found = []
     with running("train", TARGET, "--run.dir", run, *OFTEN, "--sampling.groups-per-sampler", 2) as process:
         until(lambda: len(rows(run)) > 3)
@@ -90,14 +90,14 @@ def back_at_work(run: Path, kind: str, times: int) -> list[float]:
 
 
 def stalls(run: Path, seconds: float) -> list[float]:
-    """Milliseconds an update waited for each of the checkpoints of a run that saves all the time."""
+    """Return milliseconds by which each checkpoint of a constantly saving run delayed an update."""
     words = ("--run.dir", run, *OFTEN, "--checkpoint.every-seconds", 0.3, "--stop.seconds", seconds)
     subprocess.run(command("train", TARGET, *words), check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     return [row["system/save_stall_ms"] for row in rows(run)[1:] if row["system/save_stall_ms"] > 0]
 
 
 def resumed(run: Path, times: int) -> list[float]:
-    """Seconds from the command `resume` to the first row of metrics with more steps."""
+    """Return seconds from the command `resume` to the first metrics row with more steps."""
     found = []
     for _ in range(times):
         before = rows(run)[-1]["env_steps"]

@@ -1,4 +1,4 @@
-"""Does a quarter or a sixteenth of the batch learn the same? With all rules, and with each one left out.
+"""Test batch-size invariance: a quarter and a sixteenth of the batch, with all rules and with each left out.
 
     python benchmarks/invariance.py --seeds 5
     python benchmarks/invariance.py --report
@@ -42,7 +42,7 @@ LEFT_OUT["no rule at all"]["optim.lr"] = LEFT_OUT["without the learning rate"]["
 
 
 def cells() -> dict[tuple[str, int], Cell]:
-    """(variant, factor) -> cell; the reference is ("all rules", 1)."""
+    """Return (variant, factor) -> cell; the reference is ("all rules", 1)."""
     found = {}
     for factor in (1, *FACTORS):
         for number, (variant, changes) in enumerate(LEFT_OUT.items()):
@@ -56,7 +56,7 @@ def cells() -> dict[tuple[str, int], Cell]:
 
 
 def picture(out: Path, seeds: int, scores: dict) -> None:
-    """Learning curves: all rules against none, and every left-out rule."""
+    """Plot learning curves: all rules against none, and with each rule left out."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,14 +1,14 @@
-"""sfactory beside its peers: the same workload, side by side, in one run.
+"""Compare sfactory with other libraries on the same workloads, interleaved in one run.
 
-    python benchmarks/peers.py setup                         a virtual environment for each peer (some GB)
+    python benchmarks/peers.py setup                         a virtual environment per library (some GB)
     python benchmarks/peers.py speed                         steps per second of all workloads, interleaved
     python benchmarks/peers.py score                         seconds to a training return, from the command on
     python benchmarks/peers.py speed --only breakout --rounds 1 --seconds 8
 
 One thread per process, the same networks (MinAtar: 16 filters of 3x3, then 128; Atari: Nature CNN; HalfCheetah: 64 x 64
 tanh), one pass over the data, each program with the fastest settings found for it on two cores (peers/*.py, and below).
-Rounds are interleaved and medians are told, because a shared machine drifts by tens of percent within minutes. The
-roofline is measured in between, by `sfactory bench`'s reference loops, in fp32.
+Rounds are interleaved and medians reported, because a shared machine drifts by tens of percent within minutes. The
+roofline is measured in between, with `sfactory bench`'s reference loops, in fp32.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ SCORES: dict[str, tuple[float, dict[str, list[str]]]] = {
 
 
 def setup(folder: Path) -> None:
-    """A virtual environment per peer; torch first and by its version, or CUDA's gigabytes come along."""
+    """Create a virtual environment per peer; torch first and pinned, or gigabytes of CUDA packages are installed."""
     for name, packages in PEERS.items():
         place = folder / name
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
@@ -74,7 +74,7 @@ def setup(folder: Path) -> None:
 
 
 def speed_of(words: list[str], folder: Path, seconds: float) -> float:
-    """Steps per second of one case, once."""
+    """Measure steps per second of one case once."""
     if words[0] in PEERS:
         return float(peer(words, folder, "--seconds", str(seconds))["steps_per_second"])
     from sfactory.config import parsing as settings
@@ -86,7 +86,7 @@ def speed_of(words: list[str], folder: Path, seconds: float) -> float:
 
 
 def peer(words: list[str], folder: Path, *more: str) -> dict[str, Any]:
-    """What a peer's script printed last."""
+    """Run a peer's script; returns the last line of its output."""
     name, *rest = words
     command = [str(folder / name / "bin" / "python"), str(HERE / "peers" / f"{name}.py"), *rest, *more]
     environ = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -97,7 +97,7 @@ def peer(words: list[str], folder: Path, *more: str) -> dict[str, Any]:
 
 
 def roofline_of(words: list[str]) -> float:
-    """Steps per second of the fp32 roofline of a case of ours."""
+    """Measure the fp32 roofline of one case in steps per second."""
     from dataclasses import replace
 
     from sfactory.config import parsing as settings
@@ -113,7 +113,7 @@ def roofline_of(words: list[str]) -> float:
 
 
 def seconds_to(score: float, words: list[str], folder: Path, seed: int) -> float:
-    """From the command to the score; infinite if it was not reached."""
+    """Return seconds from the command to the score; infinite if it was not reached."""
     if words[0] in PEERS:
         found = peer(words, folder, "--target", str(score), "--seed", str(seed))["seconds"]
         return float(found) if found else float("inf")
