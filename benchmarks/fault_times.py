@@ -25,13 +25,13 @@ TARGET, BATCH = "minatar/breakout", 2048
 OFTEN = ["--log.every-seconds", "0.1", "--quiet"]
 
 
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "sfactory", *map(str, words)]
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "sfactory", *map(str, arguments)]
 
 
 @contextmanager
-def running(*words: object) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command(*words), stderr=subprocess.DEVNULL)
+def running(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:
@@ -91,8 +91,10 @@ def back_at_work(run: Path, kind: str, times: int) -> list[float]:
 
 def stalls(run: Path, seconds: float) -> list[float]:
     """Return milliseconds by which each checkpoint of a constantly saving run delayed an update."""
-    words = ("--run.dir", run, *OFTEN, "--checkpoint.every-seconds", 0.3, "--stop.seconds", seconds)
-    subprocess.run(command("train", TARGET, *words), check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    arguments = ("--run.dir", run, *OFTEN, "--checkpoint.every-seconds", 0.3, "--stop.seconds", seconds)
+    subprocess.run(
+        command("train", TARGET, *arguments), check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     return [row["system/save_stall_ms"] for row in rows(run)[1:] if row["system/save_stall_ms"] > 0]
 
 

@@ -138,16 +138,16 @@ def seconds_to_score(score: float, limit: float) -> str:
         done = subprocess.run([*command, "--run.dir", f"{folder}/run"], capture_output=True, text=True)
         passed = time.monotonic() - began
         if done.returncode:
-            return f"Pong ended with exit {done.returncode}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"
+            return f"Pong ended with exit {done.returncode}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
         last = json.loads((Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    reached, words = last.get("charts/episodic_return", float("nan")), " ".join(command[3:])
+    reached, arguments = last.get("charts/episodic_return", float("nan")), " ".join(command[3:])
     steps = f"{last['env_steps']:,.0f} steps"
-    return f"Pong: training return {reached:.1f} after {passed:.0f} s and {steps} (`sfactory {words}`)"
+    return f"Pong: training return {reached:.1f} after {passed:.0f} s and {steps} (`sfactory {arguments}`)"
 
 
 def commit() -> str:
-    said = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
-    return said.strip() or "unknown"
+    version = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
+    return version.strip() or "unknown"
 
 
 def main() -> None:

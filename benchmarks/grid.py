@@ -75,7 +75,7 @@ def run(cells: list[Cell], out: Path, seeds: int, jobs: int) -> float:
         command += ["--run.mode", "lockstep", "--stop.env-steps", str(cell.steps), "--run.seed", str(1 + 1000 * seed)]
         command += ["--run.dir", str(folder), "--checkpoint.every-seconds", "1e9", "--quiet"]
         if folder.exists():
-            subprocess.run(["rm", "-r", str(folder)], check=True)  # half a run: begun anew
+            subprocess.run(["rm", "-r", str(folder)], check=True)  # incomplete: started again
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode != 0:

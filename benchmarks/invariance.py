@@ -49,9 +49,9 @@ def cells() -> dict[tuple[str, int], Cell]:
             if factor == 1 and number:
                 continue
             values = dict(REFERENCE) | {key: change(REFERENCE[key], factor) for key, change in changes.items()}
-            words = [w for k, v in values.items() for w in (f"--{k.replace('_', '-')}", str(v))]
-            words += ["--learning.batch-factor", str(factor), "--log.every-updates", str(2 * factor)]
-            found[variant, factor] = Cell(f"invariance/{factor}_{number}", TARGET, tuple(words), STEPS)
+            flags = [w for k, v in values.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+            flags += ["--learning.batch-factor", str(factor), "--log.every-updates", str(2 * factor)]
+            found[variant, factor] = Cell(f"invariance/{factor}_{number}", TARGET, tuple(flags), STEPS)
     return found
 
 

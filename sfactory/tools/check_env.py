@@ -295,7 +295,7 @@ def check(
 
     spec, rollout = play(0, steps, seconds)
     played = len(rollout.reward) > 0
-    words, settings_from, preset = nearest(name, spec, target)
+    command, settings_from, preset = nearest(name, spec, target)
     rules = RULES if played else RULES[:1]
     found = [(rule.__name__.replace("_", " "), *one) for rule in rules for one in rule(spec, rollout, preset)]
     if played:
@@ -303,8 +303,8 @@ def check(
         found += [("seeds", *one) for one in seeds(rollout, again, other)]
     for key, value in (settings or {}).items():
         option = "env.protocol" if key == "protocol" else f"env.settings.{key}"
-        words += [f"--{option}={value}"] if preset.get(option) != value else []
-    train = " ".join([shlex.join(words), *dict.fromkeys(flag for one in found for flag in one[3:])])
+        command += [f"--{option}={value}"] if preset.get(option) != value else []
+    train = " ".join([shlex.join(command), *dict.fromkeys(flag for one in found for flag in one[3:])])
     findings = tuple(RuleFinding(level, title, sentence) for title, level, sentence, *_ in found)
     rate = float(rollout.valid.sum() / rollout.seconds.sum()) if played else 0.0
     return EnvReport(spec, findings, int(rollout.valid.sum()), rate, train, settings_from)

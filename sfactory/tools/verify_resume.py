@@ -78,8 +78,8 @@ def differences(a: Path, b: Path) -> list[str]:
     return found
 
 
-def _start(*words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "sfactory", *words]
+def _start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sfactory", *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
