@@ -99,11 +99,11 @@ class BenchReport:
         ]
         m = self.machine
         lines = [f"{self.target}  on {m['cores']} cores, {m['cpu']}{m['gpu'] and ', ' + m['gpu']}, torch {m['torch']}"]
-        lines += ["", f"{'':12} {'roofline':>9} {'measured':>9}   core time per step, microseconds"]
+        lines += ["", f"{'':12} {'at best':>9} {'here':>9}   core time per step, microseconds"]
         for name, best, measured, how in rows:
             reference = "" if best is None else f"{MICRO * best:.2f}"
             lines.append(f"{name:12} {reference:>9} {MICRO * measured:9.2f}   {how}".rstrip())
-        kind = "cores / sum of the roofline costs" if r.device == "cpu" else "the environment alone on all cores"
+        kind = "cores / sum of the best" if r.device == "cpu" else "the environment alone on all cores"
         busy = ", ".join(f"{name} {100 * share:.0f}%" for name, share in busy_shares(w.row).items())
         memory = sum(w.memory_mb.values())
         each = ", ".join(f"{name} {mb:.0f}" for name, mb in w.memory_mb.items())
