@@ -91,13 +91,13 @@ def test_sweep_runs_at_most_jobs_processes_at_a_time(fake_processes, typed):
 
 
 def test_sweep_folder_depends_only_on_the_fixed_settings(fake_processes, typed):
-    words = ("sweep", "minatar/breakout", "--seeds", "0..0", "--grid", "optim.lr=1e-3")
-    typed(*words)
+    arguments = ("sweep", "minatar/breakout", "--seeds", "0..0", "--grid", "optim.lr=1e-3")
+    typed(*arguments)
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("minatar-breakout_sweep_")
-    typed(*words[:-1], "optim.lr=1e-4", "--stop.env-steps", "5k", "--log.every-seconds", "1")  # more of the same
+    typed(*arguments[:-1], "optim.lr=1e-4", "--stop.env-steps", "5k", "--log.every-seconds", "1")  # more of the same
     assert list(Path("runs").iterdir()) == [folder]
-    typed(*words, "--learning.clip", "0.3")
+    typed(*arguments, "--learning.clip", "0.3")
     assert len(list(Path("runs").iterdir())) == 2
 
 
@@ -224,8 +224,8 @@ def test_sweep_folder_lock_refuses_a_second_sweep(fake_processes, typed):
 
 
 def test_sweep_grid_accepts_tuples_and_environment_settings(fake_processes, typed):
-    words = ("--grid", "model.hidden=64,128+32", "--grid", "env.settings.sticky_action_prob=0.0,0.25")
-    code, out, _ = typed("sweep", "minatar/breakout", "--seeds", "0..0", "--dir", "w", *words)
+    arguments = ("--grid", "model.hidden=64,128+32", "--grid", "env.settings.sticky_action_prob=0.0,0.25")
+    code, out, _ = typed("sweep", "minatar/breakout", "--seeds", "0..0", "--dir", "w", *arguments)
     assert code == 0
     config = from_toml(Path("w/model.hidden=128,32_env.settings.sticky-action-prob=0.25_s0/config.toml"))
     assert (config.model.hidden, config.env.settings) == ((128, 32), {"sticky_action_prob": 0.25})

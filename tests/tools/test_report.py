@@ -83,12 +83,12 @@ def test_report_page_is_well_formed_and_self_contained(reported):
 def test_report_page_shows_the_content_of_the_folder(reported):
     _, text = reported
     visible = " ".join(" ".join(Page(text).text).split())
-    for words in (
+    for text in (
         "a<1>", "minatar/breakout", "stop.env-steps reached (exit 0)", "training return", "3.5", "4k",
         "sampler-1 died <SIGKILL> & was replaced", "000000004000", "2.5 MB", "faults/sampler", "optim.lr 2.5e-4 1e-3",
         "effective sample size", "settings at their defaults",
     ):  # fmt: skip
-        assert words in visible, words
+        assert text in visible, text
 
 
 def test_report_lag_histogram_weights_rows_by_their_steps(reported):

@@ -99,7 +99,7 @@ def test_run_watcher_reads_a_resumed_run_again(run_dir):
     assert watcher.read(0.0).history == ((100.0, 10.0, 100.0), (150.0, 15.0, 7.0))
 
 
-def test_it_ends_when_the_run_ends(run_dir, monkeypatch, capsys):
+def test_watch_ends_when_the_run_ends(run_dir, monkeypatch, capsys):
     write(run_dir, 100)
     status(run_dir, "running")
     monkeypatch.setattr("sfactory.tools.watch.time.sleep", lambda _: status(run_dir, "lost"))
@@ -107,7 +107,7 @@ def test_it_ends_when_the_run_ends(run_dir, monkeypatch, capsys):
     assert capsys.readouterr().err == "100 steps | 10 steps/s | 10%, 1 min 30 s left\n"
 
 
-def test_a_supervisor_that_was_killed_trains_no_more(run_dir):
+def test_run_watcher_reports_a_killed_supervisor(run_dir):
     """Nobody wrote how it ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -135,16 +135,16 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(run_dir, typed, monkeypatch):
     assert typed("watch", run_dir) == (0, "", f"sfactory: watched (exit 0): {run_dir}: running, 100 steps")
 
 
-def test_the_picture_for_the_docs_is_an_svg_of_the_panel(run_dir):
+def test_benchmarks_pictures_writes_an_svg_of_the_panel(run_dir):
     write(run_dir, 500, **{"charts/episodic_return": 3.5})
     status(run_dir, "finished")
     out = run_dir.parent / "pictures" / "panel.svg"
     script = os.path.join(os.path.dirname(__file__), "..", "..", "benchmarks", "pictures.py")
     subprocess.run([sys.executable, script, "panel", run_dir, out, "--width", "90"], check=True)
-    words = re.sub("<[^>]*>|&#160;", " ", out.read_text())
-    assert "minatar/breakout" in words
-    assert "3.5" in words
-    assert "finished" in words
+    text = re.sub("<[^>]*>|&#160;", " ", out.read_text())
+    assert "minatar/breakout" in text
+    assert "3.5" in text
+    assert "finished" in text
 
 
 def test_watching_never_loads_torch():

@@ -56,7 +56,7 @@ def test_random_action_respects_the_mask():
     assert ", the mask" in report.text()
 
 
-# -- what to type, and how it is told ------------------------------------------------------------------------
+# -- the suggested command and the report ------------------------------------------------------------------------
 
 
 def spec_of(shape, dtype="float32"):
@@ -64,27 +64,27 @@ def spec_of(shape, dtype="float32"):
 
 
 def test_nearest_suggests_the_preset_of_the_environment():
-    words, why, _ = nearest("gymnasium/CartPole-v1", spec_of((4,)))
-    assert (words, why) == (["sfactory", "train", "classic/cartpole"], "its preset")
+    command, why, _ = nearest("gymnasium/CartPole-v1", spec_of((4,)))
+    assert (command, why) == (["sfactory", "train", "classic/cartpole"], "its preset")
     assert nearest("minatar/breakout", spec_of((10, 10, 4)), "minatar/breakout")[0][-1] == "minatar/breakout"
 
 
 def test_nearest_uses_family_defaults_for_the_observations_they_suit():
-    words, why, given = nearest("gymnasium/MountainCar-v0", spec_of((2,)))
-    assert words == ["sfactory", "train", "gymnasium/MountainCar-v0"]
+    command, why, given = nearest("gymnasium/MountainCar-v0", spec_of((2,)))
+    assert command == ["sfactory", "train", "gymnasium/MountainCar-v0"]
     assert why == "the defaults of gymnasium"
     assert given["env.name"] == "gymnasium/MountainCar-v0"
     assert given["normalize.obs"] is True
 
 
 def test_nearest_uses_settings_of_similar_observations_otherwise():
-    words, why, given = nearest("faults/count", spec_of((3,)))
-    assert words[:4] == ["sfactory", "train", "faults/count", "--config"]
-    assert words[4].endswith("gymnasium/default.toml")
+    command, why, given = nearest("faults/count", spec_of((3,)))
+    assert command[:4] == ["sfactory", "train", "faults/count", "--config"]
+    assert command[4].endswith("gymnasium/default.toml")
     assert why == "the nearest ones, of gymnasium"
     assert given["env.name"] == "faults/count"  # the target, not the file's
-    words, _, _ = nearest("gymnasium/Grid-v0", spec_of((7, 7, 3), "uint8"))
-    assert words[4].endswith("minatar/default.toml")
+    command, _, _ = nearest("gymnasium/Grid-v0", spec_of((7, 7, 3), "uint8"))
+    assert command[4].endswith("minatar/default.toml")
 
 
 def test_check_repeats_given_settings_in_the_suggested_command():
@@ -105,15 +105,15 @@ def test_env_report_as_text_and_json():
     report = checked(Boxed)
     assert isinstance(report, EnvReport)
     text = report.text()
-    for words in ("float32 [2]", "1 numbers from -inf to 2", "at most 12 steps", "frame skip", "protocol", "mask"):
-        assert words in text or words == "mask"
+    for part in ("float32 [2]", "1 numbers from -inf to 2", "at most 12 steps", "frame skip", "protocol", "mask"):
+        assert part in text or part == "mask"
     assert text.splitlines()[-1].startswith("sfactory train faults/walk")
     assert max(map(len, text.splitlines()[:-1])) < 120
-    told = json.loads(json.dumps(report.as_dict(), allow_nan=False))
-    assert told["bad"] is False
-    assert {finding["title"] for finding in told["findings"]} == RULES
-    assert told["spec"]["actions"]["action"]["low"] == [None]
-    assert told["steps"] == report.steps
+    report_json = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert report_json["bad"] is False
+    assert {finding["title"] for finding in report_json["findings"]} == RULES
+    assert report_json["spec"]["actions"]["action"]["low"] == [None]
+    assert report_json["steps"] == report.steps
 
 
 # -- the real ones -------------------------------------------------------------------------------------------

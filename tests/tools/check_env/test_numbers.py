@@ -18,7 +18,7 @@ from sfactory.tools.random_rollout import COLUMNS, record
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "text"),
     [
         (lambda s: s._replace(obs={"obs": s.obs["obs"].astype(np.float64)}), "obs is float64 [4, 2], the spec has"),
         (lambda s: s._replace(obs={"obs": s.obs["obs"][:, :1]}), "obs is float32 [4, 1], the spec has"),
@@ -29,12 +29,12 @@ from sfactory.tools.random_rollout import COLUMNS, record
         (lambda s: s._replace(obs={"obs": s.obs["obs"] + np.inf}), "NaN or infinity"),
     ],
 )
-def test_data_rule_rejects_data_that_does_not_match_the_spec(change, words):
-    class Spoilt(ConformingEnv):
+def test_data_rule_rejects_data_that_does_not_match_the_spec(change, text):
+    class FaultyData(ConformingEnv):
         def change(self, step):
             return change(step) if self.calls == 100 else step
 
-    report = expect(Spoilt, "data", "bad", words)
+    report = expect(FaultyData, "data", "bad", text)
     assert "step 99: " in sentences(report, "data")
 
 
@@ -149,21 +149,21 @@ def test_observations_rule_warns_about_integers_in_float_leaves():
 
 
 @pytest.mark.parametrize(
-    ("leaf", "words"),
+    ("leaf", "text"),
     [
         (Leaf((4, 40, 40), "float32"), "an image of float32: encoders divide pixels by 255"),
         (Leaf((40, 40, 3), "uint8"), "an image with its channels last: encoders expect [C, H, W]"),
         (Leaf((4, 40, 40), "uint8"), "between"),
     ],
 )
-def test_observations_rule_warns_about_images_the_encoders_do_not_take(leaf, words):
+def test_observations_rule_warns_about_images_the_encoders_do_not_take(leaf, text):
     def look(place):
         pixels = np.abs(50 * place[:, :1]).astype(leaf.dtype) + np.zeros((len(place), math.prod(leaf.shape)))
         return pixels.reshape(-1, *leaf.shape).astype(leaf.dtype)
 
     report = checked(showing(leaf, look))
-    assert words in sentences(report, "observations")
-    assert levels(report)["observations"] == ("ok" if words == "between" else "warn")
+    assert text in sentences(report, "observations")
+    assert levels(report)["observations"] == ("ok" if text == "between" else "warn")
 
 
 def paying(reward):
