@@ -104,7 +104,7 @@ def environment_cost(config: Config, seconds: float) -> Cost:
     sizes = sorted({min(SMALL_GROUP, many), many})
     costs = {size: 0.0 for size in sizes}
     for size, task in itertools.product(sizes, env.tasks):
-        step, how = raw_loop(task, size, 1, env.arguments), "its own library"
+        step, how = raw_loop(task, size, 1, env.arguments), "its library alone"
         if step is None:
             group = make_group(task, size, list(range(1, size + 1)), env.arguments)
             step, how = random_steps(group), "through sfactory's group; its family has no plain loop"

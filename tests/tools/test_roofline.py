@@ -55,7 +55,7 @@ def test_envpool_raw_loop_steps_every_environment():
 
 def test_roofline_does_not_depend_on_the_speed_of_sfactory(monkeypatch):
     def never(*args, **kwargs):
-        raise AssertionError("the roofline looked at sfactory's own environments or networks")
+        raise AssertionError("the roofline used sfactory's own environments or networks")
 
     config, spec = preset("minatar/breakout")
     monkeypatch.setattr(module, "make_group", never)
@@ -85,8 +85,8 @@ def test_roofline_training_cost_counts_the_passes_of_an_update(monkeypatch):
     spec = make_spec("gymnasium/CartPole-v1")
     monkeypatch.setattr(module, "environment_cost", lambda *a: Cost(1.0, ""))
 
-    def costs(*args, learn, bf16):
-        return [Cost(10.0 if learn else 2.0, "slow"), Cost(7.0 if learn else 1.0, "fast")]
+    def costs(*args, backward, bf16):
+        return [Cost(10.0 if backward else 2.0, "slow"), Cost(7.0 if backward else 1.0, "fast")]
 
     monkeypatch.setattr(module, "_network_costs", costs)
     assert roofline(config, spec, 2).training.seconds == 3 * 7.0 + 1.0
