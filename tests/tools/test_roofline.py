@@ -30,7 +30,7 @@ def test_plain_network_is_none_without_a_plain_form():
     assert plain_network(config, spec) is None
     found = roofline(config, spec, 1, seconds=0.1)
     assert found.training.how.startswith("the network itself")
-    assert "own door" in found.environment.how
+    assert "through sfactory's group" in found.environment.how
 
 
 @pytest.mark.parametrize(
