@@ -1,9 +1,9 @@
-"""How long faults last: from a kill to a newborn at work, a wait for a checkpoint, from `resume` to an update.
+"""Measure recovery times: restart of a killed worker, stall by a checkpoint, first update after `resume`.
 
-    python benchmarks/fault_times.py            a minute and a half; nothing else should run
+    python benchmarks/fault_times.py            90 seconds, on an otherwise idle machine
 
-Prints medians and worst cases. The bars: a sampler is back within 2 s and inference within 4 s, a checkpoint holds an
-update up for 50 ms at the 99th percentile, a resumed run makes its first update within 5 s on a CPU.
+Prints medians and maxima. Bounds: a sampler is restarted within 2 s and inference within 4 s, a checkpoint delays an
+update by at most 50 ms at the 99th percentile, a resumed run makes its first update within 5 s on a CPU.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ TARGET, BATCH = "minatar/breakout", 2048
 OFTEN = ["--log.every-seconds", "0.1", "--quiet"]
 
 
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "sfactory", *map(str, words)]
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "sfactory", *map(str, arguments)]
 
 
 @contextmanager
-def running(*words: object) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command(*words), stderr=subprocess.DEVNULL)
+def running(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:
@@ -45,7 +45,7 @@ def rows(run: Path) -> list[dict[str, float]]:
 
 
 def until(condition: Callable[[], bool], limit_s: float = 60.0) -> float:
-    """Seconds until it holds."""
+    """Wait for a condition; returns the seconds it took."""
     began = time.perf_counter()
     while not condition():
         if time.perf_counter() - began > limit_s:
@@ -55,7 +55,7 @@ def until(condition: Callable[[], bool], limit_s: float = 60.0) -> float:
 
 
 def worker(process: subprocess.Popen[bytes], kind: str) -> psutil.Process | None:
-    """By the file its stderr goes to."""
+    """Find a worker by the file its stderr goes to."""
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
             if Path(os.readlink(f"/proc/{child.pid}/fd/2")).stem.startswith(kind):
@@ -66,7 +66,7 @@ def worker(process: subprocess.Popen[bytes], kind: str) -> psutil.Process | None
 
 
 def back_at_work(run: Path, kind: str, times: int) -> list[float]:
-    """Seconds from SIGKILL to the first row of metrics trained after all data from before the kill was used up."""
+    """Return seconds from SIGKILL to the first metrics row trained after all data from before the kill was used."""
     found = []
     with running("train", TARGET, "--run.dir", run, *OFTEN, "--sampling.groups-per-sampler", 2) as process:
         until(lambda: len(rows(run)) > 3)
@@ -89,14 +89,16 @@ def back_at_work(run: Path, kind: str, times: int) -> list[float]:
 
 
 def stalls(run: Path, seconds: float) -> list[float]:
-    """Milliseconds an update waited for each of the checkpoints of a run that saves all the time."""
-    words = ("--run.dir", run, *OFTEN, "--checkpoint.every-seconds", 0.3, "--stop.seconds", seconds)
-    subprocess.run(command("train", TARGET, *words), check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    """Return milliseconds by which each checkpoint of a constantly saving run delayed an update."""
+    arguments = ("--run.dir", run, *OFTEN, "--checkpoint.every-seconds", 0.3, "--stop.seconds", seconds)
+    subprocess.run(
+        command("train", TARGET, *arguments), check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     return [row["system/save_stall_ms"] for row in rows(run)[1:] if row["system/save_stall_ms"] > 0]
 
 
 def resumed(run: Path, times: int) -> list[float]:
-    """Seconds from the command `resume` to the first row of metrics with more steps."""
+    """Return seconds from the command `resume` to the first metrics row with more steps."""
     found = []
     for _ in range(times):
         before = rows(run)[-1]["env_steps"]

@@ -1,12 +1,12 @@
-"""What a machine with a GPU reaches: share of the environments' own ceiling on all cores, and seconds to Pong 18.
+"""Measure a machine with a GPU: share of the environment ceiling on all cores, and seconds to Pong 18.
 
     python benchmarks/gpu.py                            both workloads and Pong, about 15 minutes (`make gpu`)
-    python benchmarks/gpu.py --only breakout --smoke    a minute, also on a machine without a GPU: is the script whole?
+    python benchmarks/gpu.py --only breakout --smoke    a minute, also without a GPU: checks that the script runs
     python benchmarks/gpu.py --write benchmarks/results/gpu.md
 
-The ceiling is measured here and now: one process per core steps the environment's own library in its plainest loop, all
-at once. Then a few splits of samplers and environments are tried for some seconds each, one pass over the data in bf16,
-and the fastest is run for longer.
+The ceiling is measured in the same call: one process per core steps the environment's own library in a plain loop, all
+at the same time. Then a few splits of samplers and environments are measured for some seconds each, with one pass over
+the data in bf16, and the fastest is run for longer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCORE, LIMIT_S = 18.0, 900.0
 
 
 class Workload(NamedTuple):
-    """What is measured, and the share of the ceiling that is asked for."""
+    """A workload and the required share of the ceiling."""
 
     target: str
     asked: float
@@ -61,7 +61,7 @@ def _step_alone(
 
 
 def ceiling(name: str, arguments: dict[str, Any], size: int, seconds: float) -> float:
-    """Steps per second of the environment's own library, one process per core, all at once."""
+    """Return steps per second of the environment's own library, one process per core at the same time."""
     context = multiprocessing.get_context("spawn")
     n = cores()
     start, answers = context.Barrier(n), context.Queue()
@@ -72,7 +72,7 @@ def ceiling(name: str, arguments: dict[str, Any], size: int, seconds: float) -> 
 
 
 def splits(workload: Workload) -> list[dict[str, Any]]:
-    """Samplers on nearly all cores: inference and learner need one each, and little else."""
+    """Return splits with samplers on nearly all cores: inference and learner need one each."""
     samplers = sorted({max(1, cores() - 2), max(1, cores() - 1), cores()})
     return [
         {
@@ -85,7 +85,7 @@ def splits(workload: Workload) -> list[dict[str, Any]]:
 
 
 def fastest(config: Config, tries: list[dict[str, Any]], seconds: float) -> tuple[dict[str, Any], Trial]:
-    """The best of some short runs, run again for longer."""
+    """Run the fastest of several short runs again for longer."""
     speeds: list[tuple[float, int]] = []
     for number, chosen in enumerate(tries):
         try:
@@ -107,7 +107,7 @@ def split(chosen: dict[str, Any]) -> str:
 
 
 def row(name: str, seconds: float, tries: int | None) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     workload = WORKLOADS[name]
     config = parsing.build(*presets.target_layers(workload.target), {})
     sizes = sorted({8, workload.envs_per_group[0]})
@@ -123,7 +123,7 @@ def row(name: str, seconds: float, tries: int | None) -> str:
 
 
 def seconds_to_score(score: float, limit: float) -> str:
-    """Pong from the command to a training return, as a sentence."""
+    """Train Pong to a training return; returns the time from the command as a sentence."""
     n = max(1, cores() - 2)
     command = [
         sys.executable, "-m", "sfactory", "train", "atari/pong", "--log.quiet", "true",
@@ -136,16 +136,16 @@ def seconds_to_score(score: float, limit: float) -> str:
         done = subprocess.run([*command, "--run.dir", f"{folder}/run"], capture_output=True, text=True)
         passed = time.monotonic() - began
         if done.returncode:
-            return f"Pong ended with exit {done.returncode}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"
+            return f"Pong ended with exit {done.returncode}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
         last = read_rows(Path(folder) / "run")[-1]
-    reached, words = last.get("charts/episodic_return", float("nan")), " ".join(command[3:])
+    reached, arguments = last.get("charts/episodic_return", float("nan")), " ".join(command[3:])
     steps = f"{last['env_steps']:,.0f} steps"
-    return f"Pong: training return {reached:.1f} after {passed:.0f} s and {steps} (`sfactory {words}`)"
+    return f"Pong: training return {reached:.1f} after {passed:.0f} s and {steps} (`sfactory {arguments}`)"
 
 
 def commit() -> str:
-    said = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
-    return said.strip() or "unknown"
+    version = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout
+    return version.strip() or "unknown"
 
 
 def main() -> None:

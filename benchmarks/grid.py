@@ -1,7 +1,7 @@
-"""Grids of short lockstep runs: start what is missing, read what is there, say what it means.
+"""Run grids of short lockstep runs and compute their scores; used by staleness.py and invariance.py.
 
-Used by staleness.py and invariance.py. A cell is one setting; it is run once per seed, each run one process with one
-thread in OUT/CELL/SEED. A run that finished is never run again, so a grid can be interrupted and continued.
+A cell is one setting; it is run once per seed, each run one process with one thread in OUT/CELL/SEED. Finished runs are
+skipped, so a grid can be interrupted and continued.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ POINTS = 100  # learning curves are read at this many equally spaced env steps
 class Cell(NamedTuple):
     name: str
     target: str
-    words: tuple[str, ...]
+    flags: tuple[str, ...]
     """Flags of `sfactory train`."""
     steps: int
     """Length of the run in env steps."""
 
 
 class Score(NamedTuple):
-    """What one setting reached, over seeds."""
+    """The scores of one setting over seeds."""
 
     area: np.ndarray
     """[seeds] mean training return over the whole run: area under the learning curve, per env step."""
@@ -53,16 +53,16 @@ EXTRA = ("offpolicy/ess", "losses/clipfrac", "offpolicy/effective_lambda", "loss
 
 def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="where the runs lie")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at the same time")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="", help="cells whose name contains this")
-    parser.add_argument("--report", action="store_true", help="start nothing; table and picture of what is there")
+    parser.add_argument("--report", action="store_true", help="start no run; table and plot of the finished ones")
     return parser.parse_args()
 
 
 def run(cells: list[Cell], out: Path, seeds: int, jobs: int) -> float:
-    """Run every missing (cell, seed), seeds outermost so that an interrupted grid is a smaller whole one.
+    """Run every missing (cell, seed), seeds outermost so that an interrupted grid is a complete smaller one.
 
     Returns the seconds it took. A run that fails raises RuntimeError with its last line.
     """
@@ -72,11 +72,11 @@ def run(cells: list[Cell], out: Path, seeds: int, jobs: int) -> float:
     def one(job: tuple[Cell, int]) -> None:
         cell, seed = job
         folder = out / cell.name / str(seed)
-        command = [sys.executable, "-m", "sfactory", "train", cell.target, *cell.words]
+        command = [sys.executable, "-m", "sfactory", "train", cell.target, *cell.flags]
         command += ["--run.mode", "lockstep", "--stop.env-steps", str(cell.steps), "--run.seed", str(1 + 1000 * seed)]
         command += ["--run.dir", str(folder), "--checkpoint.every-seconds", "1e9", "--quiet"]
         if folder.exists():
-            subprocess.run(["rm", "-r", str(folder)], check=True)  # half a run: begun anew
+            subprocess.run(["rm", "-r", str(folder)], check=True)  # incomplete: started again
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode != 0:
@@ -93,12 +93,12 @@ def _finished(folder: Path) -> bool:
 
 
 def finished_seeds(cell: Cell, out: Path, seeds: int) -> int:
-    """How many seeds of a cell are there, from the first one on."""
+    """Return the number of finished seeds of a cell, counted from the first."""
     return next((seed for seed in range(seeds) if not _finished(out / cell.name / str(seed))), seeds)
 
 
 def score(cell: Cell, out: Path, seeds: int) -> Score | None:
-    """None while a seed is missing."""
+    """Return the score of a cell; None while a seed is missing."""
     folders = [out / cell.name / str(seed) for seed in range(seeds)]
     if not all(map(_finished, folders)):
         return None
@@ -112,7 +112,7 @@ def _rows(folder: Path) -> list[dict[str, float]]:
 
 
 def curve(folder: Path, steps: int) -> np.ndarray:
-    """[POINTS] training return (last 100 games) at equally spaced env steps; before the first games, their value."""
+    """Return [POINTS] training returns (last 100 episodes) at equally spaced env steps; constant before the first."""
     rows = [row for row in _rows(folder) if "charts/episodic_return" in row]
     at = np.linspace(steps / POINTS, steps, POINTS)
     return np.interp(at, [row["env_steps"] for row in rows], [row["charts/episodic_return"] for row in rows])
@@ -124,6 +124,6 @@ def _late(folder: Path, name: str) -> float:
 
 
 def show(value: tuple[float, float, float], digits: int = 0) -> str:
-    """Middle and interval, for a table."""
+    """Format the middle and the interval for a table."""
     middle, low, high = (f"{x:.{digits}f}" for x in value)
     return f"{middle} ({low} to {high})"

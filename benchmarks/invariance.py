@@ -1,4 +1,4 @@
-"""Does a quarter or a sixteenth of the batch learn the same? With all rules, and with each one left out.
+"""Test batch-size invariance: a quarter and a sixteenth of the batch, with all rules and with each left out.
 
     python benchmarks/invariance.py --seeds 5
     python benchmarks/invariance.py --report
@@ -42,21 +42,21 @@ LEFT_OUT["no rule at all"]["optim.lr"] = LEFT_OUT["without the learning rate"]["
 
 
 def cells() -> dict[tuple[str, int], Cell]:
-    """(variant, factor) -> cell; the reference is ("all rules", 1)."""
+    """Return (variant, factor) -> cell; the reference is ("all rules", 1)."""
     found = {}
     for factor in (1, *FACTORS):
         for number, (variant, changes) in enumerate(LEFT_OUT.items()):
             if factor == 1 and number:
                 continue
             values = dict(REFERENCE) | {key: change(REFERENCE[key], factor) for key, change in changes.items()}
-            words = [w for k, v in values.items() for w in (f"--{k.replace('_', '-')}", str(v))]
-            words += ["--batch.factor", str(factor), "--log.every-updates", str(2 * factor)]
-            found[variant, factor] = Cell(f"invariance/{factor}_{number}", TARGET, tuple(words), STEPS)
+            flags = [w for k, v in values.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+            flags += ["--batch.factor", str(factor), "--log.every-updates", str(2 * factor)]
+            found[variant, factor] = Cell(f"invariance/{factor}_{number}", TARGET, tuple(flags), STEPS)
     return found
 
 
 def picture(out: Path, seeds: int, scores: dict) -> None:
-    """Learning curves: all rules against none, and every left-out rule."""
+    """Plot learning curves: all rules against none, and with each rule left out."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,14 +1,14 @@
-"""sfactory beside its peers: the same workload, side by side, in one run.
+"""Compare sfactory with other libraries on the same workloads, interleaved in one run.
 
-    python benchmarks/peers.py setup                         a virtual environment for each peer (some GB)
+    python benchmarks/peers.py setup                         a virtual environment per library (some GB)
     python benchmarks/peers.py speed                         steps per second of all workloads, interleaved
     python benchmarks/peers.py score                         seconds to a training return, from the command on
     python benchmarks/peers.py speed --only breakout --rounds 1 --seconds 8
 
 One thread per process, the same networks (MinAtar: 16 filters of 3x3, then 128; Atari: Nature CNN; HalfCheetah: 64 x 64
 tanh), one pass over the data, each program with the fastest settings found for it on two cores (peers/*.py, and below).
-Rounds are interleaved and medians are told, because a shared machine drifts by tens of percent within minutes. The
-roofline is measured in between, by `sfactory bench`'s reference loops, in fp32.
+Rounds are interleaved and medians reported, because a shared machine drifts by tens of percent within minutes. The
+roofline is measured in between, with `sfactory bench`'s reference loops, in fp32.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PONG += ["--sampling.envs-per-group", "16", "--sampling.rollout-length", "64"]
 CHEETAH = [*ONE_PASS, "--sampling.num-samplers", "2", "--sampling.envs-per-group", "128"]
 CHEETAH += ["--sampling.rollout-length", "64"]
 BF16 = ["--run.precision", "bf16"]
-CASES: dict[str, dict[str, list[str]]] = {  # workload -> who -> the command behind its Python
+CASES: dict[str, dict[str, list[str]]] = {  # workload -> name -> the command behind its Python
     "breakout": {
         "sfactory": ["minatar/breakout", *BREAKOUT],
         "sfactory, bf16": ["minatar/breakout", *BREAKOUT, *BF16],
@@ -63,7 +63,7 @@ SCORES: dict[str, tuple[float, dict[str, list[str]]]] = {
 
 
 def setup(folder: Path) -> None:
-    """A virtual environment per peer; torch first and by its version, or CUDA's gigabytes come along."""
+    """Create a virtual environment per peer; torch first and pinned, or gigabytes of CUDA packages are installed."""
     for name, packages in PEERS.items():
         place = folder / name
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
@@ -73,21 +73,21 @@ def setup(folder: Path) -> None:
         print(f"{name}: {place}")
 
 
-def speed_of(words: list[str], folder: Path, seconds: float) -> float:
-    """Steps per second of one case, once."""
-    if words[0] in PEERS:
-        return float(peer(words, folder, "--seconds", str(seconds))["steps_per_second"])
+def speed_of(arguments: list[str], folder: Path, seconds: float) -> float:
+    """Measure steps per second of one case once."""
+    if arguments[0] in PEERS:
+        return float(peer(arguments, folder, "--seconds", str(seconds))["steps_per_second"])
     from sfactory.config import parsing, presets
     from sfactory.config.flags import split_flags
     from sfactory.tools.bench import trial
 
-    flags, _, (target,) = split_flags(words, {})
+    flags, _, (target,) = split_flags(arguments, {})
     return trial(parsing.build(*presets.target_layers(target), flags), seconds).steps_per_second
 
 
-def peer(words: list[str], folder: Path, *more: str) -> dict[str, Any]:
-    """What a peer's script printed last."""
-    name, *rest = words
+def peer(arguments: list[str], folder: Path, *more: str) -> dict[str, Any]:
+    """Run a peer's script; returns the last line of its output."""
+    name, *rest = arguments
     command = [str(folder / name / "bin" / "python"), str(HERE / "peers" / f"{name}.py"), *rest, *more]
     environ = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=1800)
@@ -96,8 +96,8 @@ def peer(words: list[str], folder: Path, *more: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def roofline_of(words: list[str]) -> float:
-    """Steps per second of the fp32 roofline of a case of ours."""
+def roofline_of(arguments: list[str]) -> float:
+    """Measure the fp32 roofline of one case in steps per second."""
     from dataclasses import replace
 
     from sfactory.config import parsing, presets
@@ -106,19 +106,19 @@ def roofline_of(words: list[str]) -> float:
     from sfactory.envs import make_spec
     from sfactory.tools.roofline import roofline
 
-    flags, _, (target,) = split_flags(words, {})
+    flags, _, (target,) = split_flags(arguments, {})
     config = parsing.build(*presets.target_layers(target), flags)
     config = replace(config, run=replace(config.run, precision="fp32"))
     return roofline(config, make_spec(config.env.name, config.env.arguments), cores()).steps_per_second
 
 
-def seconds_to(score: float, words: list[str], folder: Path, seed: int) -> float:
-    """From the command to the score; infinite if it was not reached."""
-    if words[0] in PEERS:
-        found = peer(words, folder, "--target", str(score), "--seed", str(seed))["seconds"]
+def seconds_to(score: float, arguments: list[str], folder: Path, seed: int) -> float:
+    """Return seconds from the command to the score; infinite if it was not reached."""
+    if arguments[0] in PEERS:
+        found = peer(arguments, folder, "--target", str(score), "--seed", str(seed))["seconds"]
         return float(found) if found else float("inf")
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, "-m", "sfactory", "train", *words, "--quiet", "--json", "--run.seed", str(seed)]
+        command = [sys.executable, "-m", "sfactory", "train", *arguments, "--quiet", "--json", "--run.seed", str(seed)]
         command += ["--run.dir", f"{place}/run", "--stop.target-return", str(score)]
         began = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True)
@@ -141,40 +141,40 @@ def main() -> None:
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     if args.what == "speed":
-        print("| workload | who | steps/s, median (rounds) | times the fastest peer | of the fp32 roofline |")
+        print("| workload | program | steps/s, median (rounds) | times the fastest peer | of the fp32 roofline |")
         print("|---|---|---|---|---|")
         for workload, cases in CASES.items():
             if args.only in workload:
                 speed(workload, cases, folder, args.rounds, args.seconds)
         return
-    print("| to a training return of | who | seconds from the command, median (seeds) |")
+    print("| to a training return of | program | seconds from the command, median (seeds) |")
     print("|---|---|---|")
     for workload, (score, players) in SCORES.items():
         if args.only in workload:
-            found: dict[str, list[float]] = {who: [] for who in players}
+            found: dict[str, list[float]] = {name: [] for name in players}
             for seed in range(1, 100 * args.seeds, 100):
-                for who, words in players.items():
-                    found[who].append(seconds_to(score, words, folder, seed))
-            for who, each in found.items():
-                said = ", ".join(f"{x:.1f}" for x in each)
-                print(f"| {workload} {score:g} | {who} | {statistics.median(each):.1f} ({said}) |", flush=True)
+                for name, arguments in players.items():
+                    found[name].append(seconds_to(score, arguments, folder, seed))
+            for name, each in found.items():
+                values = ", ".join(f"{x:.1f}" for x in each)
+                print(f"| {workload} {score:g} | {name} | {statistics.median(each):.1f} ({values}) |", flush=True)
 
 
 def speed(workload: str, cases: dict[str, list[str]], folder: Path, rounds: int, seconds: float) -> None:
-    found: dict[str, list[float]] = {who: [] for who in cases}
+    found: dict[str, list[float]] = {name: [] for name in cases}
     roofs = []
     for _ in range(rounds):
         roofs.append(roofline_of(cases["sfactory"]))
-        for who, words in cases.items():
-            found[who].append(speed_of(words, folder, seconds))
-    medians = {who: statistics.median(each) for who, each in found.items()}
-    fastest = max(value for who, value in medians.items() if not who.startswith("sfactory"))
+        for name, arguments in cases.items():
+            found[name].append(speed_of(arguments, folder, seconds))
+    medians = {name: statistics.median(each) for name, each in found.items()}
+    fastest = max(value for name, value in medians.items() if not name.startswith("sfactory"))
     roof = statistics.median(roofs)  # each is the best of its loops; the machine itself drifts between rounds
-    for who, each in found.items():
-        ours = who.startswith("sfactory")
-        times, share = (f"{medians[who] / fastest:.1f}", f"{100 * medians[who] / roof:.0f} %") if ours else ("", "")
-        said = ", ".join(f"{x:,.0f}" for x in each)
-        print(f"| {workload} | {who} | {medians[who]:,.0f} ({said}) | {times} | {share} |", flush=True)
+    for name, each in found.items():
+        ours = name.startswith("sfactory")
+        times, share = (f"{medians[name] / fastest:.1f}", f"{100 * medians[name] / roof:.0f} %") if ours else ("", "")
+        values = ", ".join(f"{x:,.0f}" for x in each)
+        print(f"| {workload} | {name} | {medians[name]:,.0f} ({values}) | {times} | {share} |", flush=True)
     print(f"| {workload} | roofline, fp32 | {roof:,.0f} ({', '.join(f'{x:,.0f}' for x in roofs)}) | | |", flush=True)
 
 

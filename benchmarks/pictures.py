@@ -1,8 +1,8 @@
-"""Pictures for the documentation, made from real runs.
+"""Draw the live panel of a run as SVG, for the documentation.
 
     python benchmarks/pictures.py panel runs/NAME panel.svg [--width 100]
 
-The panel of a run, as a terminal shows it, from the files of its folder.
+Shows the panel as a terminal does, from the files of the run folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
 from sfactory.monitor.panel import render
-from sfactory.tools.watch import Watched
+from sfactory.tools.watch import RunWatcher
 
 NIGHT = TerminalTheme(
     (13, 17, 23), (201, 209, 217),
@@ -29,8 +29,8 @@ NIGHT = TerminalTheme(
 
 
 def panel(run_dir: Path, out: Path, width: int) -> None:
-    """The newest panel of a run as SVG, `width` columns wide."""
-    snapshot = Watched(run_dir).read(time.time())
+    """Return the newest panel of a run as SVG, `width` columns wide."""
+    snapshot = RunWatcher(run_dir).read(time.time())
     if not snapshot.row:
         sys.exit(f"{run_dir} has no rows of metrics yet")
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, legacy_windows=False)

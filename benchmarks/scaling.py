@@ -1,9 +1,9 @@
-"""Steps per second against samplers, environments and batch, as a table and a picture.
+"""Measure steps per second against samplers, environments and batch size; write a table and a plot.
 
     python benchmarks/scaling.py minatar/breakout --seconds 5 --rounds 2 -o benchmarks/results/scaling_breakout
 
-One pass over the data, so that the samplers and not the epochs are what is measured. Rounds are interleaved; the
-picture has the median and every single run.
+One pass over the data, so that samplers and not epochs are measured. Rounds are interleaved; the plot shows the median
+and every run.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ AXES: dict[str, list[dict[str, Any]]] = {
     "samplers (2 groups of 32 environments each)": [
         {"sampling.num_samplers": n, "sampling.envs_per_group": 32} for n in (1, 2, 3, 4)
     ],
-    "environments per group (2 groups, rollouts of 32)": [
-        {"sampling.envs_per_group": n} for n in (4, 16, 64, 256)
-    ],
+    "environments per group (2 groups, rollouts of 32)": [{"sampling.envs_per_group": n} for n in (4, 16, 64, 256)],
     "rows per update (2 groups of 64 environments)": [
         {"sampling.envs_per_group": 64, "sampling.rollout_length": n} for n in (4, 16, 64, 256)
     ],

@@ -1,8 +1,8 @@
-"""Return against forced lag, for every way to correct for stale data (after Hilton et al. 2021, figure 1).
+"""Measure return against forced lag for every correction for stale data (Hilton et al. 2021, figure 1).
 
-    python benchmarks/staleness.py                     # both tasks; interrupt and continue as you like
+    python benchmarks/staleness.py                     # both tasks; can be interrupted and continued
     python benchmarks/staleness.py --only cartpole --seeds 10
-    python benchmarks/staleness.py --report            # table and picture of what is there
+    python benchmarks/staleness.py --report            # table and plot of the finished runs
 
 Every run is lockstep, so that update u trains on data made by version max(0, u - lag) exactly. All methods share the
 network, the optimizer, the seeds and the number of environment steps; only the correction differs. Writes
@@ -55,7 +55,7 @@ SAME_ON_POLICY = ("recent", "behavior", "a3po")  # at lag 0 they are decoupled P
 
 
 def cells() -> dict[tuple[str, str, int], Cell]:
-    """(task, method, lag) -> cell."""
+    """Return (task, method, lag) -> cell."""
     found = {}
     for task, (target, shared) in TASKS.items():
         for lag in LAGS[task]:
@@ -73,7 +73,7 @@ def cells() -> dict[tuple[str, str, int], Cell]:
 
 
 def table(task: str, scores: dict[tuple[str, str, int], Score], what: str, digits: int) -> list[str]:
-    """Markdown: a row per method, a column per lag."""
+    """Return a Markdown table: a row per method, a column per lag."""
     lags = LAGS[task]
     lines = ["| correction | " + " | ".join(f"lag {lag}" for lag in lags) + " |", "|---|" + "---|" * len(lags)]
     for method, (label, _) in METHODS.items():
@@ -86,7 +86,7 @@ def table(task: str, scores: dict[tuple[str, str, int], Score], what: str, digit
 
 
 def picture(task: str, scores: dict[tuple[str, str, int], Score]) -> None:
-    """Area under the curve and final return against lag, with intervals."""
+    """Plot area under the curve and final return against lag, with intervals."""
     import matplotlib
 
     matplotlib.use("Agg")

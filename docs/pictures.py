@@ -1,12 +1,12 @@
-"""The pictures of the documentation, made from short runs: `make docs`.
+"""Make the pictures of the documentation from short runs: `make docs`.
 
-    python docs/pictures.py [panel] [compare] [report]        all of them without a word
+    python docs/pictures.py [panel] [compare] [report]        without arguments: all of them
 
 panel.svg       the live panel of MinAtar Breakout, half-way through 400k steps
 compare.png     `sfactory compare` of six runs of CartPole: two learning rates, three seeds
-report.png      `sfactory report` of that Breakout run, the top of the page; without Chromium it stays as it is
+report.png      `sfactory report` of that Breakout run, the top of the page; not updated without Chromium
 
-A few minutes on two cores. They show what a command draws; they are no measurements.
+Takes a few minutes on two cores. The pictures illustrate the commands; they are no measurements.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ CARTPOLE = [
     "classic/cartpole", "--seeds", "1..3", "--grid", "optim.lr=2e-3,2e-4", "--stop.env-steps", "60k",
     "--log.every-seconds", "1",
 ]  # fmt: skip
-LATEST = 300.0  # seconds a run may take to get where its picture is taken
+TIMEOUT_S = 300.0  # for a run to reach the step at which its picture is taken
 
 
-def sfactory(*words: str | Path) -> list[str]:
-    return [sys.executable, "-m", "sfactory", *map(str, words)]
+def sfactory(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "sfactory", *map(str, arguments)]
 
 
 def reached(run: Path) -> int:
-    """Env steps of a run's newest row."""
+    """Return the env steps of the newest row of a run."""
     rows = read_rows(run)
     return int(rows[-1]["env_steps"]) if rows else 0
 
 
 @contextlib.contextmanager
 def breakout() -> Iterator[Path]:
-    """A run of Breakout; inside, it is half-way. Finished at the end."""
+    """Train Breakout: the body runs when half of the steps are done; waits for the end of the run afterwards."""
     run = Path("runs/minatar-breakout_s1")
     subprocess.run(sfactory("bench", *BREAKOUT[:1], "--seconds", "4", "--json"), check=True, stdout=subprocess.DEVNULL)
     process = subprocess.Popen(sfactory("train", *BREAKOUT, "--run.dir", run, "--quiet"))
     try:
-        deadline = time.monotonic() + LATEST
+        deadline = time.monotonic() + TIMEOUT_S
         while reached(run) < STEPS // 2:
             if process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"the run in {run} did not get half-way")
+                sys.exit(f"the run in {run} did not reach half of its steps")
             time.sleep(0.2)
         yield run
-        if process.wait(LATEST) != 0:
-            sys.exit(f"the run in {run} ended with exit code {process.returncode}")
+        if process.wait(TIMEOUT_S) != 0:
+            sys.exit(f"the run in {run} exited with code {process.returncode}")
     finally:
         if process.poll() is None:
             process.terminate()
@@ -65,10 +65,10 @@ def breakout() -> Iterator[Path]:
 
 
 def screenshot(page: Path, picture: Path, profile: Path) -> None:
-    """What a browser shows of a page, its top 1200 x 1500."""
+    """Save the top 1200 x 1500 pixels of a page with Chromium."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
-        print(f"no Chromium here: {picture.name} stays as it is")
+        print(f"Chromium is not installed: {picture.name} is not updated")
         return
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     size = ["--hide-scrollbars", "--window-size=1200,1500", f"--screenshot={picture}"]
@@ -76,19 +76,19 @@ def screenshot(page: Path, picture: Path, profile: Path) -> None:
 
 
 def main() -> None:
-    asked = sys.argv[1:] or ["panel", "compare", "report"]
-    if set(asked) - {"panel", "compare", "report"}:
+    names = sys.argv[1:] or ["panel", "compare", "report"]
+    if set(names) - {"panel", "compare", "report"}:
         sys.exit(__doc__)
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # short names in the pictures
-        if {"panel", "report"} & set(asked):
+        if {"panel", "report"} & set(names):
             with breakout() as run:
-                if "panel" in asked:
+                if "panel" in names:
                     subprocess.run([sys.executable, PANEL, "panel", run, OUT / "panel.svg"], check=True)
-            if "report" in asked:
+            if "report" in names:
                 subprocess.run(sfactory("report", run), check=True)
                 screenshot(Path(folder).resolve() / run / "report.html", OUT / "report.png", Path(folder) / "profile")
-        if "compare" in asked:
+        if "compare" in names:
             subprocess.run(sfactory("sweep", *CARTPOLE, "--jobs", "2", "--dir", "runs/sweep"), check=True)
             subprocess.run(sfactory("compare", "runs/sweep", "-o", OUT / "compare.png"), check=True)
     print("\n".join(f"docs/pictures/{path.name}  {path.stat().st_size // 1024} KiB" for path in sorted(OUT.iterdir())))

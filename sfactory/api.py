@@ -32,7 +32,7 @@ from sfactory.run.folder import has_checkpoint, new_run_dir, require_checkpoint,
 from sfactory.workers.names import EVALUATOR, parse_worker
 
 if TYPE_CHECKING:
-    from sfactory.play.evaluate import Evaluation, Evaluations
+    from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult
     from sfactory.play.policy import Policy
     from sfactory.run.outcome import Outcome
 
@@ -89,7 +89,7 @@ def evaluate(
     seed: int = 0,
     video: str | Path | None = None,
     video_episodes: int = 1,
-) -> Evaluation | Evaluations:
+) -> EvalResult | MultiTaskEvalResult:
     """Play whole episodes with the newest checkpoint of a run; only videos are written.
 
     Args:

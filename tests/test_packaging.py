@@ -44,7 +44,7 @@ def test_the_wheel_holds_every_module_and_every_preset(tmp_path):
     moved = {"sfactory": "sfactory", "envs": "sfactory_envs", "configs": "sfactory_configs"}
     for folder, package in moved.items():
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".toml") or path.name == "py.typed":
+            if path.suffix in (".py", ".toml", ".j2") or path.name == "py.typed":
                 assert f"{package}/{path.relative_to(ROOT / folder)}" in names
     assert not any(name.startswith(("envs/", "configs/", "tests/")) for name in names)
 

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     found = None
     if budget:
         log(f"\nsearching for faster settings, about {budget:g} s ...")
-        found = search(config, budget, learning=True, say=log)
+        found = search(config, budget, learning=True, log=log)
     if options.json:
         print(json.dumps({**report.as_dict(), **({"search": found._asdict()} if found else {})}))
     elif found:

@@ -42,11 +42,11 @@ def run(options: argparse.Namespace) -> int:
     if out is None:
         raise CommandError(Exit.USAGE, f"export needs a file: sfactory export {source} -o policy.onnx (or policy.pt2)")
     require_run_or_checkpoint(source)
-    from sfactory.play.export import NotEqual, export  # imports torch: after the checks
+    from sfactory.play.export import ExportMismatch, export  # imports torch: after the checks
 
     try:
         done = export(source, out)
-    except NotEqual as error:
+    except ExportMismatch as error:
         return print_exit_line(error.exit_code, "not equal", f"{out} was deleted: {error}")
     if options.json:
         print(json.dumps({"path": str(done.path), "difference": done.difference, "rows": done.rows, **done.metadata}))

@@ -13,7 +13,7 @@ from sfactory.cli.args import Commands, add_config, add_json, add_target, comple
 from sfactory.cli.exit_line import print_exit_line
 
 if TYPE_CHECKING:
-    from sfactory.population.sweep import Job
+    from sfactory.population.jobs import Job
 
 DESCRIPTION = """\
   sfactory sweep minatar/breakout --seeds 0..4 --grid optim.lr=1e-4,3e-4 --jobs 2
@@ -50,13 +50,14 @@ def run(options: argparse.Namespace) -> int:
     """Plan all runs, train them, compare them."""
     from sfactory.config import presets
     from sfactory.envs import make_specs
-    from sfactory.population.sweep import Sweep, alone, planned, seeds
+    from sfactory.population.jobs import parse_seeds, plan_jobs
+    from sfactory.population.runner import Sweep, locked_folder
 
     base = [*presets.target_layers(options.word, options.config), options.settings]
-    folder, plan = planned(options.word, base, options.grid, seeds(options.seeds), options.dir)
+    folder, plan = plan_jobs(options.word, base, options.grid, parse_seeds(options.seeds), options.dir)
     for env in {repr(job.config.env): job.config.env for job in plan}.values():
         make_specs(env.tasks, env.arguments)  # report an environment that cannot be built once, before any run
-    with alone(folder):
+    with locked_folder(folder):
         code, sentence = Sweep(folder, plan, options.jobs, retry=options.retry).run()
         print_table(plan, options.json)
     return print_exit_line(code, code.outcome, sentence)

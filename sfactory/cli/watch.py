@@ -8,6 +8,7 @@ from pathlib import Path
 from sfactory.cli.args import Commands, add_run
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import Exit
+from sfactory.run.folder import require_config_file
 
 
 def add_parser(commands: Commands) -> None:

@@ -1,1 +1,1 @@
-"""A trained policy at work: acting, evaluation, videos, export."""
+"""Use a trained policy: act, evaluate, record videos, export."""

@@ -1,6 +1,6 @@
-"""Evaluation: the newest policy of a run plays whole games in environments of its own.
+"""Evaluate the newest policy of a run on whole episodes in environments of its own.
 
-How games are shared out and played: `sfactory.play.episodes`. Reported are mean, median and interquartile mean with
+How episodes are shared out and played: `sfactory.play.episodes`. Reported are mean, median and interquartile mean with
 stratified-bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264).
 """
 
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from sfactory.monitor.statistics import bootstrap, human_normalized, iqm
-from sfactory.play.episodes import play_task, torch_policy
-from sfactory.play.video import Filmed, Video, check_video, video_path
+from sfactory.play.episodes import model_policy, play_task
+from sfactory.play.video import VideoFile, VideoRecorder, check_video, task_video_path
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """N whole games of one policy, and what they were played under."""
+class EvalResult:
+    """Whole episodes of one policy in one task, and the conditions they were played under."""
 
     env: str
     protocol: str
@@ -28,17 +28,17 @@ class Evaluation:
     seed: int
     max_steps: int
     env_steps: int
-    """Trained steps of the policy that played."""
+    """Trained steps of the policy."""
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
     capped: int
-    """Games cut at `max_steps`; they count with their return so far."""
+    """Episodes cut at `max_steps`; they count with their return so far."""
     faults: int
-    """Games thrown away because their environment broke; others were played in their place."""
+    """Episodes discarded because their environment failed; others were played instead."""
     reference: tuple[float, float] | None = None
     """Returns of a random policy and of a human tester, where they are known."""
-    videos: tuple[Filmed, ...] = ()
-    """The first games of environment 0, if they were filmed."""
+    videos: tuple[VideoFile, ...] = ()
+    """The first episodes of environment 0, if they were recorded."""
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -47,73 +47,78 @@ class Evaluation:
         low, high = bootstrap([returns], np.mean)
         iqm_low, iqm_high = bootstrap([returns], iqm)
         scale = {}
-        if self.reference is not None and not self.capped:  # a game that was cut has no score to compare
+        if self.reference is not None and not self.capped:  # the return of a cut episode is no score to compare
             scale["human_normalized"] = human_normalized(float(returns.mean()), self.reference)
         return {
-            **scale, "mean": float(returns.mean()), "mean_low": low, "mean_high": high,
-            "median": float(np.median(returns)), "std": float(returns.std()),
-            "iqm": float(iqm(returns)), "iqm_low": iqm_low, "iqm_high": iqm_high,
-            "min": float(returns.min()), "max": float(returns.max()), "length": float(np.mean(self.lengths)),
-        }  # fmt: skip
+            **scale,
+            "mean": float(returns.mean()),
+            "mean_low": low,
+            "mean_high": high,
+            "median": float(np.median(returns)),
+            "std": float(returns.std()),
+            "iqm": float(iqm(returns)),
+            "iqm_low": iqm_low,
+            "iqm_high": iqm_high,
+            "min": float(returns.min()),
+            "max": float(returns.max()),
+            "length": float(np.mean(self.lengths)),
+        }
 
     @property
     def sentence(self) -> str:
-        """The last word."""
-        return f"{len(self.returns)} games, mean return {self.statistics['mean']:.2f}"
+        """The result in one sentence, for the last line on stderr."""
+        return f"{len(self.returns)} episodes, mean return {self.statistics['mean']:.2f}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the fields and statistics, for --json."""
         return {**asdict(self), "episodes": len(self.returns), **self.statistics}
 
     def report(self) -> str:
-        """For people."""
+        """Return the result as text."""
         s = self.statistics
-        actions = "greedy actions (the likeliest)" if self.greedy else "sampled actions (as in training)"
+        actions = "greedy actions (the most likely)" if self.greedy else "sampled actions (as in training)"
         lines = [
-            f"{len(self.returns)} games of {self.env}, {actions}",
+            f"{len(self.returns)} episodes of {self.env}, {actions}",
             f"policy    after {self.env_steps:,} steps of training; seed {self.seed}",
-            f"protocol  {self.protocol or self.env}; at most {self.max_steps:,} steps per game",
+            f"protocol  {self.protocol or self.env}; at most {self.max_steps:,} steps per episode",
             f"mean      {s['mean']:.2f}   95% interval {s['mean_low']:.2f} to {s['mean_high']:.2f}",
             f"IQM       {s['iqm']:.2f}   95% interval {s['iqm_low']:.2f} to {s['iqm_high']:.2f}",
             f"median    {s['median']:.2f}   from {s['min']:.2f} to {s['max']:.2f}",
             f"length    {s['length']:.1f} steps",
         ]
         if "human_normalized" in s:
-            lines.append(f"human     {s['human_normalized']:.3f} of the way from a random policy to a human tester")
+            lines.append(f"human     {s['human_normalized']:.3f} (0 is a random policy, 1 a human tester)")
         if self.capped:
-            lines.append(f"capped    {self.capped} of {len(self.returns)} games reached {self.max_steps:,} steps")
+            lines.append(f"capped    {self.capped} of {len(self.returns)} episodes reached {self.max_steps:,} steps")
         if self.faults:
-            lines.append(f"faults    {self.faults} games were lost to a broken environment and replaced")
+            lines.append(f"faults    {self.faults} episodes were discarded after an environment failure and replaced")
         lines += [f"video     {v.file}: {v.length:,} steps, return {v.episodic_return:g}" for v in self.videos]
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
-class Evaluations:
-    """One policy in each of its tasks."""
+class MultiTaskEvalResult:
+    """Results of one policy in each of its tasks."""
 
-    tasks: tuple[Evaluation, ...]
+    tasks: tuple[EvalResult, ...]
 
     @property
     def sentence(self) -> str:
-        """The last word. Across tasks only relative scores can be put together, and only by a median."""
-        games = f"{sum(len(e.returns) for e in self.tasks)} games of {len(self.tasks)} tasks"
+        """The result in one sentence. Across tasks only human-normalised scores are combined, by their median."""
+        episodes = f"{sum(len(e.returns) for e in self.tasks)} episodes of {len(self.tasks)} tasks"
         relative = [e.statistics.get("human_normalized", np.nan) for e in self.tasks if e.reference is not None]
         relative = [score for score in relative if np.isfinite(score)]
         if len(relative) == len(self.tasks):
-            return f"{games}, median human-normalised score {np.median(relative):.3f}"
-        return f"{games}, mean returns {', '.join(f'{np.mean(e.returns):.2f}' for e in self.tasks)}"
+            return f"{episodes}, median human-normalised score {np.median(relative):.3f}"
+        return f"{episodes}, mean returns {', '.join(f'{np.mean(e.returns):.2f}' for e in self.tasks)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
-        return {"tasks": [evaluation.as_dict() for evaluation in self.tasks]}
+        """Return the results of all tasks, for --json."""
+        return {"tasks": [result.as_dict() for result in self.tasks]}
 
     def report(self) -> str:
-        """For people."""
-        return "\n\n".join(evaluation.report() for evaluation in self.tasks)
-
-
-# -- playing -------------------------------------------------------------------------------------------------
+        """Return the results as text, one paragraph per task."""
+        return "\n\n".join(result.report() for result in self.tasks)
 
 
 def evaluate(
@@ -124,12 +129,14 @@ def evaluate(
     seed: int = 0,
     video: Path | None = None,
     video_games: int = 1,
-) -> Evaluation | Evaluations:
-    """Play `episodes` games (of every task) with the newest checkpoint of `run_dir`; nothing else is written.
+) -> EvalResult | MultiTaskEvalResult:
+    """Play `episodes` episodes (of every task) with the newest checkpoint of `run_dir`. Writes nothing but videos.
 
-    max_steps: a game is cut there; 0 is the environment's own limit (27,000 for Atari), or STEPS where it has none.
-    video: an .mp4 of the first `video_games` games of environment 0, a file each; the task's name goes into the file's
-    where there are several. Raises ValueError or EnvError for what cannot be played or filmed.
+    Args:
+        max_steps: limit of an episode; 0 is the environment's own (27,000 for Atari), or DEFAULT_MAX_STEPS.
+        video: .mp4 file of the first episode of environment 0; with several tasks, their names are inserted.
+        video_games: number of episodes to record, a file each.
+    Raises ValueError or EnvError for what cannot be played or recorded.
     """
     import torch
 
@@ -137,37 +144,44 @@ def evaluate(
     from sfactory.run.checkpoint import load_policy
 
     if episodes < 1 or max_steps < 0:
-        raise ValueError(f"episodes is {episodes} and max-steps is {max_steps}; play one game of one step at least")
+        raise ValueError(f"episodes must be >= 1 (got {episodes}) and max-steps >= 0 (got {max_steps})")
     if video is not None:
         check_video(video, video_games, episodes)
     run_dir = Path(run_dir)
     config = from_toml(run_dir / "config.toml")
     env = config.env
-    torch.set_num_threads(config.run.inference_threads)  # more would spin on a busy machine: the batches are small
+    torch.set_num_threads(config.run.inference_threads)  # batches are small: more threads would only spin
     model, state = load_policy(run_dir)
 
-    def evaluation(task: str) -> Evaluation:
-        policy = torch_policy(model, greedy, seed)
-        film = Video(video_path(video, task if len(env.tasks) > 1 else ""), video_games) if video else None
-        with film or contextlib.nullcontext():
-            spec, limit, games = play_task(
-                task, env.arguments, policy, episodes, seed,
-                squash=config.model.squash, max_steps=max_steps, film=film,
-            )  # fmt: skip
-        return Evaluation(
+    def evaluate_task(task: str) -> EvalResult:
+        recorder = None
+        if video is not None:
+            recorder = VideoRecorder(task_video_path(video, task if len(env.tasks) > 1 else ""), video_games)
+        with recorder or contextlib.nullcontext():
+            spec, limit, results = play_task(
+                task,
+                env.arguments,
+                model_policy(model, greedy, seed),
+                episodes,
+                seed,
+                squash=config.model.squash,
+                max_steps=max_steps,
+                recorder=recorder,
+            )
+        return EvalResult(
             env=task,
             protocol=spec.protocol,
             greedy=greedy,
             seed=seed,
             max_steps=limit,
             env_steps=int(state["env_steps"]),
-            returns=tuple(games.returns),
-            lengths=tuple(games.lengths),
-            capped=games.capped,
-            faults=games.faults,
+            returns=tuple(results.returns),
+            lengths=tuple(results.lengths),
+            capped=results.capped,
+            faults=results.faults,
             reference=spec.reference,
-            videos=tuple(film.filmed) if film else (),
+            videos=tuple(recorder.videos) if recorder else (),
         )
 
-    found = tuple(evaluation(task) for task in env.tasks)
-    return found[0] if len(found) == 1 else Evaluations(found)
+    results = tuple(evaluate_task(task) for task in env.tasks)
+    return results[0] if len(results) == 1 else MultiTaskEvalResult(results)

@@ -1,7 +1,7 @@
-"""A trained policy for Python: `sfactory.load_policy(run).act(obs)`.
+"""Load a trained policy and act with it: `sfactory.load_policy(run).act(obs)`.
 
-`Actor` is how a network acts, on flat dicts of leaves; `sfactory eval` plays with the same one. `Policy` puts the
-environment's own spaces around it: observations as the environment gives them, actions as it takes them.
+`Actor` runs the network on flat dicts of leaves; `sfactory eval` uses it too. `Policy` converts between these and the
+environment's own spaces: observations as the environment returns them, actions as `env.step` takes them.
 
 Shapes: N environments; every leaf of an observation or action is [N, ...].
 """
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from sfactory.config import Config
     from sfactory.model.actor_critic import ActorCritic
 
-SEED_STREAM = 5  # away from the seeds training uses
+SEED_STREAM = 5  # keeps these random numbers apart from those of training
 
 
 class Actor:
-    """A network that acts; its recurrent state is kept here, sampling noise comes from `seed`."""
+    """Run a network step by step; keeps its recurrent state and draws sampling noise from `seed`."""
 
     def __init__(self, model: ActorCritic, seed: int) -> None:
         self.model, self.state = model, None
-        self.draws = np.random.default_rng([seed, SEED_STREAM])
+        self.generator = np.random.default_rng([seed, SEED_STREAM])
 
     def __call__(self, obs: Mapping[str, np.ndarray], first: np.ndarray, greedy: bool) -> dict[str, np.ndarray]:
-        """obs leaves [N, ...], first [N] bool -> action leaves [N, ...], as the distribution gives them."""
+        """obs leaves [N, ...], first [N] bool -> action leaves [N, ...], as the distribution returns them."""
         import torch
 
         with torch.inference_mode():
-            if self.state is not None and len(self.state) != len(first):  # other environments than before
+            if self.state is not None and len(self.state) != len(first):  # a different set of environments
                 self.state = None
             leaves = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in obs.items()}
             out = self.model(leaves, self.state, torch.from_numpy(first))
@@ -47,78 +47,80 @@ class Actor:
             if greedy:
                 actions = distribution.mode(out.params)
             else:
-                noise = self.draws.random((len(first), distribution.num_noise), dtype=np.float32)
+                noise = self.generator.random((len(first), distribution.num_noise), dtype=np.float32)
                 actions = distribution.sample(out.params, torch.from_numpy(noise))
             return {name: action.numpy() for name, action in actions.items()}
 
 
 class Policy:
-    """What was trained, ready to act. Made by `load_policy`."""
+    """A trained policy that maps observations of the environment to actions. Created by `load_policy`."""
 
-    def __init__(
-        self, model: ActorCritic, group: Group, config: Config, path: Path, env_steps: int, seed: int
-    ) -> None:
+    def __init__(self, model: ActorCritic, group: Group, config: Config, path: Path, env_steps: int, seed: int) -> None:
         self.model, self.spec, self.config, self.path = model, group.spec, config, path
         self.env_steps = env_steps
         """Trained steps."""
         self._actor = Actor(model, seed)
         self.observation_space = getattr(group, "observation_space", None)
-        """The environment's own, where it has spaces; else observations are the leaves of `spec.obs`."""
+        """The environment's own space, or None if it has none; then observations are the leaves of `spec.obs`."""
         self.action_space = getattr(group, "action_space", None)
         self._readers = _readers(self.spec, self.observation_space)
         self._squashed = bounded(self.spec, config.model.squash)
         self._decoders: list[tuple[str, Any, Any]] = []
         if self.action_space is not None:
             self._decoders = [(n, action_leaf(n, s)[1], s) for n, _, s in space_leaves(self.action_space, "action")]
-        self.starts = {n: np.asarray(getattr(s, "start", 0), np.int64) for n, _, s in self._decoders}
-        """What is added to a category before the environment gets it, by leaf; not there: nothing."""
+        self.category_starts = {n: np.asarray(getattr(s, "start", 0), np.int64) for n, _, s in self._decoders}
+        """Leaf -> first value of its discrete space, which is added to a category; 0 for leaves that are missing."""
 
     def reset(self, seed: int | None = None) -> None:
-        """Forget what was seen (recurrent policies); with `seed`, begin the random numbers anew too."""
+        """Clear the recurrent state; with `seed`, also reseed the sampling noise."""
         self._actor.state = None
         if seed is not None:
             self._actor = Actor(self.model, seed)
 
     def act(self, obs: Any, first: Any = None, greedy: bool = True) -> Any:
-        """The action for one observation, or the actions for N of them.
+        """Return the action for one observation, or the actions for a batch of N.
 
         Args:
-            obs: as the environment gives it: an array [*shape], a category, or a Dict or Tuple of these; with N in
-                front, [N, *shape], for N environments.
-            first: bool or [N] bool, True where obs begins an episode: recurrent state is zeroed there. None: nowhere;
-                call `reset` between episodes instead. Policies without memory ignore it.
-            greedy: the likeliest action; False samples, as in training.
+            obs: as the environment returns it: an array [*shape], a category, or a Dict or Tuple of these; with a
+                leading dimension, [N, *shape], for N environments.
+            first: bool or [N] bool, True where obs begins an episode: the recurrent state is zeroed there. None:
+                nowhere; call `reset` between episodes instead. Policies without memory ignore it.
+            greedy: True for the most likely action, False to sample, as in training.
         Returns: what `env.step` takes; for N observations arrays [N, ...], as a vector environment takes them.
-        Raises ValueError for an observation of another shape or kind.
+        Raises ValueError for an observation of another shape or dtype.
         """
         leaves, count = self._read(obs)
         rows = 1 if count is None else count
         begins = np.zeros(rows, bool)
         begins[:] = False if first is None else first
-        action = self.given(self._actor(leaves, begins, greedy))
+        action = self.env_actions(self._actor(leaves, begins, greedy))
         if count is None:
             action = {name: value[0] for name, value in action.items()}
         if self.action_space is not None:
             return assemble(self.action_space, iter(action.values()))
         return action["action"] if list(action) == ["action"] else action
 
-    def given(self, action: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Leaves [N, ...] of the distribution as the environment takes them: squashed or clipped, categories counted
-        from where the space begins."""
+    def env_actions(self, action: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Convert action leaves [N, ...] of the distribution to what the environment takes.
+
+        Boxes are squashed or clipped to their bounds; categories are counted from the start of their space.
+        """
         action = self._squashed(action)
         if self.action_space is None:
             return {name: _clipped(self.spec, name, value) for name, value in action.items()}
-        found = {}
+        converted = {}
         for name, decode, space in self._decoders:
             illegal = np.zeros(len(action[name]), bool)
             rows = decode(action[name], illegal)
             if illegal.any():
-                raise ValueError(f"the policy answered {name} {action[name][illegal][0]}: is the observation finite?")
-            found[name] = np.stack(rows).astype(space.dtype, copy=False)
-        return found
+                raise ValueError(
+                    f"the policy returned {name} {action[name][illegal][0]}; check that the observation is finite"
+                )
+            converted[name] = np.stack(rows).astype(space.dtype, copy=False)
+        return converted
 
     def _read(self, obs: Any) -> tuple[dict[str, np.ndarray], int | None]:
-        """Leaves [N, ...] and N, or None for a single observation."""
+        """Return the leaves [N, ...] of an observation, and N; None for a single one."""
         leaves: dict[str, np.ndarray] = {}
         counts = set()
         for name, path, raw, one in self._readers:
@@ -127,7 +129,7 @@ class Policy:
                 try:
                     value = value[key]
                 except (KeyError, IndexError, TypeError) as error:
-                    raise ValueError(f"no {name} in the observation; expected {self._asked()}") from error
+                    raise ValueError(f"no {name} in the observation; expected {self._expected()}") from error
             leaf = self.spec.obs[name]
             value = np.asarray(value)
             if value.shape == raw:
@@ -135,26 +137,26 @@ class Policy:
             elif value.shape[1:] == raw and value.ndim == len(raw) + 1:
                 count = len(value)
             else:
-                raise ValueError(f"{name} has shape {value.shape}; {self.spec.name} gives {raw}, or (N, ...) of them")
+                raise ValueError(f"{name} has shape {value.shape}; {self.spec.name} has {raw}, or (N, ...) for a batch")
             if one is not None:
                 value = np.stack([one(row) for row in value])
             if not np.can_cast(value.dtype, leaf.dtype, "same_kind"):
-                raise ValueError(f"{name} is {value.dtype}; {self.spec.name} gives {leaf.dtype}")
+                raise ValueError(f"{name} has dtype {value.dtype}; {self.spec.name} has {leaf.dtype}")
             leaves[name] = value.astype(leaf.dtype, copy=False)
             counts.add(count)
         if len(counts) > 1:
-            raise ValueError(f"the leaves of the observation are not equally many: {self._asked()}")
+            raise ValueError(f"the leaves of the observation have different batch sizes; expected {self._expected()}")
         return leaves, counts.pop()
 
-    def _asked(self) -> str:
+    def _expected(self) -> str:
         return ", ".join(f"{name} {leaf.shape} {leaf.dtype}" for name, leaf in self.spec.obs.items())
 
 
 def load_policy(run: str | Path, seed: int = 0) -> Policy:
-    """The newest policy of a run's folder, or the one of a checkpoint's folder, ready to act on the CPU.
+    """Load the newest policy of a run, or the policy of a checkpoint folder, on the CPU.
 
-    seed: of sampled actions. Raises ValueError if there is no usable checkpoint, EnvError if the environment, which
-    says what observations and actions are, is not installed.
+    seed: of sampled actions. Raises ValueError if there is no usable checkpoint, EnvError if the environment, whose
+    spaces are needed, is not installed.
     """
     path = checkpoint.resolve(Path(run))
     config = from_toml(path.parent.parent / "config.toml")
@@ -165,7 +167,7 @@ def load_policy(run: str | Path, seed: int = 0) -> Policy:
 
 
 def _readers(spec: EnvSpec, space: Any) -> list[tuple[str, tuple[Any, ...], tuple[int, ...], Any]]:
-    """Name, path, shape as given, and what makes a leaf's row of one value (None: it is one already)."""
+    """Return name, path, shape of the raw value, and conversion of a value to a row of the leaf (None: not needed)."""
     if space is None:
         alone = list(spec.obs) == ["obs"]
         return [(name, () if alone else (name,), leaf.shape, None) for name, leaf in spec.obs.items()]

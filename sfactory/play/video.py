@@ -1,8 +1,7 @@
-"""Films of games: what environment 0 did in an evaluation, one .mp4 for each game, a picture before its first step and
-one after every step.
+"""Record episodes of environment 0 as .mp4 files: the first observation and one frame after every step.
 
-H.264 in yuv420p, which browsers play. Pictures go to the encoder as they come: a whole Atari game would be gigabytes.
-A file appears under its name only when its game was scored; until then it is a temporary one beside it.
+H.264 in yuv420p, which browsers play. Frames are encoded as they come: a whole Atari game would need gigabytes. A file
+gets its name only when its episode is complete; until then it is a temporary file beside it.
 """
 
 from __future__ import annotations
@@ -16,106 +15,107 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.play.episodes import ENVS, share
+from sfactory.play.episodes import MAX_ENVS, split_evenly
 
-SIDE = 400  # pixels the shorter side has at least; small pictures grow by a whole factor and stay crisp
+MIN_SIDE = 400  # pixels; smaller frames are enlarged by a whole factor and stay sharp
 
 
-def check_video(path: Path, games: int, episodes: int) -> None:
-    """ValueError for a film that could not be made, before anything is played."""
+def check_video(path: Path, num_videos: int, episodes: int) -> None:
+    """Raise ValueError for videos that cannot be recorded, before anything is played."""
     if path.suffix != ".mp4":
-        raise ValueError(f"video {path}: films are written as .mp4 (H.264), not {path.suffix or 'without a suffix'}")
+        raise ValueError(f"video {path}: videos are written as .mp4 (H.264), got {path.suffix or 'no suffix'}")
     if find_spec("av") is None:
         raise ValueError("video needs the package av, which is not installed: pip install 'sfactory[video]'")
     if not path.parent.is_dir():
-        raise ValueError(f"video {path}: there is no folder {path.parent}")
-    played = share(episodes, min(episodes, ENVS))[0]
-    if not 1 <= games <= played:
+        raise ValueError(f"video {path}: the folder {path.parent} does not exist")
+    played = split_evenly(episodes, min(episodes, MAX_ENVS))[0]
+    if not 1 <= num_videos <= played:
         raise ValueError(
-            f"video-games is {games}; environment 0 plays {played} of {episodes} games, so it must be 1 to {played}"
+            f"video-games must be 1 to {played} (got {num_videos}): environment 0 plays {played} of {episodes} episodes"
         )
 
 
-def video_path(path: Path, task: str) -> Path:
-    """out.mp4 -> out-atari-pong.mp4 for one of several tasks."""
+def task_video_path(path: Path, task: str) -> Path:
+    """Insert the task's name: out.mp4 -> out-atari-pong.mp4. An empty task leaves the path as it is."""
     return path.with_stem(f"{path.stem}-{task.replace('/', '-')}") if task else path
 
 
-def prepared(picture: np.ndarray) -> np.ndarray:
-    """A picture [H, W, 3] as it is encoded: large enough to look at, and with even sides, as yuv420p needs."""
-    factor = -(-SIDE // min(picture.shape[:2]))
-    large = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+def prepare_frame(frame: np.ndarray) -> np.ndarray:
+    """Enlarge a frame [H, W, 3] to at least MIN_SIDE and pad it to even sides, as yuv420p requires."""
+    factor = -(-MIN_SIDE // min(frame.shape[:2]))
+    large = frame.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = large.shape[:2]
     return np.pad(large, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 @dataclass(frozen=True)
-class Filmed:
-    """One game on disk: length + 1 pictures."""
+class VideoFile:
+    """One recorded episode on disk: length + 1 frames."""
 
     file: str
     episodic_return: float
     length: int
 
 
-class Video:
-    """Implements `sfactory.play.episodes.Film`. A context manager: what is unfinished at its end leaves nothing behind.
+class VideoRecorder:
+    """Write .mp4 files of the first `num_videos` episodes (a `sfactory.play.episodes.Recorder`).
 
-    path: of the first game; with more than one, out.mp4 becomes out-1.mp4, out-2.mp4.
+    A context manager: on exit an unfinished file is deleted. path: file of the first episode; with more than one,
+    out.mp4 becomes out-1.mp4, out-2.mp4.
     """
 
-    def __init__(self, path: Path, games: int = 1) -> None:
-        self.path, self.games = path, games
-        self.filmed: list[Filmed] = []
+    def __init__(self, path: Path, num_videos: int = 1) -> None:
+        self.path, self.num_videos = path, num_videos
+        self.videos: list[VideoFile] = []
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
         self._container: Any = None
         self._stream: Any = None
 
     @property
     def wanted(self) -> bool:
-        return len(self.filmed) < self.games
+        return len(self.videos) < self.num_videos
 
     def begin(self, group: Any) -> None:
-        """A new game; one that was under way is dropped."""
-        self._drop()
+        """Start a file for a new episode; delete an unfinished one."""
+        self._discard()
         import av
 
-        picture = prepared(group.render(0))
-        options = {"movflags": "+faststart"}  # the index first: a browser can begin before it has everything
+        frame = prepare_frame(group.render(0))
+        options = {"movflags": "+faststart"}  # index first: a browser can play before it has the whole file
         self._container = av.open(str(self._temporary), "w", format="mp4", options=options)
         rate = Fraction(group.render_fps).limit_denominator(1000)
         self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
-        self._stream.height, self._stream.width = picture.shape[:2]
+        self._stream.height, self._stream.width = frame.shape[:2]
         self._stream.pix_fmt = "yuv420p"
-        self._encode(picture)
+        self._encode(frame)
 
     def add(self, group: Any) -> None:
-        """The picture after a step."""
-        self._encode(prepared(group.render(0)))
+        """Encode the frame after a step."""
+        self._encode(prepare_frame(group.render(0)))
 
     def end(self, episodic_return: float, length: int) -> None:
-        """The game was scored: its file gets its name."""
+        """Complete the file of the episode and give it its name."""
         self._container.mux(self._stream.encode())
         self._container.close()
         self._container = None
-        number = len(self.filmed) + 1
-        path = self.path.with_stem(f"{self.path.stem}-{number}") if self.games > 1 else self.path
+        number = len(self.videos) + 1
+        path = self.path.with_stem(f"{self.path.stem}-{number}") if self.num_videos > 1 else self.path
         self._temporary.replace(path)
-        self.filmed.append(Filmed(str(path), episodic_return, length))
+        self.videos.append(VideoFile(str(path), episodic_return, length))
 
-    def _encode(self, picture: np.ndarray) -> None:
+    def _encode(self, frame: np.ndarray) -> None:
         import av
 
-        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
 
-    def _drop(self) -> None:
+    def _discard(self) -> None:
         if self._container is not None:
             self._container.close()
             self._container = None
             self._temporary.unlink(missing_ok=True)
 
-    def __enter__(self) -> Video:
+    def __enter__(self) -> VideoRecorder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._drop()
+        self._discard()

@@ -1,1 +1,1 @@
-"""Many runs: sweeps over seeds and settings."""
+"""Many runs at once: sweeps over seeds and grids of settings."""

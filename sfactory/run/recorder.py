@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from typing import Any
 from sfactory.config import Config
 from sfactory.config.toml_file import to_toml
 from sfactory.envs import EnvSpec
-from sfactory.errors import NoCheckpointError, RunBusy
+from sfactory.errors import NoCheckpointError
 from sfactory.monitor import messages
 from sfactory.monitor.board import Board
 from sfactory.monitor.known_rooflines import known_roofline
@@ -25,6 +24,7 @@ from sfactory.monitor.panel import ReturnHistory, Snapshot, keep_stage_times
 from sfactory.monitor.rows import read_rows
 from sfactory.monitor.writers import Writers, last_evaluated, write_atomically
 from sfactory.run import checkpoint
+from sfactory.run.lock import lock_folder
 from sfactory.run.outcome import Outcome
 from sfactory.shm.slots import RowCounts
 
@@ -65,16 +65,8 @@ class RunRecorder:
     def open(cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec]) -> RunRecorder:
         """Create or reopen the folder and lock it. RunBusy if another trainer holds the lock."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = lock_folder(run_dir)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it when this process exits
-        except OSError as error:
-            holder = os.pread(lock, 64, 0).decode(errors="replace").strip()
-            os.close(lock)
-            raise RunBusy(f"{run_dir} is in use by process {holder or 'unknown'}") from error
-        try:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(os.getpid()).encode(), 0)
             return cls._open_locked(config, run_dir, resume, specs, lock)
         except BaseException:
             os.close(lock)

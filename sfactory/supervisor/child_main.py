@@ -8,7 +8,6 @@ last line of that file when a worker exits.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -16,9 +15,10 @@ import traceback
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any
 
+from sfactory.supervisor.process_signals import death_signal
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Signals that only the supervisor acts on."""
-_PR_SET_PDEATHSIG = 1
 
 
 class SpawnMessage:
@@ -38,8 +38,7 @@ class SpawnMessage:
 
 def _exit_with(parent: int) -> None:
     """Have the kernel kill this process when its parent exits."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    death_signal(signal.SIGKILL)()
     if os.getppid() != parent:  # the parent exited before the signal was armed
         os._exit(1)
 

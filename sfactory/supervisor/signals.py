@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
-import threading
 from types import FrameType
-from typing import Any
 
 from sfactory.errors import Exit
 from sfactory.run.outcome import Outcome
+from sfactory.supervisor.process_signals import signal_handlers
 from sfactory.workers.shared import SharedState
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -37,17 +37,14 @@ class Signals:
         self.stop_count = 0  # signals that end the run
         self.save_count = 0  # signals that request a checkpoint
         self._exit: Exit | None = None  # by the first signal that ends the run
-        self._previous: dict[int, Any] = {}
+        self._handlers = contextlib.ExitStack()
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in HANDLED:
-                self._previous[number] = signal.signal(number, self._handle)
+        self._handlers.enter_context(signal_handlers(HANDLED, self._handle))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._handlers.close()
 
     def outcome(self) -> Outcome | None:
         """The outcome of the run if a signal ends it."""

@@ -1,8 +1,8 @@
-"""`sfactory bench`: what each stage costs alone, what the whole reaches, which share of the roofline that is, and why.
+"""Measure the cost of each stage, the speed of a whole run, and its share of the roofline.
 
-Three measurements of the same settings, in one call: the reference loops of `sfactory.tools.roofline`; sfactory's own stages
-one after the other in this process (lockstep, so each has the core to itself); and a real run in processes, whose rows
-say how fast it was and who waited for whom.
+Three measurements of the same settings: the reference loops of `sfactory.tools.roofline`; sfactory's own stages one
+after the other in this process (lockstep, so each has the core to itself); and a real run in processes, whose metrics
+give its speed and its bottleneck.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from sfactory.monitor.known_rooflines import store_roofline
 from sfactory.monitor.rows import read_rows
 from sfactory.monitor.table import STAGES
 
-WARM_S = 2.0  # of a run that do not count: caches, allocators, the first games
-START_S = 60.0  # a run that trains nothing for so long will not
+WARM_UP_S = 2.0  # start of a run that is not counted: caches, allocators, first episodes
+START_TIMEOUT_S = 60.0  # without a first update
 MICRO = 1e6
 
 
 class BenchFailed(RuntimeError):
-    """A run that should have been measured ended by itself."""
+    """The measured run failed or produced too few rows."""
 
     exit_code = Exit.USAGE
 
 
 class Trial(NamedTuple):
-    """One real run, after its first `WARM_S` seconds of training."""
+    """Measurements of one real run, without its first `WARM_UP_S` seconds of training."""
 
     steps_per_second: float
     start_s: float
-    """From the command to the first row after an update; rows come every 0.2 s."""
+    """From the command to the first row after an update, to within 0.2 s."""
     row: dict[str, float]
-    """The last row of metrics."""
+    """Mean of every metric over the rows after the warm-up."""
     memory_mb: dict[str, float]
     """Proportional set size by worker, in MB, near the end."""
 
@@ -54,8 +54,8 @@ class Trial(NamedTuple):
         return bottleneck(self.row)
 
 
-class Stages(NamedTuple):
-    """Core time per agent step of sfactory's own stages, one after the other in one process, in seconds."""
+class StageCosts(NamedTuple):
+    """Core seconds per agent step of sfactory's own stages, run one after the other in one process."""
 
     environment: float
     hand_over: float
@@ -68,13 +68,13 @@ class Stages(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything `sfactory bench` found out."""
+class BenchReport:
+    """The results of `sfactory bench`."""
 
     target: str
     machine: dict[str, Any]
-    roofline: Any  # sfactory.tools.roofline.Roofline, which brings torch
-    stages: Stages
+    roofline: Any  # sfactory.tools.roofline.Roofline, whose module imports torch
+    stages: StageCosts
     whole: Trial
 
     @property
@@ -82,7 +82,7 @@ class Report:
         return self.whole.steps_per_second / self.roofline.steps_per_second
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json; costs in seconds of core time per step."""
+        """Return the results, for --json; costs are core seconds per step."""
         r = self.roofline
         costs = {name: getattr(r, name)._asdict() for name in ("environment", "inference", "training")}
         return {
@@ -93,11 +93,11 @@ class Report:
         }  # fmt: skip
 
     def text(self) -> str:
-        """For people."""
+        """Return the results as text."""
         r, s, w = self.roofline, self.stages, self.whole
         rows = [
             ("environment", r.environment.seconds, s.environment, r.environment.how),
-            ("hand-over", None, s.hand_over, "slots, book, bells"),
+            ("hand-over", None, s.hand_over, "slots, slot table, doorbells"),
             ("inference", r.inference.seconds, s.inference, r.inference.how),
             ("learner", r.training.seconds, s.learner, "; ".join(filter(None, (r.passes, r.training.how)))),
             ("sum", r.seconds, s.seconds, ""),
@@ -105,9 +105,9 @@ class Report:
         m = self.machine
         lines = [f"{self.target}  on {m['cores']} cores, {m['cpu']}{m['gpu'] and ', ' + m['gpu']}, torch {m['torch']}"]
         lines += ["", f"{'':12} {'at best':>9} {'here':>9}   core time per step, microseconds"]
-        for name, best, here, how in rows:
-            said = "" if best is None else f"{MICRO * best:.2f}"
-            lines.append(f"{name:12} {said:>9} {MICRO * here:9.2f}   {how}".rstrip())
+        for name, best, measured, how in rows:
+            reference = "" if best is None else f"{MICRO * best:.2f}"
+            lines.append(f"{name:12} {reference:>9} {MICRO * measured:9.2f}   {how}".rstrip())
         kind = "cores / sum of the best" if r.device == "cpu" else "the environment alone on all cores"
         busy = ", ".join(f"{name} {100 * share:.0f}%" for name, share in busy_shares(w.row).items())
         memory = sum(w.memory_mb.values())
@@ -117,14 +117,14 @@ class Report:
             f"roofline     {human(r.steps_per_second)} steps/s ({kind})",
             f"whole        {human(w.steps_per_second)} steps/s = {100 * self.share:.0f}% of the roofline",
             f"busy         {busy}; the {w.bottleneck} is the bottleneck",
-            f"where        {self._where()}",
+            f"where        {self._bottleneck_stages()}",
             f"start-up     {w.start_s:.1f} s from the command to the first update",
             f"memory       {memory:.0f} MB ({each})",
         ]
         return "\n".join(lines)
 
-    def _where(self) -> str:
-        """The bottleneck's own time, largest part first."""
+    def _bottleneck_stages(self) -> str:
+        """Return the shares of the bottleneck's stages, largest first."""
         kind = self.whole.bottleneck
         parts = {stage: self.whole.row.get(f"stage/{kind}/{stage}", 0.0) for stage in STAGES.get(kind, ())}
         ordered = sorted(parts.items(), key=lambda part: -part[1])
@@ -132,7 +132,7 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Return the machine the numbers were measured on."""
     import platform
 
     import torch
@@ -144,25 +144,25 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def bench(target: str, config: Config, seconds: float, say: Callable[[str], None] = lambda line: None) -> Report:
-    """Measure everything at the given settings; the whole for `seconds`, the rest for about as long."""
+def bench(target: str, config: Config, seconds: float, log: Callable[[str], None] = lambda line: None) -> BenchReport:
+    """Measure everything at the given settings: a run of `seconds`, the other parts for about as long."""
     from sfactory.device.selection import pick_device
     from sfactory.envs import make_spec
     from sfactory.tools.roofline import roofline
 
     spec = make_spec(config.env.tasks[0], config.env.arguments)
     device = pick_device(config.run.device).type
-    say("reference loops: environment, forward, backward ...")
+    log("reference loops: environment, forward, backward ...")
     best = roofline(config, spec, cores(), device, max(4.0, 0.5 * seconds))
     store_roofline(config, best.steps_per_second)
-    say("sfactory's own stages, one by one ...")
+    log("sfactory's own stages, one by one ...")
     stages = own_stages(config, max(2.0, 0.25 * seconds))
-    say(f"a run of {seconds:g} s ...")
-    return Report(target, machine(), best, stages, trial(config, seconds))
+    log(f"a run of {seconds:g} s ...")
+    return BenchReport(target, machine(), best, stages, trial(config, seconds))
 
 
-def own_stages(config: Config, seconds: float) -> Stages:
-    """Core time per valid step of environment, hand-over, inference and learner, alone, one after the other."""
+def own_stages(config: Config, seconds: float) -> StageCosts:
+    """Measure core time per valid step of environment, hand-over, inference and learner, one after the other."""
     from sfactory.device.accelerator import WARM
     from sfactory.envs import make_group, make_spec
     from sfactory.supervisor.lockstep import Lockstep
@@ -182,7 +182,7 @@ def own_stages(config: Config, seconds: float) -> Stages:
         run = Lockstep(RunSpec(alone, make_spec(task, config.env.arguments), folder, 0))
         spent, turn = [0.0, 0.0, 0.0], ((run.inference,), tuple(run.samplers), (run.learner,))
         try:
-            warm = 2 if run.learner.accelerator is None else WARM + 2  # a GPU records in between
+            warm = 2 if run.learner.accelerator is None else WARM + 2  # a GPU captures its graphs in between
             while run.learner.updates < warm:
                 run.turn()
             before, began = run.learner.env_steps, time.perf_counter()
@@ -197,14 +197,14 @@ def own_stages(config: Config, seconds: float) -> Stages:
         finally:
             run.close()
     inference, sampler, learner = (time_ / steps for time_ in spent)
-    # An environment's own time varies with who plays: the difference can be below zero by a little.
-    return Stages(environment, max(0.0, sampler - environment), inference, learner)
+    # The time of an environment depends on its actions, so the difference can be slightly below zero.
+    return StageCosts(environment, max(0.0, sampler - environment), inference, learner)
 
 
-def trial(config: Config, seconds: float, look: Callable[[Path], object] = lambda run: None) -> Trial:
-    """A real run from the command line for about `seconds` of training. BenchFailed if it ends by itself.
+def trial(config: Config, seconds: float, inspect: Callable[[Path], object] = lambda run: None) -> Trial:
+    """Measure a real run from the command line for about `seconds` of training. Raises BenchFailed if it fails.
 
-    look: gets the run folder before it is removed.
+    inspect: called with the run folder before it is removed.
     """
     with tempfile.TemporaryDirectory(prefix="sfactory-bench-") as folder:
         place = Path(folder)
@@ -212,7 +212,7 @@ def trial(config: Config, seconds: float, look: Callable[[Path], object] = lambd
             config,
             run=replace(config.run, dir=str(place / "run"), mode="async", init_from=""),
             sampling=replace(config.sampling, auto=False),
-            stop=replace(config.stop, env_steps=10**12, frames=0, seconds=seconds + WARM_S, target_return=None),
+            stop=replace(config.stop, env_steps=10**12, frames=0, seconds=seconds + WARM_UP_S, target_return=None),
             log=replace(config.log, every_seconds=0.2, wandb=False, quiet=True),
             checkpoint=replace(config.checkpoint, every_seconds=1e9, milestones=0),
             eval=replace(config.eval, every=0),
@@ -229,13 +229,18 @@ def trial(config: Config, seconds: float, look: Callable[[Path], object] = lambd
                 process.terminate()
                 process.communicate()
         if process.returncode == 0 and len(rows) < 2:
-            raise BenchFailed(f"{len(rows)} rows in {seconds:g} s say nothing of speed; give it more --seconds")
+            raise BenchFailed(
+                f"only {len(rows)} metrics row{'s' * (len(rows) != 1)} in {seconds:g} s; increase --seconds"
+            )
         if process.returncode != 0:
-            said = (err.strip().splitlines() or ["no word"])[-1].removeprefix("sfactory: ")
-            raise BenchFailed(f"the run to be measured ended by itself: {said}")
-        look(place / "run")
-    warm = [row for row in rows if row["seconds"] >= WARM_S] or rows
-    first, last = (warm if len(warm) > 1 else rows)[0], rows[-2 if len(rows) > 2 else -1]  # the last one is saved first
+            last_line = (err.strip().splitlines() or ["no output"])[-1].removeprefix("sfactory: ")
+            raise BenchFailed(f"the measured run failed: {last_line}")
+        inspect(place / "run")
+    warm = [row for row in rows if row["seconds"] >= WARM_UP_S] or rows
+    first, last = (
+        (warm if len(warm) > 1 else rows)[0],
+        rows[-2 if len(rows) > 2 else -1],
+    )  # the last row includes the final save
     speed = (last["env_steps"] - first["env_steps"]) / max(last["seconds"] - first["seconds"], 1e-9)
     middle = _mean(warm)
     return Trial(speed, start_s, middle, memory)
@@ -244,31 +249,31 @@ def trial(config: Config, seconds: float, look: Callable[[Path], object] = lambd
 def _watch(
     process: subprocess.Popen[str], run: Path, began: float, seconds: float
 ) -> tuple[list[dict[str, float]], float, dict[str, float]]:
-    """Rows of a run until it ends, when the first one came, and its memory when most of the time was over."""
+    """Wait for a run to end; returns its rows, the time of the first one, and its memory near the end."""
     start_s = 0.0
     memory: dict[str, float] = {}
     while process.poll() is None:
-        time.sleep(0.5 if start_s else 0.05)  # reading takes the cores that are measured: seldom, once it trains
+        time.sleep(0.5 if start_s else 0.05)  # reading uses the measured cores: rarely once it trains
         rows = read_rows(run)
         trained = [row for row in rows if row.get("charts/updates", 0) >= 1]
         if trained and not start_s:
             start_s = time.monotonic() - began
-        if trained and not memory and trained[-1]["seconds"] > 0.7 * (seconds + WARM_S):
+        if trained and not memory and trained[-1]["seconds"] > 0.7 * (seconds + WARM_UP_S):
             memory = memory_of(process.pid)
-        if not trained and time.monotonic() - began > START_S:
-            raise BenchFailed(f"nothing was trained in {START_S:g} s")
+        if not trained and time.monotonic() - began > START_TIMEOUT_S:
+            raise BenchFailed(f"no update within {START_TIMEOUT_S:g} s")
     return [row for row in read_rows(run) if row.get("charts/updates", 0) >= 1], start_s, memory
 
 
 def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Every metric's mean over the rows that have it."""
+    """Return the mean of every metric over the rows that have it."""
     names = {name for row in rows for name in row}
     known = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
     return {name: sum(values) / len(values) for name, values in known.items() if values}
 
 
 def memory_of(pid: int) -> dict[str, float]:
-    """Proportional set size of the supervisor and its workers, in MB. What is shared counts once, split evenly."""
+    """Return the proportional set size of supervisor and workers in MB; shared pages are split evenly."""
     import psutil
 
     found: dict[str, float] = {}
@@ -276,9 +281,9 @@ def memory_of(pid: int) -> dict[str, float]:
         supervisor = psutil.Process(pid)
         for process in (supervisor, *supervisor.children(recursive=True)):
             try:
-                words = Path(os.readlink(f"/proc/{process.pid}/fd/2"))
-                name = "supervisor" if process.pid == pid else words.stem
-                if words.parent.name != "debug" and process.pid != pid:  # the orphan_killer, Python's resource tracker
+                output = Path(os.readlink(f"/proc/{process.pid}/fd/2"))
+                name = "supervisor" if process.pid == pid else output.stem
+                if output.parent.name != "debug" and process.pid != pid:  # the orphan killer, Python's resource tracker
                     name = "others"
                 found[name] = found.get(name, 0.0) + process.memory_full_info().pss / 2**20
             except (OSError, psutil.Error):

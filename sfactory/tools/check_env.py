@@ -1,7 +1,7 @@
-"""What an environment gets wrong, before it costs a training run: played at random, every row held against the rules.
+"""Check an environment against the rules of the group interface by stepping it with random actions.
 
-`env_trace.record` plays a group and keeps what the rules are about; each rule is a pure function of that trace. A
-finding is `bad` where training would learn from wrong data, and `warn` where it would go on, only worse or unseen.
+`random_rollout.record` steps a group; each rule is a pure function of that rollout. A finding is `bad` if training
+would learn from wrong data, and `warn` if it would only learn worse or without a visible error.
 
 Shapes: T steps of E environments; row t of a [T, E] array is what step t returned.
 """
@@ -17,20 +17,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sfactory.envs import EnvSpec, Group, make_group
-from sfactory.tools.env_trace import COLUMNS, Trace, later, record
+from sfactory.tools.random_rollout import COLUMNS, RandomRollout, record, shifted
 
 ENVS, STEPS, SECONDS = 4, 2000, 3.0
-REPLAY = 200  # steps played again with the same seeds, and once with others
-LARGE_OBS, LARGE_REWARD = 100.0, 10.0  # a new network expects numbers near 1; from far away it creeps
+REPLAY = 200  # steps that are repeated with the same seeds and with others
+LARGE_OBS, LARGE_REWARD = 100.0, 10.0  # an untrained network expects numbers near 1 and adapts slowly to others
 SLOW_RESETS = 0.3  # fraction of the time
-NEAREST = {"image": "atari", "grid": "minatar", "vector": "gymnasium"}  # kind of observation -> whose settings fit
+NEAREST = {
+    "image": "atari",
+    "grid": "minatar",
+    "vector": "gymnasium",
+}  # kind of observation -> family whose settings suit it
 
 Make = Callable[[int, Sequence[int]], Group]
-Found = Iterator[tuple[str, ...]]  # (level, sentence), and the flag that mends it if one does
+RuleOutput = Iterator[tuple[str, ...]]  # (level, sentence), and the flag that fixes it if there is one
 
 
-class Finding(NamedTuple):
-    """What one rule says."""
+class RuleFinding(NamedTuple):
+    """The result of one rule."""
 
     level: str  # "ok", "warn" or "bad"
     title: str
@@ -40,181 +44,195 @@ class Finding(NamedTuple):
 # -- rules ---------------------------------------------------------------------------------------------------
 
 
-def data(spec: EnvSpec, t: Trace, given: Mapping[str, Any]) -> Found:
-    """Environments that failed, and data that cannot be read."""
+def data(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+    """Environments that failed, and data that does not match the spec."""
     if t.problem:
         yield "bad", t.problem
     if t.faults:
         yield "bad", f"an environment failed {len(t.faults)} times, first: {t.faults[0].message.partition(chr(10))[0]}"
     if not t.problem and not t.faults:
-        yield "ok", "shapes and dtypes are those of the spec, all numbers are finite, nothing failed"
+        yield "ok", "shapes and dtypes match the spec, all numbers are finite, no environment failed"
 
 
-def autoreset(spec: EnvSpec, t: Trace, given: Mapping[str, Any]) -> Found:
-    """The table at the top of `sfactory.envs`. A lost life ends a row and begins the next episode with the same one."""
-    begins, after = t.valid & t.first, later(t.ended)
+def autoreset(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+    """Next-step autoreset, by the table at the top of `sfactory.envs`; a lost life sets `first` on a valid row."""
+    begins, after = t.valid & t.first, shifted(t.ended)
     rules = {
-        "no reset row after the end of an episode, it just goes on": later(t.ended & ~begins) & t.valid,
-        "first at the end of a whole game, which does not go on (same-step?)": begins & (t.reported | t.truncated),
+        "no reset row after the end of an episode": shifted(t.ended & ~begins) & t.valid,
+        "first on the last row of an episode (same-step autoreset?)": begins & (t.reported | t.truncated),
         "first on a valid row where no life was lost": begins & ~t.ended,
-        "a reset row where no episode had ended (two in a row?)": ~after & ~t.valid & ~t.failed,
-        "a reset row that is not first": ~t.valid & ~t.first,
+        "a reset row without an end of episode before it (two in a row?)": ~after & ~t.valid & ~t.failed,
+        "a reset row without first": ~t.valid & ~t.first,
         "a reset row with a reward": ~t.valid & (t.reward != 0),
         "a reset row that ends an episode": ~t.valid & t.ended,
         "a valid row where the environment failed": t.failed & t.valid,
     }
-    broken = {what: rows for what, rows in rules.items() if rows.any()}
-    for what, rows in broken.items():
+    violations = {what: rows for what, rows in rules.items() if rows.any()}
+    for what, rows in violations.items():
         step, env = np.argwhere(rows)[0]
         yield "bad", f"{what}: {rows.sum()} times, first at step {step} of environment {env}"
-    if not broken and not after.any():
-        yield "warn", f"no episode ended in {len(t.reward):,} steps: not checked, play longer"
-    elif not broken:
-        lives = f"; {begins.sum()} lost lives, after which the game went on" if begins.any() else ""
+    if not violations and not after.any():
+        yield "warn", f"no episode ended in {len(t.reward):,} steps: not checked; increase --seconds"
+    elif not violations:
+        lives = f"; {begins.sum()} lost lives, after which the game continued" if begins.any() else ""
         yield "ok", f"{(after & ~t.valid).sum()} ends, each followed by one reset row{lives}"
 
 
-def final_observation(spec: EnvSpec, t: Trace, given: Mapping[str, Any]) -> Found:
-    """A row that ends an episode shows its last observation: it must differ from the reset row behind it.
+def final_observation(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+    """The last row of an episode must hold its final observation, not that of the reset row after it.
 
-    An environment that resets itself inside of its last step, and begins differently each time, looks right here.
+    Not detected: an environment that resets within its last step and starts differently each time.
     """
-    ends, same = later(t.ended) & ~t.valid & ~t.failed, t.prints[1:] == t.prints[:-1]
+    ends, same = shifted(t.ended) & ~t.valid & ~t.failed, t.checksums[1:] == t.checksums[:-1]
     count, equal = ends.sum(), (ends & same).sum()
     if same.all() or not count:
-        return  # nothing changes or nothing ended, as other rules say
-    if equal <= 0.05 * count:  # few states: it may begin as it ended, by chance
-        yield "ok", f"{count - equal} of {count} ends show another observation than the reset row behind them"
+        return  # constant observations or no end of episode: other rules report these
+    if equal <= 0.05 * count:  # with few states an episode may begin as the last one ended
+        yield "ok", f"{count - equal} of {count} final observations differ from the reset row after them"
     else:
-        told = f"{equal} of {count} ends show what the reset row behind them shows: this returns the reset observation"
-        yield "bad" if equal == count > 1 else "warn", f"{told} at the end, and bootstraps would be wrong"
+        problem = (
+            f"{equal} of {count} final observations equal the reset row after them: the reset observation is returned"
+        )
+        yield "bad" if equal == count > 1 else "warn", f"{problem} too early, and bootstrapped values would be wrong"
 
 
-def time_limit(spec: EnvSpec, t: Trace, given: Mapping[str, Any]) -> Found:
-    """A clock that ends an episode truncates it: there the learner bootstraps."""
-    limit, lengths, cut = spec.max_episode_steps, t.age[t.ended], (t.truncated & ~t.terminated).sum()
-    clocked = (t.age[t.terminated] == limit).sum()  # both flags at once count as terminated, as in the learner
+def time_limit(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+    """A time limit must truncate, not terminate: the learner bootstraps at truncations."""
+    limit, lengths, truncated = spec.max_episode_steps, t.age[t.ended], (t.truncated & ~t.terminated).sum()
+    at_limit = (t.age[t.terminated] == limit).sum()  # both flags count as terminated, as in the learner
     if not len(lengths) and limit is None:
-        yield "warn", "no time limit seen; episodes may never end: an evaluation needs --max-steps"
+        yield "warn", "no time limit found; episodes may never end, so an evaluation needs --max-steps"
     elif not len(lengths):
         yield "ok", f"{limit:,} steps; no episode ended in {len(t.reward):,}"
-    elif clocked > 1 and not cut:
-        yield "bad", f"{clocked} episodes are terminated at exactly the limit, {limit:,} steps: it must truncate them"
-    elif len(lengths) > 2 and not cut and lengths[0] == lengths.min() == lengths.max() > 1:
+    elif at_limit > 1 and not truncated:
+        yield "bad", f"{at_limit} episodes are terminated at exactly the limit, {limit:,} steps: they must be truncated"
+    elif len(lengths) > 2 and not truncated and lengths[0] == lengths.min() == lengths.max() > 1:
         yield "warn", f"all {len(lengths)} episodes are terminated after exactly {lengths[0]} steps: a time limit " \
-            "reported as termination? It must truncate them"  # fmt: skip
+            "reported as termination? They must be truncated"  # fmt: skip
     else:
-        told = f"{t.terminated.sum()} terminated, {cut} truncated, after {lengths.min()} to {lengths.max()} steps"
-        yield "ok", f"{told}; {f'the limit is {limit:,}' if limit else 'no limit is known'}"
+        counts = (
+            f"{t.terminated.sum()} terminated, {truncated} truncated, after {lengths.min()} to {lengths.max()} steps"
+        )
+        yield "ok", f"{counts}; {f'the limit is {limit:,}' if limit else 'no limit is known'}"
 
 
 def kind(shape: Sequence[int]) -> str:
-    """What `model.encoder auto` takes an observation for: image [C, H, W], grid [H, W, C] or vector."""
+    """Return how `model.encoder auto` treats an observation: image [C, H, W], grid [H, W, C] or vector."""
     if len(shape) == 3 and min(shape[1:]) >= 36:
         return "image"
     return "grid" if len(shape) == 3 and min(shape[:2]) >= 3 else "vector"
 
 
-def observations(spec: EnvSpec, t: Trace, given: Mapping[str, Any]) -> Found:
-    """Leaves that say nothing, or say it in numbers that are hard to learn from."""
+def observations(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+    """Leaves without information, or with a scale that is hard to learn from."""
     for name, leaf in spec.obs.items():
-        low, high = t.span[name]
-        most, still = max(abs(float(low.min())), abs(float(high.max()))), (low == high).sum()
-        told = f"{name} is between {low.min():.4g} and {high.max():.4g}"
-        if still == low.size and name != spec.mask:
+        low, high = t.obs_range[name]
+        largest, constant = max(abs(float(low.min())), abs(float(high.max()))), (low == high).sum()
+        interval = f"{name} is between {low.min():.4g} and {high.max():.4g}"
+        if constant == low.size and name != spec.mask:
             yield "warn", f"{name} never changed in {len(t.reward):,} steps"
         elif kind(leaf.shape) == "image" and leaf.dtype != "uint8":
-            yield "warn", f"{name} is an image of {leaf.dtype}: encoders divide pixels by 255, give them as uint8"
+            yield "warn", f"{name} is an image of {leaf.dtype}: encoders divide pixels by 255; return them as uint8"
         elif len(leaf.shape) == 3 and min(leaf.shape[:2]) >= 36 > leaf.shape[2]:
-            yield "warn", f"{name} {list(leaf.shape)} is an image with its channels last: encoders want [C, H, W]"
-        elif leaf.dtype == "float32" and most > LARGE_OBS and not on(given, "normalize.obs"):
-            yield "warn", f"{told}; a network wants numbers near 1", "--normalize.obs true"
-        elif name in t.whole and most > 1:
-            yield "warn", f"{told}, in whole numbers: categories want a Discrete space, quantities --normalize.obs true"
+            yield "warn", f"{name} {list(leaf.shape)} is an image with its channels last: encoders expect [C, H, W]"
+        elif leaf.dtype == "float32" and largest > LARGE_OBS and not enabled(preset, "normalize.obs"):
+            yield "warn", f"{interval}; a network expects numbers near 1", "--normalize.obs true"
+        elif name in t.integral and largest > 1:
+            yield (
+                "warn",
+                f"{interval}, all integers: use a Discrete space for categories, --normalize.obs true for quantities",
+            )
         else:
-            yield "ok", told + (f"; {still} of {low.size} numbers never changed" if still else "")
+            yield "ok", interval + (f"; {constant} of {low.size} numbers never changed" if constant else "")
 
 
-def rewards(spec: EnvSpec, t: Trace, given: Mapping[str, Any]) -> Found:
-    """Their scale is that of the value loss, which shares a network and a gradient norm with the policy."""
+def rewards(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+    """Scale of the rewards: it sets that of the value loss, which shares the gradient norm with the policy."""
     r, pixels = t.reward[t.valid], "image" in {kind(leaf.shape) for leaf in spec.obs.values()}
     if not r.any():
-        yield "warn", f"none in {len(r):,} steps: random actions may never find one"
+        yield "warn", f"no reward in {len(r):,} steps: random actions may never find one"
         return
-    told = f"{r.min():.4g} to {r.max():.4g}, mean {r.mean():.3g}, std {r.std():.3g}, {np.mean(r != 0):.0%} not zero"
-    if t.games:
-        returns = [game.episodic_return for game in t.games]
-        told += f"; {len(returns)} games return {np.mean(returns):.4g}, std {np.std(returns):.3g}"
+    summary = f"{r.min():.4g} to {r.max():.4g}, mean {r.mean():.3g}, std {r.std():.3g}, {np.mean(r != 0):.0%} not zero"
+    if t.episodes:
+        returns = [episode.episodic_return for episode in t.episodes]
+        summary += f"; {len(returns)} episodes, mean return {np.mean(returns):.4g}, std {np.std(returns):.3g}"
     large = np.abs(r).max() > (1.0 if pixels else LARGE_REWARD)
-    if large and not on(given, "env.reward_clip") and not on(given, "normalize.reward"):
-        yield "warn", f"{told}; large", "--env.reward-clip 1" if pixels else "--normalize.reward true"
+    if large and not enabled(preset, "env.reward_clip") and not enabled(preset, "normalize.reward"):
+        yield "warn", f"{summary}; large", "--env.reward-clip 1" if pixels else "--normalize.reward true"
     else:
-        yield "ok", told
+        yield "ok", summary
 
 
-def speed(spec: EnvSpec, t: Trace, given: Mapping[str, Any]) -> Found:
-    """What one core makes of a group, and what resets cost: the whole group waits for them."""
-    resets, took, reset_s = (~t.valid).sum(axis=1), t.seconds, 0.0
-    if resets.any() and not resets.all():  # such a step is a usual one less the share of its resets, plus these
-        usual, some = float(np.median(took[resets == 0])), resets > 0
-        reset_s = max(0.0, float(np.median((took[some] - usual) / resets[some])) + usual / t.valid.shape[1])
-    fraction = min(1.0, reset_s * resets.sum() / took.sum())
-    told = f"{t.valid.sum() / took.sum():,.0f} steps/s on one core, {t.valid.shape[1]} environments in a group"
-    told += f"; a reset takes {1e3 * reset_s:.3g} ms, {fraction:.0%} of the time" if reset_s else ""
-    slow = ": all environments of a group wait for it, use small groups" if fraction > SLOW_RESETS else ""
-    yield "warn" if slow else "ok", told + slow
+def speed(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+    """Steps per second of one core, and the cost of resets, for which the whole group waits."""
+    resets, durations, reset_s = (~t.valid).sum(axis=1), t.seconds, 0.0
+    if (
+        resets.any() and not resets.all()
+    ):  # a step with resets = a usual one without the share of its resets, plus these
+        usual, with_resets = float(np.median(durations[resets == 0])), resets > 0
+        reset_s = max(
+            0.0, float(np.median((durations[with_resets] - usual) / resets[with_resets])) + usual / t.valid.shape[1]
+        )
+    fraction = min(1.0, reset_s * resets.sum() / durations.sum())
+    summary = f"{t.valid.sum() / durations.sum():,.0f} steps/s on one core, {t.valid.shape[1]} environments in a group"
+    summary += f"; a reset takes {1e3 * reset_s:.3g} ms, {fraction:.0%} of the time" if reset_s else ""
+    slow = ": all environments of a group wait for it; use small groups" if fraction > SLOW_RESETS else ""
+    yield "warn" if slow else "ok", summary + slow
 
 
-def parting(a: Trace, b: Trace) -> int | None:
-    """Steps after which two traces differ, 0: their first observation does; None: not within the shorter one."""
+def first_difference(a: RandomRollout, b: RandomRollout) -> int | None:
+    """Return the step at which two rollouts first differ (0: the reset observation); None if they do not."""
     n = min(len(a.reward), len(b.reward))
-    differs = a.prints[: n + 1] != b.prints[: n + 1]
+    differs = a.checksums[: n + 1] != b.checksums[: n + 1]
     for name in COLUMNS:
         differs[1:] |= getattr(a, name)[:n] != getattr(b, name)[:n]
     return int(differs.any(axis=1).argmax()) if differs.any() else None
 
 
-def seeds(t: Trace, again: Trace, other: Trace) -> Found:
-    """again: with the same seeds. other: with others. All with the same random actions."""
-    if (at := parting(t, again)) is not None:
-        yield "warn", f"the same seeds and actions give another trajectory after {at} steps: nothing can be repeated"
-    if parting(t, other) is None:
-        yield "warn", "other seeds change nothing: nothing is random, or seeds are ignored"
-    elif at is None:
-        yield "ok", f"the same seeds repeat {len(again.reward):,} steps exactly, others do not"
+def seeds(t: RandomRollout, again: RandomRollout, other: RandomRollout) -> RuleOutput:
+    """Determinism: compare with a rollout of the same seeds and one of other seeds, all with the same actions."""
+    if (step := first_difference(t, again)) is not None:
+        yield (
+            "warn",
+            f"the same seeds and actions give another trajectory after {step} steps: runs are not reproducible",
+        )
+    if first_difference(t, other) is None:
+        yield "warn", "other seeds change nothing: the environment is deterministic, or ignores seeds"
+    elif step is None:
+        yield "ok", f"the same seeds repeat {len(again.reward):,} steps exactly, other seeds do not"
 
 
-def on(given: Mapping[str, Any], setting: str) -> bool:
-    """Whether a setting is switched on by what a preset says."""
-    return str(given.get(setting, "")).lower() not in ("", "0", "0.0", "no", "off", "false", "none")
+def enabled(preset: Mapping[str, Any], setting: str) -> bool:
+    """Return whether a preset switches a setting on."""
+    return str(preset.get(setting, "")).lower() not in ("", "0", "0.0", "no", "off", "false", "none")
 
 
 def nearest(name: str, spec: EnvSpec, target: str = "") -> tuple[list[str], str, dict[str, Any]]:
-    """Words of a command that trains this environment, where its settings come from, and what they say."""
+    """Return a command that trains the environment, the origin of its settings, and the settings."""
     from sfactory.config import presets
 
     folder, family = presets.presets_dir(), name.partition("/")[0]
     kinds = {kind(leaf.shape) for leaf in spec.obs.values()}
     fits = next(NEAREST[k] for k in NEAREST if k in kinds)
-    own = [preset.name for preset in presets.presets() if preset.env == name]
+    own_presets = [preset.name for preset in presets.presets() if preset.env == name]
     chosen, files = name, []
-    if own:
-        chosen, why = target if target in own else own[0], "its preset"
+    if own_presets:
+        chosen, why = target if target in own_presets else own_presets[0], "its preset"
     elif (folder / family / "default.toml").is_file() and (family == fits or family not in NEAREST.values()):
         why = f"the defaults of {family}"
     else:
         files = [path for path in (folder / fits / "default.toml",) if path.is_file()]
-        why = f"the nearest there are, those of {fits}" if files else "plain defaults: no preset is near"
-    given = {key: value.value for layer in presets.target_layers(chosen, files) for key, value in layer.items()}
-    return ["sfactory", "train", chosen, *(word for file in files for word in ("--config", str(file)))], why, given
+        why = f"the nearest ones, of {fits}" if files else "plain defaults: no preset is similar"
+    preset = {key: value.value for layer in presets.target_layers(chosen, files) for key, value in layer.items()}
+    return ["sfactory", "train", chosen, *(word for file in files for word in ("--config", str(file)))], why, preset
 
 
 @dataclass(frozen=True)
-class Report:
-    """What is known of an environment now."""
+class EnvReport:
+    """The findings about an environment, and a command that trains it."""
 
     spec: EnvSpec
-    findings: tuple[Finding, ...]
+    findings: tuple[RuleFinding, ...]
     steps: int
     steps_per_second: float
     train: str  # a command
@@ -222,34 +240,36 @@ class Report:
 
     @property
     def bad(self) -> bool:
-        """Whether training on it would be wrong."""
+        """Whether any finding is `bad`."""
         return any(finding.level == "bad" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the report, for --json."""
         spec = asdict(self.spec)
-        for leaf in spec["actions"].values():  # JSON knows no infinity
+        for leaf in spec["actions"].values():  # JSON has no infinity
             leaf |= {side: [x if np.isfinite(x) else None for x in leaf[side]] for side in ("low", "high")}
         return {**vars(self), "spec": spec, "findings": [f._asdict() for f in self.findings], "bad": self.bad}
 
     def text(self) -> str:
-        """For people."""
+        """Return the report as text."""
         spec, limit = self.spec, self.spec.max_episode_steps
         rows = [(name, f"{leaf.dtype} {list(leaf.shape)}{', the mask' * (name == spec.mask)}")
                 for name, leaf in spec.obs.items()]  # fmt: skip
         for name, leaf in spec.actions.items():
             box = f"{leaf.sizes[0]} numbers from {min(leaf.low, default=0):g} to {max(leaf.high, default=0):g}"
             rows.append((name, f"one of {' x '.join(map(str, leaf.sizes))}" if leaf.kind == "discrete" else box))
-        rows.append(("episode", f"at most {limit:,} steps" if limit else "no limit of steps in the spec"))
+        rows.append(("episode", f"at most {limit:,} steps" if limit else "no step limit in the spec"))
         rows += [("frame skip", f"{spec.frame_skip}"), ("protocol", spec.protocol)]
         lines = [f"{spec.name}, {self.steps:,} steps with random actions", ""]
-        lines += [f"{title:25}{told}" for title, told in rows] + [""]
-        for level, title, told in self.findings:
-            lines.append(textwrap.fill(told, 118, initial_indent=f"{level:6}{title:19}", subsequent_indent=" " * 25))
+        lines += [f"{title:25}{value}" for title, value in rows] + [""]
+        for level, title, sentence in self.findings:
+            lines.append(
+                textwrap.fill(sentence, 118, initial_indent=f"{level:6}{title:19}", subsequent_indent=" " * 25)
+            )
         return "\n".join([*lines, "", f"{self.train}    # settings: {self.settings_from}"])
 
 
-RULES: tuple[Callable[[EnvSpec, Trace, Mapping[str, Any]], Found], ...] = (
+RULES: tuple[Callable[[EnvSpec, RandomRollout, Mapping[str, Any]], RuleOutput], ...] = (
     data, autoreset, final_observation, time_limit, observations, rewards, speed,
 )  # fmt: skip
 
@@ -257,34 +277,34 @@ RULES: tuple[Callable[[EnvSpec, Trace, Mapping[str, Any]], Found], ...] = (
 def check(
     name: str, settings: Mapping[str, Any] | None = None, *, steps: int = STEPS, seconds: float = SECONDS,
     seed: int = 0, target: str = "", make: Make | None = None,
-) -> Report:  # fmt: skip
-    """Play FAMILY/ID with random actions and say what is wrong with it. EnvError if it cannot be built.
+) -> EnvReport:  # fmt: skip
+    """Check FAMILY/ID with random actions. Raises EnvError if it cannot be built.
 
-    steps, seconds: of the group, whatever is over first. target: the preset that was asked for, if it was one.
+    steps, seconds: of the group, whichever ends first. target: the preset that was given, if any.
     make: builds the groups instead of the family.
     """
     build = make or (lambda num_envs, seeds: make_group(name, num_envs, seeds, settings))
 
-    def play(stream: int, steps: int, seconds: float) -> tuple[EnvSpec, Trace]:
-        draws = [np.random.SeedSequence([seed, stream, env]).generate_state(1)[0] for env in range(ENVS)]
-        group = build(ENVS, [int(draw) >> 1 for draw in draws])
+    def play(stream: int, steps: int, seconds: float) -> tuple[EnvSpec, RandomRollout]:
+        numbers = [np.random.SeedSequence([seed, stream, env]).generate_state(1)[0] for env in range(ENVS)]
+        group = build(ENVS, [int(number) >> 1 for number in numbers])
         try:
             return group.spec, record(group, steps, seconds, seed)
         finally:
             group.close()
 
-    spec, trace = play(0, steps, seconds)
-    played = len(trace.reward) > 0
-    words, settings_from, given = nearest(name, spec, target)
+    spec, rollout = play(0, steps, seconds)
+    played = len(rollout.reward) > 0
+    command, settings_from, preset = nearest(name, spec, target)
     rules = RULES if played else RULES[:1]
-    found = [(rule.__name__.replace("_", " "), *one) for rule in rules for one in rule(spec, trace, given)]
+    found = [(rule.__name__.replace("_", " "), *one) for rule in rules for one in rule(spec, rollout, preset)]
     if played:
         again, other = (play(stream, min(steps, REPLAY), seconds / 4)[1] for stream in (0, 1))
-        found += [("seeds", *one) for one in seeds(trace, again, other)]
+        found += [("seeds", *one) for one in seeds(rollout, again, other)]
     for key, value in (settings or {}).items():
         option = "env.protocol" if key == "protocol" else f"env.settings.{key}"
-        words += [f"--{option}={value}"] if given.get(option) != value else []
-    train = " ".join([shlex.join(words), *dict.fromkeys(flag for one in found for flag in one[3:])])
-    findings = tuple(Finding(level, title, told) for title, level, told, *_ in found)
-    rate = float(trace.valid.sum() / trace.seconds.sum()) if played else 0.0
-    return Report(spec, findings, int(trace.valid.sum()), rate, train, settings_from)
+        command += [f"--{option}={value}"] if preset.get(option) != value else []
+    train = " ".join([shlex.join(command), *dict.fromkeys(flag for one in found for flag in one[3:])])
+    findings = tuple(RuleFinding(level, title, sentence) for title, level, sentence, *_ in found)
+    rate = float(rollout.valid.sum() / rollout.seconds.sum()) if played else 0.0
+    return EnvReport(spec, findings, int(rollout.valid.sum()), rate, train, settings_from)

@@ -1,33 +1,33 @@
-"""The verb compare: runs side by side as a table, a picture, or JSON. What is put together: `sfactory.tools.comparison`."""
+"""Format a comparison of runs (`sfactory.tools.comparison`) as text tables."""
 
 from __future__ import annotations
 
 from sfactory.monitor.format import human
-from sfactory.tools.comparison import AXES, WORDS, Comparison, Panel
+from sfactory.tools.comparison import AXES, UNITS, Comparison, ComparisonPanel
 
 
 def text(found: Comparison) -> str:
-    """Tables and notes for people."""
+    """Return all tables and notes."""
     return "\n\n".join([*map(table, found.panels), *(["\n".join(found.notes)] if found.notes else [])])
 
 
-def table(panel: Panel) -> str:
-    """One panel as text."""
-    where = f"{panel.end:,.0f} {WORDS[panel.by]}"
-    lines = [f"{panel.title}: {panel.quantity} at {where} (mean of the last 100 games)"]
+def table(panel: ComparisonPanel) -> str:
+    """Return one panel as a table: a row per group."""
+    where = f"{panel.end:,.0f} {UNITS[panel.by]}"
+    lines = [f"{panel.title}: {panel.quantity} at {where} (mean of the last 100 episodes)"]
     rows = [panel.row(label) for label, _ in panel.groups]
     other = "seconds" if panel.by == "env_steps" else "steps"
     first = rows[0]["label"]
     head = ["", "runs", "IQM", "95 % interval", "median", "min", "max"]
     head += [other] if len(panel.groups[0][1]) == 1 else []
-    head += ["beats the first"] if len(rows) > 1 else []
+    head += ["P(improvement)"] if len(rows) > 1 else []
     cells = [head]
     for row in rows:
         line = [row["label"] or "all runs", str(len(row["runs"])), _short(row["iqm"])]
         line.append(" to ".join(map(_short, row["interval"])) if row["interval"] else "-")
         line += [_short(row[name]) for name in ("median", "min", "max")]
         if other in head:
-            line.append(human(row[WORDS[AXES[1 - AXES.index(panel.by)]]]))
+            line.append(human(row[UNITS[AXES[1 - AXES.index(panel.by)]]]))
         if row["improvement"]:
             chance, low, high = row["improvement"]
             line.append(f"{100 * chance:.0f} % ({100 * low:.0f} to {100 * high:.0f})")
@@ -42,5 +42,5 @@ def table(panel: Panel) -> str:
 
 
 def _short(value: float) -> str:
-    """Four digits that matter, never an exponent where people read scores."""
+    """Format a score with four significant digits, without an exponent for large scores."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

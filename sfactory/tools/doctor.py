@@ -1,16 +1,18 @@
-"""`sfactory doctor`: what of this machine helps or hinders training, and what to do about it.
+"""Check whether this machine can train, and suggest what to change.
 
-Every check is a function of what it reads, so that another machine's files can be given to it. A check answers with a
-`Finding`: ok; warn: slower, or something is missing that not everybody needs; bad: training cannot work.
+Every check is a pure function of values that were read before, so that tests can pass those of other machines. Levels
+of a `MachineFinding`: ok; warn (slower, or an optional part is missing); bad (training cannot work).
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import signal
@@ -26,24 +28,14 @@ from sfactory.device.machine import affinity, control_groups, cpu_quota, read_te
 
 GIB = 2**30
 OLDEST_PYTHON = (3, 11)
-WORKERS = 16  # whose descriptors should fit without a word
-FDS = 64 + 16 * WORKERS  # as `workers.birth.check_descriptors` counts
-EXTRAS = {  # extra -> modules it brings
-    "minatar": ("minatar",),
-    "atari": ("ale_py",),
-    "mujoco": ("mujoco",),
-    "envpool": ("envpool",),
-    "video": ("av",),
-    "plots": ("matplotlib",),
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "wandb": ("wandb",),
-}
+WORKERS = 16  # whose file descriptors should be available
+FDS = 64 + 16 * WORKERS  # as in `supervisor.spawn.check_descriptors`
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One line: ok, warn or bad; of what; what was found; what to do (empty where nothing is)."""
+class MachineFinding:
+    """The result of one check: its level (ok, warn, bad), the topic, what was found, and advice if not ok."""
 
     level: str
     topic: str
@@ -51,165 +43,200 @@ class Finding:
     advice: str = ""
 
 
+NOT_CHECKED = {"all", "classic", "dev"}  # extras: of extras, of an option of a package, of developers
+
+
+def extras() -> dict[str, list[str]]:
+    """Return extra -> packages it requires, from the metadata of the installed sfactory (setup.cfg)."""
+    found: dict[str, list[str]] = {}
+    try:
+        requirements = importlib.metadata.requires("sfactory") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return found
+    for requirement in requirements:
+        match = re.match(r"""([\w.-]+)[^;]*;.*\bextra == ['"]([\w-]+)['"]""", requirement)
+        if match and match[2] not in NOT_CHECKED:
+            found.setdefault(match[2], []).append(match[1])
+    return found
+
+
+def _not_installed(packages: list[str]) -> list[str]:
+    missing = []
+    for package in packages:
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(package)
+    return missing
+
+
 def memory_limit(cgroup: Path) -> int | None:
-    """Bytes the control group may use; None: no limit."""
+    """Return the memory limit of a control group in bytes; None if there is none."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         for word in read_words(cgroup / name):
-            if word.isdigit() and int(word) < 2**60:  # version 1 writes "no limit" as a huge number
+            if word.isdigit() and int(word) < 2**60:  # version 1 stores "no limit" as a huge number
                 return int(word)
     return None
 
 
-def check_python(version: tuple[int, ...], torch: str | None) -> Finding:
-    """Python and torch."""
+def check_python(version: tuple[int, ...], torch: str | None) -> MachineFinding:
+    """Check the versions of Python and torch."""
     text = f"Python {'.'.join(map(str, version[:3]))}, torch {torch or 'missing'}"
     if version < OLDEST_PYTHON:
-        return Finding("bad", "python", text, "sfactory needs Python 3.11 or newer")
+        return MachineFinding("bad", "python", text, "sfactory needs Python 3.11 or newer")
     if torch is None:
-        return Finding("bad", "python", text, "pip install torch")
-    return Finding("ok", "python", text)
+        return MachineFinding("bad", "python", text, "pip install torch")
+    return MachineFinding("ok", "python", text)
 
 
-def check_cores(cores: int, allowed: int, quota: float | None) -> Finding:
-    """Cores of the machine, of this process's affinity, and of the control group's quota."""
+def check_cores(cores: int, allowed: int, quota: float | None) -> MachineFinding:
+    """Check the cores of the machine, of the process's affinity and of the control group's quota."""
     text = f"{cores} of the machine, {allowed} allowed, quota {'none' if quota is None else f'{quota:g}'}"
     usable = min(float(allowed), quota if quota is not None else float(allowed))
     if usable < 2:
-        return Finding("warn", "cores", text, "samplers, inference and learner take turns on it; give it two or more")
+        return MachineFinding("warn", "cores", text, "samplers, inference and learner share one core; use two or more")
     if quota is not None and quota < allowed - 0.5:
         best = max(1, int(quota) - 1)
-        advice = f"more processes than {quota:g} wait for each other: --sampling.num-samplers {best} at most"
-        return Finding("warn", "cores", text, advice)
-    return Finding("ok", "cores", text)
+        advice = f"more than {quota:g} processes wait for each other; use at most --sampling.num-samplers {best}"
+        return MachineFinding("warn", "cores", text, advice)
+    return MachineFinding("ok", "cores", text)
 
 
-def check_threads(environ: Mapping[str, str], usable: int) -> Finding:
-    """Variables that make every sampler's BLAS start threads of its own."""
-    set_here = {name: environ[name] for name in THREADS if name in environ}
-    text = ", ".join(f"{name}={value}" for name, value in set_here.items()) or "no variable set"
-    wrong = [name for name, value in set_here.items() if not value.isdigit() or not 1 <= int(value) <= max(usable, 1)]
+def check_threads(environ: Mapping[str, str], usable: int) -> MachineFinding:
+    """Check environment variables that make the BLAS of every sampler start several threads."""
+    values = {name: environ[name] for name in THREADS if name in environ}
+    text = ", ".join(f"{name}={value}" for name, value in values.items()) or "no variable set"
+    wrong = [name for name, value in values.items() if not value.isdigit() or not 1 <= int(value) <= max(usable, 1)]
     if wrong:
         advice = f"{wrong[0]} should be a number from 1 to {usable}; export {wrong[0]}=1"
-        return Finding("warn", "threads", text, advice)
-    many = [name for name, value in set_here.items() if int(value) > 1]
+        return MachineFinding("warn", "threads", text, advice)
+    many = [name for name, value in values.items() if int(value) > 1]
     if many:
-        advice = f"BLAS takes {set_here[many[0]]} threads in every sampler that computes with it; export {many[0]}=1"
-        return Finding("warn", "threads", text, advice)
-    return Finding("ok", "threads", text)
+        advice = f"BLAS uses {values[many[0]]} threads in every sampler; export {many[0]}=1"
+        return MachineFinding("warn", "threads", text, advice)
+    return MachineFinding("ok", "threads", text)
 
 
-def check_memory(total: int, available: int, limit: int | None) -> Finding:
-    """Main memory, and what of it the control group may use."""
+def check_memory(total: int, available: int, limit: int | None) -> MachineFinding:
+    """Check main memory and the limit of the control group."""
     size = min(total, limit or total)
     text = f"{size / GIB:.1f} GiB" + (f" (limit; the machine has {total / GIB:.1f})" if size < total else "")
     text += f", {min(available, size) / GIB:.1f} free"
     if min(available, size) < GIB:
-        return Finding("warn", "memory", text, "a small run needs about 1 GiB; end what is not needed")
-    return Finding("ok", "memory", text)
+        return MachineFinding("warn", "memory", text, "a small run needs about 1 GiB; stop other processes")
+    return MachineFinding("ok", "memory", text)
 
 
-def check_shared_memory(size: int | None, has_memfd: bool) -> Finding:
-    """SharedState memory: sfactory's own has no name and no limit; what else uses /dev/shm is an environment's business."""
+def check_shared_memory(size: int | None, has_memfd: bool) -> MachineFinding:
+    """Check shared memory. sfactory uses anonymous files, not /dev/shm; environments may use /dev/shm."""
     text = f"{'anonymous files' if has_memfd else 'no memfd_create'}, /dev/shm " + (
         "missing" if size is None else f"{size / GIB:.2f} GiB"
     )
     if not has_memfd:
-        advice = "unlinked temporary files serve; put TMPDIR on a file system in memory"
-        return Finding("warn", "shared memory", text, advice)
-    return Finding("ok", "shared memory", text)
+        advice = "unlinked temporary files are used instead; put TMPDIR on a file system in memory"
+        return MachineFinding("warn", "shared memory", text, advice)
+    return MachineFinding("ok", "shared memory", text)
 
 
-def check_descriptors(soft: int, hard: int) -> Finding:
-    """File descriptors: the soft limit is raised by itself, the hard one cannot be."""
+def check_descriptors(soft: int, hard: int) -> MachineFinding:
+    """Check the limits of file descriptors. The soft limit is raised automatically, the hard limit cannot be."""
     text = f"{_limit(soft)}, at most {_limit(hard)}"
     if hard != resource.RLIM_INFINITY and hard < FDS:
         level = "bad" if hard < 64 + 16 * 3 else "warn"
-        return Finding(level, "descriptors", text, f"{WORKERS} workers need {FDS}: ulimit -Hn {FDS}, or fewer samplers")
-    return Finding("ok", "descriptors", text)
+        return MachineFinding(
+            level, "descriptors", text, f"{WORKERS} workers need {FDS}: ulimit -Hn {FDS}, or use fewer samplers"
+        )
+    return MachineFinding("ok", "descriptors", text)
 
 
-def check_death(pdeathsig: bool, pidfd: bool) -> Finding:
-    """How surely workers die with their supervisor, and how soon a death is seen."""
+def check_process_exit(pdeathsig: bool, pidfd: bool) -> MachineFinding:
+    """Check how workers are ended with their supervisor, and how fast their exit is detected."""
     text = f"death signal {'yes' if pdeathsig else 'no'}, pidfd {'yes' if pidfd else 'no'}"
     if pdeathsig and pidfd:
-        return Finding("ok", "processes", text)
-    advice = "training works; a death is seen at the next tick, and the orphan_killer alone buries workers"
-    return Finding("warn", "processes", text, advice)
+        return MachineFinding("ok", "processes", text)
+    advice = (
+        "training works, but exits are detected with a delay, and orphaned processes are ended by the watchdog only"
+    )
+    return MachineFinding("warn", "processes", text, advice)
 
 
-def check_cuda(devices: list[str], driver: bool, torch: str | None) -> Finding:
-    """CUDA. A machine without one is fine."""
+def check_cuda(devices: list[str], driver: bool, torch: str | None) -> MachineFinding:
+    """Check CUDA devices and driver; neither is required."""
     if devices:
-        return Finding("ok", "cuda", ", ".join(devices))
+        return MachineFinding("ok", "cuda", ", ".join(devices))
     if driver:
         advice = f"torch {torch} sees no device; install a build for CUDA (https://pytorch.org/get-started)"
-        return Finding("warn", "cuda", "a driver is here", advice)
-    return Finding("ok", "cuda", "none: inference and learner run on the CPU")
+        return MachineFinding("warn", "cuda", "driver installed", advice)
+    return MachineFinding("ok", "cuda", "none: inference and learner run on the CPU")
 
 
-def check_bf16(flags: set[str]) -> Finding:
-    """Instructions that make `--run.precision bf16` faster on a CPU."""
+def check_bf16(flags: set[str]) -> MachineFinding:
+    """Check CPU instructions that make `--run.precision bf16` faster."""
     fast = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
     if fast:
-        return Finding("ok", "bf16", f"{', '.join(fast)}: --run.precision bf16 can pay")
-    return Finding("ok", "bf16", "not in this CPU: keep --run.precision fp32")
+        return MachineFinding("ok", "bf16", f"{', '.join(fast)}: --run.precision bf16 may be faster")
+    return MachineFinding("ok", "bf16", "not supported by this CPU: keep --run.precision fp32")
 
 
-def check_compiler(found: str | None) -> Finding:
-    """torch.compile needs a C++ compiler; sfactory does not."""
+def check_compiler(found: str | None) -> MachineFinding:
+    """Check for a C++ compiler, which torch.compile needs and sfactory does not."""
     if found:
-        return Finding("ok", "compiler", found)
-    return Finding("ok", "compiler", "none: only your own torch.compile would need one (apt-get install g++)")
+        return MachineFinding("ok", "compiler", found)
+    return MachineFinding(
+        "ok", "compiler", "none: only needed for torch.compile in your own code (apt-get install g++)"
+    )
 
 
-def check_rendering(environ: Mapping[str, str], mujoco: bool, libraries: Mapping[str, bool]) -> Finding:
-    """Whether MuJoCo could render here. Training never does."""
+def check_rendering(environ: Mapping[str, str], mujoco: bool, libraries: Mapping[str, bool]) -> MachineFinding:
+    """Check whether MuJoCo can render, which only videos need."""
     if not mujoco:
-        return Finding("ok", "rendering", "MuJoCo is not installed")
-    asked = environ.get("MUJOCO_GL", "")
-    if asked:
-        library = {"egl": "EGL", "osmesa": "OSMesa"}.get(asked.lower(), "GL")
+        return MachineFinding("ok", "rendering", "MuJoCo is not installed")
+    backend = environ.get("MUJOCO_GL", "")
+    if backend:
+        library = {"egl": "EGL", "osmesa": "OSMesa"}.get(backend.lower(), "GL")
         if libraries.get(library):
-            return Finding("ok", "rendering", f"MUJOCO_GL={asked}, lib{library} is here")
+            return MachineFinding("ok", "rendering", f"MUJOCO_GL={backend}, lib{library} is installed")
         advice = f"lib{library} is missing: apt-get install {_PACKAGES[library]}, or unset MUJOCO_GL"
-        return Finding("warn", "rendering", f"MUJOCO_GL={asked}", advice)
+        return MachineFinding("warn", "rendering", f"MUJOCO_GL={backend}", advice)
     if environ.get("DISPLAY"):
-        return Finding("ok", "rendering", f"DISPLAY={environ['DISPLAY']}")
+        return MachineFinding("ok", "rendering", f"DISPLAY={environ['DISPLAY']}")
     for name, value in (("EGL", "egl"), ("OSMesa", "osmesa")):
         if libraries.get(name):
             advice = f"for videos of MuJoCo: export MUJOCO_GL={value}"
-            return Finding("warn", "rendering", f"no display; lib{name} is here", advice)
+            return MachineFinding("warn", "rendering", f"no display; lib{name} is installed", advice)
     advice = "for videos of MuJoCo: apt-get install libegl1, then export MUJOCO_GL=egl"
-    return Finding("warn", "rendering", "no display, no libEGL, no libOSMesa", advice)
+    return MachineFinding("warn", "rendering", "no display, no libEGL, no libOSMesa", advice)
 
 
 _PACKAGES = {"EGL": "libegl1", "OSMesa": "libosmesa6", "GL": "libgl1"}
 
 
-def check_folder(folder: Path, free: int | None, writable: bool) -> Finding:
-    """Where runs are written."""
+def check_folder(folder: Path, free: int | None, writable: bool) -> MachineFinding:
+    """Check that the folder of runs is writable and has free space."""
     if not writable:
-        return Finding("bad", "runs folder", f"{folder} cannot be written", "stand elsewhere, or give --run.dir")
+        return MachineFinding(
+            "bad", "runs folder", f"{folder} cannot be written", "change the working directory, or use --run.dir"
+        )
     text = f"{folder} can be written" + ("" if free is None else f", {free / GIB:.1f} GiB free")
     if free is not None and free < GIB:
-        return Finding("warn", "runs folder", text, "checkpoints need room: free some, or give --run.dir")
-    return Finding("ok", "runs folder", text)
+        return MachineFinding("warn", "runs folder", text, "checkpoints need disk space: free some, or use --run.dir")
+    return MachineFinding("ok", "runs folder", text)
 
 
-def check_extras(missing: Mapping[str, list[str]]) -> Iterator[Finding]:
-    """Packages that belong to extras; extra -> what of it is missing."""
+def check_extras(missing: Mapping[str, list[str]]) -> Iterator[MachineFinding]:
+    """Check the packages of the extras. missing: extra -> packages that are not installed."""
     for extra, names in missing.items():
         if names:
-            yield Finding("warn", f"extra {extra}", f"no {', '.join(names)}", f"pip install 'sfactory[{extra}]'")
+            yield MachineFinding("warn", f"extra {extra}", f"no {', '.join(names)}", f"pip install 'sfactory[{extra}]'")
         else:
-            yield Finding("ok", f"extra {extra}", "installed")
+            yield MachineFinding("ok", f"extra {extra}", "installed")
 
 
 # -- this machine --------------------------------------------------------------------------------------------
 
 
-def examine(folder: Path | None = None) -> list[Finding]:
-    """Everything, of this machine. folder: where runs would be written; ./runs if None."""
+def examine(folder: Path | None = None) -> list[MachineFinding]:
+    """Run all checks on this machine. folder: where runs would be written; ./runs if None."""
     import psutil
 
     torch = _torch()
@@ -218,7 +245,7 @@ def examine(folder: Path | None = None) -> list[Finding]:
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     shm = Path("/dev/shm")
     libraries = {name: _library(name) for name in _PACKAGES}
-    place = folder or Path("runs")
+    run_folder = folder or Path("runs")
     allowed = affinity()
     return [
         check_python(tuple(sys.version_info[:3]), torch.get("version")),
@@ -227,18 +254,18 @@ def examine(folder: Path | None = None) -> list[Finding]:
         check_memory(memory.total, memory.available, None if limit is None else int(limit)),
         check_shared_memory(shutil.disk_usage(shm).total if shm.is_dir() else None, hasattr(os, "memfd_create")),
         check_descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE)),
-        check_death(_death_signal(), hasattr(os, "pidfd_open")),
+        check_process_exit(_death_signal(), hasattr(os, "pidfd_open")),
         check_cuda(torch.get("devices", []), driver, torch.get("version")),
         check_bf16(_cpu_flags()),
         check_compiler(shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")),
         check_rendering(os.environ, importlib.util.find_spec("mujoco") is not None, libraries),
-        check_folder(place, *_room(place)),
-        *check_extras({e: [m for m in ms if importlib.util.find_spec(m) is None] for e, ms in EXTRAS.items()}),
+        check_folder(run_folder, *_free_space(run_folder)),
+        *check_extras({extra: _not_installed(packages) for extra, packages in extras().items()}),
     ]
 
 
 def _torch() -> dict[str, Any]:
-    """Version and CUDA devices, asked of another process: a broken torch can crash, and this one shall go on."""
+    """Return version and CUDA devices of torch, read in another process because a broken torch can crash."""
     code = (
         "import json, torch\n"
         "names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]\n"
@@ -252,7 +279,7 @@ def _torch() -> dict[str, Any]:
 
 
 def _death_signal() -> bool:
-    """Whether prctl(PR_SET_PDEATHSIG) is there, asked without changing anything."""
+    """Return whether prctl(PR_SET_PDEATHSIG) is available; reads it without setting it."""
     if sys.platform != "linux":
         return False
     value = ctypes.c_int()
@@ -270,8 +297,8 @@ def _library(name: str) -> bool:
     return find_library(name) is not None
 
 
-def _room(folder: Path) -> tuple[int | None, bool]:
-    """(bytes free, can be written) of a folder or of what it would be made in; tried with a file that is deleted."""
+def _free_space(folder: Path) -> tuple[int | None, bool]:
+    """Return (free bytes, writable) of a folder or its nearest existing parent; tries a temporary file."""
     try:
         while not folder.is_dir() and folder != folder.parent:
             folder = folder.parent
@@ -287,8 +314,8 @@ def _limit(value: int) -> str:
     return "no limit" if value == resource.RLIM_INFINITY else str(value)
 
 
-def report(findings: list[Finding], write: Callable[[str], object]) -> None:
-    """For people: one line each, and what to do below it."""
+def report(findings: list[MachineFinding], write: Callable[[str], object]) -> None:
+    """Write the findings as text, one line each with the advice below it."""
     write(f"{platform.platform()}, {platform.machine()}\n")
     width = max(len(f.topic) for f in findings)
     for f in findings:

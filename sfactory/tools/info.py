@@ -1,7 +1,7 @@
-"""`sfactory info`: what a run or a checkpoint is, and whether every byte of it is as it was written.
+"""Describe a run or checkpoint and verify its checksums.
 
-Only JSON, TOML and the headers of safetensors are read: a stranger's file is opened without running anything of it, and
-without its environment or torch.
+Reads only JSON, TOML and safetensors headers: files of unknown origin are never executed, and neither their environment
+nor torch is needed.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from sfactory.errors import CheckpointError, NoCheckpointError
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint import MANIFEST
 
-LONGEST_HEADER = 100 * 2**20  # of a safetensors file, in bytes, as its own library has it
+LONGEST_HEADER = 100 * 2**20  # bytes of a safetensors header; the limit of the safetensors library
 
 
 @dataclass
 class Info:
-    """One checkpoint. What could not be read is empty, and `wrong` says why."""
+    """Description of one checkpoint. Fields that could not be read are empty; `wrong` holds the reason."""
 
     path: str
     wrong: str = ""
-    """Empty: every byte is as it was written."""
+    """Why verification failed; empty if all checksums match."""
     written: float = 0.0
-    """Seconds since 1970, by the manifest's own date."""
+    """Modification time of the manifest, in seconds since 1970."""
     versions: dict[str, Any] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     """Name -> bytes."""
     parameters: dict[str, int] = field(default_factory=dict)
-    """Module -> numbers in it."""
+    """Module -> number of parameters."""
     task: dict[str, Any] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
-    """The run's other checkpoints -> what is wrong with them, or nothing."""
+    """Other checkpoints of the run -> why verification failed, or an empty string."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the description, for --json."""
         return {**asdict(self), "verified": not self.wrong, "bytes": sum(self.files.values())}
 
     def report(self) -> str:
-        """For people."""
+        """Return the description as text, without unprintable characters."""
         version, state, task = self.versions, self.state, self.task
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.written)) if self.written else "unknown"
         rows = [("checkpoint", self.path), ("verified", f"no: {self.wrong}" if self.wrong else "yes, every byte")]
@@ -69,16 +69,16 @@ class Info:
         for number, (name, wrong) in enumerate(self.others.items()):
             rows.append(("others" if not number else "", f"{name}  {f'damaged: {wrong}' if wrong else 'good'}"))
         lines = [f"{name:12}{text}".rstrip() for name, text in rows]
-        return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)  # a stranger's words
+        return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)  # no control codes
 
 
 COUNTS = ("env_steps", "frames", "updates", "episodes")
 
 
 def info(path: Path) -> Info:
-    """What lies in the folder of a checkpoint, or in the newest one of a run that is good. Nothing is moved or written.
+    """Describe a checkpoint folder, or the newest undamaged checkpoint of a run. Writes and moves nothing.
 
-    Raises CheckpointError where there is nothing that says it is one.
+    Raises CheckpointError if the path is neither.
     """
     if path.is_file():
         raise CheckpointError(f"{path} is a file; a checkpoint is a folder with {MANIFEST}")
@@ -88,7 +88,7 @@ def info(path: Path) -> Info:
     else:
         run_dir, places = path, checkpoint.candidates(path)
         if not places:
-            raise NoCheckpointError(f"{path} holds no checkpoint, and is none ({MANIFEST} is missing)")
+            raise NoCheckpointError(f"{path} is no checkpoint ({MANIFEST} is missing) and contains none")
         first = next((p for p in places if not _wrong(p)), places[0])
         found = Info(str(first), _wrong(first))
         places.remove(first)
@@ -108,7 +108,7 @@ def _wrong(path: Path) -> str:
 
 
 def _read(path: Path, found: Info) -> None:
-    """Everything that can be read, damaged or not; what cannot is left empty."""
+    """Read as much as possible, also from a damaged checkpoint."""
     found.files = {p.name: p.stat().st_size for p in sorted(path.iterdir()) if p.is_file()}
     manifest = _json(path / MANIFEST)
     if manifest:
@@ -124,21 +124,21 @@ def _read(path: Path, found: Info) -> None:
 
 
 def _module(name: str) -> str:
-    """`trunk.encoders.0.conv.weight` -> `trunk.encoders.0`; `policy_head.bias` -> `policy_head`."""
+    """Return the module of a parameter: `trunk.encoders.0.conv.weight` -> `trunk.encoders.0`."""
     parts = name.split(".")[:-1] or [name]
     return ".".join(parts[: 3 if "encoders" in parts else 2])
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text()) if path.is_file() else {}  # no pipe, which would never end
+        found = json.loads(path.read_text()) if path.is_file() else {}  # not a pipe, which could block
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
-    """Name -> shape, from the header of a safetensors file: 8 bytes of length, then JSON."""
+    """Return name -> shape from a safetensors header: 8 bytes of length, then JSON."""
     if not path.is_file():
         return {}
     try:
@@ -152,11 +152,11 @@ def _shapes(path: Path) -> dict[str, list[int]]:
 
 
 def _read_settings(run_dir: Path, found: Info) -> None:
-    said = {key: str(found.state.get(key) or "") for key in ("env", "protocol")}
+    state = {key: str(found.state.get(key) or "") for key in ("env", "protocol")}
     try:
         env = from_toml(run_dir / "config.toml").env
         settings = " ".join(f"{key}={value}" for key, value in env.settings.items())
-        found.task = {"env": env.name, "protocol": said["protocol"] or env.protocol, "settings": settings}
-    except (ValueError, TypeError):  # a checkpoint that was copied elsewhere, or of another version
-        if said["env"]:
-            found.task = {**said, "settings": ""}
+        found.task = {"env": env.name, "protocol": state["protocol"] or env.protocol, "settings": settings}
+    except (ValueError, TypeError):  # a checkpoint copied without its run, or of another version
+        if state["env"]:
+            found.task = {**state, "settings": ""}

@@ -1,7 +1,7 @@
-"""The verb report: one run as one page of HTML. No network, no scripts, nothing beside it but the folder's videos.
+"""Render one run as one HTML page: no network, no scripts, no other files than the videos of the folder.
 
-Everything comes from the run folder (`sfactory.run.reader`), drawn by `sfactory.tools.svg`. The page follows the reader's
-light or dark setting and prints.
+All content comes from the run folder (`sfactory.run.reader`). Charts are drawn by `sfactory.tools.svg`, the page by the
+jinja2 template report.html.j2, with autoescape. The page follows the reader's light or dark setting and prints.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -21,9 +22,8 @@ from sfactory.monitor.format import duration, human
 from sfactory.monitor.table import LAG_SHARES, METRICS, STAGES, meaning
 from sfactory.run.reader import RunFolder, flat_settings, format_value
 from sfactory.tools import svg
-from sfactory.tools.report_style import STYLE
 
-EVENTS = 200  # newest lines of log.txt that are shown
+MAX_EVENTS = 200  # newest lines of log.txt on the page
 RETURN, HUMAN = "charts/episodic_return", "charts/human_normalized"
 CURVES: dict[str, dict[str, str]] = {  # title -> metric -> name in the legend
     "episode length": {"charts/episodic_length": "steps"},
@@ -43,237 +43,257 @@ CURVES: dict[str, dict[str, str]] = {  # title -> metric -> name in the legend
     "learning rate": {"charts/learning_rate": ""},
     "waits": {f"queue/{kind}_wait_ms": f"{kind}, ms" for kind in STAGES},
 }
-"""Every curve of its own card; the return, the lag and the stages have cards made for them."""
+"""Curves with a card of their own; return, lag and stages have special cards."""
+
+
+
+
+class Tile(NamedTuple):
+    """A number of the page's header."""
+
+    label: str
+    value: str
+    note: str
+
+
+class LegendKey(NamedTuple):
+    """A curve in a legend, with its newest value."""
+
+    css_class: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A card of the page: SVG markup with a title and a legend."""
+
+    title: str
+    svg: str
+    keys: tuple[LegendKey, ...] = ()
+    wide: bool = False
+
+
+class Outcome(NamedTuple):
+    """How the run ended, in words."""
+
+    css_class: str
+    state: str
+    sentence: str
+    code: str
+
+
+class VideoLink(NamedTuple):
+    """A video of the run folder; `link` is relative to the page."""
+
+    name: str
+    link: str
 
 
 def page(run: RunFolder, beside: Path) -> str:
-    """The whole page. beside: the folder it will lie in, which links to videos start from."""
-    name = escape(run.path.resolve().name)
-    sections = [
-        _header(run),
-        _curves(run),
-        _lag(run),
-        _stages(run),
-        _faults(run),
-        _configuration(run.config),
-        _files(run, beside),
-    ]
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{name} - sfactory</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n'
-        f"<body>\n<main>\n{''.join(sections)}</main>\n</body>\n</html>\n"
+    """Return the page as HTML. beside: the folder it will be written to; links to videos are relative to it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    return environment.get_template("report.html.j2").render(content(run, beside)) + "\n"
+
+
+def content(run: RunFolder, beside: Path) -> dict[str, Any]:
+    """Return the variables of the template."""
+    lag, lag_histogram = _lag(run)
+    events = _events(run)
+    changed, default = _settings(run.config)
+    return {
+        "name": run.path.resolve().name,
+        "env": run.config.env.name,
+        "protocol": run.protocol,
+        "seed": run.config.run.seed,
+        "outcome": _outcome(run),
+        "row_counts": _row_counts(run),
+        "tiles": _tiles(run),
+        "has_rows": len(run.rows["env_steps"]) > 0,
+        "curves": _curves(run),
+        "torn": run.unreadable_lines,
+        "lag": lag,
+        "lag_histogram": lag_histogram,
+        "stages": _stages(run),
+        "faults": _faults(run),
+        "events": [line[:300] for line in events[-MAX_EVENTS:]],
+        "events_omitted": f"{len(events):,}" if len(events) > MAX_EVENTS else "",
+        "changed_settings": changed,
+        "default_settings": default,
+        "checkpoints": _checkpoints(run),
+        "videos": _videos(run, beside),
+    }
 
 
 # -- sections ------------------------------------------------------------------------------------------------
 
 
-def _header(run: RunFolder) -> str:
-    """What it is, what came of it, how it ended."""
+def _tiles(run: RunFolder) -> list[Tile]:
+    """The numbers in the header."""
     steps = _last(run, "env_steps")
     seconds = float(run.status.get("seconds") or _last(run, "seconds"))
     tiles = [
-        ("return", svg.number(_score(run)), "mean of the last 100 games"),
-        ("steps", _short(steps), f"{_short(_last(run, 'charts/frames'))} frames"),
-        ("speed", f"{_short(steps / seconds)}/s" if seconds > 0 else "-", "steps, over the whole training"),
-        ("training time", duration(seconds) if np.isfinite(seconds) else "-", f"{run.config.run.mode}"),
-        ("updates", _short(_last(run, "charts/updates")), f"{run.config.batch_rows:,} rows each"),
+        Tile("return", svg.number(_final_return(run)), "mean of the last 100 episodes"),
+        Tile("steps", _short(steps), f"{_short(_last(run, 'charts/frames'))} frames"),
+        Tile("speed", f"{_short(steps / seconds)}/s" if seconds > 0 else "-", "steps, over the whole training"),
+        Tile("training time", duration(seconds) if np.isfinite(seconds) else "-", run.config.run.mode),
+        Tile("updates", _short(_last(run, "charts/updates")), f"{run.config.batch_rows:,} rows each"),
     ]
     if np.isfinite(_last(run, HUMAN)):
-        tiles.insert(1, ("human scale", f"{_last(run, HUMAN):.2f}", "0 random policy, 1 human tester"))
-    boxes = "".join(
-        f'<div class="tile"><span>{what}</span><b>{value}</b><small>{more}</small></div>' for what, value, more in tiles
-    )
-    return (
-        f"<header><h1>{escape(run.path.resolve().name)}</h1>\n<p>{escape(run.config.env.name)}"
-        f"{' · ' + escape(run.protocol) if run.protocol else ''} · seed {run.config.run.seed}</p>\n"
-        f"{_outcome(run)}{boxes and f'<div class=tiles>{boxes}</div>'}</header>\n"
-    )
+        tiles.insert(1, Tile("human scale", f"{_last(run, HUMAN):.2f}", "0 random policy, 1 human tester"))
+    return tiles
 
 
-def _score(run: RunFolder) -> float:
-    """The training return it ended with: of the status where it says one, else of the last row that has one."""
-    said = run.status.get("training_return")
-    return float(said) if isinstance(said, int | float) else _last(run, RETURN)
+def _final_return(run: RunFolder) -> float:
+    """The final training return: from the status if it has one, otherwise from the last row that has one."""
+    value = run.status.get("training_return")
+    return float(value) if isinstance(value, int | float) else _last(run, RETURN)
 
 
-def _outcome(run: RunFolder) -> str:
-    """The word it ended with, its sentence, and the book of rows."""
-    look = {"finished": "good", "running": "on"}.get(run.state, "bad")
-    said = {"running": "still training; this page shows it as far as it is", "killed": "ended without a last word"}
-    sentence = said.get(run.state, str(run.status.get("sentence", "")))
+def _outcome(run: RunFolder) -> Outcome:
+    """The run's state, its final sentence and its exit code."""
+    css_class = {"finished": "good", "running": "on"}.get(run.state, "bad")
+    fixed = {"running": "still training; the page shows the rows so far", "killed": "killed; no outcome was recorded"}
+    sentence = fixed.get(run.state, str(run.status.get("sentence", "")))
     code = f" (exit {run.status['exit']})" if run.state != "killed" and "exit" in run.status else ""
-    lines = f'<p><span class="word {look}">{escape(run.state)}</span> {escape(sentence)}{escape(code)}</p>\n'
-    book = run.status.get("ledger")
-    if isinstance(book, dict) and {"sampled", "trained", "skipped", "discarded", "in_flight"} <= set(book):
-        rest = book["trained"] + book["skipped"] + book["discarded"] + book["in_flight"]
-        verdict = "it balances" if rest == book["sampled"] else "it does NOT balance"
-        lines += (
-            f'<p class="quiet">RowCounts of the last launch: {book["sampled"]:,} rows sampled = '
-            f"{book['trained']:,} trained + {book['skipped']:,} skipped + {book['discarded']:,} discarded + "
-            f"{book['in_flight']:,} in flight; {verdict}.</p>\n"
-        )
-    return lines
+    return Outcome(css_class, run.state, sentence, code)
 
 
-def _curves(run: RunFolder) -> str:
-    """Return first, then everything that was measured."""
-    if not len(run.rows["env_steps"]):
-        return "<section><h2>Curves</h2><p>There is no row of metrics yet.</p></section>\n"
-    tasks = {f"{RETURN}/{task}": task for task in run.config.env.tasks}
-    returns = tasks if len(tasks) > 1 else {RETURN: "mean of 100 games"}
+def _row_counts(run: RunFolder) -> str:
+    """The row counts of the last launch, and whether they are consistent; empty if none were recorded."""
+    counts = run.status.get("ledger")
+    if not isinstance(counts, dict) or not {"sampled", "trained", "skipped", "discarded", "in_flight"} <= set(counts):
+        return ""
+    total = counts["trained"] + counts["skipped"] + counts["discarded"] + counts["in_flight"]
+    verdict = "consistent" if total == counts["sampled"] else "NOT consistent"
+    return (
+        f"Row counts of the last launch: {counts['sampled']:,} rows sampled = {counts['trained']:,} trained + "
+        f"{counts['skipped']:,} skipped + {counts['discarded']:,} discarded + {counts['in_flight']:,} in flight; "
+        f"{verdict}."
+    )
+
+
+def _curves(run: RunFolder) -> list[Chart]:
+    """The return first, then everything that was measured."""
+    several = len(run.config.env.tasks) > 1
+    returns = {f"{RETURN}/{task}": task for task in run.config.env.tasks}
     relative = {f"{HUMAN}/{task}": task for task in run.config.env.tasks}
-    cards = [_card(run, "training return", returns, wide=True)]
-    cards.append(_card(run, "human-normalised return", relative if len(tasks) > 1 else {HUMAN: "0 random, 1 human"}))
+    charts = [_chart(run, "training return", returns if several else {RETURN: "mean of 100 episodes"}, wide=True)]
+    charts.append(_chart(run, "human-normalised return", relative if several else {HUMAN: "0 random, 1 human"}))
     for title, metrics in CURVES.items():
         if title == "speed" and np.array_equal(run.column("charts/SPS"), run.column("charts/FPS"), equal_nan=True):
             metrics = {"charts/SPS": "steps/s"}
-        cards.append(_card(run, title, metrics))
-    torn = "" if not run.unreadable_lines else f'<p class="quiet">{run.unreadable_lines} torn or unreadable rows are left out.</p>'
-    said = f'<p class="quiet">By env steps; numbers are the newest.</p>{torn}'
-    return f"<section><h2>Curves</h2>{said}<div class=cards>{''.join(cards)}</div></section>\n"
+        charts.append(_chart(run, title, metrics))
+    return [chart for chart in charts if chart is not None]
 
 
-def _lag(run: RunFolder) -> str:
-    """How old the data was: over time, and as a histogram where rows hold one."""
+def _lag(run: RunFolder) -> tuple[list[Chart], bool]:
+    """Lag over time, and as a histogram where rows hold one; also returns whether they do."""
     x, mean = run.rows["env_steps"], run.column("lag/mean")
     if not np.isfinite(mean).any():
-        return ""
+        return [], False
     band = svg.Line("mean", mean, np.zeros_like(mean), run.column("lag/max"))
-    chart = svg.lines(x, [band, svg.Line("95th percentile", run.column("lag/p95"))], human)
+    over_time = svg.lines(x, [band, svg.Line("95th percentile", run.column("lag/p95"))], human)
     newest = [_last(run, "lag/mean"), _last(run, "lag/p95")]
-    cards = _framed("over time", chart, ["mean", "95th percentile"], newest)
+    charts = [Chart("over time", over_time, _legend(["mean", "95th percentile"], newest))]
     shares = np.stack([run.column(f"lag/share_{name}") for name in LAG_SHARES])
     known = np.isfinite(shares).all(axis=0)
-    if known.any():
-        weights = np.diff(x, prepend=0.0)[known]  # a row speaks for the steps since the one before
-        histogram = (shares[:, known] * weights).sum(axis=1) / weights.sum()
-        short = {" or more": "+", " to ": "-", " or ": "-"}
-        names = [_replaced(words, short) for words in LAG_SHARES.values()]
-        cards += _framed("share of all steps", svg.bars(names, histogram.tolist(), "histogram of lag"))
-        said = ""
-    else:
-        said = '<p class="quiet">No histogram: the rows of this run hold the mean, 95th percentile and worst only.</p>'
-    return (
-        '<section><h2>Lag</h2><p class="quiet">Updates between acting and learning; the band reaches up to the worst '
-        f"step.</p>{said}<div class=cards>{cards}</div></section>\n"
-    )
+    if not known.any():
+        return charts, False
+    weights = np.diff(x, prepend=0.0)[known]  # a row covers the steps since the row before
+    histogram = (shares[:, known] * weights).sum(axis=1) / weights.sum()
+    names = [text.replace(" or more", "+").replace(" to ", "-").replace(" or ", "-") for text in LAG_SHARES.values()]
+    return [*charts, Chart("share of all steps", svg.bars(names, histogram.tolist(), "histogram of lag"))], True
 
 
-def _stages(run: RunFolder) -> str:
-    """Where the time of every kind of worker went."""
-    cards = ""
+def _stages(run: RunFolder) -> list[Chart]:
+    """Shares of wall time by stage, a chart for each kind of worker."""
+    charts = []
     for kind, stages in STAGES.items():
         layers = [(stage, run.column(f"stage/{kind}/{stage}")) for stage in stages]
         if any(np.isfinite(y).any() for _, y in layers):
-            layers = [*layers[1:], layers[0]]  # waiting lies on top, in grey: what is below it is work
-            looks = [*(f"c{i}" for i in range(len(stages) - 1)), "c6"]
+            layers = [*layers[1:], layers[0]]  # waiting is drawn on top, in grey: what is below it is work
+            classes = [*(f"c{i}" for i in range(len(stages) - 1)), "c6"]
             means = [f"{100 * np.nanmean(y) if np.isfinite(y).any() else 0:.0f} %" for _, y in layers]
-            chart = svg.stacked(run.rows["env_steps"], layers, looks, human)
-            cards += _framed(kind, chart, [name for name, _ in layers], means, looks)
-    return f"<section><h2>Where the time went</h2><div class=cards>{cards}</div></section>\n" if cards else ""
+            chart = svg.stacked(run.rows["env_steps"], layers, classes, human)
+            charts.append(Chart(kind, chart, _legend([name for name, _ in layers], means, classes)))
+    return charts
 
 
-def _faults(run: RunFolder) -> str:
-    """Counts, and what the log says."""
+def _faults(run: RunFolder) -> list[tuple[str, str, str]]:
+    """Name, count and meaning of the faults that occurred."""
     counts = [(name, _last(run, name)) for name in METRICS if name.startswith("faults/")]
-    rows = [(name, f"{count:.0f}", meaning(name)) for name, count in counts if count > 0]
-    table = _table(("metric", "count", "meaning"), rows) if rows else "<p>No faults.</p>"
+    return [(name, f"{count:.0f}", meaning(name)) for name, count in counts if count > 0]
+
+
+def _events(run: RunFolder) -> list[str]:
+    """The lines of log.txt."""
     log = run.path / "log.txt"
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    cut = f'<p class="quiet">The last {EVENTS} of {len(lines):,} lines of log.txt.</p>' if len(lines) > EVENTS else ""
-    events = f"{cut}<pre>{escape(chr(10).join(line[:300] for line in lines[-EVENTS:]))}</pre>" if lines else ""
-    return f"<section><h2>Faults and events</h2>{table}{events}</section>\n"
+    return log.read_text(errors="replace").splitlines() if log.is_file() else []
 
 
-def _configuration(config: Config) -> str:
-    """What differs from the defaults, then everything."""
-    mine, default = flat_settings(config), flat_settings(Config())
-    changed = [
-        (flag_name(n), format_value(v), format_value(default[n]) if n in default else "") for n, v in mine.items()
-        if n not in default or v != default[n]
-    ]  # fmt: skip
-    rest = [(flag_name(n), format_value(v)) for n, v in mine.items() if n in default and v == default[n]]
-    return (
-        f"<section><h2>Configuration</h2>{_table(('setting', 'value', 'default'), changed)}"
-        f"<details><summary>{len(rest)} settings at their defaults</summary>{_table(('setting', 'value'), rest)}"
-        "</details></section>\n"
-    )
+def _settings(config: Config) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
+    """Settings that differ from their default (name, value, default), and the others (name, value)."""
+    values, defaults = flat_settings(config), flat_settings(Config())
+    changed, unchanged = [], []
+    for name, value in values.items():
+        if name in defaults and value == defaults[name]:
+            unchanged.append((flag_name(name), format_value(value)))
+        else:
+            changed.append((flag_name(name), format_value(value), format_value(defaults[name]) if name in defaults else ""))
+    return changed, unchanged
 
 
-def _files(run: RunFolder, beside: Path) -> str:
-    """Checkpoints and videos, linked by relative paths."""
+def _checkpoints(run: RunFolder) -> list[tuple[str, str, str, str]]:
+    """Name, steps, size and date of the checkpoints."""
     rows = []
     for folder in sorted(run.path.glob("checkpoints/[0-9]*")):
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
         made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(folder.stat().st_mtime))
         steps = f"{int(folder.name):,}" if folder.name.isdigit() else ""
         rows.append((folder.name, steps, f"{size / 1e6:.1f} MB", made))
-    table = _table(("name", "steps", "size", "made"), rows)
-    found = f"<section><h2>Checkpoints</h2>{table}</section>\n" if rows else ""
-    videos = ""
-    for file in sorted(run.path.rglob("*.mp4")):
-        link = quote(os.path.relpath(file.resolve(), beside.resolve()))
-        name = escape(str(file.relative_to(run.path)))
-        videos += (
-            f'<figure><video controls preload="metadata" src="{link}"></video>'
-            f'<figcaption><a href="{link}">{name}</a></figcaption></figure>'
-        )
-    return found + (f"<section><h2>Videos</h2><div class=cards>{videos}</div></section>\n" if videos else "")
+    return rows
+
+
+def _videos(run: RunFolder, beside: Path) -> list[VideoLink]:
+    """The videos of the run folder, linked by relative paths."""
+    return [
+        VideoLink(str(file.relative_to(run.path)), quote(os.path.relpath(file.resolve(), beside.resolve())))
+        for file in sorted(run.path.rglob("*.mp4"))
+    ]
 
 
 # -- parts ---------------------------------------------------------------------------------------------------
 
 
 def _last(run: RunFolder, name: str) -> float:
-    """The newest value of a metric; NaN where there is none."""
+    """Return the newest value of a metric; NaN if it has none."""
     values = run.column(name)
     known = values[np.isfinite(values)]
     return float(known[-1]) if known.size else float("nan")
 
 
 def _short(value: float) -> str:
-    """12.3M, or a dash for what is not known."""
+    """Format a count as 12.3M, or a dash if it is not known."""
     return human(value) if np.isfinite(value) else "-"
 
 
-def _card(run: RunFolder, title: str, metrics: dict[str, str], wide: bool = False) -> str:
-    """Curves of some metrics; nothing at all where none of them was measured."""
+def _chart(run: RunFolder, title: str, metrics: dict[str, str], wide: bool = False) -> Chart | None:
+    """Draw the curves of some metrics; None if none of them was measured."""
     known = {metric: name for metric, name in metrics.items() if np.isfinite(run.column(metric)).any()}
     if not known:
-        return ""
+        return None
     curves = [svg.Line(name or title, run.column(metric)) for metric, name in known.items()]
-    chart = svg.lines(run.rows["env_steps"], curves, human, size=svg.WIDE if wide else svg.SMALL)
-    return _framed(title, chart, list(known.values()), [_last(run, metric) for metric in known], wide=wide)
+    drawing = svg.lines(run.rows["env_steps"], curves, human, size=svg.WIDE if wide else svg.SMALL)
+    return Chart(title, drawing, _legend(list(known.values()), [_last(run, metric) for metric in known]), wide)
 
 
-def _framed(
-    title: str,
-    chart: str,
-    names: Sequence[str] = (),
-    values: Sequence[float | str] = (),
-    looks: Sequence[str] = (),
-    wide: bool = False,
-) -> str:
-    """A chart with its title and its legend; values: what to say of each curve, as its newest number."""
-    legend = ""
-    for i, (name, value) in enumerate(zip(names, values, strict=True)):
-        said = value if isinstance(value, str) else svg.number(value)
-        look = looks[i] if looks else f"c{i}"
-        legend += f'<span class="key"><i class="{look}"></i>{escape(name)} <b>{said}</b></span>'
-    return (
-        f'<figure{" class=wide" if wide else ""}><figcaption><b>{escape(title)}</b>{legend}</figcaption>'
-        f"{chart}</figure>"
-    )
-
-
-def _replaced(text: str, words: dict[str, str]) -> str:
-    for before, after in words.items():
-        text = text.replace(before, after)
-    return text
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+def _legend(names: Sequence[str], values: Sequence[float | str], classes: Sequence[str] = ()) -> tuple[LegendKey, ...]:
+    """Return the legend of a chart. values: the newest number of each curve, or a text."""
+    classes = classes or [f"c{i}" for i in range(len(names))]
+    texts = [value if isinstance(value, str) else svg.number(value) for value in values]
+    return tuple(map(LegendKey, classes, names, texts))

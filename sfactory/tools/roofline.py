@@ -1,10 +1,10 @@
-"""What this machine could do at the most: the cost of each stage in loops that are none of sfactory's own code.
+"""Measure the highest possible speed of this machine with reference loops outside sfactory's own code.
 
-A stage's cost is core time per agent step. The environment is its own library stepped in the plainest loop; the network
-is written here once more in plain torch, forward and backward at the batch, the number of threads and the memory
-format that cost least. So a slower sfactory cannot raise its share. The additive roofline of N cores is N / (sum of the
-costs): no order of work on them can be faster without making a stage cheaper. Where a GPU computes the network, the
-environment on all cores is the roofline.
+The cost of a stage is core time per agent step. The environment is its own library stepped in a plain loop; the network
+is written here again in plain torch, forward and backward at the batch size, number of threads and memory format with
+the lowest cost. A slower sfactory therefore cannot raise its share. The additive roofline of N cores is N / (sum of the
+costs): no order of work on them can be faster without making a stage cheaper. If a GPU computes the network, the
+roofline is the environment on all cores.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from sfactory.learning.network import build_model
 from sfactory.model.encoders import ACTIVATIONS, auto
 
 BATCHES = {"nature": (32, 128, 512), "impala": (32, 128, 512)}
-FEW = (128, 512, 2048)  # rows per batch tried for every other network
-FEW_ENVS = 8  # environments of a plain loop that fit into any cache
-ACT_BATCHES = (64, 256)  # inference answers whole groups: at least 64 environments
+DEFAULT_BATCHES = (128, 512, 2048)  # rows per batch that are tried for every other network
+SMALL_GROUP = 8  # environments whose state fits into any cache
+ACT_BATCHES = (64, 256)  # inference computes whole groups: at least 64 environments
 REPEATS = 3
 
 
 class Cost(NamedTuple):
-    """Core time of one stage."""
+    """The core time of one stage."""
 
     seconds: float
-    """Per agent step, on one core."""
+    """Core seconds per agent step."""
     how: str
-    """Of what loop, at which settings."""
+    """The loop and the settings it was measured with."""
 
 
 class Roofline(NamedTuple):
-    """The costs of a workload, and the speed they allow."""
+    """The costs of a workload and the speed they allow."""
 
     cores: int
     environment: Cost
     inference: Cost
     training: Cost
     passes: str
-    """What training one step takes: forward passes to look, forward and backward passes to learn."""
+    """The passes per trained step: forward and backward passes, plus a forward pass before the first epoch."""
     device: str
 
     @property
     def seconds(self) -> float:
-        """Core time of one step, all stages that run on the cores."""
+        """Core time of one step, over all stages that run on the CPU."""
         on_cores = (self.environment,) if self.device != "cpu" else (self.environment, self.inference, self.training)
         return sum(cost.seconds for cost in on_cores)
 
@@ -64,7 +64,7 @@ class Roofline(NamedTuple):
 
 
 def amx() -> bool:
-    """This CPU multiplies bf16 matrices in hardware: only then does bf16 count for the roofline."""
+    """Return whether the CPU multiplies bf16 matrices in hardware; otherwise bf16 is not in the roofline."""
     try:
         return " amx_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -72,82 +72,86 @@ def amx() -> bool:
 
 
 def roofline(config: Config, spec: EnvSpec, cores: int, device: str = "cpu", seconds: float = 6.0) -> Roofline:
-    """Measure all reference loops, in about `seconds`, on one core after the other."""
+    """Measure all reference loops in about `seconds`, one after the other."""
     steps = config.optimizer_steps_per_update
     environment = environment_cost(config, seconds / 4)
     if device != "cpu":
-        nothing = Cost(0.0, f"on the device ({device}): no core's time")
+        nothing = Cost(0.0, f"on the device ({device}), no CPU time")
         return Roofline(cores, environment, nothing, nothing, "", device)
     before = torch.get_num_threads()
     bf16 = config.run.precision == "bf16" and amx()
     try:
-        looks = list(_network_costs(config, spec, ACT_BATCHES, cores, seconds / 4, learn=False, bf16=bf16))
-        learns = list(_network_costs(config, spec, _batches(config, spec), cores, seconds / 2, learn=True, bf16=bf16))
+        forward = list(_network_costs(config, spec, ACT_BATCHES, cores, seconds / 4, backward=False, bf16=bf16))
+        forward_backward = list(
+            _network_costs(config, spec, _batches(config, spec), cores, seconds / 2, backward=True, bf16=bf16)
+        )
     finally:
         torch.set_num_threads(before)
-    look, learn = min(looks), min(learns)
-    extra = 0 if steps == 1 else 1  # several optimizer steps: one look at the whole batch before the first
-    training = Cost(config.batch.epochs * learn.seconds + extra * look.seconds, learn.how)
+    inference, update = min(forward), min(forward_backward)
+    extra = 0 if steps == 1 else 1  # several optimizer steps: one forward pass over the batch before the first
+    training = Cost(config.batch.epochs * update.seconds + extra * inference.seconds, update.how)
     passes = f"{config.batch.epochs} x forward and backward{' + 1 forward' if extra else ''}"
-    return Roofline(cores, environment, look, training, passes, device)
+    return Roofline(cores, environment, inference, training, passes, device)
 
 
 def environment_cost(config: Config, seconds: float) -> Cost:
-    """Core time of one agent step in the environment's own library, with as many as a group has or with few, whichever
-    costs less: many may fall out of the cache. The mean over several tasks."""
+    """Measure one agent step in the environment's own library, as a mean over tasks.
+
+    The cheaper of two group sizes counts, the configured one and a small one: large groups may exceed the cache.
+    """
     env, many = config.env, config.sampling.envs_per_group
-    sizes = sorted({min(FEW_ENVS, many), many})
+    sizes = sorted({min(SMALL_GROUP, many), many})
     costs = {size: 0.0 for size in sizes}
     for size, task in itertools.product(sizes, env.tasks):
         step, how = raw_loop(task, size, 1, env.arguments), "its library alone"
         if step is None:
             group = make_group(task, size, list(range(1, size + 1)), env.arguments)
-            step, how = random_steps(group), "sfactory's own door, its family has no plainer loop"
+            step, how = random_steps(group), "through sfactory's group; its family has no plain loop"
         costs[size] += best_rate(step, seconds / len(sizes) / len(env.tasks)) / len(env.tasks)
     best = min(sizes, key=costs.__getitem__)
     return Cost(costs[best], f"{how}, {best} environments")
 
 
 def random_steps(group: Group) -> Callable[[], int]:
-    """A function that steps the group with random actions and returns how many environments it has."""
+    """Return a function that steps the group with random actions and returns its number of environments."""
     size = group.num_envs
     group.reset()
-    draws = np.random.default_rng(1)
+    generator = np.random.default_rng(1)
     actions = [
         {
-            name: draws.random((size, *leaf.shape), dtype=np.float32) - 0.5
+            name: generator.random((size, *leaf.shape), dtype=np.float32) - 0.5
             if leaf.kind == "box"
-            else draws.integers(np.broadcast_to(np.asarray(leaf.sizes).reshape(leaf.shape), (size, *leaf.shape)))
+            else generator.integers(np.broadcast_to(np.asarray(leaf.sizes).reshape(leaf.shape), (size, *leaf.shape)))
             for name, leaf in group.spec.actions.items()
         }
         for _ in range(64)
     ]
-    turn = itertools.count()
+    counter = itertools.count()
 
     def step() -> int:
-        group.step(actions[next(turn) % 64])
+        group.step(actions[next(counter) % 64])
         return size
 
     return step
 
 
-def best_rate(step: Callable[[], int], seconds: float, hopeless: float = float("inf")) -> float:
-    """Seconds per step of the best of a few stretches: whoever else uses the machine can only slow it.
+def best_rate(step: Callable[[], int], seconds: float, give_up: float = float("inf")) -> float:
+    """Return seconds per step in the best of REPEATS intervals: other processes can only make it slower.
 
-    hopeless: when the second call takes that long, it is not looked at more closely.
+    give_up: if the second call takes longer than this per step, its time is returned without further measurement.
     """
     step()
-    began = time.perf_counter()
+    start = time.perf_counter()
     count = step()
-    if (once := (time.perf_counter() - began) / count) > hopeless:
+    if (once := (time.perf_counter() - start) / count) > give_up:
         return once
-    found = []
+    rates = []
     for _ in range(REPEATS):
-        count, began = 0, time.perf_counter()
-        while (passed := time.perf_counter() - began) < seconds / REPEATS:
+        count, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < seconds / REPEATS:
             count += step()
-        found.append(passed / count)
-    return min(found)
+        rates.append(elapsed / count)
+    return min(rates)
 
 
 # -- networks ----------------------------------------------------------------------------------------------------
@@ -155,30 +159,33 @@ def best_rate(step: Callable[[], int], seconds: float, hopeless: float = float("
 
 def _batches(config: Config, spec: EnvSpec) -> tuple[int, ...]:
     (leaf, *_) = spec.obs.values()
-    picked = auto(leaf.shape) if config.model.encoder == "auto" else config.model.encoder
-    return BATCHES.get(picked, FEW)
+    encoder = auto(leaf.shape) if config.model.encoder == "auto" else config.model.encoder
+    return BATCHES.get(encoder, DEFAULT_BATCHES)
 
 
 def plain_network(config: Config, spec: EnvSpec) -> nn.Module | None:
-    """The same layers in plain torch: observation [N, ...] -> [N, parameters + 1]. None where there is no plain form
-    (several observations, memory, an encoder of one's own or IMPALA's): then the network itself is the reference."""
+    """Build the same layers in plain torch: observation [N, ...] -> [N, parameters + 1].
+
+    Returns None if there is no plain form (several observations, a recurrent core, a mask, a custom encoder or
+    IMPALA's): the network itself is the reference then.
+    """
     model = config.model
     if len(spec.obs) != 1 or model.core != "none" or spec.mask:
         return None
     (leaf,) = spec.obs.values()
-    picked = auto(leaf.shape) if model.encoder == "auto" and len(leaf.shape) == 3 else model.encoder
-    picked = picked if len(leaf.shape) == 3 else "mlp"
+    encoder = auto(leaf.shape) if model.encoder == "auto" and len(leaf.shape) == 3 else model.encoder
+    encoder = encoder if len(leaf.shape) == 3 else "mlp"
     outputs = sum(sum(action.sizes) for action in spec.actions.values())
     activation = ACTIVATIONS[model.activation]
-    if picked == "minatar":
+    if encoder == "minatar":
         channels = leaf.shape[2]
         size = 16 * (leaf.shape[0] - 2) * (leaf.shape[1] - 2)
         front: list[nn.Module] = [nn.Conv2d(channels, 16, 3), nn.ReLU(), nn.Flatten()]
-    elif picked == "nature":
+    elif encoder == "nature":
         convs = [nn.Conv2d(leaf.shape[0], 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)]
         front = [layer for conv in convs for layer in (conv, nn.ReLU())] + [nn.Flatten()]
         size = nn.Sequential(*front)(torch.zeros(1, *leaf.shape)).shape[1]
-    elif picked == "mlp":
+    elif encoder == "mlp":
         front, size = [nn.Flatten()], int(np.prod(leaf.shape))
     else:
         return None
@@ -190,11 +197,11 @@ def plain_network(config: Config, spec: EnvSpec) -> nn.Module | None:
 
     if not model.separate:
         return nn.Sequential(*front, trunk(outputs + 1))
-    return _Both(nn.Sequential(*front, trunk(outputs)), nn.Sequential(*front, trunk(1)))
+    return _ActorAndCritic(nn.Sequential(*front, trunk(outputs)), nn.Sequential(*front, trunk(1)))
 
 
-class _Both(nn.Module):
-    """Actor and critic side by side."""
+class _ActorAndCritic(nn.Module):
+    """Separate actor and critic networks, outputs concatenated."""
 
     def __init__(self, *networks: nn.Module) -> None:
         super().__init__()
@@ -205,9 +212,9 @@ class _Both(nn.Module):
 
 
 def _network_costs(
-    config: Config, spec: EnvSpec, batches: tuple[int, ...], cores: int, seconds: float, *, learn: bool, bf16: bool
+    config: Config, spec: EnvSpec, batches: tuple[int, ...], cores: int, seconds: float, *, backward: bool, bf16: bool
 ) -> Iterator[Cost]:
-    """Core time per row of forward (and backward) passes at every combination worth a try."""
+    """Yield core time per row of forward (and backward) passes for threads, layouts, precisions and batch sizes."""
     (leaf, *_) = spec.obs.values()
     network = plain_network(config, spec)
     layouts = (torch.contiguous_format, torch.channels_last) if len(leaf.shape) == 3 and network else (None,)
@@ -217,29 +224,34 @@ def _network_costs(
     for count in threads:
         torch.set_num_threads(count)
         for layout in layouts:
-            step = _pass(config, spec, network, layout, max(batches), learn)
+            step = _pass(config, spec, network, layout, max(batches), backward)
             for half in precisions:
                 for rows in batches:
                     with torch.autocast("cpu", torch.bfloat16, enabled=half):
                         call: Callable[[], int] = partial(step, rows)
                         spent = best_rate(call, seconds / tries, 1.5 * best / count)
                     best = min(best, spent * count)
-                    said = f"{'bf16' if half else 'fp32'}, batches of {rows}, {count} thread{'s' * (count > 1)}"
+                    how = f"{'bf16' if half else 'fp32'}, batches of {rows}, {count} thread{'s' * (count > 1)}"
                     if layout is torch.channels_last:
-                        said += ", channels last"
-                    yield Cost(spent * count, said if network is not None else f"the network itself, {said}")
+                        how += ", channels last"
+                    yield Cost(spent * count, how if network is not None else f"the network itself, {how}")
 
 
 def _pass(
-    config: Config, spec: EnvSpec, network: nn.Module | None, layout: torch.memory_format | None, most: int, learn: bool
+    config: Config,
+    spec: EnvSpec,
+    network: nn.Module | None,
+    layout: torch.memory_format | None,
+    max_rows: int,
+    backward: bool,
 ) -> Callable[[int], int]:
-    """A function (rows) -> rows that passes so many, `most` at most, forward, and backward if `learn`."""
+    """Return a function (rows) -> rows: a forward pass of at most `max_rows`, and a backward pass if `backward`."""
     own = build_model(config, spec) if network is None else None
     if network is not None and layout is not None:
         network = network.to(memory_format=layout)  # type: ignore[call-overload]
-    draws = np.random.default_rng(1)
+    generator = np.random.default_rng(1)
     inputs = {
-        name: torch.from_numpy(draws.integers(0, 2, (most, *leaf.shape)).astype(leaf.dtype))
+        name: torch.from_numpy(generator.integers(0, 2, (max_rows, *leaf.shape)).astype(leaf.dtype))
         for name, leaf in spec.obs.items()
     }
     name, leaf = next(iter(spec.obs.items()))
@@ -258,7 +270,7 @@ def _pass(
         return network(x).sum()
 
     def step(rows: int) -> int:
-        if not learn:
+        if not backward:
             with torch.inference_mode():
                 forward(rows)
             return rows

@@ -1,7 +1,7 @@
-"""`sfactory profile`: one timeline of all processes, for https://ui.perfetto.dev or chrome://tracing.
+"""Convert stage times of all workers to one timeline for https://ui.perfetto.dev or chrome://tracing.
 
-With `run.profile` every worker notes the end of each stage it books (`workers.worker.Stages`), on the machine's one
-monotonic clock, and appends them to `debug/<worker>.stages` once a second. A stage begins where the one before ended.
+With `run.profile` every worker records the end of each of its stages (`workers.worker.Stages`) on the monotonic clock
+and appends them to `debug/<worker>.stages` once a second. A stage starts where the previous one ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Span(NamedTuple):
 
 
 def read(folder: Path) -> list[Span]:
-    """Every span of all workers of a run, from the files in its debug folder; a torn last line is dropped."""
+    """Read the spans of all workers from a debug folder; an incomplete last line is skipped."""
     spans = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         for line in path.read_text().splitlines():
@@ -38,7 +38,7 @@ def read(folder: Path) -> list[Span]:
 
 
 def last(spans: list[Span], seconds: float) -> list[Span]:
-    """Those that ended in the last `seconds`."""
+    """Return the spans that ended within the last `seconds`."""
     if not spans:
         return []
     since = max(span.end for span in spans) - seconds
@@ -46,7 +46,7 @@ def last(spans: list[Span], seconds: float) -> list[Span]:
 
 
 def trace_events(spans: list[Span]) -> dict[str, Any]:
-    """The Trace Event Format: one process per worker, complete events, microseconds from the first one on."""
+    """Return the spans in the Trace Event Format: a process per worker, complete events, in microseconds."""
     workers = sorted({span.worker for span in spans}, key=_order)
     numbers = {worker: number for number, worker in enumerate(workers, 1)}
     origin = min((span.begin for span in spans), default=0.0)
@@ -62,13 +62,13 @@ def trace_events(spans: list[Span]) -> dict[str, Any]:
 
 
 def table(spans: list[Span]) -> str:
-    """Per worker and stage: share of its time, how often, how long on average and at the longest."""
+    """Format share of time, count, mean and longest duration per worker and stage."""
     lines = [f"{'':24} {'share':>6} {'count':>8} {'mean':>10} {'longest':>10}"]
     for worker in sorted({span.worker for span in spans}, key=_order):
-        mine = [span for span in spans if span.worker == worker]
-        total = sum(span.end - span.begin for span in mine)
+        own = [span for span in spans if span.worker == worker]
+        total = sum(span.end - span.begin for span in own)
         stages: dict[str, list[float]] = {}
-        for span in mine:
+        for span in own:
             stages.setdefault(span.stage, []).append(span.end - span.begin)
         lines.append(worker)
         for stage, times in sorted(stages.items(), key=lambda one: -sum(one[1])):
@@ -78,6 +78,6 @@ def table(spans: list[Span]) -> str:
 
 
 def _order(worker: str) -> tuple[int, str, int]:
-    """The way of the data: samplers, inference, learner."""
+    """Sort key in the order of the data: samplers, inference, learner."""
     kind, _, number = worker.partition("-")
     return ("sampler", "inference", "learner").index(kind), kind, int(number or 0)

@@ -1,7 +1,8 @@
-"""`sfactory verify-resume`: is a run that is killed and resumed the run that was never stopped, bit for bit?
+"""Verify that a run that is killed and resumed equals an uninterrupted run bit for bit.
 
-A trains straight through. B is the same run, killed with SIGKILL at random moments and resumed each time. Both are
-lockstep. Compared are the bytes of every tensor of the last checkpoint and every row of metrics but for wall-clock.
+Run A is not interrupted. Run B has the same settings, is killed with SIGKILL at random moments and resumed each time.
+Both run in lockstep. Compared are the bytes of all tensors of the last checkpoint, and all metrics that do not depend
+on wall-clock time.
 """
 
 from __future__ import annotations
@@ -23,45 +24,45 @@ from sfactory.run import checkpoint
 from sfactory.run.reader import read_status
 
 WALL_CLOCK = ("seconds", "charts/SPS", "charts/FPS", "lag/seconds", "stage/", "queue/", "system/", "eval/seconds")
-SAVE_EVERY_S = 0.3  # of B: often, so that kills fall between, before and into saves
+SAVE_EVERY_S = 0.3  # of B: often, so that kills happen before, between and during saves
 
 
 class RunFailed(RuntimeError):
-    """One of the two runs could not do its part, so that nothing can be said."""
+    """One of the two runs failed or ended too early, so that they cannot be compared."""
 
     exit_code = Exit.USAGE
 
 
 def verify_resume(
-    words: list[str], steps: int, kills: int, seed: int, say: Callable[[str], None], folder: Path | None = None
+    arguments: list[str], steps: int, kills: int, seed: int, log: Callable[[str], None], folder: Path | None = None
 ) -> list[str]:
-    """Run A and B in `folder` (a temporary one if None). words: TARGET and flags of `sfactory train`.
+    """Run A and B in `folder` (a temporary one if None). arguments: TARGET and flags of `sfactory train`.
 
-    Returns what differs, one line each; empty means the same to the bit. Raises RunFailed if a run fails by itself, or
-    is over before it could be killed so often.
+    Returns the differences, one line each; empty if the runs are equal bit for bit. Raises RunFailed if a run fails or
+    finishes before it was killed `kills` times.
     """
     with tempfile.TemporaryDirectory(prefix="sfactory-verify-") as temporary:
         place = folder or Path(temporary)
         a, b = place / "straight", place / "killed"
-        words = [*words, "--run.mode", "lockstep", "--stop.env-steps", str(steps), "--quiet"]
-        words += ["--run.seed", str(seed), "--log.every-updates", "1", "--checkpoint.every-seconds"]
-        _finish(_start("train", *words, "1e9", "--run.dir", str(a)))
-        say(f"A: {steps:,} steps, never stopped")
-        draws = random.Random(seed)
-        moments = sorted(draws.uniform(0, steps) for _ in range(kills))
-        process = _start("train", *words, str(SAVE_EVERY_S), "--run.dir", str(b))
+        arguments = [*arguments, "--run.mode", "lockstep", "--stop.env-steps", str(steps), "--quiet"]
+        arguments += ["--run.seed", str(seed), "--log.every-updates", "1", "--checkpoint.every-seconds"]
+        _finish(_start("train", *arguments, "1e9", "--run.dir", str(a)))
+        log(f"A: {steps:,} steps, not interrupted")
+        generator = random.Random(seed)
+        moments = sorted(generator.uniform(0, steps) for _ in range(kills))
+        process = _start("train", *arguments, str(SAVE_EVERY_S), "--run.dir", str(b))
         for number, moment in enumerate(moments):
             if not _kill_at(process, b, moment):
-                raise RunFailed(f"B was over after {number} of {kills} kills; give it more --steps")
+                raise RunFailed(f"run B finished after {number} of {kills} kills; increase --steps")
             newest = checkpoint.newest(b)
-            say(f"B: killed at {_reached(b):,} steps, resumed from {int(newest.name) if newest else 0:,}")
+            log(f"B: killed at {_reached(b):,} steps, resumed from {int(newest.name) if newest else 0:,}")
             process = _start("resume", str(b), "--quiet")
         _finish(process)
         return differences(a, b)
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """What differs between two finished runs; one line each."""
+    """Return the differences between two finished runs, one line each."""
     one, two = checkpoint.newest(a), checkpoint.newest(b)
     if one is None or two is None or one.name != two.name:
         return [f"last checkpoints: {one and one.name} against {two and two.name}"]
@@ -81,19 +82,19 @@ def differences(a: Path, b: Path) -> list[str]:
     return found
 
 
-def _start(*words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "sfactory", *words]
+def _start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sfactory", *arguments]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def _finish(process: subprocess.Popen[str]) -> None:
     _, err = process.communicate()
     if process.returncode != 0:
-        raise RunFailed(err.strip().splitlines()[-1].removeprefix("sfactory: ") if err.strip() else "no word")
+        raise RunFailed(err.strip().splitlines()[-1].removeprefix("sfactory: ") if err.strip() else "no output")
 
 
 def _kill_at(process: subprocess.Popen[str], run: Path, moment: float) -> bool:
-    """SIGKILL once that many steps are trained; False if the run was over before."""
+    """Kill the run once `moment` steps are trained; returns False if it ended before."""
     while _reached(run) < moment or not list((run / "checkpoints").glob("0*")):
         if process.poll() is not None:
             return False

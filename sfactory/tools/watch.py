@@ -1,4 +1,4 @@
-"""`sfactory watch`: the live panel of a run in another process, from the files of its folder. Nothing is written."""
+"""Show the live panel of a run of another process, from the files of its folder. Writes nothing."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from sfactory.run.reader import read_status, run_state, status_written_at
 
 EVERY_S = 1.0
 FAULT = re.compile(r"^\S+ \S+ ((?:sampler-\d+|inference|learner|environment \d+)\b.*)")  # dated lines of log.txt
-TAIL = 16384  # bytes of log.txt that are looked at
+TAIL = 16384  # bytes read from the end of log.txt
 
 
-class Watched:
-    """A run as its files show it; rows are read once. Raises ValueError without a config.toml."""
+class RunWatcher:
+    """Read a run folder repeatedly; every row is read once. Raises ValueError without a config.toml."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = Path(run_dir)
         self.config = from_toml(self.run_dir / "config.toml")
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self.history = ReturnHistory()
         self.row: dict[str, Any] = {}
         self._inode, self._at = -1, 0
 
     def read(self, now: float) -> Snapshot:
-        """What there is at the time `now` (seconds since the epoch, for ages)."""
-        made_at = self._read_rows()
-        state, told_at = _state(self.run_dir)
-        since = max(0.0, now - made_at) if state == "running" else 0.0
-        config, saved = self.config, checkpoint.last_saved(self.run_dir, now if state == "running" else told_at)
+        """Return a snapshot of the run at the time `now` (seconds since the epoch, for ages)."""
+        written_at = self._read_rows()
+        state, state_at = _state(self.run_dir)
+        since = max(0.0, now - written_at) if state == "running" else 0.0
+        config, saved = self.config, checkpoint.last_saved(self.run_dir, now if state == "running" else state_at)
         if saved is not None:
             saved = saved[0], max(0.0, saved[1] - since)  # panels add `since`
         return Snapshot(
@@ -52,34 +52,34 @@ class Watched:
         )  # fmt: skip
 
     def _read_rows(self) -> float:
-        """Take the rows that are new; returns when the newest was written. A resume puts another file in the place."""
+        """Read new rows; returns when the newest was written. A resume replaces the file, which is then read again."""
         try:
             with (self.run_dir / METRICS_FILE).open("rb") as file:
                 stat = os.fstat(file.fileno())
                 if stat.st_ino != self._inode or stat.st_size < self._at:
-                    self._begin()
+                    self._reset()
                     self._inode = stat.st_ino
                 file.seek(self._at)
-                whole, newline, _ = file.read().rpartition(b"\n")  # the last line may be half written
+                complete, newline, _ = file.read().rpartition(b"\n")  # the last line may be incomplete
         except FileNotFoundError:
             return time.time()
-        self._at += len(whole) + len(newline)
-        self.row = self.history.add_rows(parse_rows(whole.decode(errors="replace").splitlines()), self.row)
+        self._at += len(complete) + len(newline)
+        self.row = self.history.add_rows(parse_rows(complete.decode(errors="replace").splitlines()), self.row)
         return stat.st_mtime
 
 
 def watch(run_dir: Path) -> Snapshot:
-    """Show the run until it ends, or until Ctrl-C, which stops the watching only; returns what was seen last."""
-    watched = Watched(run_dir)
-    snapshot = watched.read(time.time())
-    console = ProgressOutput(watched.config.log.console_seconds, quiet=False)
+    """Show the run until it ends or Ctrl-C is pressed, which does not stop the run; returns the last snapshot."""
+    watcher = RunWatcher(run_dir)
+    snapshot = watcher.read(time.time())
+    console = ProgressOutput(watcher.config.log.console_seconds, quiet=False)
     try:
         while True:
             console.show(snapshot)
             if snapshot.state != "running":
                 return snapshot
             time.sleep(EVERY_S)
-            snapshot = watched.read(time.time())
+            snapshot = watcher.read(time.time())
     except KeyboardInterrupt:
         return snapshot
     finally:
@@ -87,12 +87,12 @@ def watch(run_dir: Path) -> Snapshot:
 
 
 def _state(run_dir: Path) -> tuple[str, float]:
-    """running, or how it ended, and when that was written."""
+    """Return the state of the run (running, killed, finished, ...) and when it was written."""
     return run_state(run_dir, read_status(run_dir), default="running"), status_written_at(run_dir)
 
 
 def _faults(run_dir: Path) -> tuple[str, ...]:
-    """The last faults that log.txt tells."""
+    """Return the last three faults in log.txt."""
     try:
         with (run_dir / "log.txt").open("rb") as log:
             log.seek(max(0, log.seek(0, 2) - TAIL))

@@ -22,7 +22,7 @@ import numpy as np
 from sfactory.learning.network import build_model
 from sfactory.monitor.messages import Message
 from sfactory.monitor.statistics import iqm
-from sfactory.play.episodes import play_task, torch_policy
+from sfactory.play.episodes import model_policy, play_task
 from sfactory.run import checkpoint
 from sfactory.workers.names import POLICY, evaluator_name
 from sfactory.workers.shared import RunSpec
@@ -71,7 +71,7 @@ class PolicyPlayer:
         seed, row = config.run.seed, {}
         returns, lengths, iqms = [], [], []
         for task in config.env.tasks:
-            policy = torch_policy(self.model, config.eval.greedy, seed)
+            policy = model_policy(self.model, config.eval.greedy, seed)
 
             def act(obs: Mapping[str, np.ndarray], first: np.ndarray, policy: Any = policy) -> Any:
                 on_step()

@@ -1,4 +1,4 @@
-"""An evaluation plays exactly the games that were asked for, without preferring short ones."""
+"""Evaluation plays exactly the requested number of episodes, without preferring short ones."""
 
 import json
 from types import SimpleNamespace
@@ -8,12 +8,12 @@ import pytest
 
 from sfactory.envs import EnvFault, Episode, Step
 from sfactory.monitor.statistics import bootstrap, iqm
-from sfactory.play.episodes import ENVS, FAULTS, play, share, torch_policy
-from sfactory.play.evaluate import Evaluation, Evaluations
+from sfactory.play.episodes import MAX_ENVS, MAX_FAULTS, model_policy, play, split_evenly
+from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult
 
 
 class FakeGroup:
-    """Environment `number` plays games of `length(number)` steps with reward 1; next-step autoreset."""
+    """Environment `number` plays episodes of `length(number)` steps with reward 1; next-step autoreset."""
 
     def __init__(self, num_envs, first_env, length, breaks=()):
         self.numbers = list(range(first_env, first_env + num_envs))
@@ -56,65 +56,65 @@ def run(episodes, length=lambda number: 5, max_steps=1000, breaks=()):
     def policy(obs, first):
         return {"action": np.zeros(len(first), int)}
 
-    games = play(make, policy, episodes, max_steps)
+    results = play(make, policy, episodes, max_steps)
     assert all(group.closed for group in groups)
-    return games, groups
+    return results, groups
 
 
-@pytest.mark.parametrize("episodes", [1, 3, ENVS, ENVS + 1, 100])
-def test_exactly_n_games_are_played(episodes):
-    games, groups = run(episodes, lambda number: 2 + number % 7)
-    assert len(games.returns) == len(games.lengths) == episodes
+@pytest.mark.parametrize("episodes", [1, 3, MAX_ENVS, MAX_ENVS + 1, 100])
+def test_play_plays_exactly_n_episodes(episodes):
+    results, groups = run(episodes, lambda number: 2 + number % 7)
+    assert len(results.returns) == len(results.lengths) == episodes
     assert len(groups) == 1
-    assert games.returns == [float(length) for length in games.lengths]
+    assert results.returns == [float(length) for length in results.lengths]
 
 
-def test_short_games_are_not_preferred():
-    """Half of the environments play 2 steps, half 50. The first 64 games that end anywhere would all be short."""
-    games, _ = run(2 * ENVS, lambda number: 2 if number % 2 else 50)
-    assert np.mean(games.returns) == 26.0
+def test_play_does_not_prefer_short_episodes():
+    """Half of the environments play 2 steps, half 50. The first 64 episodes to end would all be short."""
+    results, _ = run(2 * MAX_ENVS, lambda number: 2 if number % 2 else 50)
+    assert np.mean(results.returns) == 26.0
 
 
-def test_shares_are_even_and_complete():
-    assert share(10, 4) == [3, 3, 2, 2]
-    assert sum(share(100, ENVS)) == 100
+def test_split_evenly_is_even_and_complete():
+    assert split_evenly(10, 4) == [3, 3, 2, 2]
+    assert sum(split_evenly(100, MAX_ENVS)) == 100
 
 
-def test_a_game_without_end_counts_with_its_return_so_far_and_is_reported():
-    games, groups = run(ENVS * 2, lambda number: 10**9 if number == 0 else 5, max_steps=20)
-    assert games.capped == 1
-    assert sorted(games.lengths)[-1] == 20
-    assert len(games.returns) == ENVS * 2
-    assert len(groups) == 2  # what was left of the capped environment's share went to a fresh one
-    assert groups[1].numbers == [ENVS]
+def test_play_counts_a_capped_episode_with_its_return_so_far():
+    results, groups = run(MAX_ENVS * 2, lambda number: 10**9 if number == 0 else 5, max_steps=20)
+    assert results.capped == 1
+    assert sorted(results.lengths)[-1] == 20
+    assert len(results.returns) == MAX_ENVS * 2
+    assert len(groups) == 2  # the rest of the capped environment's share went to a new one
+    assert groups[1].numbers == [MAX_ENVS]
 
 
-def test_a_game_that_ends_at_the_cap_is_whole():
-    games, _ = run(4, lambda number: 20, max_steps=20)
-    assert (games.capped, games.lengths) == (0, [20] * 4)
+def test_play_does_not_count_an_episode_that_ends_at_the_limit_as_capped():
+    results, _ = run(4, lambda number: 20, max_steps=20)
+    assert (results.capped, results.lengths) == (0, [20] * 4)
 
 
-def test_a_broken_environment_costs_its_game_and_is_replaced():
-    games, groups = run(ENVS, breaks={0, 3})
-    assert games.faults == 2
-    assert len(games.returns) == ENVS
-    assert set(games.returns) == {5.0}
-    assert groups[1].numbers == [ENVS, ENVS + 1]
+def test_play_replaces_a_failed_environment_and_discards_its_episode():
+    results, groups = run(MAX_ENVS, breaks={0, 3})
+    assert results.faults == 2
+    assert len(results.returns) == MAX_ENVS
+    assert set(results.returns) == {5.0}
+    assert groups[1].numbers == [MAX_ENVS, MAX_ENVS + 1]
 
 
-def test_environments_that_always_break_end_the_evaluation():
-    with pytest.raises(RuntimeError, match="broke"):
-        run(3 * FAULTS, breaks=range(10**6))
+def test_play_raises_after_too_many_environment_failures():
+    with pytest.raises(RuntimeError, match="environments failed during the evaluation"):
+        run(3 * MAX_FAULTS, breaks=range(10**6))
 
 
-def test_iqm_leaves_out_a_quarter_at_each_end():
+def test_iqm_trims_a_quarter_at_each_end():
     scores = np.array([1000.0, 1, 2, 3, 4, 5, 6, -1000])
     assert iqm(scores) == pytest.approx(3.5)
-    assert iqm(np.array([1.0, 2.0, 9.0])) == pytest.approx(4.0)  # int(0.25 * 3) = 0: nothing to leave out
+    assert iqm(np.array([1.0, 2.0, 9.0])) == pytest.approx(4.0)  # int(0.25 * 3) = 0: nothing is trimmed
     np.testing.assert_allclose(iqm(np.stack([scores, scores + 1]), axis=1), [3.5, 4.5])
 
 
-def test_the_interval_covers_the_mean_as_often_as_it_says():
+def test_bootstrap_interval_covers_the_mean_at_its_nominal_rate():
     draws = np.random.default_rng(0)
     hits = 0
     for trial in range(200):
@@ -123,7 +123,7 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
     assert 0.88 <= hits / 200 <= 0.99
 
 
-def test_the_bootstrap_is_stratified():
+def test_bootstrap_is_stratified():
     """Two tasks of constant scores: within a task there is nothing to resample, so the interval is a point."""
     low, high = bootstrap([np.zeros(10), np.full(10, 100.0)], np.mean)
     assert low == high == 50.0
@@ -136,10 +136,10 @@ def evaluation(**changes):
         env="x/y", protocol="x/y sticky 0.1", greedy=False, seed=0, max_steps=100, env_steps=5000,
         returns=(1.0, 2.0, 3.0), lengths=(10, 20, 30), capped=0, faults=0,
     )  # fmt: skip
-    return Evaluation(**{**fields, **changes})
+    return EvalResult(**{**fields, **changes})
 
 
-def test_the_report_says_protocol_and_how_actions_were_chosen():
+def test_eval_report_names_protocol_and_action_selection():
     text = evaluation().report()
     assert "sampled" in text
     assert "greedy" not in text
@@ -150,20 +150,23 @@ def test_the_report_says_protocol_and_how_actions_were_chosen():
     text = evaluation(greedy=True, capped=2, faults=1).report()
     assert "greedy" in text
     assert "sampled" not in text
-    assert "2 of 3 games reached 100 steps" in text
-    assert "1 games were lost" in text
+    assert "2 of 3 episodes reached 100 steps" in text
+    assert "1 episodes were discarded" in text
 
 
-def test_a_score_is_compared_with_a_human_only_if_no_game_was_cut():
-    whole, cut = evaluation(reference=(0.0, 4.0)), evaluation(reference=(0.0, 4.0), capped=1)
-    assert whole.statistics["human_normalized"] == 0.5
-    assert "human     0.500" in whole.report()
-    assert "human" not in cut.report()
-    assert Evaluations((whole, whole)).sentence == "6 games of 2 tasks, median human-normalised score 0.500"
-    assert Evaluations((whole, cut)).sentence == "6 games of 2 tasks, mean returns 2.00, 2.00"
+def test_eval_result_is_human_normalized_only_if_no_episode_was_capped():
+    complete, capped = evaluation(reference=(0.0, 4.0)), evaluation(reference=(0.0, 4.0), capped=1)
+    assert complete.statistics["human_normalized"] == 0.5
+    assert "human     0.500" in complete.report()
+    assert "human" not in capped.report()
+    assert (
+        MultiTaskEvalResult((complete, complete)).sentence
+        == "6 episodes of 2 tasks, median human-normalised score 0.500"
+    )
+    assert MultiTaskEvalResult((complete, capped)).sentence == "6 episodes of 2 tasks, mean returns 2.00, 2.00"
 
 
-def test_json_holds_everything():
+def test_eval_json_holds_fields_and_statistics():
     row = json.loads(json.dumps(evaluation().as_dict()))
     assert row["returns"] == [1.0, 2.0, 3.0]
     assert row["episodes"] == 3
@@ -199,20 +202,20 @@ def act(policy, count, first=False):
     return policy(obs, np.full(count, first))["action"]
 
 
-def test_greedy_takes_the_likeliest_and_sampling_samples():
-    assert act(torch_policy(FakeModel(), True, 0), 1000).tolist() == [1] * 1000
-    share_of_ones = act(torch_policy(FakeModel(), False, 0), 4000).mean()
+def test_model_policy_is_greedy_or_samples():
+    assert act(model_policy(FakeModel(), True, 0), 1000).tolist() == [1] * 1000
+    share_of_ones = act(model_policy(FakeModel(), False, 0), 4000).mean()
     assert 0.77 < share_of_ones < 0.83
 
 
-def test_the_same_seed_samples_the_same_actions():
-    a, b, c = (act(torch_policy(FakeModel(), False, seed), 100).tolist() for seed in (1, 1, 2))
+def test_model_policy_samples_the_same_actions_for_the_same_seed():
+    a, b, c = (act(model_policy(FakeModel(), False, seed), 100).tolist() for seed in (1, 1, 2))
     assert a == b != c
 
 
-def test_memory_is_kept_between_steps_and_begun_anew_with_new_environments():
+def test_model_policy_resets_its_recurrent_state_for_new_environments():
     model = FakeModel()
-    policy = torch_policy(model, True, 0)
+    policy = model_policy(model, True, 0)
     for count in (2, 2, 3):
         act(policy, count)
     assert model.states == [[1, 1], [2, 2], [1, 1, 1]]

@@ -1,4 +1,4 @@
-"""`sfactory export`: the file plays as the policy does, or it is not kept."""
+"""`sfactory export`: the file computes what the policy computes, or it is deleted."""
 
 import json
 
@@ -12,7 +12,7 @@ from builders import train_nested, trained
 
 import sfactory
 from sfactory.play import export as export_module
-from sfactory.play.export import Exported, NotEqual, export
+from sfactory.play.export import ExportedPolicy, ExportMismatch, export
 from sfactory.run import checkpoint
 
 TARGETS = {
@@ -26,7 +26,7 @@ TARGETS = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Trains what is asked for, once."""
+    """A function that trains each of TARGETS once and returns its run folder."""
     folder, made = tmp_path_factory.mktemp("runs"), {}
 
     def get(name):
@@ -44,7 +44,7 @@ def session(path):
 
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
-def test_every_kind_of_policy_comes_back_equal(run, tmp_path, name, suffix):
+def test_export_writes_a_file_equal_to_every_kind_of_policy(run, tmp_path, name, suffix):
     done = export(run(name), tmp_path / f"policy{suffix}")
     assert done.rows >= 64
     assert done.difference <= 1e-4
@@ -52,7 +52,7 @@ def test_every_kind_of_policy_comes_back_equal(run, tmp_path, name, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
-def test_dict_observations_and_actions_keep_their_names(tmp_path, monkeypatch, suffix):
+def test_export_keeps_the_names_of_dict_observations_and_actions(tmp_path, monkeypatch, suffix):
     run = train_nested(tmp_path / "run", monkeypatch)
     done = export(run, tmp_path / f"policy{suffix}")
     assert done.metadata["inputs"] == ["obs/image", "obs/vector", "obs/which"]
@@ -61,7 +61,7 @@ def test_dict_observations_and_actions_keep_their_names(tmp_path, monkeypatch, s
         assert [x.name for x in session(done.path).get_inputs()] == done.metadata["inputs"]
 
 
-def test_a_game_is_played_by_the_file_alone_as_by_the_policy(run, tmp_path):
+def test_exported_file_plays_an_episode_like_the_policy(run, tmp_path):
     policy = sfactory.load_policy(run("cartpole"))
     alone = session(export(run("cartpole"), tmp_path / "policy.onnx").path)
     program = torch.export.load(export(run("cartpole"), tmp_path / "policy.pt2").path).module()
@@ -79,10 +79,10 @@ def test_a_game_is_played_by_the_file_alone_as_by_the_policy(run, tmp_path):
     assert steps > 5
 
 
-def test_memory_is_an_input_and_an_output(run, tmp_path):
+def test_exported_recurrent_state_is_an_input_and_an_output(run, tmp_path):
     policy = sfactory.load_policy(run("gru"))
     alone = session(export(run("gru"), tmp_path / "policy.onnx").path)
-    state = np.full((1, 8), np.nan, np.float32)  # first: whatever was there is forgotten
+    state = np.full((1, 8), np.nan, np.float32)  # first: the state is ignored
     for step, obs in enumerate(np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)):
         feeds = {"obs": obs[None], "state": state, "first": np.array([step == 0])}
         action, state = alone.run(["action", "next_state"], feeds)
@@ -90,64 +90,66 @@ def test_memory_is_an_input_and_an_output(run, tmp_path):
         np.testing.assert_allclose(state, policy._actor.state.numpy(), atol=1e-5)
 
 
-def test_the_value_is_in_units_of_reward_whatever_the_head_says(run, tmp_path):
+def test_exported_value_is_in_units_of_reward_with_normalized_value_targets(run, tmp_path):
     folder = run("cartpole")
     program = torch.export.load(export(folder, tmp_path / "policy.pt2").path).module()
     scale = checkpoint.load(checkpoint.newest(folder), ("normalizers",)).parts["normalizers"]
     mean, std = float(scale["target.mean"]), float(scale["target.std"])
-    assert abs(std - 1.0) > 0.2  # else nothing would be told apart
+    assert abs(std - 1.0) > 0.2  # otherwise the test could not fail
     obs = {"obs": torch.randn(5, 4)}
-    said = sfactory.load_policy(folder).model(obs).value
-    torch.testing.assert_close(program(obs, None, None)["value"], mean + std * said, rtol=1e-4, atol=1e-4)
+    value = sfactory.load_policy(folder).model(obs).value
+    torch.testing.assert_close(program(obs, None, None)["value"], mean + std * value, rtol=1e-4, atol=1e-4)
 
 
-def test_the_file_says_what_it_is(run, tmp_path):
+def test_exported_file_holds_metadata(run, tmp_path):
     folder = run("minatar")
     steps = sfactory.load_policy(folder).env_steps
     export(folder, tmp_path / "policy.onnx")
-    said = {p.key: p.value for p in onnx.load(tmp_path / "policy.onnx").metadata_props}
-    assert (said["env"], said["env_steps"]) == ("minatar/breakout", str(steps))
-    assert said["sfactory"] == sfactory.__version__
+    metadata = {p.key: p.value for p in onnx.load(tmp_path / "policy.onnx").metadata_props}
+    assert (metadata["env"], metadata["env_steps"]) == ("minatar/breakout", str(steps))
+    assert metadata["sfactory"] == sfactory.__version__
     export(folder, tmp_path / "policy.pt2")
     extra = {"sfactory.json": ""}
     torch.export.load(tmp_path / "policy.pt2", extra_files=extra)
     assert json.loads(extra["sfactory.json"])["env_steps"] == steps
 
 
-def _off_by_a_little(answer):
-    return {**answer, "value": answer["value"] + 2e-4 * answer["value"].abs().clamp(min=1.0)}
+def _slightly_off(output):
+    return {**output, "value": output["value"] + 2e-4 * output["value"].abs().clamp(min=1.0)}
 
 
-def _nan(answer):
-    return {**answer, "value": answer["value"] * float("nan")}
+def _nan(output):
+    return {**output, "value": output["value"] * float("nan")}
 
 
-def _other_action(answer):
-    return {**answer, "action": 1 - answer["action"]}
+def _other_action(output):
+    return {**output, "action": 1 - output["action"]}
 
 
-def _renamed(answer):
-    return {**answer, "next_state": answer["value"]}
+def _renamed(output):
+    return {**output, "next_state": output["value"]}
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("change", "message"),
     [
-        (_off_by_a_little, "value is 2.0e-04 away"),
-        (_nan, "value is nan away"),
-        (_other_action, "action is another one for 1 of 1 random observations"),
-        (_renamed, "its outputs are action, params, value, next_state, not action, params, value"),
+        (_slightly_off, "value differs from the policy's by 2.0e-04"),
+        (_nan, "value differs from the policy's by nan"),
+        (_other_action, "action differs for 1 of 1 random observations"),
+        (_renamed, "the outputs are action, params, value, next_state, expected action, params, value"),
     ],
 )
-def test_a_file_that_differs_is_not_kept(run, tmp_path, monkeypatch, spoil, said):
-    right = Exported.forward
-    monkeypatch.setattr(Exported, "forward", lambda self, obs, state=None, first=None: spoil(right(self, obs)))
-    with pytest.raises(NotEqual, match=said):
+def test_export_deletes_a_file_that_differs_from_the_policy(run, tmp_path, monkeypatch, change, message):
+    original = ExportedPolicy.forward
+    monkeypatch.setattr(
+        ExportedPolicy, "forward", lambda self, obs, state=None, first=None: change(original(self, obs))
+    )
+    with pytest.raises(ExportMismatch, match=message):
         export(run("cartpole"), tmp_path / "policy.pt2")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_two_actions_that_are_equally_likely_either_is_right(run):
+def test_export_accepts_either_of_two_equally_likely_actions(run):
     """Another build of the same products may round the last bit of a logit the other way."""
     policy = sfactory.load_policy(run("cartpole"))
     head = policy.model.policy_head
@@ -161,41 +163,41 @@ def test_of_two_actions_that_are_equally_likely_either_is_right(run):
         head.bias.copy_(torch.tensor([0.0, 1e-6]))
         assert export_module.compare(policy, other) <= 1e-6
         head.bias.copy_(torch.tensor([0.0, 1e-3]))
-        with pytest.raises(NotEqual, match="another one for 1 of 1"):
+        with pytest.raises(ExportMismatch, match="action differs for 1 of 1"):
             export_module.compare(policy, other)
 
 
-def test_the_command_prints_what_was_written_and_exits_1_if_it_differs(typed, run, tmp_path, monkeypatch):
+def test_export_command_prints_the_check_and_exits_1_on_a_mismatch(typed, run, tmp_path, monkeypatch):
     code, out, line = typed("export", run("cartpole"), "-o", "p.pt2")
     assert code == 0
-    assert "inputs    obs: any number of rows" in out
-    assert line.startswith("sfactory: exported (exit 0): p.pt2: the same actions on 72 random observations")
+    assert "inputs    obs; any batch size" in out
+    assert line.startswith("sfactory: exported (exit 0): p.pt2: same actions on 72 random observations")
     code, out, _ = typed("export", run("cartpole"), "--out=q.pt2", "--json")
     assert json.loads(out)["outputs"] == ["action", "params", "value"]
-    right = Exported.forward
-    monkeypatch.setattr(Exported, "forward", lambda self, obs, state=None, first=None: _nan(right(self, obs)))
+    original = ExportedPolicy.forward
+    monkeypatch.setattr(ExportedPolicy, "forward", lambda self, obs, state=None, first=None: _nan(original(self, obs)))
     code, _, line = typed("export", run("cartpole"), "-o", "r.pt2")
     assert (code, "not equal (exit 1): r.pt2 was deleted" in line) == (1, True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.pt2", "q.pt2"]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         ("export {run}", "export needs a file: sfactory export"),
-        ("export {run} -o policy.pth", "policy.pth: the name says the format; let it end in .onnx or .pt2"),
-        ("export {run} -o absent/policy.pt2", "there is no folder absent"),
+        ("export {run} -o policy.pth", "policy.pth: the suffix selects the format; use .onnx or .pt2"),
+        ("export {run} -o absent/policy.pt2", "the folder absent does not exist"),
         ("export absent -o policy.pt2", "absent does not exist"),
         ("export {run} -o policy.pt2 --optim.lr 1", "optim.lr: export takes no settings"),
     ],
 )
-def test_mistakes(typed, run, words, said):
-    code, out, line = typed(*words.format(run=run("cartpole")).split())
+def test_export_reports_usage_errors(typed, run, arguments, message):
+    code, out, line = typed(*arguments.format(run=run("cartpole")).split())
     assert (code, out) == (2, "")
-    assert said in line
+    assert message in line
 
 
-def test_onnx_that_is_missing_is_named_with_its_extra(typed, run, monkeypatch):
+def test_export_names_the_extra_of_a_missing_onnx_package(typed, run, monkeypatch):
     real = sfactory.play.export.find_spec
     monkeypatch.setattr(sfactory.play.export, "find_spec", lambda name: None if name == "onnxscript" else real(name))
     code, _, line = typed("export", run("cartpole"), "-o", "p.onnx")

@@ -1,4 +1,4 @@
-"""`sfactory.load_policy`: observations as the environment gives them in, actions as it takes them out."""
+"""`sfactory.load_policy`: observations as the environment returns them, actions as it takes them."""
 
 import subprocess
 import sys
@@ -21,12 +21,12 @@ def cartpole(tmp_path_factory):
 
 
 def seeds(count, seed=0):
-    """The seeds `sfactory eval` gives its environments."""
+    """The seeds of the environments of `sfactory eval`."""
     return [int(np.random.SeedSequence([seed, SEED_STREAM, i]).generate_state(1)[0]) >> 1 for i in range(count)]
 
 
-def test_a_loop_over_gymnasium_plays_the_games_of_eval(cartpole):
-    """One environment, one observation at a time; the same seed, so the same game."""
+def test_policy_in_a_gymnasium_loop_plays_the_episode_of_eval(cartpole):
+    """One environment, one observation at a time; the same seed, so the same episode."""
     expected = evaluate(cartpole, episodes=1, greedy=True)
     policy = sfactory.load_policy(cartpole)
     env = gymnasium.make("CartPole-v1")
@@ -41,17 +41,17 @@ def test_a_loop_over_gymnasium_plays_the_games_of_eval(cartpole):
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_a_batch_plays_the_games_of_eval_sampled_ones_too(cartpole, greedy):
+def test_policy_on_a_batch_plays_the_episodes_of_eval(cartpole, greedy):
     expected = evaluate(cartpole, episodes=4, greedy=greedy, seed=3)
     policy = sfactory.load_policy(cartpole, seed=3)
-    games = [gymnasium.make("CartPole-v1") for _ in range(4)]
-    obs = np.stack([env.reset(seed=s)[0] for env, s in zip(games, seeds(4, 3), strict=True)])
+    envs = [gymnasium.make("CartPole-v1") for _ in range(4)]
+    obs = np.stack([env.reset(seed=s)[0] for env, s in zip(envs, seeds(4, 3), strict=True)])
     returns, over, order = np.zeros(4), np.zeros(4, bool), []
     while not over.all():
         for i, action in enumerate(policy.act(obs, greedy=greedy)):
             if over[i]:
                 continue
-            obs[i], reward, terminated, truncated, _ = games[i].step(action)
+            obs[i], reward, terminated, truncated, _ = envs[i].step(action)
             returns[i] += reward
             if terminated or truncated:
                 over[i] = True
@@ -59,7 +59,7 @@ def test_a_batch_plays_the_games_of_eval_sampled_ones_too(cartpole, greedy):
     assert tuple(returns[order]) == expected.returns
 
 
-def test_sampled_actions_repeat_with_their_seed(cartpole):
+def test_policy_repeats_sampled_actions_for_the_same_seed(cartpole):
     obs = np.zeros((64, 4), np.float32)
     one, same, other = (sfactory.load_policy(cartpole, seed=s).act(obs, greedy=False) for s in (1, 1, 2))
     assert one.tolist() == same.tolist() != other.tolist()
@@ -70,7 +70,7 @@ def test_sampled_actions_repeat_with_their_seed(cartpole):
 
 
 @pytest.mark.parametrize("squash", [False, True])
-def test_continuous_actions_are_inside_the_bounds_as_in_eval(tmp_path, squash):
+def test_policy_bounds_continuous_actions_like_eval(tmp_path, squash):
     run = trained(tmp_path / "run", "classic/pendulum", model={"squash": squash, "log_std_init": 1.5})
     policy = sfactory.load_policy(run)
     obs = np.random.default_rng(0).normal(size=(256, 3)).astype(np.float32)
@@ -79,18 +79,18 @@ def test_continuous_actions_are_inside_the_bounds_as_in_eval(tmp_path, squash):
     assert actions.dtype == np.float32
     assert np.abs(actions).max() <= 2.0
     at_bound = float((np.abs(actions) == 2.0).mean())
-    assert at_bound < 0.1 if squash else at_bound > 0.4  # a standard deviation of 4.5: clipping piles up there
+    assert at_bound < 0.1 if squash else at_bound > 0.4  # a standard deviation of 4.5: clipping collects actions there
     assert policy.action_space.contains(policy.act(obs[0]))
-    game, expected = gymnasium.make("Pendulum-v1"), evaluate(run, episodes=1, greedy=True)
-    now, _ = game.reset(seed=seeds(1)[0])
+    env, expected = gymnasium.make("Pendulum-v1"), evaluate(run, episodes=1, greedy=True)
+    obs, _ = env.reset(seed=seeds(1)[0])
     total = 0.0
     for _ in range(200):
-        now, reward, *_ = game.step(policy.act(now))
+        obs, reward, *_ = env.step(policy.act(obs))
         total += np.float32(reward)
     assert total == pytest.approx(expected.returns[0], abs=1e-3)
 
 
-def test_memory_is_kept_until_the_episode_begins_or_reset_is_called(tmp_path):
+def test_policy_keeps_recurrent_state_until_first_or_reset(tmp_path):
     run = trained(tmp_path / "run", "memory/tmaze", model={"core": "gru", "core_size": 8})
     policy = sfactory.load_policy(run)
     state = lambda: policy._actor.state.numpy().copy()  # noqa: E731
@@ -105,7 +105,7 @@ def test_memory_is_kept_until_the_episode_begins_or_reset_is_called(tmp_path):
     policy.reset()
     policy.act(cue)
     np.testing.assert_array_equal(state(), one)
-    policy.act(np.stack([cue, cue]))  # two environments now: nobody's memory is the other's
+    policy.act(np.stack([cue, cue]))  # two environments: each has a state of its own
     np.testing.assert_allclose(state(), np.repeat(one, 2, 0), atol=1e-6)
     policy.act(np.stack([corridor, cue]), first=[False, True])
     assert not np.allclose(state()[0], one[0])
@@ -117,7 +117,7 @@ def nested(tmp_path, monkeypatch):
     return train_nested(tmp_path / "run", monkeypatch)
 
 
-def test_dict_spaces_go_in_and_out_as_they_are(nested):
+def test_policy_handles_dict_spaces(nested):
     policy = sfactory.load_policy(nested)
     env = Nested()
     obs, _ = env.reset(seed=1)
@@ -135,20 +135,20 @@ def test_dict_spaces_go_in_and_out_as_they_are(nested):
 
 
 @pytest.mark.parametrize(
-    ("obs", "said"),
+    ("obs", "message"),
     [
-        (np.zeros(5, np.float32), r"obs has shape \(5,\); gymnasium/CartPole-v1 gives \(4,\), or \(N, ...\) of them"),
+        (np.zeros(5, np.float32), r"obs has shape \(5,\); gymnasium/CartPole-v1 has \(4,\), or \(N, ...\) for a batch"),
         (np.zeros((2, 3, 4), np.float32), "has shape"),
-        (np.array(["a"] * 4), "obs is <U1; gymnasium/CartPole-v1 gives float32"),
+        (np.array(["a"] * 4), "obs has dtype <U1; gymnasium/CartPole-v1 has float32"),
     ],
 )
-def test_an_observation_that_cannot_be_is_refused_in_one_line(cartpole, obs, said):
+def test_policy_rejects_observations_of_another_shape_or_dtype(cartpole, obs, message):
     policy = sfactory.load_policy(cartpole)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         policy.act(obs)
 
 
-def test_a_family_without_spaces_takes_the_arrays_of_its_group(tmp_path):
+def test_policy_of_a_family_without_spaces_takes_the_arrays_of_its_group(tmp_path):
     run = trained(tmp_path / "run", "minatar/breakout")
     group = make_group("minatar/breakout", 3, [1, 2, 3])
     obs = group.reset()
@@ -160,7 +160,7 @@ def test_a_family_without_spaces_takes_the_arrays_of_its_group(tmp_path):
     group.close()
 
 
-def test_a_checkpoint_can_be_named_itself_and_nothing_is_moved(cartpole):
+def test_load_policy_accepts_a_checkpoint_folder_and_moves_nothing(cartpole):
     path = max((cartpole / "checkpoints").iterdir())
     before = sorted(p.name for p in cartpole.rglob("*"))
     assert sfactory.load_policy(path).env_steps == int(path.name) == sfactory.load_policy(str(cartpole)).env_steps
@@ -169,14 +169,14 @@ def test_a_checkpoint_can_be_named_itself_and_nothing_is_moved(cartpole):
         sfactory.load_policy(cartpole / "tb")
 
 
-def test_importing_the_package_loads_nothing_heavy():
+def test_import_sfactory_loads_no_heavy_package():
     code = "import sys, sfactory; dir(sfactory); print(sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True).stdout
     for heavy in ("torch", "numpy", "gymnasium", "tyro"):
         assert f"'{heavy}'" not in loaded
 
 
-def test_every_public_name_is_there_and_others_are_not():
+def test_package_exports_its_public_names_only():
     assert all(getattr(sfactory, name) is not None for name in sfactory.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         sfactory.trian  # noqa: B018

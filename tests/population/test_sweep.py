@@ -1,4 +1,4 @@
-"""A sweep: what it plans, what it starts, what it leaves alone. Processes are made up; real ones: tests/system."""
+"""Sweeps: the jobs they plan, start, resume and skip. Processes are fakes; real ones are in tests/system."""
 
 import fcntl
 import json
@@ -10,66 +10,66 @@ from types import SimpleNamespace
 import pytest
 
 from sfactory.config.toml_file import from_toml, to_toml
-from sfactory.population import sweep
+from sfactory.population import runner
 
 
 @pytest.fixture
-def world(monkeypatch):
-    """In place of processes: each is alive for two looks, then leaves a run folder and its exit code behind."""
+def fake_processes(monkeypatch):
+    """Fake processes: each runs for two polls, then writes a run folder and exits with the code in `codes`."""
 
-    world = SimpleNamespace(started=[], codes={}, sent=[], alive=0, most=0, on_look=None)
+    fakes = SimpleNamespace(started=[], codes={}, sent=[], running=0, most=0, on_poll=None)
 
     class Process:
         pid = 4194300
 
         def __init__(self, command, **_):
-            self.verb, *rest = command[3:]
+            self.command, *rest = command[3:]
             self.config = from_toml(Path(rest[-1]))
             self.name = Path(self.config.run.dir).name
-            assert (self.verb, rest[:-2]) in [("train", []), ("resume", [self.config.run.dir])]
-            world.started.append((self.verb, self.name))
-            world.alive += 1
-            world.most = max(world.most, world.alive)
-            self.looks, self.returncode = 0, None
+            assert (self.command, rest[:-2]) in [("train", []), ("resume", [self.config.run.dir])]
+            fakes.started.append((self.command, self.name))
+            fakes.running += 1
+            fakes.most = max(fakes.most, fakes.running)
+            self.polls, self.returncode = 0, None
 
         def poll(self):
-            self.looks += 1
-            if world.on_look:
-                world.on_look()
-            if self.returncode is None and (self.looks > 2 or world.sent):
-                self.returncode = 130 if world.sent else world.codes.get(self.name, 0)
-                world.alive -= 1
-                leave(self.config, self.returncode)
+            self.polls += 1
+            if fakes.on_poll:
+                fakes.on_poll()
+            if self.returncode is None and (self.polls > 2 or fakes.sent):
+                self.returncode = 130 if fakes.sent else fakes.codes.get(self.name, 0)
+                fakes.running -= 1
+                write_run(self.config, self.returncode)
             return self.returncode
 
-    def leave(config, code):
+    def write_run(config, code):
         folder = Path(config.run.dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(to_toml(config))
         row = {"env_steps": 1000, "seconds": 1.0, "charts/episodic_return": 1000 * config.optim.lr + config.run.seed}
         (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-        words = {0: "finished", 130: "interrupted", 6: "environment fault"}
-        status = {"state": words[code], "exit": code, "sentence": "x", "env_steps": 1000, "training_return": 1.0}
+        outcomes = {0: "finished", 130: "interrupted", 6: "environment fault"}
+        status = {"state": outcomes[code], "exit": code, "sentence": "x", "env_steps": 1000, "training_return": 1.0}
         (folder / "status.json").write_text(json.dumps(status))
         if code != 6:
             checkpoint = folder / "checkpoints/000000001000"
             checkpoint.mkdir(parents=True, exist_ok=True)
             (checkpoint / "state.json").write_text("{}")
 
-    monkeypatch.setattr(sweep.subprocess, "Popen", Process)
-    monkeypatch.setattr(sweep.os, "killpg", lambda pid, number: world.sent.append(number))
-    monkeypatch.setattr(sweep, "POLL", 0.0)
-    return world
+    monkeypatch.setattr(runner.subprocess, "Popen", Process)
+    monkeypatch.setattr(runner.os, "killpg", lambda pid, number: fakes.sent.append(number))
+    monkeypatch.setattr(runner, "POLL_S", 0.0)
+    return fakes
 
 
 GRID = ("sweep", "minatar/breakout", "--seeds", "0..1", "--grid", "optim.lr=1e-3,0.002", "--dir", "s")
 
 
-def test_every_seed_meets_every_cell_and_the_table_is_over_seeds(world, typed):
+def test_sweep_runs_every_seed_of_every_grid_cell_and_tabulates_over_seeds(fake_processes, typed):
     code, out, line = typed(*GRID, "--grid", "batch.epochs=1,2", "--surrogate.clip", "0.3")
     assert code == 0
     assert line == "sfactory: finished (exit 0): 8 of 8 runs finished"
-    assert [name for _, name in world.started][:4] == [
+    assert [name for _, name in fake_processes.started][:4] == [
         "optim.lr=1e-3_batch.epochs=1_s0", "optim.lr=1e-3_batch.epochs=2_s0",
         "optim.lr=2e-3_batch.epochs=1_s0", "optim.lr=2e-3_batch.epochs=2_s0",
     ]  # fmt: skip
@@ -80,42 +80,42 @@ def test_every_seed_meets_every_cell_and_the_table_is_over_seeds(world, typed):
     assert row.split()[2:4] == ["2", "2.5"]  # seeds 0 and 1 on top of 1000 lr
 
 
-def test_without_a_grid_there_are_seeds_alone(world, typed):
+def test_sweep_without_a_grid_varies_only_the_seed(fake_processes, typed):
     assert typed("sweep", "minatar/breakout", "--seeds", "3,5", "--dir", "s")[0] == 0
-    assert [name for _, name in world.started] == ["s3", "s5"]
+    assert [name for _, name in fake_processes.started] == ["s3", "s5"]
 
 
-def test_at_most_so_many_run_at_a_time(world, typed):
+def test_sweep_runs_at_most_jobs_processes_at_a_time(fake_processes, typed):
     typed(*GRID, "--jobs", "3")
-    assert (world.most, len(world.started)) == (3, 4)
+    assert (fake_processes.most, len(fake_processes.started)) == (3, 4)
 
 
-def test_the_same_command_finds_its_folder_and_another_has_its_own(world, typed):
-    words = ("sweep", "minatar/breakout", "--seeds", "0..0", "--grid", "optim.lr=1e-3")
-    typed(*words)
+def test_sweep_folder_depends_only_on_the_fixed_settings(fake_processes, typed):
+    arguments = ("sweep", "minatar/breakout", "--seeds", "0..0", "--grid", "optim.lr=1e-3")
+    typed(*arguments)
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("minatar-breakout_sweep_")
-    typed(*words[:-1], "optim.lr=1e-4", "--stop.env-steps", "5k", "--log.every-seconds", "1")  # more of the same
+    typed(*arguments[:-1], "optim.lr=1e-4", "--stop.env-steps", "5k", "--log.every-seconds", "1")  # more of the same
     assert list(Path("runs").iterdir()) == [folder]
-    typed(*words, "--surrogate.clip", "0.3")
+    typed(*arguments, "--surrogate.clip", "0.3")
     assert len(list(Path("runs").iterdir())) == 2
 
 
-# -- again
+# -- the same command a second time
 
 
-def test_finished_runs_are_left_alone_and_interrupted_ones_resumed(world, typed):
-    world.codes = {"optim.lr=1e-3_s1": 130}
+def test_sweep_skips_finished_runs_and_resumes_interrupted_ones(fake_processes, typed):
+    fake_processes.codes = {"optim.lr=1e-3_s1": 130}
     code, _, line = typed(*GRID)
-    assert (code, "3 of 4 runs finished; others were stopped; the same command goes on" in line) == (130, True)
-    world.started.clear()
-    world.codes = {}
+    assert (code, "3 of 4 runs finished; others were stopped; repeat the command to continue" in line) == (130, True)
+    fake_processes.started.clear()
+    fake_processes.codes = {}
     code, _, line = typed(*GRID)
-    assert world.started == [("resume", "optim.lr=1e-3_s1")]
+    assert fake_processes.started == [("resume", "optim.lr=1e-3_s1")]
     assert (code, "4 of 4 runs finished" in line) == (0, True)
 
 
-def test_a_killed_run_is_resumed_and_one_that_holds_nothing_makes_room(world, typed):
+def test_sweep_resumes_a_killed_run_and_moves_a_run_without_checkpoint_aside(fake_processes, typed):
     typed(*GRID)
     killed = Path("s/optim.lr=1e-3_s0")
     (killed / "status.json").write_text(json.dumps({"state": "running", "pid": 4194305}))
@@ -123,63 +123,63 @@ def test_a_killed_run_is_resumed_and_one_that_holds_nothing_makes_room(world, ty
     (empty / "status.json").write_text(json.dumps({"state": "running", "pid": 4194305}))
     (empty / "checkpoints/000000001000/state.json").unlink()
     (empty / "checkpoints/000000001000").rmdir()
-    world.started.clear()
+    fake_processes.started.clear()
     typed(*GRID)
-    assert world.started == [("resume", killed.name), ("train", empty.name)]
+    assert fake_processes.started == [("resume", killed.name), ("train", empty.name)]
     assert (Path("s/aside") / f"{empty.name}-1/config.toml").is_file()
 
 
-def test_a_longer_run_is_a_resume(world, typed):
+def test_sweep_resumes_finished_runs_for_a_larger_stop_env_steps(fake_processes, typed):
     typed(*GRID, "--stop.env-steps", "1000")
-    world.started.clear()
+    fake_processes.started.clear()
     typed(*GRID, "--stop.env-steps", "500")
-    assert world.started == []
+    assert fake_processes.started == []
     typed(*GRID, "--stop.env-steps", "2000")
-    assert [verb for verb, _ in world.started] == ["resume"] * 4
+    assert [command for command, _ in fake_processes.started] == ["resume"] * 4
 
 
-def test_a_failed_run_is_named_and_tried_again_only_when_asked(world, typed):
-    world.codes = {"optim.lr=2e-3_s0": 6}
+def test_sweep_reports_a_failed_run_and_restarts_it_only_with_retry(fake_processes, typed):
+    fake_processes.codes = {"optim.lr=2e-3_s0": 6}
     code, out, line = typed(*GRID)
     assert code == 6
     assert line.startswith("sfactory: environment fault (exit 6): 3 of 4 runs finished; failed: optim.lr=2e-3_s0 (exit")
-    assert "optim.lr=1e-3" in out, "the table of what there is"
-    world.started.clear()
-    world.codes = {}
+    assert "optim.lr=1e-3" in out, "the table of the runs so far"
+    fake_processes.started.clear()
+    fake_processes.codes = {}
     assert typed(*GRID)[0] == 6
-    assert world.started == []
+    assert fake_processes.started == []
     assert typed(*GRID, "--retry")[0] == 0
-    assert world.started == [("train", "optim.lr=2e-3_s0")]
+    assert fake_processes.started == [("train", "optim.lr=2e-3_s0")]
 
 
-def test_a_run_that_failed_before_it_had_a_folder_is_remembered(world, typed):
+def test_sweep_json_keeps_the_exit_code_of_a_run_without_a_folder(fake_processes, typed):
     Path("s").mkdir()
     Path("s/sweep.json").write_text(json.dumps({"optim.lr=1e-3_s0": [11, "resources refused"]}))
     code, _, line = typed(*GRID)
     assert code == 11
     assert "optim.lr=1e-3_s0 (exit 11)" in line
-    assert len(world.started) == 3
+    assert len(fake_processes.started) == 3
 
 
-def test_a_signal_is_passed_on_and_starts_nothing_more(world, typed):
+def test_sweep_forwards_a_signal_and_starts_no_more_runs(fake_processes, typed):
     def interrupt():
-        world.on_look = None
+        fake_processes.on_poll = None
         os.kill(os.getpid(), signal.SIGINT)
 
-    world.on_look = interrupt
+    fake_processes.on_poll = interrupt
     before = signal.getsignal(signal.SIGINT)
     code, _, line = typed(*GRID, "--jobs", "2")
-    assert (code, len(world.started)) == (130, 2)
-    assert world.sent == [signal.SIGINT] * 2
-    assert "0 of 4 runs finished; the same command goes on" in line
+    assert (code, len(fake_processes.started)) == (130, 2)
+    assert fake_processes.sent == [signal.SIGINT] * 2
+    assert "0 of 4 runs finished; repeat the command to continue" in line
     assert signal.getsignal(signal.SIGINT) is before
 
 
-# -- refusals
+# -- errors
 
 
 @pytest.mark.parametrize(
-    ("words", "answer"),
+    ("arguments", "message"),
     [
         ("", "expected one TARGET, got none"),
         ("minatar/breakot", "did you mean breakout?"),
@@ -190,43 +190,43 @@ def test_a_signal_is_passed_on_and_starts_nothing_more(world, typed):
         ("minatar/breakout --grid optim.lr", "'optim.lr' is not NAME=V1,V2"),
         ("minatar/breakout --grid optim.lr=1,,2", "is not NAME=V1,V2"),
         ("minatar/breakout --grid optim.lr=1 --grid optim.lr=2", "optim.lr is given twice"),
-        ("minatar/breakout --grid optim.lr=1,2 --optim.lr 3", "optim.lr is in the grid and given by itself"),
-        ("minatar/breakout --grid run.seed=1,2", "run.seed is not varied here; use --seeds"),
+        ("minatar/breakout --grid optim.lr=1,2 --optim.lr 3", "optim.lr is in the grid and also given as a flag"),
+        ("minatar/breakout --grid run.seed=1,2", "run.seed cannot be in the grid; use --seeds"),
         ("minatar/breakout --run.dir x", "run.dir: a sweep sets it itself; use --dir"),
-        ("minatar/breakout --seeds 4..0", "'4..0' names no seed"),
-        ("minatar/breakout --seeds few", "'few' is neither 0..4 nor 1,5,7"),
+        ("minatar/breakout --seeds 4..0", "'4..0' contains no seed"),
+        ("minatar/breakout --seeds few", "'few' is neither a range such as 0..4"),
         ("minatar/breakout --jobs 0", "--jobs: must be at least 1, got 0"),
         ("minatar/breakout --grid env.settings.sticky=0.1,0.2", "no such setting"),
         ("minatar/breakout --sedes 0..4", "sedes: no such setting; did you mean seeds?"),
     ],
 )
-def test_a_mistake_is_answered_before_anything_starts(world, typed, tmp_path, words, answer):
-    code, out, line = typed("sweep", *words.split())
+def test_sweep_reports_usage_errors_before_it_starts_a_run(fake_processes, typed, tmp_path, arguments, message):
+    code, out, line = typed("sweep", *arguments.split())
     assert (code, out) == (2, "")
-    assert answer in line
-    assert (world.started, list(tmp_path.iterdir())) == ([], [])
+    assert message in line
+    assert (fake_processes.started, list(tmp_path.iterdir())) == ([], [])
 
 
-def test_a_folder_of_other_settings_is_refused(world, typed):
+def test_sweep_refuses_a_folder_of_other_settings(fake_processes, typed):
     typed(*GRID)
     code, _, line = typed(*GRID, "--surrogate.clip", "0.3")
     assert code == 2
     assert "s/optim.lr=1e-3_s0 holds a run with another surrogate.clip; choose another --dir" in line
 
 
-def test_two_sweeps_do_not_share_a_folder(world, typed):
+def test_sweep_folder_lock_refuses_a_second_sweep(fake_processes, typed):
     Path("s").mkdir()
     with Path("s/.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         code, _, line = typed(*GRID)
-    assert (code, world.started) == (3, [])
-    assert "another sweep works in s" in line
+    assert (code, fake_processes.started) == (3, [])
+    assert "s is in use by process" in line
 
 
-def test_widths_and_settings_of_the_environment_can_be_varied(world, typed):
-    words = ("--grid", "model.hidden=64,128+32", "--grid", "env.settings.sticky_action_prob=0.0,0.25")
-    code, out, _ = typed("sweep", "minatar/breakout", "--seeds", "0..0", "--dir", "w", *words)
+def test_sweep_grid_accepts_tuples_and_environment_settings(fake_processes, typed):
+    arguments = ("--grid", "model.hidden=64,128+32", "--grid", "env.settings.sticky_action_prob=0.0,0.25")
+    code, out, _ = typed("sweep", "minatar/breakout", "--seeds", "0..0", "--dir", "w", *arguments)
     assert code == 0
     config = from_toml(Path("w/model.hidden=128,32_env.settings.sticky-action-prob=0.25_s0/config.toml"))
     assert (config.model.hidden, config.env.settings) == ((128, 32), {"sticky_action_prob": 0.25})
-    assert "no table" in out, "other rules: scores do not compare"
+    assert "no table" in out, "runs of different protocols are not compared"

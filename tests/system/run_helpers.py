@@ -1,4 +1,4 @@
-"""Runs as tests start, watch and end them: real processes from the command line."""
+"""Helpers to start, observe and end real runs from the command line."""
 
 import json
 import os
@@ -16,14 +16,14 @@ SMALL = [
 ]  # fmt: skip
 
 
-def command(*words):
-    return [sys.executable, "-m", "sfactory", *map(str, words)]
+def command(*arguments):
+    return [sys.executable, "-m", "sfactory", *map(str, arguments)]
 
 
-def start(run_dir, *words, target="gymnasium/CartPole-v1"):
-    run = ["--run.dir", run_dir, *SMALL, *words]
+def start(run_dir, *arguments, target="gymnasium/CartPole-v1"):
+    options = ["--run.dir", run_dir, *SMALL, *arguments]
     return subprocess.Popen(
-        command("train", target, *run),
+        command("train", target, *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -44,9 +44,9 @@ def wait_for(condition, seconds=40.0, process=None):
         if condition():
             return
         if process is not None and process.poll() is not None:
-            raise AssertionError(f"ended with {process.returncode}: {process.stderr.read()[-3000:]}")
+            raise AssertionError(f"exited with {process.returncode}: {process.stderr.read()[-3000:]}")
         time.sleep(0.05)
-    raise AssertionError("did not happen in time")
+    raise AssertionError(f"condition not met within {seconds:g} s")
 
 
 def steps(run_dir):
@@ -57,16 +57,16 @@ def children(process):
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def named(process, kind):
-    """Workers of a run by what they were told to be: their stderr is debug/<name>.txt."""
-    found = []
+def workers_named(process, kind):
+    """Return the workers of a run whose name starts with `kind`: their stderr is debug/<name>.txt."""
+    workers = []
     for child in children(process):
         try:
             if Path(os.readlink(f"/proc/{child.pid}/fd/2")).stem.startswith(kind):
-                found.append(child)
+                workers.append(child)
         except OSError:
             continue
-    return found
+    return workers
 
 
 def finish(process, code):
@@ -75,5 +75,5 @@ def finish(process, code):
     return out, err
 
 
-def gone(processes):
+def all_exited(processes):
     return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

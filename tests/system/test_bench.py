@@ -1,4 +1,4 @@
-"""bench and profile on real runs."""
+"""`sfactory bench` and `sfactory profile` on real runs."""
 
 import json
 import subprocess
@@ -18,11 +18,11 @@ FAST += ["--batch.minibatches", "1", "--run.device", "cpu"]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    """What is measured here is nobody's roofline."""
+    """Keep the rooflines measured here out of the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-def test_bench_says_costs_roofline_share_and_bottleneck(tmp_path):
+def test_bench_reports_costs_roofline_share_and_bottleneck(tmp_path):
     words = command("bench", "classic/cartpole", "--seconds", 3, "--json", *FAST)
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -42,7 +42,7 @@ def test_bench_says_costs_roofline_share_and_bottleneck(tmp_path):
     assert abs(remembered - roof["steps_per_second"]) < 0.1, "training tells its share of it"
 
 
-def test_search_writes_settings_that_train_reads(tmp_path):
+def test_bench_search_writes_settings_that_train_reads(tmp_path):
     best = tmp_path / "best.toml"
     words = command("bench", "classic/cartpole", "--seconds", 2, "--search", 1, "--write", best, *FAST)
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
@@ -66,7 +66,7 @@ def test_profile_writes_a_timeline_of_every_worker(tmp_path):
     assert "learner" in done.stdout
 
 
-def test_a_workload_that_does_not_run_is_said_in_one_line(tmp_path):
+def test_bench_reports_a_failing_workload_in_one_line(tmp_path):
     words = command("bench", "faults/count", "--seconds", 2, "--env.settings.raise-at", 5, "--env.fault-budget", 1)
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Whole runs of envpool's tasks from the command line: a game of images, a body of numbers."""
+"""Whole runs of envpool tasks from the command line: image and vector observations."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def trained_resumed_and_evaluated(run, task, steps, evaluation, *words):
     return both, newest, report
 
 
-def test_pong_trains_resumes_and_is_evaluated(tmp_path):
+def test_envpool_pong_trains_resumes_and_evaluates(tmp_path):
     run = tmp_path / "run"
     evaluation = ["--episodes", 4, "--max-steps", 60]
     curve, newest, report = trained_resumed_and_evaluated(run, "envpool/Pong-v5", 1500, evaluation)
@@ -47,7 +47,7 @@ def test_pong_trains_resumes_and_is_evaluated(tmp_path):
     assert not any("obs_mean" in name for name in weights)  # bytes have no normaliser
 
 
-def test_halfcheetah_trains_resumes_and_is_evaluated_and_its_normaliser_travels(tmp_path):
+def test_envpool_halfcheetah_trains_resumes_and_evaluates_with_its_normalizer(tmp_path):
     run = tmp_path / "run"
     words = ["--env.settings.max-episode-steps", 50, "--normalize.obs"]
     evaluation = ["--episodes", 4, "--greedy"]

@@ -1,4 +1,4 @@
-"""Evaluation during training, with real processes: it comes to its results, and nothing it does reaches training."""
+"""Evaluation during training with real processes: it completes and does not affect training."""
 
 import json
 import signal
@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import av
-from run_helpers import command, finish, named, rows, start, steps, wait_for
+from run_helpers import command, finish, rows, start, steps, wait_for, workers_named
 
 EVERY = ["--eval.every", 3000, "--eval.episodes", 4]
 
@@ -16,12 +16,12 @@ def evaluations(run):
     return [row for row in rows(run) if "eval/env_steps" in row]
 
 
-def test_a_run_is_evaluated_beside_training_though_its_evaluator_is_killed(tmp_path):
+def test_evaluator_completes_although_it_is_killed_once(tmp_path):
     run, log = tmp_path / "run", tmp_path / "run" / "log.txt"
     words = ["--sampling.num-samplers", 1, "--optim.lr", 1e-4, "--checkpoint.every-seconds", 1000]
     process = start(run, *words, *EVERY)
     wait_for(lambda: evaluations(run), seconds=120, process=process)
-    (evaluator,) = named(process, "evaluator")
+    (evaluator,) = workers_named(process, "evaluator")
     assert evaluator.nice() == 19
     assert "memfd" not in Path(f"/proc/{evaluator.pid}/maps").read_text(), "it shares no memory"
     evaluator.kill()
@@ -63,7 +63,7 @@ gymnasium.register("Hanging-v0", Hanging, max_episode_steps=100)
 """
 
 
-def test_an_environment_that_hangs_in_the_evaluator_costs_the_evaluation_alone(tmp_path, monkeypatch):
+def test_hanging_environment_in_the_evaluator_affects_only_the_evaluation(tmp_path, monkeypatch):
     (tmp_path / "hanging_game.py").write_text(HANGING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     run = tmp_path / "run"
@@ -91,7 +91,7 @@ def lockstep(run, *words):
     return {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}
 
 
-def test_in_lockstep_an_evaluation_changes_no_bit_of_the_run_which_can_be_filmed(tmp_path):
+def test_lockstep_evaluation_changes_no_bit_of_the_run_and_videos_work(tmp_path):
     plain, watched = lockstep(tmp_path / "a"), lockstep(tmp_path / "b", "--eval.every", 1000, "--eval.episodes", 4)
     assert plain == watched
     at = [row["eval/env_steps"] for row in evaluations(tmp_path / "b")]

@@ -1,4 +1,4 @@
-"""Lockstep, killed at random moments and resumed, is the run that was never stopped: real processes, real kills."""
+"""A lockstep run that is killed at random moments and resumed equals an uninterrupted run bit for bit."""
 
 import subprocess
 import sys
@@ -11,9 +11,9 @@ SMALL = ["--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "-
 
 
 def verify(*words, kills=2, steps=9000):
-    said = []
-    found = verify_resume([*words, *SMALL], steps, kills, seed=5, say=said.append)
-    assert sum(line.startswith("B: killed") for line in said) == kills, said
+    lines = []
+    found = verify_resume([*words, *SMALL], steps, kills, seed=5, log=lines.append)
+    assert sum(line.startswith("B: killed") for line in lines) == kills, lines
     return found
 
 
@@ -39,21 +39,21 @@ TWO = ["--batch.minibatches", "2"]
         ),
     ],
 )
-def test_killed_five_times_and_resumed_is_never_stopped(target, words, steps):
+def test_lockstep_run_killed_five_times_equals_an_uninterrupted_run(target, words, steps):
     assert verify(target, *words, steps=steps, kills=5) == []
 
 
-def test_atari_in_lockstep_resumes_exactly():
-    """Its vector environment has no snapshot; the group that takes its place has. Few steps: the network is large."""
+def test_atari_lockstep_run_resumes_exactly():
+    """The vector environment has no snapshots; the group that replaces it has. Few steps: the network is large."""
     assert verify("atari/breakout", *TWO, steps=2000) == []
 
 
-def test_without_the_environments_the_runs_part():
-    """The negative control: what verify-resume would miss if it compared too little."""
+def test_verify_resume_detects_missing_environment_snapshots():
+    """Negative control: verify-resume must fail if environments are not saved."""
     assert verify("minatar/breakout", "--checkpoint.exact", "false", *TWO)
 
 
-def test_an_environment_that_cannot_be_saved_is_refused_by_name_before_anything_runs(tmp_path):
+def test_verify_resume_refuses_environments_without_snapshots(tmp_path):
     command = [sys.executable, "-m", "sfactory", "train", "faults/count", "--run.mode", "lockstep"]
     done = subprocess.run([*command, "--run.dir", tmp_path / "run"], capture_output=True, text=True)
     assert done.returncode == 2

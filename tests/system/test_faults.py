@@ -1,4 +1,4 @@
-"""The fault table, row by row, with real processes: what is killed, stopped or starved, and what follows."""
+"""The fault table of docs/faults.md with real processes that are killed, stopped or short of resources."""
 
 import json
 import os
@@ -14,13 +14,25 @@ import time
 import numpy as np
 import psutil
 import pytest
-from run_helpers import SMALL, children, command, finish, gone, named, rows, start, steps, wait_for
+from run_helpers import SMALL, all_exited, children, command, finish, rows, start, steps, wait_for, workers_named
 
 from sfactory.run import checkpoint
 from sfactory.workers.sampler import env_seeds
 
 pytestmark = pytest.mark.faults
 COUNT = "faults/count"
+
+
+TRAIN_SCRIPT = """
+import sys
+from pathlib import Path
+from sfactory.config import parsing, presets
+from sfactory.supervisor.supervisor import train
+flags, *_ = presets.split_flags(sys.argv[2:], {})
+config = parsing.build(*presets.target_layers("gymnasium/CartPole-v1"), flags)
+sys.exit(train(config, Path(sys.argv[1])).code)
+"""
+"""Train in an existing folder, which the command line refuses: python -c TRAIN_SCRIPT RUN_DIR [flags]."""
 
 
 def knobs(**settings):
@@ -31,7 +43,7 @@ def log_of(run):
     return (run / "log.txt").read_text()
 
 
-def print_exit_line(err):
+def exit_line(err):
     return err.strip().splitlines()[-1]
 
 
@@ -48,17 +60,17 @@ def ledger_balances(run):
 
 
 @pytest.mark.parametrize(
-    ("knob", "said"),
+    ("knob", "text"),
     [
         ("segv_at", "exited (killed by SIGSEGV"),
         ("exit_at", "exited (exit code 3"),
         ("crash_at", "told to crash at call 40"),
     ],
 )
-def test_an_environment_that_kills_its_sampler_is_replaced_and_named(tmp_path, knob, said):
+def test_sampler_is_restarted_after_its_environment_kills_it(tmp_path, knob, text):
     run, marker = tmp_path / "run", tmp_path / "once"
     finish(start(run, *knobs(**{knob: 40, "marker": marker}), "--stop.env-steps", 6000, target=COUNT), 0)
-    assert said in log_of(run)
+    assert text in log_of(run)
     # Ten steps and a reset row to an episode: the fortieth call finds the fourth one 7 steps old.
     where = re.search(r"in environment (\d+), seed (\d+), step 7 of the episode\); restarted", log_of(run))
     assert where, log_of(run)
@@ -69,7 +81,7 @@ def test_an_environment_that_kills_its_sampler_is_replaced_and_named(tmp_path, k
 
 
 @pytest.mark.parametrize("knob", ["raise_at", "nan_obs_at", "nan_reward_at"])
-def test_an_environment_that_fails_is_built_anew_with_its_traceback_in_the_log(tmp_path, knob):
+def test_failed_environment_is_rebuilt_and_its_traceback_logged(tmp_path, knob):
     run = tmp_path / "run"
     finish(start(run, *knobs(**{knob: 40, "env": 2}), "--stop.env-steps", 6000, target=COUNT), 0)
     assert "environment 2:" in log_of(run)
@@ -78,15 +90,15 @@ def test_an_environment_that_fails_is_built_anew_with_its_traceback_in_the_log(t
     assert all(row["losses/value_loss"] is not None for row in rows(run))  # null is how NaN would be written
 
 
-def test_environments_that_fail_too_often_end_the_run(tmp_path):
+def test_run_ends_after_too_many_environment_failures(tmp_path):
     run = tmp_path / "run"
     words = [*knobs(raise_at=40), "--env.fault-budget", 3]
     _, err = finish(start(run, *words, target=COUNT), 6)
-    assert "environments failed more than 3 times" in print_exit_line(err)
-    assert "told to fail by raise_at" in print_exit_line(err)
+    assert "environments failed more than 3 times" in exit_line(err)
+    assert "told to fail by raise_at" in exit_line(err)
 
 
-def test_an_environment_that_hangs_is_killed_and_its_stack_kept(tmp_path):
+def test_hanging_environment_is_killed_and_its_stack_kept(tmp_path):
     run, marker = tmp_path / "run", tmp_path / "once"
     words = [*knobs(hang_at=40, marker=marker), "--env.step-timeout", 1.5, "--stop.seconds", 5]
     finish(start(run, *words, target=COUNT), 0)
@@ -108,17 +120,17 @@ def saved(run):
 @pytest.mark.alone
 @pytest.mark.parametrize("seconds", [10, pytest.param(600, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
 def test_kill_soak(tmp_path, seconds):
-    """Samplers every 0.5 s and inference every 5 s: always progress, and the book balances."""
+    """Kill a sampler every 0.5 s and inference every 5 s: training progresses and row counts are consistent."""
     run = tmp_path / "run"
     process = start(run, "--stop.env-steps", 0, "--stop.seconds", seconds + 3, "--log.every-seconds", 0.2)
     wait_for(lambda: steps(run) > 0, process=process)
     began, next_inference, worst, seen, seen_at = time.monotonic(), 5.0, 0.0, steps(run), time.monotonic()
     draw = random.Random(0)
     while (now := time.monotonic()) - began < seconds:
-        victims = named(process, "sampler")
+        victims = workers_named(process, "sampler")
         if now - began > next_inference:
             next_inference += 5.0
-            victims = named(process, "inference")
+            victims = workers_named(process, "inference")
         if victims:
             draw.choice(victims).kill()
         time.sleep(0.5)
@@ -132,7 +144,7 @@ def test_kill_soak(tmp_path, seconds):
 
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(15, marks=pytest.mark.soak)])
-def test_everything_killed_at_once_again_and_again_always_resumes_and_steps_never_decrease(tmp_path, rounds):
+def test_run_resumes_without_losing_steps_after_all_processes_are_killed(tmp_path, rounds):
     run, draw, before, cut = tmp_path / "run", random.Random(1), 0, 0
     # Many rows to a checkpoint: each kill leaves some behind it, which a resume must cut away.
     process = start(run, "--checkpoint.every-seconds", 1, "--log.every-seconds", 0.05)
@@ -145,7 +157,7 @@ def test_everything_killed_at_once_again_and_again_always_resumes_and_steps_neve
         for child in family:
             child.kill()
         process.communicate()
-        wait_for(lambda family=family: gone(family), seconds=2.0)
+        wait_for(lambda family=family: all_exited(family), seconds=2.0)
         newest = saved(run)
         cut += any(row["env_steps"] > newest for row in rows(run))
         last = max(row["env_steps"] for row in rows(run) if row["env_steps"] <= newest)
@@ -167,22 +179,22 @@ def test_everything_killed_at_once_again_and_again_always_resumes_and_steps_neve
 
 
 @pytest.mark.alone
-def test_a_stopped_learner_is_a_stall_with_stacks_and_the_book(tmp_path):
+def test_stopped_learner_is_a_stall_with_stacks_and_row_counts(tmp_path):
     run = tmp_path / "run"
     process = start(run, "--run.stall-timeout", 8, "--batch.epochs", 50)  # so it stops inside an update
     wait_for(lambda: steps(run) > 0, process=process)
-    named(process, "learner")[0].suspend()
+    workers_named(process, "learner")[0].suspend()
     stopped = time.monotonic()
     _, err = finish(process, 8)
     assert time.monotonic() - stopped < 20.0, "who shows no life is not waited for"
-    assert "no update for 8 s" in print_exit_line(err)
+    assert "no update for 8 s" in exit_line(err)
     assert "group 0: Request" in (run / "debug" / "slot_table.txt").read_text()
     assert "most recent call first" in (run / "debug" / "inference.txt").read_text()
     assert ledger_balances(run)  # the rows it had copied and not trained are in flight
 
 
 @pytest.mark.alone
-def test_everything_stopped_and_continued_is_no_stall(tmp_path):
+def test_run_that_is_stopped_and_continued_is_no_stall(tmp_path):
     run = tmp_path / "run"
     process = start(run, "--run.stall-timeout", 8)
     wait_for(lambda: steps(run) > 0, process=process)
@@ -201,7 +213,7 @@ def test_everything_stopped_and_continued_is_no_stall(tmp_path):
 # -- schedulers ------------------------------------------------------------------------------------------------
 
 
-def test_sigusr1_saves_and_goes_on(tmp_path):
+def test_sigusr1_saves_and_training_continues(tmp_path):
     run = tmp_path / "run"
     process = start(run, "--checkpoint.every-seconds", 1000)
     wait_for(lambda: steps(run) > 0, process=process)
@@ -213,7 +225,7 @@ def test_sigusr1_saves_and_goes_on(tmp_path):
     finish(process, 143)
 
 
-def test_sigusr1_with_requeue_saves_ends_and_asks_slurm(tmp_path, monkeypatch):
+def test_sigusr1_with_requeue_saves_exits_and_requeues_the_slurm_job(tmp_path, monkeypatch):
     run, tools = tmp_path / "run", tmp_path / "bin"
     tools.mkdir()
     (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
@@ -224,7 +236,7 @@ def test_sigusr1_with_requeue_saves_ends_and_asks_slurm(tmp_path, monkeypatch):
     wait_for(lambda: steps(run) > 0, process=process)
     process.send_signal(signal.SIGUSR1)
     _, err = finish(process, 75)
-    assert "requeue (exit 75)" in print_exit_line(err)
+    assert "requeue (exit 75)" in exit_line(err)
     assert (tmp_path / "asked").read_text().strip() == "requeue 4711"
     newest = max(path.name for path in (run / "checkpoints").iterdir())
     before = rows(run)[-1]["env_steps"]
@@ -238,10 +250,10 @@ def test_sigusr1_with_requeue_saves_ends_and_asks_slurm(tmp_path, monkeypatch):
 # -- numbers, disks, limits ------------------------------------------------------------------------------------
 
 
-def test_updates_that_are_not_finite_end_the_run_and_are_never_saved(tmp_path):
+def test_non_finite_updates_end_the_run_and_are_not_saved(tmp_path):
     run = tmp_path / "run"
     _, err = finish(start(run, "--env.reward-scale", 1e38, "--loss.value-coef", 1e30, target=COUNT), 9)
-    assert "not finite" in print_exit_line(err)
+    assert "not finite" in exit_line(err)
     report = json.loads((run / "debug" / "non-finite.json").read_text())
     reward = report["batch"]["reward"]
     assert (reward["not_finite"], reward["max"] <= 10.0) == (0, True)  # counts to ten: the data are innocent
@@ -252,44 +264,36 @@ def test_updates_that_are_not_finite_end_the_run_and_are_never_saved(tmp_path):
     assert all(path.name == "000000000000" for path in (run / "checkpoints").iterdir())
 
 
-def test_a_second_trainer_in_the_folder_is_told_who_holds_it(tmp_path):
+def test_second_trainer_in_a_folder_is_refused_with_the_process_id(tmp_path):
     run = tmp_path / "run"
     process = start(run)
     wait_for(lambda: steps(run) > 0 and (run / "checkpoints").exists(), process=process)
     second = subprocess.run(command("resume", run), capture_output=True, text=True)
     assert second.returncode == 3
-    assert str(process.pid) in print_exit_line(second.stderr)
+    assert str(process.pid) in exit_line(second.stderr)
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
 
 
-def test_a_disk_that_takes_nothing_stops_nothing_until_the_end(tmp_path):
-    """The folder of checkpoints is a file: no save can work. Training goes on, and the end says so."""
+def test_run_trains_to_its_end_if_checkpoints_cannot_be_written(tmp_path):
+    """The checkpoint folder is a file, so that no save can succeed; the exit code reports it."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "checkpoints").write_text("")
     words = ["train", "gymnasium/CartPole-v1", "--run.dir", run, *SMALL, "--stop.env-steps", 6000]
-    script = "import sys; from sfactory.config import parsing, presets; from sfactory.supervisor.train import train; "
-    script += "from pathlib import Path; from sfactory.config.flags import split_flags; flags, *_ = split_flags(sys.argv[2:], {}); "
-    script += "c = parsing.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
-    script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"
     done = subprocess.run(
-        [*command()[:1], "-c", script, str(run), *map(str, words[4:])], capture_output=True, text=True, timeout=60
+        [*command()[:1], "-c", TRAIN_SCRIPT, str(run), *map(str, words[4:])], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 10, done.stderr[-2000:]
     assert "failed" in log_of(run)
     assert steps(run) >= 6000
 
 
-def test_a_full_disk_is_told_and_borne_and_ends_with_its_own_code(tmp_path):
-    """A real one of 64 KB under the folder of checkpoints: what libraries raise there is theirs to choose."""
+def test_full_disk_under_checkpoints_is_reported_and_sets_the_exit_code(tmp_path):
+    """A real file system of 64 KB under the checkpoint folder, because libraries raise different errors there."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    script = "import sys; from sfactory.config import parsing, presets; from sfactory.supervisor.train import train; "
-    script += "from pathlib import Path; from sfactory.config.flags import split_flags; flags, *_ = split_flags(sys.argv[2:], {}); "
-    script += "c = parsing.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
-    script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"
-    words = shlex.join([*command()[:1], "-c", script, str(run), *SMALL, "--stop.env-steps", "6000"])
+    words = shlex.join([*command()[:1], "-c", TRAIN_SCRIPT, str(run), *SMALL, "--stop.env-steps", "6000"])
     inside = f"mount -t tmpfs -o size=64k tmpfs {shlex.quote(str(run / 'checkpoints'))} && exec {words}"
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inside],
@@ -309,11 +313,11 @@ def test_too_few_file_descriptors_are_refused_with_the_numbers(tmp_path):
         capture_output=True, text=True, preexec_fn=few,
     )  # fmt: skip
     assert done.returncode == 11, done.stderr[-2000:]
-    assert "the limit is 90" in print_exit_line(done.stderr)
+    assert "the limit is 90" in exit_line(done.stderr)
 
 
-def test_a_run_folder_on_a_full_disk_stops_nothing_but_the_end(tmp_path):
-    """Rows, curves, log and checkpoints share 24 KB: each is missed once, aloud, and training goes on."""
+def test_run_trains_to_its_end_in_a_folder_on_a_full_disk(tmp_path):
+    """Rows, curves, log and checkpoints share 24 KB: each failure is reported once and training continues."""
     words = command("train", "gymnasium/CartPole-v1", "--run.dir", "disk/run", *SMALL, "--stop.env-steps", 20_000)
     words += ["--json", "--log.every-seconds", "0.05"]
     fill = "mount -t tmpfs -o size=64k tmpfs disk && head -c 40960 /dev/zero > disk/ballast"
@@ -329,7 +333,7 @@ def test_a_run_folder_on_a_full_disk_stops_nothing_but_the_end(tmp_path):
         assert done.stderr.count(f"warning: {what} cannot be written") == 1, done.stderr[-2000:]
 
 
-def test_a_run_folder_that_is_removed_stops_nothing(tmp_path):
+def test_run_trains_to_its_end_if_its_folder_is_removed(tmp_path):
     run = tmp_path / "run"
     process = start(run, "--stop.seconds", 6, "--checkpoint.every-seconds", 0.5)
     wait_for(lambda: steps(run) > 0, process=process)
@@ -341,7 +345,7 @@ def test_a_run_folder_that_is_removed_stops_nothing(tmp_path):
         assert checkpoint.newest(run) is not None
 
 
-def test_a_tiny_dev_shm_is_enough(tmp_path):
+def test_run_needs_no_dev_shm(tmp_path):
     """Containers have 64 MB of it; memory here is anonymous and needs none. 64 KB, in a mount namespace of its own."""
     run = tmp_path / "run"
     words = command("train", "gymnasium/CartPole-v1", "--run.dir", run, *SMALL, "--stop.env-steps", 3000, "--quiet")
@@ -354,7 +358,7 @@ def test_a_tiny_dev_shm_is_enough(tmp_path):
 
 
 @pytest.mark.alone
-def test_a_clock_that_jumps_stops_nothing(tmp_path):
+def test_run_is_not_affected_by_jumps_of_the_wall_clock(tmp_path):
     """The wall clock is set to a year ahead and a year back while a run is young: deadlines and speeds do not see it.
 
     A process cannot set the machine's clock in a test, so its own `time.time` jumps, in the supervisor and in every

@@ -1,4 +1,4 @@
-"""A new run that begins with the weights of another: `--run.init-from`."""
+"""Start a new run from the weights of another one: `--run.init-from`."""
 
 import shutil
 import subprocess
@@ -26,7 +26,7 @@ def teacher(tmp_path_factory):
     return folder
 
 
-def test_weights_and_normaliser_come_along_and_counters_do_not(teacher, tmp_path):
+def test_init_from_copies_weights_and_normalizer_but_no_counters(teacher, tmp_path):
     folder = tmp_path / "run"  # lr so small that what it began with is what it ends with
     words = ("--run.init-from", teacher, "--optim.lr", "1e-12", "--stop.env-steps", 500, "--run.seed", 9)
     train(folder, *words, "--run.mode", "lockstep")
@@ -40,12 +40,12 @@ def test_weights_and_normaliser_come_along_and_counters_do_not(teacher, tmp_path
     assert rows(folder)[-1]["env_steps"] < 1500
 
 
-def test_a_single_checkpoint_may_be_named(teacher, tmp_path):
+def test_init_from_accepts_a_checkpoint_folder(teacher, tmp_path):
     train(tmp_path / "run", "--run.init-from", checkpoint.newest(teacher), "--stop.env-steps", 200)
 
 
 @pytest.mark.parametrize("mode", ["async", "lockstep"])
-def test_another_network_is_refused_with_the_difference(teacher, tmp_path, mode):
+def test_init_from_refuses_another_network_and_lists_differences(teacher, tmp_path, mode):
     words = ("--run.init-from", teacher, "--model.hidden", 32, 32, "--run.mode", mode)
     line = train(tmp_path / "run", *words, code=2)
     assert "another network: its model.hidden (64, 64), not (32, 32)" in line
@@ -55,7 +55,7 @@ def test_another_network_is_refused_with_the_difference(teacher, tmp_path, mode)
 
 
 @pytest.mark.parametrize("mode", ["async", "lockstep"])
-def test_a_bare_checkpoint_of_another_network_is_refused_by_its_shapes(teacher, tmp_path, mode):
+def test_init_from_refuses_a_bare_checkpoint_of_other_shapes(teacher, tmp_path, mode):
     bare = tmp_path / "bare"
     shutil.copytree(checkpoint.newest(teacher), bare)
     words = ("--run.init-from", bare, "--model.hidden", 32, 32, "--run.mode", mode)
@@ -63,13 +63,13 @@ def test_a_bare_checkpoint_of_another_network_is_refused_by_its_shapes(teacher, 
     assert "another network: critic.encoders.0.layers.0.bias [64], expected [32]" in line
 
 
-def test_nothing_to_begin_with_is_refused_before_anything_is_written(tmp_path):
+def test_init_from_without_a_checkpoint_writes_nothing(tmp_path):
     line = train(tmp_path / "run", "--run.init-from", tmp_path / "nowhere", code=2)
     assert "nowhere holds no checkpoint to begin with" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_checkpoint_of_another_run_stays_where_it_is(teacher, tmp_path):
+def test_init_from_does_not_move_a_damaged_checkpoint(teacher, tmp_path):
     theirs = tmp_path / "theirs"
     shutil.copytree(teacher, theirs)
     newest = checkpoint.newest(theirs)

@@ -38,7 +38,7 @@ def smoke(line):
 @pytest.mark.newcomer
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_every_command_of_the_readme_works_as_written(tmp_path, number):
+def test_every_readme_command_works_as_written(tmp_path, number):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)}
     lines = BLOCKS[number].text.splitlines()
@@ -55,14 +55,14 @@ def test_every_command_of_the_readme_works_as_written(tmp_path, number):
         assert (tmp_path / "runs/first/report.html").stat().st_size > 10_000
 
 
-def test_the_readme_says_how_its_commands_are_run():
+def test_readme_states_where_its_commands_are_run():
     assert "tests/system/test_newcomer.py" in README.read_text()
     assert len(BLOCKS) >= 2
     assert all(block.mark == "measured" for block in BLOCKS)
 
 
 @pytest.mark.newcomer
-def test_the_python_of_the_readme_trains_and_gives_a_policy(tmp_path):
+def test_readme_python_example_trains_and_loads_a_policy(tmp_path):
     (block,) = blocks(README, "python")
     code, count = re.subn(r"1_000_000\}", '6_000}, log={"quiet": True}', block.text)
     assert count == 1

@@ -1,4 +1,4 @@
-"""An encoder of one's own that is not there; one that is: tests/docs/test_extending.py."""
+"""A custom encoder that cannot be imported (a working one: tests/docs/test_extending.py)."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 SFACTORY = str(Path(sys.executable).parent / "sfactory")  # the console script: unlike -m, it has no folder on its path
 
 
-def test_an_encoder_that_is_not_there_is_refused_before_anything_begins(tmp_path):
+def test_missing_custom_encoder_is_refused_before_training_starts(tmp_path):
     words = [SFACTORY, "train", "gymnasium/CartPole-v1", "--run.dir", "run", "--model.encoder", "my_nets:Wide"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""The panel of real runs: on a terminal, and with times that are true."""
+"""The live panel of real runs: on a terminal, and its stage times."""
 
 import fcntl
 import os
@@ -19,7 +19,7 @@ from sfactory.monitor.messages import STAGES
 
 
 def until(fd, condition, seconds=90.0):
-    """Reads the terminal until it showed what is waited for, or nothing more comes; returns all of it."""
+    """Read the terminal until the expected text appears or output ends; returns everything."""
     seen, end = b"", time.monotonic() + seconds
     while time.monotonic() < end and not condition(seen.decode(errors="replace")):
         try:
@@ -30,11 +30,11 @@ def until(fd, condition, seconds=90.0):
 
 
 def plain(text):
-    """Without colours."""
+    """Remove colour codes."""
     return re.sub("\x1b\\[[0-9;]*m", "", text)
 
 
-def test_a_run_on_a_terminal_shows_its_panel_and_ctrl_c_gives_the_terminal_back(tmp_path, monkeypatch):
+def test_panel_is_shown_on_a_terminal_and_ctrl_c_restores_the_terminal(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     flags, _, (target,) = split_flags(["gymnasium/CartPole-v1", *SMALL], {})
     store_roofline(build(*target_layers(target), flags), 50_000)  # as `sfactory bench` does
@@ -59,7 +59,7 @@ def test_a_run_on_a_terminal_shows_its_panel_and_ctrl_c_gives_the_terminal_back(
     os.close(fd)
 
 
-def test_in_lockstep_the_shares_of_all_workers_are_one_whole(tmp_path):
+def test_lockstep_stage_shares_of_all_workers_sum_to_one(tmp_path):
     words = ["--run.mode", "lockstep", "--run.dir", tmp_path / "run", *SMALL, "--sampling.num-samplers", "1"]
     words += ["--stop.env-steps", "8k", "--log.every-updates", "10", "--quiet", "--checkpoint.exact", "false"]
     subprocess.run(command("train", "gymnasium/CartPole-v1", *words), check=True, timeout=90, capture_output=True)

@@ -1,4 +1,4 @@
-"""Whole runs, with real processes: what a user starts, kills and resumes."""
+"""Whole runs with real processes: training, signals, kills, resuming, data on policy."""
 
 import json
 import os
@@ -7,12 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from run_helpers import children, command, finish, gone, named, rows, start, steps, wait_for
+from run_helpers import all_exited, children, command, finish, rows, start, steps, wait_for, workers_named
 
 from sfactory.run import checkpoint
 
 
-def test_a_run_trains_records_saves_and_can_be_resumed(tmp_path):
+def test_run_trains_writes_its_folder_and_resumes(tmp_path):
     run = tmp_path / "run"
     _, err = finish(start(run, "--stop.env-steps", 20_000), 0)
     last = err.strip().splitlines()[-1]
@@ -38,23 +38,23 @@ def test_a_run_trains_records_saves_and_can_be_resumed(tmp_path):
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
 
 
-def test_the_samplers_of_a_real_run_never_import_torch(tmp_path):
+def test_samplers_of_a_run_do_not_import_torch(tmp_path):
     process = start(tmp_path / "run")
     wait_for(lambda: steps(tmp_path / "run") > 0, process=process)
-    samplers = named(process, "sampler")
+    samplers = workers_named(process, "sampler")
     assert len(samplers) == 3
     for sampler in samplers:  # asked of the living: what the process has mapped
         maps = Path(f"/proc/{sampler.pid}/maps").read_text()
         assert "numpy" in maps
         assert "torch" not in maps
         assert sampler.memory_full_info().pss < 100 * 2**20
-    assert any("torch" in Path(f"/proc/{p.pid}/maps").read_text() for p in named(process, "learner"))
+    assert any("torch" in Path(f"/proc/{p.pid}/maps").read_text() for p in workers_named(process, "learner"))
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_exits_with_its_code_and_leaves_nobody(tmp_path, number, code):
+def test_signal_saves_exits_with_its_code_and_ends_all_processes(tmp_path, number, code):
     run = tmp_path / "run"
     process = start(run, "--checkpoint.every-seconds", 1000)
     wait_for(lambda: steps(run) > 0, process=process)
@@ -64,11 +64,11 @@ def test_a_signal_saves_and_exits_with_its_code_and_leaves_nobody(tmp_path, numb
     assert f"(exit {code})" in err.strip().splitlines()[-1]
     first, last = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
     assert first == 0 < last
-    wait_for(lambda: gone(family), seconds=1.0)
+    wait_for(lambda: all_exited(family), seconds=1.0)
 
 
 @pytest.mark.parametrize("mode", ["async", "lockstep"])
-def test_the_best_and_the_milestones_are_kept_and_their_return_is_the_rows_own(tmp_path, mode):
+def test_best_and_milestone_checkpoints_are_kept_with_the_return_of_their_row(tmp_path, mode):
     run = tmp_path / "run"
     words = ["--run.mode", mode, "--checkpoint.milestones", 5000, "--checkpoint.keep", 1, "--stop.env-steps", 22_000]
     finish(start(run, *words, "--log.every-seconds", 0.1, "--log.every-updates", 2), 0)
@@ -83,24 +83,24 @@ def test_the_best_and_the_milestones_are_kept_and_their_return_is_the_rows_own(t
     assert min(known) <= scores[best] <= max(known)
 
 
-def test_a_killed_supervisor_leaves_nobody_after_a_second(tmp_path):
+def test_workers_exit_within_a_second_of_a_killed_supervisor(tmp_path):
     run = tmp_path / "run"
     process = start(run)
     wait_for(lambda: steps(run) > 0, process=process)
     family = children(process)
-    assert sum(len(named(process, kind)) for kind in ("learner", "inference", "sampler")) == 5
+    assert sum(len(workers_named(process, kind)) for kind in ("learner", "inference", "sampler")) == 5
     process.kill()
     process.wait()
-    wait_for(lambda: gone(family), seconds=1.0)
+    wait_for(lambda: all_exited(family), seconds=1.0)
 
 
-def test_killed_samplers_and_inference_are_replaced_and_training_goes_on(tmp_path):
+def test_killed_samplers_and_inference_are_restarted(tmp_path):
     run = tmp_path / "run"
     process = start(run, "--stop.seconds", 14)
     wait_for(lambda: steps(run) > 0, process=process)
     for round_ in range(6):
         before = steps(run)
-        victim = named(process, "inference" if round_ == 3 else "sampler")[0]
+        victim = workers_named(process, "inference" if round_ == 3 else "sampler")[0]
         victim.kill()
         wait_for(lambda before=before: steps(run) > before, seconds=6.0, process=process)
     finish(process, 0)
@@ -112,19 +112,19 @@ def test_killed_samplers_and_inference_are_replaced_and_training_goes_on(tmp_pat
     assert ledger["trained"] >= rows(run)[-1]["env_steps"]  # env_steps leaves reset rows out
 
 
-def test_a_killed_learner_ends_the_run_and_the_last_checkpoint_stands(tmp_path):
+def test_killed_learner_ends_the_run_and_the_last_checkpoint_is_kept(tmp_path):
     run = tmp_path / "run"
     process = start(run)
     wait_for(
         lambda: (run / "checkpoints").exists() and any(p.name.isdigit() for p in (run / "checkpoints").iterdir()),
         process=process,
     )
-    named(process, "learner")[0].kill()
+    workers_named(process, "learner")[0].kill()
     _, err = finish(process, 7)
     assert "the learner exited (killed by SIGKILL)" in err.strip().splitlines()[-1]
 
 
-def test_an_environment_that_cannot_be_built_ends_the_run_with_its_own_message(tmp_path):
+def test_environment_that_cannot_be_built_ends_the_run_with_its_message(tmp_path):
     process = start(tmp_path / "run", "--env.settings.raise-at", "-1", target="faults/count")
     _, err = finish(process, 6)
     assert "faults/count" in err.strip().splitlines()[-1]
@@ -143,7 +143,7 @@ def lockstep(run_dir, seed=1, *words):
     return kept, {p.name: p.read_bytes() for p in newest.glob("*.safetensors")}
 
 
-def test_the_same_seed_twice_in_lockstep_is_the_same_run_bit_for_bit(tmp_path):
+def test_lockstep_runs_of_the_same_seed_are_equal_bit_for_bit(tmp_path):
     one, two, other = lockstep(tmp_path / "a"), lockstep(tmp_path / "b"), lockstep(tmp_path / "c", 2)
     assert one[0] == two[0]
     assert one[1] == two[1]
@@ -161,8 +161,8 @@ def test_on_policy_data_has_lag_0_and_rho_1(tmp_path):
     assert {r["lag/max"] for r in rows(stale) if "lag/max" in r} == {3.0}  # so the test above can fail
 
 
-def test_the_learner_recomputes_the_log_probabilities_of_who_acted_normaliser_included(tmp_path):
-    """Data three updates old: nothing but numerics is left between the two workers, though rho is not 1."""
+def test_learner_recomputes_behavior_log_probs_with_the_normalizer(tmp_path):
+    """With data three updates old rho is not 1, but the two workers differ only by rounding."""
     run = tmp_path / "run"
     words = ["--run.mode", "lockstep", "--batch.forced-lag", 3, "--normalize.obs", "--log.every-updates", 1]
     words += ["--proximal.policy", "snapshot", "--proximal.snapshot-age", 0, "--stop.env-steps", 4000]
@@ -199,7 +199,7 @@ gymnasium.register("Masked-v0", Masked)
 """
 
 
-def test_a_forbidden_action_is_never_taken_and_the_learner_sees_the_same_mask(tmp_path, monkeypatch):
+def test_masked_actions_are_never_taken_and_the_learner_uses_the_same_mask(tmp_path, monkeypatch):
     (tmp_path / "masked_game.py").write_text(MASKED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run = tmp_path / "run"

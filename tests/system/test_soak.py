@@ -1,4 +1,4 @@
-"""A minute of training with samplers killed all the time: nothing grows, nothing is left, nothing slows down."""
+"""A minute of training with constant sampler kills: no leak and no slowdown."""
 
 import os
 import statistics
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from run_helpers import children, finish, named, rows, start, steps, wait_for
+from run_helpers import children, finish, rows, start, steps, wait_for, workers_named
 
 pytestmark = [pytest.mark.faults, pytest.mark.alone, pytest.mark.timeout(240)]
 
@@ -18,9 +18,9 @@ GROWTH_MB = 2.0
 
 
 def footprint(process):
-    """Unique memory in MB, descriptors and threads of every worker that lives through the minute."""
+    """Unique memory in MB, descriptors and threads of the workers that are not restarted."""
     alive = {"supervisor": psutil.Process(process.pid)}
-    alive |= {kind: named(process, kind)[0] for kind in ("learner", "inference")}
+    alive |= {kind: workers_named(process, kind)[0] for kind in ("learner", "inference")}
     return {name: (p.memory_full_info().uss / 2**20, p.num_fds(), p.num_threads()) for name, p in alive.items()}
 
 
@@ -29,13 +29,13 @@ def median_of(samples, name, what):
 
 
 def rates(work, first, last):
-    """Steps per second of the clock, and of our own CPU time: neighbours slow one or the other, a leak both."""
+    """Steps per second of wall time and of CPU time: other processes slow one of them, a leak both."""
     part = [w for w in work if first <= w[0] <= last]
     return [(part[-1][1] - part[0][1]) / (part[-1][axis] - part[0][axis]) for axis in (0, 2)]
 
 
 def ratio(work, until):
-    """The last third of a minute over the first one, by whichever was disturbed less."""
+    """Speed of the last third of the minute over the first, by the less disturbed measure."""
     late, early = rates(work, until - THIRD, until), rates(work, 0, THIRD)
     return max(now / then for now, then in zip(late, early, strict=True))
 
@@ -47,12 +47,12 @@ def torment(run, seconds, longest):
     wait_for(lambda: steps(run) > 0, process=process)
     began, killed, samples, work, tree = time.monotonic(), 0, [], [], psutil.Process(process.pid)
     while (now := time.monotonic() - began) < seconds:
-        victims = named(process, "sampler")
+        victims = workers_named(process, "sampler")
         if victims and killed < KILLS * seconds / MINUTE and now > killed * (MINUTE - 8) / KILLS:
             victims[killed % len(victims)].kill()
             killed += 1
         samples.append((now, footprint(process)))
-        cpu = sum(sum(p.cpu_times()[:2]) for p in (tree, *named(process, "learner")))
+        cpu = sum(sum(p.cpu_times()[:2]) for p in (tree, *workers_named(process, "learner")))
         work.append((now, steps(run), cpu))
         time.sleep(0.5)
         if seconds < longest and time.monotonic() - began >= seconds and ratio(work, seconds) < 0.95:
@@ -60,12 +60,12 @@ def torment(run, seconds, longest):
     return process, killed, samples, work, seconds
 
 
-def test_a_minute_with_fifty_respawns_leaves_memory_descriptors_and_threads_as_they_were(tmp_path):
+def test_fifty_sampler_restarts_leak_no_memory_descriptors_or_threads(tmp_path):
     run, shm = tmp_path / "run", set(os.listdir("/dev/shm"))
     process, killed, samples, work, until = torment(run, MINUTE, MINUTE + PATIENCE * THIRD)
     zombies = [p for p in children(process) if p.status() == psutil.STATUS_ZOMBIE]
     time.sleep(2.0)  # the last newborn is there
-    assert len(named(process, "sampler")) == 3
+    assert len(workers_named(process, "sampler")) == 3
     process.terminate()
     finish(process, 143)
     assert killed >= KILLS

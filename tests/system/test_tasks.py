@@ -1,4 +1,4 @@
-"""One policy for several tasks, squashed actions, normalised targets: from the command line to the evaluation."""
+"""Multi-task policies, squashed actions and normalized value targets, from training to evaluation."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ def run(*words, code=0):
     return done
 
 
-def test_one_policy_learns_two_tasks_with_a_curve_and_an_evaluation_for_each(tmp_path):
+def test_multi_task_run_has_a_curve_and_an_evaluation_per_task(tmp_path):
     folder = tmp_path / "run"
     run("train", BOTH, "--run.dir", folder, *SMALL, "--stop.env-steps", "20k", "--quiet")
     last = rows(folder)[-1]
@@ -27,7 +27,7 @@ def test_one_policy_learns_two_tasks_with_a_curve_and_an_evaluation_for_each(tmp
     assert [task["episodes"] for task in result["tasks"]] == [4, 4]
 
 
-def test_every_group_plays_the_task_that_is_its_own(tmp_path):
+def test_every_group_of_a_multi_task_run_plays_its_own_task(tmp_path):
     from sfactory.config import Config, Env, Sampling
     from sfactory.envs import make_specs
     from sfactory.supervisor.lockstep import Lockstep
@@ -52,19 +52,19 @@ def test_every_group_plays_the_task_that_is_its_own(tmp_path):
         ("gymnasium/CartPole-v1,pong", "pong is not FAMILY/ID"),
     ],
 )
-def test_tasks_that_cannot_be_learnt_together_are_refused_in_one_line(tmp_path, target, says):
+def test_incompatible_tasks_are_refused_in_one_line(tmp_path, target, says):
     done = run("train", target, "--run.dir", tmp_path / "run", code=2)
     assert says in done.stderr.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
 
-def test_groups_must_divide_among_the_tasks(tmp_path):
+def test_groups_must_be_divisible_by_the_tasks(tmp_path):
     done = run("train", BOTH, "--run.dir", tmp_path / "run", "--sampling.groups-per-sampler", 1, code=2)
     assert "2 tasks cannot share 1 groups evenly" in done.stderr
 
 
-def test_squashed_actions_and_normalised_targets_train_resume_and_play(tmp_path):
-    """In lockstep, twice: what was added to the checkpoint comes back, or the second half would differ."""
+def test_squashed_actions_and_normalized_targets_train_resume_and_evaluate(tmp_path):
+    """Two lockstep runs, one resumed: the second half would differ if the checkpoint were incomplete."""
     words = [*SMALL, "--run.mode", "lockstep", "--model.squash", "--normalize.value-targets", "--quiet"]
     words += ["--sampling.num-samplers", 1, "--log.every-updates", 5]
     straight, halved = tmp_path / "straight", tmp_path / "halved"
@@ -79,7 +79,7 @@ def test_squashed_actions_and_normalised_targets_train_resume_and_play(tmp_path)
     assert result["returns"]
 
 
-def test_squashing_what_cannot_be_is_refused_before_anything_is_written(tmp_path):
+def test_squash_without_bounds_is_refused_before_anything_is_written(tmp_path):
     done = run("train", "gymnasium/CartPole-v1", "--run.dir", tmp_path / "run", "--model.squash", code=2)
     assert "model.squash is for continuous actions" in done.stderr
     assert not (tmp_path / "run").exists()

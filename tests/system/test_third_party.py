@@ -1,4 +1,4 @@
-"""A package that sfactory has never heard of is installed with pip, and its environment trains by name."""
+"""An environment family of another package, installed with pip, trains by name."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from sfactory.envs.gymnasium_adapter import EnvGroup
 
 
 class Guess(gymnasium.Env):
-    """One step per episode: say which of three numbers is shown."""
+    """Episodes of one step: name the one of three numbers that is observed."""
 
     observation_space = gymnasium.spaces.Dict({"shown": gymnasium.spaces.Box(0, 1, (3,), np.float64)})
     action_space = gymnasium.spaces.Tuple((gymnasium.spaces.Discrete(3), gymnasium.spaces.Discrete(2)))
@@ -43,7 +43,7 @@ guessing = "guessing_game:make"
 """
 
 
-def test_an_installed_package_of_a_third_party_trains_by_name_and_is_learnt(tmp_path):
+def test_environment_of_an_installed_third_party_package_trains(tmp_path):
     source, site, run = tmp_path / "source", tmp_path / "site", tmp_path / "run"
     source.mkdir()
     (source / "guessing_game.py").write_text(ENVIRONMENT)

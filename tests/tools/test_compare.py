@@ -1,4 +1,4 @@
-"""What compare puts together, what it cuts, what it refuses."""
+"""`sfactory compare`: grouping, cutting to a common length, protocols, tables and plots."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from sfactory.monitor.statistics import bootstrap, iqm
 from sfactory.tools.comparison import compare
 
 
-def test_groups_are_runs_of_the_same_settings_named_by_what_differs(fabricate, runs):
+def test_compare_groups_runs_of_the_same_settings_and_labels_differences(fabricate, runs):
     for seed in (1, 2, 3):
         fabricate(f"a{seed}", [0, seed], **{"optim.lr": 1e-3, "run.seed": seed, "log.every_seconds": seed})
         fabricate(f"b{seed}", [0, 10 + seed], **{"optim.lr": 2.5e-4, "run.seed": seed, "env.step_timeout": 50 + seed})
@@ -23,7 +23,7 @@ def test_groups_are_runs_of_the_same_settings_named_by_what_differs(fabricate, r
     assert [p.rsplit("/", 1)[1] for p in second["runs"]] == ["b1", "b2", "b3"]
 
 
-def test_runs_are_compared_where_the_shortest_ends(fabricate, runs):
+def test_compare_reads_scores_where_the_shortest_run_ends(fabricate, runs):
     fabricate("a1", [1, 2, 3, 4], **{"optim.lr": 1e-3})
     fabricate("b1", [5, 6], **{"optim.lr": 1e-4})
     found = compare([runs])
@@ -33,7 +33,7 @@ def test_runs_are_compared_where_the_shortest_ends(fabricate, runs):
     assert found.panels[0].row("optim.lr=1e-3")["s"] == 20.0
 
 
-def test_by_seconds_a_faster_run_is_read_further_on(fabricate, runs):
+def test_compare_by_seconds_reads_a_faster_run_at_more_steps(fabricate, runs):
     fabricate("a1", [1, 2, 3, 4], speed=200.0, **{"optim.lr": 1e-3})
     fabricate("b1", [1, 2, 3, 4], speed=100.0, **{"optim.lr": 1e-4})
     panel = compare([runs], "seconds").panels[0]
@@ -42,14 +42,14 @@ def test_by_seconds_a_faster_run_is_read_further_on(fabricate, runs):
     assert [panel.row(label)["steps"] for label, _ in panel.groups] == [4000, 2000]
 
 
-def test_the_curve_is_interpolated_between_rows(fabricate, runs):
+def test_compare_interpolates_curves_between_rows(fabricate, runs):
     fabricate("a1", [0, 10])
     (panel,) = compare([runs]).panels
     bands = panel.bands("env_steps")[""]
     assert bands[0] == pytest.approx((panel.grids["env_steps"] - 1000) / 100)
 
 
-def test_the_length_counts_only_where_the_learning_rate_knows_the_end(fabricate, runs):
+def test_compare_separates_run_lengths_only_with_a_linear_schedule(fabricate, runs):
     fabricate("a1", [1], **{"stop.env_steps": 1000})
     fabricate("a2", [1], **{"stop.env_steps": 2000, "run.seed": 2})
     assert len(compare([runs]).panels[0].groups) == 1
@@ -59,36 +59,38 @@ def test_the_length_counts_only_where_the_learning_rate_knows_the_end(fabricate,
     assert len(compare([runs / "b1", runs / "b2"]).panels[0].groups) == 2
 
 
-def test_protocols_do_not_mix(fabricate, runs, typed):
+def test_compare_refuses_different_protocols(fabricate, runs, typed):
     fabricate("a1", [1], target="gymnasium/CartPole-v1")
     fabricate("a2", [1], target="gymnasium/CartPole-v1", **{"env.settings.max_episode_steps": 100})
     code, out, line = typed("compare", runs / "a1", runs / "a2")
     assert (code, out) == (2, "")
-    assert "runs/a2 was trained on gymnasium/CartPole-v1 under other rules than" in line
+    assert "runs/a2 was trained on gymnasium/CartPole-v1 under another protocol than" in line
     assert "max_episode_steps=100" in line
 
 
-def test_what_is_the_same_rule_in_other_words_may_mix(fabricate, runs):
+def test_compare_accepts_the_same_protocol_from_different_settings(fabricate, runs):
     fabricate("a1", [1], target="atari/pong", **{"env.protocol": ""})
     fabricate("a2", [1], target="atari/pong", **{"env.protocol": "dqn", "run.seed": 2})
     fabricate("a3", [1], target="atari/pong", **{"env.protocol": "machado", "run.seed": 3})
     assert len(compare([runs / "a1", runs / "a2"]).panels) == 1
     assert len(compare([runs / "a1", runs / "a2"]).panels[0].groups) == 1
-    with pytest.raises(ValueError, match=r"a3 was trained on atari/pong under other rules .*machado.* is not atari"):
+    with pytest.raises(
+        ValueError, match=r"a3 was trained on atari/pong under another protocol .*machado.* is not atari"
+    ):
         compare([runs])
 
 
-def test_the_protocol_a_checkpoint_was_stamped_with_counts_most(fabricate, runs):
-    """The same settings under another version of an environment's package are other rules."""
-    for name, said in (("a1", "minatar v0, 6 actions"), ("a2", "minatar v1, 3 actions")):
+def test_compare_uses_the_protocol_stored_in_checkpoints_first(fabricate, runs):
+    """The same settings under another version of an environment's package are another protocol."""
+    for name, protocol in (("a1", "minatar v0, 6 actions"), ("a2", "minatar v1, 3 actions")):
         checkpoint = fabricate(name, [1]) / "checkpoints/000000001000"
         checkpoint.mkdir(parents=True)
-        (checkpoint / "state.json").write_text(json.dumps({"protocol": said}))
+        (checkpoint / "state.json").write_text(json.dumps({"protocol": protocol}))
     with pytest.raises(ValueError, match="minatar v1, 3 actions is not minatar v0, 6 actions"):
         compare([runs])
 
 
-def test_tasks_of_different_scale_are_not_averaged(fabricate, runs):
+def test_compare_does_not_average_tasks_of_different_scale(fabricate, runs):
     for task in ("breakout", "asterix"):
         fabricate(f"{task}1", [1], target=f"minatar/{task}")
     found = compare([runs])
@@ -96,7 +98,7 @@ def test_tasks_of_different_scale_are_not_averaged(fabricate, runs):
     assert "not averaged" in " ".join(found.notes)
 
 
-def test_human_normalised_scores_are_averaged_over_tasks_stratum_by_stratum(fabricate, runs):
+def test_compare_averages_human_normalised_scores_stratified_by_task(fabricate, runs):
     def row(raw, relative):
         return {"charts/episodic_return": raw, "charts/human_normalized": relative}
 
@@ -112,13 +114,13 @@ def test_human_normalised_scores_are_averaged_over_tasks_stratum_by_stratum(fabr
     assert sorted(together["scores"]) == [2.0, 3.0, 4.0, 5.0]
     assert together["iqm"] == pytest.approx(3.5)
     low, high = together["interval"]
-    assert (low, high) == (pytest.approx(3.0), pytest.approx(4.0))  # both tasks in every draw: 2..5 never becomes 2, 2
+    assert (low, high) == (pytest.approx(3.0), pytest.approx(4.0))  # both tasks in every draw: never 2, 2
     pong = (0 + 0.5 + 0 + 0) / 4  # 2 and 3 against 3 and 4
     boxing = 0.0  # 4 and 5 against 7 and 8
     assert together["improvement"][0] == pytest.approx((pong + boxing) / 2)
 
 
-def test_a_policy_of_several_tasks_has_a_panel_for_each(fabricate, runs):
+def test_compare_shows_a_panel_per_task_of_a_multi_task_run(fabricate, runs):
     row = {"charts/episodic_return": 3.0, "charts/episodic_return/minatar/breakout": 2.0}
     row["charts/episodic_return/minatar/asterix"] = 4.0
     fabricate("m", [row], target="minatar/breakout,minatar/asterix")
@@ -126,19 +128,19 @@ def test_a_policy_of_several_tasks_has_a_panel_for_each(fabricate, runs):
     assert [(p.title, p.row("")["iqm"]) for p in panels] == [("minatar/breakout", 2.0), ("minatar/asterix", 4.0)]
 
 
-# -- what is not whole
+# -- incomplete runs
 
 
-def test_a_torn_last_row_and_nulls_are_left_out_and_said(fabricate, runs):
+def test_compare_notes_torn_rows_and_skips_nulls(fabricate, runs):
     folder = fabricate("a1", [1, 2, 3])
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"env_steps": 4000, "seconds": 40, "charts/episodic_return": null}\n{"env_steps": 50')
     found = compare([runs])
     assert (found.panels[0].end, found.panels[0].row("")["iqm"]) == (3000, 3)
-    assert "a line of metrics.jsonl cannot be read" in " ".join(found.notes)
+    assert "1 line of metrics.jsonl left out" in " ".join(found.notes)
 
 
-def test_empty_runs_are_left_out_and_running_ones_said(fabricate, runs):
+def test_compare_notes_empty_and_running_runs(fabricate, runs):
     fabricate("a1", [1, 2])
     fabricate("a2", [], **{"run.seed": 2})
     fabricate("a3", [None, None], **{"run.seed": 3})
@@ -149,33 +151,36 @@ def test_empty_runs_are_left_out_and_running_ones_said(fabricate, runs):
     (runs / "notes").mkdir()
     found = compare(sorted(runs.iterdir()))
     assert len(found.panels[0].row("")["runs"]) == 3
-    said = " ".join(found.notes)
-    for words in ("a2 has no training return yet", "a3 has no training return yet", "a4 did not finish (killed)",
-                  "a5 is still running", "notes holds no run"):  # fmt: skip
-        assert words in said
+    notes = " ".join(found.notes)
+    for text in ("a2 has no training return yet", "a3 has no training return yet", "a4 did not finish (killed)",
+                  "a5 is still running", "notes contains no run"):  # fmt: skip
+        assert text in notes
 
 
 @pytest.mark.parametrize(
-    ("words", "answer"),
+    ("arguments", "message"),
     [
         ("", "expected RUNS, got none"),
         ("runs/a1 runs/absent", "runs/absent does not exist"),
-        ("runs/empty", "none of the 1 folders holds a run with a training return; runs/empty has no training return"),
+        (
+            "runs/empty",
+            "none of the 1 folders contains a run with a training return; runs/empty has no training return",
+        ),
         ("runs/a1 --by step", "by: 'step' is not one of env_steps, seconds"),
         ("runs/a1 --optim.lr 1", "optim.lr: compare takes runs as they are"),
-        ("runs/a1 -o plot.gif", "plot.gif: pictures are .png, .svg, .pdf"),
+        ("runs/a1 -o plot.gif", "plot.gif: the suffix must be one of .png, .svg, .pdf"),
         ("runs/a1 -o absent/plot.png", "the folder absent does not exist"),
     ],
 )
-def test_a_mistake_is_one_sentence(fabricate, typed, words, answer):
+def test_compare_usage_errors_are_one_line(fabricate, typed, arguments, message):
     fabricate("a1", [1])
     fabricate("empty", [])
-    code, out, line = typed("compare", *words.split())
+    code, out, line = typed("compare", *arguments.split())
     assert (code, out) == (2, "")
-    assert answer in line
+    assert message in line
 
 
-def test_without_matplotlib_a_picture_is_refused_before_any_work(fabricate, typed, monkeypatch):
+def test_compare_plot_without_matplotlib_is_refused_before_any_work(fabricate, typed, monkeypatch):
     from sfactory.tools import compare_plot
 
     fabricate("a1", [1])
@@ -185,10 +190,10 @@ def test_without_matplotlib_a_picture_is_refused_before_any_work(fabricate, type
     assert "pip install 'sfactory[plots]'" in line
 
 
-# -- what is shown
+# -- output
 
 
-def test_the_table_and_the_json_say_the_same(fabricate, typed):
+def test_compare_table_and_json_agree(fabricate, typed):
     for seed in (1, 2, 3, 4):
         fabricate(f"a{seed}", [0, seed], **{"run.seed": seed, "optim.lr": 1e-3})
         fabricate(f"b{seed}", [0, 2 * seed], **{"run.seed": seed, "optim.lr": 1e-4})
@@ -207,7 +212,7 @@ def test_the_table_and_the_json_say_the_same(fabricate, typed):
     )
 
 
-def test_the_picture_is_written_as_png_and_svg_and_names_the_groups(fabricate, typed, tmp_path):
+def test_compare_plot_writes_png_and_svg_with_group_labels(fabricate, typed, tmp_path):
     for seed in (1, 2):
         fabricate(f"a{seed}", [0, seed], **{"run.seed": seed, "optim.lr": 1e-3})
         fabricate(f"b{seed}", [0, 2 * seed], **{"run.seed": seed, "optim.lr": 1e-4})

@@ -1,4 +1,4 @@
-"""`sfactory doctor`: machines that are not this one, told by the files they would have."""
+"""`sfactory doctor`: its checks on values and files of other machines, and the command on this one."""
 
 import configparser
 import json
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from sfactory.tools import doctor
-from sfactory.tools.doctor import GIB, Finding
+from sfactory.tools.doctor import GIB, MachineFinding
 
 ROOT = Path(__file__).parents[2]
 NO_LIMIT = resource.RLIM_INFINITY
 
 
-def tree(root, files):
+def write_files(root, files):
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,8 +33,8 @@ def tree(root, files):
         ({}, None),
     ],
 )
-def test_the_quota_of_both_versions_of_control_groups(tmp_path, files, cores):
-    assert doctor.cpu_quota(tree(tmp_path, files)) == cores
+def test_cpu_quota_reads_both_versions_of_control_groups(tmp_path, files, cores):
+    assert doctor.cpu_quota(write_files(tmp_path, files)) == cores
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_the_quota_of_both_versions_of_control_groups(tmp_path, files, cores):
         ({}, None),
     ],
 )
-def test_the_memory_limit_of_both_versions(tmp_path, files, limit):
-    assert doctor.memory_limit(tree(tmp_path, files)) == limit
+def test_memory_limit_reads_both_versions_of_control_groups(tmp_path, files, limit):
+    assert doctor.memory_limit(write_files(tmp_path, files)) == limit
 
 
-def test_a_limit_holds_for_the_groups_below_it(tmp_path):
-    tree(tmp_path, {"job/cpu.max": "200000 100000", "job/step/cpu.max": "max 100000"})
-    tree(tmp_path, {"self": "1:cpu:/x\n0::/job/step\n"})
+def test_cpu_quota_of_a_parent_group_applies_to_its_children(tmp_path):
+    write_files(tmp_path, {"job/cpu.max": "200000 100000", "job/step/cpu.max": "max 100000"})
+    write_files(tmp_path, {"self": "1:cpu:/x\n0::/job/step\n"})
     groups = doctor.control_groups(tmp_path, tmp_path / "self")
     assert groups == [tmp_path, tmp_path / "job", tmp_path / "job" / "step"]
     assert doctor.smallest(doctor.cpu_quota(group) for group in groups) == 2.0
@@ -61,16 +61,16 @@ def test_a_limit_holds_for_the_groups_below_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("finding", "level", "said"),
+    ("finding", "level", "text"),
     [
         (doctor.check_python((3, 11, 7), "2.13.0"), "ok", "Python 3.11.7, torch 2.13.0"),
         (doctor.check_python((3, 10, 1), "2.13.0"), "bad", "needs Python 3.11 or newer"),
         (doctor.check_python((3, 12, 1), None), "bad", "pip install torch"),
         (doctor.check_cores(64, 64, None), "ok", "quota none"),
-        (doctor.check_cores(64, 64, 4.0), "warn", "--sampling.num-samplers 3 at most"),
+        (doctor.check_cores(64, 64, 4.0), "warn", "use at most --sampling.num-samplers 3"),
         (doctor.check_cores(64, 4, 4.0), "ok", "64 of the machine, 4 allowed, quota 4"),
-        (doctor.check_cores(8, 1, None), "warn", "take turns"),
-        (doctor.check_cores(8, 8, 1.5), "warn", "take turns"),
+        (doctor.check_cores(8, 1, None), "warn", "share one core"),
+        (doctor.check_cores(8, 8, 1.5), "warn", "share one core"),
         (doctor.check_threads({}, 8), "ok", "no variable set"),
         (doctor.check_threads({"OMP_NUM_THREADS": "1"}, 8), "ok", "OMP_NUM_THREADS=1"),
         (doctor.check_threads({"MKL_NUM_THREADS": "8"}, 8), "warn", "8 threads in every sampler"),
@@ -78,19 +78,19 @@ def test_a_limit_holds_for_the_groups_below_it(tmp_path):
         (doctor.check_threads({"OMP_NUM_THREADS": "all"}, 8), "warn", "should be a number"),
         (doctor.check_memory(32 * GIB, 30 * GIB, None), "ok", "32.0 GiB, 30.0 free"),
         (doctor.check_memory(32 * GIB, 30 * GIB, 2 * GIB), "ok", "2.0 GiB (limit; the machine has 32.0), 2.0 free"),
-        (doctor.check_memory(32 * GIB, GIB // 2, None), "warn", "end what is not needed"),
+        (doctor.check_memory(32 * GIB, GIB // 2, None), "warn", "stop other processes"),
         (doctor.check_memory(32 * GIB, 30 * GIB, GIB // 2), "warn", "about 1 GiB"),
         (doctor.check_shared_memory(64 * 2**20, True), "ok", "/dev/shm 0.06 GiB"),
         (doctor.check_shared_memory(None, False), "warn", "TMPDIR"),
         (doctor.check_descriptors(1024, NO_LIMIT), "ok", "1024, at most no limit"),
         (doctor.check_descriptors(256, 256), "warn", "ulimit -Hn 320"),
         (doctor.check_descriptors(64, 64), "bad", "ulimit -Hn"),
-        (doctor.check_death(True, True), "ok", "death signal yes, pidfd yes"),
-        (doctor.check_death(False, True), "warn", "training works"),
+        (doctor.check_process_exit(True, True), "ok", "death signal yes, pidfd yes"),
+        (doctor.check_process_exit(False, True), "warn", "training works"),
         (doctor.check_cuda(["H100", "H100"], True, "2.13"), "ok", "H100, H100"),
         (doctor.check_cuda([], True, "2.13+cpu"), "warn", "torch 2.13+cpu sees no device"),
         (doctor.check_cuda([], False, "2.13+cpu"), "ok", "on the CPU"),
-        (doctor.check_bf16({"avx512_bf16", "sse"}), "ok", "bf16 can pay"),
+        (doctor.check_bf16({"avx512_bf16", "sse"}), "ok", "bf16 may be faster"),
         (doctor.check_bf16({"sse"}), "ok", "keep --run.precision fp32"),
         (doctor.check_compiler("/usr/bin/g++"), "ok", "/usr/bin/g++"),
         (doctor.check_compiler(None), "ok", "torch.compile"),
@@ -102,46 +102,48 @@ def test_a_limit_holds_for_the_groups_below_it(tmp_path):
         (doctor.check_rendering({"MUJOCO_GL": "osmesa"}, True, {"EGL": True}), "warn", "apt-get install libosmesa6"),
         (doctor.check_rendering({"MUJOCO_GL": "egl"}, True, {"EGL": True}), "ok", "MUJOCO_GL=egl"),
         (doctor.check_folder(Path("runs"), 9 * GIB, True), "ok", "runs can be written, 9.0 GiB free"),
-        (doctor.check_folder(Path("runs"), GIB // 2, True), "warn", "checkpoints need room"),
-        (doctor.check_folder(Path("runs"), None, False), "bad", "give --run.dir"),
+        (doctor.check_folder(Path("runs"), GIB // 2, True), "warn", "checkpoints need disk space"),
+        (doctor.check_folder(Path("runs"), None, False), "bad", "use --run.dir"),
     ],
 )
-def test_what_is_found_and_what_to_do(finding, level, said):
+def test_doctor_checks_report_level_and_advice(finding, level, text):
     assert finding.level == level
-    assert said in f"{finding.found} {finding.advice}"
-    assert bool(finding.advice) == (level != "ok")  # whatever is not well comes with what to do
+    assert text in f"{finding.found} {finding.advice}"
+    assert bool(finding.advice) == (level != "ok")  # advice for every finding that is not ok
 
 
-def test_descriptors_are_counted_as_the_supervisor_counts_them():
+def test_doctor_counts_descriptors_like_the_supervisor():
     from sfactory.supervisor.spawn import FDS_OF_OUR_OWN, FDS_PER_WORKER
 
     assert doctor.FDS == FDS_OF_OUR_OWN + FDS_PER_WORKER * doctor.WORKERS
 
 
-def test_every_extra_a_user_can_install_is_looked_for():
+def test_doctor_reads_the_extras_of_setup_cfg_from_the_package_metadata():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
-    assert set(doctor.EXTRAS) == set(parser["options.extras_require"]) - {"dev", "all", "classic"}
+    assert set(doctor.extras()) == set(parser["options.extras_require"]) - doctor.NOT_CHECKED
+    assert doctor.extras()["onnx"] == ["onnx", "onnxscript", "onnxruntime"]
+    assert doctor._not_installed(["numpy", "sfactory-absent"]) == ["sfactory-absent"]
     found = {f.topic: f for f in doctor.check_extras({"onnx": ["onnxruntime"], "atari": []})}
-    assert found["extra onnx"] == Finding("warn", "extra onnx", "no onnxruntime", "pip install 'sfactory[onnx]'")
+    assert found["extra onnx"] == MachineFinding("warn", "extra onnx", "no onnxruntime", "pip install 'sfactory[onnx]'")
     assert found["extra atari"].level == "ok"
 
 
-def test_a_folder_is_tried_by_writing(tmp_path):
-    free, writable = doctor._room(tmp_path / "runs" / "deep")
+def test_doctor_tests_the_folder_by_writing_to_it(tmp_path):
+    free, writable = doctor._free_space(tmp_path / "runs" / "deep")
     assert writable
     assert free > 0
     assert list(tmp_path.iterdir()) == []
-    assert doctor._room(Path("/proc/none/deep")) == (None, False)
+    assert doctor._free_space(Path("/proc/none/deep")) == (None, False)
 
 
-def test_cpu_flags_are_read_from_any_cpuinfo(tmp_path):
-    tree(tmp_path, {"cpuinfo": "processor : 0\nflags\t\t: fpu sse avx512_bf16\n"})
+def test_cpu_flags_are_read_from_cpuinfo(tmp_path):
+    write_files(tmp_path, {"cpuinfo": "processor : 0\nflags\t\t: fpu sse avx512_bf16\n"})
     assert doctor._cpu_flags(tmp_path / "cpuinfo") == {"fpu", "sse", "avx512_bf16"}
     assert doctor._cpu_flags(tmp_path / "absent") == set()
 
 
-def test_the_command_on_this_machine(typed):
+def test_doctor_command_succeeds_on_this_machine(typed):
     code, out, line = typed("doctor")
     assert code == 0
     assert line.startswith("sfactory: healthy (exit 0): nothing prevents training")
@@ -152,11 +154,11 @@ def test_the_command_on_this_machine(typed):
     assert f"torch {torch.__version__}" in out
 
 
-def test_only_what_prevents_training_ends_with_another_code(typed, monkeypatch):
-    found = [Finding("warn", "cores", "1", "buy one"), Finding("ok", "cuda", "none")]
+def test_doctor_command_exits_11_only_for_bad_findings(typed, monkeypatch):
+    found = [MachineFinding("warn", "cores", "1", "buy one"), MachineFinding("ok", "cuda", "none")]
     monkeypatch.setattr(doctor, "examine", lambda folder: found)
     assert typed("doctor")[0] == 0
-    found.append(Finding("bad", "runs folder", "/x cannot be written", "give --run.dir"))
+    found.append(MachineFinding("bad", "runs folder", "/x cannot be written", "give --run.dir"))
     code, out, line = typed("doctor", "--json")
     assert code == 11
     assert json.loads(out)["bad"] == 1

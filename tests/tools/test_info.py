@@ -1,4 +1,4 @@
-"""`sfactory info`: what a checkpoint is; a stranger's file is opened safely."""
+"""`sfactory info`: description of checkpoints, also damaged ones and files of unknown origin."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def run(made, tmp_path):
     return Path(shutil.copytree(made, tmp_path / "runs" / "a"))
 
 
-def test_everything_is_said_and_nothing_is_touched(typed, run):
+def test_info_describes_a_run_and_changes_nothing(typed, run):
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*")}
     code, out, line = typed("info", "runs/a")
     newest, oldest = candidates(run)
@@ -44,7 +44,7 @@ def test_everything_is_said_and_nothing_is_touched(typed, run):
     assert before == {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*")}
 
 
-def test_json_has_the_same(typed, run):
+def test_info_json_holds_the_description(typed, run):
     code, out, _ = typed("info", "runs/a", "--json")
     found = json.loads(out)
     assert (code, found["verified"], found["wrong"]) == (0, True, "")
@@ -54,7 +54,7 @@ def test_json_has_the_same(typed, run):
     assert found["task"]["env"] == "memory/tmaze"
 
 
-def test_a_damaged_checkpoint_is_named_and_the_newest_good_one_is_shown(typed, run):
+def test_info_reports_damage_and_shows_the_newest_good_checkpoint(typed, run):
     newest, oldest = candidates(run)
     with (newest / "model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -66,12 +66,12 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_good_one_is_shown(typed, r
     code, out, line = typed("info", newest)
     assert code == 5
     assert "verified    no: model.safetensors is damaged" in out
-    assert f"trained     {int(newest.name):,} env steps" in out  # what can be read is said all the same
+    assert f"trained     {int(newest.name):,} env steps" in out  # what can be read is shown
     assert "damaged (exit 5)" in line
     assert newest.is_dir()  # it stays where it is
 
 
-def test_a_checkpoint_that_was_copied_away_still_says_its_task(typed, run, tmp_path):
+def test_info_shows_the_task_of_a_copied_checkpoint(typed, run, tmp_path):
     shutil.copytree(candidates(run)[0], tmp_path / "copy")
     code, out, _ = typed("info", "copy")
     assert code == 0
@@ -83,15 +83,15 @@ def test_a_checkpoint_that_was_copied_away_still_says_its_task(typed, run, tmp_p
     "content",
     [b"", b"[]", b"null", b"\xff" * 50, b"[" * 100_000, b'{"sha256": 1, "files": []}', b"\xff\xff\xff\xff\0\0\0\0{}"],
 )
-def test_whatever_a_stranger_wrote_is_damage_and_no_traceback(typed, run, capsys, name, content):
+def test_info_reports_arbitrary_content_as_damage(typed, run, capsys, name, content):
     (candidates(run)[0] / name).write_bytes(content)
     code, _, line = typed("info", candidates(run)[0])
     assert code == 5
     assert "damaged (exit 5)" in line
 
 
-def test_a_forged_manifest_cannot_do_more(typed, run):
-    """It can hash itself: anybody can. Files that are missing in it, or no list at all, are damage."""
+def test_info_rejects_a_forged_manifest(typed, run):
+    """Its own hash is valid, but files that are missing in it, or no dictionary at all, are damage."""
     from sfactory.run.checkpoint import FORMAT, manifest_sha256
 
     path = candidates(run)[0]
@@ -104,27 +104,27 @@ def test_a_forged_manifest_cannot_do_more(typed, run):
         assert typed("info", path)[0] == 5
 
 
-def test_words_that_would_steer_the_terminal_are_printed_harmlessly(run):
+def test_info_prints_no_terminal_control_codes(run):
     path = candidates(run)[0]
     (path / "state.json").write_text(json.dumps({"env": "\x1b[2J", "protocol": "\x1b]0;x\x07", "env_steps": "many"}))
     (run / "config.toml").unlink()
     assert "\x1b" not in info(path).report()
 
 
-def test_a_pickle_is_not_opened(typed, run, tmp_path):
+def test_info_never_unpickles(typed, run, tmp_path):
     class Bomb:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "exploded"),))
 
-    (tmp_path / "stranger.pt").write_bytes(pickle.dumps(Bomb()))
-    code, _, line = typed("info", "stranger.pt")
-    assert (code, "stranger.pt is a file; a checkpoint is a folder with manifest.json" in line) == (5, True)
+    (tmp_path / "unknown.pt").write_bytes(pickle.dumps(Bomb()))
+    code, _, line = typed("info", "unknown.pt")
+    assert (code, "unknown.pt is a file; a checkpoint is a folder with manifest.json" in line) == (5, True)
     (candidates(run)[0] / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
     assert typed("info", candidates(run)[0])[0] == 5
     assert not (tmp_path / "exploded").exists()
 
 
-def test_neither_torch_nor_the_environment_is_needed(run):
+def test_info_imports_neither_torch_nor_the_environment(run):
     code = (
         "import sys\nfrom sfactory.cli import main as cli\ntry: cli.main(['info', sys.argv[1]])\n"
         "except SystemExit as e: assert e.code == 0\n"
@@ -135,15 +135,15 @@ def test_neither_torch_nor_the_environment_is_needed(run):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("arguments", "code", "message"),
     [
         ("info", 2, "expected one runs/NAME or checkpoint, got none"),
         ("info absent", 2, "absent does not exist"),
-        ("info runs", 2, "runs holds no checkpoint, and is none"),
+        ("info runs", 2, "runs is no checkpoint"),
         ("info runs/a --optim.lr 1", 2, "info takes no settings"),
     ],
 )
-def test_mistakes(typed, run, words, code, said):
-    got, _, line = typed(*words.split())
+def test_info_usage_errors(typed, run, arguments, code, message):
+    got, _, line = typed(*arguments.split())
     assert got == code
-    assert said in line
+    assert message in line

@@ -1,4 +1,4 @@
-"""The timeline of a run: every stage of every worker, in order, in a format that viewers read."""
+"""The timeline of a run: all stages of all workers in the Trace Event Format."""
 
 import itertools
 import json
@@ -8,7 +8,7 @@ from sfactory.tools.timeline import Span
 from sfactory.workers.worker import Stages
 
 
-def test_every_mark_of_a_worker_is_a_span_and_they_follow_each_other(tmp_path):
+def test_timeline_reads_consecutive_spans_of_a_worker(tmp_path):
     stages = Stages(tmp_path / "inference.stages")
     for stage in ("look", "forward", "look"):
         stages.mark(stage)
@@ -23,7 +23,7 @@ def test_every_mark_of_a_worker_is_a_span_and_they_follow_each_other(tmp_path):
     assert abs(sum(span.end - span.begin for span in spans[:3]) - total) < 1e-9
 
 
-def test_without_a_file_nothing_is_kept(tmp_path):
+def test_stages_without_a_file_record_nothing(tmp_path):
     stages = Stages()
     stages.mark("look")
     stages.drain()
@@ -38,7 +38,7 @@ SPANS = [
 ]
 
 
-def test_the_trace_has_a_process_per_worker_and_microseconds():
+def test_trace_events_have_a_process_per_worker_and_microseconds():
     trace = json.loads(json.dumps(timeline.trace_events(SPANS)))
     names = [e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"]
     assert names == ["sampler-2", "sampler-10", "learner"]
@@ -46,7 +46,7 @@ def test_the_trace_has_a_process_per_worker_and_microseconds():
     assert (wait["ph"], wait["pid"], wait["ts"], wait["dur"]) == ("X", 1, 750_000.0, 250_000.0)
 
 
-def test_the_last_seconds_and_their_shares():
+def test_timeline_table_covers_the_last_seconds():
     assert timeline.last(SPANS, 1.0) == [SPANS[0], SPANS[2], SPANS[3]]
     assert timeline.last([], 1.0) == []
     lines = timeline.table(SPANS).splitlines()

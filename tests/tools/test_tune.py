@@ -1,4 +1,4 @@
-"""The search for faster settings, against a machine made of a formula."""
+"""The search for faster settings, with a formula in place of measurements."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def ticking(step=1.0):
     return itertools.count(0.0, step).__next__
 
 
-def test_it_climbs_to_the_fastest_split_of_the_same_environments():
+def test_tune_finds_the_fastest_split_of_the_same_environments():
     found = tune.search(BASE, 1000.0, measure=speed, clock=ticking())
     best = with_settings(BASE, found.settings)
     assert (best.sampling.num_samplers, best.sampling.groups_per_sampler, best.run.learner_threads) == (4, 1, 2)
@@ -41,7 +41,7 @@ def test_it_climbs_to_the_fastest_split_of_the_same_environments():
     assert not found.learns_differently
 
 
-def test_what_changes_the_learning_is_only_tried_when_asked_for_and_said():
+def test_tune_changes_learning_only_on_request_and_reports_it():
     def measure(config):
         return 1000.0 * (1 + (config.run.precision == "bf16"))
 
@@ -52,7 +52,7 @@ def test_what_changes_the_learning_is_only_tried_when_asked_for_and_said():
     assert "compare returns" in found.text()
 
 
-def test_it_stops_when_the_time_is_over_and_leaves_enough_to_measure_both_again():
+def test_tune_stops_in_time_to_remeasure_both_settings():
     calls = []
 
     def measure(config):
@@ -63,7 +63,7 @@ def test_it_stops_when_the_time_is_over_and_leaves_enough_to_measure_both_again(
     assert 2 <= len(calls) <= 12
 
 
-def test_a_candidate_that_does_not_run_is_passed_over():
+def test_tune_skips_a_candidate_that_fails():
     def measure(config):
         if config.sampling.num_samplers > 1:
             raise BenchFailed("no memory")
@@ -73,12 +73,12 @@ def test_a_candidate_that_does_not_run_is_passed_over():
     assert with_settings(BASE, found.settings).sampling.num_samplers == 1
 
 
-def test_luck_that_does_not_come_again_is_not_believed():
+def test_tune_remeasures_a_lucky_trial():
     lucky = iter([1000.0, 2000.0, *[1000.0] * 100])  # the second run alone was fast
     assert tune.search(BASE, 1000.0, measure=lambda config: next(lucky), clock=ticking()).after < 2000.0
 
 
-def test_settings_that_do_not_run_at_all_are_the_callers_to_hear_of():
+def test_tune_raises_if_the_given_settings_fail():
     def measure(config):
         raise BenchFailed("the run to be measured ended by itself: no")
 
@@ -86,7 +86,7 @@ def test_settings_that_do_not_run_at_all_are_the_callers_to_hear_of():
         tune.search(BASE, 10.0, measure=measure)
 
 
-def test_threads_are_tried_where_the_cores_compute_the_network(monkeypatch):
+def test_tune_varies_threads_only_for_networks_on_the_cpu(monkeypatch):
     def tried(device, inference_device=""):
         config = with_settings(BASE, {"run.device": device, "run.inference_device": inference_device})
         names = {name for change in tune.changes(config, 4, False) for name in change.settings if "threads" in name}
@@ -101,13 +101,13 @@ def test_threads_are_tried_where_the_cores_compute_the_network(monkeypatch):
     assert tried("auto") == ["inference", "learner"]
 
 
-def test_several_tasks_keep_whole_shares_of_the_groups():
+def test_tune_keeps_groups_divisible_by_the_tasks():
     two = with_settings(BASE, {"env.name": "minatar/breakout,minatar/asterix"})
     for change in tune.changes(two, 4, learning=True):
         assert change.apply(two).sampling.num_groups % 2 == 0
 
 
-def test_found_settings_are_toml_that_train_reads(tmp_path):
+def test_tune_writes_toml_that_train_reads(tmp_path):
     import tomllib
 
     text = settings_to_toml({"sampling.num_samplers": 3, "run.learner_threads": 2, "run.precision": "bf16"})
@@ -116,19 +116,19 @@ def test_found_settings_are_toml_that_train_reads(tmp_path):
     }  # fmt: skip
 
 
-def test_auto_is_for_processes():
+def test_sampling_auto_requires_async_mode():
     with pytest.raises(ValueError, match=r"sampling\.auto"):
         Config(run=Run(mode="lockstep"), sampling=Sampling(auto=True))
 
 
-def test_what_cannot_be_tried_is_left_to_the_run_itself(monkeypatch):
-    """The run then ends with its own exit code and sentence, or trains."""
+def test_sampling_auto_keeps_the_settings_if_the_trial_fails(monkeypatch):
+    """The run itself then fails with its own exit code, or trains."""
 
     def fails(config, seconds):
         raise BenchFailed("the run to be measured ended by itself: no such game")
 
     monkeypatch.setattr(tune, "trial", fails)
-    said = []
+    lines = []
     asked = with_settings(BASE, {"sampling.auto": True})
-    assert tune.tuned(asked, said.append) == BASE
-    assert "no such game" in said[-1]
+    assert tune.tuned(asked, lines.append) == BASE
+    assert "no such game" in lines[-1]

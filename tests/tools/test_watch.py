@@ -1,4 +1,4 @@
-"""The panel of a run elsewhere says what its files say, and touches nothing."""
+"""`sfactory watch` shows the content of a run folder and changes nothing."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from sfactory.config import Config, Env, Sampling, Stop
 from sfactory.config.toml_file import to_toml
 from sfactory.monitor.writers import METRICS_FILE, drop_rows_after
-from sfactory.tools.watch import Watched, watch
+from sfactory.tools.watch import RunWatcher, watch
 
 CONFIG = Config(
     env=Env(name="minatar/breakout"), stop=Stop(env_steps=1000), sampling=Sampling(num_samplers=2, slots_per_group=3)
@@ -33,15 +33,15 @@ def write(run_dir, steps, end="\n", **metrics):
 
 
 def status(run_dir, state, pid=None):
-    told = {"state": state, "env_steps": 1, "pid": pid or os.getpid()}
-    (run_dir / "status.json").write_text(json.dumps(told))
+    content = {"state": state, "env_steps": 1, "pid": pid or os.getpid()}
+    (run_dir / "status.json").write_text(json.dumps(content))
 
 
 def contents(run_dir):
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run_dir.rglob("*")}
 
 
-def test_it_shows_the_newest_row_and_what_surrounds_it(run_dir):
+def test_run_watcher_reads_the_newest_row_and_faults(run_dir):
     write(run_dir, 100, **{"charts/episodic_return": 1.0, "stage/learner/wait": 0.25})
     write(run_dir, 200, **{"charts/episodic_return": 2.0, "losses/entropy": None})
     (run_dir / "log.txt").write_text(
@@ -52,54 +52,54 @@ def test_it_shows_the_newest_row_and_what_surrounds_it(run_dir):
     os.utime(run_dir / METRICS_FILE, (1000.0, 1000.0))
     os.utime(run_dir / "checkpoints" / "000000000100", (900.0, 900.0))
     before = contents(run_dir)
-    seen = Watched(run_dir).read(now=1007.0)
+    snapshot = RunWatcher(run_dir).read(now=1007.0)
     assert contents(run_dir) == before
-    assert (seen.env_steps, seen.seconds, seen.env, seen.name) == (200, 20.0, "minatar/breakout", "one")
-    assert seen.history == ((100.0, 10.0, 1.0), (200.0, 20.0, 2.0))
-    assert seen.value("stage/learner/wait") == 0.25  # told with the row before
-    assert seen.value("losses/entropy") is None
-    assert seen.faults == ("sampler-1 died (killed by SIGKILL); respawned", "environment 3: boom")
-    assert (seen.slots, seen.state, seen.since) == (12, "running", 7.0)
-    assert seen.checkpoint == (100, 100.0)  # when the row was written, as everything else
+    assert (snapshot.env_steps, snapshot.seconds, snapshot.env, snapshot.name) == (200, 20.0, "minatar/breakout", "one")
+    assert snapshot.history == ((100.0, 10.0, 1.0), (200.0, 20.0, 2.0))
+    assert snapshot.value("stage/learner/wait") == 0.25  # from the row before
+    assert snapshot.value("losses/entropy") is None
+    assert snapshot.faults == ("sampler-1 died (killed by SIGKILL); respawned", "environment 3: boom")
+    assert (snapshot.slots, snapshot.state, snapshot.since) == (12, "running", 7.0)
+    assert snapshot.checkpoint == (100, 100.0)  # when the row was written, as everything else
 
 
-def test_a_run_that_is_over_is_shown_as_it_was_at_its_end(run_dir):
+def test_run_watcher_shows_a_finished_run_as_of_its_end(run_dir):
     write(run_dir, 100)
     status(run_dir, "finished")
     os.utime(run_dir / "checkpoints" / "000000000100", (900.0, 900.0))
     os.utime(run_dir / "status.json", (903.0, 903.0))
-    seen = Watched(run_dir).read(now=5000.0)
-    assert (seen.state, seen.since, seen.checkpoint) == ("finished", 0.0, (100, 3.0))
+    snapshot = RunWatcher(run_dir).read(now=5000.0)
+    assert (snapshot.state, snapshot.since, snapshot.checkpoint) == ("finished", 0.0, (100, 3.0))
 
 
-def test_rows_are_read_once_and_a_half_written_one_when_it_is_whole(run_dir, monkeypatch):
-    watched = Watched(run_dir)
-    assert watched.read(0.0).row == {}
+def test_run_watcher_reads_rows_once_and_waits_for_complete_lines(run_dir, monkeypatch):
+    watcher = RunWatcher(run_dir)
+    assert watcher.read(0.0).row == {}
     write(run_dir, 100)
     write(run_dir, 200, end="")
-    assert watched.read(0.0).env_steps == 100
+    assert watcher.read(0.0).env_steps == 100
     with (run_dir / METRICS_FILE).open("a") as file:
         file.write("\n")
-    assert watched.read(0.0).env_steps == 200
+    assert watcher.read(0.0).env_steps == 200
     added = []
-    real = watched.history.add
-    monkeypatch.setattr(watched.history, "add", lambda steps, *row: added.append(steps) or real(steps, *row))
+    real = watcher.history.add
+    monkeypatch.setattr(watcher.history, "add", lambda steps, *row: added.append(steps) or real(steps, *row))
     write(run_dir, 300)
-    watched.read(0.0)
+    watcher.read(0.0)
     assert added == [300]
 
 
-def test_a_resumed_run_is_read_anew(run_dir):
-    watched = Watched(run_dir)
+def test_run_watcher_reads_a_resumed_run_again(run_dir):
+    watcher = RunWatcher(run_dir)
     for steps in (100, 200, 300):
         write(run_dir, steps, **{"charts/episodic_return": float(steps)})
-    watched.read(0.0)
+    watcher.read(0.0)
     drop_rows_after(run_dir, 100)
     write(run_dir, 150, **{"charts/episodic_return": 7.0})
-    assert watched.read(0.0).history == ((100.0, 10.0, 100.0), (150.0, 15.0, 7.0))
+    assert watcher.read(0.0).history == ((100.0, 10.0, 100.0), (150.0, 15.0, 7.0))
 
 
-def test_it_ends_when_the_run_ends(run_dir, monkeypatch, capsys):
+def test_watch_ends_when_the_run_ends(run_dir, monkeypatch, capsys):
     write(run_dir, 100)
     status(run_dir, "running")
     monkeypatch.setattr("sfactory.tools.watch.time.sleep", lambda _: status(run_dir, "lost"))
@@ -107,7 +107,7 @@ def test_it_ends_when_the_run_ends(run_dir, monkeypatch, capsys):
     assert capsys.readouterr().err == "100 steps | 10 steps/s | 10%, 1 min 30 s left\n"
 
 
-def test_a_supervisor_that_was_killed_trains_no_more(run_dir):
+def test_run_watcher_reports_a_killed_supervisor(run_dir):
     """Nobody wrote how it ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -116,7 +116,7 @@ def test_a_supervisor_that_was_killed_trains_no_more(run_dir):
     assert watch(run_dir).state == "killed"
 
 
-def test_the_verb_says_what_it_saw_last(run_dir, typed):
+def test_watch_command_reports_the_last_snapshot(run_dir, typed):
     write(run_dir, 1000)
     status(run_dir, "finished")
     assert typed("watch", run_dir) == (0, "", f"sfactory: watched (exit 0): {run_dir}: finished, 1,000 steps")
@@ -135,16 +135,16 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(run_dir, typed, monkeypatch):
     assert typed("watch", run_dir) == (0, "", f"sfactory: watched (exit 0): {run_dir}: running, 100 steps")
 
 
-def test_the_picture_for_the_docs_is_an_svg_of_the_panel(run_dir):
+def test_benchmarks_pictures_writes_an_svg_of_the_panel(run_dir):
     write(run_dir, 500, **{"charts/episodic_return": 3.5})
     status(run_dir, "finished")
     out = run_dir.parent / "pictures" / "panel.svg"
     script = os.path.join(os.path.dirname(__file__), "..", "..", "benchmarks", "pictures.py")
     subprocess.run([sys.executable, script, "panel", run_dir, out, "--width", "90"], check=True)
-    words = re.sub("<[^>]*>|&#160;", " ", out.read_text())
-    assert "minatar/breakout" in words
-    assert "3.5" in words
-    assert "finished" in words
+    text = re.sub("<[^>]*>|&#160;", " ", out.read_text())
+    assert "minatar/breakout" in text
+    assert "3.5" in text
+    assert "finished" in text
 
 
 def test_watching_never_loads_torch():

@@ -1,6 +1,6 @@
-"""A group that keeps every rule of `check-env`, and words for what the report says of one that does not.
+"""A group that follows every rule of `check-env`, and helpers to read the report.
 
-Each broken environment of the tests differs from `Walk` in one thing.
+Each faulty environment of the tests differs from `ConformingEnv` in one respect.
 """
 
 from typing import ClassVar
@@ -14,8 +14,8 @@ LIMIT = 12
 RULES = {"data", "autoreset", "final observation", "time limit", "observations", "rewards", "speed", "seeds"}
 
 
-class Walk:
-    """E walkers on a line, who fall off at +-2 (reward -1) or are truncated after LIMIT steps; next-step autoreset."""
+class ConformingEnv:
+    """E random walks, terminated at +-2 (reward -1) or truncated after LIMIT steps; next-step autoreset."""
 
     actions: ClassVar = {"action": ActionLeaf((), "int64", "discrete", (2,))}
     obs: ClassVar = {"obs": Leaf((2,), "float32")}
@@ -24,41 +24,44 @@ class Walk:
 
     def __init__(self, num_envs, seeds):
         self.num_envs, self.calls, self.closed = num_envs, 0, False
-        self.draws = [np.random.default_rng(seed) for seed in seeds]
+        self.generators = [np.random.default_rng(seed) for seed in seeds]
         self.spec = EnvSpec("fake/walk", self.obs, self.actions, max_episode_steps=self.limit, mask=self.mask)
-        self.place, self.over = np.zeros((num_envs, 2), np.float32), np.zeros(num_envs, bool)
-        self.tally, self.begun = Tally(num_envs), None
+        self.position, self.over = np.zeros((num_envs, 2), np.float32), np.zeros(num_envs, bool)
+        self.tally, self.start_positions = Tally(num_envs), None
 
-    def begin(self, env):
-        self.place[env] = 0.1 * self.draws[env].standard_normal(2)
+    def begin_episode(self, env):
+        self.position[env] = 0.1 * self.generators[env].standard_normal(2)
 
     def reset(self):
         for env in range(self.num_envs):
-            self.begin(env)
-        self.begun = self.place.copy()
-        return self.see()
+            self.begin_episode(env)
+        self.start_positions = self.position.copy()
+        return self.observe()
 
-    def see(self):
-        return {"obs": self.place}  # the same array every time, as a group may
+    def observe(self):
+        return {"obs": self.position}  # the same array every time, as a group may
 
     def step(self, action):
         valid = ~self.over
         for env in range(self.num_envs):
             if self.over[env]:
-                self.begin(env)
-                self.begun[env] = self.place[env]
+                self.begin_episode(env)
+                self.start_positions[env] = self.position[env]
             else:
-                self.place[env] += 0.5 * self.draws[env].standard_normal(2) + 0.2 * (2 * action["action"][env] - 1)
-        fell = valid & (abs(self.place[:, 0]) > 2)
-        reward = np.where(valid, np.where(fell, -1.0, 0.1), 0.0).astype(np.float32)
+                self.position[env] += 0.5 * self.generators[env].standard_normal(2) + 0.2 * (
+                    2 * action["action"][env] - 1
+                )
+        terminated = valid & (abs(self.position[:, 0]) > 2)
+        reward = np.where(valid, np.where(terminated, -1.0, 0.1), 0.0).astype(np.float32)
         self.tally.count(reward, valid)
-        late = valid & (self.tally.lengths >= LIMIT) & ~fell
-        self.over = fell | late
+        truncated = valid & (self.tally.lengths >= LIMIT) & ~terminated
+        self.over = terminated | truncated
         episodes = self.tally.end(np.flatnonzero(self.over).tolist())
         self.calls += 1
-        return self.spoil(Step(self.see(), reward, fell, late, valid, ~valid, episodes, ()))
+        return self.change(Step(self.observe(), reward, terminated, truncated, valid, ~valid, episodes, ()))
 
-    def spoil(self, step):
+    def change(self, step):
+        """Overridden by faulty environments."""
         return step
 
     def close(self):
@@ -66,14 +69,15 @@ class Walk:
 
 
 def levels(report):
-    """Title -> the worst that was said."""
-    found = {}
+    """Title -> the worst level of its findings."""
+    worst = {}
     for level, title, _ in report.findings:
-        found[title] = max(found.get(title, "ok"), level, key=["ok", "warn", "bad"].index)
-    return found
+        worst[title] = max(worst.get(title, "ok"), level, key=["ok", "warn", "bad"].index)
+    return worst
 
 
-def said(report, title):
+def sentences(report, title):
+    """The sentences of a rule, joined."""
     return " | ".join(sentence for _, about, sentence in report.findings if about == title)
 
 
@@ -81,11 +85,11 @@ def checked(group, name="faults/walk", **options):
     return check(name, make=group, steps=options.pop("steps", 150), **options)
 
 
-def expect(group, title, level, words, **options):
-    """One rule speaks, in these words, and no other one says anything worse than before."""
+def expect(group, title, level, text, **options):
+    """Check that one rule reports `level` with `text`, and that all other rules report ok."""
     report = checked(group, **options)
     assert levels(report)[title] == level, report.text()
-    assert words in said(report, title)
+    assert text in sentences(report, title)
     others = {about for about, worst in levels(report).items() if worst != "ok"} - {title}
     assert not others, report.text()
     assert report.bad == (level == "bad")

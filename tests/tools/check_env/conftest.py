@@ -1,4 +1,4 @@
-"""What the tests of `check-env` share."""
+"""Fixtures of the tests of `check-env`."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from sfactory.tools import check_env
 
 @pytest.fixture(autouse=True)
 def _no_slow_machine(monkeypatch):
-    """How long a reset takes is measured; whether that is told rightly is tested with a clock of our own."""
+    """Disable the rule on slow resets, which depends on the machine; it has a test with a fake clock."""
     monkeypatch.setattr(check_env, "SLOW_RESETS", 2.0)

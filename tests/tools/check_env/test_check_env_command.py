@@ -1,9 +1,9 @@
-"""`sfactory check-env` and `sfactory envs FAMILY`, as they are typed."""
+"""The commands `sfactory check-env` and `sfactory envs FAMILY`."""
 
 import json
 
 
-def test_check_env_says_what_an_environment_keeps_and_breaks(typed):
+def test_check_env_command_reports_findings_and_sets_the_exit_code(typed):
     code, out, line = typed("check-env", "memory/tmaze", "--seconds", "0.3")
     assert (code, "passed every check" in line) == (0, True)
     assert "ok    autoreset" in out
@@ -13,7 +13,7 @@ def test_check_env_says_what_an_environment_keeps_and_breaks(typed):
     assert [f for f in json.loads(out)["findings"] if f["level"] == "bad"]
 
 
-def test_a_family_lists_its_environments(typed):
+def test_envs_command_lists_the_environments_of_a_family(typed):
     code, out, _ = typed("envs", "minatar")
     assert (code, "minatar/breakout" in out.splitlines(), len(out.splitlines())) == (0, True, 5)
     assert "gymnasium/Hopper-v5" in typed("envs", "gymnasium")[1].splitlines()

@@ -1,4 +1,4 @@
-"""What `check-env` plays, suggests and says, and what it says of real environments."""
+"""`check-env`: random actions, the suggested command, the report, and results for real environments."""
 
 import json
 import math
@@ -6,17 +6,17 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from conforming_env import RULES, Walk, checked, levels, said
+from conforming_env import RULES, ConformingEnv, checked, levels, sentences
 
 from sfactory.envs import ActionLeaf, EnvSpec, Leaf
 from sfactory.tools import check_env
-from sfactory.tools.check_env import Report, check, nearest
-from sfactory.tools.env_trace import random_action
+from sfactory.tools.check_env import EnvReport, check, nearest
+from sfactory.tools.random_rollout import random_action
 
 # -- actions -------------------------------------------------------------------------------------------------
 
 
-def test_random_actions_are_legal_and_use_all_there_is():
+def test_random_action_covers_the_legal_actions():
     spec = EnvSpec("x", {}, {
         "one": ActionLeaf((), "int64", "discrete", (3,)),
         "two": ActionLeaf((2,), "int64", "discrete", (2, 4)),
@@ -38,13 +38,13 @@ def test_random_actions_are_legal_and_use_all_there_is():
     assert ((box[:, 3] >= 5) & (box[:, 3] <= 6)).all()
 
 
-def test_random_actions_obey_the_mask():
-    class Masked(Walk):
+def test_random_action_respects_the_mask():
+    class Masked(ConformingEnv):
         obs: ClassVar = {"obs/action_mask": Leaf((2,), "int64"), "obs/x": Leaf((2,), "float32")}
         mask = "obs/action_mask"
 
-        def see(self):
-            return {"obs/action_mask": np.tile([0, 1], (self.num_envs, 1)), "obs/x": self.place}
+        def observe(self):
+            return {"obs/action_mask": np.tile([0, 1], (self.num_envs, 1)), "obs/x": self.position}
 
         def step(self, action):
             assert (action["action"] == 1).all()
@@ -56,64 +56,64 @@ def test_random_actions_obey_the_mask():
     assert ", the mask" in report.text()
 
 
-# -- what to type, and how it is told ------------------------------------------------------------------------
+# -- the suggested command and the report ------------------------------------------------------------------------
 
 
 def spec_of(shape, dtype="float32"):
-    return EnvSpec("x", {"obs": Leaf(shape, dtype)}, Walk.actions)
+    return EnvSpec("x", {"obs": Leaf(shape, dtype)}, ConformingEnv.actions)
 
 
-def test_an_environment_with_a_preset_is_trained_with_it():
-    words, why, _ = nearest("gymnasium/CartPole-v1", spec_of((4,)))
-    assert (words, why) == (["sfactory", "train", "classic/cartpole"], "its preset")
+def test_nearest_suggests_the_preset_of_the_environment():
+    command, why, _ = nearest("gymnasium/CartPole-v1", spec_of((4,)))
+    assert (command, why) == (["sfactory", "train", "classic/cartpole"], "its preset")
     assert nearest("minatar/breakout", spec_of((10, 10, 4)), "minatar/breakout")[0][-1] == "minatar/breakout"
 
 
-def test_a_family_with_defaults_uses_them_for_what_they_are_made_for():
-    words, why, given = nearest("gymnasium/MountainCar-v0", spec_of((2,)))
-    assert words == ["sfactory", "train", "gymnasium/MountainCar-v0"]
+def test_nearest_uses_family_defaults_for_the_observations_they_suit():
+    command, why, given = nearest("gymnasium/MountainCar-v0", spec_of((2,)))
+    assert command == ["sfactory", "train", "gymnasium/MountainCar-v0"]
     assert why == "the defaults of gymnasium"
     assert given["env.name"] == "gymnasium/MountainCar-v0"
     assert given["normalize.obs"] is True
 
 
-def test_other_environments_use_the_settings_of_what_looks_like_them():
-    words, why, given = nearest("faults/count", spec_of((3,)))
-    assert words[:4] == ["sfactory", "train", "faults/count", "--config"]
-    assert words[4].endswith("gymnasium/default.toml")
-    assert why == "the nearest there are, those of gymnasium"
+def test_nearest_uses_settings_of_similar_observations_otherwise():
+    command, why, given = nearest("faults/count", spec_of((3,)))
+    assert command[:4] == ["sfactory", "train", "faults/count", "--config"]
+    assert command[4].endswith("gymnasium/default.toml")
+    assert why == "the nearest ones, of gymnasium"
     assert given["env.name"] == "faults/count"  # the target, not the file's
-    words, _, _ = nearest("gymnasium/Grid-v0", spec_of((7, 7, 3), "uint8"))
-    assert words[4].endswith("minatar/default.toml")
+    command, _, _ = nearest("gymnasium/Grid-v0", spec_of((7, 7, 3), "uint8"))
+    assert command[4].endswith("minatar/default.toml")
 
 
-def test_settings_that_were_typed_are_in_the_command_that_is_suggested():
+def test_check_repeats_given_settings_in_the_suggested_command():
     settings = {"max_episode_steps": 50, "protocol": "two words"}
-    report = check("minatar/breakout", settings, steps=5, make=Walk)
+    report = check("minatar/breakout", settings, steps=5, make=ConformingEnv)
     assert report.train.startswith("sfactory train minatar/breakout ")
     assert "--env.settings.max_episode_steps=50" in report.train
     assert "'--env.protocol=two words'" in report.train
 
 
-def test_the_report_as_text_and_as_json():
-    class Boxed(Walk):
+def test_env_report_as_text_and_json():
+    class Boxed(ConformingEnv):
         actions: ClassVar = {"action": ActionLeaf((1,), "float32", "box", (1,), (-math.inf,), (2.0,))}
 
         def step(self, action):
             return super().step({"action": action["action"][:, 0] > 0})
 
     report = checked(Boxed)
-    assert isinstance(report, Report)
+    assert isinstance(report, EnvReport)
     text = report.text()
-    for words in ("float32 [2]", "1 numbers from -inf to 2", "at most 12 steps", "frame skip", "protocol", "mask"):
-        assert words in text or words == "mask"
+    for part in ("float32 [2]", "1 numbers from -inf to 2", "at most 12 steps", "frame skip", "protocol", "mask"):
+        assert part in text or part == "mask"
     assert text.splitlines()[-1].startswith("sfactory train faults/walk")
     assert max(map(len, text.splitlines()[:-1])) < 120
-    told = json.loads(json.dumps(report.as_dict(), allow_nan=False))
-    assert told["bad"] is False
-    assert {finding["title"] for finding in told["findings"]} == RULES
-    assert told["spec"]["actions"]["action"]["low"] == [None]
-    assert told["steps"] == report.steps
+    report_json = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert report_json["bad"] is False
+    assert {finding["title"] for finding in report_json["findings"]} == RULES
+    assert report_json["spec"]["actions"]["action"]["low"] == [None]
+    assert report_json["steps"] == report.steps
 
 
 # -- the real ones -------------------------------------------------------------------------------------------
@@ -127,17 +127,17 @@ def test_the_report_as_text_and_as_json():
         ("minatar/breakout", "minatar/breakout"),
     ],
 )
-def test_environments_that_people_train_on_keep_every_rule(name, preset):
+def test_supported_environments_pass_every_rule(name, preset):
     report = check(name, steps=400)
     assert levels(report) == dict.fromkeys(RULES, "ok"), report.text()
     assert report.train == f"sfactory train {preset}"
-    assert "games return" in said(report, "rewards")
+    assert "episodes, mean return" in sentences(report, "rewards")
 
 
 @pytest.mark.parametrize(("game", "steps"), [("pong", 850), ("breakout", 200)])  # a whole game each, with its lives
-def test_atari_keeps_every_rule(game, steps, monkeypatch):
+def test_atari_passes_every_rule(game, steps, monkeypatch):
     monkeypatch.setattr(check_env, "ENVS", 1)
     monkeypatch.setattr(check_env, "REPLAY", 50)
     report = check(f"atari/{game}", steps=steps, seconds=30.0, seed=3)
     assert levels(report) == dict.fromkeys(RULES, "ok"), report.text()
-    assert ("lost lives" in said(report, "autoreset")) == (game == "breakout")
+    assert ("lost lives" in sentences(report, "autoreset")) == (game == "breakout")

@@ -1,32 +1,31 @@
-"""What `check-env` must notice of rows: every rule is seen silent where it is kept, and loud where it is broken."""
-
+"""Rules of `check-env` on rows: autoreset, final observations and time limits, each passed and violated."""
 
 import numpy as np
 import pytest
-from conforming_env import RULES, Walk, checked, expect, levels, said
+from conforming_env import RULES, ConformingEnv, checked, expect, levels, sentences
 
 from sfactory.tools import check_env
 from sfactory.tools.check_env import check
-from sfactory.tools.env_trace import COLUMNS
+from sfactory.tools.random_rollout import COLUMNS
 
 
-def test_an_environment_that_keeps_every_rule_hears_nothing():
-    report = checked(Walk)
+def test_conforming_environment_passes_every_rule():
+    report = checked(ConformingEnv)
     assert levels(report) == dict.fromkeys(RULES, "ok"), report.text()
     assert not report.bad
-    assert "truncated, after" in said(report, "time limit")
-    assert "the limit is 12" in said(report, "time limit")
+    assert "truncated, after" in sentences(report, "time limit")
+    assert "the limit is 12" in sentences(report, "time limit")
 
 
-def test_a_group_may_hand_out_the_same_arrays_every_time():
-    class Reuses(Walk):
-        def spoil(self, step):
+def test_check_accepts_groups_that_reuse_their_arrays():
+    class Reuses(ConformingEnv):
+        def change(self, step):
             arrays = self.__dict__.setdefault("arrays", {name: getattr(step, name).copy() for name in COLUMNS})
             for name, array in arrays.items():
                 array[:] = getattr(step, name)
             return step._replace(**arrays)
 
-    assert checked(Reuses).findings[:-2] == checked(Walk).findings[:-2]  # all but speed, and seeds behind it
+    assert checked(Reuses).findings[:-2] == checked(ConformingEnv).findings[:-2]  # all but speed, and seeds behind it
     assert not checked(Reuses).bad
 
 
@@ -34,10 +33,10 @@ def test_a_group_may_hand_out_the_same_arrays_every_time():
 
 
 def rows_after_an_end(change):
-    """A Walk whose reset rows go through `change(step, env)`."""
+    """A ConformingEnv whose reset rows go through `change(step, env)`."""
 
-    class Changed(Walk):
-        def spoil(self, step):
+    class Changed(ConformingEnv):
+        def change(self, step):
             for env in np.flatnonzero(~step.valid):
                 change(step, env)
             return step
@@ -46,41 +45,44 @@ def rows_after_an_end(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "text"),
     [
-        (lambda s, e: (s.valid.__setitem__(e, True), s.first.__setitem__(e, False)), "it just goes on"),
+        (
+            lambda s, e: (s.valid.__setitem__(e, True), s.first.__setitem__(e, False)),
+            "no reset row after the end of an episode",
+        ),
         (lambda s, e: s.valid.__setitem__(e, True), "first on a valid row where no life was lost"),
-        (lambda s, e: s.first.__setitem__(e, False), "a reset row that is not first"),
+        (lambda s, e: s.first.__setitem__(e, False), "a reset row without first"),
         (lambda s, e: s.reward.__setitem__(e, 1.0), "a reset row with a reward"),
         (lambda s, e: s.terminated.__setitem__(e, True), "a reset row that ends an episode"),
     ],
 )
-def test_a_reset_row_that_is_none_is_bad(change, words):
+def test_autoreset_rule_rejects_wrong_reset_rows(change, text):
     report = checked(rows_after_an_end(change))
     assert levels(report)["autoreset"] == "bad"
-    assert words in said(report, "autoreset")
-    assert "first at step" in said(report, "autoreset")
+    assert text in sentences(report, "autoreset")
+    assert "first at step" in sentences(report, "autoreset")
 
 
 @pytest.mark.parametrize(
-    ("flagged", "words"),
-    [(True, "first at the end of a whole game, which does not go on"), (False, "it just goes on: ")],
+    ("flagged", "text"),
+    [(True, "first on the last row of an episode"), (False, "no reset row after the end of an episode: ")],
 )
-def test_same_step_autoreset_is_bad(flagged, words):
-    class SameStep(Walk):
+def test_autoreset_rule_rejects_same_step_autoreset(flagged, text):
+    class SameStep(ConformingEnv):
         """Resets within the step that ends an episode."""
 
-        def spoil(self, step):
+        def change(self, step):
             ends, self.over = self.over, np.zeros(self.num_envs, bool)
             for env in np.flatnonzero(ends):
-                self.begin(env)
-            return step._replace(obs=self.see(), first=ends & flagged)
+                self.begin_episode(env)
+            return step._replace(obs=self.observe(), first=ends & flagged)
 
-    expect(SameStep, "autoreset", "bad", words)
+    expect(SameStep, "autoreset", "bad", text)
 
 
-def test_two_reset_rows_in_a_row_are_bad():
-    class Twice(Walk):
+def test_autoreset_rule_rejects_two_reset_rows_in_a_row():
+    class Twice(ConformingEnv):
         again = np.zeros(check_env.ENVS, bool)
 
         def step(self, action):
@@ -90,72 +92,72 @@ def test_two_reset_rows_in_a_row_are_bad():
             self.again = reset
             return step
 
-    expect(Twice, "autoreset", "bad", "a reset row where no episode had ended (two in a row?)")
+    expect(Twice, "autoreset", "bad", "a reset row without an end of episode before it (two in a row?)")
 
 
-def test_first_where_nothing_begins_is_bad():
-    class Stutter(Walk):
-        def spoil(self, step):
+def test_autoreset_rule_rejects_first_in_the_middle_of_an_episode():
+    class Stutter(ConformingEnv):
+        def change(self, step):
             if self.calls == 1:
                 step.first[1] = True
             return step
 
     report = expect(Stutter, "autoreset", "bad", "first on a valid row where no life was lost: 1 times")
-    assert "first at step 0 of environment 1" in said(report, "autoreset")
+    assert "first at step 0 of environment 1" in sentences(report, "autoreset")
 
 
-def test_a_lost_life_needs_no_reset_row_but_the_end_of_a_game_does():
-    class Lives(Walk):
-        """Every fifth step a life is lost: terminated and first, no Episode, and an ordinary row goes on."""
+def test_autoreset_rule_accepts_lost_lives_without_reset_rows():
+    class Lives(ConformingEnv):
+        """A life is lost every fifth step: terminated and first, no Episode, followed by an ordinary row."""
 
-        def spoil(self, step):
+        def change(self, step):
             lost = step.valid & ~self.over & (self.calls % 5 == 0)
             return step._replace(terminated=step.terminated | lost, first=step.first | lost)
 
     report = checked(Lives)
     assert levels(report) == dict.fromkeys(RULES, "ok"), report.text()
-    assert "lost lives, after which the game went on" in said(report, "autoreset")
-    assert " to 5 steps" in said(report, "time limit")  # lives, not games
+    assert "lost lives, after which the game continued" in sentences(report, "autoreset")
+    assert " to 5 steps" in sentences(report, "time limit")  # lives, not whole episodes
 
 
-def test_what_never_ended_was_not_checked():
-    report = expect(Walk, "autoreset", "warn", "no episode ended in 1 steps: not checked", steps=1)
-    assert "the limit" not in said(report, "autoreset")
-    assert "12 steps; no episode ended" in said(report, "time limit")
+def test_autoreset_rule_warns_if_no_episode_ended():
+    report = expect(ConformingEnv, "autoreset", "warn", "no episode ended in 1 steps: not checked", steps=1)
+    assert "the limit" not in sentences(report, "autoreset")
+    assert "12 steps; no episode ended" in sentences(report, "time limit")
 
 
 # -- the last observation ------------------------------------------------------------------------------------
 
 
-class ShowsTheReset(Walk):
-    """The row that ends an episode shows the observation of the reset that follows."""
+class ShowsTheReset(ConformingEnv):
+    """The last row of an episode holds the observation of the reset that follows."""
 
     share = 1.0
 
-    def begin(self, env):
+    def begin_episode(self, env):
         if not getattr(self, "ahead", {}).pop(env, False):
-            super().begin(env)
+            super().begin_episode(env)
 
-    def spoil(self, step):
+    def change(self, step):
         self.ahead = getattr(self, "ahead", {})
         for env in np.flatnonzero(self.over):
-            if self.draws[env].random() < self.share:
-                self.begin(env)
+            if self.generators[env].random() < self.share:
+                self.begin_episode(env)
                 self.ahead[env] = True
         return step
 
 
-def test_the_reset_observation_at_the_end_is_bad():
-    expect(ShowsTheReset, "final observation", "bad", "this returns the reset observation at the end")
+def test_final_observation_rule_rejects_the_reset_observation():
+    expect(ShowsTheReset, "final observation", "bad", "the reset observation is returned too early")
 
 
-def test_now_and_then_it_is_a_warning():
+def test_final_observation_rule_warns_if_only_some_are_equal():
     class Sometimes(ShowsTheReset):
         share = 0.5
 
-    expect(Sometimes, "final observation", "warn", "ends show what the reset row behind them shows")
+    expect(Sometimes, "final observation", "warn", "final observations equal the reset row after them")
 
-    class Rarely(ShowsTheReset):  # a game of few states, by chance
+    class Rarely(ShowsTheReset):  # few states, equal by chance
         share = 0.02
 
     assert not checked(Rarely, steps=600).bad
@@ -170,30 +172,32 @@ def clocked(step):
     return step._replace(terminated=step.terminated | step.truncated, truncated=np.zeros_like(step.truncated))
 
 
-def test_a_time_limit_reported_as_termination_is_bad_where_the_limit_is_known():
-    class Clocked(Walk):
-        def spoil(self, step):
+def test_time_limit_rule_rejects_termination_at_a_known_limit():
+    class Clocked(ConformingEnv):
+        def change(self, step):
             return clocked(step)
 
     expect(Clocked, "time limit", "bad", "episodes are terminated at exactly the limit, 12 steps")
 
 
-def test_truncated_and_terminated_at_once_is_terminated():
-    class Both(Walk):
-        def spoil(self, step):
+def test_time_limit_rule_counts_both_flags_as_terminated():
+    class Both(ConformingEnv):
+        def change(self, step):
             return step._replace(terminated=step.terminated | step.truncated)
 
     expect(Both, "time limit", "bad", "episodes are terminated at exactly the limit")
 
 
-def test_episodes_of_one_length_that_all_terminate_look_like_a_clock():
+def test_time_limit_rule_warns_about_terminations_of_equal_length():
     report = check("faults/count", {"length": 7}, steps=200)
     assert levels(report)["time limit"] == "warn"
-    assert "terminated after exactly 7 steps" in said(report, "time limit")
+    assert "terminated after exactly 7 steps" in sentences(report, "time limit")
     assert levels(check("faults/clock", {"length": 7}, steps=200))["time limit"] == "ok"
 
 
-def test_no_end_and_no_limit_is_a_warning_that_names_the_way_out():
+def test_time_limit_rule_warns_if_no_episode_ends_without_a_limit():
     endless = check("faults/count", {"length": 10**6}, steps=50)
-    assert "no time limit seen; episodes may never end: an evaluation needs --max-steps" in said(endless, "time limit")
+    assert "no time limit found; episodes may never end, so an evaluation needs --max-steps" in sentences(
+        endless, "time limit"
+    )
     assert levels(check("faults/clock", {"length": 10**6}, steps=50))["time limit"] == "ok"

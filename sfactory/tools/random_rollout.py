@@ -1,0 +1,160 @@
+"""Step a group of environments with random actions and record every row, for the rules of `check_env`.
+
+Shapes: T steps of E environments; row t of a [T, E] array is what step t returned.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sfactory.envs import EnvFault, EnvSpec, Episode, Group, Step, finite_rows, one_line
+
+COLUMNS = ("reward", "terminated", "truncated", "valid", "first")  # of a Step, kept row by row
+
+
+def shifted(rows: np.ndarray) -> np.ndarray:
+    """Shift rows [T, E] by one step; the first row becomes zero."""
+    return np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
+
+
+@dataclass(frozen=True)
+class RandomRollout:
+    """What T steps with random actions returned; [T, E] unless noted."""
+
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    valid: np.ndarray
+    first: np.ndarray
+    failed: np.ndarray  # the environment failed and was reset in this row
+    reported: np.ndarray  # an Episode was reported with this row
+    checksums: np.ndarray  # [T + 1, E] of the observations; row 0 is the reset
+    seconds: np.ndarray  # [T] duration of a step
+    obs_range: dict[str, tuple[np.ndarray, np.ndarray]]  # leaf -> minimum and maximum [*shape]
+    integral: set[str]  # float leaves that held whole numbers only
+    episodes: list[Episode]
+    faults: list[EnvFault]
+    problem: str  # why the recording ended early, or an empty string
+
+    @property
+    def ended(self) -> np.ndarray:
+        return self.terminated | self.truncated
+
+    @property
+    def age(self) -> np.ndarray:
+        """Valid steps of the row's episode up to and including the row."""
+        count, begins = self.valid.cumsum(axis=0), ~self.valid | shifted(self.ended)
+        return count - np.maximum.accumulate(np.where(begins, count - self.valid, 0))
+
+
+# -- playing -------------------------------------------------------------------------------------------------
+
+
+def random_action(
+    spec: EnvSpec, obs: Mapping[str, np.ndarray], generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draw actions [E, *shape]: uniform among the allowed ones; normal in dimensions of a box without bounds."""
+    num_envs, offset, actions = len(next(iter(obs.values()))), 0, {}
+    for name, leaf in spec.actions.items():
+        if leaf.kind == "discrete":
+            heads = []
+            for size in leaf.sizes:
+                priority = generator.random((num_envs, size))
+                if spec.mask:
+                    priority[obs[spec.mask][:, offset : offset + size] == 0] = -1.0
+                heads.append(priority.argmax(axis=1))
+                offset += size
+            values = np.stack(heads, axis=1)
+        else:
+            low, high = np.array(leaf.low), np.array(leaf.high)
+            free = np.clip(generator.standard_normal((num_envs, len(low))), low, high)
+            with np.errstate(invalid="ignore"):  # infinite bounds, whose result is not used
+                values = np.where(np.isfinite(high - low), low + (high - low) * generator.random(free.shape), free)
+        actions[name] = values.reshape(num_envs, *leaf.shape).astype(leaf.dtype)
+    return actions
+
+
+def spec_mismatch(spec: EnvSpec, num_envs: int, obs: Mapping[str, np.ndarray], step: Step | None = None) -> str:
+    """Return how data differs from its spec, or an empty string."""
+    if set(obs) != set(spec.obs):
+        return f"the observation has leaves {sorted(obs)}, the spec has {sorted(spec.obs)}"
+    arrays = [(name, obs[name], leaf.shape, leaf.dtype) for name, leaf in spec.obs.items()]
+    if step is not None:
+        arrays += [(n, getattr(step, n), (), "float32" if n == "reward" else "bool") for n in COLUMNS]
+    for name, array, shape, dtype in arrays:
+        actual, expected = np.asarray(array), (num_envs, *shape)
+        if actual.shape != expected or actual.dtype != dtype:
+            return f"{name} is {actual.dtype} {list(actual.shape)}, the spec has {dtype} {list(expected)}"
+    if finite_rows(obs, np.zeros(1) if step is None else step.reward) is not None:
+        return "NaN or infinity in the observation or reward, and the group reported no fault"
+    return ""
+
+
+def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout:
+    """Step the group for `steps` steps or `seconds` seconds, whichever ends first, or until its data is invalid."""
+    spec, num_envs, generator = group.spec, group.num_envs, np.random.default_rng(seed)
+    obs_range: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    checksums: list[list[int]] = []
+    recorded: list[Step] = []
+    durations, failed, reported, integral = (
+        [],
+        [],
+        [],
+        {name for name, leaf in spec.obs.items() if "float" in leaf.dtype},
+    )
+
+    def observe(obs: Mapping[str, np.ndarray]) -> None:
+        """Record checksums and ranges now: the next step may overwrite the arrays."""
+        checksums.append([zlib.crc32(b"".join(obs[n][env].tobytes() for n in spec.obs)) for env in range(num_envs)])
+        for n, rows in obs.items():
+            low, high = obs_range.get(n, (rows[0], rows[0]))
+            obs_range[n] = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
+            if n in integral and (rows != np.rint(rows)).any():
+                integral.remove(n)
+
+    try:
+        obs = group.reset()
+        problem = spec_mismatch(spec, num_envs, obs)
+    except Exception as error:
+        problem = f"the first reset raised {one_line(error)}"
+    if not problem:
+        observe(obs)
+    end = time.perf_counter() + seconds
+    while not problem and len(recorded) < steps and (not recorded or time.perf_counter() < end):
+        action = random_action(spec, obs, generator)
+        start = time.perf_counter()
+        try:
+            step = group.step(action)
+        except Exception as error:  # groups report faults; an exception would end the sampler
+            problem = f"step {len(recorded)} raised {one_line(error)}"
+            break
+        duration, obs = time.perf_counter() - start, step.obs
+        if problem := spec_mismatch(spec, num_envs, obs, step):
+            problem = f"step {len(recorded)}: {problem}"
+            break
+        observe(obs)
+        durations.append(duration)
+        all_failed = bool(step.faults) and not step.valid.any()  # native code resets all environments
+        failed.append(np.isin(range(num_envs), [fault.env for fault in step.faults]) | all_failed)
+        reported.append(np.isin(range(num_envs), [episode.env for episode in step.episodes]))
+        recorded.append(step._replace(obs={}, **{name: getattr(step, name).copy() for name in COLUMNS}))
+    columns: dict[str, Any] = {name: [getattr(step, name) for step in recorded] for name in COLUMNS}
+    columns |= {"failed": failed, "reported": reported, "checksums": checksums}
+    episodes = [episode for step in recorded for episode in step.episodes]
+    faults = [fault for step in recorded for fault in step.faults]
+    arrays = {name: np.array(column).reshape(-1, num_envs) for name, column in columns.items()}
+    return RandomRollout(
+        **arrays,
+        seconds=np.array(durations),
+        obs_range=obs_range,
+        integral=integral,
+        episodes=episodes,
+        faults=faults,
+        problem=problem,
+    )

@@ -1,0 +1,47 @@
+"""Expanding seeds and a grid into jobs, without any process or file."""
+
+from pathlib import Path
+
+import pytest
+
+from sfactory.config import presets
+from sfactory.errors import SettingError
+from sfactory.population.jobs import grid_cells, parse_seeds, plan_jobs
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0..2", [0, 1, 2]), ("7..7", [7]), ("5,1,7", [5, 1, 7]), ("3,3,4", [3, 4])]
+)
+def test_parse_seeds_reads_ranges_and_lists(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["4..0", "few", "-1,2", "", "1..", "1.5"])
+def test_parse_seeds_rejects_everything_else(text):
+    with pytest.raises(SettingError, match="seeds:"):
+        parse_seeds(text)
+
+
+def test_grid_cells_are_the_product_of_the_axes_in_their_order():
+    cells = grid_cells(["optim.lr=1e-3,2e-3", "batch.epochs=1,2"])
+    assert [list(cell) for cell in cells] == [["optim.lr", "batch.epochs"]] * 4
+    assert [tuple(raw.value for raw in cell.values()) for cell in cells] == [
+        ("1e-3", "1"), ("1e-3", "2"), ("2e-3", "1"), ("2e-3", "2"),
+    ]  # fmt: skip
+    assert grid_cells([]) == [{}]
+
+
+def test_plan_jobs_writes_nothing_and_gives_every_run_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = [*presets.target_layers("minatar/breakout", []), {}]
+    folder, jobs = plan_jobs("minatar/breakout", base, ["optim.lr=1e-3,2e-3"], [0, 1], Path("s"))
+    assert folder == Path("s")
+    assert [job.name for job in jobs] == [
+        "optim.lr=1e-3_s0",
+        "optim.lr=2e-3_s0",
+        "optim.lr=1e-3_s1",
+        "optim.lr=2e-3_s1",
+    ]
+    assert [(job.config.optim.lr, job.config.run.seed) for job in jobs] == [(1e-3, 0), (2e-3, 0), (1e-3, 1), (2e-3, 1)]
+    assert all(Path(job.config.run.dir) == job.run_dir == folder / job.name for job in jobs)
+    assert list(tmp_path.iterdir()) == []
