@@ -204,9 +204,7 @@ class SteppedAtari:
         self._see(range(len(self.games)))
         return self.obs, self._info()
 
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """action: [E] numbers in the action set. A game that has ended is begun anew instead."""
         rewards, anew = np.zeros(len(self.games), np.int32), []
         for env, (game, number) in enumerate(zip(self.games, action.tolist(), strict=True)):

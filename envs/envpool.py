@@ -39,9 +39,7 @@ def ids() -> list[str]:
 class EnvpoolGroup(VectorGroup):
     """E environments of one task, stepped by envpool's threads."""
 
-    def __init__(
-        self, task: str, num_envs: int, seeds: Sequence[int], threads: int, settings: dict[str, Any]
-    ) -> None:
+    def __init__(self, task: str, num_envs: int, seeds: Sequence[int], threads: int, settings: dict[str, Any]) -> None:
         import envpool
 
         name = f"envpool/{task}"

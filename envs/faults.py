@@ -31,9 +31,9 @@ from sfactory.envs import (
     EnvError,
     EnvFault,
     EnvSpec,
+    EpisodeTally,
     Leaf,
     Step,
-    Tally,
     env_fault,
     finite_rows,
     next_seed,
@@ -70,7 +70,7 @@ class FaultsGroup:
         self.rows[:, 0] = np.arange(num_envs)
         self.calls = 0
         self.over = np.zeros(num_envs, bool)
-        self.tally = Tally(num_envs)
+        self.tally = EpisodeTally(num_envs)
         self.at = np.full(1, -1)
         self._fail(CONSTRUCTOR)
 
@@ -82,7 +82,7 @@ class FaultsGroup:
         except Exception as error:
             raise EnvError(f"{self.spec.name} failed at its first reset: {one_line(error)}") from error
         self.over[:] = False
-        self.tally = Tally(self.num_envs)
+        self.tally = EpisodeTally(self.num_envs)
         return {"obs": self.rows}
 
     def step(self, action: Mapping[str, np.ndarray]) -> Step:

@@ -24,9 +24,9 @@ from sfactory.envs import (
     EnvFault,
     EnvSpec,
     Episode,
+    EpisodeTally,
     Leaf,
     Step,
-    Tally,
     env_fault,
     missing_package,
     next_seed,
@@ -109,7 +109,7 @@ class MinAtarGroup:
         )
         self.obs = {"obs": np.zeros((num_envs, *shape), bool)}
         self._rows = self.obs["obs"].reshape(-1, *shape[1:])  # [E * 10, 10, C], the same memory
-        self.tally = Tally(num_envs)
+        self.tally = EpisodeTally(num_envs)
 
     def _build(self, env: int) -> None:
         """A new game with its own seeded stream, at the beginning of an episode."""

@@ -165,7 +165,7 @@ class MujocoGroup(VectorGroup):
 
     def step(self, action: dict[str, np.ndarray]) -> Step:
         """As every vector group, but an environment that fails is mended alone: states are apart here."""
-        given, illegal = self._given(action)
+        given, illegal = self._native_action(action)
         illegal &= ~self._over  # a reset ignores it
         said = action["action"].tolist() if illegal.any() else []
         given[illegal] = 0.0
@@ -181,13 +181,13 @@ class MujocoGroup(VectorGroup):
             valid, reward = valid & ~bad, np.where(bad, np.float32(0), reward)
             for env in np.flatnonzero(bad).tolist():
                 why = f"illegal action {said[env]}" if illegal[env] else "NaN or infinity in the observation or reward"
-                faults.append(self._renew(env, self._failed.get(env) or ValueError(why)))
+                faults.append(self._replace(env, self._failed.get(env) or ValueError(why)))
             obs = self._read(self._observed())
         self.tally.count(reward, valid)
         episodes = self.tally.end(np.flatnonzero(native.over).tolist())
         return Step(obs, reward, native.terminated, native.truncated, valid, ~valid, episodes, tuple(faults))
 
-    def _renew(self, env: int, error: Exception) -> EnvFault:
+    def _replace(self, env: int, error: Exception) -> EnvFault:
         """A new seed and a new episode in the place of a failed one."""
         fault = env_fault(env, error, self.seeds[env], int(self.tally.lengths[env]))
         self.seeds[env], self._streams[env] = next_seed(self.seeds[env]), None

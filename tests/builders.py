@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 import sfactory
-from sfactory.envs import spec as envs
+from sfactory.envs import registry as envs
 from sfactory.envs.gymnasium_adapter import EnvGroup
 from sfactory.supervisor import supervisor
 

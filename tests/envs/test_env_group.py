@@ -101,7 +101,7 @@ RUBBISH = {
     "NaN observation": (lambda env: (np.array([np.nan, 0, 0]), 0.0, False, False, {}), "NaN"),
     "infinite reward": (lambda env: (env.obs(), np.inf, False, False, {}), "infinity"),
     "a terminal with NaN": (lambda env: (env.obs(), np.nan, True, False, {}), "NaN"),
-    "wrong shape": (lambda env: (np.zeros((1, 3)), 0.0, False, False, {}), r"shape (1, 3), its space says (3,)"),
+    "wrong shape": (lambda env: (np.zeros((1, 3)), 0.0, False, False, {}), r"shape (1, 3), but its space has (3,)"),
     "shape that would broadcast": (lambda env: (np.zeros(1), 0.0, False, False, {}), "shape (1,)"),
     "wrong dtype": (lambda env: (np.zeros(3, complex), 0.0, False, False, {}), "dtype complex128"),
     "no reward": (lambda env: (env.obs(), None, False, False, {}), "NoneType"),

@@ -74,7 +74,7 @@ def test_mujoco_without_a_library_to_draw_with_says_what_to_install(monkeypatch)
     hopper = group("gymnasium/Hopper-v5", 1)
     hopper.reset()
     monkeypatch.setattr(hopper.envs[0].unwrapped.mujoco_renderer, "render", lambda *_: 1 / 0)
-    with pytest.raises(EnvError, match=r"Hopper-v5 cannot be drawn here: ZeroDivision.*apt-get install libegl1"):
+    with pytest.raises(EnvError, match=r"Hopper-v5 cannot be rendered on this machine: ZeroDivision.*apt-get install libegl1"):
         hopper.render(0)
     hopper.close()
 
@@ -88,6 +88,6 @@ def test_what_cannot_be_filmed_is_refused_by_name(name):
 def test_an_environment_without_pictures_is_refused_by_name():
     plain = make_group("gymnasium/Pendulum-v1", 1, [0])
     plain.reset()
-    with pytest.raises(EnvError, match=r"Pendulum-v1 cannot be filmed: render\(\) in mode None is no picture"):
+    with pytest.raises(EnvError, match=r"Pendulum-v1: no video, because render\(\) in mode None returns no image"):
         plain.render(0)
     plain.close()

@@ -112,5 +112,5 @@ def test_arrays_scalars_and_generators_come_back_bit_for_bit():
 
 
 def test_what_is_not_plain_is_an_error():
-    with pytest.raises(SnapshotError, match=r"builtins\.object is no plain state"):
+    with pytest.raises(SnapshotError, match=r"builtins\.object is not plain state"):
         encode({"a": [object()]})

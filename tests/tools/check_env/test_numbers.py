@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conforming_env import Walk, checked, expect, levels, said
 
-from sfactory.envs import EnvError, EnvFault, Leaf, Step, Tally
+from sfactory.envs import EnvError, EnvFault, EpisodeTally, Leaf, Step
 from sfactory.tools import check_env
 from sfactory.tools.check_env import check, parting
 from sfactory.tools.env_trace import COLUMNS, record
@@ -78,7 +78,7 @@ def test_native_code_that_begins_every_game_anew_keeps_the_rules():
                 return step
             self.reset()
             self.over[:], never = False, np.zeros(self.num_envs, bool)
-            self.tally = Tally(self.num_envs)
+            self.tally = EpisodeTally(self.num_envs)
             fault = (EnvFault(2, "NaN from C++"),)
             return Step(self.see(), np.zeros(4, np.float32), never, never, never, ~never, (), fault)
 
