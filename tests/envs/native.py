@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def begins_anew_after_an_illegal_action(group):
+def resets_after_an_illegal_action(group):
     """Two environments with six actions: the second gets a seventh."""
     step = group.step({"action": np.array([0, 6])})
     assert [fault.env for fault in step.faults] == [1]

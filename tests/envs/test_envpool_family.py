@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import psutil
 import pytest
-from native import begins_anew_after_an_illegal_action
+from native import resets_after_an_illegal_action
 from sfactory_envs import envpool as family
 
 from sfactory.envs import EnvError, make_group, make_spec
@@ -54,7 +54,7 @@ def play(group, steps, seed=0):
     return found
 
 
-def test_the_specs_say_what_is_played():
+def test_envpool_spec_describes_the_task():
     pong, cheetah, cartpole = (make_spec(f"envpool/{task}") for task in TASKS[:3])
     assert (pong.obs["obs"].shape, pong.obs["obs"].dtype) == ((4, 84, 84), "uint8")
     assert pong.actions["action"].sizes == (6,)
@@ -66,13 +66,13 @@ def test_the_specs_say_what_is_played():
     assert make_spec("envpool/Catch-v0").max_episode_steps is None  # 2**31 - 1 is envpool's word for none
 
 
-def test_settings_reach_the_task_and_are_stamped():
+def test_envpool_settings_reach_the_task_and_are_part_of_the_protocol():
     spec = make_spec("envpool/Pong-v5", {"repeat_action_probability": 0.25, "frame_skip": 2, "stack_num": 1})
     assert (spec.obs["obs"].shape, spec.frame_skip) == ((1, 84, 84), 2)
     assert spec.protocol == "envpool, Pong-v5, frame_skip=2, repeat_action_probability=0.25, stack_num=1"
 
 
-def test_nested_observations_and_categories_are_leaves():
+def test_envpool_group_flattens_nested_observations_and_categories():
     obs = make_spec("envpool/CheetahRun-v1").obs
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in obs.items()} == {
         "obs/position": ((8,), "float32"),
@@ -86,7 +86,7 @@ def test_nested_observations_and_categories_are_leaves():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_same_seeds_give_the_same_games_twice_and_others_differ(task):
+def test_envpool_group_repeats_episodes_for_equal_seeds_only(task):
     one, two, other = (play(group_of(task, seeds=seeds), 120) for seeds in ([5, 6, 7], [5, 6, 7], [6, 8, 5]))
     for (a, _), (b, _) in zip(one, two, strict=True):
         assert all(np.array_equal(a.obs[name], b.obs[name]) for name in a.obs)
@@ -104,7 +104,7 @@ def test_the_same_seeds_give_the_same_games_twice_and_others_differ(task):
     assert differ(one, 0, other, 0)
 
 
-def test_a_seed_belongs_to_a_game_wherever_it_is_played():
+def test_envpool_seed_does_not_depend_on_the_position_in_the_group():
     """Two groups with one seed in common, at different places, and every game given the same actions."""
     seen = []
     for seeds, place in (([1, 2], 0), ([3, 4, 1], 2)):
@@ -127,7 +127,7 @@ def test_a_seed_belongs_to_a_game_wherever_it_is_played():
         ("Pong-v5", {"max_episode_steps": 25}, True),
     ],
 )
-def test_an_end_is_followed_by_one_reset_row_and_returns_are_sums_of_rewards(task, settings, clock):
+def test_envpool_group_has_one_reset_row_after_an_end_and_sums_rewards(task, settings, clock):
     found, games = play(group_of(task, **settings), 110 if clock else 250), 0
     returns, lengths = np.zeros(3), np.zeros(3, int)
     for (step, native), (after, _) in itertools.pairwise(found):
@@ -150,7 +150,7 @@ def test_an_end_is_followed_by_one_reset_row_and_returns_are_sums_of_rewards(tas
     assert games >= 6
 
 
-def test_the_action_of_a_reset_row_is_ignored():
+def test_envpool_group_ignores_the_action_of_a_reset_row():
     """Two groups differ in nothing but the actions of their reset rows: the games stay the same."""
     groups = [group_of("HalfCheetah-v5", max_episode_steps=6) for _ in range(2)]
     for group in groups:
@@ -167,7 +167,7 @@ def test_the_action_of_a_reset_row_is_ignored():
     assert resets == 4
 
 
-def test_mujocos_float64_is_cast_once_and_actions_are_clipped_to_their_bounds():
+def test_envpool_mujoco_observations_are_float32_and_actions_are_clipped():
     group = group_of("HalfCheetah-v5")
     for step, (native, reward, *_) in play(group, 10):
         assert (native.dtype, step.obs["obs"].dtype, step.reward.dtype) == (np.float64, np.float32, np.float32)
@@ -178,7 +178,7 @@ def test_mujocos_float64_is_cast_once_and_actions_are_clipped_to_their_bounds():
     assert group.env.action.dtype == np.float64
 
 
-def test_a_lost_life_ends_nothing():
+def test_envpool_atari_episode_does_not_end_with_a_lost_life():
     """Breakout: the reported game is the whole one, all five lives of it."""
     found, lost, games = play(group_of("Breakout-v5", 4), 400), 0, 0
     for (_, earlier), (step, native) in itertools.pairwise(found):
@@ -191,15 +191,15 @@ def test_a_lost_life_ends_nothing():
     assert lost >= 5 * games
 
 
-def test_an_illegal_action_is_a_fault_and_every_game_begins_anew():
+def test_envpool_group_resets_all_environments_after_an_illegal_action():
     group = group_of("Pong-v5", 2)
     play(group, 3)
-    begins_anew_after_an_illegal_action(group)
+    resets_after_an_illegal_action(group)
     assert (group.env.last[4]["elapsed_step"] == 1).all()
 
 
 @pytest.mark.slow  # envpool's constructor of it waited for ever once, in native code no timeout reaches
-def test_vizdoom_takes_combinations_of_buttons_and_a_closed_group_leaves_nobody(tmp_path, monkeypatch):
+def test_envpool_vizdoom_combines_buttons_and_close_ends_its_processes(tmp_path, monkeypatch):
     """Its own default is a float per button, and whatever is not 0 counts as pressed: a Gaussian would press all."""
     monkeypatch.chdir(tmp_path)  # the game leaves files where it is started
     here = psutil.Process()
@@ -215,26 +215,26 @@ def test_vizdoom_takes_combinations_of_buttons_and_a_closed_group_leaves_nobody(
     assert here.num_threads() <= threads
 
 
-def test_all_tasks_can_be_listed():
+def test_envpool_ids_lists_all_tasks():
     assert {"Pong-v5", "HalfCheetah-v5", "CoinrunEasy-v0", "D1Basic-v1"} < set(family.ids())
 
 
 @pytest.mark.parametrize(
-    ("task", "settings", "said"),
+    ("task", "settings", "message"),
     [
         ("pong-v5", {}, "no task 'pong-v5'; did you mean Pong-v5"),
         ("HalfCheeta-v5", {}, "did you mean HalfCheetah-v5"),
-        ("Pong-v5", {"episodic_life": True}, "episodic_life ends the reported game at every life"),
+        ("Pong-v5", {"episodic_life": True}, "episodic_life ends the reported game at each lost life"),
         ("Pong-v5", {"reward_clip": True}, "use env.reward-clip"),
         ("Pong-v5", {"frame_skp": 2}, "no such setting 'frame_skp'; did you mean frame_skip"),
         ("Pong-v5", {"batch_size": 1}, "no such setting 'batch_size'"),  # it would step some of the games alone
         ("TicTacToe-v1", {}, "2 players"),
     ],
 )
-def test_mistakes_are_answered(task, settings, said):
-    with pytest.raises(EnvError, match=said):
+def test_envpool_family_explains_invalid_arguments(task, settings, message):
+    with pytest.raises(EnvError, match=message):
         group_of(task, **settings)
 
 
-def test_a_refused_setting_may_be_off():
+def test_envpool_refused_setting_may_be_false():
     assert group_of("Pong-v5", 1, episodic_life=False, reward_clip=False).num_envs == 1

@@ -63,7 +63,7 @@ def test_acrobot_reaches_minus_100_within_300k(tmp_path, mode):
     ("target", "steps", "bar"),
     [("minatar/breakout", "1M", 10), ("classic/cartpole", "150k", 450), ("classic/pendulum", "300k", -250)],
 )
-def test_bars_hold_in_bf16(tmp_path, target, steps, bar):
+def test_presets_reach_their_scores_in_bf16(tmp_path, target, steps, bar):
     """Speed is not paid for with learning: nearly twice as fast on Breakout, and the same bars."""
     assert median_return(tmp_path, target, "--stop.env-steps", steps, "--learning.precision", "bf16") >= bar
 
@@ -86,7 +86,7 @@ def test_vtrace_with_an_ewma_proximal_policy_reaches_nine_tenths_of_the_default(
     assert median_return(tmp_path, target, "--stop.env-steps", steps, *CORRECTED) >= 0.9 * default
 
 
-def test_vtrace_with_an_ewma_proximal_policy_swings_pendulum_up(tmp_path):
+def test_vtrace_with_an_ewma_proximal_policy_solves_pendulum(tmp_path):
     """Returns are negative there: nine tenths of the way from a random policy's -1,200 to the default's return."""
     default = median_return(tmp_path, "classic/pendulum", "--stop.env-steps", "300k")
     corrected = median_return(tmp_path, "classic/pendulum", "--stop.env-steps", "300k", *CORRECTED)
@@ -109,11 +109,11 @@ def test_vtrace_with_an_ewma_proximal_policy_swings_pendulum_up(tmp_path):
         ("mujoco/walker2d", "1M", 1800),
     ],
 )
-def test_presets_reach_what_others_published(tmp_path, target, steps, bar):
+def test_presets_reach_published_scores(tmp_path, target, steps, bar):
     assert median_return(tmp_path, target, "--stop.env-steps", steps) >= bar
 
 
-def test_pong_is_won_within_2m_steps(tmp_path):
+def test_pong_is_solved_within_2m_steps(tmp_path):
     """One seed: half an hour on 2 cores."""
     rows, seconds = train(tmp_path, "atari/pong", SEEDS[0], "--stop.env-steps", "2M", "--stop.target-return", 0.5)
     print(f"pong: {rows[-1]['charts/episodic_return']:.1f} at {rows[-1]['env_steps']:,} steps, {seconds:.0f} s")
@@ -121,7 +121,7 @@ def test_pong_is_won_within_2m_steps(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["lockstep", "async"])
-def test_a_recurrent_policy_solves_what_a_feed_forward_one_cannot(tmp_path, mode):
+def test_recurrent_policy_solves_tmaze_and_a_feed_forward_one_does_not(tmp_path, mode):
     words = ("--run.mode", mode, "--stop.env-steps", "150k")
     assert median_return(tmp_path, "memory/tmaze", *words) >= 0.9
     assert median_return(tmp_path, "memory/tmaze", *words, "--model.core", "none") <= 0.3  # 0 but for luck
@@ -130,7 +130,7 @@ def test_a_recurrent_policy_solves_what_a_feed_forward_one_cannot(tmp_path, mode
 @pytest.mark.parametrize(
     ("target", "steps"), [("mujoco/hopper", "500k"), ("classic/pendulum", "200k"), ("minatar/breakout", "500k")]
 )
-def test_the_last_checkpoint_plays_as_well_as_training_did(tmp_path, target, steps):
+def test_last_checkpoint_evaluates_as_well_as_in_training(tmp_path, target, steps):
     """Nine tenths of the training return at least, sampled (as training did) and greedy: the normaliser travelled."""
     words = ("--stop.env-steps", steps)
     trained = train(tmp_path, target, SEEDS[0], *words)[0][-1]["charts/episodic_return"]

@@ -51,7 +51,7 @@ def test_a_first_observation_of_the_wrong_kind_is_all_that_is_told():
 
 def test_a_group_that_raises_is_bad_and_the_rest_is_told_all_the_same():
     report = check("faults/count", {"crash_at": 60}, steps=200)
-    assert "step 60 raised CrashError: told to crash at call 60" in said(report, "data")
+    assert "step 60 raised CrashError: crash requested at call 60" in said(report, "data")
     assert levels(report)["autoreset"] == "ok"
     assert report.bad
 

@@ -57,7 +57,7 @@ def play(group, steps, action=0):
 
 
 @pytest.mark.parametrize("truncates", [False, True])
-def test_the_time_table_of_next_step_autoreset(truncates):
+def test_env_group_follows_next_step_autoreset(truncates):
     obs, taken = play(group_of(Counter(length=3, truncates=truncates)), 6)
     assert [row[0, 0] for row in obs] == [0, 1, 2, 3, 0, 1, 2]  # 3: the final observation, then the new episode's
     assert [row[0, 1] for row in obs] == [0, 0, 0, 0, 1, 1, 1]
@@ -70,7 +70,7 @@ def test_the_time_table_of_next_step_autoreset(truncates):
     assert taken[0].reward.dtype == np.float32
 
 
-def test_the_action_of_a_reset_step_reaches_no_environment_even_if_it_is_illegal():
+def test_env_group_ignores_the_action_of_a_reset_step_even_if_it_is_illegal():
     env = Counter(length=1)
     group = group_of(env)
     group.reset()
@@ -81,13 +81,13 @@ def test_the_action_of_a_reset_step_reaches_no_environment_even_if_it_is_illegal
     assert env.actions == [7]
 
 
-def test_whole_games_are_reported_with_their_raw_return_and_length():
+def test_env_group_reports_complete_episodes_with_raw_return_and_length():
     _, taken = play(group_of(Counter(length=2), Counter(length=3)), 7)
     ended = [(t, *episode) for t, step in enumerate(taken) for episode in step.episodes]
     assert ended == [(1, 0, 3.0, 2), (2, 1, 6.0, 3), (4, 0, 3.0, 2), (6, 1, 6.0, 3)]
 
 
-def test_every_environment_gets_its_seed_once():
+def test_env_group_gives_every_environment_its_seed_once():
     obs, _ = play(group_of(Counter(), Counter(), seeds=[7, 9]), 5)
     assert obs[-1][:, 2].tolist() == [7, 9]
 
@@ -110,7 +110,7 @@ RUBBISH = {
 
 
 @pytest.mark.parametrize("kind", RUBBISH)
-def test_a_failing_environment_becomes_a_reset_row_and_is_built_anew(kind):
+def test_env_group_replaces_a_failing_environment_and_marks_a_reset_row(kind):
     rubbish, reason = RUBBISH[kind]
     bad, good = Counter(length=9, at=2, rubbish=rubbish), Counter(length=9)
     group = group_of(good, bad)
@@ -133,13 +133,13 @@ def test_a_failing_environment_becomes_a_reset_row_and_is_built_anew(kind):
     assert taken[2].valid.all()
 
 
-def test_a_game_cut_by_a_fault_is_not_reported_and_does_not_leak_into_the_next():
+def test_env_group_drops_an_episode_that_a_fault_ended():
     _, taken = play(group_of(Counter(length=9, at=2, rubbish=raises)), 5)
     assert [tuple(e) for step in taken for e in step.episodes] == [(0, 6.0, 3)]  # its successor's
 
 
 @pytest.mark.parametrize("action", [3, -1, 2**40])
-def test_an_action_out_of_range_never_reaches_an_environment(action):
+def test_env_group_never_passes_an_action_out_of_range(action):
     env = Counter()
     group = group_of(env, Counter())
     group.reset()
@@ -149,7 +149,7 @@ def test_an_action_out_of_range_never_reaches_an_environment(action):
     assert f"illegal action [{action}]" in step.faults[0].message
 
 
-def test_box_actions_are_clipped_and_nan_is_stopped():
+def test_env_group_clips_box_actions_and_stops_nan():
     box = spaces.Box(np.array([-1, -2], np.float32), np.array([1, 2], np.float32))
     envs = [Counter(action_space=box) for _ in range(3)]
     group = group_of(*envs)
@@ -165,7 +165,7 @@ def test_box_actions_are_clipped_and_nan_is_stopped():
     assert (leaf.kind, leaf.shape, leaf.sizes, leaf.low, leaf.high) == ("box", (2,), (2,), (-1, -2), (1, 2))
 
 
-def test_discrete_actions_start_where_the_space_says():
+def test_env_group_adds_the_start_of_a_discrete_space():
     env = Counter(action_space=spaces.Discrete(3, start=5))
     group = group_of(env)
     group.reset()
@@ -183,7 +183,7 @@ class Nested(Counter):
         }
 
 
-def test_nested_observations_and_actions_are_flat_dicts_of_leaves():
+def test_env_group_flattens_nested_observations_and_actions():
     observation = spaces.Dict(
         image=spaces.Box(0, 255, (2, 2), np.uint8),
         inner=spaces.Dict(place=spaces.Discrete(4), vector=spaces.Box(-9, 9, (1,), np.float64)),
@@ -227,19 +227,19 @@ def test_nested_observations_and_actions_are_flat_dicts_of_leaves():
     assert step.valid.tolist() == [True, False]
 
 
-def test_a_space_without_a_leaf_is_refused_by_name():
+def test_env_group_names_an_unsupported_space():
     with pytest.raises(EnvError, match=r"observation space obs: Text.* is not supported; use Box"):
         group_of(Counter(observation_space=spaces.Text(5)))
     with pytest.raises(EnvError, match=r"action space action/0: Text"):
         group_of(Counter(action_space=spaces.Tuple([spaces.Text(5)])))
 
 
-def test_environments_of_one_group_have_one_spec():
+def test_env_group_needs_equal_spaces():
     with pytest.raises(EnvError, match="same spaces"):
         group_of(Counter(), Counter(action_space=spaces.Discrete(4)))
 
 
-def test_a_constructor_that_fails_says_what_it_said():
+def test_env_group_repeats_the_message_of_a_constructor_that_fails():
     def build():
         raise OSError("no such\nlevel")
 
@@ -247,14 +247,14 @@ def test_a_constructor_that_fails_says_what_it_said():
         EnvGroup(build, 1, [0], name="mygame")
 
 
-def test_a_first_reset_that_fails_says_what_it_said():
+def test_env_group_repeats_the_message_of_a_first_reset_that_fails():
     env = Counter()
     env.reset = lambda **_: raises(env)
     with pytest.raises(EnvError, match="failed at its first reset: RuntimeError: the ghost"):
         group_of(env).reset()
 
 
-def test_a_second_reset_begins_new_episodes_without_the_seed():
+def test_env_group_resets_without_the_seed_the_second_time():
     group = group_of(Counter(length=9))
     group.reset()
     group.step({"action": np.array([0])})
@@ -270,7 +270,7 @@ def masked(actions, size):
     return group_of(Counter(observation_space=space, action_space=actions))
 
 
-def test_a_mask_is_found_by_its_name_and_has_to_fit_the_actions():
+def test_mask_leaf_is_found_by_name_and_must_fit_the_actions():
     assert masked(spaces.Discrete(4), 4).spec.mask == "obs/action_mask"
     assert masked(spaces.MultiDiscrete([2, 3]), 5).spec.mask == "obs/action_mask"
     assert group_of(Counter()).spec.mask == ""
