@@ -1,4 +1,4 @@
-"""Atari stepped one by one: the games of ale-py's vector environment, frame by frame, and saved to the bit."""
+"""SteppedAtari and ExactAtariGroup: equal to ale-py's vector environment, and exact snapshots."""
 
 import json
 
@@ -32,7 +32,7 @@ def same(a, b):
 
 
 def compare(game, steps, seeds=SEEDS, **settings):
-    """Plays both groups; returns the games that ended, the terminations and the truncations."""
+    """Step both groups; return the numbers of ended games, terminations and truncations."""
     native, exact = (group_of(game, seeds, exact, **settings) for exact in (False, True))
     assert native.spec == exact.spec
     assert np.array_equal(native.reset()["obs"], exact.reset()["obs"])
@@ -58,7 +58,7 @@ def test_stepped_atari_equals_the_vector_environment(game, seeds, protocol):
     ("game", "settings"),
     [
         ("boxing", {"full_action_space": True, "stack_num": 2, "maxpool": False}),
-        ("double_dunk", {"protocol": "machado", "repeat_action_probability": 0.1}),  # its reset presses buttons itself
+        ("double_dunk", {"protocol": "machado", "repeat_action_probability": 0.1}),  # its reset presses buttons
         ("air_raid", {"protocol": "machado", "noop_max": 7, "use_fire_reset": True}),  # 250 scanlines
     ],
 )
@@ -86,9 +86,9 @@ def test_stepped_atari_equals_it_after_a_reset_and_an_illegal_action():
 
 
 def test_stepped_atari_draws_no_ops_like_the_vector_environment():
-    """With this seed and bound the division of older libstdc++ gives 81, the multiplication of newer ones 80."""
+    """With this seed and bound, the division in older libstdc++ gives 81, the multiplication in newer ones 80."""
     assert below(mt19937(43939), 100_000) == 80
-    assert mt19937(5489).random_raw() == 3499211612  # std::mt19937's first number, by the standard
+    assert mt19937(5489).random_raw() == 3499211612  # first number of std::mt19937 according to the standard
     compare("breakout", 2, [43939], noop_max=100_000)
 
 
@@ -102,7 +102,7 @@ def test_area_weights_cover_every_pixel_once(size):
 
 
 def test_area_resize_rounds_halves_by_the_last_bit():
-    """Against areas by definition: the same but for exact halves, and those go either way."""
+    """Compare with the definition: equal except for exact halves, which are rounded either way."""
     screens = np.random.default_rng(0).integers(0, 256, (2, 210, 160), dtype=np.uint8)
     cover = {}
     for size in screens.shape[1:]:
@@ -118,7 +118,7 @@ def test_area_resize_rounds_halves_by_the_last_bit():
 
 
 def saved_and_restored(game, steps, spoil=lambda state: None, **settings):
-    """A group that played, and another that was given its snapshot through JSON."""
+    """Return a group after some steps, and another one with its snapshot loaded from JSON."""
     one, two = (group_of(game, [seed], **settings) for seed in (1, 11))
     one.reset(), two.reset()
     for action in actions(one, steps):
@@ -136,7 +136,7 @@ def saved_and_restored(game, steps, spoil=lambda state: None, **settings):
     [
         ("breakout", 150, {}),
         ("breakout", 150, {"protocol": "machado", "full_action_space": True}),
-        ("qbert", 60, {"protocol": "machado"}),  # its ALEState alone is not enough
+        ("qbert", 60, {"protocol": "machado"}),  # its ALEState alone does not suffice
     ],
 )
 def test_exact_atari_group_continues_exactly_after_restore(game, steps, settings):
@@ -146,7 +146,7 @@ def test_exact_atari_group_continues_exactly_after_restore(game, steps, settings
         a, b = one.step(action), two.step(action)
         assert same(a, b), f"step {t}"
         games += len(a.episodes)
-        if t == 75 and game == "qbert":  # what was restored can be saved
+        if t == 75 and game == "qbert":  # a restored group can be saved again
             one, two = two, one
             two.restore(one.snapshot())
     assert games >= (game == "breakout")
@@ -167,12 +167,12 @@ def test_exact_atari_group_restores_a_game_saved_at_its_end():
 def lose_the_no_ops(state):
     for game in state["native"]["games"]:
         own = dict(game["own"][0]["dict"])
-        own["state"]["dict"][1][1] = 600  # where the generator stands
+        own["state"]["dict"][1][1] = 600  # position of the generator
         game["own"][0]["dict"] = [list(pair) for pair in own.items()]
 
 
 def test_exact_atari_group_diverges_without_the_generator_of_the_no_ops():
-    """The negative control."""
+    """Negative control."""
     one, two = saved_and_restored("breakout", 0, lose_the_no_ops)
     assert not all(same(one.step(action), two.step(action)) for action in actions(one, 400))
 

@@ -1,4 +1,4 @@
-"""Atari by ale-py, for real: the time table, both protocols, seeds, whole games."""
+"""Atari family with the real ale-py: autoreset, both protocols, seeds, complete games."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def test_atari_scores_has_the_57_games_of_the_benchmark():
     assert set(SCORES) <= set(roms.get_all_rom_ids())
     assert group_of("pong").spec.reference == (-20.7, 14.6)
     assert group_of("adventure").spec.reference is None
-    with pytest.raises(EnvError, match="ships no game 'combat'"):  # it would end the process
+    with pytest.raises(EnvError, match="ships no game 'combat'"):  # loading it would end the process
         group_of("combat")
     assert human_normalized(30.5, SCORES["breakout"]) == 1.0
 
@@ -63,7 +63,7 @@ def test_atari_group_repeats_episodes_for_equal_seeds_only(protocol):
 
 
 def test_atari_dqn_lost_life_ends_the_episode_and_not_the_game():
-    """Breakout, random play: five terminations per game, only the last followed by a reset row."""
+    """Breakout with random actions: five terminations per game, only the last is followed by a reset row."""
     group, deaths, games = group_of("breakout"), np.zeros(4, int), 0
     steps = [step for _, step in play(group, 900)]
     rewards = np.zeros(4)
@@ -74,13 +74,13 @@ def test_atari_dqn_lost_life_ends_the_episode_and_not_the_game():
         assert step.first[~step.valid].all()
         for episode in step.episodes:
             games += 1
-            assert deaths[episode.env] == 5  # all lives, seen one by one
-            assert not step.valid[episode.env]  # told on the reset row
+            assert deaths[episode.env] == 5  # one termination per life
+            assert not step.valid[episode.env]  # reported in the reset row
             assert episode.episodic_return == rewards[episode.env]
             deaths[episode.env] = rewards[episode.env] = 0
     assert games >= 3
     lost = sum(int((step.first & step.valid).sum()) for step in steps)
-    assert lost >= 4 * games  # an ordinary row follows, and it begins an episode
+    assert lost >= 4 * games  # the next row is an ordinary one that begins an episode
 
 
 def test_atari_machado_episode_ends_with_the_game_and_resets_in_the_next_row():

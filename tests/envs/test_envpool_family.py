@@ -1,4 +1,4 @@
-"""envpool behind the door: its own time table, casts, seeds, ends; and what is refused."""
+"""envpool family: autoreset, dtypes, seeds, episode ends, refused settings."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def actions_of(group, steps, seed=0):
 
 
 class Watched:
-    """envpool itself, with what its last step returned."""
+    """envpool environment that keeps the result of its last step."""
 
     def __init__(self, env):
         self.env = env
@@ -43,7 +43,7 @@ class Watched:
 
 
 def play(group, steps, seed=0):
-    """(step, what envpool returned) of each step, nothing of it overwritten later."""
+    """Return (step, result of envpool) for each step, as copies."""
     watched = group.env = Watched(group.env)
     group.reset()
     found = []
@@ -63,7 +63,7 @@ def test_envpool_spec_describes_the_task():
     assert (cheetah.actions["action"].shape, cheetah.actions["action"].high) == ((6,), (1.0,) * 6)
     assert (cheetah.frame_skip, cheetah.max_episode_steps, cheetah.reward_threshold) == (5, 1000, 4800.0)
     assert (cartpole.obs["obs"].shape, cartpole.actions["action"].sizes) == ((4,), (2,))
-    assert make_spec("envpool/Catch-v0").max_episode_steps is None  # 2**31 - 1 is envpool's word for none
+    assert make_spec("envpool/Catch-v0").max_episode_steps is None  # envpool uses 2**31 - 1 for no limit
 
 
 def test_envpool_settings_reach_the_task_and_are_part_of_the_protocol():
@@ -105,7 +105,7 @@ def test_envpool_group_repeats_episodes_for_equal_seeds_only(task):
 
 
 def test_envpool_seed_does_not_depend_on_the_position_in_the_group():
-    """Two groups with one seed in common, at different places, and every game given the same actions."""
+    """Two groups share one seed at different positions, and all environments get the same actions."""
     seen = []
     for seeds, place in (([1, 2], 0), ([3, 4, 1], 2)):
         group = group_of("HalfCheetah-v5", len(seeds), seeds)
@@ -134,7 +134,9 @@ def test_envpool_group_has_one_reset_row_after_an_end_and_sums_rewards(task, set
         ended = step.terminated | step.truncated
         np.testing.assert_array_equal(~after.valid, ended)
         np.testing.assert_array_equal(after.first, ended)
-        np.testing.assert_array_equal(native[4]["elapsed_step"] == 0, ~step.valid)  # envpool agrees: a game begins
+        np.testing.assert_array_equal(
+            native[4]["elapsed_step"] == 0, ~step.valid
+        )  # 0 marks the first row of an episode
         assert not step.reward[~step.valid].any()
         assert not ended[~step.valid].any()
         assert not (step.terminated & step.truncated).any()
@@ -151,7 +153,7 @@ def test_envpool_group_has_one_reset_row_after_an_end_and_sums_rewards(task, set
 
 
 def test_envpool_group_ignores_the_action_of_a_reset_row():
-    """Two groups differ in nothing but the actions of their reset rows: the games stay the same."""
+    """Two groups differ only in the actions of reset rows, and their episodes are equal."""
     groups = [group_of("HalfCheetah-v5", max_episode_steps=6) for _ in range(2)]
     for group in groups:
         group.reset()
@@ -179,7 +181,7 @@ def test_envpool_mujoco_observations_are_float32_and_actions_are_clipped():
 
 
 def test_envpool_atari_episode_does_not_end_with_a_lost_life():
-    """Breakout: the reported game is the whole one, all five lives of it."""
+    """Breakout: the reported episode contains all five lives."""
     found, lost, games = play(group_of("Breakout-v5", 4), 400), 0, 0
     for (_, earlier), (step, native) in itertools.pairwise(found):
         fewer = native[4]["lives"] < earlier[4]["lives"]
@@ -198,14 +200,14 @@ def test_envpool_group_resets_all_environments_after_an_illegal_action():
     assert (group.env.last[4]["elapsed_step"] == 1).all()
 
 
-@pytest.mark.slow  # envpool's constructor of it waited for ever once, in native code no timeout reaches
+@pytest.mark.slow  # envpool's constructor once hung in native code, where the timeout has no effect
 def test_envpool_vizdoom_combines_buttons_and_close_ends_its_processes(tmp_path, monkeypatch):
-    """Its own default is a float per button, and whatever is not 0 counts as pressed: a Gaussian would press all."""
-    monkeypatch.chdir(tmp_path)  # the game leaves files where it is started
+    """By default the action is a float per button, non-zero if pressed: a Gaussian policy would press all."""
+    monkeypatch.chdir(tmp_path)  # the game writes files to the current folder
     here = psutil.Process()
     threads, children = here.num_threads(), here.children()
     group = group_of("D1Basic-v1", 2)
-    assert group.spec.actions["action"].sizes == (6,)  # forward or not, times left, right or neither
+    assert group.spec.actions["action"].sizes == (6,)  # (forward or not) x (left, right or neither)
     assert "use_combined_action=True" in group.spec.protocol
     games = [child for child in here.children() if child not in children]
     assert len(games) == 2
@@ -227,7 +229,7 @@ def test_envpool_ids_lists_all_tasks():
         ("Pong-v5", {"episodic_life": True}, "episodic_life ends the reported game at each lost life"),
         ("Pong-v5", {"reward_clip": True}, "use env.reward-clip"),
         ("Pong-v5", {"frame_skp": 2}, "no such setting 'frame_skp'; did you mean frame_skip"),
-        ("Pong-v5", {"batch_size": 1}, "no such setting 'batch_size'"),  # it would step some of the games alone
+        ("Pong-v5", {"batch_size": 1}, "no such setting 'batch_size'"),  # would step only some of the environments
         ("TicTacToe-v1", {}, "2 players"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The environments that other tests lean on: they must count truly and fail exactly once."""
+"""Faults family, which other tests use: correct counters and exactly one failure."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ NOTHING = {"action": np.zeros(3, int)}
 
 
 def rows(group, steps):
-    """Observations [steps + 1, E, 3] and the steps taken."""
+    """Return observations [steps + 1, E, 3] and the steps."""
     obs, taken = [group.reset()["obs"].copy()], []
     for _ in range(steps):
         taken.append(group.step(NOTHING))
@@ -24,7 +24,7 @@ def rows(group, steps):
 def test_faults_group_counts_environment_step_and_episode(name, terminates):
     obs, taken = rows(make_group(name, 3, [0, 1, 2], {"length": 2}), 5)
     assert (obs[:, :, 0] == [0, 1, 2]).all()
-    assert obs[:, 1, 1].tolist() == [0, 1, 2, 2, 3, 4]  # the reset step is no step
+    assert obs[:, 1, 1].tolist() == [0, 1, 2, 2, 3, 4]  # the reset step is not counted
     assert obs[:, 1, 2].tolist() == [0, 0, 0, 1, 1, 1]
     assert [bool(s.terminated[0]) for s in taken] == [False, terminates, False, False, terminates]
     assert [bool(s.truncated[0]) for s in taken] == [False, not terminates, False, False, not terminates]

@@ -1,4 +1,4 @@
-"""Single environments as a group: the time table, nested spaces, guards, and what happens when one fails."""
+"""EnvGroup: autoreset, nested spaces, checks of data, failing environments."""
 
 import gymnasium
 import numpy as np
@@ -10,10 +10,10 @@ from sfactory.envs.gymnasium_adapter import EnvGroup
 
 
 class Counter(gymnasium.Env):
-    """Observes steps of the episode, episode, seed of the first reset. Ends after `length` steps, keeps its actions."""
+    """Environment that observes step, episode and first seed, ends after `length` steps and keeps its actions."""
 
-    def __init__(self, length=3, truncates=False, at=None, rubbish=None, observation_space=None, action_space=None):
-        self.length, self.truncates, self.at, self.rubbish = length, truncates, at, rubbish
+    def __init__(self, length=3, truncates=False, at=None, result=None, observation_space=None, action_space=None):
+        self.length, self.truncates, self.at, self.result = length, truncates, at, result
         self.observation_space = observation_space or spaces.Box(-np.inf, np.inf, (3,), np.float64)
         self.action_space = action_space or spaces.Discrete(3, start=5)
         self.t, self.episode, self.total, self.first_seed, self.closed, self.actions = 0, -1, 0, None, False, []
@@ -32,7 +32,7 @@ class Counter(gymnasium.Env):
         self.actions.append(action)
         self.t, self.total = self.t + 1, self.total + 1
         if self.total == self.at:
-            return self.rubbish(self)
+            return self.result(self)
         end = self.t >= self.length
         return self.obs(), float(self.t), end and not self.truncates, end and self.truncates, {}
 
@@ -41,14 +41,14 @@ class Counter(gymnasium.Env):
 
 
 def group_of(*envs, seeds=None):
-    """A group of the given environments; whoever replaces one is a plain Counter."""
-    waiting = list(envs)
+    """Build a group of the given environments; replacements are plain Counters."""
+    remaining = list(envs)
     seeds = list(range(100, 100 + len(envs))) if seeds is None else seeds
-    return EnvGroup(lambda: waiting.pop(0) if waiting else Counter(), len(envs), seeds, name="test/counter")
+    return EnvGroup(lambda: remaining.pop(0) if remaining else Counter(), len(envs), seeds, name="test/counter")
 
 
 def play(group, steps, action=0):
-    """Observations (copied), then steps: lists of length `steps` + 1 and `steps`."""
+    """Return copied observations and steps: lists of length `steps` + 1 and `steps`."""
     obs, taken = [group.reset()["obs"].copy()], []
     for _ in range(steps):
         taken.append(group.step({"action": np.full(group.num_envs, action)}))
@@ -59,7 +59,7 @@ def play(group, steps, action=0):
 @pytest.mark.parametrize("truncates", [False, True])
 def test_env_group_follows_next_step_autoreset(truncates):
     obs, taken = play(group_of(Counter(length=3, truncates=truncates)), 6)
-    assert [row[0, 0] for row in obs] == [0, 1, 2, 3, 0, 1, 2]  # 3: the final observation, then the new episode's
+    assert [row[0, 0] for row in obs] == [0, 1, 2, 3, 0, 1, 2]  # 3 is the final observation
     assert [row[0, 1] for row in obs] == [0, 0, 0, 0, 1, 1, 1]
     ends = [bool(step.truncated[0] if truncates else step.terminated[0]) for step in taken]
     assert ends == [False, False, True, False, False, False]
@@ -93,11 +93,11 @@ def test_env_group_gives_every_environment_its_seed_once():
 
 
 def raises(env):
-    raise RuntimeError("the ghost in the machine")
+    raise RuntimeError("a broken environment")
 
 
-RUBBISH = {
-    "raises": (raises, "the ghost in the machine"),
+INVALID = {
+    "raises": (raises, "a broken environment"),
     "NaN observation": (lambda env: (np.array([np.nan, 0, 0]), 0.0, False, False, {}), "NaN"),
     "infinite reward": (lambda env: (env.obs(), np.inf, False, False, {}), "infinity"),
     "a terminal with NaN": (lambda env: (env.obs(), np.nan, True, False, {}), "NaN"),
@@ -109,10 +109,10 @@ RUBBISH = {
 }
 
 
-@pytest.mark.parametrize("kind", RUBBISH)
+@pytest.mark.parametrize("kind", INVALID)
 def test_env_group_replaces_a_failing_environment_and_marks_a_reset_row(kind):
-    rubbish, reason = RUBBISH[kind]
-    bad, good = Counter(length=9, at=2, rubbish=rubbish), Counter(length=9)
+    result, reason = INVALID[kind]
+    bad, good = Counter(length=9, at=2, result=result), Counter(length=9)
     group = group_of(good, bad)
     obs, taken = play(group, 4)
     failed = taken[1]
@@ -127,15 +127,15 @@ def test_env_group_replaces_a_failing_environment_and_marks_a_reset_row(kind):
     assert not failed.terminated.any()
     assert not failed.truncated.any()
     assert bad.closed
-    assert obs[2][1, 0] == 0  # the new one's first observation
-    assert obs[2][1, 2] not in (100, 101)  # and its own seed
-    assert obs[3][:, 0].tolist() == [3, 1]  # the neighbour goes on undisturbed
+    assert obs[2][1, 0] == 0  # first observation of the replacement
+    assert obs[2][1, 2] not in (100, 101)  # its seed is new
+    assert obs[3][:, 0].tolist() == [3, 1]  # the other environment continues
     assert taken[2].valid.all()
 
 
 def test_env_group_drops_an_episode_that_a_fault_ended():
-    _, taken = play(group_of(Counter(length=9, at=2, rubbish=raises)), 5)
-    assert [tuple(e) for step in taken for e in step.episodes] == [(0, 6.0, 3)]  # its successor's
+    _, taken = play(group_of(Counter(length=9, at=2, result=raises)), 5)
+    assert [tuple(e) for step in taken for e in step.episodes] == [(0, 6.0, 3)]  # episode of the replacement
 
 
 @pytest.mark.parametrize("action", [3, -1, 2**40])
@@ -160,7 +160,7 @@ def test_env_group_clips_box_actions_and_stops_nan():
     np.testing.assert_array_equal(envs[0].actions[0], np.array([0.5, -2.0], np.float32))
     assert envs[1].actions == envs[2].actions == []
     assert step.valid.tolist() == [True, False, False]
-    np.testing.assert_array_equal(action, sample)  # the learner's sample stays what it was
+    np.testing.assert_array_equal(action, sample)  # the sample itself is not changed
     leaf = group.spec.actions["action"]
     assert (leaf.kind, leaf.shape, leaf.sizes, leaf.low, leaf.high) == ("box", (2,), (2,), (-1, -2), (1, 2))
 
@@ -193,8 +193,8 @@ def test_env_group_flattens_nested_observations_and_actions():
         [spaces.MultiDiscrete([2, 3]), spaces.Dict(go=spaces.Box(-1, 1, (1,)), how=spaces.MultiBinary(2))]
     )
     envs = [Nested(observation_space=observation, action_space=action) for _ in range(3)]
-    waiting = list(envs)
-    group = EnvGroup(lambda: waiting.pop(0), 2, [0, 1], name="test/nested")
+    remaining = list(envs)
+    group = EnvGroup(lambda: remaining.pop(0), 2, [0, 1], name="test/nested")
     leaves = {name: (leaf.shape, leaf.dtype) for name, leaf in group.spec.obs.items()}
     assert leaves == {
         "obs/image": ((2, 2), "uint8"),
@@ -250,7 +250,7 @@ def test_env_group_repeats_the_message_of_a_constructor_that_fails():
 def test_env_group_repeats_the_message_of_a_first_reset_that_fails():
     env = Counter()
     env.reset = lambda **_: raises(env)
-    with pytest.raises(EnvError, match="failed at its first reset: RuntimeError: the ghost"):
+    with pytest.raises(EnvError, match="failed at its first reset: RuntimeError: a broken environment"):
         group_of(env).reset()
 
 
@@ -265,7 +265,7 @@ def test_env_group_resets_without_the_seed_the_second_time():
 
 
 def masked(actions, size):
-    """A group whose observation is a Dict with a mask of that many flags."""
+    """Build a group whose Dict observation has a mask with `size` flags."""
     space = spaces.Dict({"action_mask": spaces.Box(0, 1, (size,), np.int8), "x": spaces.Box(-1, 1, (2,), np.float32)})
     return group_of(Counter(observation_space=space, action_space=actions))
 

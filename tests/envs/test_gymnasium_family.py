@@ -1,4 +1,4 @@
-"""Registered gymnasium environments behind the door: their own values, their own time limits."""
+"""Gymnasium family: values, time limits, vector environments."""
 
 import gymnasium
 import numpy as np
@@ -17,7 +17,7 @@ def actions_of(spec, steps, num_envs):
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1"])
 def test_gymnasium_group_equals_the_vector_environment_of_gymnasium(env_id):
-    """Gymnasium's next-step autoreset, with seeds given once: the same observations, rewards and ends, step by step."""
+    """Compare with gymnasium's next-step autoreset: equal observations, rewards and ends in each step."""
     steps, seeds = 250, [11, 12, 13]
     group = make_group(f"gymnasium/{env_id}", 3, seeds)
     stock = gymnasium.make_vec(env_id, 3, vectorization_mode="sync")
@@ -75,7 +75,7 @@ def test_gymnasium_group_encodes_categories_as_one_hot_vectors():
 
 
 def test_gymnasium_family_uses_the_vector_environment_of_an_id():
-    """Started at the same states, single CartPoles go through the same observations until they fall."""
+    """From the same states, single CartPoles have the same observations until they terminate."""
     group = make_group("gymnasium/CartPole-v1", 8, list(range(8)))
     assert type(group).__name__ == "GymnasiumVectorGroup"
     assert type(make_group("gymnasium/CartPole-v1", 8, list(range(8)), exact=True)).__name__ == "EnvGroup"
@@ -128,7 +128,7 @@ def test_gymnasium_vector_group_is_truncated_at_its_limit():
 
 
 def test_gymnasium_family_skips_a_vector_environment_with_another_autoreset():
-    """It resets within the step: single environments are used, as for every id without one."""
+    """An id whose vector environment resets within the step uses single environments."""
     from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
     from gymnasium.vector import AutoresetMode
 
@@ -145,7 +145,7 @@ def test_gymnasium_family_skips_a_vector_environment_with_another_autoreset():
 
 
 def test_gymnasium_cartpole_without_a_limit_runs_until_it_terminates():
-    """-1 is gymnasium's word for it; its vector environment would truncate every step."""
+    """gymnasium uses -1 for no limit; its vector environment would truncate every step."""
     group = make_group("gymnasium/CartPole-v1", 8, list(range(8)), {"max_episode_steps": -1})
     group.reset()
     step = group.step({"action": np.zeros(8, np.int64)})

@@ -1,4 +1,4 @@
-"""Tasks that need memory: what is seen when, what is paid, and that they can be saved."""
+"""Memory family: observations, rewards, snapshots."""
 
 import json
 

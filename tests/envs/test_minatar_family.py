@@ -1,4 +1,4 @@
-"""MinAtar: the stock package frame by frame, next-step autoreset around it."""
+"""MinAtar family: equal to the package frame by frame, with next-step autoreset."""
 
 import minatar
 import numpy as np
@@ -12,7 +12,7 @@ GAMES = ["asterix", "breakout", "freeway", "seaquest", "space_invaders"]
 @pytest.mark.parametrize("game", GAMES)
 @pytest.mark.parametrize("settings", [{}, {"minimal_actions": True, "difficulty_ramping": False}])
 def test_minatar_group_equals_the_package_in_every_frame(game, settings):
-    """Three games side by side with `minatar.Environment`, same seeds and actions: obs, reward, terminal, resets."""
+    """Compare three games with `minatar.Environment` for equal seeds and actions: obs, reward, terminal, resets."""
     seeds, steps = [3, 14, 159], 2600 if game == "freeway" else 1200
     group = make_group(f"minatar/{game}", 3, seeds, settings)
     stock = [minatar.Environment(game, difficulty_ramping=settings.get("difficulty_ramping", True)) for _ in seeds]
@@ -119,9 +119,9 @@ def test_minatar_last_observation_of_a_game_is_the_final_one():
     group.reset()
     while not (step := group.step({"action": np.array([0])})).terminated[0]:
         pass
-    assert step.obs["obs"][0, 9, :, 1].any()  # the ball lies at the bottom
+    assert step.obs["obs"][0, 9, :, 1].any()  # the ball is in the bottom row
     step = group.step({"action": np.array([0])})
-    assert step.obs["obs"][0, 3, :, 1].any()  # and is served anew
+    assert step.obs["obs"][0, 3, :, 1].any()  # a new ball
     assert step.first[0]
 
 

@@ -1,4 +1,4 @@
-"""A group on one model gives gymnasium's own numbers, to the bit, and its environments are apart."""
+"""MujocoGroup: exactly gymnasium's numbers, and independent environments."""
 
 import json
 
@@ -128,7 +128,7 @@ def test_task_of_leaves_other_tasks_as_single_environments():
 
 
 def test_mujoco_group_replaces_one_environment_when_physics_fail(monkeypatch):
-    """mujoco.FatalError, for contacts that do not fit into a model of one's own."""
+    """For example mujoco.FatalError, if a model has too many contacts."""
     group = make("HalfCheetah-v5", num_envs=3, seeds=[1, 2, 3])
     group.reset()
     real, calls = mujoco.mj_step, []

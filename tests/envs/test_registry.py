@@ -1,4 +1,4 @@
-"""Finding environments by name: what is installed, what is said when it is not there, and what is never imported."""
+"""Finding environments by name: families, error messages, and packages that are not imported."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Groups that can be filmed: what they show, and that they play the same games."""
+"""Groups with images: content of the images, and unchanged episodes."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_atari_render_shows_the_screen_in_color_and_does_not_change_the_game():
 
 
 def test_classic_control_renders_without_a_display():
-    poles = group("gymnasium/CartPole-v1", 9)  # so many that they would be one vector environment
+    poles = group("gymnasium/CartPole-v1", 9)  # without render, this many would be one vector environment
     before = [poles.reset(), poles.render(8)][1]
     for _ in range(5):
         poles.step({"action": np.ones(9, np.int64)})

@@ -1,4 +1,4 @@
-"""Saved in one group and restored in another: from there on the same games, bit for bit."""
+"""Snapshots: a group that restores the state of another one continues bit for bit like it."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_restored_group_continues_exactly(name):
         one.step(act(one.spec, draws, 3))
         two.step(act(one.spec, draws, 3))
     state = json.dumps(one.snapshot())
-    two.restore(json.loads(state))  # and `one` simply lives on: it was never saved, as far as it knows
+    two.restore(json.loads(state))  # `one` continues without a restore
     episodes = 0
     for _ in range(300):
         action = act(one.spec, draws, 3)
@@ -55,7 +55,7 @@ def test_restored_group_continues_exactly(name):
 
 
 def test_restored_group_differs_without_its_random_numbers():
-    """The negative control: without the generators the games part."""
+    """Negative control: without the generators the episodes differ."""
     one, two = (make_group("minatar/seaquest", 3, seeds) for seeds in ([1, 2, 3], [50, 51, 52]))
     draws = np.random.default_rng(0)
     state = one.snapshot()
@@ -91,7 +91,7 @@ plain = st.recursive(
 @given(plain)
 def test_decode_inverts_encode_for_plain_state(value):
     back = decode(json.loads(json.dumps(encode(value))))
-    assert repr(back) == repr(value)  # NaN, -0.0 and types included
+    assert repr(back) == repr(value)  # includes NaN, -0.0 and types
 
 
 def test_decode_inverts_encode_for_arrays_scalars_and_generators():
