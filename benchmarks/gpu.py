@@ -22,12 +22,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sfactory.config import Config, presets
-from sfactory.config import parsing as settings
+from sfactory.config import Config, parsing, presets, with_settings
 from sfactory.device.machine import cores
 from sfactory.monitor.metrics import busy_shares
 from sfactory.tools.bench import BenchFailed, Trial, machine, trial
-from sfactory.tools.tune import with_settings
 
 SCORE, LIMIT_S = 18.0, 900.0
 
@@ -79,8 +77,8 @@ def splits(workload: Workload) -> list[dict[str, Any]]:
     return [
         {
             "sampling.num_samplers": n, "sampling.groups_per_sampler": groups, "sampling.envs_per_group": envs,
-            "sampling.rollout_length": workload.rollout, "learning.epochs": 1, "learning.minibatches": 1,
-            "learning.batch_slots": 0, "learning.precision": "bf16",
+            "sampling.rollout_length": workload.rollout, "batch.epochs": 1, "batch.minibatches": 1,
+            "batch.slots": 0, "run.precision": "bf16",
         }
         for n, groups, envs in itertools.product(samplers, (2, 3), workload.envs_per_group)
     ]  # fmt: skip
@@ -111,7 +109,7 @@ def split(chosen: dict[str, Any]) -> str:
 def row(name: str, seconds: float, tries: int | None) -> str:
     """A line of the table."""
     workload = WORKLOADS[name]
-    config = settings.build(*presets.target_layers(workload.target), {})
+    config = parsing.build(*presets.target_layers(workload.target), {})
     sizes = sorted({8, workload.envs_per_group[0]})
     top = max(ceiling(config.env.name, config.env.arguments, size, max(2.0, seconds / 4)) for size in sizes)
     print(f"{workload.target}: the environment alone on {cores()} cores: {top:,.0f} steps/s", flush=True)
@@ -130,7 +128,7 @@ def seconds_to_score(score: float, limit: float) -> str:
     command = [
         sys.executable, "-m", "sfactory", "train", "atari/pong", "--log.quiet", "true",
         "--sampling.num-samplers", str(n), "--sampling.envs-per-group", "8",
-        "--learning.minibatches", str(8 * n), "--optim.lr", "5e-4",
+        "--batch.minibatches", str(8 * n), "--optim.lr", "5e-4",
         "--stop.target-return", str(score), "--stop.seconds", str(limit), "--stop.env-steps", "100M",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

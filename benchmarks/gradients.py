@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfactory.config import Config
+from sfactory.config import Config, with_settings
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
 from sfactory.envs import make_spec
@@ -80,8 +80,8 @@ def plan(seed: int, steps: int, **learning: object) -> RunSpec:
         config,
         run=replace(config.run, mode="lockstep", seed=seed),
         stop=replace(config.stop, env_steps=steps),
-        learning=replace(config.learning, **learning),
     )
+    config = with_settings(config, {f"learning.{name}": value for name, value in learning.items()})
     return RunSpec(config, make_spec(config.env.name, config.env.arguments), tempfile.mkdtemp(), 0)
 
 
@@ -113,16 +113,18 @@ def gradient(config: Config, trained: Lockstep, batches: list[Batch], lag: int, 
     """Mean gradient of the policy objective in all weights, at the trained weights."""
     config = replace(
         config,
-        learning=replace(config.learning, epochs=1, minibatches=1, value_coef=0.0, entropy_coef=0.0, **learning),
+        batch=replace(config.batch, epochs=1, minibatches=1),
+        loss=replace(config.loss, value_coef=0.0, entropy_coef=0.0),
         optim=replace(config.optim, lr=1e-30, max_grad_norm=0.0),
         normalize=replace(config.normalize, advantage=False),
     )
+    config = with_settings(config, {f"learning.{name}": value for name, value in learning.items()})
     model = copy.deepcopy(trained.learner.model)
     update, total = Update(config, model, torch.device("cpu")), 0.0
     parameters = list(model.parameters())
     average = trained.learner.update.proximal.state_dict()
     for batch in batches:
-        if config.learning.proximal == "ewma":
+        if config.proximal.policy == "ewma":
             update.proximal.load_state_dict(average)
         update.run(batch._replace(lag=torch.full_like(batch.lag, lag)), 0, 0.0)
         total = total + torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters])

@@ -21,9 +21,9 @@ from grid import POINTS, Cell, arguments, curve, run, score, show
 HERE = Path(__file__).parent
 TARGET, STEPS, FACTORS = "classic/cartpole", 102_400, (4, 16)
 REFERENCE = {
-    "sampling.envs_per_group": 16, "sampling.rollout_length": 32, "learning.epochs": 1, "learning.minibatches": 2,
-    "learning.gamma": 0.99, "learning.trace_lambda": 0.95, "learning.entropy_coef": 0.01, "learning.clip": 0.2,
-    "learning.proximal": "ewma", "learning.proximal_com": 2.0, "learning.forced_lag": 2,
+    "sampling.envs_per_group": 16, "sampling.rollout_length": 32, "batch.epochs": 1, "batch.minibatches": 2,
+    "trace.gamma": 0.99, "trace.trace_lambda": 0.95, "loss.entropy_coef": 0.01, "surrogate.clip": 0.2,
+    "proximal.policy": "ewma", "proximal.center_of_mass": 2.0, "batch.forced_lag": 2,
     "optim.lr": 2.5e-3, "optim.eps": 1e-8, "optim.beta1": 0.9, "optim.beta2": 0.999, "optim.schedule": "constant",
     "normalize.advantage_span": 1.0, "env.reward_scale": 0.1,
 }  # fmt: skip
@@ -34,7 +34,7 @@ LEFT_OUT = {
     "without the learning rate": {"optim.lr": lambda x, c: x * math.sqrt(c)},
     "learning rate divided by c, not its root": {"optim.lr": lambda x, c: x / math.sqrt(c)},
     "without Adam's betas": {"optim.beta1": lambda x, c: x**c, "optim.beta2": lambda x, c: x**c},
-    "without the proximal average": {"learning.proximal_com": lambda x, c: x / c},
+    "without the proximal average": {"proximal.center_of_mass": lambda x, c: x / c},
     "without the advantage span": {"normalize.advantage_span": lambda x, c: x / c},
 }
 LEFT_OUT["no rule at all"] = {key: change for rules in list(LEFT_OUT.values()) for key, change in rules.items()}
@@ -50,7 +50,7 @@ def cells() -> dict[tuple[str, int], Cell]:
                 continue
             values = dict(REFERENCE) | {key: change(REFERENCE[key], factor) for key, change in changes.items()}
             words = [w for k, v in values.items() for w in (f"--{k.replace('_', '-')}", str(v))]
-            words += ["--learning.batch-factor", str(factor), "--log.every-updates", str(2 * factor)]
+            words += ["--batch.factor", str(factor), "--log.every-updates", str(2 * factor)]
             found[variant, factor] = Cell(f"invariance/{factor}_{number}", TARGET, tuple(words), STEPS)
     return found
 

@@ -29,13 +29,13 @@ PEERS = {
     "sb3": ["stable-baselines3==2.9.2", "gymnasium[mujoco]", "mujoco<4", "ale-py", "opencv-python-headless", "minatar"],
     "sf": ["sample-factory==2.1.1", "gymnasium[mujoco]", "ale-py", "opencv-python-headless", "minatar"],
 }
-ONE_PASS = ["--learning.epochs", "1", "--learning.minibatches", "1"]
+ONE_PASS = ["--batch.epochs", "1", "--batch.minibatches", "1"]
 BREAKOUT = [*ONE_PASS, "--sampling.envs-per-group", "128", "--sampling.rollout-length", "32"]
 PONG = [*ONE_PASS, "--sampling.num-samplers", "2", "--sampling.groups-per-sampler", "1"]
 PONG += ["--sampling.envs-per-group", "16", "--sampling.rollout-length", "64"]
 CHEETAH = [*ONE_PASS, "--sampling.num-samplers", "2", "--sampling.envs-per-group", "128"]
 CHEETAH += ["--sampling.rollout-length", "64"]
-BF16 = ["--learning.precision", "bf16"]
+BF16 = ["--run.precision", "bf16"]
 CASES: dict[str, dict[str, list[str]]] = {  # workload -> who -> the command behind its Python
     "breakout": {
         "sfactory": ["minatar/breakout", *BREAKOUT],
@@ -45,7 +45,7 @@ CASES: dict[str, dict[str, list[str]]] = {  # workload -> who -> the command beh
         "sb3": ["sb3", "breakout"],
     },
     "pong": {
-        "sfactory": ["atari/pong", *PONG, "--learning.precision", "fp32"],
+        "sfactory": ["atari/pong", *PONG, "--run.precision", "fp32"],
         "sfactory, bf16": ["atari/pong", *PONG, *BF16],
         "sample-factory": ["sf", "pong"],
         "sb3": ["sb3", "pong"],
@@ -77,12 +77,11 @@ def speed_of(words: list[str], folder: Path, seconds: float) -> float:
     """Steps per second of one case, once."""
     if words[0] in PEERS:
         return float(peer(words, folder, "--seconds", str(seconds))["steps_per_second"])
-    from sfactory.config import parsing as settings
-    from sfactory.config import presets
+    from sfactory.config import parsing, presets
     from sfactory.tools.bench import trial
 
     flags, _, (target,) = presets.split_flags(words, {})
-    return trial(settings.build(*presets.target_layers(target), flags), seconds).steps_per_second
+    return trial(parsing.build(*presets.target_layers(target), flags), seconds).steps_per_second
 
 
 def peer(words: list[str], folder: Path, *more: str) -> dict[str, Any]:
@@ -100,15 +99,14 @@ def roofline_of(words: list[str]) -> float:
     """Steps per second of the fp32 roofline of a case of ours."""
     from dataclasses import replace
 
-    from sfactory.config import parsing as settings
-    from sfactory.config import presets
+    from sfactory.config import parsing, presets
     from sfactory.device.machine import cores
     from sfactory.envs import make_spec
     from sfactory.tools.roofline import roofline
 
     flags, _, (target,) = presets.split_flags(words, {})
-    config = settings.build(*presets.target_layers(target), flags)
-    config = replace(config, learning=replace(config.learning, precision="fp32"))
+    config = parsing.build(*presets.target_layers(target), flags)
+    config = replace(config, run=replace(config.run, precision="fp32"))
     return roofline(config, make_spec(config.env.name, config.env.arguments), cores()).steps_per_second
 
 

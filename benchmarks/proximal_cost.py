@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sfactory.config import Config
+from sfactory.config import Config, with_settings
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
 from sfactory.envs import make_spec
@@ -43,7 +43,7 @@ PROXIMALS = {
 
 def make_batch(config: Config) -> tuple[RunSpec, Batch]:
     """A batch as the learner gets it: what its update is called with, third time round."""
-    config = replace(config, run=replace(config.run, mode="lockstep"), learning=replace(config.learning, forced_lag=2))
+    config = replace(config, run=replace(config.run, mode="lockstep"), batch=replace(config.batch, forced_lag=2))
     run_spec = RunSpec(config, make_spec(config.env.name, config.env.arguments), tempfile.mkdtemp(), 0)
     run, seen = Lockstep(run_spec), []
     whole = run.learner.update.run
@@ -73,8 +73,9 @@ def main() -> None:
     for shape, (epochs, minibatches) in SHAPES.items():
         updates = {}
         for name, learning in PROXIMALS.items():
-            words = replace(base.learning, epochs=epochs, minibatches=minibatches, **learning)
-            config = replace(base, learning=words, optim=replace(base.optim, lr=1e-5))
+            settings = {"epochs": epochs, "minibatches": minibatches, **learning}
+            config = with_settings(base, {f"learning.{name}": value for name, value in settings.items()})
+            config = replace(config, optim=replace(base.optim, lr=1e-5))
             updates[name] = Update(config, build_model(run_spec.config, run_spec.spec), torch.device("cpu"))
         taken: dict[str, list[float]] = {name: [] for name in updates}
         for number in range(ROUNDS + 4):  # the first four fill rings and caches

@@ -13,10 +13,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from sfactory.config import Config, presets
-from sfactory.config import parsing as settings
+from sfactory.config import Config, parsing, presets, with_settings
 from sfactory.tools.bench import BenchFailed, machine, trial
-from sfactory.tools.tune import with_settings
 
 AXES: dict[str, list[dict[str, Any]]] = {
     "samplers (2 groups of 32 environments each)": [
@@ -43,8 +41,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("-o", type=Path, default=Path("scaling"))
     args = parser.parse_args()
-    once = {"learning.epochs": 1, "learning.minibatches": 1, "sampling.rollout_length": 32}
-    base = with_settings(settings.build(*presets.target_layers(args.target), {}), once)
+    once = {"batch.epochs": 1, "batch.minibatches": 1, "sampling.rollout_length": 32}
+    base = with_settings(parsing.build(*presets.target_layers(args.target), {}), once)
     found: dict[str, dict[int, list[float]]] = {axis: {} for axis in AXES}
     for _ in range(args.rounds):
         for axis, points in AXES.items():

@@ -28,8 +28,8 @@ ONLY = {  # the long one is what the bar at lag 8 is about; one step per update 
 TASKS = {
     # The set-up of the batch size-invariance pilot: 1,024 rows per update, 8 minibatches, one epoch.
     "cartpole": ("classic/cartpole", """
-        --sampling.envs-per-group 8 --sampling.rollout-length 64 --learning.epochs 1 --learning.minibatches 8
-        --learning.gamma 0.99 --learning.trace-lambda 0.95 --learning.entropy-coef 0.01 --learning.clip 0.2
+        --sampling.envs-per-group 8 --sampling.rollout-length 64 --batch.epochs 1 --batch.minibatches 8
+        --trace.gamma 0.99 --trace.trace-lambda 0.95 --loss.entropy-coef 0.01 --surrogate.clip 0.2
         --optim.lr 2.5e-3 --env.reward-scale 0.1 --log.every-updates 2
     """),
     # The preset as it is, 4 epochs: with one epoch it does not leave the plateau near 6 within 1.5M steps.
@@ -38,18 +38,18 @@ TASKS = {
 }  # fmt: skip
 
 METHODS = {
-    "none": ("no correction", "--learning.surrogate impala --learning.behavior-weight none"),
+    "none": ("no correction", "--surrogate.objective impala --surrogate.behavior-weight none"),
     "recent": ("PPO around recent weights, no behaviour weight",
-               "--learning.surrogate ppo --learning.proximal recompute --learning.behavior-weight none"),
-    "behavior": ("PPO around behaviour", "--learning.surrogate ppo --learning.proximal behavior"),
+               "--surrogate.objective ppo --proximal.policy recompute --surrogate.behavior-weight none"),
+    "behavior": ("PPO around behaviour", "--surrogate.objective ppo --proximal.policy behavior"),
     "impala": ("V-trace and IMPALA's policy gradient",
-               "--learning.trace vtrace --learning.surrogate impala --learning.behavior-weight trace"),
+               "--trace.estimator vtrace --surrogate.objective impala --surrogate.behavior-weight trace"),
     "impala_once": ("the same, one step per update",
-                    "--learning.trace vtrace --learning.surrogate impala --learning.behavior-weight trace "
-                    "--learning.minibatches 1 --optim.lr 5e-3"),
-    "decoupled": ("decoupled PPO, recompute", "--learning.surrogate decoupled --learning.proximal recompute"),
-    "ewma": ("decoupled PPO, EWMA", "--learning.surrogate decoupled --learning.proximal ewma"),
-    "a3po": ("decoupled PPO, A-3PO", "--learning.surrogate decoupled --learning.proximal interpolate"),
+                    "--trace.estimator vtrace --surrogate.objective impala --surrogate.behavior-weight trace "
+                    "--batch.minibatches 1 --optim.lr 5e-3"),
+    "decoupled": ("decoupled PPO, recompute", "--surrogate.objective decoupled --proximal.policy recompute"),
+    "ewma": ("decoupled PPO, EWMA", "--surrogate.objective decoupled --proximal.policy ewma"),
+    "a3po": ("decoupled PPO, A-3PO", "--surrogate.objective decoupled --proximal.policy interpolate"),
 }  # fmt: skip
 SAME_ON_POLICY = ("recent", "behavior", "a3po")  # at lag 0 they are decoupled PPO with recompute: run once
 
@@ -64,7 +64,7 @@ def cells() -> dict[tuple[str, str, int], Cell]:
                     continue
                 if lag == 0 and method in SAME_ON_POLICY:
                     continue
-                flags = (*shared.split(), *words.split(), "--learning.forced-lag", str(lag))
+                flags = (*shared.split(), *words.split(), "--batch.forced-lag", str(lag))
                 found[task, method, lag] = Cell(f"staleness/{task}_{method}_lag{lag}", target, flags, STEPS[task])
         for method in SAME_ON_POLICY:
             if method in ONLY.get(task, METHODS):

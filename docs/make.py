@@ -24,7 +24,7 @@ from typing import Any
 import sfactory.config.schema
 import sfactory.errors
 from sfactory.config import Config, presets
-from sfactory.config.parsing import field_types, shown
+from sfactory.config.parsing import field_types, flag_name
 from sfactory.errors import Exit
 from sfactory.monitor import metrics
 
@@ -151,7 +151,7 @@ def configuration() -> str:
         for field, value in dataclasses.asdict(cls()).items():
             name = f"{section.name}.{field}"
             words = cell(helps[f"{cls.__name__}.{field}"])
-            rows.append((f"`--{shown(name)}`", kind(types[name]), default(value), words))
+            rows.append((f"`--{flag_name(name)}`", kind(types[name]), default(value), words))
         lines += [*table(("flag", "value", "default", "meaning"), rows), ""]
     return page("Configuration", "the docstrings in sfactory/config/schema.py", *lines)
 

@@ -25,8 +25,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfactory.config import Config, presets, to_dict
-from sfactory.config import parsing as settings
+from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.resume_rules import refuse_changes
 from sfactory.errors import UNGUARDED, CommandError
 from sfactory.run.folder import need_checkpoint, new_folder, settings_of
@@ -47,7 +46,7 @@ def make_config(target: str | Config = "", **sections: Mapping[str, Any]) -> Con
     as the command line would say it.
     """
     layers = [_layer(to_dict(target))] if isinstance(target, Config) else presets.target_layers(target)
-    return settings.build(*layers, _layer(sections))
+    return parsing.build(*layers, _layer(sections))
 
 
 def train(target: str | Config = "", **sections: Mapping[str, Any]) -> Outcome:
@@ -76,7 +75,7 @@ def resume(run_dir: str | Path, **sections: Mapping[str, Any]) -> Outcome:
     _refuse_worker()
     run_dir = Path(run_dir)
     try:
-        before = settings.build(presets.read_toml(settings_of(run_dir)))
+        before = parsing.build(presets.read_toml(settings_of(run_dir)))
         after = make_config(before, **sections)
         need_checkpoint(run_dir)
         refuse_changes(before, after, [])
@@ -121,17 +120,17 @@ def _refuse_worker() -> None:
         raise RuntimeError(GUARD)
 
 
-def _layer(sections: Mapping[str, Mapping[str, Any]]) -> settings.ConfigLayer:
+def _layer(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:
     """Nested values as a layer of settings. None means the default, as in a file that leaves the key out."""
-    layer: settings.ConfigLayer = {}
+    layer: parsing.ConfigLayer = {}
     for section, values in sections.items():
         if not isinstance(values, Mapping):
             raise ValueError(f"{section}: expected a dict of settings, as optim={{'lr': 1e-3}}, got {values!r}")
         for key, value in values.items():
             name = f"{section}.{key}"
-            if name == settings.SETTINGS and isinstance(value, Mapping):
-                layer.update({f"{name}.{k}": settings.RawValue(v) for k, v in value.items()})
+            if name == parsing.SETTINGS and isinstance(value, Mapping):
+                layer.update({f"{name}.{k}": parsing.RawValue(v) for k, v in value.items()})
             elif value is not None:
-                layer[name] = settings.RawValue(list(value) if isinstance(value, tuple) else value)
+                layer[name] = parsing.RawValue(list(value) if isinstance(value, tuple) else value)
     return layer
 

@@ -6,6 +6,7 @@ import errno
 import shlex
 import sys
 import traceback
+from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
@@ -168,3 +169,22 @@ def _raised_here(error: Exception) -> bool:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` with the nearest of `known`, or an empty string where nothing is near.
+
+    Upper and lower case are the same. Of a dotted name the last part is enough: lr -> optim.lr.
+    """
+    import difflib
+
+    whole: dict[str, str] = {}
+    last_part: dict[str, str] = {}
+    for name in known:
+        whole.setdefault(name.lower(), name)
+        last_part.setdefault(name.lower().rpartition(".")[2], name)
+    near = [whole[hit] for hit in difflib.get_close_matches(word.lower(), whole, 1, 0.6)]
+    if not near:
+        last = word.lower().rpartition(".")[2]
+        near = [last_part[hit] for hit in difflib.get_close_matches(last, last_part, 1, 0.75)]
+    return f"; did you mean {near[0]}?" if near else ""

@@ -15,7 +15,7 @@ TINY = {
     "run": {"mode": "lockstep"},
     "stop": {"env_steps": 600},
     "sampling": {"num_samplers": 1, "envs_per_group": 4, "rollout_length": 16},
-    "learning": {"minibatches": 1},
+    "batch": {"minibatches": 1},
     "log": {"quiet": True},
 }
 

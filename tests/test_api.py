@@ -21,7 +21,7 @@ from sfactory.run.checkpoint import CheckpointError
 SHORT = {
     "stop": {"env_steps": 2000},
     "sampling": {"num_samplers": 2, "envs_per_group": 4, "rollout_length": 16},
-    "learning": {"minibatches": 2},
+    "batch": {"minibatches": 2},
     "log": {"quiet": True},
 }
 LOCKSTEP = {**SHORT, "run": {"mode": "lockstep"}, "stop": {"env_steps": 300}}
@@ -170,7 +170,7 @@ def test_settings_come_as_one_dict_per_section_over_a_preset_or_a_config():
         ("classic/cartpole", {"optimizer": {"lr": 1}}, "no such setting"),
         ("classic/cartpole", {"optim": 1e-3}, "expected a dict of settings"),
         ("classic/cartpole", {"optim": {"lr": "fast"}}, "'fast' is not a number"),
-        ("classic/cartpole", {"learning": {"minibatches": 7}}, "must divide into 7 minibatches"),
+        ("classic/cartpole", {"batch": {"minibatches": 7}}, "must divide into 7 minibatches"),
         ("", {}, "no TARGET"),
     ],
 )

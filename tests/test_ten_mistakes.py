@@ -33,7 +33,7 @@ MISTAKES = [
     # 3: the name of a setting
     ("train minatar/breakout --lr 1e-3", USAGE, "lr: no such setting; did you mean optim.lr?"),
     ("train minatar/breakout --seed 3", USAGE, "seed: no such setting; did you mean run.seed?"),
-    ("train minatar/breakout --learning.minibatch 4", USAGE, "did you mean learning.minibatches?"),
+    ("train minatar/breakout --learning.minibatch 4", USAGE, "did you mean batch.minibatches?"),
     ("train minatar/breakout lr=1e-3", USAGE, "did you mean --optim.lr 1e-3?"),
     ("train minatar/breakout --env.settings.stickyness 0", USAGE, "no such setting"),
     # 4: the value of a setting
@@ -43,8 +43,8 @@ MISTAKES = [
     ("train minatar/breakout --model.core grru", USAGE, "'grru' is not one of none, gru, lstm; did you mean gru?"),
     ("train minatar/breakout --sampling.num-samplers 0", USAGE, "it must be at least 1"),
     # 5: settings that do not go together
-    ("train minatar/breakout --learning.minibatches 7", USAGE, "must divide into 7 minibatches; try"),
-    ("train minatar/breakout --learning.forced-lag 2", USAGE, "needs run.mode lockstep or sampling.slots-per-group 1"),
+    ("train minatar/breakout --batch.minibatches 7", USAGE, "must divide into 7 minibatches; try"),
+    ("train minatar/breakout --batch.forced-lag 2", USAGE, "needs run.mode lockstep or sampling.slots-per-group 1"),
     ("train minatar/breakout --run.requeue", USAGE, "run.requeue needs run.dir"),
     ("train minatar/breakout --model.squash", USAGE, "model.squash is for continuous actions"),
     ("train memory/tmaze --model.core gru --model.separate", USAGE, "exclude each other"),

@@ -32,6 +32,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from sfactory.algo.weight_rule import BEHAVIOR_WEIGHTS, check_weights
+
+__all__ = ["BEHAVIOR_WEIGHTS", "SURROGATES", "Surrogate", "SurrogateInput", "check_weights"]
+
 LOG_WEIGHT_LIMIT = 20.0  # the same bound as the traces': no exponential here leaves [e^-20, e^20] upwards
 
 
@@ -315,44 +319,6 @@ SURROGATES: dict[str, Callable[..., Surrogate]] = {
     "sapo": sapo,
     "mhpo": mhpo,
 }
-
-BEHAVIOR_WEIGHTS = ("surrogate", "trace", "none", "twice")
-_NO_OWN_WEIGHT = ("ppo", "impala")  # these two never divide by behavior themselves
-_UNWEIGHTED_TRACES = ("gae",)
-
-
-def check_weights(trace: str, proximal: str, surrogate: str, behavior_weight: str) -> None:
-    """Raise ValueError unless the behaviour weight w_b is counted as often as ``behavior_weight`` says.
-
-    surrogate and trace mean once, none means never, twice means twice. All arguments are names in the
-    registries.
-    """
-    if behavior_weight not in BEHAVIOR_WEIGHTS:
-        expected = ", ".join(BEHAVIOR_WEIGHTS)
-        raise ValueError(f"behavior_weight is {behavior_weight!r}, expected one of {expected}")
-    asks_trace = behavior_weight in ("trace", "twice")
-    asks_surrogate = behavior_weight in ("surrogate", "twice")
-    coupled = proximal == "behavior" and surrogate != "impala"  # the ratio is policy/behavior by itself
-    setting = f"behavior_weight={behavior_weight} with {trace=!s}, {proximal=!s}, {surrogate=!s}: "
-    if asks_trace and trace in _UNWEIGHTED_TRACES:
-        raise ValueError(setting + f"{trace} has no weight; use trace=vtrace, or behavior_weight=surrogate")
-    if asks_surrogate and surrogate == "impala":
-        raise ValueError(setting + "impala takes its weight from the trace; use behavior_weight=trace")
-    if asks_surrogate and surrogate in _NO_OWN_WEIGHT and not coupled:
-        raise ValueError(
-            setting + f"{surrogate} never divides by behavior; use surrogate=decoupled, or proximal=behavior"
-        )
-    if coupled and not asks_surrogate:
-        counted = "a second time" if asks_trace else "although none was asked for"
-        raise ValueError(
-            setting + f"the ratio over behavior holds the weight, {counted}; use behavior_weight=surrogate"
-        )
-    if asks_trace and not asks_surrogate and proximal != "recompute" and surrogate != "impala":
-        raise ValueError(
-            setting + "the trace weighs the policy at the start of the update, not this proximal policy; "
-            "use proximal=recompute, or behavior_weight=surrogate"
-        )
-
 
 def _without_own(behavior_weight: str) -> str:
     """The same choice for an objective that never divides by behavior itself."""

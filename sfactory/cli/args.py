@@ -18,10 +18,11 @@ def one_word(positionals: list[str], what: str, optional: bool = False) -> str:
 
 def _as_setting(word: str) -> str:
     """`lr=3` as other programs take it -> what it is here, if there is such a setting."""
-    from sfactory.config.parsing import field_types, shown, suggestion
+    from sfactory.config.parsing import field_types, flag_name
+    from sfactory.errors import did_you_mean
 
     name, _, value = word.partition("=")
-    hint = suggestion(shown(name), map(shown, field_types()))
+    hint = did_you_mean(flag_name(name), map(flag_name, field_types()))
     return f"{hint.removesuffix('?').replace('mean ', 'mean --')} {value}?" if hint else ""
 
 
@@ -33,12 +34,12 @@ def no_words(args: list[str]) -> None:
 
 def only_own(args: list[str], options: Mapping[str, bool], verb: str) -> tuple[dict[str, list[str]], list[str]]:
     """A verb's own options (name -> takes a value) and its positionals; CommandError for a setting."""
-    from sfactory.config.parsing import shown
+    from sfactory.config.parsing import flag_name
     from sfactory.config.presets import split_flags
 
     flags, own, positionals = split_flags(args, options)
     if flags:
-        raise CommandError(Exit.USAGE, f"{shown(next(iter(flags)))}: {verb} has no use for settings; see --help")
+        raise CommandError(Exit.USAGE, f"{flag_name(next(iter(flags)))}: {verb} has no use for settings; see --help")
     return own, positionals
 
 

@@ -12,16 +12,16 @@ from sfactory.errors import CommandError, Exit, print_exit_line
 
 def bench(args: list[str]) -> int:
     """Measure one workload."""
-    from sfactory.config import parsing as settings
-    from sfactory.config import presets
+    from sfactory.config import parsing, presets
+    from sfactory.config.toml_file import settings_to_toml
     from sfactory.tools.bench import BenchFailed
     from sfactory.tools.bench import bench as measure
-    from sfactory.tools.tune import search, toml_of
+    from sfactory.tools.tune import search
 
     own_flags = {"--config": True, "--seconds": True, "--search": True, "--write": True, "--json": False}
     flags, own, positionals = presets.split_flags(args, own_flags)
     seconds, budget = (
-        float(settings.number(own[name][-1])) if name in own else default
+        float(parsing.number(own[name][-1])) if name in own else default
         for name, default in (("--seconds", 20.0), ("--search", 0.0))
     )
     if seconds < 2 or budget < 0:
@@ -30,7 +30,7 @@ def bench(args: list[str]) -> int:
         budget = 60.0
     target = one_word(positionals, "TARGET")
     files = [Path(name) for name in own.get("--config", [])]
-    config = settings.build(*presets.target_layers(target, files), flags)
+    config = parsing.build(*presets.target_layers(target, files), flags)
 
     def say(line: str) -> None:
         if "--json" not in own:
@@ -53,7 +53,7 @@ def bench(args: list[str]) -> int:
         print(found.text())
     if found and "--write" in own:
         path = Path(own["--write"][-1])
-        path.write_text(f"# Found by: sfactory bench {target} --search {budget:g}\n{toml_of(found.settings)}")
+        path.write_text(f"# Found by: sfactory bench {target} --search {budget:g}\n{settings_to_toml(found.settings)}")
         say(f"sfactory train {target} --config {path}")
     said = f"{report.whole.steps_per_second:,.0f} steps/s, {100 * report.share:.0f}% of the roofline"
     return print_exit_line(Exit.FINISHED, "measured", said)
@@ -61,20 +61,18 @@ def bench(args: list[str]) -> int:
 
 def profile(args: list[str]) -> int:
     """A timeline of all workers."""
-    from sfactory.config import parsing as settings
-    from sfactory.config import presets
+    from sfactory.config import parsing, presets, with_settings
     from sfactory.tools import timeline
     from sfactory.tools.bench import BenchFailed, trial
-    from sfactory.tools.tune import with_settings
 
     flags, own, positionals = presets.split_flags(args, {"--config": True, "--seconds": True, "-o": True})
-    seconds = float(settings.number(own["--seconds"][-1])) if "--seconds" in own else 2.0
+    seconds = float(parsing.number(own["--seconds"][-1])) if "--seconds" in own else 2.0
     if not 0 < seconds <= 600:
         raise CommandError(Exit.USAGE, f"--seconds is {seconds:g}; more than 0 and at most 600 it must be")
     target = one_word(positionals, "TARGET")
     path = Path(own["-o"][-1] if "-o" in own else "trace.json")
     files = [Path(name) for name in own.get("--config", [])]
-    config = settings.build(*presets.target_layers(target, files), flags)
+    config = parsing.build(*presets.target_layers(target, files), flags)
     spans: list[timeline.Span] = []
     try:
         whole = trial(

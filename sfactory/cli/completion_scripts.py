@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sfactory.config.bounds import ENCODERS
-from sfactory.config.parsing import SETTINGS, field_types, shown
+from sfactory.config.parsing import SETTINGS, field_types, flag_name
 from sfactory.config.presets import families, presets
 
 SHELLS = ("bash", "zsh", "fish")
@@ -48,10 +48,12 @@ class Tables:
 def tables(help_of: Mapping[str, str]) -> Tables:
     """From the help texts of the verbs."""
     types = field_types()
-    settings = tuple(f"--{shown(name)}" for name in types if name != SETTINGS)
-    choices = {f"--{shown(n)}": typing.get_args(t) for n, t in types.items() if typing.get_origin(t) is typing.Literal}
+    settings = tuple(f"--{flag_name(name)}" for name in types if name != SETTINGS)
+    choices = {
+        f"--{flag_name(n)}": typing.get_args(t) for n, t in types.items() if typing.get_origin(t) is typing.Literal
+    }
     choices |= {"--model.encoder": ENCODERS, "--run.device": ("auto", "cpu", "cuda")}
-    valued = {f"--{shown(name)}" for name, kind in types.items() if kind is not bool}
+    valued = {f"--{flag_name(name)}" for name, kind in types.items() if kind is not bool}
     verbs = []
     for name, text in help_of.items():
         found = {option: metavar for option, metavar in _OPTION.findall(text) if option != "--section.field"}

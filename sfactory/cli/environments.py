@@ -56,19 +56,18 @@ def list_envs(args: list[str]) -> int:
 
 def check(args: list[str]) -> int:
     """Does an environment keep its promises?"""
-    from sfactory.config import parsing as settings
-    from sfactory.config import presets
+    from sfactory.config import parsing, presets
     from sfactory.tools.check_env import check as play
 
     flags, own, positionals = presets.split_flags(args, {"--seconds": True, "--seed": True, "--json": False})
     target = one_word(positionals, "TARGET")
-    env = settings.build(*presets.target_layers(target), flags).env
+    env = parsing.build(*presets.target_layers(target), flags).env
     found = [
         play(
             task,
             env.arguments,
-            seconds=float(settings.number(own["--seconds"][-1])) if "--seconds" in own else 3.0,
-            seed=settings.whole(own["--seed"][-1], "seed") if "--seed" in own else 0,
+            seconds=float(parsing.number(own["--seconds"][-1])) if "--seconds" in own else 3.0,
+            seed=parsing.whole(own["--seed"][-1], "seed") if "--seed" in own else 0,
             target=target,
         )
         for task in env.tasks

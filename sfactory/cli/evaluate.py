@@ -12,8 +12,7 @@ from sfactory.run.folder import need_checkpoint, settings_of
 
 def evaluate(args: list[str]) -> int:
     """Play games with the newest policy."""
-    from sfactory.config import parsing as settings
-    from sfactory.config import presets
+    from sfactory.config import parsing, presets
     from sfactory.play.evaluate import evaluate as play
 
     defaults = {"--episodes": 100, "--max-steps": 0, "--seed": 0, "--video-games": 1}
@@ -22,7 +21,7 @@ def evaluate(args: list[str]) -> int:
     if flags:
         raise CommandError(
             Exit.USAGE,
-            f"{settings.shown(next(iter(flags)))}: eval plays with the settings of the run; see --help",
+            f"{parsing.flag_name(next(iter(flags)))}: eval plays with the settings of the run; see --help",
         )
     count = numbers(own, defaults)
     if count["--episodes"] < 1 or count["--seed"] < 0 or ("--max-steps" in own and count["--max-steps"] < 1):

@@ -78,25 +78,24 @@ def _dispatch(args: list[str]) -> int:
 
 def train(args: list[str]) -> int:
     """A new run."""
-    from sfactory.config import parsing as settings
-    from sfactory.config import presets
+    from sfactory.config import parsing, presets
 
     flags, own, positionals = presets.split_flags(args, COMMON)
     if "--help-all" in own:
-        print(settings.all_options(), end="")
+        print(parsing.all_options(), end="")
         return 0
     target = one_word(positionals, "TARGET", optional=True)
     if (Path(target) / "config.toml").is_file():
         raise CommandError(Exit.USAGE, f"{target} is a run; go on with it: {resume_command(Path(target))}")
     files = [Path(name) for name in own.get("--config", [])]
-    config = settings.build(*presets.target_layers(target, files), _quietly(flags, own))
+    config = parsing.build(*presets.target_layers(target, files), _quietly(flags, own))
     if "--print-config" in own:
         return _print_config(config)
     run_dir = Path(config.run.dir) if config.run.dir else new_folder(target or config.env.name, config.run.seed)
     if config.run.requeue and not config.run.dir:
         raise CommandError(Exit.USAGE, "run.requeue needs run.dir: the same command must find the same run again")
     if config.run.requeue and (run_dir / "config.toml").is_file():  # the scheduler started the same command again
-        before = settings.build(presets.read_toml(settings_of(run_dir)))
+        before = parsing.build(presets.read_toml(settings_of(run_dir)))
         if config.sampling.auto:  # what the first launch found
             config = replace(config, sampling=before.sampling, run=replace(
                 config.run, learner_threads=before.run.learner_threads, inference_threads=before.run.inference_threads
@@ -117,18 +116,17 @@ def train(args: list[str]) -> int:
 
 def resume(args: list[str]) -> int:
     """Go on with a run."""
-    from sfactory.config import parsing as settings
-    from sfactory.config import presets
+    from sfactory.config import parsing, presets
 
     flags, own, positionals = presets.split_flags(args, {**COMMON, "--allow": True})
     if "--help-all" in own:
-        print(settings.all_options(), end="")
+        print(parsing.all_options(), end="")
         return 0
     run_dir = Path(one_word(positionals, "runs/NAME"))
     file = settings_of(run_dir)
-    before = settings.build(presets.read_toml(file))
+    before = parsing.build(presets.read_toml(file))
     files = [presets.read_toml(Path(name)) for name in own.get("--config", [])]
-    config = settings.build(presets.read_toml(file), *files, _quietly(flags, own))
+    config = parsing.build(presets.read_toml(file), *files, _quietly(flags, own))
     if "--print-config" in own:
         return _print_config(config)
     need_checkpoint(run_dir)
@@ -170,14 +168,14 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 
 def _meant(verb: str) -> str:
     """What a first word that is no verb was probably meant to be."""
-    from sfactory.config.parsing import suggestion
     from sfactory.config.presets import near_target
+    from sfactory.errors import did_you_mean
 
     if verb.startswith("-"):
         return "; the verb comes first, as in sfactory train TARGET --section.field value"
     if (Path(verb) / "config.toml").is_file():
         return f"; did you mean {resume_command(Path(verb))}?"
-    hint = suggestion(verb, VERBS)
+    hint = did_you_mean(verb, VERBS)
     if hint and "/" not in verb:
         return hint
     target = near_target(verb) or (verb if "/" in verb else "")

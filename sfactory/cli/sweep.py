@@ -15,8 +15,7 @@ from sfactory.tools.comparison import compare as compared
 
 def main(args: list[str]) -> int:
     """Run the command; returns its exit code."""
-    from sfactory.config import parsing as settings
-    from sfactory.config import presets
+    from sfactory.config import parsing, presets
     from sfactory.envs import make_specs
 
     takes = dict.fromkeys(("--seeds", "--grid", "--jobs", "--dir", "--config"), True)
@@ -24,7 +23,7 @@ def main(args: list[str]) -> int:
     if len(names) != 1:
         raise CommandError(Exit.USAGE, f"expected one TARGET, got {' '.join(names) or 'none'}")
     base = [*presets.target_layers(names[0], [Path(file) for file in own.get("--config", [])]), flags]
-    jobs = settings.whole(own["--jobs"][-1], "jobs") if "--jobs" in own else 1
+    jobs = parsing.whole(own["--jobs"][-1], "jobs") if "--jobs" in own else 1
     if jobs < 1:
         raise CommandError(Exit.USAGE, f"jobs is {jobs}; at least one run at a time")
     folder = Path(own["--dir"][-1]) if "--dir" in own else None

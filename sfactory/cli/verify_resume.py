@@ -8,15 +8,14 @@ from sfactory.errors import CommandError, Exit, print_exit_line
 
 def verify(args: list[str]) -> int:
     """Kill and resume, and compare."""
-    from sfactory.config import parsing as settings
-    from sfactory.config import presets
+    from sfactory.config import parsing, presets
     from sfactory.tools.verify_resume import RunFailed, verify_resume
 
     defaults = {"--steps": 20_000, "--kills": 3, "--seed": 1}
     flags, own, positionals = presets.split_flags(args, dict.fromkeys(defaults, True))
     count = numbers(own, defaults)
     target = one_word(positionals, "TARGET")
-    settings.build(*presets.target_layers(target), flags)  # mistakes are answered here, before anything runs
+    parsing.build(*presets.target_layers(target), flags)  # mistakes are answered here, before anything runs
     values = {name: given.value for name, given in flags.items()}
     words = [
         f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"

@@ -1,33 +1,43 @@
-"""What a run is told: settings, their bounds, presets, files and flags. Standard library only at import."""
+"""Settings of a run: schema, bounds, presets, files and flags. Standard library only at import."""
 
 from sfactory.config.schema import (
+    BatchConfig,
     Checkpoint,
     Config,
     Env,
     Eval,
-    Learning,
     Log,
+    LossConfig,
     Model,
     Normalize,
     Optim,
+    ProximalConfig,
     Run,
     Sampling,
     Stop,
+    SurrogateConfig,
+    TraceConfig,
     to_dict,
+    with_settings,
 )
 
 __all__ = [
+    "BatchConfig",
     "Checkpoint",
     "Config",
     "Env",
     "Eval",
-    "Learning",
     "Log",
+    "LossConfig",
     "Model",
     "Normalize",
     "Optim",
+    "ProximalConfig",
     "Run",
     "Sampling",
     "Stop",
+    "SurrogateConfig",
+    "TraceConfig",
     "to_dict",
+    "with_settings",
 ]

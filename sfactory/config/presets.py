@@ -1,8 +1,8 @@
-"""From names, files and flags to layers of settings.
+"""Read presets, files and flags into layers of settings.
 
     preset TOML  <  --config FILE  <  TARGET's env.name  <  --section.field value        the right one wins
 
-`sfactory.config.parsing` makes a `Config` of them.
+`sfactory.config.parsing.build` merges the layers into a `Config`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sfactory.config.parsing import (
     WORDS,
     ConfigLayer,
     RawValue,
-    SettingError,
     check_name,
-    field_types,
+    field_type,
     number,
-    suggestion,
 )
+from sfactory.config.renamed import current_name
+from sfactory.errors import SettingError, did_you_mean
 
 ENV_GROUP = "sfactory.envs"  # entry points of environment families
 
@@ -78,7 +78,10 @@ def families() -> list[str]:
 
 
 def read_toml(path: Path) -> ConfigLayer:
-    """A file as a layer. SettingError names the file, and the line where TOML says one."""
+    """Read a file as a layer. SettingError names the file, and the line where TOML reports one.
+
+    Old names in a `config.toml` are translated here and thus not reported: sfactory wrote that file, not a person.
+    """
     try:
         table = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
@@ -89,9 +92,10 @@ def read_toml(path: Path) -> ConfigLayer:
     layer: ConfigLayer = {}
     for section, values in table.items():
         if not isinstance(values, dict):
-            raise SettingError(f"{path}: {section}: settings stand in sections; write [section] above it")
+            raise SettingError(f"{path}: {section}: settings belong in sections; write [section] above it")
         for key, value in values.items():
             name = f"{section}.{key}".replace("-", "_")
+            name = current_name(name) if path.name == "config.toml" else name
             if name == SETTINGS and isinstance(value, dict):
                 layer.update({f"{SETTINGS}.{k.replace('-', '_')}": RawValue(v, str(path)) for k, v in value.items()})
             else:
@@ -124,7 +128,7 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
         if folder.is_dir():
             raise SettingError(f"{target}: no such preset{_meant(target)}{_see()}")
         known = sorted({*families(), *(p.name.partition("/")[0] for p in presets())})
-        raise SettingError(f"{target}: no environment family {family}{suggestion(family, known)}{_see()}")
+        raise SettingError(f"{target}: no environment family {family}{did_you_mean(family, known)}{_see()}")
     default = folder / "default.toml"
     base = [read_toml(default)] if default.is_file() else []
     return [*base, *from_files, {"env.name": RawValue(target)}]
@@ -156,7 +160,9 @@ def _see() -> str:
 # -- the command line ----------------------------------------------------------------------------------------
 
 
-def split_flags(args: Sequence[str], options: Mapping[str, bool]) -> tuple[ConfigLayer, dict[str, list[str]], list[str]]:
+def split_flags(
+    args: Sequence[str], options: Mapping[str, bool]
+) -> tuple[ConfigLayer, dict[str, list[str]], list[str]]:
     """Sort a command line into settings, the verb's own options (name -> takes a value) and positionals."""
     layer: ConfigLayer = {}
     own: dict[str, list[str]] = {}
@@ -194,10 +200,10 @@ def _setting(flag: str, inline: str | None, rest: list[str], options: Mapping[st
         return name, _literal(inline if inline is not None else _next(flag, rest))
     section, _, key = name.partition(".")
     positive = f"{section}.{key.removeprefix('no_')}"
-    if name not in field_types() and field_types().get(positive) is bool and inline is None:
+    if field_type(name) is None and field_type(positive) is bool and inline is None:
         return positive, False
     check_name(name, flag.lstrip("-"), options)
-    kind = field_types()[name]
+    kind = field_type(name)
     if kind is bool:
         if inline is None:
             inline = rest.pop(0) if rest and rest[0].lower() in WORDS else "true"

@@ -1,57 +1,55 @@
-"""A configuration as a file: `config.toml` of a run folder. The standard library reads TOML and does not write it."""
+"""A configuration as TOML: `config.toml` of a run folder, and lists of settings that people copy."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 import tomllib
+import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sfactory.config import Config, to_dict
+from sfactory.config.renamed import current_name
 
 
 def to_toml(config: Config) -> str:
-    """The resolved settings; `from_toml` reads them back equal. None has no TOML: the key is left out."""
-    lines: list[str] = []
-    for section, values in to_dict(config).items():
-        lines += ["", f"[{section}]"] if lines else [f"[{section}]"]
-        lines += [f"{_toml_key(key)} = {_toml(value)}" for key, value in values.items() if value is not None]
-    return "\n".join(lines) + "\n"
+    """All settings as TOML; `from_toml` reads them back equal. A value of None is left out: TOML has no null."""
+    return _dumps(to_dict(config))
+
+
+def settings_to_toml(settings: Mapping[str, Any]) -> str:
+    """Some settings by dotted name (`optim.lr`) as TOML, section by section."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        sections.setdefault(section, {})[key] = value
+    return _dumps(sections)
+
+
+def _dumps(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    import tomli_w  # 5 ms that only writers pay
+
+    tables = {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}
+    return tomli_w.dumps(tables)
 
 
 def from_toml(path: Path) -> Config:
-    """Read back what `to_toml` wrote. Raises ValueError with one line that names the file."""
+    """Read what `to_toml` wrote, also with old names of settings. ValueError names the file, on one line."""
     try:
         table = tomllib.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
-    sections: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Config)}
-    parts: dict[str, Any] = {}
-    for section, values in table.items():
-        if section not in sections or not isinstance(values, dict):
-            raise ValueError(f"{path}: {section}: no such section")
-        known = {f.name for f in dataclasses.fields(sections[section])}
-        strange = sorted(set(values) - known)
-        if strange:
-            raise ValueError(f"{path}: {section}.{strange[0]}: no such setting")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        parts[section] = sections[section](**values)
-    return Config(**parts)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, (bool, int, float)):
-        return repr(value).lower()
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's basic strings are JSON's
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml(item) for item in value)}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
-    raise ValueError(f"{value!r} cannot be written as TOML")
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
+    classes = typing.get_type_hints(Config)
+    sections: dict[str, dict[str, Any]] = {}
+    for given_section, values in table.items():
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: {given_section}: no such section")
+        for given_key, value in values.items():
+            section, _, key = current_name(f"{given_section}.{given_key}").partition(".")
+            if section not in classes:
+                raise ValueError(f"{path}: {given_section}: no such section")
+            if key not in {f.name for f in dataclasses.fields(classes[section])}:
+                raise ValueError(f"{path}: {given_section}.{given_key}: no such setting")
+            sections.setdefault(section, {})[key] = tuple(value) if isinstance(value, list) else value
+    return Config(**{section: classes[section](**values) for section, values in sections.items()})

@@ -6,7 +6,6 @@ not import torch, and it imports a family's package only when one of its groups 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,17 +13,14 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from sfactory.envs.spec import EnvSpec, Group, Settings, one_line
-from sfactory.errors import EnvError
+from sfactory.errors import EnvError, did_you_mean
 
 
 def suggest(word: str, known: Iterable[str], most: int = 12) -> str:
-    """The end of an error message: `; did you mean a?`, or the names there are."""
+    """The end of an error message: `; did you mean a?`, or else the names that exist."""
     names = sorted(known)
-    folded = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word.lower(), folded, n=1)
-    if close:
-        return f"; did you mean {folded[close[0]]}?"
-    return f"; there are {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
+    listed = f"; there are {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
+    return did_you_mean(word, names) or listed
 
 
 def missing_package(name: str, package: str, extra: str) -> EnvError:

@@ -4,7 +4,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution pa
 
     values, log-probabilities and rho of the whole batch under the weights as published (one forward pass)
     trace -> targets and advantages, once per update; advantages normalised once per update
-    epochs x minibatches of rows (of whole lanes where the policy has memory, or `learning.shuffle lanes` says so):
+    epochs x minibatches of rows (of whole lanes where the policy has memory, or `batch.shuffle lanes` says so):
         surrogate, value loss, entropy -> gradient step -> proximal.after_step
     normalisers take in the batch, last of all: data of lag 0 have rho = 1
 """
@@ -76,12 +76,14 @@ class Update:
     ) -> None:
         """accelerator: the passes of an update are recorded there once and replayed. say: gets a line if they cannot
         be."""
-        o = config.learning
-        check_weights(o.trace, o.proximal, o.surrogate, o.behavior_weight)
+        objective = config.surrogate
+        check_weights(
+            config.trace.estimator, config.proximal.policy, objective.objective, objective.behavior_weight
+        )  # fmt: skip
         self.config, self.model, self.device = config, model, device
         self.distribution = model.distribution
-        self.autocast = precision(o.precision, device)
-        self.trace, self.surrogate = TRACES[o.trace], SURROGATES[o.surrogate]
+        self.autocast = precision(config.run.precision, device)
+        self.trace, self.surrogate = TRACES[config.trace.estimator], SURROGATES[config.surrogate.objective]
         self.schedule = SCHEDULES[config.optim.schedule]
         self.parameters = list(model.parameters())
         optim = config.optim
@@ -95,10 +97,10 @@ class Update:
         # The first steps are not recorded, and that is no reason for a warning.
         self.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
         steps = config.optimizer_steps_per_update
-        center_of_mass = o.proximal_com or float(steps)
-        self.decay = decay_from_center_of_mass(center_of_mass) if o.proximal == "ewma" else None
-        self.proximal: Proximal = PROXIMALS[o.proximal](
-            center_of_mass=center_of_mass, age=o.snapshot_age, kept=o.snapshots_kept
+        center_of_mass = config.proximal.center_of_mass or float(steps)
+        self.decay = decay_from_center_of_mass(center_of_mass) if config.proximal.policy == "ewma" else None
+        self.proximal: Proximal = PROXIMALS[config.proximal.policy](
+            center_of_mass=center_of_mass, age=config.proximal.snapshot_age, kept=config.proximal.snapshots_kept
         )
         self.proximal.reset(model)
         self.advantages = EwmaMoments(decay_from_span(config.normalize.advantage_span), device=device)
@@ -109,7 +111,7 @@ class Update:
         threads = pool_size(config.run.learner_threads) if accelerator is None else 1  # one stream, one thread
         self.network = Network(model, ThreadPool(threads), self.autocast)
         # Rows of one lane resemble each other: minibatches of rows have a quieter gradient. Memory needs whole lanes.
-        self.by_rows = o.shuffle == "rows" and not model.state_size
+        self.by_rows = config.batch.shuffle == "rows" and not model.state_size
         self.kl, self.ess = optim.kl_target, 1.0  # of the last update; what the adaptive schedules look at
         self.passes: Work = self._passes
         if accelerator is not None and self.proximal.recordable:
@@ -175,24 +177,23 @@ class Update:
 
     def _order(self, batch: Batch, updates: int) -> Tensor | None:
         """[epochs, lanes or rows]: who comes when. None: one minibatch is everybody."""
-        o = self.config.learning
-        if o.minibatches == 1:
+        if self.config.batch.minibatches == 1:
             return None
         lanes = batch.valid.numel() if self.by_rows else batch.valid.shape[1]
-        return torch.from_numpy(shuffled(lanes, o.epochs, self.config.run.seed, updates)).to(self.device)
+        order = shuffled(lanes, self.config.batch.epochs, self.config.run.seed, updates)
+        return torch.from_numpy(order).to(self.device)
 
     def _minibatches(self, order: Tensor | None) -> Iterator[Tensor | None]:
         """Lanes (or rows) of every minibatch."""
         if order is None:
-            yield from (None,) * self.config.learning.epochs
+            yield from (None,) * self.config.batch.epochs
         else:
             for epoch in order.unbind(0):
-                yield from epoch.chunk(self.config.learning.minibatches)
+                yield from epoch.chunk(self.config.batch.minibatches)
 
     @torch.no_grad()
     def _start(self, batch: Batch, out: Output, log_prob: Tensor) -> Start:
         """Targets and advantages. out of T+1 rows; log_prob [T, B]."""
-        o = self.config.learning
         said = out.value.detach().float()
         value = said if self.target_scale is None else self.target_scale.value(said)
         log_rho = (log_prob.detach() - batch.log_prob).masked_fill(~batch.valid, 0.0)
@@ -204,12 +205,12 @@ class Update:
             batch.truncated,
             batch.valid,
             log_rho,
-            gamma=o.gamma,
-            trace_lambda=o.trace_lambda,
-            rho_bar=o.rho_bar,
-            c_bar=o.c_bar,
-            pg_rho_bar=o.pg_rho_bar,
-            leak=o.leak,
+            gamma=self.config.trace.gamma,
+            trace_lambda=self.config.trace.trace_lambda,
+            rho_bar=self.config.trace.rho_bar,
+            c_bar=self.config.trace.c_bar,
+            pg_rho_bar=self.config.trace.pg_rho_bar,
+            leak=self.config.trace.leak,
         )
         advantage = trace.advantage
         if self.config.normalize.advantage:
@@ -237,7 +238,6 @@ class Update:
         report: bool,
     ) -> dict[str, Tensor]:
         """One optimizer step on [T, b] rows; full metrics if `report`."""
-        o = self.config.learning
         old_value, log_rho, advantage, target, weight = (
             x if index is None else x.index_select(1, index)
             for x in (start.value, start.log_rho, start.advantage, start.target, start.trace.weight)
@@ -249,26 +249,27 @@ class Update:
         )  # fmt: skip
         surrogate = self.surrogate(
             x,
-            behavior_weight=o.behavior_weight,
-            clip=o.clip,
-            dual_clip=o.dual_clip or None,
-            weight_cap=o.weight_cap,
-            kl_coef=o.kl_coef,
+            behavior_weight=self.config.surrogate.behavior_weight,
+            clip=self.config.surrogate.clip,
+            dual_clip=self.config.surrogate.dual_clip or None,
+            weight_cap=self.config.surrogate.weight_cap,
+            kl_coef=self.config.surrogate.kl_coef,
         )
         loss = total_loss(
             surrogate, value.float(), target, entropy, part.valid,
-            value_coef=o.value_coef, entropy_coef=o.entropy_coef,
-            old_value=old_value, value_clip=o.value_clip or None,
+            value_coef=self.config.loss.value_coef, entropy_coef=self.config.loss.entropy_coef,
+            old_value=old_value, value_clip=self.config.loss.value_clip or None,
         )  # fmt: skip
         norm, skipped = self._descend(loss.total)
         if not report:
             return {"skipped": skipped}
         d = diagnostics(
-            x, surrogate, old_value, target, rho_bar=o.rho_bar, c_bar=o.c_bar, log_rho=log_rho,
-            effective_lambda=start.trace.effective_lambda,
+            x, surrogate, old_value, target, rho_bar=self.config.trace.rho_bar, c_bar=self.config.trace.c_bar,
+            log_rho=log_rho, effective_lambda=start.trace.effective_lambda,
         )  # fmt: skip
         known = {}
-        if o.proximal == "snapshot" and not o.snapshot_age:  # the same weights in two workers: numerics is what is left
+        center = self.config.proximal
+        if center.policy == "snapshot" and not center.snapshot_age:  # the same weights in two workers: numerics is left
             apart = (proximal - part.log_prob).masked_fill(~part.valid, 0.0).abs()
             known["offpolicy/discrepancy"] = apart.sum() / part.valid.sum().clamp(min=1)
             known["offpolicy/max_discrepancy"] = apart.max()

@@ -24,11 +24,11 @@ def rooflines_file() -> Path:
 
 def workload(config: Config) -> str:
     """What the cost of a step depends on, as one line: another line, another roofline."""
-    learning, run = config.learning, config.run
+    run = config.run
     depends = {
         "env": [config.env.name, config.env.arguments, config.sampling.envs_per_group],
         "model": asdict(config.model),
-        "learning": [learning.epochs, config.optimizer_steps_per_update > 1, learning.precision],
+        "learning": [config.batch.epochs, config.optimizer_steps_per_update > 1, config.run.precision],
         "machine": [processor(), cores(), run.device, shows_gpu()],
     }
     return json.dumps(depends, sort_keys=True, default=str)

@@ -30,9 +30,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sfactory.config import Config, presets
-from sfactory.config import parsing as settings
+from sfactory.config import Config, parsing, presets
 from sfactory.config.parsing import ConfigLayer, RawValue, SettingError
+from sfactory.config.renamed import current_name, original_name
 from sfactory.config.toml_file import to_toml
 from sfactory.errors import CommandError, Exit
 from sfactory.monitor.metrics import duration
@@ -79,10 +79,10 @@ def cells(grid: Sequence[str]) -> list[ConfigLayer]:
         if not equals or not all(values.split(",")):
             raise SettingError(f"grid: {text!r} is not NAME=V1,V2")
         if name in OWN:
-            raise SettingError(f"grid: {settings.shown(name)} is not varied here; use {OWN[name]}")
-        if any(name in axis[0] for axis in axes):
-            raise SettingError(f"grid: {settings.shown(name)} is given twice; put its values behind each other")
-        several = name in settings.field_types() and "tuple" in str(settings.field_types()[name])
+            raise SettingError(f"grid: {parsing.flag_name(name)} is not varied here; use {OWN[name]}")
+        if any(current_name(name) in map(current_name, axis[0]) for axis in axes):
+            raise SettingError(f"grid: {parsing.flag_name(name)} is given twice; put its values behind each other")
+        several = name in parsing.field_types() and "tuple" in str(parsing.field_types()[name])
         words = [value.replace("+", ",") if several else value for value in values.split(",")]
         axes.append([presets.split_flags([f"--{typed.lstrip('-')}={word}"], {})[0] for word in dict.fromkeys(words)])
     return [{name: given for layer in chosen for name, given in layer.items()} for chosen in itertools.product(*axes)]
@@ -94,23 +94,26 @@ def planned(
     """The folder and every run, each checked; all cells of a seed before the next seed. Nothing is written."""
     for name in base[-1]:
         if name in OWN:
-            raise SettingError(f"{settings.shown(name)}: a sweep sets it itself; use {OWN[name]}")
+            raise SettingError(f"{parsing.flag_name(name)}: a sweep sets it itself; use {OWN[name]}")
     layers = cells(grid)
-    twice = [name for name in layers[0] if name in base[-1]]
+    given = {current_name(name) for name in base[-1]}
+    twice = [name for name in layers[0] if current_name(name) in given]
     if twice:
-        raise SettingError(f"{settings.shown(twice[0])} is in the grid and given by itself; leave one out")
+        raise SettingError(f"{parsing.flag_name(twice[0])} is in the grid and given by itself; leave one out")
     if folder is None:
-        first = settings.build(*base, layers[0])
-        fixed = {name: value for name, value in relevant(first).items() if name not in layers[0]}
+        first = parsing.build(*base, layers[0])
+        varied = {current_name(name) for name in layers[0]}
+        # Original names: the folder of a sweep that an older version started is found again.
+        fixed = {original_name(name): value for name, value in relevant(first).items() if name not in varied}
         digest = hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:6]
         folder = Path("runs") / f"{_clean(target or first.env.name)}_sweep_{digest}"
     plan: dict[str, Job] = {}
     for seed, layer in itertools.product(seeds, layers):
-        config = settings.build(*base, layer, {"run.seed": RawValue(str(seed)), "log.quiet": RawValue("true")})
+        config = parsing.build(*base, layer, {"run.seed": RawValue(str(seed)), "log.quiet": RawValue("true")})
         values = flat(config)
-        name = "_".join([*(_clean(named(key, values.get(key))) for key in layer), f"s{seed}"])
+        name = "_".join([*(_clean(named(key, values.get(current_name(key)))) for key in layer), f"s{seed}"])
         made = {"run.dir": RawValue(str(folder / name)), "run.seed": RawValue(str(seed)), "log.quiet": RawValue("true")}
-        plan[name] = Job(name, folder / name, settings.build(*base, layer, made))
+        plan[name] = Job(name, folder / name, parsing.build(*base, layer, made))
     return folder, list(plan.values())
 
 
@@ -302,7 +305,7 @@ def _same_settings(job: Job, there: Config) -> None:
     ours, theirs = relevant(job.config), relevant(there)
     differ = [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
     if differ or job.config.run.seed != there.run.seed or job.config.env.protocol != there.env.protocol:
-        name = settings.shown(differ[0]) if differ else "run.seed or env.protocol"
+        name = parsing.flag_name(differ[0]) if differ else "run.seed or env.protocol"
         raise CommandError(Exit.USAGE, f"{job.run_dir} holds a run with another {name}; choose another --dir")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sfactory.config import Config, to_dict
-from sfactory.config.parsing import shown
+from sfactory.config.parsing import flag_name
 from sfactory.config.toml_file import from_toml
 from sfactory.run.folder import supervised
 
@@ -171,4 +171,4 @@ def written(value: Any) -> str:
 
 def named(name: str, value: Any) -> str:
     """optim.lr=1e-3."""
-    return f"{shown(name)}={written(value)}"
+    return f"{flag_name(name)}={written(value)}"

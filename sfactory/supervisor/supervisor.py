@@ -166,7 +166,7 @@ class Supervisor:
         if said == RUNNING:
             return None
         if said == NON_FINITE:
-            count = self.config.learning.nonfinite_budget
+            count = self.config.loss.nonfinite_budget
             said_ = f"{count} updates in a row had a loss or gradient that was not finite; lower optim.lr"
             return Outcome("non-finite", 9, f"{said_}, or look into {self.run_spec.debug_dir / 'non-finite.json'}")
         return Outcome("finished", 0, "the stop rule was reached")

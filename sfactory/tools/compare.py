@@ -6,25 +6,24 @@ import json
 import sys
 from pathlib import Path
 
-from sfactory.errors import CommandError, Exit
+from sfactory.errors import CommandError, Exit, did_you_mean
 from sfactory.monitor.metrics import human
 from sfactory.tools.comparison import AXES, WORDS, Comparison, Panel, compare
 
 
 def main(args: list[str]) -> int:
     """The verb."""
-    from sfactory.config import parsing as settings
-    from sfactory.config import presets
+    from sfactory.config import parsing, presets
 
     flags, own, names = presets.split_flags(args, {"-o": True, "--by": True, "--json": False})
     if flags:
-        name = settings.shown(next(iter(flags)))
+        name = parsing.flag_name(next(iter(flags)))
         raise CommandError(Exit.USAGE, f"{name}: compare takes runs as they are; see --help")
     if not names:
         raise CommandError(Exit.USAGE, "expected RUNS, got none; for example: sfactory compare runs/a* runs/b* -o plot.png")
     by = own["--by"][-1] if "--by" in own else ""
     if by and by not in AXES:
-        raise CommandError(Exit.USAGE, f"by: {by!r} is not one of {', '.join(AXES)}{settings.suggestion(by, AXES)}")
+        raise CommandError(Exit.USAGE, f"by: {by!r} is not one of {', '.join(AXES)}{did_you_mean(by, AXES)}")
     if "-o" in own:  # before the work, not after it
         from sfactory.tools import compare_plot
 

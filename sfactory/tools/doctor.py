@@ -148,11 +148,11 @@ def check_cuda(devices: list[str], driver: bool, torch: str | None) -> Finding:
 
 
 def check_bf16(flags: set[str]) -> Finding:
-    """Instructions that make `--learning.precision bf16` faster on a CPU."""
+    """Instructions that make `--run.precision bf16` faster on a CPU."""
     fast = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
     if fast:
-        return Finding("ok", "bf16", f"{', '.join(fast)}: --learning.precision bf16 can pay")
-    return Finding("ok", "bf16", "not in this CPU: keep --learning.precision fp32")
+        return Finding("ok", "bf16", f"{', '.join(fast)}: --run.precision bf16 can pay")
+    return Finding("ok", "bf16", "not in this CPU: keep --run.precision fp32")
 
 
 def check_compiler(found: str | None) -> Finding:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import numpy as np
 
 from sfactory.config import Config
-from sfactory.config.parsing import shown
+from sfactory.config.parsing import flag_name
 from sfactory.errors import CommandError, Exit
 from sfactory.monitor.metrics import LAG_SHARES, METRICS, STAGES, duration, human, meaning
 from sfactory.run.reader import RunFolder, flat, read, written
@@ -52,7 +52,7 @@ def main(args: list[str]) -> int:
 
     flags, own, names = presets.split_flags(args, {"-o": True})
     if flags:
-        raise CommandError(Exit.USAGE, f"{shown(next(iter(flags)))}: report shows a run as it is; see --help")
+        raise CommandError(Exit.USAGE, f"{flag_name(next(iter(flags)))}: report shows a run as it is; see --help")
     if len(names) != 1:
         raise CommandError(Exit.USAGE, f"expected one runs/NAME, got {' '.join(names) or 'none'}")
     run = read(Path(names[0]))
@@ -208,10 +208,10 @@ def _configuration(config: Config) -> str:
     """What differs from the defaults, then everything."""
     mine, default = flat(config), flat(Config())
     changed = [
-        (shown(n), written(v), written(default[n]) if n in default else "") for n, v in mine.items()
+        (flag_name(n), written(v), written(default[n]) if n in default else "") for n, v in mine.items()
         if n not in default or v != default[n]
     ]  # fmt: skip
-    rest = [(shown(n), written(v)) for n, v in mine.items() if n in default and v == default[n]]
+    rest = [(flag_name(n), written(v)) for n, v in mine.items() if n in default and v == default[n]]
     return (
         f"<section><h2>Configuration</h2>{_table(('setting', 'value', 'default'), changed)}"
         f"<details><summary>{len(rest)} settings at their defaults</summary>{_table(('setting', 'value'), rest)}"

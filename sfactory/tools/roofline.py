@@ -73,14 +73,13 @@ def amx() -> bool:
 
 def roofline(config: Config, spec: EnvSpec, cores: int, device: str = "cpu", seconds: float = 6.0) -> Roofline:
     """Measure all reference loops, in about `seconds`, on one core after the other."""
-    o = config.learning
     steps = config.optimizer_steps_per_update
     environment = environment_cost(config, seconds / 4)
     if device != "cpu":
         nothing = Cost(0.0, f"on the device ({device}): no core's time")
         return Roofline(cores, environment, nothing, nothing, "", device)
     before = torch.get_num_threads()
-    bf16 = o.precision == "bf16" and amx()
+    bf16 = config.run.precision == "bf16" and amx()
     try:
         looks = list(_network_costs(config, spec, ACT_BATCHES, cores, seconds / 4, learn=False, bf16=bf16))
         learns = list(_network_costs(config, spec, _batches(config, spec), cores, seconds / 2, learn=True, bf16=bf16))
@@ -88,8 +87,8 @@ def roofline(config: Config, spec: EnvSpec, cores: int, device: str = "cpu", sec
         torch.set_num_threads(before)
     look, learn = min(looks), min(learns)
     extra = 0 if steps == 1 else 1  # several optimizer steps: one look at the whole batch before the first
-    training = Cost(o.epochs * learn.seconds + extra * look.seconds, learn.how)
-    passes = f"{o.epochs} x forward and backward{' + 1 forward' if extra else ''}"
+    training = Cost(config.batch.epochs * learn.seconds + extra * look.seconds, learn.how)
+    passes = f"{config.batch.epochs} x forward and backward{' + 1 forward' if extra else ''}"
     return Roofline(cores, environment, look, training, passes, device)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
-from sfactory.config import Config
+from sfactory.config import Config, with_settings
+from sfactory.config.toml_file import settings_to_toml
 from sfactory.device.machine import cores, shows_gpu
 from sfactory.tools.bench import BenchFailed, trial
 
@@ -78,36 +78,17 @@ class Found(NamedTuple):
         if not self.settings:
             return "\n".join([*lines, f"no change was clearly faster than {self.before:,.0f} steps/s"])
         lines.append(f"better: {self.after:,.0f} steps/s instead of {self.before:,.0f}, with")
-        lines += ["  " + line for line in toml_of(self.settings).splitlines()]
+        lines += ["  " + line for line in settings_to_toml(self.settings).splitlines()]
         if self.learns_differently:
             lines.append("this also changes what is learnt (batch, lag or precision): compare returns, not only speed")
         return "\n".join(lines)
 
 
-def with_settings(config: Config, settings: dict[str, Any]) -> Config:
-    """The configuration with some settings by dotted name."""
-    sections: dict[str, dict[str, Any]] = {}
-    for name, value in settings.items():
-        section, _, key = name.partition(".")
-        sections.setdefault(section, {})[key] = value
-    return replace(config, **{name: replace(getattr(config, name), **values) for name, values in sections.items()})
-
-
-def toml_of(settings: dict[str, Any]) -> str:
-    """Settings by dotted name as TOML, section by section."""
-    sections: dict[str, list[str]] = {}
-    for name, value in settings.items():
-        section, _, key = name.partition(".")
-        said = f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
-        sections.setdefault(section, []).append(f"{key} = {said}")
-    return "\n\n".join("\n".join([f"[{section}]", *lines]) for section, lines in sections.items()) + "\n"
-
-
 def changes(config: Config, num_cores: int, learning: bool) -> Iterator[Change]:
     """What is worth a try from here, most promising first."""
-    run, s, o = config.run, config.sampling, config.learning
+    run, s = config.run, config.sampling
     splits = set()
-    if not o.batch_slots:  # one slot of each group: the batch stays as it is while the environments do
+    if not config.batch.slots:  # one slot of each group: the batch stays as it is while the environments do
         for samplers in range(1, max(1, num_cores) + 1):
             for groups in (2, 1, 3, 4):
                 envs, rest = divmod(s.num_envs, samplers * groups)
@@ -129,8 +110,8 @@ def changes(config: Config, num_cores: int, learning: bool) -> Iterator[Change]:
                 yield Change({f"run.{kind}": threads}, False)
     if not learning:
         return
-    if o.precision == "fp32":
-        yield Change({"learning.precision": "bf16"}, True)
+    if config.run.precision == "fp32":
+        yield Change({"run.precision": "bf16"}, True)
     for factor in (2, 4):
         yield Change({"sampling.envs_per_group": s.envs_per_group * factor}, True)
     if s.slots_per_group > 1:

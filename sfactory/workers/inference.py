@@ -35,7 +35,7 @@ class Inference(Worker):
         self.device = pick_device(self.config.run.inference_device or self.config.run.device)
         self.model = build_model(self.config, self.run_spec.spec).to(self.device).eval()
         self.distribution = self.model.distribution
-        self.autocast = precision(self.config.learning.precision, self.device)
+        self.autocast = precision(self.config.run.precision, self.device)
         weights = self.model.flat_size()
         self.mailbox = Mailbox(shared.arena, shared.mailbox_memory(weights))
         self.version = NOTHING

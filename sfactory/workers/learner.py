@@ -66,7 +66,7 @@ class Learner(Worker):
         self.updates = self.env_steps = self.saved_steps = 0
         self.seconds = 0.0  # of training, over all launches
         self.skipped_in_a_row = self.skipped_updates = 0
-        self.held_back: deque[tuple[int, torch.Tensor]] = deque(maxlen=self.config.learning.forced_lag + 1)
+        self.held_back: deque[tuple[int, torch.Tensor]] = deque(maxlen=self.config.batch.forced_lag + 1)
         self.staging = Staging(self.run_spec.schema, self.config.lanes, self.accelerator, register(self.accelerator, shared.arena, self.log))
         self.flat = None if self.accelerator is None else self.accelerator.pinned(torch.empty(self.model.flat_size()))
         self.saver = Saver(Path(self.run_spec.run_dir), self.config.checkpoint.keep, self.config.checkpoint.milestones)
@@ -111,7 +111,7 @@ class Learner(Worker):
         if skipped:
             self.skipped_in_a_row, self.skipped_updates = self.skipped_in_a_row + 1, self.skipped_updates + 1
             atomics.store(self.slot_table.trained, 1, int(self.slot_table.trained[1]) + rows)
-            if self.skipped_in_a_row == self.config.learning.nonfinite_budget:
+            if self.skipped_in_a_row == self.config.loss.nonfinite_budget:
                 self._dump_nonfinite(stats)
         else:
             self.skipped_in_a_row = 0
@@ -190,7 +190,7 @@ class Learner(Worker):
 
     def _publish(self) -> None:
         """TelemetrySink the weights, or those of `forced_lag` updates ago: weights are held back, never slots."""
-        lag = self.config.learning.forced_lag
+        lag = self.config.batch.forced_lag
         version = max(0, self.updates - lag)
         if lag:
             weights = torch.empty(self.model.flat_size())
@@ -268,7 +268,7 @@ class Learner(Worker):
         stop, outcome = self.config.stop, RUNNING
         self._tick()
         frames = self.env_steps * self.run_spec.spec.frame_skip
-        if self.skipped_in_a_row >= self.config.learning.nonfinite_budget:
+        if self.skipped_in_a_row >= self.config.loss.nonfinite_budget:
             outcome = NON_FINITE
         elif (
             (stop.env_steps and self.env_steps >= stop.env_steps)

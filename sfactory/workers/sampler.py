@@ -53,7 +53,7 @@ class GroupRun:
         self.schema, run_spec = self.trajectories.schema, shared.run_spec
         self.T, self.E = self.schema.rollout_length, self.schema.envs_per_group
         self.seed, self.launch = run_spec.config.run.seed, run_spec.launch
-        self.gamma = run_spec.config.learning.gamma
+        self.gamma = run_spec.config.trace.gamma
         self.inside = shared.arena["inside"][run_spec.sampler_of(index)]
         self.episode_seed, self.episode_step = (shared.arena[f"episode_{what}"][index] for what in ("seed", "step"))
         self.episode_step[:] = 0

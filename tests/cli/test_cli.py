@@ -11,15 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from sfactory.cli import main as cli
-from sfactory.config import resume_rules as resuming
+from sfactory.config import resume_rules, with_settings
 from sfactory.config.toml_file import from_toml
 from sfactory.errors import CheckpointError, EnvError, Exit, RunBusy
-from sfactory.tools.tune import with_settings
 
 LAST = re.compile(r"sfactory: [a-z -]+ \(exit (\d+)\): .+")
 SMALL = [
     "--run.mode", "lockstep", "--stop.env-steps", "256", "--sampling.envs-per-group", "4",
-    "--sampling.rollout-length", "16", "--learning.epochs", "1", "--log.every-updates", "1",
+    "--sampling.rollout-length", "16", "--batch.epochs", "1", "--log.every-updates", "1",
 ]  # fmt: skip
 
 
@@ -65,9 +64,9 @@ def supervisor(monkeypatch):
         ("train minatar/breakout classic/cartpole", "expected one TARGET, got minatar/breakout classic/cartpole"),
         ("train minatar/breakout --optim.lrr 1", "optim.lrr: no such setting; did you mean optim.lr?"),
         ("train minatar/breakout --optim.lr 1e-3x", "optim.lr: '1e-3x' is not a number"),
-        ("train minatar/breakout --learning.trace vtrce", "did you mean vtrace?"),
+        ("train minatar/breakout --trace.estimator vtrce", "did you mean vtrace?"),
         ("train minatar/breakout --stop.env-steps", "stop.env-steps: a value is missing"),
-        ("train minatar/breakout --learning.minibatches 7", "must divide into 7 minibatches; try"),
+        ("train minatar/breakout --batch.minibatches 7", "must divide into 7 minibatches; try"),
         ("train minatar/breakout --config absent.toml", "absent.toml: cannot be read (No such file or directory)"),
         ("train minatar/breakout --env.settings.stick 0.1", "no such setting"),
         ("train gymnasium/CartPol-v1", "CartPole-v1"),
@@ -264,7 +263,7 @@ def test_what_cannot_change_is_refused_and_listed(trained, supervisor, flags, na
     [
         (("--stop.env-steps", "9M", "--log.every-seconds", "1", "--sampling.num-samplers", "4"), ""),
         (("--optim.lr", "1e-5"), "and is 1e-05 from here on: one run, two settings"),
-        (("--learning.clip", "0.3"), "warning: learning.clip was 0.1 and is 0.3 from here on"),
+        (("--surrogate.clip", "0.3"), "warning: surrogate.clip was 0.1 and is 0.3 from here on"),
     ],
 )
 def test_what_may_change_is_free_or_told(trained, supervisor, capsys, flags, told):
@@ -275,10 +274,10 @@ def test_what_may_change_is_free_or_told(trained, supervisor, capsys, flags, tol
 
 
 def test_what_a_resume_refuses_are_settings_as_they_are_typed():
-    from sfactory.config.parsing import field_types, shown
+    from sfactory.config.parsing import field_types, flag_name
 
-    typed_names = [shown(name) for name in field_types()]
-    assert all(any(name.startswith(fixed) for name in typed_names) for fixed in resuming.FIXED)
+    typed_names = [flag_name(name) for name in field_types()]
+    assert all(any(name.startswith(fixed) for name in typed_names) for fixed in resume_rules.FIXED)
 
 
 def test_resume_where_nothing_is(trained, supervisor):
@@ -302,7 +301,7 @@ def test_print_config_is_the_resolved_settings_and_starts_nothing(typed, supervi
     assert supervisor.calls == []
     (tmp_path / "resolved.toml").write_text(out)
     got = from_toml(tmp_path / "resolved.toml")
-    assert (got.optim.lr, got.env.name, got.learning.epochs) == (0.5, "minatar/breakout", 4)
+    assert (got.optim.lr, got.env.name, got.batch.epochs) == (0.5, "minatar/breakout", 4)
     again = typed("train", "--config", "resolved.toml", "--print-config")
     assert again[1] == out
 
@@ -316,11 +315,11 @@ def test_help_fits_a_screen(typed, verb):
 
 
 def test_help_all_lists_every_setting(typed):
-    from sfactory.config.parsing import field_types, shown
+    from sfactory.config.parsing import field_types, flag_name
 
     code, out, _ = typed("train", "--help-all")
     assert code == 0
-    missing = [name for name in field_types() if f"--{shown(name)}" not in out]
+    missing = [name for name in field_types() if f"--{flag_name(name)}" not in out]
     assert missing == []
 
 

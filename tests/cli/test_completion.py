@@ -9,7 +9,7 @@ import pytest
 from sfactory.cli import main as cli
 from sfactory.cli.completion_scripts import SHELLS, script, tables
 from sfactory.config.bounds import ENCODERS
-from sfactory.config.parsing import field_types, shown
+from sfactory.config.parsing import field_types, flag_name
 
 HELP = {verb: text for verb, (text, _) in cli.VERBS.items()}
 ASK = r"""
@@ -63,7 +63,7 @@ def test_runs_that_are_there_stand_behind_what_takes_a_run(ask, verb):
 
 
 def test_every_setting_is_offered_where_settings_are_taken(ask):
-    all_of_them = {f"--{shown(name)}" for name in field_types()} - {"--env.settings"}
+    all_of_them = {f"--{flag_name(name)}" for name in field_types()} - {"--env.settings"}
     for verb in ("train", "resume", "verify-resume"):
         assert all_of_them <= set(ask(verb, "--"))
     assert not all_of_them & set(ask("eval", "--"))
@@ -71,10 +71,10 @@ def test_every_setting_is_offered_where_settings_are_taken(ask):
 
 
 def test_choices_stand_behind_their_setting_with_a_space_and_with_an_equals_sign(ask):
-    assert ask("train", "minatar/breakout", "--learning.trace", "") == ["gae", "vtrace", "leaky_vtrace", "rbis"]
-    assert ask("train", "minatar/breakout", "--learning.trace", "v") == ["vtrace"]
-    assert ask("train", "--learning.trace", "=", "v") == ["vtrace"]  # readline splits words there
-    assert ask("train", "--learning.trace", "=") == ["gae", "vtrace", "leaky_vtrace", "rbis"]
+    assert ask("train", "minatar/breakout", "--trace.estimator", "") == ["gae", "vtrace", "leaky_vtrace", "rbis"]
+    assert ask("train", "minatar/breakout", "--trace.estimator", "v") == ["vtrace"]
+    assert ask("train", "--trace.estimator", "=", "v") == ["vtrace"]  # readline splits words there
+    assert ask("train", "--trace.estimator", "=") == ["gae", "vtrace", "leaky_vtrace", "rbis"]
     assert ask("train", "--model.encoder", "") == list(ENCODERS)
     assert ask("train", "--optim.lr", "") == []
 

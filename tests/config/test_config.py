@@ -1,17 +1,26 @@
-"""Settings: where they come from, who wins, what is refused and in which words."""
+"""Settings: sources and their precedence, conversion of values, and error messages."""
 
 import itertools
+import os
+import re
+import subprocess
+import sys
+import threading
 import tomllib
 import typing
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sfactory.config import Config, Env, Learning, Model, Run, Stop, to_dict
+import sfactory
+from sfactory.config import Config, Env, Model, Run, Stop, to_dict, with_settings
 from sfactory.config.bounds import ENCODERS
-from sfactory.config.parsing import SettingError, build, field_types, number
+from sfactory.config.parsing import all_options, build, convert, field_help, field_types, flag_name, number
 from sfactory.config.presets import presets, presets_dir, read_toml, split_flags, target_layers
 from sfactory.config.toml_file import from_toml, to_toml
+from sfactory.errors import SettingError
 
 
 def config(target, *flags, files=()):
@@ -20,10 +29,10 @@ def config(target, *flags, files=()):
     return build(*target_layers(target, files), layer)
 
 
-# -- what is read is what was written
+# -- TOML
 
 
-def test_toml_reads_back_equal(tmp_path):
+def test_to_toml_and_from_toml_are_inverse(tmp_path):
     settings = {"sticky": 0.1, "on": True, "a b": [1, 2], "nested": {"x": 'quo"te\\ \n\x7f'}}
     before = Config(
         env=Env(name="minatar/breakout", settings=settings),
@@ -33,10 +42,10 @@ def test_toml_reads_back_equal(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text(to_toml(before))
     assert from_toml(path) == before
-    assert build(read_toml(path)) == before  # the strict reader and the one for people agree
+    assert build(read_toml(path)) == before  # both readers agree
 
 
-def test_none_is_left_out_and_read_back(tmp_path):
+def test_to_toml_leaves_none_out(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text(to_toml(Config(stop=Stop(target_return=None))))
     assert "target_return" not in path.read_text()
@@ -44,7 +53,7 @@ def test_none_is_left_out_and_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[optim]\nlrr = 1\n", "[optimm]\nlr = 1\n", "lr = 1\n", "[optim\n"])
-def test_a_damaged_config_names_its_file(tmp_path, text):
+def test_from_toml_names_the_damaged_file(tmp_path, text):
     path = tmp_path / "config.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"config\.toml: "):
@@ -58,138 +67,138 @@ def test_a_damaged_config_names_its_file(tmp_path, text):
     ("text", "value"),
     [("10M", 10_000_000), ("2.3M", 2_300_000), ("50k", 50_000), ("1e3", 1000), ("1_000", 1000), ("1G", 10**9)],
 )
-def test_whole_numbers_take_units_exactly(text, value):
+def test_whole_numbers_accept_units_exactly(text, value):
     steps = config("minatar/breakout", "--stop.env-steps", text).stop.env_steps
     assert steps == value
     assert type(steps) is int
 
 
-def test_floats_take_exponents_and_units():
+def test_floats_accept_exponents_and_units():
     assert config("minatar/breakout", "--optim.lr", "2.5e-4").optim.lr == 2.5e-4
     assert config("minatar/breakout", "--stop.target-return", "-1.5e2").stop.target_return == -150.0
     assert config("minatar/breakout", "--stop.seconds", "1.5k").stop.seconds == 1500.0
 
 
 @pytest.mark.parametrize("text", ["10X", "", "nan", "inf", "1.2.3", "10 M M", "0x10", "--", "10m"])
-def test_what_is_no_number_is_refused(text):
+def test_number_rejects_other_text(text):
     with pytest.raises(SettingError, match="is not a number"):
         number(text)
 
 
-# -- who wins
+# -- precedence
 
 
-def test_flags_win_over_files_and_files_over_presets(tmp_path):
+def test_build_prefers_flags_to_files_and_files_to_presets(tmp_path):
     first, second = tmp_path / "first.toml", tmp_path / "second.toml"
-    first.write_text("[optim]\nlr = 0.5\neps = 0.25\n[learning]\nclip = 0.75\n")
+    first.write_text("[optim]\nlr = 0.5\neps = 0.25\n[surrogate]\nclip = 0.75\n")
     second.write_text("[optim]\neps = 0.125\n")
     plain = config("minatar/breakout")
     got = config("minatar/breakout", "--optim.lr", "0.1", files=(first, second))
     assert got.optim == replace(plain.optim, lr=0.1, eps=0.125)
-    assert got.learning == replace(plain.learning, clip=0.75)
-    assert got.sampling == plain.sampling  # what nobody names stays the preset's
+    assert got.surrogate == replace(plain.surrogate, clip=0.75)
+    assert got.sampling == plain.sampling  # unchanged where no source names it
 
 
-def test_a_file_may_write_numbers_as_people_do(tmp_path):
+def test_a_file_may_write_numbers_with_units_as_text(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text('[stop]\nenv_steps = "3M"\n[optim]\nlr = 1\n[log]\nevery-seconds = 2\n')
     got = config("minatar/breakout", files=[path])
     assert (got.stop.env_steps, got.optim.lr, got.log.every_seconds) == (3_000_000, 1.0, 2.0)
 
 
-def test_an_environment_without_a_preset_takes_its_familys_default():
+def test_target_layers_use_the_family_default_without_a_preset():
     got = config("gymnasium/MountainCar-v0")
     assert got.env.name == "gymnasium/MountainCar-v0"
-    assert got.normalize.obs  # says configs/gymnasium/default.toml, not the dataclass
+    assert got.normalize.obs  # from configs/gymnasium/default.toml, not the dataclass
     assert not Config().normalize.obs
     assert config("minatar/freeway-v1").model.encoder == "minatar"
 
 
-def test_a_file_wins_over_a_familys_default(tmp_path):
+def test_a_file_has_precedence_over_the_family_default(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text("[optim]\nlr = 0.5\n")
     assert config("gymnasium/MountainCar-v0", files=[path]).optim.lr == 0.5
 
 
-def test_the_target_names_the_environment_even_if_a_file_names_another(tmp_path):
+def test_the_target_has_precedence_over_env_name_in_a_file(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text('[env]\nname = "gymnasium/Acrobot-v1"\n')
     assert config("gymnasium/CartPole-v1", files=[path]).env.name == "gymnasium/CartPole-v1"
     assert config("", files=[path]).env.name == "gymnasium/Acrobot-v1"
 
 
-def test_a_family_without_configs_of_its_own_still_trains():
+def test_target_layers_accept_a_family_without_presets():
     assert not (presets_dir() / "faults").exists()
     assert config("faults/count").env.name == "faults/count"
 
 
-def test_environment_settings_merge_over_all_sources(tmp_path):
+def test_environment_settings_of_all_sources_are_merged(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text('[env.settings]\nsticky-action-prob = 0.5\nother = "x"\n')
     got = config("minatar/breakout", "--env.settings.sticky-action-prob", "0", "--env.settings.on=true", files=[path])
     assert got.env.settings == {"sticky_action_prob": 0, "other": "x", "on": True}
 
 
-def test_environment_settings_are_toml_values_or_text():
+def test_environment_settings_from_flags_are_toml_values_or_text():
     given = {"i": "10M", "f": "2.5", "b": "false", "l": "[1, 2]", "s": "hello", "q": '"7"', "d": "-0.5"}
     flags = [f"--env.settings.{key}={value}" for key, value in given.items()]
     expected = {"i": 10_000_000, "f": 2.5, "b": False, "l": [1, 2], "s": "hello", "q": "7", "d": -0.5}
     assert config("minatar/breakout", *flags).env.settings == expected
 
 
-def test_switches_can_be_said_in_every_usual_way():
+def test_switches_accept_the_usual_words_and_forms():
     on = [["--normalize.obs"], ["--normalize.obs", "true"], ["--normalize.obs=yes"], ["--normalize.obs", "True"]]
     off = [["--normalize.no-obs"], ["--normalize.obs", "false"], ["--normalize.obs=0"], ["--normalize.obs", "False"]]
     assert [config("classic/cartpole", *flags).normalize.obs for flags in on] == [True] * 4
     assert [config("classic/pendulum", *flags).normalize.obs for flags in off] == [False] * 4
 
 
-def test_lists_take_blanks_or_commas_and_leave_the_target_alone():
+def test_split_flags_reads_lists_with_blanks_or_commas_and_keeps_the_target():
     layer, _, positionals = split_flags(["--model.hidden", "32", "16", "minatar/breakout"], {})
     assert positionals == ["minatar/breakout"]
     assert build(layer).model.hidden == (32, 16)
     assert config("minatar/breakout", "--model.hidden=32,16").model.hidden == (32, 16)
 
 
-def test_underscores_and_dashes_are_the_same():
+def test_underscores_and_dashes_in_flags_are_equal():
     assert config("minatar/breakout", "--optim.max_grad_norm", "2") == config(
         "minatar/breakout", "--optim.max-grad-norm=2"
     )
 
 
-# -- what is refused, and in which words
+# -- error messages
 
 
 @pytest.mark.parametrize(
-    ("flags", "answer"),
+    ("flags", "message"),
     [
         (["--optim.lrr", "1"], "optim.lrr: no such setting; did you mean optim.lr?"),
         (["--lr", "1"], "lr: no such setting; did you mean optim.lr?"),
         (["--optim.lr"], "optim.lr: a value is missing"),
         (["--optim.lr", "abc"], "optim.lr: 'abc' is not a number; write for example 2.5e-4, 2000, 50k or 10M"),
         (["--stop.env-steps", "1.5"], "stop.env-steps: 1.5 is not a whole number"),
-        (["--learning.trace", "gea"],
-         "learning.trace: 'gea' is not one of gae, vtrace, leaky_vtrace, rbis; did you mean gae?"),
+        (["--trace.estimator", "gea"],
+         "trace.estimator: 'gea' is not one of gae, vtrace, leaky_vtrace, rbis; did you mean gae?"),
         (["--normalize.obs=maybe"], "normalize.obs: 'maybe' is neither true nor false"),
         (["--model.hidden", "64.5"], "model.hidden: 64.5 is not a whole number"),
-        (["--learning.gamma", "2"], "learning.gamma is 2.0; it must be between 0 and 1"),
+        (["--trace.gamma", "2"], "trace.gamma is 2.0; it must be between 0 and 1"),
         (["--sampling.num-samplers", "0"], "sampling.num-samplers is 0; it must be at least 1"),
-        (["--learning.minibatches", "5"],
-         "32 lanes (2 slots x 16 envs) must divide into 5 minibatches; try learning.minibatches 4 or 8"),
+        (["--batch.minibatches", "5"],
+         "32 lanes (2 slots x 16 envs) must divide into 5 minibatches; try batch.minibatches 4 or 8"),
         (["--optim.schedule", "linear", "--stop.env-steps", "0"],
          "optim.schedule linear ends at stop.env-steps, which is 0; set it, or use constant"),
         (["--model.encoder", "cnn"],
          "model.encoder is cnn; it must be auto, mlp, minatar, nature, impala or module:Class"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_answered_in_one_line(flags, answer):
+def test_build_reports_a_mistake_in_one_line(flags, message):
     with pytest.raises(SettingError) as caught:
         config("minatar/breakout", *flags)
-    assert str(caught.value) == answer
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
-    ("target", "answer"),
+    ("target", "message"),
     [
         ("breakout", "did you mean minatar/breakout?"),
         ("classic/cartpol", "did you mean classic/cartpole?"),
@@ -199,62 +208,85 @@ def test_a_mistake_is_answered_in_one_line(flags, answer):
         ("", "no TARGET"),
     ],
 )
-def test_an_unknown_target_is_answered_with_a_suggestion(target, answer):
+def test_target_layers_suggest_a_target(target, message):
     with pytest.raises(SettingError) as caught:
         target_layers(target)
-    assert answer in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"),
+    ("text", "message"),
     [
         ("[optim]\nlrr = 1", "my.toml: optim.lrr: no such setting; did you mean optim.lr?"),
         ('[optim]\nlr = "x"', "my.toml: optim.lr: 'x' is not a number"),
         ("[optim]\nlr = [1, 2]", "my.toml: optim.lr: expected one value, got 2"),
         ("[optim]\nlr = {a = 1}", "my.toml: optim.lr: expected one value, got a table"),
-        ("optim = 3", "my.toml: optim: settings stand in sections"),
+        ("optim = 3", "my.toml: optim: settings belong in sections"),
         ("[optim\nlr = 1", "my.toml: not valid TOML"),
+        ("[trace]\ngamma = 2", "my.toml: trace.gamma is 2.0; it must be between 0 and 1"),
     ],
 )
-def test_a_mistake_in_a_file_names_the_file(tmp_path, monkeypatch, text, answer):
+def test_build_names_the_file_of_a_mistake(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.toml").write_text(text)
     with pytest.raises(SettingError) as caught:
         config("minatar/breakout", files=[tmp_path / "my.toml"])
-    assert answer in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_flag_heals_a_bad_value_of_a_file(tmp_path):
+def test_a_flag_overrides_an_invalid_value_of_a_file(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text('[optim]\nlr = "x"\n')
     assert config("minatar/breakout", "--optim.lr", "1", files=[path]).optim.lr == 1.0
 
 
-def test_the_weight_of_behavior_is_judged_as_the_mathematics_judges_it():
-    from sfactory.algo.surrogate import check_weights
+def test_cross_checks_allow_exactly_what_the_weight_rule_allows():
+    from sfactory.algo.weight_rule import weight_conflict
 
-    hints = typing.get_type_hints(Learning)
-    names = [typing.get_args(hints[key]) for key in ("trace", "proximal", "surrogate", "behavior_weight")]
+    types = field_types()
+    names = ("trace.estimator", "proximal.policy", "surrogate.objective", "surrogate.behavior_weight")
     refused = 0
-    for trace, proximal, surrogate, weight in itertools.product(*names):
-        try:
-            check_weights(trace, proximal, surrogate, weight)
-            expected = True
-        except ValueError:
-            expected = False
-        try:
-            Config(learning=Learning(trace=trace, proximal=proximal, surrogate=surrogate, behavior_weight=weight))
-            allowed = True
-        except ValueError:
-            allowed = False
-        assert allowed == expected, (trace, proximal, surrogate, weight)
-        refused += not expected
+    for combination in itertools.product(*(typing.get_args(types[name]) for name in names)):
+        conflict = weight_conflict(*combination)
+        settings = dict(zip(names, combination, strict=True))
+        if conflict is None:
+            with_settings(Config(), settings)
+            continue
+        refused += 1
+        with pytest.raises(ValueError, match=re.escape(conflict.reason)) as caught:
+            with_settings(Config(), settings)
+        assert "\n" not in str(caught.value)
     assert refused > 50
 
 
-def test_every_name_in_a_registry_can_be_chosen():
+def test_a_remedy_of_the_weight_rule_is_accepted():
+    from sfactory.algo.weight_rule import weight_conflict
+
+    types = field_types()
+    names = ("trace.estimator", "proximal.policy", "surrogate.objective", "surrogate.behavior_weight")
+    arguments = ("trace", "proximal", "surrogate", "behavior_weight")
+    solved = 0
+    for combination in itertools.product(*(typing.get_args(types[name]) for name in names)):
+        given = dict(zip(arguments, combination, strict=True))
+        conflict = weight_conflict(**given)
+        if conflict is not None:
+            assert conflict.remedies
+            solved += any(weight_conflict(**{**given, **remedy}) is None for remedy in conflict.remedies)
+    assert solved > 50
+
+
+def test_the_weight_rule_names_flags_and_what_to_use():
+    with pytest.raises(SettingError) as caught:
+        config("minatar/breakout", "--surrogate.behavior-weight", "trace")
+    assert str(caught.value) == (
+        "surrogate.behavior-weight trace with trace.estimator gae, proximal.policy recompute, surrogate.objective "
+        "decoupled: gae has no weight; use trace.estimator vtrace, or surrogate.behavior-weight surrogate"
+    )
+
+
+def test_choices_of_the_schema_are_the_names_of_the_registries():
     from sfactory.algo.proximal import PROXIMALS
     from sfactory.algo.schedule import SCHEDULES
     from sfactory.algo.surrogate import SURROGATES
@@ -263,7 +295,7 @@ def test_every_name_in_a_registry_can_be_chosen():
     from sfactory.model.cores import CORES
 
     for name, registry in {
-        "learning.proximal": PROXIMALS, "learning.surrogate": SURROGATES, "learning.trace": TRACES,
+        "proximal.policy": PROXIMALS, "surrogate.objective": SURROGATES, "trace.estimator": TRACES,
         "optim.schedule": SCHEDULES, "model.core": CORES,
     }.items():  # fmt: skip
         assert set(typing.get_args(field_types()[name])) == set(registry), name
@@ -271,22 +303,124 @@ def test_every_name_in_a_registry_can_be_chosen():
 
 
 def test_every_setting_has_a_help_text():
-    import ast
-    import inspect
+    assert set(field_help()) == set(field_types())
+    assert all(text.endswith(".") for text in field_help().values())
 
-    import sfactory.config
 
-    tree = ast.parse(inspect.getsource(sfactory.config))
-    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name != "Config"):
-        for here, after in itertools.pairwise(cls.body):
-            if isinstance(here, ast.AnnAssign):
-                assert isinstance(after, ast.Expr), f"{cls.name}.{here.target.id}"
+def test_all_options_lists_every_setting_with_help_and_default():
+    text = all_options()
+    for name in field_types():
+        assert f"--{flag_name(name)}" in text
+    assert "--batch.epochs INT\n        Passes over each batch." in text
+    assert "(default: 0.99)" in text
+    assert "{constant,linear,kl_adaptive,ess}" in text
+    assert max(len(line) for line in text.splitlines() if line.startswith("        ")) <= 88
+
+
+# -- values from Python, and what building leaves alone
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("batch.epochs", 3, 3),
+        ("batch.epochs", 3.0, 3),
+        ("batch.epochs", np.int64(3), 3),
+        ("optim.lr", 1, 1.0),
+        ("optim.lr", np.float32(0.5), 0.5),
+        ("optim.lr", "2.5e-4", 2.5e-4),
+        ("normalize.obs", True, True),
+        ("normalize.obs", "on", True),
+        ("normalize.obs", 0, False),
+        ("model.hidden", (64, 32), (64, 32)),
+        ("model.hidden", [64, "1k"], (64, 1000)),
+        ("model.hidden", "64,32", (64, 32)),
+        ("model.hidden", 64, (64,)),
+        ("stop.target_return", "none", None),
+        ("stop.target_return", 5, 5.0),
+        ("run.dir", Path("runs/a"), "runs/a"),
+        ("run.dir", "10M", "10M"),
+        ("model.core", "gru", "gru"),
+    ],
+)
+def test_convert_gives_the_type_of_the_field(name, given, value):
+    got = convert(name, given)
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("batch.epochs", "x", "batch.epochs: 'x' is not a number; write for example 2.5e-4, 2000, 50k or 10M"),
+        ("batch.epochs", 1.5, "batch.epochs: 1.5 is not a whole number"),
+        ("batch.epochs", True, "batch.epochs: True is not a whole number"),
+        ("batch.epochs", None, "batch.epochs: None is not a whole number"),
+        ("batch.epochs", object, "batch.epochs: <class 'object'> is not a whole number"),
+        ("optim.lr", float("nan"), "optim.lr: 'nan' is not a number; write for example 2.5e-4, 2000, 50k or 10M"),
+        ("optim.lr", [1, 2], "optim.lr: expected one value, got 2"),
+        ("optim.lr", {"a": 1}, "optim.lr: expected one value, got a table"),
+        ("stop.target_return", True, "stop.target-return: True is not a number"),
+        ("normalize.obs", 2, "normalize.obs: 2 is neither true nor false"),
+        ("model.core", 3, "model.core: 3 is not one of none, gru, lstm"),
+        ("model.hidden", [1.5], "model.hidden: 1.5 is not a whole number"),
+        ("model.hidden", [[1]], "model.hidden: expected one value, got 1"),
+        ("model.hidden", "wide", "model.hidden: 'wide' is not a number; write for example 2.5e-4, 2000, 50k or 10M"),
+        ("env.settings", "fast", "env.settings: 'fast' is not a table; write --env.settings.KEY value"),
+        ("env.settings", 3, "env.settings: 3 is not a table"),
+    ],
+)
+def test_convert_names_the_setting_the_value_and_what_was_expected(name, given, message):
+    with pytest.raises(SettingError) as caught:
+        convert(name, given)
+    assert str(caught.value) == message
+
+
+def test_make_config_works_in_two_threads_and_leaves_the_streams_alone(monkeypatch):
+    class Untouched:
+        def __getattr__(self, name):
+            raise AssertionError(f"a stream was used: {name}")
+
+    monkeypatch.setattr(sys, "stdout", stdout := Untouched())
+    monkeypatch.setattr(sys, "stderr", stderr := Untouched())
+    monkeypatch.setenv("COLUMNS", "40")
+    start, results, failures = threading.Barrier(4), {}, []
+
+    def work(number):
+        try:
+            start.wait()
+            for i in range(50):
+                lr = (number + 1) / (i + 1)
+                results[number, i] = sfactory.make_config("minatar/breakout", optim={"lr": lr}).optim.lr == lr
+                with pytest.raises(ValueError, match=f"^optim.lr: 'bad{number}' is not a number"):
+                    sfactory.make_config("minatar/breakout", optim={"lr": f"bad{number}"})
+                assert sys.stdout is stdout
+                assert sys.stderr is stderr
+                assert os.environ["COLUMNS"] == "40"
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monkeypatch.undo()
+    assert failures == []
+    assert len(results) == 200
+    assert all(results.values())
+
+
+def test_importing_the_schema_loads_only_the_standard_library():
+    code = "import sys, sfactory.config.schema; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30).stdout.split()
+    assert not {"msgspec", "pydantic", "tomli_w", "numpy", "torch"} & set(loaded)
 
 
 # -- presets
 
 
-def test_every_preset_is_a_complete_run_with_a_description_and_a_source():
+def test_every_preset_builds_and_has_a_description_and_a_source():
     found = {preset.name: preset for preset in presets()}
     games = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
     assert {f"minatar/{g}" for g in games} | {f"classic/{c}" for c in ("cartpole", "pendulum", "acrobot")} <= set(found)
@@ -298,7 +432,7 @@ def test_every_preset_is_a_complete_run_with_a_description_and_a_source():
         assert tomllib.loads(to_toml(got))["env"]["name"] == preset.env
 
 
-def test_the_minatar_presets_differ_in_the_game_and_in_the_scale_of_its_returns():
+def test_the_minatar_presets_differ_only_in_the_game_and_the_scale_of_returns():
     def rest(name):
         return {**to_dict(config(name)), "env": None, "normalize": None}
 
@@ -310,7 +444,7 @@ def test_the_minatar_presets_differ_in_the_game_and_in_the_scale_of_its_returns(
     assert config("minatar/breakout").batch_rows == 2048
 
 
-def test_a_device_of_inference_that_is_none_is_refused():
+def test_an_unknown_inference_device_is_an_error():
     for good in ("", "cpu", "cuda:1"):
         Config(run=Run(inference_device=good))
     with pytest.raises(ValueError, match=r"run\.inference-device is gpu"):

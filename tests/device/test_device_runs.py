@@ -5,7 +5,7 @@ import pytest
 import torch
 from fake_accelerator import Late, everything_on
 
-from sfactory.config import Config, Env, Learning, Model, Run, Sampling, Stop
+from sfactory.config import BatchConfig, Config, Env, Model, ProximalConfig, Run, Sampling, Stop, TraceConfig
 from sfactory.envs import make_spec
 from sfactory.learning.staging import Staging
 from sfactory.supervisor.lockstep import Lockstep
@@ -23,7 +23,9 @@ def run_on(late, tmp_path, monkeypatch, **model):
         run=Run(mode="lockstep", learner_threads=1, debug=True, device=device),
         env=Env(name="minatar/breakout"),
         sampling=Sampling(2, 2, 192, 4, 2),
-        learning=Learning(epochs=2, minibatches=2, trace="vtrace", proximal="ewma"),
+        batch=BatchConfig(epochs=2, minibatches=2),
+        trace=TraceConfig(estimator="vtrace"),
+        proximal=ProximalConfig(policy="ewma"),
         model=Model(hidden=(16,), **model),
         stop=Stop(env_steps=10**6),
     )
@@ -72,7 +74,7 @@ def test_a_run_on_a_device_is_the_run_on_the_host(tmp_path, monkeypatch, model):
 def test_a_batch_says_nothing_of_reset_rows_and_counts_its_lag(tmp_path, kind):
     late = kind()
     config = Config(
-        env=Env(name="faults/count", settings={"length": 5}), sampling=Sampling(1, 2, E, T, 2), learning=Learning()
+        env=Env(name="faults/count", settings={"length": 5}), sampling=Sampling(1, 2, E, T, 2), batch=BatchConfig()
     )
     run_spec = RunSpec(config, make_spec("faults/count", {"length": 5}), str(tmp_path), 0)
     shared = SharedState.create(run_spec)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from sfactory.config import Config, Env, Learning, Model
+from sfactory.config import BatchConfig, Config, Env, Model, Run
 from sfactory.device import machine
 from sfactory.device.machine import cores, processor
 from sfactory.monitor.known_rooflines import known_roofline, remember_roofline, rooflines_file
@@ -33,8 +33,8 @@ def test_a_roofline_is_known_for_the_workload_it_was_measured_of():
     [
         {"env": Env("minatar/breakout", settings={"sticky": 0.5})},
         {"model": Model(hidden=(512,))},
-        {"learning": Learning(epochs=9)},
-        {"learning": Learning(precision="bf16")},
+        {"batch": BatchConfig(epochs=9)},
+        {"run": Run(precision="bf16")},
     ],
     ids=str,
 )

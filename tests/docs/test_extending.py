@@ -19,7 +19,7 @@ SFACTORY = str(
 PAGE = ROOT / "docs" / "extending.md"
 pytestmark = pytest.mark.timeout(300)
 SMALL = [
-    "--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "--learning.minibatches", "2",
+    "--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "--batch.minibatches", "2",
     "--stop.env-steps", "2000", "--run.mode", "lockstep", "--run.dir", "run", "--quiet",
 ]  # fmt: skip
 
@@ -91,8 +91,8 @@ def apply(checkout, number):
 @pytest.mark.parametrize(
     ("file", "test", "number", "flag", "name"),
     [
-        ("sfactory/algo/surrogate.py", "tests/algo/test_bounded.py", 0, "--learning.surrogate", "bounded"),
-        ("sfactory/algo/trace.py", "tests/algo/test_cut.py", 1, "--learning.trace", "cut"),
+        ("sfactory/algo/surrogate.py", "tests/algo/test_bounded.py", 0, "--surrogate.objective", "bounded"),
+        ("sfactory/algo/trace.py", "tests/algo/test_cut.py", 1, "--trace.estimator", "cut"),
     ],
 )
 def test_extending_function_is_added_tested_and_trained(checkout, tmp_path, file, test, number, flag, name):

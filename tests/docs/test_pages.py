@@ -16,8 +16,7 @@ from sfactory.algo.schedule import SCHEDULES
 from sfactory.algo.surrogate import BEHAVIOR_WEIGHTS, SURROGATES
 from sfactory.algo.trace import TRACES
 from sfactory.cli import main as cli
-from sfactory.config import parsing as settings
-from sfactory.config import presets
+from sfactory.config import parsing, presets
 from sfactory.monitor.metrics import METRICS
 from sfactory.supervisor.lockstep import Lockstep
 
@@ -48,8 +47,8 @@ def test_stale_finds_a_generated_page_that_was_edited(tmp_path, monkeypatch):
 
 def test_every_setting_and_every_metric_has_a_row():
     settings_page, metrics_page = ((DOCS / name).read_text() for name in ("configuration.md", "metrics.md"))
-    for name in settings.field_types():
-        assert f"| `--{settings.shown(name)}` |" in settings_page
+    for name in parsing.field_types():
+        assert f"| `--{parsing.flag_name(name)}` |" in settings_page
     for name in METRICS:
         assert f"| `{name}` |" in metrics_page
 
@@ -57,11 +56,11 @@ def test_every_setting_and_every_metric_has_a_row():
 @pytest.mark.parametrize(
     ("setting", "registry"),
     [
-        ("learning.trace", TRACES),
-        ("learning.proximal", PROXIMALS),
-        ("learning.surrogate", SURROGATES),
-        ("learning.behavior-weight", BEHAVIOR_WEIGHTS),
-        ("learning.batch-rule", RULES),
+        ("trace.estimator", TRACES),
+        ("proximal.policy", PROXIMALS),
+        ("surrogate.objective", SURROGATES),
+        ("surrogate.behavior-weight", BEHAVIOR_WEIGHTS),
+        ("batch.rule", RULES),
         ("optim.schedule", SCHEDULES),
     ],
 )
@@ -140,7 +139,7 @@ def check(words):
     if verb in ("train", "sweep", "bench", "profile", "verify-resume", "check-env"):
         target = positionals[0]
         placeholder = target == target.upper() or target.startswith(("mygames/", "FAMILY"))
-        settings.build(*presets.target_layers("classic/cartpole" if placeholder else target), layer)
+        parsing.build(*presets.target_layers("classic/cartpole" if placeholder else target), layer)
     elif layer:
         assert verb == "resume", f"{verb} takes no settings"
 
@@ -154,7 +153,7 @@ def test_every_command_in_the_documents_parses(document):
 
 def is_example_of_extending(words):
     """Whether a command uses an algorithm that an example of the page adds; test_extending runs these."""
-    return words[-4:-2] in (["--learning.surrogate", "bounded"], ["--learning.trace", "cut"])
+    return words[-4:-2] in (["--surrogate.objective", "bounded"], ["--trace.estimator", "cut"])
 
 
 @pytest.mark.parametrize("wrong", ["trane minatar/breakout", "train minatar/breakout --optim.lrr 1", "eval a --greed"])
@@ -167,12 +166,12 @@ def test_check_rejects_an_invalid_command(wrong):
 def test_every_flag_in_a_sentence_exists_with_its_value(document):
     for words in flags(document):
         if len(words) == 1:
-            settings.check_name(words[0].lstrip("-").replace("-", "_"), words[0])
+            parsing.check_name(words[0].lstrip("-").replace("-", "_"), words[0])
             continue
         layer, _, positionals = presets.split_flags(words, {})
         assert not positionals, words
         for name, given in layer.items():
-            choices = typing.get_args(settings.field_types().get(name))
+            choices = typing.get_args(parsing.field_types().get(name))
             if choices and isinstance(choices[0], str):
                 assert given.value in choices, words
 

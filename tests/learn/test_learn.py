@@ -65,11 +65,11 @@ def test_acrobot_reaches_minus_100_within_300k(tmp_path, mode):
 )
 def test_presets_reach_their_scores_in_bf16(tmp_path, target, steps, bar):
     """bf16 is nearly twice as fast on Breakout; the scores must be the same."""
-    assert median_return(tmp_path, target, "--stop.env-steps", steps, "--learning.precision", "bf16") >= bar
+    assert median_return(tmp_path, target, "--stop.env-steps", steps, "--run.precision", "bf16") >= bar
 
 
 def test_throughput_of_the_pipeline_is_45k_steps_per_second(tmp_path):
-    words = ("--learning.epochs", 1, "--learning.minibatches", 1, "--stop.seconds", 20, "--log.every-seconds", 2)
+    words = ("--batch.epochs", 1, "--batch.minibatches", 1, "--stop.seconds", 20, "--log.every-seconds", 2)
     words += ("--sampling.envs-per-group", 64, "--sampling.rollout-length", 32)
     rates = [train(tmp_path, "minatar/breakout", seed, *words)[0] for seed in SEEDS]
     speeds = [statistics.median(row["charts/SPS"] for row in rows[1:]) for rows in rates]
@@ -77,7 +77,7 @@ def test_throughput_of_the_pipeline_is_45k_steps_per_second(tmp_path):
     assert statistics.median(speeds) >= 45_000
 
 
-CORRECTED = ("--learning.trace", "vtrace", "--learning.proximal", "ewma", "--learning.surrogate", "decoupled")
+CORRECTED = ("--trace.estimator", "vtrace", "--proximal.policy", "ewma", "--surrogate.objective", "decoupled")
 
 
 @pytest.mark.parametrize(("target", "steps"), [("minatar/breakout", "1M"), ("classic/cartpole", "150k")])

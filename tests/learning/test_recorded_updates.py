@@ -6,7 +6,7 @@ from fake_accelerator import Late
 
 from sfactory.algo.surrogate import SURROGATES
 from sfactory.algo.trace import TRACES
-from sfactory.config import Config, Learning, Model, Normalize, Optim, Run, Sampling
+from sfactory.config import Config, Model, Normalize, Optim, Run, Sampling, with_settings
 from sfactory.device.accelerator import WARM
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning.batch import Batch
@@ -25,12 +25,13 @@ def update_on(
 ):
     config = Config(
         run=Run(learner_threads=2 if isinstance(accelerator, Late) else 1),
-        learning=Learning(**{"epochs": 2, "minibatches": 4, **learning}),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
         model=Model(hidden=(16,), core=core, core_size=8, squash=squash),
         normalize=Normalize(**(normalize or {})),
         optim=Optim(**{"lr": 1e-2, "schedule": "linear", **(optim or {})}),
     )
+    learning = {"epochs": 2, "minibatches": 4, **learning}
+    config = with_settings(config, {f"learning.{name}": value for name, value in learning.items()})
     torch.manual_seed(0)
     model = ActorCritic(
         OBS, actions, hidden=(16,), core=core, core_size=8 if core != "none" else 0,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfactory.config import Config, Learning, Model, Normalize, Optim, Sampling
+from sfactory.config import BatchConfig, Config, Model, Normalize, Optim, Sampling, with_settings
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning.batch import Batch
 from sfactory.learning.update import Update
@@ -19,12 +19,13 @@ OBS = {"obs": Leaf((4,), "float32")}
 
 def update_of(core="none", value_targets=False, normalize=False, **learning):
     config = Config(
-        learning=Learning(**{"epochs": 1, "minibatches": 4, **learning}),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
         model=Model(hidden=(16,), core=core, core_size=8),
         normalize=Normalize(value_targets=value_targets, obs=normalize, reward=normalize),
         optim=Optim(lr=1e-2),
     )
+    learning = {"epochs": 1, "minibatches": 4, **learning}
+    config = with_settings(config, {f"learning.{name}": value for name, value in learning.items()})
     torch.manual_seed(0)
     core_size = 8 if core != "none" else 0
     model = ActorCritic(OBS, ACTIONS, hidden=(16,), core=core, core_size=core_size, normalize_obs=normalize)
@@ -181,7 +182,7 @@ def test_an_optimizer_that_was_saved_goes_on_as_if_it_had_not_been(tmp_path):
     """Convolutions lie channels-last in memory, files do not: fused Adam would mix the two up without a word."""
     torch.manual_seed(0)
     leaf = {"obs": Leaf((4, 36, 36), "uint8")}
-    config = Config(learning=Learning(epochs=2, minibatches=2), sampling=Sampling(1, 2, B // 2, T))
+    config = Config(batch=BatchConfig(epochs=2, minibatches=2), sampling=Sampling(1, 2, B // 2, T))
 
     def fresh():
         torch.manual_seed(0)

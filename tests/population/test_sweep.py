@@ -66,17 +66,17 @@ GRID = ("sweep", "minatar/breakout", "--seeds", "0..1", "--grid", "optim.lr=1e-3
 
 
 def test_every_seed_meets_every_cell_and_the_table_is_over_seeds(world, typed):
-    code, out, line = typed(*GRID, "--grid", "learning.epochs=1,2", "--learning.clip", "0.3")
+    code, out, line = typed(*GRID, "--grid", "batch.epochs=1,2", "--surrogate.clip", "0.3")
     assert code == 0
     assert line == "sfactory: finished (exit 0): 8 of 8 runs finished"
     assert [name for _, name in world.started][:4] == [
-        "optim.lr=1e-3_learning.epochs=1_s0", "optim.lr=1e-3_learning.epochs=2_s0",
-        "optim.lr=2e-3_learning.epochs=1_s0", "optim.lr=2e-3_learning.epochs=2_s0",
+        "optim.lr=1e-3_batch.epochs=1_s0", "optim.lr=1e-3_batch.epochs=2_s0",
+        "optim.lr=2e-3_batch.epochs=1_s0", "optim.lr=2e-3_batch.epochs=2_s0",
     ]  # fmt: skip
-    config = from_toml(Path("s/optim.lr=2e-3_learning.epochs=1_s1/config.toml"))
-    assert (config.optim.lr, config.learning.epochs, config.run.seed) == (0.002, 1, 1)
-    assert (config.learning.clip, config.env.name, config.log.quiet) == (0.3, "minatar/breakout", True)
-    row = next(line for line in out.splitlines() if "learning.epochs=1 optim.lr=2e-3" in line)
+    config = from_toml(Path("s/optim.lr=2e-3_batch.epochs=1_s1/config.toml"))
+    assert (config.optim.lr, config.batch.epochs, config.run.seed) == (0.002, 1, 1)
+    assert (config.surrogate.clip, config.env.name, config.log.quiet) == (0.3, "minatar/breakout", True)
+    row = next(line for line in out.splitlines() if "batch.epochs=1 optim.lr=2e-3" in line)
     assert row.split()[2:4] == ["2", "2.5"]  # seeds 0 and 1 on top of 1000 lr
 
 
@@ -97,7 +97,7 @@ def test_the_same_command_finds_its_folder_and_another_has_its_own(world, typed)
     assert folder.name.startswith("minatar-breakout_sweep_")
     typed(*words[:-1], "optim.lr=1e-4", "--stop.env-steps", "5k", "--log.every-seconds", "1")  # more of the same
     assert list(Path("runs").iterdir()) == [folder]
-    typed(*words, "--learning.clip", "0.3")
+    typed(*words, "--surrogate.clip", "0.3")
     assert len(list(Path("runs").iterdir())) == 2
 
 
@@ -185,8 +185,8 @@ def test_a_signal_is_passed_on_and_starts_nothing_more(world, typed):
         ("minatar/breakot", "did you mean breakout?"),
         ("minatar/breakout --grid optim.lrr=1e-3", "optim.lrr: no such setting; did you mean optim.lr?"),
         ("minatar/breakout --grid optim.lr=1e-3,fast", "optim.lr: 'fast' is not a number"),
-        ("minatar/breakout --grid learning.trace=gae,vtrce", "did you mean vtrace?"),
-        ("minatar/breakout --grid learning.minibatches=8,7", "must divide into 7 minibatches"),
+        ("minatar/breakout --grid trace.estimator=gae,vtrce", "did you mean vtrace?"),
+        ("minatar/breakout --grid batch.minibatches=8,7", "must divide into 7 minibatches"),
         ("minatar/breakout --grid optim.lr", "'optim.lr' is not NAME=V1,V2"),
         ("minatar/breakout --grid optim.lr=1,,2", "is not NAME=V1,V2"),
         ("minatar/breakout --grid optim.lr=1 --grid optim.lr=2", "optim.lr is given twice"),
@@ -209,9 +209,9 @@ def test_a_mistake_is_answered_before_anything_starts(world, typed, tmp_path, wo
 
 def test_a_folder_of_other_settings_is_refused(world, typed):
     typed(*GRID)
-    code, _, line = typed(*GRID, "--learning.clip", "0.3")
+    code, _, line = typed(*GRID, "--surrogate.clip", "0.3")
     assert code == 2
-    assert "s/optim.lr=1e-3_s0 holds a run with another learning.clip; choose another --dir" in line
+    assert "s/optim.lr=1e-3_s0 holds a run with another surrogate.clip; choose another --dir" in line
 
 
 def test_two_sweeps_do_not_share_a_folder(world, typed):

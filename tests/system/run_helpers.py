@@ -11,7 +11,7 @@ import psutil
 
 SMALL = [
     "--sampling.num-samplers", "3", "--sampling.groups-per-sampler", "2", "--sampling.envs-per-group", "4",
-    "--sampling.rollout-length", "8", "--learning.minibatches", "2", "--learning.epochs", "1",
+    "--sampling.rollout-length", "8", "--batch.minibatches", "2", "--batch.epochs", "1",
     "--log.every-seconds", "0.5", "--checkpoint.every-seconds", "1", "--run.device", "cpu",
 ]  # fmt: skip
 

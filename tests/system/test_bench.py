@@ -11,8 +11,8 @@ from sfactory.config.presets import split_flags, target_layers
 from sfactory.monitor.known_rooflines import known_roofline
 from sfactory.monitor.metrics import STAGES
 
-FAST = ["--sampling.envs-per-group", "8", "--sampling.rollout-length", "16", "--learning.epochs", "1"]
-FAST += ["--learning.minibatches", "1", "--run.device", "cpu"]
+FAST = ["--sampling.envs-per-group", "8", "--sampling.rollout-length", "16", "--batch.epochs", "1"]
+FAST += ["--batch.minibatches", "1", "--run.device", "cpu"]
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytest
 
 from sfactory.tools.verify_resume import verify_resume
 
-SMALL = ["--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "--learning.epochs", "1"]
+SMALL = ["--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "--batch.epochs", "1"]
 
 
 def verify(*words, kills=2, steps=9000):
@@ -17,13 +17,13 @@ def verify(*words, kills=2, steps=9000):
     return found
 
 
-TWO = ["--learning.minibatches", "2"]
+TWO = ["--batch.minibatches", "2"]
 
 
 @pytest.mark.parametrize(
     ("target", "words", "steps"),
     [
-        ("classic/cartpole", ["--learning.proximal", "ewma", "--learning.forced-lag", "2"], 16_000),
+        ("classic/cartpole", ["--proximal.policy", "ewma", "--batch.forced-lag", "2"], 16_000),
         ("minatar/breakout", [*TWO, "--eval.every", "3000", "--eval.episodes", "5"], 9_000),
         ("minatar/seaquest", [*TWO, "--optim.schedule", "kl_adaptive"], 12_000),
         # The rest of the families that can be saved. Atari: few steps, the network is large.

@@ -169,7 +169,7 @@ def test_everything_killed_at_once_again_and_again_always_resumes_and_steps_neve
 @pytest.mark.alone
 def test_a_stopped_learner_is_a_stall_with_stacks_and_the_book(tmp_path):
     run = tmp_path / "run"
-    process = start(run, "--run.stall-timeout", 8, "--learning.epochs", 50)  # so it stops inside an update
+    process = start(run, "--run.stall-timeout", 8, "--batch.epochs", 50)  # so it stops inside an update
     wait_for(lambda: steps(run) > 0, process=process)
     named(process, "learner")[0].suspend()
     stopped = time.monotonic()
@@ -240,7 +240,7 @@ def test_sigusr1_with_requeue_saves_ends_and_asks_slurm(tmp_path, monkeypatch):
 
 def test_updates_that_are_not_finite_end_the_run_and_are_never_saved(tmp_path):
     run = tmp_path / "run"
-    _, err = finish(start(run, "--env.reward-scale", 1e38, "--learning.value-coef", 1e30, target=COUNT), 9)
+    _, err = finish(start(run, "--env.reward-scale", 1e38, "--loss.value-coef", 1e30, target=COUNT), 9)
     assert "not finite" in print_exit_line(err)
     report = json.loads((run / "debug" / "non-finite.json").read_text())
     reward = report["batch"]["reward"]
@@ -269,9 +269,9 @@ def test_a_disk_that_takes_nothing_stops_nothing_until_the_end(tmp_path):
     run.mkdir()
     (run / "checkpoints").write_text("")
     words = ["train", "gymnasium/CartPole-v1", "--run.dir", run, *SMALL, "--stop.env-steps", 6000]
-    script = "import sys; from sfactory.config import presets, parsing as settings; from sfactory.supervisor.supervisor import train; "
+    script = "import sys; from sfactory.config import parsing, presets; from sfactory.supervisor.supervisor import train; "
     script += "from pathlib import Path; flags, *_ = presets.split_flags(sys.argv[2:], {}); "
-    script += "c = settings.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
+    script += "c = parsing.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
     script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"
     done = subprocess.run(
         [*command()[:1], "-c", script, str(run), *map(str, words[4:])], capture_output=True, text=True, timeout=60
@@ -285,9 +285,9 @@ def test_a_full_disk_is_told_and_borne_and_ends_with_its_own_code(tmp_path):
     """A real one of 64 KB under the folder of checkpoints: what libraries raise there is theirs to choose."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    script = "import sys; from sfactory.config import presets, parsing as settings; from sfactory.supervisor.supervisor import train; "
+    script = "import sys; from sfactory.config import parsing, presets; from sfactory.supervisor.supervisor import train; "
     script += "from pathlib import Path; flags, *_ = presets.split_flags(sys.argv[2:], {}); "
-    script += "c = settings.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
+    script += "c = parsing.build(*presets.target_layers('gymnasium/CartPole-v1'), flags); "
     script += "o = train(c, Path(sys.argv[1])); sys.exit(o.code)"
     words = shlex.join([*command()[:1], "-c", script, str(run), *SMALL, "--stop.env-steps", "6000"])
     inside = f"mount -t tmpfs -o size=64k tmpfs {shlex.quote(str(run / 'checkpoints'))} && exec {words}"

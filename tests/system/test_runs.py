@@ -157,15 +157,15 @@ def test_on_policy_data_has_lag_0_and_rho_1(tmp_path):
     assert all(r["lag/max"] == 0 for r in rows(run) if "lag/max" in r)
     assert all(r["offpolicy/max_abs_log_rho"] < 1e-4 for r in rows(run) if "offpolicy/max_abs_log_rho" in r)
     stale = tmp_path / "stale"
-    finish(start(stale, "--sampling.slots-per-group", 1, "--learning.forced-lag", 3, "--stop.env-steps", 5000), 0)
+    finish(start(stale, "--sampling.slots-per-group", 1, "--batch.forced-lag", 3, "--stop.env-steps", 5000), 0)
     assert {r["lag/max"] for r in rows(stale) if "lag/max" in r} == {3.0}  # so the test above can fail
 
 
 def test_the_learner_recomputes_the_log_probabilities_of_who_acted_normaliser_included(tmp_path):
     """Data three updates old: nothing but numerics is left between the two workers, though rho is not 1."""
     run = tmp_path / "run"
-    words = ["--run.mode", "lockstep", "--learning.forced-lag", 3, "--normalize.obs", "--log.every-updates", 1]
-    words += ["--learning.proximal", "snapshot", "--learning.snapshot-age", 0, "--stop.env-steps", 4000]
+    words = ["--run.mode", "lockstep", "--batch.forced-lag", 3, "--normalize.obs", "--log.every-updates", 1]
+    words += ["--proximal.policy", "snapshot", "--proximal.snapshot-age", 0, "--stop.env-steps", 4000]
     finish(start(run, *words, target="gymnasium/Pendulum-v1"), 0)
     assert all(r["offpolicy/max_discrepancy"] < 1e-4 for r in rows(run))
     assert rows(run)[-1]["lag/mean"] == 3.0

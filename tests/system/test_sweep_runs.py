@@ -8,7 +8,7 @@ import subprocess
 import psutil
 from run_helpers import command, gone, steps, wait_for
 
-SHORT = ["--sampling.envs-per-group", "4", "--learning.minibatches", "2", "--log.every-seconds", "0.5"]
+SHORT = ["--sampling.envs-per-group", "4", "--batch.minibatches", "2", "--log.every-seconds", "0.5"]
 
 
 def test_a_sweep_of_two_runs_finishes_and_finds_itself_finished(tmp_path):

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sfactory.config import parsing as settings
-from sfactory.config import presets
+from sfactory.config import parsing, presets
 from sfactory.config.toml_file import to_toml
 
 
@@ -17,8 +16,8 @@ def fabricate(tmp_path):
     def make(name, returns=(), target="minatar/breakout", step=1000, speed=100.0, extra=None, **values):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
-        layer = {key: settings.RawValue(value) for key, value in values.items()}
-        config = settings.build(*presets.target_layers(target), layer)
+        layer = {key: parsing.RawValue(value) for key, value in values.items()}
+        config = parsing.build(*presets.target_layers(target), layer)
         (folder / "config.toml").write_text(to_toml(config))
         rows = []
         for i, value in enumerate(returns, start=1):

@@ -91,7 +91,7 @@ def test_a_limit_holds_for_the_groups_below_it(tmp_path):
         (doctor.check_cuda([], True, "2.13+cpu"), "warn", "torch 2.13+cpu sees no device"),
         (doctor.check_cuda([], False, "2.13+cpu"), "ok", "on the CPU"),
         (doctor.check_bf16({"avx512_bf16", "sse"}), "ok", "bf16 can pay"),
-        (doctor.check_bf16({"sse"}), "ok", "keep --learning.precision fp32"),
+        (doctor.check_bf16({"sse"}), "ok", "keep --run.precision fp32"),
         (doctor.check_compiler("/usr/bin/g++"), "ok", "/usr/bin/g++"),
         (doctor.check_compiler(None), "ok", "torch.compile"),
         (doctor.check_rendering({}, False, {}), "ok", "not installed"),

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from sfactory.config import Config, Env, Learning, Model, Sampling
+from sfactory.config import BatchConfig, Config, Env, Model, Sampling
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
 from sfactory.envs import make_spec, raw_loop
@@ -80,7 +80,7 @@ def test_training_costs_what_the_update_does(monkeypatch):
     """Epochs times forward and backward, and one look at the batch where there are several optimizer steps."""
     config = Config(
         env=Env(name="gymnasium/CartPole-v1"), sampling=Sampling(envs_per_group=4), model=Model(hidden=(8,)),
-        learning=Learning(epochs=3, minibatches=2),
+        batch=BatchConfig(epochs=3, minibatches=2),
     )  # fmt: skip
     spec = make_spec("gymnasium/CartPole-v1")
     monkeypatch.setattr(module, "environment_cost", lambda *a: Cost(1.0, ""))

@@ -4,12 +4,13 @@ import itertools
 
 import pytest
 
-from sfactory.config import Config, Env, Learning, Run, Sampling
+from sfactory.config import BatchConfig, Config, Env, Run, Sampling, with_settings
+from sfactory.config.toml_file import settings_to_toml
 from sfactory.tools import tune
 from sfactory.tools.bench import BenchFailed
 
 BASE = Config(
-    env=Env(name="minatar/breakout"), sampling=Sampling(1, 2, 16, 64, 2), learning=Learning(epochs=1, minibatches=2)
+    env=Env(name="minatar/breakout"), sampling=Sampling(1, 2, 16, 64, 2), batch=BatchConfig(epochs=1, minibatches=2)
 )
 
 
@@ -32,7 +33,7 @@ def ticking(step=1.0):
 
 def test_it_climbs_to_the_fastest_split_of_the_same_environments():
     found = tune.search(BASE, 1000.0, measure=speed, clock=ticking())
-    best = tune.with_settings(BASE, found.settings)
+    best = with_settings(BASE, found.settings)
     assert (best.sampling.num_samplers, best.sampling.groups_per_sampler, best.run.learner_threads) == (4, 1, 2)
     assert best.sampling.num_envs == BASE.sampling.num_envs
     assert best.batch_rows == BASE.batch_rows
@@ -42,11 +43,11 @@ def test_it_climbs_to_the_fastest_split_of_the_same_environments():
 
 def test_what_changes_the_learning_is_only_tried_when_asked_for_and_said():
     def measure(config):
-        return 1000.0 * (1 + (config.learning.precision == "bf16"))
+        return 1000.0 * (1 + (config.run.precision == "bf16"))
 
     assert tune.search(BASE, 1000.0, measure=measure, clock=ticking()).settings == {}
     found = tune.search(BASE, 1000.0, learning=True, measure=measure, clock=ticking())
-    assert found.settings == {"learning.precision": "bf16"}
+    assert found.settings == {"run.precision": "bf16"}
     assert found.learns_differently
     assert "compare returns" in found.text()
 
@@ -69,7 +70,7 @@ def test_a_candidate_that_does_not_run_is_passed_over():
         return speed(config)
 
     found = tune.search(BASE, 1000.0, measure=measure, clock=ticking())
-    assert tune.with_settings(BASE, found.settings).sampling.num_samplers == 1
+    assert with_settings(BASE, found.settings).sampling.num_samplers == 1
 
 
 def test_luck_that_does_not_come_again_is_not_believed():
@@ -87,7 +88,7 @@ def test_settings_that_do_not_run_at_all_are_the_callers_to_hear_of():
 
 def test_threads_are_tried_where_the_cores_compute_the_network(monkeypatch):
     def tried(device, inference_device=""):
-        config = tune.with_settings(BASE, {"run.device": device, "run.inference_device": inference_device})
+        config = with_settings(BASE, {"run.device": device, "run.inference_device": inference_device})
         names = {name for change in tune.changes(config, 4, False) for name in change.settings if "threads" in name}
         return sorted(name.removeprefix("run.").removesuffix("_threads") for name in names)
 
@@ -101,7 +102,7 @@ def test_threads_are_tried_where_the_cores_compute_the_network(monkeypatch):
 
 
 def test_several_tasks_keep_whole_shares_of_the_groups():
-    two = tune.with_settings(BASE, {"env.name": "minatar/breakout,minatar/asterix"})
+    two = with_settings(BASE, {"env.name": "minatar/breakout,minatar/asterix"})
     for change in tune.changes(two, 4, learning=True):
         assert change.apply(two).sampling.num_groups % 2 == 0
 
@@ -109,9 +110,9 @@ def test_several_tasks_keep_whole_shares_of_the_groups():
 def test_found_settings_are_toml_that_train_reads(tmp_path):
     import tomllib
 
-    text = tune.toml_of({"sampling.num_samplers": 3, "run.learner_threads": 2, "learning.precision": "bf16"})
+    text = settings_to_toml({"sampling.num_samplers": 3, "run.learner_threads": 2, "run.precision": "bf16"})
     assert tomllib.loads(text) == {
-        "sampling": {"num_samplers": 3}, "run": {"learner_threads": 2}, "learning": {"precision": "bf16"},
+        "sampling": {"num_samplers": 3}, "run": {"learner_threads": 2, "precision": "bf16"},
     }  # fmt: skip
 
 
@@ -128,6 +129,6 @@ def test_what_cannot_be_tried_is_left_to_the_run_itself(monkeypatch):
 
     monkeypatch.setattr(tune, "trial", fails)
     said = []
-    asked = tune.with_settings(BASE, {"sampling.auto": True})
+    asked = with_settings(BASE, {"sampling.auto": True})
     assert tune.tuned(asked, said.append) == BASE
     assert "no such game" in said[-1]

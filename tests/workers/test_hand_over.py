@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sfactory.config import Config, Env, Learning, Run, Sampling
+from sfactory.config import BatchConfig, Config, Env, Run, Sampling
 from sfactory.envs import make_spec
 from sfactory.shm import atomics
 from sfactory.shm.slots import FREE, LEARNING, READY, unpack
@@ -23,7 +23,7 @@ def make_plan(tmp_path, samplers=3, groups=2, slots=SLOTS, **env):
         run=Run(debug=True),
         env=Env(name="faults/count", settings=settings),
         sampling=Sampling(samplers, groups, E, T, slots),
-        learning=Learning(batch_slots=0),
+        batch=BatchConfig(slots=0),
     )
     return RunSpec(config, make_spec("faults/count", settings), str(tmp_path), 0)
 

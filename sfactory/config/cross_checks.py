@@ -1,0 +1,90 @@
+"""Rules across several settings. Each raises ValueError with one line that names the flags and a value that works."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sfactory.algo.weight_rule import weight_conflict
+
+if TYPE_CHECKING:
+    from sfactory.config import Config
+
+
+def check_together(config: Config) -> None:
+    """All rules across settings. ValueError names the flags."""
+    check_options(config)
+    check_batch(config)
+    check_behavior_weight(config)
+
+
+def check_options(config: Config) -> None:
+    """Options that exclude or need each other."""
+    if config.sampling.auto and config.run.mode == "lockstep":
+        raise ValueError("sampling.auto searches for the fastest split over processes; lockstep uses one process")
+    if config.optim.schedule == "linear" and not config.stop.env_steps:
+        raise ValueError("optim.schedule linear ends at stop.env-steps, which is 0; set it, or use constant")
+    if config.model.separate and config.model.core != "none":
+        raise ValueError(
+            f"model.separate and model.core {config.model.core} exclude each other: a recurrent core needs one trunk"
+        )
+
+
+def check_batch(config: Config) -> None:
+    """Slots, groups, lanes and minibatches must fit together."""
+    s, minibatches = config.sampling, config.batch.minibatches
+    slots, groups, tasks = config.batch_slots, s.num_groups, len(config.env.tasks)
+    if len(set(config.env.tasks)) < tasks:
+        raise ValueError(f"env.name {config.env.name} names a task twice")
+    if groups % tasks:
+        raise ValueError(
+            f"{tasks} tasks cannot share {groups} groups evenly; "
+            f"set sampling.groups-per-sampler to a multiple of {tasks}"
+        )
+    if slots > groups * s.slots_per_group:
+        raise ValueError(
+            f"batch.slots {slots} can never be collected: {groups} groups x {s.slots_per_group} slots "
+            f"are {groups * s.slots_per_group}; lower it or raise sampling.slots-per-group"
+        )
+    if s.slots_per_group == 1 and slots != groups:
+        raise ValueError(
+            f"sampling.slots-per-group 1 is synchronous and needs batch.slots equal to the {groups} "
+            f"groups, got {slots}; leave it at 0"
+        )
+    if config.lanes % minibatches:
+        divisors = [n for n in range(1, config.lanes + 1) if config.lanes % n == 0]
+        near = [n for n in divisors if n < minibatches][-1:] + [n for n in divisors if n > minibatches][:1]
+        raise ValueError(
+            f"{config.lanes} lanes ({slots} slots x {s.envs_per_group} envs) must divide into "
+            f"{minibatches} minibatches; try batch.minibatches {' or '.join(map(str, near))}"
+        )
+    if config.batch.forced_lag and config.run.mode != "lockstep" and s.slots_per_group != 1:
+        raise ValueError(
+            "batch.forced-lag needs run.mode lockstep or sampling.slots-per-group 1: otherwise the lag is not fixed"
+        )
+
+
+_FLAGS = {
+    "trace": "trace.estimator",
+    "proximal": "proximal.policy",
+    "surrogate": "surrogate.objective",
+    "behavior_weight": "surrogate.behavior-weight",
+}
+
+
+def check_behavior_weight(config: Config) -> None:
+    """The weight proximal/behavior must enter as often as surrogate.behavior-weight says."""
+    values = {
+        "trace": config.trace.estimator,
+        "proximal": config.proximal.policy,
+        "surrogate": config.surrogate.objective,
+        "behavior_weight": config.surrogate.behavior_weight,
+    }
+    conflict = weight_conflict(**values)
+    if conflict is not None:
+        given = ", ".join(f"{_FLAGS[name]} {values[name]}" for name in ("trace", "proximal", "surrogate"))
+        remedy = ", or ".join(
+            " and ".join(f"{_FLAGS[name]} {value}" for name, value in remedy.items()) for remedy in conflict.remedies
+        )
+        raise ValueError(
+            f"{_FLAGS['behavior_weight']} {values['behavior_weight']} with {given}: {conflict.reason}; use {remedy}"
+        )
