@@ -52,7 +52,7 @@ def ledger_balances(run):
     [
         ("segv_at", "died (killed by SIGSEGV"),
         ("exit_at", "died (exit 3"),
-        ("crash_at", "crash requested at call 40"),
+        ("crash_at", "told to crash at call 40"),
     ],
 )
 def test_an_environment_that_kills_its_sampler_is_replaced_and_named(tmp_path, knob, said):
@@ -83,7 +83,7 @@ def test_environments_that_fail_too_often_end_the_run(tmp_path):
     words = [*knobs(raise_at=40), "--env.fault-budget", 3]
     _, err = finish(start(run, *words, target=COUNT), 6)
     assert "environments failed more than 3 times" in print_exit_line(err)
-    assert "failure requested by raise_at" in print_exit_line(err)
+    assert "told to fail by raise_at" in print_exit_line(err)
 
 
 def test_an_environment_that_hangs_is_killed_and_its_stack_kept(tmp_path):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sfactory.envs import ActionLeaf, EnvSpec, EpisodeTally, Leaf, Step
+from sfactory.envs import ActionLeaf, EnvSpec, Leaf, Step, Tally
 from sfactory.tools.check_env import check
 
 LIMIT = 12
@@ -27,7 +27,7 @@ class Walk:
         self.draws = [np.random.default_rng(seed) for seed in seeds]
         self.spec = EnvSpec("fake/walk", self.obs, self.actions, max_episode_steps=self.limit, mask=self.mask)
         self.place, self.over = np.zeros((num_envs, 2), np.float32), np.zeros(num_envs, bool)
-        self.tally, self.begun = EpisodeTally(num_envs), None
+        self.tally, self.begun = Tally(num_envs), None
 
     def begin(self, env):
         self.place[env] = 0.1 * self.draws[env].standard_normal(2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conforming_env import Walk, checked, expect, levels, said
 
-from sfactory.envs import EnvError, EnvFault, EpisodeTally, Leaf, Step
+from sfactory.envs import EnvError, EnvFault, Leaf, Step, Tally
 from sfactory.tools import check_env
 from sfactory.tools.check_env import check, parting
 from sfactory.tools.env_trace import COLUMNS, record
@@ -51,7 +51,7 @@ def test_a_first_observation_of_the_wrong_kind_is_all_that_is_told():
 
 def test_a_group_that_raises_is_bad_and_the_rest_is_told_all_the_same():
     report = check("faults/count", {"crash_at": 60}, steps=200)
-    assert "step 60 raised CrashError: crash requested at call 60" in said(report, "data")
+    assert "step 60 raised CrashError: told to crash at call 60" in said(report, "data")
     assert levels(report)["autoreset"] == "ok"
     assert report.bad
 
@@ -78,7 +78,7 @@ def test_native_code_that_begins_every_game_anew_keeps_the_rules():
                 return step
             self.reset()
             self.over[:], never = False, np.zeros(self.num_envs, bool)
-            self.tally = EpisodeTally(self.num_envs)
+            self.tally = Tally(self.num_envs)
             fault = (EnvFault(2, "NaN from C++"),)
             return Step(self.see(), np.zeros(4, np.float32), never, never, never, ~never, (), fault)
 
