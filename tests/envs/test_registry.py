@@ -87,3 +87,9 @@ def test_gymnasium_group_does_not_import_torch():
     names = imported("from sfactory.envs import make_group as m; m('gymnasium/CartPole-v1', 1, [0]).reset()")
     assert "gymnasium" in names
     assert not names & {"torch", "pandas", "matplotlib"}
+
+
+def test_envs_still_exports_episode_tally_under_its_earlier_name():
+    import sfactory.envs
+
+    assert sfactory.envs.Tally is sfactory.envs.EpisodeTally
