@@ -1,5 +1,13 @@
-# From a fresh checkout, all set-up included:  `make train` learns MinAtar Breakout, `make test` runs what CI runs.
-# Time budgets on 2 cores: test 12 min (fast suite 2 min, whole runs 5 min, fault table 3.5 min), slow 3 min, learn 4 h, soak 15 min; docs 3 min.
+# make train    install everything, then train MinAtar Breakout (about 8 minutes)
+# make test     install everything, then run lint, types and all tests that CI runs (about 12 minutes on 2 cores)
+# make lint     ruff check and ruff format --check
+# make types    mypy
+# make slow     tests that take more than a few seconds (3 minutes)
+# make learn    train to a score (4 hours)
+# make soak     minutes of random faults (15 minutes)
+# make gpu      tests and benchmarks that need CUDA
+# make docs     write the generated pages and pictures of docs/ (3 minutes)
+# make clean    delete the virtual environment and build files
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,11 +16,11 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 .PHONY: help train test lint types slow learn soak gpu docs clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -2
+	@sed -n 's/^# make/make/p' Makefile
 
-# torch first and by its exact version: any other request may bring gigabytes of CUDA packages to a machine without a GPU.
+# torch is installed first, by its exact version: otherwise pip may choose a version with gigabytes of CUDA packages.
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "sfactory needs Python 3.11 or newer, this is %d.%d; say make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "sfactory needs Python 3.11 or newer, this is %d.%d; run: make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q '$(TORCH)' numpy -c constraints.txt
@@ -36,6 +44,7 @@ test: lint types
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

@@ -1,1 +1,1 @@
-"""Environment families, one file each; found by entry point, installed as `sfactory_envs`."""
+"""Environment families, one file each, found by entry point; installed as `sfactory_envs`."""

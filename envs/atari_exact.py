@@ -1,14 +1,14 @@
-"""Atari games that can be saved: what ale-py's `AtariVectorEnv` plays, frame by frame, one console after the other.
+"""Python version of ale-py's `AtariVectorEnv` that supports snapshots, equal frame by frame.
 
-The C++ vector environment has no snapshot. This one steps `ale_py.ALEInterface` from Python and does what the C++ code
-does with it: no-ops, frame skip, maximum over two frames, OpenCV's area interpolation to 84 x 84, frame stack,
-next-step autoreset, the same random numbers (std::mt19937). Built for x86-64 Linux the two agree to the bit; ale-py's
-own pictures and no-ops differ where a compiler fuses multiply and add, or brings another uniform_int_distribution.
+The C++ vector environment has no snapshot. This one steps `ale_py.ALEInterface` from Python and repeats the operations
+of the C++ code: no-ops, frame skip, maximum over two frames, OpenCV's area interpolation to 84 x 84, frame stack,
+next-step autoreset, the same random numbers (std::mt19937). On x86-64 Linux both give the same bits. ale-py's images
+and no-ops differ on platforms whose compiler fuses multiply and add, or has another uniform_int_distribution.
 
-An ALEState is less than a console holds: the video chip's masks, a half-drawn frame and the last sticky action are not
-in it, and Q*bert and Tetris go another way at the first frame after restoreState. So a snapshot is the ALEState from
-before the last reset, and every action since: a reset clears the chip, and what follows is played again (about 15,000
-frames/s), sticky actions included, for ALE's own generator is in its state.
+An ALEState does not contain the complete console: the video chip's masks, a partly drawn frame and the last sticky
+action are missing, and Q*bert and Tetris diverge at the first frame after restoreState. A snapshot is therefore the
+ALEState before the last reset and every action since: the reset clears the chip, and the actions are replayed (about
+15,000 frames/s). Sticky actions repeat too, because ALE's generator is in its state.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ NOOP, FIRE = 0, 1
 
 
 def pack(data: bytes) -> str:
-    """Bytes as text; pictures and games repeat themselves."""
+    """Compress bytes and encode them as text."""
     return base64.b64encode(zlib.compress(data, 1)).decode()
 
 
 def unpack(text: str) -> bytes:
+    """Decode the result of `pack`."""
     return zlib.decompress(base64.b64decode(text))
 
 
 def mt19937(seed: int) -> np.random.MT19937:
-    """What std::mt19937 is after `seed(seed)`; `random_raw` gives its numbers, 32 bits each."""
+    """Return the generator that equals std::mt19937 after `seed(seed)`; `random_raw` draws 32 bits."""
     bits, state = np.random.MT19937(), np.random.RandomState(seed).get_state(legacy=False)
     bits.state = state  # type: ignore[assignment]
     return bits
 
 
 def below(bits: np.random.MT19937, bound: int) -> int:
-    """A number in [0, bound) as libstdc++'s uniform_int_distribution draws it (Lemire 2019, arXiv 1805.10941)."""
+    """Draw from [0, bound) like libstdc++'s uniform_int_distribution (Lemire 2019, arXiv 1805.10941)."""
     product = bits.random_raw() * bound
     while product % 2**32 < 2**32 % bound:
         product = bits.random_raw() * bound
@@ -54,9 +55,9 @@ def below(bits: np.random.MT19937, bound: int) -> int:
 
 
 def area_weights(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `size` pixels each of SIDE covers, and by how much: indices and float32 weights, both [taps, SIDE].
+    """Compute which of `size` pixels each of SIDE pixels covers: indices and float32 weights, both [taps, SIDE].
 
-    OpenCV's INTER_AREA for a shrinking side: weights in double, rounded to float once. A missing tap weighs 0.
+    OpenCV's INTER_AREA for shrinking: weights in double, rounded to float once. A missing tap has weight 0.
     """
     scale = size / SIDE
     index, weight = (np.zeros((int(scale) + 2, SIDE), kind) for kind in (np.intp, np.float32))
@@ -76,10 +77,10 @@ def area_weights(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class AreaResize:
-    """Screens [E, height, width] uint8 to [E, SIDE, SIDE] uint8, as cv::resize with INTER_AREA.
+    """Resize screens [E, height, width] uint8 to [E, SIDE, SIDE] uint8 like cv::resize with INTER_AREA.
 
-    The order of the sums is OpenCV's, in float32, columns first: halves are common in flat pictures, and which way one
-    is rounded hangs on the last bit. So no fused multiply-add and no matrix product may take their place.
+    The order of the sums is OpenCV's, in float32, columns first. Values of exactly one half are common in flat images,
+    and the last bit decides how they are rounded. Fused multiply-add or a matrix product would change the result.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -97,19 +98,19 @@ class AreaResize:
 
 
 class Game:
-    """One console, and everything that decides what it does next."""
+    """One console with its random numbers, frame counter and lives."""
 
     def __init__(self, rom: str, frame_skip: int, max_frames: int, sticky: float, noop_max: int) -> None:
         ALEInterface.setLoggerMode(LoggerMode.Error)
         self.ale, self.rom = ALEInterface(), rom
         self.ale.setFloat("repeat_action_probability", sticky)
         self.frame_skip, self.max_frames, self.noop_max = frame_skip, max_frames, max(noop_max, 1)
-        self.before: ALEState | None = None  # nothing is loaded before the first seed: it takes 75 ms
+        self.before: ALEState | None = None  # the ROM is loaded by the first `seed`: it takes 75 ms
         self.fires = self.over = self.life_lost = False
         self.frames = self.lives = 0
 
     def seed(self, seed: int) -> None:
-        """A new console; ALE and the no-ops have a generator each, both with this seed."""
+        """Load a new console; ALE and the no-ops have one generator each, both with this seed."""
         self.noops = mt19937(seed)
         self.ale.setInt("random_seed", seed)
         self.ale.loadROM(self.rom)
@@ -123,7 +124,7 @@ class Game:
         return self.ale.act(action)
 
     def reset(self, screens: np.ndarray) -> None:
-        """Begin a game. screens: [2, height, width], the newest first."""
+        """Start a game. screens: [2, height, width], newest first."""
         self._restart()
         if self.fires:
             self._act(FIRE)
@@ -136,7 +137,7 @@ class Game:
         self.frames, self.lives, self.over, self.life_lost = 0, self.ale.lives(), False, False
 
     def step(self, action: int, screens: np.ndarray) -> int:
-        """Up to `frame_skip` frames; their reward. The frame that ends a game is not looked at, as in the C++ code."""
+        """Run up to `frame_skip` frames and return their reward. As in C++, the last frame of a game is not drawn."""
         reward = 0
         for left in reversed(range(self.frame_skip)):
             reward += self._act(action)
@@ -150,19 +151,19 @@ class Game:
         return reward
 
     def snapshot(self) -> Any:
-        assert self.before is not None, "a game begins before it is saved"
-        own = [self.noops.state, self.frames, self.lives, self.over]
+        assert self.before is not None, "snapshot() needs a game that was reset"
+        counters = [self.noops.state, self.frames, self.lives, self.over]
         before, played = pack(self.before.serialize()), pack(bytes(self.played))
-        return {"before": before, "played": played, "own": encode(own), "check": self._check()}
+        return {"before": before, "played": played, "own": encode(counters), "check": self._check()}
 
     def restore(self, state: Any) -> None:
-        self.seed(0)  # a new console: nothing of the last game is left
+        self.seed(0)  # a new console without state of the last game
         self.ale.restoreState(ALEState(unpack(state["before"])))
         self._restart()
         for action in unpack(state["played"]):
             self._act(action)
         if self._check() != state["check"]:
-            raise EnvError(f"{self.rom}: the saved game plays another way here; was it saved with another ale-py?")
+            raise EnvError(f"{self.rom}: the replay differs from the saved game; was it saved with another ale-py?")
         self.noops.state, self.frames, self.lives, self.over = decode(state["own"])
 
     def _check(self) -> int:
@@ -170,7 +171,7 @@ class Game:
 
 
 class SteppedAtari:
-    """Takes the place of `ale_py.vector_env.AtariVectorEnv` in AtariGroup, and has a snapshot. One thread."""
+    """Replacement for `ale_py.vector_env.AtariVectorEnv` with snapshots, on one thread."""
 
     def __init__(
         self, game: str, num_envs: int, *, frameskip: int, max_num_frames_per_episode: int,
@@ -180,53 +181,51 @@ class SteppedAtari:
         if others:
             raise EnvError(f"atari/{game}: no exact checkpoints with {', '.join(others)}; set checkpoint.exact = false")
         self.life_loss_info, self.maxpool, self.max_frames = life_loss_info, maxpool, max_num_frames_per_episode
-        about = str(roms.get_rom_path(game)), frameskip, self.max_frames, repeat_action_probability, noop_max
-        self.games = [Game(*about) for _ in range(num_envs)]
-        self.games[0].seed(0)  # which says what all of them are like
+        console = str(roms.get_rom_path(game)), frameskip, self.max_frames, repeat_action_probability, noop_max
+        self.games = [Game(*console) for _ in range(num_envs)]
+        self.games[0].seed(0)  # load one console to read its actions and screen size
         ale = self.games[0].ale
         legal = ale.getLegalActionSet() if full_action_space else ale.getMinimalActionSet()
         self.actions = [action.value for action in legal]
-        for one in self.games:
-            one.fires = use_fire_reset and FIRE in self.actions
+        for each in self.games:
+            each.fires = use_fire_reset and FIRE in self.actions
         height, width = ale.getScreenDims()
         self.resize = AreaResize(height, width)
-        self.screens = np.zeros((2, num_envs, height, width), np.uint8)  # the last two looked at, the newest first
+        self.screens = np.zeros((2, num_envs, height, width), np.uint8)  # the last two drawn frames, newest first
         self.obs = np.zeros((num_envs, stack_num, SIDE, SIDE), np.uint8)
         self.single_observation_space = Box(0, 255, self.obs.shape[1:], np.uint8)
         self.single_action_space = Discrete(len(self.actions))
 
     def reset(self, *, seed: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Begin every game, with new consoles if there are seeds."""
+        """Start every game, with new consoles if `seed` is given."""
         for env, game in enumerate(self.games):
             if seed is not None:
                 game.seed(int(seed[env]))
             game.reset(self.screens[:, env])
-        self._see(range(len(self.games)))
+        self._push_frames(range(len(self.games)))
         return self.obs, self._info()
 
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """action: [E] numbers in the action set. A game that has ended is begun anew instead."""
-        rewards, anew = np.zeros(len(self.games), np.int32), []
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Step every game. action: [E] indices of the action set. A game that has ended is restarted instead."""
+        rewards, restarted = np.zeros(len(self.games), np.int32), []
         for env, (game, number) in enumerate(zip(self.games, action.tolist(), strict=True)):
             if game.over or game.frames >= self.max_frames:
                 game.reset(self.screens[:, env])
-                anew.append(env)
+                restarted.append(env)
             else:
                 rewards[env] = game.step(self.actions[number], self.screens[:, env])
-        self._see(anew)
+        self._push_frames(restarted)
         terminated = np.array([game.over or (self.life_loss_info and game.life_lost) for game in self.games])
         truncated = np.array([game.frames >= self.max_frames for game in self.games]) & ~terminated
         return self.obs, rewards, terminated, truncated, self._info()
 
-    def _see(self, anew: Iterable[int]) -> None:
-        """One more frame in every stack; those of `anew` were empty."""
+    def _push_frames(self, restarted: Iterable[int]) -> None:
+        """Add the newest frame to every stack; clear the stacks of `restarted` first."""
         newest, older = self.screens
         if self.maxpool:
-            np.maximum(newest, older, out=newest)  # in place: a game that ends early shows it again
+            np.maximum(newest, older, out=newest)  # in place: a game that ends early uses it again
         self.obs[:, :-1] = self.obs[:, 1:]
-        self.obs[list(anew), :-1] = 0
+        self.obs[list(restarted), :-1] = 0
         self.obs[:, -1] = self.resize(newest)
 
     def _info(self) -> dict[str, np.ndarray]:
@@ -234,16 +233,16 @@ class SteppedAtari:
         return {"lives": np.array([game.lives for game in self.games], np.int32), "episode_frame_number": frames}
 
     def snapshot(self) -> Any:
-        """JSON of every console, and of what was seen last."""
-        seen = [pack(array.tobytes()) for array in (self.screens, self.obs)]
-        return {"games": [game.snapshot() for game in self.games], "seen": seen}
+        """Return every console and the last frames as JSON."""
+        frames = [pack(array.tobytes()) for array in (self.screens, self.obs)]
+        return {"games": [game.snapshot() for game in self.games], "seen": frames}
 
     def restore(self, state: Any) -> None:
-        """The inverse, into an environment built with the same settings."""
+        """Load the state of `snapshot` into an environment that was built with the same settings."""
         for game, saved in zip(self.games, state["games"], strict=True):
             game.restore(saved)
         for array, saved in zip((self.screens, self.obs), state["seen"], strict=True):
             array[...] = np.frombuffer(unpack(saved), np.uint8).reshape(array.shape)
 
     def close(self) -> None:
-        """Nothing to close: a console is memory."""
+        """Do nothing: consoles are freed with the object."""

@@ -1,9 +1,10 @@
-"""Atari-57: the games of the benchmark, with the scores a score is measured against.
+"""Atari-57: the games of the benchmark, with their random and human scores.
 
-Game -> (random policy, human tester): mean full-game returns of Wang et al. 2016 (arXiv 1511.06581, no-op starts) after
-Mnih et al. 2015. Human-normalised is (score - random) / (human - random): 0 plays at random, 1 as the tester did.
+Game -> (random policy, human tester): mean full-game returns of Wang et al. 2016 (arXiv 1511.06581, no-op starts)
+after Mnih et al. 2015. The human-normalized score is (score - random) / (human - random): 0 is the random policy, 1
+the tester.
 
-Report medians or interquartile means of it over games, never means: one small denominator carries a mean away. Video
+Report medians or interquartile means of it over games, not means: one small denominator dominates a mean. Video
 Pinball's random score is 0.0 in some tables and 16,256.9 in others; the second is used here.
 """
 

@@ -1,8 +1,8 @@
-"""Everything envpool has, in C++: `envpool/Pong-v5`, `envpool/HalfCheetah-v5`, `envpool/D1Basic-v1`, 1,651 tasks.
+"""The 1,651 tasks of envpool, in C++: `envpool/Pong-v5`, `envpool/HalfCheetah-v5`, `envpool/D1Basic-v1`.
 
-Settings go to `envpool.make_gymnasium` as they are, but for those that would clip or cut the reported returns. Its
-`-v5` Atari tasks default to no sticky actions. Rewards are envpool's: when a VizDoom level ends, its last one is 0, so
-tasks that pay for what ends them hardly pay (`Basic-v1`: 4 of 46 kills).
+Settings are passed to `envpool.make_gymnasium`, except those that would change the reported returns. The `-v5` Atari
+tasks have no sticky actions by default. Rewards are envpool's: the last reward of a VizDoom level is 0, so tasks that
+give a reward for the event that ends them give almost none (`Basic-v1`: 4 of 46 kills).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from sfactory.envs import EnvError, missing_package, suggest
 from sfactory.envs.vector_adapter import Native, VectorGroup
 
 REFUSED = {
-    "episodic_life": "ends the reported game at every life; use atari/ with dqn",
-    "reward_clip": "clips the reported returns too; use env.reward-clip",
-    "render_mode": "cannot be had: envpool's games are not filmed here",
+    "episodic_life": "ends the reported game at each lost life; use atari/ with protocol dqn",
+    "reward_clip": "also clips the reported returns; use env.reward-clip",
+    "render_mode": "is not supported: there are no videos of envpool tasks",
 }
 OURS = {"num_envs", "batch_size", "num_threads", "max_num_players", "seed", "env_seed", "gym_reset_return_info"}
-EXTRA = {"threads", "from_pixels", "render_width", "render_height", "render_camera_id"}  # in no task's own list
+EXTRA = {"threads", "from_pixels", "render_width", "render_height", "render_camera_id"}  # not in a task's config
 NO_LIMIT = 2**31 - 1
 
 
 def ids() -> list[str]:
-    """Every task; Procgen's need Qt 5 besides."""
+    """List every task; those of Procgen also need Qt 5."""
     try:
         import envpool
     except ModuleNotFoundError as error:
@@ -37,11 +37,9 @@ def ids() -> list[str]:
 
 
 class EnvpoolGroup(VectorGroup):
-    """E environments of one task, stepped by envpool's threads."""
+    """Group of E environments of one task, stepped by envpool's threads."""
 
-    def __init__(
-        self, task: str, num_envs: int, seeds: Sequence[int], threads: int, settings: dict[str, Any]
-    ) -> None:
+    def __init__(self, task: str, num_envs: int, seeds: Sequence[int], threads: int, settings: dict[str, Any]) -> None:
         import envpool
 
         name = f"envpool/{task}"
@@ -50,27 +48,27 @@ class EnvpoolGroup(VectorGroup):
             raise EnvError(f"envpool has no task {task!r}{suggest(task, tasks)}")
         defaults = envpool.make_spec(task).config
         if defaults.max_num_players > 1:
-            raise EnvError(f"{name} is for {defaults.max_num_players} players at once; one is all sfactory has")
-        own = set(defaults._fields)
-        known = (own | EXTRA) - OURS - REFUSED.keys()
+            raise EnvError(f"{name} has {defaults.max_num_players} players; sfactory supports one")
+        fields = set(defaults._fields)
+        known = (fields | EXTRA) - OURS - REFUSED.keys()
         for setting, value in settings.items():
             if setting in REFUSED and value:
                 raise EnvError(f"{name}: {setting} {REFUSED[setting]}")
             if setting not in known | REFUSED.keys():
                 raise EnvError(f"{name}: no such setting {setting!r}{suggest(setting, known)}")
-        if "use_combined_action" in own:  # VizDoom; without it, an action is one float per button, and not 0 is pressed
+        if "use_combined_action" in fields:  # VizDoom; without it, an action is one float per button
             settings = {"use_combined_action": True, **settings}
-        # Seeds are taken here and nowhere else: its reset ignores them.
+        # Seeds are set here only, because reset() ignores them.
         self.env: Any = envpool.make_gymnasium(
             task, num_envs=num_envs, seed=[seed % 2**31 for seed in seeds], num_threads=threads, **settings
         )
-        with warnings.catch_warnings():  # some tasks give float64 bounds of float32 numbers
+        with warnings.catch_warnings():  # some tasks have float64 bounds for float32 spaces
             warnings.simplefilter("ignore", UserWarning)
             spaces = self.env.observation_space, self.env.action_space
-        said = ", ".join(["envpool", task, *(f"{key}={settings[key]}" for key in sorted(settings))])
+        protocol = ", ".join(["envpool", task, *(f"{key}={settings[key]}" for key in sorted(settings))])
         config = self.env.spec.config
         super().__init__(
-            name, *spaces, num_envs, seeds, protocol=said, frame_skip=int(getattr(config, "frame_skip", 1)),
+            name, *spaces, num_envs, seeds, protocol=protocol, frame_skip=int(getattr(config, "frame_skip", 1)),
             max_episode_steps=config.max_episode_steps if config.max_episode_steps < NO_LIMIT else None,
             reward_threshold=self.env.spec.reward_threshold,
         )  # fmt: skip
@@ -89,12 +87,12 @@ class EnvpoolGroup(VectorGroup):
         return Native(obs, reward, terminated, truncated, reset, self._ended, self._never)
 
     def close(self) -> None:
-        """envpool's own close does nothing: threads and games end with the object."""
+        """Delete the environment; envpool's own close() does nothing."""
         self.env = None
 
 
 def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable[[], int] | None:
-    """envpool on one thread; None for the tasks whose action is a dict."""
+    """Return a plain loop over envpool on one thread; None if the action is a dict."""
     group = make(env_id, num_envs=num_envs, seeds=range(seed, seed + num_envs), **settings)
     space = group.env.action_space
     if len(group.spec.actions) > 1:
@@ -113,7 +111,10 @@ def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable
 
 
 def make(env_id: str, *, num_envs: int, seeds: Sequence[int], threads: int = 1, **settings: Any) -> EnvpoolGroup:
-    """A group of one task. threads: of envpool, per group. Further settings go to `envpool.make_gymnasium`."""
+    """Build a group of one task.
+
+    threads: envpool's threads per group. Further settings are passed to `envpool.make_gymnasium`.
+    """
     try:
         return EnvpoolGroup(env_id, num_envs, seeds, threads, settings)
     except ModuleNotFoundError as error:

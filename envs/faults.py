@@ -1,20 +1,20 @@
-"""Environments for tests: they say where every row came from, and fail when told to. numpy only.
+"""Environments for tests: counters that identify every row and fail on request. NumPy only.
 
     faults/count    terminates after `length` steps
-    faults/clock    never terminates, is truncated after `length` steps
+    faults/clock    never terminates; is truncated after `length` steps
 
 Observation [3] float32: environment, its steps so far (resets not counted), its episode. The reward is the step within
 the episode. Two actions, which do nothing.
 
-Fault knobs hold the step of the group at which the environment with number `env` fails: 0 the first step, -1 the
-constructor, -3 the first reset. With `marker`, a file that is created exclusively, a fault fires once however often its
-process is born again.
+The fault settings hold the step of the group at which the environment with index `env` fails: 0 is the first step, -1
+the constructor, -3 the first reset. With `marker`, a file that is created exclusively, a fault occurs only once, also
+if the process is restarted.
 
-    raise_at                                  raises
-    nan_obs_at, nan_reward_at, bad_shape_at   returns rubbish
-    hang_at, segv_at, exit_at                 sleeps for an hour, segmentation fault, ends its process
-    crash_at                                  the group itself raises, as no group should
-    slow_reset, slow_step                     seconds that a reset, a step of the group takes
+    raise_at                                  raise an exception
+    nan_obs_at, nan_reward_at, bad_shape_at   return invalid data
+    hang_at, segv_at, exit_at                 sleep for an hour, segmentation fault, exit the process
+    crash_at                                  raise from the group itself, which a correct group never does
+    slow_reset, slow_step                     seconds that each reset or step of the group takes
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from sfactory.envs import (
     EnvError,
     EnvFault,
     EnvSpec,
+    EpisodeTally,
     Leaf,
     Step,
-    Tally,
     env_fault,
     finite_rows,
     next_seed,
@@ -46,7 +46,7 @@ CONSTRUCTOR, NEVER, RESET = -1, -2, -3
 
 
 class FaultsGroup:
-    """E counters. Rows that fail are marked as in any other group: not valid, the next observation first."""
+    """Group of E counters. A row that fails is marked as in any other group: valid 0, first 1."""
 
     def __init__(
         self, env_id: str, num_envs: int, seeds: Sequence[int], length: int, env: int, marker: str,
@@ -65,28 +65,28 @@ class FaultsGroup:
             max_episode_steps=length if self.truncates else None,
             protocol=f"{env_id}, {length} steps",
         )
-        # Columns: environment, steps, episode. Written in place, read by the caller before the next step.
+        # Columns: environment, steps, episode. Changed in place; the caller copies them before the next step.
         self.rows = np.zeros((num_envs, 3), np.float32)
         self.rows[:, 0] = np.arange(num_envs)
         self.calls = 0
         self.over = np.zeros(num_envs, bool)
-        self.tally = Tally(num_envs)
+        self.tally = EpisodeTally(num_envs)
         self.at = np.full(1, -1)
         self._fail(CONSTRUCTOR)
 
     def reset(self) -> dict[str, np.ndarray]:
-        """Begin every episode."""
+        """Reset every counter."""
         time.sleep(self.slow_reset)
         try:
             self._fail(RESET)
         except Exception as error:
             raise EnvError(f"{self.spec.name} failed at its first reset: {one_line(error)}") from error
         self.over[:] = False
-        self.tally = Tally(self.num_envs)
+        self.tally = EpisodeTally(self.num_envs)
         return {"obs": self.rows}
 
     def step(self, action: Mapping[str, np.ndarray]) -> Step:
-        """One step of every counter."""
+        """Step every counter."""
         if self.slow_step:
             time.sleep(self.slow_step)
         valid = ~self.over
@@ -104,10 +104,10 @@ class FaultsGroup:
         return Step({"obs": self.rows}, reward, terminated, truncated, valid, ~valid, episodes, faults)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
     def _faults(self, action: np.ndarray, reward: np.ndarray, valid: np.ndarray) -> tuple[EnvFault, ...]:
-        """Fail if it is time to, guard as every group must, and begin failed environments anew."""
+        """Trigger the fault of this step, check the data, and restart failed environments."""
         was_over = self.over
         errors: dict[int, Exception] = {}
         illegal = ~((action >= 0) & (action < 2)) & ~was_over
@@ -130,7 +130,7 @@ class FaultsGroup:
         for env in sorted(errors):
             reports.append(env_fault(env, errors[env], self.seeds[env], int(self.tally.lengths[env])))
             self.seeds[env] = next_seed(self.seeds[env])
-            if valid[env]:  # a reset row has begun the new episode already
+            if valid[env]:  # in a reset row the new episode has already begun
                 self.rows[env, 1] -= 1
                 self.rows[env, 2] += 1
             valid[env], reward[env] = False, 0.0
@@ -138,7 +138,7 @@ class FaultsGroup:
         return tuple(reports)
 
     def _fail(self, now: int, reward: np.ndarray | None = None) -> None:
-        """Do what a knob says about this moment."""
+        """Trigger the fault that is set for this step, if any."""
         name = self.knobs.get(now)
         if name is None or not self._first_time():
             return
@@ -150,13 +150,13 @@ class FaultsGroup:
             case "exit_at":
                 os._exit(3)
             case "crash_at":
-                raise CrashError(f"told to crash at call {now}")
+                raise CrashError(f"crash requested at call {now}")
             case "nan_obs_at":
                 self.rows[self.env, 1] = np.nan
             case "nan_reward_at" if reward is not None:
                 reward[self.env] = np.nan
             case _:
-                raise ValueError(f"told to fail by {name} = {now}")
+                raise ValueError(f"failure requested by {name} = {now}")
 
     def _first_time(self) -> bool:
         if not self.marker:
@@ -169,7 +169,7 @@ class FaultsGroup:
 
 
 class CrashError(RuntimeError):
-    """What no group should let out."""
+    """Exception that a correct group never raises."""
 
 
 def make(
@@ -178,11 +178,11 @@ def make(
     raise_at: int = NEVER, hang_at: int = NEVER, segv_at: int = NEVER, exit_at: int = NEVER, crash_at: int = NEVER,
     nan_obs_at: int = NEVER, nan_reward_at: int = NEVER, bad_shape_at: int = NEVER,
 ) -> FaultsGroup:  # fmt: skip
-    """See the top of this file for the settings."""
+    """Build a group; the top of this file lists the settings."""
     knobs = {
         "raise_at": raise_at, "hang_at": hang_at, "segv_at": segv_at, "exit_at": exit_at, "crash_at": crash_at,
         "nan_obs_at": nan_obs_at, "nan_reward_at": nan_reward_at, "bad_shape_at": bad_shape_at,
     }  # fmt: skip
     if not 0 <= env < num_envs and any(at != NEVER for at in knobs.values()):
-        env = 0  # a spec is read from a group of one
+        env = 0  # make_spec builds a group with one environment
     return FaultsGroup(env_id, num_envs, seeds, length, env, marker, slow_reset, slow_step, knobs)

@@ -1,9 +1,8 @@
-"""Any environment registered with gymnasium: `gymnasium/CartPole-v1`, `gymnasium/Ant-v5`.
+"""Environments registered with gymnasium, for example `gymnasium/CartPole-v1` and `gymnasium/Ant-v5`.
 
-Settings are passed to `gymnasium.make` as they are, so `max_episode_steps` and an environment's own arguments work.
-Where an id comes with a vector environment of its own (CartPole does), groups of eight and more use it: one call steps
-all of them. Exact resume needs single environments, so lockstep steps those; so does a film. MuJoCo's planar tasks have
-a group of ours (`mujoco_group.py`), which can be saved.
+Settings are passed to `gymnasium.make`, so `max_episode_steps` and the environment's own arguments work. If an id has
+its own vector environment (CartPole), groups of eight or more use it. Exact resume and videos need single
+environments. MuJoCo's planar tasks have a group of their own (`mujoco_group.py`), which supports exact resume.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from sfactory.envs.gymnasium_adapter import EnvGroup
 from sfactory.envs.vector_adapter import Native, VectorGroup
 
 NO_OPENGL = (
-    "MuJoCo draws with OpenGL; without a screen: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with "
+    "MuJoCo needs OpenGL to render; without a display: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with "
     "MUJOCO_GL=osmesa"
 )
-FEW = 8  # below, a loop over single environments is as fast
+MIN_VECTOR = 8  # with fewer environments, a loop over single ones is as fast
 
 
 class GymnasiumVectorGroup(VectorGroup):
-    """E environments of an id with a `vector_entry_point`."""
+    """Group of E environments of an id that has a `vector_entry_point`."""
 
     def __init__(
         self, env_id: str, num_envs: int, seeds: Sequence[int], protocol: str, settings: dict[str, Any]
@@ -42,14 +41,14 @@ class GymnasiumVectorGroup(VectorGroup):
         self.env: Any = gymnasium.make_vec(env_id, num_envs=num_envs, vectorization_mode=mode, **settings)
         if self.env.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
             self.env.close()
-            raise EnvError(f"gymnasium/{env_id}: its vector environment does not reset at the next step")
+            raise EnvError(f"gymnasium/{env_id}: its vector environment does not use next-step autoreset")
         registered = gymnasium.spec(env_id)
         super().__init__(
             f"gymnasium/{env_id}", self.env.single_observation_space, self.env.single_action_space, num_envs, seeds,
             protocol=protocol, max_episode_steps=settings.get("max_episode_steps", registered.max_episode_steps),
             reward_threshold=registered.reward_threshold,
         )  # fmt: skip
-        self._seed: int | None = self.seeds[0]  # one stream for all of them: the seed that repeats any of them
+        self._seed: int | None = self.seeds[0]  # one random stream for all environments
         self.seeds = [self.seeds[0]] * num_envs
         self._ended = self._never
 
@@ -68,8 +67,8 @@ class GymnasiumVectorGroup(VectorGroup):
         self.env.close()
 
 
-class FilmedGroup(EnvGroup):
-    """Single environments that can be drawn, on a machine without a screen too."""
+class RenderedGroup(EnvGroup):
+    """Group of single environments with images, also on a machine without a display."""
 
     def render(self, env: int) -> np.ndarray:
         try:
@@ -80,38 +79,38 @@ class FilmedGroup(EnvGroup):
             raise EnvError(f"{error}; {NO_OPENGL}") from error
 
 
-def draw_without_screen() -> None:
-    """Where there is no screen, tell MuJoCo and pygame so, unless somebody has told them something else."""
+def render_without_display() -> None:
+    """Configure MuJoCo and pygame for a machine without a display, unless the variables are already set."""
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
 def ids() -> list[str]:
-    """What is registered; some need packages of their own."""
+    """List the registered ids; some need more packages."""
     return list(gymnasium.registry)
 
 
-def heed(message: str) -> None:
-    """MuJoCo's warnings, but for one about gymnasium's own models that comes once per environment."""
+def warn_of_mujoco(message: str) -> None:
+    """Show a MuJoCo warning, except the one that gymnasium's own models cause in every environment."""
     if "settotalmass" not in message:
         warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)
 
 
-def listen_to_mujoco(env_id: str) -> None:
-    """Its own handler prints, and leaves a file MUJOCO_LOG.TXT wherever one stands."""
+def redirect_mujoco_warnings(env_id: str) -> None:
+    """Turn MuJoCo's warnings into Python warnings; its own handler prints and writes MUJOCO_LOG.TXT."""
     registered = gymnasium.registry.get(env_id)
     if registered is not None and "mujoco" in str(registered.entry_point):
         with contextlib.suppress(ImportError, AttributeError):
             import mujoco
 
-            mujoco.set_mju_user_warning(heed)
+            mujoco.set_mju_user_warning(warn_of_mujoco)
 
 
 @contextmanager
-def told(env_id: str) -> Iterator[None]:
-    """gymnasium's errors as one line that says what to do."""
-    listen_to_mujoco(env_id)
+def readable_errors(env_id: str) -> Iterator[None]:
+    """Convert gymnasium's errors to EnvError, one line with the remedy."""
+    redirect_mujoco_warnings(env_id)
     try:
         yield
     except (NameNotFound, NamespaceNotFound, VersionNotFound) as error:
@@ -120,7 +119,7 @@ def told(env_id: str) -> Iterator[None]:
         if "mujoco" in str(error).lower():
             raise missing_package(f"gymnasium/{env_id}", "mujoco", "mujoco") from error
         raise
-    except (AttributeError, ImportError) as error:  # what mujoco answers on import where the library is not there
+    except (AttributeError, ImportError) as error:  # raised by `import mujoco` if the OpenGL library is missing
         backend = os.environ.get("MUJOCO_GL", "")
         if not backend or "gl" not in str(error).lower():
             raise
@@ -128,13 +127,13 @@ def told(env_id: str) -> Iterator[None]:
 
 
 def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable[[], int]:
-    """`gymnasium.make`, step and reset."""
-    with told(env_id):
+    """Return a plain loop over `gymnasium.make` environments."""
+    with readable_errors(env_id):
         envs = [gymnasium.make(env_id, disable_env_checker=True, **settings) for _ in range(num_envs)]
     for number, env in enumerate(envs):
         env.reset(seed=seed + number)
     envs[0].action_space.seed(seed)
-    actions = [envs[0].action_space.sample() for _ in range(1024)]  # drawing costs as much as CartPole
+    actions = [envs[0].action_space.sample() for _ in range(1024)]  # sampling costs as much as CartPole
     turn = itertools.count()
 
     def step() -> int:
@@ -151,31 +150,31 @@ def make(
     env_id: str, *, num_envs: int, seeds: Sequence[int], exact: bool = False, render_mode: str | None = None,
     **settings: Any,
 ) -> Group:  # fmt: skip
-    """A group of `gymnasium.make(env_id, **settings)`, or of `gymnasium.make_vec` where the id has its own."""
+    """Build a group of `gymnasium.make(env_id, **settings)`, or of `gymnasium.make_vec` if the id supports it."""
     protocol = ", ".join([env_id, *(f"{setting}={settings[setting]}" for setting in sorted(settings))])
-    registered = gymnasium.registry.get(env_id)  # None for package:id too, which make imports
-    limited = settings.get("max_episode_steps", 1) > 0  # -1, no limit, is for single environments
+    registered = gymnasium.registry.get(env_id)  # also None for package:id, which gymnasium.make imports
+    limited = settings.get("max_episode_steps", 1) > 0  # -1 (no limit) works for single environments only
     vector = registered is not None and registered.vector_entry_point and limited
-    if vector and num_envs >= FEW and not exact and not render_mode:
-        # Single environments do whatever its vector environment cannot: other autoresets, wrappers, settings.
+    if vector and num_envs >= MIN_VECTOR and not exact and not render_mode:
+        # If it fails (autoreset mode, wrappers, settings), single environments are used below.
         with contextlib.suppress(Exception):
             return GymnasiumVectorGroup(env_id, num_envs, seeds, protocol, settings)
 
-    if render_mode:  # not passed on otherwise: environments of one's own may not know the word
-        draw_without_screen()
+    if render_mode:  # otherwise not passed on, because some environments have no such parameter
+        render_without_display()
         settings = {**settings, "render_mode": render_mode}
 
     def factory() -> gymnasium.Env:
-        with told(env_id):
-            # The group itself checks what comes back, every step; the checker would only look at the first.
+        with readable_errors(env_id):
+            # The group checks the results of every step; gymnasium's checker only checks the first.
             return gymnasium.make(env_id, disable_env_checker=True, **settings)
 
     if registered is not None and str(registered.entry_point).startswith("gymnasium.envs.mujoco.") and not render_mode:
-        one = factory()
-        from sfactory_envs.mujoco_group import MujocoGroup, task_of  # brings mujoco, which is there by now
+        env = factory()
+        from sfactory_envs.mujoco_group import MujocoGroup, task_of  # imports mujoco, which factory() has found
 
-        if (task := task_of(one)) is not None:
-            return MujocoGroup(one, task, num_envs, seeds, protocol)
-        one.close()
-    group = FilmedGroup if render_mode else EnvGroup
+        if (task := task_of(env)) is not None:
+            return MujocoGroup(env, task, num_envs, seeds, protocol)
+        env.close()
+    group = RenderedGroup if render_mode else EnvGroup
     return group(factory, num_envs, seeds, name=f"gymnasium/{env_id}", protocol=protocol)

@@ -1,11 +1,11 @@
-"""Tasks that need memory: `memory/tmaze` and `memory/cartpole`. A policy without a recurrent core cannot solve them.
+"""Tasks that need memory: `memory/tmaze` and `memory/cartpole`. They need a recurrent core.
 
-tmaze       A corridor. The first observation shows which way to turn at its end, `length` steps later; nothing else
-            does. Right way +1, wrong way -1, so every policy without memory has a mean return of 0 at most; a step
-            that is none costs 0.1 (Bakker 2002, "Reinforcement learning with long short-term memory").
-cartpole    CartPole-v1 without its two velocities (Meuleau et al. 1999 and many since): balance needs their estimate.
+tmaze       A corridor. Only the first observation shows which way to turn at its end, `length` steps later. The correct
+            turn gives +1, the other one -1, so the mean return of a policy without memory is at most 0. An action that
+            does not move costs 0.1 (Bakker 2002, "Reinforcement learning with long short-term memory").
+cartpole    CartPole-v1 without its two velocities (Meuleau et al. 1999); the policy must estimate them.
 
-Both begin and end within 500 steps and can be saved exactly.
+Episodes are truncated after 500 steps, and both tasks support exact resume.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ SPACES = ("spec", "action_space", "observation_space", "metadata", "render_mode"
 
 
 class TMaze(gymnasium.Env[np.ndarray, int]):
-    """Observation [3] float32: cue (-1 left, 1 right, 0 after the first step), at the junction, 1."""
+    """Corridor with a junction. Observation [3] float32: cue (-1, 1; 0 after the first step), at junction, 1."""
 
     def __init__(self, length: int = 10) -> None:
         if length < 1:
-            raise ValueError(f"length of the corridor is {length}, it must be at least 1")
+            raise ValueError(f"length must be >= 1 (got {length})")
         self.length = length
         self.observation_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
         self.action_space = spaces.Discrete(3)
@@ -54,8 +54,8 @@ class TMaze(gymnasium.Env[np.ndarray, int]):
             reward = -0.1
         else:
             self.place += 1
-        seen = np.array([0, self.place == self.length, 1], np.float32)
-        return seen, reward, at_junction and turned, self.steps >= LIMIT, {}
+        obs = np.array([0, self.place == self.length, 1], np.float32)
+        return obs, reward, at_junction and turned, self.steps >= LIMIT, {}
 
     def snapshot(self) -> Any:
         return plain_attributes(self, SPACES)
@@ -65,20 +65,20 @@ class TMaze(gymnasium.Env[np.ndarray, int]):
 
 
 class BlindCartPole(CartPoleEnv):
-    """Observation [2] float32: position and angle."""
+    """CartPole without velocities. Observation [2] float32: position and angle."""
 
     def __init__(self) -> None:
         super().__init__()
-        whole = self.observation_space
-        assert isinstance(whole, spaces.Box)
-        self.observation_space = spaces.Box(whole.low[::2], whole.high[::2], dtype=np.float32)
+        full = self.observation_space
+        assert isinstance(full, spaces.Box)
+        self.observation_space = spaces.Box(full.low[::2], full.high[::2], dtype=np.float32)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         return super().reset(seed=seed, options=options)[0][::2], {}
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
-        seen, reward, terminated, truncated, info = super().step(action)
-        return seen[::2], reward, terminated, truncated, info
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs[::2], reward, terminated, truncated, info
 
     def snapshot(self) -> Any:
         return plain_attributes(self, SPACES)
@@ -88,12 +88,12 @@ class BlindCartPole(CartPoleEnv):
 
 
 def ids() -> tuple[str, ...]:
-    """Every task."""
+    """List the tasks."""
     return "tmaze", "cartpole"
 
 
 def make(env_id: str, *, num_envs: int, seeds: Sequence[int], length: int = 10) -> EnvGroup:
-    """A group of one task. length: of the T-maze's corridor, in steps between the cue and the choice."""
+    """Build a group of one task. length: steps between cue and junction (tmaze)."""
     builders: dict[str, Callable[[], gymnasium.Env[np.ndarray, Any]]] = {
         "tmaze": lambda: TMaze(length),
         "cartpole": lambda: TimeLimit(BlindCartPole(), LIMIT),

@@ -1,11 +1,11 @@
 """MinAtar (Young and Tian, 2019, arXiv:1903.03176): `minatar/breakout`, asterix, freeway, seaquest, space_invaders.
 
-The same games, random numbers and sticky actions as the package's own environment, frame by frame. Observations are
-[10, 10, C] bool, height x width x channel. Only the game's file is loaded: the package itself imports plotting
-libraries (1.5 s and 157 MB in every sampler).
+Frames, random numbers and sticky actions are those of the package's own environment. Observations are [10, 10, C] bool,
+height x width x channel. Only the file of the game is loaded, because the package imports plotting libraries (1.5 s
+and 157 MB in every sampler).
 
-The stock environment calls every end a termination. Freeway's only end is its clock of 2,500 steps, which no
-observation shows, so here it is a truncation: the learner bootstraps from the last observation.
+The package reports every end as a termination. Freeway only ends by its time limit of 2,500 steps, which observations
+do not show, so here it is a truncation: the learner bootstraps from the last observation.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sfactory.envs import (
     EnvFault,
     EnvSpec,
     Episode,
+    EpisodeTally,
     Leaf,
     Step,
-    Tally,
     env_fault,
     missing_package,
     next_seed,
@@ -36,7 +36,7 @@ from sfactory.envs.saved_state import decode, encode, plain_attributes, set_attr
 
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 ENDS_BY_CLOCK = frozenset({"freeway"})
-FPS = 10  # the games have no speed of their own; people can follow this
+FPS = 10  # for videos; the games themselves have no natural speed
 
 BACKGROUND = (18, 18, 28)
 COLOURS = {  # channel -> RGB; the spelling is the package's. Later ones are drawn over earlier ones.
@@ -51,12 +51,12 @@ COLOURS = {  # channel -> RGB; the spelling is the package's. Later ones are dra
 
 
 def ids() -> tuple[str, ...]:
-    """Every game."""
+    """List the games."""
     return GAMES
 
 
 def load_game(game: str) -> ModuleType:
-    """The module of one game, loaded from its file without importing the package around it."""
+    """Load the module of one game from its file, without importing the package."""
     if game not in GAMES:
         raise EnvError(f"minatar has no game {game!r}{suggest(game.split('-')[0], GAMES)}")
     package = importlib.util.find_spec("minatar")
@@ -72,7 +72,7 @@ def load_game(game: str) -> ModuleType:
 
 
 class MinAtarGroup:
-    """E games of one kind, stepped in one loop: everything per environment is a bound method in a list."""
+    """Group of E copies of one game, stepped in one loop over lists of bound methods."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class MinAtarGroup:
         for env in range(num_envs):
             self._build(env)
         actions = self.games[0].minimal_action_set() if minimal_actions else list(range(6))
-        self._legal = dict(enumerate(actions))  # a look-up that is a guard too: NaN and -1 are no keys
+        self._legal = dict(enumerate(actions))  # the lookup is also the check of actions: NaN and -1 are not keys
         shape = tuple(self.games[0].state_shape())
         rules = f"sticky {sticky_action_prob:g}, {'' if difficulty_ramping else 'no '}difficulty ramping"
         self.spec = EnvSpec(
@@ -109,28 +109,29 @@ class MinAtarGroup:
         )
         self.obs = {"obs": np.zeros((num_envs, *shape), bool)}
         self._rows = self.obs["obs"].reshape(-1, *shape[1:])  # [E * 10, 10, C], the same memory
-        self.tally = Tally(num_envs)
+        self.tally = EpisodeTally(num_envs)
 
     def _build(self, env: int) -> None:
-        """A new game with its own seeded stream, at the beginning of an episode."""
+        """Create and reset a game with its own seeded random stream."""
         game = self._new_game(ramping=self._ramping)
         game.random = np.random.RandomState(self.seeds[env])
         game.reset()
         self.games[env], self._act[env], self._state[env] = game, game.act, game.state
-        self._draw[env] = game.random.random_sample  # what rand() calls, without the detour
+        self._draw[env] = game.random.random_sample  # called directly, because rand() is a slower wrapper
         self._last_action[env], self._over[env] = 0, False
 
-    def _renew(self, env: int) -> None:
+    def _replace(self, env: int) -> None:
+        """Replace a failed game by one with a new seed."""
         self.seeds[env] = next_seed(self.seeds[env])
         self._build(env)
         self.tally.drop(env)
 
     def _observe(self) -> None:
-        """Every game's picture into the group's array, in one copy."""
+        """Write the observation of every game to the group's array, in one copy."""
         np.concatenate([state() for state in self._state], out=self._rows)
 
     def reset(self) -> dict[str, np.ndarray]:
-        """Begin every episode. Games are born seeded and reset, so the first call only looks."""
+        """Reset every game that has made a step. New games are already reset, so the first call only observes."""
         for env, game in enumerate(self.games):
             if self._over[env] or self.tally.lengths[env]:
                 game.reset()
@@ -140,7 +141,7 @@ class MinAtarGroup:
         return self.obs
 
     def step(self, action: dict[str, np.ndarray]) -> Step:
-        """One step of every game; `action` [E] int64. The sticky action is drawn as the package draws it."""
+        """Step every game; `action` [E] int64. Sticky actions are drawn in the same order as in the package."""
         num_envs = self.num_envs
         reward, valid = np.zeros(num_envs, np.float32), np.ones(num_envs, bool)
         ended: list[int] = []
@@ -151,15 +152,15 @@ class MinAtarGroup:
             try:
                 if over[env]:
                     over[env] = valid[env] = False
-                    self.games[env].reset()  # last_action survives, as in the package
+                    self.games[env].reset()  # last_action is kept, as in the package
                     continue
                 chosen = legal[row]
                 if draw() < sticky:
                     chosen = last_action[env]
                 last_action[env] = chosen
-                points, terminal = act(chosen)
-                if points:
-                    reward[env] = points
+                game_reward, terminal = act(chosen)
+                if game_reward:
+                    reward[env] = game_reward
                 if terminal:
                     ended.append(env)
             except Exception as error:
@@ -169,7 +170,7 @@ class MinAtarGroup:
         terminated, truncated = self._ends(ended)
         try:
             self._observe()
-        except Exception:  # rare: find out who it was
+        except Exception:  # rare: find the game that raised
             self._observe_one_by_one(faults, reward, valid, terminated, truncated)
         episodes: tuple[Episode, ...] = ()
         if ended or self._max_steps:
@@ -188,11 +189,11 @@ class MinAtarGroup:
         return terminated, truncated
 
     def _fail(self, env: int, row: Any, error: Exception) -> EnvFault:
-        """Report what went wrong with one game and put a new one in its place."""
+        """Report the failure of one game and replace it."""
         if isinstance(error, KeyError) and row not in self._legal:
             error = ValueError(f"illegal action {row}: actions are 0 to {len(self._legal) - 1}")
         report = env_fault(env, error, self.seeds[env], int(self.tally.lengths[env]))
-        self._renew(env)
+        self._replace(env)
         return report
 
     def _observe_one_by_one(
@@ -211,7 +212,7 @@ class MinAtarGroup:
     render_fps = FPS
 
     def render(self, env: int) -> np.ndarray:
-        """What the observation shows, a pixel per cell, uint8 [10, 10, 3]."""
+        """Render the observation, one pixel per cell, uint8 [10, 10, 3]."""
         channels, cells = self.games[env].channels, self.obs["obs"][env]
         picture = np.full((*cells.shape[:2], 3), BACKGROUND, np.uint8)
         for name in sorted(channels, key=list(COLOURS).index):
@@ -219,24 +220,24 @@ class MinAtarGroup:
         return picture
 
     def snapshot(self) -> Any:
-        """JSON of everything that decides what comes next: games, their random numbers, sticky actions, the tally."""
-        own = [self.seeds, self._last_action, self._over, self.tally.returns, self.tally.lengths]
-        return {"games": [plain_attributes(game) for game in self.games], "group": encode(own)}
+        """Return the state as JSON: games, their random numbers, sticky actions, the tally."""
+        group = [self.seeds, self._last_action, self._over, self.tally.returns, self.tally.lengths]
+        return {"games": [plain_attributes(game) for game in self.games], "group": encode(group)}
 
     def restore(self, state: Any) -> None:
-        """The inverse, into a group built with the same settings."""
-        own = decode(state["group"])
-        self.seeds, self._last_action, self._over, self.tally.returns, self.tally.lengths = own
+        """Load the state of `snapshot` into a group that was built with the same settings."""
+        group = decode(state["group"])
+        self.seeds, self._last_action, self._over, self.tally.returns, self.tally.lengths = group
         for game, attributes in zip(self.games, state["games"], strict=True):
             set_attributes(game, attributes)
         self._observe()
 
     def close(self) -> None:
-        """Nothing to close: a game is a Python object."""
+        """Do nothing: games are plain Python objects."""
 
 
 def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable[[], int]:
-    """The game's own act, state and reset, and nothing else: what an environment costs at the least."""
+    """Return a plain loop over the game's own act, state and reset."""
     games = [load_game(env_id).Env(ramping=settings.get("difficulty_ramping", True)) for _ in range(num_envs)]
     draws = np.random.RandomState(seed)
     for game in games:
@@ -265,15 +266,16 @@ def make(
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
 ) -> MinAtarGroup:
-    """A group of one game. `minimal_actions`: the game's own actions (-v1) instead of all 6 (-v0, the paper's).
-    `render_mode` changes nothing: every group can be drawn.
+    """Build a group of one game.
 
-    `max_episode_steps` truncates; the games have no limit of their own (but Freeway), so an evaluation needs one.
+    minimal_actions: the game's own actions (-v1) instead of all 6 (-v0, as in the paper).
+    max_episode_steps: truncate episodes. Only Freeway has a limit of its own, so an evaluation needs one.
+    render_mode: has no effect; every group has images.
     """
     if not 0.0 <= sticky_action_prob < 1.0:
-        raise EnvError(f"minatar/{env_id}: sticky_action_prob is {sticky_action_prob}, it must be in [0, 1)")
+        raise EnvError(f"minatar/{env_id}: sticky_action_prob must be in [0, 1) (got {sticky_action_prob})")
     if max_episode_steps is not None and max_episode_steps < 1:
-        raise EnvError(f"minatar/{env_id}: max_episode_steps is {max_episode_steps}, it must be at least 1")
+        raise EnvError(f"minatar/{env_id}: max_episode_steps must be >= 1 (got {max_episode_steps})")
     return MinAtarGroup(
         env_id, num_envs, seeds, sticky_action_prob, difficulty_ramping, minimal_actions, max_episode_steps
     )

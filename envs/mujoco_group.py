@@ -1,13 +1,13 @@
-"""gymnasium's planar MuJoCo tasks, a whole group on one model: HalfCheetah, Hopper, Walker2d, Swimmer (v5).
+"""Group of planar MuJoCo tasks that share one model: HalfCheetah, Hopper, Walker2d, Swimmer (v5).
 
-A step of one of these is 25 us of physics; 64 separate models and data fall out of the cache, which makes 38 of it
-(benchmarks/LOG.md). Here one `MjData` steps every environment in turn from a row of states, which stays in the cache,
-and observations, rewards and ends are computed for all rows at once. Numbers are gymnasium's to the bit
-(tests/envs/test_mujoco_group.py): the models, settings, resets and random streams are those of a real environment,
-built by `gymnasium.make`; only what is below `advance` is written here again.
+A step of one of these is 25 us of physics, but 38 us with 64 separate models, which do not fit in the cache
+(benchmarks/LOG.md). Here one `MjData` steps all environments in turn from rows of states, which stay in the cache, and
+observations, rewards and ends are computed for all rows at once. Results equal gymnasium's to the last bit
+(tests/envs/test_mujoco_group.py): models, settings, resets and random streams are those of an environment built by
+`gymnasium.make`; only `advance` and its helpers are written again.
 
-Only these tasks: their observations and rewards read positions and velocities alone. Ant, Humanoid and others read
-body positions and contact forces that no state holds, and stay single environments.
+Observations and rewards of these tasks depend on positions and velocities only. Ant, Humanoid and others use body
+positions and contact forces, which are not part of the state, so they remain single environments.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 
 
 class Task(NamedTuple):
-    """What sets the four apart."""
+    """Differences between the four tasks."""
 
     hidden: int
-    """Leading positions that are not observed, unless a setting says so."""
+    """Number of leading positions that are not observed by default."""
     clipped: bool
     """Observed velocities are clipped to +-10."""
 
 
-PLACE = "gymnasium.envs.mujoco."
+PACKAGE = "gymnasium.envs.mujoco."
 TASKS = {
-    f"{PLACE}half_cheetah_v5.HalfCheetahEnv": Task(1, False),
-    f"{PLACE}hopper_v5.HopperEnv": Task(1, True),
-    f"{PLACE}walker2d_v5.Walker2dEnv": Task(1, True),
-    f"{PLACE}swimmer_v5.SwimmerEnv": Task(2, False),
+    f"{PACKAGE}half_cheetah_v5.HalfCheetahEnv": Task(1, False),
+    f"{PACKAGE}hopper_v5.HopperEnv": Task(1, True),
+    f"{PACKAGE}walker2d_v5.Walker2dEnv": Task(1, True),
+    f"{PACKAGE}swimmer_v5.SwimmerEnv": Task(2, False),
 }
 
 
 def task_of(env: gymnasium.Env) -> Task | None:
-    """What kind of task this is, if a group of it can be stepped here: these classes, in gymnasium's own wrappers."""
+    """Return the task of an environment in gymnasium's default wrappers, or None if it is not supported."""
     while isinstance(env, gymnasium.Wrapper):
         if type(env) not in (gymnasium.wrappers.TimeLimit, gymnasium.wrappers.OrderEnforcing):
             return None
@@ -54,7 +54,7 @@ def task_of(env: gymnasium.Env) -> Task | None:
 
 
 class MujocoGroup(VectorGroup):
-    """E environments like `env`, which is theirs from now on. Every one has its own random stream and clock."""
+    """Group of E environments like `env`, which it takes over. Each has its own random stream and step counter."""
 
     def __init__(self, env: gymnasium.Env, task: Task, num_envs: int, seeds: Sequence[int], protocol: str) -> None:
         self._made, self._task = env, task
@@ -79,7 +79,7 @@ class MujocoGroup(VectorGroup):
         self._failed: dict[int, Exception] = {}  # in the physics of this step
 
     def _columns(self, kind: Any) -> slice:
-        """Where a part of the state stands in a row: parts follow in the order of their bits."""
+        """Columns of one part of the state; parts are ordered by their bits."""
         first = mujoco.mj_stateSize(self._model, STATE & (int(kind) - 1))
         return slice(first, first + mujoco.mj_stateSize(self._model, int(kind)))
 
@@ -91,7 +91,7 @@ class MujocoGroup(VectorGroup):
         return self._observed()
 
     def _begin_one(self, env: int) -> None:
-        """An episode, as the environment itself begins one; its stream goes on from where it was."""
+        """Reset one environment with gymnasium's own reset; its random stream continues."""
         if self._streams[env] is None:
             self._made.reset(seed=self.seeds[env])
             self._streams[env] = self._own.np_random
@@ -102,20 +102,20 @@ class MujocoGroup(VectorGroup):
         self._steps[env], self._over[env] = 0, False
 
     def advance(self, action: np.ndarray) -> Native:
-        """One step of every environment whose episode is not over; the others begin one."""
+        """Step every environment whose episode is not over, and reset the others."""
         states, rows, reset = self._states, self._rows, self._over.copy()
         model, data, substeps = self._model, self._data, self._own.frame_skip
         before = states[:, self._qpos.start].copy()
         states[:, self._ctrl] = action
-        put, simulate, take = mujoco.mj_setState, mujoco.mj_step, mujoco.mj_getState
+        set_state, simulate, get_state = mujoco.mj_setState, mujoco.mj_step, mujoco.mj_getState
         self._failed.clear()
         for env in np.flatnonzero(~reset).tolist():
             row = rows[env]
             try:
-                put(model, data, row, STATE)
+                set_state(model, data, row, STATE)
                 simulate(model, data, substeps)
-                take(model, data, row, STATE)
-            except Exception as error:  # mujoco.FatalError: contacts that do not fit, a model of one's own
+                get_state(model, data, row, STATE)
+            except Exception as error:  # for example mujoco.FatalError: too many contacts
                 self._failed[env] = error
         healthy = self._healthy()
         reward = self._reward(before, action, healthy)
@@ -129,7 +129,7 @@ class MujocoGroup(VectorGroup):
         return Native(self._observed(), reward, terminated, truncated, reset, self._over, self._never)
 
     def _reward(self, before: np.ndarray, action: np.ndarray, healthy: np.ndarray) -> np.ndarray:
-        """Forward speed and health, less the cost of control."""
+        """Forward reward plus healthy reward minus control cost, [E]."""
         own = self._own
         speed = (self._states[:, self._qpos.start] - before) / own.dt
         reward = own._forward_reward_weight * speed
@@ -138,7 +138,7 @@ class MujocoGroup(VectorGroup):
         return np.asarray(reward - own._ctrl_cost_weight * np.sum(np.square(action), axis=1))
 
     def _healthy(self) -> np.ndarray:
-        """[E]: whether a body stands: its height, its angle and (Hopper) everything else are within bounds."""
+        """Whether height, angle and (Hopper) the other coordinates are within their bounds, [E] bool."""
         own, states = self._own, self._states
         healthy = np.ones(self.num_envs, bool)
         for name, column in (("_healthy_z_range", 1), ("_healthy_angle_range", 2)):
@@ -153,23 +153,23 @@ class MujocoGroup(VectorGroup):
         return healthy
 
     def _observed(self) -> np.ndarray:
-        """[E, D] float32."""
+        """Observations, [E, D] float32."""
         hidden = self._task.hidden if self._own._exclude_current_positions_from_observation else 0
-        seen = self._states[:, self._qpos.start + hidden : self._qvel.stop].astype(np.float32)  # side by side
+        obs = self._states[:, self._qpos.start + hidden : self._qvel.stop].astype(np.float32)
         if self._task.clipped:
-            velocities = seen[:, self._qpos.stop - self._qpos.start - hidden :]
+            velocities = obs[:, self._qpos.stop - self._qpos.start - hidden :]
             np.clip(velocities, -10, 10, out=velocities)
-        return seen
+        return obs
 
-    # -- a group's duties --------------------------------------------------------------------------------------
+    # -- Group protocol --------------------------------------------------------------------------------------
 
     def step(self, action: dict[str, np.ndarray]) -> Step:
-        """As every vector group, but an environment that fails is mended alone: states are apart here."""
-        given, illegal = self._given(action)
-        illegal &= ~self._over  # a reset ignores it
-        said = action["action"].tolist() if illegal.any() else []
-        given[illegal] = 0.0
-        native = self.advance(given)
+        """Step every environment. A failed one is replaced alone, because states are separate here."""
+        native_action, illegal = self._native_action(action)
+        illegal &= ~self._over  # a reset step ignores its action
+        actions = action["action"].tolist() if illegal.any() else []
+        native_action[illegal] = 0.0
+        native = self.advance(native_action)
         obs, reward = self._read(native.obs), np.asarray(native.reward, np.float32)
         finite = finite_rows(obs, reward)
         bad = illegal.copy() if finite is None else illegal | ~finite
@@ -180,15 +180,17 @@ class MujocoGroup(VectorGroup):
             native = native._replace(terminated=terminated, truncated=truncated, over=native.over & ~bad)
             valid, reward = valid & ~bad, np.where(bad, np.float32(0), reward)
             for env in np.flatnonzero(bad).tolist():
-                why = f"illegal action {said[env]}" if illegal[env] else "NaN or infinity in the observation or reward"
-                faults.append(self._renew(env, self._failed.get(env) or ValueError(why)))
+                reason = "NaN or infinity in the observation or reward"
+                if illegal[env]:
+                    reason = f"illegal action {actions[env]}"
+                faults.append(self._replace(env, self._failed.get(env) or ValueError(reason)))
             obs = self._read(self._observed())
         self.tally.count(reward, valid)
         episodes = self.tally.end(np.flatnonzero(native.over).tolist())
         return Step(obs, reward, native.terminated, native.truncated, valid, ~valid, episodes, tuple(faults))
 
-    def _renew(self, env: int, error: Exception) -> EnvFault:
-        """A new seed and a new episode in the place of a failed one."""
+    def _replace(self, env: int, error: Exception) -> EnvFault:
+        """Reset a failed environment with a new seed and return the report."""
         fault = env_fault(env, error, self.seeds[env], int(self.tally.lengths[env]))
         self.seeds[env], self._streams[env] = next_seed(self.seeds[env]), None
         self._begin_one(env)
@@ -196,12 +198,12 @@ class MujocoGroup(VectorGroup):
         return fault
 
     def snapshot(self) -> Any:
-        """JSON of everything that decides what comes next."""
+        """Return the state of all environments as JSON."""
         clocks = [self._steps, self._over, self.seeds, self.tally.returns, self.tally.lengths]
         return encode([self._states, self._streams, *clocks])
 
     def restore(self, state: Any) -> None:
-        """The inverse, into a group built with the same settings."""
+        """Load the state of `snapshot` into a group that was built with the same settings."""
         if isinstance(state, dict):
             raise EnvError(f"{self.spec.name}: saved by an earlier version, which stepped single environments")
         self.reset()

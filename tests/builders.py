@@ -1,4 +1,4 @@
-"""Small trained runs, for tests of what is done with a policy."""
+"""Small trained runs and a nested environment, shared by tests."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 import sfactory
-from sfactory.envs import spec as envs
+from sfactory.envs import registry as envs
 from sfactory.envs.gymnasium_adapter import EnvGroup
 from sfactory.supervisor import train as training
 
@@ -21,6 +21,7 @@ TINY = {
 
 
 def trained(folder, target, **sections):
+    """Train a tiny run in `folder` and return the folder."""
     merged = {name: {**TINY.get(name, {}), **sections.get(name, {})} for name in {*TINY, *sections}}
     outcome = training.train(sfactory.make_config(target, **merged), folder)
     assert outcome.code == 0, outcome.sentence
@@ -28,7 +29,7 @@ def trained(folder, target, **sections):
 
 
 class Nested(gymnasium.Env):
-    """Dict of Box, Discrete and image; Dict action whose Discrete starts at 5."""
+    """Environment with Dict observations (Box, Discrete, image) and a Dict action whose Discrete starts at 5."""
 
     observation_space = spaces.Dict(
         {
@@ -43,16 +44,18 @@ class Nested(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             self.observation_space.seed(seed)
-        self.left = 5
+        self.steps_left = 5
         return self.observation_space.sample(), {}
 
     def step(self, action):
         assert self.action_space.contains(action)
-        self.left -= 1
-        return self.observation_space.sample(), float(action["go"]), self.left == 0, False, {}
+        self.steps_left -= 1
+        return self.observation_space.sample(), float(action["go"]), self.steps_left == 0, False, {}
 
 
 def train_nested(folder, monkeypatch):
+    """Train a tiny run with `Nested` in `folder` and return the folder."""
+
     def make(env_id, *, num_envs, seeds, **settings):
         return EnvGroup(Nested, num_envs, seeds, name=f"nested/{env_id}")
 

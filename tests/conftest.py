@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures for all tests."""
 
 import pytest
 
@@ -7,14 +7,14 @@ from sfactory.cli import main as cli
 
 @pytest.fixture
 def typed(tmp_path, monkeypatch, capsys):
-    """Types a command in an empty folder; returns (code, stdout, the last line on stderr)."""
+    """Run a command in an empty folder; return exit code, stdout and the last line of stderr."""
     monkeypatch.chdir(tmp_path)
 
     def type_(*words):
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_:
             cli.main([str(word) for word in words])
         captured = capsys.readouterr()
         lines = captured.err.splitlines()
-        return left.value.code, captured.out, lines[-1] if lines else ""
+        return exit_.value.code, captured.out, lines[-1] if lines else ""
 
     return type_

@@ -1,4 +1,4 @@
-"""The documents of the repository as tests read them: fenced blocks, commands, links."""
+"""Read fenced blocks, commands and flags from the Markdown documents, for tests."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, the mark in a comment above it, its text."""
+    """A fenced block: language, mark in the comment above it, text."""
 
     language: str
     mark: str
@@ -18,20 +18,20 @@ class Block(NamedTuple):
 
 
 def blocks(document, language=""):
-    """The fenced blocks of a document, of one language if it is named."""
+    """List the fenced blocks of a document, optionally of one language."""
     pattern = r"(?:^<!-- (\w+) -->\n)?^```(\w+)\n(.*?)^```$"
     found = re.findall(pattern, document.read_text(), re.MULTILINE | re.DOTALL)
     return [Block(kind, mark, text) for mark, kind, text in found if language in ("", kind)]
 
 
 def named(document, name, language="python"):
-    """The block that begins with the comment `# name`."""
+    """Return the block that begins with the comment `# name`."""
     (block,) = [b for b in blocks(document, language) if b.text.startswith(f"# {name}\n")]
     return block.text
 
 
 def commands(document):
-    """Every `sfactory VERB ...` of a document as words: lines of bash blocks, and code within sentences."""
+    """List every `sfactory COMMAND ...` as words: lines of bash blocks and inline code."""
     lines = [line for block in blocks(document, "bash") for line in block.text.splitlines()]
     sentences = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
     inline = re.findall(r"`([^`\n]+)`", sentences)
@@ -40,6 +40,6 @@ def commands(document):
 
 
 def flags(document):
-    """Every `--optim.lr ...` in a sentence or table, as words; `--section.field` itself is none."""
+    """List every `--optim.lr ...` in inline code, as words, except the placeholder `--section.field`."""
     found = re.findall(r"`(--\w+\.[^`\n]+)`", document.read_text())
     return [code.split() for code in found if not code.startswith("--section.field")]

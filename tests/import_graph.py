@@ -2,8 +2,8 @@
 
     python tests/import_graph.py [FOLDER]      number of rooms, import arrows, upward arrows and cycles of a checkout
 
-A room is a folder or a single file directly inside `sfactory/`. An arrow is "some file of this room imports something of
-that room"; imports inside functions count, imports for type checkers alone do not run and do not count.
+A room is a folder or a single file directly inside `sfactory/`. An arrow means that some file of one room imports
+something of the other. Imports inside functions count; imports under TYPE_CHECKING do not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is installed is what lies in the folders."""
+"""Packaging: setup.cfg and the wheel match the folders."""
 
 import configparser
 import subprocess
@@ -16,18 +16,18 @@ def read_setup():
     return parser
 
 
-def test_the_package_list_names_every_folder():
+def test_setup_cfg_lists_every_package():
     listed = set(read_setup()["options"]["packages"].split())
     found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "sfactory").rglob("__init__.py")}
     assert listed == found | {"sfactory_configs", "sfactory_envs"}
 
 
-def test_every_extra_of_the_readme_exists():
+def test_setup_cfg_has_every_extra():
     extras = set(read_setup()["options.extras_require"])
     assert {"minatar", "atari", "mujoco", "envpool", "video", "plots", "wandb", "dev", "all"} <= extras
 
 
-def test_constraints_pin_everything_that_is_required():
+def test_constraints_pin_every_requirement():
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
     required = {
         line.split(">=")[0].split("[")[0].strip() for line in read_setup()["options"]["install_requires"].split()
@@ -35,7 +35,7 @@ def test_constraints_pin_everything_that_is_required():
     assert {name.lower() for name in required} <= pinned
 
 
-def test_the_wheel_holds_every_module_and_every_preset(tmp_path):
+def test_wheel_contains_every_module_and_preset(tmp_path):
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -49,7 +49,7 @@ def test_the_wheel_holds_every_module_and_every_preset(tmp_path):
     assert not any(name.startswith(("envs/", "configs/", "tests/")) for name in names)
 
 
-def test_every_preset_parses():
+def test_every_preset_is_valid_toml():
     presets = sorted((ROOT / "configs").rglob("*.toml"))
     assert len(presets) >= 9
     for path in presets:

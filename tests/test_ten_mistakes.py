@@ -1,6 +1,6 @@
-"""The mistakes that everybody makes: what is typed, how it ends, and the one line that is answered.
+"""Ten common mistakes on the command line: exit code and error message of each.
 
-Beside the runs a (finished) and b (started a moment ago, no checkpoint yet). Nothing is ever written, nothing started.
+The folder contains the runs a (finished), b (no checkpoint yet) and damaged. No command may write or start anything.
 """
 
 import importlib.util
@@ -79,7 +79,7 @@ MISTAKES = [
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """Runs a, b and damaged; a machine without a GPU, without ale-py and without wandb. No run may begin."""
+    """Create the runs a, b and damaged on a machine without GPU, ale-py and wandb. No run may start."""
     for name in ("a", "b", "damaged"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.toml").write_text('[env]\nname = "gymnasium/CartPole-v1"\n')
@@ -95,17 +95,15 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ale_py", None)
     monkeypatch.setitem(__import__("sys").modules, "sfactory_envs.atari", None)
     monkeypatch.setattr("sfactory.supervisor.preflight.check_device.__defaults__", ((),))
-    monkeypatch.setattr(training.RunRecorder, "open", lambda *args: pytest.fail("a run began"))
+    monkeypatch.setattr(training.RunRecorder, "open", lambda *args: pytest.fail("a run started"))
     return tmp_path
 
 
-@pytest.mark.parametrize(("typed_words", "code", "said"), MISTAKES, ids=[m[0] for m in MISTAKES])
-def test_a_mistake_is_answered_in_one_line_and_leaves_everything_as_it_was(
-    typed, here, capsys, typed_words, code, said
-):
+@pytest.mark.parametrize(("words", "code", "message"), MISTAKES, ids=[m[0] for m in MISTAKES])
+def test_ten_mistakes_are_reported_in_one_line_and_change_no_file(typed, here, capsys, words, code, message):
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
-    got, out, line = typed(*typed_words.split())
-    assert said in line
+    got, out, line = typed(*words.split())
+    assert message in line
     assert got == code
     assert line.startswith(f"sfactory: {code.outcome} (exit {int(code)}): ")
     assert out == ""

@@ -1,32 +1,36 @@
-"""What an environment is to sfactory: specs, groups, and how a group is found by name. Free of torch."""
+"""Environment interface: types, and functions that find and build environments by name. Does not import torch."""
 
-from sfactory.envs.spec import (
-    ActionLeaf,
-    EnvError,
-    EnvFault,
-    EnvSpec,
-    Episode,
-    Group,
-    Leaf,
-    Settings,
-    Step,
-    Tally,
-    bounded,
-    env_fault,
+from sfactory.envs.registry import (
     families,
     family_ids,
-    finite_rows,
     load_family,
     make_group,
     make_spec,
     make_specs,
     missing_package,
     name_family,
-    next_seed,
-    one_line,
     raw_loop,
     suggest,
 )
+from sfactory.envs.spec import (
+    ActionLeaf,
+    EnvFault,
+    EnvSpec,
+    Episode,
+    EpisodeTally,
+    Group,
+    Leaf,
+    Settings,
+    Step,
+    bounded,
+    env_fault,
+    finite_rows,
+    next_seed,
+    one_line,
+)
+from sfactory.errors import EnvError
+
+Tally = EpisodeTally  # earlier name, still used by environment packages
 
 __all__ = [
     "ActionLeaf",
@@ -34,6 +38,7 @@ __all__ = [
     "EnvFault",
     "EnvSpec",
     "Episode",
+    "EpisodeTally",
     "Group",
     "Leaf",
     "Settings",

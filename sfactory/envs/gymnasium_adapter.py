@@ -1,7 +1,8 @@
-"""Single gymnasium environments as a Group: the adapter between its spaces and flat dicts of arrays.
+"""Adapter from single gymnasium environments to a Group: spaces become flat dicts of arrays.
 
-Dict and Tuple spaces become leaves named by their path (`obs/image`). A Dict observation with a key `action_mask`, 1
-for every action that is allowed now, masks the policy, in sampling and in the learner: both read it in the slot.
+Dict and Tuple spaces become leaves that are named by their path (`obs/image`). The key `action_mask` of a Dict
+observation (1 for each action that is allowed now) masks the policy in inference and in the learner; both read it from
+the slot.
 """
 
 from __future__ import annotations
@@ -12,31 +13,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfactory.envs import (
+from sfactory.envs.saved_state import decode, encode
+from sfactory.envs.spec import (
     ActionLeaf,
-    EnvError,
     EnvSpec,
+    EpisodeTally,
     Leaf,
     Step,
-    Tally,
     env_fault,
     finite_rows,
     next_seed,
     one_line,
 )
-from sfactory.envs.saved_state import decode, encode
+from sfactory.errors import EnvError
 
 if TYPE_CHECKING:
     import gymnasium
 
 
-Observe = Callable[[Any], Any]  # observation of one environment -> the array of one leaf
-Decode = Callable[[np.ndarray, np.ndarray], list[Any]]  # leaf [E, ...], [E] flags for illegal rows -> actions
+Observe = Callable[[Any], Any]
+"""Observation of one environment -> array of one leaf."""
+Decode = Callable[[np.ndarray, np.ndarray], list[Any]]
+"""Action leaf [E, ...] and flags [E], which it sets for illegal rows -> one action per environment."""
 _UNSUPPORTED = "is not supported; use Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these"
 
 
 def space_leaves(space: Any, name: str, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, tuple[Any, ...], Any]]:
-    """Name, path and space of every leaf below Dict and Tuple spaces: `obs/image`, ("image",), Box."""
+    """Iterate over the leaves of nested Dict and Tuple spaces: name, path, space (`obs/image`, ("image",), Box)."""
     if not isinstance(space, Mapping | Sequence):  # gymnasium's Dict is a Mapping, its Tuple a Sequence
         yield name, path, space
         return
@@ -45,7 +48,7 @@ def space_leaves(space: Any, name: str, path: tuple[Any, ...] = ()) -> Iterator[
 
 
 def assemble(space: Any, parts: Iterator[Any]) -> Any:
-    """The action of one environment from its leaves, in the order of `space_leaves`."""
+    """Build the nested action of one environment from its leaves, in the order of `space_leaves`."""
     if isinstance(space, Mapping):
         return {key: assemble(child, parts) for key, child in space.items()}
     if isinstance(space, Sequence):
@@ -54,27 +57,27 @@ def assemble(space: Any, parts: Iterator[Any]) -> Any:
 
 
 def obs_leaf(name: str, path: Iterable[Any], space: Any) -> tuple[Leaf, Observe]:
-    """The leaf of one observation space and how to read it. Categories become one-hot rows: they are no quantities."""
+    """Return the leaf of one observation space and the function that reads it. Categories become one-hot vectors."""
     from gymnasium import spaces
 
-    def below(obs: Any) -> Any:
+    def read(obs: Any) -> Any:
         for key in path:
             obs = obs[key]
         return obs
 
     if isinstance(space, spaces.Box):
         integer = "uint8" if space.dtype == np.uint8 else "int64"
-        return Leaf(space.shape, {"f": "float32", "b": "bool"}.get(space.dtype.kind, integer)), below
+        return Leaf(space.shape, {"f": "float32", "b": "bool"}.get(space.dtype.kind, integer)), read
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        return Leaf((spaces.flatdim(space),), "bool"), lambda obs: np.asarray(spaces.flatten(space, below(obs)), bool)
+        return Leaf((spaces.flatdim(space),), "bool"), lambda obs: np.asarray(spaces.flatten(space, read(obs)), bool)
     raise EnvError(f"observation space {name}: {space} {_UNSUPPORTED}")
 
 
 def action_leaf(name: str, space: Any) -> tuple[ActionLeaf, Decode]:
-    """The leaf of one action space and how a group's array of it becomes one action per environment."""
+    """Return the leaf of one action space and the function that decodes its array into one action per environment."""
     from gymnasium import spaces
 
-    shape: tuple[int, ...] = space.shape or ()  # of a leaf; None for what is not supported
+    shape: tuple[int, ...] = space.shape or ()  # the shape is None for unsupported spaces
     sizes = start = np.zeros((), np.int64)
     if isinstance(space, spaces.Box) and space.dtype.kind == "f":
         low, high = (tuple(map(float, bound.ravel())) for bound in (space.low, space.high))
@@ -89,37 +92,37 @@ def action_leaf(name: str, space: Any) -> tuple[ActionLeaf, Decode]:
 
     def decode(values: np.ndarray, illegal: np.ndarray) -> list[Any]:
         box = leaf.kind == "box"
-        legal = np.isfinite(values) if box else (values >= 0) & (values < sizes)  # NaN is neither
+        legal = np.isfinite(values) if box else (values >= 0) & (values < sizes)
         if not legal.all():
             illegal |= ~legal.reshape(len(values), -1).all(axis=1)
             values = np.where(legal, values, 0)
-        # The learner keeps the unclipped sample: its log_prob is of that one.
-        given = np.clip(values, space.low, space.high) if box else values + start
-        return list(given.astype(space.dtype, copy=False))
+        # The slot keeps the unclipped sample, because log_prob belongs to that one.
+        decoded = np.clip(values, space.low, space.high) if box else values + start
+        return list(decoded.astype(space.dtype, copy=False))
 
     return leaf, decode
 
 
 def mask_leaf(env: str, obs: Mapping[str, Leaf], actions: Mapping[str, ActionLeaf]) -> str:
-    """Name of the observation leaf that masks actions, or an empty string. EnvError if it cannot fit."""
+    """Return the name of the action mask among the observations, or "". Raises EnvError if its shape does not fit."""
     found = [name for name in obs if name.rpartition("/")[2] == "action_mask"]
     if not found:
         return ""
     logits = sum(sum(leaf.sizes) for leaf in actions.values() if leaf.kind == "discrete")
     if len(found) > 1 or any(leaf.kind != "discrete" for leaf in actions.values()) or obs[found[0]].shape != (logits,):
         raise EnvError(
-            f"{env}: {', '.join(found)} of shape {obs[found[0]].shape} cannot mask these actions; one leaf of "
-            f"({logits},) flags, one per choice of discrete actions alone, can"
+            f"{env}: {', '.join(found)} of shape {obs[found[0]].shape} cannot mask these actions; expected one leaf of "
+            f"shape ({logits},), one flag per choice, and only discrete actions"
         )
     return found[0]
 
 
 class EnvGroup:
-    """Turns single gymnasium environments into a Group. Box actions are clipped to their bounds.
+    """Group of single gymnasium environments. Box actions are clipped to their bounds.
 
-    An environment that raises, returns NaN, infinity, a wrong shape or dtype, or gets an illegal action is closed and
-    built anew with a new seed; its row is a reset row and a fault is reported.
-    Raises EnvError if a constructor or the first reset fails, the original message inside.
+    An environment that raises, returns NaN, infinity, a wrong shape or dtype, or receives an illegal action is closed
+    and replaced by one with a new seed; its row is a reset row, and a fault is reported. Raises EnvError, with the
+    original message, if a constructor or the first reset fails.
     """
 
     def __init__(
@@ -143,10 +146,10 @@ class EnvGroup:
         self.obs = {n: np.zeros((num_envs, *leaf.shape), leaf.dtype) for n, leaf in self.spec.obs.items()}
         self._leaves = [(n, self.obs[n], leaf.shape, read) for n, (leaf, read) in leaves.items()]
         self._decoders = [(n, decode) for n, (_, decode) in actions.items()]
-        self._castable: set[tuple[str, np.dtype]] = set()  # few dtypes come: each is judged once
-        self._over, self._seeded = [False] * num_envs, False  # the next step resets; seeds are used up
-        self.tally = Tally(num_envs)
-        self.at = np.full(1, -1)  # the environment that is being stepped; see `sfactory.envs.Group`
+        self._castable: set[tuple[str, np.dtype]] = set()  # dtypes that were already checked
+        self._over, self._seeded = [False] * num_envs, False  # the next step resets this one; seeds were used
+        self.tally = EpisodeTally(num_envs)
+        self.at = np.full(1, -1)  # index of the environment that is being stepped; see `sfactory.envs.Group`
 
     def _build(self) -> gymnasium.Env:
         try:
@@ -157,19 +160,19 @@ class EnvGroup:
             raise EnvError(f"{self.name} could not be built: {one_line(error)}", fault=True) from error
 
     def _write(self, env: int, obs: Any) -> None:
-        """Copy one observation into the group's arrays: cast once, if shape and dtype are as promised."""
+        """Copy one observation into the group's arrays. Raises ValueError for a wrong shape or dtype."""
         for name, array, shape, read in self._leaves:
             value = np.asarray(read(obs))
             if value.shape != shape:
-                raise ValueError(f"{name} has shape {value.shape}, its space says {shape}")
+                raise ValueError(f"{name} has shape {value.shape}, but its space has {shape}")
             if (name, value.dtype) not in self._castable:
                 if not np.can_cast(value.dtype, array.dtype, "same_kind"):
-                    raise ValueError(f"{name} has dtype {value.dtype}, its space says {array.dtype}")
+                    raise ValueError(f"{name} has dtype {value.dtype}, but its space has {array.dtype}")
                 self._castable.add((name, value.dtype))
             array[env] = value
 
     def _begin(self, env: int, seed: int | None) -> None:
-        """Begin an episode outside of a step. A failure here ends the group: it would only come again."""
+        """Reset one environment outside of a step. Raises EnvError on failure, which would only repeat."""
         try:
             self._write(env, self.envs[env].reset(seed=seed)[0])
             if finite_rows({n: a[env : env + 1] for n, a in self.obs.items()}, np.zeros(1)) is not None:
@@ -179,23 +182,23 @@ class EnvGroup:
         self._over[env] = False
         self.tally.drop(env)
 
-    def _renew(self, env: int) -> None:
-        """A new environment with a new seed in the place of a failed one, at the beginning of an episode."""
-        with contextlib.suppress(Exception):  # it failed already; what it says on the way out helps nobody
+    def _replace(self, env: int) -> None:
+        """Replace a failed environment by one with a new seed, and reset it."""
+        with contextlib.suppress(Exception):  # the first error is reported; later ones do not help
             self.envs[env].close()
         self.seeds[env] = next_seed(self.seeds[env])
         self.envs[env] = self._build()
         self._begin(env, self.seeds[env])
 
     def reset(self) -> dict[str, np.ndarray]:
-        """Begin every episode; seeds are used the first time only."""
+        """Reset every environment. Seeds are used in the first call only."""
         for env in range(self.num_envs):
             self._begin(env, None if self._seeded else self.seeds[env])
         self._seeded = True
         return self.obs
 
     def step(self, action: dict[str, np.ndarray]) -> Step:
-        """One step of every environment; see the table at the top of the file."""
+        """Step every environment; see the table in `sfactory.envs.spec`."""
         flags = np.zeros(self.num_envs, bool)
         parts = [decode(action[name], flags) for name, decode in self._decoders]
         rows, illegal = parts[0], flags.tolist()
@@ -204,19 +207,19 @@ class EnvGroup:
         reward, valid = np.zeros(self.num_envs, np.float32), np.ones(self.num_envs, bool)
         terminated, truncated = ~valid, ~valid
         errors: dict[int, Exception] = {}
-        for env, (one, row) in enumerate(zip(self.envs, rows, strict=True)):
+        for env, (instance, row) in enumerate(zip(self.envs, rows, strict=True)):
             self.at[0] = env
             try:
                 if self._over[env]:
                     valid[env] = False
-                    self._write(env, one.reset()[0])
+                    self._write(env, instance.reset()[0])
                     continue
                 if illegal[env]:
                     raise ValueError(f"illegal action {[leaf[env].tolist() for leaf in action.values()]}")
-                obs, points, ended, cut, _ = one.step(row)
-                reward[env] = float(points)
-                if ended or cut:
-                    terminated[env], truncated[env] = ended, cut
+                obs, env_reward, env_terminated, env_truncated, _ = instance.step(row)
+                reward[env] = float(env_reward)
+                if env_terminated or env_truncated:
+                    terminated[env], truncated[env] = env_terminated, env_truncated
                 self._write(env, obs)
             except Exception as error:
                 errors[env] = error
@@ -226,7 +229,7 @@ class EnvGroup:
         faults = []
         for env in sorted(errors):
             faults.append(env_fault(env, errors[env], self.seeds[env], int(self.tally.lengths[env])))
-            self._renew(env)
+            self._replace(env)
             valid[env] = terminated[env] = truncated[env] = False
             reward[env] = 0.0
         self.tally.count(reward, valid)
@@ -236,34 +239,34 @@ class EnvGroup:
         return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults))
 
     def render(self, env: int) -> np.ndarray:
-        """The picture of one environment, uint8 [H, W, 3]. EnvError if there is none."""
+        """Render one environment, uint8 [H, W, 3]. Raises EnvError if that is not possible."""
         try:
             picture = np.asarray(self.envs[env].render())
         except Exception as error:
-            raise EnvError(f"{self.name} cannot be drawn here: {one_line(error)}") from error
+            raise EnvError(f"{self.name} cannot be rendered on this machine: {one_line(error)}") from error
         if picture.ndim != 3 or picture.shape[2] != 3:
             mode = self.envs[env].render_mode
-            raise EnvError(f"{self.name} cannot be filmed: render() in mode {mode} is no picture [H, W, 3]")
+            raise EnvError(f"{self.name}: no video, because render() in mode {mode} returns no image [H, W, 3]")
         return picture.astype(np.uint8, copy=False)
 
     @property
     def render_fps(self) -> float:
-        """Steps per second at natural speed; 30 where the environment does not say."""
+        """Steps per second at natural speed; 30 if the environment does not define it."""
         return float(self.envs[0].metadata.get("render_fps") or 30)
 
     def snapshot(self) -> Any:
-        """JSON of everything that decides what comes next (`sfactory.envs.gymnasium_state`). EnvError if that cannot be had."""
+        """Return the state of all environments as JSON (`gymnasium_state`). Raises EnvError if one cannot be saved."""
         from sfactory.envs.gymnasium_state import env_state
 
         try:
             states = [env_state(env) for env in self.envs]
         except EnvError as error:
             raise EnvError(f"{self.name}: {error}") from error
-        own = encode([self.seeds, self._over, self._seeded, self.tally.returns, self.tally.lengths, self.obs])
-        return {"envs": states, "group": own}
+        group = encode([self.seeds, self._over, self._seeded, self.tally.returns, self.tally.lengths, self.obs])
+        return {"envs": states, "group": group}
 
     def restore(self, state: Any) -> None:
-        """The inverse, into a group built with the same settings. The environments are reset on the way."""
+        """Load the state of `snapshot` into a group that was built with the same settings. Resets the environments."""
         from sfactory.envs.gymnasium_state import set_env_state
 
         self.seeds, self._over, self._seeded, self.tally.returns, self.tally.lengths, obs = decode(state["group"])

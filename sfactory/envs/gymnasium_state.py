@@ -1,8 +1,8 @@
-"""The state of one gymnasium environment as JSON and back: what makes an exact resume possible.
+"""Save and restore the state of one gymnasium environment as JSON, for exact resume.
 
-Known: classic control, MuJoCo, and every environment that has `snapshot()` and `restore(state)` of its own (of plain
-state, see `sfactory.envs.saved_state`). Everything else is refused by name: an environment that comes back almost the same is
-worse than none. gymnasium's own TimeLimit and OrderEnforcing are the only wrappers that are known.
+Supported: classic control, MuJoCo, and every environment with methods `snapshot()` and `restore(state)` that exchange
+plain state (`sfactory.envs.saved_state`). Any other environment is an error, because an inexact state would go
+unnoticed. Supported wrappers are gymnasium's TimeLimit and OrderEnforcing.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from sfactory.envs import EnvError
 from sfactory.envs.saved_state import SnapshotError, decode, encode, plain_attributes, set_attributes
+from sfactory.errors import EnvError
 
 WRAPPERS = {"TimeLimit": "_elapsed_steps", "OrderEnforcing": "_has_reset"}
-DRAWING = ("spec", "action_space", "observation_space", "metadata", "render_mode", "screen", "surf", "clock")
+NOT_STATE = ("spec", "action_space", "observation_space", "metadata", "render_mode", "screen", "surf", "clock")
 MUJOCO = ("model", "data", "mujoco_renderer")
 
 
 def env_state(env: gymnasium.Env) -> Any:
-    """JSON of everything that decides what the environment does next. EnvError for what cannot promise that."""
+    """Return the state that determines all later steps, as JSON. Raises EnvError for unsupported environments."""
     layers: list[Any] = []
     while isinstance(env, gymnasium.Wrapper):
         attribute = WRAPPERS.get(type(env).__name__)
@@ -30,34 +30,35 @@ def env_state(env: gymnasium.Env) -> Any:
         layers.append(encode(getattr(env, attribute)))
         env = env.env
     try:
-        layers.append(_own_state(env))
+        layers.append(_inner_state(env))
     except SnapshotError as error:
         raise EnvError(f"{type(env).__name__} cannot be saved exactly: {error}") from error
     return layers
 
 
 def set_env_state(env: gymnasium.Env, layers: list[Any]) -> None:
-    """The inverse, into an environment built and reset with the same settings."""
+    """Load the state of `env_state` into an environment that was built with the same settings and reset."""
     for layer in layers[:-1]:
-        assert isinstance(env, gymnasium.Wrapper), "the environment was wrapped otherwise when it was saved"
+        assert isinstance(env, gymnasium.Wrapper), "the environment had other wrappers when it was saved"
         setattr(env, WRAPPERS[type(env).__name__], decode(layer))
         env = env.env
-    own: Any = env
-    if hasattr(own, "restore") and hasattr(own, "snapshot"):
-        own.restore(decode(layers[-1]))
-    elif _is_mujoco(own):
-        _set_mujoco(own, *layers[-1])
+    inner: Any = env
+    if hasattr(inner, "restore") and hasattr(inner, "snapshot"):
+        inner.restore(decode(layers[-1]))
+    elif _is_mujoco(inner):
+        _set_mujoco(inner, *layers[-1])
     else:
-        set_attributes(own, layers[-1])
+        set_attributes(inner, layers[-1])
 
 
-def _own_state(env: Any) -> Any:
+def _inner_state(env: Any) -> Any:
+    """State of the environment inside all wrappers."""
     if hasattr(env, "snapshot") and hasattr(env, "restore"):
         return encode(env.snapshot())
     if type(env).__module__.startswith("gymnasium.envs.classic_control."):
-        return plain_attributes(env, DRAWING)
+        return plain_attributes(env, NOT_STATE)
     if _is_mujoco(env):
-        return [encode(_mujoco(env)), plain_attributes(env, (*DRAWING, *MUJOCO))]
+        return [encode(_mujoco(env)), plain_attributes(env, (*NOT_STATE, *MUJOCO))]
     raise EnvError(f"{type(env).__name__} cannot be saved exactly: it has no snapshot() and restore()")
 
 
@@ -66,11 +67,11 @@ def _is_mujoco(env: Any) -> bool:
 
 
 def _mujoco(env: Any) -> dict[str, np.ndarray]:
-    """The integration state, and every array of the data: rewards read positions that the last substep left behind.
+    """Return MuJoCo's integration state and every array of `data`.
 
-    Positions, velocities and time alone are wrong (the solver's warm start decides bits), and so is the integration
-    state alone for tasks that read body positions or contact forces before the next step. Constraint arrays (`efc_`)
-    change their sizes and are made anew in every step.
+    Positions, velocities and time do not suffice, because the solver's warm start changes the last bits. The
+    integration state does not suffice for tasks that read body positions or contact forces before the next step.
+    Constraint arrays (`efc_`) change their sizes and are recomputed in every step, so they are left out.
     """
     import mujoco
 

@@ -1,7 +1,7 @@
-"""Plain Python state as JSON and back, bit for bit: how an environment is saved without pickle.
+"""Encode plain Python state as JSON and decode it, exact to the last bit, without pickle.
 
-Numbers, strings, lists, tuples, dicts, sets, numpy arrays and scalars, and numpy's random generators. Anything else is
-an error and not a guess: a state that comes back almost the same is worse than none.
+Supported: numbers, strings, lists, tuples, dicts, sets, deques, NumPy arrays and scalars, NumPy random generators. Any
+other type raises SnapshotError, because an inexact state would go unnoticed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ BIT_GENERATORS: dict[str, Any] = {
 
 
 class SnapshotError(TypeError):
-    """Something that is not plain state."""
+    """A value of a type that cannot be encoded."""
 
 
 def encode(value: Any) -> Any:
-    """JSON for `value`. Raises SnapshotError with the type that has no place here."""
+    """Encode `value` as JSON. Raises SnapshotError with the name of an unsupported type."""
     if value is None or type(value) in (bool, int, str):
         return value
     if type(value) is float:
@@ -42,11 +42,11 @@ def encode(value: Any) -> Any:
         return {"generator": encode(value.bit_generator.state)}
     if isinstance(value, np.random.RandomState):
         return {"random_state": encode(value.get_state())}
-    raise SnapshotError(f"{type(value).__module__}.{type(value).__name__} is no plain state")
+    raise SnapshotError(f"{type(value).__module__}.{type(value).__name__} is not plain state")
 
 
 def decode(text: Any) -> Any:
-    """The value `encode` was given; generators come back as new objects in the same state."""
+    """Decode the result of `encode`. Random generators become new objects in the same state."""
     if isinstance(text, list):
         return [decode(item) for item in text]
     if not isinstance(text, dict):
@@ -74,12 +74,12 @@ def decode(text: Any) -> Any:
 
 
 def plain_attributes(owner: Any, leave_out: tuple[str, ...] = ()) -> Any:
-    """JSON of an object's attributes, but for those named."""
+    """Encode the attributes of an object as JSON, except those in `leave_out`."""
     return encode({name: value for name, value in vars(owner).items() if name not in leave_out})
 
 
 def set_attributes(owner: Any, text: Any) -> None:
-    """Put back what `plain_attributes` took, in place. Random states are set in place too: methods may be bound."""
+    """Set the attributes from `plain_attributes`. A RandomState is changed in place: its methods may be bound."""
     for name, value in decode(text).items():
         held = getattr(owner, name, None)
         if isinstance(value, np.random.RandomState) and isinstance(held, np.random.RandomState):

@@ -1,8 +1,8 @@
-"""Environments that step many games in one call of native code (ale-py, envpool) as a Group.
+"""Adapter from native vector environments (ale-py, envpool) to a Group.
 
-A family inherits from VectorGroup and says how its games begin and step; spaces, guards and the counting of games are
-here. What cannot be mended for one environment alone (NaN from native code, an illegal action) is reported as a fault
-and every game of the group begins anew, on reset rows.
+A family inherits from VectorGroup and implements `begin` and `advance`; spaces, checks and the counting of episodes
+are here. After an illegal action or non-finite data, a fault is reported and all environments of the group are reset,
+because native code cannot replace a single one.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sfactory.envs import EnvFault, EnvSpec, Step, Tally, finite_rows
 from sfactory.envs.gymnasium_adapter import action_leaf, mask_leaf, obs_leaf, space_leaves
+from sfactory.envs.spec import EnvFault, EnvSpec, EpisodeTally, Step, finite_rows
 
 
 class Native(NamedTuple):
-    """What one call of native code returned. All [E]."""
+    """Result of one step of native code; every array is [E]."""
 
     obs: Any  # an array [E, ...] or a dict of them
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
-    reset: np.ndarray  # this step was a reset: the action was ignored
-    over: np.ndarray  # a whole game has ended, and its return is complete
-    life_lost: np.ndarray  # terminated, and the game goes on: the next row is an ordinary one that begins an episode
+    reset: np.ndarray  # this step was a reset; the action was ignored
+    over: np.ndarray  # a complete episode has ended
+    life_lost: np.ndarray  # terminated by a lost life; the next row is an ordinary one that begins an episode
 
 
 class VectorGroup(ABC):
-    """Implements `sfactory.envs.Group` for a native vector environment under next-step autoreset."""
+    """Base class of groups for native vector environments under next-step autoreset."""
 
     def __init__(
         self, name: str, observation_space: Any, action_space: Any, num_envs: int, seeds: Sequence[int], *,
@@ -47,31 +47,31 @@ class VectorGroup(ABC):
             name, obs, actions, frame_skip, max_episode_steps, protocol or name, reward_threshold,
             mask_leaf(name, obs, actions), reference,
         )  # fmt: skip
-        self.tally = Tally(num_envs)
+        self.tally = EpisodeTally(num_envs)
         self._never = np.zeros(num_envs, bool)
 
     @abstractmethod
     def begin(self) -> Any:
-        """Begin every game; returns the observations. The first time with the seeds, later without."""
+        """Reset every environment and return the observations. The first call uses the seeds, later calls do not."""
 
     @abstractmethod
     def advance(self, action: Any) -> Native:
-        """Step every game. action: an array [E, ...], or a dict of them where the action space has several leaves."""
+        """Step every environment. action: array [E, ...], or a dict of arrays if there are several action leaves."""
 
     def reset(self) -> dict[str, np.ndarray]:
-        self.tally = Tally(self.num_envs)
+        self.tally = EpisodeTally(self.num_envs)
         return self._read(self.begin())
 
     def step(self, action: dict[str, np.ndarray]) -> Step:
-        """One step of every game; see the table at the top of `sfactory.envs`."""
-        given, illegal = self._given(action)
+        """Step every environment; see the table in `sfactory.envs.spec`."""
+        native_action, illegal = self._native_action(action)
         if illegal.any():
-            return self._begin_anew(illegal, f"illegal action {[a[illegal].tolist() for a in action.values()]}")
-        native = self.advance(given)
+            return self._reset_all(illegal, f"illegal action {[a[illegal].tolist() for a in action.values()]}")
+        native = self.advance(native_action)
         obs = self._read(native.obs)
         reward = np.asarray(native.reward, np.float32)
         if (finite := finite_rows(obs, reward)) is not None:
-            return self._begin_anew(~finite, "NaN or infinity in the observation or reward")
+            return self._reset_all(~finite, "NaN or infinity in the observation or reward")
         valid = ~native.reset
         self.tally.count(reward, valid)
         episodes = self.tally.end(np.flatnonzero(native.over).tolist())
@@ -81,18 +81,18 @@ class VectorGroup(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
-    def _begin_anew(self, rows: np.ndarray, why: str) -> Step:
-        """Every game is lost: nobody can say what native code does with the others after that."""
+    def _reset_all(self, rows: np.ndarray, reason: str) -> Step:
+        """Reset every environment and report a fault for `rows`; the state of native code is unknown after one."""
         lengths = self.tally.lengths
         faults = tuple(
-            EnvFault(env, f"{why} (seed {self.seeds[env]}, step {lengths[env]} of the episode); the group begins anew")
+            EnvFault(env, f"{reason} (seed {self.seeds[env]}, step {lengths[env]} of the episode); the group was reset")
             for env in np.flatnonzero(rows).tolist()
         )
         obs, never = self.reset(), self._never
         return Step(obs, np.zeros(self.num_envs, np.float32), never, never, never, ~never, (), faults)
 
     def _read(self, raw: Any) -> dict[str, np.ndarray]:
-        """Native observations as leaves of the promised dtypes."""
+        """Convert native observations to leaves of the spec's dtypes."""
         obs = {}
         for (name, path, space), leaf in zip(self._leaves, self.spec.obs.values(), strict=True):
             value = raw
@@ -101,19 +101,19 @@ class VectorGroup(ABC):
             value = np.asarray(value)
             if value.shape[1:] != leaf.shape and value.ndim == 1:  # a category
                 value = np.arange(leaf.shape[0]) == (value - getattr(space, "start", 0))[:, None]
-            elif type(space).__name__ == "MultiBinary":  # of several dimensions; the leaf is flat
+            elif type(space).__name__ == "MultiBinary":  # may have several dimensions; the leaf is flat
                 value = value.reshape(self.num_envs, -1)
             if value.shape != (self.num_envs, *leaf.shape):
-                raise ValueError(f"{name} has shape {value.shape}, its space says {(self.num_envs, *leaf.shape)}")
+                raise ValueError(f"{name} has shape {value.shape}, but its space has {(self.num_envs, *leaf.shape)}")
             obs[name] = value if value.dtype == leaf.dtype else value.astype(leaf.dtype)
         return obs
 
-    def _given(self, action: dict[str, np.ndarray]) -> tuple[Any, np.ndarray]:
-        """What native code gets, clipped to its bounds, and which rows are illegal."""
-        illegal, given = self._never.copy(), {}
+    def _native_action(self, action: dict[str, np.ndarray]) -> tuple[Any, np.ndarray]:
+        """Convert actions for native code, clipped to their bounds; also return which rows are illegal, [E] bool."""
+        illegal, converted = self._never.copy(), {}
         for name, path, space in self._actions:
             values, leaf = action[name], self.spec.actions[name]
-            if leaf.kind == "box":  # the learner keeps the unclipped sample: its log_prob is of that one
+            if leaf.kind == "box":  # the slot keeps the unclipped sample, because log_prob belongs to that one
                 legal = np.isfinite(values)
                 values = np.clip(values, space.low, space.high)
             else:
@@ -121,7 +121,7 @@ class VectorGroup(ABC):
                 values = values + getattr(space, "start", 0)
             if not legal.all():
                 illegal |= ~legal.reshape(self.num_envs, -1).all(axis=1)
-            given[path] = values.astype(space.dtype, copy=False)
-        if () in given:
-            return given[()], illegal
-        return {"/".join(map(str, path)): values for path, values in given.items()}, illegal
+            converted[path] = values.astype(space.dtype, copy=False)
+        if () in converted:
+            return converted[()], illegal
+        return {"/".join(map(str, path)): values for path, values in converted.items()}, illegal

@@ -1,6 +1,6 @@
-"""docs/extending.md, done: every example is taken from the page as it stands and trains.
+"""docs/extending.md: every example is taken from the page and run.
 
-An objective and a trace are added to a copy of the checkout, as the page says, and its own tests of them are run there.
+Objective and trace are added to a copy of the source, and the tests from the page are run there.
 """
 
 import json
@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from documents import ROOT, blocks, commands, named
 
-SFACTORY = str(Path(sys.executable).parent / "sfactory")  # the console script: unlike -m, it has no folder on its path
+SFACTORY = str(
+    Path(sys.executable).parent / "sfactory"
+)  # the console script, which unlike -m does not add the current folder to sys.path
 PAGE = ROOT / "docs" / "extending.md"
 pytestmark = pytest.mark.timeout(300)
 SMALL = [
@@ -23,13 +25,13 @@ SMALL = [
 
 
 def typed(*needle):
-    """The page's one command with these words in it."""
+    """The command of the page that contains these words."""
     (words,) = [words for words in commands(PAGE) if words[0] in ("train", "check-env") and set(needle) <= set(words)]
     return words
 
 
 def run(folder, *words, path=()):
-    """sfactory in `folder`, with other folders first on the path; what it printed."""
+    """Run sfactory in `folder` with `path` first on PYTHONPATH and return its output."""
     paths = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     plain = words[0] == "-m" or words[0].endswith(".py")
@@ -40,11 +42,11 @@ def run(folder, *words, path=()):
 
 
 def trained(folder):
-    """Steps and settings of the run the page's command made."""
+    """Steps and config.toml of the run."""
     return json.loads((folder / "run/status.json").read_text())["env_steps"], (folder / "run/config.toml").read_text()
 
 
-def test_the_environment_is_installed_checked_and_learnt(tmp_path):
+def test_extending_environment_is_installed_checked_and_trained(tmp_path):
     source, site = tmp_path / "source", tmp_path / "site"
     source.mkdir()
     (source / "my_games.py").write_text(named(PAGE, "my_games.py"))
@@ -56,10 +58,10 @@ def test_the_environment_is_installed_checked_and_learnt(tmp_path):
     quick = ["--run.mode", "async", "--optim.lr", "1e-2", "--stop.target-return", "9", "--stop.env-steps", "60k"]
     run(tmp_path, *typed("train", "mygames/guess"), *SMALL, *quick, path=[site])
     status = json.loads((tmp_path / "run/status.json").read_text())
-    assert status["training_return"] >= 9, status  # 2.5 by chance
+    assert status["training_return"] >= 9, status  # a random policy has 2.5
 
 
-def test_the_encoder_trains_and_plays(tmp_path):
+def test_extending_encoder_trains_and_evaluates(tmp_path):
     (tmp_path / "my_net.py").write_text(named(PAGE, "my_net.py"))
     run(tmp_path, *typed("my_net:Wide"), *SMALL)
     assert trained(tmp_path)[0] >= 2000
@@ -68,7 +70,7 @@ def test_the_encoder_trains_and_plays(tmp_path):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of what is imported."""
+    """A copy of the installed packages."""
     copy = tmp_path / "checkout"
     leave = shutil.ignore_patterns("__pycache__")
     for folder, package in {"sfactory": "sfactory", "envs": "sfactory_envs", "configs": "sfactory_configs"}.items():
@@ -77,12 +79,12 @@ def checkout(tmp_path):
 
 
 def apply(checkout, number):
-    """The page's diff block with this number: the lines with - become the lines with +."""
+    """Apply the diff block of the page with this number."""
     block = blocks(PAGE, "diff")[number].text.splitlines()
     path = checkout / block[0].removeprefix("--- ")
     old, new = ("\n".join(line[1:] for line in block[1:] if line[0] == sign) for sign in "-+")
     text = path.read_text()
-    assert text.count(old) == 1, f"{path.name} no longer has the line the page changes: {old.strip()}"
+    assert text.count(old) == 1, f"{path.name} does not contain the line that the page changes: {old.strip()}"
     path.write_text(text.replace(old, new))
 
 
@@ -93,27 +95,27 @@ def apply(checkout, number):
         ("sfactory/algo/trace.py", "tests/algo/test_cut.py", 1, "--trace.estimator", "cut"),
     ],
 )
-def test_the_function_is_added_tested_and_trains(checkout, tmp_path, file, test, number, flag, name):
+def test_extending_function_is_added_tested_and_trained(checkout, tmp_path, file, test, number, flag, name):
     with (checkout / file).open("a") as source:
         source.write("\n\n" + named(PAGE, file))
     apply(checkout, number)
     (tmp_path / "test_added.py").write_text(named(PAGE, test))
-    told = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_added.py", path=[checkout])
-    assert "1 passed" in told
+    output = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_added.py", path=[checkout])
+    assert "1 passed" in output
     run(tmp_path, *typed(flag, name), *SMALL, path=[checkout])
     steps, settings = trained(tmp_path)
     assert steps >= 2000
     assert f'= "{name}"' in settings
 
 
-def test_the_script_trains_and_its_policy_acts(tmp_path):
+def test_extending_script_trains_and_its_policy_acts(tmp_path):
     (tmp_path / "my_script.py").write_text(named(PAGE, "my_script.py"))
     steps, action = run(tmp_path, "my_script.py").split()
     assert int(steps) >= 2000
     assert action in ("0", "1")
 
 
-def test_no_example_of_the_page_is_left_out():
+def test_extending_examples_are_all_tested():
     names = {block.text.partition("\n")[0].removeprefix("# ") for block in blocks(PAGE, "python")}
     assert names == {
         "my_games.py", "my_net.py", "my_script.py", "sfactory/algo/surrogate.py", "sfactory/algo/trace.py",

@@ -1,7 +1,10 @@
-"""The documentation is about this program: pages that are made are up to date, names are all there, links lead on."""
+"""Documentation: generated pages are up to date, names are complete, links and commands are valid."""
 
+import ast
 import importlib.util
+import inspect
 import re
+import textwrap
 import typing
 
 import pytest
@@ -15,7 +18,8 @@ from sfactory.algo.trace import TRACES
 from sfactory.cli import main as cli
 from sfactory.config import parsing, presets
 from sfactory.config.flags import split_flags
-from sfactory.monitor.messages import METRICS
+from sfactory.monitor.table import METRICS
+from sfactory.supervisor.lockstep import Lockstep
 
 DOCS = ROOT / "docs"
 
@@ -27,11 +31,11 @@ def load_make():
     return module
 
 
-def test_the_generated_pages_are_what_the_script_writes():
-    assert load_make().stale() == [], "say: python docs/make.py"
+def test_generated_pages_are_up_to_date():
+    assert load_make().stale() == [], "run: python docs/make.py"
 
 
-def test_a_page_that_was_edited_by_hand_is_noticed(tmp_path, monkeypatch):
+def test_stale_finds_a_generated_page_that_was_edited(tmp_path, monkeypatch):
     make = load_make()
     monkeypatch.setattr(make, "HERE", tmp_path)
     for name in make.PAGES:
@@ -42,7 +46,7 @@ def test_a_page_that_was_edited_by_hand_is_noticed(tmp_path, monkeypatch):
     assert make.stale() == ["metrics.md"]
 
 
-def test_every_setting_and_every_metric_has_its_row():
+def test_every_setting_and_every_metric_has_a_row():
     settings_page, metrics_page = ((DOCS / name).read_text() for name in ("configuration.md", "metrics.md"))
     for name in parsing.field_types():
         assert f"| `--{parsing.flag_name(name)}` |" in settings_page
@@ -68,13 +72,13 @@ def test_every_algorithm_has_a_row_with_its_flag(setting, registry):
 
 
 def anchors(document):
-    """Where a link behind # may lead."""
+    """Anchors of the headings of a document."""
     titles = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_and_pictures_lead_somewhere(document):
+def test_links_and_pictures_exist(document):
     found = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
     for link in found:
         if link.startswith("https://"):
@@ -86,27 +90,35 @@ def test_links_and_pictures_lead_somewhere(document):
         assert not anchor or anchor in anchors(target), link
 
 
-def test_every_page_is_in_both_maps():
+def test_every_page_is_linked_from_both_readme_files():
     for page in DOCS.glob("*.md"):
         if page.name != "README.md":
             assert f"(docs/{page.name})" in (ROOT / "README.md").read_text()
             assert f"({page.name})" in (DOCS / "README.md").read_text()
 
 
-def test_the_readme_is_three_screens():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 3 * 55
+def statements(source):
+    """The statements of a method as text, without comments and docstring."""
+    (function,) = ast.parse(textwrap.dedent(source)).body
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return [ast.unparse(node) for node in body]
 
 
-def test_pictures_are_small_and_shown():
-    shown = "".join(document.read_text() for document in DOCUMENTS)
+def test_the_readme_quotes_lockstep_turn_as_it_is():
+    (block,) = [block for block in blocks(ROOT / "README.md", "py") if block.mark == "turn"]
+    assert statements(block.text) == statements(inspect.getsource(Lockstep.turn))
+
+
+def test_pictures_are_small_and_used():
+    text = "".join(document.read_text() for document in DOCUMENTS)
     pictures = sorted((DOCS / "pictures").iterdir())
     assert len(pictures) >= 3
     for picture in pictures:
         assert picture.stat().st_size < 300_000, picture.name
-        assert f"pictures/{picture.name})" in shown
+        assert f"pictures/{picture.name})" in text
 
 
-# -- what is typed
+# -- commands
 
 
 def check(words):
@@ -123,25 +135,25 @@ def check(words):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_command_of_the_documents_would_be_understood(document):
+def test_every_command_in_the_documents_parses(document):
     for words in commands(document):
         if not is_example_of_extending(words):
             check(words)
 
 
 def is_example_of_extending(words):
-    """Commands whose algorithm exists once the example before them was added; test_extending runs them."""
+    """Whether a command uses an algorithm that an example of the page adds; test_extending runs these."""
     return words[-4:-2] in (["--surrogate.objective", "bounded"], ["--trace.estimator", "cut"])
 
 
 @pytest.mark.parametrize("wrong", ["trane minatar/breakout", "train minatar/breakout --optim.lrr 1", "eval a --greed"])
-def test_a_command_that_would_not_be_understood_is_noticed(wrong):
+def test_check_rejects_an_invalid_command(wrong):
     with pytest.raises((AssertionError, ValueError)):
         check(wrong.split())
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_flag_within_a_sentence_exists_with_its_value(document):
+def test_every_flag_in_a_sentence_exists_with_its_value(document):
     for words in flags(document):
         if len(words) == 1:
             parsing.check_name(words[0].lstrip("-").replace("-", "_"), words[0])
@@ -154,7 +166,7 @@ def test_every_flag_within_a_sentence_exists_with_its_value(document):
                 assert given.value in choices, words
 
 
-def test_every_make_target_script_and_hook_that_is_named_exists():
+def test_every_make_target_script_and_hook_in_the_documents_exists():
     text = "".join(document.read_text() for document in DOCUMENTS)
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^)make (\w+)", text, re.MULTILINE))
@@ -165,7 +177,7 @@ def test_every_make_target_script_and_hook_that_is_named_exists():
     assert re.findall(r"repo: (\S+)", (ROOT / ".pre-commit-config.yaml").read_text()) == ["local"]
 
 
-def test_the_documents_have_commands_at_all():
+def test_the_documents_contain_commands():
     assert len(commands(ROOT / "README.md")) >= 20
     assert sum(len(commands(document)) for document in DOCUMENTS) >= 45
     assert len(blocks(DOCS / "extending.md", "python")) >= 7

@@ -1,10 +1,10 @@
-"""Promises of every native vector environment, whoever steps it."""
+"""Checks for groups of native vector environments."""
 
 import numpy as np
 
 
-def begins_anew_after_an_illegal_action(group):
-    """Two environments with six actions: the second gets a seventh."""
+def resets_after_an_illegal_action(group):
+    """Give an illegal action to the second of two environments with six actions."""
     step = group.step({"action": np.array([0, 6])})
     assert [fault.env for fault in step.faults] == [1]
     assert "illegal action [[6]]" in step.faults[0].message

@@ -1,4 +1,4 @@
-"""Atari stepped one by one: the games of ale-py's vector environment, frame by frame, and saved to the bit."""
+"""SteppedAtari and ExactAtariGroup: equal to ale-py's vector environment, and exact snapshots."""
 
 import json
 
@@ -32,7 +32,7 @@ def same(a, b):
 
 
 def compare(game, steps, seeds=SEEDS, **settings):
-    """Plays both groups; returns the games that ended, the terminations and the truncations."""
+    """Step both groups; return the numbers of ended games, terminations and truncations."""
     native, exact = (group_of(game, seeds, exact, **settings) for exact in (False, True))
     assert native.spec == exact.spec
     assert np.array_equal(native.reset()["obs"], exact.reset()["obs"])
@@ -47,7 +47,7 @@ def compare(game, steps, seeds=SEEDS, **settings):
 
 @pytest.mark.parametrize("protocol", ["dqn", "machado"])
 @pytest.mark.parametrize(("game", "seeds"), [("breakout", [0]), ("space_invaders", [5]), ("pong", [2**31 - 1])])
-def test_the_games_are_those_of_the_vector_environment(game, seeds, protocol):
+def test_stepped_atari_equals_the_vector_environment(game, seeds, protocol):
     games, terminations, _ = compare(game, 600, seeds, protocol=protocol)
     if game == "breakout":
         assert games >= 2
@@ -58,21 +58,21 @@ def test_the_games_are_those_of_the_vector_environment(game, seeds, protocol):
     ("game", "settings"),
     [
         ("boxing", {"full_action_space": True, "stack_num": 2, "maxpool": False}),
-        ("double_dunk", {"protocol": "machado", "repeat_action_probability": 0.1}),  # its reset presses buttons itself
+        ("double_dunk", {"protocol": "machado", "repeat_action_probability": 0.1}),  # its reset presses buttons
         ("air_raid", {"protocol": "machado", "noop_max": 7, "use_fire_reset": True}),  # 250 scanlines
     ],
 )
-def test_settings_do_the_same_in_both(game, settings):
+def test_stepped_atari_supports_the_settings_of_the_vector_environment(game, settings):
     compare(game, 30, [3], **settings)
 
 
-def test_the_clock_stops_both_in_the_middle_of_a_step(monkeypatch):
+def test_stepped_atari_time_limit_acts_in_the_middle_of_a_step(monkeypatch):
     monkeypatch.setattr(atari, "FRAMES", 103)
     games, _, truncations = compare("pong", 60, [5])
     assert games == truncations == 2
 
 
-def test_a_reset_in_the_middle_and_an_illegal_action_begin_the_same_games_anew():
+def test_stepped_atari_equals_it_after_a_reset_and_an_illegal_action():
     native, exact = (group_of("breakout", exact=exact) for exact in (False, True))
     native.reset(), exact.reset()
     for t, action in enumerate(actions(native, 60)):
@@ -85,10 +85,10 @@ def test_a_reset_in_the_middle_and_an_illegal_action_begin_the_same_games_anew()
         assert [fault.env for fault in a.faults] == [fault.env for fault in b.faults] == [1] * (t == 20)
 
 
-def test_no_ops_are_drawn_as_the_vector_environment_draws_them():
-    """With this seed and bound the division of older libstdc++ gives 81, the multiplication of newer ones 80."""
+def test_stepped_atari_draws_no_ops_like_the_vector_environment():
+    """With this seed and bound, the division in older libstdc++ gives 81, the multiplication in newer ones 80."""
     assert below(mt19937(43939), 100_000) == 80
-    assert mt19937(5489).random_raw() == 3499211612  # std::mt19937's first number, by the standard
+    assert mt19937(5489).random_raw() == 3499211612  # first number of std::mt19937 according to the standard
     compare("breakout", 2, [43939], noop_max=100_000)
 
 
@@ -101,8 +101,8 @@ def test_area_weights_cover_every_pixel_once(size):
     assert np.allclose(covered, 84 / size)
 
 
-def test_resizing_rounds_halves_by_the_last_bit():
-    """Against areas by definition: the same but for exact halves, and those go either way."""
+def test_area_resize_rounds_halves_by_the_last_bit():
+    """Compare with the definition: equal except for exact halves, which are rounded either way."""
     screens = np.random.default_rng(0).integers(0, 256, (2, 210, 160), dtype=np.uint8)
     cover = {}
     for size in screens.shape[1:]:
@@ -118,7 +118,7 @@ def test_resizing_rounds_halves_by_the_last_bit():
 
 
 def saved_and_restored(game, steps, spoil=lambda state: None, **settings):
-    """A group that played, and another that was given its snapshot through JSON."""
+    """Return a group after some steps, and another one with its snapshot loaded from JSON."""
     one, two = (group_of(game, [seed], **settings) for seed in (1, 11))
     one.reset(), two.reset()
     for action in actions(one, steps):
@@ -136,23 +136,23 @@ def saved_and_restored(game, steps, spoil=lambda state: None, **settings):
     [
         ("breakout", 150, {}),
         ("breakout", 150, {"protocol": "machado", "full_action_space": True}),
-        ("qbert", 60, {"protocol": "machado"}),  # its ALEState alone is not enough
+        ("qbert", 60, {"protocol": "machado"}),  # its ALEState alone does not suffice
     ],
 )
-def test_a_restored_group_plays_on_as_the_one_that_was_saved(game, steps, settings):
+def test_exact_atari_group_continues_exactly_after_restore(game, steps, settings):
     one, two = saved_and_restored(game, steps, **settings)
     games = 0
     for t, action in enumerate(actions(one, 150, seed=2)):
         a, b = one.step(action), two.step(action)
         assert same(a, b), f"step {t}"
         games += len(a.episodes)
-        if t == 75 and game == "qbert":  # what was restored can be saved
+        if t == 75 and game == "qbert":  # a restored group can be saved again
             one, two = two, one
             two.restore(one.snapshot())
     assert games >= (game == "breakout")
 
 
-def test_a_game_saved_as_it_ends_begins_anew():
+def test_exact_atari_group_restores_a_game_saved_at_its_end():
     one, two = (group_of("breakout", seeds, protocol="machado") for seeds in ([1, 3], [2, 4]))
     one.reset(), two.reset()
     steps = (one.step(action) for action in actions(one, 1000))
@@ -167,26 +167,26 @@ def test_a_game_saved_as_it_ends_begins_anew():
 def lose_the_no_ops(state):
     for game in state["native"]["games"]:
         own = dict(game["own"][0]["dict"])
-        own["state"]["dict"][1][1] = 600  # where the generator stands
+        own["state"]["dict"][1][1] = 600  # position of the generator
         game["own"][0]["dict"] = [list(pair) for pair in own.items()]
 
 
-def test_without_the_generator_of_the_no_ops_the_games_part():
-    """The negative control."""
+def test_exact_atari_group_diverges_without_the_generator_of_the_no_ops():
+    """Negative control."""
     one, two = saved_and_restored("breakout", 0, lose_the_no_ops)
     assert not all(same(one.step(action), two.step(action)) for action in actions(one, 400))
 
 
-def test_a_game_that_plays_another_way_is_refused():
+def test_exact_atari_group_refuses_a_replay_that_differs():
     def lose_an_action(state):
         game = state["native"]["games"][0]
         game["played"] = pack(unpack(game["played"])[:-1])
 
-    with pytest.raises(EnvError, match="plays another way here"):
+    with pytest.raises(EnvError, match="the replay differs from the saved game"):
         saved_and_restored("breakout", 50, lose_an_action)
 
 
-def test_only_the_group_that_was_asked_for_it_has_a_snapshot():
+def test_make_group_returns_a_snapshot_group_only_for_exact():
     assert not hasattr(group_of("pong", [1], exact=False), "snapshot")
     assert hasattr(group_of("pong", [1]), "snapshot")
     with pytest.raises(EnvError, match="no exact checkpoints with img_width"):

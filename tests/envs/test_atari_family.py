@@ -1,10 +1,10 @@
-"""Atari by ale-py, for real: the time table, both protocols, seeds, whole games."""
+"""Atari family with the real ale-py: autoreset, both protocols, seeds, complete games."""
 
 import itertools
 
 import numpy as np
 import pytest
-from native import begins_anew_after_an_illegal_action
+from native import resets_after_an_illegal_action
 
 from sfactory.envs import EnvError, make_group
 
@@ -24,7 +24,7 @@ def play(group, steps, seed=0):
     return found
 
 
-def test_the_57_games_of_the_benchmark_are_there_with_scores_to_compare_with():
+def test_atari_scores_has_the_57_games_of_the_benchmark():
     from ale_py import roms
     from sfactory_envs.atari_scores import SCORES
 
@@ -34,12 +34,12 @@ def test_the_57_games_of_the_benchmark_are_there_with_scores_to_compare_with():
     assert set(SCORES) <= set(roms.get_all_rom_ids())
     assert group_of("pong").spec.reference == (-20.7, 14.6)
     assert group_of("adventure").spec.reference is None
-    with pytest.raises(EnvError, match="ships no game 'combat'"):  # it would end the process
+    with pytest.raises(EnvError, match="ships no game 'combat'"):  # loading it would end the process
         group_of("combat")
     assert human_normalized(30.5, SCORES["breakout"]) == 1.0
 
 
-def test_the_spec_says_what_is_played():
+def test_atari_spec_describes_the_game():
     spec = group_of("pong").spec
     assert (spec.obs["obs"].shape, spec.obs["obs"].dtype) == ((4, 84, 84), "uint8")
     assert spec.actions["action"].sizes == (6,)
@@ -52,7 +52,7 @@ def test_the_spec_says_what_is_played():
 
 
 @pytest.mark.parametrize("protocol", ["dqn", "machado"])
-def test_the_same_seeds_give_the_same_games_twice_and_others_differ(protocol):
+def test_atari_group_repeats_episodes_for_equal_seeds_only(protocol):
     one, two = (play(group_of("breakout", protocol=protocol), 250) for _ in range(2))
     for (obs_a, a), (obs_b, b) in zip(one, two, strict=True):
         assert np.array_equal(obs_a, obs_b)
@@ -62,8 +62,8 @@ def test_the_same_seeds_give_the_same_games_twice_and_others_differ(protocol):
     assert any(not np.array_equal(a[0], b[0]) for a, b in zip(one, other, strict=True))
 
 
-def test_a_lost_life_ends_the_episode_and_not_the_game():
-    """Breakout, random play: five terminations per game, only the last followed by a reset row."""
+def test_atari_dqn_lost_life_ends_the_episode_and_not_the_game():
+    """Breakout with random actions: five terminations per game, only the last is followed by a reset row."""
     group, deaths, games = group_of("breakout"), np.zeros(4, int), 0
     steps = [step for _, step in play(group, 900)]
     rewards = np.zeros(4)
@@ -74,16 +74,16 @@ def test_a_lost_life_ends_the_episode_and_not_the_game():
         assert step.first[~step.valid].all()
         for episode in step.episodes:
             games += 1
-            assert deaths[episode.env] == 5  # all lives, seen one by one
-            assert not step.valid[episode.env]  # told on the reset row
+            assert deaths[episode.env] == 5  # one termination per life
+            assert not step.valid[episode.env]  # reported in the reset row
             assert episode.episodic_return == rewards[episode.env]
             deaths[episode.env] = rewards[episode.env] = 0
     assert games >= 3
     lost = sum(int((step.first & step.valid).sum()) for step in steps)
-    assert lost >= 4 * games  # an ordinary row follows, and it begins an episode
+    assert lost >= 4 * games  # the next row is an ordinary one that begins an episode
 
 
-def test_machado_ends_an_episode_with_the_game_and_resets_on_the_next_row():
+def test_atari_machado_episode_ends_with_the_game_and_resets_in_the_next_row():
     steps = [step for _, step in play(group_of("breakout", protocol="machado"), 1200)]
     ends = 0
     for now, after in itertools.pairwise(steps):
@@ -93,7 +93,7 @@ def test_machado_ends_an_episode_with_the_game_and_resets_on_the_next_row():
     assert ends >= 3
 
 
-def test_a_clock_is_a_truncation():
+def test_atari_time_limit_is_a_truncation():
     group = group_of("pong")
     group.env.close()
     from sfactory_envs import atari
@@ -108,20 +108,20 @@ def test_a_clock_is_a_truncation():
     assert sum(len(step.episodes) for step in steps) == 4
 
 
-def test_an_illegal_action_is_a_fault_and_every_game_begins_anew():
+def test_atari_group_resets_all_environments_after_an_illegal_action():
     group = group_of("pong", 2)
     play(group, 3)
-    begins_anew_after_an_illegal_action(group)
+    resets_after_an_illegal_action(group)
 
 
 @pytest.mark.parametrize(
-    ("game", "settings", "said"),
+    ("game", "settings", "message"),
     [
         ("pog", {}, "did you mean pong"),
         ("pong", {"protocol": "dq"}, "dqn or machado"),
         ("pong", {"no_such": 1}, "no_such"),
     ],
 )
-def test_mistakes_are_answered(game, settings, said):
-    with pytest.raises(EnvError, match=said):
+def test_atari_family_explains_invalid_arguments(game, settings, message):
+    with pytest.raises(EnvError, match=message):
         group_of(game, **settings)

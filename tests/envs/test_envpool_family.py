@@ -1,11 +1,11 @@
-"""envpool behind the door: its own time table, casts, seeds, ends; and what is refused."""
+"""envpool family: autoreset, dtypes, seeds, episode ends, refused settings."""
 
 import itertools
 
 import numpy as np
 import psutil
 import pytest
-from native import begins_anew_after_an_illegal_action
+from native import resets_after_an_illegal_action
 from sfactory_envs import envpool as family
 
 from sfactory.envs import EnvError, make_group, make_spec
@@ -29,7 +29,7 @@ def actions_of(group, steps, seed=0):
 
 
 class Watched:
-    """envpool itself, with what its last step returned."""
+    """envpool environment that keeps the result of its last step."""
 
     def __init__(self, env):
         self.env = env
@@ -43,7 +43,7 @@ class Watched:
 
 
 def play(group, steps, seed=0):
-    """(step, what envpool returned) of each step, nothing of it overwritten later."""
+    """Return (step, result of envpool) for each step, as copies."""
     watched = group.env = Watched(group.env)
     group.reset()
     found = []
@@ -54,7 +54,7 @@ def play(group, steps, seed=0):
     return found
 
 
-def test_the_specs_say_what_is_played():
+def test_envpool_spec_describes_the_task():
     pong, cheetah, cartpole = (make_spec(f"envpool/{task}") for task in TASKS[:3])
     assert (pong.obs["obs"].shape, pong.obs["obs"].dtype) == ((4, 84, 84), "uint8")
     assert pong.actions["action"].sizes == (6,)
@@ -63,16 +63,16 @@ def test_the_specs_say_what_is_played():
     assert (cheetah.actions["action"].shape, cheetah.actions["action"].high) == ((6,), (1.0,) * 6)
     assert (cheetah.frame_skip, cheetah.max_episode_steps, cheetah.reward_threshold) == (5, 1000, 4800.0)
     assert (cartpole.obs["obs"].shape, cartpole.actions["action"].sizes) == ((4,), (2,))
-    assert make_spec("envpool/Catch-v0").max_episode_steps is None  # 2**31 - 1 is envpool's word for none
+    assert make_spec("envpool/Catch-v0").max_episode_steps is None  # envpool uses 2**31 - 1 for no limit
 
 
-def test_settings_reach_the_task_and_are_stamped():
+def test_envpool_settings_reach_the_task_and_are_part_of_the_protocol():
     spec = make_spec("envpool/Pong-v5", {"repeat_action_probability": 0.25, "frame_skip": 2, "stack_num": 1})
     assert (spec.obs["obs"].shape, spec.frame_skip) == ((1, 84, 84), 2)
     assert spec.protocol == "envpool, Pong-v5, frame_skip=2, repeat_action_probability=0.25, stack_num=1"
 
 
-def test_nested_observations_and_categories_are_leaves():
+def test_envpool_group_flattens_nested_observations_and_categories():
     obs = make_spec("envpool/CheetahRun-v1").obs
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in obs.items()} == {
         "obs/position": ((8,), "float32"),
@@ -86,7 +86,7 @@ def test_nested_observations_and_categories_are_leaves():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_same_seeds_give_the_same_games_twice_and_others_differ(task):
+def test_envpool_group_repeats_episodes_for_equal_seeds_only(task):
     one, two, other = (play(group_of(task, seeds=seeds), 120) for seeds in ([5, 6, 7], [5, 6, 7], [6, 8, 5]))
     for (a, _), (b, _) in zip(one, two, strict=True):
         assert all(np.array_equal(a.obs[name], b.obs[name]) for name in a.obs)
@@ -104,8 +104,8 @@ def test_the_same_seeds_give_the_same_games_twice_and_others_differ(task):
     assert differ(one, 0, other, 0)
 
 
-def test_a_seed_belongs_to_a_game_wherever_it_is_played():
-    """Two groups with one seed in common, at different places, and every game given the same actions."""
+def test_envpool_seed_does_not_depend_on_the_position_in_the_group():
+    """Two groups share one seed at different positions, and all environments get the same actions."""
     seen = []
     for seeds, place in (([1, 2], 0), ([3, 4, 1], 2)):
         group = group_of("HalfCheetah-v5", len(seeds), seeds)
@@ -127,14 +127,16 @@ def test_a_seed_belongs_to_a_game_wherever_it_is_played():
         ("Pong-v5", {"max_episode_steps": 25}, True),
     ],
 )
-def test_an_end_is_followed_by_one_reset_row_and_returns_are_sums_of_rewards(task, settings, clock):
+def test_envpool_group_has_one_reset_row_after_an_end_and_sums_rewards(task, settings, clock):
     found, games = play(group_of(task, **settings), 110 if clock else 250), 0
     returns, lengths = np.zeros(3), np.zeros(3, int)
     for (step, native), (after, _) in itertools.pairwise(found):
         ended = step.terminated | step.truncated
         np.testing.assert_array_equal(~after.valid, ended)
         np.testing.assert_array_equal(after.first, ended)
-        np.testing.assert_array_equal(native[4]["elapsed_step"] == 0, ~step.valid)  # envpool agrees: a game begins
+        np.testing.assert_array_equal(
+            native[4]["elapsed_step"] == 0, ~step.valid
+        )  # 0 marks the first row of an episode
         assert not step.reward[~step.valid].any()
         assert not ended[~step.valid].any()
         assert not (step.terminated & step.truncated).any()
@@ -150,8 +152,8 @@ def test_an_end_is_followed_by_one_reset_row_and_returns_are_sums_of_rewards(tas
     assert games >= 6
 
 
-def test_the_action_of_a_reset_row_is_ignored():
-    """Two groups differ in nothing but the actions of their reset rows: the games stay the same."""
+def test_envpool_group_ignores_the_action_of_a_reset_row():
+    """Two groups differ only in the actions of reset rows, and their episodes are equal."""
     groups = [group_of("HalfCheetah-v5", max_episode_steps=6) for _ in range(2)]
     for group in groups:
         group.reset()
@@ -167,7 +169,7 @@ def test_the_action_of_a_reset_row_is_ignored():
     assert resets == 4
 
 
-def test_mujocos_float64_is_cast_once_and_actions_are_clipped_to_their_bounds():
+def test_envpool_mujoco_observations_are_float32_and_actions_are_clipped():
     group = group_of("HalfCheetah-v5")
     for step, (native, reward, *_) in play(group, 10):
         assert (native.dtype, step.obs["obs"].dtype, step.reward.dtype) == (np.float64, np.float32, np.float32)
@@ -178,8 +180,8 @@ def test_mujocos_float64_is_cast_once_and_actions_are_clipped_to_their_bounds():
     assert group.env.action.dtype == np.float64
 
 
-def test_a_lost_life_ends_nothing():
-    """Breakout: the reported game is the whole one, all five lives of it."""
+def test_envpool_atari_episode_does_not_end_with_a_lost_life():
+    """Breakout: the reported episode contains all five lives."""
     found, lost, games = play(group_of("Breakout-v5", 4), 400), 0, 0
     for (_, earlier), (step, native) in itertools.pairwise(found):
         fewer = native[4]["lives"] < earlier[4]["lives"]
@@ -191,21 +193,21 @@ def test_a_lost_life_ends_nothing():
     assert lost >= 5 * games
 
 
-def test_an_illegal_action_is_a_fault_and_every_game_begins_anew():
+def test_envpool_group_resets_all_environments_after_an_illegal_action():
     group = group_of("Pong-v5", 2)
     play(group, 3)
-    begins_anew_after_an_illegal_action(group)
+    resets_after_an_illegal_action(group)
     assert (group.env.last[4]["elapsed_step"] == 1).all()
 
 
-@pytest.mark.slow  # envpool's constructor of it waited for ever once, in native code no timeout reaches
-def test_vizdoom_takes_combinations_of_buttons_and_a_closed_group_leaves_nobody(tmp_path, monkeypatch):
-    """Its own default is a float per button, and whatever is not 0 counts as pressed: a Gaussian would press all."""
-    monkeypatch.chdir(tmp_path)  # the game leaves files where it is started
+@pytest.mark.slow  # envpool's constructor once hung in native code, where the timeout has no effect
+def test_envpool_vizdoom_combines_buttons_and_close_ends_its_processes(tmp_path, monkeypatch):
+    """By default the action is a float per button, non-zero if pressed: a Gaussian policy would press all."""
+    monkeypatch.chdir(tmp_path)  # the game writes files to the current folder
     here = psutil.Process()
     threads, children = here.num_threads(), here.children()
     group = group_of("D1Basic-v1", 2)
-    assert group.spec.actions["action"].sizes == (6,)  # forward or not, times left, right or neither
+    assert group.spec.actions["action"].sizes == (6,)  # (forward or not) x (left, right or neither)
     assert "use_combined_action=True" in group.spec.protocol
     games = [child for child in here.children() if child not in children]
     assert len(games) == 2
@@ -215,26 +217,26 @@ def test_vizdoom_takes_combinations_of_buttons_and_a_closed_group_leaves_nobody(
     assert here.num_threads() <= threads
 
 
-def test_all_tasks_can_be_listed():
+def test_envpool_ids_lists_all_tasks():
     assert {"Pong-v5", "HalfCheetah-v5", "CoinrunEasy-v0", "D1Basic-v1"} < set(family.ids())
 
 
 @pytest.mark.parametrize(
-    ("task", "settings", "said"),
+    ("task", "settings", "message"),
     [
         ("pong-v5", {}, "no task 'pong-v5'; did you mean Pong-v5"),
         ("HalfCheeta-v5", {}, "did you mean HalfCheetah-v5"),
-        ("Pong-v5", {"episodic_life": True}, "episodic_life ends the reported game at every life"),
+        ("Pong-v5", {"episodic_life": True}, "episodic_life ends the reported game at each lost life"),
         ("Pong-v5", {"reward_clip": True}, "use env.reward-clip"),
         ("Pong-v5", {"frame_skp": 2}, "no such setting 'frame_skp'; did you mean frame_skip"),
-        ("Pong-v5", {"batch_size": 1}, "no such setting 'batch_size'"),  # it would step some of the games alone
+        ("Pong-v5", {"batch_size": 1}, "no such setting 'batch_size'"),  # would step only some of the environments
         ("TicTacToe-v1", {}, "2 players"),
     ],
 )
-def test_mistakes_are_answered(task, settings, said):
-    with pytest.raises(EnvError, match=said):
+def test_envpool_family_explains_invalid_arguments(task, settings, message):
+    with pytest.raises(EnvError, match=message):
         group_of(task, **settings)
 
 
-def test_a_refused_setting_may_be_off():
+def test_envpool_refused_setting_may_be_false():
     assert group_of("Pong-v5", 1, episodic_life=False, reward_clip=False).num_envs == 1

@@ -1,4 +1,4 @@
-"""The environments that other tests lean on: they must count truly and fail exactly once."""
+"""Faults family, which other tests use: correct counters and exactly one failure."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ NOTHING = {"action": np.zeros(3, int)}
 
 
 def rows(group, steps):
-    """Observations [steps + 1, E, 3] and the steps taken."""
+    """Return observations [steps + 1, E, 3] and the steps."""
     obs, taken = [group.reset()["obs"].copy()], []
     for _ in range(steps):
         taken.append(group.step(NOTHING))
@@ -21,10 +21,10 @@ def rows(group, steps):
 
 
 @pytest.mark.parametrize(("name", "terminates"), [("faults/count", True), ("faults/clock", False)])
-def test_counters_tell_environment_step_and_episode(name, terminates):
+def test_faults_group_counts_environment_step_and_episode(name, terminates):
     obs, taken = rows(make_group(name, 3, [0, 1, 2], {"length": 2}), 5)
     assert (obs[:, :, 0] == [0, 1, 2]).all()
-    assert obs[:, 1, 1].tolist() == [0, 1, 2, 2, 3, 4]  # the reset step is no step
+    assert obs[:, 1, 1].tolist() == [0, 1, 2, 2, 3, 4]  # the reset step is not counted
     assert obs[:, 1, 2].tolist() == [0, 0, 0, 1, 1, 1]
     assert [bool(s.terminated[0]) for s in taken] == [False, terminates, False, False, terminates]
     assert [bool(s.truncated[0]) for s in taken] == [False, not terminates, False, False, not terminates]
@@ -36,7 +36,7 @@ def test_counters_tell_environment_step_and_episode(name, terminates):
 
 @pytest.mark.parametrize("knob", ["raise_at", "nan_obs_at", "nan_reward_at", "bad_shape_at"])
 @pytest.mark.parametrize("at", [1, 2, 3])  # step 2 is a reset step
-def test_a_knob_spoils_one_row_of_one_environment(knob, at):
+def test_faults_setting_makes_one_row_of_one_environment_fail(knob, at):
     obs, taken = rows(make_group("faults/count", 3, [0, 1, 2], {"length": 2, "env": 1, knob: at}), 6)
     assert [len(step.faults) for step in taken] == [int(t == at) for t in range(6)]
     assert taken[at].faults[0].env == 1
@@ -50,14 +50,14 @@ def test_a_knob_spoils_one_row_of_one_environment(knob, at):
     assert np.diff(obs[at : at + 2, 1, 2]) == 1  # the next episode begins here, once
 
 
-def test_with_a_marker_a_fault_fires_once_in_all_processes(tmp_path):
+def test_faults_marker_limits_a_fault_to_once_in_all_processes(tmp_path):
     settings = {"raise_at": 1, "marker": str(tmp_path / "fired")}
     assert sum(len(step.faults) for step in rows(make_group("faults/count", 3, [0, 1, 2], settings), 3)[1]) == 1
     assert sum(len(step.faults) for step in rows(make_group("faults/count", 3, [0, 1, 2], settings), 3)[1]) == 0
 
 
 @pytest.mark.parametrize(("knob", "code"), [("segv_at", -11), ("exit_at", 3), ("crash_at", 1)])
-def test_a_knob_takes_its_process_down(knob, code):
+def test_faults_setting_ends_its_process(knob, code):
     program = (
         "import numpy as np; from sfactory.envs import make_group; "
         f"g = make_group('faults/clock', 1, [0], {{'{knob}': 1}}); g.reset(); "
@@ -66,14 +66,14 @@ def test_a_knob_takes_its_process_down(knob, code):
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == code
 
 
-def test_constructor_and_first_reset_fail_when_told_to():
-    with pytest.raises(EnvError, match="could not be built: ValueError: told to fail by raise_at"):
+def test_faults_group_fails_in_constructor_and_first_reset_on_request():
+    with pytest.raises(EnvError, match="could not be built: ValueError: failure requested by raise_at"):
         make_group("faults/count", 1, [0], {"raise_at": -1})
-    with pytest.raises(EnvError, match="failed at its first reset: ValueError: told to fail by raise_at"):
+    with pytest.raises(EnvError, match="failed at its first reset: ValueError: failure requested by raise_at"):
         make_group("faults/count", 1, [0], {"raise_at": -3}).reset()
 
 
-def test_an_illegal_action_is_a_fault():
+def test_faults_group_reports_an_illegal_action():
     group = make_group("faults/count", 3, [0, 1, 2])
     group.reset()
     step = group.step({"action": np.array([0, 2, 1])})

@@ -1,4 +1,4 @@
-"""Registered gymnasium environments behind the door: their own values, their own time limits."""
+"""Gymnasium family: values, time limits, vector environments."""
 
 import gymnasium
 import numpy as np
@@ -16,8 +16,8 @@ def actions_of(spec, steps, num_envs):
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1"])
-def test_values_are_those_of_gymnasiums_own_vector_environment(env_id):
-    """Gymnasium's next-step autoreset, with seeds given once: the same observations, rewards and ends, step by step."""
+def test_gymnasium_group_equals_the_vector_environment_of_gymnasium(env_id):
+    """Compare with gymnasium's next-step autoreset: equal observations, rewards and ends in each step."""
     steps, seeds = 250, [11, 12, 13]
     group = make_group(f"gymnasium/{env_id}", 3, seeds)
     stock = gymnasium.make_vec(env_id, 3, vectorization_mode="sync")
@@ -38,7 +38,7 @@ def test_values_are_those_of_gymnasiums_own_vector_environment(env_id):
     stock.close()
 
 
-def test_pendulum_never_terminates_and_is_truncated_at_its_limit():
+def test_gymnasium_pendulum_never_terminates_and_is_truncated_at_its_limit():
     group = make_group("gymnasium/Pendulum-v1", 2, [0, 1])
     group.reset()
     for _ in range(199):
@@ -50,7 +50,7 @@ def test_pendulum_never_terminates_and_is_truncated_at_its_limit():
     assert [episode.length for episode in step.episodes] == [200, 200]
 
 
-def test_the_spec_tells_limit_threshold_and_bounds():
+def test_gymnasium_spec_has_limit_threshold_and_bounds():
     cartpole, pendulum = make_spec("gymnasium/CartPole-v1"), make_spec("gymnasium/Pendulum-v1")
     assert (cartpole.max_episode_steps, cartpole.reward_threshold) == (500, 475.0)
     assert cartpole.obs["obs"].shape == (4,)
@@ -58,7 +58,7 @@ def test_the_spec_tells_limit_threshold_and_bounds():
     assert make_spec("gymnasium/CartPole-v1", {"max_episode_steps": 9}).max_episode_steps == 9
 
 
-def test_settings_reach_the_environment():
+def test_gymnasium_settings_reach_the_environment():
     group = make_group("gymnasium/Pendulum-v1", 1, [0], {"g": 1.5, "max_episode_steps": 2})
     assert group.envs[0].unwrapped.g == 1.5
     assert group.spec.protocol == "Pendulum-v1, g=1.5, max_episode_steps=2"
@@ -67,15 +67,15 @@ def test_settings_reach_the_environment():
     assert group.step({"action": np.zeros((1, 1), np.float32)}).truncated[0]
 
 
-def test_categories_are_seen_as_one_hot_rows():
+def test_gymnasium_group_encodes_categories_as_one_hot_vectors():
     group = make_group("gymnasium/FrozenLake-v1", 1, [0], {"is_slippery": False})
     assert group.spec.obs["obs"].shape == (16,)
     assert np.flatnonzero(group.reset()["obs"][0]).tolist() == [0]
     assert np.flatnonzero(group.step({"action": np.array([1])}).obs["obs"][0]).tolist() == [4]
 
 
-def test_an_id_with_a_vector_environment_of_its_own_uses_it_and_plays_the_same_game():
-    """Started at the same states, single CartPoles go through the same observations until they fall."""
+def test_gymnasium_family_uses_the_vector_environment_of_an_id():
+    """From the same states, single CartPoles have the same observations until they terminate."""
     group = make_group("gymnasium/CartPole-v1", 8, list(range(8)))
     assert type(group).__name__ == "GymnasiumVectorGroup"
     assert type(make_group("gymnasium/CartPole-v1", 8, list(range(8)), exact=True)).__name__ == "EnvGroup"
@@ -106,7 +106,7 @@ def test_an_id_with_a_vector_environment_of_its_own_uses_it_and_plays_the_same_g
     assert not alive.any()
 
 
-def test_a_vector_environment_gives_the_same_games_for_the_same_seeds():
+def test_gymnasium_vector_group_repeats_episodes_for_equal_seeds():
     def play(first):
         group = make_group("gymnasium/CartPole-v1", 8, list(range(first, first + 8)))
         seen = [group.reset()["obs"].copy()]
@@ -117,7 +117,7 @@ def test_a_vector_environment_gives_the_same_games_for_the_same_seeds():
     assert not np.array_equal(play(0), play(8))
 
 
-def test_a_vector_environment_is_truncated_at_its_limit():
+def test_gymnasium_vector_group_is_truncated_at_its_limit():
     group = make_group("gymnasium/CartPole-v1", 8, list(range(8)), {"max_episode_steps": 5})
     group.reset()
     for _ in range(4):
@@ -127,8 +127,8 @@ def test_a_vector_environment_is_truncated_at_its_limit():
     assert not step.terminated.any()
 
 
-def test_a_vector_environment_of_another_kind_is_left_aside():
-    """It resets within the step: single environments are used, as for every id without one."""
+def test_gymnasium_family_skips_a_vector_environment_with_another_autoreset():
+    """An id whose vector environment resets within the step uses single environments."""
     from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
     from gymnasium.vector import AutoresetMode
 
@@ -144,8 +144,8 @@ def test_a_vector_environment_of_another_kind_is_left_aside():
         del gymnasium.registry["SameStep-v0"]
 
 
-def test_without_a_limit_of_steps_cartpole_plays_until_it_falls():
-    """-1 is gymnasium's word for it; its vector environment would truncate every step."""
+def test_gymnasium_cartpole_without_a_limit_runs_until_it_terminates():
+    """gymnasium uses -1 for no limit; its vector environment would truncate every step."""
     group = make_group("gymnasium/CartPole-v1", 8, list(range(8)), {"max_episode_steps": -1})
     group.reset()
     step = group.step({"action": np.zeros(8, np.int64)})

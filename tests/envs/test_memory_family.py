@@ -1,4 +1,4 @@
-"""Tasks that need memory: what is seen when, what is paid, and that they can be saved."""
+"""Memory family: observations, rewards, snapshots."""
 
 import json
 
@@ -20,7 +20,7 @@ def steps(group, *actions):
     return [group.step({"action": np.broadcast_to(action, group.num_envs).copy()}) for action in actions]
 
 
-def test_the_cue_is_seen_once_and_the_corridor_says_nothing_of_it():
+def test_tmaze_shows_the_cue_only_once():
     group, begin = tmaze(range(40), length=6)
     assert set(begin[:, 0]) == {-1.0, 1.0}
     assert not begin[:, 1].any()
@@ -33,7 +33,7 @@ def test_the_cue_is_seen_once_and_the_corridor_says_nothing_of_it():
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_the_turn_at_the_junction_is_paid_and_ends_the_episode(right):
+def test_tmaze_turn_at_the_junction_is_rewarded_and_ends_the_episode(right):
     group, begin = tmaze(length=3)
     steps(group, FORWARD, FORWARD, FORWARD)
     (step,) = steps(group, np.where((begin[:, 0] > 0) == right, RIGHT, LEFT))
@@ -43,7 +43,7 @@ def test_the_turn_at_the_junction_is_paid_and_ends_the_episode(right):
     assert {episode.length for episode in step.episodes} == {4}
 
 
-def test_steps_that_are_none_cost_and_lead_nowhere():
+def test_tmaze_action_that_does_not_move_costs():
     group, _ = tmaze(length=2)
     walls = steps(group, LEFT, RIGHT, FORWARD, FORWARD, FORWARD)
     assert [float(step.reward[0]) for step in walls] == pytest.approx([-0.1, -0.1, 0.0, 0.0, -0.1])
@@ -51,7 +51,7 @@ def test_steps_that_are_none_cost_and_lead_nowhere():
     assert not any(step.terminated.any() for step in walls)
 
 
-def test_who_never_turns_is_truncated():
+def test_tmaze_truncates_an_episode_without_a_turn():
     group, _ = tmaze(length=2)
     played = steps(group, *[FORWARD] * 500)
     assert not any(step.truncated.any() for step in played[:-1])
@@ -59,7 +59,7 @@ def test_who_never_turns_is_truncated():
     assert not played[-1].terminated.any()
 
 
-def test_the_blind_cartpole_is_cartpole_without_its_velocities():
+def test_memory_cartpole_is_cartpole_without_velocities():
     group = make_group("memory/cartpole", 1, [7])
     stock = gymnasium.make("CartPole-v1")
     np.testing.assert_array_equal(group.reset()["obs"][0], stock.reset(seed=7)[0][::2])
@@ -74,7 +74,7 @@ def test_the_blind_cartpole_is_cartpole_without_its_velocities():
 
 
 @pytest.mark.parametrize("task", ["tmaze", "cartpole"])
-def test_a_restored_task_plays_on_as_the_one_that_was_saved(task):
+def test_memory_group_continues_exactly_after_restore(task):
     one, two = (make_group(f"memory/{task}", 3, seeds) for seeds in ([1, 2, 3], [7, 8, 9]))
     draws = np.random.default_rng(0)
     one.reset(), two.reset()
@@ -92,8 +92,8 @@ def test_a_restored_task_plays_on_as_the_one_that_was_saved(task):
     assert episodes > (3 if task == "cartpole" else 0)
 
 
-def test_what_is_not_there_is_refused():
+def test_memory_family_reports_unknown_tasks_and_settings():
     with pytest.raises(EnvError, match="did you mean tmaze"):
         make_group("memory/tmase", 1, [0])
-    with pytest.raises(EnvError, match="it must be at least 1"):
+    with pytest.raises(EnvError, match="length must be >= 1"):
         make_group("memory/tmaze", 1, [0], {"length": 0})

@@ -1,4 +1,4 @@
-"""MinAtar: the stock package frame by frame, next-step autoreset around it."""
+"""MinAtar family: equal to the package frame by frame, with next-step autoreset."""
 
 import minatar
 import numpy as np
@@ -11,8 +11,8 @@ GAMES = ["asterix", "breakout", "freeway", "seaquest", "space_invaders"]
 
 @pytest.mark.parametrize("game", GAMES)
 @pytest.mark.parametrize("settings", [{}, {"minimal_actions": True, "difficulty_ramping": False}])
-def test_every_frame_equals_the_stock_package(game, settings):
-    """Three games side by side with `minatar.Environment`, same seeds and actions: obs, reward, terminal, resets."""
+def test_minatar_group_equals_the_package_in_every_frame(game, settings):
+    """Compare three games with `minatar.Environment` for equal seeds and actions: obs, reward, terminal, resets."""
     seeds, steps = [3, 14, 159], 2600 if game == "freeway" else 1200
     group = make_group(f"minatar/{game}", 3, seeds, settings)
     stock = [minatar.Environment(game, difficulty_ramping=settings.get("difficulty_ramping", True)) for _ in seeds]
@@ -56,14 +56,14 @@ def run(seeds, steps=300, **settings):
     return np.array(frames + [group.step({"action": row}).obs["obs"].copy() for row in actions])
 
 
-def test_the_same_seeds_give_the_same_frames_and_others_do_not():
+def test_minatar_group_repeats_frames_for_equal_seeds_only():
     first = run([5, 6])
     np.testing.assert_array_equal(first, run([5, 6]))
     assert (first != run([5, 7])).any()
     assert (first[:, 0] != first[:, 1]).any()
 
 
-def test_freeways_clock_truncates_and_a_ball_that_is_lost_terminates():
+def test_minatar_freeway_truncates_and_breakout_terminates():
     group = make_group("minatar/freeway", 1, [0])
     group.reset()
     for _ in range(2500):
@@ -80,7 +80,7 @@ def test_freeways_clock_truncates_and_a_ball_that_is_lost_terminates():
     assert not step.truncated[0]
 
 
-def test_a_cap_truncates_and_the_count_begins_anew_after_it():
+def test_minatar_max_episode_steps_truncates_and_counts_from_zero_again():
     group = make_group("minatar/space_invaders", 2, [0, 1], {"max_episode_steps": 7})
     group.reset()
     steps = [group.step({"action": np.zeros(2, int)}) for _ in range(16)]
@@ -90,7 +90,7 @@ def test_a_cap_truncates_and_the_count_begins_anew_after_it():
     assert group.spec.max_episode_steps == 7
 
 
-def test_a_game_that_ends_at_its_cap_has_ended_by_itself():
+def test_minatar_game_that_ends_at_max_episode_steps_is_terminated():
     def first_end(cap):
         group = make_group("minatar/breakout", 1, [0], {"max_episode_steps": cap})
         group.reset()
@@ -104,7 +104,7 @@ def test_a_game_that_ends_at_its_cap_has_ended_by_itself():
     assert (before.terminated[0], before.truncated[0]) == (False, True)
 
 
-def test_a_reset_in_the_middle_of_a_game_begins_a_new_one():
+def test_minatar_reset_in_the_middle_of_a_game_starts_a_new_one():
     group = make_group("minatar/breakout", 1, [0])
     start = group.reset()["obs"].copy()
     group.step({"action": np.array([0])})
@@ -114,19 +114,19 @@ def test_a_reset_in_the_middle_of_a_game_begins_a_new_one():
     assert again[0, :, :, 3].sum() == 30
 
 
-def test_the_last_observation_of_a_game_is_the_final_one():
+def test_minatar_last_observation_of_a_game_is_the_final_one():
     group = make_group("minatar/breakout", 1, [0], {"sticky_action_prob": 0.0})
     group.reset()
     while not (step := group.step({"action": np.array([0])})).terminated[0]:
         pass
-    assert step.obs["obs"][0, 9, :, 1].any()  # the ball lies at the bottom
+    assert step.obs["obs"][0, 9, :, 1].any()  # the ball is in the bottom row
     step = group.step({"action": np.array([0])})
-    assert step.obs["obs"][0, 3, :, 1].any()  # and is served anew
+    assert step.obs["obs"][0, 3, :, 1].any()  # a new ball
     assert step.first[0]
 
 
 @pytest.mark.parametrize("action", [6, -1, np.nan])
-def test_an_illegal_action_is_a_fault_not_a_move(action):
+def test_minatar_group_reports_an_illegal_action_as_a_fault(action):
     group = make_group("minatar/breakout", 2, [0, 1])
     group.reset()
     step = group.step({"action": np.array([action, 0])})
@@ -136,7 +136,7 @@ def test_an_illegal_action_is_a_fault_not_a_move(action):
 
 
 @pytest.mark.parametrize("method", ["_act", "_state"])
-def test_a_game_that_raises_is_replaced_and_its_neighbours_go_on(method):
+def test_minatar_group_replaces_only_the_game_that_raises(method):
     def broken(*args):
         raise IndexError("out of the screen")
 
@@ -152,7 +152,7 @@ def test_a_game_that_raises_is_replaced_and_its_neighbours_go_on(method):
     assert after.valid.all()
 
 
-def test_the_protocol_tells_results_apart_that_must_not_meet():
+def test_minatar_protocol_differs_between_incomparable_settings():
     variants = [{}, {"minimal_actions": True}, {"sticky_action_prob": 0.0}, {"difficulty_ramping": False}]
     protocols = {make_group("minatar/asterix", 1, [0], settings).spec.protocol for settings in variants}
     assert len(protocols) == 4

@@ -1,4 +1,4 @@
-"""A group on one model gives gymnasium's own numbers, to the bit, and its environments are apart."""
+"""MujocoGroup: exactly gymnasium's numbers, and independent environments."""
 
 import json
 
@@ -39,7 +39,7 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
-def test_every_number_is_gymnasiums_to_the_bit(name, settings):
+def test_mujoco_group_equals_gymnasium_to_the_last_bit(name, settings):
     seeds = list(range(3, 3 + E))
     ours, theirs = make(name, num_envs=E, seeds=seeds, **settings), single(name, settings, seeds)
     assert isinstance(ours, MujocoGroup)
@@ -56,7 +56,7 @@ def test_every_number_is_gymnasiums_to_the_bit(name, settings):
     assert (ours.reset()["obs"] == theirs.reset()["obs"]).all(), "and their streams go on as they were"
 
 
-def test_a_group_comes_back_from_its_snapshot_to_the_bit():
+def test_mujoco_group_continues_exactly_after_restore():
     group, other = (make("Hopper-v5", num_envs=E, seeds=list(range(first, first + E))) for first in (1, 900))
     draws = np.random.default_rng(2)
     actions = [{"action": draws.normal(0, 1, (E, 3)).astype(np.float32)} for _ in range(120)]
@@ -74,7 +74,7 @@ def test_a_group_comes_back_from_its_snapshot_to_the_bit():
     assert (group.seeds, group.snapshot()) == (other.seeds, other.snapshot())
 
 
-def test_one_environment_that_fails_is_mended_alone():
+def test_mujoco_group_replaces_only_the_environment_that_fails():
     group, untouched = (make("HalfCheetah-v5", num_envs=3, seeds=[1, 2, 3]) for _ in range(2))
     group.reset()
     untouched.reset()
@@ -97,7 +97,7 @@ def test_one_environment_that_fails_is_mended_alone():
     assert group.seeds[1] not in (1, 2, 3)
 
 
-def test_numbers_that_are_not_finite_are_a_fault_of_that_environment(monkeypatch):
+def test_mujoco_group_reports_non_finite_numbers_for_that_environment(monkeypatch):
     group = make("HalfCheetah-v5", num_envs=3, seeds=[1, 2, 3])
     group.reset()
     advance = group.advance
@@ -116,7 +116,7 @@ def test_numbers_that_are_not_finite_are_a_fault_of_that_environment(monkeypatch
     assert not group.step({"action": np.zeros((3, 6), np.float32)}).faults
 
 
-def test_other_tasks_stay_single_environments():
+def test_task_of_leaves_other_tasks_as_single_environments():
     for name in ("Ant-v5", "InvertedPendulum-v5"):
         assert isinstance(make(name, num_envs=2, seeds=[1, 2]), EnvGroup)
 
@@ -127,8 +127,8 @@ def test_other_tasks_stay_single_environments():
     assert task_of(gymnasium.wrappers.ClipAction(gymnasium.make("Hopper-v5"))) is None
 
 
-def test_physics_that_give_up_cost_one_environment(monkeypatch):
-    """mujoco.FatalError, for contacts that do not fit into a model of one's own."""
+def test_mujoco_group_replaces_one_environment_when_physics_fail(monkeypatch):
+    """For example mujoco.FatalError, if a model has too many contacts."""
     group = make("HalfCheetah-v5", num_envs=3, seeds=[1, 2, 3])
     group.reset()
     real, calls = mujoco.mj_step, []
@@ -147,7 +147,7 @@ def test_physics_that_give_up_cost_one_environment(monkeypatch):
     assert not group.step({"action": np.zeros((3, 6), np.float32)}).faults
 
 
-def test_an_action_that_a_reset_ignores_may_be_anything():
+def test_mujoco_group_accepts_any_action_in_a_reset_step():
     group = make("Hopper-v5", num_envs=2, seeds=[1, 2], max_episode_steps=1)
     group.reset()
     group.step({"action": np.zeros((2, 3), np.float32)})
@@ -156,6 +156,6 @@ def test_an_action_that_a_reset_ignores_may_be_anything():
     assert step.first.all()
 
 
-def test_what_an_earlier_version_saved_is_refused_in_words():
+def test_mujoco_group_refuses_the_snapshot_of_an_earlier_version():
     with pytest.raises(EnvError, match="saved by an earlier version"):
         make("Hopper-v5", num_envs=2, seeds=[1, 2]).restore({"envs": [], "group": []})

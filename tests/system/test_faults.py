@@ -64,7 +64,7 @@ def ledger_balances(run):
     [
         ("segv_at", "exited (killed by SIGSEGV"),
         ("exit_at", "exited (exit code 3"),
-        ("crash_at", "told to crash at call 40"),
+        ("crash_at", "crash requested at call 40"),
     ],
 )
 def test_sampler_is_restarted_after_its_environment_kills_it(tmp_path, knob, text):
@@ -95,7 +95,7 @@ def test_run_ends_after_too_many_environment_failures(tmp_path):
     words = [*knobs(raise_at=40), "--env.fault-budget", 3]
     _, err = finish(start(run, *words, target=COUNT), 6)
     assert "environments failed more than 3 times" in exit_line(err)
-    assert "told to fail by raise_at" in exit_line(err)
+    assert "failure requested by raise_at" in exit_line(err)
 
 
 def test_hanging_environment_is_killed_and_its_stack_kept(tmp_path):

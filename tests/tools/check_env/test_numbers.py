@@ -51,7 +51,7 @@ def test_data_rule_is_the_only_one_after_an_invalid_reset_observation():
 
 def test_data_rule_reports_a_step_that_raises_and_other_rules_still_run():
     report = check("faults/count", {"crash_at": 60}, steps=200)
-    assert "step 60 raised CrashError: told to crash at call 60" in sentences(report, "data")
+    assert "step 60 raised CrashError: crash requested at call 60" in sentences(report, "data")
     assert levels(report)["autoreset"] == "ok"
     assert report.bad
 

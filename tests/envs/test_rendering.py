@@ -1,4 +1,4 @@
-"""Groups that can be filmed: what they show, and that they play the same games."""
+"""Groups with images: content of the images, and unchanged episodes."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ def group(name, num_envs=2, **settings):
 
 
 @pytest.mark.parametrize("game", ["asterix", "breakout", "freeway", "seaquest", "space_invaders"])
-def test_every_channel_of_minatar_has_a_colour(game):
+def test_minatar_colours_cover_every_channel(game):
     from sfactory_envs.minatar import BACKGROUND, COLOURS
 
     games = group(f"minatar/{game}")
@@ -27,7 +27,7 @@ def test_every_channel_of_minatar_has_a_colour(game):
         assert (picture == BACKGROUND).all()
 
 
-def test_atari_shows_the_screen_in_colour_and_plays_the_games_it_always_plays():
+def test_atari_render_shows_the_screen_in_color_and_does_not_change_the_game():
     filmed, plain = group("atari/breakout"), make_group("atari/breakout", 2, [0, 1])
     try:
         one, two = filmed.reset(), plain.reset()
@@ -45,8 +45,8 @@ def test_atari_shows_the_screen_in_colour_and_plays_the_games_it_always_plays():
         plain.close()
 
 
-def test_classic_control_is_drawn_without_a_screen():
-    poles = group("gymnasium/CartPole-v1", 9)  # so many that they would be one vector environment
+def test_classic_control_renders_without_a_display():
+    poles = group("gymnasium/CartPole-v1", 9)  # without render, this many would be one vector environment
     before = [poles.reset(), poles.render(8)][1]
     for _ in range(5):
         poles.step({"action": np.ones(9, np.int64)})
@@ -57,7 +57,7 @@ def test_classic_control_is_drawn_without_a_screen():
     assert poles.spec.protocol == "CartPole-v1", "a film is no other protocol"
 
 
-def test_mujoco_is_drawn_without_a_screen_or_says_what_to_install():
+def test_mujoco_renders_without_a_display_or_names_what_to_install():
     hopper, said = group("gymnasium/Hopper-v5", 1), ""
     hopper.reset()
     try:
@@ -70,24 +70,26 @@ def test_mujoco_is_drawn_without_a_screen_or_says_what_to_install():
     assert picture.std() > 10
 
 
-def test_mujoco_without_a_library_to_draw_with_says_what_to_install(monkeypatch):
+def test_mujoco_render_error_names_what_to_install(monkeypatch):
     hopper = group("gymnasium/Hopper-v5", 1)
     hopper.reset()
     monkeypatch.setattr(hopper.envs[0].unwrapped.mujoco_renderer, "render", lambda *_: 1 / 0)
-    with pytest.raises(EnvError, match=r"Hopper-v5 cannot be drawn here: ZeroDivision.*apt-get install libegl1"):
+    with pytest.raises(
+        EnvError, match=r"Hopper-v5 cannot be rendered on this machine: ZeroDivision.*apt-get install libegl1"
+    ):
         hopper.render(0)
     hopper.close()
 
 
 @pytest.mark.parametrize("name", ["memory/tmaze", "envpool/CartPole-v1", "faults/count"])
-def test_what_cannot_be_filmed_is_refused_by_name(name):
+def test_make_group_names_an_environment_without_render(name):
     with pytest.raises(EnvError, match=name):
         group(name)
 
 
-def test_an_environment_without_pictures_is_refused_by_name():
+def test_render_names_an_environment_without_images():
     plain = make_group("gymnasium/Pendulum-v1", 1, [0])
     plain.reset()
-    with pytest.raises(EnvError, match=r"Pendulum-v1 cannot be filmed: render\(\) in mode None is no picture"):
+    with pytest.raises(EnvError, match=r"Pendulum-v1: no video, because render\(\) in mode None returns no image"):
         plain.render(0)
     plain.close()

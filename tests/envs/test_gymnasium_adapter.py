@@ -1,4 +1,4 @@
-"""Single environments as a group: the time table, nested spaces, guards, and what happens when one fails."""
+"""EnvGroup: autoreset, nested spaces, checks of data, failing environments."""
 
 import gymnasium
 import numpy as np
@@ -10,10 +10,10 @@ from sfactory.envs.gymnasium_adapter import EnvGroup
 
 
 class Counter(gymnasium.Env):
-    """Observes steps of the episode, episode, seed of the first reset. Ends after `length` steps, keeps its actions."""
+    """Environment that observes step, episode and first seed, ends after `length` steps and keeps its actions."""
 
-    def __init__(self, length=3, truncates=False, at=None, rubbish=None, observation_space=None, action_space=None):
-        self.length, self.truncates, self.at, self.rubbish = length, truncates, at, rubbish
+    def __init__(self, length=3, truncates=False, at=None, result=None, observation_space=None, action_space=None):
+        self.length, self.truncates, self.at, self.result = length, truncates, at, result
         self.observation_space = observation_space or spaces.Box(-np.inf, np.inf, (3,), np.float64)
         self.action_space = action_space or spaces.Discrete(3, start=5)
         self.t, self.episode, self.total, self.first_seed, self.closed, self.actions = 0, -1, 0, None, False, []
@@ -32,7 +32,7 @@ class Counter(gymnasium.Env):
         self.actions.append(action)
         self.t, self.total = self.t + 1, self.total + 1
         if self.total == self.at:
-            return self.rubbish(self)
+            return self.result(self)
         end = self.t >= self.length
         return self.obs(), float(self.t), end and not self.truncates, end and self.truncates, {}
 
@@ -41,14 +41,14 @@ class Counter(gymnasium.Env):
 
 
 def group_of(*envs, seeds=None):
-    """A group of the given environments; whoever replaces one is a plain Counter."""
-    waiting = list(envs)
+    """Build a group of the given environments; replacements are plain Counters."""
+    remaining = list(envs)
     seeds = list(range(100, 100 + len(envs))) if seeds is None else seeds
-    return EnvGroup(lambda: waiting.pop(0) if waiting else Counter(), len(envs), seeds, name="test/counter")
+    return EnvGroup(lambda: remaining.pop(0) if remaining else Counter(), len(envs), seeds, name="test/counter")
 
 
 def play(group, steps, action=0):
-    """Observations (copied), then steps: lists of length `steps` + 1 and `steps`."""
+    """Return copied observations and steps: lists of length `steps` + 1 and `steps`."""
     obs, taken = [group.reset()["obs"].copy()], []
     for _ in range(steps):
         taken.append(group.step({"action": np.full(group.num_envs, action)}))
@@ -57,9 +57,9 @@ def play(group, steps, action=0):
 
 
 @pytest.mark.parametrize("truncates", [False, True])
-def test_the_time_table_of_next_step_autoreset(truncates):
+def test_env_group_follows_next_step_autoreset(truncates):
     obs, taken = play(group_of(Counter(length=3, truncates=truncates)), 6)
-    assert [row[0, 0] for row in obs] == [0, 1, 2, 3, 0, 1, 2]  # 3: the final observation, then the new episode's
+    assert [row[0, 0] for row in obs] == [0, 1, 2, 3, 0, 1, 2]  # 3 is the final observation
     assert [row[0, 1] for row in obs] == [0, 0, 0, 0, 1, 1, 1]
     ends = [bool(step.truncated[0] if truncates else step.terminated[0]) for step in taken]
     assert ends == [False, False, True, False, False, False]
@@ -70,7 +70,7 @@ def test_the_time_table_of_next_step_autoreset(truncates):
     assert taken[0].reward.dtype == np.float32
 
 
-def test_the_action_of_a_reset_step_reaches_no_environment_even_if_it_is_illegal():
+def test_env_group_ignores_the_action_of_a_reset_step_even_if_it_is_illegal():
     env = Counter(length=1)
     group = group_of(env)
     group.reset()
@@ -81,27 +81,27 @@ def test_the_action_of_a_reset_step_reaches_no_environment_even_if_it_is_illegal
     assert env.actions == [7]
 
 
-def test_whole_games_are_reported_with_their_raw_return_and_length():
+def test_env_group_reports_complete_episodes_with_raw_return_and_length():
     _, taken = play(group_of(Counter(length=2), Counter(length=3)), 7)
     ended = [(t, *episode) for t, step in enumerate(taken) for episode in step.episodes]
     assert ended == [(1, 0, 3.0, 2), (2, 1, 6.0, 3), (4, 0, 3.0, 2), (6, 1, 6.0, 3)]
 
 
-def test_every_environment_gets_its_seed_once():
+def test_env_group_gives_every_environment_its_seed_once():
     obs, _ = play(group_of(Counter(), Counter(), seeds=[7, 9]), 5)
     assert obs[-1][:, 2].tolist() == [7, 9]
 
 
 def raises(env):
-    raise RuntimeError("the ghost in the machine")
+    raise RuntimeError("a broken environment")
 
 
-RUBBISH = {
-    "raises": (raises, "the ghost in the machine"),
+INVALID = {
+    "raises": (raises, "a broken environment"),
     "NaN observation": (lambda env: (np.array([np.nan, 0, 0]), 0.0, False, False, {}), "NaN"),
     "infinite reward": (lambda env: (env.obs(), np.inf, False, False, {}), "infinity"),
     "a terminal with NaN": (lambda env: (env.obs(), np.nan, True, False, {}), "NaN"),
-    "wrong shape": (lambda env: (np.zeros((1, 3)), 0.0, False, False, {}), r"shape (1, 3), its space says (3,)"),
+    "wrong shape": (lambda env: (np.zeros((1, 3)), 0.0, False, False, {}), r"shape (1, 3), but its space has (3,)"),
     "shape that would broadcast": (lambda env: (np.zeros(1), 0.0, False, False, {}), "shape (1,)"),
     "wrong dtype": (lambda env: (np.zeros(3, complex), 0.0, False, False, {}), "dtype complex128"),
     "no reward": (lambda env: (env.obs(), None, False, False, {}), "NoneType"),
@@ -109,10 +109,10 @@ RUBBISH = {
 }
 
 
-@pytest.mark.parametrize("kind", RUBBISH)
-def test_a_failing_environment_becomes_a_reset_row_and_is_built_anew(kind):
-    rubbish, reason = RUBBISH[kind]
-    bad, good = Counter(length=9, at=2, rubbish=rubbish), Counter(length=9)
+@pytest.mark.parametrize("kind", INVALID)
+def test_env_group_replaces_a_failing_environment_and_marks_a_reset_row(kind):
+    result, reason = INVALID[kind]
+    bad, good = Counter(length=9, at=2, result=result), Counter(length=9)
     group = group_of(good, bad)
     obs, taken = play(group, 4)
     failed = taken[1]
@@ -127,19 +127,19 @@ def test_a_failing_environment_becomes_a_reset_row_and_is_built_anew(kind):
     assert not failed.terminated.any()
     assert not failed.truncated.any()
     assert bad.closed
-    assert obs[2][1, 0] == 0  # the new one's first observation
-    assert obs[2][1, 2] not in (100, 101)  # and its own seed
-    assert obs[3][:, 0].tolist() == [3, 1]  # the neighbour goes on undisturbed
+    assert obs[2][1, 0] == 0  # first observation of the replacement
+    assert obs[2][1, 2] not in (100, 101)  # its seed is new
+    assert obs[3][:, 0].tolist() == [3, 1]  # the other environment continues
     assert taken[2].valid.all()
 
 
-def test_a_game_cut_by_a_fault_is_not_reported_and_does_not_leak_into_the_next():
-    _, taken = play(group_of(Counter(length=9, at=2, rubbish=raises)), 5)
-    assert [tuple(e) for step in taken for e in step.episodes] == [(0, 6.0, 3)]  # its successor's
+def test_env_group_drops_an_episode_that_a_fault_ended():
+    _, taken = play(group_of(Counter(length=9, at=2, result=raises)), 5)
+    assert [tuple(e) for step in taken for e in step.episodes] == [(0, 6.0, 3)]  # episode of the replacement
 
 
 @pytest.mark.parametrize("action", [3, -1, 2**40])
-def test_an_action_out_of_range_never_reaches_an_environment(action):
+def test_env_group_never_passes_an_action_out_of_range(action):
     env = Counter()
     group = group_of(env, Counter())
     group.reset()
@@ -149,7 +149,7 @@ def test_an_action_out_of_range_never_reaches_an_environment(action):
     assert f"illegal action [{action}]" in step.faults[0].message
 
 
-def test_box_actions_are_clipped_and_nan_is_stopped():
+def test_env_group_clips_box_actions_and_stops_nan():
     box = spaces.Box(np.array([-1, -2], np.float32), np.array([1, 2], np.float32))
     envs = [Counter(action_space=box) for _ in range(3)]
     group = group_of(*envs)
@@ -160,12 +160,12 @@ def test_box_actions_are_clipped_and_nan_is_stopped():
     np.testing.assert_array_equal(envs[0].actions[0], np.array([0.5, -2.0], np.float32))
     assert envs[1].actions == envs[2].actions == []
     assert step.valid.tolist() == [True, False, False]
-    np.testing.assert_array_equal(action, sample)  # the learner's sample stays what it was
+    np.testing.assert_array_equal(action, sample)  # the sample itself is not changed
     leaf = group.spec.actions["action"]
     assert (leaf.kind, leaf.shape, leaf.sizes, leaf.low, leaf.high) == ("box", (2,), (2,), (-1, -2), (1, 2))
 
 
-def test_discrete_actions_start_where_the_space_says():
+def test_env_group_adds_the_start_of_a_discrete_space():
     env = Counter(action_space=spaces.Discrete(3, start=5))
     group = group_of(env)
     group.reset()
@@ -183,7 +183,7 @@ class Nested(Counter):
         }
 
 
-def test_nested_observations_and_actions_are_flat_dicts_of_leaves():
+def test_env_group_flattens_nested_observations_and_actions():
     observation = spaces.Dict(
         image=spaces.Box(0, 255, (2, 2), np.uint8),
         inner=spaces.Dict(place=spaces.Discrete(4), vector=spaces.Box(-9, 9, (1,), np.float64)),
@@ -193,8 +193,8 @@ def test_nested_observations_and_actions_are_flat_dicts_of_leaves():
         [spaces.MultiDiscrete([2, 3]), spaces.Dict(go=spaces.Box(-1, 1, (1,)), how=spaces.MultiBinary(2))]
     )
     envs = [Nested(observation_space=observation, action_space=action) for _ in range(3)]
-    waiting = list(envs)
-    group = EnvGroup(lambda: waiting.pop(0), 2, [0, 1], name="test/nested")
+    remaining = list(envs)
+    group = EnvGroup(lambda: remaining.pop(0), 2, [0, 1], name="test/nested")
     leaves = {name: (leaf.shape, leaf.dtype) for name, leaf in group.spec.obs.items()}
     assert leaves == {
         "obs/image": ((2, 2), "uint8"),
@@ -227,19 +227,19 @@ def test_nested_observations_and_actions_are_flat_dicts_of_leaves():
     assert step.valid.tolist() == [True, False]
 
 
-def test_a_space_without_a_leaf_is_refused_by_name():
+def test_env_group_names_an_unsupported_space():
     with pytest.raises(EnvError, match=r"observation space obs: Text.* is not supported; use Box"):
         group_of(Counter(observation_space=spaces.Text(5)))
     with pytest.raises(EnvError, match=r"action space action/0: Text"):
         group_of(Counter(action_space=spaces.Tuple([spaces.Text(5)])))
 
 
-def test_environments_of_one_group_have_one_spec():
+def test_env_group_needs_equal_spaces():
     with pytest.raises(EnvError, match="same spaces"):
         group_of(Counter(), Counter(action_space=spaces.Discrete(4)))
 
 
-def test_a_constructor_that_fails_says_what_it_said():
+def test_env_group_repeats_the_message_of_a_constructor_that_fails():
     def build():
         raise OSError("no such\nlevel")
 
@@ -247,14 +247,14 @@ def test_a_constructor_that_fails_says_what_it_said():
         EnvGroup(build, 1, [0], name="mygame")
 
 
-def test_a_first_reset_that_fails_says_what_it_said():
+def test_env_group_repeats_the_message_of_a_first_reset_that_fails():
     env = Counter()
     env.reset = lambda **_: raises(env)
-    with pytest.raises(EnvError, match="failed at its first reset: RuntimeError: the ghost"):
+    with pytest.raises(EnvError, match="failed at its first reset: RuntimeError: a broken environment"):
         group_of(env).reset()
 
 
-def test_a_second_reset_begins_new_episodes_without_the_seed():
+def test_env_group_resets_without_the_seed_the_second_time():
     group = group_of(Counter(length=9))
     group.reset()
     group.step({"action": np.array([0])})
@@ -265,12 +265,12 @@ def test_a_second_reset_begins_new_episodes_without_the_seed():
 
 
 def masked(actions, size):
-    """A group whose observation is a Dict with a mask of that many flags."""
+    """Build a group whose Dict observation has a mask with `size` flags."""
     space = spaces.Dict({"action_mask": spaces.Box(0, 1, (size,), np.int8), "x": spaces.Box(-1, 1, (2,), np.float32)})
     return group_of(Counter(observation_space=space, action_space=actions))
 
 
-def test_a_mask_is_found_by_its_name_and_has_to_fit_the_actions():
+def test_mask_leaf_is_found_by_name_and_must_fit_the_actions():
     assert masked(spaces.Discrete(4), 4).spec.mask == "obs/action_mask"
     assert masked(spaces.MultiDiscrete([2, 3]), 5).spec.mask == "obs/action_mask"
     assert group_of(Counter()).spec.mask == ""

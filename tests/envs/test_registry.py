@@ -1,4 +1,4 @@
-"""Finding environments by name: what is installed, what is said when it is not there, and what is never imported."""
+"""Finding environments by name: families, error messages, and packages that are not imported."""
 
 import subprocess
 import sys
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from sfactory.envs import EnvError, families, make_group, make_spec
-from sfactory.envs import spec as envs
+from sfactory.envs import registry as envs
 from sfactory.envs.gymnasium_adapter import EnvGroup
 
 
-def test_the_families_of_the_project_are_installed():
+def test_families_lists_those_of_the_project():
     assert {"faults", "gymnasium", "minatar"} <= set(families())
 
 
@@ -25,8 +25,8 @@ def test_the_families_of_the_project_are_installed():
         ("minatar/Breakout-v0", {}, r"did you mean breakout\?"),
         ("minatar/xyz", {}, r"no game 'xyz'; there are asterix, breakout, freeway, seaquest, space_invaders"),
         ("minatar/breakout", {"sticky_action_probe": 0}, r"no such setting .*did you mean sticky_action_prob\?"),
-        ("minatar/breakout", {"sticky_action_prob": 1.5}, r"sticky_action_prob is 1.5"),
-        ("minatar/breakout", {"max_episode_steps": 0}, r"max_episode_steps is 0"),
+        ("minatar/breakout", {"sticky_action_prob": 1.5}, r"sticky_action_prob must be in .0, 1. .got 1.5"),
+        ("minatar/breakout", {"max_episode_steps": 0}, r"max_episode_steps must be >= 1 .got 0"),
         ("gymnasium/CartPoll-v1", {}, r"gymnasium knows no environment 'CartPoll-v1'; did you mean CartPole-v1\?"),
         ("gymnasium/CartPole-v7", {}, r"gymnasium knows no environment 'CartPole-v7'; did you mean CartPole-v1\?"),
         ("gymnasium/CartPole-v1", {"gravitas": 9}, r"CartPole-v1 could not be built: TypeError: .*gravitas"),
@@ -34,31 +34,31 @@ def test_the_families_of_the_project_are_installed():
         ("CartPole-v1", {}, r"write FAMILY/ID"),
     ],
 )
-def test_an_unknown_name_is_answered_in_one_line_with_what_was_probably_meant(name, settings, message):
+def test_make_spec_reports_an_unknown_name_in_one_line_with_a_suggestion(name, settings, message):
     with pytest.raises(EnvError, match=message) as caught:
         make_spec(name, settings)
     assert "\n" not in str(caught.value)
 
 
-def test_one_seed_for_each_environment():
-    with pytest.raises(EnvError, match="3 environments need as many seeds, got 2"):
+def test_make_group_needs_one_seed_for_each_environment():
+    with pytest.raises(EnvError, match=r"3 environments need as many seeds \(got 2\)"):
         make_group("faults/count", 3, [1, 2])
 
 
-def test_a_missing_package_names_the_command_that_installs_it(monkeypatch):
+def test_make_spec_names_the_command_that_installs_a_missing_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EnvError, match=r"needs minatar, .* pip install 'sfactory\[minatar\]'"):
         make_spec("minatar/breakout")
 
 
-def test_a_missing_import_of_a_family_names_its_extra(monkeypatch):
+def test_load_family_names_the_extra_of_a_family_that_cannot_be_imported(monkeypatch):
     point = EntryPoint("atari", "no_such_package_at_all:make", "sfactory.envs")
     monkeypatch.setattr(envs, "families", lambda: {"atari": point})
     with pytest.raises(EnvError, match=r"needs no_such_package_at_all, .* pip install 'sfactory\[atari\]'"):
         make_spec("atari/pong")
 
 
-def test_a_package_of_ones_own_comes_through_the_same_door(monkeypatch):
+def test_make_group_builds_a_third_party_family(monkeypatch):
     import gymnasium
 
     def make(env_id, *, num_envs, seeds, **settings):
@@ -77,13 +77,19 @@ def imported(code):
     return {name.split(".")[0] for name in done.stdout.split()}
 
 
-def test_a_minatar_group_brings_in_neither_torch_nor_plots_nor_gymnasium():
+def test_minatar_group_imports_neither_torch_nor_plots_nor_gymnasium():
     names = imported("from sfactory.envs import make_group as m; g = m('minatar/breakout', 2, [0, 1]); g.reset()")
     assert "sfactory_envs" in names
     assert not names & {"torch", "pandas", "seaborn", "matplotlib", "minatar", "gymnasium"}
 
 
-def test_a_gymnasium_group_brings_in_no_torch():
+def test_gymnasium_group_does_not_import_torch():
     names = imported("from sfactory.envs import make_group as m; m('gymnasium/CartPole-v1', 1, [0]).reset()")
     assert "gymnasium" in names
     assert not names & {"torch", "pandas", "matplotlib"}
+
+
+def test_envs_still_exports_episode_tally_under_its_earlier_name():
+    import sfactory.envs
+
+    assert sfactory.envs.Tally is sfactory.envs.EpisodeTally

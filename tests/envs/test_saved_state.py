@@ -1,4 +1,4 @@
-"""Saved in one group and restored in another: from there on the same games, bit for bit."""
+"""Snapshots: a group that restores the state of another one continues bit for bit like it."""
 
 import json
 
@@ -35,7 +35,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_a_restored_group_plays_on_as_the_one_that_was_saved(name):
+def test_restored_group_continues_exactly(name):
     one, two = (make_group(name, 3, seeds) for seeds in ([1, 2, 3], [50, 51, 52]))
     draws = np.random.default_rng(0)
     one.reset(), two.reset()
@@ -43,7 +43,7 @@ def test_a_restored_group_plays_on_as_the_one_that_was_saved(name):
         one.step(act(one.spec, draws, 3))
         two.step(act(one.spec, draws, 3))
     state = json.dumps(one.snapshot())
-    two.restore(json.loads(state))  # and `one` simply lives on: it was never saved, as far as it knows
+    two.restore(json.loads(state))  # `one` continues without a restore
     episodes = 0
     for _ in range(300):
         action = act(one.spec, draws, 3)
@@ -54,8 +54,8 @@ def test_a_restored_group_plays_on_as_the_one_that_was_saved(name):
     assert episodes or name in ("minatar/freeway", "gymnasium/Acrobot-v1", "gymnasium/Ant-v5")
 
 
-def test_a_restored_group_differs_if_its_random_numbers_are_lost():
-    """The negative control: without the generators the games part."""
+def test_restored_group_differs_without_its_random_numbers():
+    """Negative control: without the generators the episodes differ."""
     one, two = (make_group("minatar/seaquest", 3, seeds) for seeds in ([1, 2, 3], [50, 51, 52]))
     draws = np.random.default_rng(0)
     state = one.snapshot()
@@ -74,7 +74,7 @@ class Secret(gymnasium.Env):
         return np.zeros(1, np.float32), {}
 
 
-def test_what_cannot_be_saved_is_refused_by_name():
+def test_snapshot_names_an_environment_that_cannot_be_saved():
     with pytest.raises(EnvError, match=r"test/secret: Secret cannot be saved exactly: it has no snapshot\(\)"):
         EnvGroup(Secret, 1, [0], name="test/secret").snapshot()
     wrapped = EnvGroup(lambda: gymnasium.wrappers.TransformReward(Secret(), abs), 1, [0], name="test/wrapped")
@@ -89,12 +89,12 @@ plain = st.recursive(
 
 
 @given(plain)
-def test_plain_state_comes_back_as_it_was(value):
+def test_decode_inverts_encode_for_plain_state(value):
     back = decode(json.loads(json.dumps(encode(value))))
-    assert repr(back) == repr(value)  # NaN, -0.0 and types included
+    assert repr(back) == repr(value)  # includes NaN, -0.0 and types
 
 
-def test_arrays_scalars_and_generators_come_back_bit_for_bit():
+def test_decode_inverts_encode_for_arrays_scalars_and_generators():
     generator, random = np.random.default_rng(3), np.random.RandomState(4)
     generator.normal(size=7), random.random_sample(5)
     values = [np.float32(0.1), np.int8(-3), np.arange(6, dtype=np.int16).reshape(2, 3)[:, ::2], np.array(["a", "bc"])]
@@ -111,6 +111,6 @@ def test_arrays_scalars_and_generators_come_back_bit_for_bit():
         assert np.array_equal(decode(encode(drawn)).normal(size=9), drawn.normal(size=9))
 
 
-def test_what_is_not_plain_is_an_error():
-    with pytest.raises(SnapshotError, match=r"builtins\.object is no plain state"):
+def test_encode_raises_for_other_types():
+    with pytest.raises(SnapshotError, match=r"builtins\.object is not plain state"):
         encode({"a": [object()]})
