@@ -1,7 +1,7 @@
 """stable-baselines3's PPO on one workload, run by the Python it is installed in; prints one line of JSON.
 
-    python sb3.py WORKLOAD --seconds 20           steps per second, after the first rollouts
-    python sb3.py WORKLOAD --target 9             seconds until the mean return of the last 100 games is there
+python sb3.py WORKLOAD --seconds 20           steps per second, after the first rollouts
+python sb3.py WORKLOAD --target 9             seconds until the mean return of the last 100 games is there
 """
 
 from __future__ import annotations

@@ -86,7 +86,9 @@ def plan_jobs(
     for seed, cell in itertools.product(seeds, cells):
         own = {"run.seed": RawValue(str(seed)), "log.quiet": RawValue("true")}
         values = flat_settings(parsing.build(*base, cell, own))
-        name = "_".join([*(_path_component(format_setting(key, values.get(current_name(key)))) for key in cell), f"s{seed}"])
+        name = "_".join(
+            [*(_path_component(format_setting(key, values.get(current_name(key)))) for key in cell), f"s{seed}"]
+        )
         config = parsing.build(*base, cell, {"run.dir": RawValue(str(folder / name)), **own})
         jobs[name] = Job(name, folder / name, config)
     return folder, list(jobs.values())

@@ -46,8 +46,6 @@ CURVES: dict[str, dict[str, str]] = {  # title -> metric -> name in the legend
 """Curves with a card of their own; return, lag and stages have special cards."""
 
 
-
-
 class Tile(NamedTuple):
     """A number of the page's header."""
 
@@ -244,7 +242,9 @@ def _settings(config: Config) -> tuple[list[tuple[str, str, str]], list[tuple[st
         if name in defaults and value == defaults[name]:
             unchanged.append((flag_name(name), format_value(value)))
         else:
-            changed.append((flag_name(name), format_value(value), format_value(defaults[name]) if name in defaults else ""))
+            changed.append(
+                (flag_name(name), format_value(value), format_value(defaults[name]) if name in defaults else "")
+            )
     return changed, unchanged
 
 

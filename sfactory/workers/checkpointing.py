@@ -32,7 +32,9 @@ class Checkpointing:
         self.run_spec, self.config, self.update, self.counters = run_spec, run_spec.config, update, counters
         self.words, self.supervisor, self.log = words, supervisor, log
         self.lockstep = self.config.run.mode == "lockstep"
-        self.saver = CheckpointWriter(run_spec.policy_dir(policy), self.config.checkpoint.keep, self.config.checkpoint.milestones)
+        self.saver = CheckpointWriter(
+            run_spec.policy_dir(policy), self.config.checkpoint.keep, self.config.checkpoint.milestones
+        )
         self.saved_at = time.monotonic()
         self.saved_steps = 0  # env_steps of the last save that was started, successful or not
         self.started_one = bool(run_spec.resume_from)

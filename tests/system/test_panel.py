@@ -15,7 +15,7 @@ from sfactory.config.flags import split_flags
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
 from sfactory.monitor.known_rooflines import store_roofline
-from sfactory.monitor.messages import STAGES
+from sfactory.monitor.table import STAGES
 
 
 def until(fd, condition, seconds=90.0):
