@@ -13,7 +13,7 @@ from import_graph import modules
 import sfactory
 from sfactory import _moved, errors
 from sfactory.errors import Exit
-from sfactory.play.export import NotEqual
+from sfactory.play.export import ExportMismatch
 from sfactory.tools.bench import BenchFailed
 from sfactory.tools.verify_resume import RunFailed
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
         *(kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)),
         BenchFailed,
         RunFailed,
-        NotEqual,
+        ExportMismatch,
     ],
     ids=lambda kind: kind.__name__,
 )

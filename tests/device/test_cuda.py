@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_device_runs import run_on
-from test_inference_batch import WIDE, E, answers_on
+from test_inference_batch import WIDE, E, batches_on
 from test_recorded_updates import CASES, empty_batch, fill, trained, update_on
 
 from sfactory.device.accelerator import WARM, Accelerator, NotRecordable, accelerator_of
@@ -40,10 +40,10 @@ def cuda():
 
 @pytest.mark.parametrize("case", CASES)
 def test_recorded_update_equals_the_direct_update_on_cuda(cuda, case):
-    said = []
-    recorded, rows = trained(update_on(cuda, said=said, **CASES[case]))
+    lines = []
+    recorded, rows = trained(update_on(cuda, lines=lines, **CASES[case]))
     stepwise, other_rows = trained(update_on(StepByStep(cuda), **CASES[case]))
-    assert said == []
+    assert lines == []
     for name, x in stepwise.items():
         torch.testing.assert_close(recorded[name], x, rtol=1e-4, atol=1e-6, msg=name)
     for row, other in zip(rows, other_rows, strict=True):
@@ -78,8 +78,8 @@ def test_cuda_reads_shared_memory_directly(cuda):
 def test_inference_batch_on_cuda_equals_the_batch_on_the_cpu(cuda, direct):
     arena = Arena.create({"wide": Field((5, E, WIDE), "float32"), "small": Field((5, E, 1), "float32")})
     assert cuda.register(arena.whole)
-    said, draws = [], np.random.default_rng(0)
-    device, host, _ = answers_on(cuda, direct=direct, say=said.append)
+    lines, draws = [], np.random.default_rng(0)
+    device, host, _ = batches_on(cuda, direct=direct, log=lines.append)
     for groups in (5, 1, 3, 2, 5, 4, 1):
         for name in ("wide", "small"):
             arena[name][...] = draws.random(arena[name].shape, np.float32)
@@ -89,15 +89,15 @@ def test_inference_batch_on_cuda_equals_the_batch_on_the_cpu(cuda, direct):
         on_cuda, on_cpu = device.run(groups), host.run(groups)
         for name, x in on_cpu.items():
             np.testing.assert_allclose(on_cuda[name], x, rtol=1e-4, atol=1e-5)
-    assert said == []
+    assert lines == []
     cuda.release()
 
 
 @pytest.mark.parametrize("model", [{}, {"core": "gru", "core_size": 8}])
 def test_lockstep_run_on_cuda_repeats_with_the_same_seed(cuda, tmp_path, monkeypatch, model):
-    first, steps, said, rho = run_on(cuda, tmp_path, monkeypatch, **model)
+    first, steps, lines, rho = run_on(cuda, tmp_path, monkeypatch, **model)
     again, same, _, _ = run_on(cuda, tmp_path, monkeypatch, **model)
-    assert said == []
+    assert lines == []
     assert rho < 1e-4
     assert steps == same
     assert torch.equal(first, again)

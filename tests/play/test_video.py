@@ -170,7 +170,7 @@ def test_check_video_rejects_videos_that_cannot_be_recorded(tmp_path, monkeypatc
 
 def test_video_games_requires_video(typed):
     code, _, line = typed("eval", "runs/none", "--video-games", 2)
-    assert (code, line.endswith("say where: --video FILE.mp4")) == (2, True)
+    assert (code, line.endswith("add --video FILE.mp4")) == (2, True)
 
 
 def test_task_video_path_inserts_the_task(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from sfactory.config import Checkpoint, Config, Env, Eval, Run
 from sfactory.learning.distributed import SingleLearner
 from sfactory.run import checkpoint
-from sfactory.run.checkpoint_writer import Saved
+from sfactory.run.checkpoint_writer import SaveResult
 from sfactory.workers import checkpointing as module
 from sfactory.workers.checkpointing import Checkpointing
 from sfactory.workers.counters import Counters
@@ -22,10 +22,10 @@ class FakeSaver:
     def __init__(self, *unused):
         self.begun, self.ended, self.busy = [], None, False
 
-    def begin(self, contents):
+    def start(self, contents):
         self.begun.append(contents.state["env_steps"])
 
-    def take(self, wait):
+    def poll(self, wait):
         ended, self.ended = self.ended, None
         return ended
 
@@ -56,7 +56,7 @@ def make_checkpointing(monkeypatch, env_steps=1500, leader=True, **sections):
 def test_checkpointing_saves_at_once_in_a_new_run_and_then_after_every_seconds(monkeypatch, clock):
     one = make_checkpointing(monkeypatch, checkpoint=Checkpoint(every_seconds=60.0))
     assert one.save_if_due()
-    one.saver.ended = Saved(1500, None)
+    one.saver.ended = SaveResult(1500, None)
     assert not one.save_if_due()
     assert (one.words.checkpoint, one.words.saved, one.unsaved) == (1500, True, False)
     clock[0] += 61.0
@@ -82,7 +82,7 @@ def test_checkpointing_starts_one_save_per_evaluation_even_if_the_disk_is_full(m
     for steps in (1500, 1600, 1700, 2100):
         one.counters.env_steps = steps
         one.save_if_due()
-        one.saver.ended = Saved(steps, OSError(28, "No space left on device"))
+        one.saver.ended = SaveResult(steps, OSError(28, "No space left on device"))
     assert one.saver.begun == [1500, 2100]
     assert one.words.saved == 0
     assert one.words.outcome == LearnerOutcome.RUNNING
@@ -122,13 +122,13 @@ def test_checkpointing_starts_nothing_while_a_save_is_being_written(monkeypatch,
 @pytest.mark.parametrize("last", [False, True])
 def test_storage_error_ends_the_run_only_at_the_last_save(monkeypatch, clock, last):
     one = make_checkpointing(monkeypatch)
-    one.saver.ended = Saved(1500, OSError(28, "No space left on device"))
+    one.saver.ended = SaveResult(1500, OSError(28, "No space left on device"))
     one.finish_save(wait=True, last=last)
     assert one.words.outcome == (LearnerOutcome.STORAGE if last else LearnerOutcome.RUNNING)
     assert one.lines == [
         "checkpoint at 1500 failed: [Errno 28] No space left on device; the previous checkpoint is kept"
     ]
-    one.saver.ended = Saved(1500, ZeroDivisionError("a bug"))
+    one.saver.ended = SaveResult(1500, ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
         one.finish_save(wait=True)
 
@@ -153,7 +153,7 @@ def test_take_stall_returns_the_longest_save_once(monkeypatch, clock):
 def test_initialize_from_lists_the_tensors_that_differ(monkeypatch, clock, tmp_path):
     one = make_checkpointing(monkeypatch)
     parts = {"model": {"a": torch.zeros(3), "b": torch.zeros(1)}, "normalizers": {}}
-    monkeypatch.setattr(checkpoint, "source", lambda path: path)
+    monkeypatch.setattr(checkpoint, "resolve", lambda path: path)
     monkeypatch.setattr(checkpoint, "load", lambda path, parts_: SimpleNamespace(parts=parts))
     own = {"a": torch.zeros(2), "c": torch.zeros(4)}
     one.update.model = SimpleNamespace(state_dict=lambda: own)
