@@ -76,13 +76,13 @@ def back_at_work(run: Path, kind: str, times: int) -> list[float]:
             victim.kill()
             began = time.perf_counter()
             until(lambda victim=victim: (w := worker(process, kind)) is not None and w.pid != victim.pid)
-            newborn = worker(process, kind)
-            assert newborn is not None
-            busy = sum(newborn.cpu_times()[:2])
-            # At work: three batches, more than was in flight, have been trained since the newborn was there.
+            restarted = worker(process, kind)
+            assert restarted is not None
+            busy = sum(restarted.cpu_times()[:2])
+            # At work: three batches, more than was in flight, have been trained since it was restarted.
             before = rows(run)[-1]["env_steps"]
             until(lambda before=before: rows(run)[-1]["env_steps"] >= before + 3 * BATCH)
-            assert sum(newborn.cpu_times()[:2]) > busy
+            assert sum(restarted.cpu_times()[:2]) > busy
             found.append(time.perf_counter() - began)
             time.sleep(1.0)
     return found

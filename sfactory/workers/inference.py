@@ -20,6 +20,7 @@ import torch
 from sfactory.device.accelerator import accelerator_of, register
 from sfactory.device.selection import pick_device, precision
 from sfactory.learning.network import build_model
+from sfactory.learning.objectives import objective_class
 from sfactory.shm.mailbox import NOTHING
 from sfactory.shm.slots import unpack
 from sfactory.workers.inference_batch import CpuBatch, GpuBatch, InferenceBatch
@@ -38,7 +39,7 @@ class Inference(Worker):
         super().__init__(inference_name(policy), shared, sink)
         self.device = pick_device(self.config.run.inference_device or self.config.run.device)
         self.model = build_model(self.config, self.run_spec.spec).to(self.device).eval()
-        self.distribution = self.model.distribution
+        self.objective = objective_class(self.config)
         self.autocast = precision(self.config.run.precision, self.device)
         weights = self.model.flat_size()
         self.mailbox = shared.mailbox(weights, policy)
@@ -119,7 +120,7 @@ class Inference(Worker):
         """One forward pass, so that one version acts in the whole batch."""
         with self.autocast():
             out = self.model({name: inputs[name] for name in self.obs_names}, inputs.get("state"), inputs["first"])
-        actions, log_prob = self.distribution.sample_and_log_prob(out.params, inputs["noise"])
+        actions, log_prob = self.objective.act(self.model, out, inputs["noise"])
         outputs = {**actions, "log_prob": log_prob, "params": out.params, "value": out.value}
         if self.has_state:
             outputs["state"] = out.state

@@ -58,14 +58,14 @@ def test_classic_control_renders_without_a_display():
 
 
 def test_mujoco_renders_without_a_display_or_names_what_to_install():
-    hopper, said = group("gymnasium/Hopper-v5", 1), ""
+    hopper, message = group("gymnasium/Hopper-v5", 1), ""
     hopper.reset()
     try:
         picture = hopper.render(0)
     except EnvError as error:
-        said, picture = str(error), np.arange(3 * 480 * 480).reshape(480, 480, 3)
+        message, picture = str(error), np.arange(3 * 480 * 480).reshape(480, 480, 3)
     hopper.close()
-    assert not said or "apt-get install libegl1" in said
+    assert not message or "apt-get install libegl1" in message
     assert picture.shape == (480, 480, 3)
     assert picture.std() > 10
 

@@ -56,7 +56,9 @@ def test_envpool_halfcheetah_trains_resumes_and_evaluates_with_its_normalizer(tm
     assert report["protocol"] == json.loads((newest / "state.json").read_text())["protocol"] == protocol
     assert (report["lengths"], report["capped"], report["faults"]) == ([50] * 4, 0, 0)
     assert len(set(report["returns"])) == 4  # four seeds, one greedy policy
-    lengths = [row["charts/episodic_length"] for row in curve if "charts/episodic_length" in row]  # told once a second
+    lengths = [
+        row["charts/episodic_length"] for row in curve if "charts/episodic_length" in row
+    ]  # written once a second
     assert set(lengths) == {50}
     weights, statistics = load_file(newest / "model.safetensors"), load_file(newest / "normalizers.safetensors")
     assert statistics["obs.obs.count"] == curve[-1]["env_steps"]  # every trained step of both runs, no reset row

@@ -74,7 +74,7 @@ def test_sampler_is_restarted_after_its_environment_kills_it(tmp_path, knob, tex
     # Ten steps and a reset row to an episode: the fortieth call finds the fourth one 7 steps old.
     where = re.search(r"in environment (\d+), seed (\d+), step 7 of the episode\); restarted", log_of(run))
     assert where, log_of(run)
-    group = int(where[1]) // 4  # its first environment is the one that was told to fail
+    group = int(where[1]) // 4  # the fault is set for its first environment
     assert (int(where[1]), int(where[2])) == (4 * group, env_seeds(1, 0, 0, 4 * group, 1)[0])
     assert marker.exists()
     assert ledger_balances(run)

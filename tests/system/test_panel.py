@@ -24,7 +24,7 @@ def until(fd, condition, seconds=90.0):
     while time.monotonic() < end and not condition(seen.decode(errors="replace")):
         try:
             seen += os.read(fd, 65536)
-        except OSError:  # nobody holds the other end
+        except OSError:  # no process has the other end open
             break
     return seen.decode(errors="replace")
 
@@ -65,4 +65,4 @@ def test_lockstep_stage_shares_of_all_workers_sum_to_one(tmp_path):
     subprocess.run(command("train", "gymnasium/CartPole-v1", *words), check=True, timeout=90, capture_output=True)
     for row in rows(tmp_path / "run")[1:]:
         busy = sum(1.0 - row[f"stage/{kind}/wait"] for kind in STAGES)
-        assert 0.5 < busy < 1.2  # writing rows is nobody's; windows are one update apart
+        assert 0.5 < busy < 1.2  # writing rows is in no stage; windows are one update apart

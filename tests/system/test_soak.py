@@ -64,7 +64,7 @@ def test_fifty_sampler_restarts_leak_no_memory_descriptors_or_threads(tmp_path):
     run, shm = tmp_path / "run", set(os.listdir("/dev/shm"))
     process, killed, samples, work, until = torment(run, MINUTE, MINUTE + PATIENCE * THIRD)
     zombies = [p for p in children(process) if p.status() == psutil.STATUS_ZOMBIE]
-    time.sleep(2.0)  # the last newborn is there
+    time.sleep(2.0)  # the last restarted worker has started
     assert len(workers_named(process, "sampler")) == 3
     process.terminate()
     finish(process, 143)

@@ -108,7 +108,7 @@ def test_watch_ends_when_the_run_ends(run_dir, monkeypatch, capsys):
 
 
 def test_run_watcher_reports_a_killed_supervisor(run_dir):
-    """Nobody wrote how it ended."""
+    """No process wrote how the run ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     write(run_dir, 100)
