@@ -7,7 +7,6 @@ every import of the package loads this module.
 from __future__ import annotations
 
 import sys
-from importlib.abc import MetaPathFinder
 
 MOVED = {
     "batch": "learning.batch_scaling",
@@ -78,8 +77,11 @@ MOVED = {
 """Old path -> new path, both inside `sfactory`. The names of packages cover the modules inside them."""
 
 
-class MovedModules(MetaPathFinder):
-    """Finder for the old module paths: raises ImportError with the new path."""
+class MovedModules:
+    """Finder for the old module paths: raises ImportError with the new path.
+
+    Not a subclass of `importlib.abc.MetaPathFinder`: importing that takes longer than the rest of the package.
+    """
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
         package, _, name = fullname.partition(".")

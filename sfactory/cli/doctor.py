@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from sfactory.cli.args import Commands, add_json, complete
@@ -37,6 +36,8 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings."""
+    from dataclasses import asdict
+
     from sfactory.tools.doctor import examine, report
 
     found = examine(options.dir)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import sys
-import traceback
 from pathlib import Path
 
 from sfactory.errors import Exit, resume_command
@@ -48,6 +47,8 @@ def exit_of(error: Exception) -> tuple[Exit, str]:
         return Exit.STORAGE, str(error)
     if isinstance(error, ValueError) and _raised_by_sfactory(error):
         return Exit.USAGE, str(error)
+    import traceback  # only for a bug: it would slow every command
+
     traceback.print_exception(error)
     return Exit.BUG, f"{type(error).__name__}: {error}"
 
