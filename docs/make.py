@@ -21,9 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import sfactory.config.schema
 import sfactory.errors
 from sfactory.config import Config, presets
+from sfactory.config.flags import field_help
 from sfactory.config.parsing import field_types, flag_name
 from sfactory.errors import Exit
 from sfactory.monitor.format import human
@@ -129,7 +129,7 @@ def format_default(value: Any) -> str:
 
 
 def configuration_page() -> str:
-    helps, types = docstrings(sfactory.config.schema), field_types()
+    helps, types = field_help(), field_types()
     lines = [CONFIGURATION_INTRO]
     for section in dataclasses.fields(Config):
         cls = typing.get_type_hints(Config)[section.name]
@@ -137,7 +137,7 @@ def configuration_page() -> str:
         rows = []
         for field, value in dataclasses.asdict(cls()).items():
             name = f"{section.name}.{field}"
-            text = escape_cell(helps[f"{cls.__name__}.{field}"])
+            text = escape_cell(helps[name])
             rows.append((f"`--{flag_name(name)}`", accepted_values(types[name]), format_default(value), text))
         lines += [*markdown_table(("flag", "value", "default", "meaning"), rows), ""]
     return page("Configuration", "the docstrings in sfactory/config/schema.py", *lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import re
 import tomllib
@@ -15,6 +16,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sfactory.config import schema
 from sfactory.config.bounds import ENCODERS
 from sfactory.config.parsing import (
     SETTINGS,
@@ -122,7 +124,7 @@ def add_settings(parser: argparse.ArgumentParser, keys: bool = True) -> None:
     For --help-all and shell completion. Command lines are read by `split_flags`, which also takes the forms that
     argparse does not know. keys: declare the placeholder `--env.settings.KEY` too.
     """
-    meanings = descriptions()
+    meanings = field_help()
     defaults = {section: cls() for section, cls in typing.get_type_hints(Config).items()}
     groups: dict[str, Any] = {}
     for name, kind in field_types().items():
@@ -146,22 +148,19 @@ def add_settings(parser: argparse.ArgumentParser, keys: bool = True) -> None:
                 action.complete = COMPLETED[name]
 
 
-def descriptions() -> dict[str, str]:
-    """Dotted name -> docstring of every setting, from the source of the configuration's classes."""
+@functools.cache
+def field_help() -> dict[str, str]:
+    """Dotted name -> help text of every setting: the docstring under its field, on one line."""
     import ast
     import inspect
 
-    found: dict[str, str] = {}
+    classes = {node.name: node for node in ast.parse(inspect.getsource(schema)).body if isinstance(node, ast.ClassDef)}
+    found = {}
     for section, cls in typing.get_type_hints(Config).items():
-        body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(cls)).body[0]).body
-        for field, text in itertools.pairwise(body):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(text, ast.Expr)
-                and isinstance(text.value, ast.Constant)
-            ):
-                found[f"{section}.{field.target.id}"] = " ".join(str(text.value.value).split())
+        for statement, after in itertools.pairwise(classes[cls.__name__].body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
+                text = " ".join(ast.literal_eval(after.value).split())
+                found[f"{section}.{ast.unparse(statement.target)}"] = text
     return found
 
 

@@ -8,23 +8,19 @@ are then checked by msgspec, which imports in 15 ms (pydantic: 35 ms) and does n
 
 from __future__ import annotations
 
-import ast
 import functools
-import inspect
-import itertools
 import json
 import math
 import numbers
 import os
 import re
-import textwrap
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any, Literal
 
-from sfactory.config import Config, schema
+from sfactory.config import Config
 from sfactory.config.bounds import check_bound
 from sfactory.config.renamed import RENAMED, current_name, report_old_names
 from sfactory.errors import SettingError, did_you_mean
@@ -246,52 +242,3 @@ def _whole(text: str) -> int:
     if exact != int(exact):
         raise SettingError(f"{text} is not a whole number")
     return int(exact)
-
-
-# -- help ----------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def field_help() -> dict[str, str]:
-    """Dotted name -> help text of every setting: the docstring under its field, on one line."""
-    classes = {node.name: node for node in ast.parse(inspect.getsource(schema)).body if isinstance(node, ast.ClassDef)}
-    found = {}
-    for section, cls in typing.get_type_hints(Config).items():
-        for statement, after in itertools.pairwise(classes[cls.__name__].body):
-            if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
-                text = " ".join(ast.literal_eval(after.value).split())
-                found[f"{section}.{ast.unparse(statement.target)}"] = text
-    return found
-
-
-def all_options() -> str:
-    """Every setting with its type, help and default, as `--help-all` prints it."""
-    types, helps = field_types(), field_help()
-    lines = ["sfactory train TARGET [--section.field value ...]"]
-    for section, cls in typing.get_type_hints(Config).items():
-        lines += ["", f"{section}: {inspect.getdoc(cls)}", ""]
-        for key, default in asdict(cls()).items():
-            name = f"{section}.{key}"
-            lines.append(f"  --{flag_name(name)}{'.KEY' if name == SETTINGS else ''} {_metavar(types[name])}")
-            text = f"{helps[name]} (default: {_default_text(default)})"
-            lines += textwrap.wrap(text, 88, initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False)
-    return "\n".join(lines) + "\n"
-
-
-def _metavar(kind: Any) -> str:
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        return "{" + ",".join(typing.get_args(kind)) + "}"
-    if origin is dict:
-        return "VALUE"
-    if origin is tuple:
-        return "INT ..."
-    return {bool: "[true|false]", int: "INT", float: "FLOAT", str: "TEXT"}.get(kind, "FLOAT|none")
-
-
-def _default_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return "none" if value in ("", None) or value == {} else str(value)

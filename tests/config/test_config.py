@@ -17,8 +17,8 @@ import pytest
 import sfactory
 from sfactory.config import Config, Env, Model, Run, Stop, to_dict, with_settings
 from sfactory.config.bounds import ENCODERS
-from sfactory.config.flags import split_flags
-from sfactory.config.parsing import all_options, build, convert, field_help, field_types, flag_name, number
+from sfactory.config.flags import field_help, split_flags
+from sfactory.config.parsing import build, convert, field_types, number
 from sfactory.config.presets import presets, presets_dir, read_toml, target_layers
 from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.errors import SettingError
@@ -306,16 +306,6 @@ def test_choices_of_the_schema_are_the_names_of_the_registries():
 def test_every_setting_has_a_help_text():
     assert set(field_help()) == set(field_types())
     assert all(text.endswith(".") for text in field_help().values())
-
-
-def test_all_options_lists_every_setting_with_help_and_default():
-    text = all_options()
-    for name in field_types():
-        assert f"--{flag_name(name)}" in text
-    assert "--batch.epochs INT\n        Passes over each batch." in text
-    assert "(default: 0.99)" in text
-    assert "{constant,linear,kl_adaptive,ess}" in text
-    assert max(len(line) for line in text.splitlines() if line.startswith("        ")) <= 88
 
 
 # -- values from Python, and what building leaves alone
