@@ -1,4 +1,4 @@
-# make train    install everything, then train MinAtar Breakout (about 8 minutes)
+# make train    install sfactory with MinAtar, then train Breakout (about 8 minutes)
 # make test     install everything, then run lint, types and all tests that CI runs (about 12 minutes on 2 cores)
 # make lint     ruff check and ruff format --check
 # make types    mypy

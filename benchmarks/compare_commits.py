@@ -44,7 +44,7 @@ class Run(NamedTuple):
 RUNS = {
     "breakout": Run("minatar/breakout", (), 2048),
     "cartpole": Run("classic/cartpole", (), 512),
-    "pendulum": Run("classic/pendulum", ("--normalize.value-targets", "true"), 2048),  # all three normalisers
+    "pendulum": Run("classic/pendulum", ("--normalize.value-targets", "true"), 2048),  # all three normalizers
     "tmaze": Run("memory/tmaze", (), 2048),  # GRU
     "hopper": Run("mujoco/hopper", (), 2048),
     "pong": Run(

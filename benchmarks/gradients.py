@@ -6,7 +6,7 @@ A run of MinAtar Breakout (the preset, lockstep) is stopped. Its weights of 0, 1
 without training, and every estimator computes the gradient of its first step from the same stale batches. The reference
 is the gradient of uncorrected on-policy data of the same size from other seeds. The cosine measures the direction, the
 ratio of norms the length; the row `on-policy again` shows the effect of noise alone.
-Advantages are not normalised, value loss, entropy bonus and gradient clipping are off. Writes benchmarks/results/
+Advantages are not normalized, value loss, entropy bonus and gradient clipping are off. Writes benchmarks/results/
 gradients_tables.md and gradients.svg / .png.
 """
 
@@ -41,8 +41,8 @@ BURN_IN = 12  # first batches of each policy, discarded: its state distribution 
 
 ESTIMATORS = {
     "no correction": dict(surrogate="impala", behavior_weight="none"),
-    "PPO around recent weights, no behaviour weight": dict(surrogate="ppo", behavior_weight="none"),
-    "PPO around behaviour": dict(surrogate="ppo", proximal="behavior"),
+    "PPO around recent weights, no behavior weight": dict(surrogate="ppo", behavior_weight="none"),
+    "PPO around behavior": dict(surrogate="ppo", proximal="behavior"),
     "V-trace and IMPALA's policy gradient": dict(trace="vtrace", surrogate="impala", behavior_weight="trace"),
     "decoupled PPO, recompute": dict(),
     "decoupled PPO, recompute, weight in the trace (V-trace)": dict(trace="vtrace", behavior_weight="trace"),

@@ -39,9 +39,9 @@ TASKS = {
 
 METHODS = {
     "none": ("no correction", "--surrogate.objective impala --surrogate.behavior-weight none"),
-    "recent": ("PPO around recent weights, no behaviour weight",
+    "recent": ("PPO around recent weights, no behavior weight",
                "--surrogate.objective ppo --proximal.policy recompute --surrogate.behavior-weight none"),
-    "behavior": ("PPO around behaviour", "--surrogate.objective ppo --proximal.policy behavior"),
+    "behavior": ("PPO around behavior", "--surrogate.objective ppo --proximal.policy behavior"),
     "impala": ("V-trace and IMPALA's policy gradient",
                "--trace.estimator vtrace --surrogate.objective impala --surrogate.behavior-weight trace"),
     "impala_once": ("the same, one step per update",

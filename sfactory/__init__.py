@@ -1,4 +1,4 @@
-"""sfactory: asynchronous reinforcement learning on one machine, with updates that know how old their data is."""
+"""sfactory: asynchronous reinforcement learning on one machine, with updates that correct for the age of their data."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Running and exponentially averaged moments, and the normalisers built on them.
+"""Running and exponentially averaged moments, and the normalizers built on them.
 
-The classes hold tensors, never synchronise with the device, and change their tensors in place, so that a recorded
+The classes hold tensors, never synchronize with the device, and change their tensors in place, so that a recorded
 update (CUDA graph) reads and writes the same memory on every replay.
 
 Legend: [..., *S] any leading axes over values of shape S; ``valid`` masks the leading axes. All moments are
@@ -71,18 +71,18 @@ class Moments:
 
 
 class EwmaMoments:
-    """Advantage normaliser, averaged over updates (arXiv 2110.00641; openai/ppo-ewma `EwmaMoments`, ddof 0).
+    """Advantage normalizer, averaged over updates (arXiv 2110.00641; openai/ppo-ewma `EwmaMoments`, ddof 0).
 
         w <- decay * w + n,   s <- decay * s + n * mean,   q <- decay * q + n * (var + mean^2)
         mean = s / w,         var = q / w - mean^2
 
-    The current batch is added before it is normalised. decay 0 normalises every update separately; a span of k
+    The current batch is added before it is normalized. decay 0 normalizes every update separately; a span of k
     updates is decay = 1 - 2 / (1 + k).
     """
 
     def __init__(self, decay: float = 0.0, device: torch.device | str = "cpu") -> None:
         if not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay of the advantage normaliser is {decay}, expected 0 <= decay < 1")
+            raise ValueError(f"decay of the advantage normalizer is {decay}, expected 0 <= decay < 1")
         self.decay = decay
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # w, s, q
 
@@ -174,8 +174,8 @@ class RewardScale:
 
     The running return R_t = reward_t + gamma * R_{t-1} restarts after every end of an episode, as in gym's
     `NormalizeReward` (openai/ppo-ewma uses the same filter). The sampler computes it; the learner owns its variance
-    over the whole run. Call `update` after the last optimizer step of an update and before publication, so that one
-    update uses one scale.
+    over the whole run. Its moments are updated after the last optimizer step of an update and before publication, so
+    that one update uses one scale.
     """
 
     def __init__(self, eps: float = 1e-8, limit: float = 10.0, device: torch.device | str = "cpu") -> None:

@@ -1,4 +1,4 @@
-"""Proximal policies: the centre of the trust region of decoupled objectives.
+"""Proximal policies: the center of the trust region of decoupled objectives.
 
 Decoupled objectives: Hilton et al. 2021, arXiv 2110.00641. Legend: T steps, B lanes of the update's batch, b lanes of a
 minibatch, K distribution parameters.
@@ -14,7 +14,7 @@ Call order of a provider: `begin_update` once per update before the first optimi
 `after_step` after every optimizer step, `reset` when the policy was changed by something else (an auxiliary phase, a
 loaded checkpoint). The results of `log_prob` are detached.
 
-Only parameters are averaged or kept. Buffers (the observation normaliser) are those of the live model, so that all
+Only parameters are averaged or kept. Buffers (the observation normalizer) are those of the live model, so that all
 policies of one update see the same inputs (openai/ppo-ewma shares them for the same reason).
 """
 
@@ -72,7 +72,7 @@ def interpolate_log_prob(log_prob: Tensor, behavior: Tensor, lag: Tensor) -> Ten
     The paper has a = 0 at lag 0 (no trust region); AReaL has a = 1 (ordinary PPO), and so do we. The policy's part is
     detached, otherwise the gradient of the ratio would be scaled by a. ``lag`` counts *updates*; with optimizer steps
     instead the trust region would vanish. The resulting region of policy/behavior is [(1-clip)^lag, (1+clip)^lag]:
-    wide, and centred at behavior.
+    wide, and centered at behavior.
 
     Args:
         log_prob, behavior: [...] float, of the actions taken. lag: [...] integer or float, at least 0.
@@ -242,8 +242,8 @@ class SnapshotProximal(_Stateless):
     first updates of a run the ring is not full and its oldest version is used.
 
     age 0 is coupled PPO in the learner's own numerics: the difference between its log-probability and the stored one of
-    behavior is the discrepancy between training and inference (precision, kernels, a normaliser that was not published)
-    and nothing else. Normaliser buffers are therefore kept with those versions. It costs a forward pass per distinct
+    behavior is the discrepancy between training and inference (precision, kernels, a normalizer that was not published)
+    and nothing else. Normalizer buffers are therefore kept with those versions. It costs a forward pass per distinct
     lag in the minibatch; steps older than the ring keep the stored log-probability.
     """
 

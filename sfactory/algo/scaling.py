@@ -7,7 +7,7 @@ present; all others are returned unchanged.
     lr                learning rate of Adam
     beta1, beta2      decays of Adam                 adam_eps      its epsilon (only for a warning)
     center_of_mass    of the EWMA proximal policy, in optimizer steps
-    advantage_span    of the advantage normaliser, in updates
+    advantage_span    of the advantage normalizer, in updates
     envs_per_group    determines the batch           minibatches   optimizer steps per epoch
     forced_lag        in updates                     epochs        (only for a warning)
 """
@@ -56,7 +56,7 @@ HILTON: dict[str, tuple[Rule, str]] = {
     "beta1": (lambda x, c: x ** (1.0 / c), "Adam: beta^(1/c), the same memory in env steps"),
     "beta2": (lambda x, c: x ** (1.0 / c), "Adam: beta^(1/c), the same memory in env steps"),
     "center_of_mass": (lambda x, c: x * c, "proximal average: the same age in env steps"),
-    "advantage_span": (_span, "advantage normaliser: the same span in env steps"),
+    "advantage_span": (_span, "advantage normalizer: the same span in env steps"),
 }
 """Hilton et al. 2021, arXiv 2110.00641, sec. 4. The steps per update are constant, so minibatches shrink with
 the batch."""
@@ -67,7 +67,7 @@ MORE_MINIBATCHES: dict[str, tuple[Rule, str]] = {
         lambda x, c: x / c,
         "minibatch size and learning rate are unchanged; the number follows the batch",
     ),
-    "advantage_span": (_span, "advantage normaliser: the same span in env steps"),
+    "advantage_span": (_span, "advantage normalizer: the same span in env steps"),
 }
 """arXiv 2603.06009: scale the number of minibatches only. The optimizer's averages count optimizer steps, whose size is
 unchanged, so they are unchanged too."""

@@ -1,6 +1,6 @@
 """Learning-rate schedules: pure functions of the current rate and of measurements of the last update.
 
-All numbers are Python floats. Copying ``kl`` and ``ess`` from the device costs one synchronisation per update, and only
+All numbers are Python floats. Copying ``kl`` and ``ess`` from the device costs one synchronization per update, and only
 the two schedules that use them do it.
 """
 

@@ -1,10 +1,10 @@
-"""Policy objectives for stale data, as losses per sample (`loss.total_loss` takes the mean).
+"""Surrogate losses of the policy for stale data, per sample (`loss.total_loss` takes the mean).
 
-Three policies: ``policy`` (being trained, has the gradient), ``proximal`` (centre of the trust region),
+Three policies: ``policy`` (being trained, has the gradient), ``proximal`` (center of the trust region),
 ``behavior`` (selected the actions). With log-probabilities of the action taken,
 
     r   = policy / proximal      the trust region is a bound on r
-    w_b = proximal / behavior    behaviour weight: corrects for stale data; constant in the gradient
+    w_b = proximal / behavior    behavior weight: corrects for stale data; constant in the gradient
     w   = policy / behavior = r * w_b
 
 w_b belongs in the loss exactly once. ``behavior_weight`` selects where it is applied:
@@ -67,7 +67,7 @@ class SurrogateInput(NamedTuple):
     behavior: Tensor
     """[...] log behavior as stored at sampling time, never recomputed."""
     advantage: Tensor
-    """[...] unweighted, usually normalised."""
+    """[...] unweighted, usually normalized."""
     weight: Tensor
     """[...] the trace's min(pg_rho_bar, rho); used when behavior_weight is trace or twice."""
     valid: Tensor
@@ -173,7 +173,7 @@ class SurrogateObjective:
     uses: tuple[str, ...] = ()
     """Options that the loss reads besides clip, which ``clipped`` always needs. Without weight_cap, w has no cap."""
     divides_by_behavior: bool = True
-    """False: the loss has no behaviour weight of its own, only that of the trace (`weight_rule.NO_OWN_WEIGHT`)."""
+    """False: the loss has no behavior weight of its own, only that of the trace (`weight_rule.NO_OWN_WEIGHT`)."""
 
     def __call__(self, x: SurrogateInput, *, behavior_weight: str = "surrogate", **options: float | None) -> Surrogate:
         """Loss and clipped samples of one minibatch [...]. ``options`` are fields of `Options`."""
@@ -204,7 +204,7 @@ def decoupled(q: Ratios, o: Options) -> Tensor:
 
 
 def ppo(q: Ratios, o: Options) -> Tensor:
-    """PPO clip (Schulman et al. 2017, arXiv 1707.06347, eq. 7): the ratio over proximal, no behaviour weight.
+    """PPO clip (Schulman et al. 2017, arXiv 1707.06347, eq. 7): the ratio over proximal, no behavior weight.
 
     Coupled PPO with proximal = behavior. With another proximal policy the weight is that of the trace, or absent.
     """
@@ -224,7 +224,7 @@ def mdpo(q: Ratios, o: Options) -> Tensor:
 
         loss = -w * A + kl_coef * KL(policy || proximal),    kl_coef = 1 / t_k
 
-    Differs from the paper by the behaviour weight; the KL has the opposite direction of `decoupled_kl`.
+    Differs from the paper by the behavior weight; the KL has the opposite direction of `decoupled_kl`.
     """
     return o.kl_coef * _penalty(q, reverse=True) - q.w * q.advantage
 
@@ -272,7 +272,7 @@ def dppo_tv(q: Ratios, o: Options) -> Surrogate:
 def sapo(q: Ratios, o: Options, *, temperature: float = 1.0, temperature_negative: float = 1.05) -> Tensor:
     """SAPO (arXiv 2511.20347): a sigmoid gate instead of the clip, loss = -w_b * 4/tau * sigmoid(tau * (r - 1)) * A.
 
-    tau is ``temperature`` for A > 0, else ``temperature_negative``. The behaviour weight is our addition.
+    tau is ``temperature`` for A > 0, else ``temperature_negative``. The behavior weight is our addition.
     """
     tau = torch.full_like(q.w, temperature_negative).masked_fill_(q.advantage > 0, temperature)
     gate = torch.sigmoid(tau * torch.expm1(q.log_r.clamp(max=LOG_WEIGHT_LIMIT)))
@@ -292,7 +292,7 @@ def mhpo(
         psi  = bound * tanh(log r / bound)
         zeta = (softplus(psi) / l+)^k+ + (softplus(-psi) / l-)^k-,   (k+, l+) = ``rise``, (k-, l-) = ``fall``
 
-    At r = 1 the weight is 0.27; Adam is insensitive to this constant. The behaviour weight is our addition.
+    At r = 1 the weight is 0.27; Adam is insensitive to this constant. The behavior weight is our addition.
     """
     psi = bound * torch.tanh(q.log_r / bound)
     held = psi.detach()

@@ -30,7 +30,7 @@ class TraceInput(NamedTuple):
     """Rows of one batch, all [T, B]; see the legend of this module."""
 
     reward: Tensor
-    """float, the reward that is learnt from (scaled and clipped)."""
+    """float, the reward that is learned from (scaled and clipped)."""
     value: Tensor
     """float, V(obs[t])."""
     next_value: Tensor
@@ -105,7 +105,7 @@ def vtrace(
     Args:
         rows: one batch.
         gamma, trace_lambda: as in `gae`.
-        rho_bar: selects *what* is learnt (infinity: V of the policy; towards 0: V of the behavior).
+        rho_bar: selects *what* is learned (infinity: V of the policy; towards 0: V of the behavior).
         c_bar: selects how fast.
         pg_rho_bar: clip of the returned weight.
         leak: alpha of leaky V-trace (Zahavy et al. 2020, arXiv 2002.12928): every min(b, rho) of the target becomes

@@ -1,4 +1,4 @@
-"""The rule that the behavior weight (proximal over behavior) is counted as often as asked. No torch.
+"""Check that the behavior weight (proximal over behavior) is applied as often as configured. No torch.
 
 `sfactory.algo.surrogate` explains the choices: surrogate and trace count it once, none never, twice two times.
 """

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-ENCODERS = ("auto", "mlp", "minatar", "nature", "impala")
+ENCODER_NAMES = ("auto", "mlp", "minatar", "nature", "impala")
 
 
 class Bound(Protocol):
@@ -83,7 +83,7 @@ class Matches:
 
 DEVICE = Matches(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
 DEVICE_OR_EMPTY = Matches(f"({DEVICE.pattern})?", DEVICE.text)
-ENCODER = Matches(rf"{'|'.join(ENCODERS)}|.*:.*", f"{', '.join(ENCODERS)} or module:Class")
+ENCODER = Matches(rf"{'|'.join(ENCODER_NAMES)}|.*:.*", f"{', '.join(ENCODER_NAMES)} or module:Class")
 
 
 @functools.cache

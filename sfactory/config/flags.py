@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sfactory.config import schema
-from sfactory.config.bounds import ENCODERS
+from sfactory.config.bounds import ENCODER_NAMES
 from sfactory.config.parsing import (
     SETTINGS,
     WORDS,
@@ -167,7 +167,7 @@ def field_help() -> dict[str, str]:
 def _choices(name: str, kind: Any) -> tuple[str, ...] | None:
     if typing.get_origin(kind) is typing.Literal:
         return typing.get_args(kind)
-    return {"model.encoder": ENCODERS, "run.device": ("auto", "cpu", "cuda")}.get(name)
+    return {"model.encoder": ENCODER_NAMES, "run.device": ("auto", "cpu", "cuda")}.get(name)
 
 
 def _metavar(kind: Any) -> str:

@@ -51,7 +51,7 @@ def refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> Non
     refused = {n: v for n, v in changed.items() if n.startswith(fixed) and n not in accepted}
     for name, (before_value, after_value) in changed.items():
         if name not in refused and (name in REPORTED or not name.startswith(FREE)):
-            text = f"{name} was {before_value!r} and is {after_value!r} from here on: one run, two settings"
+            text = f"{name} was {before_value!r} and is {after_value!r} from here on; the curve mixes two settings"
             print(f"warning: {text}", file=sys.stderr)
     for name, (before_value, after_value) in refused.items():
         print(f"  {name:24} {before_value!r} -> {after_value!r}", file=sys.stderr)

@@ -81,7 +81,8 @@ class Env:
     reward_scale: float = 1.0
     """Factor on rewards in the learner; reported returns stay unscaled."""
     reward_clip: float = 0.0
-    """Clip rewards in the learner to +- this, after scaling; 0: no clipping. Reported returns stay unclipped."""
+    """Clip rewards in the learner to +- this, after scaling; 0: no clipping. Reported returns stay unclipped.
+    `normalize.reward` also clips, at +-10."""
     step_timeout: Annotated[float, Gt(0)] = 120.0
     """Seconds that one environment step may take before its sampler is killed and restarted."""
     fault_budget: Annotated[int, Ge(0)] = 1000
@@ -184,14 +185,15 @@ class ProximalConfig:
 
 @dataclass(frozen=True)
 class SurrogateConfig:
-    """The policy objective."""
+    """The surrogate loss of the policy."""
 
     objective: Literal[
         "ppo", "decoupled", "decoupled_kl", "impala", "is_pg", "cispo", "topr", "mdpo", "dppo_tv", "sapo", "mhpo"
     ] = "decoupled"
-    """Policy objective; docs/algorithms.md has the formulas."""
+    """The surrogate loss; docs/algorithms.md has the formulas."""
     behavior_weight: Literal["surrogate", "trace", "none", "twice"] = "surrogate"
-    """Where the weight proximal/behavior enters, exactly once; twice: as in Sample Factory, for comparison."""
+    """Where the weight proximal/behavior is applied: in the surrogate, in the trace, nowhere (none), or in both (twice, as
+    in Sample Factory, for comparison)."""
     clip: Annotated[float, Ge(0)] = 0.2
     """Trust region on the ratio over the proximal policy. Smaller: safer and slower."""
     dual_clip: float = 0.0
@@ -267,7 +269,7 @@ class Normalize:
     value_targets: bool = False
     """Value targets to mean 0 and variance 1 (PopArt, arXiv 1809.04474), for any scale of rewards."""
     reward: bool = False
-    """Divide rewards by the running standard deviation of the discounted return."""
+    """Divide rewards by the running standard deviation of the discounted return, then clip them at +-10."""
     advantage: bool = True
     """Advantages to zero mean and unit variance over the valid steps of each update."""
     advantage_span: float = 1.0

@@ -64,7 +64,7 @@ class EnvSpec:
     mask: str = ""
     """Name of the observation leaf [number of logits] that is non-zero for allowed actions; empty: no action mask."""
     reference: tuple[float, float] | None = None
-    """Returns of a random policy and of a human tester; used to normalise scores (Atari)."""
+    """Returns of a random policy and of a human tester; used to normalize scores (Atari)."""
 
 
 class Episode(NamedTuple):

@@ -2,6 +2,7 @@
 
 An encoder takes [N, *shape] in the dtype of the environment and returns [N, out_size]. `ENCODERS` is a dict of classes
 ``Encoder(shape, *, hidden, activation)``; "auto" selects one by shape, and ``module:Class`` names a class of your own.
+A new built-in name also goes into `ENCODER_NAMES` of config/bounds.py, because the command line must not load torch.
 """
 
 import importlib

@@ -1,1 +1,1 @@
-"""Numbers while a run goes: the metrics table, writers, statistics and the live panel."""
+"""Metrics during a run: the metrics table, writers, statistics and the live panel."""

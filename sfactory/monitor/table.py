@@ -87,7 +87,7 @@ _CHARTS = {
     "charts/updates": "updates of the learner so far",
 }
 _UPDATE = {
-    "losses/policy_loss": "policy objective, as minimised",
+    "losses/policy_loss": "policy objective, as minimized",
     "losses/value_loss": "value loss before its coefficient",
     "losses/entropy": "mean entropy of the policy, in nats",
     "losses/approx_kl": "estimate of KL(proximal || policy), in nats",

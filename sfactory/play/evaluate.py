@@ -104,12 +104,12 @@ class MultiTaskEvalResult:
 
     @property
     def sentence(self) -> str:
-        """The result in one sentence. Across tasks only human-normalised scores are combined, by their median."""
+        """The result in one sentence. Across tasks only human-normalized scores are combined, by their median."""
         episodes = f"{sum(len(e.returns) for e in self.tasks)} episodes of {len(self.tasks)} tasks"
         relative = [e.statistics.get("human_normalized", np.nan) for e in self.tasks if e.reference is not None]
         relative = [score for score in relative if np.isfinite(score)]
         if len(relative) == len(self.tasks):
-            return f"{episodes}, median human-normalised score {np.median(relative):.3f}"
+            return f"{episodes}, median human-normalized score {np.median(relative):.3f}"
         return f"{episodes}, mean returns {', '.join(f'{np.mean(e.returns):.2f}' for e in self.tasks)}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@
         -> action leaves [N, ...] (the most likely, as the environment takes them), params [N, K], value [N]
            (in units of the rewards that were learned from), next_state [N, H]
 
-N is dynamic. The observation normaliser, the bounds of the action and the scale of the value are part of the graph.
+N is dynamic. The observation normalizer, the bounds of the action and the scale of the value are part of the graph.
 Every file is read back and compared with the policy on random observations before it gets its name.
 """
 

@@ -15,7 +15,7 @@ from typing import Any
 from sfactory.config import Config
 from sfactory.config.toml_file import to_toml
 from sfactory.envs import EnvSpec
-from sfactory.errors import NoCheckpointError
+from sfactory.errors import Exit, NoCheckpointError
 from sfactory.monitor import messages
 from sfactory.monitor.board import Board
 from sfactory.monitor.known_rooflines import known_roofline
@@ -161,14 +161,14 @@ class RunRecorder:
             sentence = (
                 f"environments failed more than {budget} times (env.fault-budget); the last: {self._last_env_fault}"
             )
-            return Outcome("environment fault", 6, sentence)
+            return Outcome.of(Exit.ENVIRONMENT, sentence)
         target = self.config.stop.target_return
         if target is None or not self.board.settled:
             return None
         now = self.board.training_return
         if now is None or now < target:
             return None
-        return Outcome("finished", 0, f"training return {now:.1f} reached the target of {target:g}")
+        return Outcome.of(Exit.FINISHED, f"training return {now:.1f} reached the target of {target:g}")
 
     @property
     def training_return(self) -> float:

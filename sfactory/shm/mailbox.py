@@ -3,7 +3,7 @@
 Two buffers, each with a `begun` and a `done` version. The learner writes the buffer that is not the newest: begun,
 data, done. The reader copies the newest complete buffer and checks its versions again: if the learner has begun to
 overwrite it meanwhile, the copy may be torn and is discarded. No process holds a buffer, so there is nothing to clear
-after a worker is killed and no publication is skipped. Weights, normaliser and version are one buffer and always agree.
+after a worker is killed and no publication is skipped. Weights, normalizer and version are one buffer and always agree.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Schema:
     state_size: int = 0
     """Width of the recurrent state (H); 0: the policy is not recurrent."""
     discounted_return: bool = False
-    """Whether rows hold the running discounted return, for reward normalisation."""
+    """Whether rows hold the running discounted return, for reward normalization."""
 
     def rows(self) -> dict[str, tuple[int, tuple[int, ...], str]]:
         """Field name -> (extra rows after T, shape after [T, E], dtype)."""

@@ -81,6 +81,13 @@ class Supervisor:
                 self.shared.close()  # a notebook may train many times in one process
 
     def _loop(self) -> Outcome:
+        """Run until something ends the run. Checked in this order:
+
+        a signal (`signals.py`); the learner's outcome: stop.env-steps, .frames, .seconds, updates that are not finite
+        (`workers/learner.py`); the exit of a worker (`exit_rules.py`); a stall (`_check_deadlines`); the target return
+        or too many environment faults (`RunRecorder.outcome_from_messages`). A failed last checkpoint changes the
+        outcome to exit code 10 (`exit_rules.add_last_save`).
+        """
         while True:
             self.wait()
             self.signals.forward(self.shared)
@@ -109,9 +116,8 @@ class Supervisor:
     def _record(self) -> None:
         """Record telemetry, and forget faults of workers that made progress since."""
         messages = self.telemetry.drain()
-        if (
-            self._learner_outcome() is None
-        ):  # read after the messages: the learner reports its outcome before its last row
+        # Read after the messages: the learner reports its outcome before its last row.
+        if self._learner_outcome() is None:
             for message in messages:
                 self.recorder.handle(message)
         else:

@@ -1,7 +1,7 @@
 """Plot a comparison: curves with bands, scores with intervals, probability of improvement. Needs matplotlib.
 
-A row of axes per panel. Colours are those of Okabe and Ito, which are distinguishable with any colour vision. Every
-group is labelled beside its score in its colour, so that no legend is needed.
+A row of axes per panel. Colours are those of Okabe and Ito, which are distinguishable with any color vision. Every
+group is labeled beside its score in its color, so that no legend is needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sfactory.monitor.format import human
 from sfactory.tools.comparison import Comparison, ComparisonPanel
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))  # once all colours are used
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))  # once all colors are used
 SUFFIXES = (".png", ".svg", ".pdf")
 INK, GREY, LINE = "#1f2328", "#656d76", "#d0d7de"
 STYLE: dict[Any, Any] = {
@@ -101,9 +101,9 @@ def _curves(plot: Any, panel: ComparisonPanel, axis: str, styles: dict[str, Any]
     plot.set_title(f"{panel.quantity} by {AXIS_LABELS[axis]}", loc="left", color=GREY)
     x = panel.grids[axis]
     for label, (middle, low, high) in panel.bands(axis).items():
-        colour, dash = styles[label]
-        plot.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
-        plot.plot(x, middle, color=colour, linestyle=dash, linewidth=1.8, solid_capstyle="round")
+        color, dash = styles[label]
+        plot.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
+        plot.plot(x, middle, color=color, linestyle=dash, linewidth=1.8, solid_capstyle="round")
     plot.set_xlim(min(0.0, x[0]), x[-1] * 1.01 if x[-1] else 1.0)
     plot.xaxis.set_major_locator(MaxNLocator(5))
     plot.xaxis.set_major_formatter(FuncFormatter(_time(x[-1]) if axis == "seconds" else lambda v, _: human(v)))
@@ -117,7 +117,7 @@ def _time(end: float) -> Any:
 
 
 def _labels(plot: Any, panel: ComparisonPanel, styles: dict[str, Any]) -> None:
-    """Label one row per group, from the top, in its colour."""
+    """Label one row per group, from the top, in its color."""
     labels = [label for label, _ in panel.groups]
     plot.set_ylim(len(labels) - 0.4, -0.6)
     plot.set_yticks(range(len(labels)), [_wrapped(label, panel, styles[label][1]) for label in labels])
@@ -140,14 +140,14 @@ def _scores(plot: Any, panel: ComparisonPanel, styles: dict[str, Any]) -> None:
     end = f"{human(panel.end)} steps" if panel.by == "env_steps" else _time(panel.end)(round(panel.end), None)
     plot.set_title(f"at {end}", loc="left", color=GREY)
     for position, (label, strata) in enumerate(panel.groups):
-        colour, row = styles[label][0], panel.row(label)
+        color, row = styles[label][0], panel.row(label)
         for group in strata:
-            plot.plot(group.scores, [position] * len(group.scores), "o", color=colour, alpha=0.35, markersize=4, mew=0)
+            plot.plot(group.scores, [position] * len(group.scores), "o", color=color, alpha=0.35, markersize=4, mew=0)
         if row["interval"]:
             plot.plot(
-                row["interval"], [position, position], color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt"
+                row["interval"], [position, position], color=color, linewidth=5, alpha=0.35, solid_capstyle="butt"
             )
-        plot.plot([row["iqm"]], [position], "|", color=colour, markersize=13, markeredgewidth=2.4)
+        plot.plot([row["iqm"]], [position], "|", color=color, markersize=13, markeredgewidth=2.4)
     _labels(plot, panel, styles)
     plot.margins(x=0.12)
 
@@ -160,13 +160,13 @@ def _improvement(plot: Any, panel: ComparisonPanel, styles: dict[str, Any]) -> N
     plot.set_title("P(improvement over first)", loc="left", color=GREY)
     plot.axvline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
     for position, (label, _) in enumerate(panel.groups):
-        colour, improvement = styles[label][0], panel.improvement(label)
+        color, improvement = styles[label][0], panel.improvement(label)
         if improvement is None:
-            plot.text(0.5, position, "first", ha="center", va="center", color=colour, backgroundcolor="white")
+            plot.text(0.5, position, "first", ha="center", va="center", color=color, backgroundcolor="white")
             continue
         probability, low, high = improvement
-        plot.plot([low, high], [position, position], color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt")
-        plot.plot([probability], [position], "|", color=colour, markersize=13, markeredgewidth=2.4)
+        plot.plot([low, high], [position, position], color=color, linewidth=5, alpha=0.35, solid_capstyle="butt")
+        plot.plot([probability], [position], "|", color=color, markersize=13, markeredgewidth=2.4)
     _labels(plot, panel, styles)
     plot.set_yticklabels([])
     plot.set_xlim(-0.04, 1.04)

@@ -1,6 +1,6 @@
 """Group runs, cut them to a common length and compute scores with intervals. No output: see compare, compare_plot.
 
-Runs whose settings differ only in the seed form one group, labelled by the settings that differ between groups. Every
+Runs whose settings differ only in the seed form one group, labeled by the settings that differ between groups. Every
 task is a panel of its own. Curves and scores are read where the shortest run of the panel ends: a longer run would win
 by its length. Scores under different protocols are refused. Statistics: `sfactory.monitor.statistics`.
 
@@ -51,7 +51,7 @@ class RunGroup:
 
 @dataclass(frozen=True)
 class ComparisonPanel:
-    """The groups of one task, or of all tasks on the human-normalised scale."""
+    """The groups of one task, or of all tasks on the human-normalized scale."""
 
     title: str
     quantity: str
@@ -209,7 +209,7 @@ def _curve(run: RunFolder, task: str, metric: str, axis: str) -> tuple[np.ndarra
 
 
 def _panel(task: str, runs: Sequence[RunFolder], by: str, metric: str, notes: list[str]) -> ComparisonPanel:
-    """Return the panel of one task: runs cut where the shortest one ends, grouped and labelled."""
+    """Return the panel of one task: runs cut where the shortest one ends, grouped and labeled."""
     runs = [run for run in runs if task in run.config.env.tasks]
     ends = {axis: [_curve(run, task, metric, axis)[0][-1] for run in runs] for axis in AXES}
     grids = {
@@ -246,7 +246,7 @@ def _panel(task: str, runs: Sequence[RunFolder], by: str, metric: str, notes: li
             notes.append(
                 f"Groups of fewer than {MIN_RUNS} runs: true intervals are wider than the bootstrap intervals."
             )
-    quantity = "training return" if metric == RETURN else "human-normalised return"
+    quantity = "training return" if metric == RETURN else "human-normalized return"
     return ComparisonPanel(task, quantity, by, float(grids[by][-1]), grids, tuple(groups))
 
 
@@ -281,4 +281,4 @@ def _all_tasks(tasks: Sequence[str], runs: Sequence[RunFolder], by: str) -> Comp
     groups = tuple((label, tuple(dict(panel.groups)[label][0] for panel in panels)) for label in common)
     end = float(np.median([panel.end for panel in panels]))
     grids = {axis: np.median([panel.grids[axis] for panel in panels], axis=0) for axis in AXES}
-    return ComparisonPanel(f"all {len(tasks)} tasks", "human-normalised return", by, end, grids, groups)
+    return ComparisonPanel(f"all {len(tasks)} tasks", "human-normalized return", by, end, grids, groups)

@@ -181,7 +181,7 @@ def _curves(run: RunFolder) -> list[Chart]:
     returns = {f"{RETURN}/{task}": task for task in run.config.env.tasks}
     relative = {f"{HUMAN}/{task}": task for task in run.config.env.tasks}
     charts = [_chart(run, "training return", returns if several else {RETURN: "mean of 100 episodes"}, wide=True)]
-    charts.append(_chart(run, "human-normalised return", relative if several else {HUMAN: "0 random, 1 human"}))
+    charts.append(_chart(run, "human-normalized return", relative if several else {HUMAN: "0 random, 1 human"}))
     for title, metrics in CURVES.items():
         if title == "speed" and np.array_equal(run.column("charts/SPS"), run.column("charts/FPS"), equal_nan=True):
             metrics = {"charts/SPS": "steps/s"}

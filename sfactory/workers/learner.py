@@ -5,7 +5,8 @@ produces    weights (mailbox), FREE slots, checkpoints, metrics
 waits for   batch_slots READY slots
 unblocked by the samplers
 
-Holds all state that must not be lost. It alone trains, counts what was trained, and decides that the run is finished.
+Holds all state that must not be lost. Only the learner trains and counts what was trained. It ends the run at
+stop.env-steps, .frames or .seconds, or if updates are not finite; the supervisor decides every other end.
 """
 
 from __future__ import annotations
@@ -219,7 +220,7 @@ class Learner(Worker):
             or (stop.frames and counters.env_steps * self.run_spec.spec.frame_skip >= stop.frames)
             or (stop.seconds and counters.seconds >= stop.seconds)
         )
-        return LearnerOutcome.TARGET_REACHED if reached else LearnerOutcome.RUNNING
+        return LearnerOutcome.STOP_RULE if reached else LearnerOutcome.RUNNING
 
     # -- metrics and checkpoints -------------------------------------------------------------------------------
 

@@ -40,8 +40,8 @@ class LearnerOutcome(IntEnum):
     """Whether and why a learner stopped training."""
 
     RUNNING = 0
-    TARGET_REACHED = 1
-    """A stop rule of the configuration was reached."""
+    STOP_RULE = 1
+    """stop.env-steps, .frames or .seconds was reached; the supervisor checks the target return."""
     STOPPED = 2
     """The supervisor stopped it."""
     NON_FINITE = 3

@@ -1,4 +1,4 @@
-"""The loss of a minibatch, its diagnostics, normalisers, batch scaling rules and schedules."""
+"""The loss of a minibatch, its diagnostics, normalizers, batch scaling rules and schedules."""
 
 import json
 import math

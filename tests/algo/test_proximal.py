@@ -134,7 +134,7 @@ def test_ewma_center_of_mass_is_the_mean_age() -> None:
 
 
 def test_ewma_proximal_uses_the_live_buffers() -> None:
-    """A normaliser update changes the inputs of both policies."""
+    """A normalizer update changes the inputs of both policies."""
     s, proximal = FakeUpdate(), EwmaProximal()
     s.begin(proximal)
     s.step(proximal)
@@ -162,7 +162,7 @@ def test_interpolate_log_prob_uses_the_lag_of_each_sample() -> None:
 
 @pytest.mark.parametrize("name", list(PROXIMALS))
 def test_every_proximal_policy_is_the_policy_on_fresh_data(name: str) -> None:
-    """Lag 0, before the first step: all centres coincide with behavior."""
+    """Lag 0, before the first step: all centers coincide with behavior."""
     s, proximal = FakeUpdate(), PROXIMALS[name](center_of_mass=8.0, age=0)
     s.begin(proximal)
     log_prob, params = s.proximal_log_prob(proximal)

@@ -1,4 +1,4 @@
-"""Policy objectives: reference losses and gradients, the behaviour weight, reset rows, options."""
+"""Policy objectives: reference losses and gradients, the behavior weight, reset rows, options."""
 
 import itertools
 import json

@@ -8,7 +8,7 @@ import pytest
 
 from sfactory.cli import completion
 from sfactory.cli import main as cli
-from sfactory.config.bounds import ENCODERS
+from sfactory.config.bounds import ENCODER_NAMES
 from sfactory.config.parsing import field_types, flag_name
 
 COMPLETE = r"""
@@ -86,7 +86,7 @@ def test_completion_offers_the_choices_of_a_setting_after_a_space_and_an_equals_
     assert offered("train", "minatar/breakout", "--trace.estimator", "v") == ["vtrace"]
     assert offered("train", "--trace.estimator", "=", "v") == ["vtrace"]  # bash splits the word there
     assert offered("train", "--trace.estimator", "=") == traces
-    assert offered("train", "--model.encoder", "") == list(ENCODERS)
+    assert offered("train", "--model.encoder", "") == list(ENCODER_NAMES)
     assert offered("train", "--optim.lr", "") == []
 
 
@@ -112,7 +112,14 @@ def test_completion_script_has_valid_syntax(tmp_path, scripts, shell):
 @pytest.mark.parametrize("shell", SHELLS)
 def test_completion_scripts_of_all_shells_contain_commands_settings_choices_and_presets(scripts, shell):
     text = scripts[shell]
-    words = [*cli.COMMANDS, *SETTINGS, "gae vtrace leaky_vtrace rbis", " ".join(ENCODERS), "minatar/breakout", "runs/"]
+    words = [
+        *cli.COMMANDS,
+        *SETTINGS,
+        "gae vtrace leaky_vtrace rbis",
+        " ".join(ENCODER_NAMES),
+        "minatar/breakout",
+        "runs/",
+    ]
     missing = [word for word in words if (word if shell != "fish" else word.removeprefix("--")) not in text]
     assert missing == []
 

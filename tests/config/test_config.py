@@ -16,7 +16,7 @@ import pytest
 
 import sfactory
 from sfactory.config import Config, Env, Model, Run, Stop, to_dict, with_settings
-from sfactory.config.bounds import ENCODERS
+from sfactory.config.bounds import ENCODER_NAMES
 from sfactory.config.flags import field_help, split_flags
 from sfactory.config.parsing import build, convert, field_types, number
 from sfactory.config.presets import presets, presets_dir, read_toml, target_layers
@@ -300,7 +300,7 @@ def test_choices_of_the_schema_are_the_names_of_the_registries():
         "optim.schedule": SCHEDULES, "model.core": CORES,
     }.items():  # fmt: skip
         assert set(typing.get_args(field_types()[name])) == set(registry), name
-    assert set(ENCODERS) == {"auto", *encoders.ENCODERS}
+    assert set(ENCODER_NAMES) == {"auto", *encoders.ENCODERS}
 
 
 def test_every_setting_has_a_help_text():

@@ -50,7 +50,7 @@ def test_recorded_update_equals_the_direct_update_on_cuda(cuda, case):
         assert row == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("case", ["rows", "ewma", "gru", "normalisers", "squashed box"])
+@pytest.mark.parametrize("case", ["rows", "ewma", "gru", "normalizers", "squashed box"])
 def test_update_on_cuda_equals_the_update_on_the_cpu(cuda, case):
     on_cuda, _ = trained(update_on(cuda, **CASES[case]), updates=WARM + 2)
     on_cpu, _ = trained(update_on(None, **CASES[case]), updates=WARM + 2)

@@ -39,7 +39,7 @@ def test_atari_render_shows_the_screen_in_color_and_does_not_change_the_game():
             np.testing.assert_array_equal(first.reward, second.reward)
         picture = filmed.render(0)
         assert (picture.shape, picture.dtype, filmed.render_fps) == ((210, 160, 3), np.uint8, 15)
-        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 6, "bricks have six colours"
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 6, "bricks have six colors"
         assert (picture != filmed.render(1)).any()
     finally:
         plain.close()

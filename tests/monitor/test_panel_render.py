@@ -147,8 +147,8 @@ def test_panel_shows_stage_shares_and_marks_the_bottleneck():
     assert re.fullmatch(r"━+╸?─+  30%  env_step 27% · write 3%", field_text("sampler"))
     assert re.fullmatch(r"━+╸?─+  60%  forward 35% · answer 15%", field_text("inference"))
     text = render(snapshot(), 200)
-    colour = {text.plain[span.start : span.end].strip(): span.style for span in text.spans}
-    assert (colour["learner"], colour["sampler"], colour["learner-bound"]) == ("yellow", "cyan", "bold yellow")
+    color = {text.plain[span.start : span.end].strip(): span.style for span in text.spans}
+    assert (color["learner"], color["sampler"], color["learner-bound"]) == ("yellow", "cyan", "bold yellow")
 
 
 def test_panel_counts_and_draws_slots():
@@ -159,7 +159,7 @@ def test_panel_counts_and_draws_slots():
 def test_panel_shows_the_return_of_each_task():
     row = {**ROW, "charts/episodic_return/atari/pong": 14.6, "charts/episodic_return/atari/boxing": 0.1}
     assert "atari/pong 14.6   atari/boxing 0.1" in render(snapshot(row=row), 80).plain
-    assert field_text("return", row={**ROW, "charts/human_normalized": 0.5}).endswith("human-normalised 0.500")
+    assert field_text("return", row={**ROW, "charts/human_normalized": 0.5}).endswith("human-normalized 0.500")
     assert field_text("return", stop=Stop(target_return=18.0)).startswith("12.35 of 18 ")
 
 

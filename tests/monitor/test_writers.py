@@ -260,9 +260,9 @@ def test_live_panel_on_a_terminal_keeps_events_above_it():
 
 
 def test_live_panel_without_colours_under_no_color():
-    colour = re.compile("\x1b\\[[0-9;]*(3[0-7]|9[0-7])m")
-    assert colour.search(on_a_terminal())
-    assert not colour.search(on_a_terminal(NO_COLOR="1"))
+    color = re.compile("\x1b\\[[0-9;]*(3[0-7]|9[0-7])m")
+    assert color.search(on_a_terminal())
+    assert not color.search(on_a_terminal(NO_COLOR="1"))
 
 
 def test_dumb_terminal_gets_progress_lines():

@@ -161,7 +161,7 @@ def test_eval_result_is_human_normalized_only_if_no_episode_was_capped():
     assert "human" not in capped.report()
     assert (
         MultiTaskEvalResult((complete, complete)).sentence
-        == "6 episodes of 2 tasks, median human-normalised score 0.500"
+        == "6 episodes of 2 tasks, median human-normalized score 0.500"
     )
     assert MultiTaskEvalResult((complete, capped)).sentence == "6 episodes of 2 tasks, mean returns 2.00, 2.00"
 

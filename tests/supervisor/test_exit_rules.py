@@ -121,7 +121,7 @@ def run_spec():
 @pytest.mark.parametrize(
     ("reported", "expected"),
     [
-        (LearnerOutcome.TARGET_REACHED, Exit.FINISHED),
+        (LearnerOutcome.STOP_RULE, Exit.FINISHED),
         (LearnerOutcome.STOPPED, Exit.FINISHED),
         (LearnerOutcome.STORAGE, Exit.FINISHED),  # `add_last_save` turns it into a storage failure
         (LearnerOutcome.NON_FINITE, Exit.NON_FINITE),

@@ -57,7 +57,7 @@ def test_supervisor_holds_the_last_row_until_its_evaluation_arrives(supervisor):
     supervisor.telemetry.messages.append(ROWS[0])
     supervisor._record()
     assert supervisor.recorder.messages == ROWS[:1], "no row is held while the learner trains"
-    supervisor.shared.learner[0].outcome = LearnerOutcome.TARGET_REACHED
+    supervisor.shared.learner[0].outcome = LearnerOutcome.STOP_RULE
     supervisor.telemetry.messages.extend(ROWS[1:])
     supervisor._record()
     assert supervisor.recorder.messages == ROWS[:2], "the newest row is held"
@@ -67,7 +67,7 @@ def test_supervisor_holds_the_last_row_until_its_evaluation_arrives(supervisor):
 
 
 def test_shutdown_records_the_last_row_without_an_evaluation(supervisor):
-    supervisor.shared.learner[0].outcome = LearnerOutcome.TARGET_REACHED
+    supervisor.shared.learner[0].outcome = LearnerOutcome.STOP_RULE
     supervisor.telemetry.messages.extend(ROWS)
     supervisor._record()
     stop_workers(supervisor, Outcome("finished", 0, ""))

@@ -44,7 +44,7 @@ def test_envpool_pong_trains_resumes_and_evaluates(tmp_path):
     assert curve[-1]["charts/frames"] == 4 * curve[-1]["env_steps"]
     weights = load_file(newest / "model.safetensors")
     assert next(w.shape for w in weights.values() if w.ndim == 4) == (32, 4, 8, 8)  # convolutions took it
-    assert not any("obs_mean" in name for name in weights)  # bytes have no normaliser
+    assert not any("obs_mean" in name for name in weights)  # bytes have no normalizer
 
 
 def test_envpool_halfcheetah_trains_resumes_and_evaluates_with_its_normalizer(tmp_path):

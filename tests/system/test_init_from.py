@@ -32,8 +32,8 @@ def test_init_from_copies_weights_and_normalizer_but_no_counters(teacher, tmp_pa
     train(folder, *words, "--run.mode", "lockstep")
     theirs, ours = (checkpoint.load(checkpoint.newest(run)) for run in (teacher, folder))
     assert 500 <= ours.state["env_steps"] < 1500
-    learnt = [name for name in theirs.parts["model"] if "obs_" not in name]
-    for name in learnt:
+    learned = [name for name in theirs.parts["model"] if "obs_" not in name]
+    for name in learned:
         torch.testing.assert_close(ours.parts["model"][name], theirs.parts["model"][name], rtol=0, atol=1e-7)
     count = "obs.obs.count"  # its statistics go on counting where the teacher's stood
     assert ours.parts["normalizers"][count] > theirs.parts["normalizers"][count] + 400

@@ -30,7 +30,7 @@ def until(fd, condition, seconds=90.0):
 
 
 def plain(text):
-    """Remove colour codes."""
+    """Remove color codes."""
     return re.sub("\x1b\\[[0-9;]*m", "", text)
 
 

@@ -223,4 +223,4 @@ def test_chromium_renders_the_report_page(reported, tmp_path):
     browse("--window-size=1200,2400", f"--screenshot={picture}")
     pixels = (imread(picture)[..., :3] * 255).round().astype(int)
     blue = (abs(pixels - (0x00, 0x72, 0xB2)).sum(axis=-1) < 12).sum()
-    assert blue > 1000, "curves and bars are drawn in the first colour"
+    assert blue > 1000, "curves and bars are drawn in the first color"

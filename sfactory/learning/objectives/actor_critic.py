@@ -1,7 +1,7 @@
 """Policy gradients with a value function: V-trace, PPO, decoupled PPO and relatives.
 
 Once per update the trace turns rewards and values into targets and advantages. Each minibatch has a surrogate loss of
-the policy, a value loss and an entropy bonus; the proximal policy is the centre of the trust region.
+the policy, a value loss and an entropy bonus; the proximal policy is the center of the trust region.
 
 Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution parameters.
 """

@@ -71,7 +71,7 @@ def learning(s: Snapshot, width: int, rows: int) -> list[Line]:
         words = f"{difference:+.3g} in {duration(seconds)}" if difference else f"unchanged for {duration(seconds)}"
         fields.append([arrow, (words, "")])
     if (relative := s.value("charts/human_normalized")) is not None:
-        fields.append([("human-normalised ", ""), (f"{relative:.3f}", NUMBER)])
+        fields.append([("human-normalized ", ""), (f"{relative:.3f}", NUMBER)])
     if (length := s.value("charts/episodic_length")) is not None:
         fields.append([("length ", ""), (f"{length:.4g}", NUMBER)])
     if (episodes := s.value("charts/games")) is not None:
