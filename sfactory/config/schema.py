@@ -192,8 +192,8 @@ class SurrogateConfig:
     ] = "decoupled"
     """The surrogate loss; docs/algorithms.md has the formulas."""
     behavior_weight: Literal["surrogate", "trace", "none", "twice"] = "surrogate"
-    """Where the weight proximal/behavior is applied: in the surrogate, in the trace, nowhere (none), or in both (twice, as
-    in Sample Factory, for comparison)."""
+    """Where the weight proximal/behavior is applied: in the surrogate, in the trace, nowhere (none), or in both (twice,
+    as in Sample Factory, for comparison)."""
     clip: Annotated[float, Ge(0)] = 0.2
     """Trust region on the ratio over the proximal policy. Smaller: safer and slower."""
     dual_clip: float = 0.0

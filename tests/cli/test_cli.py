@@ -320,7 +320,7 @@ def test_resume_refuses_and_lists_fixed_settings(trained, supervisor, flags, nam
     ("flags", "warning"),
     [
         (("--stop.env-steps", "9M", "--log.every-seconds", "1", "--sampling.num-samplers", "4"), ""),
-        (("--optim.lr", "1e-5"), "and is 1e-05 from here on: one run, two settings"),
+        (("--optim.lr", "1e-5"), "and is 1e-05 from here on; the curve mixes two settings"),
         (("--surrogate.clip", "0.3"), "warning: surrogate.clip was 0.1 and is 0.3 from here on"),
     ],
 )
