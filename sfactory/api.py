@@ -60,7 +60,8 @@ def train(target: str | Config = "", **sections: Mapping[str, Any]) -> Outcome:
     """Start a new run in this process, and return how it ended and where (`outcome.run_dir`).
 
     Arguments as in `make_config`. Progress goes to stderr, unless ``log={"quiet": True}``. Ctrl-C saves and returns.
-    A script needs a guard (see this module).
+    A script needs a guard (see this module). With ``run={"requeue": True, "dir": ...}`` an existing run is continued,
+    as on the command line.
 
     Raises:
         ValueError (EnvError, CommandError, SettingError), RunBusy: a wrong request; nothing was started. A run that

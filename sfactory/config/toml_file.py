@@ -31,7 +31,10 @@ def _dumps(sections: Mapping[str, Mapping[str, Any]]) -> str:
     import tomli_w  # 5 ms that only writers pay
 
     tables = {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}
-    return tomli_w.dumps(tables)
+    try:
+        return tomli_w.dumps(tables)
+    except TypeError as error:  # for example None inside env.settings
+        raise ValueError(f"settings cannot be written as TOML: {error}") from None
 
 
 def from_toml(path: Path) -> Config:

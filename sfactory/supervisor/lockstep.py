@@ -92,11 +92,12 @@ def run_lockstep(run_spec: RunSpec, recorder: RunRecorder) -> Outcome:
             run = Lockstep(run_spec)
         except checkpoint.CheckpointError as error:
             return Outcome.of(Exit.RESUME_REFUSED, str(error))
-        try:
-            _prepare(run, recorder, saved)
-            return _train(run, recorder)
-        finally:
-            run.close()
+        with Signals(run_spec.config.run.requeue) as signals:  # also while environments close
+            try:
+                _prepare(run, recorder, saved)
+                return _train(run, recorder, signals)
+            finally:
+                run.close()
     finally:
         torch.set_num_threads(threads)
 
@@ -116,28 +117,27 @@ def _prepare(run: Lockstep, recorder: RunRecorder, saved: dict) -> None:
         recorder.writers.log("the checkpoint holds no environments: they are reset, so this resume is not exact")
 
 
-def _train(run: Lockstep, recorder: RunRecorder) -> Outcome:
+def _train(run: Lockstep, recorder: RunRecorder, signals: Signals) -> Outcome:
     """Turn after turn until the learner, a signal or the recorder ends the run; save the last checkpoint."""
     run_spec, learner, shared = run.learner.run_spec, run.learner, run.shared
     outcome = None
     player = PolicyPlayer(run_spec) if run_spec.config.eval.every else None
-    with Signals(run_spec.config.run.requeue) as signals:
-        while outcome is None and not learner.finished():
-            if run.turn():
-                signals.forward(shared)
-                outcome = signals.outcome()
-                if player is not None:  # before the telemetry: the row of this update reports the evaluation
-                    run.evaluate(player, recorder)
-            run.record(recorder)
-            shared.supervisor.training_return = recorder.training_return
-            learner.save_if_due()
-            outcome = outcome or recorder.outcome_from_messages()
-        shared.supervisor.stop = StopOrder.FINISH
-        outcome = outcome or learner_outcome(shared.learner[POLICY].outcome, run_spec)
-        assert outcome is not None
-        learner.leave()
-        add_last_save(outcome, shared.learner[POLICY].outcome)
-        recorder.record_row_counts(shared.slot_table.row_counts())
+    while outcome is None and not learner.finished():
+        if run.turn():
+            signals.forward(shared)
+            outcome = signals.outcome()
+            if player is not None:  # before the telemetry: the row of this update reports the evaluation
+                run.evaluate(player, recorder)
         run.record(recorder)
-        recorder.env_steps, recorder.seconds = learner.env_steps, learner.seconds  # rows come every few updates
+        shared.supervisor.training_return = recorder.training_return
+        learner.save_if_due()
+        outcome = outcome or recorder.outcome_from_messages()
+    shared.supervisor.stop = StopOrder.FINISH
+    outcome = outcome or learner_outcome(shared.learner[POLICY].outcome, run_spec)
+    assert outcome is not None
+    learner.leave()
+    add_last_save(outcome, shared.learner[POLICY].outcome)
+    recorder.record_row_counts(shared.slot_table.row_counts())
+    run.record(recorder)
+    recorder.env_steps, recorder.seconds = learner.env_steps, learner.seconds  # rows come every few updates
     return outcome

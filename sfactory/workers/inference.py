@@ -39,6 +39,7 @@ class Inference(Worker):
         super().__init__(inference_name(policy), shared, sink)
         self.device = pick_device(self.config.run.inference_device or self.config.run.device)
         self.model = build_model(self.config, self.run_spec.spec).to(self.device).eval()
+        self.run_spec.check_model(self.model)
         self.objective = objective_class(self.config)
         self.autocast = precision(self.config.run.precision, self.device)
         weights = self.model.flat_size()
@@ -52,6 +53,7 @@ class Inference(Worker):
         scratch = torch.empty(weights)
         self.scratch = scratch if self.accelerator is None else self.accelerator.pinned(scratch)
         self.batch = self._make_batch()
+        self.envs = 0  # environments that got actions since the last message
         self.stages.drain()
 
     def _make_batch(self) -> InferenceBatch:
@@ -88,9 +90,16 @@ class Inference(Worker):
             self.slot_table.respond(group, requests[group])
         for sampler in sorted({self.run_spec.sampler_of(group) for group in groups}):
             self.shared.sampler_bells[sampler].ring()
-        self.record("queue/inference_batch", len(groups) * self.E)
+        self.envs += len(groups) * self.E
         self.stages.mark("answer")
         return True
+
+    def flush(self) -> None:
+        """Send stage times and recorded metrics."""
+        if self.turns:
+            self.record("queue/inference_batch", self.envs, self.turns)
+        self.envs = 0
+        super().flush()
 
     def close(self) -> None:
         if self.accelerator is not None:

@@ -49,6 +49,7 @@ class Learner(Worker):
         self.row_counts = shared.slot_table.learner_rows[policy]
         self.device = pick_device(self.config.run.device)
         self.model = build_model(self.config, self.run_spec.spec).to(self.device)
+        self.run_spec.check_model(self.model)
         self.accelerator = accelerator_of(self.device, exact=self.config.run.mode == "lockstep")
         self.learners: Learners = SingleLearner()
         self.update = Update(self.config, self.model, self.device, self.accelerator, self.log, self.learners)

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -124,6 +125,13 @@ class RunSpec:
             state_size={"none": 0, "gru": size, "lstm": 2 * size}[core],
             discounted_return=self.config.normalize.reward,
         )
+
+    def check_model(self, model: Any) -> None:
+        """AssertionError if a network and the slots disagree about the sizes of what they exchange."""
+        schema, distribution = self.schema, model.distribution
+        assert distribution.num_params == schema.num_params, "slot and distribution disagree on parameters"
+        assert distribution.num_noise == schema.num_noise, "slot and distribution disagree on noise"
+        assert model.state_size == schema.state_size, "slot and core disagree on the recurrent state"
 
     @property
     def workers(self) -> tuple[str, ...]:

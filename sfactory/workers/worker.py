@@ -91,7 +91,8 @@ class Worker:
         self.stages = Stages(self.run_spec.debug_dir / f"{name}.stages" if self.config.run.profile else None)
         self._row = shared.run_spec.workers.index(name)
         self._heartbeats = 0
-        self.turns = 0  # steps that did work, since the last message
+        self.turns = 0  # steps that did work, since the last message; lockstep does not count them
+        self._waited = 0.0  # seconds since the last turn that was sent
         self._recorded = Accumulator()
         self._next_report = time.monotonic() + STAGES_EVERY_S
 
@@ -138,9 +139,10 @@ class Worker:
     def flush(self) -> None:
         """Send stage times and recorded metrics."""
         seconds = self.stages.drain()
-        if self.turns:
-            self.record(f"queue/{worker_kind(self.name)}_wait_ms", 1000.0 * seconds.get("wait", 0.0), self.turns)
-            self.turns = 0
+        self._waited += seconds.get("wait", 0.0)
+        if self.turns:  # a wait that is longer than the interval of messages belongs to the turn that ends it
+            self.record(f"queue/{worker_kind(self.name)}_wait_ms", 1000.0 * self._waited, self.turns)
+            self.turns, self._waited = 0, 0.0
         self.sink.put(("stages", self.name, seconds))
         if recorded := self._recorded.drain():
             self.sink.put((METRICS, self.name, recorded))

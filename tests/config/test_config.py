@@ -440,3 +440,9 @@ def test_an_unknown_inference_device_is_an_error():
         Config(run=Run(inference_device=good))
     with pytest.raises(ValueError, match=r"run\.inference-device is gpu"):
         Config(run=Run(inference_device="gpu"))
+
+
+def test_to_toml_refuses_none_inside_env_settings():
+    settings = sfactory.make_config("minatar/breakout", env={"settings": {"sticky": [None]}})
+    with pytest.raises(ValueError, match="cannot be written as TOML"):
+        to_toml(settings)
