@@ -27,8 +27,9 @@ TRAIN_SCRIPT = """
 import sys
 from pathlib import Path
 from sfactory.config import parsing, presets
-from sfactory.supervisor.supervisor import train
-flags, *_ = presets.split_flags(sys.argv[2:], {})
+from sfactory.config.flags import split_flags
+from sfactory.supervisor.train import train
+flags, *_ = split_flags(sys.argv[2:], {})
 config = parsing.build(*presets.target_layers("gymnasium/CartPole-v1"), flags)
 sys.exit(train(config, Path(sys.argv[1])).code)
 """
