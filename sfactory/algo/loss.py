@@ -113,23 +113,14 @@ def diagnostics(
     log_w = log_prob - behavior
     rho = log_w if log_rho is None else log_rho
     rho = rho.clamp(-LOG_WEIGHT_LIMIT, LOG_WEIGHT_LIMIT).exp()
-
-    if x.behavior_params is not None and x.proximal_params is not None and x.distribution is not None:
-        kl_behavior_proximal = mean(x.distribution.kl(x.behavior_params, x.proximal_params))
-    else:
-        d = (proximal - behavior).clamp(-LOG_WEIGHT_LIMIT, LOG_WEIGHT_LIMIT)
-        kl_behavior_proximal = mean(torch.expm1(d) - d)
-    if x.proximal_params is not None and x.params is not None and x.distribution is not None:
-        kl_proximal_policy = mean(x.distribution.kl(x.proximal_params, x.params))
-    else:
-        kl_proximal_policy = half_square
+    exact_behavior, exact_policy = _exact_kls(x)
 
     results = {
         "approx_kl": half_square,
         "clipfrac": mean(surrogate.clipped.to(value.dtype)),
         "ess": effective_sample_size(log_w, x.valid),
-        "kl_behavior_proximal": kl_behavior_proximal,
-        "kl_proximal_policy": kl_proximal_policy,
+        "kl_behavior_proximal": mean(_estimated_kl(proximal - behavior) if exact_behavior is None else exact_behavior),
+        "kl_proximal_policy": half_square if exact_policy is None else mean(exact_policy),
         "rho_clip_fraction": mean((rho > rho_bar).to(value.dtype)),
         "c_clip_fraction": mean((rho > c_bar).to(value.dtype)),
         "explained_variance": explained_variance(value, target, x.valid),
@@ -137,6 +128,20 @@ def diagnostics(
     if effective_lambda is not None:
         results["effective_lambda"] = effective_lambda
     return results
+
+
+def _exact_kls(x: SurrogateInput) -> tuple[Tensor | None, Tensor | None]:
+    """KL(behavior || proximal) and KL(proximal || policy), [...] each; None where a distribution is not known."""
+    if x.distribution is None or x.proximal_params is None:
+        return None, None
+    behavior = None if x.behavior_params is None else x.distribution.kl(x.behavior_params, x.proximal_params)
+    return behavior, None if x.params is None else x.distribution.kl(x.proximal_params, x.params)
+
+
+def _estimated_kl(log_ratio: Tensor) -> Tensor:
+    """e^d - 1 - d per sample, d = log_ratio bounded by LOG_WEIGHT_LIMIT; its mean is unbiased and not negative."""
+    d = log_ratio.clamp(-LOG_WEIGHT_LIMIT, LOG_WEIGHT_LIMIT)
+    return torch.expm1(d) - d
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +82,7 @@ class Stages:
         return seconds
 
 
-class Worker:
+class Worker(ABC):
     """Base of sampler, inference worker and learner. A subclass has `step()`; `run()` only waits and calls it."""
 
     def __init__(self, name: str, shared: SharedState, sink: TelemetrySink) -> None:
@@ -96,9 +97,9 @@ class Worker:
         self._recorded = Accumulator()
         self._next_report = time.monotonic() + STAGES_EVERY_S
 
+    @abstractmethod
     def step(self) -> bool:
         """Do all available work; return whether there was any. Never waits."""
-        raise NotImplementedError
 
     def finished(self) -> bool:
         """Whether this worker has a reason of its own to exit, besides the supervisor's stop order."""

@@ -7,11 +7,18 @@ from sfactory.workers.shared import RunSpec, SharedState
 from sfactory.workers.worker import ListSink, Worker
 
 
+class IdleWorker(Worker):
+    """A worker that never has work."""
+
+    def step(self):
+        return False
+
+
 def test_worker_counts_waits_that_are_longer_than_the_interval_of_messages(tmp_path):
     """A learner that waits 2.5 s for its data sends messages in between, without a turn."""
     config = Config(env=Env("gymnasium/CartPole-v1"), sampling=Sampling(1, 1, 2, 4))
     shared = SharedState.create(RunSpec(config, make_spec(config.env.name), str(tmp_path), 0))
-    worker = Worker("sampler-0", shared, ListSink())
+    worker = IdleWorker("sampler-0", shared, ListSink())
     for seconds, turns in ((1.0, 0), (1.0, 0), (0.5, 1), (0.25, 1)):
         worker.stages.seconds["wait"] = seconds
         worker.turns = turns
