@@ -148,5 +148,5 @@ class Worker(ABC):
         if recorded := self._recorded.drain():
             self.sink.put((METRICS, self.name, recorded))
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # optional: most workers own only memory
         """Release what the worker owns besides memory."""
