@@ -22,6 +22,7 @@ from sfactory.config import Config
 from sfactory.device.accelerator import Accelerator, Replay, Work
 from sfactory.device.selection import precision
 from sfactory.device.thread_pool import ThreadPool, pool_size
+from sfactory.learning.adam import Adam
 from sfactory.learning.batch import Batch, shuffled
 from sfactory.learning.distributed import Learners, SingleLearner
 from sfactory.learning.normalizers import Normalizers
@@ -61,28 +62,15 @@ class Update:
         self.schedule = SCHEDULES[config.optim.schedule]
         self.lr = config.optim.lr
         # A recording reads the learning rate from a tensor: a number would stay that of the first update.
-        self.lr_setting = self.lr if accelerator is None else torch.full((), self.lr, device=device)
-        self.optimizer = self._make_optimizer(capturable=accelerator is not None)
+        lr = self.lr if accelerator is None else torch.full((), self.lr, device=device)
+        betas = config.optim.beta1, config.optim.beta2
+        self.optimizer = Adam(self.parameters, lr, betas, config.optim.eps)
         # Rows of one lane are correlated: minibatches of rows have a less noisy gradient. Memory needs whole lanes.
         self.by_rows = config.batch.shuffle == "rows" and not model.state_size
         self.kl, self.ess = config.optim.kl_target, 1.0  # of the last update, for the adaptive schedules
         self.device_work: Work = self._device_work
         if accelerator is not None and self.objective.recordable and self.learners.recordable:
             self.device_work = Replay(accelerator, self._device_work, log)
-
-    def _make_optimizer(self, capturable: bool) -> torch.optim.Adam:
-        optim = self.config.optim
-        optimizer = torch.optim.Adam(
-            self.parameters,
-            lr=self.lr_setting,
-            betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
-            fused=True,
-            capturable=capturable,
-        )
-        # The first steps are not recorded, which is intended and needs no warning.
-        optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
-        return optimizer
 
     # -- the update ---------------------------------------------------------------------------------------------------
 
@@ -94,10 +82,10 @@ class Update:
         """
         o = self.config.optim
         self.lr = self.schedule(self.lr, ScheduleState(o.lr, progress, self.kl, self.ess, o.kl_target))
-        if isinstance(self.lr_setting, Tensor):
-            self.lr_setting.fill_(self.lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr_setting if isinstance(self.lr_setting, Tensor) else self.lr
+        if isinstance(self.optimizer.lr, Tensor):
+            self.optimizer.lr.fill_(self.lr)
+        else:
+            self.optimizer.lr = self.lr
         metrics = self.learners.average_metrics(self.device_work(batch, self._order(batch, updates)))
         if o.schedule in ("kl_adaptive", "ess"):  # the one synchronization these schedules need
             self.kl, self.ess = float(metrics[KL_METRIC]), float(metrics[ESS_METRIC])
@@ -173,11 +161,8 @@ class Update:
         self.learners.average_gradients(self.parameters, valid)
         limit = self.config.optim.max_grad_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
-        # The fused optimizer skips the step on the device if this is 1: no synchronization is needed to find out.
         skipped = (~torch.isfinite(norm)).float()
-        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.step()
+        self.optimizer.step(skipped)
         self.objective.after_step()
         return {"skipped": skipped, **loss.losses, "losses/grad_norm": norm.detach(), **loss.diagnostics}
 
@@ -185,15 +170,10 @@ class Update:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Tensors by checkpoint part and name."""
-        optimizer = {
-            f"{i}.{name}": value.float() if name == "step" else value
-            for i, state in self.optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-        }
         return {
             "model": dict(self.model.state_dict()),
             OBJECTIVE_PART: self.objective.state_dict(),
-            "optimizer": optimizer,
+            "optimizer": self.optimizer.state_dict(),
             "normalizers": self.normalizers.state_dict(),
         }
 
@@ -202,14 +182,7 @@ class Update:
         self.model.load_state_dict(dict(parts["model"]))
         self.objective.reset()
         self.objective.load_state_dict(parts[OBJECTIVE_PART])
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in parts["optimizer"].items():
-            index, name = key.split(".", 1)
-            if value.dim():  # in the memory order of its parameter: fused Adam treats both as one stretch of memory
-                value = torch.empty_like(self.parameters[int(index)]).copy_(value)
-            state.setdefault(int(index), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.optimizer.load_state_dict(parts["optimizer"])
         self.normalizers.load_state_dict(parts["normalizers"])
 
     def initialize_from(self, weights: Mapping[str, Tensor], normalizers: Mapping[str, Tensor]) -> None:

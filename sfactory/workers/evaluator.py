@@ -29,6 +29,7 @@ from sfactory.workers.shared import RunSpec
 from sfactory.workers.worker import TelemetrySink
 
 POLL_S = 0.5
+BUILD_TIMEOUT_S = 120.0  # building imports packages and may load files, at the lowest priority
 
 
 class Watchdog:
@@ -48,6 +49,11 @@ class Watchdog:
         if now - self._armed > min(1.0, self.seconds / 4):
             faulthandler.dump_traceback_later(self.seconds, exit=True)
             self._armed = now
+
+    def allow(self, seconds: float) -> None:
+        """Start the time again with another limit, once: the next `reset` restores the usual one at once."""
+        faulthandler.dump_traceback_later(max(seconds, self.seconds), exit=True)
+        self._armed = -np.inf
 
     def stop(self) -> None:
         """Disarm until the next `reset`."""
@@ -111,7 +117,7 @@ class Evaluator:
         except Exception:  # pruned while it was read, or damaged: wait for the next one
             return False
         self.player.model.load_state_dict(weights)
-        self.watchdog.reset()  # building environments counts as a step
+        self.watchdog.allow(BUILD_TIMEOUT_S)  # the first step sets the limit of a step
         self.sink.put(self.player.evaluate(int(newest.name), self.watchdog.reset))
         self.watchdog.stop()
         self.evaluated = int(newest.name)

@@ -144,7 +144,7 @@ def test_update_runs_on_the_device_alone(case, monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *unused: False)  # does not know the meta device
     on_host = update_on(None, **CASES[case])
     update = Update(on_host.config, on_host.model.to("meta"), torch.device("meta"))
-    monkeypatch.setattr(update.optimizer, "step", lambda: None)  # the fused optimizer needs a real device
+    monkeypatch.setattr(update.optimizer, "step", lambda skipped: None)  # the fused optimizer needs a real device
     batch = moved(empty_batch(on_host), update.device)
     order = update._order(batch, 0)
     assert order is None or order.device.type == "meta"

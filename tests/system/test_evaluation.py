@@ -67,7 +67,7 @@ def test_hanging_environment_in_the_evaluator_affects_only_the_evaluation(tmp_pa
     (tmp_path / "hanging_game.py").write_text(HANGING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     run = tmp_path / "run"
-    words = ["--env.step-timeout", 2, "--sampling.num-samplers", 1, *EVERY]
+    words = ["--env.step-timeout", 4, "--sampling.num-samplers", 1, *EVERY]
     process = start(run, *words, target="gymnasium/hanging_game:Hanging-v0")
     log = run / "log.txt"
     wait_for(lambda: log.exists() and "evaluator exited (exit code 1" in log.read_text(), seconds=120, process=process)

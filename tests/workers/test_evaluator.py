@@ -18,7 +18,9 @@ from sfactory.workers.worker import ListSink
 @pytest.fixture
 def run_spec(tmp_path):
     config = Config(
-        env=Env("gymnasium/CartPole-v1"), model=Model(hidden=(8,)), eval=Eval(every=100, episodes=4, greedy=True)
+        env=Env("gymnasium/CartPole-v1", step_timeout=20.0),
+        model=Model(hidden=(8,)),
+        eval=Eval(every=100, episodes=4, greedy=True),
     )
     return RunSpec(config, make_spec(config.env.name), str(tmp_path), 0)
 
@@ -106,6 +108,9 @@ for _ in range(8):  # reset every 0.1 s: no effect for twice its limit
     time.sleep(0.1)
 watchdog.stop()
 time.sleep(0.8)  # no effect after stop
+watchdog.reset()
+watchdog.allow(30)  # building takes longer than a step may
+time.sleep(0.8)
 print("alive", flush=True)
 watchdog.reset()
 def an_environment_that_hangs():
@@ -123,11 +128,12 @@ def test_watchdog_ends_a_process_that_hangs_and_prints_its_stack():
 
 def test_evaluator_arms_the_watchdog_only_while_it_plays(run_spec, monkeypatch):
     calls = []
-    monkeypatch.setattr(module.faulthandler, "dump_traceback_later", lambda *_, **how: calls.append("armed"))
+    monkeypatch.setattr(module.faulthandler, "dump_traceback_later", lambda seconds, **how: calls.append(seconds))
     monkeypatch.setattr(module.faulthandler, "cancel_dump_traceback_later", lambda: calls.append("stopped"))
     evaluator = Evaluator(run_spec, ListSink(), evaluated=0)
     evaluator.step()
     assert calls == [], "no checkpoint to play"
     save(run_spec, 110)
     evaluator.step()
-    assert (calls[0], calls[-1]) == ("armed", "stopped")
+    building, step, *_, last = calls
+    assert (building, step, last) == (module.BUILD_TIMEOUT_S, 20.0, "stopped"), "building may take longer than a step"

@@ -1,0 +1,89 @@
+"""Adam equals `torch.optim.Adam(fused=True)` bit for bit, and does not import the compiler of torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfactory.learning.adam import Adam
+
+
+def parameters():
+    draw = torch.Generator().manual_seed(3)
+    shapes = (7, 5), (16, 3, 3, 3), (1,), (129, 33)
+    found = [torch.randn(shape, generator=draw).requires_grad_() for shape in shapes]
+    found[1] = found[1].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    return found
+
+
+def give_gradients(all_parameters, seed, missing=()):
+    draw = torch.Generator().manual_seed(seed)
+    for i, parameter in enumerate(all_parameters):
+        gradient = torch.randn(parameter.shape, generator=draw)
+        parameter.grad = None if i in missing else torch.empty_like(parameter).copy_(gradient)
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True])
+def test_adam_equals_the_fused_adam_of_torch_bit_for_bit(tensor_lr):
+    mine, theirs = parameters(), parameters()
+    lr = torch.tensor(1e-2) if tensor_lr else 1e-2
+    one = Adam(mine, lr, (0.9, 0.99), 1e-5)
+    other = torch.optim.Adam(theirs, lr=lr, betas=(0.9, 0.99), eps=1e-5, fused=True, capturable=False)
+    for seed in range(6):
+        skipped = torch.tensor(float(seed == 3))
+        for each in (mine, theirs):
+            give_gradients(each, seed, missing=(2,) if seed < 2 else ())  # 2 has its first gradient later
+        if seed == 4 and not tensor_lr:
+            one.lr = other.param_groups[0]["lr"] = 3e-3
+        one.step(skipped)
+        other.found_inf, other.grad_scale = skipped, None
+        other.step()
+        for x, y in zip(mine, theirs, strict=True):
+            assert torch.equal(x, y)
+    state = other.state_dict()["state"]
+    assert one.state_dict().keys() == {f"{i}.{name}" for i in state for name in state[i]}
+    for i in state:
+        for name, value in state[i].items():
+            assert torch.equal(one.state_dict()[f"{i}.{name}"], value), (i, name)
+    assert float(one.state_dict()["0.step"]) == 5, "a skipped step is not counted"
+
+
+def test_adam_continues_after_its_state_was_loaded():
+    mine, other = parameters(), parameters()
+    one, two = Adam(mine, 1e-2, (0.9, 0.999), 1e-8), Adam(other, 1e-2, (0.9, 0.999), 1e-8)
+    zero = torch.zeros(())
+    for seed in range(3):
+        give_gradients(mine, seed)
+        one.step(zero)
+    with torch.no_grad():
+        for x, y in zip(other, mine, strict=True):
+            x.copy_(y)
+    two.load_state_dict({name: value.contiguous() for name, value in one.state_dict().items()})
+    for seed in range(3, 5):
+        for optimizer, each in ((one, mine), (two, other)):
+            give_gradients(each, seed)
+            optimizer.step(zero)
+    for x, y in zip(mine, other, strict=True):
+        assert torch.equal(x, y)
+    two.load_state_dict({})
+    assert two.state_dict() == {}, "a checkpoint written before the first step"
+
+
+UPDATE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from update_helpers import make_batch, make_update
+update = make_update()
+update.run(make_batch(update), 0, 0.0)
+assert "torch._dynamo" not in sys.modules, "1.7 s at the start of every learner"
+assert "torch._inductor" not in sys.modules
+"""
+
+
+def test_update_does_not_import_the_compiler():
+    done = subprocess.run(
+        [sys.executable, "-c", UPDATE, str(Path(__file__).parent)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
