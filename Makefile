@@ -13,6 +13,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 .DEFAULT_GOAL := help
+# The tests start hundreds of processes: they must find the sources compiled.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help train test lint types slow learn soak gpu docs clean
 
 help:

@@ -132,10 +132,10 @@ def run_with_a_kill(shared, kill_at):
 
     try:
         atomics.store = store
-        run_sampler(0, 40)
+        run_sampler(0, 26)
     except Killed:
         atomics.store = real
-        run_sampler(1, 40)
+        run_sampler(1, 26)
     finally:
         atomics.store = real
     return neighbours, armed

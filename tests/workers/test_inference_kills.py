@@ -82,7 +82,7 @@ def trained_rows(tmp_path, core, kill_at):
     inference.model.write_flat(torch.from_numpy(weights))
     learner, sampler = Learner(shared, weights), Sampler(0, shared, ListSink())
     with KillAt(kill_at) as kill:
-        for _ in range(14):
+        for _ in range(13):
             sampler.step()
             kill.armed = True
             try:
