@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -157,8 +158,11 @@ def test_on_policy_data_has_lag_0_and_rho_1(tmp_path):
     assert all(r["lag/max"] == 0 for r in rows(run) if "lag/max" in r)
     assert all(r["offpolicy/max_abs_log_rho"] < 1e-4 for r in rows(run) if "offpolicy/max_abs_log_rho" in r)
     stale = tmp_path / "stale"
-    finish(start(stale, "--sampling.slots-per-group", 1, "--batch.forced-lag", 3, "--stop.env-steps", 5000), 0)
-    assert {r["lag/max"] for r in rows(stale) if "lag/max" in r} == {3.0}  # so the test above can fail
+    words = ["--log.every-seconds", 0.2, "--sampling.slots-per-group", 1, "--batch.forced-lag", 3]
+    finish(start(stale, *words, "--stop.env-steps", 8000), 0)
+    found = rows(stale)
+    later = [row for before, row in pairwise(found) if before["charts/updates"] >= 3 and "lag/max" in row]
+    assert {row["lag/max"] for row in later} == {3.0}  # so the test above can fail
 
 
 def test_learner_recomputes_behavior_log_probs_with_the_normalizer(tmp_path):
