@@ -41,8 +41,8 @@ train: $(VENV)/.run
 test: lint types
 	$(BIN)/python -m pytest -n 2 --ignore tests/system
 	$(BIN)/python -m pytest -n 2 tests/system
-	$(BIN)/python -m pytest -n 2 -m 'faults and not soak and not slow and not alone'
-	$(BIN)/python -m pytest -m 'alone and not soak'
+	$(BIN)/python -m pytest -n 2 tests/system -m 'faults and not soak and not slow and not alone'
+	$(BIN)/python -m pytest tests/system -m 'alone and not soak'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
