@@ -103,10 +103,9 @@ def digest(run_dir: Path) -> dict[str, str]:
     """What is compared: name -> content or hash, in an order that makes the first difference the earliest one."""
     found = {}
     for number, line in enumerate((run_dir / "metrics.jsonl").read_text().splitlines()):
-        row = json.loads(line)
-        found[f"metrics row {number}"] = json.dumps(
-            {name: value for name, value in sorted(row.items()) if not name.startswith(TIMED)}
-        )
+        for name, value in sorted(json.loads(line).items()):
+            if not name.startswith(TIMED):
+                found[f"metrics row {number}, {name}"] = repr(value)
     checkpoint = max(
         (path for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit()), key=lambda p: p.name
     )
@@ -122,12 +121,8 @@ def difference(old: dict[str, str], new: dict[str, str]) -> str:
     """The first difference in words; empty if there is none."""
     for name in [*old, *(name for name in new if name not in old)]:
         if old.get(name) != new.get(name):
-            return f"{name}: {_shorten(old.get(name))} is not {_shorten(new.get(name))}"
+            return f"{name}: {old.get(name, 'missing')} is not {new.get(name, 'missing')}"
     return ""
-
-
-def _shorten(text: str | None) -> str:
-    return "missing" if text is None else text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def main() -> int:

@@ -113,6 +113,8 @@ watchdog.allow(30)  # building takes longer than a step may
 time.sleep(0.8)
 print("alive", flush=True)
 watchdog.reset()
+watchdog.allow(1000)
+watchdog.reset()  # restores the usual limit at once
 def an_environment_that_hangs():
     time.sleep(60)
 an_environment_that_hangs()
