@@ -168,7 +168,7 @@ class RunRecorder:
         now = self.board.training_return
         if now is None or now < target:
             return None
-        return Outcome.of(Exit.FINISHED, f"training return {now:.1f} reached the target of {target:g}")
+        return Outcome.of(Exit.FINISHED, f"training return {now:g} reached the target of {target:g}")
 
     @property
     def training_return(self) -> float:
