@@ -79,7 +79,7 @@ class Lockstep:
         self.shared.close()
 
 
-def run_lockstep(run_spec: RunSpec, recorder: RunRecorder) -> Outcome:
+def run_lockstep(run_spec: RunSpec, recorder: RunRecorder, signals: Signals) -> Outcome:
     """A whole run in this process. Restores the process's number of torch threads at the end."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -92,12 +92,11 @@ def run_lockstep(run_spec: RunSpec, recorder: RunRecorder) -> Outcome:
             run = Lockstep(run_spec)
         except checkpoint.CheckpointError as error:
             return Outcome.of(Exit.RESUME_REFUSED, str(error))
-        with Signals(run_spec.config.run.requeue) as signals:  # also while environments close
-            try:
-                _prepare(run, recorder, saved)
-                return _train(run, recorder, signals)
-            finally:
-                run.close()
+        try:
+            _prepare(run, recorder, saved)
+            return _train(run, recorder, signals)
+        finally:
+            run.close()
     finally:
         torch.set_num_threads(threads)
 

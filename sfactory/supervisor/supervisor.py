@@ -42,8 +42,8 @@ REAP_S = 5.0
 class Supervisor:
     """Runs the workers of one run in processes until the learner, a signal or a fault ends the run."""
 
-    def __init__(self, run_spec: RunSpec, recorder: RunRecorder) -> None:
-        self.run_spec, self.recorder = run_spec, recorder
+    def __init__(self, run_spec: RunSpec, recorder: RunRecorder, signals: Signals) -> None:
+        self.run_spec, self.recorder, self.signals = run_spec, recorder, signals
         self.config = run_spec.config
         self.telemetry = Telemetry()
         self.processes: dict[str, WorkerProcess] = {}
@@ -63,14 +63,13 @@ class Supervisor:
         self.orphan_killer = OrphanKiller()  # before the arena and any worker
         try:
             self.shared = SharedState.create(self.run_spec)
-            with Signals(self.config.run.requeue) as self.signals:
-                for name in self.run_spec.workers:  # the learner first: its imports take longest
-                    self._start(name)
-                if self.config.eval.every:
-                    self._start(evaluator_name())
-                outcome = self._loop()
-                stop_workers(self, outcome)
-                return outcome
+            for name in self.run_spec.workers:  # the learner first: its imports take longest
+                self._start(name)
+            if self.config.eval.every:
+                self._start(evaluator_name())
+            outcome = self._loop()
+            stop_workers(self, outcome)
+            return outcome
         finally:
             for worker in list(self.processes.values()):
                 kill_group(worker.pid)

@@ -12,7 +12,7 @@ from sfactory.monitor.writers import check_wandb
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from
-from sfactory.supervisor.signals import requeue_job
+from sfactory.supervisor.signals import Signals, requeue_job
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.workers.shared import RunSpec
 
@@ -31,16 +31,20 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
     if config.run.init_from and not resume:
         check_init_from(config)
     scaled, table = rescale_batch(config)
-    with RunRecorder.open(config, Path(run_dir), resume, specs) as recorder:
+    # Signals first: once the folder says that a run is under way, a signal ends it in order.
+    with (
+        Signals(config.run.requeue) as signals,
+        RunRecorder.open(config, Path(run_dir), resume, specs) as recorder,
+    ):
         for line in table:
             recorder.writers.log(line)
         run_spec = RunSpec(scaled, specs[0], str(Path(run_dir).resolve()), recorder.launch, recorder.resume_from)
         if config.run.mode == "lockstep":
             from sfactory.supervisor.lockstep import run_lockstep  # imports torch
 
-            outcome = run_lockstep(run_spec, recorder)
+            outcome = run_lockstep(run_spec, recorder, signals)
         else:
-            outcome = Supervisor(run_spec, recorder).run()
+            outcome = Supervisor(run_spec, recorder, signals).run()
         outcome.run_dir = str(run_dir)
         recorder.finish(outcome)
         if outcome.code == Exit.REQUEUE:  # last of all: the scheduler may kill this process at once

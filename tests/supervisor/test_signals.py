@@ -1,11 +1,15 @@
 """Signals to the supervisor: which end the run with what outcome, and which request a checkpoint."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
+from sfactory.errors import Exit
 from sfactory.supervisor.signals import Signals, requeue_job
 
 
@@ -55,3 +59,33 @@ def test_requeue_job_reports_its_result(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert requeue_job().startswith("scontrol requeue 17 failed: ")
+
+
+EARLY = """
+import os, signal, sys
+from sfactory.config import Config, Env, Model, Run
+from sfactory.run.recorder import RunRecorder
+from sfactory.supervisor import train
+
+open_folder = RunRecorder.open
+
+def open_and_be_terminated(*arguments):
+    recorder = open_folder(*arguments)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return recorder
+
+if __name__ == "__main__":
+    RunRecorder.open = open_and_be_terminated
+    config = Config(env=Env("gymnasium/CartPole-v1"), model=Model(hidden=(8,)), run=Run(mode=sys.argv[1], device="cpu"))
+    sys.exit(train.train(config, sys.argv[2]).code)
+"""
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "async"])
+def test_signal_right_after_the_folder_is_opened_ends_the_run_in_order(tmp_path, mode):
+    (tmp_path / "early.py").write_text(EARLY)
+    command = [sys.executable, str(tmp_path / "early.py"), mode, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == Exit.TERMINATED, done.stderr[-2000:]
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["exit"]) == ("terminated", Exit.TERMINATED), status

@@ -42,9 +42,9 @@ def supervisor(tmp_path):
     supervisor = Supervisor(
         RunSpec(config, make_spec(config.env.name), str(tmp_path), 0),
         FakeRecorder(),
+        SimpleNamespace(stop_count=0),
     )
     supervisor.shared = SharedState.create(supervisor.run_spec)
-    supervisor.signals = SimpleNamespace(stop_count=0)
     return supervisor
 
 
