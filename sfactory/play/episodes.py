@@ -160,13 +160,20 @@ def play_task(
     squash: bool,
     max_steps: int = 0,
     recorder: Recorder | None = None,
+    on_build: Callable[[], None] = lambda: None,
 ) -> tuple[EnvSpec, int, EpisodeResults]:
     """Play episodes of an environment by name; returns its spec, the step limit that applied, and the results.
 
     max_steps: 0 is the environment's own limit, or DEFAULT_MAX_STEPS where it has none.
-    squash: see `sfactory.envs.bounded`.
+    squash: see `sfactory.envs.bounded`. on_build: called before environments are built, which may happen several times.
     """
+    on_build()
     spec = make_spec(task, settings)
     limits, limit = bounded(spec, squash), max_steps or spec.max_episode_steps or DEFAULT_MAX_STEPS
-    make = group_factory(task, seed, settings, render=recorder is not None)
+    factory = group_factory(task, seed, settings, render=recorder is not None)
+
+    def make(num_envs: int, first_env: int) -> Any:
+        on_build()
+        return factory(num_envs, first_env)
+
     return spec, limit, play(make, lambda obs, first: limits(act(obs, first)), episodes, limit, recorder)

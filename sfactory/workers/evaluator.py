@@ -68,10 +68,16 @@ class PolicyPlayer:
         self.name = evaluator_name(policy)
         self.run_spec, self.model = run_spec, build_model(run_spec.config, run_spec.spec).eval()
 
-    def evaluate(self, env_steps: int, on_step: Callable[[], None] = lambda: None) -> Message:
+    def evaluate(
+        self,
+        env_steps: int,
+        on_step: Callable[[], None] = lambda: None,
+        on_build: Callable[[], None] = lambda: None,
+    ) -> Message:
         """Play eval.episodes episodes of every task; return the results as telemetry.
 
-        env_steps: trained steps of the policy. on_step: called before every step.
+        env_steps: trained steps of the policy. on_step: called before every step; on_build: before environments are
+        built, for every task and wherever environments are replaced.
         """
         config, start = self.run_spec.config, time.perf_counter()
         seed, row = config.run.seed, {}
@@ -84,7 +90,7 @@ class PolicyPlayer:
                 return policy(obs, first)
 
             squash, episodes = config.model.squash, config.eval.episodes
-            _, _, played = play_task(task, config.env.arguments, act, episodes, seed, squash=squash)
+            _, _, played = play_task(task, config.env.arguments, act, episodes, seed, squash=squash, on_build=on_build)
             returns.append(float(np.mean(played.returns)))
             lengths.append(float(np.mean(played.lengths)))
             iqms.append(float(iqm(np.asarray(played.returns))))
@@ -117,8 +123,12 @@ class Evaluator:
         except Exception:  # pruned while it was read, or damaged: wait for the next one
             return False
         self.player.model.load_state_dict(weights)
-        self.watchdog.allow(BUILD_TIMEOUT_S)  # the first step sets the limit of a step
-        self.sink.put(self.player.evaluate(int(newest.name), self.watchdog.reset))
+        message = self.player.evaluate(
+            int(newest.name),
+            on_step=self.watchdog.reset,
+            on_build=lambda: self.watchdog.allow(BUILD_TIMEOUT_S),  # the next step sets the limit of a step
+        )
+        self.sink.put(message)
         self.watchdog.stop()
         self.evaluated = int(newest.name)
         return True

@@ -20,7 +20,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 class Calm(CartPoleEnv):
     \"\"\"Sleeps in samplers, so that the evaluator, which has the lowest priority, finds a free core.\"\"\"
     def step(self, action):
-        if os.nice(0) == 0:
+        if os.nice(0) != 19:
             time.sleep(0.001)
         return super().step(action)
 
@@ -93,7 +93,7 @@ def test_hanging_environment_in_the_evaluator_affects_only_the_evaluation(tmp_pa
     assert "sampler" not in log.read_text()
     words = (run / "debug" / "evaluator.txt").read_text()
     assert "Timeout" in words
-    assert "games.py" in words, "the stack says where"
+    assert "/games.py" in words, "the stack says where"
     assert not evaluations(run)
     assert rows(run)[-1]["faults/evaluator"] >= 1
 
