@@ -21,7 +21,7 @@ from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor import lockstep_state
 from sfactory.supervisor.exit_rules import add_last_save, learner_outcome
 from sfactory.supervisor.run_worker import keep_memory
-from sfactory.supervisor.signals import Signals
+from sfactory.supervisor.signals import SECOND_SIGNAL, Signals
 from sfactory.workers.evaluator import PolicyPlayer
 from sfactory.workers.inference import Inference
 from sfactory.workers.learner import Learner
@@ -84,6 +84,7 @@ def run_lockstep(run_spec: RunSpec, recorder: RunRecorder, signals: Signals) -> 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keep_memory()
+    signals.interrupt = True  # an environment of this process may hang
     try:
         saved = checkpoint.load_lockstep(Path(run_spec.resume_from)) if run_spec.resume_from else {}
         if saved:  # continue the launch that saved: the same random numbers
@@ -97,7 +98,14 @@ def run_lockstep(run_spec: RunSpec, recorder: RunRecorder, signals: Signals) -> 
             return _train(run, recorder, signals)
         finally:
             run.close()
+    except KeyboardInterrupt:
+        outcome = signals.outcome()
+        if outcome is None:  # it was no signal
+            raise
+        outcome.sentence += SECOND_SIGNAL
+        return outcome
     finally:
+        signals.interrupt = False
         torch.set_num_threads(threads)
 
 

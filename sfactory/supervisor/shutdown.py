@@ -10,6 +10,7 @@ from sfactory.monitor.messages import Message
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor.exit_rules import add_last_save
+from sfactory.supervisor.signals import SECOND_SIGNAL
 from sfactory.supervisor.spawn import kill_group
 from sfactory.workers.names import POLICY, evaluator_name, learner_name
 from sfactory.workers.shared import StopOrder
@@ -59,7 +60,7 @@ def stop_workers(supervisor: Supervisor, outcome: Outcome) -> None:
     shared.ring_all()
     try:
         if not _wait_for_exits(supervisor, outcome):
-            outcome.sentence += "; stopped by a second signal without waiting for a checkpoint"
+            outcome.sentence += SECOND_SIGNAL
             return
         add_last_save(outcome, shared.learner[POLICY].outcome)
         recorder.record_row_counts(shared.slot_table.row_counts())

@@ -28,6 +28,9 @@ def requeue_job() -> str:
     return f"scontrol requeue {job}: {'done' if done.returncode == 0 else done.stderr.strip()}"
 
 
+SECOND_SIGNAL = "; stopped by a second signal without waiting for a checkpoint"
+
+
 class Signals:
     """Context manager that counts SIGINT, SIGTERM, SIGHUP and SIGUSR1 instead of acting on them."""
 
@@ -36,6 +39,7 @@ class Signals:
         self.requeue = requeue
         self.stop_count = 0  # signals that end the run
         self.save_count = 0  # signals that request a checkpoint
+        self.interrupt = False  # the second signal that ends the run raises KeyboardInterrupt
         self._exit: Exit | None = None  # by the first signal that ends the run
         self._handlers = contextlib.ExitStack()
 
@@ -68,3 +72,5 @@ class Signals:
             self._exit = self._exit or Exit.REQUEUE
         self.stop_count += 1
         self._exit = self._exit or (Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED)
+        if self.interrupt and self.stop_count == 2:
+            raise KeyboardInterrupt

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -71,7 +72,7 @@ open_folder = RunRecorder.open
 
 def open_and_be_terminated(*arguments):
     recorder = open_folder(*arguments)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), int(sys.argv[3]))
     return recorder
 
 if __name__ == "__main__":
@@ -81,11 +82,65 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("mode", ["lockstep", "async"])
-def test_signal_right_after_the_folder_is_opened_ends_the_run_in_order(tmp_path, mode):
+def status(folder):
+    found = json.loads((folder / "run" / "status.json").read_text())
+    return found["state"], found["exit"], found["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "number", "state", "code"),
+    [
+        ("lockstep", signal.SIGTERM, "terminated", Exit.TERMINATED),
+        ("async", signal.SIGTERM, "terminated", Exit.TERMINATED),
+        ("lockstep", signal.SIGINT, "interrupted", Exit.INTERRUPTED),
+    ],
+)
+def test_signal_right_after_the_folder_is_opened_ends_the_run_in_order(tmp_path, mode, number, state, code):
     (tmp_path / "early.py").write_text(EARLY)
-    command = [sys.executable, str(tmp_path / "early.py"), mode, str(tmp_path / "run")]
+    command = [sys.executable, str(tmp_path / "early.py"), mode, str(tmp_path / "run"), str(int(number))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == Exit.TERMINATED, done.stderr[-2000:]
-    status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert (status["state"], status["exit"]) == ("terminated", Exit.TERMINATED), status
+    assert done.returncode == code, done.stderr[-2000:]
+    assert status(tmp_path) == (state, code, "stopped by signal")
+
+
+HANGING = """
+import sys, time
+from pathlib import Path
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+from sfactory.config import Checkpoint, Config, Env, Model, Run
+from sfactory.supervisor import train
+
+class Hanging(CartPoleEnv):
+    def step(self, action):
+        Path("hangs").touch()
+        time.sleep(1000)
+
+gymnasium.register("Hanging-v0", Hanging)
+
+if __name__ == "__main__":
+    config = Config(
+        env=Env("gymnasium/Hanging-v0"), model=Model(hidden=(8,)), run=Run(mode="lockstep", device="cpu"),
+        checkpoint=Checkpoint(exact=False),
+    )
+    sys.exit(train.train(config, "run").code)
+"""
+
+
+def test_second_signal_ends_a_lockstep_run_whose_environment_hangs(tmp_path):
+    (tmp_path / "hanging.py").write_text(HANGING)
+    process = subprocess.Popen([sys.executable, "hanging.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "hangs").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.0)
+        assert process.poll() is None, "the first signal waits for the end of the turn"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == Exit.INTERRUPTED, err[-2000:]
+    sentence = "stopped by signal; stopped by a second signal without waiting for a checkpoint"
+    assert status(tmp_path) == ("interrupted", Exit.INTERRUPTED, sentence)
