@@ -35,8 +35,11 @@ def test_adam_equals_the_fused_adam_of_torch_bit_for_bit(tensor_lr):
         skipped = torch.tensor(float(seed == 3))
         for each in (mine, theirs):
             give_gradients(each, seed, missing=(2,) if seed < 2 else ())  # 2 has its first gradient later
-        if seed == 4 and not tensor_lr:
-            one.lr = other.param_groups[0]["lr"] = 3e-3
+        if seed == 4:
+            if tensor_lr:
+                lr.fill_(3e-3)
+            else:
+                one.lr = other.param_groups[0]["lr"] = 3e-3
         one.step(skipped)
         other.found_inf, other.grad_scale = skipped, None
         other.step()
