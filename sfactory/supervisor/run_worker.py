@@ -83,14 +83,14 @@ def _run_learner(policy: int, shared: SharedState, sink: QueueSink) -> int:
     return 0
 
 
-def _run_inference(policy: int, shared: SharedState, sink: QueueSink) -> int:
+def _run_inference(number: int, shared: SharedState, sink: QueueSink) -> int:
     keep_memory()
     import torch
 
     from sfactory.workers.inference import Inference
 
     torch.set_num_threads(shared.run_spec.config.run.inference_threads)
-    Inference(shared, sink, policy=policy).run()
+    Inference(shared, sink, number=number).run()
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The inference worker: compute actions for every group with a pending request, in one batch.
+"""An inference worker: compute actions for every group it serves that has a pending request, in one batch.
 
 consumes     requests, observations, noise, the mailbox
 produces     actions, log-probabilities, distribution parameters, values, the version of the weights
@@ -24,7 +24,7 @@ from sfactory.learning.objectives import objective_class
 from sfactory.shm.mailbox import NOTHING
 from sfactory.shm.slots import unpack
 from sfactory.workers.inference_batch import CpuBatch, GpuBatch, InferenceBatch
-from sfactory.workers.names import POLICY, inference_name
+from sfactory.workers.names import inference_name
 from sfactory.workers.shared import SharedState
 from sfactory.workers.worker import TelemetrySink, Worker
 
@@ -32,22 +32,22 @@ from sfactory.workers.worker import TelemetrySink, Worker
 class Inference(Worker):
     """Computes actions in batches; see the top of this file."""
 
-    def __init__(
-        self, shared: SharedState, sink: TelemetrySink, whole_batch: bool = False, policy: int = POLICY
-    ) -> None:
-        """whole_batch: use one batch shape, all groups, as lockstep needs for bit-identical results."""
-        super().__init__(inference_name(policy), shared, sink)
+    def __init__(self, shared: SharedState, sink: TelemetrySink, whole_batch: bool = False, number: int = 0) -> None:
+        """whole_batch: use one batch shape, all groups, as lockstep needs for bit-identical results. number: selects
+        the groups it serves, `RunSpec.groups_served`."""
+        super().__init__(inference_name(number), shared, sink)
         self.device = pick_device(self.config.run.inference_device or self.config.run.device)
         self.model = build_model(self.config, self.run_spec.spec).to(self.device).eval()
         self.run_spec.check_model(self.model)
         self.objective = objective_class(self.config)
         self.autocast = precision(self.config.run.precision, self.device)
         weights = self.model.flat_size()
-        self.mailbox = shared.mailbox(weights, policy)
+        self.mailbox = shared.mailbox(weights, self.run_spec.policy_served(number))
         self.version = NOTHING
         self.whole_batch = whole_batch
         self.fields, schema = shared.trajectories, shared.trajectories.schema
-        self.E, self.G, self.has_state = schema.envs_per_group, schema.num_groups, schema.state_size > 0
+        self.served = np.array(self.run_spec.groups_served(number))  # no other process responds to these groups
+        self.E, self.G, self.has_state = schema.envs_per_group, len(self.served), schema.state_size > 0
         self.obs_names, self.action_names = tuple(self.run_spec.spec.obs), tuple(self.run_spec.spec.actions)
         self.accelerator = accelerator_of(self.device, spin=not whole_batch, exact=whole_batch)
         scratch = torch.empty(weights)
@@ -72,7 +72,8 @@ class Inference(Worker):
     def step(self) -> bool:
         """Respond to all pending requests, if there are any and the first weights are published."""
         requests = self.slot_table.request_words.copy()
-        groups = np.flatnonzero(requests != self.slot_table.response_words).tolist()
+        pending = requests != self.slot_table.response_words
+        groups = self.served[pending[self.served]].tolist()
         if not groups:
             return False
         self.refresh()  # after reading the requests: in the other order on-policy data would sometimes have lag 1
