@@ -51,9 +51,9 @@ def run(options: argparse.Namespace) -> int:
     from sfactory.tools.tune import search
 
     budget = options.search or (60.0 if options.write else 0.0)
-    config = by_cores(config_of(options), cores())
+    config = config_of(options)
     log = quiet if options.json else progress
-    report = bench(options.word, config, options.seconds, log)
+    report = bench(options.word, by_cores(config, cores()), options.seconds, log)
     if not options.json:
         print(report.text())
     found = None
