@@ -21,12 +21,13 @@ from sfactory.device.machine import shows_gpu
 from sfactory.workers.names import INFERENCE, LEARNER, parse_worker
 
 MIN_GROUP = 4
-"""Environments of the smallest group. The hand-over of a group costs about 35 us whatever its size (in the sampler and
-in inference; benchmarks/results/scaling.md): with four environments, 9 us per step."""
+"""Environments of the smallest group. The hand-over of a group costs about 45 us whatever its size (in the sampler and
+in inference; benchmarks/results/scaling.md): with four environments, 11 us per step."""
 LEARNER_THREADS = 4
 """Threads of the learner with run.learner_threads 0, where the machine has as many cores."""
-UPDATE_COST = 3
-"""Time to learn from a row once, in forward passes: one forward, and a backward pass of about two."""
+UPDATE_COST = 2
+"""Time to learn from a row once, over its time in inference: a forward and a backward pass cost three forward passes,
+but the small batches of inference take longer per row (benchmarks/results/scaling.md: 1 to 2)."""
 SAMPLERS_PER_WORKER = 2
 """Samplers that one inference thread serves where the network is large (Atari: it saturates at two to three)."""
 
@@ -107,8 +108,8 @@ def _divides(samplers: int, size: int, factor: float) -> bool:
 def _num_inference(config: Config, samplers: int, num_cores: int) -> int:
     """Number of inference workers for a number of samplers.
 
-    On a CPU the learner computes UPDATE_COST x epochs forward passes per row, on its threads; inference computes one.
-    One worker keeps up unless the learner has more threads than that, or runs on a GPU.
+    On a CPU a row takes the learner UPDATE_COST x epochs as long as inference, but the learner has several threads. One
+    worker keeps up unless there are more threads than that, or the learner runs on a GPU.
     """
     run = config.run
     if run.mode == "lockstep":

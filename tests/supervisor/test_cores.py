@@ -85,9 +85,9 @@ def test_by_cores_keeps_one_sampler_where_batch_slots_counts_slots_of_one_size()
 
 def test_by_cores_starts_more_inference_workers_only_where_one_is_slower_than_the_learner():
     once = {"batch__epochs": 1}
-    assert processes(breakout(**once), 16) == (4, 2), "4 threads learn as fast as 4 / 3 inference threads act"
+    assert processes(breakout(**once), 16) == (4, 2), "4 threads learn as fast as 2 inference threads act"
     assert processes(breakout(**once), 4) == (1, 1)
-    assert processes(breakout(**once, run__learner_threads=12, sampling__envs_per_group=64), 64) == (16, 4)
+    assert processes(breakout(**once, run__learner_threads=12, sampling__envs_per_group=64), 64) == (16, 6)
     assert processes(breakout(), 64) == (4, 1), "four epochs: the learner is slower"
     assert processes(breakout(**once, sampling__num_samplers=2), 16) == (2, 1), "one worker serves two samplers"
     assert processes(breakout(run__inference_workers=3), 16) == (4, 3), "a number of one's own is kept"
