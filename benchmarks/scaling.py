@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 import psutil
+import torch
 
 from sfactory.config import Config, Env, parsing, presets, with_settings
 from sfactory.config.toml_file import to_toml
@@ -293,6 +294,7 @@ def model_table(name: str, config: Config, work: Work, h: HandOver) -> list[str]
 
 def page(seconds: float, rounds: int) -> str:
     """Measure everything and return the page."""
+    torch.set_num_threads(1)
     h, m = hand_over(), machine()
     print(h, flush=True)
     measured = runs_table(h, seconds, rounds)
