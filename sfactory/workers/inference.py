@@ -21,9 +21,11 @@ from sfactory.device.accelerator import accelerator_of, register
 from sfactory.device.selection import pick_device, precision
 from sfactory.learning.network import build_model
 from sfactory.learning.objectives import objective_class
+from sfactory.native.choice import why_not_native
 from sfactory.shm.mailbox import NOTHING
 from sfactory.shm.slots import unpack
 from sfactory.workers.inference_batch import CpuBatch, GpuBatch, InferenceBatch
+from sfactory.workers.inference_native import NativeTurn
 from sfactory.workers.names import POLICY, inference_name
 from sfactory.workers.shared import SharedState
 from sfactory.workers.worker import TelemetrySink, Worker
@@ -52,7 +54,10 @@ class Inference(Worker):
         self.accelerator = accelerator_of(self.device, spin=not whole_batch, exact=whole_batch)
         scratch = torch.empty(weights)
         self.scratch = scratch if self.accelerator is None else self.accelerator.pinned(scratch)
-        self.batch = self._make_batch()
+        reason = why_not_native(self.config, self.model, self.device, self.config.run.precision)
+        threads = self.config.run.inference_threads
+        self.native = None if reason else NativeTurn(self.model, shared.trajectories, threads)
+        self.batch = None if self.native else self._make_batch()
         self.envs = 0  # environments that got actions since the last message
         self.stages.drain()
 
@@ -72,20 +77,19 @@ class Inference(Worker):
     def step(self) -> bool:
         """Respond to all pending requests, if there are any and the first weights are published."""
         requests = self.slot_table.request_words.copy()
-        groups = np.flatnonzero(requests != self.slot_table.response_words).tolist()
+        waiting = np.flatnonzero(requests != self.slot_table.response_words)
+        groups = waiting.tolist()
         if not groups:
             return False
         self.refresh()  # after reading the requests: in the other order on-policy data would sometimes have lag 1
         if self.version == NOTHING:
             return False
         self.stages.mark("look")
-        # Lockstep has one batch shape: groups without a request are computed with their last rows, without a response.
-        places = {group: group if self.whole_batch else place for place, group in enumerate(groups)}
-        self._gather(requests, places)
-        self.stages.mark("gather")
-        outputs = self.batch.run(self.G if self.whole_batch else len(groups))
-        self.stages.mark("forward")
-        self._scatter(requests, places, outputs)
+        if self.native is not None:
+            self.native.run(waiting, requests[waiting], self.version)
+            self.stages.mark("forward")
+        else:
+            self._run_batch(requests, groups)
         for group in groups:
             self.slot_table.respond(group, requests[group])
         for sampler in sorted({self.run_spec.sampler_of(group) for group in groups}):
@@ -93,6 +97,17 @@ class Inference(Worker):
         self.envs += len(groups) * self.E
         self.stages.mark("answer")
         return True
+
+    def _run_batch(self, requests: np.ndarray, groups: list[int]) -> None:
+        """Gather the rows of the groups in one batch, compute it and scatter the outputs."""
+        assert self.batch is not None
+        # Lockstep has one batch shape: groups without a request are computed with their last rows, without a response.
+        places = {group: group if self.whole_batch else place for place, group in enumerate(groups)}
+        self._gather(requests, places)
+        self.stages.mark("gather")
+        outputs = self.batch.run(self.G if self.whole_batch else len(groups))
+        self.stages.mark("forward")
+        self._scatter(requests, places, outputs)
 
     def flush(self) -> None:
         """Send stage times and recorded metrics."""
@@ -110,10 +125,13 @@ class Inference(Worker):
         version = self.mailbox.fetch(self.scratch.numpy(), self.version)
         if version not in (self.version, NOTHING):
             self.model.read_flat(self.scratch)  # in place and on the forward's stream; the next pass waits for it
+            if self.native is not None:
+                self.native.load(self.scratch)
             self.version = version
 
     def _gather(self, requests: np.ndarray, places: dict[int, int]) -> None:
         """Stage the rows of every group in `places`: group -> place in the batch."""
+        assert self.batch is not None
         for group, place in places.items():
             number, slot, t = unpack(requests[group])
             for name in (*self.obs_names, "first", "noise"):
