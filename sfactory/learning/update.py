@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfactory.algo.schedule import SCHEDULES, ScheduleState
 from sfactory.config import Config
@@ -25,6 +25,7 @@ from sfactory.device.thread_pool import ThreadPool, pool_size
 from sfactory.learning.adam import Adam
 from sfactory.learning.batch import Batch, shuffled
 from sfactory.learning.distributed import Learners, SingleLearner
+from sfactory.learning.flat import FlatParameters
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives import Loss, Minibatch, Objective, Phase, Start, objective_class
 from sfactory.learning.objectives.base import ESS_METRIC, KL_METRIC
@@ -57,14 +58,15 @@ class Update:
         for line in self.objective.warnings():
             log(line)
         threads = pool_size(config.run.learner_threads) if accelerator is None else 1  # one stream, one thread
-        self.network = ParallelNetwork(model, ThreadPool(threads), autocast)
-        self.parameters = list(model.parameters())
+        self.flat = FlatParameters(list(model.parameters()))
+        self.network = ParallelNetwork(model, ThreadPool(threads), autocast, self.flat)
+        self.parameters = self.flat.parameters
         self.schedule = SCHEDULES[config.optim.schedule]
         self.lr = config.optim.lr
         # A recording reads the learning rate from a tensor: a number would stay that of the first update.
         lr = self.lr if accelerator is None else torch.full((), self.lr, device=device)
         betas = config.optim.beta1, config.optim.beta2
-        self.optimizer = Adam(self.parameters, lr, betas, config.optim.eps)
+        self.optimizer = Adam(self.flat, lr, betas, config.optim.eps)
         # Rows of one lane are correlated: minibatches of rows have a less noisy gradient. Memory needs whole lanes.
         self.by_rows = config.batch.shuffle == "rows" and not model.state_size
         self.kl, self.ess = config.optim.kl_target, 1.0  # of the last update, for the adaptive schedules
@@ -159,12 +161,11 @@ class Update:
         loss.total.backward()  # as far as the network's outputs
         self.network.backward()  # replaces the old gradients
         self.learners.average_gradients(self.parameters, valid)
-        limit = self.config.optim.max_grad_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        norm = self.flat.clip_gradient(self.config.optim.max_grad_norm)
         skipped = (~torch.isfinite(norm)).float()
         self.optimizer.step(skipped)
         self.objective.after_step()
-        return {"skipped": skipped, **loss.losses, "losses/grad_norm": norm.detach(), **loss.diagnostics}
+        return {"skipped": skipped, **loss.losses, "losses/grad_norm": norm, **loss.diagnostics}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
