@@ -55,13 +55,14 @@ class ParallelNetwork:
         self._leaves = (out.params.requires_grad_(), out.value.requires_grad_())
         return out
 
-    def backward(self) -> None:
-        """Write the gradient of every parameter to its `.grad`, from the gradients of the last `forward_train`.
+    def backward(self, gradient: tuple[Tensor, Tensor] | None = None) -> None:
+        """Write the gradient of every parameter to its `.grad`, for the last `forward_train`.
 
-        An output that the loss does not use contributes nothing.
+        gradient: of the loss with respect to params [T, B, K] and value [T, B]; None: as `loss.backward()` left it. An
+        output that the loss does not use contributes nothing.
         """
         assert self._leaves is not None, "backward() follows forward_train() and a loss"
-        outputs, gradients = self._used_outputs(*(leaf.grad for leaf in self._leaves))
+        outputs, gradients = self._used_outputs(*(gradient or (leaf.grad for leaf in self._leaves)))
 
         def backward(chunk: int) -> tuple[Tensor | None, ...]:
             return torch.autograd.grad(outputs[chunk], self.flat.parameters, gradients[chunk], allow_unused=True)

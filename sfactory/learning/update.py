@@ -123,7 +123,10 @@ class Update:
         start = self.objective.start(batch, out)
         self.objective.begin_epochs(start)
         part = Minibatch(batch, None, out._replace(params=out.params[:-1], value=out.value[:-1]))
-        return self._optimizer_step(self.objective.loss(part, start, True), batch.valid), start
+        loss = self.objective.loss(part, start, True)
+        if loss.gradient is not None:
+            loss = loss._replace(gradient=_with_last_row(loss.gradient))
+        return self._optimizer_step(loss, batch.valid), start
 
     def _epochs(self, batch: Batch, order: Tensor | None) -> tuple[dict[str, Tensor], Start]:
         """Several optimizer steps per update, after a forward pass for the start."""
@@ -158,8 +161,10 @@ class Update:
 
     def _optimizer_step(self, loss: Loss, valid: Tensor) -> dict[str, Tensor]:
         """One optimizer step; its metrics, and `skipped`: 1.0 if it was not taken because it is not finite."""
-        loss.total.backward()  # as far as the network's outputs
-        self.network.backward()  # replaces the old gradients
+        if loss.gradient is None:
+            assert loss.total is not None, "a loss without a gradient has a total"
+            loss.total.backward()  # as far as the network's outputs
+        self.network.backward(loss.gradient)  # replaces the old gradients
         self.learners.average_gradients(self.parameters, valid)
         norm = self.flat.clip_gradient(self.config.optim.max_grad_norm)
         skipped = (~torch.isfinite(norm)).float()
@@ -191,6 +196,12 @@ class Update:
         self.model.load_state_dict(dict(weights))
         self.normalizers.initialize_from(normalizers)
         self.objective.reset()
+
+
+def _with_last_row(gradient: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Gradients [T, B, ...] of outputs -> [T + 1, B, ...]: the loss does not depend on the outputs of the last row."""
+    params, value = (torch.cat([x, torch.zeros_like(x[:1])]) for x in gradient)
+    return params, value
 
 
 def _minibatches(phase: Phase) -> Iterator[Tensor | None]:
