@@ -38,8 +38,9 @@ class Run:
     """Arithmetic of the networks in inference and learner. bf16 is faster on hardware that supports it and less exact;
     ratios and value heads are always fp32."""
     kernels: Literal["auto", "native", "torch", "autograd"] = "auto"
-    """How the networks are computed. native: small networks on a CPU by C kernels, built at the first start. torch:
-    torch's operators, the gradient of the loss in closed form. autograd: the reference. auto: native, else torch."""
+    """Code of the networks and the loss. native: small C kernels, built at the first start. torch: torch's operators,
+    with the loss differentiated by formula where there is one. autograd: torch differentiates everything; the slow
+    reference. auto: the fastest that works here. The choice changes the last bits of results, nothing else."""
     learner_threads: Annotated[int, Ge(0)] = 0
     """CPU threads of the learner, which share the rows of a minibatch of a few hundred or more. They do not change
     any bit of the result. 0: one per core, at most 4."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sfactory.device.thread_pool import ThreadPool
+from sfactory.learning.flat import FlatParameters
 from sfactory.model.actor_critic import ActorCritic, Output
 
 CHUNKS = 8  # of a large batch: the last one is short compared with the whole
@@ -28,10 +29,14 @@ class ParallelNetwork:
     """A network whose passes are divided among the threads of a pool."""
 
     def __init__(
-        self, model: ActorCritic, pool: ThreadPool, autocast: Callable[[], AbstractContextManager[object]]
+        self,
+        model: ActorCritic,
+        pool: ThreadPool,
+        autocast: Callable[[], AbstractContextManager[object]],
+        flat: FlatParameters,
     ) -> None:
-        self.model, self.pool, self.autocast = model, pool, autocast
-        self.parameters = list(model.parameters())
+        """flat: the parameters of the model; `backward` writes their gradients."""
+        self.model, self.pool, self.autocast, self.flat = model, pool, autocast, flat
         self._chunks: list[tuple[Tensor, Tensor]] = []  # outputs of each chunk, with their graphs
         self._leaves: tuple[Tensor, Tensor] | None = None
 
@@ -50,29 +55,21 @@ class ParallelNetwork:
         self._leaves = (out.params.requires_grad_(), out.value.requires_grad_())
         return out
 
-    def backward(self) -> None:
-        """Write the gradient of every parameter to its `.grad`, from the gradients of the last `forward_train`.
+    def backward(self, gradient: tuple[Tensor, Tensor] | None = None) -> None:
+        """Write the gradient of every parameter to its `.grad`, for the last `forward_train`.
 
-        An output that the loss does not use contributes nothing.
+        gradient: of the loss with respect to params [T, B, K] and value [T, B]; None: as `loss.backward()` left it. An
+        output that the loss does not use contributes nothing.
         """
         assert self._leaves is not None, "backward() follows forward_train() and a loss"
-        outputs, gradients = self._used_outputs(*(leaf.grad for leaf in self._leaves))
+        outputs, gradients = self._used_outputs(*(gradient or (leaf.grad for leaf in self._leaves)))
 
         def backward(chunk: int) -> tuple[Tensor | None, ...]:
-            return torch.autograd.grad(outputs[chunk], self.parameters, gradients[chunk], allow_unused=True)
+            return torch.autograd.grad(outputs[chunk], self.flat.parameters, gradients[chunk], allow_unused=True)
 
         of_chunks = self.pool.map(backward, len(outputs))
         self._chunks, self._leaves = [], None
-        for parameter, grads in zip(self.parameters, zip(*of_chunks, strict=True), strict=True):
-            present = [grad for grad in grads if grad is not None]
-            total = present[0] if present else None
-            for grad in present[1:]:
-                total.add_(grad)  # type: ignore[union-attr]
-            if total is not None and total.stride() != parameter.stride():
-                # `Tensor.backward` does the same: fused Adam treats a parameter and its gradient as one stretch of
-                # memory each, and a convolution on channels-last memory leaves its gradient in that order.
-                total = torch.empty_like(parameter).copy_(total)
-            parameter.grad = total
+        self.flat.set_gradients(of_chunks)
 
     # -- division into chunks ----------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from sfactory.algo import closed_form
 from sfactory.algo.loss import Loss as LossTerms
 from sfactory.algo.loss import diagnostics, total_loss
 from sfactory.algo.proximal import PROXIMALS, Proximal, decay_from_center_of_mass
@@ -26,6 +27,7 @@ from sfactory.learning.batch import Batch, rows_of
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives.base import ESS_METRIC, KL_METRIC, Loss, Minibatch, Objective
 from sfactory.model.actor_critic import ActorCritic, Output
+from sfactory.model.distribution_gradient import HeadGradient, has_gradient
 
 
 class ActorCriticStart(NamedTuple):
@@ -40,10 +42,11 @@ class ActorCriticStart(NamedTuple):
     params: Tensor  # [T, B, K]
     log_rho: Tensor  # [T, B] log policy - log behavior, 0 on reset rows
     effective_lambda: Tensor  # []
+    packed: Tensor | None  # [T, B, 5 or 6] what the closed form reads (`closed_form.pack`), None if it is not used
 
     def as_rows(self) -> ActorCriticStart:
         """Every [T, B] tensor as [1, T x B]. A view."""
-        return ActorCriticStart(*(rows_of(x) if x.dim() else x for x in self))
+        return ActorCriticStart(*(rows_of(x) if x is None or x.dim() else x for x in self))
 
 
 class ActorCriticObjective(Objective[ActorCriticStart]):
@@ -72,6 +75,11 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             center_of_mass=center_of_mass, age=config.proximal.snapshot_age, kept=config.proximal.snapshots_kept
         )
         self.proximal.reset(model)
+        self.by_formula = (
+            config.run.kernels != "autograd"
+            and has_gradient(self.distribution)
+            and closed_form.has_slopes(config.surrogate.objective)
+        )
 
     # -- the network and how it acts -----------------------------------------------------------------------------------
 
@@ -114,7 +122,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         log_prob = self.distribution.log_prob(params, batch.action)
         log_rho = (log_prob - batch.log_prob).masked_fill(~batch.valid, 0.0)
         trace = self._trace(batch, self.normalizers.value(output), log_rho)
-        return ActorCriticStart(
+        start = ActorCriticStart(
             value=output[:-1],
             target=self.normalizers.target(trace.target),
             reward_target=trace.target,
@@ -124,7 +132,9 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             params=params,
             log_rho=log_rho,
             effective_lambda=trace.effective_lambda,
+            packed=None,
         )
+        return start._replace(packed=self._pack(batch, start)) if self.by_formula else start
 
     def begin_epochs(self, start: ActorCriticStart) -> None:
         self.proximal.begin_update(self.model, start.log_prob, start.params)
@@ -152,6 +162,49 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     # -- the loss of a minibatch -------------------------------------------------------------------------------------
 
     def loss(self, part: Minibatch, start: ActorCriticStart, report: bool) -> Loss:
+        gradient = self._gradient(part, start) if self.by_formula else None
+        if gradient is not None and not report:
+            return Loss(None, {}, {}, gradient)
+        with torch.set_grad_enabled(gradient is None):
+            return self._loss(part, start, report)._replace(gradient=gradient)
+
+    def _pack(self, batch: Batch, start: ActorCriticStart) -> Tensor:
+        return closed_form.pack(
+            behavior=batch.log_prob,
+            proximal=self.proximal.fixed_log_prob(start.log_prob, batch.log_prob),
+            advantage=start.advantage,
+            weight=start.weight,
+            value=start.value,
+            target=start.target,
+            valid=batch.valid,
+            behavior_weight=self.config.surrogate.behavior_weight,
+        )
+
+    @torch.no_grad()
+    def _gradient(self, part: Minibatch, start: ActorCriticStart) -> tuple[Tensor, Tensor]:
+        """Gradient of the loss with respect to the outputs, params [T, b, K] and value [T, b], by formula."""
+        assert start.packed is not None
+        rows = closed_form.unpack(start.packed if part.lanes is None else start.packed.index_select(1, part.lanes))
+        head = HeadGradient(self.distribution, part.out.params, part.batch.action)
+        settings = self.config.surrogate
+        slopes = closed_form.loss_slopes(
+            head.log_prob,
+            part.out.value.float(),
+            self._proximal(part, head.log_prob)[0] if rows.proximal is None else rows.proximal,
+            rows,
+            objective=settings.objective,
+            behavior_weight=settings.behavior_weight,
+            clip=settings.clip,
+            dual_clip=settings.dual_clip,
+            weight_cap=settings.weight_cap,
+            value_coef=self.config.loss.value_coef,
+            value_clip=self.config.loss.value_clip,
+            entropy_coef=self.config.loss.entropy_coef,
+        )
+        return head(slopes.log_prob, slopes.entropy), slopes.value
+
+    def _loss(self, part: Minibatch, start: ActorCriticStart, report: bool) -> Loss:
+        """The loss, to be differentiated, and its metrics."""
         batch, lanes = part.batch, part.lanes
         if lanes is not None:  # of the tensors the loss reads
             names = ("value", "target", "advantage", "weight", "log_rho")

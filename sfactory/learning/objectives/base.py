@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
-from sfactory.learning.batch import Batch
+from sfactory.learning.batch import Batch, BatchLanes
 from sfactory.learning.normalizers import Normalizers
 from sfactory.model.actor_critic import ActorCritic, Output
 
@@ -45,7 +45,7 @@ S = TypeVar("S", bound=Start)
 class Minibatch(NamedTuple):
     """The rows of one optimizer step and the network's outputs for them."""
 
-    batch: Batch  # [T, b]; fields that only `Objective.start` uses may be None
+    batch: Batch | BatchLanes  # [T, b]
     lanes: Tensor | None  # [b] int64, lanes of the update's batch; None: all of them
     out: Output  # [T, b], with gradient
 
@@ -53,12 +53,15 @@ class Minibatch(NamedTuple):
 class Loss(NamedTuple):
     """Loss of a minibatch and its metrics, under their final names."""
 
-    total: Tensor
-    """[] the loss to differentiate."""
+    total: Tensor | None
+    """[] the loss to differentiate; None if its gradient is given and it is not reported."""
     losses: dict[str, Tensor]
     """Metric name -> [] detached: the terms of the loss. Empty unless reported."""
     diagnostics: dict[str, Tensor]
     """Metric name -> [] detached: everything else. Empty unless reported."""
+    gradient: tuple[Tensor, Tensor] | None = None
+    """Derivative of the total with respect to the network's outputs, params [T, b, K] and value [T, b]; None: autograd
+    computes it from the total."""
 
 
 LossFunction = Callable[[Minibatch, Any, bool], Loss]
