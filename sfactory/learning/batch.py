@@ -53,12 +53,14 @@ class BatchLanes:
     valid: Tensor  # [T, b] bool
     lag: Tensor  # [T, b] float
     state: Tensor | None  # [b, H]
+    whole: Batch  # [T, B]
+    index: Tensor  # [b] int64
 
     def __init__(self, batch: Batch, index: Tensor) -> None:
-        self._batch, self._index = batch, index
+        self.whole, self.index = batch, index
 
     def __getattr__(self, name: str) -> Any:
-        value = _select(getattr(self._batch, name), self._index, 0 if name == "state" else 1)
+        value = _select(getattr(self.whole, name), self.index, 0 if name == "state" else 1)
         setattr(self, name, value)  # found without this method from now on
         return value
 

@@ -27,7 +27,7 @@ class FlatParameters:
         if len(kinds) != 1 or self.parameters[0].dtype != torch.float32:
             found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
             raise ValueError(f"the network has parameters of {found}, expected float32 on one device")
-        self._offsets, self._size = _layout(self.parameters)
+        self.offsets, self._size = _layout(self.parameters)
         # Not the strides of a parameter itself: one that overlaps or has gaps becomes contiguous.
         self._strides = [torch.empty_like(parameter, device="meta").stride() for parameter in self.parameters]
         self.stretches = self._stretches()
@@ -48,7 +48,7 @@ class FlatParameters:
         """One view of a buffer [size] per parameter, with its shape and its order in memory."""
         return [
             buffer.as_strided(parameter.shape, stride, offset)
-            for parameter, stride, offset in zip(self.parameters, self._strides, self._offsets, strict=True)
+            for parameter, stride, offset in zip(self.parameters, self._strides, self.offsets, strict=True)
         ]
 
     def cut(self, buffer: Tensor) -> list[Tensor]:
@@ -85,7 +85,7 @@ class FlatParameters:
 
     def _stretches(self) -> list[slice]:
         found, start = [], 0
-        for number, (parameter, offset) in enumerate(zip(self.parameters, self._offsets, strict=True), 1):
+        for number, (parameter, offset) in enumerate(zip(self.parameters, self.offsets, strict=True), 1):
             end = offset + parameter.numel()
             if end % ALIGNMENT or number == len(self.parameters):
                 found.append(slice(start, end))

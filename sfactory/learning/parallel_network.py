@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,17 @@ CHUNKS = 8  # of a large batch: the last one is short compared with the whole
 FEW_ROWS, MANY_ROWS = 256, 512  # rows of a chunk of small observations: fewer cost more calls, more leave the cache
 FEW_NUMBERS, MANY_NUMBERS = 1 << 21, 1 << 22  # numbers of a chunk of large observations: 74 frames of Atari
 GPU_NUMBERS = 1 << 29  # numbers of a chunk on a GPU: 19 thousand frames of Atari, some GB of activations
+
+
+class Inputs(Protocol):
+    """What a network reads of a batch or of a minibatch."""
+
+    @property
+    def obs(self) -> dict[str, Tensor]: ...  # [T, B, ...]
+    @property
+    def first(self) -> Tensor: ...  # [T, B] bool
+    @property
+    def state(self) -> Tensor | None: ...  # [B, H]
 
 
 class ParallelNetwork:
@@ -40,18 +52,16 @@ class ParallelNetwork:
         self._chunks: list[tuple[Tensor, Tensor]] = []  # outputs of each chunk, with their graphs
         self._leaves: tuple[Tensor, Tensor] | None = None
 
-    def forward_eval(self, obs: Mapping[str, Tensor], first: Tensor, state: Tensor | None) -> Output:
-        """Forward pass without gradients.
+    def forward_eval(self, rows: Inputs) -> Output:
+        """Forward pass without gradients: params [T, B, K], value [T, B]."""
+        chunks = self._forward(rows.obs, rows.first, rows.state, train=False)
+        return self._join([params for params, _ in chunks], [value for _, value in chunks], rows.first.shape)
 
-        obs [T, B, ...], first [T, B], state [B, H] or None -> params [T, B, K], value [T, B].
-        """
-        chunks = self._forward(obs, first, state, train=False)
-        return self._join([params for params, _ in chunks], [value for _, value in chunks], first.shape)
-
-    def forward_train(self, obs: Mapping[str, Tensor], first: Tensor, state: Tensor | None) -> Output:
+    def forward_train(self, rows: Inputs) -> Output:
         """Forward pass with gradients: compute a loss from the result, then `loss.backward()` and `self.backward()`."""
-        self._chunks = self._forward(obs, first, state, train=True)
-        out = self._join([p.detach() for p, _ in self._chunks], [v.detach() for _, v in self._chunks], first.shape)
+        self._chunks = self._forward(rows.obs, rows.first, rows.state, train=True)
+        shape = rows.first.shape
+        out = self._join([p.detach() for p, _ in self._chunks], [v.detach() for _, v in self._chunks], shape)
         self._leaves = (out.params.requires_grad_(), out.value.requires_grad_())
         return out
 

@@ -12,6 +12,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -26,11 +27,13 @@ from sfactory.learning.adam import Adam
 from sfactory.learning.batch import Batch, shuffled
 from sfactory.learning.distributed import Learners, SingleLearner
 from sfactory.learning.flat import FlatParameters
+from sfactory.learning.native_network import NativeLearnerNetwork
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives import Loss, Minibatch, Objective, Phase, Start, objective_class
 from sfactory.learning.objectives.base import ESS_METRIC, KL_METRIC
 from sfactory.learning.parallel_network import ParallelNetwork
 from sfactory.model.actor_critic import ActorCritic
+from sfactory.native.choice import why_not_native
 
 OBJECTIVE_PART = "proximal"  # checkpoint part of the objective's state, under the name of format 1
 
@@ -59,7 +62,7 @@ class Update:
             log(line)
         threads = pool_size(config.run.learner_threads) if accelerator is None else 1  # one stream, one thread
         self.flat = FlatParameters(list(model.parameters()))
-        self.network = ParallelNetwork(model, ThreadPool(threads), autocast, self.flat)
+        self.network = self._make_network(ThreadPool(threads), autocast, log)
         self.parameters = self.flat.parameters
         self.schedule = SCHEDULES[config.optim.schedule]
         self.lr = config.optim.lr
@@ -73,6 +76,18 @@ class Update:
         self.device_work: Work = self._device_work
         if accelerator is not None and self.objective.recordable and self.learners.recordable:
             self.device_work = Replay(accelerator, self._device_work, log)
+
+    def _make_network(
+        self, pool: ThreadPool, autocast: Callable[[], AbstractContextManager[object]], log: Callable[[str], None]
+    ) -> ParallelNetwork | NativeLearnerNetwork:
+        """The network by the native kernels, where they know it, else by torch."""
+        reason = why_not_native(self.config, self.model, self.device, self.config.run.precision)
+        log(f"kernels: {f'torch ({reason})' if reason else 'native'}")
+        if reason:
+            return ParallelNetwork(self.model, pool, autocast, self.flat)
+        network = NativeLearnerNetwork(self.model, pool, self.flat)
+        self.objective.use_native(network)
+        return network
 
     # -- the update ---------------------------------------------------------------------------------------------------
 
@@ -119,7 +134,7 @@ class Update:
 
     def _single_step(self, batch: Batch) -> tuple[dict[str, Tensor], Start]:
         """One optimizer step per update: one forward pass gives the start and the gradient."""
-        out = self.network.forward_train(batch.obs, batch.first, batch.state)
+        out = self.network.forward_train(batch)
         start = self.objective.start(batch, out)
         self.objective.begin_epochs(start)
         part = Minibatch(batch, None, out._replace(params=out.params[:-1], value=out.value[:-1]))
@@ -131,7 +146,7 @@ class Update:
     def _epochs(self, batch: Batch, order: Tensor | None) -> tuple[dict[str, Tensor], Start]:
         """Several optimizer steps per update, after a forward pass for the start."""
         with torch.no_grad():
-            start = self.objective.start(batch, self.network.forward_eval(batch.obs, batch.first, batch.state))
+            start = self.objective.start(batch, self.network.forward_eval(batch))
         inputs, inputs_start = batch.without_last_row(), start
         if self.by_rows:
             inputs, inputs_start = inputs.as_rows(), start.as_rows()
@@ -152,7 +167,7 @@ class Update:
         metrics: dict[str, Tensor] = {}
         for number, lanes in enumerate(_minibatches(phase)):
             rows = phase.batch.lanes(lanes)
-            out = self.network.forward_train(rows.obs, rows.first, rows.state)
+            out = self.network.forward_train(rows)
             loss = phase.loss(Minibatch(rows, lanes, out), phase.start, number == last)
             metrics = self._optimizer_step(loss, rows.valid)
             skipped.append(metrics["skipped"])

@@ -34,6 +34,13 @@ typedef int64_t i64;
 #define MAX_LAYERS 8
 #define MAX_PARTS 16
 #define MAX_CHANNELS 64
+#define MAX_LINE 2048  /* bytes of a line of a picture */
+#define MAX_PADDED 1024 /* (height + 2) * (width + 2) of a picture */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define BYTE_OF(shift) (7 - (shift) / 8)
+#else
+#define BYTE_OF(shift) ((shift) / 8)
+#endif
 #define HALF_LOG_2PI 0.91893853320467274f
 #define UNIFORM_MAX (1.0f - 0x1p-24f) /* as in model/distributions */
 #define UNIFORM_MIN 0x1p-25f
@@ -297,28 +304,40 @@ void sf_pack(const network *net, const float *flat, float *packed, i64 backward)
 
 /* -- forward pass -------------------------------------------------------------------------------------------------- */
 
-/* 3x3 convolution of one observation [height, width, channels] of bytes, mostly zero; then ReLU. */
-static void convolve(const trunk *tr, const uint8_t *obs, const float *packed, float *out) {
-    i64 rows = tr->height - 2, columns = tr->width - 2, channels = tr->channels;
+/* Where the bytes of one line of a picture lie: the column of the picture and the channel. */
+typedef struct {
+    uint8_t column[MAX_LINE], channel[MAX_LINE];
+} line_table;
+
+static void make_table(const trunk *tr, line_table *table) {
+    for (i64 x = 0, k = 0; x < tr->width; x++)
+        for (i64 c = 0; c < tr->channels; c++, k++) table->column[k] = (uint8_t)x, table->channel[k] = (uint8_t)c;
+}
+
+/* Do something for every byte of a picture that is not zero: VALUE at row Y, column X, channel C. */
+#define FOR_SET_BYTES(tr, table, picture, VALUE, Y, X, C, ...)                                                             for (i64 Y = 0; Y < (tr)->height; Y++) {                                                                                   const uint8_t *line = (picture) + Y * (tr)->width * (tr)->channels;                                                    i64 length = (tr)->width * (tr)->channels;                                                                             for (i64 begin = 0; begin < length; begin += 8) {                                                                          uint64_t word = 0;                                                                                                     memcpy(&word, line + begin, (size_t)(length - begin < 8 ? length - begin : 8));                                        while (word) {                                                                                                             i64 shift = __builtin_ctzll(word) & ~7, at = begin + BYTE_OF(shift);                                                   float VALUE = (float)((word >> shift) & 255);                                                                          i64 X = (table)->column[at], C = (table)->channel[at];                                                                 word &= ~((uint64_t)255 << shift);                                                                                     __VA_ARGS__                                                                                                        }                                                                                                                  }                                                                                                                  }
+
+/* 3x3 convolution of one picture [height, width, channels] of bytes, mostly zero; then ReLU.
+ * `padded` has room for two more rows and columns on each side: no byte needs to know whether it is at an edge. */
+static void convolve(const trunk *tr, const line_table *table, const uint8_t *picture, const float *packed,
+                     filters *padded, float *out) {
+    i64 rows = tr->height - 2, columns = tr->width - 2, wide = tr->width + 2;
     const filters *weight = (const filters *)(packed + tr->packed);
-    filters bias = weight[channels * 9];
-    filters *place = (filters *)out;
-    for (i64 k = 0; k < rows * columns; k++) place[k] = bias;
-    for (i64 y = 0; y < tr->height; y++) {
-        const uint8_t *line = obs + y * tr->width * channels;
-        i64 first = y - 2 < 0 ? 0 : y - 2, last = y < rows ? y : rows - 1;
-        for (i64 xc = 0; xc < tr->width * channels; xc++) {
-            if (!line[xc]) continue;
-            float value = line[xc];
-            i64 x = xc / channels, c = xc - x * channels;
-            i64 left = x - 2 < 0 ? 0 : x - 2, right = x < columns ? x : columns - 1;
-            for (i64 oy = first; oy <= last; oy++)
-                for (i64 ox = left; ox <= right; ox++)
-                    place[oy * columns + ox] += value * weight[c * 9 + (y - oy) * 3 + (x - ox)];
+    filters bias = weight[tr->channels * 9];
+    for (i64 y = 0; y < rows; y++)
+        for (i64 x = 0; x < columns; x++) padded[(y + 2) * wide + x + 2] = bias;
+    FOR_SET_BYTES(tr, table, picture, value, y, x, c, {
+        const filters *w = weight + c * 9;
+        filters *to = padded + y * wide + x; /* of the output to whose last row and column the byte belongs */
+        for (i64 dy = 0; dy < 3; dy++)
+            for (i64 dx = 0; dx < 3; dx++) to[dy * wide + dx] += value * w[(2 - dy) * 3 + 2 - dx];
+    })
+    for (i64 y = 0; y < rows; y++)
+        for (i64 x = 0; x < columns; x++) {
+            filters sum = padded[(y + 2) * wide + x + 2];
+            ((filters *)out)[y * columns + x] =
+                (filters)((ifilters)sum & ~(sum < (filters){0})); /* ReLU; NaN stays NaN */
         }
-    }
-    for (i64 k = 0; k < rows * columns; k++)
-        place[k] = (filters)((ifilters)place[k] & ~(place[k] < (filters){0})); /* ReLU; NaN stays NaN */
 }
 
 /* Copy observation to its place in the work area, standardised and clipped to +-10. */
@@ -350,8 +369,12 @@ void sf_forward(const network *net, const float *flat, const float *packed, floa
     for (i64 t = 0; t < net->trunks; t++) {
         const trunk *tr = &net->trunk[t];
         if (tr->convolution) {
+            line_table table;
+            filters padded[MAX_PADDED] __attribute__((aligned(64)));
+            make_table(tr, &table);
+            memset(padded, 0, sizeof(filters) * (size_t)((tr->height + 2) * (tr->width + 2)));
             for (i64 r = 0; r < n; r++)
-                convolve(tr, (const uint8_t *)obs + (index ? index[r] : r) * net->size, packed,
+                convolve(tr, &table, (const uint8_t *)obs + (index ? index[r] : r) * net->size, packed, padded,
                          work + tr->output * R + r * tr->ld_output);
         } else if (!staged) {
             staged = 1;
@@ -385,30 +408,31 @@ static void sum_rows(i64 rows, i64 columns, const float *a, i64 lda, i64 add, fl
     }
 }
 
-/* Gradient of the convolution's weights in [channels * 9, FILTERS], the last row that of the bias. */
+/* Gradient of the convolution's weights and bias, from that of its outputs. */
 static void convolution_gradient(const trunk *tr, const uint8_t *obs, i64 size, const i64 *index, i64 rows,
                                  const float *gradient, i64 add, float *flat) {
-    i64 height = tr->height - 2, width = tr->width - 2, channels = tr->channels;
-    filters sums[MAX_CHANNELS * 9];
+    i64 height = tr->height - 2, width = tr->width - 2, wide = tr->width + 2, channels = tr->channels;
+    line_table table;
+    filters sums[MAX_CHANNELS * 9] __attribute__((aligned(64)));
+    filters padded[MAX_PADDED] __attribute__((aligned(64)));
     filters bias = {0};
+    make_table(tr, &table);
     memset(sums, 0, sizeof(filters) * (size_t)(channels * 9));
+    memset(padded, 0, sizeof(filters) * (size_t)((tr->height + 2) * wide));
     for (i64 r = 0; r < rows; r++) {
         const filters *place = (const filters *)(gradient + r * tr->ld_output);
-        const uint8_t *picture = obs + (index ? index[r] : r) * size;
-        for (i64 k = 0; k < height * width; k++) bias += place[k];
-        for (i64 y = 0; y < tr->height; y++) {
-            const uint8_t *line = picture + y * tr->width * channels;
-            i64 first = y - 2 < 0 ? 0 : y - 2, last = y < height ? y : height - 1;
-            for (i64 xc = 0; xc < tr->width * channels; xc++) {
-                if (!line[xc]) continue;
-                float value = line[xc];
-                i64 x = xc / channels, c = xc - x * channels;
-                i64 left = x - 2 < 0 ? 0 : x - 2, right = x < width ? x : width - 1;
-                for (i64 oy = first; oy <= last; oy++)
-                    for (i64 ox = left; ox <= right; ox++)
-                        sums[c * 9 + (y - oy) * 3 + (x - ox)] += value * place[oy * width + ox];
+        for (i64 y = 0; y < height; y++)
+            for (i64 x = 0; x < width; x++) {
+                filters g = place[y * width + x];
+                padded[(y + 2) * wide + x + 2] = g;
+                bias += g;
             }
-        }
+        FOR_SET_BYTES(tr, &table, obs + (index ? index[r] : r) * size, value, y, x, c, {
+            filters *sum = sums + c * 9;
+            const filters *from = padded + y * wide + x;
+            for (i64 dy = 0; dy < 3; dy++)
+                for (i64 dx = 0; dx < 3; dx++) sum[(2 - dy) * 3 + 2 - dx] += value * from[dy * wide + dx];
+        })
     }
     for (i64 f = 0; f < FILTERS; f++) {
         float *to = flat + tr->weight + f * channels * 9;
@@ -588,6 +612,32 @@ void sf_loss(const loss_input *in, const i64 *index, i64 rows, const float *para
         entropy_sum += entropy;
     }
     sums[0] = policy_sum, sums[1] = value_sum, sums[2] = entropy_sum, sums[3] = count;
+}
+
+/* -- the optimizer ------------------------------------------------------------------------------------------------- */
+
+/* Scale the gradient [size] down to a norm of at most `limit` (0: no limit) and take a step of Adam, in place.
+ * Returns the norm before. Takes no step if it is not finite. corrections: 1 - beta1^t and 1 - beta2^t of this step. */
+double sf_adam(float *values, float *gradient, float *average, float *square, i64 size, double limit, double lr,
+               double beta1, double beta2, double eps, double correction1, double correction2) {
+    double sums[8] = {0}, total = 0;
+    for (i64 k = 0; k + 8 <= size; k += 8)
+        for (int j = 0; j < 8; j++) sums[j] += (double)gradient[k + j] * gradient[k + j];
+    for (i64 k = size / 8 * 8; k < size; k++) total += (double)gradient[k] * gradient[k];
+    for (int j = 0; j < 8; j++) total += sums[j];
+    double norm = sqrt(total);
+    if (!isfinite(norm)) return norm;
+    float scale = limit > 0 && limit < norm ? (float)(limit / (norm + 1e-6)) : 1.0f;
+    float step = (float)(lr / correction1), root = (float)(1.0 / sqrt(correction2)), floor = (float)eps;
+    float b1 = (float)beta1, b2 = (float)beta2, c1 = (float)(1.0 - beta1), c2 = (float)(1.0 - beta2);
+    for (i64 k = 0; k < size; k++) {
+        float g = gradient[k] * scale;
+        float m = average[k] = b1 * average[k] + c1 * g;
+        float v = square[k] = b2 * square[k] + c2 * g * g;
+        gradient[k] = g;
+        values[k] -= step * m / (sqrtf(v) * root + floor);
+    }
+    return norm;
 }
 
 /* -- actions ------------------------------------------------------------------------------------------------------- */

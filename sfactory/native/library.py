@@ -35,9 +35,11 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "sf_forward": (_ADDRESS,) * 8 + (_NUMBER, _ADDRESS, _ADDRESS),
     "sf_backward": (_ADDRESS,) * 6 + (_NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _ADDRESS),
     "sf_loss": (_ADDRESS,) * 2 + (_NUMBER,) + (_ADDRESS,) * 5,
+    "sf_adam": (_ADDRESS,) * 4 + (_NUMBER,) + (ctypes.c_double,) * 7,
     "sf_act": (_ADDRESS,) * 2 + (_NUMBER,) + (_ADDRESS,) * 3 + (_NUMBER,) + (_ADDRESS,) * 3,
 }
 """Arguments of the functions in kernels.c."""
+RESULTS = {"sf_adam": ctypes.c_double}
 
 
 class NoKernels(RuntimeError):
@@ -119,5 +121,5 @@ def load() -> ctypes.CDLL:
         raise NoKernels(f"the compiled kernels cannot be loaded: {error}") from error
     for name, arguments in SIGNATURES.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, ctypes.c_int64 if not arguments else None
+        function.argtypes, function.restype = arguments, RESULTS.get(name, None if arguments else ctypes.c_int64)
     return library

@@ -28,6 +28,7 @@ CHUNK = 128
 """Rows of a chunk: their activations stay in the second-level cache."""
 ALIGN = 16  # floats of a cache line
 FILTERS, MAX_LAYERS, MAX_PARTS, MAX_CHANNELS = 16, 8, 16, 64  # as in kernels.c
+MAX_LINE, MAX_PADDED = 2048, 1024
 ACTIVATIONS: dict[type, int] = {nn.ReLU: 1, nn.Tanh: 2}
 BYTES = ("bool", "uint8")
 I64 = ctypes.c_int64
@@ -77,10 +78,16 @@ def unsupported(model: ActorCritic) -> str:
             return f"observations of type {dtype}"
         if not isinstance(encoder, Mlp | MinAtar):
             return f"the encoder {type(encoder).__name__}"
-        if len(encoder.layers) // 2 + 1 > MAX_LAYERS:
+        if len(list(encoder.layers)) // 2 + 1 > MAX_LAYERS:
             return f"more than {MAX_LAYERS - 1} fully connected layers"
-        if isinstance(encoder, MinAtar) and encoder.conv.in_channels > MAX_CHANNELS:
-            return f"more than {MAX_CHANNELS} channels"
+        if isinstance(encoder, MinAtar) and (unfit := _unsupported_picture(*encoder.shape)):
+            return unfit
+    return ""
+
+
+def _unsupported_picture(height: int, width: int, channels: int) -> str:
+    if channels > MAX_CHANNELS or width * channels > MAX_LINE or (height + 2) * (width + 2) > MAX_PADDED:
+        return f"pictures of {height} x {width} x {channels}"
     return ""
 
 
@@ -261,7 +268,7 @@ class NativeNetwork:
         """
         leaf, index, rows = self.kept
         chunks = -(-rows // CHUNK)
-        if len(self.flat_gradients) < chunks - 1:
+        if len(self.flat_gradients) < chunks - 1 and self.pool.size > 1:
             self.flat_gradients = torch.zeros(chunks - 1, flat.numel())
         if len(self.gradients) < self.pool.size:
             self.gradients = torch.zeros(self.pool.size, self.plan.area_size)
@@ -270,19 +277,21 @@ class NativeNetwork:
         def chunk(number: int) -> None:
             area, first = free.pop(), number * CHUNK
             obs, index_pointer = self._rows(leaf, index, first)
-            target = pointer(flat) if number == 0 else pointer(self.flat_gradients, (number - 1) * flat.numel())
+            alone = number == 0 or self.pool.size == 1  # one thread adds in the order of the chunks: the same sum
+            target = pointer(flat) if alone else pointer(self.flat_gradients, (number - 1) * flat.numel())
             self.library.sf_backward(
                 self.address, pointer(self.packed),
                 pointer(self.areas, number * self.plan.area_size),
                 pointer(self.gradients, area * self.plan.area_size), obs, index_pointer,
                 min(CHUNK, rows - first), pointer(params_grad, first * self.plan.width),
-                pointer(value_grad, first), 0, target,
+                pointer(value_grad, first), int(alone and number > 0), target,
             )  # fmt: skip
             free.append(area)
 
         self.pool.map(chunk, chunks)
-        for gradient in self.flat_gradients[: chunks - 1]:
-            flat.add_(gradient)
+        if self.pool.size > 1:
+            for gradient in self.flat_gradients[: chunks - 1]:
+                flat.add_(gradient)
 
     def _rows(self, leaf: Tensor, index: Tensor | None, first: int) -> tuple[int, int | None]:
         """Pointers to observations and index of the rows from `first` on."""

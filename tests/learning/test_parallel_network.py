@@ -1,6 +1,7 @@
 """Passes in chunks: gradients equal those of one pass, and to the bit for any number of threads."""
 
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,6 +18,12 @@ torch.set_num_threads(1)
 ACTIONS = {"action": ActionLeaf((), "int64", "discrete", (3,))}
 FP32 = precision("fp32", torch.device("cpu"))
 T, B = 5, 12
+
+
+class Rows(NamedTuple):
+    obs: dict[str, torch.Tensor]
+    first: torch.Tensor
+    state: torch.Tensor | None
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +54,7 @@ def loss_of(out):
 @pytest.mark.parametrize("core", ["none", "gru", "lstm"])
 def test_parallel_network_gradients_equal_those_of_one_pass(core):
     net, arguments = network(3, core), inputs(core)
-    out = net.forward_train(*arguments)
+    out = net.forward_train(Rows(*arguments))
     loss_of(out).backward()
     net.backward()
     actual = [p.grad.clone() for p in net.flat.parameters]
@@ -56,7 +63,7 @@ def test_parallel_network_gradients_equal_those_of_one_pass(core):
     expected = torch.autograd.grad(loss_of(reference), net.flat.parameters)
     for a, b in zip(actual, expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
-    evaluated = net.forward_eval(*arguments)
+    evaluated = net.forward_eval(Rows(*arguments))
     assert torch.equal(evaluated.value, out.value)
     assert not evaluated.value.requires_grad
 
@@ -74,7 +81,7 @@ def test_parallel_network_with_fused_adam_moves_every_weight_as_plain_autograd_d
     net = ParallelNetwork(model, ThreadPool(2), FP32, FlatParameters(list(model.parameters())))
     for one in (model, plain):
         optimizer = torch.optim.Adam(one.parameters(), lr=0.1, eps=1e-3, fused=True)
-        out = net.forward_train(obs, first, None) if one is model else one.unroll(obs, first)
+        out = net.forward_train(Rows(obs, first, None)) if one is model else one.unroll(obs, first)
         loss_of(out).backward()
         if one is model:
             net.backward()
@@ -88,7 +95,7 @@ def test_parallel_network_gradients_are_equal_to_the_bit_for_any_number_of_threa
     grads = []
     for threads in (1, 2, 5):
         net = network(threads, core)
-        loss_of(net.forward_train(*inputs(core))).backward()
+        loss_of(net.forward_train(Rows(*inputs(core)))).backward()
         net.backward()
         grads.append([p.grad.clone() for p in net.flat.parameters])
     for other in grads[1:]:
@@ -99,7 +106,7 @@ def test_parallel_network_gives_no_gradient_to_a_parameter_that_no_output_depend
     net = network()
     unused = torch.nn.Parameter(torch.ones(2))
     net.flat = FlatParameters([*net.model.parameters(), unused])
-    loss_of(net.forward_train(*inputs())).backward()
+    loss_of(net.forward_train(Rows(*inputs()))).backward()
     net.backward()
     assert unused.grad is None
     assert all(p.grad is not None for p in net.model.parameters())
@@ -129,7 +136,7 @@ def test_parallel_network_divides_a_batch_on_a_gpu_only_to_limit_its_memory():
 @pytest.mark.parametrize("core", ["none", "gru"])
 def test_parallel_network_differentiates_a_loss_that_uses_one_output_only(core):
     net, arguments = network(2, core), inputs(core)
-    net.forward_train(*arguments).params.square().sum().backward()
+    net.forward_train(Rows(*arguments)).params.square().sum().backward()
     net.backward()
     reference = net.model.unroll(*arguments).params.square().sum()
     expected = torch.autograd.grad(reference, net.flat.parameters, allow_unused=True)

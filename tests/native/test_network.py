@@ -187,4 +187,5 @@ def test_unsupported_names_what_the_kernels_do_not_know():
     assert reason(Leaf((3,), "float64")) == "observations of type float64"
     assert reason(Leaf((10, 10, 4), "float32")) == "observations of type float32"
     assert reason(hidden=(4,) * 8) == "more than 7 fully connected layers"
-    assert reason(Leaf((4, 4, 65), "bool"), encoder="minatar") == "more than 64 channels"
+    for shape in ((4, 4, 65), (4, 64, 33), (40, 40, 1)):
+        assert reason(Leaf(shape, "bool"), encoder="minatar") == "pictures of {} x {} x {}".format(*shape)

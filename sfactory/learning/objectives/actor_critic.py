@@ -8,6 +8,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple
@@ -19,15 +20,25 @@ from sfactory.algo import closed_form
 from sfactory.algo.loss import Loss as LossTerms
 from sfactory.algo.loss import diagnostics, total_loss
 from sfactory.algo.proximal import PROXIMALS, Proximal, decay_from_center_of_mass
-from sfactory.algo.surrogate import SURROGATES, Options, Surrogate, SurrogateInput, check_weights
+from sfactory.algo.surrogate import (
+    SURROGATES,
+    Options,
+    Surrogate,
+    SurrogateInput,
+    check_weights,
+    log_cap,
+    log_interval,
+)
 from sfactory.algo.trace import TRACES, Trace, TraceInput
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
-from sfactory.learning.batch import Batch, rows_of
+from sfactory.learning.batch import Batch, BatchLanes, rows_of
+from sfactory.learning.native_network import NativeLearnerNetwork, row_numbers
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives.base import ESS_METRIC, KL_METRIC, Loss, Minibatch, Objective
 from sfactory.model.actor_critic import ActorCritic, Output
 from sfactory.model.distribution_gradient import HeadGradient, has_gradient
+from sfactory.native.head import LossColumns, NativeLoss
 
 
 class ActorCriticStart(NamedTuple):
@@ -80,6 +91,25 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             and has_gradient(self.distribution)
             and closed_form.has_slopes(config.surrogate.objective)
         )
+        self.native_loss: NativeLoss | None = None
+
+    def use_native(self, network: NativeLearnerNetwork) -> None:
+        super().use_native(network)
+        settings, surrogate = self.config.surrogate, SURROGATES[self.config.surrogate.objective]
+        weight_cap = settings.weight_cap if "weight_cap" in surrogate.uses else None
+        own_weight = surrogate.own_weight(settings.behavior_weight)
+        if self.by_formula:
+            self.native_loss = NativeLoss(
+                self.distribution,
+                anchor_is_behavior=own_weight in ("surrogate", "twice"),
+                weighted=own_weight in ("trace", "twice"),
+                log_interval=log_interval(settings.clip),
+                log_cap=log_cap(weight_cap),
+                log_dual_clip=math.log(settings.dual_clip) if settings.dual_clip else 0.0,
+                value_clip=self.config.loss.value_clip,
+                value_coef=self.config.loss.value_coef,
+                entropy_coef=self.config.loss.entropy_coef,
+            )
 
     # -- the network and how it acts -----------------------------------------------------------------------------------
 
@@ -134,7 +164,11 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             effective_lambda=trace.effective_lambda,
             packed=None,
         )
-        return start._replace(packed=self._pack(batch, start)) if self.by_formula else start
+        if self.native_loss is not None:
+            self.native_loss.bind(self._columns(batch, start))
+        elif self.by_formula:
+            start = start._replace(packed=self._pack(batch, start))
+        return start
 
     def begin_epochs(self, start: ActorCriticStart) -> None:
         self.proximal.begin_update(self.model, start.log_prob, start.params)
@@ -180,9 +214,42 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             behavior_weight=self.config.surrogate.behavior_weight,
         )
 
+    def _columns(self, batch: Batch, start: ActorCriticStart) -> LossColumns:
+        """What the native loss reads, of all rows."""
+
+        def column(x: Tensor) -> Tensor:
+            return x.reshape(-1).float().contiguous()
+
+        fixed = self.proximal.fixed_log_prob(start.log_prob, batch.log_prob)
+        return LossColumns(
+            action={name: leaf.flatten(0, 1).contiguous() for name, leaf in batch.action.items()},
+            behavior=column(batch.log_prob),
+            advantage=column(start.advantage),
+            weight=column(start.weight),
+            target=column(start.target),
+            old_value=column(start.value),
+            valid=batch.valid.reshape(-1),
+            proximal=None if fixed is None else column(fixed),
+            lag=column(batch.lag) if self.config.proximal.policy == "interpolate" else None,
+        )
+
+    @torch.no_grad()
+    def _native_gradient(self, native: NativeLoss, part: Minibatch) -> tuple[Tensor, Tensor]:
+        """As `_gradient`, by the native kernels."""
+        params, value, proximal = part.out.params.flatten(0, 1), part.out.value.flatten(), None
+        if native.columns.proximal is None and native.columns.lag is None:
+            log_prob = self.distribution.log_prob(part.out.params, part.batch.action)
+            proximal = self._proximal(part, log_prob)[0].reshape(-1).contiguous()
+        whole = part.batch.whole if isinstance(part.batch, BatchLanes) else part.batch
+        index = None if part.lanes is None else row_numbers(part.lanes, *whole.valid.shape)
+        of_params, of_value = native.gradient(index, params, value, proximal)
+        return of_params.view_as(part.out.params), of_value.view_as(part.out.value)
+
     @torch.no_grad()
     def _gradient(self, part: Minibatch, start: ActorCriticStart) -> tuple[Tensor, Tensor]:
         """Gradient of the loss with respect to the outputs, params [T, b, K] and value [T, b], by formula."""
+        if self.native_loss is not None:
+            return self._native_gradient(self.native_loss, part)
         assert start.packed is not None
         rows = closed_form.unpack(start.packed if part.lanes is None else start.packed.index_select(1, part.lanes))
         head = HeadGradient(self.distribution, part.out.params, part.batch.action)

@@ -20,6 +20,7 @@ from torch import Tensor
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
 from sfactory.learning.batch import Batch, BatchLanes
+from sfactory.learning.native_network import NativeLearnerNetwork
 from sfactory.learning.normalizers import Normalizers
 from sfactory.model.actor_critic import ActorCritic, Output
 
@@ -99,6 +100,11 @@ class Objective(ABC, Generic[S]):
     ) -> None:
         """Raises ValueError if settings do not fit together."""
         self.config, self.model, self.normalizers, self.autocast = config, model, normalizers, autocast
+        self.native_network: NativeLearnerNetwork | None = None
+
+    def use_native(self, network: NativeLearnerNetwork) -> None:
+        """Called before the first update if the native kernels compute the network; `evaluate` uses them too."""
+        self.native_network = network
 
     def warnings(self) -> Sequence[str]:
         """Lines for the log about settings that have no effect; read once, when the learner starts."""
@@ -170,6 +176,9 @@ class Objective(ABC, Generic[S]):
     def evaluate(self, weights: Mapping[str, Tensor], part: Minibatch) -> Output:
         """Outputs [T, b] of the network with other weights (name -> tensor), without gradient."""
         batch = part.batch
+        parameters = [name for name, _ in self.model.named_parameters()]
+        if self.native_network is not None and weights.keys() == set(parameters):  # else they have buffers of their own
+            return self.native_network.evaluate([weights[name] for name in parameters], batch)
         steps = batch.valid.shape[0]
         named = {f"model.{name}": tensor for name, tensor in weights.items()}
         obs, first = {name: leaf[:steps] for name, leaf in batch.obs.items()}, batch.first[:steps]
