@@ -63,6 +63,8 @@ class FlatParameters:
         of_parameters = [[grad for grad in grads if grad is not None] for grads in zip(*parts, strict=True)]
         for parameter, view, grads in zip(self.parameters, self.gradients, of_parameters, strict=True):
             parameter.grad = view if grads else None
+            if not grads:  # the buffer is the gradient as a whole
+                view.zero_()
         for number in range(len(parts)):
             pairs = [
                 (v, grads[number]) for v, grads in zip(self.gradients, of_parameters, strict=True) if grads[number:]
@@ -72,13 +74,17 @@ class FlatParameters:
                 (torch._foreach_add_ if number else torch._foreach_copy_)(targets, sources)
 
     @torch.no_grad()
-    def clip_gradient(self, limit: float) -> Tensor:
+    def clip_gradient(self, limit: float, *, by_parameter: bool) -> Tensor:
         """Scale the gradient down to a norm of at most `limit`; 0: no limit. Returns the norm [] before.
 
-        The norm and the factor are those of `torch.nn.utils.clip_grad_norm_`, bit for bit.
+        by_parameter: compute the norm from those of the parameters, as `torch.nn.utils.clip_grad_norm_` does; norm and
+        factor are the same to the bit then. Otherwise the buffer has one norm: fewer calls, other rounding.
         """
-        present = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(present, 2.0)))
+        if by_parameter:
+            present = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(present, 2.0)))
+        else:
+            norm = torch.linalg.vector_norm(self.gradient)
         if limit:
             torch._foreach_mul_(self.cut(self.gradient), torch.clamp(limit / (norm + 1e-6), max=1.0))
         return norm

@@ -181,7 +181,8 @@ class Update:
             loss.total.backward()  # as far as the network's outputs
         self.network.backward(loss.gradient)  # replaces the old gradients
         self.learners.average_gradients(self.parameters, valid)
-        norm = self.flat.clip_gradient(self.config.optim.max_grad_norm)
+        exact = self.config.run.kernels == "autograd"
+        norm = self.flat.clip_gradient(self.config.optim.max_grad_norm, by_parameter=exact)
         skipped = (~torch.isfinite(norm)).float()
         self.optimizer.step(skipped)
         self.objective.after_step()

@@ -33,27 +33,27 @@ class HeadGradient:
     def __init__(self, distribution: ActionDistribution, params: Tensor, action: Mapping[str, Tensor]) -> None:
         """params [..., K] float32 or float64, action name -> [..., *leaf.shape]. Call it within `torch.no_grad`."""
         self.shape = params.shape
-        columns = params.flatten(0, -2).t().contiguous()
-        log_probs: list[Tensor] = []
-        self._pullbacks: list[Pullback] = []
+        columns = params.reshape(-1, self.shape[-1]).t().contiguous()
+        found: list[tuple[Tensor, Pullback]] = []
         for part in distribution.parts:
-            rows = columns[part.params]
+            rows = columns if len(distribution.parts) == 1 else columns[part.params]
             taken = action[part.name].reshape(columns.shape[1], -1).t()
-            if part.discrete:
-                heads = zip(rows.split(list(part.sizes)), taken.long().split(1), strict=True)
-                found = [_categorical(logits, index) for logits, index in heads]
+            if not part.discrete:
+                found.append(_gaussian(taken, *rows.chunk(2)))
+            elif len(part.sizes) == 1:
+                found.append(_categorical(rows, taken.long()))
             else:
-                found = [_gaussian(taken, *rows.chunk(2))]
-            log_probs += [log_prob for log_prob, _ in found]
-            self._pullbacks += [pullback for _, pullback in found]
-        total = log_probs[0]
-        for log_prob in log_probs[1:]:
-            total = total + log_prob
-        self.log_prob = total.view(self.shape[:-1])
+                heads = zip(rows.split(list(part.sizes)), taken.long().split(1), strict=True)
+                found += [_categorical(logits, index) for logits, index in heads]
+        log_prob = found[0][0]
+        for term, _ in found[1:]:
+            log_prob = log_prob + term
+        self.log_prob = log_prob.view(self.shape[:-1])
+        self._pullbacks = [pullback for _, pullback in found]
 
     def __call__(self, log_prob: Tensor, entropy: Tensor) -> Tensor:
         """Slopes of a loss in log-probability and entropy, [...] each -> its gradient in the parameters [..., K]."""
-        log_prob, entropy = log_prob.flatten(), entropy.flatten()
+        log_prob, entropy = log_prob.reshape(-1), entropy.reshape(-1)
         parts = [pullback(log_prob, entropy) for pullback in self._pullbacks]
         gradient = parts[0] if len(parts) == 1 else torch.cat(parts)
         return gradient.t().reshape(self.shape)
@@ -70,7 +70,7 @@ def _categorical(logits: Tensor, index: Tensor) -> tuple[Tensor, Pullback]:
     def pullback(log_prob: Tensor, entropy: Tensor) -> Tensor:
         centered = log_p - (p * log_p).sum(0)  # log p + entropy
         gradient = torch.addcmul(log_prob, centered, entropy).mul_(p).neg_()
-        return gradient.scatter_add_(0, index, log_prob.unsqueeze(0))
+        return gradient.scatter_add_(0, index, log_prob.view(1, -1))
 
     return log_p.gather(0, index).squeeze(0), pullback
 

@@ -134,7 +134,10 @@ def test_loss_slopes_give_the_whole_slope_to_one_argument_of_a_tie_outside_the_c
 def test_loss_slopes_ignore_what_reset_rows_hold():
     x = drawn()
     reset = ~x["valid"]
-    garbage = {name: x[name].masked_fill(reset, torch.nan) for name in ("behavior", "advantage", "weight", "target")}
+    garbage = {
+        name: x[name].masked_fill(reset, torch.nan)
+        for name in ("behavior", "proximal", "advantage", "weight", "target")
+    }
     o = BASE | {"behavior_weight": "trace"}
     for mine, expected in zip(by_formula(x | garbage, o), by_formula(x, o), strict=True):
         assert torch.equal(mine, expected)

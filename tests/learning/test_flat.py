@@ -76,15 +76,24 @@ def test_flat_parameters_clip_their_gradient_as_torch_does_to_the_bit(limit):
         parameter.grad = torch.empty_like(parameter).copy_(gradient)
     flat.set_gradients([gradients])
     expected = nn.utils.clip_grad_norm_(theirs, limit or float("inf"))
-    assert torch.equal(flat.clip_gradient(limit), expected)
+    assert torch.equal(flat.clip_gradient(limit, by_parameter=True), expected)
     for mine, other in zip(flat.parameters, theirs, strict=True):
         assert torch.equal(mine.grad, other.grad)
+
+
+def test_flat_parameters_have_one_norm_without_what_has_no_gradient():
+    flat = FlatParameters([nn.Parameter(torch.zeros(20)), nn.Parameter(torch.zeros(3))])
+    flat.set_gradients([[torch.ones(20), torch.full((3,), 7.0)]])
+    flat.set_gradients([[torch.full((20,), 2.0), None]])
+    assert float(flat.clip_gradient(0.0, by_parameter=False)) == pytest.approx(80.0**0.5)
+    assert float(flat.clip_gradient(1.0, by_parameter=True)) == pytest.approx(80.0**0.5)
+    assert float(flat.clip_gradient(0.0, by_parameter=False)) == pytest.approx(1.0)
 
 
 def test_flat_parameters_write_nothing_between_the_parameters():
     flat = FlatParameters([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(5))])
     flat.set_gradients([[torch.full((3,), torch.nan), torch.ones(5)]])
-    assert flat.clip_gradient(1.0).isnan()
+    assert flat.clip_gradient(1.0, by_parameter=False).isnan()
     outside = torch.ones(len(flat.gradient), dtype=torch.bool)
     for start in (0, ALIGNMENT):
         outside[start : start + 3] = False
