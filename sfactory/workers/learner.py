@@ -53,6 +53,7 @@ class Learner(Worker):
         self.accelerator = accelerator_of(self.device, exact=self.config.run.mode == "lockstep")
         self.learners: Learners = SingleLearner()
         self.update = Update(self.config, self.model, self.device, self.accelerator, self.log, self.learners)
+        self.log(f"kernels: {self.update.kernels}")
         self.counters = Counters()
         self.metrics = LearnerMetrics(self.update.objective.largest_metrics)
         direct = register(self.accelerator, shared.arena, self.log)
