@@ -109,7 +109,7 @@ def test_threads_of_a_native_update_do_not_change_a_bit():
 def test_native_update_skips_a_step_whose_gradient_is_not_finite():
     update = make_update("native", DISCRETE, Leaf((4,), "float32"), 1, {})
     batch = make_batch(update, Leaf((4,), "float32"), 0)
-    batch.obs["obs"][0] = torch.nan  # in every minibatch
+    batch.obs["obs"][:] = torch.nan
     before = {name: x.clone() for name, x in update.model.state_dict().items()}
     metrics = update.run(batch, 0, 0.0)
     assert metrics["skipped"] == 8
