@@ -6,6 +6,7 @@ processor. A machine without a C compiler has no kernels; everything works witho
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import functools
@@ -15,6 +16,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,17 @@ def build() -> Path:
         return path
     except (OSError, subprocess.SubprocessError) as error:
         raise NoKernels(f"the kernels could not be built: {error}") from error
+
+
+def build_in_background() -> None:
+    """Start `build` in a thread: the kernels are ready when the workers have imported torch. Failures are ignored
+    here: whoever needs the kernels calls `load`."""
+
+    def run() -> None:
+        with contextlib.suppress(NoKernels):
+            build()
+
+    threading.Thread(target=run, name="build of the kernels", daemon=True).start()
 
 
 def _compile(command: Sequence[str], path: Path) -> None:
