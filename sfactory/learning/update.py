@@ -11,6 +11,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -168,7 +169,7 @@ class Update:
         self.learners.average_gradients(self.parameters, valid)
         exact = self.config.run.kernels == "autograd"
         norm = self.flat.clip_gradient(self.config.optim.max_grad_norm, by_parameter=exact)
-        skipped = (~torch.isfinite(norm)).float()
+        skipped = (~(norm < math.inf)).float()  # infinite or NaN
         self.optimizer.step(skipped)
         self.objective.after_step()
         return {"skipped": skipped, **loss.losses, "losses/grad_norm": norm, **loss.diagnostics}
