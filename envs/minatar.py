@@ -35,6 +35,7 @@ from sfactory.envs import (
 )
 from sfactory.envs.saved_state import decode, encode
 
+ILLEGAL = -1
 ENDS_BY_CLOCK = frozenset({"freeway"})
 FPS = 10  # for videos; the games themselves have no natural speed
 
@@ -93,8 +94,9 @@ class MinAtarGroup:
         self._sticky, self._max_steps = sticky_action_prob, max_episode_steps
         package: Any = load_game(game).Env()
         self.channels: dict[str, int] = package.channels
-        actions = package.minimal_action_set() if minimal_actions else range(6)
-        self._actions = np.array(actions)  # ours -> the package's
+        actions = package.minimal_action_set() if minimal_actions else list(range(6))
+        self._num_actions = len(actions)
+        self._actions = np.array([*actions, *[ILLEGAL] * len(actions)])  # -1 to -n are the n last ones
         self._streams = RandomStreams(num_envs)
         self._rules = GAMES[game](num_envs, self._streams, difficulty_ramping)
         self._last_action = np.zeros(num_envs, np.int64)
@@ -106,9 +108,9 @@ class MinAtarGroup:
         self.spec = EnvSpec(
             name=f"minatar/{game}",
             obs={"obs": Leaf(self._rules.obs.shape[1:], "bool")},
-            actions={"action": ActionLeaf((), "int64", "discrete", (len(actions),))},
+            actions={"action": ActionLeaf((), "int64", "discrete", (self._num_actions,))},
             max_episode_steps=max_episode_steps,
-            protocol=f"minatar {'v1' if minimal_actions else 'v0'}, {len(actions)} actions, {rules}",
+            protocol=f"minatar {'v1' if minimal_actions else 'v0'}, {self._num_actions} actions, {rules}",
         )
         for env, seed in enumerate(self.seeds):
             self._streams.seed(env, seed)
@@ -126,44 +128,43 @@ class MinAtarGroup:
 
     def step(self, action: dict[str, np.ndarray]) -> Step:
         """Step every game; `action` [E] int64. A stream gives a sticky action's number first, as in the package."""
-        rows = action["action"]
-        legal, index = self._checked(rows)
-        playing = legal & ~self._over
+        chosen = self._package_actions(action["action"])
+        playing = (chosen >= 0) > self._over
         all_play = np.count_nonzero(playing) == self.num_envs
-        envs = self._all if all_play else playing.nonzero()[0]
-        self._choose(self._actions[index], envs)
-        points, end = self._rules.act(self._last_action, playing)
-        reward = np.multiply(points, playing, dtype=np.float32)
-        faults = () if all_play else self._restart(rows, legal)
+        self._choose(chosen, self._all if all_play else playing.nonzero()[0])
+        reward, end = self._rules.act(self._last_action, playing)
+        faults: tuple[EnvFault, ...] = ()
+        if not all_play:
+            reward *= playing
+            end &= playing
+            faults = self._restart(action["action"], chosen < 0)
         self._rules.draw()
         self.tally.count(reward, playing)
-        terminated, truncated = self._ends(end & playing)
+        terminated, truncated = self._ends(end)
         over = self._over = terminated | truncated
-        ended = over.nonzero()[0]
-        episodes = self.tally.end(ended.tolist()) if ended.size else ()
+        ended = over.nonzero()[0].tolist()
+        episodes = self.tally.end(ended) if ended else ()
         return Step(self.obs, reward, terminated, truncated, playing, ~playing, episodes, faults)
 
-    def _checked(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return which actions are legal, [E] bool, and the actions with 0 for those that are not, [E] int64."""
-        known = np.arange(len(self._actions))
-        if rows.dtype.kind not in "iu":
-            legal = np.isin(rows, known)  # NaN and fractions are not
-            return legal, np.where(legal, rows, 0).astype(np.int64)
-        legal = (rows >= 0) & (rows < len(known))
-        return legal, rows * legal
+    def _package_actions(self, rows: np.ndarray) -> np.ndarray:
+        """Return the package's numbers of the actions, [E] int64; -1 for one that is not legal."""
+        try:
+            return self._actions.take(rows)
+        except (IndexError, TypeError):  # far out of range, or not integers
+            legal = np.isin(rows, np.arange(self._num_actions))  # NaN and fractions are not
+            return np.where(legal, self._actions.take(np.where(legal, rows, 0).astype(np.int64)), ILLEGAL)
 
     def _choose(self, chosen: np.ndarray, envs: np.ndarray) -> None:
         """Store the action of each playing game: the chosen one or, by chance, the one before. It outlives a reset."""
-        if not envs.size:
-            return
-        new = envs[self._streams.uniform(envs) >= self._sticky]
-        self._last_action[new] = chosen[new]
+        if envs.size:
+            new = envs[self._streams.uniform(envs) >= self._sticky]
+            self._last_action[new] = chosen[new]
 
-    def _restart(self, rows: np.ndarray, legal: np.ndarray) -> tuple[EnvFault, ...]:
+    def _restart(self, rows: np.ndarray, illegal: np.ndarray) -> tuple[EnvFault, ...]:
         """Reset the games whose episode was over; replace those with an illegal action by games with a new seed."""
         faults = []
-        for env in (~(legal | self._over)).nonzero()[0].tolist():
-            error = ValueError(f"illegal action {rows.tolist()[env]}: actions are 0 to {len(self._actions) - 1}")
+        for env in (illegal > self._over).nonzero()[0].tolist():  # a reset step ignores its action
+            error = ValueError(f"illegal action {rows.tolist()[env]}: actions are 0 to {self._num_actions - 1}")
             faults.append(env_fault(env, error, self.seeds[env], int(self.tally.lengths[env])))
             self.seeds[env] = next_seed(self.seeds[env])
             self._streams.seed(env, self.seeds[env])

@@ -1,100 +1,106 @@
 """Asterix: walk in the rows 1 to 8, collect gold, avoid enemies. Each of these rows holds one of either at most.
 
 Every 102 steps the difficulty rises: they appear more often and every second time they also move more often.
+
+What is in a row is one number, 4 * column + 2 * moves_right + is_gold, or 0. Columns are counted from 1: 0 and 11 are
+outside of the screen, which is drawn with one more column on either side.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from sfactory_envs.minatar_rules.game import STEP_X, STEP_Y, Game
+from sfactory_envs.minatar_rules.game import Game, walks
 from sfactory_envs.minatar_rules.random_streams import RandomStreams
 
 PLAYER, ENEMY, TRAIL, GOLD = range(4)  # channels
 SPAWN, MOVE, RAMP = range(3)  # rows of `timers`
-SLOWEST = np.array([10, 5])  # steps between two of them, steps between two moves
+SLOWEST = np.array([[10], [5]])  # steps between two of them, steps between two moves
 RAMP_INTERVAL = 100
-NOWHERE = 0
-"""Column of an empty row. Columns are counted from 1: 0 and 11 are outside of the screen."""
+KINDS = np.arange(48)  # what can be in a row
+COLUMN, RIGHT, IS_GOLD = KINDS // 4, KINDS // 2 % 2, KINDS % 2 == 1
+PRESENT = (COLUMN > 0) & (COLUMN < 11)
+
+
+def _empty_rows() -> np.ndarray:
+    """Empty rows as bits, row 0 highest, and n -> the n-th empty row; [256, 8]."""
+    empty = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    return np.argsort(1 - empty, axis=1, kind="stable")
 
 
 class Asterix(Game):
     """E games of Asterix."""
 
     CHANNELS = 4
-    STATE = ("x", "y", "column", "direction", "gold", "timers", "speeds", "ramps")
+    STATE = ("player", "rows", "timers", "speeds", "ramps")
+    WALKED = walks(1, 8)
+    PLAYER_COLUMN, PLAYER_ROW = np.arange(100) % 10 + 1, np.arange(100) // 10 - 1
+    PLAYER_AT = 48 * (PLAYER_ROW + 1) + 4 * PLAYER_COLUMN + PLAYER
+    MOVED = np.where(PRESENT & np.isin(COLUMN + 2 * RIGHT - 1, range(1, 11)), KINDS + 8 * RIGHT - 4, 0)
+    AT = np.where(PRESENT, 4 * COLUMN + np.where(IS_GOLD, GOLD, ENEMY), 0)
+    TRAIL_AT = np.where(PRESENT, 4 * (COLUMN + 1 - 2 * RIGHT) + TRAIL, 0)
+    EMPTY_ROW, EMPTY_ROWS = _empty_rows(), np.array([bin(bits).count("1") for bits in range(256)])
 
     def __init__(self, num_envs: int, streams: RandomStreams, ramping: bool) -> None:
         super().__init__(num_envs, streams, ramping)
-        self.x, self.y = np.zeros((2, num_envs), np.int64)  # of the player; columns from 1
-        self.column, self.direction = np.zeros((2, num_envs, 8), np.int64)  # of what is in each row; 0: nothing
-        self.gold = np.zeros((num_envs, 8), bool)
+        self.player = np.zeros(num_envs, np.int64)  # cell 10 * y + x
+        self.rows = np.zeros((num_envs, 8), np.int64)
         self.timers = np.zeros((3, num_envs), np.int64)
         self.speeds = np.zeros((2, num_envs), np.int64)  # what the timers of SPAWN and MOVE start at
         self.ramps = np.zeros(num_envs, np.int64)
-        self._rows = np.arange(num_envs) * 8
-        self._wide = np.zeros((num_envs, 10, 12, 4), bool)  # the screen with one more column on either side
+        self._first_row = np.arange(num_envs) * 8
+        self._wide = np.zeros((num_envs, 10, 12, 4), bool)
         self._wide_cells = self._wide.reshape(-1)
         self._wide_first = np.arange(num_envs) * 480
         self._wide_rows = self._wide_first[:, None] + 48 * np.arange(1, 9)
 
     def reset(self, envs: np.ndarray) -> None:
-        self.x[envs], self.y[envs] = 6, 5
-        self.column[envs], self.direction[envs] = NOWHERE, 0
-        self.timers[:2, envs] = self.speeds[:, envs] = SLOWEST[:, None]
+        self.player[envs], self.rows[envs], self.ramps[envs] = 55, 0, 0
+        self.timers[:2, envs] = self.speeds[:, envs] = SLOWEST
         self.timers[RAMP, envs] = RAMP_INTERVAL
-        self.ramps[envs] = 0
 
     def act(self, action: np.ndarray, playing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         timers = self.timers
-        spawning = (playing & (timers[SPAWN] == 0)).nonzero()[0]
+        reward, terminal = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
+        spawning = (playing > timers[SPAWN]).nonzero()[0]
         if spawning.size:
             self._spawn(spawning)
             timers[SPAWN, spawning] = self.speeds[SPAWN, spawning]
-        self.x = np.minimum(np.maximum(self.x + STEP_X[action], 1), 10)
-        self.y = np.minimum(np.maximum(self.y + STEP_Y[action], 1), 8)
-        collected, killed = self._touch()
+        self.player = self.WALKED[100 * action + self.player]
+        self._touch(reward, terminal)
         moving = (timers[MOVE] == 0).nonzero()[0]
         if moving.size:
             timers[MOVE, moving] = self.speeds[MOVE, moving]
-            self._move(moving)
-            more, too = self._touch()  # finds nothing new where nothing moved
-            collected, killed = collected + more.astype(np.int64), killed | too
+            self.rows[moving] = self.MOVED.take(self.rows[moving])
+            self._touch(reward, terminal)  # finds nothing new where nothing moved
         timers -= 1
         if self.ramping:
             rising = (timers[RAMP] < -1).nonzero()[0]
             if rising.size:
                 self._ramp(rising)
-        return collected, killed
+        return reward, terminal
 
     def _spawn(self, envs: np.ndarray) -> None:
         """Put gold or an enemy into an empty row, if there is one."""
-        right, gold = self.streams.uniform(envs) < 1 / 2, self.streams.uniform(envs) < 1 / 3
-        empty = self.direction[envs] == 0
-        room = np.count_nonzero(empty, axis=1)
-        if not room.all():
-            some = room.nonzero()[0]
-            envs, right, gold, empty, room = envs[some], right[some], gold[some], empty[some], room[some]
-        choice = self.streams.below(envs, room)
-        row = (empty.cumsum(axis=1) > choice[:, None]).argmax(axis=1)
-        self.column[envs, row] = np.where(right, 1, 10)
-        self.direction[envs, row] = np.where(right, 1, -1)
-        self.gold[envs, row] = gold
+        side, kind = self.streams.uniforms(envs, 2)
+        empty = np.packbits(self.rows[envs] == 0, axis=1)[:, 0]
+        number = self.EMPTY_ROWS[empty]
+        if np.count_nonzero(number) < len(envs):
+            some = number.nonzero()[0]
+            envs, side, kind, empty, number = envs[some], side[some], kind[some], empty[some], number[some]
+        row = self.EMPTY_ROW[empty, self.streams.below(envs, number)]
+        self.rows[envs, row] = np.where(side < 1 / 2, 4 + 2, 40) + (kind < 1 / 3)
 
-    def _touch(self) -> tuple[np.ndarray, np.ndarray]:
-        """Look at the player's row: gold that is collected there, an enemy that is met; both [E] bool."""
-        row = self._rows + self.y - 1
-        met, gold = self.column.take(row) == self.x, self.gold.take(row)
-        collected = met & gold
-        taken = row[collected]
-        self.column.reshape(-1)[taken], self.direction.reshape(-1)[taken] = NOWHERE, 0
-        return collected, met & ~gold
-
-    def _move(self, envs: np.ndarray) -> None:
-        column, direction = self.column[envs], self.direction[envs]
-        column += direction
-        gone = (column < 1) | (column > 10)
-        column[gone], direction[gone] = NOWHERE, 0
-        self.column[envs], self.direction[envs] = column, direction
+    def _touch(self, reward: np.ndarray, terminal: np.ndarray) -> None:
+        """Look at the player's row: gold is collected there, an enemy is the end."""
+        rows = self.rows.reshape(-1)
+        row = self._first_row + self.PLAYER_ROW[self.player]
+        met = (COLUMN[rows[row]] == self.PLAYER_COLUMN[self.player]).nonzero()[0]
+        if met.size:
+            gold = IS_GOLD[rows[row[met]]]
+            collected = met[gold]
+            reward[collected] += 1
+            rows[row[collected]] = 0
+            terminal[met[~gold]] = True
 
     def _ramp(self, envs: np.ndarray) -> None:
         self.speeds[SPAWN, envs] = np.maximum(self.speeds[SPAWN, envs] - 1, 1)
@@ -103,9 +109,9 @@ class Asterix(Game):
         self.timers[RAMP, envs] = RAMP_INTERVAL
 
     def draw(self) -> None:
-        cells, place = self._wide_cells, self._wide_rows + 4 * self.column
+        cells, rows = self._wide_cells, self._wide_rows
         cells.fill(False)
-        cells[self._wide_first + 48 * self.y + 4 * self.x + PLAYER] = True
-        cells[place + np.where(self.gold, GOLD, ENEMY)] = True
-        cells[place - 4 * self.direction + TRAIL] = True
+        cells[self._wide_first + self.PLAYER_AT[self.player]] = True
+        cells[rows + self.AT.take(self.rows)] = True
+        cells[rows + self.TRAIL_AT.take(self.rows)] = True
         self.obs[...] = self._wide[:, :, 1:11]

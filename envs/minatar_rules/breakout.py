@@ -2,71 +2,112 @@
 
 A brick counts only if the ball was not in a brick the step before. New bricks come when the ball reaches the bottom
 row and none is left.
+
+Ball and paddle are one number of 4,000: ((10 * y + x) * 4 + heading) * 10 + paddle, y and x of the ball. Bit 0 of the
+heading is set if the ball moves left, bit 1 if it moves up. What the paddle does, and what the ball does with and
+without breaking a brick, are tables.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from sfactory_envs.minatar_rules.game import STEP_X, Game
+from sfactory_envs.minatar_rules.game import Game, walks
 from sfactory_envs.minatar_rules.random_streams import RandomStreams
 
 PADDLE, BALL, TRAIL, BRICK = range(4)  # channels
+NUM_STATES = 4000
+NUM_BRICKS = 30
+FULL = np.isin(np.arange(100) // 10, (1, 2, 3))  # the board with all bricks
+
+
+def number(x: np.ndarray, y: np.ndarray, heading: np.ndarray, paddle: np.ndarray) -> np.ndarray:
+    """Return the number of a state."""
+    return ((10 * y + x) * 4 + heading) * 10 + paddle
+
+
+class Tables(NamedTuple):
+    """What follows from a state, by its number."""
+
+    steered: np.ndarray
+    """[6 * 4000]: the state after the paddle has moved by an action."""
+    ahead: np.ndarray
+    """[4000]: the cell 10 * y + x that the ball is about to enter."""
+    lost: np.ndarray
+    """[4000] bool: the ball passes the paddle."""
+    after: np.ndarray
+    """[2 * 4000]: the state after the ball has moved; the second half if it breaks a brick."""
+
+
+def tables() -> Tables:
+    """Work out the rules for all states."""
+    y, x, heading, paddle = np.indices((10, 10, 4, 10))
+    moved = walks(0, 0).reshape(6, 100)[:, :10][:, paddle]
+    beyond, new_y = x + 1 - 2 * (heading & 1), y + 1 - (heading & 2)
+    new_x = np.clip(beyond, 0, 9)
+    wall, top, bottom = beyond != new_x, new_y < 0, new_y == 9
+    new_y = np.clip(new_y, 0, 9)  # 10 is reached only by games that are over
+    centre = bottom & (x == paddle)  # above the paddle before it falls
+    corner = bottom & (new_x == paddle) & ~centre
+    ends = []
+    for broken in (False, True):
+        back = broken | centre | corner  # the ball keeps its row
+        turned = heading ^ (wall ^ corner) ^ 2 * (top | back)
+        ends.append(number(new_x, np.where(back, y, new_y), turned, paddle).ravel())
+    return Tables(
+        number(x, y, heading, moved).ravel(),
+        (10 * new_y + new_x).ravel(),
+        (bottom & ~centre & ~corner).ravel(),
+        np.concatenate(ends),
+    )
 
 
 class Breakout(Game):
     """E games of Breakout."""
 
     CHANNELS = 4
-    STATE = ("paddle", "x", "y", "step_x", "step_y", "trail", "inside", "bricks", "left")
+    STATE = ("state", "trail", "inside", "bricks", "left")
+    STEERED, AHEAD, LOST, AFTER = tables()
+    CELL = np.arange(NUM_STATES) // 40  # of the ball
+    BALL_AT, TRAIL_AT = 4 * CELL + BALL, 4 * CELL + TRAIL
+    PADDLE_AT = 4 * (90 + np.arange(NUM_STATES) % 10) + PADDLE
+    START = number(np.array([0, 9]), np.array([3, 3]), np.array([0, 1]), np.array([4, 4]))
 
     def __init__(self, num_envs: int, streams: RandomStreams, ramping: bool) -> None:
         super().__init__(num_envs, streams, ramping)
-        self.paddle, self.x, self.y, self.step_x, self.step_y = np.zeros((5, num_envs), np.int64)
-        self.trail = np.zeros(num_envs, np.int64)  # cell of the ball one step before, 10 * y + x
+        self.state = np.zeros(num_envs, np.int64)
+        self.trail = np.zeros(num_envs, np.int64)  # its place on the screen
         self.inside = np.zeros(num_envs, bool)  # the ball is in a brick
-        self.bricks = np.zeros((num_envs, 10, 10), bool)
+        self.bricks = np.zeros((num_envs, 100), bool)
         self.left = np.zeros(num_envs, np.int64)  # number of bricks
         self._board = np.arange(num_envs) * 100
 
     def reset(self, envs: np.ndarray) -> None:
-        right = self.streams.below(envs, np.full(len(envs), 2))  # the ball starts at the left or the right wall
-        self.paddle[envs], self.x[envs], self.y[envs] = 4, 9 * right, 3
-        self.step_x[envs], self.step_y[envs] = 1 - 2 * right, 1
-        self.trail[envs], self.inside[envs] = 30 + 9 * right, False
-        self.bricks[envs] = False
-        self._new_bricks(envs)
-
-    def _new_bricks(self, envs: np.ndarray) -> None:
-        self.bricks[envs, 1:4], self.left[envs] = True, 30
+        start = self.START[self.streams.bits(envs, 1)]  # the ball starts at the left or the right wall
+        self.state[envs], self.trail[envs] = start, self.TRAIL_AT[start]
+        self.inside[envs], self.bricks[envs], self.left[envs] = False, FULL, NUM_BRICKS
 
     def act(self, action: np.ndarray, playing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        paddle = self.paddle = np.minimum(np.maximum(self.paddle + STEP_X[action], 0), 9)
-        x, y, bricks = self.x, self.y, self.bricks.reshape(-1)
-        ahead, new_y = x + self.step_x, y + self.step_y
-        new_x = np.minimum(np.maximum(ahead, 0), 9)
-        wall, top, bottom = ahead != new_x, new_y < 0, new_y == 9
-        new_y = np.minimum(np.maximum(new_y, 0), 9)  # 10 only in a game that is over
-        cell = self._board + 10 * new_y + new_x
+        state, bricks = self.STEERED[NUM_STATES * action + self.state], self.bricks.reshape(-1)
+        ahead = self.AHEAD[state]
+        cell = self._board + ahead
         brick = bricks[cell]
-        broken = brick & ~self.inside
-        bricks[cell[broken]] = False
-        self.left -= broken
-        centre = bottom & (x == paddle)  # above the paddle before it falls
-        corner = bottom & (new_x == paddle) & ~centre
-        back = broken | centre | corner  # the ball keeps its row
-        empty = (bottom & (self.left == 0)).nonzero()[0]
-        if empty.size:
-            self._new_bricks(empty)
-        np.negative(self.step_x, out=self.step_x, where=wall ^ corner)
-        np.negative(self.step_y, out=self.step_y, where=top | back)
-        self.trail, self.inside = 10 * y + x, brick
-        self.x, self.y = new_x, np.where(back, y, new_y)
-        return broken, bottom & ~back
+        broken = brick > self.inside
+        if np.count_nonzero(broken):
+            bricks[cell[broken]] = False
+            self.left -= broken
+        if np.count_nonzero(self.left) < self.num_envs:
+            empty = (self.left == 0) & (ahead >= 90)
+            self.bricks[empty], self.left[empty] = FULL, NUM_BRICKS
+        self.trail, self.inside = self.TRAIL_AT[state], brick
+        self.state = self.AFTER[state + NUM_STATES * broken]
+        return broken.astype(np.float32), self.LOST[state]
 
     def draw(self) -> None:
         first, cells = self._first, self._cells
         cells.fill(False)
-        self.obs[:, 1:4, :, BRICK] = self.bricks[:, 1:4]
-        cells[first + 4 * (10 * self.y + self.x) + BALL] = True
-        cells[first + 4 * self.trail + TRAIL] = True
-        cells[first + 4 * (90 + self.paddle) + PADDLE] = True
+        self.obs[:, 1:4, :, BRICK] = self.bricks.reshape(-1, 10, 10)[:, 1:4]
+        cells[first + self.BALL_AT[self.state]] = True
+        cells[first + self.trail] = True
+        cells[first + self.PADDLE_AT[self.state]] = True

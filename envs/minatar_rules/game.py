@@ -1,4 +1,4 @@
-"""What the five games share: the screen, and the state of E games in arrays."""
+"""What the five games share: the interface, the screen, and the state of E games in arrays."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any, ClassVar
 import numpy as np
 from sfactory_envs.minatar_rules.random_streams import RandomStreams
 
-LEFT, UP, RIGHT, DOWN, FIRE = 1, 2, 3, 4, 5
-"""Actions, as in the package; 0 does nothing."""
+NOOP, LEFT, UP, RIGHT, DOWN, FIRE = range(6)
+"""Actions, as in the package."""
 
 
-def per_action(**moves: int) -> np.ndarray:
-    """Return a table action -> number, 0 where none is given: `per_action(left=-1, right=1)`."""
-    names = {"left": LEFT, "up": UP, "right": RIGHT, "down": DOWN, "fire": FIRE}
-    table = np.zeros(6, np.int64)
-    for name, number in moves.items():
-        table[names[name]] = number
-    return table
+def walks(top: int, bottom: int) -> np.ndarray:
+    """Return the table 100 * action + cell -> the cell after it, within the screen and its rows `top` to `bottom`.
 
-
-STEP_X, STEP_Y = per_action(left=-1, right=1), per_action(up=-1, down=1)
+    A cell is 10 * y + x; [600].
+    """
+    action, y, x = np.indices((6, 10, 10))
+    x += (action == RIGHT).astype(int) - (action == LEFT)
+    y += (action == DOWN).astype(int) - (action == UP)
+    return (10 * np.clip(y, top, bottom) + np.clip(x, 0, 9)).ravel()
 
 
 class Game:
     """E copies of one game, in arrays with an axis for the games.
 
+    An array operation on 16 games costs nearly as much as on one, so rules that depend on little are tables.
     A game of which the group says that it is not playing is stepped too, because that costs less than leaving it out.
     It must not draw random numbers. Its reward and end are ignored and it is reset afterwards.
     """
@@ -45,7 +45,10 @@ class Game:
         raise NotImplementedError
 
     def act(self, action: np.ndarray, playing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Step all games: `action` [E] of the package's six, `playing` [E] bool. Return reward and terminal, [E]."""
+        """Step all games: `action` [E] of the package's six, `playing` [E] bool.
+
+        Return reward [E] float32 and terminal [E] bool.
+        """
         raise NotImplementedError
 
     def draw(self) -> None:

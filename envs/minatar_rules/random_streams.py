@@ -14,74 +14,102 @@ import numpy as np
 
 WORDS = 512
 """Words read ahead per game. More cost memory, and longer pauses for reading; fewer, more frequent pauses."""
-MASKS = np.array([(1 << n.bit_length()) - 1 for n in range(64)])
+WINDOW = 128
+"""Words among which `below_often` finds its numbers: for eight below 5, too few with a probability of 1e-37."""
+MASKS = np.array([(1 << n.bit_length()) - 1 for n in range(16)])
 """Largest wanted number -> the bits of a word that NumPy looks at."""
 
 
 class RandomStreams:
-    """E streams of random numbers. `envs` [k] are the games that draw, each at most once in a call."""
+    """E streams of random numbers. `envs` [k] are the games that draw, each once in a call."""
 
     def __init__(self, num_envs: int) -> None:
         self._states = [np.random.RandomState(0) for _ in range(num_envs)]  # they continue after the words read
         self._words = np.zeros((num_envs, WORDS), np.int64)
         self._uniform = np.zeros((num_envs, WORDS))  # [env, i]: the number from words i and i + 1
-        self._position = np.full(num_envs, WORDS)  # of the next word
         self._row = np.arange(num_envs) * WORDS
+        self._next = self._row + WORDS  # flat index of the next word; here there is none
         self._unread = 0  # words that every stream has at least
 
     def seed(self, env: int, seed: int) -> None:
         """Begin the stream of one game anew."""
         self._states[env] = np.random.RandomState(seed)
-        self._position[env], self._unread = WORDS, 0
+        self._next[env], self._unread = self._row[env] + WORDS, 0
 
     def uniform(self, envs: np.ndarray) -> np.ndarray:
         """Return `random_sample()` of each game, [k] float64."""
-        return self._uniform.take(self._next(envs, 2))
+        self._need(2)
+        first = self._next[envs]
+        self._next[envs] = first + 2
+        return self._uniform.take(first)
+
+    def uniforms(self, envs: np.ndarray, count: int) -> np.ndarray:
+        """Return `random_sample(count)` of each game, [count, k] float64."""
+        self._need(2 * count)
+        first = self._next[envs]
+        self._next[envs] = first + 2 * count
+        return self._uniform.take(first + np.arange(0, 2 * count, 2)[:, None])
+
+    def bits(self, envs: np.ndarray, count: int) -> np.ndarray:
+        """Return `randint(1 << count)` of each game, [k] int64."""
+        self._need(1)
+        first = self._next[envs]
+        self._next[envs] = first + 1
+        return self._words.take(first) & ((1 << count) - 1)
 
     def below(self, envs: np.ndarray, size: np.ndarray) -> np.ndarray:
-        """Return `randint(size)` of each game, [k] int64; `size` [k] is 1 to 64."""
+        """Return `randint(size)` of each game, [k] int64; `size` [k] is 1 to 16."""
         number, largest = np.zeros(len(envs), np.int64), size - 1
         waiting = largest.nonzero()[0]  # randint(1) draws nothing
         while waiting.size:
             most = largest[waiting]
-            word = self._words.take(self._next(envs[waiting], 1)) & MASKS[most]
+            word = self.bits(envs[waiting], 32) & MASKS[most]
             number[waiting] = word
             waiting = waiting[word > most]  # rejected: drawn again
         return number
 
-    def _next(self, envs: np.ndarray, count: int) -> np.ndarray:
-        """Advance by `count` words and return the flat index of the first of them, [k]."""
+    def below_often(self, envs: np.ndarray, size: int, count: int) -> np.ndarray:
+        """Return `randint(size, size=count)` of each game, [k, count] int64."""
+        self._need(WINDOW)
+        first = self._next[envs]
+        number = self._words.take(first[:, None] + np.arange(WINDOW)) & MASKS[size - 1]
+        accepted = number < size
+        rank = accepted.cumsum(axis=1)
+        self._next[envs] = first + 1 + (rank == count).argmax(axis=1)
+        return number[accepted & (rank <= count)].reshape(len(envs), count)
+
+    def _need(self, count: int) -> None:
+        """Make sure that `count` words can be read from each stream, and count them as read."""
         self._unread -= count
         if self._unread < 0:
             self._read_ahead()
             self._unread -= count
-        position = self._position[envs]
-        self._position[envs] = position + count
-        return self._row[envs] + position
 
     def _read_ahead(self) -> None:
         """Read words for every stream that has used half of its own."""
-        envs = (self._position > WORDS // 2).nonzero()[0]
-        for env in envs.tolist():
-            row, used = self._words[env], int(self._position[env])
+        position = self._next - self._row
+        envs = (position > WORDS // 2).nonzero()[0]
+        for env, used in zip(envs.tolist(), position[envs].tolist(), strict=True):
+            row = self._words[env]
             row[: WORDS - used] = row[used:].copy()
             row[WORDS - used :] = self._states[env].randint(0, 1 << 32, used, np.uint32)
-            self._position[env] = 0
+        self._next[envs] = self._row[envs]
+        self._words_changed(envs)
+
+    def _words_changed(self, envs: np.ndarray) -> None:
         high, low = self._words[envs, :-1] >> 5, self._words[envs, 1:] >> 6
         self._uniform[envs, :-1] = (high * 67108864.0 + low) / 9007199254740992.0  # 53 bits, as `random_sample` does
-        self._unread = WORDS - int(self._position.max())
+        self._unread = WORDS - int((self._next - self._row).max())
 
     def snapshot(self) -> list[Any]:
         """Return the generators and the words that were read and not used."""
-        rows = zip(self._words, self._position.tolist(), strict=True)
-        return [self._states, [row[used:] for row, used in rows]]
+        rows = zip(self._words, (self._next - self._row).tolist(), strict=True)
+        return [self._states, [row[used:].astype(np.uint32) for row, used in rows]]
 
     def restore(self, state: Sequence[Any]) -> None:
         """Load the result of `snapshot`."""
         self._states, unused = state
         for env, words in enumerate(unused):
-            self._position[env] = WORDS - len(words)
+            self._next[env] = self._row[env] + WORDS - len(words)
             self._words[env, WORDS - len(words) :] = words
-        high, low = self._words[:, :-1] >> 5, self._words[:, 1:] >> 6
-        self._uniform[:, :-1] = (high * 67108864.0 + low) / 9007199254740992.0
-        self._unread = WORDS - int(self._position.max())
+        self._words_changed(np.arange(len(unused)))

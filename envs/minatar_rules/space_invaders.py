@@ -7,7 +7,7 @@ is on the screen for 9, so there are two at most; the aliens' bullet leaves befo
 from __future__ import annotations
 
 import numpy as np
-from sfactory_envs.minatar_rules.game import FIRE, STEP_X, Game
+from sfactory_envs.minatar_rules.game import FIRE, Game, walks
 from sfactory_envs.minatar_rules.random_streams import RandomStreams
 
 CANNON, ALIEN, ALIEN_LEFT, ALIEN_RIGHT, BULLET, ALIEN_BULLET = range(6)  # channels
@@ -41,6 +41,7 @@ class SpaceInvaders(Game):
     STATE = ("x", "aliens", "direction", "interval", "move_timer", "shot_timer", "rest", "bullet_x", "bullet_y",
              "alien_bullet_x", "alien_bullet_y")  # fmt: skip
     SCREENS, NEAREST = _screens(), _nearest()
+    WALKED = walks(0, 0)
 
     def __init__(self, num_envs: int, streams: RandomStreams, ramping: bool) -> None:
         super().__init__(num_envs, streams, ramping)
@@ -63,7 +64,7 @@ class SpaceInvaders(Game):
             self.bullet_x[firing, 0], self.bullet_y[firing, 0] = self.bullet_x[firing, 1], self.bullet_y[firing, 1]
             self.bullet_x[firing, 1], self.bullet_y[firing, 1] = self.x[firing], 9
             self.rest[firing] = COOL_DOWN
-        x = self.x = np.minimum(np.maximum(self.x + STEP_X[action], 0), 9)
+        x = self.x = self.WALKED[100 * action + self.x]
         self.bullet_y -= 1
         self.alien_bullet_y += 1
         terminal = (self.alien_bullet_y == 9) & (self.alien_bullet_x == x)
@@ -109,7 +110,7 @@ class SpaceInvaders(Game):
         row = self._rows[:, None] + np.maximum(y, 0)
         hit = ((aliens[row] >> self.bullet_x) & 1) > (y < 0)
         if not np.count_nonzero(hit):
-            return np.zeros(self.num_envs, np.int64)
+            return np.zeros(self.num_envs, np.float32)
         for bullet in range(2):
             envs = hit[:, bullet].nonzero()[0]
             aliens[row[envs, bullet]] ^= 1 << self.bullet_x[envs, bullet]
@@ -119,7 +120,7 @@ class SpaceInvaders(Game):
             self.aliens[cleared] = WAVE
             if self.ramping:
                 self.interval[cleared] = np.maximum(self.interval[cleared] - 1, FASTEST)
-        return np.count_nonzero(hit, axis=1)
+        return np.count_nonzero(hit, axis=1).astype(np.float32)
 
     def draw(self) -> None:
         first, cells = self._first, self._cells
