@@ -13,9 +13,8 @@ from sfactory_envs.minatar_rules.game import Game, walks
 from sfactory_envs.minatar_rules.random_streams import RandomStreams
 
 PLAYER, ENEMY, TRAIL, GOLD = range(4)  # channels
-SPAWN, MOVE, RAMP = range(3)  # rows of `timers`
-SLOWEST = np.array([[10], [5]])  # steps between two of them, steps between two moves
-RAMP_INTERVAL = 100
+SLOWEST_SPAWN, SLOWEST_MOVE = 10, 5  # steps from one to the next
+RAMP_INTERVAL = 102
 KINDS = np.arange(48)  # what can be in a row
 COLUMN, RIGHT, IS_GOLD = KINDS // 4, KINDS // 2 % 2, KINDS % 2 == 1
 PRESENT = (COLUMN > 0) & (COLUMN < 11)
@@ -31,7 +30,7 @@ class Asterix(Game):
     """E games of Asterix."""
 
     CHANNELS = 4
-    STATE = ("player", "rows", "timers", "speeds", "ramps")
+    STATE = ("player", "rows", "spawn_time", "move_time", "ramp_time", "spawn_interval", "move_interval", "ramps")
     WALKED = walks(1, 8)
     PLAYER_COLUMN, PLAYER_ROW = np.arange(100) % 10 + 1, np.arange(100) // 10 - 1
     PLAYER_AT = 48 * (PLAYER_ROW + 1) + 4 * PLAYER_COLUMN + PLAYER
@@ -44,9 +43,9 @@ class Asterix(Game):
         super().__init__(num_envs, streams, ramping)
         self.player = np.zeros(num_envs, np.int64)  # cell 10 * y + x
         self.rows = np.zeros((num_envs, 8), np.int64)
-        self.timers = np.zeros((3, num_envs), np.int64)
-        self.speeds = np.zeros((2, num_envs), np.int64)  # what the timers of SPAWN and MOVE start at
-        self.ramps = np.zeros(num_envs, np.int64)
+        self.spawn_time, self.move_time, self.ramp_time, self.spawn_interval, self.move_interval, self.ramps = (
+            np.zeros(num_envs, np.int64) for _ in range(6)
+        )
         self._first_row = np.arange(num_envs) * 8
         self._wide = np.zeros((num_envs, 10, 12, 4), bool)
         self._wide_cells = self._wide.reshape(-1)
@@ -55,32 +54,32 @@ class Asterix(Game):
 
     def reset(self, envs: np.ndarray) -> None:
         self.player[envs], self.rows[envs], self.ramps[envs] = 55, 0, 0
-        self.timers[:2, envs] = self.speeds[:, envs] = SLOWEST
-        self.timers[RAMP, envs] = RAMP_INTERVAL
+        self.spawn_interval[envs], self.move_interval[envs] = SLOWEST_SPAWN, SLOWEST_MOVE
+        self.spawn_time[envs], self.move_time[envs] = self.clock + 1 + SLOWEST_SPAWN, self.clock + 1 + SLOWEST_MOVE
+        self.ramp_time[envs] = self.clock + RAMP_INTERVAL
 
     def act(self, action: np.ndarray, playing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        timers = self.timers
+        self.clock += 1
         reward, terminal = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
-        spawning = (playing > timers[SPAWN]).nonzero()[0]
+        spawning = (playing & (self.spawn_time == self.clock)).nonzero()[0]
         if spawning.size:
             self._spawn(spawning)
-            timers[SPAWN, spawning] = self.speeds[SPAWN, spawning]
         self.player = self.WALKED[100 * action + self.player]
         self._touch(reward, terminal)
-        moving = (timers[MOVE] == 0).nonzero()[0]
+        moving = (self.move_time == self.clock).nonzero()[0]
         if moving.size:
-            timers[MOVE, moving] = self.speeds[MOVE, moving]
+            self.move_time[moving] = self.clock + self.move_interval[moving]
             self.rows[moving] = self.MOVED.take(self.rows[moving])
             self._touch(reward, terminal)  # finds nothing new where nothing moved
-        timers -= 1
         if self.ramping:
-            rising = (timers[RAMP] < -1).nonzero()[0]
+            rising = (self.ramp_time == self.clock).nonzero()[0]
             if rising.size:
                 self._ramp(rising)
         return reward, terminal
 
     def _spawn(self, envs: np.ndarray) -> None:
         """Put gold or an enemy into an empty row, if there is one."""
+        self.spawn_time[envs] = self.clock + self.spawn_interval[envs]
         side, kind = self.streams.uniforms(envs, 2)
         empty = np.packbits(self.rows[envs] == 0, axis=1)[:, 0]
         number = self.EMPTY_ROWS[empty]
@@ -88,7 +87,7 @@ class Asterix(Game):
             some = number.nonzero()[0]
             envs, side, kind, empty, number = envs[some], side[some], kind[some], empty[some], number[some]
         row = self.EMPTY_ROW[empty, self.streams.below(envs, number)]
-        self.rows[envs, row] = np.where(side < 1 / 2, 4 + 2, 40) + (kind < 1 / 3)
+        self.rows.reshape(-1)[self._first_row[envs] + row] = np.where(side < 1 / 2, 4 + 2, 40) + (kind < 1 / 3)
 
     def _touch(self, reward: np.ndarray, terminal: np.ndarray) -> None:
         """Look at the player's row: gold is collected there, an enemy is the end."""
@@ -103,10 +102,10 @@ class Asterix(Game):
             terminal[met[~gold]] = True
 
     def _ramp(self, envs: np.ndarray) -> None:
-        self.speeds[SPAWN, envs] = np.maximum(self.speeds[SPAWN, envs] - 1, 1)
-        self.speeds[MOVE, envs] = np.maximum(self.speeds[MOVE, envs] - self.ramps[envs] % 2, 1)
+        self.ramp_time[envs] = self.clock + RAMP_INTERVAL
+        self.spawn_interval[envs] = np.maximum(self.spawn_interval[envs] - 1, 1)
+        self.move_interval[envs] = np.maximum(self.move_interval[envs] - self.ramps[envs] % 2, 1)
         self.ramps[envs] += 1
-        self.timers[RAMP, envs] = RAMP_INTERVAL
 
     def draw(self) -> None:
         cells, rows = self._wide_cells, self._wide_rows

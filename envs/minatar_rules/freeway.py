@@ -11,7 +11,7 @@ from sfactory_envs.minatar_rules.random_streams import RandomStreams
 
 CHICKEN, CAR, SPEED = 0, 1, 1  # channels; a car that waits n steps leaves its trail in SPEED + n
 LANES = 8
-PLAYER_SPEED = 3  # steps from one move of the player to the next
+WALK_INTERVAL = 3  # steps from one move of the player to the next
 TIME_LIMIT = 2500
 CARS = np.arange(20)
 COLUMN, DIRECTION = CARS // 2, 2 * (CARS % 2) - 1
@@ -21,7 +21,7 @@ class Freeway(Game):
     """E games of Freeway."""
 
     CHANNELS = 7
-    STATE = ("y", "cars", "waits", "timers", "rest", "steps_left")
+    STATE = ("y", "cars", "waits", "move_time", "walk_time", "end_time")
     STEP = np.array([(action == DOWN) - (action == UP) for action in range(6)])
     MOVED = (CARS + 2 * DIRECTION) % 20
     HITS = COLUMN == 4
@@ -30,47 +30,48 @@ class Freeway(Game):
 
     def __init__(self, num_envs: int, streams: RandomStreams, ramping: bool) -> None:
         super().__init__(num_envs, streams, ramping)
-        self.y, self.rest, self.steps_left = np.zeros((3, num_envs), np.int64)  # rest: steps until the player may move
-        self.cars, self.waits, self.timers = np.zeros((3, num_envs, LANES), np.int64)
+        self.y, self.walk_time, self.end_time = (np.zeros(num_envs, np.int64) for _ in range(3))
+        self.cars, self.waits, self.move_time = (np.zeros((num_envs, LANES), np.int64) for _ in range(3))
         self._lanes = np.arange(num_envs) * LANES
         self._lane_at = self._first[:, None] + 70 * np.arange(1, LANES + 1)
         self._player_at = self._first + 7 * 4 + CHICKEN
 
     def reset(self, envs: np.ndarray) -> None:
+        begin = self.clock + 1
         self.cars[envs] = 0
-        self._new_speeds(envs)
-        self.y[envs], self.rest[envs], self.steps_left[envs] = 9, PLAYER_SPEED, TIME_LIMIT
+        self._new_speeds(envs, begin)
+        self.y[envs], self.walk_time[envs], self.end_time[envs] = 9, begin + WALK_INTERVAL, begin + TIME_LIMIT
 
-    def _new_speeds(self, envs: np.ndarray) -> None:
-        """Draw the speed and the direction of every car, which stays where it is."""
-        self.waits[envs] = self.timers[envs] = 1 + self.streams.below_often(envs, 5, LANES)
+    def _new_speeds(self, envs: np.ndarray, begin: int) -> None:
+        """Draw the speed and the direction of every car, which waits where it is from the step `begin` on."""
+        waits = self.waits[envs] = 1 + self.streams.below_often(envs, 5, LANES)
+        self.move_time[envs] = begin + waits
         right = self.streams.uniforms(envs, LANES).T > 0.5
         self.cars[envs] = self.cars[envs] // 2 * 2 + right
 
     def act(self, action: np.ndarray, playing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        step = np.where(self.rest, 0, self.STEP[action])
+        self.clock += 1
+        step = self.STEP[action] * (self.walk_time <= self.clock)
         y = np.minimum(self.y + step, 9)
-        self.rest = np.maximum(np.where(step, PLAYER_SPEED, self.rest) - 1, 0)
+        np.copyto(self.walk_time, self.clock + WALK_INTERVAL, where=step != 0)
         crossed = playing > y
         winners = crossed.nonzero()[0]
         if winners.size:
-            self._new_speeds(winners)
+            self._new_speeds(winners, self.clock)
             y[winners] = 9
         lane = self._lanes + np.minimum(y, LANES) - 1  # row 9 has no car; nothing happens to a player hit there
         hit = self.HITS[self.cars.take(lane)]
         self._drive()
         hit |= self.HITS[self.cars.take(lane)]
         self.y = np.where(hit, 9, y)
-        self.steps_left -= 1
-        return crossed.astype(np.float32), self.steps_left < 0
+        return crossed.astype(np.float32), self.end_time <= self.clock
 
     def _drive(self) -> None:
-        """Move the cars whose timer is 0. They leave at one side and come back at the other."""
-        cars, timers = self.cars.reshape(-1), self.timers.reshape(-1)
-        moving = (timers == 0).nonzero()[0]
-        timers -= 1
+        """Move the cars whose time has come. They leave at one side and come back at the other."""
+        cars, move_time = self.cars.reshape(-1), self.move_time.reshape(-1)
+        moving = (move_time == self.clock).nonzero()[0]
         cars[moving] = self.MOVED[cars[moving]]
-        timers[moving] = self.waits.take(moving)
+        move_time[moving] = self.clock + 1 + self.waits.take(moving)
 
     def draw(self) -> None:
         cells, lanes = self._cells, self._lane_at

@@ -25,19 +25,21 @@ def walks(top: int, bottom: int) -> np.ndarray:
 class Game:
     """E copies of one game, in arrays with an axis for the games.
 
-    An array operation on 16 games costs nearly as much as on one, so rules that depend on little are tables.
+    An array operation on 16 games costs nearly as much as on one, so rules that depend on little are tables, and instead
+    of timers that count down there are the times at which they end, on the clock of the group.
     A game of which the group says that it is not playing is stepped too, because that costs less than leaving it out.
     It must not draw random numbers. Its reward and end are ignored and it is reset afterwards.
     """
 
     CHANNELS: ClassVar[int]
     STATE: ClassVar[tuple[str, ...]]
-    """Names of the attributes that make up the state, all arrays."""
+    """Names of the arrays that make up the state, besides the clock."""
 
     def __init__(self, num_envs: int, streams: RandomStreams, ramping: bool) -> None:
         self.num_envs, self.streams, self.ramping = num_envs, streams, ramping
         self.obs = np.zeros((num_envs, 10, 10, self.CHANNELS), bool)
         self._cells = self.obs.reshape(-1)  # the same memory
+        self.clock = 0  # of the newest step
         self._first = np.arange(num_envs) * 100 * self.CHANNELS  # index of each game's first cell
 
     def reset(self, envs: np.ndarray) -> None:
@@ -55,11 +57,11 @@ class Game:
         """Write the observations of all games to `obs`."""
         raise NotImplementedError
 
-    def snapshot(self) -> dict[str, np.ndarray]:
-        """Return the arrays of the state."""
-        return {name: getattr(self, name) for name in self.STATE}
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state: the clock and arrays."""
+        return {name: getattr(self, name) for name in ("clock", *self.STATE)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Load the result of `snapshot`."""
-        for name in self.STATE:
+        for name in ("clock", *self.STATE):
             setattr(self, name, state[name])

@@ -15,8 +15,11 @@ COOL_DOWN = 5
 SHOT_INTERVAL = 10
 SLOWEST, FASTEST = 12, 6  # steps from one move of a full wave to the next
 WAVE = np.array([0b0011111100] * 4 + [0] * 6)  # rows
-COUNT = np.array([bin(row).count("1") for row in range(1024)])
-LEFT_WALL, RIGHT_WALL = 1, 1 << 9
+WAVE_SIZE = 24
+WALL = np.array([1, 1 << 9])  # heading -> the column where aliens turn
+ROWS_BELOW = np.array([9, *range(9)])  # row -> the one that comes down to it; from the bottom row to the top
+NONE = 100
+CELLS = np.arange(NONE + 1)  # 10 * y + x, and NONE for a bullet that is not there
 
 
 def _screens() -> np.ndarray:
@@ -38,98 +41,96 @@ class SpaceInvaders(Game):
     """E games of Space Invaders."""
 
     CHANNELS = 6
-    STATE = ("x", "aliens", "direction", "interval", "move_timer", "shot_timer", "rest", "bullet_x", "bullet_y",
-             "alien_bullet_x", "alien_bullet_y")  # fmt: skip
+    STATE = ("x", "aliens", "left", "heading", "interval", "move_time", "shot_time", "reload_time", "newer", "older",
+             "alien_bullet")  # fmt: skip
     SCREENS, NEAREST = _screens(), _nearest()
     WALKED = walks(0, 0)
+    UP = np.where((CELLS < 10) | (CELLS == NONE), NONE, CELLS - 10)
+    DOWN = np.minimum(CELLS + 10, NONE)
+    ROW, BIT = CELLS // 10 % 10, np.where(CELLS < NONE, 1 << CELLS % 10, 0)
 
     def __init__(self, num_envs: int, streams: RandomStreams, ramping: bool) -> None:
         super().__init__(num_envs, streams, ramping)
-        self.x, self.direction, self.interval = np.zeros((3, num_envs), np.int64)
-        self.move_timer, self.shot_timer, self.rest = np.zeros((3, num_envs), np.int64)  # rest: steps until it can fire
+        self.x, self.left, self.heading, self.interval, self.move_time, self.shot_time, self.reload_time = (
+            np.zeros(num_envs, np.int64) for _ in range(7)
+        )  # left: number of aliens; heading: 0 to the left, 1 to the right
+        self.newer, self.older, self.alien_bullet = (np.full(num_envs, NONE) for _ in range(3))  # cells of bullets
         self.aliens = np.zeros((num_envs, 10), np.int64)
-        self.bullet_x, self.bullet_y = np.zeros((2, num_envs, 2), np.int64)  # the newer one is last; y < 0: none
-        self.alien_bullet_x, self.alien_bullet_y = np.zeros((2, num_envs), np.int64)  # y > 9: none
         self._rows = np.arange(num_envs) * 10
 
     def reset(self, envs: np.ndarray) -> None:
-        self.x[envs], self.aliens[envs], self.direction[envs] = 5, WAVE, -1
-        self.interval[envs] = self.move_timer[envs] = SLOWEST
-        self.shot_timer[envs], self.rest[envs] = SHOT_INTERVAL, 0
-        self.bullet_y[envs], self.alien_bullet_y[envs] = -1, 10
+        self.x[envs], self.aliens[envs], self.left[envs], self.heading[envs] = 5, WAVE, WAVE_SIZE, 0
+        self.interval[envs], self.reload_time[envs] = SLOWEST, self.clock
+        self.move_time[envs], self.shot_time[envs] = self.clock + 1 + SLOWEST, self.clock + 1 + SHOT_INTERVAL
+        self.newer[envs] = self.older[envs] = self.alien_bullet[envs] = NONE
 
     def act(self, action: np.ndarray, playing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        firing = ((action == FIRE) & (self.rest == 0)).nonzero()[0]
+        self.clock += 1
+        firing = ((action == FIRE) & (self.reload_time <= self.clock)).nonzero()[0]
         if firing.size:
-            self.bullet_x[firing, 0], self.bullet_y[firing, 0] = self.bullet_x[firing, 1], self.bullet_y[firing, 1]
-            self.bullet_x[firing, 1], self.bullet_y[firing, 1] = self.x[firing], 9
-            self.rest[firing] = COOL_DOWN
+            self.older[firing], self.newer[firing] = self.newer[firing], 90 + self.x[firing]
+            self.reload_time[firing] = self.clock + COOL_DOWN
         x = self.x = self.WALKED[100 * action + self.x]
-        self.bullet_y -= 1
-        self.alien_bullet_y += 1
-        terminal = (self.alien_bullet_y == 9) & (self.alien_bullet_x == x)
-        bottom = self._rows + 9
-        terminal |= (self.aliens.take(bottom) >> x) & 1 == 1
-        moving = (self.move_timer == 0).nonzero()[0]
+        self.newer, self.older = self.UP[self.newer], self.UP[self.older]
+        self.alien_bullet = self.DOWN[self.alien_bullet]
+        bottom, bit = self._rows + 9, self.BIT[x]
+        terminal = (self.alien_bullet == 90 + x) | (self.aliens.take(bottom) & bit != 0)
+        moving = (self.move_time == self.clock).nonzero()[0]
         if moving.size:
             terminal[self._move(moving)] = True
-            terminal |= (self.aliens.take(bottom) >> x) & 1 == 1
-        shooting = (self.shot_timer == 0).nonzero()[0]
+            terminal |= self.aliens.take(bottom) & bit != 0
+        shooting = (self.shot_time == self.clock).nonzero()[0]
         if shooting.size:
             self._shoot(shooting)
-        reward = self._hit()
-        self.rest = np.maximum(self.rest - 1, 0)
-        self.move_timer -= 1
-        self.shot_timer -= 1
+        reward = np.zeros(self.num_envs, np.float32)
+        self._hit(self.newer, reward)
+        self._hit(self.older, reward)
+        if np.count_nonzero(self.left) < self.num_envs:
+            self._new_wave((self.left == 0).nonzero()[0])
         return reward, terminal
 
     def _move(self, envs: np.ndarray) -> np.ndarray:
         """Move the aliens of the games `envs`; return those games where they turned in the bottom row."""
-        aliens, direction = self.aliens[envs], self.direction[envs]
-        self.move_timer[envs] = np.minimum(COUNT[aliens].sum(axis=1), self.interval[envs])
-        columns = np.bitwise_or.reduce(aliens, axis=1)
-        turning = columns & np.where(direction < 0, LEFT_WALL, RIGHT_WALL) != 0
-        sideways = np.where(direction[:, None] < 0, aliens >> 1, aliens << 1)
-        down = aliens[:, [9, *range(9)]]
-        self.aliens[envs] = np.where(turning[:, None], down, sideways)
-        self.direction[envs] = np.where(turning, -direction, direction)
+        self.move_time[envs] = self.clock + np.minimum(self.left[envs], self.interval[envs])
+        aliens, heading = self.aliens[envs], self.heading[envs]
+        turning = np.bitwise_or.reduce(aliens, axis=1) & WALL[heading] != 0
+        right, left = heading > turning, (1 - heading) > turning
+        moved = aliens << right[:, None] >> left[:, None]
+        down = turning.nonzero()[0]
+        if down.size:
+            moved[down] = aliens[down][:, ROWS_BELOW]
+            self.heading[envs[down]] ^= 1
+        self.aliens[envs] = moved
         return envs[turning & (aliens[:, 9] > 0)]
 
     def _shoot(self, envs: np.ndarray) -> None:
         """The lowest alien of the column that is nearest to the player fires."""
-        self.shot_timer[envs] = SHOT_INTERVAL
+        self.shot_time[envs] = self.clock + SHOT_INTERVAL
         aliens = self.aliens[envs]
         column = self.NEAREST[self.x[envs], np.bitwise_or.reduce(aliens, axis=1)]
-        occupied = (aliens >> column[:, None]) & 1
-        self.alien_bullet_x[envs] = column
-        self.alien_bullet_y[envs] = 9 - occupied[:, ::-1].argmax(axis=1)
+        above = (aliens[:, ::-1] & self.BIT[column][:, None]).astype(bool).argmax(axis=1)
+        self.alien_bullet[envs] = 10 * (9 - above) + column
 
-    def _hit(self) -> np.ndarray:
-        """Remove the aliens that bullets have reached, and the bullets; return the number of aliens, [E]."""
-        aliens, y = self.aliens.reshape(-1), self.bullet_y
-        row = self._rows[:, None] + np.maximum(y, 0)
-        hit = ((aliens[row] >> self.bullet_x) & 1) > (y < 0)
-        if not np.count_nonzero(hit):
-            return np.zeros(self.num_envs, np.float32)
-        for bullet in range(2):
-            envs = hit[:, bullet].nonzero()[0]
-            aliens[row[envs, bullet]] ^= 1 << self.bullet_x[envs, bullet]
-            y[envs, bullet] = -1
-        cleared = (np.count_nonzero(self.aliens, axis=1) == 0).nonzero()[0]
-        if cleared.size:
-            self.aliens[cleared] = WAVE
-            if self.ramping:
-                self.interval[cleared] = np.maximum(self.interval[cleared] - 1, FASTEST)
-        return np.count_nonzero(hit, axis=1).astype(np.float32)
+    def _hit(self, bullet: np.ndarray, reward: np.ndarray) -> None:
+        """Remove the aliens that `bullet` [E] has reached, and these bullets; count them in `reward`."""
+        aliens, row, bit = self.aliens.reshape(-1), self._rows + self.ROW[bullet], self.BIT[bullet]
+        hits = (aliens[row] & bit).nonzero()[0]
+        if hits.size:
+            aliens[row[hits]] ^= bit[hits]
+            bullet[hits] = NONE
+            self.left[hits] -= 1
+            reward[hits] += 1
+
+    def _new_wave(self, envs: np.ndarray) -> None:
+        self.aliens[envs], self.left[envs] = WAVE, WAVE_SIZE
+        if self.ramping:
+            self.interval[envs] = np.maximum(self.interval[envs] - 1, FASTEST)
 
     def draw(self) -> None:
         first, cells = self._first, self._cells
-        rows = self.aliens + 512 * (1 + self.direction[:, None])
+        rows = self.aliens + (1024 * self.heading)[:, None]
         self.SCREENS.take(rows, axis=0, out=self.obs, mode="clip")  # "clip" writes to `out` without a copy
-        cells[first + 6 * (90 + self.x) + CANNON] = True
-        flying = self.bullet_y >= 0
-        bullets = first[:, None] + 6 * (10 * self.bullet_y + self.bullet_x) + BULLET
-        cells[bullets[flying]] = True
-        falling = self.alien_bullet_y <= 9
-        alien_bullets = first + 6 * (10 * self.alien_bullet_y + self.alien_bullet_x) + ALIEN_BULLET
-        cells[alien_bullets[falling]] = True
+        cells[first + (6 * (90 + self.x) + CANNON)] = True
+        for bullet, channel in ((self.newer, BULLET), (self.older, BULLET), (self.alien_bullet, ALIEN_BULLET)):
+            envs = (bullet != NONE).nonzero()[0]
+            cells[first[envs] + (6 * bullet[envs] + channel)] = True
