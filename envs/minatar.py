@@ -157,7 +157,7 @@ class MinAtarGroup:
     def _choose(self, chosen: np.ndarray, envs: np.ndarray) -> None:
         """Store the action of each playing game: the chosen one or, by chance, the one before. It outlives a reset."""
         if envs.size:
-            new = envs[self._streams.uniform(envs) >= self._sticky]
+            new = envs[self._streams.uniforms(envs) >= self._sticky]
             self._last_action[new] = chosen[new]
 
     def _restart(self, rows: np.ndarray, illegal: np.ndarray) -> tuple[EnvFault, ...]:

@@ -17,13 +17,8 @@ SLOWEST_SPAWN, SLOWEST_MOVE = 10, 5  # steps from one to the next
 RAMP_INTERVAL = 102
 KINDS = np.arange(48)  # what can be in a row
 COLUMN, RIGHT, IS_GOLD = KINDS // 4, KINDS // 2 % 2, KINDS % 2 == 1
+FROM_LEFT, FROM_RIGHT = 4 * 1 + 2, 4 * 10
 PRESENT = (COLUMN > 0) & (COLUMN < 11)
-
-
-def _empty_rows() -> np.ndarray:
-    """Empty rows as bits, row 0 highest, and n -> the n-th empty row; [256, 8]."""
-    empty = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
-    return np.argsort(1 - empty, axis=1, kind="stable")
 
 
 class Asterix(Game):
@@ -37,7 +32,6 @@ class Asterix(Game):
     MOVED = np.where(PRESENT & np.isin(COLUMN + 2 * RIGHT - 1, range(1, 11)), KINDS + 8 * RIGHT - 4, 0)
     AT = np.where(PRESENT, 4 * COLUMN + np.where(IS_GOLD, GOLD, ENEMY), 0)
     TRAIL_AT = np.where(PRESENT, 4 * (COLUMN + 1 - 2 * RIGHT) + TRAIL, 0)
-    EMPTY_ROW, EMPTY_ROWS = _empty_rows(), np.array([bin(bits).count("1") for bits in range(256)])
 
     def __init__(self, num_envs: int, streams: RandomStreams, ramping: bool) -> None:
         super().__init__(num_envs, streams, ramping)
@@ -61,9 +55,8 @@ class Asterix(Game):
     def act(self, action: np.ndarray, playing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.clock += 1
         reward, terminal = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
-        spawning = (playing & (self.spawn_time == self.clock)).nonzero()[0]
-        if spawning.size:
-            self._spawn(spawning)
+        for env in (playing & (self.spawn_time == self.clock)).nonzero()[0].tolist():
+            self._spawn(env)
         self.player = self.WALKED[100 * action + self.player]
         self._touch(reward, terminal)
         moving = (self.move_time == self.clock).nonzero()[0]
@@ -77,17 +70,14 @@ class Asterix(Game):
                 self._ramp(rising)
         return reward, terminal
 
-    def _spawn(self, envs: np.ndarray) -> None:
+    def _spawn(self, env: int) -> None:
         """Put gold or an enemy into an empty row, if there is one."""
-        self.spawn_time[envs] = self.clock + self.spawn_interval[envs]
-        side, kind = self.streams.uniforms(envs, 2)
-        empty = np.packbits(self.rows[envs] == 0, axis=1)[:, 0]
-        number = self.EMPTY_ROWS[empty]
-        if np.count_nonzero(number) < len(envs):
-            some = number.nonzero()[0]
-            envs, side, kind, empty, number = envs[some], side[some], kind[some], empty[some], number[some]
-        row = self.EMPTY_ROW[empty, self.streams.below(envs, number)]
-        self.rows.reshape(-1)[self._first_row[envs] + row] = np.where(side < 1 / 2, 4 + 2, 40) + (kind < 1 / 3)
+        self.spawn_time[env] = self.clock + self.spawn_interval[env]
+        right, gold = self.streams.uniform(env) < 1 / 2, self.streams.uniform(env) < 1 / 3
+        empty = (self.rows[env] == 0).nonzero()[0].tolist()
+        if empty:
+            row = empty[self.streams.below(env, len(empty))]
+            self.rows[env, row] = (FROM_LEFT if right else FROM_RIGHT) + gold
 
     def _touch(self, reward: np.ndarray, terminal: np.ndarray) -> None:
         """Look at the player's row: gold is collected there, an enemy is the end."""

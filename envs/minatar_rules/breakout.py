@@ -72,7 +72,9 @@ class Breakout(Game):
     CELL = np.arange(NUM_STATES) // 40  # of the ball
     BALL_AT, TRAIL_AT = 4 * CELL + BALL, 4 * CELL + TRAIL
     PADDLE_AT = 4 * (90 + np.arange(NUM_STATES) % 10) + PADDLE
-    START = number(np.array([0, 9]), np.array([3, 3]), np.array([0, 1]), np.array([4, 4]))
+    START = number(  # the ball starts at the left or the right wall
+        np.array([0, 9]), np.array([3, 3]), np.array([0, 1]), np.array([4, 4])
+    )
 
     def __init__(self, num_envs: int, streams: RandomStreams, ramping: bool) -> None:
         super().__init__(num_envs, streams, ramping)
@@ -84,7 +86,7 @@ class Breakout(Game):
         self._board = np.arange(num_envs) * 100
 
     def reset(self, envs: np.ndarray) -> None:
-        start = self.START[self.streams.bits(envs, 1)]  # the ball starts at the left or the right wall
+        start = self.START[[self.streams.below(env, 2) for env in envs.tolist()]]
         self.state[envs], self.trail[envs] = start, self.TRAIL_AT[start]
         self.inside[envs], self.bricks[envs], self.left[envs] = False, FULL, NUM_BRICKS
 

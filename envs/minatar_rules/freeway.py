@@ -39,15 +39,16 @@ class Freeway(Game):
     def reset(self, envs: np.ndarray) -> None:
         begin = self.clock + 1
         self.cars[envs] = 0
-        self._new_speeds(envs, begin)
+        for env in envs.tolist():
+            self._new_speeds(env, begin)
         self.y[envs], self.walk_time[envs], self.end_time[envs] = 9, begin + WALK_INTERVAL, begin + TIME_LIMIT
 
-    def _new_speeds(self, envs: np.ndarray, begin: int) -> None:
+    def _new_speeds(self, env: int, begin: int) -> None:
         """Draw the speed and the direction of every car, which waits where it is from the step `begin` on."""
-        waits = self.waits[envs] = 1 + self.streams.below_often(envs, 5, LANES)
-        self.move_time[envs] = begin + waits
-        right = self.streams.uniforms(envs, LANES).T > 0.5
-        self.cars[envs] = self.cars[envs] // 2 * 2 + right
+        draws = self.streams
+        waits = self.waits[env] = [1 + draws.below(env, 5) for _ in range(LANES)]
+        self.move_time[env] = begin + np.array(waits)
+        self.cars[env] = self.cars[env] // 2 * 2 + [draws.uniform(env) > 0.5 for _ in range(LANES)]
 
     def act(self, action: np.ndarray, playing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.clock += 1
@@ -55,10 +56,10 @@ class Freeway(Game):
         y = np.minimum(self.y + step, 9)
         np.copyto(self.walk_time, self.clock + WALK_INTERVAL, where=step != 0)
         crossed = playing > y
-        winners = crossed.nonzero()[0]
-        if winners.size:
-            self._new_speeds(winners, self.clock)
-            y[winners] = 9
+        winners = crossed.nonzero()[0].tolist()
+        for env in winners:
+            self._new_speeds(env, self.clock)
+            y[env] = 9
         lane = self._lanes + np.minimum(y, LANES) - 1  # row 9 has no car; nothing happens to a player hit there
         hit = self.HITS[self.cars.take(lane)]
         self._drive()

@@ -25,10 +25,11 @@ def walks(top: int, bottom: int) -> np.ndarray:
 class Game:
     """E copies of one game, in arrays with an axis for the games.
 
-    An array operation on 16 games costs nearly as much as on one, so rules that depend on little are tables, and instead
-    of timers that count down there are the times at which they end, on the clock of the group.
-    A game of which the group says that it is not playing is stepped too, because that costs less than leaving it out.
-    It must not draw random numbers. Its reward and end are ignored and it is reset afterwards.
+    An array operation on 16 games costs nearly as much as on one. So rules that depend on little are tables, and
+    instead of timers that count down there are the times at which they end, on the clock of the group. What happens to
+    one game now and then is done for this game alone.
+    A game that is not playing, as the group says, is stepped too, because that costs less than leaving it out. It must
+    not draw random numbers. Its reward and end are ignored and it is reset afterwards.
     """
 
     CHANNELS: ClassVar[int]

@@ -28,6 +28,8 @@ COLUMN, DIRECTION = CELL % 12, np.where(PRESENT, ITEMS // 120 % 2 * 2 - 1, 0)
 MOVED = np.where(PRESENT & np.isin(COLUMN + DIRECTION, range(1, 11)), ITEMS + DIRECTION, EMPTY)
 TARGET = np.where(PRESENT, CELL, -1)  # of a bullet; none of an empty slot
 LANE = np.where(ITEMS < IS_DIVER, CELL // 12 * 2 + (DIRECTION > 0), -1)  # 2 * y + moves_right of enemies
+LANES = np.arange(18)
+APPEARS = 12 * (LANES // 2) + np.where(LANES % 2, MOVES_RIGHT + 1, 10)
 CHANNEL = KINDS[np.minimum(ITEMS // 240, 4)]
 ITEM_AT = np.where(PRESENT, 10 * CELL + CHANNEL, 0)
 TRAIL_AT = np.where(ITEMS < IS_BULLET, 10 * (CELL - DIRECTION) + TRAIL, 0)
@@ -44,8 +46,6 @@ SLOWEST_SPAWN, DIVER_SPAWN = 20, 30  # steps from one to the next
 SLOWEST_MOVE, FASTEST_MOVE, DIVER_MOVE = 5, 2, 5  # steps of rest between two moves
 RELOAD, SHOT_INTERVAL = 5, 10
 NEVER = -1  # a time that has passed
-SUBS_LAST = 1 << 40
-"""Added to the time when a submarine appeared: they come after all fish."""
 OXYGEN_GAUGE = np.arange(10) < (np.arange(FULL_OXYGEN + 1) * 10 // FULL_OXYGEN)[:, None]
 DIVER_GAUGE = (np.arange(10) >= 9 - np.arange(7)[:, None]) & (np.arange(10) < 9)
 
@@ -103,10 +103,10 @@ class Seaquest(Game):
     def act(self, action: np.ndarray, playing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.clock += 1
         reward, terminal = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
-        for time, spawn in ((self.spawn_time, self._spawn_enemies), (self.diver_time, self._spawn_divers)):
-            spawning = (playing & (time == self.clock)).nonzero()[0]
-            if spawning.size:
-                spawn(spawning)
+        for env in (playing & (self.spawn_time == self.clock)).nonzero()[0].tolist():
+            self._spawn_enemy(env)
+        for env in (playing & (self.diver_time == self.clock)).nonzero()[0].tolist():
+            self._spawn_diver(env)
         firing = ((action == FIRE) & (self.reload_time <= self.clock)).nonzero()[0]
         if firing.size:
             self.older[firing], self.newer[firing] = self.newer[firing], FIRED[self.player[firing]]
@@ -121,34 +121,28 @@ class Seaquest(Game):
 
     # -- what appears ------------------------------------------------------------------------------------------
 
-    def _spawn_enemies(self, envs: np.ndarray) -> None:
+    def _spawn_enemy(self, env: int) -> None:
         """A fish or a submarine appears, but not in a row where one moves the other way."""
-        self.spawn_time[envs] = self.clock + self.spawn_interval[envs]
-        side, kind = self.streams.uniforms(envs, 2)
-        y, right, sub = 1 + self.streams.bits(envs, 3), side < 1 / 2, kind < 1 / 3
-        opposite = 2 * y + ~right
-        free = (~(LANE.take(self.slots[envs]) == opposite[:, None]).any(axis=1)).nonzero()[0]
-        if free.size:
-            item = 12 * y + np.where(right, MOVES_RIGHT + 1, 10) + IS_SUB * sub
-            place = self._add(envs[free], item[free], self.move_interval[envs[free]])
-            self.shot_time.reshape(-1)[place] = np.where(sub[free], self.clock + SHOT_INTERVAL, NEVER)
+        self.spawn_time[env] = self.clock + self.spawn_interval[env]
+        right, sub = self.streams.uniform(env) < 1 / 2, self.streams.uniform(env) < 1 / 3
+        lane = 2 + 2 * self.streams.below(env, 8) + right
+        if lane ^ 1 not in LANE[self.slots[env]].tolist():
+            shot_time = self.clock + SHOT_INTERVAL if sub else NEVER
+            self._add(env, APPEARS[lane] + IS_SUB * sub, self.move_interval[env], shot_time)
 
-    def _spawn_divers(self, envs: np.ndarray) -> None:
-        self.diver_time[envs] = self.clock + DIVER_SPAWN
-        right = self.streams.uniform(envs) < 1 / 2
-        cell = 12 * (1 + self.streams.bits(envs, 3)) + np.where(right, MOVES_RIGHT + 1, 10)
-        place = self._add(envs, IS_DIVER + cell, DIVER_MOVE)
-        self.shot_time.reshape(-1)[place] = NEVER
+    def _spawn_diver(self, env: int) -> None:
+        self.diver_time[env] = self.clock + DIVER_SPAWN
+        right = self.streams.uniform(env) < 1 / 2
+        lane = 2 + 2 * self.streams.below(env, 8) + right
+        self._add(env, APPEARS[lane] + IS_DIVER, DIVER_MOVE, NEVER)
 
-    def _add(self, envs: np.ndarray, item: np.ndarray, rest: np.ndarray | int) -> np.ndarray:
-        """Put an item into a free slot of each game `envs`; return the flat indices of these slots."""
-        place = envs * self.slots.shape[1] + (self.slots[envs] == EMPTY).argmax(axis=1)
-        if np.count_nonzero(self.slots.take(place) == EMPTY) < len(envs):
+    def _add(self, env: int, item: int, rest: int, shot_time: int) -> None:
+        """Put an item into a free slot of one game."""
+        if EMPTY not in self.slots[env]:
             self._add_slots()
-            return self._add(envs, item, rest)
-        self.slots.reshape(-1)[place], self.born.reshape(-1)[place] = item, self.clock
-        self.move_time.reshape(-1)[place] = self.clock + rest
-        return place
+        slot = (self.slots[env] == EMPTY).argmax()
+        self.slots[env, slot], self.born[env, slot] = item, self.clock
+        self.move_time[env, slot], self.shot_time[env, slot] = self.clock + rest, shot_time
 
     def _add_slots(self) -> None:
         """Double the number of slots of every game."""
@@ -163,7 +157,8 @@ class Seaquest(Game):
         cells = CELL.take(self.slots)
         struck = (cells == TARGET[self.newer][:, None]) | (cells == TARGET[self.older][:, None])
         if np.count_nonzero(struck):
-            self._strike(struck.any(axis=1).nonzero()[0], reward, (self.newer, self.older), oldest=True)
+            for env in struck.any(axis=1).nonzero()[0].tolist():
+                self._strike(env, reward, (self.newer, self.older), oldest=True)
             cells = CELL.take(self.slots)
         player, slots = PLAYER_CELL[self.player], self.slots.reshape(-1)
         met = cells == player[:, None]
@@ -171,7 +166,8 @@ class Seaquest(Game):
         games = moving // self.slots.shape[1]
         met.reshape(-1)[moving] |= CELL[MOVED[slots[moving]]] == player[games]  # before the move or after it
         if np.count_nonzero(met):
-            self._meet(met, terminal)
+            for env in met.any(axis=1).nonzero()[0].tolist():
+                self._meet(env, met[env].nonzero()[0], terminal)
         items = slots[moving] = MOVED[slots[moving]]
         rest = np.where(items < IS_DIVER, self.move_interval[games], DIVER_MOVE)
         self.move_time.reshape(-1)[moving] = self.clock + 1 + rest
@@ -181,35 +177,29 @@ class Seaquest(Game):
         cells = CELL[items]
         struck = (cells == TARGET[self.newer][games]) | (cells == TARGET[self.older][games])
         if np.count_nonzero(struck):
-            self._strike(np.unique(games[struck]), reward, (self.older, self.newer), oldest=False)
+            for env in set(games[struck].tolist()):
+                self._strike(env, reward, (self.older, self.newer), oldest=False)
 
-    def _strike(self, envs: np.ndarray, reward: np.ndarray, bullets: tuple[np.ndarray, ...], oldest: bool) -> None:
+    def _strike(self, env: int, reward: np.ndarray, bullets: tuple[np.ndarray, ...], oldest: bool) -> None:
         """Remove one enemy in the cell of each bullet, and this bullet; count them in `reward`.
 
         oldest: the oldest fish comes first and the newest submarine last, or else the other way round.
         """
+        slots, choose = self.slots[env], min if oldest else max
         for bullet in bullets:
-            items = self.slots[envs]
-            struck = (CELL.take(items) == TARGET[bullet[envs]][:, None]) & (items < IS_DIVER)
-            order = self.born[envs] + SUBS_LAST * (items >= IS_SUB)
-            slot = np.where(struck, order if oldest else -order, 2 * SUBS_LAST).argmin(axis=1)
-            hit = struck.any(axis=1)
-            hits = envs[hit]
-            self.slots[hits, slot[hit]] = bullet[hits] = EMPTY
-            reward[hits] += 1
+            there = ((CELL[slots] == TARGET[bullet[env]]) & (slots < IS_DIVER)).nonzero()[0].tolist()
+            if there:
+                first = choose(there, key=lambda slot: (slots[slot] >= IS_SUB, self.born[env, slot]))
+                slots[first] = bullet[env] = EMPTY
+                reward[env] += 1
 
-    def _meet(self, met: np.ndarray, terminal: np.ndarray) -> None:
-        """Take divers aboard, the newest first while there is room; to meet an enemy is the end."""
-        diver = self.slots >= IS_DIVER
-        aboard = met & diver
-        number, room = np.count_nonzero(aboard, axis=1), MOST_DIVERS - self.divers
-        for env in (number > room).nonzero()[0].tolist():
-            slots = aboard[env].nonzero()[0]
-            newest = slots[np.argsort(-self.born[env, slots])]
-            aboard[env, newest[room[env] :]] = False
-        self.divers += np.count_nonzero(aboard, axis=1)
-        self.slots[aboard] = EMPTY
-        terminal |= (met & ~diver).any(axis=1)
+    def _meet(self, env: int, met: np.ndarray, terminal: np.ndarray) -> None:
+        """Take the divers in the slots `met` aboard, the newest first while there is room; an enemy is the end."""
+        divers = met[self.slots[env, met] >= IS_DIVER]
+        terminal[env] |= len(divers) < len(met)
+        newest = divers[np.argsort(-self.born[env, divers])][: MOST_DIVERS - self.divers[env]]
+        self.slots[env, newest] = EMPTY
+        self.divers[env] += len(newest)
 
     def _enemies_fire(self, places: np.ndarray) -> None:
         """Add a bullet in the cell of each submarine that is still there."""
