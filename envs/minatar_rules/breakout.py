@@ -53,7 +53,7 @@ def tables() -> Tables:
     ends = []
     for broken in (False, True):
         back = broken | centre | corner  # the ball keeps its row
-        turned = heading ^ (wall ^ corner) ^ 2 * (top | back)
+        turned = heading ^ (wall | corner) ^ 2 * (top | back)
         ends.append(number(new_x, np.where(back, y, new_y), turned, paddle).ravel())
     return Tables(
         number(x, y, heading, moved).ravel(),
