@@ -49,7 +49,7 @@ def tables() -> Tables:
     wall, top, bottom = beyond != new_x, new_y < 0, new_y == 9
     new_y = np.clip(new_y, 0, 9)  # 10 is reached only by games that are over
     centre = bottom & (x == paddle)  # above the paddle before it falls
-    corner = bottom & (new_x == paddle) & ~centre
+    corner = bottom & (new_x == paddle)
     ends = []
     for broken in (False, True):
         back = broken | centre | corner  # the ball keeps its row

@@ -12,6 +12,8 @@ more column on either side.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from sfactory_envs.minatar_rules.game import FIRE, LEFT, RIGHT, Game, walks
 from sfactory_envs.minatar_rules.random_streams import RandomStreams
@@ -35,11 +37,11 @@ ITEM_AT = np.where(PRESENT, 10 * CELL + CHANNEL, 0)
 TRAIL_AT = np.where(ITEMS < IS_BULLET, 10 * (CELL - DIRECTION) + TRAIL, 0)
 
 PLAYERS = np.arange(200)  # 2 * (10 * y + x) + faces_right
-PLAYER_X, PLAYER_CELL = PLAYERS // 2 % 10, PLAYERS // 20 * 12 + PLAYERS // 2 % 10 + 1
+PLAYER_CELL = PLAYERS // 20 * 12 + PLAYERS // 2 % 10 + 1
 FRONT_AT, BACK_AT = 10 * PLAYER_CELL + SUB_FRONT, 10 * (PLAYER_CELL + 1 - PLAYERS % 2 * 2) + SUB_BACK
 FIRED = IS_BULLET + MOVES_RIGHT * (PLAYERS % 2) + PLAYER_CELL
 START = 2 * 5
-SURFACE = 20  # players of a higher number are below the surface
+AT_SURFACE = (PLAYERS < 20).astype(int)
 
 FULL_OXYGEN, MOST_DIVERS = 200, 6
 SLOWEST_SPAWN, DIVER_SPAWN = 20, 30  # steps from one to the next
@@ -75,23 +77,22 @@ class Seaquest(Game):
         self.slots, self.move_time, self.shot_time, self.born = (
             np.full((num_envs, 8), value) for value in (EMPTY, NEVER, NEVER, 0)
         )
-        self.player, self.oxygen, self.divers, self.spawn_time, self.diver_time, self.reload_time = (
-            np.zeros(num_envs, np.int64) for _ in range(6)
+        self.player, self.oxygen, self.divers, self.surfaced, self.spawn_time, self.diver_time, self.reload_time = (
+            np.zeros(num_envs, np.int64) for _ in range(7)
         )
         self.spawn_interval, self.move_interval, self.ramps = (np.zeros(num_envs, np.int64) for _ in range(3))
-        self.surfaced = np.zeros(num_envs, bool)
         self.newer, self.older = np.full(num_envs, EMPTY), np.full(num_envs, EMPTY)  # the player's bullets
         self.enemy_bullets, self.bullet_env = np.zeros((2, 0), np.int64)  # of all games, and the game of each
+        self._number_slots()
         self._wide = np.zeros((num_envs, 10, 12, self.CHANNELS), bool)
         self._wide_cells = self._wide.reshape(-1)
         self._wide_first = np.arange(num_envs) * 1200
-        self._wide_each = self._wide_first[:, None]
 
     def reset(self, envs: np.ndarray) -> None:
         begin = self.clock + 1
         self.slots[envs] = self.newer[envs] = self.older[envs] = EMPTY
         self.move_time[envs] = self.shot_time[envs] = NEVER
-        self.player[envs], self.oxygen[envs], self.divers[envs], self.surfaced[envs] = START, FULL_OXYGEN, 0, True
+        self.player[envs], self.oxygen[envs], self.divers[envs], self.surfaced[envs] = START, FULL_OXYGEN, 0, 1
         self.spawn_time[envs], self.diver_time[envs] = begin + SLOWEST_SPAWN, begin + DIVER_SPAWN
         self.reload_time[envs], self.ramps[envs] = begin, 0
         self.spawn_interval[envs], self.move_interval[envs] = SLOWEST_SPAWN, SLOWEST_MOVE
@@ -149,39 +150,50 @@ class Seaquest(Game):
         for name, value in (("slots", EMPTY), ("move_time", NEVER), ("shot_time", NEVER), ("born", 0)):
             slots = getattr(self, name)
             setattr(self, name, np.concatenate([slots, np.full_like(slots, value)], axis=1))
+        self._number_slots()
+
+    def _number_slots(self) -> None:
+        self._game_of = np.arange(self.slots.size) // self.slots.shape[1]  # of each flat index
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self._number_slots()
 
     # -- what moves --------------------------------------------------------------------------------------------
 
     def _move_items(self, reward: np.ndarray, terminal: np.ndarray) -> None:
         """Strike with the player's bullets, move what is in the slots, let submarines fire and strike again."""
-        cells = CELL.take(self.slots)
-        struck = (cells == TARGET[self.newer][:, None]) | (cells == TARGET[self.older][:, None])
-        if np.count_nonzero(struck):
-            for env in struck.any(axis=1).nonzero()[0].tolist():
-                self._strike(env, reward, (self.newer, self.older), oldest=True)
-            cells = CELL.take(self.slots)
-        player, slots = PLAYER_CELL[self.player], self.slots.reshape(-1)
-        met = cells == player[:, None]
-        moving = (self.move_time == self.clock).reshape(-1).nonzero()[0]
-        games = moving // self.slots.shape[1]
-        met.reshape(-1)[moving] |= CELL[MOVED[slots[moving]]] == player[games]  # before the move or after it
+        slots, move_time, game_of = self.slots.reshape(-1), self.move_time.reshape(-1), self._game_of
+        struck = game_of[self._in_bullets(slots, game_of)]
+        for env in set(struck.tolist()):
+            self._strike(env, reward, (self.newer, self.older), oldest=True)
+        player = PLAYER_CELL[self.player]
+        met = CELL[slots] == player[game_of]
+        moving = (move_time == self.clock).nonzero()[0]
+        games, moved = game_of[moving], MOVED[slots[moving]]
+        met[moving] |= CELL[moved] == player[games]  # before the move or after it
         if np.count_nonzero(met):
-            for env in met.any(axis=1).nonzero()[0].tolist():
-                self._meet(env, met[env].nonzero()[0], terminal)
-        items = slots[moving] = MOVED[slots[moving]]
-        rest = np.where(items < IS_DIVER, self.move_interval[games], DIVER_MOVE)
-        self.move_time.reshape(-1)[moving] = self.clock + 1 + rest
-        firing = (self.shot_time == self.clock).reshape(-1).nonzero()[0]
+            for env in set(game_of[met].tolist()):
+                self._meet(env, met.reshape(self.slots.shape)[env].nonzero()[0], terminal)
+            moved = MOVED[slots[moving]]  # divers have gone
+        slots[moving] = moved
+        rest = self.move_interval[games]
+        rest[moved >= IS_DIVER] = DIVER_MOVE
+        move_time[moving] = self.clock + 1 + rest
+        firing = (self.shot_time.reshape(-1) == self.clock).nonzero()[0]
         if firing.size:
             self._enemies_fire(firing)
+        struck = games[self._in_bullets(moved, games)]
+        for env in set(struck.tolist()):
+            self._strike(env, reward, (self.older, self.newer), oldest=False)
+
+    def _in_bullets(self, items: np.ndarray, games: np.ndarray) -> np.ndarray:
+        """Return which of the `items` [n] are in the cell of a bullet of the player in their `games` [n]."""
         cells = CELL[items]
-        struck = (cells == TARGET[self.newer][games]) | (cells == TARGET[self.older][games])
-        if np.count_nonzero(struck):
-            for env in set(games[struck].tolist()):
-                self._strike(env, reward, (self.older, self.newer), oldest=False)
+        return (cells == TARGET[self.newer][games]) | (cells == TARGET[self.older][games])
 
     def _strike(self, env: int, reward: np.ndarray, bullets: tuple[np.ndarray, ...], oldest: bool) -> None:
-        """Remove one enemy in the cell of each bullet, and this bullet; count them in `reward`.
+        """Remove one enemy in the cell of each bullet of one game, and this bullet; count them in `reward`.
 
         oldest: the oldest fish comes first and the newest submarine last, or else the other way round.
         """
@@ -207,7 +219,7 @@ class Seaquest(Game):
         places = places[self.slots.take(places) != EMPTY]
         bullets = IS_ENEMY_BULLET + self.slots.take(places) % IS_SUB
         self.enemy_bullets = np.concatenate([self.enemy_bullets, bullets])
-        self.bullet_env = np.concatenate([self.bullet_env, places // self.slots.shape[1]])
+        self.bullet_env = np.concatenate([self.bullet_env, self._game_of[places]])
 
     def _move_enemy_bullets(self, terminal: np.ndarray) -> None:
         """Move the enemies' bullets; one that meets the player before or after its move is the end."""
@@ -227,10 +239,11 @@ class Seaquest(Game):
     def _breathe(self, reward: np.ndarray, terminal: np.ndarray) -> None:
         """Use oxygen below the surface. To come up without a diver is the end."""
         terminal |= self.oxygen <= 0
-        below = self.player >= SURFACE
-        self.oxygen -= below
-        surfacing = (~(below | self.surfaced)).nonzero()[0]
-        self.surfaced &= ~below
+        at_surface = AT_SURFACE[self.player]
+        self.oxygen += at_surface
+        self.oxygen -= 1
+        surfacing = (at_surface > self.surfaced).nonzero()[0]
+        self.surfaced &= at_surface
         if surfacing.size:
             safe = self.divers[surfacing] != 0
             terminal[surfacing[~safe]] = True
@@ -242,7 +255,7 @@ class Seaquest(Game):
         full = self.divers[envs] == MOST_DIVERS
         reward[envs] += np.where(full, self.oxygen[envs] * 10 // FULL_OXYGEN, 0)
         self.divers[envs] = np.where(full, 0, self.divers[envs]) - 1  # -1 after six, as in the package
-        self.oxygen[envs], self.surfaced[envs] = FULL_OXYGEN, True
+        self.oxygen[envs], self.surfaced[envs] = FULL_OXYGEN, 1
         if self.ramping:
             self.move_interval[envs] = np.maximum(self.move_interval[envs] - self.ramps[envs] % 2, FASTEST_MOVE)
             self.spawn_interval[envs] = np.maximum(self.spawn_interval[envs] - 1, 1)
@@ -251,15 +264,16 @@ class Seaquest(Game):
     # -- the screen --------------------------------------------------------------------------------------------
 
     def draw(self) -> None:
-        cells, first, each, obs = self._wide_cells, self._wide_first, self._wide_each, self.obs
+        cells, first, obs = self._wide_cells, self._wide_first, self.obs
         cells.fill(False)
         cells[first + FRONT_AT[self.player]] = True
         cells[first + BACK_AT[self.player]] = True
         cells[first + ITEM_AT[self.newer]] = True
         cells[first + ITEM_AT[self.older]] = True
         cells[first[self.bullet_env] + ITEM_AT[self.enemy_bullets]] = True
-        cells[each + ITEM_AT.take(self.slots)] = True
-        cells[each + TRAIL_AT.take(self.slots)] = True
+        slots, first_of = self.slots.reshape(-1), first[self._game_of]
+        cells[first_of + ITEM_AT[slots]] = True
+        cells[first_of + TRAIL_AT[slots]] = True
         obs[...] = self._wide[:, :, 1:11]
         obs[:, 9, :, OXYGEN] = OXYGEN_GAUGE.take(self.oxygen, axis=0, mode="clip")
         obs[:, 9, :, DIVERS] = DIVER_GAUGE.take(self.divers, axis=0, mode="clip")
