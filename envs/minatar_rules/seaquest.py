@@ -31,7 +31,7 @@ MOVED = np.where(PRESENT & np.isin(COLUMN + DIRECTION, range(1, 11)), ITEMS + DI
 TARGET = np.where(PRESENT, CELL, -1)  # of a bullet; none of an empty slot
 LANE = np.where(ITEMS < IS_DIVER, CELL // 12 * 2 + (DIRECTION > 0), -1)  # 2 * y + moves_right of enemies
 LANES = np.arange(18)
-APPEARS = 12 * (LANES // 2) + np.where(LANES % 2, MOVES_RIGHT + 1, 10)
+APPEARS = (12 * (LANES // 2) + np.where(LANES % 2, MOVES_RIGHT + 1, 10)).tolist()
 CHANNEL = KINDS[np.minimum(ITEMS // 240, 4)]
 ITEM_AT = np.where(PRESENT, 10 * CELL + CHANNEL, 0)
 TRAIL_AT = np.where(ITEMS < IS_BULLET, 10 * (CELL - DIRECTION) + TRAIL, 0)
@@ -129,7 +129,7 @@ class Seaquest(Game):
         lane = 2 + 2 * self.streams.below(env, 8) + right
         if lane ^ 1 not in LANE[self.slots[env]].tolist():
             shot_time = self.clock + SHOT_INTERVAL if sub else NEVER
-            self._add(env, APPEARS[lane] + IS_SUB * sub, self.move_interval[env], shot_time)
+            self._add(env, APPEARS[lane] + IS_SUB * sub, self.move_interval.item(env), shot_time)
 
     def _spawn_diver(self, env: int) -> None:
         self.diver_time[env] = self.clock + DIVER_SPAWN
@@ -139,9 +139,12 @@ class Seaquest(Game):
 
     def _add(self, env: int, item: int, rest: int, shot_time: int) -> None:
         """Put an item into a free slot of one game."""
-        if EMPTY not in self.slots[env]:
+        slots = self.slots[env].tolist()
+        if EMPTY in slots:
+            slot = slots.index(EMPTY)
+        else:
+            slot = len(slots)
             self._add_slots()
-        slot = (self.slots[env] == EMPTY).argmax()
         self.slots[env, slot], self.born[env, slot] = item, self.clock
         self.move_time[env, slot], self.shot_time[env, slot] = self.clock + rest, shot_time
 
@@ -174,7 +177,7 @@ class Seaquest(Game):
         met[moving] |= CELL[moved] == player[games]  # before the move or after it
         if np.count_nonzero(met):
             for env in set(game_of[met].tolist()):
-                self._meet(env, met.reshape(self.slots.shape)[env].nonzero()[0], terminal)
+                self._meet(env, met.reshape(self.slots.shape)[env].nonzero()[0].tolist(), terminal)
             moved = MOVED[slots[moving]]  # divers have gone
         slots[moving] = moved
         rest = self.move_interval[games]
@@ -205,20 +208,22 @@ class Seaquest(Game):
                 slots[first] = bullet[env] = EMPTY
                 reward[env] += 1
 
-    def _meet(self, env: int, met: np.ndarray, terminal: np.ndarray) -> None:
+    def _meet(self, env: int, met: list[int], terminal: np.ndarray) -> None:
         """Take the divers in the slots `met` aboard, the newest first while there is room; an enemy is the end."""
-        divers = met[self.slots[env, met] >= IS_DIVER]
-        terminal[env] |= len(divers) < len(met)
-        newest = divers[np.argsort(-self.born[env, divers])][: MOST_DIVERS - self.divers[env]]
-        self.slots[env, newest] = EMPTY
-        self.divers[env] += len(newest)
+        slots, aboard = self.slots[env], self.divers.item(env)
+        for slot in sorted(met, key=self.born[env].item, reverse=True):
+            if slots[slot] < IS_DIVER:
+                terminal[env] = True
+            elif aboard < MOST_DIVERS:
+                slots[slot] = EMPTY
+                aboard += 1
+        self.divers[env] = aboard
 
     def _enemies_fire(self, places: np.ndarray) -> None:
         """Add a bullet in the cell of each submarine that is still there."""
         self.shot_time.reshape(-1)[places] = self.clock + 1 + SHOT_INTERVAL
         places = places[self.slots.take(places) != EMPTY]
-        bullets = IS_ENEMY_BULLET + self.slots.take(places) % IS_SUB
-        self.enemy_bullets = np.concatenate([self.enemy_bullets, bullets])
+        self.enemy_bullets = np.concatenate([self.enemy_bullets, self.slots.take(places) + IS_ENEMY_BULLET - IS_SUB])
         self.bullet_env = np.concatenate([self.bullet_env, self._game_of[places]])
 
     def _move_enemy_bullets(self, terminal: np.ndarray) -> None:
