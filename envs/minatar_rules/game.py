@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +23,7 @@ def walks(top: int, bottom: int) -> np.ndarray:
     return (10 * np.clip(y, top, bottom) + np.clip(x, 0, 9)).ravel()
 
 
-class Game:
+class Game(ABC):
     """E copies of one game, in arrays with an axis for the games.
 
     An array operation on 16 games costs nearly as much as on one. So rules that depend on little are tables, and
@@ -43,20 +44,20 @@ class Game:
         self.clock = 0  # of the newest step
         self._first = np.arange(num_envs) * 100 * self.CHANNELS  # index of each game's first cell
 
+    @abstractmethod
     def reset(self, envs: np.ndarray) -> None:
         """Begin a new episode in the games `envs` [k]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def act(self, action: np.ndarray, playing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Step all games: `action` [E] of the package's six, `playing` [E] bool.
 
         Return reward [E] float32 and terminal [E] bool.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self) -> None:
         """Write the observations of all games to `obs`."""
-        raise NotImplementedError
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state: the clock and arrays."""

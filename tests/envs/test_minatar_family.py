@@ -146,6 +146,22 @@ def test_minatar_space_invaders_equals_the_package_when_waves_are_cleared(rampin
     assert (interval < 12) == ramping
 
 
+def test_minatar_space_invaders_equals_the_package_when_aliens_reach_the_bottom():
+    """Both have their aliens moved down, to the rows above the cannon or into its row, at either side."""
+    match, draws = Match("space_invaders", 40), np.random.default_rng(0)
+    for row, env in enumerate(match.stock):
+        down, side = int(draws.integers(3, 7)), int(draws.choice([-2, 0, 2]))
+        env.env.alien_map = np.roll(env.env.alien_map, (down, side), axis=(0, 1))
+        env.env.alien_map[:, row % 10] = 0
+        env.env.pos = match.group._rules.x[row] = int(draws.integers(0, 10))
+        match.group._rules.aliens[row] = (env.env.alien_map.astype(int) << np.arange(10)).sum(axis=1)
+        match.group._rules.left[row] = env.env.alien_map.sum()
+    match.group._rules.draw()
+    match.compare(match.group.obs["obs"])
+    match.play(60, skill=0)
+    assert match.events["episodes"] > 20
+
+
 @pytest.mark.parametrize("ramping", [True, False])
 def test_minatar_seaquest_equals_the_package_when_it_surfaces_with_six_divers(ramping):
     match = Match("seaquest", 6, difficulty_ramping=ramping)
@@ -157,6 +173,64 @@ def test_minatar_seaquest_equals_the_package_when_it_surfaces_with_six_divers(ra
         match.play(60)
     assert match.events["rewards above 1"] > 3
     assert (rules.move_interval.min() < 5) == ramping
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_minatar_seaquest_equals_the_package_where_many_things_meet_in_one_cell(seed):
+    """Fish, submarines, divers and bullets are placed at random in few cells, so that the order of events decides."""
+    num_envs = 60
+    match, draws = Match("seaquest", num_envs, seed, sticky_action_prob=0.0), np.random.default_rng(seed)
+    match.step(np.full(num_envs, 4))  # dive: the submarine is at the surface only at the start
+    for row, env in enumerate(match.stock):
+        env.env.sub_x, env.env.sub_y, env.env.diver_count = 5, int(draws.integers(2, 4)), int(draws.integers(3, 7))
+        place_at_random(env.env, draws)
+        copy_sea(env.env, match.group._rules, row)
+    match.group._rules.draw()
+    match.compare(match.group.obs["obs"])
+    before = match.returns.sum()
+    for _ in range(8):
+        match.step(draws.choice([0, 1, 3], num_envs))
+    assert match.returns.sum() - before > 20
+    assert match.events["episodes"] > 10
+
+
+def place_at_random(game, draws):
+    """Fill the lists of a game of the package: rows 2 and 3 around the player, and rows 5 and 6 with its bullets."""
+
+    def somewhere(rows):
+        return int(draws.integers(3, 7)), int(draws.choice(rows)), bool(draws.integers(2))
+
+    def several(count, rows, *timers):
+        made = {(*somewhere(rows), *(int(draws.integers(0, 3)) for _ in timers)) for _ in range(count)}
+        return [list(each) for each in draws.permutation(np.array(sorted(made), object)).tolist()]
+
+    near, far = (2, 3), (5, 6)
+    game.e_fish = several(2, far, "move") + several(2, near, "move")[: int(draws.integers(0, 2))]
+    game.e_subs = several(3, far, "move", "shot") + several(2, near, "move", "shot")[: int(draws.integers(0, 2))]
+    game.divers, game.f_bullets = several(4, near, "move"), several(2, far)[-2:]
+    game.e_bullets = several(2, (2, 3, 5, 6))
+    game.shot_timer = 5
+
+
+def copy_sea(game, rules, row):
+    """Give a game of ours the lists of a game of the package."""
+    kinds = [(0, game.e_fish), (240, game.e_subs), (480, game.divers)]
+    items = [(kind, born, item) for kind, listed in kinds for born, item in enumerate(listed)]
+    while rules.slots.shape[1] < len(items):
+        rules._add_slots()
+    begin = rules.clock + 1
+    for slot, (kind, born, (x, y, right, *timers)) in enumerate(items):
+        rules.slots[row, slot] = kind + 120 * right + 12 * y + x + 1
+        rules.born[row, slot] = born - 100
+        rules.move_time[row, slot] = begin + timers[0]
+        rules.shot_time[row, slot] = begin + timers[1] if kind == 240 else -1
+    bullets = [720 + 120 * right + 12 * y + x + 1 for x, y, right in game.f_bullets]
+    rules.older[row], rules.newer[row] = ([1200, 1200] + bullets)[-2:]
+    fired = [960 + 120 * right + 12 * y + x + 1 for x, y, right in game.e_bullets]
+    rules.enemy_bullets = np.append(rules.enemy_bullets, fired).astype(int)
+    rules.bullet_env = np.append(rules.bullet_env, [row] * len(fired)).astype(int)
+    rules.player[row] = 2 * (10 * game.sub_y + game.sub_x) + game.sub_or
+    rules.divers[row], rules.reload_time[row] = game.diver_count, begin + game.shot_timer
 
 
 @pytest.mark.parametrize("oxygen", [0, 1, 12])
