@@ -12,7 +12,9 @@ request in the slot table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -41,10 +43,9 @@ class Inference(Worker):
         self.model = build_model(self.config, self.run_spec.spec).to(self.device).eval()
         self.run_spec.check_model(self.model)
         self.objective = objective_class(self.config)
-        self.autocast = precision(self.config.run.precision, self.device)
         weights = self.model.flat_size()
         self.mailbox = shared.mailbox(weights, policy)
-        self.version = NOTHING
+        self.words, self.version = shared.learner[policy], NOTHING
         self.whole_batch = whole_batch
         self.fields, schema = shared.trajectories, shared.trajectories.schema
         self.E, self.G, self.has_state = schema.envs_per_group, schema.num_groups, schema.state_size > 0
@@ -52,11 +53,18 @@ class Inference(Worker):
         self.accelerator = accelerator_of(self.device, spin=not whole_batch, exact=whole_batch)
         scratch = torch.empty(weights)
         self.scratch = scratch if self.accelerator is None else self.accelerator.pinned(scratch)
-        self.batch = self._make_batch()
         self.envs = 0  # environments that got actions since the last message
         self.stages.drain()
 
-    def _make_batch(self) -> InferenceBatch:
+    @cached_property
+    def autocast(self) -> Callable[[], AbstractContextManager[object]]:
+        """Context of the forward pass; for `auto` the learner's choice, known since version 0 is published."""
+        setting = self.config.run.precision
+        return precision(self.words.precision.name.lower() if setting == "auto" else setting, self.device)
+
+    @cached_property
+    def batch(self) -> InferenceBatch:
+        """Made for the first request that has weights: a recording contains the precision."""
         rows, places = self.shared.trajectories.schema.rows(), self.G * self.E
         leaves = {name: rows[name][1:] for name in (*self.obs_names, "first", "noise")}
         inputs = {name: np.zeros((places, *shape), dtype) for name, (shape, dtype) in leaves.items()}
