@@ -172,8 +172,8 @@ class Learner(Worker):
     def _stage(self, slots: list[Slot]) -> None:
         """Copy the slots into the batch and record their lag."""
         self.staging.copy(slots, self.shared.trajectories, self.counters.updates)
-        for (group, _), lag in zip(slots, self.staging.lags(self.counters.updates), strict=True):
-            self.metrics.add_lag(sampler_name(self.run_spec.sampler_of(group)), lag)
+        for (group, _), counts in zip(slots, self.staging.lag_counts(self.counters.updates), strict=True):
+            self.metrics.add_lag(sampler_name(self.run_spec.sampler_of(group)), counts)
 
     def _update(self) -> dict[str, torch.Tensor]:
         """Train on the batch; returns metrics on the device."""
