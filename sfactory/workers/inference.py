@@ -50,7 +50,7 @@ class Inference(Worker):
         self.fields, schema = shared.trajectories, shared.trajectories.schema
         self.E, self.G, self.has_state = schema.envs_per_group, schema.num_groups, schema.state_size > 0
         self.obs_names, self.action_names = tuple(self.run_spec.spec.obs), tuple(self.run_spec.spec.actions)
-        self.accelerator = accelerator_of(self.device, spin=not whole_batch, exact=whole_batch)
+        self.accelerator = accelerator_of(self.device, urgent=not whole_batch, exact=whole_batch)
         scratch = torch.empty(weights)
         self.scratch = scratch if self.accelerator is None else self.accelerator.pinned(scratch)
         self.envs = 0  # environments that got actions since the last message
