@@ -12,6 +12,7 @@ request in the slot table.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -29,6 +30,9 @@ from sfactory.workers.inference_batch import CpuBatch, GpuBatch, InferenceBatch
 from sfactory.workers.names import POLICY, inference_name
 from sfactory.workers.shared import SharedState
 from sfactory.workers.worker import TelemetrySink, Worker
+
+GATHER_S = 5e-4  # longest wait of a turn on a GPU for more groups, about the time of such a turn
+SLICE_S = 1e-4  # between two looks at the requests meanwhile
 
 
 class Inference(Worker):
@@ -53,6 +57,9 @@ class Inference(Worker):
         self.accelerator = accelerator_of(self.device, urgent=not whole_batch, exact=whole_batch)
         scratch = torch.empty(weights)
         self.scratch = scratch if self.accelerator is None else self.accelerator.pinned(scratch)
+        # A turn of a GPU costs nearly the same for one group as for many: wait for as many as there are samplers.
+        patient = self.accelerator is not None and not whole_batch
+        self.enough, self.gather_s = self.config.sampling.num_samplers if patient else 1, GATHER_S
         self.envs = 0  # environments that got actions since the last message
         self.stages.drain()
 
@@ -79,8 +86,7 @@ class Inference(Worker):
 
     def step(self) -> bool:
         """Respond to all pending requests, if there are any and the first weights are published."""
-        requests = self.slot_table.request_words.copy()
-        groups = np.flatnonzero(requests != self.slot_table.response_words).tolist()
+        requests, groups = self._pending()
         if not groups:
             return False
         self.refresh()  # after reading the requests: in the other order on-policy data would sometimes have lag 1
@@ -101,6 +107,17 @@ class Inference(Worker):
         self.envs += len(groups) * self.E
         self.stages.mark("answer")
         return True
+
+    def _pending(self) -> tuple[np.ndarray, list[int]]:
+        """All request words, and the groups whose request has no response yet; on a GPU after a moment for more."""
+        deadline = time.monotonic() + self.gather_s
+        while True:
+            requests = self.slot_table.request_words.copy()
+            groups = np.flatnonzero(requests != self.slot_table.response_words).tolist()
+            if not groups or len(groups) >= self.enough or time.monotonic() >= deadline:
+                return requests, groups
+            time.sleep(SLICE_S)
+            self.stages.mark("wait")
 
     def flush(self) -> None:
         """Send stage times and recorded metrics."""
