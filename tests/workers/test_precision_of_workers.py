@@ -39,7 +39,7 @@ def run_workers(run_spec):
     assert early.mailbox.version() == 0
     restarted = Inference(shared, sink)
     (dtype,) = {acted_in(early), acted_in(restarted)}
-    return learner, dtype, [message[2] for message in sink.drain() if message[0] == "log"]
+    return learner, dtype, [line for kind, _, line in sink.drain() if kind == "log" and line.startswith("precision: ")]
 
 
 def acted_in(inference):
@@ -87,3 +87,14 @@ def test_workers_compute_in_the_precision_of_the_settings(tmp_path, name, dtype)
     assert learner.words.precision == Precision[name.upper()]
     learner.words.precision = Precision.FP32  # in the memory that a lockstep checkpoint of an older version restores
     assert acted_in(Inference(learner.shared, ListSink())) == dtype
+
+
+def test_inference_in_bf16_does_not_use_the_native_kernels(tmp_path):
+    """A small network under auto, resumed in the bf16 that its settings named before; the kernels compute in fp32."""
+    run_spec = make_run_spec(tmp_path)
+    small = replace(run_spec, config=replace(run_spec.config, model=Model(encoder="mlp", hidden=(16,))))
+    shared = SharedState.create(small)
+    inference = Inference(shared, ListSink())
+    shared.learner[0].precision = Precision.BF16
+    assert inference.native is None
+    assert inference.precision == "bf16"
