@@ -21,19 +21,32 @@ class Adam:
     gradient in every step, and otherwise one by one: they have different numbers of steps then.
     """
 
-    def __init__(self, flat: FlatParameters, lr: float | Tensor, betas: tuple[float, float], eps: float) -> None:
-        """lr: assign `lr` to change it; a recording of the device work needs a tensor, which is changed in place."""
-        self.lr, self.betas, self.eps = lr, betas, eps
-        self.parameters = flat.parameters
+    def __init__(
+        self, flat: FlatParameters, lr: float | Tensor, betas: tuple[float, float], eps: float, exact: bool = False
+    ) -> None:
+        """lr: assign `lr` to change it; a recording of the device work needs a tensor, which is changed in place.
+        exact: clip by the norm that `torch.nn.utils.clip_grad_norm_` finds, to the bit."""
+        self.flat, self.lr, self.betas, self.eps = flat, lr, betas, eps
+        self.parameters, self.exact = flat.parameters, exact
         # Steps taken. On the device, because a skipped step is not counted there.
         self.steps = torch.zeros(len(self.parameters), device=flat.values.device)
         self.attempts = [0] * len(self.parameters)
         """Steps with a gradient, skipped ones included, by the number of the parameter."""
         averages, squares = flat.zeros(), flat.zeros()
-        buffers = flat.values, flat.gradient, averages, squares
-        self._stretches = [*map(flat.cut, buffers), [self.steps[0]] * len(flat.stretches)]
-        self._views = [*map(flat.views, buffers), list(self.steps.unbind())]
+        self.buffers = flat.values, flat.gradient, averages, squares
+        self._stretches = [*map(flat.cut, self.buffers), [self.steps[0]] * len(flat.stretches)]
+        self._views = [*map(flat.views, self.buffers), list(self.steps.unbind())]
         self.moments = dict(zip(("exp_avg", "exp_avg_sq", "step"), self._views[2:], strict=True))
+
+    def clip_and_step(self, limit: float) -> tuple[Tensor, Tensor]:
+        """Scale the gradient down to a norm of at most `limit` (0: no limit) and take a step if it is finite.
+
+        Returns the norm [] before, and [] 1.0 if the step was skipped, else 0.0.
+        """
+        norm = self.flat.clip_gradient(limit, by_parameter=self.exact)
+        skipped = (~torch.isfinite(norm)).float()
+        self.step(skipped)
+        return norm, skipped
 
     @torch.no_grad()
     def step(self, skipped: Tensor) -> None:

@@ -27,6 +27,7 @@ from sfactory.learning.adam import Adam
 from sfactory.learning.batch import Batch, shuffled
 from sfactory.learning.distributed import Learners, SingleLearner
 from sfactory.learning.flat import FlatParameters
+from sfactory.learning.native_adam import NativeAdam
 from sfactory.learning.native_network import NativeLearnerNetwork
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives import Loss, Minibatch, Objective, Phase, Start, objective_class
@@ -62,14 +63,20 @@ class Update:
             log(line)
         threads = pool_size(config.run.learner_threads) if accelerator is None else 1  # one stream, one thread
         self.flat = FlatParameters(list(model.parameters()))
-        self.network = self._make_network(ThreadPool(threads), autocast, log)
+        reason = why_not_native(config, model, device, config.run.precision)
+        if accelerator is not None:
+            reason = reason or "an accelerator records the update"
+        self.kernels = f"torch ({reason})" if reason else "native"
+        """What computes the network and why, for the log."""
+        self.network = self._make_network(not reason, ThreadPool(threads), autocast)
         self.parameters = self.flat.parameters
         self.schedule = SCHEDULES[config.optim.schedule]
         self.lr = config.optim.lr
         # A recording reads the learning rate from a tensor: a number would stay that of the first update.
         lr = self.lr if accelerator is None else torch.full((), self.lr, device=device)
         betas = config.optim.beta1, config.optim.beta2
-        self.optimizer = Adam(self.flat, lr, betas, config.optim.eps)
+        adam = NativeAdam if isinstance(self.network, NativeLearnerNetwork) else Adam
+        self.optimizer = adam(self.flat, lr, betas, config.optim.eps, exact=config.run.kernels == "autograd")
         # Rows of one lane are correlated: minibatches of rows have a less noisy gradient. Memory needs whole lanes.
         self.by_rows = config.batch.shuffle == "rows" and not model.state_size
         self.kl, self.ess = config.optim.kl_target, 1.0  # of the last update, for the adaptive schedules
@@ -78,12 +85,9 @@ class Update:
             self.device_work = Replay(accelerator, self._device_work, log)
 
     def _make_network(
-        self, pool: ThreadPool, autocast: Callable[[], AbstractContextManager[object]], log: Callable[[str], None]
+        self, native: bool, pool: ThreadPool, autocast: Callable[[], AbstractContextManager[object]]
     ) -> ParallelNetwork | NativeLearnerNetwork:
-        """The network by the native kernels, where they know it, else by torch."""
-        reason = why_not_native(self.config, self.model, self.device, self.config.run.precision)
-        log(f"kernels: {f'torch ({reason})' if reason else 'native'}")
-        if reason:
+        if not native:
             return ParallelNetwork(self.model, pool, autocast, self.flat)
         network = NativeLearnerNetwork(self.model, pool, self.flat)
         self.objective.use_native(network)
@@ -181,10 +185,7 @@ class Update:
             loss.total.backward()  # as far as the network's outputs
         self.network.backward(loss.gradient)  # replaces the old gradients
         self.learners.average_gradients(self.parameters, valid)
-        exact = self.config.run.kernels == "autograd"
-        norm = self.flat.clip_gradient(self.config.optim.max_grad_norm, by_parameter=exact)
-        skipped = (~torch.isfinite(norm)).float()
-        self.optimizer.step(skipped)
+        norm, skipped = self.optimizer.clip_and_step(self.config.optim.max_grad_norm)
         self.objective.after_step()
         return {"skipped": skipped, **loss.losses, "losses/grad_norm": norm, **loss.diagnostics}
 

@@ -9,6 +9,7 @@ import torch
 
 from sfactory.learning.adam import Adam
 from sfactory.learning.flat import FlatParameters
+from sfactory.learning.native_adam import NativeAdam
 
 
 def parameters():
@@ -94,3 +95,38 @@ def test_update_does_not_import_the_compiler():
         [sys.executable, "-c", UPDATE, str(Path(__file__).parent)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_native_adam_takes_the_steps_of_adam():
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((7, 5), (3,), (40, 40))]
+    flats = [FlatParameters([torch.nn.Parameter(x.clone()) for x in start]) for _ in range(2)]
+    optimizers = [kind(flat, 1e-2, (0.9, 0.999), 1e-5) for kind, flat in zip((Adam, NativeAdam), flats, strict=True)]
+    for step, size in enumerate((1.0, 1e-3, 1e3, float("nan"), 0.1, 0.0)):
+        limit = 0.5 if step % 2 else 0.0
+        gradients = [[size * torch.randn(x.shape)] for x in start]
+        results = []
+        for flat, optimizer in zip(flats, optimizers, strict=True):
+            flat.set_gradients([[gradient[0] for gradient in gradients]])
+            results.append(optimizer.clip_and_step(limit))
+        torch.testing.assert_close(results[1], results[0], equal_nan=True)
+        torch.testing.assert_close(flats[1].values, flats[0].values, rtol=1e-5, atol=1e-6)
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    assert states[0].keys() == states[1].keys()
+    assert states[1]["0.step"] == 5.0
+    for name, expected in states[0].items():
+        torch.testing.assert_close(states[1][name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_native_adam_continues_a_state_with_different_steps():
+    flats = [FlatParameters([torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(4))]) for _ in range(2)]
+    state = {
+        f"{i}.{name}": torch.full((size,), 0.1) for i, size in enumerate((3, 4)) for name in ("exp_avg", "exp_avg_sq")
+    }
+    state |= {"0.step": torch.tensor(3.0), "1.step": torch.tensor(9.0)}
+    for kind, flat in zip((Adam, NativeAdam), flats, strict=True):
+        optimizer = kind(flat, 1e-2, (0.9, 0.999), 1e-5)
+        optimizer.load_state_dict(state)
+        flat.set_gradients([[torch.ones(3), torch.ones(4)]])
+        optimizer.clip_and_step(0.5)
+    assert torch.equal(flats[0].values, flats[1].values)
