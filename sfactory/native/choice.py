@@ -21,7 +21,7 @@ def why_not_native(config: Config, model: ActorCritic, device: torch.device, pre
     reason = ""
     if device.type != "cpu":
         reason = f"the native kernels are for the CPU, and this is {device.type}"
-    elif precision != "fp32":
+    elif precision == "bf16":
         reason = f"the native kernels compute in fp32, and the precision is {precision}"
     elif unfit := unsupported(model):
         reason = f"the native kernels do not know {unfit}"

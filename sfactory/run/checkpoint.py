@@ -81,6 +81,11 @@ def training_return(path: Path) -> float | None:
         return None
 
 
+def recorded_precision(path: Path) -> str:
+    """Precision the checkpoint's run was trained in; empty if an older version wrote it. The checkpoint is verified."""
+    return str(json.loads((path / STATE).read_text()).get("precision", ""))
+
+
 # -- verify --------------------------------------------------------------------------------------------------
 
 

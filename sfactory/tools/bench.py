@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sfactory.config import Config
+from sfactory.config import Config, with_settings
 from sfactory.config.toml_file import to_toml
 from sfactory.device.machine import cores, processor
+from sfactory.envs import EnvSpec
 from sfactory.errors import Exit
 from sfactory.monitor.bottleneck import bottleneck, busy_shares
 from sfactory.monitor.format import human
@@ -152,13 +153,27 @@ def bench(target: str, config: Config, seconds: float, log: Callable[[str], None
 
     spec = make_spec(config.env.tasks[0], config.env.arguments)
     device = pick_device(config.run.device).type
+    settled = _with_precision(config, spec)
     log("reference loops: environment, forward, backward ...")
-    best = roofline(config, spec, cores(), device, max(4.0, 0.5 * seconds))
+    best = roofline(settled, spec, cores(), device, max(4.0, 0.5 * seconds))
     store_roofline(config, best.steps_per_second)
     log("sfactory's own stages, one by one ...")
-    stages = own_stages(config, max(2.0, 0.25 * seconds))
+    stages = own_stages(settled, max(2.0, 0.25 * seconds))
     log(f"a run of {seconds:g} s ...")
     return BenchReport(target, machine(), best, stages, trial(config, seconds))
+
+
+def _with_precision(config: Config, spec: EnvSpec) -> Config:
+    """The settings with the precision that a run chooses here; lockstep, which measures the stages, would take fp32."""
+    from sfactory.device.accelerator import accelerator_of
+    from sfactory.device.selection import pick_device
+    from sfactory.learning.network import build_model
+    from sfactory.learning.precision import choose_precision
+
+    device = pick_device(config.run.device)
+    model = build_model(config, spec).to(device)
+    choice = choose_precision(config, spec, model, accelerator_of(device))
+    return with_settings(config, {"run.precision": choice.name})
 
 
 def own_stages(config: Config, seconds: float) -> StageCosts:

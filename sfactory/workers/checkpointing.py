@@ -94,6 +94,7 @@ class Checkpointing:
             "kl": self.update.kl,
             "ess": self.update.ess,
             "launch": self.run_spec.launch,
+            "precision": self.update.config.run.precision,
             "env": self.config.env.name,
             "protocol": self.run_spec.spec.protocol,
         }

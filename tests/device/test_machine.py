@@ -7,7 +7,7 @@ import pytest
 
 from sfactory.config import BatchConfig, Config, Env, Model, Run
 from sfactory.device import machine
-from sfactory.device.machine import cores, processor
+from sfactory.device.machine import cores, cpu_flags, lacks_bf16, processor
 from sfactory.monitor.known_rooflines import known_roofline, rooflines_file, store_roofline
 
 CONFIG = Config(env=Env("minatar/breakout"))
@@ -79,6 +79,21 @@ def test_cores_respects_the_quota_of_a_container(tmp_path, monkeypatch, quota, f
     monkeypatch.setattr(machine, "affinity", lambda: 64)
     monkeypatch.setattr(machine, "control_groups", lambda: [tmp_path])
     assert cores() == found
+
+
+@pytest.mark.parametrize(
+    ("line", "lacks"),
+    [
+        ("flags\t\t: fpu sse avx512_bf16", False),
+        ("Features\t: fp asimd bf16", False),
+        ("flags\t\t: fpu avx512f", True),
+        ("model name\t: no flags", False),  # unknown: it has to be measured
+    ],
+)
+def test_lacks_bf16_is_certain_only_where_the_system_lists_cpu_flags(tmp_path, line, lacks):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{line}\n")
+    assert lacks_bf16(cpu_flags(tmp_path / "cpuinfo")) is lacks
+    assert cpu_flags(tmp_path / "absent") == set()
 
 
 def test_known_roofline_depends_on_the_presence_of_a_gpu(tmp_path, monkeypatch):
