@@ -45,13 +45,15 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure the workload, and search for faster settings if asked to."""
     from sfactory.config.toml_file import settings_to_toml
+    from sfactory.device.machine import cores
+    from sfactory.supervisor.cores import by_cores
     from sfactory.tools.bench import bench
     from sfactory.tools.tune import search
 
     budget = options.search or (60.0 if options.write else 0.0)
     config = config_of(options)
     log = quiet if options.json else progress
-    report = bench(options.word, config, options.seconds, log)
+    report = bench(options.word, by_cores(config, cores()), options.seconds, log)
     if not options.json:
         print(report.text())
     found = None

@@ -39,7 +39,7 @@ class Lockstep:
         self.shared, self.sink = SharedState.create(run_spec), ListSink()
         self.learner = Learner(self.shared, self.sink)
         self.inference = Inference(self.shared, self.sink, whole_batch=True)
-        samplers = range(run_spec.config.sampling.num_samplers)
+        samplers = range(run_spec.config.sampling.samplers)
         self.samplers = [Sampler(index, self.shared, self.sink) for index in samplers]
 
     def turn(self) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Learner(Worker):
         direct = register(self.accelerator, shared.arena, self.log)
         self.staging = Staging(self.run_spec.schema, self.config.lanes, self.accelerator, direct)
         mailbox = shared.mailbox(self.model.flat_size(), policy)
-        ring = shared.inference_bells[policy].ring
+        ring = partial(shared.ring_inference, policy)
         self.publisher = Publisher(self.model, mailbox, ring, self.accelerator, self.config.batch.forced_lag)
         self.checkpointing = Checkpointing(
             self.run_spec, self.update, self.counters, self.words, self.supervisor, self.log, policy
