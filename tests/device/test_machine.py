@@ -53,6 +53,15 @@ def test_remember_roofline_replaces_a_broken_cache(text):
     assert known_roofline(CONFIG) == 5.0
 
 
+def test_known_roofline_ignores_a_roofline_of_another_kind():
+    store_roofline(CONFIG, 5.0)
+    (key,) = json.loads(rooflines_file().read_text())
+    other = json.loads(key)
+    assert other.pop("roofline") == "torch, best batch, median"
+    rooflines_file().write_text(json.dumps({json.dumps(other, sort_keys=True): 5.0}))
+    assert known_roofline(CONFIG) is None
+
+
 @pytest.mark.parametrize("value", ["fast", None, [], 0, -3])
 def test_known_roofline_ignores_values_that_are_not_a_speed(value):
     store_roofline(CONFIG, 5.0)
