@@ -125,6 +125,11 @@ def _compile(command: Sequence[str], path: Path) -> None:
     raise NoKernels(f"{command[0]} failed: {reason}")
 
 
+def identity() -> str:
+    """Short name of the compiled kernels: equal where source, compiler and processor are equal. Raises NoKernels."""
+    return build().stem[:12]
+
+
 @functools.cache
 def load() -> ctypes.CDLL:
     """The compiled kernels; builds them at the first call on a machine. Raises NoKernels."""

@@ -58,7 +58,7 @@ class Learner(Worker):
         self.learners: Learners = SingleLearner()
         self.config = self._with_precision()
         self.update = Update(self.config, self.model, self.device, self.accelerator, self.log, self.learners)
-        self.log(f"kernels: {self.update.kernels}")
+        self.log(self.update.kernels_line)
         self.counters = Counters()
         self.metrics = LearnerMetrics(self.update.objective.largest_metrics)
         direct = register(self.accelerator, shared.arena, self.log)
