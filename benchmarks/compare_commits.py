@@ -2,6 +2,7 @@
 
     python benchmarks/compare_commits.py OLD NEW                      commits, tags, or folders; `.` is this checkout
     python benchmarks/compare_commits.py ba74152 . --runs breakout,pong --seeds 1 --updates 20
+    python benchmarks/compare_commits.py ba74152 . --new-flags "--run.kernels autograd"    the reference of both
 
 For every refactoring: it may change no bit. Each commit is installed into a temporary folder of its own (needs pip and
 setuptools, no network), then each run is trained by both with the same command and compared:
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +72,7 @@ def install(source: str, folder: Path) -> Path:
     return folder
 
 
-def train(installed: Path, run: Run, seed: int, updates: int, run_dir: Path) -> None:
+def train(installed: Path, run: Run, seed: int, updates: int, run_dir: Path, flags: Sequence[str]) -> None:
     """Train one lockstep run with an installed commit; raises RuntimeError with its last lines if it fails."""
     command = [
         sys.executable,
@@ -93,7 +95,7 @@ def train(installed: Path, run: Run, seed: int, updates: int, run_dir: Path) -> 
     ]
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run(
-        [*command, *run.flags], cwd=run_dir.parent, env=environment, capture_output=True, text=True, check=False
+        [*command, *run.flags, *flags], cwd=run_dir.parent, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr[-2000:]}")
@@ -132,6 +134,7 @@ def main() -> int:
     parser.add_argument("--runs", default=",".join(RUNS), help=f"of {', '.join(RUNS)}")
     parser.add_argument("--seeds", default="1,101")
     parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--new-flags", default="", help='of NEW alone, for settings that OLD lacks: "--a.b c"')
     parser.add_argument("--keep", type=Path, help="folder for the runs (a temporary one)")
     arguments = parser.parse_args()
     names = arguments.runs.split(",")
@@ -147,7 +150,8 @@ def main() -> int:
                 begin, digests = time.monotonic(), []
                 for side in ("old", "new"):
                     run_dir = runs / f"{name}_s{seed}_{side}"
-                    train(installed[side], RUNS[name], seed, arguments.updates, run_dir)
+                    flags = arguments.new_flags.split() if side == "new" else []
+                    train(installed[side], RUNS[name], seed, arguments.updates, run_dir, flags)
                     digests.append(digest(run_dir))
                 found = difference(*digests)
                 different += bool(found)

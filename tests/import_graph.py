@@ -25,6 +25,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "play",
         "run",
         "learning monitor",
+        "native",
         "device config",
         "algo model shm envs",
         "errors",

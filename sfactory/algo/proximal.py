@@ -48,6 +48,12 @@ class Proximal(Protocol):
         [T, b, K] or None if it has no distribution.
         """
 
+    def fixed_log_prob(self, start_log_prob: Tensor, behavior: Tensor) -> Tensor | None:
+        """What `log_prob` returns in every minibatch of an update, for the whole batch; None if it changes.
+
+        start_log_prob [...]: of the policy before the first step; behavior [...] -> [...].
+        """
+
     def after_step(self, model: nn.Module) -> None:
         """Update the average, if there is one, after an optimizer step."""
 
@@ -125,6 +131,9 @@ class _Stateless:
     def begin_update(self, model: nn.Module, start_log_prob: Tensor, start_params: Tensor) -> None:
         pass
 
+    def fixed_log_prob(self, start_log_prob: Tensor, behavior: Tensor) -> Tensor | None:
+        return None
+
     def after_step(self, model: nn.Module) -> None:
         pass
 
@@ -151,6 +160,9 @@ class BehaviorProximal(_Stateless):
         self, evaluate: Evaluate, lanes: Tensor | None, log_prob: Tensor, behavior: Tensor, lag: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         return behavior.detach(), None
+
+    def fixed_log_prob(self, start_log_prob: Tensor, behavior: Tensor) -> Tensor | None:
+        return behavior
 
 
 class InterpolateProximal(_Stateless):
@@ -182,7 +194,10 @@ class RecomputeProximal(_Stateless):
         assert self._params is not None
         if lanes is None:
             return self._log_prob, self._params
-        return self._log_prob[:, lanes], self._params[:, lanes]
+        return self._log_prob.index_select(1, lanes), self._params.index_select(1, lanes)
+
+    def fixed_log_prob(self, start_log_prob: Tensor, behavior: Tensor) -> Tensor | None:
+        return start_log_prob
 
 
 class EwmaProximal(_Stateless):

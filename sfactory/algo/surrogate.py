@@ -147,11 +147,10 @@ def compute_ratios(x: SurrogateInput, behavior_weight: str, clip: float, weight_
     anchor = x.behavior if behavior_weight in ("surrogate", "twice") else x.proximal
     log_prob = x.log_prob.masked_fill(reset, 0.0)
     proximal = x.proximal.masked_fill(reset, 0.0)
-    log_cap = LOG_WEIGHT_LIMIT if not weight_cap else min(math.log(weight_cap), LOG_WEIGHT_LIMIT)
-    anchor = torch.maximum(anchor.masked_fill(reset, 0.0), log_prob.detach() - log_cap)
+    anchor = torch.maximum(anchor.masked_fill(reset, 0.0), log_prob.detach() - log_cap(weight_cap))
     advantage = x.advantage * x.weight if behavior_weight in ("trace", "twice") else x.advantage
     log_r = log_prob - proximal
-    low, high = _log_interval(clip)
+    low, high = log_interval(clip)
     clipped = (log_r > high) | (log_r < low)
     return Ratios(
         log_prob=log_prob,
@@ -175,11 +174,16 @@ class SurrogateObjective:
     divides_by_behavior: bool = True
     """False: the loss has no behavior weight of its own, only that of the trace (`weight_rule.NO_OWN_WEIGHT`)."""
 
+    def own_weight(self, behavior_weight: str) -> str:
+        """Where this objective applies the weight: it never divides by behavior itself if it is not built to."""
+        if self.divides_by_behavior:
+            return behavior_weight
+        return {"surrogate": "none", "twice": "trace"}.get(behavior_weight, behavior_weight)
+
     def __call__(self, x: SurrogateInput, *, behavior_weight: str = "surrogate", **options: float | None) -> Surrogate:
         """Loss and clipped samples of one minibatch [...]. ``options`` are fields of `Options`."""
         o = Options.create(options)
-        if not self.divides_by_behavior:
-            behavior_weight = _without_own(behavior_weight)
+        behavior_weight = self.own_weight(behavior_weight)
         q = compute_ratios(x, behavior_weight, o.clip, o.weight_cap if "weight_cap" in self.uses else None)
         result = self.loss(q, o)
         loss, clipped = result if isinstance(result, Surrogate) else (result, q.clipped)
@@ -195,7 +199,7 @@ def decoupled(q: Ratios, o: Options) -> Tensor:
     PPO. ``dual_clip`` c (arXiv 1912.09729) bounds the loss of negative advantages by -c * A * w_b, where PPO's own clip
     has no effect; c > 1.
     """
-    bounded = torch.exp(q.log_r.clamp(*_log_interval(o.clip)) + q.log_w_b)
+    bounded = torch.exp(q.log_r.clamp(*log_interval(o.clip)) + q.log_w_b)
     loss = torch.maximum(-q.advantage * q.w, -q.advantage * bounded)
     if o.dual_clip:
         ceiling = -q.advantage * torch.exp(q.log_w_b + math.log(o.dual_clip))
@@ -333,12 +337,12 @@ def check_options(surrogate: str, options: Mapping[str, float | None]) -> None:
             )
 
 
-def _without_own(behavior_weight: str) -> str:
-    """The same choice for an objective that never divides by behavior itself."""
-    return {"surrogate": "none", "twice": "trace"}.get(behavior_weight, behavior_weight)
+def log_cap(weight_cap: float | None) -> float:
+    """Logarithm of the largest weight; None and 0: no cap but the one of every exponential."""
+    return LOG_WEIGHT_LIMIT if not weight_cap else min(math.log(weight_cap), LOG_WEIGHT_LIMIT)
 
 
-def _log_interval(clip: float) -> tuple[float, float]:
+def log_interval(clip: float) -> tuple[float, float]:
     """log(1 - clip), log(1 + clip); a clip of 1 or more has no lower bound."""
     return math.log1p(-clip) if clip < 1.0 else -math.inf, math.log1p(clip)
 

@@ -34,9 +34,14 @@ class Run:
     """Device of inference and learner: auto (CUDA if available), cpu, cuda, cuda:N."""
     inference_device: Annotated[str, DEVICE_OR_EMPTY] = ""
     """Device of inference alone, for example cuda:1 next to a learner on cuda:0. Empty: run.device."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the networks in inference and learner. bf16 is faster on hardware that supports it and less exact;
-    ratios and value heads are always fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the networks in inference and learner; ratios and value heads are always fp32. auto: bf16 for image
+    encoders (nature, impala) without a core, if a measurement of a second at the start finds it at least 1.1 times as
+    fast here; fp32 for small networks and in lockstep. The first choice of a run stays on resume."""
+    kernels: Literal["auto", "native", "torch", "autograd"] = "auto"
+    """Code of the networks and the loss. native: small C kernels, built at the first start. torch: torch's operators,
+    with the loss differentiated by formula where there is one. autograd: torch differentiates everything; the slow
+    reference. auto: the fastest that works here. The choice changes the last bits of results, nothing else."""
     learner_threads: Annotated[int, Ge(0)] = 0
     """CPU threads of the learner, which share the rows of a minibatch of a few hundred or more. They do not change
     any bit of the result. 0: one per core, at most 4."""

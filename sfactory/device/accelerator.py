@@ -12,7 +12,9 @@ import contextlib
 import functools
 import gc
 import os
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -22,6 +24,7 @@ from torch import Tensor
 from sfactory.shm.arena import Arena
 
 PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context of this process
+SPIN_S = 50e-6  # of a busy-wait: about the time that waking up from a sleeping wait takes
 WARM = 2  # runs before a recording, in which libraries select algorithms and allocate workspaces
 DIRECT_BYTES = 1 << 16  # of one copy; below this size its call costs more than copying the bytes twice
 
@@ -70,11 +73,13 @@ class Cuda:
         dict[int, np.ndarray]
     ] = {}  # by address, of this process; the reference keeps the memory mapped
 
-    def __init__(self, device: torch.device, spin: bool) -> None:
-        """spin: busy-wait, for a worker on the critical path."""
-        self.device, self.stream = device, torch.cuda.Stream(device)
+    def __init__(self, device: torch.device, urgent: bool) -> None:
+        """urgent: for a worker that others wait for. Its waits begin with a busy-wait, and its stream has high
+        priority, which counts among streams of one process, and of several under MPS."""
+        self.device, self.stream = device, torch.cuda.Stream(device, priority=-1 if urgent else 0)
         torch.cuda.synchronize(device)  # finish work of the default stream, which is not ordered with this one
-        self.event = torch.cuda.Event(blocking=not spin)
+        self.spin_s = SPIN_S if urgent else 0.0
+        self.event = torch.cuda.Event(blocking=True)  # `synchronize` sleeps
         self.failed: list[torch.cuda.CUDAGraph] = []  # kept alive: the allocator may still use them
 
     def pinned(self, tensor: Tensor) -> Tensor:
@@ -105,7 +110,11 @@ class Cuda:
 
     def wait(self) -> None:
         self.event.record(self.stream)
-        self.event.synchronize()
+        deadline = time.perf_counter() + self.spin_s
+        while not self.event.query():
+            if time.perf_counter() >= deadline:
+                self.event.synchronize()
+                return
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         # One memory pool per recording: replays may run in any order, and a failed recording spoils only its own pool.
@@ -129,7 +138,7 @@ class Cuda:
 
 
 class Replay:
-    """Run a function on fixed tensors: `WARM` direct calls, one recording, then replays."""
+    """Run a function on fixed tensors: `WARM` direct calls, one recording of the same work, then replays."""
 
     def __init__(self, accelerator: Accelerator, work: Work, log: Callable[[str], None]) -> None:
         """work(batch, order) -> named 0-dim tensors; it changes its own state in place.
@@ -145,28 +154,28 @@ class Replay:
         self.results: Tensor | None = None
 
     def __call__(self, batch: Any, order: Tensor | None) -> dict[str, Tensor]:
-        """batch: the same tensors in every call, with new contents. order: copied to the memory that was recorded."""
+        """batch: the same tensors in every call, with new contents. order: copied to the memory that is recorded."""
         self.calls += 1
+        if order is not None:
+            self.order = order.clone() if self.order is None else self.order.copy_(order)
         if self.calls == WARM + 1:
-            self._record(batch, order)
+            self._record(batch)
         if self.replay is None:
-            return self.work(batch, order)
-        assert batch is self.batch, "the recording reads the memory of the first batch"
-        if self.order is not None and order is not None:
-            self.order.copy_(order)
-        self.replay()
+            self._work(batch)
+        else:
+            assert batch is self.batch, "the recording reads the memory of the first batch"
+            self.replay()
         assert self.results is not None
         return dict(zip(self.names, self.results.clone().unbind(0), strict=True))
 
-    def _record(self, batch: Any, order: Tensor | None) -> None:
-        self.batch, self.order = batch, None if order is None else order.clone()
+    def _work(self, batch: Any) -> None:
+        """What is recorded, and called directly before: so nothing of the recording runs for the first time."""
+        results = self.work(batch, self.order)
+        self.names, self.results = list(results), torch.stack([x.float() for x in results.values()])
 
-        def work() -> None:
-            results = self.work(batch, self.order)
-            self.names, self.results = list(results), torch.stack([x.float() for x in results.values()])
-
+    def _record(self, batch: Any) -> None:
         try:
-            self.replay = self.accelerator.record(work)
+            self.replay, self.batch = self.accelerator.record(partial(self._work, batch)), batch
         except NotRecordable as error:
             self.log(f"updates are not recorded: {error}")
 
@@ -181,14 +190,14 @@ def register(accelerator: Accelerator | None, arena: Arena, log: Callable[[str],
     return allowed
 
 
-def accelerator_of(device: torch.device, *, spin: bool = False, exact: bool = False) -> Accelerator | None:
+def accelerator_of(device: torch.device, *, urgent: bool = False, exact: bool = False) -> Accelerator | None:
     """Return the accelerator of a device; None for the CPU.
 
     There is one per device and process, because two streams of one process are not ordered.
 
     Args:
         device: with an index if it is a CUDA device.
-        spin: `wait` is a busy-wait, for a worker on the critical path.
+        urgent: for a worker that others wait for (inference).
         exact: the same run must give the same bits again, even if it is slower.
     """
     if device.type == "cpu":
@@ -198,13 +207,16 @@ def accelerator_of(device: torch.device, *, spin: bool = False, exact: bool = Fa
     if exact:  # the only operations of the networks whose order of summation may vary
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = not exact  # every shape is used thousands of times
-    cuda = _cuda(device.index, spin)
+    # The learner's few shapes are used thousands of times, so measuring algorithms pays. Inference has one small shape
+    # per bucket: measured algorithms would differ between buckets and between restarts of the worker, by chance, and
+    # log-probabilities with them. cuDNN's own rule has no chance in it.
+    torch.backends.cudnn.benchmark = not exact and not urgent
+    cuda = _cuda(device.index, urgent)
     torch.cuda.set_device(cuda.device)
     torch.cuda.set_stream(cuda.stream)  # of this thread, which may not be the one that created it
     return cuda
 
 
 @functools.cache
-def _cuda(index: int, spin: bool) -> Cuda:
-    return Cuda(torch.device("cuda", index), spin)
+def _cuda(index: int, urgent: bool) -> Cuda:
+    return Cuda(torch.device("cuda", index), urgent)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86-64, x86-64, ARM
 NUMA = Path("/sys/devices/system/node")
 GPUS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia", "/dev/nvhost-ctrl")
 
@@ -82,6 +83,17 @@ def read_text(path: Path) -> str:
 def read_words(path: Path) -> list[str]:
     """Words of a file; empty if it does not exist or cannot be read."""
     return read_text(path).split()
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """Instruction sets that the system lists for the CPU; empty if it lists none."""
+    lines = read_text(cpuinfo).splitlines()
+    return {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()[2:]}
+
+
+def lacks_bf16(flags: set[str]) -> bool:
+    """Whether a CPU with these flags certainly has no bf16 instructions; without them bf16 is slower than fp32."""
+    return bool(flags) and not flags.intersection(BF16_FLAGS)
 
 
 def processor() -> str:

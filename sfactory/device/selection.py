@@ -27,8 +27,9 @@ def pick_device(name: str) -> torch.device:
 def precision(name: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
     """Context of the network's forward pass: autocast for bf16, nothing for fp32.
 
-    Log-probabilities and values are computed in fp32 in both cases.
+    name: fp32 or bf16; auto is fp32 here, where nothing is measured. Log-probabilities and values are computed in fp32
+    in every case.
     """
-    if name == "fp32":
+    if name != "bf16":
         return contextlib.nullcontext
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)

@@ -30,6 +30,7 @@ class ThreadPool:
     """A few threads of one process; with `threads` 1 the caller runs every task."""
 
     def __init__(self, threads: int) -> None:
+        self.size = threads
         self.inboxes: list[queue.SimpleQueue[_Job[Any] | None]] = [queue.SimpleQueue() for _ in range(threads - 1)]
         for inbox in self.inboxes:
             threading.Thread(target=_serve, args=(inbox,), daemon=True).start()

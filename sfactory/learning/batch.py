@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 SHUFFLE_STREAM = 3
-START_ONLY = ("reward", "terminated", "truncated", "discounted_return")
 
 
 class Batch(NamedTuple):
@@ -38,18 +37,32 @@ class Batch(NamedTuple):
         """Observations and `first` of T instead of T + 1 rows: without the row that only gives the last value."""
         return self._replace(obs={name: leaf[:-1] for name, leaf in self.obs.items()}, first=self.first[:-1])
 
-    def lanes(self, index: Tensor | None) -> Batch:
-        """The lanes of a minibatch, index [b] int64; None is all of them, without a copy.
+    def lanes(self, index: Tensor | None) -> Batch | BatchLanes:
+        """The lanes of a minibatch, index [b] int64; None is all of them, without a copy."""
+        return self if index is None else BatchLanes(self, index)
 
-        Fields that only the start of an update reads (`START_ONLY`) are None.
-        """
-        if index is None:
-            return self
-        selected: dict[str, Any] = {
-            name: None if name in START_ONLY else _select(value, index, 0 if name == "state" else 1)
-            for name, value in self._asdict().items()
-        }
-        return Batch(**selected)
+
+class BatchLanes:
+    """Some lanes of a batch. A field is selected when it is first read: what a loss does not read costs nothing."""
+
+    obs: dict[str, Tensor]  # [T(+1), b, ...]
+    first: Tensor  # [T(+1), b] bool
+    action: dict[str, Tensor]  # [T, b, ...]
+    log_prob: Tensor  # [T, b]
+    params: Tensor  # [T, b, K]
+    valid: Tensor  # [T, b] bool
+    lag: Tensor  # [T, b] float
+    state: Tensor | None  # [b, H]
+    whole: Batch  # [T, B]
+    index: Tensor  # [b] int64
+
+    def __init__(self, batch: Batch, index: Tensor) -> None:
+        self.whole, self.index = batch, index
+
+    def __getattr__(self, name: str) -> Any:
+        value = _select(getattr(self.whole, name), self.index, 0 if name == "state" else 1)
+        setattr(self, name, value)  # found without this method from now on
+        return value
 
 
 def rows_of(value: Any) -> Any:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sfactory.device.thread_pool import ThreadPool
+from sfactory.learning.flat import FlatParameters
 from sfactory.model.actor_critic import ActorCritic, Output
 
 CHUNKS = 8  # of a large batch: the last one is short compared with the whole
@@ -24,55 +26,60 @@ FEW_NUMBERS, MANY_NUMBERS = 1 << 21, 1 << 22  # numbers of a chunk of large obse
 GPU_NUMBERS = 1 << 29  # numbers of a chunk on a GPU: 19 thousand frames of Atari, some GB of activations
 
 
+class Inputs(Protocol):
+    """What a network reads of a batch or of a minibatch."""
+
+    @property
+    def obs(self) -> dict[str, Tensor]: ...  # [T, B, ...]
+    @property
+    def first(self) -> Tensor: ...  # [T, B] bool
+    @property
+    def state(self) -> Tensor | None: ...  # [B, H]
+
+
 class ParallelNetwork:
     """A network whose passes are divided among the threads of a pool."""
 
     def __init__(
-        self, model: ActorCritic, pool: ThreadPool, autocast: Callable[[], AbstractContextManager[object]]
+        self,
+        model: ActorCritic,
+        pool: ThreadPool,
+        autocast: Callable[[], AbstractContextManager[object]],
+        flat: FlatParameters,
     ) -> None:
-        self.model, self.pool, self.autocast = model, pool, autocast
-        self.parameters = list(model.parameters())
+        """flat: the parameters of the model; `backward` writes their gradients."""
+        self.model, self.pool, self.autocast, self.flat = model, pool, autocast, flat
         self._chunks: list[tuple[Tensor, Tensor]] = []  # outputs of each chunk, with their graphs
         self._leaves: tuple[Tensor, Tensor] | None = None
 
-    def forward_eval(self, obs: Mapping[str, Tensor], first: Tensor, state: Tensor | None) -> Output:
-        """Forward pass without gradients.
+    def forward_eval(self, rows: Inputs) -> Output:
+        """Forward pass without gradients: params [T, B, K], value [T, B]."""
+        chunks = self._forward(rows.obs, rows.first, rows.state, train=False)
+        return self._join([params for params, _ in chunks], [value for _, value in chunks], rows.first.shape)
 
-        obs [T, B, ...], first [T, B], state [B, H] or None -> params [T, B, K], value [T, B].
-        """
-        chunks = self._forward(obs, first, state, train=False)
-        return self._join([params for params, _ in chunks], [value for _, value in chunks], first.shape)
-
-    def forward_train(self, obs: Mapping[str, Tensor], first: Tensor, state: Tensor | None) -> Output:
+    def forward_train(self, rows: Inputs) -> Output:
         """Forward pass with gradients: compute a loss from the result, then `loss.backward()` and `self.backward()`."""
-        self._chunks = self._forward(obs, first, state, train=True)
-        out = self._join([p.detach() for p, _ in self._chunks], [v.detach() for _, v in self._chunks], first.shape)
+        self._chunks = self._forward(rows.obs, rows.first, rows.state, train=True)
+        shape = rows.first.shape
+        out = self._join([p.detach() for p, _ in self._chunks], [v.detach() for _, v in self._chunks], shape)
         self._leaves = (out.params.requires_grad_(), out.value.requires_grad_())
         return out
 
-    def backward(self) -> None:
-        """Write the gradient of every parameter to its `.grad`, from the gradients of the last `forward_train`.
+    def backward(self, gradient: tuple[Tensor, Tensor] | None = None) -> None:
+        """Write the gradient of every parameter to its `.grad`, for the last `forward_train`.
 
-        An output that the loss does not use contributes nothing.
+        gradient: of the loss with respect to params [T, B, K] and value [T, B]; None: as `loss.backward()` left it. An
+        output that the loss does not use contributes nothing.
         """
         assert self._leaves is not None, "backward() follows forward_train() and a loss"
-        outputs, gradients = self._used_outputs(*(leaf.grad for leaf in self._leaves))
+        outputs, gradients = self._used_outputs(*(gradient or (leaf.grad for leaf in self._leaves)))
 
         def backward(chunk: int) -> tuple[Tensor | None, ...]:
-            return torch.autograd.grad(outputs[chunk], self.parameters, gradients[chunk], allow_unused=True)
+            return torch.autograd.grad(outputs[chunk], self.flat.parameters, gradients[chunk], allow_unused=True)
 
         of_chunks = self.pool.map(backward, len(outputs))
         self._chunks, self._leaves = [], None
-        for parameter, grads in zip(self.parameters, zip(*of_chunks, strict=True), strict=True):
-            present = [grad for grad in grads if grad is not None]
-            total = present[0] if present else None
-            for grad in present[1:]:
-                total.add_(grad)  # type: ignore[union-attr]
-            if total is not None and total.stride() != parameter.stride():
-                # `Tensor.backward` does the same: fused Adam treats a parameter and its gradient as one stretch of
-                # memory each, and a convolution on channels-last memory leaves its gradient in that order.
-                total = torch.empty_like(parameter).copy_(total)
-            parameter.grad = total
+        self.flat.set_gradients(of_chunks)
 
     # -- division into chunks ----------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ Legend: T steps, E environments of a group, B lanes: slots of the batch times E.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -82,10 +83,17 @@ class Staging:
         """Number of rows that are not reset steps."""
         return int(self.valid.sum())
 
-    def lags(self, updates: int) -> list[np.ndarray]:
-        """Lag of the valid rows of every slot: updates between acting and now, [n] each."""
-        lag = updates - self.versions
-        return [lag[:, lanes][self.valid[:, lanes]] for lanes in self._lanes()]
+    def lag_counts(self, updates: int) -> list[Counter[int]]:
+        """Valid rows of every slot by their lag: updates between acting and now."""
+        return [self._lag_counts(lanes, updates) for lanes in self._lanes()]
+
+    def _lag_counts(self, lanes: slice, updates: int) -> Counter[int]:
+        counts: Counter[int] = Counter()
+        lag = updates - self.versions[:, lanes.start]  # one version acts in all lanes of a step
+        for of_step, rows in zip(lag.tolist(), self.valid[:, lanes].sum(1).tolist(), strict=True):
+            if rows:
+                counts[of_step] += rows
+        return counts
 
     def to_host(self) -> dict[str, torch.Tensor]:
         """Every leaf of the batch on the host, to be inspected."""

@@ -12,10 +12,11 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfactory.algo.schedule import SCHEDULES, ScheduleState
 from sfactory.config import Config
@@ -25,11 +26,16 @@ from sfactory.device.thread_pool import ThreadPool, pool_size
 from sfactory.learning.adam import Adam
 from sfactory.learning.batch import Batch, shuffled
 from sfactory.learning.distributed import Learners, SingleLearner
+from sfactory.learning.flat import FlatParameters
+from sfactory.learning.native_adam import NativeAdam
+from sfactory.learning.native_network import NativeLearnerNetwork
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives import Loss, Minibatch, Objective, Phase, Start, objective_class
 from sfactory.learning.objectives.base import ESS_METRIC, KL_METRIC
 from sfactory.learning.parallel_network import ParallelNetwork
 from sfactory.model.actor_critic import ActorCritic
+from sfactory.native.choice import why_not_native
+from sfactory.native.library import identity
 
 OBJECTIVE_PART = "proximal"  # checkpoint part of the objective's state, under the name of format 1
 
@@ -57,20 +63,39 @@ class Update:
         for line in self.objective.warnings():
             log(line)
         threads = pool_size(config.run.learner_threads) if accelerator is None else 1  # one stream, one thread
-        self.network = ParallelNetwork(model, ThreadPool(threads), autocast)
-        self.parameters = list(model.parameters())
+        self.flat = FlatParameters(list(model.parameters()))
+        reason = why_not_native(config, model, device, config.run.precision)
+        if accelerator is not None:
+            reason = reason or "an accelerator records the update"
+        self.kernels = (
+            f"native {identity()}" if not reason else "autograd" if config.run.kernels == "autograd" else "torch"
+        )
+        """What computes the network, for the checkpoint: equal names give equal bits."""
+        self.kernels_line = f"kernels: torch ({reason})" if reason else "kernels: native"
+        self.network = self._make_network(not reason, ThreadPool(threads), autocast)
+        self.parameters = self.flat.parameters
         self.schedule = SCHEDULES[config.optim.schedule]
         self.lr = config.optim.lr
         # A recording reads the learning rate from a tensor: a number would stay that of the first update.
         lr = self.lr if accelerator is None else torch.full((), self.lr, device=device)
         betas = config.optim.beta1, config.optim.beta2
-        self.optimizer = Adam(self.parameters, lr, betas, config.optim.eps)
+        adam = NativeAdam if isinstance(self.network, NativeLearnerNetwork) else Adam
+        self.optimizer = adam(self.flat, lr, betas, config.optim.eps, exact=config.run.kernels == "autograd")
         # Rows of one lane are correlated: minibatches of rows have a less noisy gradient. Memory needs whole lanes.
         self.by_rows = config.batch.shuffle == "rows" and not model.state_size
         self.kl, self.ess = config.optim.kl_target, 1.0  # of the last update, for the adaptive schedules
         self.device_work: Work = self._device_work
         if accelerator is not None and self.objective.recordable and self.learners.recordable:
             self.device_work = Replay(accelerator, self._device_work, log)
+
+    def _make_network(
+        self, native: bool, pool: ThreadPool, autocast: Callable[[], AbstractContextManager[object]]
+    ) -> ParallelNetwork | NativeLearnerNetwork:
+        if not native:
+            return ParallelNetwork(self.model, pool, autocast, self.flat)
+        network = NativeLearnerNetwork(self.model, pool, self.flat)
+        self.objective.use_native(network)
+        return network
 
     # -- the update ---------------------------------------------------------------------------------------------------
 
@@ -117,16 +142,19 @@ class Update:
 
     def _single_step(self, batch: Batch) -> tuple[dict[str, Tensor], Start]:
         """One optimizer step per update: one forward pass gives the start and the gradient."""
-        out = self.network.forward_train(batch.obs, batch.first, batch.state)
+        out = self.network.forward_train(batch)
         start = self.objective.start(batch, out)
         self.objective.begin_epochs(start)
         part = Minibatch(batch, None, out._replace(params=out.params[:-1], value=out.value[:-1]))
-        return self._optimizer_step(self.objective.loss(part, start, True), batch.valid), start
+        loss = self.objective.loss(part, start, True)
+        if loss.gradient is not None:
+            loss = loss._replace(gradient=_with_last_row(loss.gradient))
+        return self._optimizer_step(loss, batch.valid), start
 
     def _epochs(self, batch: Batch, order: Tensor | None) -> tuple[dict[str, Tensor], Start]:
         """Several optimizer steps per update, after a forward pass for the start."""
         with torch.no_grad():
-            start = self.objective.start(batch, self.network.forward_eval(batch.obs, batch.first, batch.state))
+            start = self.objective.start(batch, self.network.forward_eval(batch))
         inputs, inputs_start = batch.without_last_row(), start
         if self.by_rows:
             inputs, inputs_start = inputs.as_rows(), start.as_rows()
@@ -147,7 +175,7 @@ class Update:
         metrics: dict[str, Tensor] = {}
         for number, lanes in enumerate(_minibatches(phase)):
             rows = phase.batch.lanes(lanes)
-            out = self.network.forward_train(rows.obs, rows.first, rows.state)
+            out = self.network.forward_train(rows)
             loss = phase.loss(Minibatch(rows, lanes, out), phase.start, number == last)
             metrics = self._optimizer_step(loss, rows.valid)
             skipped.append(metrics["skipped"])
@@ -156,15 +184,14 @@ class Update:
 
     def _optimizer_step(self, loss: Loss, valid: Tensor) -> dict[str, Tensor]:
         """One optimizer step; its metrics, and `skipped`: 1.0 if it was not taken because it is not finite."""
-        loss.total.backward()  # as far as the network's outputs
-        self.network.backward()  # replaces the old gradients
+        if loss.gradient is None:
+            assert loss.total is not None, "a loss without a gradient has a total"
+            loss.total.backward()  # as far as the network's outputs
+        self.network.backward(loss.gradient)  # replaces the old gradients
         self.learners.average_gradients(self.parameters, valid)
-        limit = self.config.optim.max_grad_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
-        skipped = (~torch.isfinite(norm)).float()
-        self.optimizer.step(skipped)
+        norm, skipped = self.optimizer.clip_and_step(self.config.optim.max_grad_norm)
         self.objective.after_step()
-        return {"skipped": skipped, **loss.losses, "losses/grad_norm": norm.detach(), **loss.diagnostics}
+        return {"skipped": skipped, **loss.losses, "losses/grad_norm": norm, **loss.diagnostics}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -190,6 +217,12 @@ class Update:
         self.model.load_state_dict(dict(weights))
         self.normalizers.initialize_from(normalizers)
         self.objective.reset()
+
+
+def _with_last_row(gradient: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Gradients [T, B, ...] of outputs -> [T + 1, B, ...]: the loss does not depend on the outputs of the last row."""
+    params, value = (torch.cat([x, torch.zeros_like(x[:1])]) for x in gradient)
+    return params, value
 
 
 def _minibatches(phase: Phase) -> Iterator[Tensor | None]:

@@ -113,6 +113,7 @@ class ActorCritic(nn.Module):
         self.distribution = ActionDistribution(actions, squash)
         self.mask = mask
         obs = {name: leaf for name, leaf in obs.items() if name != mask}
+        self.obs_dtypes = {name: str(leaf.dtype) for name, leaf in obs.items()}
         shared: dict[str, Any] = dict(encoder=encoder, hidden=hidden, activation=activation)
         self.trunk = Trunk(obs, **shared, core=core, core_size=core_size)
         self.critic = Trunk(obs, **shared, core="none", core_size=0) if separate else None
@@ -160,6 +161,10 @@ class ActorCritic(nn.Module):
     def normalized_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the standardised leaves, by name."""
         return {name: tuple(self.get_buffer(_buffer("obs_mean", name)).shape) for name in self.normalized}
+
+    def normalizer(self, name: str) -> tuple[Tensor, Tensor]:
+        """Mean and inverse standard deviation [*shape] of a standardised leaf: the buffers themselves."""
+        return self.get_buffer(_buffer("obs_mean", name)), self.get_buffer(_buffer("obs_inv_std", name))
 
     def set_normalizer(self, name: str, mean: Tensor, var: Tensor) -> None:
         """Set the statistics [*shape] of leaf ``name``: buffers, published with the weights."""

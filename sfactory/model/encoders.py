@@ -52,6 +52,7 @@ class Mlp(Encoder):
     def __init__(self, shape: Sequence[int], *, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
         size = int(torch.Size(shape).numel())
+        self.shape = tuple(shape)
         self.layers = fully_connected(size, hidden, activation)
         self.out_size = hidden[-1] if hidden else size
 
@@ -78,7 +79,7 @@ class MinAtar(Encoder):
 
     def __init__(self, shape: Sequence[int], *, hidden: Sequence[int], activation: str = "relu") -> None:
         super().__init__()
-        height, width, channels = shape
+        self.shape = height, width, channels = tuple(shape)
         self.conv = orthogonal(nn.Conv2d(channels, self.filters, 3), GAINS["relu"])
         size = self.filters * (height - 2) * (width - 2)
         self.layers = fully_connected(size, hidden, activation)

@@ -81,6 +81,19 @@ def training_return(path: Path) -> float | None:
         return None
 
 
+def recorded_precision(path: Path) -> str:
+    """Precision the checkpoint's run was trained in; empty if an older version wrote it. The checkpoint is verified."""
+    return str(json.loads((path / STATE).read_text()).get("precision", ""))
+
+
+def recorded_kernels(path: Path) -> str:
+    """Kernels that computed the network of the checkpoint's run. The checkpoint is verified.
+
+    Versions that do not record it had those of `run.kernels autograd`.
+    """
+    return str(json.loads((path / STATE).read_text()).get("kernels", "autograd"))
+
+
 # -- verify --------------------------------------------------------------------------------------------------
 
 

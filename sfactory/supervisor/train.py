@@ -10,6 +10,7 @@ from sfactory.envs import bounded, make_specs
 from sfactory.errors import Exit
 from sfactory.learning.batch_scaling import rescale_batch
 from sfactory.monitor.writers import check_wandb
+from sfactory.native.library import build_in_background
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor.cores import by_cores, summary
@@ -24,6 +25,8 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
 
     Raises ValueError, EnvError or RunBusy for wrong arguments, before anything is written.
     """
+    if config.run.kernels in ("auto", "native"):
+        build_in_background()
     check_encoder(config.model.encoder)
     check_device("run.device", config.run.device)
     check_device("run.inference-device", config.run.inference_device)

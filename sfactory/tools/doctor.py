@@ -24,7 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfactory.device.machine import affinity, control_groups, cpu_quota, read_text, read_words, smallest
+from sfactory.device.machine import (
+    BF16_FLAGS,
+    affinity,
+    control_groups,
+    cpu_flags,
+    cpu_quota,
+    read_words,
+    smallest,
+)
 
 GIB = 2**30
 OLDEST_PYTHON = (3, 11)
@@ -171,11 +179,11 @@ def check_cuda(devices: list[str], driver: bool, torch: str | None) -> MachineFi
 
 
 def check_bf16(flags: set[str]) -> MachineFinding:
-    """Check CPU instructions that make `--run.precision bf16` faster."""
-    fast = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
+    """Check CPU instructions that can make bf16 faster than fp32."""
+    fast = [name for name in BF16_FLAGS if name in flags]
     if fast:
-        return MachineFinding("ok", "bf16", f"{', '.join(fast)}: --run.precision bf16 may be faster")
-    return MachineFinding("ok", "bf16", "not supported by this CPU: keep --run.precision fp32")
+        return MachineFinding("ok", "bf16", f"{', '.join(fast)}: run.precision auto measures bf16 for image encoders")
+    return MachineFinding("ok", "bf16", "not supported by this CPU: run.precision auto is fp32")
 
 
 def check_compiler(found: str | None) -> MachineFinding:
@@ -256,7 +264,7 @@ def examine(folder: Path | None = None) -> list[MachineFinding]:
         check_descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE)),
         check_process_exit(_death_signal(), hasattr(os, "pidfd_open")),
         check_cuda(torch.get("devices", []), driver, torch.get("version")),
-        check_bf16(_cpu_flags()),
+        check_bf16(cpu_flags()),
         check_compiler(shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")),
         check_rendering(os.environ, importlib.util.find_spec("mujoco") is not None, libraries),
         check_folder(run_folder, *_free_space(run_folder)),
@@ -284,11 +292,6 @@ def _death_signal() -> bool:
         return False
     value = ctypes.c_int()
     return ctypes.CDLL(None).prctl(2, ctypes.byref(value)) == 0 and value.value in (0, *map(int, signal.Signals))
-
-
-def _cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
-    lines = read_text(path).splitlines()
-    return {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()[2:]}
 
 
 def _library(name: str) -> bool:

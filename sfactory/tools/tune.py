@@ -117,7 +117,7 @@ def changes(config: Config, num_cores: int, learning: bool) -> Iterator[Change]:
                 yield Change({f"run.{kind}": threads}, False)
     if not learning:
         return
-    if config.run.precision == "fp32":
+    if config.run.precision != "bf16":
         yield Change({"run.precision": "bf16"}, True)
     for factor in (2, 4):
         yield Change({"sampling.envs_per_group": s.envs_per_group * factor}, True)

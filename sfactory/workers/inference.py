@@ -12,7 +12,9 @@ request in the slot table.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,12 +23,17 @@ from sfactory.device.accelerator import accelerator_of, register
 from sfactory.device.selection import pick_device, precision
 from sfactory.learning.network import build_model
 from sfactory.learning.objectives import objective_class
+from sfactory.native.choice import why_not_native
 from sfactory.shm.mailbox import NOTHING
 from sfactory.shm.slots import unpack
 from sfactory.workers.inference_batch import CpuBatch, GpuBatch, InferenceBatch
+from sfactory.workers.inference_native import NativeTurn
 from sfactory.workers.names import inference_name
 from sfactory.workers.shared import SharedState
 from sfactory.workers.worker import TelemetrySink, Worker
+
+GATHER_S = 5e-4  # longest wait of a turn on a GPU for more groups, about the time of such a turn
+SLICE_S = 1e-4  # between two looks at the requests meanwhile
 
 
 class Inference(Worker):
@@ -40,23 +47,43 @@ class Inference(Worker):
         self.model = build_model(self.config, self.run_spec.spec).to(self.device).eval()
         self.run_spec.check_model(self.model)
         self.objective = objective_class(self.config)
-        self.autocast = precision(self.config.run.precision, self.device)
         weights = self.model.flat_size()
-        self.mailbox = shared.mailbox(weights, self.run_spec.policy_served(number))
-        self.version = NOTHING
+        policy = self.run_spec.policy_served(number)
+        self.mailbox = shared.mailbox(weights, policy)
+        self.words, self.version = shared.learner[policy], NOTHING
         self.whole_batch = whole_batch
         self.fields, schema = shared.trajectories, shared.trajectories.schema
         self.served = np.array(self.run_spec.groups_served(number))  # no other process responds to these groups
         self.E, self.G, self.has_state = schema.envs_per_group, len(self.served), schema.state_size > 0
         self.obs_names, self.action_names = tuple(self.run_spec.spec.obs), tuple(self.run_spec.spec.actions)
-        self.accelerator = accelerator_of(self.device, spin=not whole_batch, exact=whole_batch)
+        self.accelerator = accelerator_of(self.device, urgent=not whole_batch, exact=whole_batch)
         scratch = torch.empty(weights)
         self.scratch = scratch if self.accelerator is None else self.accelerator.pinned(scratch)
-        self.batch = self._make_batch()
+        # A turn of a GPU costs nearly the same for one group as for many: wait for as many as there are samplers.
+        patient = self.accelerator is not None and not whole_batch
+        samplers = len({self.run_spec.sampler_of(group) for group in self.served.tolist()})
+        self.enough, self.gather_s = samplers if patient else 1, GATHER_S
         self.envs = 0  # environments that got actions since the last message
         self.stages.drain()
 
-    def _make_batch(self) -> InferenceBatch:
+    # -- known once the learner has announced the precision and published version 0 ----------------------------------
+
+    @cached_property
+    def precision(self) -> str:
+        """fp32 or bf16; for `auto` the learner's choice."""
+        setting = self.config.run.precision
+        return self.words.precision.name.lower() if setting == "auto" else setting
+
+    @cached_property
+    def native(self) -> NativeTurn | None:
+        """Turns by the native kernels; None if torch computes this network."""
+        if why_not_native(self.config, self.model, self.device, self.precision):
+            return None
+        return NativeTurn(self.model, self.shared.trajectories, self.config.run.inference_threads)
+
+    @cached_property
+    def batch(self) -> InferenceBatch:
+        """Rows for torch; a recording contains the precision."""
         rows, places = self.shared.trajectories.schema.rows(), self.G * self.E
         leaves = {name: rows[name][1:] for name in (*self.obs_names, "first", "noise")}
         inputs = {name: np.zeros((places, *shape), dtype) for name, (shape, dtype) in leaves.items()}
@@ -71,22 +98,19 @@ class Inference(Worker):
 
     def step(self) -> bool:
         """Respond to all pending requests, if there are any and the first weights are published."""
-        requests = self.slot_table.request_words.copy()
-        pending = requests != self.slot_table.response_words
-        groups = self.served[pending[self.served]].tolist()
+        requests, waiting = self._pending()
+        groups = waiting.tolist()
         if not groups:
             return False
         self.refresh()  # after reading the requests: in the other order on-policy data would sometimes have lag 1
         if self.version == NOTHING:
             return False
         self.stages.mark("look")
-        # Lockstep has one batch shape: groups without a request are computed with their last rows, without a response.
-        places = {group: group if self.whole_batch else place for place, group in enumerate(groups)}
-        self._gather(requests, places)
-        self.stages.mark("gather")
-        outputs = self.batch.run(self.G if self.whole_batch else len(groups))
-        self.stages.mark("forward")
-        self._scatter(requests, places, outputs)
+        if self.native is not None:
+            self.native.run(waiting, requests[waiting], self.version)
+            self.stages.mark("forward")
+        else:
+            self._run_batch(requests, groups)
         for group in groups:
             self.slot_table.respond(group, requests[group])
         for sampler in sorted({self.run_spec.sampler_of(group) for group in groups}):
@@ -94,6 +118,28 @@ class Inference(Worker):
         self.envs += len(groups) * self.E
         self.stages.mark("answer")
         return True
+
+    def _pending(self) -> tuple[np.ndarray, np.ndarray]:
+        """All request words, and the groups whose request has no response yet; on a GPU after a moment for more."""
+        deadline = time.monotonic() + self.gather_s
+        while True:
+            requests = self.slot_table.request_words.copy()
+            pending = requests != self.slot_table.response_words
+            waiting = self.served[pending[self.served]]
+            if not len(waiting) or len(waiting) >= self.enough or time.monotonic() >= deadline:
+                return requests, waiting
+            time.sleep(SLICE_S)
+            self.stages.mark("wait")
+
+    def _run_batch(self, requests: np.ndarray, groups: list[int]) -> None:
+        """Gather the rows of the groups in one batch, compute it and scatter the outputs."""
+        # Lockstep has one batch shape: groups without a request are computed with their last rows, without a response.
+        places = {group: group if self.whole_batch else place for place, group in enumerate(groups)}
+        self._gather(requests, places)
+        self.stages.mark("gather")
+        outputs = self.batch.run(self.G if self.whole_batch else len(groups))
+        self.stages.mark("forward")
+        self._scatter(requests, places, outputs)
 
     def flush(self) -> None:
         """Send stage times and recorded metrics."""
@@ -111,6 +157,8 @@ class Inference(Worker):
         version = self.mailbox.fetch(self.scratch.numpy(), self.version)
         if version not in (self.version, NOTHING):
             self.model.read_flat(self.scratch)  # in place and on the forward's stream; the next pass waits for it
+            if self.native is not None:
+                self.native.load(self.scratch)
             self.version = version
 
     def _gather(self, requests: np.ndarray, places: dict[int, int]) -> None:
@@ -128,7 +176,7 @@ class Inference(Worker):
     @torch.inference_mode()
     def _forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """One forward pass, so that one version acts in the whole batch."""
-        with self.autocast():
+        with precision(self.precision, self.device)():
             out = self.model({name: inputs[name] for name in self.obs_names}, inputs.get("state"), inputs["first"])
         actions, log_prob = self.objective.act(self.model, out, inputs["noise"])
         outputs = {**actions, "log_prob": log_prob, "params": out.params, "value": out.value}

@@ -20,20 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from sfactory.config import Config, with_settings
 from sfactory.device.accelerator import accelerator_of, register
 from sfactory.device.selection import pick_device
 from sfactory.learning import nonfinite_dump
 from sfactory.learning.distributed import Learners, SingleLearner
 from sfactory.learning.network import build_model
+from sfactory.learning.precision import choose_precision
 from sfactory.learning.staging import Staging
 from sfactory.learning.update import Update
+from sfactory.run.checkpoint import recorded_precision
 from sfactory.shm.slots import FREE, LEARNING, READY
 from sfactory.workers.checkpointing import Checkpointing
 from sfactory.workers.counters import Counters
 from sfactory.workers.learner_metrics import LearnerMetrics
 from sfactory.workers.names import POLICY, learner_name, sampler_name
 from sfactory.workers.publisher import Publisher
-from sfactory.workers.shared import LearnerOutcome, SharedState, StopOrder
+from sfactory.workers.shared import LearnerOutcome, Precision, SharedState, StopOrder
 from sfactory.workers.worker import TelemetrySink, Worker
 
 Slot = tuple[int, int]
@@ -53,7 +56,9 @@ class Learner(Worker):
         self.run_spec.check_model(self.model)
         self.accelerator = accelerator_of(self.device, exact=self.config.run.mode == "lockstep")
         self.learners: Learners = SingleLearner()
+        self.config = self._with_precision()
         self.update = Update(self.config, self.model, self.device, self.accelerator, self.log, self.learners)
+        self.log(self.update.kernels_line)
         self.counters = Counters()
         self.metrics = LearnerMetrics(self.update.objective.largest_metrics)
         direct = register(self.accelerator, shared.arena, self.log)
@@ -76,6 +81,16 @@ class Learner(Worker):
         if self.run_spec.resume_from:
             self._end_if_due()
         self.stages.drain()
+
+    def _with_precision(self) -> Config:
+        """The settings with the precision of this run in place of auto; announces it to inference."""
+        source = self.run_spec.resume_from
+        recorded = recorded_precision(Path(source)) if source else ""
+        choice = choose_precision(self.config, self.run_spec.spec, self.model, self.accelerator, recorded)
+        if choice.line:
+            self.log(choice.line)
+        self.words.precision = Precision[choice.name.upper()]
+        return with_settings(self.config, {"run.precision": choice.name})
 
     @property
     def updates(self) -> int:
@@ -159,8 +174,8 @@ class Learner(Worker):
     def _stage(self, slots: list[Slot]) -> None:
         """Copy the slots into the batch and record their lag."""
         self.staging.copy(slots, self.shared.trajectories, self.counters.updates)
-        for (group, _), lag in zip(slots, self.staging.lags(self.counters.updates), strict=True):
-            self.metrics.add_lag(sampler_name(self.run_spec.sampler_of(group)), lag)
+        for (group, _), counts in zip(slots, self.staging.lag_counts(self.counters.updates), strict=True):
+            self.metrics.add_lag(sampler_name(self.run_spec.sampler_of(group)), counts)
 
     def _update(self) -> dict[str, torch.Tensor]:
         """Train on the batch; returns metrics on the device."""

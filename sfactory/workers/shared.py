@@ -51,6 +51,13 @@ class LearnerOutcome(IntEnum):
     """The last checkpoint could not be written."""
 
 
+class Precision(IntEnum):
+    """Arithmetic of a policy's networks."""
+
+    FP32 = 0
+    BF16 = 1
+
+
 class Phase(IntEnum):
     """What a worker is doing; only ENVIRONMENT is limited by `env.step_timeout`."""
 
@@ -79,6 +86,8 @@ class LearnerWords(Words):
     """Trained env_steps of the newest checkpoint; meaningful once `saved`."""
     saved = Word(4, bool)
     """Whether there is a checkpoint."""
+    precision = Word(5, Precision)
+    """Written before version 0 is published, so known to whoever has weights."""
 
 
 _PHASE_BITS = 4

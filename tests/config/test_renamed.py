@@ -166,4 +166,4 @@ def test_allow_accepts_old_names(recwarn):
 
 def test_a_changed_precision_is_reported_on_resume(capsys):
     resume_rules.refuse_changes(Config(), with_settings(Config(), {"run.precision": "bf16"}), [])
-    assert "warning: run.precision was 'fp32' and is 'bf16'" in capsys.readouterr().err
+    assert "warning: run.precision was 'auto' and is 'bf16'" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 
 from sfactory.config import BatchConfig, Config, Env, Model, Run
 from sfactory.device import machine
-from sfactory.device.machine import cores, numa_nodes, processor
+from sfactory.device.machine import cores, cpu_flags, lacks_bf16, numa_nodes, processor
 from sfactory.monitor.known_rooflines import known_roofline, rooflines_file, store_roofline
 
 CONFIG = Config(env=Env("minatar/breakout"))
@@ -53,6 +53,15 @@ def test_remember_roofline_replaces_a_broken_cache(text):
     assert known_roofline(CONFIG) == 5.0
 
 
+def test_known_roofline_ignores_a_roofline_of_another_kind():
+    store_roofline(CONFIG, 5.0)
+    (key,) = json.loads(rooflines_file().read_text())
+    other = json.loads(key)
+    assert other.pop("roofline") == "torch, best batch, median"
+    rooflines_file().write_text(json.dumps({json.dumps(other, sort_keys=True): 5.0}))
+    assert known_roofline(CONFIG) is None
+
+
 @pytest.mark.parametrize("value", ["fast", None, [], 0, -3])
 def test_known_roofline_ignores_values_that_are_not_a_speed(value):
     store_roofline(CONFIG, 5.0)
@@ -80,6 +89,21 @@ def test_cores_respects_the_quota_of_a_container(tmp_path, monkeypatch, quota, f
     monkeypatch.setattr(machine, "affinity", lambda: 64)
     monkeypatch.setattr(machine, "control_groups", lambda: [tmp_path])
     assert cores() == found
+
+
+@pytest.mark.parametrize(
+    ("line", "lacks"),
+    [
+        ("flags\t\t: fpu sse avx512_bf16", False),
+        ("Features\t: fp asimd bf16", False),
+        ("flags\t\t: fpu avx512f", True),
+        ("model name\t: no flags", False),  # unknown: it has to be measured
+    ],
+)
+def test_lacks_bf16_is_certain_only_where_the_system_lists_cpu_flags(tmp_path, line, lacks):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{line}\n")
+    assert lacks_bf16(cpu_flags(tmp_path / "cpuinfo")) is lacks
+    assert cpu_flags(tmp_path / "absent") == set()
 
 
 def test_known_roofline_depends_on_the_presence_of_a_gpu(tmp_path, monkeypatch):

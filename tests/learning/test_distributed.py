@@ -107,7 +107,7 @@ def test_gradients_are_averaged_after_the_backward_pass_and_before_clipping(monk
 
     update = make_update(learners=Learner(), minibatches=1, max_grad_norm=0.5)
     inner = update.network.backward
-    monkeypatch.setattr(update.network, "backward", lambda: (order.append("backward"), inner()))
+    monkeypatch.setattr(update.network, "backward", lambda *given: (order.append("backward"), inner(*given)))
     metrics = update.run(make_batch(update), 0, 0.0)
     assert order == ["backward", "average"]
     assert metrics["losses/grad_norm"] > 100.0  # of the average

@@ -98,9 +98,10 @@ def test_actor_critic_acts_by_sampling_or_by_the_most_likely_action():
     assert torch.equal(ActorCriticObjective.act_greedily(model, out)["action"], out.params.argmax(-1))
 
 
+@pytest.mark.parametrize("kernels", ["torch", "autograd"])
 @pytest.mark.parametrize("proximal", ["recompute", "ewma", "snapshot"])
-def test_loss_of_a_minibatch_is_pure_and_reports_documented_metrics(proximal):
-    update = make_update(proximal=proximal, snapshot_age=0)
+def test_loss_of_a_minibatch_is_pure_and_reports_documented_metrics(proximal, kernels):
+    update = make_update(proximal=proximal, snapshot_age=0, kernels=kernels)
     batch = make_batch(update)
     objective, model = update.objective, update.model
     start = objective.start(batch, model.unroll(batch.obs, batch.first))
@@ -112,7 +113,13 @@ def test_loss_of_a_minibatch_is_pure_and_reports_documented_metrics(proximal):
         return objective.loss(Minibatch(inputs, None, model.unroll(inputs.obs, inputs.first)), start, report)
 
     first, second = loss(False), loss(True)
-    assert torch.equal(first.total, second.total)
+    if kernels == "torch":
+        assert first.total is None
+        assert not second.total.requires_grad, "nothing is recorded"
+        assert all(torch.equal(one, two) for one, two in zip(first.gradient, second.gradient, strict=True))
+    else:
+        assert torch.equal(first.total, second.total)
+        assert first.gradient is second.gradient is None
     assert (first.losses, first.diagnostics) == ({}, {})
     for name, value in {**second.losses, **second.diagnostics}.items():
         assert meaning(name), name

@@ -1,6 +1,7 @@
 """Passes in chunks: gradients equal those of one pass, and to the bit for any number of threads."""
 
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from sfactory.device.selection import precision
 from sfactory.device.thread_pool import ThreadPool
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning import parallel_network as module
+from sfactory.learning.flat import FlatParameters
 from sfactory.learning.parallel_network import ParallelNetwork
 from sfactory.model.actor_critic import ActorCritic
 
@@ -16,6 +18,12 @@ torch.set_num_threads(1)
 ACTIONS = {"action": ActionLeaf((), "int64", "discrete", (3,))}
 FP32 = precision("fp32", torch.device("cpu"))
 T, B = 5, 12
+
+
+class Rows(NamedTuple):
+    obs: dict[str, torch.Tensor]
+    first: torch.Tensor
+    state: torch.Tensor | None
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +36,7 @@ def network(threads=1, core="none"):
     torch.manual_seed(0)
     size = 6 if core != "none" else 0
     model = ActorCritic({"obs": Leaf((4,), "float32")}, ACTIONS, hidden=(16,), core=core, core_size=size)
-    return ParallelNetwork(model, ThreadPool(threads), FP32)
+    return ParallelNetwork(model, ThreadPool(threads), FP32, FlatParameters(list(model.parameters())))
 
 
 def inputs(core="none"):
@@ -46,16 +54,16 @@ def loss_of(out):
 @pytest.mark.parametrize("core", ["none", "gru", "lstm"])
 def test_parallel_network_gradients_equal_those_of_one_pass(core):
     net, arguments = network(3, core), inputs(core)
-    out = net.forward_train(*arguments)
+    out = net.forward_train(Rows(*arguments))
     loss_of(out).backward()
     net.backward()
-    actual = [p.grad.clone() for p in net.parameters]
+    actual = [p.grad.clone() for p in net.flat.parameters]
     reference = net.model.unroll(*arguments)
     assert torch.allclose(reference.params, out.params, atol=1e-6)
-    expected = torch.autograd.grad(loss_of(reference), net.parameters)
+    expected = torch.autograd.grad(loss_of(reference), net.flat.parameters)
     for a, b in zip(actual, expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
-    evaluated = net.forward_eval(*arguments)
+    evaluated = net.forward_eval(Rows(*arguments))
     assert torch.equal(evaluated.value, out.value)
     assert not evaluated.value.requires_grad
 
@@ -70,10 +78,10 @@ def test_parallel_network_with_fused_adam_moves_every_weight_as_plain_autograd_d
     plain = copy.deepcopy(model)
     obs = {"obs": torch.randint(0, 2, (T, B, *shape)).to(getattr(torch, dtype))}
     first = torch.zeros(T, B, dtype=torch.bool)
-    net = ParallelNetwork(model, ThreadPool(2), FP32)
+    net = ParallelNetwork(model, ThreadPool(2), FP32, FlatParameters(list(model.parameters())))
     for one in (model, plain):
         optimizer = torch.optim.Adam(one.parameters(), lr=0.1, eps=1e-3, fused=True)
-        out = net.forward_train(obs, first, None) if one is model else one.unroll(obs, first)
+        out = net.forward_train(Rows(obs, first, None)) if one is model else one.unroll(obs, first)
         loss_of(out).backward()
         if one is model:
             net.backward()
@@ -87,19 +95,21 @@ def test_parallel_network_gradients_are_equal_to_the_bit_for_any_number_of_threa
     grads = []
     for threads in (1, 2, 5):
         net = network(threads, core)
-        loss_of(net.forward_train(*inputs(core))).backward()
+        loss_of(net.forward_train(Rows(*inputs(core)))).backward()
         net.backward()
-        grads.append([p.grad for p in net.parameters])
+        grads.append([p.grad.clone() for p in net.flat.parameters])
     for other in grads[1:]:
         assert all(torch.equal(a, b) for a, b in zip(grads[0], other, strict=True))
 
 
 def test_parallel_network_gives_no_gradient_to_a_parameter_that_no_output_depends_on():
     net = network()
-    net.parameters.append(torch.nn.Parameter(torch.ones(2)))
-    loss_of(net.forward_train(*inputs())).backward()
+    unused = torch.nn.Parameter(torch.ones(2))
+    net.flat = FlatParameters([*net.model.parameters(), unused])
+    loss_of(net.forward_train(Rows(*inputs()))).backward()
     net.backward()
-    assert net.parameters[-1].grad is None
+    assert unused.grad is None
+    assert all(p.grad is not None for p in net.model.parameters())
 
 
 def test_parallel_network_divides_large_batches_into_many_chunks(monkeypatch):
@@ -126,10 +136,10 @@ def test_parallel_network_divides_a_batch_on_a_gpu_only_to_limit_its_memory():
 @pytest.mark.parametrize("core", ["none", "gru"])
 def test_parallel_network_differentiates_a_loss_that_uses_one_output_only(core):
     net, arguments = network(2, core), inputs(core)
-    net.forward_train(*arguments).params.square().sum().backward()
+    net.forward_train(Rows(*arguments)).params.square().sum().backward()
     net.backward()
     reference = net.model.unroll(*arguments).params.square().sum()
-    expected = torch.autograd.grad(reference, net.parameters, allow_unused=True)
+    expected = torch.autograd.grad(reference, net.flat.parameters, allow_unused=True)
     for (name, parameter), b in zip(net.model.named_parameters(), expected, strict=True):
         if b is None:
             assert parameter.grad is None, name

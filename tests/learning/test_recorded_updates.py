@@ -24,7 +24,7 @@ def update_on(
     accelerator, actions=DISCRETE, core="none", normalize=None, optim=None, squash=False, lines=None, **learning
 ):
     config = Config(
-        run=Run(learner_threads=2 if isinstance(accelerator, FakeAccelerator) else 1),
+        run=Run(kernels="torch", learner_threads=2 if isinstance(accelerator, FakeAccelerator) else 1),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
         model=Model(hidden=(16,), core=core, core_size=8, squash=squash),
         normalize=Normalize(**(normalize or {})),

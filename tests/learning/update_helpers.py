@@ -2,7 +2,7 @@
 
 import torch
 
-from sfactory.config import Config, Model, Normalize, Optim, Sampling, with_settings
+from sfactory.config import Config, Model, Normalize, Optim, Run, Sampling, with_settings
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning.batch import Batch
 from sfactory.learning.update import Update
@@ -14,12 +14,23 @@ OBS = {"obs": Leaf((4,), "float32")}
 
 
 def make_update(
-    core="none", value_targets=False, normalize=False, advantage=True, learners=None, max_grad_norm=0.5, **learning
+    core="none",
+    value_targets=False,
+    normalize=False,
+    advantage=True,
+    learners=None,
+    max_grad_norm=0.5,
+    kernels="torch",
+    actions=ACTIONS,
+    squash=False,
+    hidden=(16,),
+    **learning,
 ):
-    """An update of a network with 16 hidden units. normalize: observations and rewards."""
+    """An update of a small network. normalize: observations and rewards."""
     config = Config(
+        run=Run(kernels=kernels),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
-        model=Model(hidden=(16,), core=core, core_size=8),
+        model=Model(hidden=hidden, core=core, core_size=8, squash=squash),
         normalize=Normalize(value_targets=value_targets, obs=normalize, reward=normalize, advantage=advantage),
         optim=Optim(lr=1e-2, max_grad_norm=max_grad_norm),
     )
@@ -27,7 +38,9 @@ def make_update(
     config = with_settings(config, {f"learning.{name}": value for name, value in learning.items()})
     torch.manual_seed(0)
     core_size = 8 if core != "none" else 0
-    model = ActorCritic(OBS, ACTIONS, hidden=(16,), core=core, core_size=core_size, normalize_obs=normalize)
+    model = ActorCritic(
+        OBS, actions, hidden=hidden, core=core, core_size=core_size, normalize_obs=normalize, squash=squash
+    )
     return Update(config, model, torch.device("cpu"), learners=learners)
 
 
@@ -45,7 +58,9 @@ def make_batch(update, reward_scale=1.0, seed=1):
         state = torch.zeros(B, update.model.state_size)
     with torch.no_grad():
         params = update.model.unroll(obs, first, state).params[:-1]
-    action = update.model.distribution.sample(params, torch.rand(T, B, 1, generator=g))
+    action = update.model.distribution.sample(
+        params, torch.rand(T, B, update.model.distribution.num_noise, generator=g)
+    )
     return Batch(
         obs=obs,
         first=first,

@@ -1,7 +1,9 @@
 """The arena, doorbell, slot table, trajectories and mailbox."""
 
+import itertools
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,3 +224,15 @@ def test_check_room_counts_the_page_cache_as_free(tmp_path):
     (tmp_path / "memory.stat").write_text("anon 5\n")
     with pytest.raises(MemoryError, match="1 MiB are free"):
         arena._check_room(50 * mib, tmp_path)
+
+
+def test_arena_asks_for_huge_pages():
+    """As the kernel reports it; whether pages become huge is a setting of the system."""
+    arena = Arena.create({"wide": Field((3 << 20,), "uint8")})
+    other = Arena(arena.layout, os.dup(arena.fd))
+    mappings = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    for one in (arena, other):
+        address = f"{one['wide'].ctypes.data:x}-"
+        (flags,) = (after for before, after in itertools.pairwise(mappings) if address in before)
+        assert "hg" in flags.partition("\n")[0].split()
+        one.close()

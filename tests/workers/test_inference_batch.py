@@ -7,7 +7,7 @@ from fake_accelerator import FakeAccelerator
 from torch import nn
 
 from sfactory.device.accelerator import DIRECT_BYTES
-from sfactory.workers.inference_batch import CpuBatch, GpuBatch, buckets
+from sfactory.workers.inference_batch import ALIGN, CpuBatch, GpuBatch, buckets
 
 torch.set_num_threads(1)
 E = 4
@@ -44,8 +44,8 @@ def test_gpu_batch_returns_the_outputs_of_the_cpu_batch(may_register, may_record
     lines = []
     late = FakeAccelerator(may_register, may_record)
     device, host, _ = batches_on(late, log=lines.append)
-    assert ("wide" in device.staged) is not may_register
-    assert "small" in device.staged
+    assert ("wide" in device.direct) is may_register
+    assert "small" not in device.direct
     draws = np.random.default_rng(0)
     for groups in (5, 1, 3, 2, 5, 4, 1):
         for place in range(groups):
@@ -75,6 +75,54 @@ def test_gpu_batch_pads_with_zeros(may_register):
             assert len(x) == bucket * E
             assert bool((x[: groups * E] == 1).all())
             assert bool((x[groups * E :] == 0).all())
+
+
+@pytest.mark.parametrize("may_register", [True, False])
+def test_gpu_batch_copies_once_each_way_besides_direct_leaves(may_register):
+    class Counting(FakeAccelerator):
+        copies = 0
+
+        def copy(self, target, source):
+            self.copies += 1
+            super().copy(target, source)
+
+    late = Counting(may_register, may_record=False)
+    device, _, _ = batches_on(late)
+    late.copies = 0
+    for place in range(3):
+        device.stage("wide", place, np.ones((E, WIDE), np.float32))
+        device.stage("small", place, np.ones((E, 1), np.float32))
+    device.run(3)
+    assert late.copies == 2 + (3 if may_register else 0)
+
+
+def test_gpu_batch_packs_leaves_of_every_type_and_odd_size():
+    rows, draws = 4 * E, np.random.default_rng(0)
+    inputs = {
+        "bytes": np.zeros((rows, 7), np.uint8),
+        "flags": np.zeros(rows, bool),
+        "wide": np.zeros((rows, 3), np.float64),
+        "half": np.zeros((rows, 2, 5), np.float16),
+        "count": np.zeros(rows, np.int64),
+    }
+
+    @torch.inference_mode()
+    def forward(tensors):
+        return {**{f"{name}_out": x.clone() for name, x in tensors.items()}, "turned": tensors["half"].transpose(1, 2)}
+
+    device = GpuBatch(forward, inputs, E, FakeAccelerator(), direct=False)
+    for upload in device.uploads.values():
+        assert all(x.storage_offset() * x.itemsize % ALIGN == 0 for x in upload.tensors.values())
+    for groups in (4, 1, 3, 2):
+        given = {name: draws.integers(0, 2, (groups * E, *x.shape[1:])).astype(x.dtype) for name, x in inputs.items()}
+        for place in range(groups):
+            for name, x in given.items():
+                device.stage(name, place, x[place * E : place * E + E])
+        outputs = device.run(groups)
+        np.testing.assert_array_equal(outputs.pop("turned"), given["half"].transpose(0, 2, 1))
+        for name, x in given.items():
+            assert outputs[f"{name}_out"].dtype == x.dtype
+            np.testing.assert_array_equal(outputs[f"{name}_out"], x)
 
 
 def test_gpu_batch_uses_new_weights_in_the_next_run():

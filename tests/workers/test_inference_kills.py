@@ -8,6 +8,7 @@ import torch
 from test_hand_over import Killed, make_run_spec
 
 from sfactory.config import Model
+from sfactory.native.head import NativeActor
 from sfactory.shm import atomics
 from sfactory.shm.slots import FREE, LEARNING, READY
 from sfactory.shm.trajectory import Trajectories
@@ -46,7 +47,7 @@ class KillAt:
     def __init__(self, kill_at):
         self.kill_at, self.count, self.armed = kill_at, 0, False
         self.killed = False
-        self.store, self.touch = atomics.store, Trajectories.__getitem__
+        self.store, self.touch, self.act = atomics.store, Trajectories.__getitem__, NativeActor.act
 
     def moment(self):
         if not self.armed or self.killed:
@@ -65,17 +66,23 @@ class KillAt:
             self.moment()
             return self.touch(fields, name)
 
-        atomics.store, Trajectories.__getitem__ = store, touch
+        def act(actor, rows, params, value):
+            for row in range(len(rows)):
+                self.moment()
+                self.act(actor, rows[row : row + 1], params[row : row + 1], value[row : row + 1])
+
+        atomics.store, Trajectories.__getitem__, NativeActor.act = store, touch, act
         return self
 
     def __exit__(self, *_):
-        atomics.store, Trajectories.__getitem__ = self.store, self.touch
+        atomics.store, Trajectories.__getitem__, NativeActor.act = self.store, self.touch, self.act
 
 
-def trained_rows(tmp_path, core, kill_at):
+def trained_rows(tmp_path, core, kernels, kill_at):
     """Slots that the learner trains on while inference is killed once, and whether it was killed."""
     run_spec = make_run_spec(tmp_path, samplers=1)
-    run_spec = replace(run_spec, config=replace(run_spec.config, model=Model(hidden=(8,), core=core, core_size=4)))
+    model, run = Model(hidden=(8,), core=core, core_size=4), replace(run_spec.config.run, kernels=kernels)
+    run_spec = replace(run_spec, config=replace(run_spec.config, model=model, run=run))
     shared = SharedState.create(run_spec)
     inference = Inference(shared, ListSink(), whole_batch=True)
     weights = np.empty(inference.model.flat_size(), np.float32)
@@ -99,18 +106,21 @@ def trained_rows(tmp_path, core, kill_at):
     return learner.trained, kill.killed
 
 
-@pytest.mark.parametrize(("core", "stride"), [("none", 3), ("gru", 1)])  # gru touches everything that none does
-def test_inference_killed_at_any_moment_is_restarted_with_identical_responses(tmp_path, core, stride):
-    expected, killed = trained_rows(tmp_path, core, kill_at=-1)
+@pytest.mark.parametrize(  # gru touches everything that none does
+    ("core", "kernels", "stride", "moments"),
+    [("none", "torch", 3, 200), ("gru", "torch", 1, 200), ("none", "native", 1, 80)],
+)
+def test_inference_killed_at_any_moment_is_restarted_with_identical_responses(tmp_path, core, kernels, stride, moments):
+    expected, killed = trained_rows(tmp_path, core, kernels, kill_at=-1)
     assert not killed
     assert len(expected) >= 6
     assert max(int(slot["policy_version"].max()) for slot in expected) > 2
     for kill_at in range(0, 10_000, stride):
-        actual, killed = trained_rows(tmp_path, core, kill_at)
+        actual, killed = trained_rows(tmp_path, core, kernels, kill_at)
         if not killed:
             break
         assert len(actual) == len(expected)
         for one, other in zip(actual, expected, strict=True):
             for name in one:
                 np.testing.assert_array_equal(one[name], other[name], err_msg=f"{name}, killed at moment {kill_at}")
-    assert kill_at > 200
+    assert kill_at > moments

@@ -14,8 +14,8 @@ def filled():
         metrics.add_update(
             {"losses/entropy": torch.tensor(value), "offpolicy/max_abs_log_rho": torch.tensor(10 * value)}
         )
-    metrics.add_lag("sampler-0", np.array([0, 2]))
-    metrics.add_lag("sampler-1", np.array([4]))
+    metrics.add_lag("sampler-0", {0: 1, 2: 1})
+    metrics.add_lag("sampler-1", {4: 1})
     return metrics
 
 
@@ -32,6 +32,16 @@ def test_restored_learner_metrics_give_the_same_row():
     one, other = filled(), LearnerMetrics(largest=["offpolicy/max_abs_log_rho"])
     other.load_state_dict(one.state_dict(), torch.device("cpu"))
     assert other.row() == one.row()
+
+
+def test_learner_metrics_restore_the_lags_of_a_checkpoint_of_an_older_version():
+    """It has the lag of every step, in an array per slot."""
+    metrics = LearnerMetrics()
+    lags = {"sampler-0": [np.array([0, 2]), np.array([2])], "sampler-1": [np.array([4])]}
+    metrics.load_state_dict({"metrics": [], "lags": lags}, torch.device("cpu"))
+    assert metrics.lags == {"sampler-0": {0: 1, 2: 2}, "sampler-1": {4: 1}}
+    ((repeated,), _) = metrics.state_dict()["lags"].values()
+    assert repeated.tolist() == [0, 2, 2]
 
 
 def test_counters_count_rows_of_updates_that_were_not_skipped():

@@ -8,6 +8,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple
@@ -15,17 +16,29 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from sfactory.algo import closed_form
 from sfactory.algo.loss import Loss as LossTerms
 from sfactory.algo.loss import diagnostics, total_loss
 from sfactory.algo.proximal import PROXIMALS, Proximal, decay_from_center_of_mass
-from sfactory.algo.surrogate import SURROGATES, Options, Surrogate, SurrogateInput, check_weights
+from sfactory.algo.surrogate import (
+    SURROGATES,
+    Options,
+    Surrogate,
+    SurrogateInput,
+    check_weights,
+    log_cap,
+    log_interval,
+)
 from sfactory.algo.trace import TRACES, Trace, TraceInput
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
-from sfactory.learning.batch import Batch, rows_of
+from sfactory.learning.batch import Batch, BatchLanes, rows_of
+from sfactory.learning.native_network import NativeLearnerNetwork, row_numbers
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives.base import ESS_METRIC, KL_METRIC, Loss, Minibatch, Objective
 from sfactory.model.actor_critic import ActorCritic, Output
+from sfactory.model.distribution_gradient import HeadGradient, has_gradient
+from sfactory.native.head import LossColumns, NativeLoss
 
 
 class ActorCriticStart(NamedTuple):
@@ -40,10 +53,11 @@ class ActorCriticStart(NamedTuple):
     params: Tensor  # [T, B, K]
     log_rho: Tensor  # [T, B] log policy - log behavior, 0 on reset rows
     effective_lambda: Tensor  # []
+    packed: Tensor | None  # [T, B, 5 or 6] what the closed form reads (`closed_form.pack`), None if it is not used
 
     def as_rows(self) -> ActorCriticStart:
         """Every [T, B] tensor as [1, T x B]. A view."""
-        return ActorCriticStart(*(rows_of(x) if x.dim() else x for x in self))
+        return ActorCriticStart(*(rows_of(x) if x is None or x.dim() else x for x in self))
 
 
 class ActorCriticObjective(Objective[ActorCriticStart]):
@@ -72,6 +86,30 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             center_of_mass=center_of_mass, age=config.proximal.snapshot_age, kept=config.proximal.snapshots_kept
         )
         self.proximal.reset(model)
+        self.by_formula = (
+            config.run.kernels != "autograd"
+            and has_gradient(self.distribution)
+            and closed_form.has_slopes(config.surrogate.objective)
+        )
+        self.native_loss: NativeLoss | None = None
+
+    def use_native(self, network: NativeLearnerNetwork) -> None:
+        super().use_native(network)
+        settings, surrogate = self.config.surrogate, SURROGATES[self.config.surrogate.objective]
+        weight_cap = settings.weight_cap if "weight_cap" in surrogate.uses else None
+        own_weight = surrogate.own_weight(settings.behavior_weight)
+        if self.by_formula:
+            self.native_loss = NativeLoss(
+                self.distribution,
+                anchor_is_behavior=own_weight in ("surrogate", "twice"),
+                weighted=own_weight in ("trace", "twice"),
+                log_interval=log_interval(settings.clip),
+                log_cap=log_cap(weight_cap),
+                log_dual_clip=math.log(settings.dual_clip) if settings.dual_clip else 0.0,
+                value_clip=self.config.loss.value_clip,
+                value_coef=self.config.loss.value_coef,
+                entropy_coef=self.config.loss.entropy_coef,
+            )
 
     # -- the network and how it acts -----------------------------------------------------------------------------------
 
@@ -114,7 +152,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         log_prob = self.distribution.log_prob(params, batch.action)
         log_rho = (log_prob - batch.log_prob).masked_fill(~batch.valid, 0.0)
         trace = self._trace(batch, self.normalizers.value(output), log_rho)
-        return ActorCriticStart(
+        start = ActorCriticStart(
             value=output[:-1],
             target=self.normalizers.target(trace.target),
             reward_target=trace.target,
@@ -124,7 +162,13 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             params=params,
             log_rho=log_rho,
             effective_lambda=trace.effective_lambda,
+            packed=None,
         )
+        if self.native_loss is not None:
+            self.native_loss.bind(self._columns(batch, start))
+        elif self.by_formula:
+            start = start._replace(packed=self._pack(batch, start))
+        return start
 
     def begin_epochs(self, start: ActorCriticStart) -> None:
         self.proximal.begin_update(self.model, start.log_prob, start.params)
@@ -152,6 +196,82 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     # -- the loss of a minibatch -------------------------------------------------------------------------------------
 
     def loss(self, part: Minibatch, start: ActorCriticStart, report: bool) -> Loss:
+        gradient = self._gradient(part, start) if self.by_formula else None
+        if gradient is not None and not report:
+            return Loss(None, {}, {}, gradient)
+        with torch.set_grad_enabled(gradient is None):
+            return self._loss(part, start, report)._replace(gradient=gradient)
+
+    def _pack(self, batch: Batch, start: ActorCriticStart) -> Tensor:
+        return closed_form.pack(
+            behavior=batch.log_prob,
+            proximal=self.proximal.fixed_log_prob(start.log_prob, batch.log_prob),
+            advantage=start.advantage,
+            weight=start.weight,
+            value=start.value,
+            target=start.target,
+            valid=batch.valid,
+            behavior_weight=self.config.surrogate.behavior_weight,
+        )
+
+    def _columns(self, batch: Batch, start: ActorCriticStart) -> LossColumns:
+        """What the native loss reads, of all rows."""
+
+        def column(x: Tensor) -> Tensor:
+            return x.reshape(-1).float().contiguous()
+
+        fixed = self.proximal.fixed_log_prob(start.log_prob, batch.log_prob)
+        return LossColumns(
+            action={name: leaf.flatten(0, 1).contiguous() for name, leaf in batch.action.items()},
+            behavior=column(batch.log_prob),
+            advantage=column(start.advantage),
+            weight=column(start.weight),
+            target=column(start.target),
+            old_value=column(start.value),
+            valid=batch.valid.reshape(-1),
+            proximal=None if fixed is None else column(fixed),
+            lag=column(batch.lag) if self.config.proximal.policy == "interpolate" else None,
+        )
+
+    @torch.no_grad()
+    def _native_gradient(self, native: NativeLoss, part: Minibatch) -> tuple[Tensor, Tensor]:
+        """As `_gradient`, by the native kernels."""
+        params, value, proximal = part.out.params.flatten(0, 1), part.out.value.flatten(), None
+        if native.columns.proximal is None and native.columns.lag is None:
+            log_prob = self.distribution.log_prob(part.out.params, part.batch.action)
+            proximal = self._proximal(part, log_prob)[0].reshape(-1).contiguous()
+        whole = part.batch.whole if isinstance(part.batch, BatchLanes) else part.batch
+        index = None if part.lanes is None else row_numbers(part.lanes, *whole.valid.shape)
+        of_params, of_value = native.gradient(index, params, value, proximal)
+        return of_params.view_as(part.out.params), of_value.view_as(part.out.value)
+
+    @torch.no_grad()
+    def _gradient(self, part: Minibatch, start: ActorCriticStart) -> tuple[Tensor, Tensor]:
+        """Gradient of the loss with respect to the outputs, params [T, b, K] and value [T, b], by formula."""
+        if self.native_loss is not None:
+            return self._native_gradient(self.native_loss, part)
+        assert start.packed is not None
+        rows = closed_form.unpack(start.packed if part.lanes is None else start.packed.index_select(1, part.lanes))
+        head = HeadGradient(self.distribution, part.out.params, part.batch.action)
+        settings = self.config.surrogate
+        slopes = closed_form.loss_slopes(
+            head.log_prob,
+            part.out.value.float(),
+            self._proximal(part, head.log_prob)[0] if rows.proximal is None else rows.proximal,
+            rows,
+            objective=settings.objective,
+            behavior_weight=settings.behavior_weight,
+            clip=settings.clip,
+            dual_clip=settings.dual_clip,
+            weight_cap=settings.weight_cap,
+            value_coef=self.config.loss.value_coef,
+            value_clip=self.config.loss.value_clip,
+            entropy_coef=self.config.loss.entropy_coef,
+        )
+        return head(slopes.log_prob, slopes.entropy), slopes.value
+
+    def _loss(self, part: Minibatch, start: ActorCriticStart, report: bool) -> Loss:
+        """The loss, to be differentiated, and its metrics."""
         batch, lanes = part.batch, part.lanes
         if lanes is not None:  # of the tensors the loss reads
             names = ("value", "target", "advantage", "weight", "log_rho")

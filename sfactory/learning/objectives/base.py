@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
-from sfactory.learning.batch import Batch
+from sfactory.learning.batch import Batch, BatchLanes
+from sfactory.learning.native_network import NativeLearnerNetwork
 from sfactory.learning.normalizers import Normalizers
 from sfactory.model.actor_critic import ActorCritic, Output
 
@@ -45,7 +46,7 @@ S = TypeVar("S", bound=Start)
 class Minibatch(NamedTuple):
     """The rows of one optimizer step and the network's outputs for them."""
 
-    batch: Batch  # [T, b]; fields that only `Objective.start` uses may be None
+    batch: Batch | BatchLanes  # [T, b]
     lanes: Tensor | None  # [b] int64, lanes of the update's batch; None: all of them
     out: Output  # [T, b], with gradient
 
@@ -53,12 +54,15 @@ class Minibatch(NamedTuple):
 class Loss(NamedTuple):
     """Loss of a minibatch and its metrics, under their final names."""
 
-    total: Tensor
-    """[] the loss to differentiate."""
+    total: Tensor | None
+    """[] the loss to differentiate; None if its gradient is given and it is not reported."""
     losses: dict[str, Tensor]
     """Metric name -> [] detached: the terms of the loss. Empty unless reported."""
     diagnostics: dict[str, Tensor]
     """Metric name -> [] detached: everything else. Empty unless reported."""
+    gradient: tuple[Tensor, Tensor] | None = None
+    """Derivative of the total with respect to the network's outputs, params [T, b, K] and value [T, b]; None: autograd
+    computes it from the total."""
 
 
 LossFunction = Callable[[Minibatch, Any, bool], Loss]
@@ -96,6 +100,11 @@ class Objective(ABC, Generic[S]):
     ) -> None:
         """Raises ValueError if settings do not fit together."""
         self.config, self.model, self.normalizers, self.autocast = config, model, normalizers, autocast
+        self.native_network: NativeLearnerNetwork | None = None
+
+    def use_native(self, network: NativeLearnerNetwork) -> None:
+        """Called before the first update if the native kernels compute the network; `evaluate` uses them too."""
+        self.native_network = network
 
     def warnings(self) -> Sequence[str]:
         """Lines for the log about settings that have no effect; read once, when the learner starts."""
@@ -167,6 +176,9 @@ class Objective(ABC, Generic[S]):
     def evaluate(self, weights: Mapping[str, Tensor], part: Minibatch) -> Output:
         """Outputs [T, b] of the network with other weights (name -> tensor), without gradient."""
         batch = part.batch
+        parameters = [name for name, _ in self.model.named_parameters()]
+        if self.native_network is not None and weights.keys() == set(parameters):  # else they have buffers of their own
+            return self.native_network.evaluate([weights[name] for name in parameters], batch)
         steps = batch.valid.shape[0]
         named = {f"model.{name}": tensor for name, tensor in weights.items()}
         obs, first = {name: leaf[:steps] for name, leaf in batch.obs.items()}, batch.first[:steps]

@@ -1,0 +1,323 @@
+"""The passes of a small network by the kernels of `kernels.c`, in place of torch's operators.
+
+Which networks: fully connected layers on one leaf of float32 or bytes, or 3x3 convolutions of 16 filters on one small
+picture (the encoder `minatar`) followed by fully connected layers; with or without a separate critic and normalized
+observations; categorical actions, or one Gaussian. `unsupported` says why another network is not among them.
+
+Rows are divided into chunks of `CHUNK`, each on one thread of the pool. The division depends on the number of rows
+only, and the gradients of the chunks are added in their order: threads do not change a bit of the result.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfactory.device.thread_pool import ThreadPool
+from sfactory.model.actor_critic import ActorCritic, Trunk
+from sfactory.model.encoders import MinAtar, Mlp
+from sfactory.native.library import load
+
+CHUNK = 128
+"""Rows of a chunk: their activations stay in the second-level cache."""
+SHARED_FLOPS = 1 << 24
+"""Of a chunk's forward pass: with less, handing a chunk to another thread takes about as long as computing it."""
+ALIGN = 16  # floats of a cache line
+FILTERS, MAX_LAYERS, MAX_PARTS, MAX_CHANNELS = 16, 8, 16, 64  # as in kernels.c
+MAX_LINE, MAX_PADDED = 2048, 1024
+ACTIVATIONS: dict[type, int] = {nn.ReLU: 1, nn.Tanh: 2}
+BYTES = ("bool", "uint8")
+I64 = ctypes.c_int64
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        ("inputs", I64), ("outputs", I64 * 2), ("weight", I64 * 2), ("bias", I64 * 2), ("activation", I64),
+        ("forward", I64), ("bias_row", I64), ("backward", I64),
+        ("input", I64), ("output", I64), ("ld_input", I64), ("ld_output", I64),
+        ("input_activation", I64), ("propagate", I64),
+    ]  # fmt: skip
+
+
+class _Trunk(ctypes.Structure):
+    _fields_ = [
+        ("convolution", I64), ("height", I64), ("width", I64), ("channels", I64), ("weight", I64), ("bias", I64),
+        ("packed", I64), ("output", I64), ("ld_output", I64), ("layers", I64), ("layer", _Layer * MAX_LAYERS),
+    ]  # fmt: skip
+
+
+class _Network(ctypes.Structure):
+    _fields_ = [
+        ("size", I64), ("bytes", I64), ("normalized", I64), ("rows", I64), ("input", I64), ("ld_input", I64),
+        ("policy_output", I64), ("ld_policy", I64), ("value_output", I64), ("ld_value", I64), ("value_column", I64),
+        ("logits", I64), ("deviations", I64), ("log_std", I64), ("trunks", I64), ("trunk", _Trunk * 2),
+    ]  # fmt: skip
+
+
+def unsupported(model: ActorCritic) -> str:
+    """Why the kernels cannot compute this network, in a few words; empty if they can."""
+    parts = model.distribution.parts
+    if model.state_size:
+        return "a recurrent core"
+    if model.mask:
+        return "an action mask"
+    if len(parts) > MAX_PARTS or (len(parts) > 1 and not all(part.discrete for part in parts)):
+        return "continuous actions of several leaves"
+    if parts[0].log_span is not None:
+        return "squashed actions"
+    trunks = [model.trunk] if model.critic is None else [model.trunk, model.critic]
+    for trunk in trunks:
+        if len(trunk.names) != 1:
+            return "observations of several leaves"
+        encoder, dtype = trunk.encoders[0], model.obs_dtypes[trunk.names[0]]
+        if dtype not in (*BYTES, "float32") or (isinstance(encoder, MinAtar) and dtype not in BYTES):
+            return f"observations of type {dtype}"
+        if not isinstance(encoder, Mlp | MinAtar):
+            return f"the encoder {type(encoder).__name__}"
+        if len(list(encoder.layers)) // 2 + 1 > MAX_LAYERS:
+            return f"more than {MAX_LAYERS - 1} fully connected layers"
+        if isinstance(encoder, MinAtar) and (unfit := _unsupported_picture(*encoder.shape)):
+            return unfit
+    return ""
+
+
+def _unsupported_picture(height: int, width: int, channels: int) -> str:
+    if channels > MAX_CHANNELS or width * channels > MAX_LINE or (height + 2) * (width + 2) > MAX_PADDED:
+        return f"pictures of {height} x {width} x {channels}"
+    return ""
+
+
+class Plan(NamedTuple):
+    """A network as the kernels see it."""
+
+    network: _Network
+    leaf: str
+    """Name of the leaf that is observed."""
+    packed_size: int
+    """Floats of the packed weights."""
+    area_size: int
+    """Floats of a work area."""
+    width: int
+    """Parameters of the distribution (K)."""
+
+
+class _Planner:
+    """Assigns places in packed weights and work area."""
+
+    def __init__(self, offsets: Mapping[int, int]) -> None:
+        """offsets: id of a parameter -> its place in the flat weights."""
+        self.panel = int(load().sf_panel())
+        self.packed = self.columns = 0
+        self.offsets = offsets
+
+    def panels(self, columns: int) -> int:
+        """Columns filled up to whole panels."""
+        return -(-columns // self.panel) * self.panel
+
+    def pack(self, floats: int) -> int:
+        """Place of so many floats in the packed weights."""
+        place, self.packed = self.packed, self.packed + -(-floats // ALIGN) * ALIGN
+        return place
+
+    def area(self, columns: int) -> tuple[int, int]:
+        """(place, distance of rows) in the work area; the distance is never a large power of two, for the caches."""
+        distance = self.panels(columns) + ALIGN
+        place, self.columns = self.columns, self.columns + distance
+        return place, distance
+
+    def layer(
+        self, source: tuple[int, int], before: int, linears: list[nn.Linear], activation: int, propagate: bool
+    ) -> _Layer:
+        """One layer, its matrices side by side. source: place of its input; before: activation that made the input."""
+        inputs, outputs = linears[0].in_features, [linear.out_features for linear in linears]
+        total, layer = sum(outputs), _Layer()
+        layer.inputs, layer.activation = inputs, activation
+        for number, linear in enumerate(linears):
+            layer.outputs[number] = linear.out_features
+            layer.weight[number] = self.offsets[id(linear.weight)]
+            layer.bias[number] = self.offsets[id(linear.bias)]
+        layer.forward, layer.bias_row = self.pack(inputs * self.panels(total)), self.pack(self.panels(total))
+        layer.backward = self.pack(total * self.panels(inputs)) if propagate else 0
+        (layer.input, layer.ld_input), (layer.output, layer.ld_output) = source, self.area(total)
+        layer.input_activation, layer.propagate = before, propagate
+        return layer
+
+    def trunk(self, module: Trunk, source: tuple[int, int], heads: list[nn.Linear]) -> _Trunk:
+        """The encoder of one trunk, and the heads on it as one more layer."""
+        encoder, trunk, before = _encoder(module), _Trunk(), 0
+        if isinstance(encoder, MinAtar):
+            conv = cast(nn.Conv2d, encoder.conv)
+            trunk.convolution, trunk.channels = 1, conv.in_channels
+            trunk.weight, trunk.bias = self.offsets[id(conv.weight)], self.offsets[id(conv.bias)]
+            trunk.packed = self.pack((conv.in_channels * 9 + 1) * FILTERS)
+            trunk.height, trunk.width = encoder.shape[:2]
+            source = self.area(FILTERS * (trunk.height - 2) * (trunk.width - 2))
+            trunk.output, trunk.ld_output = source
+            before = ACTIVATIONS[nn.ReLU]
+        hidden = list(encoder.layers)
+        for linear, activation in zip(hidden[::2], hidden[1::2], strict=True):
+            kind = ACTIVATIONS[type(activation)]
+            layer = self.layer(source, before, [cast(nn.Linear, linear)], kind, bool(trunk.convolution or trunk.layers))
+            trunk.layer[trunk.layers] = layer
+            trunk.layers += 1
+            source, before = (layer.output, layer.ld_output), kind
+        trunk.layer[trunk.layers] = self.layer(source, before, heads, 0, bool(trunk.convolution or trunk.layers))
+        trunk.layers += 1
+        return trunk
+
+
+def _encoder(trunk: Trunk) -> Mlp | MinAtar:
+    encoder = trunk.encoders[0]
+    assert isinstance(encoder, Mlp | MinAtar)
+    return encoder
+
+
+def plan(model: ActorCritic, rows: int, offsets: Sequence[int] | None) -> Plan:
+    """The plan of a network for work areas of so many rows. The network must be supported.
+
+    offsets: where every parameter starts in the flat weights; None: one after the other.
+    """
+    parameters = list(model.parameters())
+    if offsets is None:
+        offsets = list(itertools.accumulate((x.numel() for x in parameters[:-1]), initial=0))
+    places = {id(parameter): offset for parameter, offset in zip(parameters, offsets, strict=True)}
+    planner, net, leaf = _Planner(places), _Network(), model.trunk.names[0]
+    assert ctypes.sizeof(_Network) == load().sf_network_size()
+    encoder = _encoder(model.trunk)
+    heads = [cast(nn.Linear, model.policy_head), cast(nn.Linear, model.value_head)]
+    net.size, net.rows, net.normalized = int(np.prod(encoder.shape)), rows, int(leaf in model.normalized)
+    net.bytes = int(model.obs_dtypes[leaf] in BYTES)
+    net.input, net.ld_input = planner.area(net.size)
+    source = (net.input, net.ld_input)
+    if model.critic is None:
+        trunks = [planner.trunk(model.trunk, source, heads)]
+    else:
+        trunks = [
+            planner.trunk(model.trunk, source, heads[:1]),
+            planner.trunk(model.critic, source, heads[1:]),
+        ]
+    net.trunks = len(trunks)
+    for number, trunk in enumerate(trunks):
+        net.trunk[number] = trunk
+    policy, value = trunks[0].layer[trunks[0].layers - 1], trunks[-1].layer[trunks[-1].layers - 1]
+    net.logits = heads[0].out_features
+    net.policy_output, net.ld_policy = policy.output, policy.ld_output
+    net.value_output, net.ld_value = value.output, value.ld_output
+    net.value_column = net.logits if len(trunks) == 1 else 0
+    if model.log_std is not None:
+        net.deviations, net.log_std = model.log_std.numel(), planner.offsets[id(model.log_std)]
+    return Plan(net, leaf, planner.packed, planner.columns * rows, net.logits + net.deviations)
+
+
+class NativeNetwork:
+    """Passes of a network over many rows, in chunks on the threads of a pool."""
+
+    def __init__(self, model: ActorCritic, pool: ThreadPool, offsets: Sequence[int] | None = None) -> None:
+        """The network must be supported; see `unsupported`. offsets: see `plan`."""
+        self.model, self.pool, self.library = model, pool, load()
+        self.plan = plan(model, CHUNK, offsets)
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        self.threads = pool.size if 2 * CHUNK * weights >= SHARED_FLOPS else 1
+        self.address = ctypes.addressof(self.plan.network)
+        self.packed = torch.zeros(self.plan.packed_size)
+        self.areas = torch.zeros(1, self.plan.area_size)  # [chunks, area]: activations of the last forward pass
+        self.gradients = torch.zeros(1, self.plan.area_size)
+        self.flat_gradients = torch.zeros(0)  # [chunks - 1, P], of the chunks after the first
+
+    def pack(self, flat: Tensor, backward: bool = False) -> None:
+        """Read the weights, flat [P]; call it after they have changed. backward: the backward pass will follow."""
+        self.flat = flat
+        self.library.sf_pack(self.address, pointer(flat), pointer(self.packed), int(backward))
+
+    def forward(self, leaf: Tensor, index: Tensor | None, rows: int, keep: bool) -> tuple[Tensor, Tensor]:
+        """Outputs of `rows` rows: params [rows, K], value [rows].
+
+        leaf: the observations, contiguous [N, *shape]; index: [rows] int64, or None for the first rows.
+        keep: keep the activations for `backward`.
+        """
+        chunks = max(1, -(-rows // CHUNK))
+        params, value = torch.empty(rows, self.plan.width), torch.empty(rows)
+        areas = chunks if keep else min(chunks, self.threads)
+        if areas > len(self.areas):
+            self.areas = torch.zeros(areas, self.plan.area_size)
+        mean, inv_std = self._statistics()
+        free = list(range(areas))
+
+        def chunk(number: int) -> None:
+            area = number if keep else free.pop()
+            first = number * CHUNK
+            obs, index_pointer = self._rows(leaf, index, first)
+            self.library.sf_forward(
+                self.address, pointer(self.flat), pointer(self.packed),
+                pointer(self.areas, area * self.plan.area_size), obs, index_pointer, mean, inv_std,
+                min(CHUNK, rows - first), pointer(params, first * self.plan.width), pointer(value, first),
+            )  # fmt: skip
+            if not keep:
+                free.append(area)
+
+        self._map(chunk, chunks)
+        self.kept = (leaf, index, rows)
+        return params, value
+
+    def backward(self, params_grad: Tensor, value_grad: Tensor, flat: Tensor) -> None:
+        """Write the gradient of all parameters to flat [P], from those of the outputs of the last `forward`.
+
+        params_grad [rows, K], value_grad [rows], contiguous float32.
+        """
+        leaf, index, rows = self.kept
+        chunks = -(-rows // CHUNK)
+        if len(self.flat_gradients) < chunks - 1 and self.threads > 1:
+            self.flat_gradients = torch.zeros(chunks - 1, flat.numel())
+        if len(self.gradients) < self.threads:
+            self.gradients = torch.zeros(self.threads, self.plan.area_size)
+        free = list(range(self.threads))
+
+        def chunk(number: int) -> None:
+            area, first = free.pop(), number * CHUNK
+            obs, index_pointer = self._rows(leaf, index, first)
+            alone = number == 0 or self.threads == 1  # one thread adds in the order of the chunks: the same sum
+            target = pointer(flat) if alone else pointer(self.flat_gradients, (number - 1) * flat.numel())
+            self.library.sf_backward(
+                self.address, pointer(self.packed),
+                pointer(self.areas, number * self.plan.area_size),
+                pointer(self.gradients, area * self.plan.area_size), obs, index_pointer,
+                min(CHUNK, rows - first), pointer(params_grad, first * self.plan.width),
+                pointer(value_grad, first), int(alone and number > 0), target,
+            )  # fmt: skip
+            free.append(area)
+
+        self._map(chunk, chunks)
+        if self.threads > 1:
+            for gradient in self.flat_gradients[: chunks - 1]:
+                flat.add_(gradient)
+
+    def _map(self, chunk: Callable[[int], None], chunks: int) -> None:
+        """Call chunk(0) ... chunk(chunks - 1), on the threads of the pool if they are worth it."""
+        if self.threads > 1 and chunks > 1:
+            self.pool.map(chunk, chunks)
+        else:
+            for number in range(chunks):
+                chunk(number)
+
+    def _rows(self, leaf: Tensor, index: Tensor | None, first: int) -> tuple[int, int | None]:
+        """Pointers to observations and index of the rows from `first` on."""
+        if index is not None:
+            return pointer(leaf), pointer(index, first)
+        return pointer(leaf, first * self.plan.network.size), None
+
+    def _statistics(self) -> tuple[int | None, int | None]:
+        if not self.plan.network.normalized:
+            return None, None
+        mean, inv_std = self.model.normalizer(self.plan.leaf)
+        return pointer(mean), pointer(inv_std)
+
+
+def pointer(tensor: Tensor, offset: int = 0) -> int:
+    """Address of an element of a contiguous tensor."""
+    return tensor.data_ptr() + offset * tensor.element_size()

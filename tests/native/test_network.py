@@ -1,0 +1,200 @@
+import copy
+import itertools
+
+import pytest
+import torch
+
+from sfactory.device.thread_pool import ThreadPool
+from sfactory.envs import ActionLeaf, Leaf
+from sfactory.model.actor_critic import ActorCritic
+from sfactory.native import network as module
+from sfactory.native.network import CHUNK, NativeNetwork, unsupported
+
+DISCRETE = {"action": ActionLeaf((), "int64", "discrete", (3,))}
+SEVERAL = {"a": ActionLeaf((2,), "int64", "discrete", (2, 5)), "b": ActionLeaf((), "int64", "discrete", (40,))}
+BOX = {"action": ActionLeaf((3,), "float32", "box", (3,))}
+GRID, VECTOR, COUNTS = Leaf((10, 10, 4), "bool"), Leaf((11,), "float32"), Leaf((7,), "uint8")
+NETWORKS = {
+    "grid": (GRID, DISCRETE, dict(encoder="minatar")),
+    "grid of bytes": (Leaf((5, 8, 3), "uint8"), DISCRETE, dict(encoder="minatar", hidden=(20, 30), activation="tanh")),
+    "grid, separate critic": (GRID, DISCRETE, dict(encoder="minatar", separate=True)),
+    "grid without hidden layers": (GRID, DISCRETE, dict(encoder="minatar", hidden=())),
+    "vector": (VECTOR, DISCRETE, dict(hidden=(64, 64), activation="tanh")),
+    "vector without hidden layers": (VECTOR, DISCRETE, dict(hidden=())),
+    "vector of bytes": (COUNTS, DISCRETE, dict(hidden=(33,))),
+    "several heads": (VECTOR, SEVERAL, dict(hidden=(130, 17), activation="relu")),
+    "control": (VECTOR, BOX, dict(hidden=(64, 64), activation="tanh", separate=True, normalize_obs=True)),
+    "control, shared": (VECTOR, BOX, dict(hidden=(16,), normalize_obs=True)),
+}
+
+
+def make(name, seed=0):
+    """A network whose biases, deviations and statistics are not those of the start."""
+    torch.manual_seed(seed)
+    leaf, actions, settings = NETWORKS[name]
+    model = ActorCritic({"obs": leaf}, actions, **settings)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    for leaf_name in model.normalized:
+        model.set_normalizer(leaf_name, torch.randn(leaf.shape), torch.rand(leaf.shape) + 0.1)
+    return model
+
+
+def observations(leaf, rows, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    if leaf.dtype == "float32":
+        return 2.0 * torch.randn(rows, *leaf.shape, generator=g)
+    if leaf.dtype == "bool":
+        return torch.rand(rows, *leaf.shape, generator=g) < 0.1
+    return torch.randint(0, 3, (rows, *leaf.shape), generator=g, dtype=torch.uint8)
+
+
+def flat(model):
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+
+
+def native(model, threads=1):
+    network = NativeNetwork(model, ThreadPool(threads))
+    network.pack(flat(model), backward=True)
+    return network
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("rows", [1, 13, CHUNK, 2 * CHUNK + 45])
+def test_native_network_equals_the_torch_network_forward_and_backward(name, rows):
+    model = make(name)
+    leaf = observations(NETWORKS[name][0], 500)
+    index = torch.randperm(500, generator=torch.Generator().manual_seed(2))[:rows].contiguous()
+    network = native(model)
+    params, value = network.forward(leaf, index, rows, keep=True)
+
+    exact = copy.deepcopy(model).double()
+    chosen = leaf[index]
+    if exact.normalized:  # standardised in float32 by both
+        mean, inv_std = model.normalizer("obs")
+        chosen, exact.normalized = ((chosen - mean) * inv_std).clamp(-10.0, 10.0), []
+    x = _features(exact, chosen)
+    torch.testing.assert_close(params.double(), x[0], rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(value.double(), x[1], rtol=2e-5, atol=2e-5)
+
+    params_grad, value_grad = torch.randn(params.shape) / rows, torch.randn(rows) / rows
+    gradient = torch.full_like(flat(model), torch.nan)
+    network.backward(params_grad, value_grad, gradient)
+    expected = torch.autograd.grad(x, list(exact.parameters()), [params_grad.double(), value_grad.double()])
+    expected = torch.cat([part.reshape(-1) for part in expected])
+    torch.testing.assert_close(gradient.double(), expected, rtol=2e-4, atol=2e-5 * float(expected.abs().max()))
+
+
+def _features(model, obs):
+    """Outputs in float64: the encoders convert to float32, so their layers are called one by one."""
+
+    def encode(trunk):
+        encoder = trunk.encoders[0]
+        x = obs.double()
+        if hasattr(encoder, "conv"):
+            x = encoder.conv(x.permute(0, 3, 1, 2)).relu().permute(0, 2, 3, 1)
+        return encoder.layers(x.flatten(1))
+
+    x = encode(model.trunk)
+    y = x if model.critic is None else encode(model.critic)
+    return model._params(model.policy_head(x), {}), model.value_head(y).squeeze(-1)
+
+
+@pytest.mark.parametrize("name", ["grid", "control"])
+def test_native_network_gives_a_row_the_same_bits_in_every_batch(name):
+    model = make(name)
+    network, leaf = native(model), observations(NETWORKS[name][0], 300)
+    params, value = network.forward(leaf, None, 300, keep=False)
+    for rows in (1, 5, 16, 131):
+        index = torch.arange(7, 7 + rows)
+        some_params, some_value = network.forward(leaf, index, rows, keep=True)
+        assert torch.equal(some_params, params[index])
+        assert torch.equal(some_value, value[index])
+
+
+@pytest.mark.parametrize("name", ["grid", "control"])
+def test_threads_of_a_native_network_do_not_change_a_bit(name, monkeypatch):
+    monkeypatch.setattr(module, "SHARED_FLOPS", 0)
+    model, rows = make(name), 4 * CHUNK + 3
+    leaf, results = observations(NETWORKS[name][0], rows), []
+    params_grad, value_grad = torch.randn(rows, model.distribution.num_params), torch.randn(rows)
+    for threads in (1, 3):
+        network = native(model, threads)
+        params, value = network.forward(leaf, None, rows, keep=True)
+        gradient = torch.zeros_like(flat(model))
+        network.backward(params_grad, value_grad, gradient)
+        results.append((params, value, gradient))
+        network.pool.close()
+    for one, three in zip(*results, strict=True):
+        assert torch.equal(one, three)
+
+
+def test_native_network_reads_and_writes_parameters_at_their_offsets():
+    model = make("control")
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    offsets = [offset + 5 * number for number, offset in enumerate(itertools.accumulate(sizes[:-1], initial=0))]
+    spread = torch.zeros(offsets[-1] + sizes[-1])
+    for parameter, offset in zip(model.parameters(), offsets, strict=True):
+        spread[offset : offset + parameter.numel()] = parameter.detach().reshape(-1)
+    dense, loose = native(model), NativeNetwork(model, ThreadPool(1), offsets)
+    loose.pack(spread, backward=True)
+    leaf, gradients = observations(VECTOR, 40), []
+    for network, size in ((dense, sum(sizes)), (loose, len(spread))):
+        params, value = network.forward(leaf, None, 40, keep=True)
+        gradients.append(torch.zeros(size))
+        network.backward(torch.ones_like(params), torch.ones_like(value), gradients[-1])
+    for parameter, at, offset in zip(model.parameters(), itertools.accumulate(sizes, initial=0), offsets, strict=False):
+        assert torch.equal(gradients[0][at : at + parameter.numel()], gradients[1][offset : offset + parameter.numel()])
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_native_network_passes_on_what_is_not_finite(activation):
+    torch.manual_seed(0)
+    model = ActorCritic({"obs": VECTOR}, DISCRETE, hidden=(16,), activation=activation)
+    leaf = observations(VECTOR, 3)
+    leaf[1, 2] = torch.nan
+    params, value = native(model).forward(leaf, None, 3, keep=False)
+    assert params.isfinite().all(1).tolist() == [True, False, True]
+    assert value.isfinite().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("size", [1e-6, 0.1, 0.6, 0.63, 3.0, 9.4, 9.6, 80.0, 1e30])
+def test_tanh_of_the_native_network_is_that_of_torch(size):
+    model = ActorCritic({"obs": Leaf((1,), "float32")}, DISCRETE, hidden=(1,), activation="tanh")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.trunk.encoders[0].layers[0].weight.fill_(1.0)
+        model.value_head.weight.fill_(1.0)
+    leaf = torch.tensor([[size], [-size]])
+    _, value = native(model).forward(leaf, None, 2, keep=False)
+    torch.testing.assert_close(value, torch.tanh(leaf[:, 0]), rtol=3e-7, atol=0.0)
+
+
+def test_unsupported_names_what_the_kernels_do_not_know():
+    def reason(obs=VECTOR, actions=DISCRETE, **settings):
+        leaves = obs if isinstance(obs, dict) else {"obs": obs}
+        return unsupported(ActorCritic(leaves, actions, **settings))
+
+    assert all(unsupported(make(name)) == "" for name in NETWORKS)
+    bounded = ActionLeaf((1,), "float32", "box", (1,), low=(-1.0,), high=(1.0,))
+    mask = Leaf((3,), "bool")
+    assert reason(core="gru", core_size=4) == "a recurrent core"
+    assert reason({"obs": VECTOR, "mask": mask}, mask="mask") == "an action mask"
+    assert reason(actions={"action": bounded}, squash=True) == "squashed actions"
+    assert reason(actions={**DISCRETE, "b": bounded}) == "continuous actions of several leaves"
+    assert reason({"a": VECTOR, "b": VECTOR}) == "observations of several leaves"
+    assert reason(Leaf((4, 84, 84), "uint8")) == "the encoder Nature"
+    assert reason(Leaf((3,), "float64")) == "observations of type float64"
+    assert reason(Leaf((10, 10, 4), "float32")) == "observations of type float32"
+    assert reason(hidden=(4,) * 8) == "more than 7 fully connected layers"
+    for shape in ((4, 4, 65), (4, 64, 33), (40, 40, 1)):
+        assert reason(Leaf(shape, "bool"), encoder="minatar") == "pictures of {} x {} x {}".format(*shape)
+
+
+def test_native_network_shares_a_chunk_with_other_threads_only_if_it_is_worth_it():
+    small, large = (NativeNetwork(make(name), ThreadPool(2)) for name in ("control", "grid"))
+    assert (small.threads, large.threads) == (1, 2)
+    for network in (small, large):
+        network.pool.close()
