@@ -13,6 +13,7 @@ A busy machine makes the runs slower but not the processor time per step, which 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,9 @@ from sfactory.config import Config, Env, parsing, presets, with_settings
 from sfactory.config.toml_file import to_toml
 from sfactory.device.machine import cores
 from sfactory.envs import make_spec
+from sfactory.learning.network import build_model
 from sfactory.monitor.rows import read_rows
+from sfactory.native.network import CHUNK, SHARED_FLOPS
 from sfactory.supervisor.cores import by_cores, worker_cores
 from sfactory.supervisor.lockstep import Lockstep
 from sfactory.tools.bench import machine, own_stages
@@ -44,7 +47,6 @@ DIVISIONS = ((1, 1), (2, 1), (4, 1), (8, 1), (8, 2))  # samplers, inference work
 GROUPS = (1, 2, 4, 8, 16)  # in one forward pass
 TARGETS = ("minatar/breakout", "mujoco/hopper", "atari/pong")
 MACHINES = (2, 4, 8, 16, 64)
-THREADED_ROWS = 512  # a smaller minibatch is computed by one thread
 WARM_S = 2.0
 MICRO = 1e6
 
@@ -105,9 +107,10 @@ def limits(h: HandOver, work: Work, p: Processes, num_cores: int, waiting: float
 def processes(config: Config, num_cores: int) -> Processes:
     """Processes of a configuration on a machine, as `by_cores` settles them."""
     config = by_cores(config, num_cores)
-    s = config.sampling
-    many = config.batch_rows // config.batch.minibatches >= THREADED_ROWS
-    threads = worker_cores(config, learner_name(), num_cores) if many else 1
+    s, chunks = config.sampling, -(-config.batch_rows // config.batch.minibatches // CHUNK)
+    weights = build_model(config, make_spec(config.env.name, config.env.arguments)).flat_size()
+    shared = 2 * CHUNK * weights >= SHARED_FLOPS  # a chunk is worth another thread
+    threads = min(worker_cores(config, learner_name(), num_cores), chunks) if shared else 1
     return Processes(s.num_samplers, s.groups_per_sampler, s.envs_per_group, config.run.inference_workers, threads)
 
 
@@ -199,13 +202,13 @@ class Speed(NamedTuple):
 
     steps_per_second: float
     cpu: float
-    """Processor seconds per step."""
+    """Processor seconds of all workers per step. The supervisor's depend on time, not on steps."""
     batch: float
     """Environments per forward pass of inference."""
 
 
 class Moment(NamedTuple):
-    """Progress of a run: seconds and steps of training, processor seconds of all its processes."""
+    """Progress of a run: seconds and steps of training, processor seconds of its workers."""
 
     seconds: float
     steps: float
@@ -217,8 +220,8 @@ def moment(process: subprocess.Popen[bytes], run: Path, seconds: float) -> Momen
     while process.poll() is None:
         row = next((row for row in read_rows(run) if row["seconds"] >= seconds), None)
         if row is not None:
-            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            return Moment(row["seconds"], row["env_steps"], sum(sum(one.cpu_times()[:2]) for one in family))
+            workers = psutil.Process(process.pid).children(recursive=True)
+            return Moment(row["seconds"], row["env_steps"], sum(sum(worker.cpu_times()[:2]) for worker in workers))
         time.sleep(0.02)
     raise RuntimeError(f"the run ended with exit code {process.returncode}")
 
@@ -295,6 +298,7 @@ def model_table(name: str, config: Config, work: Work, h: HandOver) -> list[str]
 def page(seconds: float, rounds: int) -> str:
     """Measure everything and return the page."""
     torch.set_num_threads(1)
+    load = os.getloadavg()[0]
     h, m = hand_over(), machine()
     print(h, flush=True)
     measured = runs_table(h, seconds, rounds)
@@ -313,7 +317,7 @@ def page(seconds: float, rounds: int) -> str:
     )
     return TEXT.format(
         cpu=m["cpu"], cores=m["cores"], date=m["date"], torch=m["torch"], act=MICRO * h.act, turn=MICRO * h.turn,
-        group=MICRO * h.group, spin=SPIN_US, envs=ENVS, rounds=rounds, seconds=seconds,
+        group=MICRO * h.group, load=load, spin=SPIN_US, chunk=CHUNK, envs=ENVS, rounds=rounds, seconds=seconds,
         runs="\n".join(measured), costs="\n".join(table("| preset | environment | forward pass | learner |", costs)),
         model="\n".join(table(head, [row.split(" | ") for row in predicted])),
     )  # fmt: skip
@@ -323,6 +327,8 @@ TEXT = """\
 # Scaling with cores
 
 `python benchmarks/scaling.py -o benchmarks/results/scaling.md` on {cores} cores of {cpu}, torch {torch}, {date}.
+Load average before the measurement: {load:.1f}. On a busy machine the steps per second are too low; processor times are
+little affected.
 
 ## The hand-over
 
@@ -337,11 +343,10 @@ Processor time, one thread, with an environment and a network that compute almos
 ## One to eight samplers
 
 {envs} environments divided among more and more samplers, two groups each. An environment step takes {spin:.0f} us of
-processor time. Median of {rounds} runs of {seconds:g} s, interleaved. The prediction is the smallest of four limits:
-samplers, inference, learner, and all cores together (`limits` in the script), with the mean number of environments per
-forward pass that the run had. A machine with {cores} cores allows no
-more than {cores} busy processes; beyond that number the rows show whether smaller groups and more processes cost more
-than predicted.
+processor time. Medians of {rounds} interleaved rounds of {seconds:g} s. The prediction is the smallest of four limits:
+samplers, inference, learner, and all cores together (`limits` in the script), with the number of environments per
+forward pass that the run had. {cores} cores allow no more than {cores} busy processes; beyond that number the rows show
+whether smaller groups and more processes cost more than predicted.
 
 {runs}
 
@@ -351,10 +356,10 @@ Processor time per step of three presets on this processor, in us, measured in o
 
 {costs}
 
-The model with these costs, on the CPU alone. Samplers and inference workers are those of `sampling.num_samplers 0`. A
-minibatch of fewer than 512 rows has one learner thread; half of the groups wait at a forward pass. *One sampler* is the
-same machine without the division. The model knows no memory bandwidth, no shared caches and no lower clock of many busy
-cores, so it is an upper bound.
+The model with these costs, on the CPU alone. Samplers and inference workers are those of `sampling.num_samplers 0`. The
+learner has a thread for every {chunk} rows of a minibatch, if its network is large enough for that; half of the groups
+wait at a forward pass. *One sampler* is the same machine without the division. The model knows no memory bandwidth, no
+shared caches and no lower clock of many busy cores, so it is an upper bound.
 
 Where the learner is the limit, more cores change nothing until it uses more of them: a preset's update is a chain of
 small minibatches. Samplers and inference workers matter with one pass over the data, or a faster update.
