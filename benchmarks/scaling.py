@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,8 @@ from sfactory.supervisor.cores import by_cores, worker_cores
 from sfactory.supervisor.lockstep import Lockstep
 from sfactory.tools.bench import machine, own_stages
 from sfactory.workers.names import learner_name
-from sfactory.workers.shared import RunSpec
+from sfactory.workers.shared import Phase, RunSpec
+from sfactory.workers.worker import Worker
 
 SPIN_US = 100.0  # processor time of a synthetic environment's step: between MuJoCo (30) and Atari (270)
 ENVS = 64
@@ -135,6 +137,15 @@ def lockstep(config: Config, folder: str) -> Lockstep:
     return Lockstep(RunSpec(config, make_spec(config.env.name, config.env.arguments), folder, 0))
 
 
+def woken(worker: Worker) -> None:
+    """One turn of a worker's loop after a ring, without the wait."""
+    worker.heartbeat(Phase.IDLE)
+    worker.bell.wait(0.0)
+    worker.bell.drain()
+    worker.heartbeat(Phase.WORK)
+    worker.step()
+
+
 def stage_times(config: Config, turns: int = 640) -> tuple[float, float, float, float]:
     """Processor seconds per turn of inference, sampler without environment, environment, and of the learner per row."""
     spent = dict.fromkeys(("inference", "sampler", "environment", "learner"), 0.0)
@@ -152,11 +163,8 @@ def stage_times(config: Config, turns: int = 640) -> tuple[float, float, float, 
         run = lockstep(config, folder)
         for group in run.samplers[0].runs:
             group.envs.step = timed("environment", group.envs.step)
-        steps = (
-            timed("inference", run.inference.step),
-            timed("sampler", run.samplers[0].step),
-            timed("learner", run.learner.step),
-        )
+        workers = (("inference", run.inference), ("sampler", run.samplers[0]), ("learner", run.learner))
+        steps = [timed(stage, partial(woken, worker)) for stage, worker in workers]
         try:
             for turn in range(turns + 64):
                 if turn == 64:  # warm: every slot was used
@@ -176,7 +184,7 @@ def hand_over() -> HandOver:
     """Costs of the hand-over, from runs with 1 to 16 groups."""
     found = [stage_times(synthetic(1, 1, groups, 4)) for groups in GROUPS]
     group, turn = np.polyfit(GROUPS, [inference for inference, *_ in found], 1)
-    act = statistics.median(sampler / groups for groups, (_, sampler, *_) in zip(GROUPS, found, strict=True))
+    act = found[0][1]  # one group: a sampler is woken once per step of a group
     return HandOver(act, float(turn), float(group))
 
 
@@ -346,7 +354,8 @@ Processor time, one thread, with an environment and a network that compute almos
 processor time. Medians of {rounds} interleaved rounds of {seconds:g} s. The prediction is the smallest of four limits:
 samplers, inference, learner, and all cores together (`limits` in the script), with the number of environments per
 forward pass that the run had. {cores} cores allow no more than {cores} busy processes; beyond that number the rows show
-whether smaller groups and more processes cost more than predicted.
+whether smaller groups and more processes cost more than predicted. The prediction knows no cold caches: a process that
+shares its core with others finds less of its data in the caches each time it runs.
 
 {runs}
 
