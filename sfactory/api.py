@@ -157,16 +157,24 @@ def train_config(config: Config, label: str = "") -> Outcome:
 def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = ()) -> Outcome:
     """Continue a run with the settings of `config`. Raises CommandError (exit 4) for changes a run cannot make."""
     require_checkpoint(run_dir)
-    refuse_changes(_config_of(run_dir), config, allow)
+    from sfactory.supervisor.cores import keep_processes
+
+    before = _config_of(run_dir)
+    config = keep_processes(before, config)
+    refuse_changes(before, config, allow)
     return _train(config, run_dir, resume=True)
 
 
 def _requeued(config: Config, run_dir: Path) -> Outcome:
     """Continue a run whose command the scheduler started again; from the beginning if it has no checkpoint yet."""
+    from sfactory.supervisor.cores import keep_processes
+
     before = _config_of(run_dir)
     if config.sampling.auto:  # keep the split that the first launch found
-        threads = {name: getattr(before.run, name) for name in ("learner_threads", "inference_threads")}
-        config = replace(config, sampling=before.sampling, run=replace(config.run, **threads))
+        names = ("learner_threads", "inference_threads", "inference_workers")
+        found = {name: getattr(before.run, name) for name in names}
+        config = replace(config, sampling=before.sampling, run=replace(config.run, **found))
+    config = keep_processes(before, config)
     refuse_changes(before, config, [])
     return _train(config, run_dir, resume=has_checkpoint(run_dir))
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import sfactory
+from sfactory.config.toml_file import from_toml
 from sfactory.envs import EnvError
 from sfactory.errors import CommandError, Exit
 from sfactory.run.checkpoint import CheckpointError
@@ -204,6 +205,24 @@ def test_train_refuses_an_existing_run_and_resume_continues_it(tmp_path, monkeyp
     sfactory.resume("runs/a", allow=["run.mode"], run={"mode": "lockstep"}, stop={"env_steps": 900})
     with pytest.raises(ValueError, match="runs/absent does not exist"):
         sfactory.resume("runs/absent")
+
+
+def test_resume_and_requeue_keep_the_samplers_of_a_run_where_num_samplers_is_0(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = {"mode": "lockstep", "dir": "runs/a"}
+    sfactory.train("classic/cartpole", **{**LOCKSTEP, "run": run})
+    undecided = {**LOCKSTEP["sampling"], "num_samplers": 0}
+    assert sfactory.resume("runs/a", sampling={"num_samplers": 0}, stop={"env_steps": 600}).code == 0
+    again = {**LOCKSTEP, "sampling": undecided, "run": {**run, "requeue": True}, "stop": {"env_steps": 900}}
+    assert sfactory.train("classic/cartpole", **again).code == 0
+    assert from_toml(Path("runs/a/config.toml")).sampling.num_samplers == 2
+
+
+def test_train_writes_the_settled_number_of_samplers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    undecided = {**LOCKSTEP, "sampling": {**LOCKSTEP["sampling"], "num_samplers": 0}, "run": {"mode": "lockstep"}}
+    config = from_toml(Path(sfactory.train("classic/cartpole", **undecided).run_dir) / "config.toml")
+    assert (config.sampling.num_samplers, config.sampling.envs_per_group, config.run.inference_workers) == (1, 4, 1)
 
 
 def test_evaluate_plays_episodes_of_a_run(tmp_path, monkeypatch):

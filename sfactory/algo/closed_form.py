@@ -31,8 +31,8 @@ class Rows(NamedTuple):
 
     behavior: Tensor
     """log behavior, 0 on reset rows."""
-    advantage: Tensor
-    """Times the trace's weight if the behavior weight is applied there; 0 on reset rows."""
+    gain: Tensor
+    """-advantage, times the trace's weight if the behavior weight is applied there; 0 on reset rows."""
     value: Tensor
     """Value at the start of the update."""
     target: Tensor
@@ -69,7 +69,7 @@ def pack(
     reset = ~valid
     if behavior_weight in ("trace", "twice"):
         advantage = advantage * weight
-    columns = [column.masked_fill(reset, 0.0) for column in (behavior, advantage, value, target)]
+    columns = [column.masked_fill(reset, 0.0) for column in (behavior, -advantage, value, target)]
     columns.append(valid.to(value.dtype))
     if proximal is not None:
         columns.append(proximal.masked_fill(reset, 0.0))
@@ -108,7 +108,7 @@ def loss_slopes(
     share = rows.valid / rows.valid.sum().clamp(min=1.0)
     at_behavior = SURROGATES[objective].own_weight(behavior_weight) in ("surrogate", "twice")
     anchor = rows.behavior if at_behavior else proximal
-    gain = -share * rows.advantage
+    gain = share * rows.gain
     return Slopes(
         log_prob=_policy_slope(log_prob, proximal, anchor, gain, clip, dual_clip, weight_cap),
         entropy=-entropy_coef * share,
@@ -130,17 +130,16 @@ def _policy_slope(
     gain [...]: -advantage, divided by the number of valid rows. Every term is gain * exp(log_prob + constant), so its
     slope is the term itself, or 0 where it is constant: outside the clip, and at the bound of ``dual_clip``.
     """
-    anchor = torch.maximum(anchor, log_prob - log_cap(weight_cap))
+    log_w = (log_prob - anchor).clamp_(max=log_cap(weight_cap))
     log_r = log_prob - proximal
     inside = log_r.clamp(*log_interval(clip))
-    log_w_b = (proximal - anchor).clamp_(-LOG_WEIGHT_LIMIT, LOG_WEIGHT_LIMIT)
-    free = gain * torch.exp(log_prob - anchor)
+    log_w_b = (log_w - log_r).clamp_(-LOG_WEIGHT_LIMIT, LOG_WEIGHT_LIMIT)
+    free = gain * log_w.exp()
     bounded = gain * torch.exp(inside + log_w_b)
-    loss = torch.maximum(free, bounded)
-    slope = loss * ((free > bounded) | (inside == log_r))
+    slope = torch.where(free > bounded, free, bounded * (inside == log_r))
     if dual_clip:
         ceiling = gain * torch.exp(log_w_b + math.log(dual_clip))
-        slope = slope.masked_fill((gain > 0) & (loss > ceiling), 0.0)
+        slope = slope.masked_fill((gain > 0) & (slope > ceiling), 0.0)
     return slope
 
 

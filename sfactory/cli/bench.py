@@ -11,15 +11,23 @@ from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import Exit
 
 NOTES = """\
-  sfactory bench minatar/breakout                            costs, roofline, share, bottleneck
+  sfactory bench minatar/breakout                            costs, rooflines, shares, bottleneck
   sfactory bench atari/pong --search 120 --write best.toml   search for faster settings
   sfactory train atari/pong --config best.toml
 
-"at best" is the environment's own library, and the network in plain torch at the cheapest batch,
-threads and memory format: no code of sfactory where there is a plain form. The roofline of N cores
-is N / (sum of these costs per step); with a GPU it is the environment alone on all cores. "here"
-are sfactory's own stages, each measured alone. On a busy machine all numbers are too low, and not
-by the same factor.
+Core time per step of every stage, and the speed that N cores reach with it, by three references:
+
+  arithmetic          the network's operations at the speed of this machine's matrix products
+  torch, best batch   the network in plain torch, with the batch, threads and memory format that
+                      cost least; the panel of `sfactory train` shows the share of this line
+  torch, these        plain torch at the run's own batches, threads and processes, with loss and
+                      optimizer
+
+The environment is its own library in a plain loop. sfactory can be faster than plain torch: a share
+above 100% of the lower two lines is possible. With a GPU each line is the environment alone on all
+cores. "this run" are sfactory's own stages, each measured alone. A workload with several epochs or
+minibatches also runs with one pass over the data. All figures are medians of stretches. On a busy
+machine all numbers are too low, and not by the same factor.
 """
 
 
@@ -27,12 +35,14 @@ def add_parser(commands: Commands) -> None:
     """Declare the command and its options."""
     parser = commands.add_parser(
         "bench",
-        help="measure speed, its share of the roofline, and the bottleneck",
+        help="measure speed, its share of three rooflines, and the bottleneck",
         usage="sfactory bench TARGET [options] [--section.field value ...]",
         epilog=NOTES,
     )
     add_target(parser)
-    parser.add_argument("--seconds", metavar="S", type=decimal(2), default=20.0, help="length of the measured run (20)")
+    parser.add_argument(
+        "--seconds", metavar="S", type=decimal(2), default=20.0, help="length of each measured run (20)"
+    )
     text = "then search for faster settings for S seconds (0: do not)"
     parser.add_argument("--search", metavar="S", type=decimal(0), default=0.0, help=text)
     text = "write the settings found as TOML; searches for 60 s without --search"
@@ -45,13 +55,15 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure the workload, and search for faster settings if asked to."""
     from sfactory.config.toml_file import settings_to_toml
+    from sfactory.device.machine import cores
+    from sfactory.supervisor.cores import by_cores
     from sfactory.tools.bench import bench
     from sfactory.tools.tune import search
 
     budget = options.search or (60.0 if options.write else 0.0)
     config = config_of(options)
     log = quiet if options.json else progress
-    report = bench(options.word, config, options.seconds, log)
+    report = bench(options.word, by_cores(config, cores()), options.seconds, log)
     if not options.json:
         print(report.text())
     found = None
@@ -66,5 +78,5 @@ def run(options: argparse.Namespace) -> int:
         source = f"# Found by: sfactory bench {options.word} --search {budget:g}"
         options.write.write_text(f"{source}\n{settings_to_toml(found.settings)}")
         log(f"sfactory train {options.word} --config {options.write}")
-    speed = f"{report.whole.steps_per_second:,.0f} steps/s, {100 * report.share:.0f}% of the roofline"
+    speed = f"{report.whole.steps_per_second:,.0f} steps/s, {100 * report.share:.0f}% of torch, best batch"
     return print_exit_line(Exit.FINISHED, "measured", speed)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 def check_together(config: Config) -> None:
     """All rules across settings. ValueError names the flags."""
     check_options(config)
+    check_inference_workers(config)
     check_batch(config)
     check_behavior_weight(config)
 
@@ -26,6 +27,16 @@ def check_options(config: Config) -> None:
     if config.model.separate and config.model.core != "none":
         raise ValueError(
             f"model.separate and model.core {config.model.core} exclude each other: a recurrent core needs one trunk"
+        )
+
+
+def check_inference_workers(config: Config) -> None:
+    """Every inference worker needs a sampler, where the number of samplers is known before the run."""
+    workers, samplers = config.run.inference_workers, config.sampling.num_samplers
+    if samplers and workers > samplers:
+        raise ValueError(
+            f"run.inference-workers {workers} cannot share {samplers} sampler{'s' * (samplers > 1)}; each needs one or "
+            f"more: use at most {samplers}, or raise sampling.num-samplers"
         )
 
 

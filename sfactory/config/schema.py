@@ -46,7 +46,10 @@ class Run:
     """CPU threads of the learner, which share the rows of a minibatch of a few hundred or more. They do not change
     any bit of the result. 0: one per core, at most 4."""
     inference_threads: Annotated[int, Ge(1)] = 1
-    """CPU threads of the inference worker."""
+    """CPU threads of each inference worker."""
+    inference_workers: Annotated[int, Ge(0)] = 0
+    """Inference workers; each computes the actions of its share of the samplers. More: less waiting where actions are
+    the bottleneck, smaller batches, 170 MB each. 0: by cores; one with a GPU. Lockstep always has one."""
     debug: bool = False
     """Fill released slots with NaN, so that a read of unwritten data is visible. Costs a few percent of speed."""
     profile: bool = False
@@ -108,8 +111,9 @@ class Env:
 class Sampling:
     """How data is collected."""
 
-    num_samplers: Annotated[int, Ge(1)] = 1
-    """Sampler processes. One per core that is not busy with inference or learning."""
+    num_samplers: Annotated[int, Ge(0)] = 0
+    """Sampler processes, each with its own environments. 0: by cores; the environments of one sampler, as the two
+    settings below describe them, are divided among as many samplers as there are cores for. Lockstep: one."""
     groups_per_sampler: Annotated[int, Ge(1)] = 2
     """Groups of environments per sampler. With two, one group steps while the other waits for its actions."""
     envs_per_group: Annotated[int, Ge(1)] = 64
@@ -123,8 +127,13 @@ class Sampling:
     processes."""
 
     @property
+    def samplers(self) -> int:
+        """Number of samplers. Without a number of its own a run has one, until the cores of a machine are known."""
+        return max(1, self.num_samplers)
+
+    @property
     def num_groups(self) -> int:
-        return self.num_samplers * self.groups_per_sampler
+        return self.samplers * self.groups_per_sampler
 
     @property
     def num_envs(self) -> int:

@@ -74,8 +74,8 @@ class Cuda:
     ] = {}  # by address, of this process; the reference keeps the memory mapped
 
     def __init__(self, device: torch.device, urgent: bool) -> None:
-        """urgent: for a worker that others wait for. Its waits begin with a busy-wait. Its stream has high priority,
-        which counts among the streams of one process, and of several under MPS."""
+        """urgent: for a worker that others wait for. Its waits begin with a busy-wait, and its stream has high
+        priority, which counts among streams of one process, and of several under MPS."""
         self.device, self.stream = device, torch.cuda.Stream(device, priority=-1 if urgent else 0)
         torch.cuda.synchronize(device)  # finish work of the default stream, which is not ordered with this one
         self.spin_s = SPIN_S if urgent else 0.0

@@ -11,12 +11,31 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86-64, x86-64, ARM
+NUMA = Path("/sys/devices/system/node")
 GPUS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia", "/dev/nvhost-ctrl")
 
 
 def affinity() -> int:
     """Number of cores in the affinity mask of this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def numa_nodes(root: Path = NUMA, allowed: Iterable[int] | None = None) -> list[frozenset[int]]:
+    """Cores of each NUMA node that this process may use, in the order of the nodes, without nodes that have none.
+
+    allowed: the affinity of a process, by default of this one. Empty where the system does not describe its nodes.
+    """
+    if allowed is None:
+        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    usable = frozenset(allowed)
+    nodes = sorted(root.glob("node[0-9]*"), key=lambda node: int(node.name.removeprefix("node")))
+    return [own for node in nodes if (own := usable & core_list(read_text(node / "cpulist")))]
+
+
+def core_list(text: str) -> frozenset[int]:
+    """`0-3,8` -> {0, 1, 2, 3, 8}: the kernel's format of a set of cores."""
+    spans = [part.partition("-") for part in text.strip().split(",") if part]
+    return frozenset(core for first, _, last in spans for core in range(int(first), int(last or first) + 1))
 
 
 def cores() -> int:

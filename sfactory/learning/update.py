@@ -35,6 +35,7 @@ from sfactory.learning.objectives.base import ESS_METRIC, KL_METRIC
 from sfactory.learning.parallel_network import ParallelNetwork
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.native.choice import why_not_native
+from sfactory.native.library import identity
 
 OBJECTIVE_PART = "proximal"  # checkpoint part of the objective's state, under the name of format 1
 
@@ -66,8 +67,11 @@ class Update:
         reason = why_not_native(config, model, device, config.run.precision)
         if accelerator is not None:
             reason = reason or "an accelerator records the update"
-        self.kernels = f"torch ({reason})" if reason else "native"
-        """What computes the network and why, for the log."""
+        self.kernels = (
+            f"native {identity()}" if not reason else "autograd" if config.run.kernels == "autograd" else "torch"
+        )
+        """What computes the network, for the checkpoint: equal names give equal bits."""
+        self.kernels_line = f"kernels: torch ({reason})" if reason else "kernels: native"
         self.network = self._make_network(not reason, ThreadPool(threads), autocast)
         self.parameters = self.flat.parameters
         self.schedule = SCHEDULES[config.optim.schedule]

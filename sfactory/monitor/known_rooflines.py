@@ -1,5 +1,6 @@
 """Rooflines measured by `sfactory bench` on this machine, kept in the user's cache folder.
 
+Of the three lines of `sfactory.tools.roofline` this is "torch, best batch": it depends on the fewest settings of a run.
 Measuring a roofline takes seconds of all cores, so training does not measure it: it reads what `sfactory bench` stored
 for the same workload.
 """
@@ -15,6 +16,8 @@ from pathlib import Path
 from sfactory.config import Config
 from sfactory.device.machine import cores, processor, shows_gpu
 
+LINE = "torch, best batch, median"  # a stored value of another kind of roofline has another key
+
 
 def rooflines_file() -> Path:
     """File of stored rooflines."""
@@ -26,6 +29,7 @@ def workload(config: Config) -> str:
     """Key of a stored roofline: everything the cost of a step depends on, as one line of JSON."""
     run = config.run
     key = {
+        "roofline": LINE,
         "env": [config.env.name, config.env.arguments, config.sampling.envs_per_group],
         "model": asdict(config.model),
         "learning": [config.batch.epochs, config.optimizer_steps_per_update > 1, config.run.precision],

@@ -115,7 +115,7 @@ _LAG = {
 _FAULTS = {
     "faults/total": "faults since this launch (after an exact resume: since the start), of workers and environments",
     "faults/sampler": "faults of samplers, including their environments",
-    "faults/inference": "exits of the inference worker",
+    "faults/inference": "exits of inference workers",
     "faults/learner": "faults of the learner",
     "faults/evaluator": "exits of the evaluator",
 }
@@ -140,9 +140,9 @@ METRICS: dict[str, Metric] = {
     "proximal/decay": Metric("decay of the averaged policy per optimizer step", "learner"),
     "queue/free": Metric("free slots; 0 means that samplers wait for the learner", "learner"),
     "queue/ready": Metric("full slots that wait for the learner", "learner"),
-    "queue/inference_batch": Metric("environments per forward pass of the inference worker", "inference", "mean"),
+    "queue/inference_batch": Metric("environments per forward pass of an inference worker", "inference", "mean"),
     "queue/inference_wait_ms": Metric(
-        "mean wait of the inference worker for a request, in milliseconds", "inference", "mean"
+        "mean wait of an inference worker for a request, in milliseconds", "inference", "mean"
     ),
     "queue/learner_wait_ms": Metric("mean wait of the learner for its batch, in milliseconds", "learner", "mean"),
     "queue/sampler_wait_ms": Metric("mean wait of a sampler for actions or a slot, in milliseconds", "sampler", "mean"),

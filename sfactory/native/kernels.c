@@ -180,24 +180,27 @@ INLINE void tile(int rows, i64 depth, const float *a, i64 lda, const float *b, c
     }
 }
 
+/* Rows of the largest tile that fits into n: few sizes, because each is compiled on its own. */
+INLINE int tile_rows(i64 n) { return n >= MR ? MR : n >= 8 && MR > 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1; }
+
+#if MR > 8
+#define TILES(TILE) TILE(1) TILE(2) TILE(4) TILE(8) TILE(12)
+#else
+#define TILES(TILE) TILE(1) TILE(2) TILE(4) TILE(6)
+#endif
+
 /* c[:rows, :columns] in panels of b; columns beyond are written too: buffers are padded to whole panels. */
 static void product(i64 rows, i64 depth, i64 columns, const float *a, i64 lda, const float *b, const float *bias,
                     i64 activation, const float *y, i64 ldy, float *c, i64 ldc) {
-    i64 blocks = (rows + MR - 1) / MR, each = blocks ? (rows + blocks - 1) / blocks : 0;
     for (i64 j = 0; j < columns; j += NR) {
-        for (i64 i = 0; i < rows; i += each) {
-            int n = (int)(rows - i < each ? rows - i : each);
+        for (i64 i = 0, n; i < rows; i += n) {
+            n = tile_rows(rows - i);
 #define TILE(N)                                                                                                        \
     case N:                                                                                                            \
         tile(N, depth, a + i * lda, lda, b + j * depth, bias ? bias + j : 0, activation, y ? y + i * ldy + j : 0, ldy, \
              c + i * ldc + j, ldc);                                                                                    \
         break;
-            switch (n) {
-                TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
-#if MR > 6
-                TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
-#endif
-            }
+            switch (n) { TILES(TILE) }
 #undef TILE
         }
     }
@@ -226,18 +229,13 @@ static void outer(i64 depth, i64 rows, i64 columns, const float *a, i64 lda, con
             memset(c, 0, sizeof(float) * (size_t)(count * NR));
             for (i64 p = 0; p < depth; p += DEPTH) {
                 i64 d = depth - p < DEPTH ? depth - p : DEPTH;
-                for (i64 i = 0; i < count; i += MR) {
-                    int n = (int)(count - i < MR ? count - i : MR);
+                for (i64 i = 0, n; i < count; i += n) {
+                    n = tile_rows(count - i);
 #define TILE(N)                                                                                                        \
     case N:                                                                                                            \
         outer_tile(N, d, a + p * lda + i0 + i, lda, b + p * ldb + j, ldb, c + i * NR);                                 \
         break;
-                    switch (n) {
-                        TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
-#if MR > 6
-                        TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
-#endif
-                    }
+                    switch (n) { TILES(TILE) }
 #undef TILE
                 }
             }

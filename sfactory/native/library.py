@@ -6,6 +6,7 @@ processor. A machine without a C compiler has no kernels; everything works witho
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import functools
@@ -15,6 +16,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,17 @@ def build() -> Path:
         raise NoKernels(f"the kernels could not be built: {error}") from error
 
 
+def build_in_background() -> None:
+    """Start `build` in a thread: the kernels are ready when the workers have imported torch. Failures are ignored
+    here: whoever needs the kernels calls `load`."""
+
+    def run() -> None:
+        with contextlib.suppress(NoKernels):
+            build()
+
+    threading.Thread(target=run, name="build of the kernels", daemon=True).start()
+
+
 def _compile(command: Sequence[str], path: Path) -> None:
     temporary = path.with_suffix(f".{os.getpid()}")
     result = None
@@ -110,6 +123,11 @@ def _compile(command: Sequence[str], path: Path) -> None:
     assert result is not None
     reason = (result.stderr.strip().splitlines() or ["no output"])[0]
     raise NoKernels(f"{command[0]} failed: {reason}")
+
+
+def identity() -> str:
+    """Short name of the compiled kernels: equal where source, compiler and processor are equal. Raises NoKernels."""
+    return build().stem[:12]
 
 
 @functools.cache

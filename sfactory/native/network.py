@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -26,6 +26,8 @@ from sfactory.native.library import load
 
 CHUNK = 128
 """Rows of a chunk: their activations stay in the second-level cache."""
+SHARED_FLOPS = 1 << 24
+"""Of a chunk's forward pass: with less, handing a chunk to another thread takes about as long as computing it."""
 ALIGN = 16  # floats of a cache line
 FILTERS, MAX_LAYERS, MAX_PARTS, MAX_CHANNELS = 16, 8, 16, 64  # as in kernels.c
 MAX_LINE, MAX_PADDED = 2048, 1024
@@ -220,6 +222,8 @@ class NativeNetwork:
         """The network must be supported; see `unsupported`. offsets: see `plan`."""
         self.model, self.pool, self.library = model, pool, load()
         self.plan = plan(model, CHUNK, offsets)
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        self.threads = pool.size if 2 * CHUNK * weights >= SHARED_FLOPS else 1
         self.address = ctypes.addressof(self.plan.network)
         self.packed = torch.zeros(self.plan.packed_size)
         self.areas = torch.zeros(1, self.plan.area_size)  # [chunks, area]: activations of the last forward pass
@@ -239,7 +243,7 @@ class NativeNetwork:
         """
         chunks = max(1, -(-rows // CHUNK))
         params, value = torch.empty(rows, self.plan.width), torch.empty(rows)
-        areas = chunks if keep else min(chunks, self.pool.size)
+        areas = chunks if keep else min(chunks, self.threads)
         if areas > len(self.areas):
             self.areas = torch.zeros(areas, self.plan.area_size)
         mean, inv_std = self._statistics()
@@ -257,7 +261,7 @@ class NativeNetwork:
             if not keep:
                 free.append(area)
 
-        self.pool.map(chunk, chunks)
+        self._map(chunk, chunks)
         self.kept = (leaf, index, rows)
         return params, value
 
@@ -268,16 +272,16 @@ class NativeNetwork:
         """
         leaf, index, rows = self.kept
         chunks = -(-rows // CHUNK)
-        if len(self.flat_gradients) < chunks - 1 and self.pool.size > 1:
+        if len(self.flat_gradients) < chunks - 1 and self.threads > 1:
             self.flat_gradients = torch.zeros(chunks - 1, flat.numel())
-        if len(self.gradients) < self.pool.size:
-            self.gradients = torch.zeros(self.pool.size, self.plan.area_size)
-        free = list(range(self.pool.size))
+        if len(self.gradients) < self.threads:
+            self.gradients = torch.zeros(self.threads, self.plan.area_size)
+        free = list(range(self.threads))
 
         def chunk(number: int) -> None:
             area, first = free.pop(), number * CHUNK
             obs, index_pointer = self._rows(leaf, index, first)
-            alone = number == 0 or self.pool.size == 1  # one thread adds in the order of the chunks: the same sum
+            alone = number == 0 or self.threads == 1  # one thread adds in the order of the chunks: the same sum
             target = pointer(flat) if alone else pointer(self.flat_gradients, (number - 1) * flat.numel())
             self.library.sf_backward(
                 self.address, pointer(self.packed),
@@ -288,10 +292,18 @@ class NativeNetwork:
             )  # fmt: skip
             free.append(area)
 
-        self.pool.map(chunk, chunks)
-        if self.pool.size > 1:
+        self._map(chunk, chunks)
+        if self.threads > 1:
             for gradient in self.flat_gradients[: chunks - 1]:
                 flat.add_(gradient)
+
+    def _map(self, chunk: Callable[[int], None], chunks: int) -> None:
+        """Call chunk(0) ... chunk(chunks - 1), on the threads of the pool if they are worth it."""
+        if self.threads > 1 and chunks > 1:
+            self.pool.map(chunk, chunks)
+        else:
+            for number in range(chunks):
+                chunk(number)
 
     def _rows(self, leaf: Tensor, index: Tensor | None, first: int) -> tuple[int, int | None]:
         """Pointers to observations and index of the rows from `first` on."""

@@ -29,6 +29,7 @@ from typing import Any
 
 from sfactory.config import Config, parsing
 from sfactory.config.toml_file import to_toml
+from sfactory.device.machine import cores
 from sfactory.errors import CommandError, Exit
 from sfactory.monitor.format import duration
 from sfactory.monitor.writers import write_atomically
@@ -36,6 +37,7 @@ from sfactory.population.jobs import Job
 from sfactory.run import checkpoint
 from sfactory.run.lock import lock_folder
 from sfactory.run.reader import learning_settings, read_run, read_status
+from sfactory.supervisor.cores import by_cores
 from sfactory.supervisor.process_signals import death_signal, signal_handlers
 
 STOPPED = {Exit.INTERRUPTED, Exit.TERMINATED, Exit.REQUEUE}
@@ -178,9 +180,13 @@ class Sweep:
             self.queue.append((job, action))
 
     def _start(self, job: Job, action: Action) -> None:
-        """Start the process of a job, in a session of its own: a Ctrl-C of the terminal is forwarded once, by us."""
+        """Start the process of a job, in a session of its own: a Ctrl-C of the terminal is forwarded once, by us.
+
+        Jobs that run side by side share the cores. A resumed job keeps the processes it was started with.
+        """
         file = self.folder / "configs" / f"{job.name}.toml"
-        write_atomically(file, to_toml(job.config))
+        share = max(1, cores() // min(self.max_running, len(self.jobs)))
+        write_atomically(file, to_toml(job.config if action is Action.RESUME else by_cores(job.config, share)))
         if action is Action.TRAIN and job.run_dir.exists():
             _move_aside(job.run_dir)
         arguments = ["resume", str(job.run_dir)] if action is Action.RESUME else ["train"]

@@ -86,6 +86,14 @@ def recorded_precision(path: Path) -> str:
     return str(json.loads((path / STATE).read_text()).get("precision", ""))
 
 
+def recorded_kernels(path: Path) -> str:
+    """Kernels that computed the network of the checkpoint's run. The checkpoint is verified.
+
+    Versions that do not record it had those of `run.kernels autograd`.
+    """
+    return str(json.loads((path / STATE).read_text()).get("kernels", "autograd"))
+
+
 # -- verify --------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.config import Config, to_dict
+from sfactory.config import Config, to_dict, with_settings
 from sfactory.config.parsing import flag_name
 from sfactory.config.toml_file import from_toml
 from sfactory.monitor.rows import METRICS_FILE, parse_row
@@ -24,8 +24,8 @@ from sfactory.run.folder import supervisor_is_running
 
 STATUS_FILE = "status.json"
 NOT_LEARNING = (
-    "run.dir", "run.seed", "run.debug", "run.requeue", "run.spare_restarts", "run.stall_timeout", "log.", "checkpoint.",
-    "stop.", "env.step_timeout", "env.fault_budget", "env.protocol",
+    "run.dir", "run.seed", "run.debug", "run.inference_workers", "run.requeue", "run.spare_restarts",
+    "run.stall_timeout", "log.", "checkpoint.", "stop.", "env.step_timeout", "env.fault_budget", "env.protocol",
 )  # fmt: skip
 """Settings that do not change what is learned at a given step. Lengths of runs may differ: curves are cut to the
 shortest; only a linear learning rate depends on the end from the start. Protocols are compared elsewhere."""
@@ -168,7 +168,14 @@ def flat_settings(config: Config) -> dict[str, Any]:
 
 
 def learning_settings(config: Config) -> dict[str, Any]:
-    """Dotted name -> value of the settings that change what is learned at a given step."""
+    """Dotted name -> value of the settings that change what is learned at a given step.
+
+    The environments are those of one sampler: how many share them depends on the machine (`sampling.num_samplers 0`).
+    """
+    s = config.sampling
+    if not config.batch.slots:
+        envs = s.num_envs // s.groups_per_sampler
+        config = with_settings(config, {"sampling.num_samplers": 1, "sampling.envs_per_group": envs})
     length_matters = config.optim.schedule == "linear"
     return {
         name: value

@@ -1,7 +1,7 @@
-"""Transfer the newest weights from the learner to the inference worker without locks or waits.
+"""Transfer the newest weights from the learner to its inference workers without locks or waits.
 
 Two buffers, each with a `begun` and a `done` version. The learner writes the buffer that is not the newest: begun,
-data, done. The reader copies the newest complete buffer and checks its versions again: if the learner has begun to
+data, done. A reader copies the newest complete buffer and checks its versions again: if the learner has begun to
 overwrite it meanwhile, the copy may be torn and is discarded. No process holds a buffer, so there is nothing to clear
 after a worker is killed and no publication is skipped. Weights, normalizer and version are one buffer and always agree.
 """

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from sfactory.config import with_settings
 from sfactory.envs import EnvError
 from sfactory.errors import Exit
 from sfactory.run import checkpoint
@@ -39,7 +40,7 @@ class Lockstep:
         self.shared, self.sink = SharedState.create(run_spec), ListSink()
         self.learner = Learner(self.shared, self.sink)
         self.inference = Inference(self.shared, self.sink, whole_batch=True)
-        samplers = range(run_spec.config.sampling.num_samplers)
+        samplers = range(run_spec.config.sampling.samplers)
         self.samplers = [Sampler(index, self.shared, self.sink) for index in samplers]
 
     def turn(self) -> bool:
@@ -87,8 +88,8 @@ def run_lockstep(run_spec: RunSpec, recorder: RunRecorder, signals: Signals) -> 
     signals.interrupt = True  # an environment of this process may hang
     try:
         saved = checkpoint.load_lockstep(Path(run_spec.resume_from)) if run_spec.resume_from else {}
-        if saved:  # continue the launch that saved: the same random numbers
-            run_spec = replace(run_spec, launch=run_spec.launch - 1)
+        if saved:  # continue the launch that saved: the same random numbers, computed by the same kernels
+            run_spec = replace(_with_recorded_kernels(run_spec), launch=run_spec.launch - 1)
         try:
             run = Lockstep(run_spec)
         except checkpoint.CheckpointError as error:
@@ -109,6 +110,14 @@ def run_lockstep(run_spec: RunSpec, recorder: RunRecorder, signals: Signals) -> 
         torch.set_num_threads(threads)
 
 
+def _with_recorded_kernels(run_spec: RunSpec) -> RunSpec:
+    """`run.kernels auto` keeps what computed the network before."""
+    recorded = checkpoint.recorded_kernels(Path(run_spec.resume_from))
+    if run_spec.config.run.kernels != "auto" or recorded not in ("torch", "autograd"):
+        return run_spec
+    return replace(run_spec, config=with_settings(run_spec.config, {"run.kernels": recorded}))
+
+
 def _prepare(run: Lockstep, recorder: RunRecorder, saved: dict) -> None:
     """Set up exact checkpoints, and restore the state that one of them saved."""
     run_spec = run.learner.run_spec
@@ -119,6 +128,9 @@ def _prepare(run: Lockstep, recorder: RunRecorder, saved: dict) -> None:
             raise EnvError(f"{error}; train without exact resume: --checkpoint.exact false") from error
         run.learner.exact = lambda: lockstep_state.capture(run, recorder.board)
     if saved:
+        recorded, present = checkpoint.recorded_kernels(Path(run_spec.resume_from)), run.learner.update.kernels
+        if recorded != present:
+            recorder.writers.log(f"kernels: {present}, but {recorded} before: this resume is not bit for bit")
         lockstep_state.restore(run, recorder.board, saved)
     elif run_spec.resume_from:
         recorder.writers.log("the checkpoint holds no environments: they are reset, so this resume is not exact")

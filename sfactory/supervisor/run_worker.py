@@ -10,7 +10,9 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from sfactory.device.machine import numa_nodes
 from sfactory.errors import CheckpointError, Exit
+from sfactory.supervisor.affinity import pin
 from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, parse_worker
 from sfactory.workers.shared import RunSpec, SharedHandles, SharedState
 from sfactory.workers.worker import QueueSink
@@ -57,6 +59,7 @@ def run_worker(name: str, fds: tuple[int, ...], args: WorkerArgs) -> int:
     kind, index = parse_worker(name)
     if kind == EVALUATOR:
         return _run_evaluator(index, args)
+    pin(name, args.run_spec, numa_nodes())  # first: threads inherit it
     shared = SharedState(args.run_spec, handles_from_fds(fds))
     sink = QueueSink(args.queue)
     if kind == LEARNER:
@@ -83,14 +86,14 @@ def _run_learner(policy: int, shared: SharedState, sink: QueueSink) -> int:
     return 0
 
 
-def _run_inference(policy: int, shared: SharedState, sink: QueueSink) -> int:
+def _run_inference(number: int, shared: SharedState, sink: QueueSink) -> int:
     keep_memory()
     import torch
 
     from sfactory.workers.inference import Inference
 
     torch.set_num_threads(shared.run_spec.config.run.inference_threads)
-    Inference(shared, sink, policy=policy).run()
+    Inference(shared, sink, number=number).run()
     return 0
 
 

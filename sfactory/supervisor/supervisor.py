@@ -18,10 +18,12 @@ import threading
 import time
 from collections import Counter
 
+from sfactory.device.machine import numa_nodes
 from sfactory.errors import Exit
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.shm.atomics import check_memory_order
+from sfactory.supervisor.affinity import placement
 from sfactory.supervisor.child_main import SpawnMessage
 from sfactory.supervisor.exit_rules import Abandon, End, Restart, WorkerExit, learner_outcome, on_exit
 from sfactory.supervisor.run_worker import WorkerArgs, fds_of_handles
@@ -63,6 +65,8 @@ class Supervisor:
         self.orphan_killer = OrphanKiller()  # before the arena and any worker
         try:
             self.shared = SharedState.create(self.run_spec)
+            if line := placement(self.run_spec, numa_nodes()):
+                self.recorder.writers.log(line)
             for name in self.run_spec.workers:  # the learner first: its imports take longest
                 self._start(name)
             if self.config.eval.every:

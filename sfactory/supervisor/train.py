@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from sfactory.config import Config
+from sfactory.device.machine import cores
 from sfactory.envs import bounded, make_specs
 from sfactory.errors import Exit
 from sfactory.learning.batch_scaling import rescale_batch
 from sfactory.monitor.writers import check_wandb
+from sfactory.native.library import build_in_background
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
+from sfactory.supervisor.cores import by_cores, summary
 from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from
 from sfactory.supervisor.signals import Signals, requeue_job
 from sfactory.supervisor.supervisor import Supervisor
@@ -22,6 +25,8 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
 
     Raises ValueError, EnvError or RunBusy for wrong arguments, before anything is written.
     """
+    if config.run.kernels in ("auto", "native"):
+        build_in_background()
     check_encoder(config.model.encoder)
     check_device("run.device", config.run.device)
     check_device("run.inference-device", config.run.inference_device)
@@ -30,13 +35,16 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
     bounded(specs[0], config.model.squash)  # raises for actions that cannot be squashed
     if config.run.init_from and not resume:
         check_init_from(config)
-    scaled, table = rescale_batch(config)
+    config, given = by_cores(config, cores()), config
+    scaled, lines = rescale_batch(config)
+    if config != given and config.run.mode != "lockstep":
+        lines = [summary(scaled, cores()), *lines]
     # Signals first: once the folder says that a run is under way, a signal ends it in order.
     with (
         Signals(config.run.requeue) as signals,
         RunRecorder.open(config, Path(run_dir), resume, specs) as recorder,
     ):
-        for line in table:
+        for line in lines:
             recorder.writers.log(line)
         run_spec = RunSpec(scaled, specs[0], str(Path(run_dir).resolve()), recorder.launch, recorder.resume_from)
         if config.run.mode == "lockstep":

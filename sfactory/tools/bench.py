@@ -1,21 +1,24 @@
-"""Measure the cost of each stage, the speed of a whole run, and its share of the roofline.
+"""Measure the cost of each stage, the speed of a whole run, and its share of the three rooflines.
 
-Three measurements of the same settings: the reference loops of `sfactory.tools.roofline`; sfactory's own stages one
-after the other in this process (lockstep, so each has the core to itself); and a real run in processes, whose metrics
-give its speed and its bottleneck.
+Measurements of the same settings: a real run in processes, whose metrics give its speed and its bottleneck; the same
+with one pass over the data, if the settings ask for more; the reference loops of `sfactory.tools.roofline`; and
+sfactory's own stages one after the other in this process (lockstep, so each has the core to itself). Every figure is
+the median of a few stretches of its measurement.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sfactory.config import Config, with_settings
 from sfactory.config.toml_file import to_toml
@@ -28,9 +31,21 @@ from sfactory.monitor.known_rooflines import store_roofline
 from sfactory.monitor.rows import read_rows
 from sfactory.monitor.table import STAGES
 
+if TYPE_CHECKING:
+    from sfactory.supervisor.lockstep import Lockstep
+
 WARM_UP_S = 2.0  # start of a run that is not counted: caches, allocators, first episodes
 START_TIMEOUT_S = 60.0  # without a first update
+STRETCHES = 5  # of a run; the median of their speeds counts
+LONGER_S = 120.0  # a run goes on for up to this much longer until it has rows for MIN_STRETCHES
+MIN_STRETCHES = 3
 MICRO = 1e6
+
+
+LINES = {"arithmetic": "arithmetic", "best_batch": "torch, best batch", "these_batches": "torch, these batches"}
+"""The lines of `sfactory.tools.roofline` and their names in the report."""
+PANEL_LINE = LINES["best_batch"]
+INDENT, WIDTH = 22, 20  # columns of the report
 
 
 class BenchFailed(RuntimeError):
@@ -43,12 +58,13 @@ class Trial(NamedTuple):
     """Measurements of one real run, without its first `WARM_UP_S` seconds of training."""
 
     steps_per_second: float
+    """Median of up to STRETCHES stretches."""
     start_s: float
     """From the command to the first row after an update, to within 0.2 s."""
     row: dict[str, float]
     """Mean of every metric over the rows after the warm-up."""
     memory_mb: dict[str, float]
-    """Proportional set size by worker, in MB, near the end."""
+    """Proportional set size by worker, in MB, at the end."""
 
     @property
     def bottleneck(self) -> str:
@@ -77,52 +93,94 @@ class BenchReport:
     roofline: Any  # sfactory.tools.roofline.Roofline, whose module imports torch
     stages: StageCosts
     whole: Trial
+    one_pass: Trial | None
+    """The same settings with one epoch and one minibatch; None if these are the given settings."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Speed of the run divided by each of the three lines."""
+        return {name: self.whole.steps_per_second / self._line(name).steps_per_second for name in LINES}
 
     @property
     def share(self) -> float:
-        return self.whole.steps_per_second / self.roofline.steps_per_second
+        """Share of the line that the panel also shows: torch, best batch."""
+        return self.shares["best_batch"]
+
+    def _line(self, name: str) -> Any:
+        return getattr(self.roofline, name)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the results, for --json; costs are core seconds per step."""
-        r = self.roofline
-        costs = {name: getattr(r, name)._asdict() for name in ("environment", "inference", "training")}
+        stages = ("environment", "inference", "training")
+        lines = {
+            name: {
+                **{stage: getattr(line, stage)._asdict() for stage in stages},
+                "limits": line.limits, "steps_per_second": line.steps_per_second,
+            }
+            for name, line in ((name, self._line(name)) for name in (*LINES, "one_pass"))
+        }  # fmt: skip
+        r, one = self.roofline, self.one_pass
         return {
-            "target": self.target, "machine": self.machine, "share": self.share,
-            "roofline": {**costs, "passes": r.passes, "cores": r.cores, "steps_per_second": r.steps_per_second},
+            "target": self.target, "machine": self.machine, "shares": self.shares,
+            "rooflines": {"cores": r.cores, "passes": r.passes, **lines},
             "stages": self.stages._asdict(),
             "whole": {**self.whole._asdict(), "bottleneck": self.whole.bottleneck},
+            "one_pass": None if one is None else {**one._asdict(), "share": self._one_pass_share(one)},
         }  # fmt: skip
+
+    def _one_pass_share(self, one: Trial) -> float:
+        return one.steps_per_second / float(self.roofline.one_pass.steps_per_second)
 
     def text(self) -> str:
         """Return the results as text."""
-        r, s, w = self.roofline, self.stages, self.whole
-        rows = [
-            ("environment", r.environment.seconds, s.environment, r.environment.how),
-            ("hand-over", None, s.hand_over, "slots, slot table, doorbells"),
-            ("inference", r.inference.seconds, s.inference, r.inference.how),
-            ("learner", r.training.seconds, s.learner, "; ".join(filter(None, (r.passes, r.training.how)))),
-            ("sum", r.seconds, s.seconds, ""),
-        ]
         m = self.machine
-        lines = [f"{self.target}  on {m['cores']} cores, {m['cpu']}{m['gpu'] and ', ' + m['gpu']}, torch {m['torch']}"]
-        lines += ["", f"{'':12} {'at best':>9} {'here':>9}   core time per step, microseconds"]
-        for name, best, measured, how in rows:
-            reference = "" if best is None else f"{MICRO * best:.2f}"
-            lines.append(f"{name:12} {reference:>9} {MICRO * measured:9.2f}   {how}".rstrip())
-        kind = "cores / sum of the best" if r.device == "cpu" else "the environment alone on all cores"
-        busy = ", ".join(f"{name} {100 * share:.0f}%" for name, share in busy_shares(w.row).items())
-        memory = sum(w.memory_mb.values())
-        each = ", ".join(f"{name} {mb:.0f}" for name, mb in w.memory_mb.items())
-        lines += [
+        head = f"{self.target}  on {m['cores']} cores, {m['cpu']}{m['gpu'] and ', ' + m['gpu']}, torch {m['torch']}"
+        return "\n".join([head, "", *self._costs(), "", *self._rooflines(), "", *self._run()])
+
+    def _costs(self) -> list[str]:
+        """The table of costs, and how they were measured."""
+        columns = [*(self._line(name) for name in LINES), self.stages]
+        names = "".join(f"  {name:>{WIDTH}}" for name in (*LINES.values(), "this run"))
+        lines = [f"{'core time per step, us':{INDENT}}{names}"]
+        for label, stage in (("environment", 0), ("hand-over", None), ("inference", 1), ("learner", 2), ("sum", -1)):
+            cells = "".join(f"  {_cell(column, stage):>{WIDTH}}" for column in columns)
+            lines.append(f"{label:{INDENT}}{cells}")
+        best, here = self.roofline.best_batch, self.roofline.these_batches
+        return [
+            *lines,
             "",
-            f"roofline     {human(r.steps_per_second)} steps/s ({kind})",
-            f"whole        {human(w.steps_per_second)} steps/s = {100 * self.share:.0f}% of the roofline",
-            f"busy         {busy}; the {w.bottleneck} is the bottleneck",
-            f"where        {self._bottleneck_stages()}",
-            f"start-up     {w.start_s:.1f} s from the command to the first update",
-            f"memory       {memory:.0f} MB ({each})",
+            _entry("environment", best.environment.how),
+            _entry("learner", self.roofline.passes),
+            _entry(LINES["arithmetic"], self.roofline.arithmetic.training.how),
+            *_how(LINES["best_batch"], best),
+            *_how(LINES["these_batches"], here),
         ]
-        return "\n".join(lines)
+
+    def _rooflines(self) -> list[str]:
+        """Speed that each line allows, and the share of the run."""
+        lines = []
+        for name, label in LINES.items():
+            line, share = self._line(name), self.shares[name]
+            faster = ", faster than the reference loops" if share > 1 else ""
+            speed = f"{human(line.steps_per_second):>6} steps/s (limit: {line.limit})"
+            lines.append(_entry(label, f"{speed}; the run is {100 * share:.0f}%{faster}"))
+        return lines
+
+    def _run(self) -> list[str]:
+        w, one = self.whole, self.one_pass
+        busy = ", ".join(f"{name} {100 * share:.0f}%" for name, share in busy_shares(w.row).items())
+        each = ", ".join(f"{name} {mb:.0f}" for name, mb in w.memory_mb.items())
+        lines = [_entry("as given", f"{human(w.steps_per_second):>6} steps/s, {100 * self.share:.0f}% of {PANEL_LINE}")]
+        if one is not None:
+            share = f"{100 * self._one_pass_share(one):.0f}% of {PANEL_LINE} with one pass"
+            lines.append(_entry("one pass", f"{human(one.steps_per_second):>6} steps/s, {share}"))
+        return [
+            *lines,
+            _entry("busy", f"{busy}; the {w.bottleneck} is the bottleneck"),
+            _entry("where", self._bottleneck_stages()),
+            _entry("start-up", f"{w.start_s:.1f} s from the command to the first update"),
+            _entry("memory", f"{sum(w.memory_mb.values()):.0f} MB ({each})"),
+        ]
 
     def _bottleneck_stages(self) -> str:
         """Return the shares of the bottleneck's stages, largest first."""
@@ -130,6 +188,27 @@ class BenchReport:
         parts = {stage: self.whole.row.get(f"stage/{kind}/{stage}", 0.0) for stage in STAGES.get(kind, ())}
         ordered = sorted(parts.items(), key=lambda part: -part[1])
         return f"{kind}: " + ", ".join(f"{stage} {100 * share:.0f}%" for stage, share in ordered if share > 0.005)
+
+
+def _entry(label: str, text: str) -> str:
+    return f"{label:{INDENT}}  {text}"
+
+
+def _how(label: str, line: Any) -> list[str]:
+    return [_entry(label, f"inference: {line.inference.how}"), _entry("", f"learner: {line.training.how}")]
+
+
+def _cell(column: Any, stage: int | None) -> str:
+    """Microseconds of a stage of a roofline's line or of StageCosts; None: the hand-over, -1: the sum."""
+    if stage == -1:
+        seconds = column.seconds
+    elif isinstance(column, StageCosts):
+        seconds = column.hand_over if stage is None else (column.environment, column.inference, column.learner)[stage]
+    elif stage is None:
+        return ""
+    else:
+        seconds = column[stage].seconds
+    return f"{MICRO * seconds:.2f}"
 
 
 def machine() -> dict[str, Any]:
@@ -146,21 +225,26 @@ def machine() -> dict[str, Any]:
 
 
 def bench(target: str, config: Config, seconds: float, log: Callable[[str], None] = lambda line: None) -> BenchReport:
-    """Measure everything at the given settings: a run of `seconds`, the other parts for about as long."""
+    """Measure everything at the given settings: runs of `seconds`, the other parts for about as long together."""
     from sfactory.device.selection import pick_device
     from sfactory.envs import make_spec
     from sfactory.tools.roofline import roofline
 
+    log(f"a run of {seconds:g} s ...")
+    whole, one_pass = trial(config, seconds), None
+    if config.optimizer_steps_per_update > 1:
+        log(f"a run of {seconds:g} s with one pass over the data ...")
+        one_pass = trial(with_settings(config, {"batch.epochs": 1, "batch.minibatches": 1}), seconds)
+    log("reference loops: environment, forward, backward ...")
     spec = make_spec(config.env.tasks[0], config.env.arguments)
     device = pick_device(config.run.device).type
     settled = _with_precision(config, spec)
-    log("reference loops: environment, forward, backward ...")
-    best = roofline(settled, spec, cores(), device, max(4.0, 0.5 * seconds))
-    store_roofline(config, best.steps_per_second)
+    rows = round(whole.row.get("queue/inference_batch", 0.0)) or None
+    lines = roofline(settled, spec, cores(), device, max(4.0, 0.5 * seconds), rows)
+    store_roofline(config, lines.best_batch.steps_per_second)
     log("sfactory's own stages, one by one ...")
     stages = own_stages(settled, max(2.0, 0.25 * seconds))
-    log(f"a run of {seconds:g} s ...")
-    return BenchReport(target, machine(), best, stages, trial(config, seconds))
+    return BenchReport(target, machine(), lines, stages, whole, one_pass)
 
 
 def _with_precision(config: Config, spec: EnvSpec) -> Config:
@@ -178,10 +262,12 @@ def _with_precision(config: Config, spec: EnvSpec) -> Config:
 
 def own_stages(config: Config, seconds: float) -> StageCosts:
     """Measure core time per valid step of environment, hand-over, inference and learner, one after the other."""
+    import torch
+
     from sfactory.device.accelerator import WARM
     from sfactory.envs import make_group, make_spec
     from sfactory.supervisor.lockstep import Lockstep
-    from sfactory.tools.roofline import best_rate, random_steps
+    from sfactory.tools.roofline import median_rate, random_steps
     from sfactory.workers.shared import RunSpec
 
     alone = replace(
@@ -191,35 +277,44 @@ def own_stages(config: Config, seconds: float) -> StageCosts:
     )
     task, size = config.env.tasks[0], config.sampling.envs_per_group
     group = make_group(task, size, list(range(1, size + 1)), config.env.arguments)
-    environment = best_rate(random_steps(group), seconds / 3)
+    environment = median_rate(random_steps(group), seconds / 3)
     group.close()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes of a run
     with tempfile.TemporaryDirectory(prefix="sfactory-bench-") as folder:
         run = Lockstep(RunSpec(alone, make_spec(task, config.env.arguments), folder, 0))
-        spent, turn = [0.0, 0.0, 0.0], ((run.inference,), tuple(run.samplers), (run.learner,))
         try:
             warm = 2 if run.learner.accelerator is None else WARM + 2  # a GPU captures its graphs in between
             while run.learner.updates < warm:
                 run.turn()
-            before, began = run.learner.env_steps, time.perf_counter()
-            while run.learner.env_steps == before or time.perf_counter() - began < seconds:
-                for number, workers in enumerate(turn):
-                    started = time.perf_counter()
-                    for worker in workers:
-                        worker.step()
-                    spent[number] += time.perf_counter() - started
-                run.sink.drain()
-            steps = run.learner.env_steps - before
+            stretches = [_worker_seconds(run, seconds / STRETCHES) for _ in range(STRETCHES)]
         finally:
             run.close()
-    inference, sampler, learner = (time_ / steps for time_ in spent)
+            torch.set_num_threads(threads)
+    inference, sampler, learner = (statistics.median(each) for each in zip(*stretches, strict=True))
     # The time of an environment depends on its actions, so the difference can be slightly below zero.
     return StageCosts(environment, max(0.0, sampler - environment), inference, learner)
 
 
+def _worker_seconds(run: Lockstep, seconds: float) -> tuple[float, ...]:
+    """Seconds per valid step of inference, samplers and learner, over about `seconds` and at least one update."""
+    spent, turn = [0.0, 0.0, 0.0], ((run.inference,), tuple(run.samplers), (run.learner,))
+    before, began = run.learner.env_steps, time.perf_counter()
+    while run.learner.env_steps == before or time.perf_counter() - began < seconds:
+        for number, workers in enumerate(turn):
+            started = time.perf_counter()
+            for worker in workers:
+                worker.step()
+            spent[number] += time.perf_counter() - started
+        run.sink.drain()
+    return tuple(time_ / (run.learner.env_steps - before) for time_ in spent)
+
+
 def trial(config: Config, seconds: float, inspect: Callable[[Path], object] = lambda run: None) -> Trial:
-    """Measure a real run from the command line for about `seconds` of training. Raises BenchFailed if it fails.
+    """Measure a real run from the command line for `seconds` of training, longer if its updates take seconds each.
 
     inspect: called with the run folder before it is removed.
+    Raises BenchFailed if the run fails, or has too few rows after LONGER_S more seconds.
     """
     with tempfile.TemporaryDirectory(prefix="sfactory-bench-") as folder:
         place = Path(folder)
@@ -227,7 +322,7 @@ def trial(config: Config, seconds: float, inspect: Callable[[Path], object] = la
             config,
             run=replace(config.run, dir=str(place / "run"), mode="async", init_from=""),
             sampling=replace(config.sampling, auto=False),
-            stop=replace(config.stop, env_steps=10**12, frames=0, seconds=seconds + WARM_UP_S, target_return=None),
+            stop=replace(config.stop, env_steps=10**12, frames=0, seconds=0.0, target_return=None),
             log=replace(config.log, every_seconds=0.2, wandb=False, quiet=True),
             checkpoint=replace(config.checkpoint, every_seconds=1e9, milestones=0),
             eval=replace(config.eval, every=0),
@@ -237,47 +332,51 @@ def trial(config: Config, seconds: float, inspect: Callable[[Path], object] = la
         command = [sys.executable, "-m", "sfactory", "train", config.env.name, "--config", str(place / "settings.toml")]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
-            rows, start_s, memory = _watch(process, place / "run", began, seconds)
-            _, err = process.communicate()
+            rows, start_s = _watch(process, place / "run", began, seconds)
+            memory = memory_of(process.pid)
         finally:
-            if process.poll() is None:
-                process.terminate()
-                process.communicate()
-        if process.returncode == 0 and len(rows) < 2:
-            raise BenchFailed(
-                f"only {len(rows)} metrics row{'s' * (len(rows) != 1)} in {seconds:g} s; increase --seconds"
-            )
-        if process.returncode != 0:
+            process.terminate()  # a run that has ended already ignores it
+            _, err = process.communicate()
+        if process.returncode != Exit.TERMINATED:
             last_line = (err.strip().splitlines() or ["no output"])[-1].removeprefix("sfactory: ")
             raise BenchFailed(f"the measured run failed: {last_line}")
         inspect(place / "run")
-    warm = [row for row in rows if row["seconds"] >= WARM_UP_S] or rows
-    first, last = (
-        (warm if len(warm) > 1 else rows)[0],
-        rows[-2 if len(rows) > 2 else -1],
-    )  # the last row includes the final save
-    speed = (last["env_steps"] - first["env_steps"]) / max(last["seconds"] - first["seconds"], 1e-9)
-    middle = _mean(warm)
-    return Trial(speed, start_s, middle, memory)
+    return Trial(median_speed(rows), start_s, _mean(rows), memory)
 
 
 def _watch(
     process: subprocess.Popen[str], run: Path, began: float, seconds: float
-) -> tuple[list[dict[str, float]], float, dict[str, float]]:
-    """Wait for a run to end; returns its rows, the time of the first one, and its memory near the end."""
-    start_s = 0.0
-    memory: dict[str, float] = {}
+) -> tuple[list[dict[str, float]], float]:
+    """Wait until a run is measured, or has ended; returns its rows after the warm-up and the time of the first row."""
+    start_s, counted = 0.0, list[dict[str, float]]()
     while process.poll() is None:
         time.sleep(0.5 if start_s else 0.05)  # reading uses the measured cores: rarely once it trains
-        rows = read_rows(run)
-        trained = [row for row in rows if row.get("charts/updates", 0) >= 1]
+        trained = [row for row in read_rows(run) if row.get("charts/updates", 0) >= 1]
+        passed = time.monotonic() - began - start_s
         if trained and not start_s:
             start_s = time.monotonic() - began
-        if trained and not memory and trained[-1]["seconds"] > 0.7 * (seconds + WARM_UP_S):
-            memory = memory_of(process.pid)
-        if not trained and time.monotonic() - began > START_TIMEOUT_S:
+        elif not trained and passed > START_TIMEOUT_S:
             raise BenchFailed(f"no update within {START_TIMEOUT_S:g} s")
-    return [row for row in read_rows(run) if row.get("charts/updates", 0) >= 1], start_s, memory
+        counted = [row for row in trained if row["seconds"] >= WARM_UP_S]
+        if len(counted) > MIN_STRETCHES and counted[-1]["seconds"] - counted[0]["seconds"] >= seconds:
+            break
+        if start_s and passed > WARM_UP_S + seconds + LONGER_S:
+            rows = f"{len(counted)} metrics row{'s' * (len(counted) != 1)}"
+            raise BenchFailed(f"only {rows} in {passed:.0f} s, {MIN_STRETCHES + 1} are needed; use smaller batches")
+    return counted, start_s
+
+
+def median_speed(rows: Sequence[Mapping[str, float]]) -> float:
+    """Steps per second of a run: the median of up to STRETCHES stretches of its rows, of which there are two or more.
+
+    Every row is written after an update, so a stretch holds whole updates.
+    """
+    count = min(STRETCHES, len(rows) - 1)
+    bounds = [rows[number * (len(rows) - 1) // count] for number in range(count + 1)]
+    return statistics.median(
+        (after["env_steps"] - before["env_steps"]) / (after["seconds"] - before["seconds"])
+        for before, after in itertools.pairwise(bounds)
+    )
 
 
 def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:

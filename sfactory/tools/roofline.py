@@ -1,115 +1,197 @@
-"""Measure the highest possible speed of this machine with reference loops outside sfactory's own code.
+"""Measure what this machine allows, with reference loops outside sfactory's own code.
 
-The cost of a stage is core time per agent step. The environment is its own library stepped in a plain loop; the network
-is written here again in plain torch, forward and backward at the batch size, number of threads and memory format with
-the lowest cost. A slower sfactory therefore cannot raise its share. The additive roofline of N cores is N / (sum of the
-costs): no order of work on them can be faster without making a stage cheaper. If a GPU computes the network, the
-roofline is the environment on all cores.
+Three lines, each of N cores, in steps per second:
+
+    arithmetic             the operations of the network at the speed of this machine's matrix products
+    torch, best batch      the network in plain torch, with the batch size, threads and memory format that cost least
+    torch, these batches   plain torch at the batches, threads and processes of the run, with loss and optimizer
+
+All three add the environment, which is its own library in a plain loop. The cost of a stage is core time per agent
+step; N cores allow N / (sum of the costs), because no order of work is faster unless a stage becomes cheaper. The third
+line also has a limit per process: a learner that has one thread does not become faster with more cores. A slower
+sfactory cannot raise its share of any line. A faster one can exceed the lines of torch: they are a reference, not a
+bound. If a GPU computes the network, every line is the environment alone.
 """
 
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from sfactory.config import Config
+from sfactory.device.thread_pool import pool_size
 from sfactory.envs import EnvSpec, Group, make_group, raw_loop
-from sfactory.learning.network import build_model
-from sfactory.model.encoders import ACTIVATIONS, auto
+from sfactory.learning.parallel_network import FEW_NUMBERS, FEW_ROWS
+from sfactory.tools.plain_torch import PlainTorch, encoder_of, flops_per_row, plain_network
 
 BATCHES = {"nature": (32, 128, 512), "impala": (32, 128, 512)}
 DEFAULT_BATCHES = (128, 512, 2048)  # rows per batch that are tried for every other network
 SMALL_GROUP = 8  # environments whose state fits into any cache
 ACT_BATCHES = (64, 256)  # inference computes whole groups: at least 64 environments
-REPEATS = 3
+STRETCHES = 5  # of a measurement; their median counts
+MOST_NUMBERS = 1 << 26  # of the observations of a reference batch: 2,377 frames of Atari
+PRODUCTS = (512, 1024)  # rows and columns of square matrices; larger ones are not faster
 
 
 class Cost(NamedTuple):
-    """The core time of one stage."""
+    """The time of one stage per agent step, in seconds."""
 
     seconds: float
-    """Core seconds per agent step."""
+    """Core time."""
     how: str
     """The loop and the settings it was measured with."""
+    wall: float = 0.0
+    """Time on the threads it was measured with; 0 if it was not measured on threads."""
 
 
-class Roofline(NamedTuple):
-    """The costs of a workload and the speed they allow."""
+class Line(NamedTuple):
+    """The costs of all stages in one reference, and the speed they allow."""
 
-    cores: int
     environment: Cost
     inference: Cost
     training: Cost
-    passes: str
-    """The passes per trained step: forward and backward passes, plus a forward pass before the first epoch."""
-    device: str
+    limits: dict[str, float]
+    """What limits the speed -> steps per second it allows."""
 
     @property
     def seconds(self) -> float:
-        """Core time of one step, over all stages that run on the CPU."""
-        on_cores = (self.environment,) if self.device != "cpu" else (self.environment, self.inference, self.training)
-        return sum(cost.seconds for cost in on_cores)
+        """Core time of one step."""
+        return self.environment.seconds + self.inference.seconds + self.training.seconds
+
+    @property
+    def limit(self) -> str:
+        """What allows the fewest steps per second."""
+        return min(self.limits, key=self.limits.__getitem__)
 
     @property
     def steps_per_second(self) -> float:
-        return self.cores / self.seconds
+        return self.limits[self.limit]
 
 
-def amx() -> bool:
-    """Return whether the CPU multiplies bf16 matrices in hardware; otherwise bf16 is not in the roofline."""
-    try:
-        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+class Roofline(NamedTuple):
+    """The three lines of a workload."""
+
+    cores: int
+    device: str
+    passes: str
+    """The passes per trained step: forward and backward passes, plus a forward pass before the first epoch."""
+    arithmetic: Line
+    best_batch: Line
+    these_batches: Line
+    one_pass: Line
+    """`best_batch` of the same workload with one epoch and one minibatch."""
 
 
-def roofline(config: Config, spec: EnvSpec, cores: int, device: str = "cpu", seconds: float = 6.0) -> Roofline:
-    """Measure all reference loops in about `seconds`, one after the other."""
-    steps = config.optimizer_steps_per_update
-    environment = environment_cost(config, seconds / 4)
+ALL_CORES = "all cores"
+
+
+def roofline(
+    config: Config,
+    spec: EnvSpec,
+    cores: int,
+    device: str = "cpu",
+    seconds: float = 6.0,
+    inference_rows: int | None = None,
+) -> Roofline:
+    """Measure all reference loops in about `seconds`, one after the other.
+
+    inference_rows: rows of a forward pass of the inference worker; None: one group.
+    """
+    environment = environment_costs(config, seconds / 4)
+    best, here = min(environment.values()), environment[config.sampling.envs_per_group]
+    epochs = config.batch.epochs
+    again = config.optimizer_steps_per_update > 1  # a forward pass over the batch before the first optimizer step
+    passes = f"{epochs} x forward and backward{' + 1 forward' if again else ''}"
+    samplers = {"samplers": config.sampling.num_samplers / here.seconds}
     if device != "cpu":
         nothing = Cost(0.0, f"on the device ({device}), no CPU time")
-        return Roofline(cores, environment, nothing, nothing, "", device)
-    before = torch.get_num_threads()
-    bf16 = config.run.precision == "bf16" and amx()
+        alone = _line(cores, best, nothing, nothing)
+        return Roofline(cores, device, passes, alone, alone, _line(cores, here, nothing, nothing, samplers), alone)
+    threads = torch.get_num_threads()
     try:
-        forward = list(_network_costs(config, spec, ACT_BATCHES, cores, seconds / 4, backward=False, bf16=bf16))
-        forward_backward = list(
-            _network_costs(config, spec, _batches(config, spec), cores, seconds / 2, backward=True, bf16=bf16)
-        )
+        arithmetic = _arithmetic(config, spec, cores, seconds / 8)
+        forward = _cheapest(config, spec, "forward", ACT_BATCHES, sorted({1, cores}), seconds / 8)
+        update = _cheapest(config, spec, "forward_backward", _batches(config, spec), sorted({1, cores}), seconds / 4)
+        acting = _acting(config, spec, inference_rows or config.sampling.envs_per_group, seconds / 8)
+        training = _training(config, spec, seconds / 8)
     finally:
-        torch.set_num_threads(before)
-    inference, update = min(forward), min(forward_backward)
-    extra = 0 if steps == 1 else 1  # several optimizer steps: one forward pass over the batch before the first
-    training = Cost(config.batch.epochs * update.seconds + extra * inference.seconds, update.how)
-    passes = f"{config.batch.epochs} x forward and backward{' + 1 forward' if extra else ''}"
-    return Roofline(cores, environment, inference, training, passes, device)
+        torch.set_num_threads(threads)
+    all_passes = Cost(epochs * update.seconds + again * forward.seconds, update.how)
+    processes = {**samplers, "inference": 1 / acting.wall, "learner": 1 / training.wall}
+    return Roofline(
+        cores,
+        device,
+        passes,
+        arithmetic=_line(cores, best, *(_passes(arithmetic, epochs, again))),
+        best_batch=_line(cores, best, forward, all_passes),
+        these_batches=_line(cores, here, acting, training, processes),
+        one_pass=_line(cores, best, forward, update),
+    )
 
 
-def environment_cost(config: Config, seconds: float) -> Cost:
-    """Measure one agent step in the environment's own library, as a mean over tasks.
+def _line(
+    cores: int, environment: Cost, inference: Cost, training: Cost, limits: dict[str, float] | None = None
+) -> Line:
+    line = Line(environment, inference, training, limits or {})
+    return line._replace(limits={ALL_CORES: cores / line.seconds, **line.limits})
 
-    The cheaper of two group sizes counts, the configured one and a small one: large groups may exceed the cache.
+
+# -- time of a loop ----------------------------------------------------------------------------------------------
+
+
+def median_rate(step: Callable[[], int], seconds: float, give_up: float = float("inf")) -> float:
+    """Return the median of the seconds per step of up to STRETCHES stretches, about `seconds` together.
+
+    step: returns the number of steps it took. If one call takes longer than a stretch, there are fewer stretches.
+    give_up: if the second call takes longer than this per step, its time is returned without further measurement.
+    """
+    step()
+    began = time.perf_counter()
+    count = step()
+    once = time.perf_counter() - began
+    if once / count > give_up:
+        return once / count
+    stretches = max(1, min(STRETCHES, int(seconds / once)))
+    return statistics.median(_stretch(step, seconds / stretches) for _ in range(stretches))
+
+
+def _stretch(step: Callable[[], int], seconds: float) -> float:
+    """Seconds per step over at least one call and about `seconds`."""
+    count, began, elapsed = 0, time.perf_counter(), 0.0
+    while not count or elapsed < seconds:
+        count += step()
+        elapsed = time.perf_counter() - began
+    return elapsed / count
+
+
+# -- environment -------------------------------------------------------------------------------------------------
+
+
+def environment_costs(config: Config, seconds: float) -> dict[int, Cost]:
+    """Measure one agent step in the environment's own library, as a mean over tasks: cost by group size.
+
+    Two sizes, the configured one and a small one: large groups may exceed the cache.
     """
     env, many = config.env, config.sampling.envs_per_group
     sizes = sorted({min(SMALL_GROUP, many), many})
-    costs = {size: 0.0 for size in sizes}
-    for size, task in itertools.product(sizes, env.tasks):
-        step, how = raw_loop(task, size, 1, env.arguments), "its library alone"
-        if step is None:
-            group = make_group(task, size, list(range(1, size + 1)), env.arguments)
-            step, how = random_steps(group), "through sfactory's group; its family has no plain loop"
-        costs[size] += best_rate(step, seconds / len(sizes) / len(env.tasks)) / len(env.tasks)
-    best = min(sizes, key=costs.__getitem__)
-    return Cost(costs[best], f"{how}, {best} environments")
+    costs = {}
+    for size in sizes:
+        each = []
+        for task in env.tasks:
+            step, how = raw_loop(task, size, 1, env.arguments), "its library alone"
+            if step is None:
+                group = make_group(task, size, list(range(1, size + 1)), env.arguments)
+                step, how = random_steps(group), "through sfactory's group; its family has no plain loop"
+            each.append(median_rate(step, seconds / len(sizes) / len(env.tasks)))
+        costs[size] = Cost(statistics.fmean(each), f"{how}, {size} environments")
+    return costs
 
 
 def random_steps(group: Group) -> Callable[[], int]:
@@ -135,147 +217,131 @@ def random_steps(group: Group) -> Callable[[], int]:
     return step
 
 
-def best_rate(step: Callable[[], int], seconds: float, give_up: float = float("inf")) -> float:
-    """Return seconds per step in the best of REPEATS intervals: other processes can only make it slower.
+# -- arithmetic --------------------------------------------------------------------------------------------------
 
-    give_up: if the second call takes longer than this per step, its time is returned without further measurement.
+
+class _Arithmetic(NamedTuple):
+    """Operations of a row, and how many of them a core computes."""
+
+    forward: float
+    forward_backward: float
+    flops_per_core_second: float
+    how: str
+
+
+def _arithmetic(config: Config, spec: EnvSpec, cores: int, seconds: float) -> _Arithmetic:
+    fastest, how = matrix_products(cores, _precisions(config), seconds)
+    return _Arithmetic(*flops_per_row(config, spec), fastest, how)
+
+
+def _passes(found: _Arithmetic, epochs: int, again: bool) -> tuple[Cost, Cost]:
+    """The costs of inference and training."""
+    acting, training = found.forward, epochs * found.forward_backward + again * found.forward
+    return tuple(  # type: ignore[return-value]
+        Cost(flops / found.flops_per_core_second, f"{flops / 1e6:.3g} MFLOP at {found.how}")
+        for flops in (acting, training)
+    )
+
+
+def matrix_products(cores: int, precisions: Sequence[bool], seconds: float) -> tuple[float, str]:
+    """Measure the fastest matrix product: floating-point operations per core second, and a description.
+
+    precisions: True for bf16, False for fp32.
     """
-    step()
-    start = time.perf_counter()
-    count = step()
-    if (once := (time.perf_counter() - start) / count) > give_up:
-        return once
-    rates = []
-    for _ in range(REPEATS):
-        count, start = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < seconds / REPEATS:
-            count += step()
-        rates.append(elapsed / count)
-    return min(rates)
+    products: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"torch.mm": torch.mm}
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        products["oneDNN"] = _onednn_product
+    tries = list(itertools.product(sorted({1, cores}), products, precisions, PRODUCTS))
+    best, how = 0.0, ""
+    for count, product, half, size in tries:
+        torch.set_num_threads(count)
+        a = torch.ones(size, size, dtype=torch.bfloat16 if half else torch.float32)
+        operations = 2 * size**3
+
+        def step(a: torch.Tensor = a, product: str = product, operations: int = operations) -> int:
+            products[product](a, a)
+            return operations
+
+        rate = 1 / (median_rate(step, seconds / len(tries)) * count)
+        if rate > best:
+            threads = f"{count} thread{'s' * (count > 1)}"
+            best, how = rate, f"{count * rate / 1e9:.0f} GFLOP/s ({product}, {_name(half)}, {threads})"
+    return best, how
+
+
+def _onednn_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
 
 
 # -- networks ----------------------------------------------------------------------------------------------------
 
 
 def _batches(config: Config, spec: EnvSpec) -> tuple[int, ...]:
-    (leaf, *_) = spec.obs.values()
-    encoder = auto(leaf.shape) if config.model.encoder == "auto" else config.model.encoder
-    return BATCHES.get(encoder, DEFAULT_BATCHES)
+    return BATCHES.get(encoder_of(config, spec), DEFAULT_BATCHES)
 
 
-def plain_network(config: Config, spec: EnvSpec) -> nn.Module | None:
-    """Build the same layers in plain torch: observation [N, ...] -> [N, parameters + 1].
-
-    Returns None if there is no plain form (several observations, a recurrent core, a mask, a custom encoder or
-    IMPALA's): the network itself is the reference then.
-    """
-    model = config.model
-    if len(spec.obs) != 1 or model.core != "none" or spec.mask:
-        return None
-    (leaf,) = spec.obs.values()
-    encoder = auto(leaf.shape) if model.encoder == "auto" and len(leaf.shape) == 3 else model.encoder
-    encoder = encoder if len(leaf.shape) == 3 else "mlp"
-    outputs = sum(sum(action.sizes) for action in spec.actions.values())
-    activation = ACTIVATIONS[model.activation]
-    if encoder == "minatar":
-        channels = leaf.shape[2]
-        size = 16 * (leaf.shape[0] - 2) * (leaf.shape[1] - 2)
-        front: list[nn.Module] = [nn.Conv2d(channels, 16, 3), nn.ReLU(), nn.Flatten()]
-    elif encoder == "nature":
-        convs = [nn.Conv2d(leaf.shape[0], 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)]
-        front = [layer for conv in convs for layer in (conv, nn.ReLU())] + [nn.Flatten()]
-        size = nn.Sequential(*front)(torch.zeros(1, *leaf.shape)).shape[1]
-    elif encoder == "mlp":
-        front, size = [nn.Flatten()], int(np.prod(leaf.shape))
-    else:
-        return None
-
-    def trunk(head: int) -> nn.Sequential:
-        widths = [size, *model.hidden]
-        layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), activation())]
-        return nn.Sequential(*layers, nn.Linear(widths[-1], head))
-
-    if not model.separate:
-        return nn.Sequential(*front, trunk(outputs + 1))
-    return _ActorAndCritic(nn.Sequential(*front, trunk(outputs)), nn.Sequential(*front, trunk(1)))
+def _precisions(config: Config) -> tuple[bool, ...]:
+    """Whether bf16 is used: (False,) or, where the run does not ask for fp32, (False, True): the faster one counts."""
+    return (False,) if config.run.precision == "fp32" else (False, True)
 
 
-class _ActorAndCritic(nn.Module):
-    """Separate actor and critic networks, outputs concatenated."""
-
-    def __init__(self, *networks: nn.Module) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([network(x) for network in self.networks], -1)
+def _name(half: bool) -> str:
+    return "bf16" if half else "fp32"
 
 
-def _network_costs(
-    config: Config, spec: EnvSpec, batches: tuple[int, ...], cores: int, seconds: float, *, backward: bool, bf16: bool
-) -> Iterator[Cost]:
-    """Yield core time per row of forward (and backward) passes for threads, layouts, precisions and batch sizes."""
-    (leaf, *_) = spec.obs.values()
-    network = plain_network(config, spec)
-    layouts = (torch.contiguous_format, torch.channels_last) if len(leaf.shape) == 3 and network else (None,)
-    precisions = (False, True) if bf16 else (False,)
-    threads = sorted({1, cores})
-    tries, best = len(layouts) * len(precisions) * len(threads) * len(batches), float("inf")
-    for count in threads:
+def _acting(config: Config, spec: EnvSpec, rows: int, seconds: float) -> Cost:
+    """The inference worker's forward pass at the run's batch and threads."""
+    return _cheapest(config, spec, "forward", (_at_most(spec, rows),), (config.run.inference_threads,), seconds)
+
+
+def _training(config: Config, spec: EnvSpec, seconds: float) -> Cost:
+    """All optimizer steps of an update at the run's minibatches, and the pass over the whole batch before them."""
+    batch = config.batch
+    all_rows = (batch.slots or config.sampling.num_groups) * config.sampling.envs_per_group
+    all_rows *= config.sampling.rollout_length
+    rows = _at_most(spec, all_rows // batch.minibatches)
+    step = _cheapest(config, spec, "training_step", (rows,), (learner_threads(config, spec, rows),), seconds / 2)
+    core_time, wall = batch.epochs * step.seconds, batch.epochs * step.wall
+    if config.optimizer_steps_per_update > 1:
+        rows = _at_most(spec, all_rows)
+        whole = _cheapest(config, spec, "forward", (rows,), (learner_threads(config, spec, rows),), seconds / 2)
+        core_time, wall = core_time + whole.seconds, wall + whole.wall
+    return Cost(core_time, f"{step.how}, with loss and optimizer", wall)
+
+
+def learner_threads(config: Config, spec: EnvSpec, rows: int) -> int:
+    """Number of threads that the learner uses for a minibatch: a few hundred rows each, at most its pool."""
+    few = max(1, min(FEW_ROWS, FEW_NUMBERS // _numbers(spec)))
+    return max(1, min(pool_size(config.run.learner_threads), round(rows / few)))
+
+
+def _at_most(spec: EnvSpec, rows: int) -> int:
+    """Fewer rows if their observations need too much memory: large batches cost the same per row."""
+    return max(1, min(rows, MOST_NUMBERS // _numbers(spec)))
+
+
+def _numbers(spec: EnvSpec) -> int:
+    """Numbers of one row of all observations."""
+    return sum(int(np.prod(leaf.shape)) for leaf in spec.obs.values())
+
+
+def _cheapest(
+    config: Config, spec: EnvSpec, work: str, batches: Sequence[int], threads: Sequence[int], seconds: float
+) -> Cost:
+    """The lowest core time per row of a method of PlainTorch, over batch sizes, threads, layouts and precisions."""
+    plain = plain_network(config, spec) is not None
+    pictures = plain and any(len(leaf.shape) == 3 for leaf in spec.obs.values())
+    layouts = (torch.contiguous_format, torch.channels_last) if pictures else (torch.contiguous_format,)
+    tries = list(itertools.product(threads, layouts, _precisions(config), batches))
+    best = Cost(float("inf"), "")
+    for (count, layout), settings in itertools.groupby(tries, lambda one: one[:2]):
         torch.set_num_threads(count)
-        for layout in layouts:
-            step = _pass(config, spec, network, layout, max(batches), backward)
-            for half in precisions:
-                for rows in batches:
-                    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                        call: Callable[[], int] = partial(step, rows)
-                        spent = best_rate(call, seconds / tries, 1.5 * best / count)
-                    best = min(best, spent * count)
-                    how = f"{'bf16' if half else 'fp32'}, batches of {rows}, {count} thread{'s' * (count > 1)}"
-                    if layout is torch.channels_last:
-                        how += ", channels last"
-                    yield Cost(spent * count, how if network is not None else f"the network itself, {how}")
-
-
-def _pass(
-    config: Config,
-    spec: EnvSpec,
-    network: nn.Module | None,
-    layout: torch.memory_format | None,
-    max_rows: int,
-    backward: bool,
-) -> Callable[[int], int]:
-    """Return a function (rows) -> rows: a forward pass of at most `max_rows`, and a backward pass if `backward`."""
-    own = build_model(config, spec) if network is None else None
-    if network is not None and layout is not None:
-        network = network.to(memory_format=layout)  # type: ignore[call-overload]
-    generator = np.random.default_rng(1)
-    inputs = {
-        name: torch.from_numpy(generator.integers(0, 2, (max_rows, *leaf.shape)).astype(leaf.dtype))
-        for name, leaf in spec.obs.items()
-    }
-    name, leaf = next(iter(spec.obs.items()))
-    hwc = len(leaf.shape) == 3 and (config.model.encoder == "minatar" or auto(leaf.shape) == "minatar")
-
-    def forward(rows: int) -> Tensor:
-        if own is not None:
-            out = own({key: x[:rows] for key, x in inputs.items()})
-            return out.params.sum() + out.value.sum()
-        x = inputs[name][:rows].float()
-        if hwc:
-            x = x.permute(0, 3, 1, 2)
-        if layout is not None:
-            x = x.contiguous(memory_format=layout)
-        assert network is not None
-        return network(x).sum()
-
-    def step(rows: int) -> int:
-        if not backward:
-            with torch.inference_mode():
-                forward(rows)
-            return rows
-        (own or network).zero_grad(set_to_none=True)  # type: ignore[union-attr]
-        forward(rows).backward()
-        return rows
-
-    return step
+        loop = getattr(PlainTorch(config, spec, max(batches), layout), work)
+        for _, _, half, rows in settings:
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                wall = median_rate(partial(loop, rows), seconds / len(tries), 1.5 * best.seconds / count)
+            if wall * count < best.seconds:
+                how = f"{_name(half)}, batches of {rows}, {count} thread{'s' * (count > 1)}"
+                how += ", channels last" if layout is torch.channels_last else ""
+                best = Cost(wall * count, how if plain else f"the network itself, {how}", wall)
+    return best

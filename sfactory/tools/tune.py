@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sfactory.config import Config, with_settings
 from sfactory.config.toml_file import settings_to_toml
-from sfactory.device.machine import cores, shows_gpu
+from sfactory.device.machine import cores
+from sfactory.supervisor.cores import by_cores, on_gpu
 from sfactory.tools.bench import BenchFailed, trial
 
 MIN_SPEEDUP = 1.04  # smaller differences are noise in a short run on a shared machine
 TRIAL_S = 4.0  # of counted training per trial
 AUTO_S = 30.0  # for `sampling.auto`
 GPU_AUTO_S = 90.0  # a trial also starts CUDA and captures graphs
+SPLIT = ("sampling.num_samplers", "sampling.groups_per_sampler", "sampling.envs_per_group")
+"""Settings that divide the same environments among processes."""
 
 Measure = Callable[[Config], float]
 """Steps per second of a run at these settings. Raises BenchFailed or ValueError if it does not run."""
@@ -29,7 +33,7 @@ def tuned(config: Config, log: Callable[[str], None]) -> Config:
     """Apply `sampling.auto`: the same batch and environments, in the split that is fastest on this machine."""
     config = with_settings(config, {"sampling.auto": False})
     try:
-        result = search(config, GPU_AUTO_S if _on_gpu(config.run.device) else AUTO_S, log=log)
+        result = search(config, GPU_AUTO_S if on_gpu(config.run.device) else AUTO_S, log=log)
     except BenchFailed as error:  # the run itself will fail with its own exit code
         log(f"sampling.auto: keeping the given settings, the trial run failed ({error})")
         return config
@@ -39,10 +43,6 @@ def tuned(config: Config, log: Callable[[str], None]) -> Config:
     changed = ", ".join(f"{name}={value}" for name, value in result.settings.items())
     log(f"sampling.auto: {changed}; {result.after:,.0f} instead of {result.before:,.0f} steps/s")
     return with_settings(config, result.settings)
-
-
-def _on_gpu(device: str) -> bool:
-    return device != "cpu" and shows_gpu()
 
 
 class Change(NamedTuple):
@@ -89,6 +89,8 @@ class TuneResult(NamedTuple):
 def changes(config: Config, num_cores: int, learning: bool) -> Iterator[Change]:
     """Yield changes to try from a configuration, most promising first."""
     run, s = config.run, config.sampling
+    networks = {"learner_threads": run.device, "inference_threads": run.inference_device or run.device}
+    on_cpu = [name for name, device in networks.items() if not on_gpu(device)]
     splits = set()
     if not config.batch.slots:  # one slot of each group: the batch stays the same if the environments do
         for samplers in range(1, max(1, num_cores) + 1):
@@ -96,17 +98,20 @@ def changes(config: Config, num_cores: int, learning: bool) -> Iterator[Change]:
                 envs, rest = divmod(s.num_envs, samplers * groups)
                 if not rest and envs and (samplers * groups) % len(config.env.tasks) == 0:
                     splits.add((samplers, groups, envs))
-    splits.discard((s.num_samplers, s.groups_per_sampler, s.envs_per_group))
+    splits.discard((s.samplers, s.groups_per_sampler, s.envs_per_group))
 
     def distance(split: tuple[int, int, int]) -> tuple[float, int]:
         """Sort key: near two samplers per three cores first, as the other workers need cores too."""
         return abs(split[0] - max(1, round(num_cores * 0.7))) + abs(split[1] - 2) / 2, split[2]
 
-    names = ("sampling.num_samplers", "sampling.groups_per_sampler", "sampling.envs_per_group")
     for split in sorted(splits, key=distance):
-        yield Change(dict(zip(names, split, strict=True)), False)
-    devices = {"learner_threads": run.device, "inference_threads": run.inference_device or run.device}
-    for kind in (kind for kind, device in devices.items() if not _on_gpu(device)):
+        yield Change(dict(zip(SPLIT, split, strict=True)), False)
+    if "inference_threads" in on_cpu:
+        now = by_cores(config, num_cores).run.inference_workers
+        for workers in sorted({1, 2, now + 1} - {now}):
+            if workers <= min(s.samplers, num_cores // 2):
+                yield Change({"run.inference_workers": workers}, False)
+    for kind in on_cpu:
         for threads in {1, 2, num_cores // 2, num_cores} - {getattr(run, kind), 0}:
             if threads <= num_cores:
                 yield Change({f"run.{kind}": threads}, False)
@@ -126,8 +131,10 @@ def search(
 ) -> TuneResult:  # fmt: skip
     """Hill-climb from the given settings for about `budget_s` seconds.
 
-    learning: also try changes of batch, lag or precision. Raises BenchFailed if the given settings do not run.
+    learning: also try changes of batch, lag or precision. Raises BenchFailed if the given settings do not run. A number
+    of samplers that is left to the cores is settled first and belongs to the result.
     """
+    given, config = config, replace(config, sampling=by_cores(config, cores()).sampling)
 
     def short_run(settings: Config) -> float:
         return trial(settings, TRIAL_S).steps_per_second
@@ -167,4 +174,6 @@ def search(
     before, after = (first + again) / 2, (speed + after) / 2
     if after <= before:
         return TuneResult({}, before, before, tried, False)
+    if config != given:
+        settings = {name: getattr(config.sampling, name.partition(".")[2]) for name in SPLIT} | settings
     return TuneResult(settings, before, after, tried, differently)

@@ -95,6 +95,7 @@ class Checkpointing:
             "ess": self.update.ess,
             "launch": self.run_spec.launch,
             "precision": self.update.config.run.precision,
+            "kernels": self.update.kernels,
             "env": self.config.env.name,
             "protocol": self.run_spec.spec.protocol,
         }

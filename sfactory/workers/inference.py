@@ -1,4 +1,4 @@
-"""The inference worker: compute actions for every group with a pending request, in one batch.
+"""An inference worker: compute actions for every group it serves that has a pending request, in one batch.
 
 consumes     requests, observations, noise, the mailbox
 produces     actions, log-probabilities, distribution parameters, values, the version of the weights
@@ -28,7 +28,7 @@ from sfactory.shm.mailbox import NOTHING
 from sfactory.shm.slots import unpack
 from sfactory.workers.inference_batch import CpuBatch, GpuBatch, InferenceBatch
 from sfactory.workers.inference_native import NativeTurn
-from sfactory.workers.names import POLICY, inference_name
+from sfactory.workers.names import inference_name
 from sfactory.workers.shared import SharedState
 from sfactory.workers.worker import TelemetrySink, Worker
 
@@ -39,28 +39,30 @@ SLICE_S = 1e-4  # between two looks at the requests meanwhile
 class Inference(Worker):
     """Computes actions in batches; see the top of this file."""
 
-    def __init__(
-        self, shared: SharedState, sink: TelemetrySink, whole_batch: bool = False, policy: int = POLICY
-    ) -> None:
-        """whole_batch: use one batch shape, all groups, as lockstep needs for bit-identical results."""
-        super().__init__(inference_name(policy), shared, sink)
+    def __init__(self, shared: SharedState, sink: TelemetrySink, whole_batch: bool = False, number: int = 0) -> None:
+        """whole_batch: use one batch shape, all groups, as lockstep needs for bit-identical results. number: selects
+        the groups it serves, `RunSpec.groups_served`."""
+        super().__init__(inference_name(number), shared, sink)
         self.device = pick_device(self.config.run.inference_device or self.config.run.device)
         self.model = build_model(self.config, self.run_spec.spec).to(self.device).eval()
         self.run_spec.check_model(self.model)
         self.objective = objective_class(self.config)
         weights = self.model.flat_size()
+        policy = self.run_spec.policy_served(number)
         self.mailbox = shared.mailbox(weights, policy)
         self.words, self.version = shared.learner[policy], NOTHING
         self.whole_batch = whole_batch
         self.fields, schema = shared.trajectories, shared.trajectories.schema
-        self.E, self.G, self.has_state = schema.envs_per_group, schema.num_groups, schema.state_size > 0
+        self.served = np.array(self.run_spec.groups_served(number))  # no other process responds to these groups
+        self.E, self.G, self.has_state = schema.envs_per_group, len(self.served), schema.state_size > 0
         self.obs_names, self.action_names = tuple(self.run_spec.spec.obs), tuple(self.run_spec.spec.actions)
         self.accelerator = accelerator_of(self.device, urgent=not whole_batch, exact=whole_batch)
         scratch = torch.empty(weights)
         self.scratch = scratch if self.accelerator is None else self.accelerator.pinned(scratch)
         # A turn of a GPU costs nearly the same for one group as for many: wait for as many as there are samplers.
         patient = self.accelerator is not None and not whole_batch
-        self.enough, self.gather_s = self.config.sampling.num_samplers if patient else 1, GATHER_S
+        samplers = len({self.run_spec.sampler_of(group) for group in self.served.tolist()})
+        self.enough, self.gather_s = samplers if patient else 1, GATHER_S
         self.envs = 0  # environments that got actions since the last message
         self.stages.drain()
 
@@ -122,7 +124,8 @@ class Inference(Worker):
         deadline = time.monotonic() + self.gather_s
         while True:
             requests = self.slot_table.request_words.copy()
-            waiting = np.flatnonzero(requests != self.slot_table.response_words)
+            pending = requests != self.slot_table.response_words
+            waiting = self.served[pending[self.served]]
             if not len(waiting) or len(waiting) >= self.enough or time.monotonic() >= deadline:
                 return requests, waiting
             time.sleep(SLICE_S)

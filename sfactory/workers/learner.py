@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,13 @@ class Learner(Worker):
         self.learners: Learners = SingleLearner()
         self.config = self._with_precision()
         self.update = Update(self.config, self.model, self.device, self.accelerator, self.log, self.learners)
-        self.log(f"kernels: {self.update.kernels}")
+        self.log(self.update.kernels_line)
         self.counters = Counters()
         self.metrics = LearnerMetrics(self.update.objective.largest_metrics)
         direct = register(self.accelerator, shared.arena, self.log)
         self.staging = Staging(self.run_spec.schema, self.config.lanes, self.accelerator, direct)
         mailbox = shared.mailbox(self.model.flat_size(), policy)
-        ring = shared.inference_bells[policy].ring
+        ring = partial(shared.ring_inference, policy)
         self.publisher = Publisher(self.model, mailbox, ring, self.accelerator, self.config.batch.forced_lag)
         self.checkpointing = Checkpointing(
             self.run_spec, self.update, self.counters, self.words, self.supervisor, self.log, policy

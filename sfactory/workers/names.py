@@ -1,6 +1,7 @@
 """Names of the worker processes: the one place that writes and parses them.
 
-The learner and the inference worker belong to a policy, samplers are numbered. The number of policy 0 is left out.
+A learner and an evaluator have the number of their policy. Inference workers and samplers are numbered through; which
+policy and which samplers an inference worker serves is in `RunSpec`. Number 0 is left out, except of samplers.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ LEARNER, INFERENCE, SAMPLER, EVALUATOR = "learner", "inference", "sampler", "eva
 
 
 class WorkerName(NamedTuple):
-    """A parsed worker name. number: the policy of a learner or inference worker, the number of a sampler."""
+    """A parsed worker name. number: the policy of a learner or evaluator, the worker's own number of the others."""
 
     kind: str
     number: int
 
 
-def _policy_worker(kind: str, policy: int) -> str:
-    return f"{kind}-{policy}" if policy else kind
+def _numbered(kind: str, number: int) -> str:
+    return f"{kind}-{number}" if number else kind
 
 
 def learner_name(policy: int = POLICY) -> str:
-    return _policy_worker(LEARNER, policy)
+    return _numbered(LEARNER, policy)
 
 
-def inference_name(policy: int = POLICY) -> str:
-    return _policy_worker(INFERENCE, policy)
+def inference_name(number: int = 0) -> str:
+    return _numbered(INFERENCE, number)
 
 
 def evaluator_name(policy: int = POLICY) -> str:
-    return _policy_worker(EVALUATOR, policy)
+    return _numbered(EVALUATOR, policy)
 
 
 def sampler_name(index: int) -> str:

@@ -1,4 +1,4 @@
-"""Publish the learner's weights to the inference worker, optionally a fixed number of updates late."""
+"""Publish the learner's weights to the inference workers, optionally a fixed number of updates late."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Publisher:
         accelerator: Accelerator | None = None,
         forced_lag: int = 0,
     ) -> None:
-        """ring: wakes the inference worker. forced_lag: publish the weights of this many updates ago."""
+        """ring: wakes the inference workers. forced_lag: publish the weights of this many updates ago."""
         self.model, self.mailbox, self.ring, self.forced_lag = model, mailbox, ring, forced_lag
         self.held_back: deque[tuple[int, torch.Tensor]] = deque(
             maxlen=forced_lag + 1

@@ -1,9 +1,9 @@
 """The sampler: step groups of environments and write the results into trajectory slots.
 
-consumes     actions of its groups (responses of the inference worker), FREE slots
+consumes     actions of its groups (responses of its inference worker), FREE slots
 produces     observations, rewards and ends in its SAMPLING slots; READY slots
 waits for    a response, or a FREE slot
-unblocked by the inference worker (response), the learner (release)
+unblocked by its inference worker (response), the learner (release)
 
 Owns its environments and no other state. With two groups or more, one steps while the other waits. Never imports torch.
 """
@@ -57,7 +57,8 @@ class GroupRun:
         self.seed, self.launch = run_spec.config.run.seed, run_spec.launch
         self.gamma = run_spec.config.trace.gamma
         self.task, policy = run_spec.task_of(index), run_spec.policy_of(index)
-        self.inference_bell, self.learner_bell = shared.inference_bells[policy], shared.learner_bells[policy]
+        self.inference_bell = shared.inference_bells[run_spec.inference_of(index)]
+        self.learner_bell = shared.learner_bells[policy]
         self.position = shared.arena["position"][run_spec.sampler_of(index)]  # group, environment
         self.episode_seed, self.episode_step = (shared.arena[f"episode_{name}"][index] for name in ("seed", "step"))
         self.episode_step[:] = 0

@@ -115,8 +115,18 @@ class RunSpec:
 
     @property
     def num_policies(self) -> int:
-        """Policies trained in one run. Each has its learner, inference worker, mailbox and checkpoints."""
+        """Policies trained in one run. Each has its learner, inference workers, mailbox and checkpoints."""
         return 1
+
+    @property
+    def num_inference(self) -> int:
+        """Inference workers of each policy.
+
+        Lockstep has one: a forward pass over other numbers of rows may round differently, and a lockstep run must not
+        depend on how its groups are divided among workers.
+        """
+        run = self.config.run
+        return 1 if run.mode == "lockstep" else min(max(1, run.inference_workers), self.config.sampling.samplers)
 
     @property
     def schema(self) -> Schema:
@@ -145,8 +155,9 @@ class RunSpec:
     @property
     def workers(self) -> tuple[str, ...]:
         """Names of all workers with shared memory; the index in this tuple is the row of the heartbeat."""
-        policies, samplers = range(self.num_policies), range(self.config.sampling.num_samplers)
-        return (*map(learner_name, policies), *map(inference_name, policies), *map(sampler_name, samplers))
+        policies, samplers = range(self.num_policies), range(self.config.sampling.samplers)
+        inference = range(self.num_policies * self.num_inference)
+        return (*map(learner_name, policies), *map(inference_name, inference), *map(sampler_name, samplers))
 
     def task_of(self, group: int) -> int:
         """Index into `config.env.tasks` of the group's environments."""
@@ -162,6 +173,22 @@ class RunSpec:
 
     def sampler_of(self, group: int) -> int:
         return group // self.config.sampling.groups_per_sampler
+
+    def inference_of(self, group: int) -> int:
+        """Number of the inference worker that serves the group: the only process that responds to its requests.
+
+        A sampler's groups of one policy have one worker; samplers are assigned to the workers in turn. The first
+        `num_policies` workers have the numbers of their policies, as if each were the only one.
+        """
+        return self.policy_of(group) + self.num_policies * (self.sampler_of(group) % self.num_inference)
+
+    def groups_served(self, inference: int) -> list[int]:
+        """Groups of one inference worker."""
+        return [group for group in range(self.config.sampling.num_groups) if self.inference_of(group) == inference]
+
+    def policy_served(self, inference: int) -> int:
+        """Number of the policy whose weights an inference worker uses."""
+        return inference % self.num_policies
 
     def evaluation_due(self, evaluated: int, env_steps: int) -> bool:
         """Whether a multiple of eval.every lies between two policies, given by their trained env_steps.
@@ -187,7 +214,7 @@ class RunSpec:
             "progress": Field((self.num_policies, 8), "int64"),
             "heartbeat": Field((len(self.workers), 8), "int64"),
             # Position of each sampler, for the message when it exits there: group and environment, seeds, steps.
-            "position": Field((s.num_samplers, 2), "int64"),
+            "position": Field((s.samplers, 2), "int64"),
             "episode_seed": Field((s.num_groups, s.envs_per_group), "int64"),
             "episode_step": Field((s.num_groups, s.envs_per_group), "int64"),
             **mailbox_layout(self.num_policies),
@@ -216,8 +243,9 @@ class SharedState:
         self.trajectories = Trajectories(self.arena, run_spec.schema)
         self.bells = {name: Doorbell(*fds) for name, fds in zip(run_spec.workers, handles.bells, strict=True)}
         self.learner_bells = [self.bells[learner_name(policy)] for policy in policies]
-        self.inference_bells = [self.bells[inference_name(policy)] for policy in policies]
-        self.sampler_bells = [self.bells[sampler_name(index)] for index in range(s.num_samplers)]
+        inference = range(run_spec.num_policies * run_spec.num_inference)
+        self.inference_bells = [self.bells[inference_name(number)] for number in inference]
+        self.sampler_bells = [self.bells[sampler_name(index)] for index in range(s.samplers)]
         self.supervisor = SupervisorWords(self.arena["orders"])
         self.learner = [LearnerWords(self.arena["progress"][policy]) for policy in policies]
         self.heartbeat = self.arena["heartbeat"][:, 0]
@@ -241,10 +269,16 @@ class SharedState:
     def mailbox(self, num_weights: int, policy: int = POLICY) -> Mailbox:
         """The mailbox of a policy with P = num_weights weights.
 
-        The learner or the inference worker allocates its memory, whichever is first: they alone know P.
+        The learner or an inference worker allocates its memory, whichever is first: they alone know P.
         """
         layout = {"mail": Field((self.run_spec.num_policies, 2, num_weights), "float32")}
         return Mailbox(self.arena, Arena.allocate(layout, self.handles.mail)["mail"][policy], policy)
+
+    def ring_inference(self, policy: int = POLICY) -> None:
+        """Ring all inference workers of a policy."""
+        for number, bell in enumerate(self.inference_bells):
+            if self.run_spec.policy_served(number) == policy:
+                bell.ring()
 
     def ring_all(self) -> None:
         for bell in self.bells.values():

@@ -1,13 +1,14 @@
 """Rooflines are cached by workload and machine; a broken cache is not an error. Cores and quotas."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
 
 from sfactory.config import BatchConfig, Config, Env, Model, Run
 from sfactory.device import machine
-from sfactory.device.machine import cores, cpu_flags, lacks_bf16, processor
+from sfactory.device.machine import cores, cpu_flags, lacks_bf16, numa_nodes, processor
 from sfactory.monitor.known_rooflines import known_roofline, rooflines_file, store_roofline
 
 CONFIG = Config(env=Env("minatar/breakout"))
@@ -50,6 +51,15 @@ def test_remember_roofline_replaces_a_broken_cache(text):
     assert known_roofline(CONFIG) is None
     store_roofline(CONFIG, 5.0)
     assert known_roofline(CONFIG) == 5.0
+
+
+def test_known_roofline_ignores_a_roofline_of_another_kind():
+    store_roofline(CONFIG, 5.0)
+    (key,) = json.loads(rooflines_file().read_text())
+    other = json.loads(key)
+    assert other.pop("roofline") == "torch, best batch, median"
+    rooflines_file().write_text(json.dumps({json.dumps(other, sort_keys=True): 5.0}))
+    assert known_roofline(CONFIG) is None
 
 
 @pytest.mark.parametrize("value", ["fast", None, [], 0, -3])
@@ -102,3 +112,23 @@ def test_known_roofline_depends_on_the_presence_of_a_gpu(tmp_path, monkeypatch):
     store_roofline(CONFIG, 90_000)
     monkeypatch.setattr(machine, "GPUS", ())
     assert known_roofline(CONFIG) is None
+
+
+def nodes_folder(folder, **cpulists):
+    for name, text in cpulists.items():
+        (folder / name).mkdir()
+        (folder / name / "cpulist").write_text(text)
+    return folder
+
+
+def test_numa_nodes_lists_the_allowed_cores_of_each_node_in_order(tmp_path):
+    root = nodes_folder(tmp_path, node0="0-3,8-9\n", node1="4-7\n", node2="\n", node10="10\n", node3="11\n")
+    (root / "power").mkdir()
+    assert numa_nodes(root, range(12)) == [{0, 1, 2, 3, 8, 9}, {4, 5, 6, 7}, {11}, {10}]
+    assert numa_nodes(root, [2, 9]) == [{2, 9}], "the others cannot be used"
+    assert numa_nodes(root / "power", range(12)) == [], "no description"
+
+
+def test_numa_nodes_of_this_machine_hold_the_cores_of_this_process():
+    nodes = numa_nodes()
+    assert frozenset().union(*nodes) == os.sched_getaffinity(0)

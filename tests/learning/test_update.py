@@ -8,6 +8,7 @@ from update_helpers import ACTIONS, B, T, make_batch, make_update
 from sfactory.algo.normalize import TargetScale
 from sfactory.config import BatchConfig, Config, Sampling
 from sfactory.envs import ActionLeaf, Leaf
+from sfactory.learning.objectives import Minibatch
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.run import checkpoint
@@ -117,6 +118,15 @@ def test_update_skips_a_batch_that_is_not_finite(value_targets):
     assert stats["skipped"] == 0
 
 
+def test_update_skips_a_step_whose_gradient_is_finite_and_whose_norm_is_not():
+    update = make_update(advantage=False, minibatches=1)
+    batch, before = make_batch(update), update.flat.values.clone()
+    stats = update.run(batch._replace(reward=1e25 * batch.reward), 0, 0.0)
+    assert float(stats["losses/grad_norm"]) == float("inf")
+    assert stats["skipped"] == 1
+    assert torch.equal(update.flat.values, before)
+
+
 def test_target_scale_ignores_a_batch_without_valid_rows():
     scale = TargetScale()
     factor, shift = scale.update(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool))
@@ -210,6 +220,28 @@ def test_update_by_formula_learns_what_autograd_learns(case):
         torch.testing.assert_close(x, theirs[name], rtol=1e-3, atol=1e-5, msg=name)
     for name, x in metrics[0].items():
         torch.testing.assert_close(x, metrics[1][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_update_with_kernels_autograd_takes_the_steps_of_plain_torch_to_the_bit():
+    mine, other = (make_update(kernels="autograd", minibatches=1, hidden=(99, 64)) for _ in range(2))
+    weights = [torch.nn.Parameter(x.detach().clone()) for x in other.model.parameters()]
+    adam = torch.optim.Adam(weights, lr=1e-2, eps=other.config.optim.eps, fused=True)
+    for seed in range(4):
+        batch = make_batch(other, seed=seed)
+        out = other.model.unroll(batch.obs, batch.first)
+        part = Minibatch(batch, None, out._replace(params=out.params[:-1], value=out.value[:-1]))
+        start = other.objective.start(batch, out)
+        other.objective.begin_epochs(start)
+        loss = other.objective.loss(part, start, False)
+        for weight, gradient in zip(weights, torch.autograd.grad(loss.total, other.parameters), strict=True):
+            weight.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(weights, 0.5)
+        adam.step()
+        with torch.no_grad():
+            for x, weight in zip(other.parameters, weights, strict=True):
+                x.copy_(weight)
+        assert torch.equal(mine.run(batch, seed, 0.0)["losses/grad_norm"], norm)
+        assert all(torch.equal(x, weight) for x, weight in zip(mine.parameters, weights, strict=True))
 
 
 def test_update_differentiates_what_has_no_formula():

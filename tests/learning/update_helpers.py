@@ -23,13 +23,14 @@ def make_update(
     kernels="torch",
     actions=ACTIONS,
     squash=False,
+    hidden=(16,),
     **learning,
 ):
-    """An update of a network with 16 hidden units. normalize: observations and rewards."""
+    """An update of a small network. normalize: observations and rewards."""
     config = Config(
         run=Run(kernels=kernels),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
-        model=Model(hidden=(16,), core=core, core_size=8, squash=squash),
+        model=Model(hidden=hidden, core=core, core_size=8, squash=squash),
         normalize=Normalize(value_targets=value_targets, obs=normalize, reward=normalize, advantage=advantage),
         optim=Optim(lr=1e-2, max_grad_norm=max_grad_norm),
     )
@@ -38,7 +39,7 @@ def make_update(
     torch.manual_seed(0)
     core_size = 8 if core != "none" else 0
     model = ActorCritic(
-        OBS, actions, hidden=(16,), core=core, core_size=core_size, normalize_obs=normalize, squash=squash
+        OBS, actions, hidden=hidden, core=core, core_size=core_size, normalize_obs=normalize, squash=squash
     )
     return Update(config, model, torch.device("cpu"), learners=learners)
 

@@ -7,6 +7,7 @@ import torch
 from sfactory.device.thread_pool import ThreadPool
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.model.actor_critic import ActorCritic
+from sfactory.native import network as module
 from sfactory.native.network import CHUNK, NativeNetwork, unsupported
 
 DISCRETE = {"action": ActionLeaf((), "int64", "discrete", (3,))}
@@ -113,7 +114,8 @@ def test_native_network_gives_a_row_the_same_bits_in_every_batch(name):
 
 
 @pytest.mark.parametrize("name", ["grid", "control"])
-def test_threads_of_a_native_network_do_not_change_a_bit(name):
+def test_threads_of_a_native_network_do_not_change_a_bit(name, monkeypatch):
+    monkeypatch.setattr(module, "SHARED_FLOPS", 0)
     model, rows = make(name), 4 * CHUNK + 3
     leaf, results = observations(NETWORKS[name][0], rows), []
     params_grad, value_grad = torch.randn(rows, model.distribution.num_params), torch.randn(rows)
@@ -189,3 +191,10 @@ def test_unsupported_names_what_the_kernels_do_not_know():
     assert reason(hidden=(4,) * 8) == "more than 7 fully connected layers"
     for shape in ((4, 4, 65), (4, 64, 33), (40, 40, 1)):
         assert reason(Leaf(shape, "bool"), encoder="minatar") == "pictures of {} x {} x {}".format(*shape)
+
+
+def test_native_network_shares_a_chunk_with_other_threads_only_if_it_is_worth_it():
+    small, large = (NativeNetwork(make(name), ThreadPool(2)) for name in ("control", "grid"))
+    assert (small.threads, large.threads) == (1, 2)
+    for network in (small, large):
+        network.pool.close()

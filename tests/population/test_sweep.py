@@ -90,6 +90,21 @@ def test_sweep_runs_at_most_jobs_processes_at_a_time(fake_processes, typed):
     assert (fake_processes.most, len(fake_processes.started)) == (3, 4)
 
 
+def test_sweep_divides_the_cores_among_the_runs_side_by_side(fake_processes, typed, monkeypatch):
+    monkeypatch.setattr(runner, "cores", lambda: 12)
+    folder = "optim.lr=1e-3_s0"
+    fake_processes.codes = {folder: 130}
+    typed(*GRID, "--jobs", "2")
+    sampling = from_toml(Path("s", folder, "config.toml")).sampling
+    assert (sampling.num_samplers, sampling.envs_per_group) == (2, 8), "of 6 cores each"
+    fake_processes.started.clear()
+    monkeypatch.setattr(runner, "cores", lambda: 4)
+    typed(*GRID, "--jobs", "2")
+    assert fake_processes.started == [("resume", folder)], "the same runs on another machine"
+    sampling = from_toml(Path("s", "configs", f"{folder}.toml")).sampling
+    assert sampling.num_samplers == 0, "a resumed run keeps its own number"
+
+
 def test_sweep_folder_depends_only_on_the_fixed_settings(fake_processes, typed):
     arguments = ("sweep", "minatar/breakout", "--seeds", "0..0", "--grid", "optim.lr=1e-3")
     typed(*arguments)

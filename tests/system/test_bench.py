@@ -2,18 +2,21 @@
 
 import json
 import subprocess
+import time
 
 import pytest
 from run_helpers import command
 
+from sfactory.config import with_settings
 from sfactory.config.flags import split_flags
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
 from sfactory.monitor.known_rooflines import known_roofline
 from sfactory.monitor.table import STAGES
+from sfactory.tools.bench import MIN_STRETCHES, trial
 
-FAST = ["--sampling.envs-per-group", "8", "--sampling.rollout-length", "16", "--batch.epochs", "1"]
-FAST += ["--batch.minibatches", "1", "--run.device", "cpu"]
+SMALL = ["--sampling.envs-per-group", "8", "--sampling.rollout-length", "16", "--run.device", "cpu"]
+FAST = [*SMALL, "--batch.epochs", "1", "--batch.minibatches", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +30,14 @@ def test_bench_reports_costs_roofline_share_and_bottleneck(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
-    roof, whole = report["roofline"], report["whole"]
-    seconds = sum(roof[name]["seconds"] for name in ("environment", "inference", "training"))
-    assert abs(roof["steps_per_second"] * seconds / roof["cores"] - 1) < 1e-9
-    assert report["share"] == whole["steps_per_second"] / roof["steps_per_second"]
-    assert 0.01 < report["share"] < 1.5
+    lines, whole = report["rooflines"], report["whole"]
+    best = lines["best_batch"]
+    seconds = sum(best[name]["seconds"] for name in ("environment", "inference", "training"))
+    assert abs(best["steps_per_second"] * seconds / lines["cores"] - 1) < 1e-9
+    assert report["one_pass"] is None, "the settings are those of one pass"
+    for name, share in report["shares"].items():
+        assert share == whole["steps_per_second"] / lines[name]["steps_per_second"]
+        assert 0.001 < share < 3
     assert all(report["stages"][name] > 0 for name in ("environment", "inference", "learner"))
     assert whole["bottleneck"] in STAGES
     assert {"supervisor", "learner", "inference", "sampler-0"} <= set(whole["memory_mb"])
@@ -39,7 +45,29 @@ def test_bench_reports_costs_roofline_share_and_bottleneck(tmp_path):
     assert not list(tmp_path.iterdir())  # nothing is left where it was called
     flags, _, (target,) = split_flags(["classic/cartpole", *FAST], {})
     remembered = known_roofline(build(*target_layers(target), flags))
-    assert abs(remembered - roof["steps_per_second"]) < 0.1, "training tells its share of it"
+    assert abs(remembered - best["steps_per_second"]) < 0.1, "training tells its share of it"
+
+
+def test_bench_measures_one_pass_beside_the_given_settings(tmp_path):
+    words = command(
+        "bench", "classic/cartpole", "--seconds", 2, "--json", *SMALL, "--batch.epochs", 8, "--batch.minibatches", 1
+    )
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    assert report["one_pass"]["steps_per_second"] > report["whole"]["steps_per_second"]
+    assert report["rooflines"]["passes"] == "8 x forward and backward + 1 forward"
+
+
+def test_trial_goes_on_until_a_slow_run_has_enough_rows():
+    """An update takes two seconds here: half a second of rows after the warm-up would be one row."""
+    settings = {"sampling.rollout_length": 8, "sampling.envs_per_group": 2, "env.settings": {"slow_step": 0.125}}
+    config = with_settings(build(*target_layers("faults/count"), {}), settings)
+    began = time.monotonic()
+    found = trial(config, 0.5)
+    assert time.monotonic() - began > found.start_s + MIN_STRETCHES
+    assert 8 < found.steps_per_second < 17, "one sampler takes 0.25 s for 4 steps"
+    assert sum(found.memory_mb.values()) > 50
 
 
 def test_bench_search_writes_settings_that_train_reads(tmp_path):

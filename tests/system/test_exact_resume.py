@@ -1,5 +1,7 @@
 """A lockstep run that is killed at random moments and resumed equals an uninterrupted run bit for bit."""
 
+import os
+import re
 import subprocess
 import sys
 
@@ -67,3 +69,29 @@ def test_verify_resume_refuses_environments_without_snapshots(tmp_path):
     assert done.returncode == 2
     assert "faults/count cannot be saved exactly" in done.stderr
     assert "--checkpoint.exact false" in done.stderr
+
+
+def resumed_log(folder, first, *words):
+    """Log of a lockstep run that is trained with the environment variables `first`, then resumed with these words."""
+    run = folder / "run"
+    small = [*SMALL, *TWO, "--run.mode", "lockstep", "--run.dir", str(run), "--quiet"]
+    sfactory = [sys.executable, "-m", "sfactory"]
+    train = [*sfactory, "train", "classic/cartpole", *small, "--stop.env-steps", "1000"]
+    assert subprocess.run([*train, *first], capture_output=True).returncode == 0
+    environment = {**os.environ, "CC": "none"} if "no compiler" in words else None
+    resume = [*sfactory, "resume", str(run), "--stop.env-steps", "2000", *(w for w in words if w != "no compiler")]
+    done = subprocess.run(resume, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return (run / "log.txt").read_text()
+
+
+def test_lockstep_resume_keeps_the_kernels_of_the_checkpoint(tmp_path):
+    log = resumed_log(tmp_path, ["--run.kernels", "torch"], "--run.kernels", "auto")
+    assert log.count("kernels: torch (run.kernels is torch)") == 2
+    assert "not bit for bit" not in log
+
+
+def test_lockstep_resume_says_that_other_kernels_are_not_bit_for_bit(tmp_path):
+    log = resumed_log(tmp_path, [], "no compiler")
+    assert "learner: kernels: torch (the compiler of the environment variable CC (none) was not found)" in log
+    assert re.search(r"kernels: torch, but native \w{12} before: this resume is not bit for bit", log)

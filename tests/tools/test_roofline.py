@@ -1,36 +1,37 @@
-"""The roofline: reference loops outside sfactory's code, and the sum of their costs."""
+"""The rooflines: reference loops outside sfactory's code, and the sums of their costs."""
 
+import contextlib
 import time
 
 import pytest
+import torch
 
-from sfactory.config import BatchConfig, Config, Env, Model, Sampling
+from sfactory.config import BatchConfig, Config, Env, Model, Run, Sampling, with_settings
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
+from sfactory.device.thread_pool import ThreadPool, pool_size
 from sfactory.envs import make_spec, raw_loop
 from sfactory.learning.network import build_model
+from sfactory.learning.parallel_network import ParallelNetwork
+from sfactory.tools import plain_torch
 from sfactory.tools import roofline as module
-from sfactory.tools.roofline import Cost, Roofline, plain_network, roofline
+from sfactory.tools.roofline import (
+    learner_threads,
+    matrix_products,
+    median_rate,
+    roofline,
+)
+
+SMALL = Config(
+    env=Env(name="gymnasium/CartPole-v1"), sampling=Sampling(envs_per_group=4, rollout_length=8),
+    model=Model(hidden=(8,)), batch=BatchConfig(epochs=3, minibatches=2),
+)  # fmt: skip
+CARTPOLE = make_spec("gymnasium/CartPole-v1")
 
 
 def preset(target):
     config = build(*target_layers(target), {})
     return config, make_spec(config.env.tasks[0], config.env.arguments)
-
-
-@pytest.mark.parametrize("target", ["minatar/breakout", "atari/pong", "mujoco/hopper", "classic/cartpole"])
-def test_plain_network_has_the_parameters_of_the_model(target):
-    config, spec = preset(target)
-    own = sum(x.numel() for name, x in build_model(config, spec).named_parameters() if name != "log_std")
-    assert sum(x.numel() for x in plain_network(config, spec).parameters()) == own
-
-
-def test_plain_network_is_none_without_a_plain_form():
-    config, spec = preset("memory/tmaze")
-    assert plain_network(config, spec) is None
-    found = roofline(config, spec, 1, seconds=0.1)
-    assert found.training.how.startswith("the network itself")
-    assert "through sfactory's group" in found.environment.how
 
 
 @pytest.mark.parametrize(
@@ -53,50 +54,121 @@ def test_envpool_raw_loop_steps_every_environment():
     assert [step() for _ in range(100)] == [3] * 100
 
 
+def test_roofline_uses_the_network_itself_without_a_plain_form():
+    config, spec = preset("memory/tmaze")
+    config = with_settings(config, {"model.core_size": 8, "model.hidden": (8,)})
+    found = roofline(config, spec, 1, seconds=0.1)
+    for line in (found.best_batch, found.these_batches):
+        assert line.training.how.startswith("the network itself")
+        assert "through sfactory's group" in line.environment.how
+    assert found.arithmetic.training.seconds > 0
+
+
 def test_roofline_does_not_depend_on_the_speed_of_sfactory(monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("the roofline used sfactory's own environments or networks")
 
-    config, spec = preset("minatar/breakout")
     monkeypatch.setattr(module, "make_group", never)
-    monkeypatch.setattr(module, "build_model", never)
-    assert roofline(config, spec, 1, seconds=0.3).steps_per_second > 100
+    monkeypatch.setattr(plain_torch, "build_model", never)
+    found = roofline(SMALL, CARTPOLE, 1, seconds=0.1)
+    assert all(line.steps_per_second > 100 for line in (found.arithmetic, found.best_batch, found.these_batches))
 
 
-def test_roofline_adds_costs_and_counts_only_the_environment_beside_a_gpu():
-    cost = [Cost(seconds, "") for seconds in (2e-6, 4e-6, 14e-6)]
-    assert Roofline(2, *cost, "", "cpu").steps_per_second == pytest.approx(100_000)
-    assert Roofline(2, *cost, "", "cuda").steps_per_second == pytest.approx(1_000_000)
+def test_roofline_lines_add_the_costs_of_all_stages():
+    found = roofline(SMALL, CARTPOLE, 2, seconds=0.3)
+    assert found.passes == "3 x forward and backward + 1 forward"
+    for line in (found.arithmetic, found.best_batch, found.one_pass):
+        assert line.seconds == line.environment.seconds + line.inference.seconds + line.training.seconds
+        assert line.steps_per_second == pytest.approx(2 / line.seconds)
+    best, once = found.best_batch, found.one_pass
+    assert best.training.seconds == pytest.approx(3 * once.training.seconds + best.inference.seconds)
+    forward, training = plain_torch.flops_per_row(SMALL, CARTPOLE)
+    ratio = found.arithmetic.training.seconds / found.arithmetic.inference.seconds
+    assert ratio == pytest.approx((3 * training + forward) / forward)
 
 
-def test_roofline_measures_no_network_on_the_cpu_beside_a_gpu(monkeypatch):
-    monkeypatch.setattr("sfactory.tools.roofline._network_costs", lambda *unused, **also: pytest.fail("measured"))
+def test_roofline_of_these_batches_is_limited_by_the_slowest_process():
+    found = roofline(SMALL, CARTPOLE, 64, seconds=0.3, inference_rows=7)
+    line = found.these_batches
+    assert "batches of 7, 1 thread" in line.inference.how
+    assert line.training.how.endswith("batches of 32, 1 thread, with loss and optimizer")  # 2 x 4 x 8 rows in 2 parts
+    assert line.limits["inference"] == pytest.approx(1 / line.inference.seconds)
+    assert line.limits["learner"] == pytest.approx(1 / line.training.seconds)
+    assert line.limits["samplers"] == pytest.approx(1 / line.environment.seconds)
+    assert line.limit == "learner", "64 cores do not make a learner with one thread faster"
+    assert line.steps_per_second == line.limits["learner"] < 64 / line.seconds
+
+
+def test_roofline_counts_only_the_environment_beside_a_gpu():
     config, spec = preset("minatar/breakout")
     found = roofline(config, spec, 2, "cuda", seconds=0.3)
-    assert found.steps_per_second == pytest.approx(2 / found.environment.seconds)
+    assert found.best_batch.steps_per_second == pytest.approx(2 / found.best_batch.environment.seconds)
+    assert found.these_batches.limits["samplers"] == pytest.approx(1 / found.these_batches.environment.seconds)
 
 
-def test_roofline_training_cost_counts_the_passes_of_an_update(monkeypatch):
-    """Epochs times forward and backward, and one forward pass over the batch if there are several optimizer steps."""
-    config = Config(
-        env=Env(name="gymnasium/CartPole-v1"), sampling=Sampling(envs_per_group=4), model=Model(hidden=(8,)),
-        batch=BatchConfig(epochs=3, minibatches=2),
-    )  # fmt: skip
-    spec = make_spec("gymnasium/CartPole-v1")
-    monkeypatch.setattr(module, "environment_cost", lambda *a: Cost(1.0, ""))
+def test_roofline_best_batch_is_the_cheapest_batch():
+    cost = module._cheapest(SMALL, CARTPOLE, "forward", (512, 1), (1,), 0.1)
+    assert cost.how == "fp32, batches of 512, 1 thread"
+    assert cost.seconds == cost.wall < 1e-5
 
-    def costs(*args, backward, bf16):
-        return [Cost(10.0 if backward else 2.0, "slow"), Cost(7.0 if backward else 1.0, "fast")]
 
-    monkeypatch.setattr(module, "_network_costs", costs)
-    assert roofline(config, spec, 2).training.seconds == 3 * 7.0 + 1.0
-    once = Config(env=config.env, sampling=config.sampling, model=config.model)
-    assert roofline(once, spec, 2).training.seconds == 7.0
-    assert roofline(once, spec, 2).seconds == 1.0 + 1.0 + 7.0
+def test_roofline_uses_bf16_only_if_the_run_may():
+    fp32 = roofline(SMALL, CARTPOLE, 1, seconds=0.1)
+    assert "bf16" not in str(fp32)
+    rate, how = matrix_products(1, (True,), 0.05)
+    assert "bf16" in how
+    assert rate > 1e8
+    halves = Config(run=Run(precision="bf16"), env=SMALL.env, sampling=SMALL.sampling)
+    assert module._precisions(halves) == (False, True), "the faster one counts"
+
+
+@pytest.mark.parametrize(
+    ("target", "rows"), [("minatar/breakout", n) for n in (8, 256, 300, 512, 2048)] + [("atari/pong", 64)]
+)
+def test_learner_threads_are_those_of_the_learner(target, rows):
+    """A minibatch is divided into chunks, and a chunk is computed by one thread."""
+
+    class Counted(ThreadPool):
+        tasks = 0
+
+        def map(self, task, count):
+            self.tasks = count
+            return super().map(task, count)
+
+    config, spec = preset(target)
+    pool = Counted(1)
+    obs = {name: torch.zeros(1, rows, *leaf.shape) for name, leaf in spec.obs.items()}
+    network = ParallelNetwork(build_model(config, spec), pool, contextlib.nullcontext)
+    network.forward_eval(obs, torch.zeros(1, rows, dtype=torch.bool), None)
+    assert learner_threads(config, spec, rows) == min(pool_size(config.run.learner_threads), pool.tasks)
+
+
+def test_median_rate_is_neither_the_fastest_nor_the_mean_of_its_stretches():
+    waits = iter([0.001, 0.001, 0.001, *[0.02] * 3, 0.3, *[0.02] * 100])
+
+    def step():
+        time.sleep(next(waits))
+        return 1
+
+    assert 0.015 < median_rate(step, 0.01 * module.STRETCHES) < 0.04
+
+
+def test_median_rate_gives_up_and_does_not_repeat_long_calls():
+    calls = []
+
+    def step():
+        calls.append(1)
+        time.sleep(0.01)
+        return 2
+
+    assert median_rate(step, 10.0, give_up=1e-3) > 0.004
+    assert len(calls) == 2
+    median_rate(step, 0.001)
+    assert len(calls) == 5, "one stretch of one call"
 
 
 @pytest.mark.parametrize(("slow", "best"), [(64, 8), (8, 64)])
-def test_environment_cost_is_the_cheaper_of_two_group_sizes(monkeypatch, slow, best):
+def test_environment_costs_are_measured_for_two_group_sizes(monkeypatch, slow, best):
     """64 MuJoCo environments exceed the cache; 8 of ale-py need more calls."""
 
     def loop(task, num_envs, seed, settings):
@@ -107,6 +179,8 @@ def test_environment_cost_is_the_cheaper_of_two_group_sizes(monkeypatch, slow, b
         return step
 
     monkeypatch.setattr(module, "raw_loop", loop)
-    cost = module.environment_cost(Config(env=Env("minatar/breakout"), sampling=Sampling(envs_per_group=64)), 0.3)
-    assert cost.seconds < 5e-4
-    assert cost.how == f"its library alone, {best} environments"
+    costs = module.environment_costs(Config(env=Env("minatar/breakout"), sampling=Sampling(envs_per_group=64)), 0.3)
+    assert set(costs) == {8, 64}
+    assert min(costs.values()) == costs[best]
+    assert costs[best].seconds < 5e-4 < 9e-4 < costs[slow].seconds
+    assert costs[best].how == f"its library alone, {best} environments"

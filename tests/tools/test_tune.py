@@ -6,6 +6,7 @@ import pytest
 
 from sfactory.config import BatchConfig, Config, Env, Run, Sampling, with_settings
 from sfactory.config.toml_file import settings_to_toml
+from sfactory.supervisor import cores
 from sfactory.tools import tune
 from sfactory.tools.bench import BenchFailed
 
@@ -89,16 +90,48 @@ def test_tune_raises_if_the_given_settings_fail():
 def test_tune_varies_threads_only_for_networks_on_the_cpu(monkeypatch):
     def tried(device, inference_device=""):
         config = with_settings(BASE, {"run.device": device, "run.inference_device": inference_device})
-        names = {name for change in tune.changes(config, 4, False) for name in change.settings if "threads" in name}
+        names = {name for change in tune.changes(config, 4, False) for name in change.settings if "_threads" in name}
         return sorted(name.removeprefix("run.").removesuffix("_threads") for name in names)
 
-    monkeypatch.setattr(tune, "shows_gpu", lambda: True)
+    monkeypatch.setattr(cores, "shows_gpu", lambda: True)
     assert tried("cpu") == ["inference", "learner"]
     assert tried("auto") == tried("cuda:0") == []
     assert tried("cuda", "cpu") == ["inference"]
     assert tried("cpu", "cuda") == ["learner"]
-    monkeypatch.setattr(tune, "shows_gpu", lambda: False)
+    monkeypatch.setattr(cores, "shows_gpu", lambda: False)
     assert tried("auto") == ["inference", "learner"]
+
+
+def test_tune_varies_inference_workers_on_the_cpu_where_there_are_samplers_and_cores(monkeypatch):
+    def tried(num_cores, **changes):
+        config = with_settings(BASE, {name.replace("__", "."): value for name, value in changes.items()})
+        found = [change.settings.get("run.inference_workers") for change in tune.changes(config, num_cores, False)]
+        return [workers for workers in found if workers]
+
+    four = {"sampling__num_samplers": 4, "sampling__envs_per_group": 4}
+    assert tried(16, **four) == [1, 3], "two are settled by the cores"
+    assert tried(16, **four, run__inference_workers=1) == [2]
+    assert tried(16, **four, run__inference_workers=3) == [1, 2, 4]
+    assert tried(16) == tried(2, **four) == []
+    monkeypatch.setattr(cores, "shows_gpu", lambda: True)
+    assert tried(16, **four) == []
+
+
+def test_tune_starts_from_the_number_of_samplers_that_the_cores_settle(monkeypatch):
+    monkeypatch.setattr(tune, "cores", lambda: 16)
+    undecided = with_settings(BASE, {"sampling.num_samplers": 0, "batch.epochs": 4})
+    seen = []
+
+    def measure(config):
+        seen.append(config.sampling)
+        return 1000.0 * (1 + (config.run.learner_threads == 2) + (config.sampling.num_samplers == 4))
+
+    found = tune.search(undecided, 1000.0, measure=measure, clock=ticking())
+    assert (seen[0].num_samplers, seen[0].envs_per_group) == (4, 4)
+    assert found.settings == {
+        "sampling.num_samplers": 4, "sampling.groups_per_sampler": 2, "sampling.envs_per_group": 4,
+        "run.learner_threads": 2,
+    }, "with two threads the cores would settle another number"  # fmt: skip
 
 
 def test_tune_keeps_groups_divisible_by_the_tasks():

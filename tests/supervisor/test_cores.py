@@ -1,0 +1,124 @@
+"""How the cores of a machine are divided: the same environments and updates, whatever their number."""
+
+from pathlib import Path
+
+import pytest
+
+from sfactory.config import Config, parsing, presets, with_settings
+from sfactory.config.presets import family_defaults
+from sfactory.device import thread_pool
+from sfactory.learning.batch_scaling import rescale_batch
+from sfactory.run.reader import learning_settings
+from sfactory.supervisor import cores
+from sfactory.supervisor.cores import LEARNER_THREADS, by_cores, keep_processes, summary
+
+TARGETS = [preset.path for preset in (*presets.presets(), *family_defaults())]
+MACHINES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 64, 128)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(cores, "shows_gpu", lambda: False)
+
+
+def preset(path: Path) -> Config:
+    return parsing.build(presets.read_toml(path), {"env.name": parsing.RawValue("minatar/breakout")})
+
+
+def breakout(**changes):
+    config = parsing.build(*presets.target_layers("minatar/breakout"), {})
+    return with_settings(config, {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def processes(config, num_cores):
+    settled = by_cores(config, num_cores)
+    return settled.sampling.num_samplers, settled.run.inference_workers
+
+
+def of_updates(config):
+    """Everything about the data of an update that learning depends on."""
+    s = config.sampling
+    return s.num_envs, s.rollout_length, config.lanes, config.batch_rows, config.optimizer_steps_per_update
+
+
+@pytest.mark.parametrize("path", TARGETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_by_cores_leaves_the_environments_and_updates_of_a_preset_unchanged(path):
+    config = preset(path)
+    assert config.sampling.num_samplers == config.run.inference_workers == 0
+    for num_cores in MACHINES:
+        settled = by_cores(config, num_cores)
+        assert of_updates(settled) == of_updates(config)
+        assert learning_settings(settled) == learning_settings(config)
+        assert settled.sampling.num_samplers >= 1 <= settled.run.inference_workers
+        assert by_cores(settled, 7) == settled, "settled numbers stay"
+    two = by_cores(config, 2)
+    one = {"sampling.num_samplers": 1, "run.inference_workers": 1}
+    assert two == with_settings(config, one), "on two cores a preset has one sampler with its groups as written"
+
+
+def test_by_cores_uses_the_cores_that_learner_and_inference_leave():
+    assert [processes(breakout(), c)[0] for c in (1, 2, 4, 6, 7, 8, 9, 64)] == [1, 1, 1, 2, 2, 2, 4, 4]
+    assert processes(breakout(run__learner_threads=1), 4) == (2, 1)
+    assert processes(breakout(run__inference_threads=3), 8) == (1, 1)
+    assert processes(breakout(sampling__envs_per_group=64), 64) == (16, 1)
+    assert processes(breakout(sampling__envs_per_group=24), 16) == (6, 1), "a divisor of the group"
+
+
+def test_by_cores_keeps_groups_of_four_also_after_the_batch_is_rescaled():
+    for factor in (0.25, 0.5, 2.0, 4.0):
+        config = breakout(batch__factor=factor)
+        for num_cores in MACHINES:
+            scaled, _ = rescale_batch(by_cores(config, num_cores))
+            assert of_updates(scaled) == of_updates(rescale_batch(config)[0])
+            assert scaled.sampling.envs_per_group >= 4
+    assert processes(breakout(batch__factor=4.0), 64)[0] == 1
+    assert processes(breakout(batch__factor=1.5, sampling__envs_per_group=48), 8)[0] == 2, "48 / 3 / 1.5 is no number"
+
+
+def test_by_cores_does_not_look_at_the_machine_in_lockstep():
+    assert {processes(breakout(run__mode="lockstep"), c) for c in MACHINES} == {(1, 1)}
+
+
+def test_by_cores_keeps_one_sampler_where_batch_slots_counts_slots_of_one_size():
+    assert processes(breakout(batch__slots=3), 64) == (1, 1)
+
+
+def test_by_cores_starts_more_inference_workers_only_where_one_is_slower_than_the_learner():
+    once = {"batch__epochs": 1}
+    assert processes(breakout(**once), 16) == (4, 2), "4 threads learn as fast as 4 / 3 inference threads act"
+    assert processes(breakout(**once), 4) == (1, 1)
+    assert processes(breakout(**once, run__learner_threads=12, sampling__envs_per_group=64), 64) == (16, 4)
+    assert processes(breakout(), 64) == (4, 1), "four epochs: the learner is slower"
+    assert processes(breakout(**once, sampling__num_samplers=2), 16) == (2, 1), "one worker serves two samplers"
+    assert processes(breakout(run__inference_workers=3), 16) == (4, 3), "a number of one's own is kept"
+    assert processes(breakout(run__inference_workers=3), 2) == (1, 1), "a worker without a sampler has nothing to do"
+
+
+def test_by_cores_leaves_one_core_to_each_worker_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(cores, "shows_gpu", lambda: True)
+    once = {"batch__epochs": 1}
+    assert processes(breakout(**once), 4) == (2, 1)
+    assert processes(breakout(**once), 16) == (4, 1)
+    assert processes(breakout(**once, run__device="cpu"), 16) == (4, 2)
+    assert processes(breakout(**once, run__inference_device="cpu"), 16) == (4, 2), "no learner on the CPU to wait for"
+
+
+def test_learner_share_is_the_number_of_threads_the_learner_starts():
+    assert LEARNER_THREADS == thread_pool.AUTO
+
+
+def test_summary_names_all_numbers():
+    text = "16 cores: 4 samplers x 2 groups x 4 environments, 2 inference workers"
+    assert summary(by_cores(breakout(batch__epochs=1), 16), 16) == text
+    assert summary(by_cores(breakout(), 1), 1) == "1 core: 1 sampler x 2 groups x 16 environments, 1 inference worker"
+
+
+def test_keep_processes_keeps_what_the_run_has_on_any_machine():
+    config = breakout(batch__epochs=1)
+    run = by_cores(config, 16)
+    assert keep_processes(run, config) == run, "the same command again"
+    assert keep_processes(run, with_settings(run, {"sampling.num_samplers": 0})) == run
+    assert keep_processes(run, with_settings(config, {"sampling.num_samplers": 1})).run.inference_workers == 1
+    assert keep_processes(run, run) == run
+    more = with_settings(config, {"sampling.envs_per_group": 32})
+    assert keep_processes(run, more).sampling == more.sampling, "other environments are divided anew"

@@ -1,0 +1,76 @@
+"""The report of `sfactory bench` and the speed of a run. Real runs: tests/system/test_bench.py."""
+
+import json
+
+import pytest
+
+from sfactory.tools.bench import BenchReport, StageCosts, Trial, median_speed
+from sfactory.tools.roofline import Cost, Line, Roofline
+
+MACHINE = {"cores": 2, "cpu": "a CPU", "gpu": "", "torch": "2.13", "python": "3.11", "date": "2026-11-30"}
+ROW = {"stage/learner/wait": 0.05, "stage/inference/wait": 0.4, "stage/sampler/wait": 0.9, "stage/learner/update": 0.9}
+
+
+def line(speed, limit="all cores"):
+    cost = Cost(2e-6, "a loop", 1e-6)
+    return Line(cost, cost, cost, {limit: speed, "other": 2 * speed})
+
+
+def report(speed, one_pass=None):
+    lines = [line(50_000.0), line(20_000.0), line(8_000.0, "learner"), line(40_000.0)]
+    once = one_pass and Trial(one_pass, 2.0, ROW, {})
+    run = Trial(speed, 2.5, ROW, {"supervisor": 40.0, "learner": 200.0})
+    roofline = Roofline(2, "cpu", "4 x forward and backward + 1 forward", *lines)
+    return BenchReport("minatar/breakout", MACHINE, roofline, StageCosts(1e-6, 2e-6, 3e-6, 4e-6), run, once)
+
+
+def words(found):
+    """The text with single spaces."""
+    return " ".join(found.text().split())
+
+
+def rows(*pairs):
+    return [{"seconds": seconds, "env_steps": steps} for seconds, steps in pairs]
+
+
+def test_median_speed_is_the_median_of_five_stretches():
+    steady = rows(*((second, 100.0 * second) for second in range(2, 13)))
+    assert median_speed(steady) == 100.0
+    slow_start = rows((2, 0), (12, 10), *((12 + k, 10 + 100 * k) for k in range(1, 10)))
+    assert median_speed(slow_start) == pytest.approx(100.0), "one stretch was slow, and all other rows as before"
+
+
+def test_median_speed_of_two_rows_is_that_between_them():
+    assert median_speed(rows((3.0, 2048), (9.5, 4096))) == pytest.approx(2048 / 6.5)
+
+
+def test_bench_report_names_the_share_and_the_limit_of_every_line():
+    text = words(report(4_000.0))
+    assert "arithmetic 50k steps/s (limit: all cores); the run is 8% torch" in text
+    assert "torch, best batch 20k steps/s (limit: all cores); the run is 20% torch" in text
+    assert "torch, these batches 8k steps/s (limit: learner); the run is 50% as given" in text
+    assert "as given 4k steps/s, 20% of torch, best batch busy" in text
+    assert "sum 6.00 6.00 6.00 10.00" in text
+    assert "one pass" not in text
+
+
+def test_bench_report_says_that_a_run_is_faster_than_a_reference():
+    shown = [line for line in report(10_000.0).text().splitlines() if "faster than the reference loops" in line]
+    (shown,) = shown
+    assert shown.startswith("torch, these batches")
+    assert shown.endswith("the run is 125%, faster than the reference loops")
+
+
+def test_bench_report_shows_one_pass_beside_the_given_settings():
+    found = report(4_000.0, one_pass=30_000.0)
+    assert "one pass 30k steps/s, 75% of torch, best batch with one pass" in words(found)
+    assert found.as_dict()["one_pass"]["share"] == 0.75
+
+
+def test_bench_report_as_json_has_all_lines():
+    found = json.loads(json.dumps(report(4_000.0).as_dict()))
+    assert found["shares"] == {"arithmetic": 0.08, "best_batch": 0.2, "these_batches": 0.5}
+    assert found["rooflines"]["these_batches"]["limits"]["learner"] == 8_000.0
+    assert found["rooflines"]["best_batch"]["training"]["seconds"] == 2e-6
+    assert found["whole"]["bottleneck"] == "learner"
+    assert found["one_pass"] is None
