@@ -32,8 +32,9 @@ class Match:
         self.compare(self.group.reset()["obs"])
 
     def compare(self, obs):
-        for row, env in enumerate(self.stock):
-            np.testing.assert_array_equal(obs[row], env.state())
+        expected = np.stack([env.state() for env in self.stock])
+        if not np.array_equal(obs, expected):  # much faster than the following line, which explains
+            np.testing.assert_array_equal(obs, expected)
 
     def play(self, steps, skill=1.0):
         """Step and compare; a share `skill` of the actions is the scripted player's, the others are random."""
@@ -128,11 +129,11 @@ def test_minatar_asterix_equals_the_package_at_its_highest_difficulty(ramping):
 
 @pytest.mark.parametrize("ramping", [True, False])
 def test_minatar_space_invaders_equals_the_package_when_waves_are_cleared(ramping):
-    """Aliens are taken from both: a wave has two left, which are fast, and the next wave comes."""
+    """Now and then aliens are taken from both: two are left, which are fast, and the next wave is a whole one."""
     match = Match("space_invaders", 4, difficulty_ramping=ramping)
     rules, waves, interval = match.group._rules, 0, 12
-    for _ in range(1200):
-        for row, env in enumerate(match.stock):
+    for t in range(1500):
+        for row, env in enumerate(match.stock if t % 50 == 0 else []):
             aliens = np.argwhere(env.env.alien_map)
             if len(aliens) > 2:
                 for y, x in aliens[:-2]:
