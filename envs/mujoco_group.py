@@ -12,6 +12,7 @@ positions and contact forces too, which are not part of the state, so their grou
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -219,9 +220,9 @@ class BodyGroup(MujocoGroup):
         for rows, field in self._fields:
             rows[env] = field
 
+    @abstractmethod
     def _bodies(self) -> list[np.ndarray]:
         """Observed quantities of the bodies, each [E, n]."""
-        raise NotImplementedError
 
     def _observed(self) -> np.ndarray:
         """Observations, [E, D] float32."""

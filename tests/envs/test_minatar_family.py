@@ -208,6 +208,9 @@ def place_at_random(game, draws):
     game.e_fish = several(2, far, "move") + several(2, near, "move")[: int(draws.integers(0, 2))]
     game.e_subs = several(3, far, "move", "shot") + several(2, near, "move", "shot")[: int(draws.integers(0, 2))]
     game.divers, game.f_bullets = several(4, near, "move"), several(2, far)[-2:]
+    if draws.random() < 0.5:  # two that meet in one cell
+        x, y, _ = somewhere(far)
+        game.f_bullets = [[x - 1, y, True], [x + 1, y, False]][:: draws.choice([-1, 1])]
     game.e_bullets = several(2, (2, 3, 5, 6))
     game.shot_timer = 5
 
@@ -376,11 +379,12 @@ def test_minatar_group_replaces_only_the_game_with_a_fault_and_gives_it_a_new_se
 
 
 def test_minatar_replaced_game_plays_like_a_new_one_of_its_seed():
-    group = make_group("minatar/breakout", 1, [0])
+    sticky = {"sticky_action_prob": 0.9}  # it has not moved to the left before
+    group = make_group("minatar/breakout", 1, [0], sticky)
     group.reset()
     group.step({"action": np.array([1])})
     group.step({"action": np.array([9])})
-    new = make_group("minatar/breakout", 1, group.seeds)
+    new = make_group("minatar/breakout", 1, group.seeds, sticky)
     new.reset()
     for _ in range(60):
         one, two = group.step({"action": np.array([3])}), new.step({"action": np.array([3])})
