@@ -1,8 +1,9 @@
 """MinAtar (Young and Tian, 2019, arXiv:1903.03176): `minatar/breakout`, asterix, freeway, seaquest, space_invaders.
 
-Frames, random numbers and sticky actions are those of the package's own environment. Observations are [10, 10, C] bool,
-height x width x channel. Only the file of the game is loaded, because the package imports plotting libraries (1.5 s
-and 157 MB in every sampler).
+Groups are stepped as arrays by our own rules. Frames, random numbers and sticky actions are those of the package's own
+environment (tests/envs/test_minatar_family.py). Observations are [10, 10, C] bool, height x width x channel. Of the
+package only the file of the game is loaded, because the package imports plotting libraries (1.5 s and 157 MB in every
+sampler).
 
 The package reports every end as a termination. Freeway only ends by its time limit of 2,500 steps, which observations
 do not show, so here it is a truncation: the learner bootstraps from the last observation.
@@ -17,13 +18,13 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from sfactory_envs.minatar_rules import GAMES, RandomStreams
 
 from sfactory.envs import (
     ActionLeaf,
     EnvError,
     EnvFault,
     EnvSpec,
-    Episode,
     EpisodeTally,
     Leaf,
     Step,
@@ -32,9 +33,9 @@ from sfactory.envs import (
     next_seed,
     suggest,
 )
-from sfactory.envs.saved_state import decode, encode, plain_attributes, set_attributes
+from sfactory.envs.saved_state import decode, encode
 
-GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
+ILLEGAL = -1
 ENDS_BY_CLOCK = frozenset({"freeway"})
 FPS = 10  # for videos; the games themselves have no natural speed
 
@@ -52,7 +53,7 @@ COLOURS = {  # channel -> RGB; the spelling is the package's. Later ones are dra
 
 def ids() -> tuple[str, ...]:
     """List the games."""
-    return GAMES
+    return tuple(GAMES)
 
 
 def load_game(game: str) -> ModuleType:
@@ -72,7 +73,11 @@ def load_game(game: str) -> ModuleType:
 
 
 class MinAtarGroup:
-    """Group of E copies of one game, stepped in one loop over lists of bound methods."""
+    """Group of E copies of one game, stepped as arrays by our own rules (`sfactory_envs.minatar_rules`).
+
+    Observations, rewards, ends and random numbers are those of the package, which is asked for the channels and the
+    actions only.
+    """
 
     def __init__(
         self,
@@ -86,158 +91,131 @@ class MinAtarGroup:
     ) -> None:
         self.num_envs, self.game = num_envs, game
         self.seeds = list(seeds)
-        self._new_game, self._ramping = load_game(game).Env, difficulty_ramping
         self._sticky, self._max_steps = sticky_action_prob, max_episode_steps
-        self.games: list[Any] = [None] * num_envs
-        self._draw: list[Any] = [None] * num_envs
-        self._act: list[Any] = [None] * num_envs
-        self._state: list[Any] = [None] * num_envs
-        self._last_action = [0] * num_envs
-        self._over = [False] * num_envs  # the next step resets
-        for env in range(num_envs):
-            self._build(env)
-        actions = self.games[0].minimal_action_set() if minimal_actions else list(range(6))
-        self._legal = dict(enumerate(actions))  # the lookup is also the check of actions: NaN and -1 are not keys
-        shape = tuple(self.games[0].state_shape())
+        package: Any = load_game(game).Env()
+        self.channels: dict[str, int] = package.channels
+        actions = package.minimal_action_set() if minimal_actions else list(range(6))
+        self._num_actions = len(actions)
+        self._actions = np.array([*actions, *[ILLEGAL] * len(actions)])  # -1 to -n are the n last ones
+        self._streams = RandomStreams(num_envs)
+        self._rules = GAMES[game](num_envs, self._streams, difficulty_ramping)
+        self._last_action = np.zeros(num_envs, np.int64)
+        self._over = np.zeros(num_envs, bool)  # the next step resets
+        self._all = np.arange(num_envs)
+        self.obs = {"obs": self._rules.obs}
+        self.tally = EpisodeTally(num_envs)
         rules = f"sticky {sticky_action_prob:g}, {'' if difficulty_ramping else 'no '}difficulty ramping"
         self.spec = EnvSpec(
             name=f"minatar/{game}",
-            obs={"obs": Leaf(shape, "bool")},
-            actions={"action": ActionLeaf((), "int64", "discrete", (len(actions),))},
+            obs={"obs": Leaf(self._rules.obs.shape[1:], "bool")},
+            actions={"action": ActionLeaf((), "int64", "discrete", (self._num_actions,))},
             max_episode_steps=max_episode_steps,
-            protocol=f"minatar {'v1' if minimal_actions else 'v0'}, {len(actions)} actions, {rules}",
+            protocol=f"minatar {'v1' if minimal_actions else 'v0'}, {self._num_actions} actions, {rules}",
         )
-        self.obs = {"obs": np.zeros((num_envs, *shape), bool)}
-        self._rows = self.obs["obs"].reshape(-1, *shape[1:])  # [E * 10, 10, C], the same memory
-        self.tally = EpisodeTally(num_envs)
-
-    def _build(self, env: int) -> None:
-        """Create and reset a game with its own seeded random stream."""
-        game = self._new_game(ramping=self._ramping)
-        game.random = np.random.RandomState(self.seeds[env])
-        game.reset()
-        self.games[env], self._act[env], self._state[env] = game, game.act, game.state
-        self._draw[env] = game.random.random_sample  # called directly, because rand() is a slower wrapper
-        self._last_action[env], self._over[env] = 0, False
-
-    def _replace(self, env: int) -> None:
-        """Replace a failed game by one with a new seed."""
-        self.seeds[env] = next_seed(self.seeds[env])
-        self._build(env)
-        self.tally.drop(env)
-
-    def _observe(self) -> None:
-        """Write the observation of every game to the group's array, in one copy."""
-        np.concatenate([state() for state in self._state], out=self._rows)
+        for env, seed in enumerate(self.seeds):
+            self._streams.seed(env, seed)
+        self._rules.reset(self._all)
 
     def reset(self) -> dict[str, np.ndarray]:
         """Reset every game that has made a step. New games are already reset, so the first call only observes."""
-        for env, game in enumerate(self.games):
-            if self._over[env] or self.tally.lengths[env]:
-                game.reset()
-                self._over[env] = False
-                self.tally.drop(env)
-        self._observe()
+        envs = (self._over | (self.tally.lengths > 0)).nonzero()[0]
+        if envs.size:
+            self._rules.reset(envs)
+            self._over[envs] = False
+            self.tally.drop(envs.tolist())
+        self._rules.draw()
         return self.obs
 
     def step(self, action: dict[str, np.ndarray]) -> Step:
-        """Step every game; `action` [E] int64. Sticky actions are drawn in the same order as in the package."""
-        num_envs = self.num_envs
-        reward, valid = np.zeros(num_envs, np.float32), np.ones(num_envs, bool)
-        ended: list[int] = []
-        faults: list[EnvFault] = []
-        legal, sticky, last_action, over = self._legal, self._sticky, self._last_action, self._over
-        rows = zip(range(num_envs), action["action"].tolist(), self._draw, self._act, strict=True)
-        for env, row, draw, act in rows:
-            try:
-                if over[env]:
-                    over[env] = valid[env] = False
-                    self.games[env].reset()  # last_action is kept, as in the package
-                    continue
-                chosen = legal[row]
-                if draw() < sticky:
-                    chosen = last_action[env]
-                last_action[env] = chosen
-                game_reward, terminal = act(chosen)
-                if game_reward:
-                    reward[env] = game_reward
-                if terminal:
-                    ended.append(env)
-            except Exception as error:
-                faults.append(self._fail(env, row, error))
-                reward[env], valid[env] = 0.0, False
-        self.tally.count(reward, valid)
-        terminated, truncated = self._ends(ended)
+        """Step every game; `action` [E] int64. A stream gives a sticky action's number first, as in the package."""
+        chosen = self._package_actions(action["action"])
+        playing = (chosen >= 0) > self._over
+        all_play = np.count_nonzero(playing) == self.num_envs
+        self._choose(chosen, self._all if all_play else playing.nonzero()[0])
+        reward, end = self._rules.act(self._last_action, playing)
+        faults: tuple[EnvFault, ...] = ()
+        if not all_play:
+            reward *= playing
+            end &= playing
+            faults = self._restart(action["action"], chosen < 0)
+        self._rules.draw()
+        self.tally.count(reward, playing)
+        terminated, truncated = self._ends(end)
+        over = self._over = terminated | truncated
+        ended = over.nonzero()[0].tolist()
+        episodes = self.tally.end(ended) if ended else ()
+        return Step(self.obs, reward, terminated, truncated, playing, ~playing, episodes, faults)
+
+    def _package_actions(self, rows: np.ndarray) -> np.ndarray:
+        """Return the package's numbers of the actions, [E] int64; -1 for one that is not legal."""
         try:
-            self._observe()
-        except Exception:  # rare: find the game that raised
-            self._observe_one_by_one(faults, reward, valid, terminated, truncated)
-        episodes: tuple[Episode, ...] = ()
-        if ended or self._max_steps:
-            ended = np.flatnonzero(terminated | truncated).tolist()
-            episodes = self.tally.end(ended)
-            for env in ended:
-                over[env] = True
-        return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults))
+            return self._actions.take(rows)
+        except (IndexError, TypeError):  # far out of range, or not integers
+            legal = np.isin(rows, np.arange(self._num_actions))  # NaN and fractions are not
+            return np.where(legal, self._actions.take(np.where(legal, rows, 0).astype(np.int64)), ILLEGAL)
 
-    def _ends(self, ended: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
-        if ended:
-            (truncated if self.game in ENDS_BY_CLOCK else terminated)[ended] = True
+    def _choose(self, chosen: np.ndarray, envs: np.ndarray) -> None:
+        """Store the action of each playing game: the chosen one or, by chance, the one before. It outlives a reset."""
+        if envs.size:
+            new = envs[self._streams.uniforms(envs) >= self._sticky]
+            self._last_action[new] = chosen[new]
+
+    def _restart(self, rows: np.ndarray, illegal: np.ndarray) -> tuple[EnvFault, ...]:
+        """Reset the games whose episode was over; replace those with an illegal action by games with a new seed."""
+        faults = []
+        for env in (illegal > self._over).nonzero()[0].tolist():  # a reset step ignores its action
+            error = ValueError(f"illegal action {rows.tolist()[env]}: actions are 0 to {self._num_actions - 1}")
+            faults.append(env_fault(env, error, self.seeds[env], int(self.tally.lengths[env])))
+            self.seeds[env] = next_seed(self.seeds[env])
+            self._streams.seed(env, self.seeds[env])
+            self._last_action[env], self._over[env] = 0, True
+            self.tally.drop(env)
+        self._rules.reset(self._over.nonzero()[0])
+        return tuple(faults)
+
+    def _ends(self, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Split ends into terminations and truncations, both [E] bool."""
+        never = np.zeros(self.num_envs, bool)
+        terminated, truncated = (never, ended) if self.game in ENDS_BY_CLOCK else (ended, never)
         if self._max_steps:
-            truncated |= (self.tally.lengths >= self._max_steps) & ~terminated
+            truncated = truncated | (self.tally.lengths >= self._max_steps) & ~terminated
         return terminated, truncated
-
-    def _fail(self, env: int, row: Any, error: Exception) -> EnvFault:
-        """Report the failure of one game and replace it."""
-        if isinstance(error, KeyError) and row not in self._legal:
-            error = ValueError(f"illegal action {row}: actions are 0 to {len(self._legal) - 1}")
-        report = env_fault(env, error, self.seeds[env], int(self.tally.lengths[env]))
-        self._replace(env)
-        return report
-
-    def _observe_one_by_one(
-        self, faults: list[EnvFault], reward: np.ndarray, valid: np.ndarray, *ends: np.ndarray
-    ) -> None:
-        for env in range(self.num_envs):
-            try:
-                self.obs["obs"][env] = self._state[env]()
-            except Exception as error:
-                faults.append(self._fail(env, 0, error))
-                self.obs["obs"][env] = self._state[env]()
-                reward[env], valid[env] = 0.0, False
-                for end in ends:
-                    end[env] = False
 
     render_fps = FPS
 
     def render(self, env: int) -> np.ndarray:
         """Render the observation, one pixel per cell, uint8 [10, 10, 3]."""
-        channels, cells = self.games[env].channels, self.obs["obs"][env]
+        channels, cells = self.channels, self.obs["obs"][env]
         picture = np.full((*cells.shape[:2], 3), BACKGROUND, np.uint8)
         for name in sorted(channels, key=list(COLOURS).index):
             picture[cells[..., channels[name]]] = COLOURS[name]
         return picture
 
     def snapshot(self) -> Any:
-        """Return the state as JSON: games, their random numbers, sticky actions, the tally."""
+        """Return the state as JSON: games, random numbers, sticky actions, the tally."""
         group = [self.seeds, self._last_action, self._over, self.tally.returns, self.tally.lengths]
-        return {"games": [plain_attributes(game) for game in self.games], "group": encode(group)}
+        parts = {"rules": self._rules.snapshot(), "random": self._streams.snapshot(), "group": group}
+        return {name: encode(part) for name, part in parts.items()}
 
     def restore(self, state: Any) -> None:
         """Load the state of `snapshot` into a group that was built with the same settings."""
+        if "rules" not in state:
+            raise EnvError(f"{self.spec.name}: saved by an earlier version, which stepped the package's own games")
         group = decode(state["group"])
         self.seeds, self._last_action, self._over, self.tally.returns, self.tally.lengths = group
-        for game, attributes in zip(self.games, state["games"], strict=True):
-            set_attributes(game, attributes)
-        self._observe()
+        self._rules.restore(decode(state["rules"]))
+        self._streams.restore(decode(state["random"]))
+        self._rules.draw()
 
     def close(self) -> None:
-        """Do nothing: games are plain Python objects."""
+        """Do nothing: games are arrays."""
 
 
 def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable[[], int]:
-    """Return a plain loop over the game's own act, state and reset."""
+    """Return a plain loop over the package's own act, state and reset.
+
+    The roofline and comparisons stand on it: it is the package as its users step it, whatever our own rules cost.
+    """
     games = [load_game(env_id).Env(ramping=settings.get("difficulty_ramping", True)) for _ in range(num_envs)]
     draws = np.random.RandomState(seed)
     for game in games:

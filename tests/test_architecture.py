@@ -99,7 +99,7 @@ def test_bottom_folders_know_nothing_of_each_other(bottom):
 
 
 def test_environment_families_import_only_sfactory_envs_and_errors():
-    for path in sorted((ROOT / "envs").glob("*.py")):
+    for path in sorted((ROOT / "envs").rglob("*.py")):
         used = {room(name) for name in imported_names(path) if name.startswith("sfactory.")}
         assert used <= {"envs", "errors"}, path.name
 

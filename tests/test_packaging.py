@@ -19,7 +19,8 @@ def read_setup():
 def test_setup_cfg_lists_every_package():
     listed = set(read_setup()["options"]["packages"].split())
     found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "sfactory").rglob("__init__.py")}
-    assert listed == found | {"sfactory_configs", "sfactory_envs"}
+    families = {p.parent.relative_to(ROOT / "envs").parts for p in (ROOT / "envs").rglob("__init__.py")}
+    assert listed == found | {"sfactory_configs"} | {".".join(("sfactory_envs", *parts)) for parts in families}
 
 
 def test_setup_cfg_has_every_extra():

@@ -16,7 +16,7 @@ def test_minatar_colours_cover_every_channel(game):
 
     games = group(f"minatar/{game}")
     games.reset()
-    channels = games.games[1].channels
+    channels = games.channels
     for name, index in channels.items():
         games.obs["obs"][1] = False
         games.obs["obs"][1, 4, 7, index] = True
