@@ -382,7 +382,8 @@ def test_minatar_replaced_game_plays_like_a_new_one_of_its_seed():
     sticky = {"sticky_action_prob": 0.9}  # it has not moved to the left before
     group = make_group("minatar/breakout", 1, [0], sticky)
     group.reset()
-    group.step({"action": np.array([1])})
+    for _ in range(30):
+        group.step({"action": np.array([1])})
     group.step({"action": np.array([9])})
     new = make_group("minatar/breakout", 1, group.seeds, sticky)
     new.reset()
