@@ -27,5 +27,5 @@ def test_compare_speed_table_row_has_medians_and_the_spread_of_the_ratio():
 
 def test_compare_speed_run_figures_names_the_reason_of_a_failure(tmp_path):
     here = Path(compare_speed.__file__).parents[1]
-    with pytest.raises(compare_speed.BenchFailed, match="exit 2: .*no-such: no such setting"):
+    with pytest.raises(compare_speed.BenchFailed, match=r"exit 2: .*no-such: no such setting"):
         compare_speed.run_figures(here, ("minatar/breakout", "--no-such", "1"), 1.0, tmp_path)
