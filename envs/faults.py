@@ -14,7 +14,8 @@ if the process is restarted.
     nan_obs_at, nan_reward_at, bad_shape_at   return invalid data
     hang_at, segv_at, exit_at                 sleep for an hour, segmentation fault, exit the process
     crash_at                                  raise from the group itself, which a correct group never does
-    slow_reset, slow_step                     seconds that each reset or step of the group takes
+    slow_reset, slow_step                     seconds that each reset or step of the group waits
+    spin_us                                   microseconds of computation of each environment's step, for benchmarks
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ class FaultsGroup:
 
     def __init__(
         self, env_id: str, num_envs: int, seeds: Sequence[int], length: int, env: int, marker: str,
-        slow_reset: float, slow_step: float, knobs: Mapping[str, int],
+        slow_reset: float, slow_step: float, spin_us: float, knobs: Mapping[str, int],
     ) -> None:  # fmt: skip
         if env_id not in IDS:
             raise EnvError(f"faults has no environment {env_id!r}{suggest(env_id, IDS)}")
         self.num_envs, self.length, self.env, self.marker = num_envs, length, env, marker
         self.seeds, self.truncates = list(seeds), env_id == "clock"
-        self.slow_reset, self.slow_step = slow_reset, slow_step
+        self.slow_reset, self.slow_step, self.spin_s = slow_reset, slow_step, 1e-6 * spin_us * num_envs
         self.knobs = {at: name for name, at in knobs.items() if at != NEVER}
         self.spec = EnvSpec(
             f"faults/{env_id}",
@@ -89,6 +90,8 @@ class FaultsGroup:
         """Step every counter."""
         if self.slow_step:
             time.sleep(self.slow_step)
+        if self.spin_s:
+            spin(self.spin_s)
         valid = ~self.over
         self.rows[:, 1] += valid
         self.rows[:, 2] += self.over
@@ -168,6 +171,13 @@ class FaultsGroup:
         return True
 
 
+def spin(seconds: float) -> None:
+    """Compute for so much processor time of this thread, however long it is interrupted."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
 class CrashError(RuntimeError):
     """Exception that a correct group never raises."""
 
@@ -175,6 +185,7 @@ class CrashError(RuntimeError):
 def make(
     env_id: str, *, num_envs: int, seeds: Sequence[int],
     length: int = 10, env: int = 0, marker: str = "", slow_reset: float = 0.0, slow_step: float = 0.0,
+    spin_us: float = 0.0,
     raise_at: int = NEVER, hang_at: int = NEVER, segv_at: int = NEVER, exit_at: int = NEVER, crash_at: int = NEVER,
     nan_obs_at: int = NEVER, nan_reward_at: int = NEVER, bad_shape_at: int = NEVER,
 ) -> FaultsGroup:  # fmt: skip
@@ -185,4 +196,4 @@ def make(
     }  # fmt: skip
     if not 0 <= env < num_envs and any(at != NEVER for at in knobs.values()):
         env = 0  # make_spec builds a group with one environment
-    return FaultsGroup(env_id, num_envs, seeds, length, env, marker, slow_reset, slow_step, knobs)
+    return FaultsGroup(env_id, num_envs, seeds, length, env, marker, slow_reset, slow_step, spin_us, knobs)

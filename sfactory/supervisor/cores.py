@@ -4,7 +4,7 @@
 starts and kept when it is resumed. The environments, the rows of an update and its minibatches stay the same: only the
 number of processes that share them depends on the machine. What the cores are used for, in this order:
 
-    learner      on the CPU its threads, at most half of the cores; with a GPU one core
+    learner      on the CPU its threads, at most half of the cores and one per 128 rows of a minibatch; with a GPU one
     inference    one worker, or several where `inference_workers` says that one is too slow
     samplers     the rest, at least one
 
@@ -21,12 +21,15 @@ from sfactory.device.machine import shows_gpu
 from sfactory.workers.names import INFERENCE, LEARNER, parse_worker
 
 MIN_GROUP = 4
-"""Environments of the smallest group. The hand-over of a group costs about 35 us whatever its size (in the sampler and
-in inference; benchmarks/results/scaling.md): with four environments, 9 us per step."""
+"""Environments of the smallest group. The hand-over of a group costs about 30 us whatever its size (in the sampler and
+in inference; benchmarks/results/scaling.md): with four environments, 8 us per step."""
 LEARNER_THREADS = 4
 """Threads of the learner with run.learner_threads 0, where the machine has as many cores."""
-UPDATE_COST = 3
-"""Time to learn from a row once, in forward passes: one forward, and a backward pass of about two."""
+ROWS_PER_THREAD = 128
+"""Rows of a minibatch for each thread of the learner. Images are divided more finely: two threads in any case."""
+UPDATE_COST = 2
+"""Time to learn from a row once, over its time in inference: a forward and a backward pass cost three forward passes,
+but the small batches of inference take longer per row (benchmarks/results/scaling.md: 1 to 2)."""
 SAMPLERS_PER_WORKER = 2
 """Samplers that one inference thread serves where the network is large (Atari: it saturates at two to three)."""
 
@@ -107,8 +110,8 @@ def _divides(samplers: int, size: int, factor: float) -> bool:
 def _num_inference(config: Config, samplers: int, num_cores: int) -> int:
     """Number of inference workers for a number of samplers.
 
-    On a CPU the learner computes UPDATE_COST x epochs forward passes per row, on its threads; inference computes one.
-    One worker keeps up unless the learner has more threads than that, or runs on a GPU.
+    On a CPU a row takes the learner UPDATE_COST x epochs as long as inference, but the learner has several threads. One
+    worker keeps up unless there are more threads than that, or the learner runs on a GPU.
     """
     run = config.run
     if run.mode == "lockstep":
@@ -126,7 +129,8 @@ def _num_inference(config: Config, samplers: int, num_cores: int) -> int:
 def _learner_cores(config: Config, num_cores: int) -> int:
     if on_gpu(config.run.device):
         return 1
-    return max(1, min(config.run.learner_threads or LEARNER_THREADS, num_cores // 2))
+    rows = config.batch_rows // config.batch.minibatches
+    return max(1, min(config.run.learner_threads or LEARNER_THREADS, num_cores // 2, max(2, rows // ROWS_PER_THREAD)))
 
 
 def _count(number: int, noun: str) -> str:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -78,3 +79,12 @@ def test_faults_group_reports_an_illegal_action():
     group.reset()
     step = group.step({"action": np.array([0, 2, 1])})
     assert step.valid.tolist() == [True, False, True]
+
+
+def test_faults_group_spins_for_the_processor_time_of_all_its_environments():
+    group = make_group("faults/count", 3, [0, 1, 2], {"spin_us": 2000})
+    group.reset()
+    began = time.thread_time()
+    for _ in range(5):
+        group.step(NOTHING)
+    assert 0.030 <= time.thread_time() - began < 0.060

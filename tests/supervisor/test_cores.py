@@ -8,11 +8,13 @@ from sfactory.config import Config, parsing, presets, with_settings
 from sfactory.config.presets import family_defaults
 from sfactory.device import thread_pool
 from sfactory.learning.batch_scaling import rescale_batch
+from sfactory.native.network import CHUNK
 from sfactory.run.reader import learning_settings
 from sfactory.supervisor import cores
-from sfactory.supervisor.cores import LEARNER_THREADS, by_cores, keep_processes, summary
+from sfactory.supervisor.cores import LEARNER_THREADS, ROWS_PER_THREAD, by_cores, keep_processes, summary
 
 TARGETS = [preset.path for preset in (*presets.presets(), *family_defaults())]
+ONCE = {"batch__epochs": 1, "batch__minibatches": 1}
 MACHINES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 64, 128)
 
 
@@ -57,9 +59,11 @@ def test_by_cores_leaves_the_environments_and_updates_of_a_preset_unchanged(path
 
 
 def test_by_cores_uses_the_cores_that_learner_and_inference_leave():
-    assert [processes(breakout(), c)[0] for c in (1, 2, 4, 6, 7, 8, 9, 64)] == [1, 1, 1, 2, 2, 2, 4, 4]
+    assert [processes(breakout(), c)[0] for c in (1, 2, 4, 5, 6, 7, 64)] == [1, 1, 1, 2, 2, 4, 4]
+    assert [processes(breakout(batch__minibatches=1), c)[0] for c in (4, 6, 7, 8, 9)] == [1, 2, 2, 2, 4], "4 threads"
+    assert processes(breakout(batch__minibatches=32), 7) == processes(breakout(), 7), "at least 2 threads"
     assert processes(breakout(run__learner_threads=1), 4) == (2, 1)
-    assert processes(breakout(run__inference_threads=3), 8) == (1, 1)
+    assert processes(breakout(run__inference_threads=3), 6) == (1, 1)
     assert processes(breakout(sampling__envs_per_group=64), 64) == (16, 1)
     assert processes(breakout(sampling__envs_per_group=24), 16) == (6, 1), "a divisor of the group"
 
@@ -84,37 +88,36 @@ def test_by_cores_keeps_one_sampler_where_batch_slots_counts_slots_of_one_size()
 
 
 def test_by_cores_starts_more_inference_workers_only_where_one_is_slower_than_the_learner():
-    once = {"batch__epochs": 1}
-    assert processes(breakout(**once), 16) == (4, 2), "4 threads learn as fast as 4 / 3 inference threads act"
-    assert processes(breakout(**once), 4) == (1, 1)
-    assert processes(breakout(**once, run__learner_threads=12, sampling__envs_per_group=64), 64) == (16, 4)
+    assert processes(breakout(**ONCE), 16) == (4, 2), "4 threads learn as fast as 2 inference threads act"
+    assert processes(breakout(**ONCE), 4) == (1, 1)
+    assert processes(breakout(**ONCE, run__learner_threads=12, sampling__envs_per_group=64), 64) == (16, 6)
     assert processes(breakout(), 64) == (4, 1), "four epochs: the learner is slower"
-    assert processes(breakout(**once, sampling__num_samplers=2), 16) == (2, 1), "one worker serves two samplers"
+    assert processes(breakout(**ONCE, sampling__num_samplers=2), 16) == (2, 1), "one worker serves two samplers"
     assert processes(breakout(run__inference_workers=3), 16) == (4, 3), "a number of one's own is kept"
     assert processes(breakout(run__inference_workers=3), 2) == (1, 1), "a worker without a sampler has nothing to do"
 
 
 def test_by_cores_leaves_one_core_to_each_worker_with_a_gpu(monkeypatch):
     monkeypatch.setattr(cores, "shows_gpu", lambda: True)
-    once = {"batch__epochs": 1}
-    assert processes(breakout(**once), 4) == (2, 1)
-    assert processes(breakout(**once), 16) == (4, 1)
-    assert processes(breakout(**once, run__device="cpu"), 16) == (4, 2)
-    assert processes(breakout(**once, run__inference_device="cpu"), 16) == (4, 2), "no learner on the CPU to wait for"
+    assert processes(breakout(**ONCE), 4) == (2, 1)
+    assert processes(breakout(**ONCE), 16) == (4, 1)
+    assert processes(breakout(**ONCE, run__device="cpu"), 16) == (4, 2)
+    assert processes(breakout(**ONCE, run__inference_device="cpu"), 16) == (4, 2), "no learner on the CPU to wait for"
 
 
-def test_learner_share_is_the_number_of_threads_the_learner_starts():
+def test_learner_share_is_the_number_of_threads_the_learner_uses():
     assert LEARNER_THREADS == thread_pool.AUTO
+    assert ROWS_PER_THREAD == CHUNK
 
 
 def test_summary_names_all_numbers():
     text = "16 cores: 4 samplers x 2 groups x 4 environments, 2 inference workers"
-    assert summary(by_cores(breakout(batch__epochs=1), 16), 16) == text
+    assert summary(by_cores(breakout(**ONCE), 16), 16) == text
     assert summary(by_cores(breakout(), 1), 1) == "1 core: 1 sampler x 2 groups x 16 environments, 1 inference worker"
 
 
 def test_keep_processes_keeps_what_the_run_has_on_any_machine():
-    config = breakout(batch__epochs=1)
+    config = breakout(**ONCE)
     run = by_cores(config, 16)
     assert keep_processes(run, config) == run, "the same command again"
     assert keep_processes(run, with_settings(run, {"sampling.num_samplers": 0})) == run
