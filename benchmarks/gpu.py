@@ -57,7 +57,7 @@ def _step_alone(
     count, began = 0, time.perf_counter()
     while (passed := time.perf_counter() - began) < seconds:
         count += step()
-    answers.stage(count / passed)
+    answers.put(count / passed)
 
 
 def ceiling(name: str, arguments: dict[str, Any], size: int, seconds: float) -> float:

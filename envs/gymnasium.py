@@ -171,10 +171,10 @@ def make(
 
     if registered is not None and str(registered.entry_point).startswith("gymnasium.envs.mujoco.") and not render_mode:
         env = factory()
-        from sfactory_envs.mujoco_group import MujocoGroup, task_of  # imports mujoco, which factory() has found
+        from sfactory_envs.mujoco_group import task_of  # imports mujoco, which factory() has found
 
         if (task := task_of(env)) is not None:
-            return MujocoGroup(env, task, num_envs, seeds, protocol)
+            return task.group(env, task, num_envs, seeds, protocol)
         env.close()
     group = RenderedGroup if render_mode else EnvGroup
     return group(factory, num_envs, seeds, name=f"gymnasium/{env_id}", protocol=protocol)

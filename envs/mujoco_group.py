@@ -1,23 +1,25 @@
-"""Group of planar MuJoCo tasks that share one model: HalfCheetah, Hopper, Walker2d, Swimmer (v5).
+"""Group of MuJoCo tasks that share one model: HalfCheetah, Hopper, Walker2d, Swimmer, Ant, Humanoid (v5).
 
-A step of one of these is 25 us of physics, but 38 us with 64 separate models, which do not fit in the cache
+A step of one of the first four is 25 us of physics, but 38 us with 64 separate models, which do not fit in the cache
 (benchmarks/LOG.md). Here one `MjData` steps all environments in turn from rows of states, which stay in the cache, and
 observations, rewards and ends are computed for all rows at once. Results equal gymnasium's to the last bit
 (tests/envs/test_mujoco_group.py): models, settings, resets and random streams are those of an environment built by
 `gymnasium.make`; only `advance` and its helpers are written again.
 
-Observations and rewards of these tasks depend on positions and velocities only. Ant, Humanoid and others use body
-positions and contact forces, which are not part of the state, so they remain single environments.
+Observations and rewards of the first four depend on positions and velocities only. Those of Ant and Humanoid need body
+positions and contact forces too, which are not part of the state, so their groups keep them beside it.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
 import mujoco
 import numpy as np
+from gymnasium.envs.mujoco.humanoid_v5 import mass_center
 
 from sfactory.envs import EnvError, EnvFault, Step, env_fault, finite_rows, next_seed
 from sfactory.envs.saved_state import decode, encode
@@ -26,35 +28,11 @@ from sfactory.envs.vector_adapter import Native, VectorGroup
 STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 
 
-class Task(NamedTuple):
-    """Differences between the four tasks."""
-
-    hidden: int
-    """Number of leading positions that are not observed by default."""
-    clipped: bool
-    """Observed velocities are clipped to +-10."""
-
-
-PACKAGE = "gymnasium.envs.mujoco."
-TASKS = {
-    f"{PACKAGE}half_cheetah_v5.HalfCheetahEnv": Task(1, False),
-    f"{PACKAGE}hopper_v5.HopperEnv": Task(1, True),
-    f"{PACKAGE}walker2d_v5.Walker2dEnv": Task(1, True),
-    f"{PACKAGE}swimmer_v5.SwimmerEnv": Task(2, False),
-}
-
-
-def task_of(env: gymnasium.Env) -> Task | None:
-    """Return the task of an environment in gymnasium's default wrappers, or None if it is not supported."""
-    while isinstance(env, gymnasium.Wrapper):
-        if type(env) not in (gymnasium.wrappers.TimeLimit, gymnasium.wrappers.OrderEnforcing):
-            return None
-        env = env.env
-    return TASKS.get(f"{type(env).__module__}.{type(env).__qualname__}")
-
-
 class MujocoGroup(VectorGroup):
     """Group of E environments like `env`, which it takes over. Each has its own random stream and step counter."""
+
+    KEPT: ClassVar[tuple[str, ...]] = ()
+    """Fields of the data that are kept beside the state."""
 
     def __init__(self, env: gymnasium.Env, task: Task, num_envs: int, seeds: Sequence[int], protocol: str) -> None:
         self._made, self._task = env, task
@@ -73,6 +51,9 @@ class MujocoGroup(VectorGroup):
         self._qpos, self._qvel, self._ctrl = (
             self._columns(kind) for kind in (kinds.mjSTATE_QPOS, kinds.mjSTATE_QVEL, kinds.mjSTATE_CTRL)
         )
+        fields = {name: getattr(self._data, name).reshape(-1) for name in self.KEPT}  # views of the data
+        self._kept = {name: np.zeros((num_envs, field.size)) for name, field in fields.items()}
+        self._fields = [(self._kept[name], field) for name, field in fields.items()]
         self._streams: list[Any] = [None] * num_envs
         self._steps = np.zeros(num_envs, np.int64)  # of the episode
         self._over = np.zeros(num_envs, bool)  # the next step resets
@@ -99,15 +80,17 @@ class MujocoGroup(VectorGroup):
             self._own.np_random = self._streams[env]
             self._made.reset()
         mujoco.mj_getState(self._model, self._data, self._rows[env], STATE)
+        self._keep(env)
         self._steps[env], self._over[env] = 0, False
 
     def advance(self, action: np.ndarray) -> Native:
         """Step every environment whose episode is not over, and reset the others."""
         states, rows, reset = self._states, self._rows, self._over.copy()
         model, data, substeps = self._model, self._data, self._own.frame_skip
-        before = states[:, self._qpos.start].copy()
+        before = self._place().copy()
         states[:, self._ctrl] = action
         set_state, simulate, get_state = mujoco.mj_setState, mujoco.mj_step, mujoco.mj_getState
+        kept = bool(self.KEPT)
         self._failed.clear()
         for env in np.flatnonzero(~reset).tolist():
             row = rows[env]
@@ -115,6 +98,9 @@ class MujocoGroup(VectorGroup):
                 set_state(model, data, row, STATE)
                 simulate(model, data, substeps)
                 get_state(model, data, row, STATE)
+                if kept:
+                    mujoco.mj_rnePostConstraint(model, data)  # contact forces, as gymnasium asks for them
+                    self._keep(env)
             except Exception as error:  # for example mujoco.FatalError: too many contacts
                 self._failed[env] = error
         healthy = self._healthy()
@@ -128,14 +114,24 @@ class MujocoGroup(VectorGroup):
         self._over = terminated | truncated
         return Native(self._observed(), reward, terminated, truncated, reset, self._over, self._never)
 
+    def _keep(self, env: int) -> None:
+        """Copy what observations and rewards need beside the state; nothing in these tasks."""
+
+    def _place(self) -> np.ndarray:
+        """The coordinate whose speed is rewarded, [E]."""
+        return self._states[:, self._qpos.start]
+
     def _reward(self, before: np.ndarray, action: np.ndarray, healthy: np.ndarray) -> np.ndarray:
-        """Forward reward plus healthy reward minus control cost, [E]."""
+        """Forward reward plus healthy reward minus costs, [E]."""
         own = self._own
-        speed = (self._states[:, self._qpos.start] - before) / own.dt
-        reward = own._forward_reward_weight * speed
+        reward = own._forward_reward_weight * ((self._place() - before) / own.dt)
         if hasattr(own, "_healthy_reward"):
             reward = reward + healthy * own._healthy_reward
-        return np.asarray(reward - own._ctrl_cost_weight * np.sum(np.square(action), axis=1))
+        return np.asarray(reward - self._costs(action))
+
+    def _costs(self, action: np.ndarray) -> np.ndarray:
+        """Control cost, [E]."""
+        return np.asarray(self._own._ctrl_cost_weight * np.sum(np.square(action), axis=1))
 
     def _healthy(self) -> np.ndarray:
         """Whether height, angle and (Hopper) the other coordinates are within their bounds, [E] bool."""
@@ -200,16 +196,129 @@ class MujocoGroup(VectorGroup):
     def snapshot(self) -> Any:
         """Return the state of all environments as JSON."""
         clocks = [self._steps, self._over, self.seeds, self.tally.returns, self.tally.lengths]
-        return encode([self._states, self._streams, *clocks])
+        return encode([self._states, self._streams, *clocks, *self._kept.values()])
 
     def restore(self, state: Any) -> None:
         """Load the state of `snapshot` into a group that was built with the same settings."""
         if isinstance(state, dict):
             raise EnvError(f"{self.spec.name}: saved by an earlier version, which stepped single environments")
         self.reset()
-        states, self._streams, self._steps, self._over, self.seeds, returns, lengths = decode(state)
+        states, self._streams, self._steps, self._over, self.seeds, returns, lengths, *kept = decode(state)
         self._states[...] = states
+        for rows, saved in zip(self._kept.values(), kept, strict=True):
+            rows[...] = saved
         self.tally.returns, self.tally.lengths = returns, lengths
 
     def close(self) -> None:
         self._made.close()
+
+
+class BodyGroup(MujocoGroup):
+    """Tasks in space: positions and velocities are followed by quantities of the bodies."""
+
+    def _keep(self, env: int) -> None:
+        for rows, field in self._fields:
+            rows[env] = field
+
+    @abstractmethod
+    def _bodies(self) -> list[np.ndarray]:
+        """Observed quantities of the bodies, each [E, n]."""
+
+    def _observed(self) -> np.ndarray:
+        """Observations, [E, D] float32."""
+        return np.concatenate([super()._observed(), *self._bodies()], axis=1, dtype=np.float32, casting="same_kind")
+
+
+class AntGroup(BodyGroup):
+    """Ant: contact forces, without those on the world."""
+
+    KEPT = ("cfrc_ext", "xpos")
+
+    def _place(self) -> np.ndarray:
+        return self._kept["xpos"][:, 3 * self._data.body(self._own._main_body).id]
+
+    def _forces(self) -> np.ndarray:
+        return np.clip(self._kept["cfrc_ext"], *self._own._contact_force_range)
+
+    def _costs(self, action: np.ndarray) -> np.ndarray:
+        """Control cost plus contact cost, [E]."""
+        contact = self._own._contact_cost_weight * np.sum(np.square(self._forces()), axis=1)
+        return np.asarray(super()._costs(action) + contact)
+
+    def _healthy(self) -> np.ndarray:
+        """Whether the state is finite and the height within its bounds, [E] bool."""
+        low, high = self._own._healthy_z_range
+        coordinates = self._states[:, self._qpos.start : self._qvel.stop]
+        height = coordinates[:, 2]
+        return np.isfinite(coordinates).all(axis=1) & (low <= height) & (height <= high)
+
+    def _bodies(self) -> list[np.ndarray]:
+        return [self._forces()[:, 6:]] if self._own._include_cfrc_ext_in_observation else []
+
+
+class HumanoidGroup(BodyGroup):
+    """Humanoid: inertia and velocity of the bodies, forces of the actuators and of contacts, without the world's."""
+
+    KEPT = ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")
+    OBSERVED = (("cinert", 10), ("cvel", 6), ("qfrc_actuator", 6), ("cfrc_ext", 6))
+    """Name and number of the leading values that are not observed."""
+
+    def __init__(self, env: gymnasium.Env, task: Task, num_envs: int, seeds: Sequence[int], protocol: str) -> None:
+        super().__init__(env, task, num_envs, seeds, protocol)
+        self._kept["mass_center"] = np.zeros((num_envs, 2))
+
+    def _keep(self, env: int) -> None:
+        super()._keep(env)
+        self._kept["mass_center"][env] = mass_center(self._model, self._data)
+
+    def _place(self) -> np.ndarray:
+        return self._kept["mass_center"][:, 0]
+
+    def _costs(self, action: np.ndarray) -> np.ndarray:
+        """Control cost plus contact cost, [E]."""
+        own = self._own
+        contact = own._contact_cost_weight * np.sum(np.square(self._kept["cfrc_ext"]), axis=1)
+        return np.asarray(super()._costs(self._states[:, self._ctrl]) + np.clip(contact, *own._contact_cost_range))
+
+    def _healthy(self) -> np.ndarray:
+        """Whether the height is within its bounds, [E] bool."""
+        low, high = self._own._healthy_z_range
+        height = self._states[:, self._qpos.start + 2]
+        return np.asarray((low < height) & (height < high))
+
+    def _bodies(self) -> list[np.ndarray]:
+        return [
+            self._kept[name][:, first:]
+            for name, first in self.OBSERVED
+            if getattr(self._own, f"_include_{name}_in_observation") is True
+        ]
+
+
+class Task(NamedTuple):
+    """Differences between the tasks."""
+
+    hidden: int
+    """Number of leading positions that are not observed by default."""
+    clipped: bool = False
+    """Observed velocities are clipped to +-10."""
+    group: type[MujocoGroup] = MujocoGroup
+
+
+PACKAGE = "gymnasium.envs.mujoco."
+TASKS = {
+    f"{PACKAGE}half_cheetah_v5.HalfCheetahEnv": Task(1),
+    f"{PACKAGE}hopper_v5.HopperEnv": Task(1, clipped=True),
+    f"{PACKAGE}walker2d_v5.Walker2dEnv": Task(1, clipped=True),
+    f"{PACKAGE}swimmer_v5.SwimmerEnv": Task(2),
+    f"{PACKAGE}ant_v5.AntEnv": Task(2, group=AntGroup),
+    f"{PACKAGE}humanoid_v5.HumanoidEnv": Task(2, group=HumanoidGroup),
+}
+
+
+def task_of(env: gymnasium.Env) -> Task | None:
+    """Return the task of an environment in gymnasium's default wrappers, or None if it is not supported."""
+    while isinstance(env, gymnasium.Wrapper):
+        if type(env) not in (gymnasium.wrappers.TimeLimit, gymnasium.wrappers.OrderEnforcing):
+            return None
+        env = env.env
+    return TASKS.get(f"{type(env).__module__}.{type(env).__qualname__}")

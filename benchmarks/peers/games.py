@@ -63,18 +63,20 @@ def pong():
     return Whole(Stack(AtariPreprocessing(env), 4))
 
 
-def halfcheetah():
-    for name in ("HalfCheetah-v5", "HalfCheetah-v4"):
+def mujoco(name):
+    """The newest version of an environment; Sample Factory has gymnasium 0.29, which ends at v4."""
+    for version in ("v5", "v4"):
         try:
-            return gymnasium.make(name)
+            return gymnasium.make(f"{name}-{version}")
         except gymnasium.error.Error:
             continue
-    raise RuntimeError("no HalfCheetah here")
+    raise RuntimeError(f"no {name} here")
 
 
 ENVS = {
     "breakout": lambda: MinAtarGame("breakout"),
     "pong": pong,
-    "halfcheetah": halfcheetah,
+    "halfcheetah": lambda: mujoco("HalfCheetah"),
+    "hopper": lambda: mujoco("Hopper"),
     "cartpole": lambda: gymnasium.make("CartPole-v1"),
 }

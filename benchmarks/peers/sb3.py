@@ -2,6 +2,8 @@
 
 python sb3.py WORKLOAD --seconds 20           steps per second, after the first rollouts
 python sb3.py WORKLOAD --target 9             seconds until the mean return of the last 100 games is there
+
+With `--preset` the batches, passes and coefficients are those of sfactory's preset.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import time
 import numpy as np
 import torch
 from games import ENVS, MinAtarGame, pong
+from marks import Marks
+from preset import preset
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 from torch import nn
 
 STARTED = time.time()
@@ -36,19 +40,19 @@ class Conv16(BaseFeaturesExtractor):
 
 
 class Watch(BaseCallback):
-    """Notes the time of every rollout; stops after `seconds` of them, or at a training return of `target`."""
+    """Notes the time of every rollout; ends the run when it is measured, at the target, or after `limit` seconds."""
 
-    def __init__(self, seconds: float, target: float | None):
+    def __init__(self, seconds: float, target: float | None, limit: float):
         super().__init__()
-        self.seconds, self.target, self.marks, self.reached = seconds, target, [], None
+        self.marks, self.target, self.limit, self.reached = Marks(seconds), target, limit, None
 
     def _on_step(self) -> bool:
-        if self.reached:
-            return False
-        return self.target is not None or not self.marks or time.time() - self.marks[0][0] < self.seconds
+        if self.target is None:
+            return not self.marks.enough(time.time())
+        return not self.reached and time.time() - STARTED < self.limit
 
     def _on_rollout_end(self) -> None:
-        self.marks.append((time.time(), self.num_timesteps))
+        self.marks.add(time.time(), self.num_timesteps)
         games = [game["r"] for game in self.model.ep_info_buffer]
         if self.target is not None and len(games) == 100 and np.mean(games) >= self.target:
             self.reached = (time.time() - STARTED, self.num_timesteps)
@@ -56,7 +60,6 @@ class Watch(BaseCallback):
 
 def throughput(workload: str, threads: int):
     """The fastest settings found for each workload: one epoch, the same network as the others."""
-    torch.set_num_threads(threads)
     if workload == "breakout":
         env = DummyVecEnv([lambda: MinAtarGame("breakout", channels_first=True)] * 64)
         policy = dict(features_extractor_class=Conv16, net_arch=[], normalize_images=False)
@@ -86,23 +89,54 @@ def to_score(workload: str, seed: int):
     )  # fmt: skip
 
 
+def as_preset(workload: str, seed: int):
+    """The batches, passes and coefficients of sfactory's preset, and its network."""
+    p = preset(workload)
+    v, lr = p.values, p.values["lr"]
+    make = (lambda: MinAtarGame("breakout", channels_first=True)) if workload == "breakout" else ENVS[workload]
+    games = [make] * p.envs
+    env = VecMonitor(SubprocVecEnv(games, start_method="fork") if workload == "pong" else DummyVecEnv(games))
+    if v["obs"]:
+        env = VecNormalize(env, norm_reward=v["reward"])
+    conv16 = dict(features_extractor_class=Conv16, net_arch=[], normalize_images=False)
+    return PPO(
+        "CnnPolicy" if workload in ("breakout", "pong") else "MlpPolicy", env,
+        n_steps=p.rollout_length, batch_size=p.minibatch_rows, n_epochs=p.epochs,
+        learning_rate=lr if v["schedule"] == "constant" else lambda left: lr * left,
+        gamma=v["gamma"], gae_lambda=v["trace_lambda"], clip_range=v["clip"], ent_coef=v["entropy_coef"],
+        vf_coef=v["value_coef"], max_grad_norm=v["max_grad_norm"],
+        policy_kwargs=conv16 if workload == "breakout" else {}, seed=seed,
+    )  # fmt: skip
+
+
+def steps_of(args) -> int:
+    """Length of the run, which also sets the schedule of the learning rate."""
+    if args.target is None:
+        return 10**9
+    return preset(args.workload).env_steps if args.preset else 100_000 if args.workload == "cartpole" else 10**9
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("workload")
+    parser.add_argument("--preset", action="store_true")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--target", type=float)
+    parser.add_argument("--limit", type=float, default=900.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    watch = Watch(args.seconds, args.target)
-    if args.target is None:
+    torch.set_num_threads(args.threads)
+    watch = Watch(args.seconds, args.target, args.limit)
+    if args.preset:
+        model = as_preset(args.workload, args.seed)
+    elif args.target is None:
         model = throughput(args.workload, args.threads)
     else:
-        torch.set_num_threads(args.threads)
         model = to_score(args.workload, args.seed)
-    model.learn(100_000 if args.workload == "cartpole" and args.target else 10_000_000, callback=watch)
-    (t0, n0), (t1, n1) = watch.marks[min(2, len(watch.marks) - 2)], watch.marks[-1]
-    found = {"steps_per_second": (n1 - n0) / (t1 - t0)}
-    if args.target is not None:
-        found |= {"seconds": watch.reached and watch.reached[0], "steps": watch.reached and watch.reached[1]}
-    print(json.dumps(found))
+    model.learn(steps_of(args), callback=watch)
+    if args.target is None:
+        print(json.dumps({"steps_per_second": watch.marks.speed()}))
+    else:
+        seconds, steps = watch.reached or (None, None)
+        print(json.dumps({"seconds": seconds, "steps": steps}))

@@ -3,15 +3,16 @@
     python sf.py WORKLOAD --seconds 20 [--door batched]     steps per second, from its own counters
     python sf.py WORKLOAD --target 9                        seconds until its mean return is there
 
+With `--preset` the batches, passes and coefficients are those of sfactory's preset.
 `--door batched` is for MinAtar alone: many games behind one vector environment, written for this comparison, which
 spares Sample Factory its per-environment work.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 import tempfile
 import time
 from functools import partial
@@ -20,6 +21,8 @@ import gymnasium
 import numpy as np
 import torch
 from games import ENVS, MinAtarGame
+from marks import Marks
+from preset import preset
 from sample_factory.algo.runners.runner import AlgoObserver
 from sample_factory.algo.utils.context import global_model_factory
 from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args
@@ -102,47 +105,77 @@ SETTINGS = {  # the fastest found on two cores
     "cartpole": "--num_workers=1 --num_envs_per_worker=8 --worker_num_splits=2 --rollout=32 --batch_size=1024",
 }
 
+
+def as_preset(workload):
+    """The batches, passes and coefficients of sfactory's preset; the rate is constant, as there is no linear one."""
+    p = preset(workload)
+    v = p.values
+    flags = {
+        "num_workers": 2, "num_envs_per_worker": p.envs // 2, "worker_num_splits": 2, "rollout": p.rollout_length,
+        "batch_size": p.minibatch_rows, "num_batches_per_epoch": p.minibatches, "num_epochs": p.epochs,
+        "learning_rate": v["lr"], "adam_eps": v["eps"], "max_grad_norm": v["max_grad_norm"],
+        "gamma": v["gamma"], "gae_lambda": v["trace_lambda"], "ppo_clip_ratio": v["clip"],
+        "value_loss_coeff": v["value_coef"], "exploration_loss_coeff": v["entropy_coef"],
+        "actor_critic_share_weights": not v["separate"], "normalize_input": v["obs"],
+    }  # fmt: skip
+    return " ".join(f"--{name}={value}" for name, value in flags.items())
+
+
+def settings(args):
+    """Command line of Sample Factory, without the folder."""
+    epochs = 2 if args.workload == "halfcheetah" else 1
+    fastest = SETTINGS.get(f"{args.workload} {args.door}".strip(), "")
+    fastest += f" --num_epochs={epochs} --num_batches_per_epoch=1 --normalize_input=False"
+    return (
+        f"--algo=APPO --env={args.workload} --experiment=x --device=cpu --use_rnn=False --seed={args.seed} "
+        "--with_vtrace=False --max_policy_lag=1000000 --save_every_sec=10000 --experiment_summaries_interval=1000 "
+        "--async_rl=True --encoder_mlp_layers 64 64 --nonlinearity=tanh --adaptive_stddev=False "
+        f"--train_for_seconds={args.limit:.0f} {as_preset(args.workload) if args.preset else fastest}"
+    )
+
+
+class Watch(AlgoObserver):
+    """Notes the time of every training step; ends the run when it is measured, or at the target."""
+
+    def __init__(self, args):
+        self.marks, self.target, self.limit, self.reached = Marks(args.seconds), args.target, args.limit, None
+
+    def on_training_step(self, runner, training_iteration_since_resume):
+        now, steps = time.time(), sum(runner.env_steps.values())
+        self.marks.add(now, steps)
+        rewards = runner.policy_avg_stats.get("reward", [[]])[0]
+        if self.target is not None and len(rewards) >= 100 and np.mean(rewards) >= self.target and not self.reached:
+            self.reached = (now - STARTED, steps)
+        # train_for_seconds is checked too rarely: a run of 8 s took 80
+        over = self.marks.enough(now) if self.target is None else now - STARTED > self.limit
+        if self.reached or over:
+            runner._should_end_training = lambda: True
+
+
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    workload = words.pop(0)
-    given = dict(zip(words[::2], words[1::2], strict=True))
-    door, target = given.get("--door", ""), given.get("--target")
-    seconds = float(given.get("--seconds", 20.0))
-    register_env(workload, partial(build, workload, door))
-    if workload in ("breakout", "pong"):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workload")
+    parser.add_argument("--door", default="")
+    parser.add_argument("--preset", action="store_true")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--target", type=float)
+    parser.add_argument("--limit", type=float, default=900.0)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    register_env(args.workload, partial(build, args.workload, args.door))
+    if args.workload in ("breakout", "pong"):
         global_model_factory().register_encoder_factory(encoder)
     folder = tempfile.mkdtemp(prefix="peer-sf-")
-    epochs = given.get("--epochs", "2" if workload == "halfcheetah" else "1")
-    argv = f"--algo=APPO --env={workload} --experiment=x --train_dir={folder} --device=cpu --use_rnn=False --seed=1 "
-    argv += f"--num_epochs={epochs} --num_batches_per_epoch=1 --normalize_input=False --with_vtrace=False "
-    argv += "--max_policy_lag=1000000 --save_every_sec=10000 --experiment_summaries_interval=1000 --async_rl=True "
-    argv += "--encoder_mlp_layers 64 64 --nonlinearity=tanh --adaptive_stddev=False "
-    argv += f"--train_for_seconds=900 {SETTINGS[f'{workload} {door}'.strip()]}"
-    parser, _ = parse_sf_args(argv.split())
-    cfg = parse_full_cfg(parser, argv.split())
-    cfg, runner = make_runner(cfg)
-    marks, reached = [], []
-
-    def watch(run):
-        now = (time.time(), sum(run.env_steps.values()))
-        if now[1] and (not marks or now[1] > marks[-1][1]):
-            marks.append(now)
-        stats = run.policy_avg_stats.get("reward", [[]])[0]
-        if target and len(stats) >= 100 and np.mean(stats) >= float(target) and not reached:
-            reached.append((now[0] - STARTED, now[1]))
-        if reached or (marks and not target and now[0] - marks[0][0] > seconds + 4):
-            run._should_end_training = lambda: True
-
-    class Watch(AlgoObserver):
-        def on_training_step(self, runner, training_iteration_since_resume):
-            watch(runner)
-
-    runner.register_observer(Watch())
+    argv = [*settings(args).split(), f"--train_dir={folder}"]
+    parser, _ = parse_sf_args(argv)
+    cfg, runner = make_runner(parse_full_cfg(parser, argv))
+    watch = Watch(args)
+    runner.register_observer(watch)
     runner.init()
     runner.run()
     shutil.rmtree(folder, ignore_errors=True)
-    late = [mark for mark in marks if mark[0] - marks[0][0] > 4.0] or marks
-    found = {"steps_per_second": (late[-1][1] - late[0][1]) / max(late[-1][0] - late[0][0], 1e-9)}
-    if target:
-        found |= {"seconds": reached[0][0] if reached else None, "steps": reached[0][1] if reached else None}
-    print(json.dumps(found))
+    if args.target is None:
+        print(json.dumps({"steps_per_second": watch.marks.speed()}))
+    else:
+        seconds, steps = watch.reached or (None, None)
+        print(json.dumps({"seconds": seconds, "steps": steps}))

@@ -17,17 +17,14 @@ NOTES = """\
 
 Core time per step of every stage, and the speed that N cores reach with it, by three references:
 
-  arithmetic          the network's operations at the speed of this machine's matrix products
-  torch, best batch   the network in plain torch, with the batch, threads and memory format that
-                      cost least; the panel of `sfactory train` shows the share of this line
-  torch, these        plain torch at the run's own batches, threads and processes, with loss and
-                      optimizer
+  arithmetic            the network's operations at the speed of this machine's matrix products
+  torch, best batch     plain torch at the cheapest batch and threads; the panel shows this share
+  torch, these batches  plain torch at the run's batches and threads, with loss and optimizer
 
-The environment is its own library in a plain loop. sfactory can be faster than plain torch: a share
-above 100% of the lower two lines is possible. With a GPU each line is the environment alone on all
-cores. "this run" are sfactory's own stages, each measured alone. A workload with several epochs or
-minibatches also runs with one pass over the data. All figures are medians of stretches. On a busy
-machine all numbers are too low, and not by the same factor.
+The environment is its own library in a plain loop. sfactory can be faster: a share above 100% is
+possible. With a GPU each line is the environment alone. "this run" are sfactory's stages, each
+measured alone. Several epochs or minibatches: a second run has one pass over the data. All figures
+are medians of stretches; on a busy machine all are too low, and not by the same factor.
 """
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sfactory.supervisor.lockstep import Lockstep
 
 WARM_UP_S = 2.0  # start of a run that is not counted: caches, allocators, first episodes
-START_TIMEOUT_S = 60.0  # without a first update
+START_TIMEOUT_S = 180.0  # without a first update; 32 environments of Atari start within a minute on a busy machine
 STRETCHES = 5  # of a run; the median of their speeds counts
 LONGER_S = 120.0  # a run goes on for up to this much longer until it has rows for MIN_STRETCHES
 MIN_STRETCHES = 3
@@ -332,7 +332,7 @@ def trial(config: Config, seconds: float, inspect: Callable[[Path], object] = la
         command = [sys.executable, "-m", "sfactory", "train", config.env.name, "--config", str(place / "settings.toml")]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
-            rows, start_s = _watch(process, place / "run", began, seconds)
+            rows, start_s = measured_rows(process, place / "run", began, seconds)
             memory = memory_of(process.pid)
         finally:
             process.terminate()  # a run that has ended already ignores it
@@ -344,10 +344,14 @@ def trial(config: Config, seconds: float, inspect: Callable[[Path], object] = la
     return Trial(median_speed(rows), start_s, _mean(rows), memory)
 
 
-def _watch(
+def measured_rows(
     process: subprocess.Popen[str], run: Path, began: float, seconds: float
 ) -> tuple[list[dict[str, float]], float]:
-    """Wait until a run is measured, or has ended; returns its rows after the warm-up and the time of the first row."""
+    """Wait until a run is measured, or has ended; returns its rows after the warm-up and the time of the first row.
+
+    process, run: the command and its folder; began: its start on the monotonic clock; seconds: as of `trial`.
+    The run needs a short `log.every_seconds`. Raises BenchFailed if it has no or too few rows in time.
+    """
     start_s, counted = 0.0, list[dict[str, float]]()
     while process.poll() is None:
         time.sleep(0.5 if start_s else 0.05)  # reading uses the measured cores: rarely once it trains

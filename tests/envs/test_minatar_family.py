@@ -32,8 +32,9 @@ class Match:
         self.compare(self.group.reset()["obs"])
 
     def compare(self, obs):
-        for row, env in enumerate(self.stock):
-            np.testing.assert_array_equal(obs[row], env.state())
+        expected = np.stack([env.state() for env in self.stock])
+        if not np.array_equal(obs, expected):  # much faster than the following line, which explains
+            np.testing.assert_array_equal(obs, expected)
 
     def play(self, steps, skill=1.0):
         """Step and compare; a share `skill` of the actions is the scripted player's, the others are random."""
@@ -89,10 +90,9 @@ def test_minatar_group_equals_the_package_in_every_frame_of_good_play(game, num_
     match.play(50, skill=0)
 
 
-@pytest.mark.parametrize("num_envs", [128, 256])
 @pytest.mark.parametrize("game", GAMES)
-def test_minatar_group_of_many_games_equals_the_package(game, num_envs):
-    Match(game, num_envs, 2).play(25, skill=0)
+def test_minatar_group_of_many_games_equals_the_package(game):
+    Match(game, 256, 2).play(15, skill=0)
 
 
 def test_minatar_breakout_equals_the_package_when_all_bricks_are_gone():
@@ -128,11 +128,11 @@ def test_minatar_asterix_equals_the_package_at_its_highest_difficulty(ramping):
 
 @pytest.mark.parametrize("ramping", [True, False])
 def test_minatar_space_invaders_equals_the_package_when_waves_are_cleared(ramping):
-    """Aliens are taken from both: a wave has two left, which are fast, and the next wave comes."""
+    """Now and then aliens are taken from both: two are left, which are fast, and the next wave is a whole one."""
     match = Match("space_invaders", 4, difficulty_ramping=ramping)
     rules, waves, interval = match.group._rules, 0, 12
-    for _ in range(1200):
-        for row, env in enumerate(match.stock):
+    for t in range(1500):
+        for row, env in enumerate(match.stock if t % 50 == 0 else []):
             aliens = np.argwhere(env.env.alien_map)
             if len(aliens) > 2:
                 for y, x in aliens[:-2]:
@@ -208,6 +208,9 @@ def place_at_random(game, draws):
     game.e_fish = several(2, far, "move") + several(2, near, "move")[: int(draws.integers(0, 2))]
     game.e_subs = several(3, far, "move", "shot") + several(2, near, "move", "shot")[: int(draws.integers(0, 2))]
     game.divers, game.f_bullets = several(4, near, "move"), several(2, far)[-2:]
+    if draws.random() < 0.5:  # two that meet in one cell
+        x, y, _ = somewhere(far)
+        game.f_bullets = [[x - 1, y, True], [x + 1, y, False]][:: draws.choice([-1, 1])]
     game.e_bullets = several(2, (2, 3, 5, 6))
     game.shot_timer = 5
 
@@ -376,11 +379,13 @@ def test_minatar_group_replaces_only_the_game_with_a_fault_and_gives_it_a_new_se
 
 
 def test_minatar_replaced_game_plays_like_a_new_one_of_its_seed():
-    group = make_group("minatar/breakout", 1, [0])
+    sticky = {"sticky_action_prob": 0.9}  # it has not moved to the left before
+    group = make_group("minatar/breakout", 1, [0], sticky)
     group.reset()
-    group.step({"action": np.array([1])})
+    for _ in range(30):
+        group.step({"action": np.array([1])})
     group.step({"action": np.array([9])})
-    new = make_group("minatar/breakout", 1, group.seeds)
+    new = make_group("minatar/breakout", 1, group.seeds, sticky)
     new.reset()
     for _ in range(60):
         one, two = group.step({"action": np.array([3])}), new.step({"action": np.array([3])})

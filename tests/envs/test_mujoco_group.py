@@ -20,10 +20,25 @@ SETTINGS = {
         {"terminate_when_unhealthy": False, "max_episode_steps": 60},
     ],
     "Walker2d-v5": [{}, {"healthy_reward": 3.0, "reset_noise_scale": 0.1, "healthy_angle_range": (-0.3, 0.2)}],
+    "Ant-v5": [
+        {},
+        {
+            "healthy_z_range": (0.3, 0.8),
+            "contact_cost_weight": 0.1,
+            "exclude_current_positions_from_observation": False,
+        },
+        {"include_cfrc_ext_in_observation": False, "terminate_when_unhealthy": False, "max_episode_steps": 60},
+    ],
+    "Humanoid-v5": [
+        {},
+        {"include_cinert_in_observation": False, "contact_cost_weight": 1e-3, "contact_cost_range": (0.0, 3.0)},
+        {"terminate_when_unhealthy": False, "max_episode_steps": 60},
+    ],
     "Swimmer-v5": [{"max_episode_steps": 50}, {"exclude_current_positions_from_observation": False}],
 }
 CASES = [(name, settings) for name, found in SETTINGS.items() for settings in found]
 E, STEPS = 5, 200
+SHORTER = {"Ant-v5": 80, "Humanoid-v5": 80}  # steps of slow tasks
 
 
 def single(name, settings, seeds):
@@ -45,9 +60,9 @@ def test_mujoco_group_equals_gymnasium_to_the_last_bit(name, settings):
     assert isinstance(ours, MujocoGroup)
     assert (ours.spec.obs, ours.spec.actions) == (theirs.spec.obs, theirs.spec.actions)
     assert ours.spec.max_episode_steps == settings.get("max_episode_steps", 1000)
-    draws, ends = np.random.default_rng(1), 0
+    draws, ends, steps = np.random.default_rng(1), 0, SHORTER.get(name, STEPS)
     assert (ours.reset()["obs"] == theirs.reset()["obs"]).all()
-    for _ in range(STEPS):
+    for _ in range(steps):
         action = {"action": draws.normal(0, 1.5, (E, *ours.spec.actions["action"].shape)).astype(np.float32)}
         step = ours.step(action)
         same(step, theirs.step(action))
@@ -56,10 +71,15 @@ def test_mujoco_group_equals_gymnasium_to_the_last_bit(name, settings):
     assert (ours.reset()["obs"] == theirs.reset()["obs"]).all(), "and their streams go on as they were"
 
 
-def test_mujoco_group_continues_exactly_after_restore():
-    group, other = (make("Hopper-v5", num_envs=E, seeds=list(range(first, first + E))) for first in (1, 900))
+@pytest.mark.parametrize("name", ["Hopper-v5", "Ant-v5", "Humanoid-v5"])
+def test_mujoco_group_continues_exactly_after_restore(name):
+    limit = {"max_episode_steps": 30} if name == "Ant-v5" else {}
+    group, other = (make(name, num_envs=E, seeds=list(range(first, first + E)), **limit) for first in (1, 900))
     draws = np.random.default_rng(2)
-    actions = [{"action": draws.normal(0, 1, (E, 3)).astype(np.float32)} for _ in range(120)]
+    shape = (E, *group.spec.actions["action"].shape)
+    actions = [
+        {"action": draws.normal(0, 1, shape).astype(np.float32)} for _ in range(120 if name == "Hopper-v5" else 80)
+    ]
     group.reset()
     other.reset()
     for action in actions[:40]:
@@ -117,7 +137,7 @@ def test_mujoco_group_reports_non_finite_numbers_for_that_environment(monkeypatc
 
 
 def test_task_of_leaves_other_tasks_as_single_environments():
-    for name in ("Ant-v5", "InvertedPendulum-v5"):
+    for name in ("Ant-v4", "HumanoidStandup-v5", "InvertedPendulum-v5"):
         assert isinstance(make(name, num_envs=2, seeds=[1, 2]), EnvGroup)
 
     class Heavier(gymnasium.envs.mujoco.half_cheetah_v5.HalfCheetahEnv):
