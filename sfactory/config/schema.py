@@ -114,6 +114,9 @@ class Sampling:
     num_samplers: Annotated[int, Ge(0)] = 0
     """Sampler processes, each with its own environments. 0: by cores; the environments of one sampler, as the two
     settings below describe them, are divided among as many samplers as there are cores for. Lockstep: one."""
+    min_samplers: Annotated[int, Ge(1)] = 1
+    """With num_samplers 0, the fewest samplers on a machine with two cores or more. 2: for simulators that cost more
+    than the network (MuJoCo); the samplers then share the cores with the learner."""
     groups_per_sampler: Annotated[int, Ge(1)] = 2
     """Groups of environments per sampler. With two, one group steps while the other waits for its actions."""
     envs_per_group: Annotated[int, Ge(1)] = 64

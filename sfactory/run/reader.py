@@ -170,12 +170,13 @@ def flat_settings(config: Config) -> dict[str, Any]:
 def learning_settings(config: Config) -> dict[str, Any]:
     """Dotted name -> value of the settings that change what is learned at a given step.
 
-    The environments are those of one sampler: how many share them depends on the machine (`sampling.num_samplers 0`).
+    The environments are counted as those of one sampler with a group per task: how many samplers and groups share them
+    depends on the machine (`sampling.num_samplers 0`).
     """
-    s = config.sampling
     if not config.batch.slots:
-        envs = s.num_envs // s.groups_per_sampler
-        config = with_settings(config, {"sampling.num_samplers": 1, "sampling.envs_per_group": envs})
+        groups = len(config.env.tasks)
+        one = {"num_samplers": 1, "groups_per_sampler": groups, "envs_per_group": config.sampling.num_envs // groups}
+        config = with_settings(config, {f"sampling.{name}": value for name, value in one.items()})
     length_matters = config.optim.schedule == "linear"
     return {
         name: value

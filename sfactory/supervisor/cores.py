@@ -6,7 +6,7 @@ number of processes that share them depends on the machine. What the cores are u
 
     learner      on the CPU its threads, at most half of the cores and one per 128 rows of a minibatch; with a GPU one
     inference    one worker, or several where `inference_workers` says that one is too slow
-    samplers     the rest, at least one
+    samplers     the rest, at least `sampling.min_samplers`, which then share cores with the others
 
 The number of samplers divides the environments of a group and leaves at least MIN_GROUP in each. Lockstep, which must
 not depend on the machine, and `batch.slots`, which counts slots of one size, have one sampler.
@@ -41,13 +41,20 @@ def on_gpu(device: str) -> bool:
 
 def by_cores(config: Config, num_cores: int) -> Config:
     """Settle `num_samplers` and `inference_workers` where they are 0; other numbers are kept."""
-    samplers = config.sampling.num_samplers or _num_samplers(config, num_cores)
+    s = config.sampling
+    samplers, groups = s.num_samplers or _num_samplers(config, num_cores), s.groups_per_sampler
+    if not s.num_samplers and samplers < s.min_samplers and num_cores > 1 and not _has_one_sampler(config):
+        if groups % s.min_samplers == 0:  # the same groups, each sampler with fewer of them
+            samplers, groups = s.min_samplers, groups // s.min_samplers
+        elif _divides(s.min_samplers, s.envs_per_group, config.batch.factor):
+            samplers = s.min_samplers
     return with_settings(
         config,
         {
             "run.inference_workers": _num_inference(config, samplers, num_cores),
             "sampling.num_samplers": samplers,
-            "sampling.envs_per_group": config.sampling.num_envs // (samplers * config.sampling.groups_per_sampler),
+            "sampling.groups_per_sampler": groups,
+            "sampling.envs_per_group": s.num_envs // (samplers * groups),
         },
     )
 
@@ -87,8 +94,12 @@ def keep_processes(before: Config, config: Config) -> Config:
     return with_settings(config, {"run.inference_workers": workers})
 
 
+def _has_one_sampler(config: Config) -> bool:
+    return config.run.mode == "lockstep" or bool(config.batch.slots)
+
+
 def _num_samplers(config: Config, num_cores: int) -> int:
-    if config.run.mode == "lockstep" or config.batch.slots:
+    if _has_one_sampler(config):
         return 1
     size, inference_threads = config.sampling.envs_per_group, config.run.inference_threads
     free = num_cores - _learner_cores(config, num_cores)

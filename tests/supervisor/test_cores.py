@@ -54,8 +54,24 @@ def test_by_cores_leaves_the_environments_and_updates_of_a_preset_unchanged(path
         assert settled.sampling.num_samplers >= 1 <= settled.run.inference_workers
         assert by_cores(settled, 7) == settled, "settled numbers stay"
     two = by_cores(config, 2)
-    one = {"sampling.num_samplers": 1, "run.inference_workers": 1}
-    assert two == with_settings(config, one), "on two cores a preset has one sampler with its groups as written"
+    least = config.sampling.min_samplers
+    groups = {"sampling.groups_per_sampler": config.sampling.groups_per_sampler // least}
+    fewest = {"sampling.num_samplers": least, **groups, "run.inference_workers": 1}
+    assert two == with_settings(config, fewest), "on two cores a preset has the fewest samplers, its groups as written"
+
+
+def test_by_cores_gives_a_preset_its_fewest_samplers_where_that_is_possible():
+    def split(num_cores, **changes):
+        s = by_cores(breakout(sampling__min_samplers=2, **changes), num_cores).sampling
+        return s.num_samplers, s.groups_per_sampler, s.envs_per_group
+
+    assert split(1) == (1, 2, 16)
+    assert split(2) == split(4) == (2, 1, 16)
+    assert split(8) == (4, 2, 4), "with more cores the rule for them holds"
+    assert split(2, sampling__groups_per_sampler=3) == (2, 3, 8)
+    assert split(2, sampling__groups_per_sampler=3, sampling__envs_per_group=7, batch__minibatches=7) == (1, 3, 7)
+    assert split(2, sampling__num_samplers=1) == (1, 2, 16), "a number that was given is kept"
+    assert split(2, run__mode="lockstep") == (1, 2, 16)
 
 
 def test_by_cores_uses_the_cores_that_learner_and_inference_leave():
