@@ -4,8 +4,9 @@ Which networks: fully connected layers on one leaf of float32 or bytes, or 3x3 c
 picture (the encoder `minatar`) followed by fully connected layers; with or without a separate critic and normalized
 observations; categorical actions, or one Gaussian. `unsupported` says why another network is not among them.
 
-Rows are divided into chunks of `CHUNK`, each on one thread of the pool. The division depends on the number of rows
-only, and the gradients of the chunks are added in their order: threads do not change a bit of the result.
+Rows are divided into chunks of `CHUNK`, and chunks into at most `SHARES` shares, each on one thread of the pool. The
+division depends on the number of rows only, and gradients are added in the order of chunks and shares: threads do not
+change a bit of the result.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from sfactory.native.library import load
 
 CHUNK = 128
 """Rows of a chunk: their activations stay in the second-level cache."""
+SHARES = 8
+"""Largest number of threads that a pass can use. Each share but the first has a gradient of all weights of its own."""
 SHARED_FLOPS = 1 << 24
 """Of a chunk's forward pass: with less, handing a chunk to another thread takes about as long as computing it."""
 ALIGN = 16  # floats of a cache line
@@ -228,7 +231,7 @@ class NativeNetwork:
         self.packed = torch.zeros(self.plan.packed_size)
         self.areas = torch.zeros(1, self.plan.area_size)  # [chunks, area]: activations of the last forward pass
         self.gradients = torch.zeros(1, self.plan.area_size)
-        self.flat_gradients = torch.zeros(0)  # [chunks - 1, P], of the chunks after the first
+        self.flat_gradients = torch.zeros(0)  # [shares - 1, P], of the shares after the first
 
     def pack(self, flat: Tensor, backward: bool = False) -> None:
         """Read the weights, flat [P]; call it after they have changed. backward: the backward pass will follow."""
@@ -241,27 +244,23 @@ class NativeNetwork:
         leaf: the observations, contiguous [N, *shape]; index: [rows] int64, or None for the first rows.
         keep: keep the activations for `backward`.
         """
-        chunks = max(1, -(-rows // CHUNK))
         params, value = torch.empty(rows, self.plan.width), torch.empty(rows)
-        areas = chunks if keep else min(chunks, self.threads)
+        areas = -(-rows // CHUNK) if keep else min(-(-rows // CHUNK), SHARES)
         if areas > len(self.areas):
             self.areas = torch.zeros(areas, self.plan.area_size)
         mean, inv_std = self._statistics()
-        free = list(range(areas))
 
-        def chunk(number: int) -> None:
-            area = number if keep else free.pop()
-            first = number * CHUNK
-            obs, index_pointer = self._rows(leaf, index, first)
-            self.library.sf_forward(
-                self.address, pointer(self.flat), pointer(self.packed),
-                pointer(self.areas, area * self.plan.area_size), obs, index_pointer, mean, inv_std,
-                min(CHUNK, rows - first), pointer(params, first * self.plan.width), pointer(value, first),
-            )  # fmt: skip
-            if not keep:
-                free.append(area)
+        def compute(share: int, chunks: range) -> None:
+            for number in chunks:
+                first = number * CHUNK
+                obs, index_pointer = self._rows(leaf, index, first)
+                self.library.sf_forward(
+                    self.address, pointer(self.flat), pointer(self.packed),
+                    pointer(self.areas, (number if keep else share) * self.plan.area_size), obs, index_pointer, mean,
+                    inv_std, min(CHUNK, rows - first), pointer(params, first * self.plan.width), pointer(value, first),
+                )  # fmt: skip
 
-        self._map(chunk, chunks)
+        self._share(compute, rows)
         self.kept = (leaf, index, rows)
         return params, value
 
@@ -271,39 +270,44 @@ class NativeNetwork:
         params_grad [rows, K], value_grad [rows], contiguous float32.
         """
         leaf, index, rows = self.kept
+        shares = min(-(-rows // CHUNK), SHARES)
+        direct = self.threads == 1 and rows <= SHARES * CHUNK  # one chunk per share, in order: the same sum
+        if len(self.flat_gradients) < shares - 1 and not direct:
+            self.flat_gradients = torch.zeros(shares - 1, flat.numel())
+        if len(self.gradients) < shares:
+            self.gradients = torch.zeros(shares, self.plan.area_size)
+
+        def compute(share: int, chunks: range) -> None:
+            own = share > 0 and not direct
+            target = pointer(self.flat_gradients, (share - 1) * flat.numel()) if own else pointer(flat)
+            for number in chunks:
+                first = number * CHUNK
+                obs, index_pointer = self._rows(leaf, index, first)
+                self.library.sf_backward(
+                    self.address, pointer(self.packed), pointer(self.areas, number * self.plan.area_size),
+                    pointer(self.gradients, share * self.plan.area_size), obs, index_pointer,
+                    min(CHUNK, rows - first), pointer(params_grad, first * self.plan.width),
+                    pointer(value_grad, first), int(number > (0 if direct else chunks.start)), target,
+                )  # fmt: skip
+
+        self._share(compute, rows)
+        for gradient in () if direct else self.flat_gradients[: shares - 1]:
+            flat.add_(gradient)
+
+    def _share(self, compute: Callable[[int, range], None], rows: int) -> None:
+        """Call compute(share, chunks) for all shares, on the threads of the pool if they are worth it."""
         chunks = -(-rows // CHUNK)
-        if len(self.flat_gradients) < chunks - 1 and self.threads > 1:
-            self.flat_gradients = torch.zeros(chunks - 1, flat.numel())
-        if len(self.gradients) < self.threads:
-            self.gradients = torch.zeros(self.threads, self.plan.area_size)
-        free = list(range(self.threads))
+        shares = min(chunks, SHARES)
+        bounds = [chunks * share // shares for share in range(shares + 1)]
 
-        def chunk(number: int) -> None:
-            area, first = free.pop(), number * CHUNK
-            obs, index_pointer = self._rows(leaf, index, first)
-            alone = number == 0 or self.threads == 1  # one thread adds in the order of the chunks: the same sum
-            target = pointer(flat) if alone else pointer(self.flat_gradients, (number - 1) * flat.numel())
-            self.library.sf_backward(
-                self.address, pointer(self.packed),
-                pointer(self.areas, number * self.plan.area_size),
-                pointer(self.gradients, area * self.plan.area_size), obs, index_pointer,
-                min(CHUNK, rows - first), pointer(params_grad, first * self.plan.width),
-                pointer(value_grad, first), int(alone and number > 0), target,
-            )  # fmt: skip
-            free.append(area)
+        def one(share: int) -> None:
+            compute(share, range(bounds[share], bounds[share + 1]))
 
-        self._map(chunk, chunks)
-        if self.threads > 1:
-            for gradient in self.flat_gradients[: chunks - 1]:
-                flat.add_(gradient)
-
-    def _map(self, chunk: Callable[[int], None], chunks: int) -> None:
-        """Call chunk(0) ... chunk(chunks - 1), on the threads of the pool if they are worth it."""
-        if self.threads > 1 and chunks > 1:
-            self.pool.map(chunk, chunks)
+        if self.threads > 1 and shares > 1:
+            self.pool.map(one, shares)
         else:
-            for number in range(chunks):
-                chunk(number)
+            for share in range(shares):
+                one(share)
 
     def _rows(self, leaf: Tensor, index: Tensor | None, first: int) -> tuple[int, int | None]:
         """Pointers to observations and index of the rows from `first` on."""

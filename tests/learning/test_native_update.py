@@ -77,6 +77,8 @@ CASES = {
     "value clip": {"loss__value_clip": 0.1},
     "dual clip": {"surrogate__dual_clip": 2.0},
     "ewma": {"proximal__policy": "ewma"},
+    "one pass, ewma": {"proximal__policy": "ewma", "batch__epochs": 1, "batch__minibatches": 1},
+    "one pass, interpolate": {"proximal__policy": "interpolate", "batch__epochs": 1, "batch__minibatches": 1},
     "interpolate": {"proximal__policy": "interpolate"},
     "behavior": {"proximal__policy": "behavior"},
     "snapshot": {"proximal__policy": "snapshot"},

@@ -61,11 +61,11 @@ def native(model, threads=1):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("rows", [1, 13, CHUNK, 2 * CHUNK + 45])
+@pytest.mark.parametrize("rows", [1, 13, CHUNK, 2 * CHUNK + 45, 10 * CHUNK])
 def test_native_network_equals_the_torch_network_forward_and_backward(name, rows):
     model = make(name)
-    leaf = observations(NETWORKS[name][0], 500)
-    index = torch.randperm(500, generator=torch.Generator().manual_seed(2))[:rows].contiguous()
+    leaf = observations(NETWORKS[name][0], 1500)
+    index = torch.randperm(1500, generator=torch.Generator().manual_seed(2))[:rows].contiguous()
     network = native(model)
     params, value = network.forward(leaf, index, rows, keep=True)
 
@@ -114,9 +114,10 @@ def test_native_network_gives_a_row_the_same_bits_in_every_batch(name):
 
 
 @pytest.mark.parametrize("name", ["grid", "control"])
-def test_threads_of_a_native_network_do_not_change_a_bit(name, monkeypatch):
+@pytest.mark.parametrize("chunks", [5, 10])  # fewer and more than there are shares
+def test_threads_of_a_native_network_do_not_change_a_bit(name, chunks, monkeypatch):
     monkeypatch.setattr(module, "SHARED_FLOPS", 0)
-    model, rows = make(name), 4 * CHUNK + 3
+    model, rows = make(name), chunks * CHUNK + 3
     leaf, results = observations(NETWORKS[name][0], rows), []
     params_grad, value_grad = torch.randn(rows, model.distribution.num_params), torch.randn(rows)
     for threads in (1, 3):

@@ -178,7 +178,9 @@ class Objective(ABC, Generic[S]):
         batch = part.batch
         parameters = [name for name, _ in self.model.named_parameters()]
         if self.native_network is not None and weights.keys() == set(parameters):  # else they have buffers of their own
-            return self.native_network.evaluate([weights[name] for name in parameters], batch)
+            has_last_row = isinstance(batch, Batch) and len(batch.first) > len(batch.valid)
+            rows = batch.without_last_row() if has_last_row else batch
+            return self.native_network.evaluate([weights[name] for name in parameters], rows)
         steps = batch.valid.shape[0]
         named = {f"model.{name}": tensor for name, tensor in weights.items()}
         obs, first = {name: leaf[:steps] for name, leaf in batch.obs.items()}, batch.first[:steps]
