@@ -498,118 +498,125 @@ i64 sf_loss_size(void) { return (i64)sizeof(loss_input); }
 
 static double clamp20(double x) { return x > 20.0 ? 20.0 : x < -20.0 ? -20.0 : x; }
 
+/* Log-probability of the action of a row, and what its gradient needs: probabilities or standardised actions in
+ * `kept` [width], the entropy and the logarithm of the normaliser of every part. */
+static float action_log_prob(const loss_input *in, i64 row, const float *params, float *kept, float *entropy,
+                             float *log_sums) {
+    float log_prob = 0;
+    for (i64 k = 0; k < in->parts; k++) {
+        const part *a = &in->part[k];
+        const float *x = params + a->column;
+        float *y = kept + a->column;
+        entropy[k] = 0;
+        if (a->discrete) {
+            float largest = x[0], sum = 0;
+            for (i64 j = 1; j < a->size; j++) largest = x[j] > largest ? x[j] : largest;
+            for (i64 j = 0; j < a->size; j++) sum += y[j] = expf(x[j] - largest);
+            log_sums[k] = logf(sum) + largest;
+            for (i64 j = 0; j < a->size; j++) {
+                y[j] /= sum;
+                entropy[k] -= y[j] * (x[j] - log_sums[k]);
+            }
+            log_prob += x[((const i64 *)a->action)[row * a->stride + a->place]] - log_sums[k];
+        } else {
+            const float *action = (const float *)a->action + row * a->stride + a->place, *log_std = x + a->size;
+            for (i64 j = 0; j < a->size; j++) {
+                y[j] = (action[j] - x[j]) * expf(-log_std[j]);
+                log_prob += -0.5f * y[j] * y[j] - log_std[j] - HALF_LOG_2PI;
+                entropy[k] += log_std[j] + (0.5f + HALF_LOG_2PI);
+            }
+        }
+    }
+    return log_prob;
+}
+
+/* Surrogate loss of a row and its derivative in log_prob. proximal: its log-probability. */
+static double policy_slope(const loss_input *in, i64 row, double log_prob, double proximal, double *loss) {
+    double anchor = in->anchor_is_behavior ? in->behavior[row] : proximal, lifted = log_prob - in->log_cap;
+    anchor = anchor < lifted ? lifted : anchor; /* NaN stays NaN, here and below: the step is then skipped */
+    double advantage = in->weighted ? (double)in->advantage[row] * in->weight[row] : in->advantage[row];
+    double log_r = log_prob - proximal, log_w_b = clamp20(proximal - anchor);
+    int inside = log_r >= in->log_low && log_r <= in->log_high;
+    double clipped = log_r < in->log_low ? in->log_low : log_r > in->log_high ? in->log_high : log_r;
+    double plain = -advantage * exp(log_prob - anchor), bounded = -advantage * exp(clipped + log_w_b);
+    double of_bounded = inside ? bounded : 0.0;
+    double slope = plain > bounded ? plain : plain < bounded ? of_bounded : 0.5 * (plain + of_bounded);
+    *loss = plain > bounded ? plain : bounded;
+    if (in->log_dual_clip != 0.0 && advantage < 0) {
+        double ceiling = -advantage * exp(log_w_b + in->log_dual_clip);
+        if (ceiling < *loss) slope = 0;
+        else if (ceiling == *loss) slope *= 0.5;
+        *loss = ceiling < *loss ? ceiling : *loss;
+    }
+    if (plain + bounded != plain + bounded) slope = *loss = plain + bounded;
+    return slope;
+}
+
+/* Gradient of a row in its parameters, from the derivatives in log-probability and entropy; in place of `kept`. */
+static void params_gradient(const loss_input *in, i64 row, const float *params, float of_log_prob, float of_entropy,
+                            const float *entropy, const float *log_sums, float *kept) {
+    for (i64 k = 0; k < in->parts; k++) {
+        const part *a = &in->part[k];
+        const float *x = params + a->column;
+        float *y = kept + a->column;
+        if (a->discrete) {
+            i64 taken = ((const i64 *)a->action)[row * a->stride + a->place];
+            for (i64 j = 0; j < a->size; j++) {
+                float log_p = x[j] - log_sums[k];
+                y[j] = of_log_prob * ((j == taken) - y[j]) - of_entropy * y[j] * (log_p + entropy[k]);
+            }
+        } else {
+            for (i64 j = 0; j < a->size; j++) {
+                y[a->size + j] = of_log_prob * (y[j] * y[j] - 1.0f) + of_entropy;
+                y[j] = of_log_prob * y[j] * expf(-x[a->size + j]);
+            }
+        }
+    }
+}
+
+/* Squared error of the value of a row and its derivative. */
+static double value_slope(const loss_input *in, i64 row, double value, double *squared) {
+    double error = value - in->target[row], slope = 2.0 * error, clip = in->value_clip;
+    *squared = error * error;
+    if (clip == 0.0) return slope;
+    double change = value - in->old_value[row], held = change < -clip ? -clip : change > clip ? clip : change;
+    double other = in->old_value[row] + held - in->target[row], other_slope = held == change ? 2.0 * other : 0.0;
+    if (other * other > *squared) *squared = other * other, slope = other_slope;
+    else if (other * other == *squared) slope = 0.5 * (slope + other_slope);
+    if (other != other) *squared = slope = other;
+    return slope;
+}
+
 /* Loss of the rows `index` of a batch and its gradient in params [rows, width] and value [rows].
  * sums: policy loss, value loss, entropy, valid rows (before division by their number). The formulas are those of
- * algo/distributions, algo/surrogate (decoupled, ppo) and algo/loss; at ties autograd gives each side half. */
+ * model/distributions, algo/surrogate (decoupled, ppo) and algo/loss; at ties autograd gives each side half. */
 void sf_loss(const loss_input *in, const i64 *index, i64 rows, const float *params, const float *value,
              float *params_grad, float *value_grad, double *sums) {
-    double count = 0, policy_sum = 0, value_sum = 0, entropy_sum = 0;
+    double count = 0;
     for (i64 r = 0; r < rows; r++) count += in->valid[index ? index[r] : r] != 0;
-    float share = (float)(1.0 / (count > 1 ? count : 1));
+    double share = 1.0 / (count > 1 ? count : 1);
+    sums[0] = sums[1] = sums[2] = 0, sums[3] = count;
     for (i64 r = 0; r < rows; r++) {
         i64 row = index ? index[r] : r;
         const float *p = params + r * in->width;
-        float *g = params_grad + r * in->width;
+        float *gradient = params_grad + r * in->width, entropy[MAX_PARTS], log_sums[MAX_PARTS];
         if (!in->valid[row]) {
-            memset(g, 0, sizeof(float) * (size_t)in->width);
+            memset(gradient, 0, sizeof(float) * (size_t)in->width);
             value_grad[r] = 0;
             continue;
         }
-        /* Log-probability and entropy; g holds what their gradients have in common. */
-        float log_prob = 0, entropy = 0, part_entropy[MAX_PARTS], part_log_sum[MAX_PARTS];
-        for (i64 k = 0; k < in->parts; k++) {
-            const part *a = &in->part[k];
-            const float *x = p + a->column;
-            float *y = g + a->column;
-            if (a->discrete) {
-                float largest = x[0], sum = 0, own = 0;
-                for (i64 j = 1; j < a->size; j++) largest = x[j] > largest ? x[j] : largest;
-                for (i64 j = 0; j < a->size; j++) sum += y[j] = expf(x[j] - largest);
-                float log_sum = logf(sum) + largest;
-                for (i64 j = 0; j < a->size; j++) {
-                    y[j] /= sum;
-                    own -= y[j] * (x[j] - log_sum);
-                }
-                i64 taken = ((const i64 *)a->action)[row * a->stride + a->place];
-                log_prob += x[taken] - log_sum;
-                part_log_sum[k] = log_sum;
-                entropy += part_entropy[k] = own;
-            } else {
-                const float *action = (const float *)a->action + row * a->stride + a->place;
-                const float *deviation = x + a->size;
-                for (i64 j = 0; j < a->size; j++) {
-                    float z = (action[j] - x[j]) * expf(-deviation[j]);
-                    log_prob += -0.5f * z * z - deviation[j] - HALF_LOG_2PI;
-                    entropy += deviation[j] + (0.5f + HALF_LOG_2PI);
-                    y[j] = z;
-                }
-            }
-        }
-        /* The surrogate and its derivative in log_prob. */
-        double proximal;
-        if (in->lag) {
-            double share = 1.0 / (in->lag[row] > 1 ? in->lag[row] : 1);
-            proximal = log_prob + share * ((double)in->behavior[row] - log_prob);
-        } else {
+        double log_prob = action_log_prob(in, row, p, gradient, entropy, log_sums), proximal, loss, squared;
+        if (in->lag)
+            proximal = log_prob + ((double)in->behavior[row] - log_prob) / (in->lag[row] > 1 ? in->lag[row] : 1);
+        else
             proximal = in->proximal[in->proximal_by_row ? r : row];
-        }
-        double anchor = in->anchor_is_behavior ? in->behavior[row] : proximal;
-        double lifted = log_prob - in->log_cap;
-        anchor = anchor < lifted ? lifted : anchor; /* NaN stays NaN, here and below: the step is then skipped */
-        double advantage = in->weighted ? (double)in->advantage[row] * in->weight[row] : in->advantage[row];
-        double log_r = log_prob - proximal, log_w_b = clamp20(proximal - anchor), w = exp(log_prob - anchor);
-        int inside = log_r >= in->log_low && log_r <= in->log_high;
-        double clipped = log_r < in->log_low ? in->log_low : log_r > in->log_high ? in->log_high : log_r;
-        double plain = -advantage * w, bounded = -advantage * exp(clipped + log_w_b);
-        double loss = plain > bounded ? plain : bounded;
-        double of_plain = plain, of_bounded = inside ? bounded : 0.0;
-        double slope = plain > bounded ? of_plain : plain < bounded ? of_bounded : 0.5 * (of_plain + of_bounded);
-        if (in->log_dual_clip != 0.0 && advantage < 0) {
-            double ceiling = -advantage * exp(log_w_b + in->log_dual_clip);
-            if (ceiling < loss) slope = 0;
-            else if (ceiling == loss) slope *= 0.5;
-            loss = ceiling < loss ? ceiling : loss;
-        }
-        if (plain + bounded != plain + bounded) slope = loss = plain + bounded;
-        float toward = (float)(slope * share), wider = (float)(-in->entropy_coef * share);
-        for (i64 k = 0; k < in->parts; k++) {
-            const part *a = &in->part[k];
-            const float *x = p + a->column;
-            float *y = g + a->column;
-            if (a->discrete) {
-                i64 taken = ((const i64 *)a->action)[row * a->stride + a->place];
-                for (i64 j = 0; j < a->size; j++) {
-                    float log_p = x[j] - part_log_sum[k], probability = y[j];
-                    y[j] = toward * ((j == taken) - probability) - wider * probability * (log_p + part_entropy[k]);
-                }
-            } else {
-                const float *deviation = x + a->size;
-                float *width = y + a->size;
-                for (i64 j = 0; j < a->size; j++) {
-                    float z = y[j];
-                    y[j] = toward * z * expf(-deviation[j]);
-                    width[j] = toward * (z * z - 1.0f) + wider;
-                }
-            }
-        }
-        /* The value. */
-        double error = (double)value[r] - in->target[row], squared = error * error, value_slope = 2.0 * error;
-        if (in->value_clip != 0.0) {
-            double change = (double)value[r] - in->old_value[row];
-            int within = change >= -in->value_clip && change <= in->value_clip;
-            double held = change < -in->value_clip ? -in->value_clip : change > in->value_clip ? in->value_clip : change;
-            double other = in->old_value[row] + held - in->target[row];
-            double other_slope = within ? 2.0 * other : 0.0;
-            if (other * other > squared) squared = other * other, value_slope = other_slope;
-            else if (other * other == squared) value_slope = 0.5 * (value_slope + other_slope);
-            if (other != other) squared = value_slope = other;
-        }
-        value_grad[r] = (float)(in->value_coef * value_slope * share);
-        policy_sum += loss;
-        value_sum += squared;
-        entropy_sum += entropy;
+        double slope = policy_slope(in, row, log_prob, proximal, &loss);
+        params_gradient(in, row, p, (float)(slope * share), (float)(-in->entropy_coef * share), entropy, log_sums,
+                        gradient);
+        value_grad[r] = (float)(in->value_coef * share * value_slope(in, row, value[r], &squared));
+        sums[0] += loss, sums[1] += squared;
+        for (i64 k = 0; k < in->parts; k++) sums[2] += entropy[k];
     }
-    sums[0] = policy_sum, sums[1] = value_sum, sums[2] = entropy_sum, sums[3] = count;
 }
 
 /* -- the optimizer ------------------------------------------------------------------------------------------------- */
