@@ -114,9 +114,6 @@ class Sampling:
     num_samplers: Annotated[int, Ge(0)] = 0
     """Sampler processes, each with its own environments. 0: by cores; the environments of one sampler, as the two
     settings below describe them, are divided among as many samplers as there are cores for. Lockstep: one."""
-    min_samplers: Annotated[int, Ge(1)] = 1
-    """With num_samplers 0, the fewest samplers on a machine with two cores or more. 2: for simulators that cost more
-    than the network (MuJoCo); the samplers then share the cores with the learner."""
     groups_per_sampler: Annotated[int, Ge(1)] = 2
     """Groups of environments per sampler. With two, one group steps while the other waits for its actions."""
     envs_per_group: Annotated[int, Ge(1)] = 64
@@ -125,6 +122,9 @@ class Sampling:
     """Steps per slot (T). More: fewer bootstraps, more lag, more memory."""
     slots_per_group: Annotated[int, Between(1, 255)] = 2  # bits of a request word
     """Slots owned by each group. 1: synchronous and on-policy (lag 0). 2 or more: sampling overlaps learning."""
+    min_samplers: Annotated[int, Ge(1)] = 1
+    """With num_samplers 0, the fewest samplers on a machine with two cores or more. 2: for simulators that cost more
+    than the network (MuJoCo); the samplers then share the cores with the learner."""
     auto: bool = False
     """Before training, search for 30 seconds (90 with a GPU) for the fastest split of the same environments over
     processes."""

@@ -109,7 +109,7 @@ def roofline(
     epochs = config.batch.epochs
     again = config.optimizer_steps_per_update > 1  # a forward pass over the batch before the first optimizer step
     passes = f"{epochs} x forward and backward{' + 1 forward' if again else ''}"
-    samplers = {"samplers": config.sampling.num_samplers / here.seconds}
+    samplers = {"samplers": config.sampling.samplers / here.seconds}
     if device != "cpu":
         nothing = Cost(0.0, f"on the device ({device}), no CPU time")
         alone = _line(cores, best, nothing, nothing)
@@ -281,8 +281,9 @@ def _batches(config: Config, spec: EnvSpec) -> tuple[int, ...]:
 
 
 def _precisions(config: Config) -> tuple[bool, ...]:
-    """Whether bf16 is used: (False,) or, where the run does not ask for fp32, (False, True): the faster one counts."""
-    return (False,) if config.run.precision == "fp32" else (False, True)
+    """Whether bf16 is used: (False,) or, where the run is in bf16, (False, True): the faster one counts. `auto` has to be
+    resolved before; otherwise it counts as fp32."""
+    return (False, True) if config.run.precision == "bf16" else (False,)
 
 
 def _name(half: bool) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
 from sfactory.device.thread_pool import ThreadPool, pool_size
 from sfactory.envs import make_spec, raw_loop
+from sfactory.learning.flat import FlatParameters
 from sfactory.learning.network import build_model
 from sfactory.learning.parallel_network import ParallelNetwork
 from sfactory.tools import plain_torch
@@ -138,8 +140,9 @@ def test_learner_threads_are_those_of_the_learner(target, rows):
     config, spec = preset(target)
     pool = Counted(1)
     obs = {name: torch.zeros(1, rows, *leaf.shape) for name, leaf in spec.obs.items()}
-    network = ParallelNetwork(build_model(config, spec), pool, contextlib.nullcontext)
-    network.forward_eval(obs, torch.zeros(1, rows, dtype=torch.bool), None)
+    model = build_model(config, spec)
+    network = ParallelNetwork(model, pool, contextlib.nullcontext, FlatParameters(list(model.parameters())))
+    network.forward_eval(SimpleNamespace(obs=obs, first=torch.zeros(1, rows, dtype=torch.bool), state=None))
     assert learner_threads(config, spec, rows) == min(pool_size(config.run.learner_threads), pool.tasks)
 
 
