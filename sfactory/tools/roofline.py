@@ -281,8 +281,7 @@ def _batches(config: Config, spec: EnvSpec) -> tuple[int, ...]:
 
 
 def _precisions(config: Config) -> tuple[bool, ...]:
-    """Whether bf16 is used: (False,) or, where the run is in bf16, (False, True): the faster one counts. `auto` has to be
-    resolved before; otherwise it counts as fp32."""
+    """Whether bf16 is tried: only for a run in bf16, where the faster one counts. Resolve `auto` before."""
     return (False, True) if config.run.precision == "bf16" else (False,)
 
 
