@@ -50,13 +50,13 @@ def test_bench_reports_costs_roofline_share_and_bottleneck(tmp_path):
 
 def test_bench_measures_one_pass_beside_the_given_settings(tmp_path):
     words = command(
-        "bench", "classic/cartpole", "--seconds", 2, "--json", *SMALL, "--batch.epochs", 8, "--batch.minibatches", 1
+        "bench", "classic/cartpole", "--seconds", 2, "--json", *SMALL, "--batch.epochs", 64, "--batch.minibatches", 1
     )
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
     assert report["one_pass"]["steps_per_second"] > report["whole"]["steps_per_second"]
-    assert report["rooflines"]["passes"] == "8 x forward and backward + 1 forward"
+    assert report["rooflines"]["passes"] == "64 x forward and backward + 1 forward"
 
 
 def test_trial_goes_on_until_a_slow_run_has_enough_rows():

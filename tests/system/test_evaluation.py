@@ -90,7 +90,7 @@ def test_hanging_environment_in_the_evaluator_affects_only_the_evaluation(tmp_pa
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
     assert "restarted" in log.read_text()
-    assert "sampler" not in log.read_text()
+    assert "sampler-0" not in log.read_text()
     words = (run / "debug" / "evaluator.txt").read_text()
     assert "Timeout" in words
     assert "/games.py" in words, "the stack says where"
