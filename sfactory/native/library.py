@@ -16,6 +16,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,9 +66,20 @@ def compiler() -> list[str]:
 
 
 def cache_dir() -> Path:
-    """Folder of the compiled libraries."""
+    """Folder of the compiled libraries: in the user's cache, or a folder of this user alone among temporary files.
+
+    Raises NoKernels if neither can be written.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "sfactory" / "kernels"
+    own = Path(tempfile.gettempdir()) / f"sfactory-kernels-{os.getuid()}"
+    for path in (Path(cache) / "sfactory" / "kernels", own):
+        with contextlib.suppress(OSError):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            status = path.stat()
+            # What lies here is executed: nobody else may have written it.
+            if os.access(path, os.W_OK) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
+                return path
+    raise NoKernels(f"neither {cache} nor {own.parent} can be written; set XDG_CACHE_HOME to a folder of your own")
 
 
 def library_path(command: Sequence[str]) -> Path:
@@ -90,7 +102,6 @@ def build() -> Path:
         path = library_path(command)
         if path.exists():
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or its process ends
             if not path.exists():

@@ -76,10 +76,22 @@ def test_build_reports_the_first_line_of_a_failing_compiler(cache, tmp_path, mon
     assert not list(cache.glob("*.so"))
 
 
-def test_build_without_a_writable_cache_says_why(tmp_path, monkeypatch):
-    (tmp_path / "sfactory").write_text("a file, not a folder")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(NoKernels, match="could not be built"):
+def test_build_without_a_writable_cache_uses_a_folder_among_temporary_files(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file, not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(library.tempfile, "gettempdir", lambda: str(tmp_path))
+    path = build()
+    assert path.parent == tmp_path / f"sfactory-kernels-{os.getuid()}"
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_build_does_not_load_from_a_folder_that_others_may_write(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file, not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(library.tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / f"sfactory-kernels-{os.getuid()}").mkdir()
+    (tmp_path / f"sfactory-kernels-{os.getuid()}").chmod(0o777)
+    with pytest.raises(NoKernels, match="set XDG_CACHE_HOME to a folder of your own"):
         build()
 
 
