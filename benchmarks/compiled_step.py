@@ -28,6 +28,7 @@ from sfactory.learning.batch import Batch
 from sfactory.learning.network import build_model
 from sfactory.learning.objectives import Minibatch
 from sfactory.learning.update import Update
+from sfactory.model.linear import Linear
 
 TARGETS = ("minatar/breakout", "mujoco/hopper", "classic/cartpole", "atari/pong")
 STEPS = 10  # of a variant before the next one has its turn
@@ -76,6 +77,9 @@ def compiled_step(config: Config, spec: EnvSpec, rows: int) -> Callable[[], obje
     """The same step as one function for torch.compile, with functional gradients and a fused update of all weights."""
     torch.manual_seed(0)
     model = build_model(config, spec)
+    for module in model.modules():  # functional gradients cannot pass through the autograd.Function of `Linear`
+        if isinstance(module, Linear):
+            module.__class__ = torch.nn.Linear
     update = Update(with_settings(config, {"run.kernels": "torch"}), build_model(config, spec), torch.device("cpu"))
     batch = random_batch(config, spec, update, rows)
     obs = {name: leaf[0].contiguous() for name, leaf in batch.obs.items()}
