@@ -28,7 +28,7 @@ class RandomStreams:
         self._unread = 0  # words that every stream has at least
 
     def seed(self, env: int, seed: int) -> None:
-        """Begin the stream of one game anew."""
+        """Start the stream of one game again."""
         self._states[env] = np.random.RandomState(seed)
         self._next[env], self._unread = self._row[env] + WORDS, 0
 

@@ -1,6 +1,6 @@
 """The learner's passes by the native kernels, with the interface of `ParallelNetwork`.
 
-A minibatch is read where it lies in the batch: its observations are not gathered.
+A minibatch is read in the memory of the batch: its observations are not gathered.
 
 Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution parameters.
 """

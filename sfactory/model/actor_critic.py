@@ -113,6 +113,7 @@ class ActorCritic(nn.Module):
         self.distribution = ActionDistribution(actions, squash)
         self.mask = mask
         obs = {name: leaf for name, leaf in obs.items() if name != mask}
+        self.action_dtypes = {name: str(leaf.dtype) for name, leaf in actions.items()}
         self.obs_dtypes = {name: str(leaf.dtype) for name, leaf in obs.items()}
         shared: dict[str, Any] = dict(encoder=encoder, hidden=hidden, activation=activation)
         self.trunk = Trunk(obs, **shared, core=core, core_size=core_size)

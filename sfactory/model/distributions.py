@@ -20,7 +20,7 @@ densities and entropies are those of the action:
 import functools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class ActionLeafLike(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
     @property
     def kind(self) -> str: ...  # "discrete" or "box"
     @property

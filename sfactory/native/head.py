@@ -113,7 +113,6 @@ class NativeLoss:
         self.input.log_cap, self.input.log_dual_clip = log_cap, log_dual_clip
         self.input.value_clip, self.input.value_coef, self.input.entropy_coef = value_clip, value_coef, entropy_coef
         self.address = ctypes.addressof(self.input)
-        self.sums = torch.zeros(4, dtype=torch.float64)
 
     def bind(self, columns: LossColumns) -> None:
         """Read these columns until the next call."""
@@ -141,14 +140,8 @@ class NativeLoss:
         rows = None if index is None else pointer(index)
         self.library.sf_loss(
             self.address, rows, len(value), pointer(params), pointer(value), pointer(params_grad), pointer(value_grad),
-            pointer(self.sums),
         )  # fmt: skip
         return params_grad, value_grad
-
-    def means(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Policy loss, value loss and entropy of the last minibatch, [] float32 each."""
-        policy, value, entropy, count = self.sums.unbind()
-        return tuple((x / count.clamp(min=1.0)).float() for x in (policy, value, entropy))  # type: ignore[return-value]
 
 
 class NativeActor:
@@ -158,6 +151,7 @@ class NativeActor:
         """fields: actions by leaf, noise, log_prob, params and value in shared memory, [..., E, *]: rows in order."""
         self.library, self.input = load(), _parts(distribution)
         self.address = ctypes.addressof(self.input)
+        assert all(field.flags.c_contiguous for field in fields.values()), "rows are numbered in the order of memory"
         self.fields = dict(fields)  # keeps the memory
         at = {name: field.ctypes.data for name, field in fields.items()}
         _set_actions(self.input, distribution, at)

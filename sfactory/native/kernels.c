@@ -84,7 +84,7 @@ typedef struct {
     i64 policy_output, ld_policy, value_output, ld_value, value_column;
     i64 logits; /* columns of the policy head */
     i64 deviations; /* columns of log_std, appended to the parameters */
-    i64 log_std; /* in the flat parameters */
+    i64 log_std, packed_log_std; /* in the flat parameters, in the packed weights */
     i64 trunks;
     trunk trunk[2];
 } network;
@@ -261,8 +261,10 @@ INLINE const float *matrix_row(const layer *la, const float *flat, i64 output) {
     return flat + la->weight[second] + (second ? output - la->out[0] : output) * la->in;
 }
 
-/* Pack the flat parameters. backward: also what the backward pass reads. */
+/* Pack all of the flat parameters: they may change or be overwritten afterwards. backward: also for that pass. */
 void sf_pack(const network *net, const float *flat, float *packed, i64 backward) {
+    if (net->deviations)
+        memcpy(packed + net->packed_log_std, flat + net->log_std, sizeof(float) * (size_t)net->deviations);
     for (i64 t = 0; t < net->trunks; t++) {
         const trunk *tr = &net->trunk[t];
         if (tr->convolution) {
@@ -360,7 +362,7 @@ static void stage(const network *net, const void *obs, i64 row, const float *mea
 /* Outputs of n rows, at most as many as a work area has: rows `index` of obs; null: the first n.
  * mean, inv_std: null unless normalized. params [n, logits + deviations], value [n].
  * The work area keeps what the backward pass needs. */
-void sf_forward(const network *net, const float *flat, const float *packed, float *work, const void *obs,
+void sf_forward(const network *net, const float *packed, float *work, const void *obs,
                 const i64 *index, const float *mean, const float *inv_std, i64 n, float *params, float *value) {
     i64 R = net->rows;
     int staged = 0;
@@ -390,7 +392,8 @@ void sf_forward(const network *net, const float *flat, const float *packed, floa
         memcpy(params + r * width, work + net->policy_output * R + r * net->ld_policy,
                sizeof(float) * (size_t)net->logits);
         if (net->deviations)
-            memcpy(params + r * width + net->logits, flat + net->log_std, sizeof(float) * (size_t)net->deviations);
+            memcpy(params + r * width + net->logits, packed + net->packed_log_std,
+                   sizeof(float) * (size_t)net->deviations);
         value[r] = work[net->value_output * R + r * net->ld_value + net->value_column];
     }
 }
@@ -530,8 +533,8 @@ static float action_log_prob(const loss_input *in, i64 row, const float *params,
     return log_prob;
 }
 
-/* Surrogate loss of a row and its derivative in log_prob. proximal: its log-probability. */
-static double policy_slope(const loss_input *in, i64 row, double log_prob, double proximal, double *loss) {
+/* Derivative of the surrogate loss of a row in log_prob. proximal: log-probability under the proximal policy. */
+static double policy_slope(const loss_input *in, i64 row, double log_prob, double proximal) {
     double anchor = in->anchor_is_behavior ? in->behavior[row] : proximal, lifted = log_prob - in->log_cap;
     anchor = anchor < lifted ? lifted : anchor; /* NaN stays NaN, here and below: the step is then skipped */
     double advantage = in->weighted ? (double)in->advantage[row] * in->weight[row] : in->advantage[row];
@@ -541,15 +544,13 @@ static double policy_slope(const loss_input *in, i64 row, double log_prob, doubl
     double plain = -advantage * exp(log_prob - anchor), bounded = -advantage * exp(clipped + log_w_b);
     double of_bounded = inside ? bounded : 0.0;
     double slope = plain > bounded ? plain : plain < bounded ? of_bounded : 0.5 * (plain + of_bounded);
-    *loss = plain > bounded ? plain : bounded;
+    double loss = plain > bounded ? plain : bounded;
     if (in->log_dual_clip != 0.0 && advantage < 0) {
         double ceiling = -advantage * exp(log_w_b + in->log_dual_clip);
-        if (ceiling < *loss) slope = 0;
-        else if (ceiling == *loss) slope *= 0.5;
-        *loss = ceiling < *loss ? ceiling : *loss;
+        if (ceiling < loss) slope = 0;
+        else if (ceiling == loss) slope *= 0.5;
     }
-    if (plain + bounded != plain + bounded) slope = *loss = plain + bounded;
-    return slope;
+    return plain + bounded != plain + bounded ? plain + bounded : slope;
 }
 
 /* Gradient of a row in its parameters, from the derivatives in log-probability and entropy; in place of `kept`. */
@@ -574,28 +575,24 @@ static void params_gradient(const loss_input *in, i64 row, const float *params, 
     }
 }
 
-/* Squared error of the value of a row and its derivative. */
-static double value_slope(const loss_input *in, i64 row, double value, double *squared) {
-    double error = value - in->target[row], slope = 2.0 * error, clip = in->value_clip;
-    *squared = error * error;
+/* Derivative of the squared error of the value of a row. */
+static double value_slope(const loss_input *in, i64 row, double value) {
+    double error = value - in->target[row], squared = error * error, slope = 2.0 * error, clip = in->value_clip;
     if (clip == 0.0) return slope;
     double change = value - in->old_value[row], held = change < -clip ? -clip : change > clip ? clip : change;
     double other = in->old_value[row] + held - in->target[row], other_slope = held == change ? 2.0 * other : 0.0;
-    if (other * other > *squared) *squared = other * other, slope = other_slope;
-    else if (other * other == *squared) slope = 0.5 * (slope + other_slope);
-    if (other != other) *squared = slope = other;
-    return slope;
+    if (other * other > squared) slope = other_slope;
+    else if (other * other == squared) slope = 0.5 * (slope + other_slope);
+    return other != other ? other : slope;
 }
 
-/* Loss of the rows `index` of a batch and its gradient in params [rows, width] and value [rows].
- * sums: policy loss, value loss, entropy, valid rows (before division by their number). The formulas are those of
- * model/distributions, algo/surrogate (decoupled, ppo) and algo/loss; at ties autograd gives each side half. */
+/* Gradient of the loss of the rows `index` of a batch in params [rows, width] and value [rows]. The formulas are those
+ * of model/distributions, algo/surrogate (decoupled, ppo) and algo/loss; at ties autograd gives each side half. */
 void sf_loss(const loss_input *in, const i64 *index, i64 rows, const float *params, const float *value,
-             float *params_grad, float *value_grad, double *sums) {
+             float *params_grad, float *value_grad) {
     double count = 0;
     for (i64 r = 0; r < rows; r++) count += in->valid[index ? index[r] : r] != 0;
     double share = 1.0 / (count > 1 ? count : 1);
-    sums[0] = sums[1] = sums[2] = 0, sums[3] = count;
     for (i64 r = 0; r < rows; r++) {
         i64 row = index ? index[r] : r;
         const float *p = params + r * in->width;
@@ -605,17 +602,15 @@ void sf_loss(const loss_input *in, const i64 *index, i64 rows, const float *para
             value_grad[r] = 0;
             continue;
         }
-        double log_prob = action_log_prob(in, row, p, gradient, entropy, log_sums), proximal, loss, squared;
+        double log_prob = action_log_prob(in, row, p, gradient, entropy, log_sums), proximal;
         if (in->lag)
             proximal = log_prob + ((double)in->behavior[row] - log_prob) / (in->lag[row] > 1 ? in->lag[row] : 1);
         else
             proximal = in->proximal[in->proximal_by_row ? r : row];
-        double slope = policy_slope(in, row, log_prob, proximal, &loss);
+        double slope = policy_slope(in, row, log_prob, proximal);
         params_gradient(in, row, p, (float)(slope * share), (float)(-in->entropy_coef * share), entropy, log_sums,
                         gradient);
-        value_grad[r] = (float)(in->value_coef * share * value_slope(in, row, value[r], &squared));
-        sums[0] += loss, sums[1] += squared;
-        for (i64 k = 0; k < in->parts; k++) sums[2] += entropy[k];
+        value_grad[r] = (float)(in->value_coef * share * value_slope(in, row, value[r]));
     }
 }
 

@@ -1,6 +1,6 @@
 """Compile `kernels.c` for the processor at hand, once, and load it.
 
-The compiled library lies in the user's cache folder, under a name that depends on the source, the compiler and the
+The compiled library is in the user's cache folder, under a name that depends on the source, the compiler and the
 processor. A machine without a C compiler has no kernels; everything works without them, more slowly.
 """
 
@@ -35,9 +35,9 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "sf_network_size": (),
     "sf_loss_size": (),
     "sf_pack": (_ADDRESS,) * 3 + (_NUMBER,),
-    "sf_forward": (_ADDRESS,) * 8 + (_NUMBER, _ADDRESS, _ADDRESS),
+    "sf_forward": (_ADDRESS,) * 7 + (_NUMBER, _ADDRESS, _ADDRESS),
     "sf_backward": (_ADDRESS,) * 6 + (_NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _ADDRESS),
-    "sf_loss": (_ADDRESS,) * 2 + (_NUMBER,) + (_ADDRESS,) * 5,
+    "sf_loss": (_ADDRESS,) * 2 + (_NUMBER,) + (_ADDRESS,) * 4,
     "sf_adam": (_ADDRESS,) * 4 + (_NUMBER,) + (ctypes.c_double,) * 7,
     "sf_act": (_ADDRESS,) * 2 + (_NUMBER,) + (_ADDRESS,) * 3 + (_NUMBER,) + (_ADDRESS,) * 3,
 }
@@ -76,7 +76,7 @@ def cache_dir() -> Path:
         with contextlib.suppress(OSError):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             status = path.stat()
-            # What lies here is executed: nobody else may have written it.
+            # Files in this folder are executed: no other user may be able to write them.
             if os.access(path, os.W_OK) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
                 return path
     raise NoKernels(f"neither {cache} nor {own.parent} can be written; set XDG_CACHE_HOME to a folder of your own")
@@ -113,7 +113,7 @@ def build() -> Path:
 
 def build_in_background() -> None:
     """Start `build` in a thread: the kernels are ready when the workers have imported torch. Failures are ignored
-    here: whoever needs the kernels calls `load`."""
+    here: a worker that needs the kernels calls `load`."""
 
     def run() -> None:
         with contextlib.suppress(NoKernels):

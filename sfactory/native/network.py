@@ -59,7 +59,8 @@ class _Network(ctypes.Structure):
     _fields_ = [
         ("size", I64), ("bytes", I64), ("normalized", I64), ("rows", I64), ("input", I64), ("ld_input", I64),
         ("policy_output", I64), ("ld_policy", I64), ("value_output", I64), ("ld_value", I64), ("value_column", I64),
-        ("logits", I64), ("deviations", I64), ("log_std", I64), ("trunks", I64), ("trunk", _Trunk * 2),
+        ("logits", I64), ("deviations", I64), ("log_std", I64), ("packed_log_std", I64),
+        ("trunks", I64), ("trunk", _Trunk * 2),
     ]  # fmt: skip
 
 
@@ -74,6 +75,10 @@ def unsupported(model: ActorCritic) -> str:
         return "continuous actions of several leaves"
     if parts[0].log_span is not None:
         return "squashed actions"
+    for part in parts:
+        dtype = model.action_dtypes[part.name]
+        if dtype != ("int64" if part.discrete else "float32"):
+            return f"actions of type {dtype}"
     trunks = [model.trunk] if model.critic is None else [model.trunk, model.critic]
     for trunk in trunks:
         if len(trunk.names) != 1:
@@ -215,6 +220,7 @@ def plan(model: ActorCritic, rows: int, offsets: Sequence[int] | None) -> Plan:
     net.value_column = net.logits if len(trunks) == 1 else 0
     if model.log_std is not None:
         net.deviations, net.log_std = model.log_std.numel(), planner.offsets[id(model.log_std)]
+        net.packed_log_std = planner.pack(net.deviations)
     return Plan(net, leaf, planner.packed, planner.columns * rows, net.logits + net.deviations)
 
 
@@ -234,8 +240,7 @@ class NativeNetwork:
         self.flat_gradients = torch.zeros(0)  # [shares - 1, P], of the shares after the first
 
     def pack(self, flat: Tensor, backward: bool = False) -> None:
-        """Read the weights, flat [P]; call it after they have changed. backward: the backward pass will follow."""
-        self.flat = flat
+        """Copy the weights, flat [P]; call it after they have changed. backward: the backward pass will follow."""
         self.library.sf_pack(self.address, pointer(flat), pointer(self.packed), int(backward))
 
     def forward(self, leaf: Tensor, index: Tensor | None, rows: int, keep: bool) -> tuple[Tensor, Tensor]:
@@ -255,7 +260,7 @@ class NativeNetwork:
                 first = number * CHUNK
                 obs, index_pointer = self._rows(leaf, index, first)
                 self.library.sf_forward(
-                    self.address, pointer(self.flat), pointer(self.packed),
+                    self.address, pointer(self.packed),
                     pointer(self.areas, (number if keep else share) * self.plan.area_size), obs, index_pointer, mean,
                     inv_std, min(CHUNK, rows - first), pointer(params, first * self.plan.width), pointer(value, first),
                 )  # fmt: skip

@@ -81,7 +81,7 @@ def summary(config: Config, num_cores: int) -> str:
 def keep_processes(before: Config, config: Config) -> Config:
     """For a resume: numbers that `config` leaves open are those of the run, which `before` holds.
 
-    Environments that differ from the run's are divided anew by `by_cores`.
+    Environments that differ from the run's are divided again by `by_cores`.
     """
     now, then = config.sampling, before.sampling
     kept: tuple[str, ...] = ()

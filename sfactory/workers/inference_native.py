@@ -35,7 +35,7 @@ class NativeTurn:
         self.network.pack(weights)
 
     def run(self, groups: np.ndarray, words: np.ndarray, version: int) -> None:
-        """Respond to the request words of `groups`, in slots, steps and environments that nobody else writes."""
+        """Respond to the request words of `groups`, in rows that no other process writes now."""
         _, slot, t = unpack_all(words)
         steps = self.schema.rollout_length
         lead = groups * self.schema.slots_per_group + slot

@@ -87,7 +87,7 @@ class LearnerWords(Words):
     saved = Word(4, bool)
     """Whether there is a checkpoint."""
     precision = Word(5, Precision)
-    """Written before version 0 is published, so known to whoever has weights."""
+    """Written before version 0 is published, so every process that has weights can read it."""
 
 
 _PHASE_BITS = 4

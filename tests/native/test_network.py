@@ -149,6 +149,18 @@ def test_native_network_reads_and_writes_parameters_at_their_offsets():
         assert torch.equal(gradients[0][at : at + parameter.numel()], gradients[1][offset : offset + parameter.numel()])
 
 
+@pytest.mark.parametrize("name", ["grid", "control"])
+def test_native_network_keeps_its_weights_when_their_source_is_overwritten(name):
+    """As inference: a copy of weights that turns out to be torn is garbage, and the previous weights go on acting."""
+    model = make(name)
+    network, leaf, source = NativeNetwork(model, ThreadPool(1)), observations(NETWORKS[name][0], 20), flat(model)
+    network.pack(source)
+    expected = network.forward(leaf, None, 20, keep=False)
+    source.fill_(torch.nan)
+    for found, before in zip(network.forward(leaf, None, 20, keep=False), expected, strict=True):
+        assert torch.equal(found, before)
+
+
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_native_network_passes_on_what_is_not_finite(activation):
     torch.manual_seed(0)
@@ -189,6 +201,8 @@ def test_unsupported_names_what_the_kernels_do_not_know():
     assert reason(Leaf((4, 84, 84), "uint8")) == "the encoder Nature"
     assert reason(Leaf((3,), "float64")) == "observations of type float64"
     assert reason(Leaf((10, 10, 4), "float32")) == "observations of type float32"
+    assert reason(actions={"a": ActionLeaf((), "int32", "discrete", (3,))}) == "actions of type int32"
+    assert reason(actions={"a": ActionLeaf((2,), "float64", "box", (2,))}) == "actions of type float64"
     assert reason(hidden=(4,) * 8) == "more than 7 fully connected layers"
     for shape in ((4, 4, 65), (4, 64, 33), (40, 40, 1)):
         assert reason(Leaf(shape, "bool"), encoder="minatar") == "pictures of {} x {} x {}".format(*shape)

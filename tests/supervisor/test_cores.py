@@ -140,4 +140,4 @@ def test_keep_processes_keeps_what_the_run_has_on_any_machine():
     assert keep_processes(run, with_settings(config, {"sampling.num_samplers": 1})).run.inference_workers == 1
     assert keep_processes(run, run) == run
     more = with_settings(config, {"sampling.envs_per_group": 32})
-    assert keep_processes(run, more).sampling == more.sampling, "other environments are divided anew"
+    assert keep_processes(run, more).sampling == more.sampling, "other environments are divided again"
