@@ -86,6 +86,13 @@ class Env:
     """Evaluation protocol of the family, recorded with every score (Atari: dqn or machado)."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the environment itself, passed to it unchanged."""
+    wrappers: str = ""
+    """Wrappers around every environment, the innermost first, with commas: `my_file:wrap` (a class or a function of
+    the environment) or the name of one of gymnasium's wrappers, as FrameStackObservation."""
+    wrapper_settings: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the wrappers, a table for each by its name."""
+    drop: str = ""
+    """Leaves of the observation that are left out, with commas, as `mission` or `obs/mission`."""
     reward_scale: float = 1.0
     """Factor on rewards in the learner; reported returns stay unscaled."""
     reward_clip: float = 0.0

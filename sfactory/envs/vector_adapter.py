@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sfactory.envs.gymnasium_adapter import action_leaf, mask_leaf, obs_leaf, space_leaves
+from sfactory.envs.action_leaf import action_leaf, mask_leaf
+from sfactory.envs.obs_leaf import obs_leaf
+from sfactory.envs.space_leaves import space_leaves
 from sfactory.envs.spec import EnvFault, EnvSpec, EpisodeTally, Step, finite_rows
 
 

@@ -16,7 +16,9 @@ import numpy as np
 
 from sfactory.config.toml_file import from_toml
 from sfactory.envs import EnvSpec, Group, bounded, make_group
-from sfactory.envs.gymnasium_adapter import action_leaf, assemble, obs_leaf, space_leaves
+from sfactory.envs.action_leaf import action_leaf, assemble
+from sfactory.envs.obs_leaf import obs_leaf
+from sfactory.envs.space_leaves import space_leaves
 from sfactory.run import checkpoint
 
 if TYPE_CHECKING:
