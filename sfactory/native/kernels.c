@@ -702,6 +702,21 @@ static float normal_quantile(float u) {
     return q < 0 ? -x : x;
 }
 
+/* Rows of the environments of `count` groups at the step that their request words name (shm/slots.py: number, 8 bits of
+ * slot, 16 bits of step). observed: rows of fields with steps + 1 rows; written: rows of the others, whose version is
+ * stored. */
+void sf_rows(const i64 *groups, i64 count, const i64 *words, i64 slots, i64 steps, i64 envs, i64 *observed, i64 *written,
+             i64 *versions, i64 version) {
+    for (i64 g = 0; g < count; g++) {
+        i64 word = words[groups[g]], t = word & 0xFFFF, lead = groups[g] * slots + (word >> 16 & 0xFF);
+        versions[lead * steps + t] = version;
+        for (i64 e = 0; e < envs; e++) {
+            observed[g * envs + e] = (lead * (steps + 1) + t) * envs + e;
+            written[g * envs + e] = (lead * steps + t) * envs + e;
+        }
+    }
+}
+
 /* Choose actions for n rows of params [n, width] and value [n], and write everything to the slots.
  * rows: row r of the batch is row rows[r] of noise (uniform in [0, 1)), of the actions and of all outputs. The actions
  * are those of model/distributions for the same noise. */

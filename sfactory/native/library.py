@@ -39,6 +39,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "sf_backward": (_ADDRESS,) * 3 + (_NUMBER,) + (_ADDRESS,) * 3 + (_NUMBER,) * 3 + (_ADDRESS,) * 3,
     "sf_loss": (_ADDRESS,) * 2 + (_NUMBER,) + (_ADDRESS,) * 4,
     "sf_adam": (_ADDRESS,) * 4 + (_NUMBER,) + (ctypes.c_double,) * 7,
+    "sf_rows": (_ADDRESS, _NUMBER, _ADDRESS) + (_NUMBER,) * 3 + (_ADDRESS,) * 3 + (_NUMBER,),
     "sf_act": (_ADDRESS,) * 2 + (_NUMBER,) + (_ADDRESS,) * 3 + (_NUMBER,) + (_ADDRESS,) * 3,
 }
 """Arguments of the functions in kernels.c."""

@@ -243,13 +243,15 @@ class NativeNetwork:
         """Copy the weights, flat [P]; call it after they have changed. backward: the backward pass will follow."""
         self.library.sf_pack(self.address, pointer(flat), pointer(self.packed), int(backward))
 
-    def forward(self, leaf: Tensor, index: Tensor | None, rows: int, keep: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, leaf: Tensor, index: Tensor | None, rows: int, keep: bool, out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Outputs of `rows` rows: params [rows, K], value [rows].
 
         leaf: the observations, contiguous [N, *shape]; index: [rows] int64, or None for the first rows.
-        keep: keep the activations for `backward`.
+        keep: keep the activations for `backward`. out: memory for the outputs, of as many rows or more.
         """
-        params, value = torch.empty(rows, self.plan.width), torch.empty(rows)
+        params, value = out or (torch.empty(rows, self.plan.width), torch.empty(rows))
         chunks = -(-rows // CHUNK)
         shares = min(chunks, SHARES) if self.threads > 1 else 1
         areas = chunks if keep else shares
