@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py -o benchmarks/results/scaling.md      4 minutes, on an otherwise idle machine
 
-1. Inputs, measured in one process by processor time: what a sampler and inference spend on the hand-over of a group.
+1. Inputs, measured in one process by processor time: what a sampler and inference spend on the hand-over of a group,
+   with the caches as they left them, and with caches that other work has filled in between.
 2. Runs of 1 to 8 samplers that divide the same 64 environments. The environment computes nothing but takes a fixed
    processor time per step, so that the hand-over is the only cost that depends on the division.
 3. The model with the costs of presets on this processor, for 2 to 64 cores.
@@ -50,6 +51,7 @@ GROUPS = (1, 2, 4, 8, 16)  # in one forward pass
 TARGETS = ("minatar/breakout", "mujoco/hopper", "atari/pong")
 MACHINES = (2, 4, 8, 16, 64)
 WARM_S = 2.0
+OTHER_DATA = 32 << 20  # bytes that other work reads between two turns of a worker: more than most caches hold
 MICRO = 1e6
 
 
@@ -146,8 +148,12 @@ def woken(worker: Worker) -> None:
     worker.step()
 
 
-def stage_times(config: Config, turns: int = 640) -> tuple[float, float, float, float]:
-    """Processor seconds per turn of inference, sampler without environment, environment, and of the learner per row."""
+def stage_times(config: Config, turns: int = 640, cold: bool = False) -> tuple[float, float, float, float]:
+    """Processor seconds per turn of inference, sampler without environment, environment, and of the learner per row.
+
+    cold: other data fills the caches before every turn of a worker.
+    """
+    other = np.zeros(OTHER_DATA if cold else 0, np.int8)
     spent = dict.fromkeys(("inference", "sampler", "environment", "learner"), 0.0)
 
     def timed(stage, function):
@@ -171,6 +177,7 @@ def stage_times(config: Config, turns: int = 640) -> tuple[float, float, float, 
                     spent = dict.fromkeys(spent, 0.0)
                     trained = run.learner.env_steps
                 for step in steps:
+                    other.sum(dtype=np.int64)
                     step()
                 run.sink.drain()
             rows = run.learner.env_steps - trained
@@ -180,9 +187,9 @@ def stage_times(config: Config, turns: int = 640) -> tuple[float, float, float, 
     return inference, sampler - environment, environment, spent["learner"] / rows
 
 
-def hand_over() -> HandOver:
-    """Costs of the hand-over, from runs with 1 to 16 groups."""
-    found = [stage_times(synthetic(1, 1, groups, 4)) for groups in GROUPS]
+def hand_over(cold: bool = False) -> HandOver:
+    """Costs of the hand-over, from runs with 1 to 16 groups. cold: see `stage_times`."""
+    found = [stage_times(synthetic(1, 1, groups, 4), cold=cold) for groups in GROUPS]
     group, turn = np.polyfit(GROUPS, [inference for inference, *_ in found], 1)
     act = found[0][1]  # one group: a sampler is woken once per step of a group
     return HandOver(act, float(turn), float(group))
@@ -264,7 +271,7 @@ def table(head: str, rows: Sequence[Sequence[object]]) -> list[str]:
     return [head, "|---" * (head.count("|") - 1) + "|", *("| " + " | ".join(map(str, row)) + " |" for row in rows)]
 
 
-def runs_table(h: HandOver, seconds: float, rounds: int) -> list[str]:
+def runs_table(h: HandOver, h_cold: HandOver, seconds: float, rounds: int) -> list[str]:
     """Measured and predicted speed of every division."""
     found: dict[tuple[int, int], list[Speed]] = {division: [] for division in DIVISIONS}
     for _ in range(rounds):
@@ -275,16 +282,19 @@ def runs_table(h: HandOver, seconds: float, rounds: int) -> list[str]:
     for (samplers, workers), results in found.items():
         speed, cpu, batch = (statistics.median(values) for values in zip(*results, strict=True))
         p = Processes(samplers, 2, ENVS // (2 * samplers), workers, 1)
-        allowed = limits(h, synthetic_work(p.envs), p, cores(), batch / p.envs)
+        work = synthetic_work(p.envs)
+        allowed = limits(h, work, p, cores(), batch / p.envs)
+        cpu_cold = cores() / limits(h_cold, work, p, cores(), batch / p.envs)["cores"]
         predicted, cpu_predicted = min(allowed.values()), cores() / allowed["cores"]
         measured_one, predicted_one = measured_one or speed, predicted_one or predicted
         rows.append((
             samplers, workers, p.envs, f"{speed:,.0f}", f"{predicted:,.0f}", f"{speed / measured_one:.2f}",
-            f"{predicted / predicted_one:.2f}", f"{MICRO * cpu:.1f}", f"{MICRO * cpu_predicted:.1f}", f"{batch:.0f}",
+            f"{predicted / predicted_one:.2f}", f"{MICRO * cpu:.1f}", f"{MICRO * cpu_predicted:.1f}",
+            f"{MICRO * cpu_cold:.1f}", f"{batch:.0f}",
         ))  # fmt: skip
     head = (
         "| samplers | inference workers | envs per group | steps/s | predicted | over one sampler | predicted "
-        "| processor us per step | predicted | environments per forward pass |"
+        "| processor us per step | predicted | with cold caches | environments per forward pass |"
     )
     return table(head, rows)
 
@@ -307,9 +317,9 @@ def page(seconds: float, rounds: int) -> str:
     """Measure everything and return the page."""
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
-    h, m = hand_over(), machine()
-    print(h, flush=True)
-    measured = runs_table(h, seconds, rounds)
+    h, h_cold, m = hand_over(), hand_over(cold=True), machine()
+    print(h, h_cold, flush=True)
+    measured = runs_table(h, h_cold, seconds, rounds)
     predicted, costs = [], []
     for target in TARGETS:
         typed = parsing.build(*presets.target_layers(target), {})
@@ -325,7 +335,9 @@ def page(seconds: float, rounds: int) -> str:
     )
     return TEXT.format(
         cpu=m["cpu"], cores=m["cores"], date=m["date"], torch=m["torch"], act=MICRO * h.act, turn=MICRO * h.turn,
-        group=MICRO * h.group, load=load, spin=SPIN_US, chunk=CHUNK, envs=ENVS, rounds=rounds, seconds=seconds,
+        group=MICRO * h.group, act_cold=MICRO * h_cold.act, turn_cold=MICRO * h_cold.turn,
+        group_cold=MICRO * max(0.0, h_cold.group), data=OTHER_DATA >> 20, load=load,
+        spin=SPIN_US, chunk=CHUNK, envs=ENVS, rounds=rounds, seconds=seconds,
         runs="\n".join(measured), costs="\n".join(table("| preset | environment | forward pass | learner |", costs)),
         model="\n".join(table(head, [row.split(" | ") for row in predicted])),
     )  # fmt: skip
@@ -340,13 +352,14 @@ little affected.
 
 ## The hand-over
 
-Processor time, one thread, with an environment and a network that compute almost nothing:
+Processor time, one thread, with an environment and a network that compute almost nothing. *Cold*: other work reads
+{data} MB between two turns, so that a worker finds nothing of its own in the caches.
 
-| | us |
-|---|---|
-| sampler, per step of a group | {act:.1f} |
-| inference, per forward pass | {turn:.1f} |
-| inference, per group in a forward pass | {group:.1f} |
+| | us | cold, us |
+|---|---|---|
+| sampler, per step of a group | {act:.1f} | {act_cold:.1f} |
+| inference, per forward pass | {turn:.1f} | {turn_cold:.1f} |
+| inference, per group in a forward pass | {group:.1f} | {group_cold:.1f} |
 
 ## One to eight samplers
 
@@ -354,8 +367,9 @@ Processor time, one thread, with an environment and a network that compute almos
 processor time. Medians of {rounds} interleaved rounds of {seconds:g} s. The prediction is the smallest of four limits:
 samplers, inference, learner, and all cores together (`limits` in the script), with the number of environments per
 forward pass that the run had. {cores} cores allow no more than {cores} busy processes; beyond that number the rows show
-whether smaller groups and more processes cost more than predicted. The prediction knows no cold caches: a process that
-shares its core with others finds less of its data in the caches each time it runs.
+whether smaller groups and more processes cost more than predicted. They do: a process that shares its core with others
+finds less of its data in the caches each time it runs. The column *with cold caches* is the processor time of the model
+if it found nothing there; the runs are between the two.
 
 {runs}
 

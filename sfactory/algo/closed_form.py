@@ -95,17 +95,18 @@ def loss_slopes(
     value_coef: float,
     value_clip: float | None,
     entropy_coef: float,
+    num_valid: Tensor | None = None,
 ) -> Slopes:
-    """Slopes of `loss.total_loss` of one minibatch.
+    """Slopes of `loss.total_loss` of one minibatch, or of a part of it.
 
     Args:
         log_prob, value, proximal: [...] log policy of the actions, value and log proximal under the present weights.
         rows: the rest, see `Rows`.
         objective: decoupled or ppo.
         behavior_weight, clip, dual_clip, weight_cap: as in `surrogate`.
-        value_coef, value_clip, entropy_coef: as in `loss.total_loss`.
+        value_coef, value_clip, entropy_coef, num_valid: as in `loss.total_loss`.
     """
-    share = rows.valid / rows.valid.sum().clamp(min=1.0)
+    share = rows.valid / (rows.valid.sum() if num_valid is None else num_valid).clamp(min=1.0)
     at_behavior = SURROGATES[objective].own_weight(behavior_weight) in ("surrogate", "twice")
     anchor = rows.behavior if at_behavior else proximal
     gain = share * rows.gain

@@ -1,7 +1,8 @@
 """The loss of one minibatch and its diagnostics.
 
 Shapes: [...] is [N] or [T, b], the same for all. Every mean is over valid rows with one denominator,
-sum(valid), at least 1. Nothing here synchronises with the device: all results are 0-dim tensors.
+sum(valid), at least 1 (for a part of a minibatch, `total_loss` takes that of the minibatch). Nothing here synchronises
+with the device: all results are 0-dim tensors.
 """
 
 from typing import NamedTuple
@@ -36,6 +37,7 @@ def total_loss(
     entropy_coef: float,
     old_value: Tensor | None = None,
     value_clip: float | None = None,
+    num_valid: Tensor | None = None,
 ) -> Loss:
     """Sum of policy, value and entropy loss (Schulman et al. 2017, arXiv 1707.06347, eq. 9, signs of a loss).
 
@@ -46,6 +48,8 @@ def total_loss(
         old_value: [...] value at the start of the update, required with value_clip.
         value_clip: distance from old_value beyond which the value gains nothing from moving:
             max((v - g)^2, (v_old + clip(v - v_old) - g)^2), as in OpenAI baselines. None or 0: plain squared error.
+        num_valid: [] valid rows of the minibatch, if these rows are a part of it: the means divide by them, so that the
+            losses of the parts add up to that of the minibatch. None: these rows are the minibatch.
 
     Raises:
         ValueError: value_clip without old_value.
@@ -57,7 +61,7 @@ def total_loss(
             raise ValueError("value_clip requires old_value, the value at the start of the update")
         clipped = old_value + (value - old_value).clamp(-value_clip, value_clip)
         error = torch.maximum(error, (clipped - target).masked_fill(reset, 0.0).square())
-    count = valid.sum().clamp(min=1)
+    count = (valid.sum() if num_valid is None else num_valid).clamp(min=1)
     policy_loss = surrogate.loss.masked_fill(reset, 0.0).sum() / count
     value_loss = error.sum() / count
     mean_entropy = entropy.masked_fill(reset, 0.0).sum() / count

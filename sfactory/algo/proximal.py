@@ -10,9 +10,9 @@ minibatch, K distribution parameters.
     snapshot     the weights of k updates ago, or those     version tracking, exact (arXiv 2605.12070)
                  that selected the actions, step by step
 
-Call order of a provider: `begin_update` once per update before the first optimizer step, `log_prob` once per minibatch,
-`after_step` after every optimizer step, `reset` when the policy was changed by something else (an auxiliary phase, a
-loaded checkpoint). The results of `log_prob` are detached.
+Call order of a provider: `begin_update` once per update before the first optimizer step, `log_prob` for each minibatch
+(or each part of it), `after_step` after every optimizer step, `reset` when the policy was changed by something else (an
+auxiliary phase, a loaded checkpoint). `log_prob` changes nothing, and its results are detached.
 
 Only parameters are averaged or kept. Buffers (the observation normalizer) are those of the live model, so that all
 policies of one update see the same inputs (openai/ppo-ewma shares them for the same reason).

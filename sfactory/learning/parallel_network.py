@@ -18,12 +18,12 @@ from torch import Tensor
 
 from sfactory.device.thread_pool import ThreadPool
 from sfactory.learning.flat import FlatParameters
+from sfactory.learning.parts import bounds, most_numbers, numbers_of_row
 from sfactory.model.actor_critic import ActorCritic, Output
 
 CHUNKS = 8  # of a large batch: the last one is short compared with the whole
 FEW_ROWS, MANY_ROWS = 256, 512  # rows of a chunk of small observations: fewer cost more calls, more leave the cache
 FEW_NUMBERS, MANY_NUMBERS = 1 << 21, 1 << 22  # numbers of a chunk of large observations: 74 frames of Atari
-GPU_NUMBERS = 1 << 29  # numbers of a chunk on a GPU: 19 thousand frames of Atari, some GB of activations
 
 
 class Inputs(Protocol):
@@ -88,10 +88,10 @@ class ParallelNetwork:
         steps, lanes = shape
         rows_per_item = steps if self.model.state_size else 1
         items = steps * lanes // rows_per_item
-        numbers = sum(leaf[0, 0].numel() for leaf in obs.values())
-        if next(iter(obs.values())).device.type != "cpu":  # a GPU divides its work itself, if there is memory for it
-            chunks = min(items, -(-items * rows_per_item * numbers // GPU_NUMBERS))
-            return [items * chunk // chunks for chunk in range(chunks + 1)]
+        numbers = numbers_of_row(obs)
+        most = most_numbers(next(iter(obs.values())).device)
+        if most is not None:
+            return bounds(items, rows_per_item * numbers, most)
         few, many = min(FEW_ROWS, FEW_NUMBERS // numbers), min(MANY_ROWS, MANY_NUMBERS // numbers)
         rows = max(1, min(max(items * rows_per_item // CHUNKS, few), many))
         chunks = max(1, min(items, round(items * rows_per_item / rows)))

@@ -24,7 +24,7 @@ from sfactory.device.accelerator import WARM, Accelerator, NotRecordable
 from sfactory.device.machine import cpu_flags, lacks_bf16, processor
 from sfactory.device.selection import pick_device, precision
 from sfactory.envs import EnvSpec
-from sfactory.learning.parallel_network import GPU_NUMBERS
+from sfactory.learning.parts import GPU_NUMBERS
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.model.encoders import Impala, Nature
 

@@ -4,6 +4,7 @@
     objective.start: targets and whatever else is computed once per update
     epochs x minibatches of rows (of whole lanes for a recurrent policy, or with `batch.shuffle lanes`):
         objective.loss -> gradient, averaged over learners -> optimizer step, unless it is not finite
+        (a minibatch too large for a GPU: the gradients of its parts, one after the other, are added up)
     normalizers are updated last: data of lag 0 have rho = 1
 
 Legend: T steps, B lanes of the batch, b lanes of a minibatch.
@@ -33,7 +34,8 @@ from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives import Loss, Minibatch, Objective, Phase, Start, objective_class
 from sfactory.learning.objectives.base import ESS_METRIC, KL_METRIC
 from sfactory.learning.parallel_network import ParallelNetwork
-from sfactory.model.actor_critic import ActorCritic
+from sfactory.learning.parts import divided, joined
+from sfactory.model.actor_critic import ActorCritic, Output
 from sfactory.native.choice import why_not_native
 from sfactory.native.library import identity
 
@@ -129,7 +131,8 @@ class Update:
 
         Recordable: it never waits for the device, no decision depends on a value, and state changes in place.
         """
-        if order is None and self.config.optimizer_steps_per_update == 1:
+        one_step = order is None and self.config.optimizer_steps_per_update == 1
+        if one_step and not (self.objective.divisible and divided(batch)):  # the start needs the outputs of all parts
             metrics, start = self._single_step(batch)
         else:
             metrics, start = self._epochs(batch, order)
@@ -166,6 +169,7 @@ class Update:
             order,
             epochs=self.config.batch.epochs,
             minibatches=self.config.batch.minibatches,
+            divisible=self.objective.divisible,
         )
         return self._run_phase(phase), start
 
@@ -174,20 +178,50 @@ class Update:
         last, skipped = phase.epochs * phase.minibatches - 1, []
         metrics: dict[str, Tensor] = {}
         for number, lanes in enumerate(_minibatches(phase)):
-            rows = phase.batch.lanes(lanes)
-            out = self.network.forward_train(rows)
-            loss = phase.loss(Minibatch(rows, lanes, out), phase.start, number == last)
-            metrics = self._optimizer_step(loss, rows.valid)
+            rows, report = phase.batch.lanes(lanes), number == last
+            parts = divided(rows) if phase.divisible else []
+            if parts:
+                out = self._backward_by_parts(phase, parts, rows.valid.sum())
+                # One report from all outputs: reports of the parts could not be combined (ess, explained_variance).
+                loss = phase.loss(Minibatch(rows, lanes, out), phase.start, True) if report else Loss(None, {}, {})
+                metrics = self._step(loss, rows.valid)
+            else:
+                out = self.network.forward_train(rows)
+                loss = phase.loss(Minibatch(rows, lanes, out), phase.start, report)
+                metrics = self._optimizer_step(loss, rows.valid)
             skipped.append(metrics["skipped"])
         metrics["skipped"] = torch.stack(skipped).sum()
         return metrics
 
+    def _backward_by_parts(self, phase: Phase, parts: list[Tensor], num_valid: Tensor) -> Output:
+        """Write the gradient of a minibatch, the sum of those of its parts; the detached outputs of all parts.
+
+        One part's graph is alive at a time. parts: lanes of each. num_valid: [] valid rows of the minibatch.
+        """
+        gradient, outputs = self.flat.zeros(), []
+        for lanes in parts:
+            rows = phase.batch.lanes(lanes)
+            out = self.network.forward_train(rows)
+            self._backward(phase.loss(Minibatch(rows, lanes, out, num_valid), phase.start, False))
+            gradient += self.flat.gradient
+            outputs.append(out)
+        self.flat.gradient.copy_(gradient)
+        return joined(outputs)
+
     def _optimizer_step(self, loss: Loss, valid: Tensor) -> dict[str, Tensor]:
         """One optimizer step; its metrics, and `skipped`: 1.0 if it was not taken because it is not finite."""
+        self._backward(loss)
+        return self._step(loss, valid)
+
+    def _backward(self, loss: Loss) -> None:
+        """Write the gradient of the last `forward_train`; it replaces the old one."""
         if loss.gradient is None:
             assert loss.total is not None, "a loss without a gradient has a total"
             loss.total.backward()  # as far as the network's outputs
-        self.network.backward(loss.gradient)  # replaces the old gradients
+        self.network.backward(loss.gradient)
+
+    def _step(self, loss: Loss, valid: Tensor) -> dict[str, Tensor]:
+        """As `_optimizer_step`, with the gradient that was written. loss: its metrics."""
         self.learners.average_gradients(self.parameters, valid)
         norm, skipped = self.optimizer.clip_and_step(self.config.optim.max_grad_norm)
         self.objective.after_step()

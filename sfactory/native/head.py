@@ -158,9 +158,9 @@ class NativeActor:
         self.noise_width, self.noise = fields["noise"].shape[-1], at["noise"]
         self.outputs: Sequence[int] = (at["log_prob"], at["params"], at["value"])
 
-    def act(self, rows: np.ndarray, params: Tensor, value: Tensor) -> None:
-        """Act in n rows: row r of params [n, K] and value [n] is row rows[r] (int64) of every field."""
+    def act(self, rows: Tensor, count: int, params: Tensor, value: Tensor) -> None:
+        """Act in `count` rows: row r of params [n, K] and value [n] is row rows[r] (int64) of every field."""
         self.library.sf_act(
-            self.address, rows.ctypes.data, len(rows), pointer(params), pointer(value), self.noise, self.noise_width,
+            self.address, pointer(rows), count, pointer(params), pointer(value), self.noise, self.noise_width,
             *self.outputs,
         )  # fmt: skip

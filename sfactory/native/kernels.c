@@ -362,8 +362,9 @@ static void stage(const network *net, const void *obs, i64 row, const float *mea
 /* Outputs of n rows, at most as many as a work area has: rows `index` of obs; null: the first n.
  * mean, inv_std: null unless normalized. params [n, logits + deviations], value [n].
  * The work area keeps what the backward pass needs. */
-void sf_forward(const network *net, const float *packed, float *work, const void *obs,
-                const i64 *index, const float *mean, const float *inv_std, i64 n, float *params, float *value) {
+static void forward_chunk(const network *net, const float *packed, float *work, const void *obs,
+                          const i64 *index, const float *mean, const float *inv_std, i64 n, float *params,
+                          float *value) {
     i64 R = net->rows;
     int staged = 0;
     for (i64 t = 0; t < net->trunks; t++) {
@@ -398,14 +399,37 @@ void sf_forward(const network *net, const float *packed, float *work, const void
     }
 }
 
+/* The observations of the rows from `first` on, where rows are not chosen by an index. */
+INLINE const void *rows_from(const network *net, const void *obs, const i64 *index, i64 first) {
+    return index ? obs : (const char *)obs + first * net->size * (net->bytes ? 1 : (i64)sizeof(float));
+}
+
+/* `forward_chunk` for the chunks `begin` to `end` of all rows; a chunk is as long as a work area.
+ * area: floats from the work area of one chunk to that of the next; 0: all chunks use the same. */
+void sf_forward(const network *net, const float *packed, float *work, i64 area, const void *obs, const i64 *index,
+                const float *mean, const float *inv_std, i64 begin, i64 end, i64 rows, float *params, float *value) {
+    i64 R = net->rows, width = net->logits + net->deviations;
+    for (i64 chunk = begin; chunk < end; chunk++) {
+        i64 first = chunk * R, n = rows - first < R ? rows - first : R;
+        forward_chunk(net, packed, work + chunk * area, rows_from(net, obs, index, first), index ? index + first : 0,
+                      mean, inv_std, n, params + first * width, value + first);
+    }
+}
+
 /* -- backward pass ------------------------------------------------------------------------------------------------- */
 
 /* Columns of a [rows, columns] summed in the order of the rows, written or added to `sum`. */
 static void sum_rows(i64 rows, i64 columns, const float *a, i64 lda, i64 add, float *sum) {
-    for (i64 k = 0; k < columns; k++) {
-        float total = 0;
-        for (i64 r = 0; r < rows; r++) total += a[r * lda + k];
-        sum[k] = add ? sum[k] + total : total;
+    for (i64 k0 = 0; k0 < columns; k0 += LANES) { /* side by side: one column after the other waits for every sum */
+        i64 count = columns - k0 < LANES ? columns - k0 : LANES;
+        float totals[LANES] = {0};
+        if (count == LANES)
+            for (i64 r = 0; r < rows; r++)
+                for (i64 k = 0; k < LANES; k++) totals[k] += a[r * lda + k0 + k];
+        else
+            for (i64 r = 0; r < rows; r++)
+                for (i64 k = 0; k < count; k++) totals[k] += a[r * lda + k0 + k];
+        for (i64 k = 0; k < count; k++) sum[k0 + k] = add ? sum[k0 + k] + totals[k] : totals[k];
     }
 }
 
@@ -444,8 +468,9 @@ static void convolution_gradient(const trunk *tr, const uint8_t *obs, i64 size, 
 
 /* Gradients of all parameters from those of the outputs of the n rows that are in the work area, written or added to
  * flat memory. gradient: a work area for the gradients of the activations, zero in the columns of padding. */
-void sf_backward(const network *net, const float *packed, const float *work, float *gradient, const void *obs,
-                 const i64 *index, i64 n, const float *params_grad, const float *value_grad, i64 add, float *flat) {
+static void backward_chunk(const network *net, const float *packed, const float *work, float *gradient,
+                           const void *obs, const i64 *index, i64 n, const float *params_grad,
+                           const float *value_grad, i64 add, float *flat) {
     i64 R = net->rows, width = net->logits + net->deviations;
     for (i64 r = 0; r < n; r++) {
         memcpy(gradient + net->policy_output * R + r * net->ld_policy, params_grad + r * width,
@@ -472,6 +497,20 @@ void sf_backward(const network *net, const float *packed, const float *work, flo
         }
         if (tr->convolution)
             convolution_gradient(tr, (const uint8_t *)obs, net->size, index, n, gradient + tr->output * R, add, flat);
+    }
+}
+
+/* `backward_chunk` for the chunks `begin` to `end` of all rows, after `sf_forward` with a work area for each chunk.
+ * The first chunk is written to flat memory, the others are added to it. */
+void sf_backward(const network *net, const float *packed, const float *work, i64 area, float *gradient,
+                 const void *obs, const i64 *index, i64 begin, i64 end, i64 rows, const float *params_grad,
+                 const float *value_grad, float *flat) {
+    i64 R = net->rows, width = net->logits + net->deviations;
+    for (i64 chunk = begin; chunk < end; chunk++) {
+        i64 first = chunk * R, n = rows - first < R ? rows - first : R;
+        backward_chunk(net, packed, work + chunk * area, gradient, rows_from(net, obs, index, first),
+                       index ? index + first : 0, n, params_grad + first * width, value_grad + first,
+                       chunk > begin, flat);
     }
 }
 
@@ -661,6 +700,21 @@ static float normal_quantile(float u) {
             ((0.012258202635f * r + 0.24197894225f) * r + 1.0f);
     }
     return q < 0 ? -x : x;
+}
+
+/* Rows of the environments of `count` groups at the step that their request words name (shm/slots.py: number, 8 bits of
+ * slot, 16 bits of step). observed: rows of fields with steps + 1 rows; written: rows of the others, whose version is
+ * stored. */
+void sf_rows(const i64 *groups, i64 count, const i64 *words, i64 slots, i64 steps, i64 envs, i64 *observed, i64 *written,
+             i64 *versions, i64 version) {
+    for (i64 g = 0; g < count; g++) {
+        i64 word = words[groups[g]], t = word & 0xFFFF, lead = groups[g] * slots + (word >> 16 & 0xFF);
+        versions[lead * steps + t] = version;
+        for (i64 e = 0; e < envs; e++) {
+            observed[g * envs + e] = (lead * (steps + 1) + t) * envs + e;
+            written[g * envs + e] = (lead * steps + t) * envs + e;
+        }
+    }
 }
 
 /* Choose actions for n rows of params [n, width] and value [n], and write everything to the slots.

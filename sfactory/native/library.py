@@ -35,10 +35,11 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "sf_network_size": (),
     "sf_loss_size": (),
     "sf_pack": (_ADDRESS,) * 3 + (_NUMBER,),
-    "sf_forward": (_ADDRESS,) * 7 + (_NUMBER, _ADDRESS, _ADDRESS),
-    "sf_backward": (_ADDRESS,) * 6 + (_NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _ADDRESS),
+    "sf_forward": (_ADDRESS,) * 3 + (_NUMBER,) + (_ADDRESS,) * 4 + (_NUMBER,) * 3 + (_ADDRESS,) * 2,
+    "sf_backward": (_ADDRESS,) * 3 + (_NUMBER,) + (_ADDRESS,) * 3 + (_NUMBER,) * 3 + (_ADDRESS,) * 3,
     "sf_loss": (_ADDRESS,) * 2 + (_NUMBER,) + (_ADDRESS,) * 4,
     "sf_adam": (_ADDRESS,) * 4 + (_NUMBER,) + (ctypes.c_double,) * 7,
+    "sf_rows": (_ADDRESS, _NUMBER, _ADDRESS) + (_NUMBER,) * 3 + (_ADDRESS,) * 3 + (_NUMBER,),
     "sf_act": (_ADDRESS,) * 2 + (_NUMBER,) + (_ADDRESS,) * 3 + (_NUMBER,) + (_ADDRESS,) * 3,
 }
 """Arguments of the functions in kernels.c."""

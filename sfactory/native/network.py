@@ -243,29 +243,32 @@ class NativeNetwork:
         """Copy the weights, flat [P]; call it after they have changed. backward: the backward pass will follow."""
         self.library.sf_pack(self.address, pointer(flat), pointer(self.packed), int(backward))
 
-    def forward(self, leaf: Tensor, index: Tensor | None, rows: int, keep: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, leaf: Tensor, index: Tensor | None, rows: int, keep: bool, out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Outputs of `rows` rows: params [rows, K], value [rows].
 
         leaf: the observations, contiguous [N, *shape]; index: [rows] int64, or None for the first rows.
-        keep: keep the activations for `backward`.
+        keep: keep the activations for `backward`. out: memory for the outputs, of as many rows or more.
         """
-        params, value = torch.empty(rows, self.plan.width), torch.empty(rows)
-        areas = -(-rows // CHUNK) if keep else min(-(-rows // CHUNK), SHARES)
+        params, value = out or (torch.empty(rows, self.plan.width), torch.empty(rows))
+        chunks = -(-rows // CHUNK)
+        shares = min(chunks, SHARES) if self.threads > 1 else 1
+        areas = chunks if keep else shares
         if areas > len(self.areas):
             self.areas = torch.zeros(areas, self.plan.area_size)
         mean, inv_std = self._statistics()
+        distance = self.plan.area_size if keep else 0
 
-        def compute(share: int, chunks: range) -> None:
-            for number in chunks:
-                first = number * CHUNK
-                obs, index_pointer = self._rows(leaf, index, first)
-                self.library.sf_forward(
-                    self.address, pointer(self.packed),
-                    pointer(self.areas, (number if keep else share) * self.plan.area_size), obs, index_pointer, mean,
-                    inv_std, min(CHUNK, rows - first), pointer(params, first * self.plan.width), pointer(value, first),
-                )  # fmt: skip
+        def compute(share: int, begin: int, end: int) -> None:
+            area = 0 if keep else share * self.plan.area_size
+            self.library.sf_forward(
+                self.address, pointer(self.packed), pointer(self.areas, area), distance, pointer(leaf),
+                None if index is None else pointer(index), mean, inv_std, begin, end, rows, pointer(params),
+                pointer(value),
+            )  # fmt: skip
 
-        self._share(compute, rows)
+        self._share(compute, chunks, shares)
         self.kept = (leaf, index, rows)
         return params, value
 
@@ -275,50 +278,38 @@ class NativeNetwork:
         params_grad [rows, K], value_grad [rows], contiguous float32.
         """
         leaf, index, rows = self.kept
-        shares = min(-(-rows // CHUNK), SHARES)
-        direct = self.threads == 1 and rows <= SHARES * CHUNK  # one chunk per share, in order: the same sum
-        if len(self.flat_gradients) < shares - 1 and not direct:
+        chunks = -(-rows // CHUNK)
+        # One chunk per share, in order, gives the same sum as all of them in one call.
+        shares = 1 if self.threads == 1 and chunks <= SHARES else min(chunks, SHARES)
+        if len(self.flat_gradients) < shares - 1:
             self.flat_gradients = torch.zeros(shares - 1, flat.numel())
         if len(self.gradients) < shares:
             self.gradients = torch.zeros(shares, self.plan.area_size)
 
-        def compute(share: int, chunks: range) -> None:
-            own = share > 0 and not direct
-            target = pointer(self.flat_gradients, (share - 1) * flat.numel()) if own else pointer(flat)
-            for number in chunks:
-                first = number * CHUNK
-                obs, index_pointer = self._rows(leaf, index, first)
-                self.library.sf_backward(
-                    self.address, pointer(self.packed), pointer(self.areas, number * self.plan.area_size),
-                    pointer(self.gradients, share * self.plan.area_size), obs, index_pointer,
-                    min(CHUNK, rows - first), pointer(params_grad, first * self.plan.width),
-                    pointer(value_grad, first), int(number > (0 if direct else chunks.start)), target,
-                )  # fmt: skip
+        def compute(share: int, begin: int, end: int) -> None:
+            target = pointer(self.flat_gradients, (share - 1) * flat.numel()) if share else pointer(flat)
+            self.library.sf_backward(
+                self.address, pointer(self.packed), pointer(self.areas), self.plan.area_size,
+                pointer(self.gradients, share * self.plan.area_size), pointer(leaf),
+                None if index is None else pointer(index), begin, end, rows, pointer(params_grad), pointer(value_grad),
+                target,
+            )  # fmt: skip
 
-        self._share(compute, rows)
-        for gradient in () if direct else self.flat_gradients[: shares - 1]:
+        self._share(compute, chunks, shares)
+        for gradient in self.flat_gradients[: shares - 1]:
             flat.add_(gradient)
 
-    def _share(self, compute: Callable[[int, range], None], rows: int) -> None:
-        """Call compute(share, chunks) for all shares, on the threads of the pool if they are worth it."""
-        chunks = -(-rows // CHUNK)
-        shares = min(chunks, SHARES)
-        bounds = [chunks * share // shares for share in range(shares + 1)]
+    def _share(self, compute: Callable[[int, int, int], None], chunks: int, shares: int) -> None:
+        """Call compute(share, begin, end) for every share of the chunks, on the threads of the pool."""
 
         def one(share: int) -> None:
-            compute(share, range(bounds[share], bounds[share + 1]))
+            compute(share, chunks * share // shares, chunks * (share + 1) // shares)
 
         if self.threads > 1 and shares > 1:
             self.pool.map(one, shares)
         else:
             for share in range(shares):
                 one(share)
-
-    def _rows(self, leaf: Tensor, index: Tensor | None, first: int) -> tuple[int, int | None]:
-        """Pointers to observations and index of the rows from `first` on."""
-        if index is not None:
-            return pointer(leaf), pointer(index, first)
-        return pointer(leaf, first * self.plan.network.size), None
 
     def _statistics(self) -> tuple[int | None, int | None]:
         if not self.plan.network.normalized:

@@ -60,11 +60,6 @@ def unpack(word: int) -> Request:
     return Request(word >> (_T_BITS + _SLOT_BITS), (word >> _T_BITS) & 0xFF, word & 0xFFFF)
 
 
-def unpack_all(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers, slots and steps of many request words [n], int64 each."""
-    return words >> (_T_BITS + _SLOT_BITS), (words >> _T_BITS) & 0xFF, words & 0xFFFF
-
-
 def slot_table_layout(num_groups: int, slots_per_group: int, num_policies: int = 1) -> dict[str, Field]:
     """Arrays of the slot table. One cache line per group keeps words of different writers apart."""
     return {

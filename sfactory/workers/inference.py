@@ -107,7 +107,7 @@ class Inference(Worker):
             return False
         self.stages.mark("look")
         if self.native is not None:
-            self.native.run(waiting, requests[waiting], self.version)
+            self.native.run(waiting, requests, self.version)
             self.stages.mark("forward")
         else:
             self._run_batch(requests, groups)

@@ -13,8 +13,8 @@ import torch
 from sfactory.device.thread_pool import ThreadPool
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.native.head import NativeActor
-from sfactory.native.network import NativeNetwork
-from sfactory.shm.slots import unpack_all
+from sfactory.native.library import load
+from sfactory.native.network import NativeNetwork, pointer
 from sfactory.shm.trajectory import Trajectories
 
 
@@ -23,27 +23,28 @@ class NativeTurn:
 
     def __init__(self, model: ActorCritic, trajectories: Trajectories, threads: int) -> None:
         schema = self.schema = trajectories.schema
+        self.rows = load().sf_rows
         self.network = NativeNetwork(model, ThreadPool(threads))
         self.leaf = torch.from_numpy(trajectories[self.network.plan.leaf]).flatten(0, 3)
         names = (*schema.actions, "noise", "log_prob", "params", "value")
         self.actor = NativeActor(model.distribution, {name: trajectories[name] for name in names})
-        self.versions = trajectories["policy_version"]
-        self.envs = np.arange(schema.envs_per_group)
+        self.versions = torch.from_numpy(trajectories["policy_version"])  # keeps the memory
+        most = schema.num_groups * schema.envs_per_group
+        self.observed, self.written = torch.zeros(2, most, dtype=torch.int64)
+        self.outputs = torch.zeros(most, self.network.plan.width), torch.zeros(most)
+        self.sizes = schema.slots_per_group, schema.rollout_length, schema.envs_per_group
+        self.places = pointer(self.observed), pointer(self.written), pointer(self.versions)
 
     def load(self, weights: torch.Tensor) -> None:
         """Use these weights [P] from the next turn on."""
         self.network.pack(weights)
 
     def run(self, groups: np.ndarray, words: np.ndarray, version: int) -> None:
-        """Respond to the request words of `groups`, in rows that no other process writes now."""
-        _, slot, t = unpack_all(words)
-        steps = self.schema.rollout_length
-        lead = groups * self.schema.slots_per_group + slot
-        observed = self._rows(lead * (steps + 1) + t)  # observations have one row more
-        params, value = self.network.forward(self.leaf, torch.from_numpy(observed), len(observed), keep=False)
-        self.actor.act(self._rows(lead * steps + t), params, value)
-        self.versions[groups, slot, t] = version
+        """Respond to the requests of `groups`, in rows that no other process writes now.
 
-    def _rows(self, steps: np.ndarray) -> np.ndarray:
-        """Numbers of the rows of all environments at these steps."""
-        return (steps[:, None] * self.schema.envs_per_group + self.envs).ravel()
+        groups [n] and words [G], the request words of all groups: int64, contiguous.
+        """
+        rows = len(groups) * self.schema.envs_per_group
+        self.rows(groups.ctypes.data, len(groups), words.ctypes.data, *self.sizes, *self.places, version)
+        params, value = self.network.forward(self.leaf, self.observed, rows, keep=False, out=self.outputs)
+        self.actor.act(self.written, rows, params, value)

@@ -67,7 +67,7 @@ def by_autograd(x, o):
     return torch.autograd.grad(loss.total, (log_prob, entropy, value))
 
 
-def by_formula(x, o, fixed=True):
+def by_formula(x, o, fixed=True, num_valid=None):
     packed = pack(
         behavior=x["behavior"],
         proximal=x["proximal"] if fixed else None,
@@ -80,7 +80,9 @@ def by_formula(x, o, fixed=True):
     )
     rows = unpack(packed)
     assert (rows.proximal is not None) == fixed
-    return loss_slopes(x["log_prob"], x["value"], rows.proximal if fixed else x["proximal"], rows, **o)
+    return loss_slopes(
+        x["log_prob"], x["value"], rows.proximal if fixed else x["proximal"], rows, num_valid=num_valid, **o
+    )
 
 
 def assert_equal(x, **changed):
@@ -157,6 +159,15 @@ def test_loss_slopes_take_a_proximal_policy_that_changes_within_the_update():
     x, o = drawn(), BASE | {"behavior_weight": "none"}
     for mine, expected in zip(by_formula(x, o, fixed=False), by_autograd(x, o), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_loss_slopes_of_a_part_of_a_minibatch_are_those_of_its_rows_in_the_minibatch():
+    x = drawn()
+    x["valid"][:, :100] = False
+    for rows in (slice(0, 100), slice(100, 150), slice(150, None)):
+        part = {name: column[:, rows] for name, column in x.items()}
+        for mine, expected in zip(by_formula(part, BASE, num_valid=x["valid"].sum()), by_formula(x, BASE), strict=True):
+            assert torch.equal(mine, expected[:, rows])
 
 
 def test_has_slopes_of_decoupled_and_ppo_only():

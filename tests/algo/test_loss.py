@@ -56,6 +56,20 @@ def test_total_loss_is_the_mean_over_valid_rows(seed: int, value_clip: float | N
     assert out.total.item() == pytest.approx(policy + 0.5 * value - 0.01 * entropy)
 
 
+def test_total_losses_of_parts_add_up_to_that_of_the_minibatch() -> None:
+    b = random_minibatch(1)
+    b["valid"][:13] = False  # the first part has no valid row
+
+    def losses(rows: slice, num_valid: torch.Tensor | None) -> torch.Tensor:
+        x = {name: column[rows] for name, column in b.items()}
+        surrogate = Surrogate(x["loss"], x["valid"])
+        options = dict(value_coef=0.5, entropy_coef=0.01, num_valid=num_valid)
+        return torch.stack(total_loss(surrogate, x["value"], x["target"], x["entropy"], x["valid"], **options))
+
+    parts = [losses(rows, b["valid"].sum()) for rows in (slice(0, 13), slice(13, 20), slice(20, N))]
+    torch.testing.assert_close(sum(parts), losses(slice(0, N), None), rtol=1e-12, atol=1e-14)
+
+
 def test_total_loss_has_no_gradient_from_reset_rows() -> None:
     b = random_minibatch(0)
     value = b["value"].clone().requires_grad_()

@@ -11,6 +11,7 @@ from test_inference_batch import WIDE, E, batches_on
 from test_recorded_updates import CASES, empty_batch, fill, trained, update_on
 
 from sfactory.device.accelerator import WARM, Accelerator, NotRecordable, accelerator_of
+from sfactory.learning import parts
 from sfactory.run import checkpoint
 from sfactory.shm.arena import Arena, Field
 
@@ -48,6 +49,19 @@ def test_recorded_update_equals_the_direct_update_on_cuda(cuda, case):
         torch.testing.assert_close(recorded[name], x, rtol=1e-4, atol=1e-6, msg=name)
     for row, other in zip(rows, other_rows, strict=True):
         assert row == pytest.approx(other, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("case", ["one pass", "rows", "ewma", "gru"])
+def test_recorded_update_in_parts_on_cuda_equals_the_undivided_update(cuda, case, monkeypatch):
+    whole, rows = trained(update_on(cuda, **CASES[case]), updates=WARM + 2)
+    monkeypatch.setattr(parts, "GPU_NUMBERS", 16)  # four rows, or one lane
+    lines = []
+    in_parts, other_rows = trained(update_on(cuda, lines=lines, **CASES[case]), updates=WARM + 2)
+    assert lines == []
+    for name, x in whole.items():
+        torch.testing.assert_close(in_parts[name], x, rtol=1e-2, atol=1e-3, msg=name)
+    for row, other in zip(rows, other_rows, strict=True):
+        assert row == pytest.approx(other, rel=1e-2, abs=1e-3)
 
 
 @pytest.mark.parametrize("case", ["rows", "ewma", "gru", "normalizers", "squashed box"])

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from update_helpers import B, make_batch, make_update
+from update_helpers import B, T, divide_into_parts, make_batch, make_update
 
 from sfactory.learning.distributed import BatchMoments, SingleLearner
 
@@ -139,7 +139,10 @@ def test_update_of_a_single_learner_equals_one_without_learners_to_the_bit():
 
 @pytest.mark.parametrize("core", ["none", "gru"])
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_two_learners_with_half_a_batch_equal_one_with_the_whole_batch(core, epochs):
+@pytest.mark.parametrize("most", [None, 2 * T * 4])
+def test_two_learners_with_half_a_batch_equal_one_with_the_whole_batch(core, epochs, most, monkeypatch):
+    """Also where each of them divides its minibatches into parts of two lanes or twelve rows (`most` numbers)."""
+    divide_into_parts(monkeypatch, most)
     settings = {"core": core, "epochs": epochs, "minibatches": 1, "normalize": True, "value_targets": True}
     one = make_update(**settings)
     batches = [make_batch(one, seed=seed) for seed in range(3)]

@@ -4,6 +4,7 @@ import torch
 
 from sfactory.config import Config, Model, Normalize, Optim, Run, Sampling, with_settings
 from sfactory.envs import ActionLeaf, Leaf
+from sfactory.learning import parallel_network, parts
 from sfactory.learning.batch import Batch
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
@@ -11,6 +12,12 @@ from sfactory.model.actor_critic import ActorCritic
 T, B = 6, 8
 ACTIONS = {"action": ActionLeaf((), "int64", "discrete", (3,))}
 OBS = {"obs": Leaf((4,), "float32")}
+
+
+def divide_into_parts(monkeypatch, most):
+    """Divide passes and minibatches on the CPU as on a GPU whose parts hold at most so many numbers; None: do not."""
+    for module in (parts, parallel_network):
+        monkeypatch.setattr(module, "most_numbers", lambda device: most)
 
 
 def make_update(

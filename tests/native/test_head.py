@@ -192,7 +192,7 @@ def test_native_actor_chooses_the_actions_of_the_distribution_and_writes_its_row
     noise = torch.rand(N, distribution.num_noise, generator=g)
     noise[0], noise[1] = 0.0, 1.0 - 2.0**-24
     fields["noise"][rows] = noise.numpy()
-    native.act(rows, params, value)
+    native.act(torch.from_numpy(rows), N, params, value)
     expected, log_prob = distribution.sample_and_log_prob(params, noise)
     for name, action in expected.items():
         np.testing.assert_allclose(fields[name][rows], action.numpy(), rtol=1e-5, atol=2e-6)
@@ -209,7 +209,7 @@ def test_native_actor_never_chooses_a_category_of_probability_zero():
     params = torch.tensor([[-1e9, 0.0, 1.0, -1e9]]).repeat(3, 1)
     native, fields = actor(distribution, 3)
     fields["noise"][:, 0] = [0.0, 0.5, 1.0 - 2.0**-24]
-    native.act(np.arange(3), params, torch.zeros(3))
+    native.act(torch.arange(3), 3, params, torch.zeros(3))
     assert set(fields["action"].tolist()) <= {1, 2}
 
 
@@ -218,6 +218,6 @@ def test_normal_quantile_of_the_native_actor_is_that_of_torch():
     uniform = torch.cat([torch.linspace(0, 1 - 2.0**-24, N - 20), 2.0 ** -torch.arange(5.0, 25.0)])
     native, fields = actor(distribution, N)
     fields["noise"][:, 0] = uniform.numpy()
-    native.act(np.arange(N), torch.zeros(N, 2), torch.zeros(N))
+    native.act(torch.arange(N), N, torch.zeros(N, 2), torch.zeros(N))
     exact = torch.special.ndtri(uniform.double().clamp(2.0**-25, 1 - 2.0**-24))
     np.testing.assert_allclose(fields["action"][:, 0], exact.numpy(), rtol=2e-6, atol=2e-6)

@@ -66,10 +66,10 @@ class KillAt:
             self.moment()
             return self.touch(fields, name)
 
-        def act(actor, rows, params, value):
-            for row in range(len(rows)):
+        def act(actor, rows, count, params, value):
+            for row in range(count):
                 self.moment()
-                self.act(actor, rows[row : row + 1], params[row : row + 1], value[row : row + 1])
+                self.act(actor, rows[row : row + 1], 1, params[row : row + 1], value[row : row + 1])
 
         atomics.store, Trajectories.__getitem__, NativeActor.act = store, touch, act
         return self

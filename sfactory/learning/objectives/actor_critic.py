@@ -64,6 +64,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     """Settings: the sections `trace`, `proximal`, `surrogate` and `loss`."""
 
     largest_metrics: ClassVar[tuple[str, ...]] = ("offpolicy/max_abs_log_rho",)
+    divisible: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -267,6 +268,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             value_coef=self.config.loss.value_coef,
             value_clip=self.config.loss.value_clip,
             entropy_coef=self.config.loss.entropy_coef,
+            num_valid=part.num_valid,
         )
         return head(slopes.log_prob, slopes.entropy), slopes.value
 
@@ -327,6 +329,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             entropy_coef=self.config.loss.entropy_coef,
             old_value=start.value,
             value_clip=self.config.loss.value_clip or None,
+            num_valid=part.num_valid,
         )
 
     def _diagnostics(self, x: SurrogateInput, surrogate: Surrogate, start: ActorCriticStart) -> dict[str, Tensor]:

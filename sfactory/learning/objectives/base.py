@@ -22,6 +22,7 @@ from sfactory.envs import EnvSpec
 from sfactory.learning.batch import Batch, BatchLanes
 from sfactory.learning.native_network import NativeLearnerNetwork
 from sfactory.learning.normalizers import Normalizers
+from sfactory.learning.parts import divided, joined
 from sfactory.model.actor_critic import ActorCritic, Output
 
 KL_METRIC = "offpolicy/kl_proximal_policy"
@@ -44,11 +45,13 @@ S = TypeVar("S", bound=Start)
 
 
 class Minibatch(NamedTuple):
-    """The rows of one optimizer step and the network's outputs for them."""
+    """The rows of one optimizer step, or a part of them, and the network's outputs for them."""
 
     batch: Batch | BatchLanes  # [T, b]
     lanes: Tensor | None  # [b] int64, lanes of the update's batch; None: all of them
     out: Output  # [T, b], with gradient
+    num_valid: Tensor | None = None
+    """[] valid rows of the whole minibatch if this is a part of one, see `Objective.divisible`; None: it is whole."""
 
 
 class Loss(NamedTuple):
@@ -79,6 +82,8 @@ class Phase(NamedTuple):
     """[epochs, lanes] int64, the lanes of every epoch; None: one minibatch is the whole batch."""
     epochs: int
     minibatches: int
+    divisible: bool = False
+    """As `Objective.divisible`, for this loss."""
 
 
 class Objective(ABC, Generic[S]):
@@ -90,6 +95,11 @@ class Objective(ABC, Generic[S]):
 
     largest_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics whose largest value since the last row is logged; of all others the mean."""
+
+    divisible: ClassVar[bool] = False
+    """Whether `loss` divides by `Minibatch.num_valid` where that is given, so that the losses of the parts of a
+    minibatch add up to its loss. If so, a GPU trains a large minibatch part by part, which limits the memory it needs;
+    metrics are reported for whole minibatches only. If not, activations of all its rows are kept at the same time."""
 
     def __init__(
         self,
@@ -174,7 +184,7 @@ class Objective(ABC, Generic[S]):
     # -- helpers -----------------------------------------------------------------------------------------------------
 
     def evaluate(self, weights: Mapping[str, Tensor], part: Minibatch) -> Output:
-        """Outputs [T, b] of the network with other weights (name -> tensor), without gradient."""
+        """Outputs of the network with other weights (name -> tensor), params and value [T, b], without gradient."""
         batch = part.batch
         parameters = [name for name, _ in self.model.named_parameters()]
         if self.native_network is not None and weights.keys() == set(parameters):  # else they have buffers of their own
@@ -183,10 +193,16 @@ class Objective(ABC, Generic[S]):
             return self.native_network.evaluate([weights[name] for name in parameters], rows)
         steps = batch.valid.shape[0]
         named = {f"model.{name}": tensor for name, tensor in weights.items()}
-        obs, first = {name: leaf[:steps] for name, leaf in batch.obs.items()}, batch.first[:steps]
-        with torch.no_grad(), self.autocast():
-            out: Output = torch.func.functional_call(_Unroll(self.model), named, (obs, first, batch.state))
-        return out
+
+        def unroll(rows: Batch | BatchLanes) -> Output:
+            obs, first = {name: leaf[:steps] for name, leaf in rows.obs.items()}, rows.first[:steps]
+            with torch.no_grad(), self.autocast():
+                out: Output = torch.func.functional_call(_Unroll(self.model), named, (obs, first, rows.state))
+            return out
+
+        whole = batch.whole if isinstance(batch, BatchLanes) else batch
+        parts = divided(batch)
+        return joined([unroll(whole.lanes(lanes)) for lanes in parts]) if parts else unroll(batch)
 
 
 class _Unroll(torch.nn.Module):
