@@ -114,6 +114,8 @@ class Group(Protocol):
     # natural speed: required for videos. The family's `make` then takes gymnasium's `render_mode`.
     # `at`, int64 [1]: index of the environment that is being stepped, written before each step. If the environment
     # crashes the process, the error message uses it to name the environment.
+    # `beat`, a function that the group calls at least once a second while it waits on purpose, as between attempts to
+    # replace a failed environment: this time does not count as a step that takes too long.
 
 
 class EpisodeTally:
