@@ -100,8 +100,10 @@ class Env:
     `normalize.reward` also clips, at +-10."""
     step_timeout: Annotated[float, Gt(0)] = 120.0
     """Seconds that one environment step may take before its sampler is killed and restarted."""
-    fault_budget: Annotated[int, Ge(0)] = 1000
-    """Environment failures (the environment is rebuilt, its episode dropped) before the run ends (exit 6)."""
+    fault_budget: Annotated[int, Ge(0)] = 100_000
+    """Environment failures per million steps above which the run ends (exit 6); each cuts an episode. A budget of 1,000
+    or more is judged when there were 1,000 failures in the newest steps: 100k ends a run after 1,000 in 10,000 steps.
+    A smaller one is a number of failures in the newest million steps. 0: the first failure ends the run."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
