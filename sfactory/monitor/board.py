@@ -88,6 +88,8 @@ class Board:
             self._faults[worker_kind(worker)] += 1
         elif kind == messages.EVALUATION:
             self._evaluation, self.evaluated = dict(payload), int(payload["eval/env_steps"])
+        elif kind == messages.NO_EVALUATION:
+            self.evaluated = int(payload[0])
         elif kind != messages.LOG:
             raise KeyError(f"unknown telemetry message {kind!r} of {worker}; kinds are in sfactory.monitor.messages")
 

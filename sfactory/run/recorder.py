@@ -103,6 +103,8 @@ class RunRecorder:
                 self._log_fault(str(payload))
             elif kind == messages.EVALUATION:
                 self._log_evaluation(payload)
+            elif kind == messages.NO_EVALUATION:
+                self.writers.log(f"no evaluation at {payload[0]:,} steps: {payload[1]}")
             elif kind == messages.EPISODES:
                 self.env_faults.add_episodes(len(payload))
             elif kind == messages.STEPS:

@@ -93,3 +93,9 @@ def test_recorder_ends_a_run_without_one_good_step(recorder):
     outcome = recorder.outcome_from_messages()
     assert outcome.code == Exit.ENVIRONMENT
     assert outcome.sentence.startswith("no environment got past its first step, 20 failures; the first: environment 0")
+
+
+def test_recorder_logs_an_evaluation_that_failed_and_does_not_wait_for_it(recorder, capsys):
+    recorder.handle((messages.NO_EVALUATION, "evaluator", (12_000, "22 environments failed during the evaluation")))
+    assert "no evaluation at 12,000 steps: 22 environments failed during the evaluation" in capsys.readouterr().err
+    assert recorder.board.evaluated == 12_000
