@@ -112,10 +112,11 @@ class EnvGroup:
     def reset(self) -> dict[str, np.ndarray]:
         """Reset every environment. Seeds are used in the first call only."""
         for env in range(self.num_envs):
-            self.at[0] = env
-            try:
+            self.at[0], begun = env, False
+            with contextlib.suppress(EnvError):
                 self._begin(env, None if self._seeded else self.seeds[env])
-            except EnvError:
+                begun = True
+            if not begun:
                 self._replace(env, START_S)
         self._seeded = True
         return self.obs

@@ -98,7 +98,8 @@ class EnvFaults:
         self._examples.setdefault(reason, first_line)
         count = self._reasons[reason]
         if count == 1:
-            return text, _for_console(first_line, trace)
+            note = "it is replaced (log.txt has more; later ones like this are counted here)"
+            return text, with_traceback(f"{first_line}; {note}\n{trace}")
         what = _POSITION.sub("", _ENVIRONMENT.sub("", first_line))
         total = f"environments failed {count:,} times like this: {what}" if _is_power_of_ten(count) else ""
         return "\n".join(filter(None, (first_line if count <= LOGGED else "", total))), total
@@ -151,9 +152,9 @@ def _is_power_of_ten(count: int) -> bool:
     return count >= 10 and set(str(count)[1:]) == {"0"} and str(count)[0] == "1"
 
 
-def _for_console(first_line: str, trace: str) -> str:
-    lines = trace.rstrip().splitlines()
-    shown = lines[-CONSOLE_LINES:]
-    left_out = [f"... {len(lines) - len(shown)} more lines in log.txt"] if len(shown) < len(lines) else []
-    note = "it is replaced (log.txt has more; later ones like this are counted here)"
-    return "\n".join([f"{first_line}; {note}", *(f"  {line}" for line in (*left_out, *shown))])
+def with_traceback(text: str) -> str:
+    """A line and its traceback for the console: indented, and its first lines left out if it is long."""
+    first_line, *trace = text.rstrip().splitlines()
+    shown = trace[-CONSOLE_LINES:]
+    left_out = [f"... {len(trace) - len(shown)} more lines in log.txt"] if len(shown) < len(trace) else []
+    return "\n".join([first_line, *(f"  {line}" for line in (*left_out, *shown))])

@@ -24,7 +24,7 @@ from sfactory.monitor.panel import ReturnHistory, Snapshot, keep_stage_times
 from sfactory.monitor.rows import read_rows
 from sfactory.monitor.writers import Writers, last_evaluated, write_atomically
 from sfactory.run import checkpoint
-from sfactory.run.env_faults import EnvFaults, is_env_fault
+from sfactory.run.env_faults import EnvFaults, is_env_fault, with_traceback
 from sfactory.run.lock import lock_folder
 from sfactory.run.outcome import Outcome
 from sfactory.shm.slots import RowCounts
@@ -115,14 +115,11 @@ class RunRecorder:
 
     def _log_fault(self, text: str) -> None:
         self._faults.append(text.partition("\n")[0])
-        if is_env_fault(text):
-            logged, shown = self.env_faults.lines(text)
-            if logged:
-                self.writers.log(logged, echo=False)
-            if shown:
-                self.writers.echo(shown)
-        else:
-            self.writers.log(text)
+        logged, shown = self.env_faults.lines(text) if is_env_fault(text) else (text, with_traceback(text))
+        if logged:
+            self.writers.log(logged, echo=False)
+        if shown:
+            self.writers.echo(shown)
 
     def _log_evaluation(self, scores: dict[str, float]) -> None:
         mean, iqm, seconds = (scores[f"eval/{name}"] for name in ("episodic_return", "iqm", "seconds"))

@@ -51,9 +51,7 @@ def env_seeds(seed: int, launch: int, generation: int, first_env: int, num_envs:
 class GroupRun:
     """Steps one group of E environments through its slots of T steps."""
 
-    def __init__(
-        self, index: int, envs: Group, shared: SharedState, beat: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, index: int, envs: Group, shared: SharedState, beat: Callable[[], None] = lambda: None) -> None:
         """beat: called while the group waits on purpose, see `sfactory.envs.Group`."""
         self.index, self.envs = index, envs
         self.bounded = bounded(shared.run_spec.spec, shared.run_spec.config.model.squash)

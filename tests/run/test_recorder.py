@@ -99,3 +99,11 @@ def test_recorder_logs_an_evaluation_that_failed_and_does_not_wait_for_it(record
     recorder.handle((messages.NO_EVALUATION, "evaluator", (12_000, "22 environments failed during the evaluation")))
     assert "no evaluation at 12,000 steps: 22 environments failed during the evaluation" in capsys.readouterr().err
     assert recorder.board.evaluated == 12_000
+
+
+def test_recorder_prints_the_traceback_of_environments_that_cannot_be_built(recorder, capsys):
+    first, _, trace = FAULT.partition("\n")
+    recorder.handle((messages.FAULT, "sampler-0", f"sampler-0: EnvError: x could not be built: OSError: port\n{trace}"))
+    err = capsys.readouterr().err
+    assert err.startswith("sampler-0: EnvError: x could not be built: OSError: port\n  Traceback")
+    assert 'File "/home/me/sim.py", line 12' in err
