@@ -119,7 +119,7 @@ _FAULTS = {
     "faults/inference": "exits of inference workers",
     "faults/learner": "faults of the learner",
     "faults/evaluator": "exits of the evaluator",
-    "faults/broken_episodes": "episodes cut because their environment failed (counted as faults/total); no return includes them",
+    "faults/broken_episodes": "episodes cut because their environment failed, since this launch; no return has them",
     "faults/broken_share": "fraction of the last 1,000 episodes that were cut because their environment failed",
 }
 _EVALUATION = {

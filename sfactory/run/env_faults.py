@@ -121,7 +121,7 @@ class EnvFaults:
         self._warned = True
         return (
             f"warning: {percent(share)} of the last {len(self._ends):,} episodes were cut because their environment "
-            "failed; no return includes them, so a policy may gain by breaking the environment (curve: faults/broken_share)"
+            "failed; no return has them, so a policy may gain by breaking the environment (curve: faults/broken_share)"
         )
 
     # -- the end of the run --------------------------------------------------------------------------------------

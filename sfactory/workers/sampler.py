@@ -221,7 +221,7 @@ class Sampler(Worker):
             run.begin()
         run.inference_bell.ring()
         self.episodes += [(episode.episodic_return, episode.length, run.task) for episode in step.episodes]
-        self.steps += np.count_nonzero(step.valid)
+        self.steps += int(np.count_nonzero(step.valid))
         if step.faults:
             self._send_results(run.broken)  # first: what was good before decides what a failure means
         for fault in step.faults:

@@ -102,7 +102,7 @@ def test_recorder_logs_an_evaluation_that_failed_and_does_not_wait_for_it(record
 
 
 def test_recorder_prints_the_traceback_of_environments_that_cannot_be_built(recorder, capsys):
-    first, _, trace = FAULT.partition("\n")
+    trace = FAULT.partition("\n")[2]
     recorder.handle((messages.FAULT, "sampler-0", f"sampler-0: EnvError: x could not be built: OSError: port\n{trace}"))
     err = capsys.readouterr().err
     assert err.startswith("sampler-0: EnvError: x could not be built: OSError: port\n  Traceback")
