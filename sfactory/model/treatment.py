@@ -181,7 +181,7 @@ def treat(
     """Decide how the network reads one leaf.
 
     Args:
-        name, shape, dtype, low, high, source: of the leaf, as in `sfactory.envs.Leaf`; bytes without bounds are 0 to 255.
+        name, shape, dtype, low, high, source: of the leaf, as in `sfactory.envs.Leaf`. Bytes without bounds: 0 to 255.
         encoder: `model.encoder`. A name is taken for every picture and grid. Where the shape does not say which axes
             are the picture, nature, impala and cnn read channels first, minatar channels last; mlp takes a vector.
         normalize: `normalize.obs`.
@@ -277,8 +277,8 @@ def _choose(name: str, shape: tuple[int, ...], dtype: str, encoder: str, finite:
     layout = layout_of(shape)
     if layout is None and encoder == "auto":
         raise ValueError(
-            f"{name}: the shape {_times(shape)} does not say which axes are a picture; set --model.encoder: nature, cnn "
-            f"and impala read the channels first, minatar last, and mlp takes it as a vector"
+            f"{name}: the shape {_times(shape)} does not say which axes are a picture; set --model.encoder: nature, "
+            f"cnn and impala read channels first, minatar channels last, and mlp takes it as a vector"
         )
     if layout is None:
         layout = channels_last(dims) if encoder == "minatar" else channels_first(dims)
