@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 from sfactory.model.layout import Layout, channels_first, channels_last, layout_of, smaller_side
 
-SIDES = {"nature": 36, "cnn": 12, "minatar": 3, "impala": 1}
-"""Smallest side of a picture that each convolutional encoder can read."""
+SIDES = {"mlp": 0, "minatar": 3, "nature": 36, "impala": 1, "cnn": 12}
+"""Encoder -> smallest side of a picture that it can read."""
 SMALLEST_GRID, LARGEST_GRID = 5, 35
 SMALLEST_GREY = 20  # both sides of a picture without channels
 LARGEST_SIDE = 160  # larger pictures are averaged
@@ -186,9 +186,12 @@ def treat(
             are the picture, nature, impala and cnn read channels first, minatar channels last; mlp takes a vector.
         normalize: `normalize.obs`.
 
-    Raises ValueError, in one line, if the shape does not decide and the encoder is auto, or if the picture is too
-    small for the encoder.
+    Raises ValueError, in one line, if the encoder is unknown, if it is auto and the shape does not decide, or if the
+    picture is too small for it.
     """
+    if ":" not in encoder and encoder not in ("auto", *SIDES):
+        expected = ", ".join(["auto", *SIDES])
+        raise ValueError(f"model.encoder is {encoder!r}, expected one of {expected}, or module:Class")
     shape, dtype = tuple(shape), str(dtype)
     low, high = _filled(dtype, low, high)
     if ":" in encoder:
