@@ -63,7 +63,7 @@ def obs_leaves(
         if name in readers or name in omitted:
             raise EnvError(f"{env}: two leaves of the observation have the name {name}; rename one, without a slash")
         if 0 in (space.shape or ()):
-            omitted[name] = f"{'x'.join(map(str, space.shape))} holds no number"
+            omitted[name] = f"a space of shape {space.shape} holds no number"
         else:
             readers[name] = obs_leaf(name, path, space)
     if not readers:
