@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfactory.envs.action_leaf import action_leaf, assemble, mask_leaf
+from sfactory.envs.frames import to_frame
 from sfactory.envs.obs_leaf import obs_leaves
 from sfactory.envs.saved_state import decode, encode
 from sfactory.envs.space_leaves import space_leaves
@@ -148,10 +149,11 @@ class EnvGroup:
             picture = np.asarray(self.envs[env].render())
         except Exception as error:
             raise EnvError(f"{self.name} cannot be rendered on this machine: {one_line(error)}") from error
-        if picture.ndim != 3 or picture.shape[2] != 3:
+        frame = to_frame(picture)
+        if frame is None:
             mode = self.envs[env].render_mode
             raise EnvError(f"{self.name}: no video, because render() in mode {mode} returns no image [H, W, 3]")
-        return picture.astype(np.uint8, copy=False)
+        return frame
 
     @property
     def render_fps(self) -> float:
