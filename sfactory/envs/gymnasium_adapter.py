@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfactory.envs.action_leaf import action_leaf, assemble, mask_leaf
-from sfactory.envs.obs_leaf import obs_leaf
+from sfactory.envs.frames import to_frame
+from sfactory.envs.obs_leaf import obs_leaves
 from sfactory.envs.retry import REPLACE_S, START_S, retried
 from sfactory.envs.saved_state import decode, encode
 from sfactory.envs.space_leaves import space_leaves
@@ -44,16 +45,18 @@ class EnvGroup:
         if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
             raise EnvError(f"{name}: environments of one group must have the same spaces")
         self.observation_space, self.action_space = env.observation_space, env.action_space
-        leaves = {n: obs_leaf(n, path, s) for n, path, s in space_leaves(env.observation_space, "obs")}
+        readers, omitted = obs_leaves(name, space_leaves(env.observation_space, "obs"))
         actions = {n: action_leaf(n, s) for n, _, s in space_leaves(env.action_space, "action")}
-        obs_spec = {n: leaf for n, (leaf, _) in leaves.items()}
+        obs_spec = {n: reader.leaf for n, reader in readers.items()}
         action_spec = {n: leaf for n, (leaf, _) in actions.items()}
         limit = max_episode_steps or (registered.max_episode_steps if registered else None)
         goal = registered.reward_threshold if registered else None
         mask = mask_leaf(name, obs_spec, action_spec)
-        self.spec = EnvSpec(name, obs_spec, action_spec, frame_skip, limit, protocol or name, goal, mask)
+        self.spec = EnvSpec(
+            name, obs_spec, action_spec, frame_skip, limit, protocol or name, goal, mask, omitted=omitted
+        )  # fmt: skip
         self.obs = {n: np.zeros((num_envs, *leaf.shape), leaf.dtype) for n, leaf in self.spec.obs.items()}
-        self._leaves = [(n, self.obs[n], leaf.shape, read) for n, (leaf, read) in leaves.items()]
+        self._leaves = [(n, self.obs[n], reader.leaf.shape, reader) for n, reader in readers.items()]
         self._decoders = [(n, decode) for n, (_, decode) in actions.items()]
         self._castable: set[tuple[str, np.dtype]] = set()  # dtypes that were already checked
         self._over, self._seeded = [False] * num_envs, False  # the next step resets this one; seeds were used
@@ -175,10 +178,11 @@ class EnvGroup:
             picture = np.asarray(self.envs[env].render())
         except Exception as error:
             raise EnvError(f"{self.name} cannot be rendered on this machine: {one_line(error)}") from error
-        if picture.ndim != 3 or picture.shape[2] != 3:
+        frame = to_frame(picture)
+        if frame is None:
             mode = self.envs[env].render_mode
             raise EnvError(f"{self.name}: no video, because render() in mode {mode} returns no image [H, W, 3]")
-        return picture.astype(np.uint8, copy=False)
+        return frame
 
     @property
     def render_fps(self) -> float:

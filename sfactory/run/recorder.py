@@ -15,7 +15,7 @@ from typing import Any
 from sfactory.config import Config
 from sfactory.config.toml_file import to_toml
 from sfactory.envs import EnvSpec
-from sfactory.errors import Exit, NoCheckpointError
+from sfactory.errors import CheckpointError, CommandError, Exit, NoCheckpointError
 from sfactory.monitor import messages
 from sfactory.monitor.board import Board
 from sfactory.monitor.known_rooflines import known_roofline
@@ -26,6 +26,7 @@ from sfactory.monitor.writers import Writers, last_evaluated, write_atomically
 from sfactory.run import checkpoint
 from sfactory.run.env_faults import EnvFaults, is_env_fault, with_traceback
 from sfactory.run.lock import lock_folder
+from sfactory.run.obs_reading import check_reading
 from sfactory.run.outcome import Outcome
 from sfactory.shm.slots import RowCounts
 
@@ -85,6 +86,10 @@ class RunRecorder:
                 raise NoCheckpointError(f"{run_dir} holds no checkpoint to resume from")
             state = json.loads((path / "state.json").read_text())
             launch, resume_from = int(state["launch"]) + 1, str(path)
+            try:
+                check_reading(state, specs[0], config)
+            except CheckpointError as error:
+                raise CommandError(Exit.RESUME_REFUSED, str(error)) from error
         write_atomically(run_dir / "config.toml", to_toml(config))
         recorder = cls(config, run_dir, specs, lock, launch, resume_from, state)
         for warning in warnings:
