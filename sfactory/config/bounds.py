@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-ENCODER_NAMES = ("auto", "mlp", "minatar", "nature", "impala")
+ENCODER_NAMES = ("auto", "mlp", "minatar", "nature", "impala", "cnn")
 
 
 class Bound(Protocol):

@@ -36,8 +36,8 @@ class Run:
     """Device of inference alone, for example cuda:1 next to a learner on cuda:0. Empty: run.device."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks in inference and learner; ratios and value heads are always fp32. auto: bf16 for image
-    encoders (nature, impala) without a core, if a measurement of a second at the start finds it at least 1.1 times as
-    fast here; fp32 for small networks and in lockstep. The first choice of a run stays on resume."""
+    encoders (cnn, nature, impala) without a core, if a measurement of a second at the start finds it at least 1.1 times
+    as fast here; fp32 for small networks and in lockstep. The first choice of a run stays on resume."""
     kernels: Literal["auto", "native", "torch", "autograd"] = "auto"
     """Code of the networks and the loss. native: small C kernels, built at the first start. torch: torch's operators,
     with the loss differentiated by formula where there is one. autograd: torch differentiates everything; the slow
@@ -100,8 +100,10 @@ class Env:
     `normalize.reward` also clips, at +-10."""
     step_timeout: Annotated[float, Gt(0)] = 120.0
     """Seconds that one environment step may take before its sampler is killed and restarted."""
-    fault_budget: Annotated[int, Ge(0)] = 1000
-    """Environment failures (the environment is rebuilt, its episode dropped) before the run ends (exit 6)."""
+    fault_budget: Annotated[int, Ge(0)] = 100_000
+    """Environment failures per million steps above which the run ends (exit 6); each cuts an episode. A budget of 1,000
+    or more is judged when there were 1,000 failures in the newest steps: 100k ends a run after 1,000 in 10,000 steps.
+    A smaller one is a number of failures in the newest million steps. 0: the first failure ends the run."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -267,7 +269,9 @@ class Model:
     """The network."""
 
     encoder: Annotated[str, ENCODER] = "auto"
-    """auto (by the shape of the observation), mlp, minatar, nature, impala, or your own as module:Class."""
+    """auto (by shape, dtype and bounds of each observation; the choice is printed), mlp, cnn (pictures from 12 pixels),
+    nature (from 36), impala, minatar (small grids), or your own as module:Class. Where a shape does not say which axes
+    are the picture, nature, cnn and impala read channels first, minatar channels last; mlp takes it as a vector."""
     hidden: tuple[int, ...] = (128,)
     """Widths of the fully connected layers."""
     activation: Literal["relu", "tanh"] = "relu"
@@ -289,7 +293,8 @@ class Normalize:
     """Normalization of inputs and targets. The statistics are saved and published with the weights."""
 
     obs: bool = False
-    """Observations to zero mean and unit variance (float leaves only), clipped at +-10."""
+    """Numbers to zero mean and unit variance, clipped at +-10: floats, integers and bytes. Pictures with bounds are
+    scaled to 0..1 instead. False: integers with bounds are scaled to -1..1, floats stay as they are."""
     value_targets: bool = False
     """Value targets to mean 0 and variance 1 (PopArt, arXiv 1809.04474), for any scale of rewards."""
     reward: bool = False

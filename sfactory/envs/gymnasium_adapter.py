@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfactory.envs.action_leaf import action_leaf, assemble, mask_leaf
-from sfactory.envs.obs_leaf import obs_leaf
+from sfactory.envs.frames import to_frame
+from sfactory.envs.obs_leaf import obs_leaves
+from sfactory.envs.retry import REPLACE_S, START_S, retried
 from sfactory.envs.saved_state import decode, encode
 from sfactory.envs.space_leaves import space_leaves
 from sfactory.envs.spec import EnvSpec, EpisodeTally, Step, env_fault, finite_rows, next_seed, one_line
@@ -32,26 +34,35 @@ class EnvGroup:
         name: str, frame_skip: int = 1, protocol: str = "", max_episode_steps: int | None = None,
     ) -> None:  # fmt: skip
         self.factory, self.num_envs, self.name, self.seeds = factory, num_envs, name, list(seeds)
-        self.envs = [self._build() for _ in range(num_envs)]
+        self.envs: list[gymnasium.Env] = []
+        try:
+            for _ in range(num_envs):  # where one was built, a failure of the next may be gone in a moment
+                self.envs.append(retried(self._build, START_S if self.envs else 0.0))
+        except BaseException:
+            self.close()
+            raise
         env, registered = self.envs[0], self.envs[0].spec
         if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
             raise EnvError(f"{name}: environments of one group must have the same spaces")
         self.observation_space, self.action_space = env.observation_space, env.action_space
-        leaves = {n: obs_leaf(n, path, s) for n, path, s in space_leaves(env.observation_space, "obs")}
+        readers, omitted = obs_leaves(name, space_leaves(env.observation_space, "obs"))
         actions = {n: action_leaf(n, s) for n, _, s in space_leaves(env.action_space, "action")}
-        obs_spec = {n: leaf for n, (leaf, _) in leaves.items()}
+        obs_spec = {n: reader.leaf for n, reader in readers.items()}
         action_spec = {n: leaf for n, (leaf, _) in actions.items()}
         limit = max_episode_steps or (registered.max_episode_steps if registered else None)
         goal = registered.reward_threshold if registered else None
         mask = mask_leaf(name, obs_spec, action_spec)
-        self.spec = EnvSpec(name, obs_spec, action_spec, frame_skip, limit, protocol or name, goal, mask)
+        self.spec = EnvSpec(
+            name, obs_spec, action_spec, frame_skip, limit, protocol or name, goal, mask, omitted=omitted
+        )  # fmt: skip
         self.obs = {n: np.zeros((num_envs, *leaf.shape), leaf.dtype) for n, leaf in self.spec.obs.items()}
-        self._leaves = [(n, self.obs[n], leaf.shape, read) for n, (leaf, read) in leaves.items()]
+        self._leaves = [(n, self.obs[n], reader.leaf.shape, reader) for n, reader in readers.items()]
         self._decoders = [(n, decode) for n, (_, decode) in actions.items()]
         self._castable: set[tuple[str, np.dtype]] = set()  # dtypes that were already checked
         self._over, self._seeded = [False] * num_envs, False  # the next step resets this one; seeds were used
         self.tally = EpisodeTally(num_envs)
         self.at = np.full(1, -1)  # index of the environment that is being stepped; see `sfactory.envs.Group`
+        self.beat: Callable[[], None] = lambda: None  # called while the group waits; see `sfactory.envs.Group`
 
     def _build(self) -> gymnasium.Env:
         try:
@@ -74,7 +85,7 @@ class EnvGroup:
             array[env] = value
 
     def _begin(self, env: int, seed: int | None) -> None:
-        """Reset one environment outside of a step. Raises EnvError on failure, which would only repeat."""
+        """Reset one environment outside of a step. Raises EnvError on failure."""
         try:
             self._write(env, self.envs[env].reset(seed=seed)[0])
             if finite_rows({n: a[env : env + 1] for n, a in self.obs.items()}, np.zeros(1)) is not None:
@@ -84,18 +95,32 @@ class EnvGroup:
         self._over[env] = False
         self.tally.drop(env)
 
-    def _replace(self, env: int) -> None:
-        """Replace a failed environment by one with a new seed, and reset it."""
-        with contextlib.suppress(Exception):  # the first error is reported; later ones do not help
-            self.envs[env].close()
-        self.seeds[env] = next_seed(self.seeds[env])
-        self.envs[env] = self._build()
-        self._begin(env, self.seeds[env])
+    def _replace(self, env: int, seconds: float) -> None:
+        """Replace a failed environment by one with a new seed, and reset it; try for so many seconds."""
+        closed = False
+
+        def attempt() -> None:
+            nonlocal closed
+            if not closed:
+                with contextlib.suppress(Exception):  # the first error is reported; later ones do not help
+                    self.envs[env].close()
+                closed = True
+            self.seeds[env] = next_seed(self.seeds[env])
+            self.envs[env] = self._build()
+            closed = False
+            self._begin(env, self.seeds[env])
+
+        retried(attempt, seconds, self.beat)
 
     def reset(self) -> dict[str, np.ndarray]:
         """Reset every environment. Seeds are used in the first call only."""
         for env in range(self.num_envs):
-            self._begin(env, None if self._seeded else self.seeds[env])
+            self.at[0], begun = env, False
+            with contextlib.suppress(EnvError):
+                self._begin(env, None if self._seeded else self.seeds[env])
+                begun = True
+            if not begun:
+                self._replace(env, START_S)
         self._seeded = True
         return self.obs
 
@@ -127,11 +152,11 @@ class EnvGroup:
                 errors[env] = error
         if (finite := finite_rows(self.obs, reward)) is not None:
             for env in np.flatnonzero(~finite).tolist():
-                errors.setdefault(env, ValueError("NaN or infinity in the observation or reward"))
+                errors.setdefault(env, self._not_finite(env, reward))
         faults = []
         for env in sorted(errors):
             faults.append(env_fault(env, errors[env], self.seeds[env], int(self.tally.lengths[env])))
-            self._replace(env)
+            self._replace(env, REPLACE_S)
             valid[env] = terminated[env] = truncated[env] = False
             reward[env] = 0.0
         self.tally.count(reward, valid)
@@ -140,16 +165,24 @@ class EnvGroup:
         episodes = self.tally.end(np.flatnonzero(ends).tolist())
         return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults))
 
+    def _not_finite(self, env: int, reward: np.ndarray) -> ValueError:
+        """The error for numbers that are not finite: which ones, and the method that returned them."""
+        arrays = {**{name: array[env] for name, array in self.obs.items()}, "the reward": reward[env]}
+        names = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
+        method = "reset" if self._over[env] else "step"
+        return ValueError(f"NaN or infinity in {' and '.join(names)}{_place(self.envs[env], method)}")
+
     def render(self, env: int) -> np.ndarray:
         """Render one environment, uint8 [H, W, 3]. Raises EnvError if that is not possible."""
         try:
             picture = np.asarray(self.envs[env].render())
         except Exception as error:
             raise EnvError(f"{self.name} cannot be rendered on this machine: {one_line(error)}") from error
-        if picture.ndim != 3 or picture.shape[2] != 3:
+        frame = to_frame(picture)
+        if frame is None:
             mode = self.envs[env].render_mode
             raise EnvError(f"{self.name}: no video, because render() in mode {mode} returns no image [H, W, 3]")
-        return picture.astype(np.uint8, copy=False)
+        return frame
 
     @property
     def render_fps(self) -> float:
@@ -183,3 +216,11 @@ class EnvGroup:
         for env in self.envs:
             with contextlib.suppress(Exception):
                 env.close()
+
+
+def _place(env: gymnasium.Env, method: str) -> str:
+    """Where a method of an environment is defined, as `, returned by step, my_env.py, line 12`; empty if unknown."""
+    with contextlib.suppress(Exception):
+        code = getattr(type(env.unwrapped), method).__code__
+        return f", returned by {method}, {code.co_filename}, line {code.co_firstlineno}"
+    return ""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from sfactory.envs.spec import EnvSpec, Group, Settings, one_line
+from sfactory.envs.spec import EnvSpec, Group, Leaf, Settings, one_line
 from sfactory.errors import EnvError, did_you_mean
 
 
@@ -127,6 +127,8 @@ def make_specs(names: Sequence[str], settings: Settings | None = None) -> tuple[
     for spec in specs[1:]:
         for field in ("obs", "actions", "mask", "frame_skip"):
             expected, got = getattr(specs[0], field), getattr(spec, field)
+            if field == "obs" and _arrays(expected) == _arrays(got):
+                continue  # the bounds of the first task are used
             if expected != got:
                 hint = "; for Atari games, --env.settings.full-action-space true gives all the same actions"
                 raise EnvError(
@@ -139,6 +141,11 @@ def make_specs(names: Sequence[str], settings: Settings | None = None) -> tuple[
 def name_family(name: str) -> str:
     """Return the family part of a name: atari/pong -> atari."""
     return name.partition("/")[0]
+
+
+def _arrays(obs: Mapping[str, Leaf]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of every leaf."""
+    return {name: (leaf.shape, leaf.dtype) for name, leaf in obs.items()}
 
 
 def _format(value: Any) -> str:

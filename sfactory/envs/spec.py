@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,16 +29,29 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array in a flat dict of arrays: shape without the environment axis, NumPy name of the dtype."""
+    """One observation array in a flat dict of arrays."""
 
     shape: tuple[int, ...]
+    """Without the environment axis."""
     dtype: str
+    """NumPy's name: bool, uint8, int64 or float32."""
+    low: tuple[float, ...] = ()
+    """Lower bounds: () none is finite, (x,) the same for every number, else one per number in C order, -inf where there
+    is none. Truth values have no bounds."""
+    high: tuple[float, ...] = ()
+    """Upper bounds, the same."""
+    source: str = field(default="", compare=False)
+    """The space in words, if the array is not the space's own: `Discrete(16), one-hot`."""
 
 
 @dataclass(frozen=True)
-class ActionLeaf(Leaf):
+class ActionLeaf:
     """One action array."""
 
+    shape: tuple[int, ...]
+    """Without the environment axis."""
+    dtype: str
+    """NumPy's name of the dtype."""
     kind: str
     """"discrete" or "box"."""
     sizes: tuple[int, ...]
@@ -65,6 +78,8 @@ class EnvSpec:
     """Name of the observation leaf [number of logits] that is non-zero for allowed actions; empty: no action mask."""
     reference: tuple[float, float] | None = None
     """Returns of a random policy and of a human tester; used to normalize scores (Atari)."""
+    omitted: dict[str, str] = field(default_factory=dict)
+    """Leaves of the observation space that are not in `obs`: name -> reason."""
 
 
 class Episode(NamedTuple):
@@ -114,6 +129,8 @@ class Group(Protocol):
     # natural speed: required for videos. The family's `make` then takes gymnasium's `render_mode`.
     # `at`, int64 [1]: index of the environment that is being stepped, written before each step. If the environment
     # crashes the process, the error message uses it to name the environment.
+    # `beat`, a function that the group calls at least once a second while it waits on purpose, as between attempts to
+    # replace a failed environment: this time does not count as a step that takes too long.
 
 
 class EpisodeTally:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sfactory.envs.action_leaf import action_leaf, mask_leaf
-from sfactory.envs.obs_leaf import obs_leaf
+from sfactory.envs.obs_leaf import obs_leaves
 from sfactory.envs.space_leaves import space_leaves
 from sfactory.envs.spec import EnvFault, EnvSpec, EpisodeTally, Step, finite_rows
 
@@ -41,13 +41,13 @@ class VectorGroup(ABC):
     ) -> None:  # fmt: skip
         self.num_envs, self.seeds = num_envs, list(seeds)
         self.observation_space, self.action_space = observation_space, action_space  # of one environment
-        self._leaves = [(n, path, s) for n, path, s in space_leaves(observation_space, "obs")]
+        self._readers, omitted = obs_leaves(name, space_leaves(observation_space, "obs"))
         self._actions = [(n, path, s) for n, path, s in space_leaves(action_space, "action")]
-        obs = {n: obs_leaf(n, path, s)[0] for n, path, s in self._leaves}
+        obs = {n: reader.leaf for n, reader in self._readers.items()}
         actions = {n: action_leaf(n, s)[0] for n, _, s in self._actions}
         self.spec = EnvSpec(
             name, obs, actions, frame_skip, max_episode_steps, protocol or name, reward_threshold,
-            mask_leaf(name, obs, actions), reference,
+            mask_leaf(name, obs, actions), reference, omitted,
         )  # fmt: skip
         self.tally = EpisodeTally(num_envs)
         self._never = np.zeros(num_envs, bool)
@@ -94,20 +94,22 @@ class VectorGroup(ABC):
         return Step(obs, np.zeros(self.num_envs, np.float32), never, never, never, ~never, (), faults)
 
     def _read(self, raw: Any) -> dict[str, np.ndarray]:
-        """Convert native observations to leaves of the spec's dtypes."""
+        """Convert native observations to leaves of the spec's dtypes. Raises ValueError for a wrong shape or dtype."""
         obs = {}
-        for (name, path, space), leaf in zip(self._leaves, self.spec.obs.values(), strict=True):
-            value = raw
-            for key in path:
+        for name, reader in self._readers.items():
+            value, leaf = raw, reader.leaf
+            for key in reader.path:
                 value = value[key]
             value = np.asarray(value)
-            if value.shape[1:] != leaf.shape and value.ndim == 1:  # a category
-                value = np.arange(leaf.shape[0]) == (value - getattr(space, "start", 0))[:, None]
-            elif type(space).__name__ == "MultiBinary":  # may have several dimensions; the leaf is flat
-                value = value.reshape(self.num_envs, -1)
-            if value.shape != (self.num_envs, *leaf.shape):
-                raise ValueError(f"{name} has shape {value.shape}, but its space has {(self.num_envs, *leaf.shape)}")
-            obs[name] = value if value.dtype == leaf.dtype else value.astype(leaf.dtype)
+            if value.shape != (self.num_envs, *reader.raw):
+                raise ValueError(f"{name} has shape {value.shape}, but its space has {(self.num_envs, *reader.raw)}")
+            if reader.encode is not None:
+                value = reader.encode(value)
+            if value.dtype != leaf.dtype:
+                if not np.can_cast(value.dtype, leaf.dtype, "same_kind"):
+                    raise ValueError(f"{name} has dtype {value.dtype}, but its space has {leaf.dtype}")
+                value = value.astype(leaf.dtype)
+            obs[name] = value
         return obs
 
     def _native_action(self, action: dict[str, np.ndarray]) -> tuple[Any, np.ndarray]:

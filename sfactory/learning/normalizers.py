@@ -65,7 +65,7 @@ class Normalizers:
         target: value targets in units of reward. valid: rows that count. Both have the shape of `batch.valid`.
         """
         found = {
-            f"obs.{name}": masked_moments(batch.obs[name][:-1].float(), valid, moments.shape)
+            f"obs.{name}": masked_moments(batch.obs[name][:-1], valid, moments.shape)
             for name, moments in self.observations.items()
         }
         if batch.discounted_return is not None:

@@ -26,9 +26,9 @@ from sfactory.device.selection import pick_device, precision
 from sfactory.envs import EnvSpec
 from sfactory.learning.parts import GPU_NUMBERS
 from sfactory.model.actor_critic import ActorCritic
-from sfactory.model.encoders import Impala, Nature
+from sfactory.model.encoders import Convolutions, Impala
 
-IMAGE_ENCODERS = (Nature, Impala)
+IMAGE_ENCODERS = (Convolutions, Impala)
 MIN_SPEEDUP = 1.1  # for less than this, bf16 is not worth its rounding
 BUDGET_S = 1.0
 PASS_S = 0.05  # of a learner's pass on a CPU, so that the budget is enough for several

@@ -5,7 +5,7 @@ flat weights. Observations are a dict of leaves [N, *shape] or [T, B, *shape].
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,8 @@ from torch import Tensor, nn
 from sfactory.model.cores import CORES, Core
 from sfactory.model.distributions import MASKED_LOGIT, ActionDistribution, ActionLeafLike
 from sfactory.model.encoders import make_encoder, orthogonal
-
-OBS_CLIP = 10.0
-
-
-class ObsLeaf(Protocol):
-    """One leaf of the observation space in an environment's specification."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> Any: ...
+from sfactory.model.inputs import CLIP, Input
+from sfactory.model.treatment import ObsLeaf, Scaling, Treatment, treatments
 
 
 class Output(NamedTuple):
@@ -42,9 +33,8 @@ class Trunk(nn.Module):
 
     def __init__(
         self,
-        obs: Mapping[str, ObsLeaf],
+        obs: Mapping[str, Treatment],
         *,
-        encoder: str,
         hidden: Sequence[int],
         activation: str,
         core: str,
@@ -53,7 +43,8 @@ class Trunk(nn.Module):
         super().__init__()
         self.names = list(obs)
         encoders = [
-            make_encoder(encoder, tuple(leaf.shape), hidden=hidden, activation=activation) for leaf in obs.values()
+            make_encoder(leaf.encoder, leaf.encoder_shape, hidden=hidden, activation=activation)
+            for leaf in obs.values()
         ]
         self.encoders = nn.ModuleList(encoders)
         features = sum(module.out_size for module in encoders)
@@ -61,7 +52,7 @@ class Trunk(nn.Module):
         self.out_size = self.core.out_size
 
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """[N, *shape] leaves -> [N, F]."""
+        """Leaves as the encoders read them, [N, ...] -> [N, F]."""
         features = [encoder(obs[name]) for name, encoder in zip(self.names, self.encoders, strict=True)]
         return features[0] if len(features) == 1 else torch.cat(features, -1)
 
@@ -70,7 +61,7 @@ class ActorCritic(nn.Module):
     """Policy and value network; the same module is used for inference and for training.
 
     Args:
-        obs: leaves with ``shape`` and ``dtype``.
+        obs: leaves with ``shape``, ``dtype`` and, if they have any, bounds ``low`` and ``high``.
         actions: leaves as in `distributions.ActionLeafLike`.
         encoder: a name in `encoders.ENCODERS`, "auto" or "module:Class".
         hidden: widths of the encoder's fully connected layers.
@@ -78,13 +69,14 @@ class ActorCritic(nn.Module):
         core_size: width of the core.
         activation: relu or tanh.
         separate: use a separate trunk for the critic (small control tasks); not together with a core.
-        normalize_obs: standardise float leaves inside the module; the statistics are buffers.
+        normalize_obs: standardise numbers inside the module, but those of pictures with bounds; the statistics are
+            buffers. See `treatment`.
         log_std_init: initial log standard deviation of box actions, a parameter independent of the observation.
         squash: apply tanh to box actions (see `distributions`).
         mask: name of the observation leaf with the action mask [N, logits], "" if there is none; no encoder gets it.
 
     Raises:
-        ValueError: unknown core, or ``separate`` with a core.
+        ValueError: unknown core, ``separate`` with a core, or a leaf that cannot be read (`treatment.treat`).
     """
 
     def __init__(
@@ -112,12 +104,11 @@ class ActorCritic(nn.Module):
             )
         self.distribution = ActionDistribution(actions, squash)
         self.mask = mask
-        obs = {name: leaf for name, leaf in obs.items() if name != mask}
+        self.treatments = treatments(obs, mask=mask, encoder=encoder, normalize=normalize_obs)
         self.action_dtypes = {name: str(leaf.dtype) for name, leaf in actions.items()}
-        self.obs_dtypes = {name: str(leaf.dtype) for name, leaf in obs.items()}
-        shared: dict[str, Any] = dict(encoder=encoder, hidden=hidden, activation=activation)
-        self.trunk = Trunk(obs, **shared, core=core, core_size=core_size)
-        self.critic = Trunk(obs, **shared, core="none", core_size=0) if separate else None
+        shared: dict[str, Any] = dict(hidden=hidden, activation=activation)
+        self.trunk = Trunk(self.treatments, **shared, core=core, core_size=core_size)
+        self.critic = Trunk(self.treatments, **shared, core="none", core_size=0) if separate else None
         self.state_size = self.trunk.core.state_size
 
         parts = self.distribution.parts
@@ -128,15 +119,18 @@ class ActorCritic(nn.Module):
         self.value_head = orthogonal(nn.Linear((self.critic or self.trunk).out_size, 1), 1.0)
         self.log_std = nn.Parameter(torch.full((dimensions,), log_std_init)) if dimensions else None
 
-        self.normalized = [n for n, leaf in obs.items() if normalize_obs and "float" in str(leaf.dtype)]
+        self.normalized = [n for n, leaf in self.treatments.items() if leaf.scaling is Scaling.NORMALIZED]
         for name in self.normalized:
-            shape = tuple(obs[name].shape)
+            shape = self.treatments[name].shape
             self.register_buffer(_buffer("obs_mean", name), torch.zeros(shape))
             self.register_buffer(_buffer("obs_inv_std", name), torch.ones(shape))
+        inputs = [Input(leaf) for leaf in self.treatments.values()]
+        self.inputs = nn.ModuleList(inputs)
+        self._changed = [(name, i) for i, name in enumerate(self.treatments) if not inputs[i].identity]
 
     def forward(self, obs: Mapping[str, Tensor], state: Tensor | None = None, first: Tensor | None = None) -> Output:
         """Run one step. obs [N, *shape] leaves, state [N, H] or None (zeros), first [N] bool or None (all False)."""
-        obs = self._normalize(obs)
+        obs = self._read(obs)
         x = self.trunk.encode(obs)
         if self.state_size:
             state = self.trunk.core.initial_state(x.shape[0]) if state is None else state
@@ -150,7 +144,7 @@ class ActorCritic(nn.Module):
         obs [T, B, *shape] leaves, first [T, B] bool, state [B, H] before row 0 or None (zeros).
         """
         steps, lanes = first.shape
-        obs = self._normalize({name: leaf.flatten(0, 1) for name, leaf in obs.items()})
+        obs = self._read({name: leaf.flatten(0, 1) for name, leaf in obs.items()})
         x = self.trunk.encode(obs)
         if self.state_size:
             state = self.trunk.core.initial_state(lanes) if state is None else state
@@ -201,20 +195,23 @@ class ActorCritic(nn.Module):
         torch._foreach_copy_(weights, [part.view(x.shape) for part, x in zip(parts, weights, strict=True)])
 
     def _weights(self) -> list[Tensor]:
-        return [*(x.detach() for x in self.parameters()), *self.buffers()]
+        buffers = (buffer for name, buffer in self.named_buffers() if not name.startswith("inputs."))  # constants
+        return [*(x.detach() for x in self.parameters()), *buffers]
 
-    def _normalize(self, obs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Float leaves [N, *shape] standardised and clipped to +-10."""
-        if not self.normalized:
-            return obs
-        scaled = dict(obs)
+    def _read(self, obs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Leaves [N, *shape] of the environment -> leaves as the encoders read them, and the mask."""
+        read = dict(obs)
         for name in self.normalized:
-            mean, inv_std = (
-                self.get_buffer(_buffer("obs_mean", name)),
-                self.get_buffer(_buffer("obs_inv_std", name)),
-            )
-            scaled[name] = ((obs[name].float() - mean) * inv_std).clamp(-OBS_CLIP, OBS_CLIP)
-        return scaled
+            read[name] = self._standardize(name, read[name])
+        for name, number in self._changed:
+            read[name] = self.inputs[number](read[name])
+        return read
+
+    def _standardize(self, name: str, leaf: Tensor) -> Tensor:
+        """[N, *shape] -> mean 0 and variance 1, clipped; of large integers before their last digits are lost."""
+        mean, inv_std = self.normalizer(name)
+        numbers = leaf.double() if leaf.dtype == torch.int64 else leaf.float()
+        return ((numbers - mean) * inv_std).clamp(-CLIP, CLIP).float()
 
     def _heads(self, x: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """x [N, F] -> params [N, K], value [N]; float32 even under autocast, as ratios need the precision."""

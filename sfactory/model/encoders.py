@@ -1,7 +1,13 @@
 """Encoders: one leaf of an observation -> a vector of features.
 
-An encoder takes [N, *shape] in the dtype of the environment and returns [N, out_size]. `ENCODERS` is a dict of classes
-``Encoder(shape, *, hidden, activation)``; "auto" selects one by shape, and ``module:Class`` names a class of your own.
+An encoder takes [N, *shape] and returns [N, out_size]. `ENCODERS` is a dict of classes ``Encoder(shape, *, hidden,
+activation)``. `treatment` chooses one for each leaf, and `inputs` brings the numbers into its layout and scale:
+
+    mlp                     any shape                 numbers
+    minatar                 [N, H, W, C]              numbers, bytes or truth values
+    cnn, nature, impala     [N, C, H, W]              numbers, or bytes, which are divided by 255
+    module:Class            as the environment's      as the environment returns them; a class of your own
+
 A new built-in name also goes into `ENCODER_NAMES` of config/bounds.py, because the command line must not load torch.
 """
 
@@ -58,13 +64,14 @@ class Mlp(Encoder):
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs [N, *shape] -> [N, out_size]."""
-        return self.layers(obs.flatten(1).to(torch.float32))
+        x = obs.flatten(1) if self.shape else obs.unsqueeze(1)
+        return self.layers(x.to(torch.float32))
 
 
 class MinAtar(Encoder):
     """MinAtar's network (Young & Tian 2019, arXiv 1903.03176): 16 filters 3x3, fully connected layers, ReLU.
 
-    Takes [N, H, W, C] bool or uint8. `conv2d` runs on channels-last memory, so the layout of the environment is kept
+    Takes [N, H, W, C]. `conv2d` runs on channels-last memory, so the layout of the environment is kept
     and the features are flattened as H, W, C. Microseconds per sample, one thread of a shared Zen 5 core, C = 4, hidden
     128, best of 6: forward at N = 128 / forward and backward at N = 2112
 
@@ -101,7 +108,8 @@ def scaled(obs: Tensor) -> Tensor:
     """
     device = obs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-    if device != "cpu" or obs.shape[1] > FEW_CHANNELS or torch.compiler.is_exporting():
+    ordered = obs.shape[1] > 1 and obs.stride(1) == 1  # the environment's channels are last
+    if device != "cpu" or ordered or obs.shape[1] > FEW_CHANNELS or torch.compiler.is_exporting():
         return obs.to(dtype, memory_format=torch.channels_last).div_(255.0)
     x = torch.empty((len(obs), *obs.shape[2:], obs.shape[1]), dtype=dtype)
     for channel, plane in enumerate(obs.unbind(1)):  # half the time of `to`, which copies element by element
@@ -109,16 +117,24 @@ def scaled(obs: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2).div_(255.0)
 
 
-class Nature(Encoder):
-    """Network of DQN (Mnih et al. 2015): three convolutions on [N, C, H, W] uint8 scaled by 1/255, ReLU."""
+def picture(obs: Tensor) -> Tensor:
+    """A picture [N, C, H, W] of bytes as numbers from 0 to 1, other numbers as they are; channels last in memory."""
+    return scaled(obs) if obs.dtype == torch.uint8 else obs.float().contiguous(memory_format=torch.channels_last)
+
+
+class Convolutions(Encoder):
+    """Three convolutions on [N, C, H, W] with ReLU, then fully connected layers."""
+
+    layout: tuple[tuple[int, int, int, int], ...]
+    """Filters, kernel, stride and padding of every convolution."""
 
     def __init__(self, shape: Sequence[int], *, hidden: Sequence[int], activation: str = "relu") -> None:
         super().__init__()
         gain = GAINS["relu"]
         layers: list[nn.Module] = []
         channels = shape[0]
-        for filters, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-            layers += [orthogonal(nn.Conv2d(channels, filters, kernel, stride), gain), nn.ReLU()]
+        for filters, kernel, stride, padding in self.layout:
+            layers += [orthogonal(nn.Conv2d(channels, filters, kernel, stride, padding), gain), nn.ReLU()]
             channels = filters
         self.convs = nn.Sequential(*layers, nn.Flatten()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
@@ -128,7 +144,19 @@ class Nature(Encoder):
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs [N, C, H, W] -> [N, out_size]."""
-        return self.layers(self.convs(scaled(obs)))
+        return self.layers(self.convs(picture(obs)))
+
+
+class Nature(Convolutions):
+    """Network of DQN (Mnih et al. 2015), for pictures of 36 pixels a side or more."""
+
+    layout = ((32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0))
+
+
+class SmallCnn(Convolutions):
+    """Small filters for small pictures, of 12 pixels a side or more: 32 x 32 pixels become 6 x 6 places."""
+
+    layout = ((16, 4, 2, 1), (32, 3, 2, 1), (32, 3, 1, 0))
 
 
 class _Residual(nn.Module):
@@ -146,7 +174,7 @@ class _Residual(nn.Module):
 class Impala(Encoder):
     """Deep network of IMPALA (Espeholt et al. 2018, arXiv 1802.01561, fig. 3) without its LSTM.
 
-    Takes [N, C, H, W] uint8. Stages of 16, 32, 32 filters: convolution, max pooling, two residual blocks. Torch's
+    Takes [N, C, H, W]. Stages of 16, 32, 32 filters: convolution, max pooling, two residual blocks. Torch's
     default initialisation, as in torchbeast.
     """
 
@@ -171,7 +199,7 @@ class Impala(Encoder):
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs [N, C, H, W] -> [N, out_size]."""
-        return self.layers(self.convs(scaled(obs)))
+        return self.layers(self.convs(picture(obs)))
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {
@@ -179,33 +207,13 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "minatar": MinAtar,
     "nature": Nature,
     "impala": Impala,
+    "cnn": SmallCnn,
 }
 
 
-def auto(shape: Sequence[int]) -> str:
-    """Name of the encoder for an observation of this shape.
-
-    Images of at least 36 pixels a side are taken as channels-first (smaller ones vanish in the three convolutions of
-    `Nature`), smaller ones of at least 3 as channels-last; everything else is a vector.
-    """
-    if len(shape) == 3:
-        if min(shape[1:]) >= 36:
-            return "nature"
-        if min(shape[:2]) >= 3:
-            return "minatar"
-    return "mlp"
-
-
 def make_encoder(name: str, shape: Sequence[int], *, hidden: Sequence[int], activation: str) -> Encoder:
-    """Create encoder ``name`` for a leaf of ``shape``; leaves that are not images always get "mlp".
-
-    Raises ValueError if the name is unknown.
-    """
+    """Create the encoder of a `Treatment` for what it reads, ``shape``: see `Treatment.encoder_shape`."""
     if ":" in name:
         module, _, attribute = name.partition(":")
         return getattr(importlib.import_module(module), attribute)(shape, hidden=hidden, activation=activation)
-    if name != "auto" and name not in ENCODERS:
-        expected = ", ".join(["auto", *ENCODERS])
-        raise ValueError(f"model.encoder is {name!r}, expected one of {expected}, or module:Class")
-    selected = auto(shape) if name == "auto" else name
-    return ENCODERS[selected if len(shape) == 3 else "mlp"](shape, hidden=hidden, activation=activation)
+    return ENCODERS[name](shape, hidden=hidden, activation=activation)

@@ -14,7 +14,7 @@ from sfactory.monitor.accumulator import Accumulator
 from sfactory.monitor.format import console_line
 from sfactory.monitor.messages import Message
 from sfactory.monitor.statistics import human_normalized
-from sfactory.monitor.table import EPISODES_IN_MEAN, METRICS, STAGES, find_metric, worker_kind
+from sfactory.monitor.table import EPISODES_IN_MEAN, EPISODES_IN_SHARE, METRICS, STAGES, find_metric, worker_kind
 
 
 class Board:
@@ -30,7 +30,8 @@ class Board:
         self._tasks = dict(tasks or {"": None})
         self._returns: list[deque[float]] = [deque(maxlen=EPISODES_IN_MEAN) for _ in self._tasks]  # by task
         self._lengths: deque[int] = deque(maxlen=EPISODES_IN_MEAN)
-        self.num_episodes = 0
+        self.num_episodes = self.num_broken = 0
+        self._ends: deque[bool] = deque(maxlen=EPISODES_IN_SHARE)  # whether an episode was cut by a failure
         self._learner: dict[str, float] = {}  # kept from row to row
         self._recorded = Accumulator()
         self._stages: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))  # kind -> stage -> seconds
@@ -65,6 +66,11 @@ class Board:
             for episodic_return, length, task in payload:
                 self._returns[task].append(float(episodic_return))
                 self._lengths.append(int(length))
+            self._ends.extend([False] * len(payload))
+        elif kind == messages.STEPS:
+            _, broken = payload
+            self.num_broken += broken
+            self._ends.extend([True] * broken)
         elif kind == messages.METRICS:
             for name in payload:
                 if METRICS[name].source != worker_kind(worker):
@@ -82,6 +88,8 @@ class Board:
             self._faults[worker_kind(worker)] += 1
         elif kind == messages.EVALUATION:
             self._evaluation, self.evaluated = dict(payload), int(payload["eval/env_steps"])
+        elif kind == messages.NO_EVALUATION:
+            self.evaluated = int(payload[0])
         elif kind != messages.LOG:
             raise KeyError(f"unknown telemetry message {kind!r} of {worker}; kinds are in sfactory.monitor.messages")
 
@@ -89,7 +97,13 @@ class Board:
         """What later rows depend on, except speeds: episodes, the learner's last metrics, faults, evaluation."""
         episodes = [[list(returns) for returns in self._returns], list(self._lengths), self.num_episodes]
         evaluation = [self.evaluated, dict(self._evaluation)]
-        return {"games": episodes, "learner": dict(self._learner), "faults": dict(self._faults), "eval": evaluation}
+        return {
+            "games": episodes,
+            "learner": dict(self._learner),
+            "faults": dict(self._faults),
+            "eval": evaluation,
+            "broken": [self.num_broken, list(self._ends)],
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
@@ -100,6 +114,8 @@ class Board:
         self._learner.update(state["learner"])
         self._faults.update(state["faults"])
         self.evaluated, self._evaluation = state.get("eval", [0, {}])
+        self.num_broken, ends = state.get("broken", [0, []])
+        self._ends.extend(ends)
 
     def snapshot(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
         """Make one row and start the next window. seconds: of training, over all launches."""
@@ -111,6 +127,9 @@ class Board:
             row["lag/seconds"] = row["lag/mean"] * self._update_seconds
         row["faults/total"] = float(sum(self._faults.values()))
         row |= {f"faults/{kind}": float(count) for kind, count in self._faults.items()}
+        row["faults/broken_episodes"] = float(self.num_broken)
+        if self._ends:
+            row["faults/broken_share"] = float(np.mean(self._ends))
         row |= self._recorded.drain_row()
         row |= self._stage_shares()
         row |= self._evaluation  # in one row only: a curve has a point where there was an evaluation

@@ -26,6 +26,11 @@ def duration(seconds: float) -> str:
     return f"{total // 3600} h {total % 3600 // 60:02d} min"
 
 
+def percent(share: float) -> str:
+    """0.3333 -> 33%, 0.0042 -> 0.42%."""
+    return f"{100 * share:.2g}%" if share < 0.995 else f"{100 * share:.0f}%"
+
+
 def console_line(row: Mapping[str, float], stop: Stop, env_steps: float, seconds: float) -> str:
     """One line of progress: speed, return, lag, busy workers, fraction done, time left."""
     sps, fps = row.get("charts/SPS", 0.0), row.get("charts/FPS", 0.0)
@@ -42,6 +47,8 @@ def console_line(row: Mapping[str, float], stop: Stop, env_steps: float, seconds
         parts.append(f"busy {' '.join(shares)} ({bound(row)})")
     if row.get("faults/total"):
         parts.append(f"faults {row['faults/total']:.0f}")
+    if row.get("faults/broken_share"):
+        parts.append(f"broken {percent(row['faults/broken_share'])} of episodes")
     done, left_s = remaining(row, stop, env_steps, seconds)
     if done is not None:
         parts.append(f"{100 * done:.0f}%" + (f", {duration(left_s)} left" if left_s is not None else ""))

@@ -13,6 +13,7 @@ import re
 from typing import Literal, NamedTuple
 
 EPISODES_IN_MEAN = 100  # a training return is the mean of the last 100 episodes
+EPISODES_IN_SHARE = 1000  # the share of broken episodes is that of the last 1,000 that ended
 
 STAGES: dict[str, dict[str, str]] = {
     "sampler": {
@@ -118,6 +119,8 @@ _FAULTS = {
     "faults/inference": "exits of inference workers",
     "faults/learner": "faults of the learner",
     "faults/evaluator": "exits of the evaluator",
+    "faults/broken_episodes": "episodes cut because their environment failed, since this launch; no return has them",
+    "faults/broken_share": "fraction of the last 1,000 episodes that were cut because their environment failed",
 }
 _EVALUATION = {
     "eval/episodic_return": "mean return of the newest evaluation since the previous row; mean over tasks",

@@ -90,8 +90,12 @@ class Writers:
                 self._log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
                 self._log_file.flush()
         if echo:
-            with self._ignoring_errors("console"):
-                self._console.log(line.partition("\n")[0])
+            self.echo(line.partition("\n")[0])
+
+    def echo(self, text: str) -> None:
+        """Show lines on the console only."""
+        with self._ignoring_errors("console"):
+            self._console.log(text)
 
     def status(self, fields: Mapping[str, Any]) -> None:
         """Replace status.json atomically."""

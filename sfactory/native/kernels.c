@@ -340,12 +340,20 @@ static void convolve(const trunk *tr, const line_table *table, const uint8_t *pi
         }
 }
 
+static float standardised(float x, float mean, float inv_std) {
+    x = (x - mean) * inv_std;
+    return x > 10.0f ? 10.0f : x < -10.0f ? -10.0f : x; /* NaN stays NaN */
+}
+
 /* Copy observation to its place in the work area, standardised and clipped to +-10. */
 static void stage(const network *net, const void *obs, i64 row, const float *mean, const float *inv_std, float *to) {
     i64 size = net->size;
     if (net->bytes) {
         const uint8_t *from = (const uint8_t *)obs + row * size;
-        for (i64 k = 0; k < size; k++) to[k] = from[k];
+        if (net->normalized)
+            for (i64 k = 0; k < size; k++) to[k] = standardised(from[k], mean[k], inv_std[k]);
+        else
+            for (i64 k = 0; k < size; k++) to[k] = from[k];
         return;
     }
     const float *from = (const float *)obs + row * size;
@@ -353,10 +361,7 @@ static void stage(const network *net, const void *obs, i64 row, const float *mea
         memcpy(to, from, sizeof(float) * (size_t)size);
         return;
     }
-    for (i64 k = 0; k < size; k++) {
-        float x = (from[k] - mean[k]) * inv_std[k];
-        to[k] = x > 10.0f ? 10.0f : x < -10.0f ? -10.0f : x; /* NaN stays NaN */
-    }
+    for (i64 k = 0; k < size; k++) to[k] = standardised(from[k], mean[k], inv_std[k]);
 }
 
 /* Outputs of n rows, at most as many as a work area has: rows `index` of obs; null: the first n.

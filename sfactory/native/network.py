@@ -1,8 +1,9 @@
 """The passes of a small network by the kernels of `kernels.c`, in place of torch's operators.
 
-Which networks: fully connected layers on one leaf of float32 or bytes, or 3x3 convolutions of 16 filters on one small
-picture (the encoder `minatar`) followed by fully connected layers; with or without a separate critic and normalized
-observations; categorical actions, or one Gaussian. `unsupported` says why another network is not among them.
+Which networks: fully connected layers on one leaf of float32 or bytes, normalized, scaled by its bounds or as it is; or
+3x3 convolutions of 16 filters on one small picture of unscaled bytes (the encoder `minatar`), followed by fully
+connected layers; with or without a separate critic; categorical actions, or one Gaussian. `unsupported` says why
+another network is not among them.
 
 Rows are divided into chunks of `CHUNK`, and chunks into at most `SHARES` shares, each on one thread of the pool. The
 division depends on the number of rows only, and gradients are added in the order of chunks and shares: threads do not
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from sfactory.device.thread_pool import ThreadPool
 from sfactory.model.actor_critic import ActorCritic, Trunk
 from sfactory.model.encoders import MinAtar, Mlp
+from sfactory.model.inputs import Input
+from sfactory.model.treatment import Scaling
 from sfactory.native.library import load
 
 CHUNK = 128
@@ -83,16 +86,25 @@ def unsupported(model: ActorCritic) -> str:
     for trunk in trunks:
         if len(trunk.names) != 1:
             return "observations of several leaves"
-        encoder, dtype = trunk.encoders[0], model.obs_dtypes[trunk.names[0]]
-        if dtype not in (*BYTES, "float32") or (isinstance(encoder, MinAtar) and dtype not in BYTES):
-            return f"observations of type {dtype}"
-        if not isinstance(encoder, Mlp | MinAtar):
+        encoder, leaf = trunk.encoders[0], model.treatments[trunk.names[0]]
+        if leaf.dtype not in (*BYTES, "float32") or (isinstance(encoder, MinAtar) and leaf.dtype not in BYTES):
+            return f"observations of type {leaf.dtype}"
+        if not isinstance(encoder, Mlp | MinAtar) or type(encoder) not in (Mlp, MinAtar):  # not a class of the user's
             return f"the encoder {type(encoder).__name__}"
+        if isinstance(encoder, MinAtar) and not (leaf.scaling is Scaling.NONE and _input(model).identity):
+            return f"a grid that is {'normalized' if leaf.scaling is Scaling.NORMALIZED else 'scaled or transposed'}"
         if len(list(encoder.layers)) // 2 + 1 > MAX_LAYERS:
             return f"more than {MAX_LAYERS - 1} fully connected layers"
         if isinstance(encoder, MinAtar) and (unfit := _unsupported_picture(*encoder.shape)):
             return unfit
     return ""
+
+
+def _input(model: ActorCritic) -> Input:
+    """How the only leaf is read."""
+    (reader,) = model.inputs
+    assert isinstance(reader, Input)
+    return reader
 
 
 def _unsupported_picture(height: int, width: int, channels: int) -> str:
@@ -199,8 +211,9 @@ def plan(model: ActorCritic, rows: int, offsets: Sequence[int] | None) -> Plan:
     assert ctypes.sizeof(_Network) == load().sf_network_size()
     encoder = _encoder(model.trunk)
     heads = [cast(nn.Linear, model.policy_head), cast(nn.Linear, model.value_head)]
-    net.size, net.rows, net.normalized = int(np.prod(encoder.shape)), rows, int(leaf in model.normalized)
-    net.bytes = int(model.obs_dtypes[leaf] in BYTES)
+    net.size, net.rows = int(np.prod(encoder.shape)), rows
+    net.normalized = int(leaf in model.normalized or _input(model).scaled)
+    net.bytes = int(model.treatments[leaf].dtype in BYTES)
     net.input, net.ld_input = planner.area(net.size)
     source = (net.input, net.ld_input)
     if model.critic is None:
@@ -234,6 +247,8 @@ class NativeNetwork:
         weights = sum(parameter.numel() for parameter in model.parameters())
         self.threads = pool.size if 2 * CHUNK * weights >= SHARED_FLOPS else 1
         self.address = ctypes.addressof(self.plan.network)
+        reader = _input(model)
+        self.scale = reader.constants() if reader.scaled else None
         self.packed = torch.zeros(self.plan.packed_size)
         self.areas = torch.zeros(1, self.plan.area_size)  # [chunks, area]: activations of the last forward pass
         self.gradients = torch.zeros(1, self.plan.area_size)
@@ -314,7 +329,7 @@ class NativeNetwork:
     def _statistics(self) -> tuple[int | None, int | None]:
         if not self.plan.network.normalized:
             return None, None
-        mean, inv_std = self.model.normalizer(self.plan.leaf)
+        mean, inv_std = self.scale or self.model.normalizer(self.plan.leaf)
         return pointer(mean), pointer(inv_std)
 
 

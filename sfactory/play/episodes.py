@@ -14,12 +14,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sfactory.envs import EnvSpec, Group, Settings, bounded, make_group, make_spec
+from sfactory.envs import EnvError, EnvSpec, Group, Settings, bounded, make_group, make_spec
 from sfactory.play.policy import SEED_STREAM, Actor
 
 MAX_ENVS = 32  # more would start more episodes at once and wait longer for the last one
 DEFAULT_MAX_STEPS = 10_000  # per episode, in an environment without a limit of its own
-MAX_FAULTS = 10  # environment failures that an evaluation tolerates
+MAX_FAULTS = 10  # environment failures that an evaluation tolerates; of many episodes one in TOLERATED
+TOLERATED = 20
 
 ActFunction = Callable[[Mapping[str, np.ndarray], np.ndarray], dict[str, np.ndarray]]
 """(obs [E, ...], first [E]) -> action [E, ...]."""
@@ -68,6 +69,20 @@ class EpisodeResults:
     lengths: list[int] = field(default_factory=list)
     capped: int = 0
     faults: int = 0
+    first_fault: str = ""
+
+    def check(self, allowed: int) -> None:
+        """Raise EnvError if more environments failed than an evaluation can replace."""
+        if self.faults <= allowed:
+            return
+        complete = f"{len(self.returns)} complete ones"
+        if self.returns:
+            complete += f" have a mean return of {np.mean(self.returns):.2f}"
+        raise EnvError(
+            f"{self.faults} environments failed during the evaluation, and their episodes were cut (at most {allowed} "
+            f"are replaced; {complete}); the first: {self.first_fault}",
+            fault=True,
+        )
 
 
 def split_evenly(episodes: int, envs: int) -> list[int]:
@@ -81,8 +96,8 @@ def play(
     """Play exactly `episodes` episodes. make(num_envs, first_env) builds a group of environments not used before.
 
     An environment stops when its share is played, when it failed, or when an episode reached `max_steps`: a group
-    cannot be reset in parts. What is left of its share goes to a new environment in the next round. Raises
-    RuntimeError after more than MAX_FAULTS failures.
+    cannot be reset in parts. What is left of its share goes to a new environment in the next round. Raises EnvError
+    after more than MAX_FAULTS failures, or one in TOLERATED episodes if these are more.
     """
     results = EpisodeResults()
     shares = split_evenly(episodes, min(episodes, MAX_ENVS))
@@ -95,8 +110,8 @@ def play(
         finally:
             group.close()
         shares = [left for left in shares if left]
-        if results.faults > MAX_FAULTS and shares:
-            raise RuntimeError(f"{results.faults} environments failed during the evaluation; see `sfactory check-env`")
+        if shares:
+            results.check(max(MAX_FAULTS, episodes // TOLERATED))
     return results
 
 
@@ -130,6 +145,7 @@ def _play_round(
         for fault in step.faults:
             if playing[fault.env]:
                 results.faults += 1
+                results.first_fault = results.first_fault or fault.message.partition("\n")[0]
                 playing[fault.env] = False
         for env, episodic_return, length in step.episodes:
             returns[env], lengths[env] = 0.0, 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sfactory.monitor.format import percent
 from sfactory.monitor.statistics import bootstrap, human_normalized, iqm
 from sfactory.play.episodes import model_policy, play_task
 from sfactory.play.video import VideoFile, VideoRecorder, check_video, task_video_path
@@ -65,13 +66,23 @@ class EvalResult:
         }
 
     @property
+    def broken_share(self) -> float:
+        """Fraction of the episodes that were cut because their environment failed."""
+        return self.faults / (self.faults + len(self.returns))
+
+    @property
     def sentence(self) -> str:
         """The result in one sentence, for the last line on stderr."""
         return f"{len(self.returns)} episodes, mean return {self.statistics['mean']:.2f}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields and statistics, for --json."""
-        return {**asdict(self), "episodes": len(self.returns), **self.statistics}
+        return {
+            **asdict(self),
+            "episodes": len(self.returns),
+            "broken_share": self.broken_share,
+            **self.statistics,
+        }
 
     def report(self) -> str:
         """Return the result as text."""
@@ -91,7 +102,8 @@ class EvalResult:
         if self.capped:
             lines.append(f"capped    {self.capped} of {len(self.returns)} episodes reached {self.max_steps:,} steps")
         if self.faults:
-            lines.append(f"faults    {self.faults} episodes were discarded after an environment failure and replaced")
+            discarded = f"{self.faults} episodes were discarded after an environment failure and replaced"
+            lines.append(f"faults    {discarded}: {percent(self.broken_share)} of all; no return includes them")
         lines += [f"video     {v.file}: {v.length:,} steps, return {v.episodic_return:g}" for v in self.videos]
         return "\n".join(lines)
 

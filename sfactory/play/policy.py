@@ -17,7 +17,7 @@ import numpy as np
 from sfactory.config.toml_file import from_toml
 from sfactory.envs import EnvSpec, Group, bounded, make_group
 from sfactory.envs.action_leaf import action_leaf, assemble
-from sfactory.envs.obs_leaf import obs_leaf
+from sfactory.envs.obs_leaf import Encode, obs_leaves
 from sfactory.envs.space_leaves import space_leaves
 from sfactory.run import checkpoint
 
@@ -125,7 +125,7 @@ class Policy:
         """Return the leaves [N, ...] of an observation, and N; None for a single one."""
         leaves: dict[str, np.ndarray] = {}
         counts = set()
-        for name, path, raw, one in self._readers:
+        for name, path, raw, encode in self._readers:
             value = obs
             for key in path:
                 try:
@@ -140,8 +140,8 @@ class Policy:
                 count = len(value)
             else:
                 raise ValueError(f"{name} has shape {value.shape}; {self.spec.name} has {raw}, or (N, ...) for a batch")
-            if one is not None:
-                value = np.stack([one(row) for row in value])
+            if encode is not None:
+                value = encode(value)
             if not np.can_cast(value.dtype, leaf.dtype, "same_kind"):
                 raise ValueError(f"{name} has dtype {value.dtype}; {self.spec.name} has {leaf.dtype}")
             leaves[name] = value.astype(leaf.dtype, copy=False)
@@ -168,17 +168,14 @@ def load_policy(run: str | Path, seed: int = 0) -> Policy:
     return Policy(model, group, config, path, int(state["env_steps"]), seed)
 
 
-def _readers(spec: EnvSpec, space: Any) -> list[tuple[str, tuple[Any, ...], tuple[int, ...], Any]]:
-    """Return name, path, shape of the raw value, and conversion of a value to a row of the leaf (None: not needed)."""
+def _readers(spec: EnvSpec, space: Any) -> list[tuple[str, tuple[Any, ...], tuple[int, ...], Encode | None]]:
+    """Return name, path, shape of the raw value, and conversion of values to rows of the leaf (None: not needed)."""
     if space is None:
         alone = list(spec.obs) == ["obs"]
         return [(name, () if alone else (name,), leaf.shape, None) for name, leaf in spec.obs.items()]
-    found: list[tuple[str, tuple[Any, ...], tuple[int, ...], Any]] = []
-    for name, path, below in space_leaves(space, "obs"):
-        leaf, read = obs_leaf(name, (), below)
-        one_hot = leaf.shape != below.shape or type(below).__name__ != "Box"
-        found.append((name, path, tuple(below.shape), read if one_hot else None))
-    return found
+    leaves = [leaf for leaf in space_leaves(space, "obs") if leaf[0] in spec.obs]  # others are left out
+    readers, _ = obs_leaves(spec.name, leaves)
+    return [(name, reader.path, reader.raw, reader.encode) for name, reader in readers.items()]
 
 
 def _clipped(spec: EnvSpec, name: str, value: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfactory.errors import CheckpointError, NoCheckpointError
+from sfactory.run.obs_reading import check_reading
 
 if TYPE_CHECKING:  # the supervisor lists checkpoints and must not import torch
     import torch
@@ -81,9 +82,14 @@ def training_return(path: Path) -> float | None:
         return None
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """Counters and other numbers of a verified checkpoint."""
+    return dict(json.loads((path / STATE).read_text()))
+
+
 def recorded_precision(path: Path) -> str:
     """Precision the checkpoint's run was trained in; empty if an older version wrote it. The checkpoint is verified."""
-    return str(json.loads((path / STATE).read_text()).get("precision", ""))
+    return str(read_state(path).get("precision", ""))
 
 
 def recorded_kernels(path: Path) -> str:
@@ -91,7 +97,7 @@ def recorded_kernels(path: Path) -> str:
 
     Versions that do not record it had those of `run.kernels autograd`.
     """
-    return str(json.loads((path / STATE).read_text()).get("kernels", "autograd"))
+    return str(read_state(path).get("kernels", "autograd"))
 
 
 # -- verify --------------------------------------------------------------------------------------------------
@@ -226,10 +232,14 @@ def load_policy(run_dir: Path) -> tuple[ActorCritic, dict[str, Any]]:
 
 
 def restore_policy(path: Path, config: Config, spec: EnvSpec) -> tuple[ActorCritic, dict[str, Any]]:
-    """Policy of one verified checkpoint in eval mode, and the checkpoint's state."""
+    """Policy of one verified checkpoint in eval mode, and the checkpoint's state.
+
+    CheckpointError if it read the observations in another way than this version.
+    """
     from sfactory.learning.network import build_model
 
-    model = build_model(config, spec)
     contents = load(path, ("model",))
+    check_reading(contents.state, spec, config)
+    model = build_model(config, spec)
     model.load_state_dict(contents.parts["model"])
     return model.eval(), contents.state

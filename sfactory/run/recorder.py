@@ -15,7 +15,7 @@ from typing import Any
 from sfactory.config import Config
 from sfactory.config.toml_file import to_toml
 from sfactory.envs import EnvSpec
-from sfactory.errors import Exit, NoCheckpointError
+from sfactory.errors import CheckpointError, CommandError, Exit, NoCheckpointError
 from sfactory.monitor import messages
 from sfactory.monitor.board import Board
 from sfactory.monitor.known_rooflines import known_roofline
@@ -24,7 +24,9 @@ from sfactory.monitor.panel import ReturnHistory, Snapshot, keep_stage_times
 from sfactory.monitor.rows import read_rows
 from sfactory.monitor.writers import Writers, last_evaluated, write_atomically
 from sfactory.run import checkpoint
+from sfactory.run.env_faults import EnvFaults, is_env_fault, with_traceback
 from sfactory.run.lock import lock_folder
+from sfactory.run.obs_reading import check_reading
 from sfactory.run.outcome import Outcome
 from sfactory.shm.slots import RowCounts
 
@@ -46,7 +48,7 @@ class RunRecorder:
         self.launch, self.resume_from, self._lock = launch, resume_from, lock
         self.env_steps, self.seconds = int(state.get("env_steps", 0)), float(state.get("seconds", 0.0))
         self.row_counts: RowCounts | None = None
-        self.env_faults, self._last_env_fault = 0, ""  # of this launch
+        self.env_faults = EnvFaults(config.env.fault_budget, config.sampling.num_envs)  # of this launch
         tasks = {task: spec.reference for task, spec in zip(config.env.tasks, specs, strict=True)}
         self.board = Board(self.env_steps, self.seconds, tasks)
         self.writers = Writers(run_dir, config, self.env_steps if resume_from else None)
@@ -84,6 +86,10 @@ class RunRecorder:
                 raise NoCheckpointError(f"{run_dir} holds no checkpoint to resume from")
             state = json.loads((path / "state.json").read_text())
             launch, resume_from = int(state["launch"]) + 1, str(path)
+            try:
+                check_reading(state, specs[0], config)
+            except CheckpointError as error:
+                raise CommandError(Exit.RESUME_REFUSED, str(error)) from error
         write_atomically(run_dir / "config.toml", to_toml(config))
         recorder = cls(config, run_dir, specs, lock, launch, resume_from, state)
         for warning in warnings:
@@ -102,15 +108,23 @@ class RunRecorder:
                 self._log_fault(str(payload))
             elif kind == messages.EVALUATION:
                 self._log_evaluation(payload)
+            elif kind == messages.NO_EVALUATION:
+                self.writers.log(f"no evaluation at {payload[0]:,} steps: {payload[1]}")
+            elif kind == messages.EPISODES:
+                self.env_faults.add_episodes(len(payload))
+            elif kind == messages.STEPS:
+                self.env_faults.add_steps(*payload)
+                if warning := self.env_faults.warning():
+                    self.writers.log(warning)
             self.board.handle(message)
 
     def _log_fault(self, text: str) -> None:
-        self.writers.log(text)
-        first_line = text.partition("\n")[0]
-        self._faults.append(first_line)
-        if text.startswith("environment "):
-            self.env_faults += 1
-            self._last_env_fault = first_line
+        self._faults.append(text.partition("\n")[0])
+        logged, shown = self.env_faults.lines(text) if is_env_fault(text) else (text, with_traceback(text))
+        if logged:
+            self.writers.log(logged, echo=False)
+        if shown:
+            self.writers.echo(shown)
 
     def _log_evaluation(self, scores: dict[str, float]) -> None:
         mean, iqm, seconds = (scores[f"eval/{name}"] for name in ("episodic_return", "iqm", "seconds"))
@@ -155,13 +169,9 @@ class RunRecorder:
         self.writers.console(snapshot)
 
     def outcome_from_messages(self) -> Outcome | None:
-        """Outcome if the messages end the run: target return reached, or more environment faults than allowed."""
-        budget = self.config.env.fault_budget
-        if self.env_faults > budget:
-            sentence = (
-                f"environments failed more than {budget} times (env.fault-budget); the last: {self._last_env_fault}"
-            )
-            return Outcome.of(Exit.ENVIRONMENT, sentence)
+        """Outcome if the messages end the run: target return reached, or more environment failures than allowed."""
+        if problem := self.env_faults.problem():
+            return Outcome.of(Exit.ENVIRONMENT, problem)
         target = self.config.stop.target_return
         if target is None or not self.board.settled:
             return None

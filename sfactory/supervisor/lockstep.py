@@ -16,6 +16,7 @@ import torch
 from sfactory.config import with_settings
 from sfactory.envs import EnvError
 from sfactory.errors import Exit
+from sfactory.monitor import messages
 from sfactory.run import checkpoint
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
@@ -65,8 +66,7 @@ class Lockstep:
         try:
             recorder.handle(player.evaluate(learner.env_steps))
         except (EnvError, RuntimeError) as error:
-            board.evaluated = learner.env_steps
-            recorder.writers.log(f"no evaluation at {learner.env_steps:,} steps: {error}")
+            recorder.handle((messages.NO_EVALUATION, player.name, (learner.env_steps, str(error))))
         learner.counters.exclude(time.monotonic() - start)
 
     def record(self, recorder: RunRecorder) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from sfactory.config import Config, to_dict
 from sfactory.config.toml_file import from_toml
 from sfactory.device.machine import shows_gpu
+from sfactory.envs import EnvSpec
 from sfactory.run import checkpoint
+from sfactory.run.obs_reading import check_reading
 
 
 def check_encoder(name: str) -> None:
@@ -24,9 +26,10 @@ def check_encoder(name: str) -> None:
         raise ValueError(f"model.encoder {name}: no module {module} here ({os.getcwd()}) or among the packages")
 
 
-def check_init_from(config: Config) -> None:
+def check_init_from(config: Config, spec: EnvSpec) -> None:
     """ValueError or CheckpointError if the weights named by `run.init_from` are missing or of another network."""
     path = checkpoint.resolve(Path(config.run.init_from))
+    check_reading(checkpoint.read_state(path), spec, config)
     settings = path.parent.parent / "config.toml"
     if not settings.is_file():  # a checkpoint that was copied elsewhere: the learner compares the shapes
         return

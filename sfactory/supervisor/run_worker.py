@@ -12,8 +12,9 @@ from typing import Any
 
 from sfactory.device.machine import numa_nodes
 from sfactory.errors import CheckpointError, Exit
+from sfactory.monitor.messages import FAULT
 from sfactory.supervisor.affinity import pin
-from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, parse_worker
+from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, parse_worker, sampler_name
 from sfactory.workers.shared import RunSpec, SharedHandles, SharedState
 from sfactory.workers.worker import QueueSink
 
@@ -105,7 +106,10 @@ def _run_sampler(index: int, shared: SharedState, sink: QueueSink, generation: i
         sampler = Sampler(index, shared, sink, generation)
     except Exception as error:
         traceback.print_exc()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        line = f"{type(error).__name__}: {error}"
+        print(line, file=sys.stderr)
+        trace = "".join(traceback.format_exception(error.__cause__ or error))
+        sink.put((FAULT, sampler_name(index), f"{sampler_name(index)}: {line}\n{trace}"))
         return Exit.ENVIRONMENT
     sampler.run()
     sampler.flush()

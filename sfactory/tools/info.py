@@ -17,6 +17,7 @@ from sfactory.config.toml_file import from_toml
 from sfactory.errors import CheckpointError, NoCheckpointError
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint import MANIFEST
+from sfactory.run.obs_reading import KEY as OBSERVATIONS
 
 LONGEST_HEADER = 100 * 2**20  # bytes of a safetensors header; the limit of the safetensors library
 
@@ -55,6 +56,9 @@ class Info:
         if task:
             rows.append(("task", f"{task['env']}  {task['settings']}".rstrip()))
             rows.append(("protocol", task["protocol"] or "the family's own"))
+        observations = state.get(OBSERVATIONS)
+        for number, line in enumerate(observations if isinstance(observations, list) else []):
+            rows.append(("" if number else "reads", str(line)))
         if state:
             counts = [f"{state[k]:,} {k.replace('_', ' ')}" for k in COUNTS if isinstance(state.get(k), int)]
             rows.append(("trained", ", ".join(counts)))

@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
 from sfactory.learning.network import build_model
-from sfactory.model.encoders import ACTIVATIONS, auto
+from sfactory.model.encoders import ACTIVATIONS, Nature, SmallCnn
+from sfactory.model.treatment import Treatment, obs_treatments
 
 
 def plain_network(config: Config, spec: EnvSpec) -> nn.Module | None:
@@ -35,20 +36,22 @@ def plain_network(config: Config, spec: EnvSpec) -> nn.Module | None:
     model = config.model
     if len(spec.obs) != 1 or model.core != "none" or spec.mask:
         return None
-    (leaf,) = spec.obs.values()
-    encoder = encoder_of(config, spec)
+    treatment = first_treatment(config, spec)
+    encoder, shape = treatment.encoder, treatment.encoder_shape
     outputs = sum(sum(action.sizes) for action in spec.actions.values())
     activation = ACTIVATIONS[model.activation]
     if encoder == "minatar":
-        channels = leaf.shape[2]
-        size = 16 * (leaf.shape[0] - 2) * (leaf.shape[1] - 2)
+        height, width, channels = shape
+        size = 16 * (height - 2) * (width - 2)
         front: list[nn.Module] = [nn.Conv2d(channels, 16, 3), nn.ReLU(), nn.Flatten()]
-    elif encoder == "nature":
-        convs = [nn.Conv2d(leaf.shape[0], 32, 8, 4), nn.Conv2d(32, 64, 4, 2), nn.Conv2d(64, 64, 3, 1)]
+    elif encoder in ("nature", "cnn"):
+        layers = (Nature if encoder == "nature" else SmallCnn).layout
+        inputs = (shape[0], *(filters for filters, *_ in layers))
+        convs = [nn.Conv2d(channels, *layer) for channels, layer in zip(inputs, layers, strict=False)]
         front = [layer for conv in convs for layer in (conv, nn.ReLU())] + [nn.Flatten()]
-        size = nn.Sequential(*front)(torch.zeros(1, *leaf.shape)).shape[1]
+        size = nn.Sequential(*front)(torch.zeros(1, *shape)).shape[1]
     elif encoder == "mlp":
-        front, size = [nn.Flatten()], int(np.prod(leaf.shape))
+        front, size = [nn.Flatten()], int(np.prod(shape))
     else:
         return None
 
@@ -63,11 +66,13 @@ def plain_network(config: Config, spec: EnvSpec) -> nn.Module | None:
 
 
 def encoder_of(config: Config, spec: EnvSpec) -> str:
-    """The encoder of the first observation: `mlp` for all shapes that are no picture."""
-    leaf = next(iter(spec.obs.values()))
-    if len(leaf.shape) != 3:
-        return "mlp"
-    return auto(leaf.shape) if config.model.encoder == "auto" else config.model.encoder
+    """The encoder of the first observation: `mlp` for all that are no picture."""
+    return first_treatment(config, spec).encoder
+
+
+def first_treatment(config: Config, spec: EnvSpec) -> Treatment:
+    """How the first observation is read."""
+    return next(iter(obs_treatments(spec, config).values()))
 
 
 class _ActorAndCritic(nn.Module):
@@ -98,11 +103,14 @@ class PlainTorch:
         dims = sum(leaf.sizes[0] for leaf in spec.actions.values() if leaf.kind == "box")
         self.log_std = nn.Parameter(torch.zeros(dims))
         self.parameters = [*self.network.parameters(), *([self.log_std] if self.own is None and dims else [])]
+        shapes = {name: leaf.shape for name, leaf in spec.obs.items()}
+        if plain is not None:  # it reads what the encoder reads: channels first, large pictures averaged
+            shapes = {name: leaf.encoder_shape for name, leaf in obs_treatments(spec, config).items()}
         self.hwc = encoder_of(config, spec) == "minatar"  # the picture has its channels last
         generator = np.random.default_rng(1)
         self.obs = {
-            name: torch.from_numpy(generator.integers(0, 2, (max_rows, *leaf.shape)).astype(leaf.dtype))
-            for name, leaf in spec.obs.items()
+            name: torch.from_numpy(generator.integers(0, 2, (max_rows, *shape)).astype(spec.obs[name].dtype))
+            for name, shape in shapes.items()
         }
         self.actions = {
             name: torch.from_numpy(_random_actions(generator, max_rows, leaf)) for name, leaf in spec.actions.items()

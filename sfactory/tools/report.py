@@ -18,7 +18,7 @@ import numpy as np
 
 from sfactory.config import Config
 from sfactory.config.parsing import flag_name
-from sfactory.monitor.format import duration, human
+from sfactory.monitor.format import duration, human, percent
 from sfactory.monitor.table import LAG_SHARES, METRICS, STAGES, meaning
 from sfactory.run.reader import RunFolder, flat_settings, format_value
 from sfactory.tools import svg
@@ -223,9 +223,13 @@ def _stages(run: RunFolder) -> list[Chart]:
 
 
 def _faults(run: RunFolder) -> list[tuple[str, str, str]]:
-    """Name, count and meaning of the faults that occurred."""
-    counts = [(name, _last(run, name)) for name in METRICS if name.startswith("faults/")]
-    return [(name, f"{count:.0f}", meaning(name)) for name, count in counts if count > 0]
+    """Name, count or share, and meaning of the faults that occurred."""
+    values = [(name, _last(run, name)) for name in METRICS if name.startswith("faults/")]
+    return [
+        (name, percent(value) if name.endswith("_share") else f"{value:.0f}", meaning(name))
+        for name, value in values
+        if value > 0
+    ]
 
 
 def _events(run: RunFolder) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from sfactory.learning.update import Update
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import CheckpointWriter
+from sfactory.run.obs_reading import reading
 from sfactory.workers.counters import Counters
 from sfactory.workers.shared import LearnerOutcome, LearnerWords, RunSpec, SupervisorWords
 
@@ -98,6 +99,7 @@ class Checkpointing:
             "kernels": self.update.kernels,
             "env": self.config.env.name,
             "protocol": self.run_spec.spec.protocol,
+            **reading(self.run_spec.spec, self.config),
         }
         training_return = self.supervisor.training_return
         if math.isfinite(training_return):

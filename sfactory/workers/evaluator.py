@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from sfactory.envs import EnvError
 from sfactory.learning.network import build_model
-from sfactory.monitor.messages import Message
+from sfactory.monitor.messages import NO_EVALUATION, Message
 from sfactory.monitor.statistics import iqm
 from sfactory.play.episodes import model_policy, play_task
 from sfactory.run import checkpoint
@@ -123,11 +124,15 @@ class Evaluator:
         except Exception:  # pruned while it was read, or damaged: wait for the next one
             return False
         self.player.model.load_state_dict(weights)
-        message = self.player.evaluate(
-            int(newest.name),
-            on_step=self.watchdog.reset,
-            on_build=lambda: self.watchdog.allow(BUILD_TIMEOUT_S),  # the next step sets the limit of a step
-        )
+        message: Message
+        try:
+            message = self.player.evaluate(
+                int(newest.name),
+                on_step=self.watchdog.reset,
+                on_build=lambda: self.watchdog.allow(BUILD_TIMEOUT_S),  # the next step sets the limit of a step
+            )
+        except EnvError as error:  # the environment's fault; a later policy may do better
+            message = NO_EVALUATION, self.player.name, (int(newest.name), str(error))
         self.sink.put(message)
         self.watchdog.stop()
         self.evaluated = int(newest.name)

@@ -11,12 +11,15 @@ Owns its environments and no other state. With two groups or more, one steps whi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sfactory.envs import EnvError, Group, Step, bounded, make_group
+from sfactory.envs.retry import START_S, retried
+from sfactory.monitor import messages
 from sfactory.shm.slots import FREE, READY, SAMPLING, Request
 from sfactory.workers.names import sampler_name
 from sfactory.workers.shared import Phase, SharedState
@@ -48,7 +51,8 @@ def env_seeds(seed: int, launch: int, generation: int, first_env: int, num_envs:
 class GroupRun:
     """Steps one group of E environments through its slots of T steps."""
 
-    def __init__(self, index: int, envs: Group, shared: SharedState) -> None:
+    def __init__(self, index: int, envs: Group, shared: SharedState, beat: Callable[[], None] = lambda: None) -> None:
+        """beat: called while the group waits on purpose, see `sfactory.envs.Group`."""
         self.index, self.envs = index, envs
         self.bounded = bounded(shared.run_spec.spec, shared.run_spec.config.model.squash)
         self.slot_table, self.trajectories = shared.slot_table, shared.trajectories
@@ -65,6 +69,8 @@ class GroupRun:
         self._record_seeds()
         if hasattr(envs, "at"):
             envs.at = self.position[1:]
+        if hasattr(envs, "beat"):
+            envs.beat = beat
         self.obs_names, self.action_names = tuple(run_spec.spec.obs), tuple(run_spec.spec.actions)
         self.obs: Mapping[str, np.ndarray] = envs.reset()
         self.first = np.ones(self.E, bool)
@@ -72,6 +78,7 @@ class GroupRun:
         self.number = -1  # of the last request; -1: `recover` is still to be called
         self.slot = -1  # -1: between two slots
         self.t = 0
+        self.broken = 0  # episodes that the last step cut because an environment failed
         self.view: dict[str, np.ndarray] = {}
 
     def recover(self) -> bool:
@@ -112,6 +119,7 @@ class GroupRun:
             self.discounted_return += step.reward
             view["discounted_return"][t] = self.discounted_return
             self.discounted_return[step.terminated | step.truncated | ~step.valid] = 0.0
+        self.broken = self._count_broken(step) if step.faults else 0
         self.episode_step += 1
         self.episode_step[step.first | step.terminated | step.truncated] = 0
         if step.faults:
@@ -140,6 +148,13 @@ class GroupRun:
         if self.slot >= 0:
             self.view = {name: self.trajectories[name][self.index, self.slot] for name in self.trajectories.names}
 
+    def _count_broken(self, step: Step) -> int:
+        """Episodes that end in a step with failures: those of the failed environments, and those that the group reset
+        with them, because native code cannot reset a single environment."""
+        broken = ~step.valid & (self.episode_step > 0)
+        broken[[fault.env for fault in step.faults]] = True
+        return int(np.count_nonzero(broken))
+
     def _record_seeds(self) -> None:
         """Write the seeds into shared memory, for the error message if an environment ends the whole process."""
         self.episode_seed[:] = getattr(self.envs, "seeds", 0)
@@ -164,16 +179,22 @@ class Sampler(Worker):
         run, sampling, env = self.config.run, self.config.sampling, self.config.env
         self.runs: list[GroupRun] = []
         for group in self.run_spec.groups_of(index):
-            self.heartbeat(Phase.ENVIRONMENT)
+            self._beat()
             shared.arena["position"][index] = group, -1
             first_env = group * sampling.envs_per_group
             seeds = env_seeds(run.seed, self.run_spec.launch, generation, first_env, sampling.envs_per_group)
             exact = run.mode == "lockstep" and self.config.checkpoint.exact
             task = env.tasks[self.run_spec.task_of(group)]
-            envs = make_group(task, sampling.envs_per_group, seeds, env.arguments, exact)
-            self.runs.append(GroupRun(group, envs, shared))
+            build = partial(make_group, task, sampling.envs_per_group, seeds, env.arguments, exact)
+            # One was built before, for the spec: a simulator may hold its port or license for a moment longer.
+            envs = retried(build, START_S, self._beat, lambda error: getattr(error, "fault", False))
+            self.runs.append(GroupRun(group, envs, shared, self._beat))
         self.episodes: list[tuple[float, int, int]] = []  # return, length, task
+        self.steps = 0  # valid ones since the last message
         self.stages.drain()
+
+    def _beat(self) -> None:
+        self.heartbeat(Phase.ENVIRONMENT)
 
     def step(self) -> bool:
         """Act in every group that has a response, and start every slot that is free."""
@@ -192,7 +213,7 @@ class Sampler(Worker):
         return worked
 
     def _act(self, run: GroupRun) -> None:
-        self.heartbeat(Phase.ENVIRONMENT)
+        self._beat()
         step = run.act()
         self.heartbeat(Phase.WORK)
         if run.slot < 0:
@@ -200,15 +221,25 @@ class Sampler(Worker):
             run.begin()
         run.inference_bell.ring()
         self.episodes += [(episode.episodic_return, episode.length, run.task) for episode in step.episodes]
+        self.steps += int(np.count_nonzero(step.valid))
+        if step.faults:
+            self._send_results(run.broken)  # first: what was good before decides what a failure means
         for fault in step.faults:
-            self.sink.put(("fault", self.name, f"environment {run.index * run.E + fault.env}: {fault.message}"))
+            self.sink.put((messages.FAULT, self.name, f"environment {run.index * run.E + fault.env}: {fault.message}"))
         self.stages.mark("env_step")
+
+    def _send_results(self, broken: int = 0) -> None:
+        """Send complete episodes, and the numbers of steps and of broken episodes."""
+        if self.episodes:
+            self.sink.put((messages.EPISODES, self.name, self.episodes))
+            self.episodes = []
+        if self.steps or broken:
+            self.sink.put((messages.STEPS, self.name, (self.steps, broken)))
+            self.steps = 0
 
     def flush(self) -> None:
         super().flush()
-        if self.episodes:
-            self.sink.put(("episodes", self.name, self.episodes))
-            self.episodes = []
+        self._send_results()
 
     def close(self) -> None:
         for run in self.runs:

@@ -13,6 +13,7 @@ import pytest
 
 from sfactory.cli import main as cli
 from sfactory.cli.completion import command_parsers
+from sfactory.cli.exit_line import exit_of
 from sfactory.config import resume_rules as resuming
 from sfactory.config.toml_file import from_toml
 from sfactory.errors import CheckpointError, EnvError, Exit, RunBusy, SettingNote
@@ -261,6 +262,34 @@ def test_main_maps_exceptions_to_exit_codes_and_sentences(typed, supervisor, err
     assert got == code
     assert message in line
     assert LAST.fullmatch(line)[1] == str(code)
+
+
+INNER = {
+    "the user's file": "raise ValueError('joint')",
+    "the standard library": "import json; json.loads('{')",
+    "an installed package": "import numpy; numpy.reshape(numpy.zeros(3), (2,))",
+    "sfactory": "from sfactory.config.parsing import number; number('x')",
+}
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_exit_line_names_the_place_in_the_users_own_code_where_an_environment_failed(tmp_path, inner):
+    file = tmp_path / "my_sim.py"
+    file.write_text(f"def build():\n    {INNER[inner]}\n")
+    names = {"__name__": "my_sim"}
+    exec(compile(file.read_text(), str(file), "exec"), names)
+    with pytest.raises(ValueError) as caught:
+        names["build"]()
+    error = EnvError("x could not be built", fault=True)
+    error.__cause__ = caught.value
+    assert exit_of(error) == (Exit.ENVIRONMENT, f"x could not be built ({file}, line 2)")
+
+
+def test_exit_line_names_no_place_without_code_of_the_user():
+    error = EnvError("x could not be built", fault=True)
+    error.__cause__ = KeyError("without a traceback")
+    assert exit_of(error)[1] == "x could not be built"
+    assert exit_of(EnvError("x is unknown"))[1] == "x is unknown"
 
 
 def test_main_prints_a_traceback_for_bugs_only(supervisor, tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sfactory.envs import EnvError
+from sfactory.envs import EnvError, gymnasium_adapter
 from sfactory.envs.gymnasium_adapter import EnvGroup
 
 
@@ -247,11 +247,14 @@ def test_env_group_repeats_the_message_of_a_constructor_that_fails():
         EnvGroup(build, 1, [0], name="mygame")
 
 
-def test_env_group_repeats_the_message_of_a_first_reset_that_fails():
-    env = Counter()
-    env.reset = lambda **_: raises(env)
+def test_env_group_repeats_the_message_of_a_first_reset_that_always_fails(monkeypatch):
+    class Unready(Counter):
+        def reset(self, **_):
+            raises(self)
+
+    monkeypatch.setattr(gymnasium_adapter, "START_S", 0.1)
     with pytest.raises(EnvError, match="failed at its first reset: RuntimeError: a broken environment"):
-        group_of(env).reset()
+        EnvGroup(Unready, 2, [0, 1], name="test/unready").reset()
 
 
 def test_env_group_resets_without_the_seed_the_second_time():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.model.cores import CORES
-from sfactory.model.encoders import ENCODERS, MinAtar, auto, make_encoder
+from sfactory.model.encoders import MinAtar, make_encoder
 
 torch.set_num_threads(1)
 
@@ -187,7 +187,7 @@ def test_minatar_encoder_uses_the_layout_of_the_environment() -> None:
     torch.testing.assert_close(encoder(obs.to(torch.uint8)), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["nature", "impala"])
+@pytest.mark.parametrize("name", ["nature", "impala", "cnn"])
 def test_image_encoders_accept_bytes(name: str) -> None:
     encoder = make_encoder(name, (4, 84, 84), hidden=(32,), activation="relu")
     out = encoder(sample_obs(ATARI, 2)["obs"])
@@ -196,17 +196,11 @@ def test_image_encoders_accept_bytes(name: str) -> None:
     assert all(p.grad is not None for p in encoder.parameters())
 
 
-def test_auto_selects_an_encoder_by_shape() -> None:
-    shapes = {
-        (4,): "mlp",
-        (10, 10, 4): "minatar",
-        (4, 84, 84): "nature",
-        (3, 64, 64): "nature",
-        (2, 5): "mlp",
-        (): "mlp",
-    }
-    assert {shape: auto(shape) for shape in shapes} == shapes
-    assert type(make_encoder("nature", (4,), hidden=(8,), activation="tanh")) is ENCODERS["mlp"]
+@pytest.mark.parametrize("shape", [(3, 12, 12), (1, 13, 35), (4, 36, 36)])
+def test_small_cnn_reads_pictures_from_twelve_pixels_on(shape: tuple[int, ...]) -> None:
+    encoder = make_encoder("cnn", shape, hidden=(32,), activation="relu")
+    out = encoder(torch.randint(0, 256, (2, *shape), dtype=torch.uint8))
+    assert out.shape == (2, encoder.out_size) == (2, 32)
 
 
 def test_make_encoder_imports_a_class_by_name() -> None:

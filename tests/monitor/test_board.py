@@ -154,6 +154,31 @@ def test_faults_are_counted_by_worker_kind_and_never_reset():
     assert (row["faults/total"], row["faults/sampler"], row["faults/inference"]) == (3, 2, 1)
 
 
+def test_broken_episodes_are_counted_beside_the_complete_ones():
+    board = Board()
+    row = board.snapshot(1, 1, 1, 1.0)
+    assert row["faults/broken_episodes"] == 0
+    assert "faults/broken_share" not in row, "no episode has ended"
+    board.handle(("episodes", "sampler-0", [(20.0, 20, 0)] * 6))
+    board.handle(("steps", "sampler-0", (400, 2)))
+    board.handle(("steps", "sampler-1", (100, 0)))
+    row = board.snapshot(2, 2, 2, 2.0)
+    assert (row["faults/broken_episodes"], row["faults/broken_share"]) == (2, 0.25)
+    board.handle(("episodes", "sampler-1", [(20.0, 20, 0)] * 998))
+    row = board.snapshot(3, 3, 3, 3.0)
+    assert (row["faults/broken_episodes"], row["faults/broken_share"]) == (2, 0.002), "of the last 1,000"
+    other = Board()
+    other.set_state(board.state())
+    other.handle(("episodes", "sampler-1", [(20.0, 20, 0)]))
+    row = other.snapshot(4, 4, 4, 4.0)
+    assert (row["faults/broken_episodes"], row["faults/broken_share"]) == (2, 0.001)
+    state = board.state()
+    del state["broken"]  # of a checkpoint before there were broken episodes
+    other = Board()
+    other.set_state(state)
+    assert other.snapshot(4, 4, 4, 4.0)["faults/broken_episodes"] == 0
+
+
 def test_learner_metrics_stay_until_the_next_message():
     board = Board()
     board.handle(("learner", "learner", {"losses/entropy": 1.5, "losses/value_loss": 2.0}))
@@ -184,6 +209,13 @@ def test_console_line_has_speed_return_lag_bottleneck_percent_and_time_left():
         "busy sampler 30% learner 100% (learner-bound) | faults 2 | 25%, 2 min 30 s left"
     )
     assert "frames/s" not in console_line({**row, "charts/FPS": 50_000.0}, Stop(), 1, 1.0)
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.0, None), (0.0004, "0.04%"), (0.05, "5%"), (0.333, "33%"), (1, "100%")])
+def test_console_line_has_the_share_of_broken_episodes_if_there_are_any(share, text):
+    line = console_line({"faults/broken_share": share, "faults/broken_episodes": 7.0}, Stop(), 1, 1.0)
+    assert ("broken" in line) == (text is not None)
+    assert text is None or f"broken {text} of episodes" in line
 
 
 def test_time_left_is_of_the_stop_rule_that_is_reached_first():

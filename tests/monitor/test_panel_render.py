@@ -84,6 +84,11 @@ def test_the_full_panel_with_a_fault_fits_80_columns_and_24_lines():
         assert word in text
 
 
+def test_panel_has_the_share_of_broken_episodes_if_there_are_any():
+    assert "broken" not in render(snapshot(row={**ROW, "faults/broken_share": 0.0}), 120).plain
+    assert field_text("faults", row={**ROW, "faults/broken_share": 0.333}).startswith("1   33% of episodes broken")
+
+
 def test_panel_keeps_the_main_fields_when_lines_are_few():
     text = render(snapshot(), 80, 8).plain
     for word in ("52.3k steps/s", "37%", "left", "12.35", "learner-bound", "faults"):

@@ -14,14 +14,23 @@ DISCRETE = {"action": ActionLeaf((), "int64", "discrete", (3,))}
 SEVERAL = {"a": ActionLeaf((2,), "int64", "discrete", (2, 5)), "b": ActionLeaf((), "int64", "discrete", (40,))}
 BOX = {"action": ActionLeaf((3,), "float32", "box", (3,))}
 GRID, VECTOR, COUNTS = Leaf((10, 10, 4), "bool"), Leaf((11,), "float32"), Leaf((7,), "uint8")
+BITS, OWN = ((0.0,), (1.0,)), ((0.0,) * 7, (1.0, 2.0, 3.0, 4.0, 5.0, 200.0, 0.0))  # bounds
 NETWORKS = {
     "grid": (GRID, DISCRETE, dict(encoder="minatar")),
-    "grid of bytes": (Leaf((5, 8, 3), "uint8"), DISCRETE, dict(encoder="minatar", hidden=(20, 30), activation="tanh")),
+    "grid of bytes": (
+        Leaf((5, 8, 3), "uint8", *BITS),
+        DISCRETE,
+        dict(encoder="minatar", hidden=(20, 30), activation="tanh"),
+    ),
     "grid, separate critic": (GRID, DISCRETE, dict(encoder="minatar", separate=True)),
     "grid without hidden layers": (GRID, DISCRETE, dict(encoder="minatar", hidden=())),
     "vector": (VECTOR, DISCRETE, dict(hidden=(64, 64), activation="tanh")),
     "vector without hidden layers": (VECTOR, DISCRETE, dict(hidden=())),
     "vector of bytes": (COUNTS, DISCRETE, dict(hidden=(33,))),
+    "vector of bits": (Leaf((7,), "uint8", *BITS), DISCRETE, dict(hidden=(33,))),
+    "bytes with their own bounds": (Leaf((7,), "uint8", *OWN), DISCRETE, dict(hidden=(33,))),
+    "normalized bytes": (COUNTS, DISCRETE, dict(hidden=(33,), normalize_obs=True)),
+    "one number": (Leaf((), "float32"), DISCRETE, dict(hidden=(33,), normalize_obs=True)),
     "several heads": (VECTOR, SEVERAL, dict(hidden=(130, 17), activation="relu")),
     "control": (VECTOR, BOX, dict(hidden=(64, 64), activation="tanh", separate=True, normalize_obs=True)),
     "control, shared": (VECTOR, BOX, dict(hidden=(16,), normalize_obs=True)),
@@ -70,10 +79,7 @@ def test_native_network_equals_the_torch_network_forward_and_backward(name, rows
     params, value = network.forward(leaf, index, rows, keep=True)
 
     exact = copy.deepcopy(model).double()
-    chosen = leaf[index]
-    if exact.normalized:  # standardised in float32 by both
-        mean, inv_std = model.normalizer("obs")
-        chosen, exact.normalized = ((chosen - mean) * inv_std).clamp(-10.0, 10.0), []
+    chosen = model._read({"obs": leaf[index]})["obs"]  # scaled in float32 by both
     x = _features(exact, chosen)
     torch.testing.assert_close(params.double(), x[0], rtol=2e-5, atol=2e-5)
     torch.testing.assert_close(value.double(), x[1], rtol=2e-5, atol=2e-5)
@@ -94,7 +100,7 @@ def _features(model, obs):
         x = obs.double()
         if hasattr(encoder, "conv"):
             x = encoder.conv(x.permute(0, 3, 1, 2)).relu().permute(0, 2, 3, 1)
-        return encoder.layers(x.flatten(1))
+        return encoder.layers(x.reshape(len(x), -1))
 
     x = encode(model.trunk)
     y = x if model.critic is None else encode(model.critic)
@@ -200,12 +206,17 @@ def test_unsupported_names_what_the_kernels_do_not_know():
     assert reason({"a": VECTOR, "b": VECTOR}) == "observations of several leaves"
     assert reason(Leaf((4, 84, 84), "uint8")) == "the encoder Nature"
     assert reason(Leaf((3,), "float64")) == "observations of type float64"
+    assert reason(Leaf((3,), "int64")) == "observations of type int64"
     assert reason(Leaf((10, 10, 4), "float32")) == "observations of type float32"
+    assert reason(Leaf((7, 7, 3), "uint8"), normalize_obs=True) == "a grid that is normalized"
+    assert reason(Leaf((7, 7, 3), "uint8")) == "a grid that is scaled or transposed"
+    assert reason(Leaf((3, 10, 10), "bool")) == "a grid that is scaled or transposed"
     assert reason(actions={"a": ActionLeaf((), "int32", "discrete", (3,))}) == "actions of type int32"
     assert reason(actions={"a": ActionLeaf((2,), "float64", "box", (2,))}) == "actions of type float64"
     assert reason(hidden=(4,) * 8) == "more than 7 fully connected layers"
-    for shape in ((4, 4, 65), (4, 64, 33), (40, 40, 1)):
+    for shape in ((4, 4, 65), (40, 40, 1)):
         assert reason(Leaf(shape, "bool"), encoder="minatar") == "pictures of {} x {} x {}".format(*shape)
+    assert module._unsupported_picture(4, 64, 33) == "pictures of 4 x 64 x 33"
 
 
 def test_native_network_shares_a_chunk_with_other_threads_only_if_it_is_worth_it():

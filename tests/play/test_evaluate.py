@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sfactory.envs import EnvFault, Episode, Step
+from sfactory.envs import EnvError, EnvFault, Episode, Step
+from sfactory.errors import Exit
 from sfactory.monitor.statistics import bootstrap, iqm
 from sfactory.play.episodes import MAX_ENVS, MAX_FAULTS, model_policy, play, split_evenly
 from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult
@@ -102,9 +103,26 @@ def test_play_replaces_a_failed_environment_and_discards_its_episode():
     assert groups[1].numbers == [MAX_ENVS, MAX_ENVS + 1]
 
 
-def test_play_raises_after_too_many_environment_failures():
-    with pytest.raises(RuntimeError, match="environments failed during the evaluation"):
+def test_play_raises_the_environments_fault_after_too_many_failures():
+    sentence = (
+        r"30 environments failed during the evaluation, and their episodes were cut \(at most 10 are replaced; 0 "
+        r"complete ones\); the first: broken$"
+    )
+    with pytest.raises(EnvError, match=sentence) as caught:
         run(3 * MAX_FAULTS, breaks=range(10**6))
+    assert caught.value.exit_code == Exit.ENVIRONMENT
+
+
+def test_play_states_the_return_of_the_complete_episodes_if_too_many_failed():
+    with pytest.raises(EnvError, match=r"19 complete ones have a mean return of 5\.00"):
+        run(30, breaks=range(MAX_FAULTS + 1))
+
+
+def test_play_tolerates_one_failure_in_twenty_of_many_episodes():
+    results, _ = run(1000, breaks=range(2 * MAX_FAULTS))
+    assert (len(results.returns), results.faults) == (1000, 2 * MAX_FAULTS)
+    with pytest.raises(EnvError, match="at most 15 are replaced"):
+        run(300, breaks=range(2 * MAX_FAULTS))
 
 
 def test_iqm_trims_a_quarter_at_each_end():
@@ -151,7 +169,7 @@ def test_eval_report_names_protocol_and_action_selection():
     assert "greedy" in text
     assert "sampled" not in text
     assert "2 of 3 episodes reached 100 steps" in text
-    assert "1 episodes were discarded" in text
+    assert "1 episodes were discarded after an environment failure and replaced: 25% of all" in text
 
 
 def test_eval_result_is_human_normalized_only_if_no_episode_was_capped():
@@ -172,6 +190,8 @@ def test_eval_json_holds_fields_and_statistics():
     assert row["episodes"] == 3
     assert row["mean"] == 2.0
     assert row["mean_low"] <= row["mean"] <= row["mean_high"]
+    assert row["broken_share"] == 0.0
+    assert evaluation(faults=1).as_dict()["broken_share"] == 0.25
     assert row["length"] == 20.0
 
 

@@ -51,7 +51,7 @@ def row(i):
     shares = {f"lag/share_{name}": float(name == ("0" if i < 3 else "2")) for name in LAG_SHARES}
     lag = {"lag/mean": 1.5, "lag/p95": 2.0, "lag/max": 3.0}
     rest = {"charts/SPS": 100.0 * i, "charts/FPS": 400.0 * i, "losses/entropy": 1.0 / i, "offpolicy/ess": 0.9}
-    faults = {"faults/total": 2.0, "faults/sampler": 2.0}
+    faults = {"faults/total": 2.0, "faults/sampler": 2.0, "faults/broken_share": 0.033}
     return {**stages, **shares, **lag, **rest, **faults, "offpolicy/kl_behavior_proximal": 0.01}
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sfactory.config import Checkpoint, Config, Env, Eval, Run
+from sfactory.envs import EnvSpec, Leaf
 from sfactory.learning.distributed import SingleLearner
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import SaveResult
@@ -48,7 +49,7 @@ def make_checkpointing(monkeypatch, env_steps=1500, leader=True, **sections):
     words = SimpleNamespace(checkpoint=0, saved=0, outcome=LearnerOutcome.RUNNING)
     supervisor = SimpleNamespace(save_requests=0, training_return=np.nan)
     lines = []
-    spec = SimpleNamespace(frame_skip=4, protocol="")
+    spec = EnvSpec("some/env", {"obs": Leaf((3,), "float32")}, {}, frame_skip=4)
     counters = Counters(env_steps=env_steps)
     one = Checkpointing(RunSpec(config, spec, "", 0), update, counters, words, supervisor, lines.append, 0)
     one.lines = lines

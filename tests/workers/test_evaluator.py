@@ -7,7 +7,7 @@ from itertools import groupby
 import pytest
 
 from sfactory.config import Config, Env, Eval, Model
-from sfactory.envs import make_spec
+from sfactory.envs import EnvError, make_spec
 from sfactory.learning.network import build_model
 from sfactory.run import checkpoint, checkpoint_writer
 from sfactory.workers import evaluator as module
@@ -74,6 +74,25 @@ def test_evaluator_skips_a_damaged_checkpoint_and_leaves_it_in_place(run_spec):
     assert evaluator.sink.drain() == []
     save(run_spec, 130)
     assert evaluator.step()
+
+
+def test_evaluator_reports_an_environment_that_fails_and_goes_on(run_spec, monkeypatch):
+    evaluator = Evaluator(run_spec, ListSink(), evaluated=0)
+    play = module.play_task
+
+    def failing(*args, **kwargs):
+        raise EnvError("22 environments failed during the evaluation", fault=True)
+
+    monkeypatch.setattr(module, "play_task", failing)
+    save(run_spec, 110)
+    assert evaluator.step()
+    assert not evaluator.step(), "the same policy is not played again"
+    reason = "22 environments failed during the evaluation"
+    assert evaluator.sink.drain() == [("no eval", "evaluator", (110, reason))]
+    monkeypatch.setattr(module, "play_task", play)
+    save(run_spec, 210)
+    assert evaluator.step()
+    assert [kind for kind, _, _ in evaluator.sink.drain()] == ["eval"]
 
 
 def test_evaluator_uses_the_same_seeds_and_the_weights_of_each_checkpoint(run_spec):

@@ -214,3 +214,52 @@ def test_run_spec_derives_shapes_and_worker_names(tmp_path):
         run_spec, config=replace(run_spec.config, model=replace(run_spec.config.model, core="gru", core_size=7))
     )
     assert gru.schema.state_size == 7
+
+
+def native_reset(group):
+    """As native code after non-finite data: where one environment fails, all are reset."""
+    step = group.step
+
+    def native_step(action):
+        result = step(action)
+        return result._replace(valid=np.zeros(E, bool), first=np.ones(E, bool)) if result.faults else result
+
+    group.step = native_step
+
+
+def played(tmp_path, calls, change=lambda group: None, **settings):
+    """A sampler with one group of E environments that made so many calls of its `step`, and its messages."""
+    shared = SharedState.create(make_run_spec(tmp_path, samplers=1, groups=1, **settings))
+    neighbours, sink = Neighbours(shared), ListSink()
+    sampler = Sampler(0, shared, sink)
+    group = sampler.runs[0].envs
+    change(group)
+    while group.calls < calls:
+        neighbours.respond()
+        sampler.step()
+        neighbours.train()
+    return sampler, sink
+
+
+def of_kind(sink, kind):
+    return [payload for of, _, payload in sink.messages if of == kind]
+
+
+def test_sampler_sends_its_steps_and_broken_episodes_before_the_failure(tmp_path):
+    """Episodes have 5 steps and a reset row: at call 8, the ninth, an episode is two steps old."""
+    sampler, sink = played(tmp_path, 10, raise_at=8, env=2)
+    assert [kind for kind, _, _ in sink.messages if kind != "log"] == ["episodes", "steps", "fault"], "at once"
+    assert len(of_kind(sink, "episodes")[0]) == E
+    assert of_kind(sink, "steps") == [(8 * E - 1, 1)], "of 9 rows one was a reset; in the last one failed"
+    sampler.flush()
+    assert of_kind(sink, "steps")[1:] == [(E, 0)]
+
+
+def test_sampler_counts_the_episodes_that_a_native_group_resets_with_a_failed_one(tmp_path):
+    _, sink = played(tmp_path, 10, native_reset, raise_at=8)
+    assert of_kind(sink, "steps") == [(7 * E, E)]
+
+
+def test_sampler_counts_a_failed_reset_as_one_broken_episode(tmp_path):
+    _, sink = played(tmp_path, 7, native_reset, raise_at=5)  # call 5 is the reset row of every environment
+    assert of_kind(sink, "steps") == [(5 * E, 1)], "the episodes of the others were complete"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sfactory.monitor.bottleneck import bottleneck, bound, busy_shares
-from sfactory.monitor.format import duration, human, remaining
+from sfactory.monitor.format import duration, human, percent, remaining
 from sfactory.monitor.panel.lines import ACCENT, BAD, DIM, GOOD, LABEL, NUMBER, WARN, Line, bar, chart, entry, label
 from sfactory.monitor.panel.snapshot import Snapshot, return_trend
 from sfactory.monitor.table import STAGES
@@ -167,6 +167,8 @@ def health(s: Snapshot, width: int, machine: bool = True) -> list[Line]:
     """Faults, last checkpoint and load of the machine; in one line where they fit."""
     count = int(s.value("faults/total") or 0)
     faults: list[Line] = [[(f"{count}", BAD if count else NUMBER)]]
+    if share := s.value("faults/broken_share"):
+        faults.append([(percent(share), BAD), (" of episodes broken", "")])
     if skipped := s.value("faults/skipped_updates"):
         faults.append([(f"{skipped:.0f}", BAD), (" updates skipped", "")])
     saved: Line = [("none yet", DIM)]
