@@ -47,7 +47,7 @@ class ActionPart(NamedTuple):
 
     def rows(self, actions: np.ndarray) -> list[Any]:
         """Split actions [E, ...] into one per environment: what `space.sample()` would return."""
-        if self.space.shape == () and self.leaf.kind == "box":
+        if self.leaf.kind == "box" and self.space.shape == ():
             return [actions[env, ...] for env in range(len(actions))]  # arrays without axes; a list holds scalars
         return list(actions)
 
@@ -55,32 +55,32 @@ class ActionPart(NamedTuple):
 class ActionSpace:
     """The leaves of an action space, and the conversion of a policy's actions to actions of the environment.
 
-    Raises EnvError for a space that is not supported, and for one without any leaf.
+    Raises EnvError for a space that is not supported, and for one without any number.
     """
 
     def __init__(self, env: str, space: Any) -> None:
         self.space = space
         parts = [action_part(name, path, child) for name, path, child in space_leaves(space, "action")]
-        if not parts:
-            raise EnvError(f"{env}: action space {one_line_space(space)} has no leaves, so there is nothing to choose")
-        chosen = [part for part in parts if not part.empty] or parts
         self.parts = parts
-        self.leaves = {part.name: part.leaf for part in chosen}
+        self.leaves = {part.name: part.leaf for part in parts if not part.empty}
+        if not self.leaves:
+            raise EnvError(
+                f"{env}: action space {one_line_space(space)} has no numbers, so there is nothing to choose; use "
+                "Discrete(1) for an action without effect"
+            )
         self.nested = parts[0].name != "action"
 
     def arrays(self, action: Mapping[str, np.ndarray], illegal: np.ndarray) -> list[np.ndarray]:
         """Actions of every part, [E, *shape] in its dtype. Sets the flags [E] of rows with an illegal action."""
-        if len(self.parts) == 1:
-            part = self.parts[0]
-            return [part.decode(action[part.name], illegal)]
         nothing = np.zeros(0)  # leaves without numbers are not in the spec
         return [part.decode(action.get(part.name, nothing), illegal) for part in self.parts]
 
     def rows(self, action: Mapping[str, np.ndarray], illegal: np.ndarray) -> list[Any]:
         """One action per environment, nested as the space is; see `arrays`."""
-        arrays = self.arrays(action, illegal)
         if not self.nested:
-            return self.parts[0].rows(arrays[0])
+            part = self.parts[0]
+            return part.rows(part.decode(action[part.name], illegal))
+        arrays = self.arrays(action, illegal)
         rows = [part.rows(array) for part, array in zip(self.parts, arrays, strict=True)]
         return [self.nest(row) for row in zip(*rows, strict=True)]
 
@@ -102,7 +102,7 @@ def action_part(name: str, path: tuple[Any, ...], space: Any) -> ActionPart:
     from gymnasium import spaces
 
     kinds = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    shape: tuple[int, ...] = space.shape or ()  # the shape is None for unsupported spaces
+    shape: tuple[int, ...] = getattr(space, "shape", None) or ()  # the shape is None for unsupported spaces
     if isinstance(space, kinds) and 0 in shape:
         return _empty(name, path, space)
     if isinstance(space, spaces.Box) and space.dtype.kind == "f":
@@ -169,8 +169,9 @@ def _values_of_box(name: str, space: Any) -> tuple[np.ndarray, np.ndarray]:
     low = [int(bound) for bound in space.low.ravel()]  # Python's integers do not overflow
     high = [int(bound) for bound in space.high.ravel()]
     counts = [b - a + 1 for a, b in zip(low, high, strict=True)]
-    if max(counts) > MAX_CATEGORIES:
-        bounded = max(counts) < 2**31
+    fits = min(low) >= -(2**63) and max(high) < 2**63
+    if max(counts) > MAX_CATEGORIES or not fits:
+        bounded = max(counts) < 2**31 and fits
         most = f"{max(counts):,} values per number" if bounded else "no finite bounds"
         categories = f"{_as_categories(counts, low)} for categories, or " if bounded else ""
         raise EnvError(

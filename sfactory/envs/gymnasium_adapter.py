@@ -39,25 +39,35 @@ class EnvGroup:
     ) -> None:  # fmt: skip
         self.factory, self.num_envs, self.name, self.seeds = factory, num_envs, name, list(seeds)
         self.env_index = env_index
-        self.envs = [self._build(env) for env in range(num_envs)]
-        env, registered = self.envs[0], self.envs[0].spec
-        if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
-            raise EnvError(f"{name}: environments of one group must have the same spaces")
-        self.observation_space, self.action_space = env.observation_space, env.action_space
-        kept = kept_leaves(name, env.observation_space, drop)
-        leaves = {n: obs_leaf(n, path, space) for n, path, space in kept}
-        self._actions = ActionSpace(name, env.action_space)
-        obs_spec, action_spec = {n: leaf for n, (leaf, _) in leaves.items()}, self._actions.leaves
-        limit = max_episode_steps or episode_limit(env)
-        goal = registered.reward_threshold if registered else None
-        mask = mask_leaf(name, obs_spec, action_spec)
-        self.spec = EnvSpec(name, obs_spec, action_spec, frame_skip, limit, protocol or name, goal, mask)
-        self.obs = {n: np.zeros((num_envs, *leaf.shape), leaf.dtype) for n, leaf in self.spec.obs.items()}
-        self._leaves = [(n, self.obs[n], leaf.shape, read) for n, (leaf, read) in leaves.items()]
+        self.envs: list[gymnasium.Env] = []
+        try:
+            for env in range(num_envs):
+                self.envs.append(self._build(env))
+            self._read_spaces(frame_skip, protocol or name, max_episode_steps, drop)
+        except BaseException:
+            self.close()
+            raise
         self._castable: set[tuple[str, np.dtype]] = set()  # dtypes that were already checked
         self._over, self._seeded = [False] * num_envs, False  # the next step resets this one; seeds were used
         self.tally = EpisodeTally(num_envs)
         self.at = np.full(1, -1)  # index of the environment that is being stepped; see `sfactory.envs.Group`
+
+    def _read_spaces(self, frame_skip: int, protocol: str, limit: int | None, drop: Sequence[str]) -> None:
+        """Build the spec and the arrays of observations."""
+        env, registered = self.envs[0], self.envs[0].spec
+        if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
+            raise EnvError(f"{self.name}: environments of one group must have the same spaces")
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        kept = kept_leaves(self.name, env.observation_space, drop)
+        leaves = {n: obs_leaf(n, path, space) for n, path, space in kept}
+        self._actions = ActionSpace(self.name, env.action_space)
+        obs, actions = {n: leaf for n, (leaf, _) in leaves.items()}, self._actions.leaves
+        limit = limit or episode_limit(env)
+        goal = registered.reward_threshold if registered else None
+        mask = mask_leaf(self.name, obs, actions)
+        self.spec = EnvSpec(self.name, obs, actions, frame_skip, limit, protocol, goal, mask)
+        self.obs = {n: np.zeros((self.num_envs, *leaf.shape), leaf.dtype) for n, leaf in obs.items()}
+        self._leaves = [(n, self.obs[n], leaf.shape, read) for n, (leaf, read) in leaves.items()]
 
     def _build(self, env: int) -> gymnasium.Env:
         try:
@@ -73,7 +83,7 @@ class EnvGroup:
             value = np.asarray(read(obs))
             if value.shape != shape:
                 raise ValueError(f"{name} has shape {value.shape}, but its space has {shape}")
-            if (name, value.dtype) not in self._castable:
+            if value.dtype is not array.dtype and (name, value.dtype) not in self._castable:
                 if not np.can_cast(value.dtype, array.dtype, "same_kind"):
                     raise ValueError(f"{name} has dtype {value.dtype}, but its space has {array.dtype}")
                 self._castable.add((name, value.dtype))
@@ -113,12 +123,13 @@ class EnvGroup:
         reward, valid = np.zeros(self.num_envs, np.float32), np.ones(self.num_envs, bool)
         terminated, truncated = ~valid, ~valid
         errors: dict[int, Exception] = {}
+        at, over, write, false = self.at, self._over, self._write, np.False_
         for env, (instance, row) in enumerate(zip(self.envs, rows, strict=True)):
-            self.at[0] = env
+            at[0] = env
             try:
-                if self._over[env]:
+                if over[env]:
                     valid[env] = False
-                    self._write(env, reset_obs(instance.reset(), self.observation_space))
+                    write(env, reset_obs(instance.reset(), self.observation_space))
                     continue
                 if illegal[env]:
                     raise ValueError(f"illegal action {[leaf[env].tolist() for leaf in action.values()]}")
@@ -127,12 +138,15 @@ class EnvGroup:
                     obs, env_reward, ended, cut, _ = result
                 except (TypeError, ValueError):
                     raise wrong_step(result) from None
-                reward[env] = env_reward if type(env_reward) in PLAIN_NUMBERS else as_reward(env_reward)
-                if type(ended) not in PLAIN_FLAGS or type(cut) not in PLAIN_FLAGS:
-                    ended, cut = as_flag(ended, "terminated"), as_flag(cut, "truncated")
-                if ended or cut:
-                    terminated[env], truncated[env] = ended, cut
-                self._write(env, obs)
+                if type(env_reward) is not float:
+                    env_reward = float(env_reward) if type(env_reward) in PLAIN_NUMBERS else as_reward(env_reward)
+                reward[env] = env_reward
+                if (ended is not False and ended is not false) or (cut is not False and cut is not false):
+                    if type(ended) not in PLAIN_FLAGS or type(cut) not in PLAIN_FLAGS:
+                        ended, cut = as_flag(ended, "terminated"), as_flag(cut, "truncated")
+                    if ended or cut:
+                        terminated[env], truncated[env] = ended, cut
+                write(env, obs)
             except Exception as error:
                 errors[env] = explained(error)
         if (finite := finite_rows(self.obs, reward)) is not None:

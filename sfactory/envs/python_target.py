@@ -151,9 +151,13 @@ def check_arguments(
     what: for the message. setting: the flag of its arguments, `--env.settings`. positional: arguments before them.
     """
     try:
-        parameters = list(inspect.signature(function).parameters.values())[positional:]
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         return
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(places) < positional and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        raise EnvError(f"{what} takes {len(places)} arguments, it must take the environment first")
+    parameters = parameters[positional:]
     known = {p.name: p for p in parameters if p.kind in KEYWORD}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in arguments:

@@ -70,7 +70,7 @@ class Wrappers:
     def protocol(self) -> str:
         """The wrappers and their arguments, for the evaluation protocol: wrappers may change rewards."""
         return ", ".join(
-            f"{name}({', '.join(f'{key}={settings[key]}' for key in sorted(settings))})"
+            f"{name}({', '.join(f'{key}={settings[key]}' for key in sorted(settings))})" if settings else name
             for name, _, settings in self.layers
         )
 

@@ -184,7 +184,7 @@ class Sampler(Worker):
             raise EnvError(
                 f"{task} is registered in the main process only: workers do not run what stands below the guard of a "
                 "script, or in a notebook; register it in a file of its own, for example my_envs.py, and train "
-                f"gymnasium/my_envs:{task.partition('/')[2]}"
+                f"gymnasium/my_envs:{task.partition('/')[2].rpartition(':')[2]}"
             ) from error
         return check_spaces(self.run_spec.spec, group)
 
