@@ -131,7 +131,7 @@ def main() -> None:
     for target in arguments.targets:
         config = with_settings(build(*target_layers(target)), {"run.precision": "fp32"})
         config = with_settings(config, {"sampling.num_samplers": config.sampling.num_samplers or 1})
-        spec = make_spec(config.env.tasks[0], config.env.arguments)
+        spec = make_spec(config.env.tasks[0], config.env.options)
         rows = config.batch_rows // config.batch.minibatches
         print(f"{target}, {rows} rows")
         variants = {"autograd": step_of_update(config, spec, "autograd", rows)}

@@ -45,12 +45,10 @@ WORKLOADS = {
 }
 
 
-def _step_alone(
-    name: str, arguments: dict[str, Any], size: int, seed: int, seconds: float, start: Any, answers: Any
-) -> None:
+def _step_alone(name: str, options: Any, size: int, seed: int, seconds: float, start: Any, answers: Any) -> None:
     from sfactory.envs import raw_loop
 
-    step = raw_loop(name, size, seed, arguments)
+    step = raw_loop(name, size, seed, options)
     assert step is not None, f"{name} has no plain loop"
     step()
     start.wait()
@@ -60,13 +58,13 @@ def _step_alone(
     answers.put(count / passed)
 
 
-def ceiling(name: str, arguments: dict[str, Any], size: int, seconds: float) -> float:
+def ceiling(name: str, options: Any, size: int, seconds: float) -> float:
     """Return steps per second of the environment's own library, one process per core at the same time."""
     context = multiprocessing.get_context("spawn")
     n = cores()
     start, answers = context.Barrier(n), context.Queue()
     for k in range(n):
-        args = (name, arguments, size, 1000 * k, seconds, start, answers)
+        args = (name, options, size, 1000 * k, seconds, start, answers)
         context.Process(target=_step_alone, args=args, daemon=True).start()
     return sum(answers.get(timeout=120 + seconds) for _ in range(n))
 
@@ -111,7 +109,7 @@ def row(name: str, seconds: float, tries: int | None) -> str:
     workload = WORKLOADS[name]
     config = parsing.build(*presets.target_layers(workload.target), {})
     sizes = sorted({8, workload.envs_per_group[0]})
-    top = max(ceiling(config.env.name, config.env.arguments, size, max(2.0, seconds / 4)) for size in sizes)
+    top = max(ceiling(config.env.name, config.env.options, size, max(2.0, seconds / 4)) for size in sizes)
     print(f"{workload.target}: the environment alone on {cores()} cores: {top:,.0f} steps/s", flush=True)
     chosen, found = fastest(config, splits(workload)[:tries], seconds)
     busy = ", ".join(f"{who} {100 * share:.0f} %" for who, share in busy_shares(found.row).items())

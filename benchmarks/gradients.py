@@ -77,7 +77,7 @@ def make_run_spec(seed: int, steps: int, **learning: object) -> RunSpec:
         stop=replace(config.stop, env_steps=steps),
     )
     config = with_settings(config, {f"learning.{name}": value for name, value in learning.items()})
-    return RunSpec(config, make_spec(config.env.name, config.env.arguments), tempfile.mkdtemp(), 0)
+    return RunSpec(config, make_spec(config.env.name, config.env.options), tempfile.mkdtemp(), 0)
 
 
 def train(seed: int, steps: int) -> tuple[Lockstep, deque[Tensor]]:

@@ -155,7 +155,7 @@ def roofline_of(arguments: list[str]) -> float:
     flags, _, (target,) = split_flags(arguments, {})
     config = parsing.build(*presets.target_layers(target), flags)
     config = replace(config, run=replace(config.run, precision="fp32"))
-    return roofline(config, make_spec(config.env.name, config.env.arguments), cores()).best_batch.steps_per_second
+    return roofline(config, make_spec(config.env.name, config.env.options), cores()).best_batch.steps_per_second
 
 
 def seconds_to(score: float, arguments: list[str], folder: Path, seed: int, limit: float) -> float:

@@ -44,7 +44,7 @@ PROXIMALS = {
 def make_batch(config: Config) -> tuple[RunSpec, Batch]:
     """The batch of the learner's fourth update."""
     config = replace(config, run=replace(config.run, mode="lockstep"), batch=replace(config.batch, forced_lag=2))
-    run_spec = RunSpec(config, make_spec(config.env.name, config.env.arguments), tempfile.mkdtemp(), 0)
+    run_spec = RunSpec(config, make_spec(config.env.name, config.env.options), tempfile.mkdtemp(), 0)
     run, seen = Lockstep(run_spec), []
     update = run.learner.update.run
 

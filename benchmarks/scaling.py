@@ -112,7 +112,7 @@ def processes(config: Config, num_cores: int) -> Processes:
     """Processes of a configuration on a machine, as `by_cores` settles them."""
     config = by_cores(config, num_cores)
     s, chunks = config.sampling, -(-config.batch_rows // config.batch.minibatches // CHUNK)
-    weights = build_model(config, make_spec(config.env.name, config.env.arguments)).flat_size()
+    weights = build_model(config, make_spec(config.env.name, config.env.options)).flat_size()
     shared = 2 * CHUNK * weights >= SHARED_FLOPS  # a chunk is worth another thread
     threads = min(worker_cores(config, learner_name(), num_cores), chunks) if shared else 1
     return Processes(s.num_samplers, s.groups_per_sampler, s.envs_per_group, config.run.inference_workers, threads)
@@ -136,7 +136,7 @@ def synthetic(samplers: int, workers: int, groups: int = 2, envs: int = 0, spin_
 
 def lockstep(config: Config, folder: str) -> Lockstep:
     config = with_settings(config, {"run.mode": "lockstep", "checkpoint.exact": False})
-    return Lockstep(RunSpec(config, make_spec(config.env.name, config.env.arguments), folder, 0))
+    return Lockstep(RunSpec(config, make_spec(config.env.name, config.env.options), folder, 0))
 
 
 def woken(worker: Worker) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from sfactory_envs.atari_scores import SCORES
 
-from sfactory.envs import EnvError, missing_package, suggest
+from sfactory.envs import NO_SETTINGS, EnvError, Settings, missing_package, suggest
 from sfactory.envs.saved_state import decode, encode
 from sfactory.envs.vector_adapter import Native, VectorGroup
 
@@ -33,6 +33,10 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "machado": {"repeat_action_probability": 0.25, "noop_max": 0, "life_loss_info": False, "use_fire_reset": False},
 }
 FRAMES, SKIP = 108_000, 4
+OURS = frozenset(
+    {"game", "num_envs", "num_threads", "reward_clipping", "episodic_life", "max_num_frames_per_episode", "frameskip"}
+)
+"""Arguments of ale-py's vector environment that are no settings."""
 FATAL = frozenset({"combat", "joust", "maze_craze", "warlords"})  # loading these ends the process (ale-py 0.12)
 
 
@@ -49,6 +53,8 @@ class AtariGroup(VectorGroup):
             raise EnvError(f"ale-py ships no game {game!r}{suggest(game, games)}")
         if protocol not in PROTOCOLS:
             raise EnvError(f"atari/{game}: protocol must be {' or '.join(PROTOCOLS)} (got {protocol!r})")
+        for setting in settings.keys() & OURS:
+            raise EnvError(f"atari/{game}: {setting!r} is decided by the protocol and by sfactory; leave it out")
         rules = {**PROTOCOLS[protocol], **settings}
         self.env = self.native(game, num_envs, threads, rules)
         self.lives_end_episodes = bool(rules["life_loss_info"])
@@ -131,8 +137,10 @@ def ids() -> list[str]:
     return sorted(set(roms.get_all_rom_ids()) - FATAL)
 
 
-def raw_loop(env_id: str, num_envs: int, seed: int, protocol: str = "dqn", **settings: Any) -> Callable[[], int]:
-    """Return a plain loop over ale-py's vector environment on one thread."""
+def raw_loop(
+    env_id: str, num_envs: int, seed: int, *, settings: Settings = NO_SETTINGS, protocol: str = "dqn", threads: int = 1
+) -> Callable[[], int]:
+    """Return a plain loop over ale-py's vector environment on one thread, whatever `threads` is."""
     env = AtariGroup.native(env_id, num_envs, 1, {**PROTOCOLS[protocol], **settings})
     env.reset(seed=np.arange(seed, seed + num_envs))
     actions = np.random.default_rng(seed).integers(env.single_action_space.n, size=(256, num_envs))
@@ -147,14 +155,14 @@ def raw_loop(env_id: str, num_envs: int, seed: int, protocol: str = "dqn", **set
 
 def make(
     env_id: str, *, num_envs: int, seeds: Sequence[int], exact: bool = False, render_mode: str | None = None,
-    protocol: str = "dqn", threads: int = 1, **settings: Any,
+    protocol: str = "dqn", threads: int = 1, settings: Settings = NO_SETTINGS,
 ) -> AtariGroup:  # fmt: skip
     """Build a group of one game.
 
-    threads: ale-py's threads per group. Further settings are passed to `ale_py.AtariVectorEnv`.
+    threads: ale-py's threads per group. settings: all others, for `ale_py.AtariVectorEnv`.
     """
     kind = ExactAtariGroup if exact or render_mode else AtariGroup
     try:
-        return kind(env_id, num_envs, seeds, protocol, threads, settings)
+        return kind(env_id, num_envs, seeds, protocol, threads, dict(settings))
     except ModuleNotFoundError as error:
         raise missing_package(f"atari/{env_id}", "ale-py", "atari") from error

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.envs import EnvError, missing_package, suggest
+from sfactory.envs import NO_SETTINGS, EnvError, Settings, missing_package, suggest
 from sfactory.envs.vector_adapter import Native, VectorGroup
 
 REFUSED = {
@@ -39,7 +39,10 @@ def ids() -> list[str]:
 class EnvpoolGroup(VectorGroup):
     """Group of E environments of one task, stepped by envpool's threads."""
 
-    def __init__(self, task: str, num_envs: int, seeds: Sequence[int], threads: int, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, task: str, num_envs: int, seeds: Sequence[int], threads: int, settings: dict[str, Any],
+        drop: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         import envpool
 
         name = f"envpool/{task}"
@@ -70,7 +73,7 @@ class EnvpoolGroup(VectorGroup):
         super().__init__(
             name, *spaces, num_envs, seeds, protocol=protocol, frame_skip=int(getattr(config, "frame_skip", 1)),
             max_episode_steps=config.max_episode_steps if config.max_episode_steps < NO_LIMIT else None,
-            reward_threshold=self.env.spec.reward_threshold,
+            reward_threshold=self.env.spec.reward_threshold, drop=drop,
         )  # fmt: skip
         self._ended = np.ones(num_envs, bool)
 
@@ -91,9 +94,11 @@ class EnvpoolGroup(VectorGroup):
         self.env = None
 
 
-def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable[[], int] | None:
-    """Return a plain loop over envpool on one thread; None if the action is a dict."""
-    group = make(env_id, num_envs=num_envs, seeds=range(seed, seed + num_envs), **settings)
+def raw_loop(
+    env_id: str, num_envs: int, seed: int, *, settings: Settings = NO_SETTINGS, threads: int = 1
+) -> Callable[[], int] | None:
+    """Return a plain loop over envpool; None if the action is a dict."""
+    group = make(env_id, num_envs=num_envs, seeds=range(seed, seed + num_envs), threads=threads, settings=settings)
     space = group.env.action_space
     if len(group.spec.actions) > 1:
         return None
@@ -110,12 +115,16 @@ def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable
     return step
 
 
-def make(env_id: str, *, num_envs: int, seeds: Sequence[int], threads: int = 1, **settings: Any) -> EnvpoolGroup:
+def make(
+    env_id: str, *, num_envs: int, seeds: Sequence[int], threads: int = 1, settings: Settings = NO_SETTINGS,
+    drop: Sequence[str] = (),
+) -> EnvpoolGroup:  # fmt: skip
     """Build a group of one task.
 
-    threads: envpool's threads per group. Further settings are passed to `envpool.make_gymnasium`.
+    threads: envpool's threads per group. settings: all others, for `envpool.make_gymnasium`. drop: leaves of the
+    observation that are left out.
     """
     try:
-        return EnvpoolGroup(env_id, num_envs, seeds, threads, settings)
+        return EnvpoolGroup(env_id, num_envs, seeds, threads, dict(settings), drop)
     except ModuleNotFoundError as error:
         raise missing_package(f"envpool/{env_id}", "envpool", "envpool") from error

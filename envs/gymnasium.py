@@ -1,8 +1,19 @@
 """Environments registered with gymnasium, for example `gymnasium/CartPole-v1` and `gymnasium/Ant-v5`.
 
-Settings are passed to `gymnasium.make`, so `max_episode_steps` and the environment's own arguments work. If an id has
-its own vector environment (CartPole), groups of eight or more use it. Exact resume and videos need single
-environments. MuJoCo's planar tasks have a group of their own (`mujoco_group.py`), which supports exact resume.
+`gymnasium/my_file:Mine-v0` imports a module that registers the id, also one of the current folder. Settings are the
+arguments of the environment's constructor, whatever their names, except `max_episode_steps` and `disable_env_checker`,
+which are those of `gymnasium.make`.
+
+Which environments are stepped is decided by the id and the settings, never by the number of copies, so that the spec,
+the samplers and an evaluation see the same one:
+
+    vector environment   ids of gymnasium itself that have one (CartPole), if its spaces are those of the single one,
+                         and ids that have nothing else
+    MuJoCo group         HalfCheetah, Hopper, Walker2d, Swimmer, Ant, Humanoid, v5 (`mujoco_group.py`)
+    single environments  everything else, and whatever has wrappers, `env.drop`, or arguments that differ by copy
+
+Exact resume and videos step CartPole as single environments. An id of another package with a vector environment of its
+own (ALE/Pong-v5) is stepped as single ones, because nothing says that rewards and resets of the two are the same.
 """
 
 from __future__ import annotations
@@ -13,40 +24,132 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.error import DependencyNotInstalled, NameNotFound, NamespaceNotFound, VersionNotFound
+from gymnasium.envs.registration import EnvSpec, _find_spec, load_env_creator
+from gymnasium.error import DependencyNotInstalled, Error, NameNotFound, NamespaceNotFound, VersionNotFound
 from gymnasium.vector import AutoresetMode
 
-from sfactory.envs import EnvError, Group, missing_package, suggest
+from sfactory.envs import NO_SETTINGS, EnvError, Group, Settings, missing_package, one_line, suggest
 from sfactory.envs.gymnasium_adapter import EnvGroup
+from sfactory.envs.python_env import protocol_of
+from sfactory.envs.python_target import differs_by_copy, import_module, settings_of_copy
+from sfactory.envs.rendering import NO_OPENGL, RenderedGroup, render_without_display
 from sfactory.envs.vector_adapter import Native, VectorGroup
+from sfactory.envs.wrappers import Wrappers
+from sfactory.errors import UnknownEnvError
 
-NO_OPENGL = (
-    "MuJoCo needs OpenGL to render; without a display: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with "
-    "MUJOCO_GL=osmesa"
-)
-MIN_VECTOR = 8  # with fewer environments, a loop over single ones is as fast
+OF_MAKE = ("max_episode_steps", "disable_env_checker")
+"""Arguments of `gymnasium.make`; all other settings are arguments of the environment."""
+OF_MAKE_VEC = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers")
+"""Names that `gymnasium.make_vec` takes away from the arguments of a vector environment."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """An id of gymnasium's registry with the settings of the user."""
+
+    env_id: str
+    spec: EnvSpec
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        return f"gymnasium/{self.env_id}"
+
+    @property
+    def of_make(self) -> dict[str, Any]:
+        """Settings for `gymnasium.make`."""
+        return {name: value for name, value in self.settings.items() if name in OF_MAKE}
+
+    @property
+    def of_env(self) -> dict[str, Any]:
+        """Settings for the environment."""
+        return {name: value for name, value in self.settings.items() if name not in OF_MAKE}
+
+    @property
+    def max_episode_steps(self) -> int | None:
+        limit = self.settings.get("max_episode_steps", self.spec.max_episode_steps)
+        return limit if limit is not None and limit > 0 else None
+
+    @cached_property
+    def creator(self) -> Callable[..., Any]:
+        """The class or function that builds a single environment, or else a vector environment."""
+        entry_point = self.spec.entry_point or self.spec.vector_entry_point
+        with readable_errors(self.env_id, self.spec):
+            return entry_point if callable(entry_point) else load_env_creator(str(entry_point))
+
+    @property
+    def only_vector(self) -> bool:
+        """Whether there is no single environment."""
+        return self.spec.entry_point is None
+
+    @property
+    def has_twin(self) -> bool:
+        """Whether there is a vector environment beside the single one, both of gymnasium itself.
+
+        Settings that a vector environment does not take as the single one does speak against it.
+        """
+        points = (self.spec.entry_point, self.spec.vector_entry_point)
+        places = [point if isinstance(point, str) else getattr(point, "__module__", "") for point in points]
+        limit = self.settings.get("max_episode_steps", 1)  # -1 (no limit) works for single environments only
+        return (
+            all(str(place).startswith("gymnasium.envs.") for place in places)
+            and isinstance(limit, int)
+            and limit > 0
+            and not {"disable_env_checker", "render_mode", *OF_MAKE_VEC} & self.settings.keys()
+        )
+
+    def with_arguments(self, index: int, **arguments: Any) -> EnvSpec:
+        """The registered spec with the settings of one copy: `gymnasium.make` would use some names itself."""
+        own = {**self.spec.kwargs, **settings_of_copy(self.creator, self.of_env, index), **arguments}
+        return replace(self.spec, kwargs=own)
+
+    def build(self, index: int, **arguments: Any) -> gymnasium.Env:
+        """Build a single environment. arguments: replace settings of the same name."""
+        with readable_errors(self.env_id, self.spec):
+            # The group checks the results of every step; gymnasium's checker only checks the first.
+            of_make = {"disable_env_checker": True, **self.of_make}
+            return gymnasium.make(self.with_arguments(index, **arguments), **of_make)
+
+
+def find(env_id: str, settings: Settings) -> Registered:
+    """Look an id up in the registry, after an import of the module that it may name."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        import_module(module, f"gymnasium/{env_id}")
+    with readable_errors(env_id):
+        try:
+            return Registered(env_id, _find_spec(name), settings)
+        except (NameNotFound, NamespaceNotFound, VersionNotFound):
+            raise
+        except Error as error:
+            raise EnvError(f"gymnasium/{env_id}: {one_line(error)}") from error
 
 
 class GymnasiumVectorGroup(VectorGroup):
     """Group of E environments of an id that has a `vector_entry_point`."""
 
     def __init__(
-        self, env_id: str, num_envs: int, seeds: Sequence[int], protocol: str, settings: dict[str, Any]
-    ) -> None:
+        self, registered: Registered, num_envs: int, seeds: Sequence[int], protocol: str, env_index: int,
+        drop: Sequence[str],
+    ) -> None:  # fmt: skip
+        spec, of_make = registered.with_arguments(env_index), registered.of_make
+        of_make.pop("disable_env_checker", None)  # there is no checker of vector environments
         mode = "vector_entry_point"
-        self.env: Any = gymnasium.make_vec(env_id, num_envs=num_envs, vectorization_mode=mode, **settings)
+        with readable_errors(registered.env_id, registered.spec):
+            self.env: Any = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode=mode, **of_make)
         if self.env.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
             self.env.close()
-            raise EnvError(f"gymnasium/{env_id}: its vector environment does not use next-step autoreset")
-        registered = gymnasium.spec(env_id)
+            raise EnvError(f"{registered.name}: its vector environment does not use next-step autoreset")
         super().__init__(
-            f"gymnasium/{env_id}", self.env.single_observation_space, self.env.single_action_space, num_envs, seeds,
-            protocol=protocol, max_episode_steps=settings.get("max_episode_steps", registered.max_episode_steps),
-            reward_threshold=registered.reward_threshold,
+            registered.name, self.env.single_observation_space, self.env.single_action_space, num_envs, seeds,
+            protocol=protocol, max_episode_steps=registered.max_episode_steps,
+            reward_threshold=spec.reward_threshold, drop=drop,
         )  # fmt: skip
         self._seed: int | None = self.seeds[0]  # one random stream for all environments
         self.seeds = [self.seeds[0]] * num_envs
@@ -59,31 +162,14 @@ class GymnasiumVectorGroup(VectorGroup):
         return obs
 
     def advance(self, action: Any) -> Native:
+        if isinstance(action, dict):
+            action = self._actions.nest(list(action.values()))
         obs, reward, terminated, truncated, _ = self.env.step(action)
         reset, self._ended = self._ended, terminated | truncated
         return Native(obs, np.where(reset, 0, reward), terminated, truncated, reset, self._ended, self._never)
 
     def close(self) -> None:
         self.env.close()
-
-
-class RenderedGroup(EnvGroup):
-    """Group of single environments with images, also on a machine without a display."""
-
-    def render(self, env: int) -> np.ndarray:
-        try:
-            return super().render(env)
-        except EnvError as error:
-            if "mujoco" not in type(self.envs[env].unwrapped).__module__:
-                raise
-            raise EnvError(f"{error}; {NO_OPENGL}") from error
-
-
-def render_without_display() -> None:
-    """Configure MuJoCo and pygame for a machine without a display, unless the variables are already set."""
-    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
 def ids() -> list[str]:
@@ -97,10 +183,9 @@ def warn_of_mujoco(message: str) -> None:
         warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)
 
 
-def redirect_mujoco_warnings(env_id: str) -> None:
+def redirect_mujoco_warnings(spec: EnvSpec | None) -> None:
     """Turn MuJoCo's warnings into Python warnings; its own handler prints and writes MUJOCO_LOG.TXT."""
-    registered = gymnasium.registry.get(env_id)
-    if registered is not None and "mujoco" in str(registered.entry_point):
+    if spec is not None and "mujoco" in str(spec.entry_point):
         with contextlib.suppress(ImportError, AttributeError):
             import mujoco
 
@@ -108,28 +193,34 @@ def redirect_mujoco_warnings(env_id: str) -> None:
 
 
 @contextmanager
-def readable_errors(env_id: str) -> Iterator[None]:
+def readable_errors(env_id: str, spec: EnvSpec | None = None) -> Iterator[None]:
     """Convert gymnasium's errors to EnvError, one line with the remedy."""
-    redirect_mujoco_warnings(env_id)
+    redirect_mujoco_warnings(spec)
     try:
         yield
     except (NameNotFound, NamespaceNotFound, VersionNotFound) as error:
-        raise EnvError(f"gymnasium knows no environment {env_id!r}{suggest(env_id, gymnasium.registry)}") from error
+        hint = suggest(env_id.rpartition(":")[2], gymnasium.registry)
+        raise UnknownEnvError(f"gymnasium knows no environment {env_id!r}{hint}") from error
     except DependencyNotInstalled as error:
         if "mujoco" in str(error).lower():
             raise missing_package(f"gymnasium/{env_id}", "mujoco", "mujoco") from error
         raise
     except (AttributeError, ImportError) as error:  # raised by `import mujoco` if the OpenGL library is missing
         backend = os.environ.get("MUJOCO_GL", "")
-        if not backend or "gl" not in str(error).lower():
-            raise
-        raise EnvError(f"gymnasium/{env_id}: MUJOCO_GL={backend} does not work here ({error}); {NO_OPENGL}") from error
+        if backend and "gl" in str(error).lower():
+            text = f"MUJOCO_GL={backend} does not work here ({error}); {NO_OPENGL}"
+            raise EnvError(f"gymnasium/{env_id}: {text}") from error
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            raise EnvError(f"gymnasium/{env_id} needs {error.name}, which is not installed") from error
+        raise
 
 
-def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable[[], int]:
-    """Return a plain loop over `gymnasium.make` environments."""
-    with readable_errors(env_id):
-        envs = [gymnasium.make(env_id, disable_env_checker=True, **settings) for _ in range(num_envs)]
+def raw_loop(env_id: str, num_envs: int, seed: int, *, settings: Settings = NO_SETTINGS) -> Callable[[], int] | None:
+    """Return a plain loop over `gymnasium.make` environments; None for an id that has a vector environment only."""
+    registered = find(env_id, settings)
+    if registered.only_vector:
+        return None
+    envs = [registered.build(number) for number in range(num_envs)]
     for number, env in enumerate(envs):
         env.reset(seed=seed + number)
     envs[0].action_space.seed(seed)
@@ -147,34 +238,65 @@ def raw_loop(env_id: str, num_envs: int, seed: int, **settings: Any) -> Callable
 
 
 def make(
-    env_id: str, *, num_envs: int, seeds: Sequence[int], exact: bool = False, render_mode: str | None = None,
-    **settings: Any,
+    env_id: str, *, num_envs: int, seeds: Sequence[int], settings: Settings = NO_SETTINGS, exact: bool = False,
+    render_mode: str | None = None, env_index: int = 0, wrap: Wrappers | None = None, drop: Sequence[str] = (),
 ) -> Group:  # fmt: skip
-    """Build a group of `gymnasium.make(env_id, **settings)`, or of `gymnasium.make_vec` if the id supports it."""
-    protocol = ", ".join([env_id, *(f"{setting}={settings[setting]}" for setting in sorted(settings))])
-    registered = gymnasium.registry.get(env_id)  # also None for package:id, which gymnasium.make imports
-    limited = settings.get("max_episode_steps", 1) > 0  # -1 (no limit) works for single environments only
-    vector = registered is not None and registered.vector_entry_point and limited
-    if vector and num_envs >= MIN_VECTOR and not exact and not render_mode:
-        # If it fails (autoreset mode, wrappers, settings), single environments are used below.
-        with contextlib.suppress(Exception):
-            return GymnasiumVectorGroup(env_id, num_envs, seeds, protocol, settings)
-
-    if render_mode:  # otherwise not passed on, because some environments have no such parameter
-        render_without_display()
-        settings = {**settings, "render_mode": render_mode}
-
-    def factory() -> gymnasium.Env:
-        with readable_errors(env_id):
-            # The group checks the results of every step; gymnasium's checker only checks the first.
-            return gymnasium.make(env_id, disable_env_checker=True, **settings)
-
-    if registered is not None and str(registered.entry_point).startswith("gymnasium.envs.mujoco.") and not render_mode:
-        env = factory()
-        from sfactory_envs.mujoco_group import task_of  # imports mujoco, which factory() has found
+    """Build a group of `gymnasium.make(env_id, **settings)`; the top of this file says of which kind."""
+    registered = find(env_id, settings)
+    protocol = protocol_of(env_id, settings, wrap)
+    if registered.only_vector:
+        return _only_vector(registered, num_envs, seeds, protocol, env_index, wrap, drop)
+    plain = not (render_mode or wrap or drop or differs_by_copy(registered.creator, registered.of_env))
+    if plain and not exact and registered.has_twin:
+        group = _vector_twin(registered, num_envs, seeds, protocol)
+        if group is not None:
+            return group
+    if plain and str(registered.spec.entry_point).startswith("gymnasium.envs.mujoco."):
+        env = registered.build(env_index)
+        from sfactory_envs.mujoco_group import task_of  # imports mujoco, which build() has found
 
         if (task := task_of(env)) is not None:
             return task.group(env, task, num_envs, seeds, protocol)
         env.close()
-    group = RenderedGroup if render_mode else EnvGroup
-    return group(factory, num_envs, seeds, name=f"gymnasium/{env_id}", protocol=protocol)
+    if render_mode or settings.get("render_mode"):
+        render_without_display()
+    for_video = {"render_mode": render_mode} if render_mode else {}  # some environments have no such parameter
+
+    def factory(index: int) -> gymnasium.Env:
+        env = registered.build(index, **for_video)
+        return wrap(env, index) if wrap else env
+
+    kind = RenderedGroup if render_mode else EnvGroup
+    return kind(factory, num_envs, seeds, name=registered.name, protocol=protocol, env_index=env_index, drop=drop)
+
+
+def _vector_twin(
+    registered: Registered, num_envs: int, seeds: Sequence[int], protocol: str
+) -> GymnasiumVectorGroup | None:
+    """A group of the vector environment of an id, if that has the spaces of the single environment; else None."""
+    try:
+        group = GymnasiumVectorGroup(registered, num_envs, seeds, protocol, 0, ())
+    except Exception:  # additional wrappers, another autoreset, settings: single environments take or report them
+        return None
+    single = registered.build(0)
+    same = (single.observation_space, single.action_space) == (group.observation_space, group.action_space)
+    single.close()
+    if not same:
+        group.close()
+    return group if same else None
+
+
+def _only_vector(
+    registered: Registered, num_envs: int, seeds: Sequence[int], protocol: str, env_index: int,
+    wrap: Wrappers | None, drop: Sequence[str],
+) -> GymnasiumVectorGroup:  # fmt: skip
+    """A group of an id that has a vector environment and no single one. Its copies share all arguments."""
+    if wrap:
+        raise EnvError(f"{registered.name}: env.wrappers needs single environments, and this id has a vector one only")
+    for name in OF_MAKE_VEC:
+        if name in registered.settings:
+            raise EnvError(
+                f"{registered.name}: the setting {name!r} cannot reach the environment, because gymnasium.make_vec has "
+                "an argument of this name"
+            )
+    return GymnasiumVectorGroup(registered, num_envs, seeds, protocol, env_index, drop)

@@ -104,6 +104,10 @@ class EnvError(ValueError):
         return Exit.ENVIRONMENT if self.fault else Exit.USAGE
 
 
+class UnknownEnvError(EnvError):
+    """An id that is not registered in this process; it may be in another one."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used, and the reason."""
 
@@ -144,3 +148,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         last = word.lower().rpartition(".")[2]
         near = [last_part[hit] for hit in difflib.get_close_matches(last, last_part, 1, 0.75)]
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def suggest(word: str, known: Iterable[str], most: int = 12) -> str:
+    """The end of an error message: `; did you mean a?`, or else the names that exist."""
+    names = sorted(known)
+    if not names:
+        return ""
+    listed = f"; there are {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
+    return did_you_mean(word, names) or listed

@@ -37,8 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     env = config_of(options).env
     found = [
-        check(task, env.arguments, seconds=options.seconds, seed=options.seed, target=options.word)
-        for task in env.tasks
+        check(task, env.options, seconds=options.seconds, seed=options.seed, target=options.word) for task in env.tasks
     ]
     if options.json:
         print(json.dumps([report.as_dict() for report in found] if len(found) > 1 else found[0].as_dict()))

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     base = [*presets.target_layers(options.word, options.config), options.settings]
     folder, plan = plan_jobs(options.word, base, options.grid, parse_seeds(options.seeds), options.dir)
     for env in {repr(job.config.env): job.config.env for job in plan}.values():
-        make_specs(env.tasks, env.arguments)  # report an environment that cannot be built once, before any run
+        make_specs(env.tasks, env.options)  # report an environment that cannot be built once, before any run
     with locked_folder(folder):
         code, sentence = Sweep(folder, plan, options.jobs, retry=options.retry).run()
         print_table(plan, options.json)

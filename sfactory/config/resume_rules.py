@@ -15,6 +15,8 @@ FIXED = (
     "env.name",
     "env.protocol",
     "env.settings",
+    "env.wrapper",
+    "env.drop",
     "model.",
     "normalize.obs",
     "normalize.reward",

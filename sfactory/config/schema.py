@@ -9,13 +9,21 @@ Standard library only, because sampler processes import this. Presets and files:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sfactory.config.bounds import DEVICE, DEVICE_OR_EMPTY, ENCODER, Between, Ge, Gt, check_bounds
 from sfactory.config.cross_checks import check_together
 from sfactory.config.renamed import current_name
+
+if TYPE_CHECKING:
+    from sfactory.envs.options import EnvOptions
+
+
+EVALUATION_ENVS = 32
+"""Copies of an environment that an evaluation builds, at most."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +119,17 @@ class Env:
         return tuple(task.strip() for task in self.name.split(","))
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of the family's `make`: the settings, and the protocol if one is set."""
-        return {**self.settings, "protocol": self.protocol} if self.protocol else dict(self.settings)
+    def options(self) -> EnvOptions:
+        """Everything these settings say about the environment itself, as `sfactory.envs.make_group` takes it."""
+        from sfactory.envs.options import EnvOptions
+
+        return EnvOptions(
+            settings=self.settings,
+            protocol=self.protocol,
+            wrappers=_listed(self.wrappers),
+            wrapper_settings=self.wrapper_settings,
+            drop=_listed(self.drop),
+        )
 
 
 @dataclass(frozen=True)
@@ -372,6 +388,19 @@ class Config:
         check_together(self)
 
     @property
+    def training_envs(self) -> int:
+        """Environments that train, after `batch.factor`; they have the numbers (`env_index`) from 0 on."""
+        return math.ceil(self.sampling.num_envs / self.batch.factor)
+
+    @property
+    def index_beside(self) -> int:
+        """First number (`env_index`) of environments that are built beside a run, for example by `sfactory eval`.
+
+        The numbers in between belong to the evaluations of the run itself.
+        """
+        return self.training_envs + EVALUATION_ENVS
+
+    @property
     def batch_slots(self) -> int:
         """Slots per update."""
         return self.batch.slots or self.sampling.num_groups
@@ -407,3 +436,8 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
         sections.setdefault(section, {})[key] = value
     changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
     return dataclasses.replace(config, **changed)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

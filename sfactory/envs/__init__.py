@@ -1,6 +1,9 @@
 """Environment interface: types, and functions that find and build environments by name. Does not import torch."""
 
+from sfactory.envs.options import EnvOptions
+from sfactory.envs.python_target import is_python_target
 from sfactory.envs.registry import (
+    check_spaces,
     families,
     family_ids,
     load_family,
@@ -10,9 +13,9 @@ from sfactory.envs.registry import (
     missing_package,
     name_family,
     raw_loop,
-    suggest,
 )
 from sfactory.envs.spec import (
+    NO_SETTINGS,
     ActionLeaf,
     EnvFault,
     EnvSpec,
@@ -28,14 +31,16 @@ from sfactory.envs.spec import (
     next_seed,
     one_line,
 )
-from sfactory.errors import EnvError
+from sfactory.errors import EnvError, suggest
 
 Tally = EpisodeTally  # earlier name, still used by environment packages
 
 __all__ = [
+    "NO_SETTINGS",
     "ActionLeaf",
     "EnvError",
     "EnvFault",
+    "EnvOptions",
     "EnvSpec",
     "Episode",
     "EpisodeTally",
@@ -45,10 +50,12 @@ __all__ = [
     "Step",
     "Tally",
     "bounded",
+    "check_spaces",
     "env_fault",
     "families",
     "family_ids",
     "finite_rows",
+    "is_python_target",
     "load_family",
     "make_group",
     "make_spec",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfactory.envs.action_leaf import action_leaf, assemble, mask_leaf
+from sfactory.envs.action_leaf import ActionSpace, mask_leaf
 from sfactory.envs.frames import to_frame
 from sfactory.envs.obs_leaf import obs_leaves
 from sfactory.envs.retry import REPLACE_S, START_S, retried
 from sfactory.envs.saved_state import decode, encode
-from sfactory.envs.space_leaves import space_leaves
+from sfactory.envs.space_leaves import kept_leaves
 from sfactory.envs.spec import EnvSpec, EpisodeTally, Step, env_fault, finite_rows, next_seed, one_line
+from sfactory.envs.step_values import PLAIN_FLAGS, PLAIN_NUMBERS, as_flag, as_reward, explained, reset_obs, wrong_step
 from sfactory.errors import EnvError
 
 if TYPE_CHECKING:
@@ -24,49 +26,56 @@ if TYPE_CHECKING:
 class EnvGroup:
     """Group of single gymnasium environments. Box actions are clipped to their bounds.
 
+    env_index: the number of the first environment; the factory is then called with the number of the environment that
+    it builds, and the environment that replaces a failed one has the number of that one. None: without an argument.
+    drop: leaves of the observation that are left out.
+
     An environment that raises, returns NaN, infinity, a wrong shape or dtype, or receives an illegal action is closed
     and replaced by one with a new seed; its row is a reset row, and a fault is reported. Raises EnvError, with the
     original message, if a constructor or the first reset fails.
     """
 
     def __init__(
-        self, factory: Callable[[], gymnasium.Env], num_envs: int, seeds: Sequence[int], *,
+        self, factory: Callable[..., gymnasium.Env], num_envs: int, seeds: Sequence[int], *,
         name: str, frame_skip: int = 1, protocol: str = "", max_episode_steps: int | None = None,
+        env_index: int | None = None, drop: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.factory, self.num_envs, self.name, self.seeds = factory, num_envs, name, list(seeds)
+        self.env_index = env_index
         self.envs: list[gymnasium.Env] = []
         try:
-            for _ in range(num_envs):  # where one was built, a failure of the next may be gone in a moment
-                self.envs.append(retried(self._build, START_S if self.envs else 0.0))
+            for env in range(num_envs):  # where one was built, a failure of the next may be gone in a moment
+                self.envs.append(retried(partial(self._build, env), START_S if self.envs else 0.0))
+            self._read_spaces(frame_skip, protocol or name, max_episode_steps, drop)
         except BaseException:
             self.close()
             raise
-        env, registered = self.envs[0], self.envs[0].spec
-        if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
-            raise EnvError(f"{name}: environments of one group must have the same spaces")
-        self.observation_space, self.action_space = env.observation_space, env.action_space
-        readers, omitted = obs_leaves(name, space_leaves(env.observation_space, "obs"))
-        actions = {n: action_leaf(n, s) for n, _, s in space_leaves(env.action_space, "action")}
-        obs_spec = {n: reader.leaf for n, reader in readers.items()}
-        action_spec = {n: leaf for n, (leaf, _) in actions.items()}
-        limit = max_episode_steps or (registered.max_episode_steps if registered else None)
-        goal = registered.reward_threshold if registered else None
-        mask = mask_leaf(name, obs_spec, action_spec)
-        self.spec = EnvSpec(
-            name, obs_spec, action_spec, frame_skip, limit, protocol or name, goal, mask, omitted=omitted
-        )  # fmt: skip
-        self.obs = {n: np.zeros((num_envs, *leaf.shape), leaf.dtype) for n, leaf in self.spec.obs.items()}
-        self._leaves = [(n, self.obs[n], reader.leaf.shape, reader) for n, reader in readers.items()]
-        self._decoders = [(n, decode) for n, (_, decode) in actions.items()]
         self._castable: set[tuple[str, np.dtype]] = set()  # dtypes that were already checked
         self._over, self._seeded = [False] * num_envs, False  # the next step resets this one; seeds were used
         self.tally = EpisodeTally(num_envs)
         self.at = np.full(1, -1)  # index of the environment that is being stepped; see `sfactory.envs.Group`
         self.beat: Callable[[], None] = lambda: None  # called while the group waits; see `sfactory.envs.Group`
 
-    def _build(self) -> gymnasium.Env:
+    def _read_spaces(self, frame_skip: int, protocol: str, limit: int | None, drop: Sequence[str]) -> None:
+        """Build the spec and the arrays of observations."""
+        env, registered = self.envs[0], self.envs[0].spec
+        if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
+            raise EnvError(f"{self.name}: environments of one group must have the same spaces")
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        kept = kept_leaves(self.name, env.observation_space, drop)
+        readers, omitted = obs_leaves(self.name, kept)
+        self._actions = ActionSpace(self.name, env.action_space)
+        obs, actions = {n: reader.leaf for n, reader in readers.items()}, self._actions.leaves
+        limit = limit or episode_limit(env)
+        goal = registered.reward_threshold if registered else None
+        mask = mask_leaf(self.name, obs, actions)
+        self.spec = EnvSpec(self.name, obs, actions, frame_skip, limit, protocol, goal, mask, omitted=omitted)
+        self.obs = {n: np.zeros((self.num_envs, *leaf.shape), leaf.dtype) for n, leaf in obs.items()}
+        self._leaves = [(n, self.obs[n], reader.leaf.shape, reader) for n, reader in readers.items()]
+
+    def _build(self, env: int) -> gymnasium.Env:
         try:
-            return self.factory()
+            return self.factory() if self.env_index is None else self.factory(self.env_index + env)
         except EnvError:
             raise
         except Exception as error:
@@ -78,7 +87,7 @@ class EnvGroup:
             value = np.asarray(read(obs))
             if value.shape != shape:
                 raise ValueError(f"{name} has shape {value.shape}, but its space has {shape}")
-            if (name, value.dtype) not in self._castable:
+            if value.dtype is not array.dtype and (name, value.dtype) not in self._castable:
                 if not np.can_cast(value.dtype, array.dtype, "same_kind"):
                     raise ValueError(f"{name} has dtype {value.dtype}, but its space has {array.dtype}")
                 self._castable.add((name, value.dtype))
@@ -87,11 +96,12 @@ class EnvGroup:
     def _begin(self, env: int, seed: int | None) -> None:
         """Reset one environment outside of a step. Raises EnvError on failure."""
         try:
-            self._write(env, self.envs[env].reset(seed=seed)[0])
+            self._write(env, reset_obs(self.envs[env].reset(seed=seed), self.observation_space))
             if finite_rows({n: a[env : env + 1] for n, a in self.obs.items()}, np.zeros(1)) is not None:
                 raise ValueError("NaN or infinity in the observation")
         except Exception as error:
-            raise EnvError(f"{self.name} failed at its first reset: {one_line(error)}", fault=True) from error
+            reason = one_line(explained(error))
+            raise EnvError(f"{self.name} failed at its first reset: {reason}", fault=True) from error
         self._over[env] = False
         self.tally.drop(env)
 
@@ -106,7 +116,7 @@ class EnvGroup:
                     self.envs[env].close()
                 closed = True
             self.seeds[env] = next_seed(self.seeds[env])
-            self.envs[env] = self._build()
+            self.envs[env] = self._build(env)
             closed = False
             self._begin(env, self.seeds[env])
 
@@ -127,29 +137,36 @@ class EnvGroup:
     def step(self, action: dict[str, np.ndarray]) -> Step:
         """Step every environment; see the table in `sfactory.envs.spec`."""
         flags = np.zeros(self.num_envs, bool)
-        parts = [decode(action[name], flags) for name, decode in self._decoders]
-        rows, illegal = parts[0], flags.tolist()
-        if "action" not in action:  # nested
-            rows = [assemble(self.envs[0].action_space, iter(row)) for row in zip(*parts, strict=True)]
+        rows, illegal = self._actions.rows(action, flags), flags.tolist()
         reward, valid = np.zeros(self.num_envs, np.float32), np.ones(self.num_envs, bool)
         terminated, truncated = ~valid, ~valid
         errors: dict[int, Exception] = {}
+        at, over, write, false = self.at, self._over, self._write, np.False_
         for env, (instance, row) in enumerate(zip(self.envs, rows, strict=True)):
-            self.at[0] = env
+            at[0] = env
             try:
-                if self._over[env]:
+                if over[env]:
                     valid[env] = False
-                    self._write(env, instance.reset()[0])
+                    write(env, reset_obs(instance.reset(), self.observation_space))
                     continue
                 if illegal[env]:
                     raise ValueError(f"illegal action {[leaf[env].tolist() for leaf in action.values()]}")
-                obs, env_reward, env_terminated, env_truncated, _ = instance.step(row)
-                reward[env] = float(env_reward)
-                if env_terminated or env_truncated:
-                    terminated[env], truncated[env] = env_terminated, env_truncated
-                self._write(env, obs)
+                result = instance.step(row)
+                try:
+                    obs, env_reward, ended, cut, _ = result
+                except (TypeError, ValueError):
+                    raise wrong_step(result) from None
+                if type(env_reward) is not float:
+                    env_reward = float(env_reward) if type(env_reward) in PLAIN_NUMBERS else as_reward(env_reward)
+                reward[env] = env_reward
+                if (ended is not False and ended is not false) or (cut is not False and cut is not false):
+                    if type(ended) not in PLAIN_FLAGS or type(cut) not in PLAIN_FLAGS:
+                        ended, cut = as_flag(ended, "terminated"), as_flag(cut, "truncated")
+                    if ended or cut:
+                        terminated[env], truncated[env] = ended, cut
+                write(env, obs)
             except Exception as error:
-                errors[env] = error
+                errors[env] = explained(error)
         if (finite := finite_rows(self.obs, reward)) is not None:
             for env in np.flatnonzero(~finite).tolist():
                 errors.setdefault(env, self._not_finite(env, reward))
@@ -224,3 +241,15 @@ def _place(env: gymnasium.Env, method: str) -> str:
         code = getattr(type(env.unwrapped), method).__code__
         return f", returned by {method}, {code.co_filename}, line {code.co_firstlineno}"
     return ""
+
+
+def episode_limit(env: gymnasium.Env) -> int | None:
+    """Steps after which an episode is truncated: the smallest limit of the TimeLimit wrappers; None without one."""
+    import gymnasium
+
+    limits = [env.spec.max_episode_steps] if env.spec else []
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            limits.append(env._max_episode_steps)
+        env = env.env
+    return min((limit for limit in limits if limit), default=None)

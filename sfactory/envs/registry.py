@@ -1,26 +1,41 @@
 """Find an environment family by name and build groups and specs.
 
-Families are entry points of the group `sfactory.envs`; docs/extending.md shows how a package adds one. This module does
-not import torch, and it imports a family's package only when one of its groups is built.
+Families are entry points of the group `sfactory.envs`; docs/extending.md shows how a package adds one. A name with a
+colon, as `my_file:MyEnv`, is a class or function of the user's own instead (`sfactory.envs.python_env`). This module
+does not import torch, and it imports a family's package only when one of its groups is built.
+
+A family's function `make(env_id, *, num_envs, seeds, ...)` has more keyword-only parameters for what it supports:
+
+    exact         build a group that has `snapshot`, also if it is slower
+    render_mode   "rgb_array" if the group must have `render`
+    settings      the settings of the environment in one mapping, whatever their names; a setting that has a parameter
+                  of its own is passed there. Without this parameter every setting is a keyword argument.
+
+and, beside `settings`:
+
+    env_index     the number of the first environment in this run; the following ones have the next numbers
+    wrap          `sfactory.envs.wrappers.Wrappers`, to be called with every single environment and its number
+    drop          leaves of the observation that are left out, for EnvGroup and VectorGroup
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from sfactory.envs.options import EnvOptions
+from sfactory.envs.python_target import is_python_target
 from sfactory.envs.spec import EnvSpec, Group, Leaf, Settings, one_line
-from sfactory.errors import EnvError, did_you_mean
+from sfactory.envs.wrappers import Wrappers
+from sfactory.errors import EnvError, suggest
 
-
-def suggest(word: str, known: Iterable[str], most: int = 12) -> str:
-    """The end of an error message: `; did you mean a?`, or else the names that exist."""
-    names = sorted(known)
-    listed = f"; there are {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
-    return did_you_mean(word, names) or listed
+OURS = frozenset({"num_envs", "seeds", "exact", "render_mode"})
+"""Parameters of a family's `make` that are never settings."""
+OURS_BESIDE_SETTINGS = frozenset({"settings", "env_index", "wrap", "drop"})
+"""The same for a family that takes its settings as one mapping."""
 
 
 def missing_package(name: str, package: str, extra: str) -> EnvError:
@@ -53,16 +68,23 @@ def family_ids(name: str) -> list[str]:
     return sorted(module.ids())
 
 
-def raw_loop(name: str, num_envs: int, seed: int, settings: Settings | None = None) -> Callable[[], int] | None:
+def raw_loop(
+    name: str, num_envs: int, seed: int, options: EnvOptions | Settings | None = None
+) -> Callable[[], int] | None:
     """Return a plain loop over the library behind `FAMILY/ID`, with random actions and without sfactory's adapters.
 
-    Each call steps `num_envs` environments once and returns the number of steps. None if the family has no `raw_loop`.
+    Each call steps `num_envs` environments once and returns the number of steps. None if the family has no `raw_loop`,
+    and for environments in wrappers, which are not the library alone.
     """
+    options = EnvOptions.of(options)
+    if is_python_target(name) or options.wrappers:
+        return None
     family, _, env_id = name.partition("/")
     module = sys.modules[load_family(family).__module__]
     if not hasattr(module, "raw_loop"):
         return None
-    loop: Callable[[], int] = module.raw_loop(env_id, num_envs, seed, **(settings or {}))
+    arguments = _arguments(name, module.raw_loop, options, positional=3)
+    loop: Callable[[], int] = module.raw_loop(env_id, num_envs, seed, **arguments)
     return loop
 
 
@@ -70,38 +92,43 @@ def make_group(
     name: str,
     num_envs: int,
     seeds: Sequence[int],
-    settings: Settings | None = None,
+    options: EnvOptions | Settings | None = None,
     exact: bool = False,
     render: bool = False,
+    env_index: int = 0,
 ) -> Group:
-    """Build a group of `FAMILY/ID` environments.
+    """Build a group of `FAMILY/ID` or `MODULE:NAME` environments.
 
     num_envs, seeds: number of environments and one seed for each.
-    settings: keyword arguments for the family's `make`.
+    options: what the user said about the environment; a plain mapping is its settings.
     exact: build a group that has `snapshot`, if the family's `make` takes `exact`; it may be slower.
     render: build a group that has `render`; it may be slower.
+    env_index: the number of the first environment among those that are alive in the run.
     Raises EnvError for an unknown family, id or setting, a missing package, a constructor that raises, or no `render`.
     """
     if len(seeds) != num_envs or num_envs < 1:
         raise EnvError(f"{name}: {num_envs} environments need as many seeds (got {len(seeds)})")
-    family, _, env_id = name.partition("/")
-    if not env_id:
-        raise EnvError(f"environment {name!r}: write FAMILY/ID, for example gymnasium/CartPole-v1")
-    make = load_family(family)
-    parameters = inspect.signature(make).parameters.values()
-    accepted = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    known = accepted - {"num_envs", "seeds", "exact", "render_mode"}
-    accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    for setting in settings or {}:
-        if setting not in known and not accepts_any:
-            raise EnvError(f"{name}: no such setting {setting!r}{suggest(setting, known)}")
-    options: dict[str, Any] = {"exact": exact} if "exact" in accepted else {}
+    options = EnvOptions.of(options)
+    family, env_id, make = _family_of(name)
+    arguments = _arguments(name, make, options, positional=1)
+    parameters = inspect.signature(make).parameters
+    any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if "exact" in parameters:
+        arguments["exact"] = exact
     if render:
-        if "render_mode" not in accepted and not accepts_any:
+        if "render_mode" not in parameters and ("settings" in parameters or not any_keyword):
             raise EnvError(f"{name}: no video, because make() of the family {family} has no parameter render_mode")
-        options["render_mode"] = "rgb_array"
+        arguments["render_mode"] = "rgb_array"
+    wrap = Wrappers(options)
+    if "settings" in parameters and "env_index" in parameters:
+        arguments["env_index"] = env_index
+    for parameter, value, flag in (("wrap", wrap, "env.wrappers"), ("drop", options.drop, "env.drop")):
+        if value:
+            if "settings" not in parameters or parameter not in parameters:
+                raise EnvError(f"{name}: {flag} {_UNSUPPORTED[parameter].format(family=family)}")
+            arguments[parameter] = value
     try:
-        group = make(env_id, num_envs=num_envs, seeds=list(seeds), **{**(settings or {}), **options})
+        group = make(env_id, num_envs=num_envs, seeds=list(seeds), **arguments)
     except EnvError:
         raise
     except ModuleNotFoundError as error:
@@ -114,16 +141,70 @@ def make_group(
     return group
 
 
-def make_spec(name: str, settings: Settings | None = None) -> EnvSpec:
+_UNSUPPORTED = {
+    "wrap": "is for the family gymnasium and for environments of your own (my_file:MyEnv); the family {family} does "
+    "not step single environments that could be wrapped",
+    "drop": "is not possible here: make() of the family {family} has no parameter drop",
+}
+
+
+def _family_of(name: str) -> tuple[str, str, Callable[..., Group]]:
+    """Return the family of a name, the id that its `make` takes, and `make`."""
+    if is_python_target(name):
+        from sfactory.envs.python_env import make
+
+        return "python", name, make
+    family, _, env_id = name.partition("/")
+    if not env_id:
+        raise EnvError(f"environment {name!r}: write FAMILY/ID, for example gymnasium/CartPole-v1")
+    return family, env_id, load_family(family)
+
+
+def _arguments(name: str, function: Callable[..., Any], options: EnvOptions, positional: int) -> dict[str, Any]:
+    """Return the settings as keyword arguments of a family's function. Raises EnvError for one that it cannot take.
+
+    positional: number of arguments that the caller passes in front of them.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    keywords = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    in_one_mapping = "settings" in keywords
+    reserved = OURS | {p.name for p in parameters[:positional]} | (OURS_BESIDE_SETTINGS if in_one_mapping else set())
+    known = keywords - reserved
+    any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    given = dict(options.settings)
+    arguments: dict[str, Any] = {}
+    if options.protocol:
+        if "protocol" not in known and not (any_keyword and not in_one_mapping):
+            raise EnvError(f"{name}: env.protocol {options.protocol}: {name_family(name)} has no choice of protocols")
+        arguments["protocol"] = options.protocol
+        given.pop("protocol", None)
+    if in_one_mapping:
+        arguments |= {setting: value for setting, value in given.items() if setting in known}
+        arguments["settings"] = {setting: value for setting, value in given.items() if setting not in known}
+        return arguments
+    for setting in given:
+        if setting in reserved & (keywords | {"num_envs", "seeds"}):
+            raise EnvError(
+                f"{name}: the setting {setting!r} cannot reach the environment, because {function.__name__}() of the "
+                f"family has a parameter of this name; a parameter `settings` would take every setting"
+            )
+        if setting not in known and not any_keyword:
+            raise EnvError(f"{name}: no such setting {setting!r}{suggest(setting, known)}")
+    return arguments | given
+
+
+def make_spec(name: str, options: EnvOptions | Settings | None = None, env_index: int = 0) -> EnvSpec:
     """Build one environment, read its spec and close it."""
-    group = make_group(name, 1, [0], settings)
+    group = make_group(name, 1, [0], options, env_index=env_index)
     group.close()
     return group.spec
 
 
-def make_specs(names: Sequence[str], settings: Settings | None = None) -> tuple[EnvSpec, ...]:
+def make_specs(
+    names: Sequence[str], options: EnvOptions | Settings | None = None, env_index: int = 0
+) -> tuple[EnvSpec, ...]:
     """Return the specs of tasks that share one policy. Raises EnvError if their spaces differ."""
-    specs = tuple(make_spec(name, settings) for name in names)
+    specs = tuple(make_spec(name, options, env_index) for name in names)
     for spec in specs[1:]:
         for field in ("obs", "actions", "mask", "frame_skip"):
             expected, got = getattr(specs[0], field), getattr(spec, field)
@@ -138,9 +219,22 @@ def make_specs(names: Sequence[str], settings: Settings | None = None) -> tuple[
     return specs
 
 
+def check_spaces(expected: EnvSpec, group: Group) -> Group:
+    """Return the group. Raises EnvError if its spaces are not those that the run was prepared for."""
+    for field in ("obs", "actions"):
+        before, now = _format(getattr(expected, field)), _format(getattr(group.spec, field))
+        if before != now:
+            raise EnvError(
+                f"{group.spec.name}: {field} {now} is not {before}, which the first environment of the run had; all "
+                "copies must have the same spaces",
+                fault=True,
+            )
+    return group
+
+
 def name_family(name: str) -> str:
-    """Return the family part of a name: atari/pong -> atari."""
-    return name.partition("/")[0]
+    """Return the family part of a name: atari/pong -> atari; empty for a class or function of the user's own."""
+    return "" if is_python_target(name) else name.partition("/")[0]
 
 
 def _arrays(obs: Mapping[str, Leaf]) -> dict[str, tuple[tuple[int, ...], str]]:

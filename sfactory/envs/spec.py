@@ -17,6 +17,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,7 +25,8 @@ import numpy as np
 from sfactory.errors import EnvError
 
 Settings = Mapping[str, Any]
-"""Keyword arguments for a family's `make`, from `env.settings`."""
+"""Settings of an environment by name, from `env.settings`."""
+NO_SETTINGS: Settings = MappingProxyType({})
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sfactory.envs.action_leaf import action_leaf, mask_leaf
+from sfactory.envs.action_leaf import ActionSpace, mask_leaf
 from sfactory.envs.obs_leaf import obs_leaves
-from sfactory.envs.space_leaves import space_leaves
+from sfactory.envs.space_leaves import kept_leaves
 from sfactory.envs.spec import EnvFault, EnvSpec, EpisodeTally, Step, finite_rows
 
 
@@ -37,14 +37,13 @@ class VectorGroup(ABC):
     def __init__(
         self, name: str, observation_space: Any, action_space: Any, num_envs: int, seeds: Sequence[int], *,
         frame_skip: int = 1, protocol: str = "", max_episode_steps: int | None = None,
-        reward_threshold: float | None = None, reference: tuple[float, float] | None = None,
+        reward_threshold: float | None = None, reference: tuple[float, float] | None = None, drop: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.num_envs, self.seeds = num_envs, list(seeds)
         self.observation_space, self.action_space = observation_space, action_space  # of one environment
-        self._readers, omitted = obs_leaves(name, space_leaves(observation_space, "obs"))
-        self._actions = [(n, path, s) for n, path, s in space_leaves(action_space, "action")]
-        obs = {n: reader.leaf for n, reader in self._readers.items()}
-        actions = {n: action_leaf(n, s)[0] for n, _, s in self._actions}
+        self._readers, omitted = obs_leaves(name, kept_leaves(name, observation_space, drop))
+        self._actions = ActionSpace(name, action_space)
+        obs, actions = {n: reader.leaf for n, reader in self._readers.items()}, self._actions.leaves
         self.spec = EnvSpec(
             name, obs, actions, frame_skip, max_episode_steps, protocol or name, reward_threshold,
             mask_leaf(name, obs, actions), reference, omitted,
@@ -71,7 +70,7 @@ class VectorGroup(ABC):
             return self._reset_all(illegal, f"illegal action {[a[illegal].tolist() for a in action.values()]}")
         native = self.advance(native_action)
         obs = self._read(native.obs)
-        reward = np.asarray(native.reward, np.float32)
+        reward = self._rewards(native.reward)
         if (finite := finite_rows(obs, reward)) is not None:
             return self._reset_all(~finite, "NaN or infinity in the observation or reward")
         valid = ~native.reset
@@ -92,6 +91,15 @@ class VectorGroup(ABC):
         )
         obs, never = self.reset(), self._never
         return Step(obs, np.zeros(self.num_envs, np.float32), never, never, never, ~never, (), faults)
+
+    def _rewards(self, reward: Any) -> np.ndarray:
+        """Rewards as float32, [E]. Raises ValueError for another number of them."""
+        rewards = np.asarray(reward, np.float32)
+        if rewards.shape != (self.num_envs,):
+            if rewards.size != self.num_envs:
+                raise ValueError(f"the rewards have shape {rewards.shape}, expected {(self.num_envs,)}")
+            rewards = rewards.reshape(self.num_envs)
+        return rewards
 
     def _read(self, raw: Any) -> dict[str, np.ndarray]:
         """Convert native observations to leaves of the spec's dtypes. Raises ValueError for a wrong shape or dtype."""
@@ -114,18 +122,9 @@ class VectorGroup(ABC):
 
     def _native_action(self, action: dict[str, np.ndarray]) -> tuple[Any, np.ndarray]:
         """Convert actions for native code, clipped to their bounds; also return which rows are illegal, [E] bool."""
-        illegal, converted = self._never.copy(), {}
-        for name, path, space in self._actions:
-            values, leaf = action[name], self.spec.actions[name]
-            if leaf.kind == "box":  # the slot keeps the unclipped sample, because log_prob belongs to that one
-                legal = np.isfinite(values)
-                values = np.clip(values, space.low, space.high)
-            else:
-                legal = (values >= 0) & (values < np.asarray(leaf.sizes).reshape(leaf.shape))
-                values = values + getattr(space, "start", 0)
-            if not legal.all():
-                illegal |= ~legal.reshape(self.num_envs, -1).all(axis=1)
-            converted[path] = values.astype(space.dtype, copy=False)
-        if () in converted:
-            return converted[()], illegal
-        return {"/".join(map(str, path)): values for path, values in converted.items()}, illegal
+        illegal = self._never.copy()
+        arrays = self._actions.arrays(action, illegal)
+        if not self._actions.nested:
+            return arrays[0], illegal
+        paths = ("/".join(map(str, part.path)) for part in self._actions.parts)
+        return dict(zip(paths, arrays, strict=True)), illegal

@@ -30,7 +30,7 @@ def workload(config: Config) -> str:
     run = config.run
     key = {
         "roofline": LINE,
-        "env": [config.env.name, config.env.arguments, config.sampling.envs_per_group],
+        "env": [config.env.name, config.env.options.as_dict(), config.sampling.envs_per_group],
         "model": asdict(config.model),
         "learning": [config.batch.epochs, config.optimizer_steps_per_update > 1, config.run.precision],
         "machine": [processor(), cores(), run.device, shows_gpu()],

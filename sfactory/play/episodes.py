@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sfactory.envs import EnvError, EnvSpec, Group, Settings, bounded, make_group, make_spec
+from sfactory.config.schema import EVALUATION_ENVS
+from sfactory.envs import EnvError, EnvOptions, EnvSpec, Group, Settings, bounded, make_group, make_spec
 from sfactory.play.policy import SEED_STREAM, Actor
 
-MAX_ENVS = 32  # more would start more episodes at once and wait longer for the last one
+MAX_ENVS = EVALUATION_ENVS  # more would start more episodes at once and wait longer for the last one
 DEFAULT_MAX_STEPS = 10_000  # per episode, in an environment without a limit of its own
 MAX_FAULTS = 10  # environment failures that an evaluation tolerates; of many episodes one in TOLERATED
 TOLERATED = 20
@@ -50,13 +51,19 @@ class NoRecorder:
     def end(self, episodic_return: float, length: int) -> None: ...
 
 
-def group_factory(task: str, seed: int, settings: Settings, render: bool = False) -> Callable[[int, int], Group]:
-    """Return the function with which `play` builds its groups. render: build groups that can be rendered."""
+def group_factory(
+    task: str, seed: int, options: EnvOptions | Settings, render: bool = False, env_index: int = 0
+) -> Callable[[int, int], Group]:
+    """Return the function with which `play` builds its groups.
+
+    render: build groups that can be rendered. env_index: number of the first environment; every group has the same
+    numbers, because the one before it is closed.
+    """
 
     def make(num_envs: int, first_env: int) -> Group:
         sequences = [np.random.SeedSequence([seed, SEED_STREAM, first_env + i]) for i in range(num_envs)]
         seeds = [int(sequence.generate_state(1)[0]) >> 1 for sequence in sequences]
-        return make_group(task, num_envs, seeds, settings, render=render)
+        return make_group(task, num_envs, seeds, options, render=render, env_index=env_index)
 
     return make
 
@@ -168,7 +175,7 @@ def model_policy(model: Any, greedy: bool, seed: int) -> ActFunction:
 
 def play_task(
     task: str,
-    settings: Settings,
+    options: EnvOptions | Settings,
     act: ActFunction,
     episodes: int,
     seed: int,
@@ -177,16 +184,18 @@ def play_task(
     max_steps: int = 0,
     recorder: Recorder | None = None,
     on_build: Callable[[], None] = lambda: None,
+    env_index: int = 0,
 ) -> tuple[EnvSpec, int, EpisodeResults]:
     """Play episodes of an environment by name; returns its spec, the step limit that applied, and the results.
 
     max_steps: 0 is the environment's own limit, or DEFAULT_MAX_STEPS where it has none.
     squash: see `sfactory.envs.bounded`. on_build: called before environments are built, which may happen several times.
+    env_index: number of the first environment.
     """
     on_build()
-    spec = make_spec(task, settings)
+    spec = make_spec(task, options, env_index)
     limits, limit = bounded(spec, squash), max_steps or spec.max_episode_steps or DEFAULT_MAX_STEPS
-    factory = group_factory(task, seed, settings, render=recorder is not None)
+    factory = group_factory(task, seed, options, recorder is not None, env_index)
 
     def make(num_envs: int, first_env: int) -> Any:
         on_build()

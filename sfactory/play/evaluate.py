@@ -172,13 +172,14 @@ def evaluate(
         with recorder or contextlib.nullcontext():
             spec, limit, results = play_task(
                 task,
-                env.arguments,
+                env.options,
                 model_policy(model, greedy, seed),
                 episodes,
                 seed,
                 squash=config.model.squash,
                 max_steps=max_steps,
                 recorder=recorder,
+                env_index=config.index_beside,
             )
         return EvalResult(
             env=task,

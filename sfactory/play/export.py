@@ -101,8 +101,11 @@ class ExportedPolicy(nn.Module):
 
     def _env_action(self, name: str, action: Tensor) -> Tensor:
         """Convert an action leaf [N, ...] to what the environment takes."""
-        if self.spec.actions[name].kind == "discrete":
-            return action + self.get_buffer(_buffer("start", name))
+        leaf = self.spec.actions[name]
+        if leaf.kind == "discrete":
+            action = action + self.get_buffer(_buffer("start", name))
+            shape = self.policy.action_shapes.get(name, leaf.shape)
+            return action if shape == leaf.shape else action.view(-1, *shape)
         low, high = self.get_buffer(_buffer("low", name)), self.get_buffer(_buffer("high", name))
         if self.squash:
             action = 0.5 * (high + low) + 0.5 * (high - low) * torch.tanh(action)
@@ -240,7 +243,8 @@ def _log_prob_loss(policy: Policy, params: Tensor, name: str, action: Tensor) ->
     Two actions whose probabilities differ only by rounding are both correct.
     """
     mode = policy.model.distribution.mode(params)
-    changed = {**mode, name: action - torch.as_tensor(policy.category_starts.get(name, 0))}
+    start = torch.as_tensor(policy.category_starts.get(name, 0))
+    changed = {**mode, name: action.view(-1, *policy.spec.actions[name].shape) - start}
     log_prob = policy.model.distribution.log_prob
     return log_prob(params, mode) - log_prob(params, changed)
 
@@ -249,8 +253,8 @@ def _reference(policy: Policy, inputs: Inputs) -> Outputs:
     """Return the policy's own outputs, its actions computed as in `Policy.act`."""
     out = policy.model(*inputs)
     action = policy.env_actions({name: a.numpy() for name, a in policy.model.distribution.mode(out.params).items()})
-    discrete = {name for name, leaf in policy.spec.actions.items() if leaf.kind == "discrete"}
-    leaves = {n: torch.from_numpy(x).to(torch.int64 if n in discrete else torch.float32) for n, x in action.items()}
+    dtypes = {n: torch.int64 if leaf.kind == "discrete" else torch.float32 for n, leaf in policy.spec.actions.items()}
+    leaves = {name: torch.from_numpy(action[name]).to(dtype) for name, dtype in dtypes.items()}
     memory = {"next_state": out.state} if policy.model.state_size else {}
     return {**leaves, "params": out.params, "value": out.value, **memory}
 

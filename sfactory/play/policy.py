@@ -16,7 +16,7 @@ import numpy as np
 
 from sfactory.config.toml_file import from_toml
 from sfactory.envs import EnvSpec, Group, bounded, make_group
-from sfactory.envs.action_leaf import action_leaf, assemble
+from sfactory.envs.action_leaf import ActionSpace
 from sfactory.envs.obs_leaf import Encode, obs_leaves
 from sfactory.envs.space_leaves import space_leaves
 from sfactory.run import checkpoint
@@ -67,11 +67,11 @@ class Policy:
         self.action_space = getattr(group, "action_space", None)
         self._readers = _readers(self.spec, self.observation_space)
         self._squashed = bounded(self.spec, config.model.squash)
-        self._decoders: list[tuple[str, Any, Any]] = []
-        if self.action_space is not None:
-            self._decoders = [(n, action_leaf(n, s)[1], s) for n, _, s in space_leaves(self.action_space, "action")]
-        self.category_starts = {n: np.asarray(getattr(s, "start", 0), np.int64) for n, _, s in self._decoders}
-        """Leaf -> first value of its discrete space, which is added to a category; 0 for leaves that are missing."""
+        self._actions = None if self.action_space is None else ActionSpace(self.spec.name, self.action_space)
+        self.category_starts = {part.name: part.start for part in self._actions.parts} if self._actions else {}
+        """Leaf -> first value of its categories, which is added to a category; 0 for leaves that are missing."""
+        self.action_shapes = {part.name: part.space.shape for part in self._actions.parts} if self._actions else {}
+        """Leaf -> shape of the action that the environment takes; the leaf's own for leaves that are missing."""
 
     def reset(self, seed: int | None = None) -> None:
         """Clear the recurrent state; with `seed`, also reseed the sampling noise."""
@@ -96,10 +96,11 @@ class Policy:
         begins = np.zeros(rows, bool)
         begins[:] = False if first is None else first
         action = self.env_actions(self._actor(leaves, begins, greedy))
+        if self._actions is not None:
+            parts = zip(self._actions.parts, action.values(), strict=True)
+            return self._actions.nest([part.rows(values)[0] if count is None else values for part, values in parts])
         if count is None:
             action = {name: value[0] for name, value in action.items()}
-        if self.action_space is not None:
-            return assemble(self.action_space, iter(action.values()))
         return action["action"] if list(action) == ["action"] else action
 
     def env_actions(self, action: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -108,18 +109,14 @@ class Policy:
         Boxes are squashed or clipped to their bounds; categories are counted from the start of their space.
         """
         action = self._squashed(action)
-        if self.action_space is None:
+        if self._actions is None:
             return {name: _clipped(self.spec, name, value) for name, value in action.items()}
-        converted = {}
-        for name, decode, space in self._decoders:
-            illegal = np.zeros(len(action[name]), bool)
-            rows = decode(action[name], illegal)
-            if illegal.any():
-                raise ValueError(
-                    f"the policy returned {name} {action[name][illegal][0]}; check that the observation is finite"
-                )
-            converted[name] = np.stack(rows).astype(space.dtype, copy=False)
-        return converted
+        illegal = np.zeros(len(next(iter(action.values()))), bool)
+        arrays = self._actions.arrays(action, illegal)
+        if illegal.any():
+            wrong = {name: value[illegal][0].tolist() for name, value in action.items()}
+            raise ValueError(f"the policy returned {wrong}; check that the observation is finite")
+        return {part.name: array for part, array in zip(self._actions.parts, arrays, strict=True)}
 
     def _read(self, obs: Any) -> tuple[dict[str, np.ndarray], int | None]:
         """Return the leaves [N, ...] of an observation, and N; None for a single one."""
@@ -162,7 +159,7 @@ def load_policy(run: str | Path, seed: int = 0) -> Policy:
     """
     path = checkpoint.resolve(Path(run))
     config = from_toml(path.parent.parent / "config.toml")
-    group = make_group(config.env.tasks[0], 1, [0], config.env.arguments)
+    group = make_group(config.env.tasks[0], 1, [0], config.env.options, env_index=config.index_beside)
     group.close()
     model, state = checkpoint.restore_policy(path, config, group.spec)
     return Policy(model, group, config, path, int(state["env_steps"]), seed)

@@ -228,7 +228,7 @@ def load_policy(run_dir: Path) -> tuple[ActorCritic, dict[str, Any]]:
     if path is None:
         raise NoCheckpointError(f"{run_dir} holds no checkpoint yet")
     config = from_toml(run_dir / "config.toml")
-    return restore_policy(path, config, make_spec(config.env.tasks[0], config.env.arguments))
+    return restore_policy(path, config, make_spec(config.env.tasks[0], config.env.options, config.index_beside))
 
 
 def restore_policy(path: Path, config: Config, spec: EnvSpec) -> tuple[ActorCritic, dict[str, Any]]:

@@ -32,7 +32,7 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
     check_device("run.device", config.run.device)
     check_device("run.inference-device", config.run.inference_device)
     check_wandb(config)
-    specs = make_specs(config.env.tasks, config.env.arguments)
+    specs = make_specs(config.env.tasks, config.env.options, config.training_envs)
     reading = obs_lines(specs[0], config)  # raises for observations that cannot be read
     bounded(specs[0], config.model.squash)  # raises for actions that cannot be squashed
     if config.run.init_from and not resume:

@@ -236,7 +236,7 @@ def bench(target: str, config: Config, seconds: float, log: Callable[[str], None
         log(f"a run of {seconds:g} s with one pass over the data ...")
         one_pass = trial(with_settings(config, {"batch.epochs": 1, "batch.minibatches": 1}), seconds)
     log("reference loops: environment, forward, backward ...")
-    spec = make_spec(config.env.tasks[0], config.env.arguments)
+    spec = make_spec(config.env.tasks[0], config.env.options)
     device = pick_device(config.run.device).type
     settled = _with_precision(config, spec)
     rows = round(whole.row.get("queue/inference_batch", 0.0)) or None
@@ -276,13 +276,13 @@ def own_stages(config: Config, seconds: float) -> StageCosts:
         checkpoint=replace(config.checkpoint, exact=False),
     )
     task, size = config.env.tasks[0], config.sampling.envs_per_group
-    group = make_group(task, size, list(range(1, size + 1)), config.env.arguments)
+    group = make_group(task, size, list(range(1, size + 1)), config.env.options)
     environment = median_rate(random_steps(group), seconds / 3)
     group.close()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes of a run
     with tempfile.TemporaryDirectory(prefix="sfactory-bench-") as folder:
-        run = Lockstep(RunSpec(alone, make_spec(task, config.env.arguments), folder, 0))
+        run = Lockstep(RunSpec(alone, make_spec(task, config.env.options), folder, 0))
         try:
             warm = 2 if run.learner.accelerator is None else WARM + 2  # a GPU captures its graphs in between
             while run.learner.updates < warm:

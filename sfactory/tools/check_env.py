@@ -8,6 +8,7 @@ Shapes: T steps of E environments; row t of a [T, E] array is what step t return
 
 from __future__ import annotations
 
+import json
 import shlex
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sfactory.envs import EnvSpec, Group, make_group
+from sfactory.envs import EnvOptions, EnvSpec, Group, make_group
 from sfactory.tools.random_rollout import COLUMNS, RandomRollout, record, shifted
 
 ENVS, STEPS, SECONDS = 4, 2000, 3.0
@@ -227,6 +228,19 @@ def nearest(name: str, spec: EnvSpec, target: str = "") -> tuple[list[str], str,
     return ["sfactory", "train", chosen, *(word for file in files for word in ("--config", str(file)))], why, preset
 
 
+def env_flags(options: EnvOptions) -> dict[str, Any]:
+    """Return what was said about an environment as settings by dotted name."""
+    tables = json.dumps(options.wrapper_settings) if options.wrapper_settings else ""
+    texts = {
+        "env.protocol": options.protocol,
+        "env.wrappers": ",".join(options.wrappers),
+        "env.wrapper-settings": tables,
+        "env.drop": ",".join(options.drop),
+    }
+    flags = {f"env.settings.{name}": value for name, value in options.settings.items()}
+    return flags | {name: text for name, text in texts.items() if text}
+
+
 @dataclass(frozen=True)
 class EnvReport:
     """The findings about an environment, and a command that trains it."""
@@ -275,7 +289,7 @@ RULES: tuple[Callable[[EnvSpec, RandomRollout, Mapping[str, Any]], RuleOutput], 
 
 
 def check(
-    name: str, settings: Mapping[str, Any] | None = None, *, steps: int = STEPS, seconds: float = SECONDS,
+    name: str, options: EnvOptions | Mapping[str, Any] | None = None, *, steps: int = STEPS, seconds: float = SECONDS,
     seed: int = 0, target: str = "", make: Make | None = None,
 ) -> EnvReport:  # fmt: skip
     """Check FAMILY/ID with random actions. Raises EnvError if it cannot be built.
@@ -283,7 +297,7 @@ def check(
     steps, seconds: of the group, whichever ends first. target: the preset that was given, if any.
     make: builds the groups instead of the family.
     """
-    build = make or (lambda num_envs, seeds: make_group(name, num_envs, seeds, settings))
+    build = make or (lambda num_envs, seeds: make_group(name, num_envs, seeds, options))
 
     def play(stream: int, steps: int, seconds: float) -> tuple[EnvSpec, RandomRollout]:
         numbers = [np.random.SeedSequence([seed, stream, env]).generate_state(1)[0] for env in range(ENVS)]
@@ -301,8 +315,7 @@ def check(
     if played:
         again, other = (play(stream, min(steps, REPLAY), seconds / 4)[1] for stream in (0, 1))
         found += [("seeds", *one) for one in seeds(rollout, again, other)]
-    for key, value in (settings or {}).items():
-        option = "env.protocol" if key == "protocol" else f"env.settings.{key}"
+    for option, value in env_flags(EnvOptions.of(options)).items():
         command += [f"--{option}={value}"] if preset.get(option) != value else []
     train = " ".join([shlex.join(command), *dict.fromkeys(flag for one in found for flag in one[3:])])
     findings = tuple(RuleFinding(level, title, sentence) for title, level, sentence, *_ in found)

@@ -9,6 +9,7 @@ A score is the training return at that point: the mean of the last 100 episodes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,7 @@ def _one_protocol(task: str, runs: Sequence[RunFolder]) -> None:
 
 def _protocols(task: str, runs: Sequence[RunFolder]) -> dict[int, str]:
     """Return id of a run -> its protocol, from the environment's spec where settings differ."""
-    settings = {id(run): repr(sorted(run.config.env.arguments.items())) for run in runs}
+    settings = {id(run): json.dumps(run.config.env.options.as_dict(), sort_keys=True, default=str) for run in runs}
     if len(set(settings.values())) == 1:
         return settings
     from sfactory.envs import EnvError, make_spec
@@ -195,7 +196,7 @@ def _protocols(task: str, runs: Sequence[RunFolder]) -> dict[int, str]:
         own = settings[id(run)]
         if own not in known:
             try:
-                known[own] = make_spec(task, run.config.env.arguments).protocol or own
+                known[own] = make_spec(task, run.config.env.options).protocol or own
             except EnvError:  # the package is missing: compare by settings
                 known[own] = own
     return {key: known[own] for key, own in settings.items()}

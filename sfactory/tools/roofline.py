@@ -185,9 +185,9 @@ def environment_costs(config: Config, seconds: float) -> dict[int, Cost]:
     for size in sizes:
         each = []
         for task in env.tasks:
-            step, how = raw_loop(task, size, 1, env.arguments), "its library alone"
+            step, how = raw_loop(task, size, 1, env.options), "its library alone"
             if step is None:
-                group = make_group(task, size, list(range(1, size + 1)), env.arguments)
+                group = make_group(task, size, list(range(1, size + 1)), env.options)
                 step, how = random_steps(group), "through sfactory's group; its family has no plain loop"
             each.append(median_rate(step, seconds / len(sizes) / len(env.tasks)))
         costs[size] = Cost(statistics.fmean(each), f"{how}, {size} environments")

@@ -91,7 +91,11 @@ class PolicyPlayer:
                 return policy(obs, first)
 
             squash, episodes = config.model.squash, config.eval.episodes
-            _, _, played = play_task(task, config.env.arguments, act, episodes, seed, squash=squash, on_build=on_build)
+            # Training environments have the numbers below.
+            index = config.sampling.num_envs
+            _, _, played = play_task(
+                task, config.env.options, act, episodes, seed, squash=squash, on_build=on_build, env_index=index
+            )
             returns.append(float(np.mean(played.returns)))
             lengths.append(float(np.mean(played.lengths)))
             iqms.append(float(iqm(np.asarray(played.returns))))

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.envs import EnvError, Group, Step, bounded, make_group
+from sfactory.envs import EnvError, Group, Step, bounded, check_spaces, make_group
 from sfactory.envs.retry import START_S, retried
+from sfactory.errors import UnknownEnvError
 from sfactory.monitor import messages
 from sfactory.shm.slots import FREE, READY, SAMPLING, Request
 from sfactory.workers.names import sampler_name
@@ -185,7 +186,7 @@ class Sampler(Worker):
             seeds = env_seeds(run.seed, self.run_spec.launch, generation, first_env, sampling.envs_per_group)
             exact = run.mode == "lockstep" and self.config.checkpoint.exact
             task = env.tasks[self.run_spec.task_of(group)]
-            build = partial(make_group, task, sampling.envs_per_group, seeds, env.arguments, exact)
+            build = partial(self._build, task, seeds, exact, first_env)
             # One was built before, for the spec: a simulator may hold its port or license for a moment longer.
             envs = retried(build, START_S, self._beat, lambda error: getattr(error, "fault", False))
             self.runs.append(GroupRun(group, envs, shared, self._beat))
@@ -195,6 +196,18 @@ class Sampler(Worker):
 
     def _beat(self) -> None:
         self.heartbeat(Phase.ENVIRONMENT)
+
+    def _build(self, task: str, seeds: list[int], exact: bool, first_env: int) -> Group:
+        """Build a group with the spaces of the run. Raises EnvError."""
+        try:
+            group = make_group(task, len(seeds), seeds, self.config.env.options, exact, env_index=first_env)
+        except UnknownEnvError as error:  # the supervisor knew it: it has read the spec
+            raise EnvError(
+                f"{task} is registered in the main process only: workers do not run what stands below the guard of a "
+                "script, or in a notebook; register it in a file of its own, for example my_envs.py, and train "
+                f"gymnasium/my_envs:{task.partition('/')[2].rpartition(':')[2]}"
+            ) from error
+        return check_spaces(self.run_spec.spec, group)
 
     def step(self) -> bool:
         """Act in every group that has a response, and start every slot that is free."""

@@ -104,8 +104,11 @@ INVALID = {
     "wrong shape": (lambda env: (np.zeros((1, 3)), 0.0, False, False, {}), r"shape (1, 3), but its space has (3,)"),
     "shape that would broadcast": (lambda env: (np.zeros(1), 0.0, False, False, {}), "shape (1,)"),
     "wrong dtype": (lambda env: (np.zeros(3, complex), 0.0, False, False, {}), "dtype complex128"),
-    "no reward": (lambda env: (env.obs(), None, False, False, {}), "NoneType"),
-    "four values": (lambda env: (env.obs(), 0.0, False, {}), "unpack"),
+    "no reward": (
+        lambda env: (env.obs(), None, False, False, {}),
+        "the reward is None of type NoneType, it must be one number",
+    ),
+    "four values": (lambda env: (env.obs(), 0.0, False, {}), "step() returned 4 values, it must return five"),
 }
 
 

@@ -19,7 +19,7 @@ def actions_of(spec, steps, num_envs):
 def test_gymnasium_group_equals_the_vector_environment_of_gymnasium(env_id):
     """Compare with gymnasium's next-step autoreset: equal observations, rewards and ends in each step."""
     steps, seeds = 250, [11, 12, 13]
-    group = make_group(f"gymnasium/{env_id}", 3, seeds)
+    group = make_group(f"gymnasium/{env_id}", 3, seeds, exact=True)  # single environments, also of CartPole
     stock = gymnasium.make_vec(env_id, 3, vectorization_mode="sync")
     expected, _ = stock.reset(seed=seeds)
     np.testing.assert_array_equal(group.reset()["obs"], expected)

@@ -56,7 +56,7 @@ def same(ours, theirs):
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
 def test_mujoco_group_equals_gymnasium_to_the_last_bit(name, settings):
     seeds = list(range(3, 3 + E))
-    ours, theirs = make(name, num_envs=E, seeds=seeds, **settings), single(name, settings, seeds)
+    ours, theirs = make(name, num_envs=E, seeds=seeds, settings=settings), single(name, settings, seeds)
     assert isinstance(ours, MujocoGroup)
     assert (ours.spec.obs, ours.spec.actions) == (theirs.spec.obs, theirs.spec.actions)
     assert ours.spec.max_episode_steps == settings.get("max_episode_steps", 1000)
@@ -74,7 +74,7 @@ def test_mujoco_group_equals_gymnasium_to_the_last_bit(name, settings):
 @pytest.mark.parametrize("name", ["Hopper-v5", "Ant-v5", "Humanoid-v5"])
 def test_mujoco_group_continues_exactly_after_restore(name):
     limit = {"max_episode_steps": 30} if name == "Ant-v5" else {}
-    group, other = (make(name, num_envs=E, seeds=list(range(first, first + E)), **limit) for first in (1, 900))
+    group, other = (make(name, num_envs=E, seeds=list(range(first, first + E)), settings=limit) for first in (1, 900))
     draws = np.random.default_rng(2)
     shape = (E, *group.spec.actions["action"].shape)
     actions = [
@@ -168,7 +168,7 @@ def test_mujoco_group_replaces_one_environment_when_physics_fail(monkeypatch):
 
 
 def test_mujoco_group_accepts_any_action_in_a_reset_step():
-    group = make("Hopper-v5", num_envs=2, seeds=[1, 2], max_episode_steps=1)
+    group = make("Hopper-v5", num_envs=2, seeds=[1, 2], settings={"max_episode_steps": 1})
     group.reset()
     group.step({"action": np.zeros((2, 3), np.float32)})
     step = group.step({"action": np.full((2, 3), np.nan, np.float32)})

@@ -44,18 +44,14 @@ def test_policy_in_a_gymnasium_loop_plays_the_episode_of_eval(cartpole):
 def test_policy_on_a_batch_plays_the_episodes_of_eval(cartpole, greedy):
     expected = evaluate(cartpole, episodes=4, greedy=greedy, seed=3)
     policy = sfactory.load_policy(cartpole, seed=3)
-    envs = [gymnasium.make("CartPole-v1") for _ in range(4)]
-    obs = np.stack([env.reset(seed=s)[0] for env, s in zip(envs, seeds(4, 3), strict=True)])
+    envs = gymnasium.make_vec("CartPole-v1", 4, vectorization_mode="vector_entry_point")
+    obs, _ = envs.reset(seed=seeds(4, 3)[0])  # the vector environment has one seed
     returns, over, order = np.zeros(4), np.zeros(4, bool), []
     while not over.all():
-        for i, action in enumerate(policy.act(obs, greedy=greedy)):
-            if over[i]:
-                continue
-            obs[i], reward, terminated, truncated, _ = envs[i].step(action)
-            returns[i] += reward
-            if terminated or truncated:
-                over[i] = True
-                order.append(i)
+        obs, reward, terminated, truncated, _ = envs.step(policy.act(obs, greedy=greedy))
+        returns += np.where(over, 0, reward)
+        order += np.flatnonzero((terminated | truncated) & ~over).tolist()
+        over |= terminated | truncated
     assert tuple(returns[order]) == expected.returns
 
 

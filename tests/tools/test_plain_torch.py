@@ -25,7 +25,7 @@ MIXED = EnvSpec(
 
 def preset(target):
     config = build(*target_layers(target), {})
-    return config, make_spec(config.env.tasks[0], config.env.arguments)
+    return config, make_spec(config.env.tasks[0], config.env.options)
 
 
 @pytest.mark.parametrize("target", ["minatar/breakout", "atari/pong", "mujoco/hopper", "classic/cartpole"])

@@ -33,7 +33,7 @@ CARTPOLE = make_spec("gymnasium/CartPole-v1")
 
 def preset(target):
     config = build(*target_layers(target), {})
-    return config, make_spec(config.env.tasks[0], config.env.arguments)
+    return config, make_spec(config.env.tasks[0], config.env.options)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ def settings(**values):
 
 @case(flags=settings(env_id="y", num_envs="3", seeds="4", exact="true", name="me", id="i", vectorization_mode="sync"))
 class NamesLikeOurs(Task):
-    def __init__(self, env_id="", num_envs=1, seeds=0, exact=False, name="", id="", vectorization_mode=""):  # noqa: A002
+    def __init__(self, env_id="", num_envs=1, seeds=0, exact=False, name="", id="", vectorization_mode=""):
         super().__init__()
         got = env_id, num_envs, seeds, exact, name, id, vectorization_mode
         assert got == ("y", 3, 4, True, "me", "i", "sync"), got

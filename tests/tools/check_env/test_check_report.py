@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conforming_env import RULES, ConformingEnv, checked, levels, sentences
 
-from sfactory.envs import ActionLeaf, EnvSpec, Leaf
+from sfactory.envs import ActionLeaf, EnvOptions, EnvSpec, Leaf
 from sfactory.tools import check_env
 from sfactory.tools.check_env import EnvReport, check, nearest
 from sfactory.tools.random_rollout import random_action
@@ -88,11 +88,12 @@ def test_nearest_uses_settings_of_similar_observations_otherwise():
 
 
 def test_check_repeats_given_settings_in_the_suggested_command():
-    settings = {"max_episode_steps": 50, "protocol": "two words"}
-    report = check("minatar/breakout", settings, steps=5, make=ConformingEnv)
+    options = EnvOptions({"max_episode_steps": 50}, protocol="two words", drop=("mission", "x"))
+    report = check("minatar/breakout", options, steps=5, make=ConformingEnv)
     assert report.train.startswith("sfactory train minatar/breakout ")
     assert "--env.settings.max_episode_steps=50" in report.train
     assert "'--env.protocol=two words'" in report.train
+    assert "--env.drop=mission,x" in report.train
 
 
 def test_env_report_as_text_and_json():
