@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.resume_rules import refuse_changes
+from sfactory.config.tables import PLACEHOLDERS
 from sfactory.errors import UNGUARDED, CommandError, Exit, resume_command
 from sfactory.run.folder import has_checkpoint, new_run_dir, require_checkpoint, require_config_file
 from sfactory.workers.names import EVALUATOR, parse_worker
@@ -237,8 +238,8 @@ def _layer(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:
             raise ValueError(f"{section}: expected a dict of settings, as optim={{'lr': 1e-3}}, got {values!r}")
         for key, value in values.items():
             name = f"{section}.{key}"
-            if name == parsing.SETTINGS and isinstance(value, Mapping):
-                layer.update({f"{name}.{k}": parsing.RawValue(v) for k, v in value.items()})
+            if name in PLACEHOLDERS and isinstance(value, Mapping):
+                layer.update(parsing.table_layer(name, value))
             elif value is not None:
                 layer[name] = parsing.RawValue(list(value) if isinstance(value, tuple) else value)
     return layer

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -239,3 +241,31 @@ def test_train_without_run_dir_refuses_requeue():
     with pytest.raises(CommandError, match=r"run\.requeue needs run\.dir") as raised:
         sfactory.train("classic/cartpole", run={"requeue": True})
     assert raised.value.exit_code == Exit.USAGE
+
+
+PROBE = """\
+import gymnasium, json
+class Probe(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.Discrete(2)
+    def __init__(self, **given):
+        with open("given.jsonl", "a") as file: file.write(json.dumps(given, sort_keys=True) + "\\n")
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed); return self.observation_space.sample(), {}
+    def step(self, action): return self.observation_space.sample(), 1.0, False, True, {}
+gymnasium.register("Probe-v0", entry_point=Probe)
+"""
+
+
+def test_an_environment_gets_the_same_arguments_at_the_start_and_after_a_resume(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "probe.py").write_text(PROBE)
+    settings = {"none": None, "bool": np.bool_(False), "n": np.int64(8), "nan": math.nan, "t": {"a": (None, 1.0)}}
+    sections = {**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}, "checkpoint": {"exact": False}}
+    sfactory.train("gymnasium/probe:Probe-v0", **sections, env={"settings": settings})
+    assert sfactory.resume("runs/a", stop={"env_steps": 600}).code == 0
+    assert "env.settings" not in (tmp_path / "runs/a/log.txt").read_text()
+    given = (tmp_path / "given.jsonl").read_text().splitlines()
+    assert set(given) == {'{"bool": false, "n": 8, "nan": NaN, "none": null, "t": {"a": [null, 1.0]}}'}
+    with pytest.raises(CommandError, match=r"env\.settings cannot change"):
+        sfactory.resume("runs/a", env={"settings": {"n": True, "bool": 0}}, stop={"env_steps": 900})

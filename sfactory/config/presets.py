@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfactory.config.parsing import SETTINGS, ConfigLayer, RawValue
+from sfactory.config.parsing import ConfigLayer, RawValue, table_layer
 from sfactory.config.renamed import current_name
+from sfactory.config.tables import PLACEHOLDERS
 from sfactory.errors import SettingError, did_you_mean
 
 ENV_GROUP = "sfactory.envs"  # entry points of environment families
@@ -74,6 +75,8 @@ def read_toml(path: Path) -> ConfigLayer:
         table = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise SettingError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError:
+        raise SettingError(f"{path}: lists or tables contain each other too deeply") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise SettingError(f"{path}: cannot be read ({reason})") from error
@@ -84,8 +87,8 @@ def read_toml(path: Path) -> ConfigLayer:
         for key, value in values.items():
             name = f"{section}.{key}".replace("-", "_")
             name = current_name(name) if path.name == "config.toml" else name
-            if name == SETTINGS and isinstance(value, dict):
-                layer.update({f"{SETTINGS}.{k.replace('-', '_')}": RawValue(v, str(path)) for k, v in value.items()})
+            if name in PLACEHOLDERS and isinstance(value, dict):
+                layer.update(table_layer(name, value, str(path)))
             else:
                 layer[name] = RawValue(value, str(path))
     return layer

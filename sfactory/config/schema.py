@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from sfactory.config.bounds import DEVICE, DEVICE_OR_EMPTY, ENCODER, Between, Ge, Gt, check_bounds
 from sfactory.config.cross_checks import check_together
 from sfactory.config.renamed import current_name
+from sfactory.config.values import plain_table
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,13 @@ class Env:
     protocol: str = ""
     """Evaluation protocol of the family, recorded with every score (Atari: dqn or machado)."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the environment itself, passed to it unchanged."""
+    """Arguments of the environment, as `--env.settings.KEY VALUE`: numbers, text, booleans, none, lists and tables of
+    these. `--env.settings.config.lanes 4` is a key of the table `config`."""
     wrappers: str = ""
     """Wrappers around every environment, the innermost first, with commas: `my_file:wrap` (a class or a function of
     the environment) or the name of one of gymnasium's wrappers, as FrameStackObservation."""
     wrapper_settings: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the wrappers, a table for each by its name."""
+    """Arguments of the wrappers, a table for each by its name, as `--env.wrapper-settings.NAME.KEY VALUE`."""
     drop: str = ""
     """Leaves of the observation that are left out, with commas, as `mission` or `obs/mission`."""
     reward_scale: float = 1.0
@@ -102,6 +104,10 @@ class Env:
     """Seconds that one environment step may take before its sampler is killed and restarted."""
     fault_budget: Annotated[int, Ge(0)] = 1000
     """Environment failures (the environment is rebuilt, its episode dropped) before the run ends (exit 6)."""
+
+    def __post_init__(self) -> None:
+        for name in ("settings", "wrapper_settings"):  # only what config.toml can hold
+            object.__setattr__(self, name, plain_table(getattr(self, name), f"env.{name.replace('_', '-')}"))
 
     @property
     def tasks(self) -> tuple[str, ...]:

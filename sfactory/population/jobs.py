@@ -51,16 +51,34 @@ def grid_cells(grid: Sequence[str]) -> list[ConfigLayer]:
     for text in grid:
         typed, equals, values = text.partition("=")
         name = typed.lstrip("-").replace("-", "_")
-        if not equals or not all(values.split(",")):
+        if not equals or not all(_split(values)):
             raise SettingError(f"grid: {text!r} is not NAME=V1,V2")
         if name in RESERVED:
             raise SettingError(f"grid: {parsing.flag_name(name)} cannot be in the grid; use {RESERVED[name]}")
         if any(current_name(name) in map(current_name, axis[0]) for axis in axes):
             raise SettingError(f"grid: {parsing.flag_name(name)} is given twice; write all its values in one --grid")
         is_tuple = name in parsing.field_types() and "tuple" in str(parsing.field_types()[name])
-        choices = [value.replace("+", ",") if is_tuple else value for value in values.split(",")]
+        choices = [value.replace("+", ",") if is_tuple else value for value in _split(values)]
         axes.append([split_flags([f"--{typed.lstrip('-')}={v}"], {})[0] for v in dict.fromkeys(choices)])
     return [{name: raw for layer in cell for name, raw in layer.items()} for cell in itertools.product(*axes)]
+
+
+def _split(values: str) -> list[str]:
+    """Separate values at commas, except in values that begin with a bracket or a quote."""
+    parts, depth, quote = [""], 0, ""
+    for character in values:
+        opens = depth > 0 or not parts[-1]
+        if quote or (opens and character in "'\""):
+            quote = "" if character == quote else quote or character
+        elif opens and character in "([{":
+            depth += 1
+        elif depth and character in ")]}":
+            depth -= 1
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def plan_jobs(
@@ -86,9 +104,8 @@ def plan_jobs(
     for seed, cell in itertools.product(seeds, cells):
         own = {"run.seed": RawValue(str(seed)), "log.quiet": RawValue("true")}
         values = flat_settings(parsing.build(*base, cell, own))
-        name = "_".join(
-            [*(_path_component(format_setting(key, values.get(current_name(key)))) for key in cell), f"s{seed}"]
-        )
+        parts = [format_setting(key, values.get(current_name(key), raw.value)) for key, raw in cell.items()]
+        name = "_".join([*map(_path_component, parts), f"s{seed}"])
         config = parsing.build(*base, cell, {"run.dir": RawValue(str(folder / name)), **own})
         jobs[name] = Job(name, folder / name, config)
     return folder, list(jobs.values())

@@ -445,7 +445,15 @@ def test_an_unknown_inference_device_is_an_error():
         Config(run=Run(inference_device="gpu"))
 
 
-def test_to_toml_refuses_none_inside_env_settings():
-    settings = sfactory.make_config("minatar/breakout", env={"settings": {"sticky": [None]}})
-    with pytest.raises(ValueError, match="cannot be written as TOML"):
-        to_toml(settings)
+def test_run_folders_of_a_configuration_begin_at_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = tmp_path / "my.toml"
+    path.write_text('[run]\ndir = "~/runs/x"\ninit_from = "~/runs/y"\n')
+    given = {"dir": "~/runs/x", "init_from": Path("~/runs/y")}
+    results = [
+        config("minatar/breakout", "--run.dir=~/runs/x", "--run.init-from", "~/runs/y").run,
+        config("minatar/breakout", files=[path]).run,
+        sfactory.make_config("minatar/breakout", run=given).run,
+    ]
+    assert [(run.dir, run.init_from) for run in results] == [("/home/me/runs/x", "/home/me/runs/y")] * 3
+    assert config("minatar/breakout", "--run.dir=runs/~x").run.dir == "runs/~x"
