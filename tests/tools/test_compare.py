@@ -66,7 +66,7 @@ def test_compare_groups_runs_by_the_values_in_tables_and_lists(fabricate, runs):
     fabricate("a1", [1], target=target, **nested)
     fabricate("a2", [1], target=target, **nested, **{"run.seed": 2})
     (panel,) = compare([runs]).panels
-    assert [(label, len(group.runs)) for label, group in panel.groups] == [("", 2)]
+    assert [(label, len(group.runs)) for label, (group,) in panel.groups] == [("", 2)]
 
 
 def test_compare_refuses_different_protocols(fabricate, runs, typed):
