@@ -103,6 +103,63 @@ def test_train_in_a_thread(tmp_path, monkeypatch):
     assert [outcome.code for outcome in found] == [0]
 
 
+def in_threads(count, work):
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def weights(run_dir):
+    return next(iter(sorted(Path(run_dir).glob("checkpoints/*/model.safetensors"), reverse=True))).read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "async"])
+def test_train_in_two_threads_at_once(tmp_path, monkeypatch, mode):
+    """Each has a folder of its own; in lockstep each has the weights that it would have alone."""
+    monkeypatch.chdir(tmp_path)
+    streams, found, failed = (sys.stdout, sys.stderr), {}, []
+    sections = {**(LOCKSTEP if mode == "lockstep" else SHORT), "run": {"mode": mode}}
+
+    def work(number):
+        try:
+            found[number] = sfactory.train("classic/cartpole", **sections)
+        except BaseException as error:
+            failed.append(error)
+
+    in_threads(2, work)
+    assert failed == []
+    assert [outcome.code for outcome in found.values()] == [0, 0]
+    assert len({outcome.run_dir for outcome in found.values()}) == 2
+    assert (sys.stdout, sys.stderr) == streams
+    if mode == "lockstep":
+        alone = sfactory.train("classic/cartpole", **sections)
+        assert len({weights(outcome.run_dir) for outcome in [alone, *found.values()]}) == 1
+
+
+def test_the_network_of_a_run_is_the_same_when_others_are_built_at_once():
+    from sfactory.envs import make_spec
+    from sfactory.learning.network import build_model
+
+    config, spec = sfactory.make_config("classic/cartpole"), make_spec("gymnasium/CartPole-v1")
+    found = []
+    in_threads(4, lambda _: found.extend(str(build_model(config, spec).state_dict()) for _ in range(20)))
+    assert len(set(found)) == 1
+
+
+def test_missing_main_file_is_hidden_until_the_last_run_ends(monkeypatch):
+    from sfactory.api import _MISSING_MAIN_FILE
+
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "__file__", "<stdin>")
+    with _MISSING_MAIN_FILE:
+        with _MISSING_MAIN_FILE:
+            assert not hasattr(main, "__file__")
+        assert not hasattr(main, "__file__")
+    assert main.__file__ == "<stdin>"
+
+
 def descriptors():
     """Open shared memory, pipes and locks of this process."""
     links = [path for path in Path("/proc/self/fd").iterdir() if path.exists() or path.is_symlink()]

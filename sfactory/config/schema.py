@@ -82,7 +82,8 @@ class Env:
     """The environment that is trained on."""
 
     name: str = ""
-    """FAMILY/ID, as minatar/breakout or gymnasium/CartPole-v1. Several with commas: one policy learns all of them."""
+    """FAMILY/ID, as minatar/breakout or gymnasium/CartPole-v1, or a class or function of your own, as my_file:MyEnv.
+    Several with commas: one policy learns all of them."""
     protocol: str = ""
     """Evaluation protocol of the family, recorded with every score (Atari: dqn or machado)."""
     settings: dict[str, Any] = field(default_factory=dict)

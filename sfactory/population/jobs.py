@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from sfactory.config.flags import split_flags
 from sfactory.config.parsing import ConfigLayer, RawValue
 from sfactory.config.renamed import current_name, original_name
 from sfactory.errors import SettingError
+from sfactory.run.folder import LONGEST_LABEL, path_component
 from sfactory.run.reader import flat_settings, format_setting, learning_settings
 
 RESERVED = {"run.seed": "--seeds", "run.dir": "--dir", "run.requeue": "the same command again"}
@@ -105,7 +105,7 @@ def plan_jobs(
         own = {"run.seed": RawValue(str(seed)), "log.quiet": RawValue("true")}
         values = flat_settings(parsing.build(*base, cell, own))
         parts = [format_setting(key, values.get(current_name(key), raw.value)) for key, raw in cell.items()]
-        name = "_".join([*map(_path_component, parts), f"s{seed}"])
+        name = "_".join([*map(path_component, parts), f"s{seed}"])
         config = parsing.build(*base, cell, {"run.dir": RawValue(str(folder / name)), **own})
         jobs[name] = Job(name, folder / name, config)
     return folder, list(jobs.values())
@@ -117,9 +117,4 @@ def default_folder(target: str, config: Config, varied: ConfigLayer) -> Path:
     # Original names: the folder of a sweep that an older version started is found again.
     fixed = {original_name(name): value for name, value in learning_settings(config).items() if name not in names}
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:6]
-    return Path("runs") / f"{_path_component(target or config.env.name)}_sweep_{digest}"
-
-
-def _path_component(text: str) -> str:
-    """Replace characters that do not belong in a folder name."""
-    return re.sub(r"[^\w.=,+-]+", "-", text)
+    return Path("runs") / f"{path_component(target or config.env.name)[:LONGEST_LABEL]}_sweep_{digest}"

@@ -60,7 +60,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """Create and lock the sweep's folder. Raises RunBusy (exit 3) if another sweep uses it."""
     for part in ("configs", "logs"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(folder)
+    lock = lock_folder(folder, _log)
     try:
         yield
     finally:
