@@ -35,8 +35,10 @@ BEGIN, END = "<!-- made by `python docs/make.py` from sfactory/errors.py -->", "
 
 CONFIGURATION_INTRO = """\
 All settings of a run. On the command line a setting is `--section.field value`; dashes and underscores are the same,
-and `10M`, `50k` and `2.5e-4` are numbers. For a mistyped name the error message suggests the nearest one. In a TOML
-file the section is a table and the field a key. Later sources override earlier ones:
+and `10M`, `50k` and `2.5e-4` are numbers. Values of `env.settings` are read by [a rule of their
+own](environments.md#settings-of-an-environment). `~` at the beginning of a folder is the home folder. For a mistyped
+name the error message suggests the nearest one. In a TOML file the section is a table and the field a key. Later
+sources override earlier ones:
 
 1. the defaults below
 2. the TOML file of the preset, or of its family ([presets](presets.md))
@@ -108,7 +110,7 @@ def accepted_values(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         return "whole numbers"
     if typing.get_origin(hint) is dict:
-        return "`--env.settings.KEY VALUE`"
+        return "a table"
     return {
         bool: "true, false", int: "whole number", float: "number", str: "text", (float | None): "number or none",
     }[hint]  # fmt: skip

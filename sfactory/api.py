@@ -15,20 +15,28 @@ at its top level; imports that only training needs are better placed below the g
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.resume_rules import refuse_changes
-from sfactory.errors import UNGUARDED, CommandError, Exit, resume_command
-from sfactory.run.folder import has_checkpoint, new_run_dir, require_checkpoint, require_config_file
+from sfactory.config.tables import PLACEHOLDERS
+from sfactory.errors import UNGUARDED, CommandError, Exit
+from sfactory.run.folder import (
+    has_checkpoint,
+    is_run,
+    new_run_dir,
+    refuse_existing,
+    require_checkpoint,
+    require_config_file,
+)
 from sfactory.workers.names import EVALUATOR, parse_worker
 
 if TYPE_CHECKING:
@@ -138,20 +146,21 @@ def train_config(config: Config, label: str = "") -> Outcome:
     """
     if config.run.requeue and not config.run.dir:
         raise CommandError(Exit.USAGE, "run.requeue needs run.dir: the same command must find the same run again")
-    run_dir = Path(config.run.dir) if config.run.dir else new_run_dir(label or config.env.name, config.run.seed)
-    is_run = (run_dir / "config.toml").is_file()
-    if config.run.requeue and is_run:
-        return _requeued(config, run_dir)
-    if is_run:
-        how = f"{resume_command(run_dir)}, in Python sfactory.resume({str(run_dir)!r})"
-        raise CommandError(Exit.USAGE, f"{run_dir} holds a run already; resume it: {how}; or choose another run.dir")
-    if run_dir.exists():
-        raise CommandError(Exit.USAGE, f"{run_dir} exists already; choose another run.dir")
+    if (note := presets.fallback_note(label)) and not config.log.quiet:
+        print(note, file=sys.stderr, flush=True)
+    if config.run.dir:
+        run_dir = Path(config.run.dir)
+        if config.run.requeue and is_run(run_dir):
+            return _requeued(config, run_dir)
+        refuse_existing(run_dir)
     if config.sampling.auto:
         from sfactory.tools.tune import tuned
 
         config = tuned(config, lambda line: None if config.log.quiet else print(line, file=sys.stderr, flush=True))
-    return _train(config, run_dir, resume=False)
+    if config.run.dir:
+        return _train(config, run_dir, resume=False)
+    with new_run_dir(label or config.env.name, config.run.seed) as run_dir:
+        return _train(config, run_dir, resume=False)
 
 
 def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = ()) -> Outcome:
@@ -187,7 +196,7 @@ def _config_of(run_dir: Path) -> Config:
 def _train(config: Config, run_dir: Path, *, resume: bool) -> Outcome:
     from sfactory.supervisor import train as supervisor
 
-    with _main_without_missing_file():
+    with _MISSING_MAIN_FILE:
         outcome = supervisor.train(config, run_dir, resume=resume)
     outcome.run_dir = str(run_dir)
     if outcome.code == UNGUARDED:
@@ -197,19 +206,32 @@ def _train(config: Config, run_dir: Path, *, resume: bool) -> Outcome:
     return outcome
 
 
-@contextlib.contextmanager
-def _main_without_missing_file() -> Iterator[None]:
-    """Hide the file name `<stdin>` of `python - < script`, which every worker would try to import."""
-    main = sys.modules["__main__"]
-    file = getattr(main, "__file__", None)
-    if file is None or os.path.exists(file):
-        yield
-        return
-    del main.__file__
-    try:
-        yield
-    finally:
-        main.__file__ = file
+class _MissingMainFile:
+    """Hides the file name `<stdin>` of `python - < script`, which every worker would try to import.
+
+    The name is back when the last of the runs in this process's threads has ended.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._runs, self._file = threading.Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        with self._lock:
+            main = sys.modules["__main__"]
+            file = getattr(main, "__file__", None)
+            if not self._runs and file is not None and not os.path.exists(file):
+                self._file = file
+                del main.__file__
+            self._runs += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._runs -= 1
+            if not self._runs and self._file:
+                sys.modules["__main__"].__file__, self._file = self._file, ""
+
+
+_MISSING_MAIN_FILE = _MissingMainFile()
 
 
 def _refuse_worker() -> None:
@@ -237,8 +259,8 @@ def _layer(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:
             raise ValueError(f"{section}: expected a dict of settings, as optim={{'lr': 1e-3}}, got {values!r}")
         for key, value in values.items():
             name = f"{section}.{key}"
-            if name == parsing.SETTINGS and isinstance(value, Mapping):
-                layer.update({f"{name}.{k}": parsing.RawValue(v) for k, v in value.items()})
+            if name in PLACEHOLDERS and isinstance(value, Mapping):
+                layer.update(parsing.table_layer(name, value))
             elif value is not None:
                 layer[name] = parsing.RawValue(list(value) if isinstance(value, tuple) else value)
     return layer

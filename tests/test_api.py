@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -99,6 +101,63 @@ def test_train_in_a_thread(tmp_path, monkeypatch):
     thread.start()
     thread.join()
     assert [outcome.code for outcome in found] == [0]
+
+
+def in_threads(count, work):
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def weights(run_dir):
+    return next(iter(sorted(Path(run_dir).glob("checkpoints/*/model.safetensors"), reverse=True))).read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["lockstep", "async"])
+def test_train_in_two_threads_at_once(tmp_path, monkeypatch, mode):
+    """Each has a folder of its own; in lockstep each has the weights that it would have alone."""
+    monkeypatch.chdir(tmp_path)
+    streams, found, failed = (sys.stdout, sys.stderr), {}, []
+    sections = {**(LOCKSTEP if mode == "lockstep" else SHORT), "run": {"mode": mode}}
+
+    def work(number):
+        try:
+            found[number] = sfactory.train("classic/cartpole", **sections)
+        except BaseException as error:
+            failed.append(error)
+
+    in_threads(2, work)
+    assert failed == []
+    assert [outcome.code for outcome in found.values()] == [0, 0]
+    assert len({outcome.run_dir for outcome in found.values()}) == 2
+    assert (sys.stdout, sys.stderr) == streams
+    if mode == "lockstep":
+        alone = sfactory.train("classic/cartpole", **sections)
+        assert len({weights(outcome.run_dir) for outcome in [alone, *found.values()]}) == 1
+
+
+def test_the_network_of_a_run_is_the_same_when_others_are_built_at_once():
+    from sfactory.envs import make_spec
+    from sfactory.learning.network import build_model
+
+    config, spec = sfactory.make_config("classic/cartpole"), make_spec("gymnasium/CartPole-v1")
+    found = []
+    in_threads(4, lambda _: found.extend(str(build_model(config, spec).state_dict()) for _ in range(20)))
+    assert len(set(found)) == 1
+
+
+def test_missing_main_file_is_hidden_until_the_last_run_ends(monkeypatch):
+    from sfactory.api import _MISSING_MAIN_FILE
+
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "__file__", "<stdin>")
+    with _MISSING_MAIN_FILE:
+        with _MISSING_MAIN_FILE:
+            assert not hasattr(main, "__file__")
+        assert not hasattr(main, "__file__")
+    assert main.__file__ == "<stdin>"
 
 
 def descriptors():
@@ -239,3 +298,31 @@ def test_train_without_run_dir_refuses_requeue():
     with pytest.raises(CommandError, match=r"run\.requeue needs run\.dir") as raised:
         sfactory.train("classic/cartpole", run={"requeue": True})
     assert raised.value.exit_code == Exit.USAGE
+
+
+PROBE = """\
+import gymnasium, json
+class Probe(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (3,)), gymnasium.spaces.Discrete(2)
+    def __init__(self, **given):
+        with open("given.jsonl", "a") as file: file.write(json.dumps(given, sort_keys=True) + "\\n")
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed); return self.observation_space.sample(), {}
+    def step(self, action): return self.observation_space.sample(), 1.0, False, True, {}
+gymnasium.register("Probe-v0", entry_point=Probe)
+"""
+
+
+def test_an_environment_gets_the_same_arguments_at_the_start_and_after_a_resume(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "probe.py").write_text(PROBE)
+    settings = {"none": None, "bool": np.bool_(False), "n": np.int64(8), "nan": math.nan, "t": {"a": (None, 1.0)}}
+    sections = {**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}, "checkpoint": {"exact": False}}
+    sfactory.train("gymnasium/probe:Probe-v0", **sections, env={"settings": settings})
+    assert sfactory.resume("runs/a", stop={"env_steps": 600}).code == 0
+    assert "env.settings" not in (tmp_path / "runs/a/log.txt").read_text()
+    given = (tmp_path / "given.jsonl").read_text().splitlines()
+    assert set(given) == {'{"bool": false, "n": 8, "nan": NaN, "none": null, "t": {"a": [null, 1.0]}}'}
+    with pytest.raises(CommandError, match=r"env\.settings cannot change"):
+        sfactory.resume("runs/a", env={"settings": {"n": True, "bool": 0}}, stop={"env_steps": 900})

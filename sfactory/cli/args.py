@@ -108,8 +108,8 @@ def add_word(parser: CommandParser, metavar: str, help: str, completes: str, opt
 
 
 def add_target(parser: CommandParser, optional: bool = False) -> None:
-    """The positional TARGET, a preset or FAMILY/ID."""
-    add_word(parser, "TARGET", "a preset, or FAMILY/ID", "target", optional)
+    """The positional TARGET: a preset, FAMILY/ID, or a class or function of the user's own."""
+    add_word(parser, "TARGET", "a preset, FAMILY/ID, or my_file:MyEnv", "target", optional)
 
 
 def add_run(parser: CommandParser, metavar: str = "runs/NAME", help: str = "folder of the run") -> None:

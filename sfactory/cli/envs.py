@@ -48,5 +48,6 @@ def run(options: argparse.Namespace) -> int:
         else:
             state = "installed"
         print(f"{family:12} {state:34} {examples or f'{family}/ID'}".rstrip())
-    print(f"\nYour own: an entry point of the group {ENV_GROUP} in your package, then sfactory train FAMILY/ID.")
+    print("\nYour own: sfactory train my_file:MyEnv, a class or function in a file of the current folder or a package.")
+    print(f"A family of your own: an entry point of the group {ENV_GROUP}, then sfactory train FAMILY/ID.")
     return 0

@@ -37,6 +37,7 @@ from sfactory.cli import (
 from sfactory.cli.args import CommandParser, Parser
 from sfactory.cli.exit_line import exit_of, print_exit_line
 from sfactory.errors import CommandError, Exit, SettingNote, resume_command
+from sfactory.run.folder import is_run
 
 COMMANDS = {
     "train": train,
@@ -124,17 +125,18 @@ def build_parser() -> Parser:
 
 def _meant(command: str) -> str:
     """Suggest what was meant by a first word that is no command."""
-    from sfactory.config.presets import near_target
+    from sfactory.config.presets import is_python_target, near_target
     from sfactory.errors import did_you_mean
 
     if command.startswith("-"):
         return "; the command comes first, as in sfactory train TARGET --section.field value"
-    if (Path(command) / "config.toml").is_file():
+    if is_run(Path(command)):
         return f"; did you mean {resume_command(Path(command))}?"
     hint = did_you_mean(command, COMMANDS)
-    if hint and "/" not in command:
+    code = is_python_target(command)
+    if hint and "/" not in command and not code:
         return hint
-    target = near_target(command) or (command if "/" in command else "")
+    target = command if code else near_target(command) or (command if "/" in command else "")
     return f"; did you mean sfactory train {target}?" if target else ""
 
 

@@ -29,4 +29,5 @@ def run(options: argparse.Namespace) -> int:
         print(f"{preset.name:{widths[0]}}  {preset.env:{widths[1]}}  {preset.description}")
     print("\nsfactory train PRESET starts one; sfactory train PRESET --print-config shows its settings.")
     print("With *: any other environment of a family, as sfactory train atari/breakout (list: sfactory envs atari).")
+    print("Environments without presets, as my_file:MyEnv, have the settings of gymnasium/*.")
     return 0

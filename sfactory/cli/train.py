@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sfactory.cli.args import CommandParser, Commands, add_config, add_target, config_of
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import CommandError, Exit, resume_command
+from sfactory.run.folder import is_run
 
 if TYPE_CHECKING:
     from sfactory.config import Config
@@ -52,7 +53,7 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check the target, build the configuration, train."""
     target = options.word
-    if (Path(target) / "config.toml").is_file():
+    if is_run(Path(target)):
         raise CommandError(Exit.USAGE, f"{target} is a run; continue it: {resume_command(Path(target))}")
     config = config_of(options)
     if options.print_config:

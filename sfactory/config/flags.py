@@ -1,35 +1,26 @@
 """Settings on a command line: `--section.field value` as a layer of configuration, and all of them as help.
 
 Accepted forms: dashes or underscores, `--name value` and `--name=value`, several values for a tuple, a bare flag and
-`--section.no-flag` for booleans, `--env.settings.KEY VALUE` for settings of the environment. The last one wins.
+`--section.no-flag` for booleans, `--env.settings.KEY VALUE` for settings of the environment, where KEY may be a path
+into tables, as config.vehicles. The last one wins.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import itertools
 import re
-import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sfactory.config import schema
 from sfactory.config.bounds import ENCODER_NAMES
-from sfactory.config.parsing import (
-    SETTINGS,
-    WORDS,
-    ConfigLayer,
-    RawValue,
-    check_name,
-    field_type,
-    field_types,
-    flag_name,
-    number,
-)
+from sfactory.config.parsing import WORDS, ConfigLayer, RawValue, check_name, field_type, field_types, flag_name
 from sfactory.config.schema import Config
+from sfactory.config.tables import PLACEHOLDERS, key_path, table_of, typed_name
+from sfactory.config.values import from_text
 from sfactory.errors import SettingError
 
 COMPLETED = {"run.dir": "directory", "run.init_from": "run"}
@@ -68,6 +59,7 @@ def split_flags(
             own.append(token if equals or not options[flag] else f"{flag}={_next(flag, rest)}")
         else:
             name, value = _setting(flag, inline if equals else None, rest, options)
+            layer.pop(name, None)  # the last one comes last: tables are merged in order
             layer[name] = RawValue(value)
     return layer, own, positionals
 
@@ -81,9 +73,11 @@ def _next(flag: str, rest: list[str]) -> str:
 
 def _setting(flag: str, inline: str | None, rest: list[str], options: Mapping[str, bool]) -> tuple[str, Any]:
     """Name and value of one `--section.field`; values are removed from the front of `rest`."""
-    name = flag.lstrip("-").replace("-", "_")
-    if name.startswith(SETTINGS + "."):
-        return name, _literal(inline if inline is not None else _next(flag, rest))
+    name = typed_name(flag.lstrip("-"))
+    if (table := table_of(name)) and name != table:
+        if not all(key_path(name) or [""]):
+            raise SettingError(f"{flag.lstrip('-')}: a key is missing; write --{PLACEHOLDERS[table]} value")
+        return name, _value(flag, inline if inline is not None else _next(flag, rest))
     section, _, key = name.partition(".")
     positive = f"{section}.{key.removeprefix('no_')}"
     if field_type(name) is None and field_type(positive) is bool and inline is None:
@@ -104,15 +98,12 @@ def _setting(flag: str, inline: str | None, rest: list[str], options: Mapping[st
     return name, inline if inline is not None else _next(flag, rest)
 
 
-def _literal(text: str) -> Any:
-    """Value of a setting without a declared type: as TOML would read it (10M is a number too), else the text."""
-    with contextlib.suppress(tomllib.TOMLDecodeError):
-        if "\n" not in text:
-            return tomllib.loads(f"v = {text}")["v"]
-    with contextlib.suppress(SettingError):
-        exact = number(text)
-        return int(exact) if exact == int(exact) else float(exact)
-    return {"True": True, "False": False}.get(text, text)
+def _value(flag: str, text: str) -> Any:
+    """Value of a setting without a declared type. SettingError names the flag."""
+    try:
+        return from_text(text)
+    except SettingError as error:
+        raise SettingError(f"{flag.lstrip('-')}: {error}") from None
 
 
 # -- help and completion -------------------------------------------------------------------------------------
@@ -122,7 +113,7 @@ def add_settings(parser: argparse.ArgumentParser, keys: bool = True) -> None:
     """Declare every setting on `parser` with its meaning, default and choices, one group per section.
 
     For --help-all and shell completion. Command lines are read by `split_flags`, which also takes the forms that
-    argparse does not know. keys: declare the placeholder `--env.settings.KEY` too.
+    argparse does not know. keys: declare the placeholder `--env.settings.KEY` instead of a complete table.
     """
     meanings = field_help()
     defaults = {section: cls() for section, cls in typing.get_type_hints(Config).items()}
@@ -133,9 +124,9 @@ def add_settings(parser: argparse.ArgumentParser, keys: bool = True) -> None:
             groups[section] = parser.add_argument_group(section)
         group = groups[section]
         meaning = meanings.get(name, "").replace("%", "%%")
-        if name == SETTINGS:
-            if keys:
-                group.add_argument(f"--{SETTINGS}.KEY", metavar="VALUE", help=meaning)
+        if name in PLACEHOLDERS:
+            flag = PLACEHOLDERS[name] if keys else flag_name(name)
+            group.add_argument(f"--{flag}", metavar="VALUE" if keys else "TABLE", help=meaning)
             continue
         default = getattr(defaults[section], key)
         text = f"{meaning} (default: {_shown_value(default)})".replace("%)", "%%)")

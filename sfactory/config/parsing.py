@@ -9,7 +9,6 @@ are then checked by msgspec, which imports in 15 ms (pydantic: 35 ms) and does n
 from __future__ import annotations
 
 import functools
-import json
 import math
 import numbers
 import os
@@ -18,29 +17,48 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sfactory.config import Config
 from sfactory.config.bounds import check_bound
 from sfactory.config.renamed import RENAMED, current_name, report_old_names
+from sfactory.config.tables import SETTINGS, as_table, key_path, merge, table_of
+from sfactory.config.values import SWITCHES, UNITS, is_none
 from sfactory.errors import SettingError, did_you_mean
 
-SETTINGS = "env.settings"  # the one table whose keys are free
-_UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
+PATHS = ("run.dir", "run.init_from", "env.name")
+"""Settings that name a folder or file, or several with commas: `~` is the home folder."""
 _NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?)([kKMGB]?)")
-WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+WORDS = {**SWITCHES, "1": True, "0": False}
 
 
 @dataclass(frozen=True)
 class RawValue:
-    """A value as it was given, and the file it came from; empty for flags and Python."""
+    """A value as it was given, and the file it came from; empty for flags and Python.
+
+    path: keys below a free table (`sfactory.config.tables`), where dots in the name do not separate them.
+    """
 
     value: Any
     origin: str = ""
+    path: tuple[str, ...] = ()
 
 
 ConfigLayer = dict[str, RawValue]
 """Dotted field name with underscores (`optim.lr`, `env.settings.KEY`) -> value."""
+
+
+def table_layer(table: str, values: Mapping[Any, Any], origin: str = "") -> ConfigLayer:
+    """A layer of one raw value per key of a free table, from a file or Python: dots in a key are part of it."""
+    layer: ConfigLayer = {}
+    for key, value in values.items():
+        argument = str(key).replace("-", "_") if table == SETTINGS else key
+        name = f"{table}.{argument}"
+        if name in layer:
+            twice = f"{flag_name(table)}.{argument} is given twice, with a dash and with an underscore; leave one out"
+            raise _with_origin(origin, SettingError(twice))
+        layer[name] = RawValue(value, origin, (key,))
+    return layer
 
 
 # -- names ---------------------------------------------------------------------------------------------------
@@ -68,7 +86,7 @@ def flag_name(name: str) -> str:
 
 def check_name(name: str, typed: str, options: Iterable[str] = ()) -> None:
     """Raise SettingError if there is no such setting, with the nearest existing name."""
-    if field_type(name) is not None or name.startswith(SETTINGS + "."):
+    if field_type(name) is not None or table_of(name):
         return
     known = [*map(flag_name, field_types()), *(option.lstrip("-") for option in options)]
     hint = did_you_mean(flag_name(name), known)
@@ -86,29 +104,47 @@ def build(*layers: ConfigLayer) -> Config:
 
     Old names are accepted, with one line on stderr. Raises SettingError with one line.
     """
-    merged: dict[str, tuple[str, RawValue]] = {}  # current name -> (name as given, value)
-    for layer in layers:
-        merged.update(_with_current_names(layer))
-    report_old_names(given for name, (given, _) in merged.items() if given != name)
+    merged = _merge_layers(layers)
+    report_old_names(one.given for one in merged if current_name(one.given) != one.given)
     sections: dict[str, dict[str, Any]] = {}
-    for name, (given, raw) in merged.items():
-        section, _, key = name.partition(".")
+    for one in merged:
+        section, _, key = one.name.partition(".")
         values = sections.setdefault(section, {})
         try:
-            if name.startswith(SETTINGS):
-                key = name.removeprefix(SETTINGS).lstrip(".")
-                table = {key: _plain(raw.value)} if key else convert(given, raw.value)
-                values["settings"] = values.get("settings", {}) | table
+            if table_of(one.name):
+                values[key] = merge(values.get(key, {}), as_table(one.name, one.path, one.raw.value))
             else:
-                values[key] = convert(given, raw.value)
+                values[key] = convert(one.given, one.raw.value)
                 check_bound(Config, section, key, values[key])
         except ValueError as error:
-            raise _with_origin(raw.origin, error) from None
+            raise _with_origin(one.raw.origin, error) from None
     classes = typing.get_type_hints(Config)
     try:
         return Config(**{section: classes[section](**values) for section, values in sections.items()})
     except ValueError as error:
         raise SettingError(str(error)) from None
+
+
+class _Entry(NamedTuple):
+    """One raw value: the setting's current name, or its free table and the keys below it; the name as given."""
+
+    name: str
+    path: tuple[str, ...]
+    given: str
+    raw: RawValue
+
+
+def _merge_layers(layers: Sequence[ConfigLayer]) -> list[_Entry]:
+    """The values that count, weakest first: the last one of every setting, and tables that are merged with others."""
+    kept: list[_Entry] = []
+    for layer in layers:
+        for name, (given, raw) in _with_current_names(layer).items():
+            table = table_of(name)
+            entry = _Entry(table or name, raw.path or key_path(name) if table else (), given, raw)
+            if not table or not isinstance(raw.value, Mapping) or is_none(raw.value):
+                kept = [one for one in kept if (one.name, one.path) != (entry.name, entry.path)]
+            kept.append(entry)
+    return kept
 
 
 def _with_current_names(layer: ConfigLayer) -> dict[str, tuple[str, RawValue]]:
@@ -136,7 +172,11 @@ def convert(name: str, value: Any) -> Any:
     import msgspec
 
     kind = field_type(name)
+    if table := table_of(name):
+        return as_table(table, (), value)
     try:
+        if name in PATHS and isinstance(value, str | os.PathLike):
+            value = ",".join(map(os.path.expanduser, os.fspath(value).split(",")))
         plain = _from_text(value, kind) if isinstance(value, str) else _from_python(value, kind)
         return msgspec.convert(plain, kind)
     except SettingError as error:
@@ -160,11 +200,6 @@ def _from_text(text: str, kind: Any) -> Any:
         return _choice(text, typing.get_args(kind))
     if origin is tuple:
         return [_whole(part) for part in re.split(r"[,\s]+", text.strip(", "))]
-    if origin is dict:
-        try:
-            return json.loads(text)
-        except ValueError:
-            raise SettingError(f"{text!r} is not a table; write --{SETTINGS}.KEY value") from None
     return text
 
 
@@ -172,9 +207,7 @@ def _from_python(value: Any, kind: Any) -> Any:
     """A value from TOML or Python; numbers of every library become int and float. Wrong types are left as they are."""
     origin = typing.get_origin(kind)
     if isinstance(value, Mapping):
-        if origin is not dict:
-            raise SettingError("expected one value, got a table")
-        return _plain(value)
+        raise SettingError("expected one value, got a table")
     if isinstance(value, list | tuple):
         if origin is not tuple:
             raise SettingError(f"expected one value, got {len(value)}")
@@ -194,14 +227,7 @@ def _from_python(value: Any, kind: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
-    """A value as TOML and JSON have it: tuples become lists, objects their text."""
-    return json.loads(json.dumps(value, default=str))
-
-
 def _expected(kind: Any) -> str:
-    if typing.get_origin(kind) is dict:
-        return "a table"
     return {int: "a whole number", bool: "true or false", str: "text"}.get(kind, "a number")
 
 
@@ -223,7 +249,7 @@ def number(text: str) -> Decimal:
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise SettingError(f"{text!r} is not a number; write for example 2.5e-4, 2000, 50k or 10M")
-    return Decimal(match[1].replace("_", "")) * _UNITS[match[2]]
+    return Decimal(match[1].replace("_", "")) * UNITS.get(match[2], 1)
 
 
 def whole(text: str, name: str) -> int:

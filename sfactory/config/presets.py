@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfactory.config.parsing import SETTINGS, ConfigLayer, RawValue
+from sfactory.config.parsing import ConfigLayer, RawValue, table_layer
 from sfactory.config.renamed import current_name
+from sfactory.config.tables import PLACEHOLDERS
 from sfactory.errors import SettingError, did_you_mean
 
 ENV_GROUP = "sfactory.envs"  # entry points of environment families
+FALLBACK = "gymnasium"
+"""Family whose default.toml has the settings of environments without presets of their own."""
 
 
 # -- presets and files ---------------------------------------------------------------------------------------
@@ -74,6 +77,8 @@ def read_toml(path: Path) -> ConfigLayer:
         table = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise SettingError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError:
+        raise SettingError(f"{path}: lists or tables contain each other too deeply") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise SettingError(f"{path}: cannot be read ({reason})") from error
@@ -84,8 +89,8 @@ def read_toml(path: Path) -> ConfigLayer:
         for key, value in values.items():
             name = f"{section}.{key}".replace("-", "_")
             name = current_name(name) if path.name == "config.toml" else name
-            if name == SETTINGS and isinstance(value, dict):
-                layer.update({f"{SETTINGS}.{k.replace('-', '_')}": RawValue(v, str(path)) for k, v in value.items()})
+            if name in PLACEHOLDERS and isinstance(value, dict):
+                layer.update(table_layer(name, value, str(path)))
             else:
                 layer[name] = RawValue(value, str(path))
     return layer
@@ -96,17 +101,23 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
     from_files = [read_toml(path) for path in files]
     if not target:
         if not any("env.name" in layer for layer in from_files):
-            raise SettingError("no TARGET; name a preset (see `sfactory presets`) or FAMILY/ID (see `sfactory envs`)")
+            raise SettingError(
+                "no TARGET; name a preset (see `sfactory presets`), FAMILY/ID (see `sfactory envs`) or my_file:MyEnv"
+            )
         return from_files
     if target.endswith(".toml"):
         raise SettingError(f"{target}: a file is given as --config {target}")
     family, slash, name = target.partition("/")
     if "," in target:  # several tasks: defaults of the first one's family
         tasks = [task.strip() for task in target.split(",")]
-        bare = next((task for task in tasks if "/" not in task), None)
+        bare = next((task for task in tasks if "/" not in task and not is_python_target(task)), None)
         if bare is not None:
             raise SettingError(f"{target}: {bare or 'an empty name'} is not FAMILY/ID{_lists()}")
-        name = "default"
+        target, name = ",".join(tasks), "default"
+    if is_python_target(target.partition(",")[0]):
+        return [read_toml(default_file(target)), *from_files, {"env.name": RawValue(target)}]
+    if target.endswith(".py"):
+        raise SettingError(f"{target}: name the class or function in it too, as {target}:MyEnv")
     if not slash or not family or not name or ".." in target:
         raise SettingError(f"{target}: no such preset{_suggestion(target)}{_lists()}")
     folder = presets_dir() / family
@@ -116,10 +127,39 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
         if folder.is_dir():
             raise SettingError(f"{target}: no such preset{_suggestion(target)}{_lists()}")
         known = sorted({*families(), *(p.name.partition("/")[0] for p in presets())})
-        raise SettingError(f"{target}: no environment family {family}{did_you_mean(family, known)}{_lists()}")
-    default = folder / "default.toml"
-    base = [read_toml(default)] if default.is_file() else []
-    return [*base, *from_files, {"env.name": RawValue(target)}]
+        file, colon, code = target.partition(":")
+        hint = f"; a file in a folder is written {file}.py:{code}" if colon else did_you_mean(family, known)
+        raise SettingError(f"{target}: no environment family {family}{hint}{_lists()}")
+    return [read_toml(default_file(target)), *from_files, {"env.name": RawValue(target)}]
+
+
+def is_python_target(name: str) -> bool:
+    """Whether a name stands for a class or function of the user's own, and not for FAMILY/ID.
+
+    It has a colon before the first slash (`my_file:MyEnv`), or after the name of a file (`sub/my_file.py:MyEnv`).
+    """
+    return ":" in name.partition("/")[0] or name.rpartition(":")[0].endswith(".py")
+
+
+def default_file(target: str) -> Path:
+    """Settings of an environment without a preset: those of its family, or else those of gymnasium.
+
+    Of several tasks the first counts.
+    """
+    task = target.partition(",")[0]
+    own = presets_dir() / task.partition("/")[0] / "default.toml"
+    return own if not is_python_target(task) and own.is_file() else presets_dir() / FALLBACK / "default.toml"
+
+
+def fallback_note(target: str) -> str:
+    """One line about the origin of the settings, for a target whose family has no presets; empty for others."""
+    task = target.partition(",")[0].strip()
+    if not task or default_file(task).parent.name != FALLBACK or task.startswith(f"{FALLBACK}/"):
+        return ""
+    if not is_python_target(task) and task.partition("/")[0] not in families():  # a preset
+        return ""
+    shown = f"sfactory train {target} --print-config"
+    return f"settings: those of {FALLBACK}/*, because there is no preset for {task}; {shown} lists them"
 
 
 def near_target(target: str) -> str:

@@ -15,7 +15,8 @@ FIXED = (
     "env.name",
     "env.protocol",
     "env.settings",
-    "env.wrapper",
+    "env.wrappers",
+    "env.wrapper-settings",
     "env.drop",
     "model.",
     "normalize.obs",
@@ -42,12 +43,15 @@ def refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> Non
     from sfactory.config import to_dict
     from sfactory.config.parsing import flag_name
     from sfactory.config.renamed import current_name, report_old_names
+    from sfactory.config.values import same
 
     names_allowed = [name.replace("-", "_") for name in allowed]
     report_old_names(name for name in names_allowed if current_name(name) != name)
     accepted = {flag_name(current_name(name)) for name in names_allowed}
     old, new = to_dict(before), to_dict(after)
-    names = [(section, key) for section in old for key in old[section] if old[section][key] != new[section][key]]
+    names = [
+        (section, key) for section in old for key in old[section] if not same(old[section][key], new[section][key])
+    ]
     changed = {flag_name(f"{section}.{key}"): (old[section][key], new[section][key]) for section, key in names}
     fixed = (*FIXED, "sampling.", "batch.forced-lag") if before.run.mode == "lockstep" else FIXED
     refused = {n: v for n, v in changed.items() if n.startswith(fixed) and n not in accepted}

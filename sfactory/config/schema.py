@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from sfactory.config.bounds import DEVICE, DEVICE_OR_EMPTY, ENCODER, Between, Ge, Gt, check_bounds
 from sfactory.config.cross_checks import check_together
 from sfactory.config.renamed import current_name
+from sfactory.config.values import plain_table
 
 if TYPE_CHECKING:
     from sfactory.envs.options import EnvOptions
@@ -89,16 +90,18 @@ class Env:
     """The environment that is trained on."""
 
     name: str = ""
-    """FAMILY/ID, as minatar/breakout or gymnasium/CartPole-v1. Several with commas: one policy learns all of them."""
+    """FAMILY/ID, as minatar/breakout or gymnasium/CartPole-v1, or a class or function of your own, as my_file:MyEnv.
+    Several with commas: one policy learns all of them."""
     protocol: str = ""
     """Evaluation protocol of the family, recorded with every score (Atari: dqn or machado)."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the environment itself, passed to it unchanged."""
+    """Arguments of the environment, as `--env.settings.KEY VALUE`: numbers, text, booleans, none, lists and tables of
+    these. `--env.settings.config.lanes 4` is a key of the table `config`."""
     wrappers: str = ""
     """Wrappers around every environment, the innermost first, with commas: `my_file:wrap` (a class or a function of
     the environment) or the name of one of gymnasium's wrappers, as FrameStackObservation."""
     wrapper_settings: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the wrappers, a table for each by its name."""
+    """Arguments of the wrappers, a table for each by its name, as `--env.wrapper-settings.NAME.KEY VALUE`."""
     drop: str = ""
     """Leaves of the observation that are left out, with commas, as `mission` or `obs/mission`."""
     reward_scale: float = 1.0
@@ -112,6 +115,10 @@ class Env:
     """Environment failures per million steps above which the run ends (exit 6); each cuts an episode. A budget of 1,000
     or more is judged when there were 1,000 failures in the newest steps: 100k ends a run after 1,000 in 10,000 steps.
     A smaller one is a number of failures in the newest million steps. 0: the first failure ends the run."""
+
+    def __post_init__(self) -> None:
+        for name in ("settings", "wrapper_settings"):  # only what config.toml can hold
+            object.__setattr__(self, name, plain_table(getattr(self, name), f"env.{name.replace('_', '-')}"))
 
     @property
     def tasks(self) -> tuple[str, ...]:

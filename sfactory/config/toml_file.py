@@ -11,10 +11,15 @@ from typing import Any
 
 from sfactory.config import Config, to_dict
 from sfactory.config.renamed import current_name
+from sfactory.config.values import for_toml
+from sfactory.errors import SettingError
 
 
 def to_toml(config: Config) -> str:
-    """All settings as TOML; `from_toml` reads them back equal. A value of None is left out: TOML has no null."""
+    """All settings as TOML; `from_toml` reads them back equal.
+
+    TOML has no null: a setting of None is left out, None in the environment's settings is `{python = "None"}`.
+    """
     return _dumps(to_dict(config))
 
 
@@ -30,18 +35,16 @@ def settings_to_toml(settings: Mapping[str, Any]) -> str:
 def _dumps(sections: Mapping[str, Mapping[str, Any]]) -> str:
     import tomli_w  # 5 ms that only writers pay
 
-    tables = {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}
-    try:
-        return tomli_w.dumps(tables)
-    except TypeError as error:  # for example None inside env.settings
-        raise ValueError(f"settings cannot be written as TOML: {error}") from None
+    return tomli_w.dumps(
+        {name: {k: for_toml(v) for k, v in values.items() if v is not None} for name, values in sections.items()}
+    )
 
 
 def from_toml(path: Path) -> Config:
     """Read what `to_toml` wrote, also with old names of settings. ValueError names the file, on one line."""
     try:
         table = tomllib.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     classes = typing.get_type_hints(Config)
     sections: dict[str, dict[str, Any]] = {}
@@ -55,4 +58,7 @@ def from_toml(path: Path) -> Config:
             if key not in {f.name for f in dataclasses.fields(classes[section])}:
                 raise ValueError(f"{path}: {given_section}.{given_key}: no such setting")
             sections.setdefault(section, {})[key] = tuple(value) if isinstance(value, list) else value
-    return Config(**{section: classes[section](**values) for section, values in sections.items()})
+    try:
+        return Config(**{section: classes[section](**values) for section, values in sections.items()})
+    except SettingError as error:
+        raise SettingError(f"{path}: {error}") from None

@@ -104,7 +104,8 @@ def build() -> Path:
         if path.exists():
             return path
         with open(path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or its process ends
+            with contextlib.suppress(OSError):  # a file system without locks: several processes may build it
+                fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or its process ends
             if not path.exists():
                 _compile(command, path)
         return path
@@ -124,7 +125,7 @@ def build_in_background() -> None:
 
 
 def _compile(command: Sequence[str], path: Path) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     result = None
     for tuned in TUNED:
         words = [*command, *FLAGS, *filter(None, [tuned]), str(SOURCE), "-o", str(temporary), "-lm"]

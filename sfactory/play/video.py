@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sfactory.play.episodes import MAX_ENVS, split_evenly
+from sfactory.run.folder import path_component
 
 MIN_SIDE = 400  # pixels; smaller frames are enlarged by a whole factor and stay sharp
 
@@ -37,7 +38,7 @@ def check_video(path: Path, num_videos: int, episodes: int) -> None:
 
 def task_video_path(path: Path, task: str) -> Path:
     """Insert the task's name: out.mp4 -> out-atari-pong.mp4. An empty task leaves the path as it is."""
-    return path.with_stem(f"{path.stem}-{task.replace('/', '-')}") if task else path
+    return path.with_stem(f"{path.stem}-{path_component(task)}") if task else path
 
 
 def prepare_frame(frame: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from sfactory.config.flags import split_flags
 from sfactory.config.parsing import ConfigLayer, RawValue
 from sfactory.config.renamed import current_name, original_name
 from sfactory.errors import SettingError
+from sfactory.run.folder import LONGEST_LABEL, path_component
 from sfactory.run.reader import flat_settings, format_setting, learning_settings
 
 RESERVED = {"run.seed": "--seeds", "run.dir": "--dir", "run.requeue": "the same command again"}
@@ -51,16 +51,34 @@ def grid_cells(grid: Sequence[str]) -> list[ConfigLayer]:
     for text in grid:
         typed, equals, values = text.partition("=")
         name = typed.lstrip("-").replace("-", "_")
-        if not equals or not all(values.split(",")):
+        if not equals or not all(_split(values)):
             raise SettingError(f"grid: {text!r} is not NAME=V1,V2")
         if name in RESERVED:
             raise SettingError(f"grid: {parsing.flag_name(name)} cannot be in the grid; use {RESERVED[name]}")
         if any(current_name(name) in map(current_name, axis[0]) for axis in axes):
             raise SettingError(f"grid: {parsing.flag_name(name)} is given twice; write all its values in one --grid")
         is_tuple = name in parsing.field_types() and "tuple" in str(parsing.field_types()[name])
-        choices = [value.replace("+", ",") if is_tuple else value for value in values.split(",")]
+        choices = [value.replace("+", ",") if is_tuple else value for value in _split(values)]
         axes.append([split_flags([f"--{typed.lstrip('-')}={v}"], {})[0] for v in dict.fromkeys(choices)])
     return [{name: raw for layer in cell for name, raw in layer.items()} for cell in itertools.product(*axes)]
+
+
+def _split(values: str) -> list[str]:
+    """Separate values at commas, except in values that begin with a bracket or a quote."""
+    parts, depth, quote = [""], 0, ""
+    for character in values:
+        opens = depth > 0 or not parts[-1]
+        if quote or (opens and character in "'\""):
+            quote = "" if character == quote else quote or character
+        elif opens and character in "([{":
+            depth += 1
+        elif depth and character in ")]}":
+            depth -= 1
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def plan_jobs(
@@ -86,9 +104,8 @@ def plan_jobs(
     for seed, cell in itertools.product(seeds, cells):
         own = {"run.seed": RawValue(str(seed)), "log.quiet": RawValue("true")}
         values = flat_settings(parsing.build(*base, cell, own))
-        name = "_".join(
-            [*(_path_component(format_setting(key, values.get(current_name(key)))) for key in cell), f"s{seed}"]
-        )
+        parts = [format_setting(key, values.get(current_name(key), raw.value)) for key, raw in cell.items()]
+        name = "_".join([*map(path_component, parts), f"s{seed}"])
         config = parsing.build(*base, cell, {"run.dir": RawValue(str(folder / name)), **own})
         jobs[name] = Job(name, folder / name, config)
     return folder, list(jobs.values())
@@ -100,9 +117,4 @@ def default_folder(target: str, config: Config, varied: ConfigLayer) -> Path:
     # Original names: the folder of a sweep that an older version started is found again.
     fixed = {original_name(name): value for name, value in learning_settings(config).items() if name not in names}
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:6]
-    return Path("runs") / f"{_path_component(target or config.env.name)}_sweep_{digest}"
-
-
-def _path_component(text: str) -> str:
-    """Replace characters that do not belong in a folder name."""
-    return re.sub(r"[^\w.=,+-]+", "-", text)
+    return Path("runs") / f"{path_component(target or config.env.name)[:LONGEST_LABEL]}_sweep_{digest}"

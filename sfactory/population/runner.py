@@ -29,6 +29,7 @@ from typing import Any
 
 from sfactory.config import Config, parsing
 from sfactory.config.toml_file import to_toml
+from sfactory.config.values import same
 from sfactory.device.machine import cores
 from sfactory.errors import CommandError, Exit
 from sfactory.monitor.format import duration
@@ -59,7 +60,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """Create and lock the sweep's folder. Raises RunBusy (exit 3) if another sweep uses it."""
     for part in ("configs", "logs"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(folder)
+    lock = lock_folder(folder, _log)
     try:
         yield
     finally:
@@ -90,7 +91,7 @@ def choose_action(job: Job, last_exit: int, retry: bool) -> tuple[Action, int]:
 def check_same_settings(job: Job, existing: Config) -> None:
     """Raise CommandError (exit 2) if the job's folder holds a run of other settings."""
     planned, found = learning_settings(job.config), learning_settings(existing)
-    differ = [name for name in dict.fromkeys([*planned, *found]) if planned.get(name) != found.get(name)]
+    differ = [name for name in dict.fromkeys([*planned, *found]) if not same(planned.get(name), found.get(name))]
     if differ or job.config.run.seed != existing.run.seed or job.config.env.protocol != existing.env.protocol:
         name = parsing.flag_name(differ[0]) if differ else "run.seed or env.protocol"
         raise CommandError(Exit.USAGE, f"{job.run_dir} holds a run with another {name}; choose another --dir")

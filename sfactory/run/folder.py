@@ -2,21 +2,98 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import shutil
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sfactory.errors import CommandError, Exit
+from sfactory.errors import CommandError, Exit, resume_command
+
+LONGEST_NAME = 255
+"""Bytes of the name of a file or folder, in almost every file system."""
+LONGEST_LABEL = 60
+"""Characters of a target in the name of a run's folder."""
 
 
-def new_run_dir(target: str, seed: int) -> Path:
-    """runs/<preset>_s<seed>_<date-time>, with a number appended for runs of the same second."""
-    tasks = target.split(",")
-    label = tasks[0] if len(tasks) == 1 else f"{tasks[0]}-and-{len(tasks) - 1}-more"
-    name = f"{label.replace('/', '-')}_s{seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+def path_component(text: str) -> str:
+    """Replace characters that do not belong in the name of a file or folder."""
+    return re.sub(r"[^\w.=,+-]+", "-", text).lstrip(".-") or "run"
+
+
+@contextlib.contextmanager
+def new_run_dir(target: str, seed: int) -> Iterator[Path]:
+    """Create runs/<preset>_s<seed>_<date-time>, with a number appended for runs of the same second.
+
+    The folder is removed at the end if nothing was written into it.
+
+    target: preset, FAMILY/ID, or code such as sub/my_file.py:MyEnv, whose folder is left out of the name.
+    """
+    first, *others = target.split(",")
+    module, colon, name = first.rpartition(":")
+    if module.endswith(".py"):
+        first = f"{Path(module).stem}{colon}{name}"
+    label = f"{first}-and-{len(others)}-more" if others else first
+    name = f"{path_component(label)[:LONGEST_LABEL]}_s{seed}_{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / name, 2
-    while path.exists():
+    while not (created := make_folder(path)):  # a run that was started in the same second has this name
         path, number = Path("runs") / f"{name}-{number}", number + 1
-    return path
+    try:
+        yield path
+    finally:
+        remove_empty(created)
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Create a folder and its parents; return what was created, the innermost first. Empty if it exists already."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if path.is_dir():
+            return []
+        raise
+    return [path, *missing]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders that are empty, in this order."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove what is in a folder."""
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path, ignore_errors=True)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is the folder of a run. False for what cannot be the name of a folder."""
+    try:
+        return (path / "config.toml").is_file()
+    except OSError:  # the name is too long
+        return False
+
+
+def refuse_existing(run_dir: Path) -> None:
+    """CommandError (exit 2) if a new run cannot have this folder."""
+    if is_run(run_dir):
+        how = f"{resume_command(run_dir)}, in Python sfactory.resume({str(run_dir)!r})"
+        raise CommandError(Exit.USAGE, f"{run_dir} holds a run already; resume it: {how}; or choose another run.dir")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in run_dir.parts):
+        raise CommandError(Exit.USAGE, f"run.dir {str(run_dir)[:60]}...: a name of more than {LONGEST_NAME} bytes")
+    try:
+        exists = run_dir.exists()
+    except OSError as error:
+        raise CommandError(Exit.USAGE, f"run.dir {str(run_dir)[:60]}: {error.strerror}") from None
+    if exists:
+        raise CommandError(Exit.USAGE, f"{run_dir} exists already; choose another run.dir")
 
 
 def require_config_file(run_dir: Path) -> Path:

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from sfactory.errors import RunBusy
 
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+"""Errors that mean that another process has the lock. All others mean that the file system has no locks."""
 
-def lock_folder(folder: Path) -> int:
+
+def print_warning(line: str) -> None:
+    """Print one line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def lock_folder(folder: Path, warn: Callable[[str], object] = print_warning) -> int:
     """Lock `folder`/.lock and write the process id into it; returns its descriptor, whose close releases the lock.
 
-    Raises RunBusy (exit 3), naming the process that holds it.
+    warn: called with one line where the file system has no locks: then nothing keeps two processes apart.
+    Raises RunBusy (exit 3), naming the process that holds the lock.
     """
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(lock, 64, 0).decode(errors="replace").strip()
-        os.close(lock)
-        raise RunBusy(f"{folder} is in use by process {holder or 'unknown'}") from error
-    try:
+        _lock_file(lock, folder, warn)
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
     except BaseException:
         os.close(lock)
         raise
     return lock
+
+
+def _lock_file(lock: int, folder: Path, warn: Callable[[str], object]) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD:
+            holder = os.pread(lock, 64, 0).decode(errors="replace").strip()
+            raise RunBusy(f"{folder} is in use by process {holder or 'unknown'}") from error
+        warn(
+            f"warning: the file system of {folder} has no locks ({error.strerror}); do not start a second command that "
+            "writes into this folder, it would not be refused"
+        )

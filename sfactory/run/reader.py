@@ -18,7 +18,9 @@ import numpy as np
 
 from sfactory.config import Config, to_dict, with_settings
 from sfactory.config.parsing import flag_name
+from sfactory.config.tables import PLACEHOLDERS
 from sfactory.config.toml_file import from_toml
+from sfactory.config.values import as_text
 from sfactory.monitor.rows import METRICS_FILE, parse_row
 from sfactory.run.folder import supervisor_is_running
 
@@ -156,15 +158,24 @@ def natural_key(path: Path) -> list[Any]:
 
 
 def flat_settings(config: Config) -> dict[str, Any]:
-    """Dotted name -> value of every setting, one entry per argument of the environment."""
+    """Dotted name -> value of every setting, one entry per value in the tables of the environment's arguments."""
     flat: dict[str, Any] = {}
     for section, values in to_dict(config).items():
         for key, value in values.items():
-            if isinstance(value, dict):
-                flat.update({f"{section}.{key}.{k}": v for k, v in value.items()})
+            name = f"{section}.{key}"
+            if name in PLACEHOLDERS:
+                for inner, item in value.items():
+                    flat.update(_flat(f"{name}.{inner}", item))
             else:
-                flat[f"{section}.{key}"] = tuple(value) if isinstance(value, list) else value
+                flat[name] = value
     return flat
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    """The values of nested tables by dotted name; an empty table is a value."""
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    return {inner: item for key in value for inner, item in _flat(f"{name}.{key}", value[key]).items()}
 
 
 def learning_settings(config: Config) -> dict[str, Any]:
@@ -191,6 +202,8 @@ def format_value(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return as_text(value)
     if isinstance(value, tuple | list):
         return ",".join(map(format_value, value))
     if not isinstance(value, float):

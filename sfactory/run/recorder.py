@@ -25,6 +25,7 @@ from sfactory.monitor.rows import read_rows
 from sfactory.monitor.writers import Writers, last_evaluated, write_atomically
 from sfactory.run import checkpoint
 from sfactory.run.env_faults import EnvFaults, is_env_fault, with_traceback
+from sfactory.run.folder import clear_folder, make_folder, remove_empty
 from sfactory.run.lock import lock_folder
 from sfactory.run.obs_reading import check_reading
 from sfactory.run.outcome import Outcome
@@ -65,21 +66,30 @@ class RunRecorder:
 
     @classmethod
     def open(cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec]) -> RunRecorder:
-        """Create or reopen the folder and lock it. RunBusy if another trainer holds the lock."""
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(run_dir)
+        """Create or reopen the folder and lock it. RunBusy if another trainer holds the lock.
+
+        A folder that was new or empty is so again if this fails.
+        """
+        created, warnings = make_folder(run_dir), list[str]()
+        empty = not any(run_dir.iterdir())
         try:
-            return cls._open_locked(config, run_dir, resume, specs, lock)
+            lock = lock_folder(run_dir, warnings.append)
+            try:
+                return cls._open_locked(config, run_dir, resume, specs, lock, warnings)
+            except BaseException:
+                if empty:  # nothing was trained in it
+                    clear_folder(run_dir)
+                os.close(lock)
+                raise
         except BaseException:
-            os.close(lock)
+            remove_empty(created)
             raise
 
     @classmethod
     def _open_locked(
-        cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec], lock: int
+        cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec], lock: int, warnings: list[str]
     ) -> RunRecorder:
         launch, resume_from, state = 0, "", {}
-        warnings: list[str] = []
         if resume:
             path = checkpoint.newest(run_dir, warnings)
             if path is None:

@@ -8,7 +8,6 @@ Shapes: T steps of E environments; row t of a [T, E] array is what step t return
 
 from __future__ import annotations
 
-import json
 import shlex
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sfactory.config.values import as_text
 from sfactory.envs import EnvOptions, EnvSpec, Group, make_group
 from sfactory.tools.random_rollout import COLUMNS, RandomRollout, record, shifted
 
@@ -230,15 +230,14 @@ def nearest(name: str, spec: EnvSpec, target: str = "") -> tuple[list[str], str,
 
 def env_flags(options: EnvOptions) -> dict[str, Any]:
     """Return what was said about an environment as settings by dotted name."""
-    tables = json.dumps(options.wrapper_settings) if options.wrapper_settings else ""
-    texts = {
+    others = {
         "env.protocol": options.protocol,
         "env.wrappers": ",".join(options.wrappers),
-        "env.wrapper-settings": tables,
+        "env.wrapper-settings": dict(options.wrapper_settings),
         "env.drop": ",".join(options.drop),
     }
     flags = {f"env.settings.{name}": value for name, value in options.settings.items()}
-    return flags | {name: text for name, text in texts.items() if text}
+    return flags | {name: value for name, value in others.items() if value}
 
 
 @dataclass(frozen=True)
@@ -316,7 +315,7 @@ def check(
         again, other = (play(stream, min(steps, REPLAY), seconds / 4)[1] for stream in (0, 1))
         found += [("seeds", *one) for one in seeds(rollout, again, other)]
     for option, value in env_flags(EnvOptions.of(options)).items():
-        command += [f"--{option}={value}"] if preset.get(option) != value else []
+        command += [f"--{option}={as_text(value)}"] if preset.get(option) != value else []
     train = " ".join([shlex.join(command), *dict.fromkeys(flag for one in found for flag in one[3:])])
     findings = tuple(RuleFinding(level, title, sentence) for title, level, sentence, *_ in found)
     rate = float(rollout.valid.sum() / rollout.seconds.sum()) if played else 0.0

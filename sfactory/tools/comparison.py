@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from sfactory.config.values import same
 from sfactory.monitor.statistics import bootstrap, improvement_interval, iqm, iqm_curve, probability_of_improvement
 from sfactory.run.reader import RunFolder, expand_folders, format_setting, read_run
 
@@ -253,16 +254,21 @@ def _panel(task: str, runs: Sequence[RunFolder], by: str, metric: str, notes: li
 
 def _grouped(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
     """Return (label, runs) by settings, in the given order. A label lists the settings that differ between groups."""
-    together: dict[tuple[tuple[str, Any], ...], list[RunFolder]] = {}
+    settings: list[dict[str, Any]] = []
+    together: list[list[RunFolder]] = []
     for run in runs:
-        together.setdefault(tuple(sorted(run.settings().items())), []).append(run)
-    settings = [dict(key) for key in together]
+        own = run.settings()
+        at = next((n for n, other in enumerate(settings) if own == other or same(own, other)), len(settings))
+        if at == len(settings):
+            settings.append(own)
+            together.append([])
+        together[at].append(run)
     names = dict.fromkeys(name for each in settings for name in each)
     differ = [name for name in names if len({repr(each.get(name)) for each in settings}) > 1]
     labels = [" ".join(format_setting(n, each[n]) for n in differ if n in each) or "default" for each in settings]
     if len(labels) == 1:
         labels = [""]
-    return list(zip(labels, together.values(), strict=True))
+    return list(zip(labels, together, strict=True))
 
 
 def _all_tasks(tasks: Sequence[str], runs: Sequence[RunFolder], by: str) -> ComparisonPanel | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sfactory.config.toml_file import from_toml
+from sfactory.config.values import as_text
 from sfactory.errors import CheckpointError, NoCheckpointError
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint import MANIFEST
@@ -159,7 +160,7 @@ def _read_settings(run_dir: Path, found: Info) -> None:
     state = {key: str(found.state.get(key) or "") for key in ("env", "protocol")}
     try:
         env = from_toml(run_dir / "config.toml").env
-        settings = " ".join(f"{key}={value}" for key, value in env.settings.items())
+        settings = " ".join(f"{key}={as_text(value)}" for key, value in env.settings.items())
         found.task = {"env": env.name, "protocol": state["protocol"] or env.protocol, "settings": settings}
     except (ValueError, TypeError):  # a checkpoint copied without its run, or of another version
         if state["env"]:

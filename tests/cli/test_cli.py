@@ -193,6 +193,46 @@ def test_main_prints_notes_about_renamed_settings(typed, monkeypatch, capsys):
 # -- what train does
 
 
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("my_file:MyEnv", "my_file-MyEnv"),
+        ("my_file.py:MyEnv", "my_file-MyEnv"),
+        ("../sub/my_file.py:MyEnv", "my_file-MyEnv"),
+        ("/abs/my_file.py:MyEnv", "my_file-MyEnv"),
+        ("pkg.mod:factory", "pkg.mod-factory"),
+        ("my_file:A,my_file:B", "my_file-A-and-1-more"),
+        ("gymnasium/my_file:Mine-v0", "gymnasium-my_file-Mine-v0"),
+        ("gymnasium/ale_py:ALE/Pong-v5", "gymnasium-ale_py-ALE-Pong-v5"),
+        ("my_file:" + "x" * 300, "my_file-" + "x" * 52),
+    ],
+)
+def test_train_names_the_folder_without_separators(typed, supervisor, target, name):
+    assert typed("train", target)[0] == 0
+    ((config, run_dir, _),) = supervisor.calls
+    assert re.fullmatch(rf"runs/{name}_s1_\d{{8}}-\d{{6}}", str(run_dir))
+    assert config.env.name == target
+
+
+def test_train_says_where_the_settings_of_code_come_from(typed, supervisor, capsys):
+    typed("train", "my_file:MyEnv", "--print-config")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "my_file:MyEnv"])
+    note = "settings: those of gymnasium/*, because there is no preset for my_file:MyEnv"
+    assert capsys.readouterr().err.startswith(note)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "my_file:MyEnv", "--quiet"])
+    assert note not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("run_dir", ["x" * 300, "runs/" + "x" * 300])
+def test_train_refuses_a_folder_whose_name_is_too_long(typed, supervisor, run_dir):
+    code, _, line = typed("train", "minatar/breakout", "--run.dir", run_dir)
+    assert code == 2
+    assert "a name of more than 255 bytes" in line
+    assert typed("train", "x" * 300)[0] == 2
+
+
 def test_train_names_the_folder_after_preset_and_seed(typed, supervisor):
     assert typed("train", "minatar/breakout", "--run.seed", "7")[0] == 0
     ((config, run_dir, resume),) = supervisor.calls

@@ -19,7 +19,15 @@ from sfactory.config import Config, Env, Model, Run, Stop, to_dict, with_setting
 from sfactory.config.bounds import ENCODER_NAMES
 from sfactory.config.flags import field_help, split_flags
 from sfactory.config.parsing import build, convert, field_types, number
-from sfactory.config.presets import presets, presets_dir, read_toml, target_layers
+from sfactory.config.presets import (
+    default_file,
+    fallback_note,
+    family_defaults,
+    presets,
+    presets_dir,
+    read_toml,
+    target_layers,
+)
 from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.errors import SettingError
 
@@ -128,9 +136,42 @@ def test_the_target_has_precedence_over_env_name_in_a_file(tmp_path):
     assert config("", files=[path]).env.name == "gymnasium/Acrobot-v1"
 
 
-def test_target_layers_accept_a_family_without_presets():
+CODE = ("my_file:MyEnv", "my_file.py:MyEnv", "pkg.mod:factory", "sub/my_file.py:MyEnv", "/abs/my.py:E", "../my.py:E")
+
+
+@pytest.mark.parametrize("target", ["faults/count", *CODE, "my_file:A,my_file:B", "my_file:A, sub/b.py:B"])
+def test_targets_without_presets_have_the_settings_of_gymnasium(target):
     assert not (presets_dir() / "faults").exists()
-    assert config("faults/count").env.name == "faults/count"
+    got, plain = config(target), config("gymnasium/CartPole-v1")
+    assert got.env.name == target.replace(", ", ",")
+    assert replace(got, env=plain.env) == plain
+    assert plain.normalize.obs != Config().normalize.obs
+
+
+def test_families_with_settings_of_their_own_keep_them():
+    for preset in family_defaults():
+        family = preset.name.removesuffix("/*")
+        assert default_file(f"{family}/anything").parent.name == family
+        assert default_file(f"{family}/anything,other/thing").parent.name == family
+        assert fallback_note(f"{family}/anything") == ""
+    assert config("memory/tmaze").model.core == "gru"
+
+
+@pytest.mark.parametrize("target", ["faults/count", "my_file:MyEnv", "sub/my_file.py:MyEnv", "my_file:A,my_file:B"])
+def test_fallback_note_names_the_origin_of_the_settings(target):
+    first = target.partition(",")[0]
+    assert fallback_note(target) == (
+        f"settings: those of gymnasium/*, because there is no preset for {first}; "
+        f"sfactory train {target} --print-config lists them"
+    )
+    assert fallback_note("") == fallback_note("mujoco/ant") == fallback_note("classic/cartpole") == ""
+
+
+def test_the_settings_of_pictures_replace_those_of_gymnasium_as_a_file():
+    for family in ("minatar", "atari"):
+        file = presets_dir() / family / "default.toml"
+        own, other = config(f"{family}/any"), config("gymnasium/CartPole-v1", files=[file])
+        assert replace(other, env=own.env) == own
 
 
 def test_environment_settings_of_all_sources_are_merged(tmp_path):
@@ -209,6 +250,9 @@ def test_build_reports_a_mistake_in_one_line(flags, message):
         ("minatr/breakout", "no environment family minatr; did you mean minatar?"),
         ("my.toml", "a file is given as --config my.toml"),
         ("minatar/../secret", "no such preset"),
+        ("my_file.py", "my_file.py: name the class or function in it too, as my_file.py:MyEnv"),
+        ("sub/my_file:MyEnv", "no environment family sub; a file in a folder is written sub/my_file.py:MyEnv"),
+        ("my_file:A,cartpole", "cartpole is not FAMILY/ID"),
         ("", "no TARGET"),
     ],
 )
@@ -445,7 +489,16 @@ def test_an_unknown_inference_device_is_an_error():
         Config(run=Run(inference_device="gpu"))
 
 
-def test_to_toml_refuses_none_inside_env_settings():
-    settings = sfactory.make_config("minatar/breakout", env={"settings": {"sticky": [None]}})
-    with pytest.raises(ValueError, match="cannot be written as TOML"):
-        to_toml(settings)
+def test_run_folders_of_a_configuration_begin_at_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = tmp_path / "my.toml"
+    path.write_text('[run]\ndir = "~/runs/x"\ninit_from = "~/runs/y"\n')
+    given = {"dir": "~/runs/x", "init_from": Path("~/runs/y")}
+    results = [
+        config("minatar/breakout", "--run.dir=~/runs/x", "--run.init-from", "~/runs/y").run,
+        config("minatar/breakout", files=[path]).run,
+        sfactory.make_config("minatar/breakout", run=given).run,
+    ]
+    assert [(run.dir, run.init_from) for run in results] == [("/home/me/runs/x", "/home/me/runs/y")] * 3
+    assert config("minatar/breakout", "--run.dir=runs/~x").run.dir == "runs/~x"
+    assert config("~/a.py:A,~/b.py:B").env.name == "/home/me/a.py:A,/home/me/b.py:B"

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import re
 import textwrap
+import tomllib
 import typing
 
 import pytest
@@ -16,7 +17,7 @@ from sfactory.algo.schedule import SCHEDULES
 from sfactory.algo.surrogate import BEHAVIOR_WEIGHTS, SURROGATES
 from sfactory.algo.trace import TRACES
 from sfactory.cli import main as cli
-from sfactory.config import parsing, presets
+from sfactory.config import parsing, presets, values
 from sfactory.config.flags import split_flags
 from sfactory.monitor.table import METRICS
 from sfactory.supervisor.lockstep import Lockstep
@@ -181,3 +182,13 @@ def test_the_documents_contain_commands():
     assert len(commands(ROOT / "README.md")) >= 20
     assert sum(len(commands(document)) for document in DOCUMENTS) >= 45
     assert len(blocks(DOCS / "extending.md", "python")) >= 7
+
+
+def test_the_table_of_settings_of_an_environment_is_true():
+    text = (DOCS / "environments.md").read_text().partition("## Settings of an environment")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(.+)` \| `(.+)` \| `([^`]+)`.* \|$", text, re.MULTILINE)
+    assert len(rows) == text.count("\n| ") - 1  # all but the heading; its rule has no blank
+    for typed, toml, python in rows:
+        expected = values.plain(ast.literal_eval(python), "")
+        assert values.same(values.plain(values.from_text(typed), ""), expected), typed
+        assert values.same(values.plain(tomllib.loads(f"x = {toml}")["x"], ""), expected), toml

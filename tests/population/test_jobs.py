@@ -31,6 +31,28 @@ def test_grid_cells_are_the_product_of_the_axes_in_their_order():
     assert grid_cells([]) == [{}]
 
 
+@pytest.mark.parametrize(
+    ("grid", "expected", "names"),
+    [
+        (
+            ["env.settings.config.lanes=1,2", "env.settings.config.rows=3"],
+            [{"config": {"lanes": 1, "rows": 3}}, {"config": {"lanes": 2, "rows": 3}}],
+            ["env.settings.config.lanes=1_env.settings.config.rows=3_s0",
+             "env.settings.config.lanes=2_env.settings.config.rows=3_s0"],
+        ),
+        (['env.settings.x=[1,2],"a,b",don\'t,f(1'], [{"x": [1, 2]}, {"x": "a,b"}, {"x": "don't"}, {"x": "f(1"}],
+         ["env.settings.x=1,2_s0", "env.settings.x=a,b_s0", "env.settings.x=don-t_s0", "env.settings.x=f-1_s0"]),
+        (['env.settings.x={"a": 1, "b": 2},none'], [{"x": {"a": 1, "b": 2}}, {"x": None}],
+         ["env.settings.x=-a-1,-b-2-_s0", "env.settings.x=none_s0"]),
+    ],
+)  # fmt: skip
+def test_plan_jobs_varies_values_in_tables_and_lists(grid, expected, names):
+    base = [*presets.target_layers("gymnasium/CartPole-v1", []), {}]
+    _, jobs = plan_jobs("gymnasium/CartPole-v1", base, grid, [0], Path("s"))
+    assert [job.config.env.settings for job in jobs] == expected
+    assert [job.name for job in jobs] == names
+
+
 def test_plan_jobs_writes_nothing_and_gives_every_run_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = [*presets.target_layers("minatar/breakout", []), {}]

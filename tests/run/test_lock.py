@@ -1,11 +1,102 @@
 """The lock of a folder: exclusive, with the holder's process id, released on close."""
 
+import errno
+import fcntl
 import os
+from pathlib import Path
 
 import pytest
 
+import sfactory
 from sfactory.errors import RunBusy
 from sfactory.run.lock import lock_folder
+
+TINY = {
+    "run": {"mode": "lockstep", "dir": "runs/a"},
+    "stop": {"env_steps": 300},
+    "sampling": {"num_samplers": 1, "envs_per_group": 4, "rollout_length": 16},
+    "batch": {"minibatches": 2},
+    "log": {"quiet": True},
+}
+NO_LOCKS = ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL")
+
+
+@pytest.fixture
+def flock_fails(monkeypatch):
+    """flock fails with the error of this name."""
+
+    def fail(name):
+        def flock(*_):
+            raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    return fail
+
+
+@pytest.mark.parametrize("name", NO_LOCKS)
+def test_lock_folder_goes_on_with_a_warning_where_the_file_system_has_no_locks(tmp_path, flock_fails, name):
+    flock_fails(name)
+    lines = []
+    os.close(lock_folder(tmp_path, lines.append))
+    assert (tmp_path / ".lock").read_text() == str(os.getpid())
+    (line,) = lines
+    assert line.startswith(f"warning: the file system of {tmp_path} has no locks (")
+    assert "it would not be refused" in line
+
+
+@pytest.mark.parametrize("name", ["EWOULDBLOCK", "EACCES"])
+def test_lock_folder_calls_only_a_lock_of_another_process_busy(tmp_path, flock_fails, name):
+    flock_fails(name)
+    with pytest.raises(RunBusy, match="is in use by process unknown"):
+        lock_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", NO_LOCKS)
+def test_a_run_trains_without_locks_and_its_log_says_so(tmp_path, monkeypatch, flock_fails, name):
+    monkeypatch.chdir(tmp_path)
+    flock_fails(name)
+    assert sfactory.train("classic/cartpole", **TINY).code == 0
+    assert "has no locks" in Path("runs/a/log.txt").read_text()
+    assert sfactory.resume("runs/a", stop={"env_steps": 600}).code == 0
+
+
+def test_a_sweep_works_without_locks(typed, flock_fails, capsys):
+    from sfactory.population.runner import locked_folder
+
+    flock_fails("ENOSYS")
+    with locked_folder(Path("s")):
+        assert "the file system of s has no locks" in capsys.readouterr().err
+
+
+def fail_to_write(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("place", ["sfactory.run.recorder.write_atomically", "sfactory.run.recorder.Board"])
+@pytest.mark.parametrize("given", [{"dir": "runs/a"}, {}])
+def test_a_start_that_fails_leaves_no_folder(tmp_path, monkeypatch, place, given):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(place, fail_to_write)
+    for _ in range(2):  # the second try fails for the same reason
+        with pytest.raises(OSError, match="No space left"):
+            sfactory.train("classic/cartpole", **{**TINY, "run": {"mode": "lockstep", **given}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_is_refused_leaves_the_folder_of_the_other_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sfactory.train("classic/cartpole", **TINY)
+    before = sorted(path.name for path in Path("runs/a").iterdir())
+    lock = lock_folder(Path("runs/a"))
+    with pytest.raises(RunBusy):
+        sfactory.resume("runs/a", stop={"env_steps": 600})
+    os.close(lock)
+    assert sorted(path.name for path in Path("runs/a").iterdir()) == before
+    monkeypatch.setattr("sfactory.run.recorder.write_atomically", fail_to_write)
+    with pytest.raises(OSError, match="No space left"):
+        sfactory.resume("runs/a", stop={"env_steps": 600})
+    assert sorted(path.name for path in Path("runs/a").iterdir()) == before
 
 
 def test_lock_folder_refuses_a_second_lock_and_names_the_holder(tmp_path):

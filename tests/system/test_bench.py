@@ -62,6 +62,7 @@ def test_bench_measures_one_pass_beside_the_given_settings(tmp_path):
 def test_trial_goes_on_until_a_slow_run_has_enough_rows():
     """An update takes two seconds here: half a second of rows after the warm-up would be one row."""
     settings = {"sampling.rollout_length": 8, "sampling.envs_per_group": 2, "env.settings": {"slow_step": 0.125}}
+    settings |= {"batch.epochs": 1, "batch.minibatches": 1}
     config = with_settings(build(*target_layers("faults/count"), {}), settings)
     began = time.monotonic()
     found = trial(config, 0.5)

@@ -1,6 +1,7 @@
 """`sfactory compare`: grouping, cutting to a common length, protocols, tables and plots."""
 
 import json
+import math
 import os
 
 import numpy as np
@@ -57,6 +58,15 @@ def test_compare_separates_run_lengths_only_with_a_linear_schedule(fabricate, ru
     fabricate("b1", [1], **linear, **{"stop.env_steps": 1000})
     fabricate("b2", [1], **linear, **{"stop.env_steps": 2000, "run.seed": 2})
     assert len(compare([runs / "b1", runs / "b2"]).panels[0].groups) == 2
+
+
+def test_compare_groups_runs_by_the_values_in_tables_and_lists(fabricate, runs):
+    nested = {"env.settings.x": [1, {"a": 2}], "env.settings.y": {"z": None, "lanes": 3}, "env.settings.n": math.nan}
+    target = "gymnasium/CartPole-v1"
+    fabricate("a1", [1], target=target, **nested)
+    fabricate("a2", [1], target=target, **nested, **{"run.seed": 2})
+    (panel,) = compare([runs]).panels
+    assert [(label, len(group.runs)) for label, (group,) in panel.groups] == [("", 2)]
 
 
 def test_compare_refuses_different_protocols(fabricate, runs, typed):
