@@ -23,7 +23,7 @@ class Tables(Task):
         assert (config, none, off) == ({"vehicles": 5}, None, False), (config, none, off)
 
 
-@case(code=6, says="unexpected keyword argument", flags=settings(speed="3"))
+@case(code=2, says="takes no 'speed'", flags=settings(speed="3"))
 class NoArguments(Task):
     pass
 

@@ -74,7 +74,7 @@ class NotSquare(Task):
     obs = pixels(64, 48, 3)
 
 
-@case("obs: picture 3x35x200 uint8, channels first -> small CNN (cnn), 2x2 pixels averaged, scaled by 1/255")
+@case("obs: picture 3x35x200 uint8, channels first -> small CNN (cnn), 1x2 pixels averaged, scaled by 1/255")
 class Panorama(Task):
     obs = pixels(3, 35, 200)
 

@@ -76,20 +76,20 @@ class FlagAsText(Task):
         return obs, reward, "False", truncated, info
 
 
-@case(code=6, says="four values")
+@case(code=6, says="step() returned 4 values")
 class OldStep(Task):
     def step(self, action):
         obs, reward, terminated, truncated, info = super().step(action)
         return obs, reward, terminated or truncated, info
 
 
-@case(code=6, says="reset")
+@case(code=6, says="reset() returned a ndarray")
 class OldReset(Task):
     def reset(self, *, seed=None, options=None):
         return super().reset(seed=seed)[0]
 
 
-@case(code=6, says="seed")
+@case(code=6, says="write reset(self, *, seed=None, options=None)")
 class ResetWithoutSeed(Task):
     def reset(self):
         return super().reset()

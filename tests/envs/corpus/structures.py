@@ -18,7 +18,7 @@ class ScalarOnly(Task):
     obs = spaces.Box(0, 1, (), F)
 
 
-@case("obs/0: one of 3: vector of 3 bool -> mlp", "obs/1: vector of 1 float32 -> mlp, normalized")
+@case("obs/0: Discrete(3), one-hot: vector of 3 bool -> mlp", "obs/1: vector of 1 float32 -> mlp, normalized")
 class TupleWithScalar(Task):
     obs = spaces.Tuple((spaces.Discrete(3), spaces.Box(0, 1, (), F)))
 
@@ -48,17 +48,17 @@ class EmptyDict(Task):
     obs = spaces.Dict({})
 
 
-@case("obs: one of 5: vector of 5 bool -> mlp")
+@case("obs: Discrete(5), one-hot: vector of 5 bool -> mlp")
 class Category(Task):
     obs = spaces.Discrete(5)
 
 
-@case("obs: one of 5: vector of 5 bool -> mlp")
+@case("obs: Discrete(5), one-hot: vector of 5 bool -> mlp")
 class CategoryFromMinusTwo(Task):
     obs = spaces.Discrete(5, start=-2)
 
 
-@case("17 bool -> mlp")
+@case("obs: Discrete(100000), binary digits: vector of 17 bool -> mlp")
 class ManyCategories(Task):
     obs = spaces.Discrete(100_000)
 
@@ -86,7 +86,7 @@ class BinaryMatrix(Task):
 @case(code=2, says="--env.drop mission")
 @case(
     "obs/image: grid 7x7x3 uint8, channels last -> minatar CNN, normalized",
-    "obs/direction: one of 4: vector of 4 bool -> mlp",
+    "obs/direction: Discrete(4), one-hot: vector of 4 bool -> mlp",
     flags=("--env.drop", "mission"),
 )
 class Mission(Task):
