@@ -53,7 +53,7 @@ class Nested(gymnasium.Env):
         return self.observation_space.sample(), float(action["go"]), self.steps_left == 0, False, {}
 
 
-def train_nested(folder, monkeypatch):
+def train_nested(folder, monkeypatch, **sections):
     """Train a tiny run with `Nested` in `folder` and return the folder."""
 
     def make(env_id, *, num_envs, seeds, **settings):
@@ -61,7 +61,7 @@ def train_nested(folder, monkeypatch):
 
     real = envs.load_family
     monkeypatch.setattr(envs, "load_family", lambda name: make if name == "nested" else real(name))
-    config = sfactory.make_config("gymnasium/CartPole-v1", **{**TINY, "checkpoint": {"exact": False}})
+    config = sfactory.make_config("gymnasium/CartPole-v1", **{**TINY, "checkpoint": {"exact": False}, **sections})
     outcome = training.train(replace(config, env=replace(config.env, name="nested/one")), folder)
     assert outcome.code == 0, outcome.sentence
     return folder

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ TOLERANCE = 1e-4  # of params, values, states and continuous actions: absolute u
 BATCH_SIZES = (1, 64, 7)  # that are compared, in this order
 METADATA = "sfactory.json"
 SUFFIXES = (".onnx", ".pt2")
+SMALL = 1e6  # random integers without nearer bounds
 
 
 Outputs = dict[str, Tensor]
@@ -272,11 +274,16 @@ def _inputs(policy: Policy, rows: int, draws: np.random.Generator) -> Inputs:
 
 
 def _random(leaf: Leaf, rows: int, draws: np.random.Generator) -> np.ndarray:
-    """[rows, *shape]: bits, bytes, small integers, or standard normal numbers."""
+    """[rows, *shape]: bits, bytes, integers within their bounds or small ones, or standard normal numbers."""
     shape, dtype = (rows, *leaf.shape), np.dtype(leaf.dtype)
     if dtype.kind == "f":
         return draws.normal(size=shape).astype(dtype)
-    return draws.integers(0, {"bool": 2, "uint8": 256}.get(dtype.name, 10), shape).astype(dtype)
+    if dtype.name in ("bool", "uint8"):
+        return draws.integers(0, {"bool": 2, "uint8": 256}[dtype.name], shape).astype(dtype)
+    low, high = (np.asarray(bound or default, float) for bound, default in ((leaf.low, (0.0,)), (leaf.high, (9.0,))))
+    low, high = (np.clip(x, -SMALL, SMALL).reshape(-1 if x.size > 1 else ()) for x in (low, high))
+    numbers = draws.uniform(size=(rows, math.prod(leaf.shape))) * (high - low + 1.0) + low
+    return np.floor(numbers).astype(dtype).reshape(shape)
 
 
 # -- metadata and scale ---------------------------------------------------------------------------------

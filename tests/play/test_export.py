@@ -8,7 +8,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from builders import train_nested, trained
+from builders import Nested, train_nested, trained
+from gymnasium import spaces
 
 import sfactory
 from sfactory.play import export as export_module
@@ -59,6 +60,26 @@ def test_export_keeps_the_names_of_dict_observations_and_actions(tmp_path, monke
     assert done.metadata["outputs"] == ["action/go", "action/push", "params", "value"]
     if suffix == ".onnx":
         assert [x.name for x in session(done.path).get_inputs()] == done.metadata["inputs"]
+
+
+EVERYTHING = spaces.Dict(
+    last=spaces.Box(0, 255, (12, 13, 3), np.uint8),
+    grey=spaces.Box(0, 1, (20, 24)),
+    frames=spaces.Box(0, 255, (2, 12, 12, 3), np.float32),
+    averaged=spaces.Box(0, 255, (161, 40), np.uint8),
+    ram=spaces.Box(0, 255, (16,), np.uint8),
+    count=spaces.Box(0, 10**6, (), np.int64),
+    one=spaces.Box(-1, 1, ()),
+    own=spaces.Box(np.array([0, -5]), np.array([9, 10**9]), dtype=np.int64),
+    grid=spaces.Box(0, 10, (3, 7, 7), np.uint8),
+)
+
+
+@pytest.mark.parametrize(("suffix", "normalize"), [(".pt2", True), (".onnx", False)])
+def test_exported_file_reads_pictures_and_integers_like_the_policy(tmp_path, monkeypatch, suffix, normalize):
+    monkeypatch.setattr(Nested, "observation_space", EVERYTHING)
+    run = train_nested(tmp_path / "run", monkeypatch, normalize={"obs": normalize}, stop={"env_steps": 64})
+    assert export(run, tmp_path / f"policy{suffix}").difference <= 1e-4
 
 
 def test_exported_file_plays_an_episode_like_the_policy(run, tmp_path):
