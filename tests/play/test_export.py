@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from builders import train_nested, trained
+from builders import train_nested, train_odd, trained
 
 import sfactory
 from sfactory.play import export as export_module
@@ -59,6 +59,20 @@ def test_export_keeps_the_names_of_dict_observations_and_actions(tmp_path, monke
     assert done.metadata["outputs"] == ["action/go", "action/push", "params", "value"]
     if suffix == ".onnx":
         assert [x.name for x in session(done.path).get_inputs()] == done.metadata["inputs"]
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_export_gives_actions_the_shape_of_their_spaces(tmp_path, monkeypatch, suffix):
+    """Flat leaves become tables again; a leaf without numbers is no output."""
+    run = train_odd(tmp_path / "run", monkeypatch)
+    done = export(run, tmp_path / f"policy{suffix}")
+    names = [f"action/{key}" for key in ("bits", "force", "level", "table")]
+    assert done.metadata["outputs"] == [*names, "params", "value"]
+    if suffix == ".onnx":
+        outputs = session(done.path).run(names, {"obs/x": np.zeros((2, 3), np.float32)})
+        assert [out.shape for out in outputs] == [(2, 2, 2), (2,), (2, 1), (2, 2, 2)]
+        one = sfactory.load_policy(run).act({"x": np.zeros(3, np.float32)})
+        assert outputs[3][0].tolist() == one["table"].tolist()
 
 
 def test_exported_file_plays_an_episode_like_the_policy(run, tmp_path):
