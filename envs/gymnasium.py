@@ -166,7 +166,9 @@ class GymnasiumVectorGroup(VectorGroup):
             action = self._actions.nest(list(action.values()))
         obs, reward, terminated, truncated, _ = self.env.step(action)
         reset, self._ended = self._ended, terminated | truncated
-        return Native(obs, np.where(reset, 0, reward), terminated, truncated, reset, self._ended, self._never)
+        return Native(
+            obs, np.where(reset, 0, self._rewards(reward)), terminated, truncated, reset, self._ended, self._never
+        )
 
     def close(self) -> None:
         self.env.close()

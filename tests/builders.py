@@ -65,3 +65,34 @@ def train_nested(folder, monkeypatch, **sections):
     outcome = training.train(replace(config, env=replace(config.env, name="nested/one")), folder)
     assert outcome.code == 0, outcome.sentence
     return folder
+
+
+class Odd(gymnasium.Env):
+    """Environment with a text in its observation, and actions of unusual shapes and types."""
+
+    observation_space = spaces.Dict(mission=spaces.Text(9), x=spaces.Box(-1, 1, (3,), np.float32))
+    action_space = spaces.Dict(
+        {
+            "bits": spaces.MultiBinary((2, 2)),
+            "empty": spaces.Box(-1, 1, (0,), np.float32),
+            "force": spaces.Box(-0.5, 0.5, (), np.float32),
+            "level": spaces.Box(-3, 3, (1,), np.int16),
+            "table": spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[1, 0], [0, -5]]),
+        }
+    )
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps_left = 5
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.steps_left -= 1
+        return self.observation_space.sample(), float(action["force"]), self.steps_left == 0, False, {}
+
+
+def train_odd(folder, monkeypatch):
+    """Train a tiny run with `Odd` in `folder`, without its text, and return the folder."""
+    monkeypatch.setitem(gymnasium.registry, "Odd-v0", gymnasium.envs.registration.EnvSpec("Odd-v0", entry_point=Odd))
+    return trained(folder, "gymnasium/Odd-v0", env={"drop": "mission"}, checkpoint={"exact": False})

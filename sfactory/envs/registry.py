@@ -175,7 +175,7 @@ def _arguments(name: str, function: Callable[..., Any], options: EnvOptions, pos
     arguments: dict[str, Any] = {}
     if options.protocol:
         if "protocol" not in known and not (any_keyword and not in_one_mapping):
-            raise EnvError(f"{name}: env.protocol {options.protocol}: {name_family(name)} has no choice of protocols")
+            raise EnvError(f"{name}: env.protocol {options.protocol}: it has no protocols to choose from")
         arguments["protocol"] = options.protocol
         given.pop("protocol", None)
     if in_one_mapping:

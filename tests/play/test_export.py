@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from builders import Nested, train_nested, trained
+from builders import Nested, train_nested, train_odd, trained
 from gymnasium import spaces
 
 import sfactory
@@ -80,6 +80,20 @@ def test_exported_file_reads_pictures_and_integers_like_the_policy(tmp_path, mon
     monkeypatch.setattr(Nested, "observation_space", EVERYTHING)
     run = train_nested(tmp_path / "run", monkeypatch, normalize={"obs": normalize}, stop={"env_steps": 64})
     assert export(run, tmp_path / f"policy{suffix}").difference <= 1e-4
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_export_gives_actions_the_shape_of_their_spaces(tmp_path, monkeypatch, suffix):
+    """Flat leaves become tables again; a leaf without numbers is no output."""
+    run = train_odd(tmp_path / "run", monkeypatch)
+    done = export(run, tmp_path / f"policy{suffix}")
+    names = [f"action/{key}" for key in ("bits", "force", "level", "table")]
+    assert done.metadata["outputs"] == [*names, "params", "value"]
+    if suffix == ".onnx":
+        outputs = session(done.path).run(names, {"obs/x": np.zeros((2, 3), np.float32)})
+        assert [out.shape for out in outputs] == [(2, 2, 2), (2,), (2, 1), (2, 2, 2)]
+        one = sfactory.load_policy(run).act({"x": np.zeros(3, np.float32)})
+        assert outputs[3][0].tolist() == one["table"].tolist()
 
 
 def test_exported_file_plays_an_episode_like_the_policy(run, tmp_path):

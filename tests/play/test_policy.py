@@ -7,7 +7,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from builders import Nested, train_nested, trained
+from builders import Nested, Odd, train_nested, train_odd, trained
 
 import sfactory
 from sfactory.envs import make_group
@@ -177,3 +177,24 @@ def test_package_exports_its_public_names_only():
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         sfactory.trian  # noqa: B018
     assert Path(sfactory.__file__).name == "__init__.py"
+
+
+def test_policy_takes_observations_with_and_without_dropped_leaves(tmp_path, monkeypatch):
+    policy = sfactory.load_policy(train_odd(tmp_path / "run", monkeypatch))
+    assert list(policy.spec.obs) == ["obs/x"]
+    obs = Odd.observation_space.sample()
+    action = policy.act(obs)
+    for other in ({"x": obs["x"]}, {**obs, "mission": "anything", "more": 3}):
+        np.testing.assert_equal(policy.act(other), action)
+
+
+def test_policy_returns_actions_of_the_shape_and_dtype_of_their_spaces(tmp_path, monkeypatch):
+    policy = sfactory.load_policy(train_odd(tmp_path / "run", monkeypatch))
+    some = [Odd.observation_space.sample()["x"] for _ in range(4)]
+    batch = policy.act({"x": np.stack(some)}, greedy=False)
+    for key, space in Odd.action_space.items():
+        assert (batch[key].shape, batch[key].dtype) == ((4, *space.shape), space.dtype)
+    for greedy in (True, False):
+        assert Odd.action_space.contains(policy.act({"x": some[0]}, greedy=greedy))
+    single = policy.act({"x": some[0]})
+    assert {key: type(value) for key, value in single.items()} == dict.fromkeys(Odd.action_space, np.ndarray)

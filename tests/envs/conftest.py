@@ -1,0 +1,47 @@
+"""Fixtures for environments in files of the user's own."""
+
+import sys
+
+import gymnasium
+import pytest
+
+BASE = """
+import gymnasium, numpy as np
+from gymnasium import spaces
+
+CALLS = []
+
+class MyEnv(gymnasium.Env):
+    observation_space, action_space = spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(3, np.float32), {}
+    def step(self, action):
+        self.t += 1
+        return np.full(3, 0.1, np.float32), 1.0, False, self.t >= 20, {}
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path, monkeypatch):
+    """Return a function that writes a Python file into the current folder, which is empty at first.
+
+    Modules, import paths and registered ids are as before at the end of the test.
+    """
+    monkeypatch.chdir(tmp_path)
+    modules, path, registry = set(sys.modules), list(sys.path), dict(gymnasium.registry)
+
+    def write(name, text="", base=True):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text((BASE if base else "") + text)
+        return file
+
+    yield write
+    for name in set(sys.modules) - modules:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+    sys.path[:] = path
+    gymnasium.registry.clear()
+    gymnasium.registry.update(registry)
