@@ -85,8 +85,8 @@ def resume(run_dir: str | Path, *, allow: Sequence[str] = (), **sections: Mappin
     allow: settings that may change although a resume normally refuses it, as ``allow=["env.settings"]``.
     """
     _refuse_worker()
-    config = make_config(_config_of(Path(run_dir)), **sections)
-    return resume_config(Path(run_dir), config, allow)
+    run_dir = _path(run_dir)
+    return resume_config(run_dir, make_config(_config_of(run_dir), **sections), allow)
 
 
 def evaluate(
@@ -114,10 +114,11 @@ def evaluate(
     """
     from sfactory.play.evaluate import evaluate as play  # imports torch
 
-    run_dir = Path(run_dir)
+    run_dir = _path(run_dir)
     require_config_file(run_dir)
     require_checkpoint(run_dir)
-    return play(run_dir, episodes, greedy, max_steps, seed, None if video is None else Path(video), video_episodes)
+    file = None if video is None else _path(video)
+    return play(run_dir, episodes, greedy, max_steps, seed, file, video_episodes)
 
 
 def load_policy(run: str | Path, seed: int = 0) -> Policy:
@@ -133,7 +134,7 @@ def load_policy(run: str | Path, seed: int = 0) -> Policy:
     """
     from sfactory.play.policy import load_policy as load  # imports torch
 
-    return load(run, seed)
+    return load(_path(run), seed)
 
 
 # -- the same with a complete configuration ------------------------------------------------------------------
@@ -232,6 +233,11 @@ class _MissingMainFile:
 
 
 _MISSING_MAIN_FILE = _MissingMainFile()
+
+
+def _path(name: str | Path) -> Path:
+    """A path in which `~` is the home folder."""
+    return Path(os.path.expanduser(name))
 
 
 def _refuse_worker() -> None:

@@ -294,6 +294,16 @@ def test_evaluate_plays_episodes_of_a_run(tmp_path, monkeypatch):
         sfactory.evaluate("runs/absent")
 
 
+def test_paths_begin_at_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    sfactory.train("classic/cartpole", **{**LOCKSTEP, "run": {"mode": "lockstep", "dir": "~/runs/a"}})
+    assert sfactory.resume("~/runs/a", stop={"env_steps": 600}).code == 0
+    assert len(sfactory.evaluate("~/runs/a", episodes=2, max_steps=5).returns) == 2
+    assert sfactory.load_policy("~/runs/a").act([0.0, 0.0, 0.0, 0.0]) in (0, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 def test_train_without_run_dir_refuses_requeue():
     with pytest.raises(CommandError, match=r"run\.requeue needs run\.dir") as raised:
         sfactory.train("classic/cartpole", run={"requeue": True})

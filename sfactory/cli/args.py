@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -84,7 +85,7 @@ class OneWord(argparse.Action):
             hint = next((_as_setting(word) for word in words if "=" in word), "")
             got = f"expected one {self.metavar}, got {' '.join(words) or 'none'}"
             raise CommandError(Exit.USAGE, f"{got}; settings are written --section.field value{hint}")
-        setattr(namespace, self.dest, words[0])
+        setattr(namespace, self.dest, os.path.expanduser(words[0]))
 
 
 def _as_setting(word: str) -> str:
@@ -120,7 +121,7 @@ def add_run(parser: CommandParser, metavar: str = "runs/NAME", help: str = "fold
 def add_config(parser: CommandParser) -> None:
     """--config FILE, repeatable."""
     text = "TOML with [sections], stronger than the preset; repeatable"
-    complete(parser.add_argument("--config", metavar="FILE", type=Path, action="append", default=[], help=text), "file")
+    complete(parser.add_argument("--config", metavar="FILE", type=path, action="append", default=[], help=text), "file")
 
 
 def add_json(parser: CommandParser, help: str = "print the result as one JSON object on stdout") -> None:
@@ -131,6 +132,11 @@ def add_json(parser: CommandParser, help: str = "print the result as one JSON ob
 def complete(action: argparse.Action, what: str) -> None:
     """Let shells complete the value of `action`: "file", "directory", "target", "run" or "family"."""
     setattr(action, "complete", what)  # noqa: B010  (an attribute that shtab reads and argparse does not declare)
+
+
+def path(text: str) -> Path:
+    """Type of an option: a file or folder; `~` is the home folder, which shells do not replace in --option=~/x."""
+    return Path(os.path.expanduser(text))
 
 
 def whole(minimum: int) -> Callable[[str], int]:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from sfactory.cli.args import Commands, add_config, add_json, add_target, complete, config_of, decimal, progress, quiet
+from sfactory.cli.args import (
+    Commands,
+    add_config,
+    add_json,
+    add_target,
+    complete,
+    config_of,
+    decimal,
+    path,
+    progress,
+    quiet,
+)
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import Exit
 
@@ -43,7 +53,7 @@ def add_parser(commands: Commands) -> None:
     text = "then search for faster settings for S seconds (0: do not)"
     parser.add_argument("--search", metavar="S", type=decimal(0), default=0.0, help=text)
     text = "write the settings found as TOML; searches for 60 s without --search"
-    complete(parser.add_argument("--write", metavar="FILE", type=Path, help=text), "file")
+    complete(parser.add_argument("--write", metavar="FILE", type=path, help=text), "file")
     add_config(parser)
     add_json(parser, "print everything as JSON on stdout")
     parser.set_defaults(run=run)

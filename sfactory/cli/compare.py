@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from sfactory.cli.args import Commands, add_json, complete
+from sfactory.cli.args import Commands, add_json, complete, path
 from sfactory.errors import CommandError, Exit
 
 DESCRIPTION = """\
@@ -34,9 +33,9 @@ def add_parser(commands: Commands) -> None:
         description=DESCRIPTION,
     )
     parser.refusal = "compare takes runs as they are"
-    complete(parser.add_argument("runs", nargs="*", metavar="RUNS", type=Path, help="folders of runs or sweeps"), "run")
+    complete(parser.add_argument("runs", nargs="*", metavar="RUNS", type=path, help="folders of runs or sweeps"), "run")
     text = ".png, .svg or .pdf; without a suffix PNG and SVG; repeatable"
-    output = parser.add_argument("-o", dest="output", metavar="FILE", type=Path, action="append", default=[], help=text)
+    output = parser.add_argument("-o", dest="output", metavar="FILE", type=path, action="append", default=[], help=text)
     complete(output, "file")
     text = "compare at the same env_steps or seconds (env_steps; a picture shows both)"
     parser.add_argument("--by", metavar="AXIS", type=axis, help=text)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from sfactory.cli.args import Commands, add_json, complete
+from sfactory.cli.args import Commands, add_json, complete, path
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import Exit
 
@@ -29,7 +28,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.refusal = "doctor takes no settings"
     text = "where runs would be written (./runs)"
-    complete(parser.add_argument("--dir", metavar="DIR", type=Path, help=text), "directory")
+    complete(parser.add_argument("--dir", metavar="DIR", type=path, help=text), "directory")
     add_json(parser)
     parser.set_defaults(run=run)
 

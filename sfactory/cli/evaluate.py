@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from sfactory.cli.args import Commands, add_json, add_run, complete, whole
+from sfactory.cli.args import Commands, add_json, add_run, complete, path, whole
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import CommandError, Exit
 
@@ -35,7 +34,7 @@ def add_parser(commands: Commands) -> None:
     video = parser.add_argument(
         "--video",
         metavar="OUT.mp4",
-        type=Path,
+        type=path,
         help="record the first episode of environment 0 (atari, minatar, classic control, MuJoCo)",
     )
     complete(video, "file")

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sfactory.cli.args import Commands, add_json, add_run, complete
+from sfactory.cli.args import Commands, add_json, add_run, complete, path
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import CommandError, Exit
 from sfactory.run.folder import require_run_or_checkpoint
@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
     parser.refusal = "export takes no settings"
     add_run(parser, help="folder of a run or of a checkpoint")
     text = ".onnx (ONNX Runtime; pip install 'sfactory[onnx]') or .pt2 (torch.export.load)"
-    complete(parser.add_argument("-o", "--out", metavar="FILE", type=Path, help=text), "file")
+    complete(parser.add_argument("-o", "--out", metavar="FILE", type=path, help=text), "file")
     add_json(parser, "print the file, its inputs and its outputs as one JSON object on stdout")
     parser.set_defaults(run=run)
 

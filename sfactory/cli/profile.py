@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sfactory.cli.args import Commands, add_config, add_target, complete, config_of, decimal
+from sfactory.cli.args import Commands, add_config, add_target, complete, config_of, decimal, path
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import CommandError, Exit
 
@@ -29,7 +29,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_target(parser)
     text = "the timeline, in the Trace Event Format (trace.json)"
-    output = parser.add_argument("-o", dest="output", metavar="FILE", type=Path, default=Path("trace.json"), help=text)
+    output = parser.add_argument("-o", dest="output", metavar="FILE", type=path, default=Path("trace.json"), help=text)
     complete(output, "file")
     text = "length of the timeline: the last S seconds of a short run (2)"
     parser.add_argument("--seconds", metavar="S", type=decimal(0), default=2.0, help=text)

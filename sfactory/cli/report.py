@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sfactory.cli.args import Commands, add_run, complete
+from sfactory.cli.args import Commands, add_run, complete, path
 from sfactory.errors import CommandError, Exit
 
 DESCRIPTION = """\
@@ -25,7 +25,7 @@ def add_parser(commands: Commands) -> None:
     parser.refusal = "report shows a run as it is"
     add_run(parser)
     text = "the page (runs/NAME/report.html); links to videos start from its folder"
-    complete(parser.add_argument("-o", dest="output", metavar="FILE", type=Path, help=text), "file")
+    complete(parser.add_argument("-o", dest="output", metavar="FILE", type=path, help=text), "file")
     parser.set_defaults(run=run)
 
 

@@ -6,10 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfactory.cli.args import Commands, add_config, add_json, add_target, complete, whole
+from sfactory.cli.args import Commands, add_config, add_json, add_target, complete, path, whole
 from sfactory.cli.exit_line import print_exit_line
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--grid", metavar="NAME=V1,V2", action="append", default=[], help=text)
     parser.add_argument("--jobs", metavar="N", type=whole(1), default=1, help="runs at the same time (%(default)s)")
     text = "folder of the sweep (runs/<preset>_sweep_<settings>)"
-    complete(parser.add_argument("--dir", metavar="DIR", type=Path, help=text), "directory")
+    complete(parser.add_argument("--dir", metavar="DIR", type=path, help=text), "directory")
     parser.add_argument("--retry", action="store_true", help="train failed runs again")
     add_config(parser)
     add_json(parser, "print the table as JSON on stdout, as compare does")

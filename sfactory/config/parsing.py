@@ -27,7 +27,7 @@ from sfactory.config.values import SWITCHES, UNITS, is_none
 from sfactory.errors import SettingError, did_you_mean
 
 PATHS = ("run.dir", "run.init_from", "env.name")
-"""Settings that name a folder or file, or several with commas: `~` is the home folder."""
+"""Settings that name a folder or file: `~` is the home folder."""
 _NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?)([kKMGB]?)")
 WORDS = {**SWITCHES, "1": True, "0": False}
 
@@ -176,7 +176,8 @@ def convert(name: str, value: Any) -> Any:
         return as_table(table, (), value)
     try:
         if name in PATHS and isinstance(value, str | os.PathLike):
-            value = ",".join(map(os.path.expanduser, os.fspath(value).split(",")))
+            names = os.fspath(value).split(",") if name == "env.name" else [os.fspath(value)]
+            value = ",".join(map(os.path.expanduser, names))
         plain = _from_text(value, kind) if isinstance(value, str) else _from_python(value, kind)
         return msgspec.convert(plain, kind)
     except SettingError as error:

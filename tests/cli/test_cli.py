@@ -225,6 +225,22 @@ def test_train_says_where_the_settings_of_code_come_from(typed, supervisor, caps
     assert note not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train minatar/breakout --config=~/my.toml", "sweep minatar/breakout --config ~/my.toml --dir=~/my.toml",
+        "info ~/my.toml", "compare ~/my.toml", "report runs/a -o ~/my.toml", "export runs/a --out=~/my.toml",
+        "doctor --dir=~/my.toml", "eval runs/a --video=~/my.toml", "profile minatar/breakout -o ~/my.toml",
+        "bench minatar/breakout --write=~/my.toml", "train ~/my.toml",
+    ],
+)  # fmt: skip
+def test_paths_on_the_command_line_begin_at_the_home_folder(monkeypatch, words):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = str(vars(cli.parse(words.split())))
+    assert "~" not in found
+    assert "/home/me/my.toml" in found
+
+
 @pytest.mark.parametrize("run_dir", ["x" * 300, "runs/" + "x" * 300])
 def test_train_refuses_a_folder_whose_name_is_too_long(typed, supervisor, run_dir):
     code, _, line = typed("train", "minatar/breakout", "--run.dir", run_dir)
