@@ -15,8 +15,9 @@ from sfactory.cli.main import main
 CORPUS = Path(__file__).with_name("corpus")
 MODULES = ("pictures", "vectors", "structures", "actions", "results", "arguments")
 SHORT = (
-    "--run.mode", "lockstep", "--checkpoint.exact", "false", "--sampling.groups-per-sampler", "1", "--sampling.envs-per-group", "2",
-    "--sampling.rollout-length", "8", "--batch.epochs", "1", "--batch.minibatches", "1", "--stop.env-steps", "64",
+    "--run.mode", "lockstep", "--checkpoint.exact", "false", "--sampling.groups-per-sampler", "1",
+    "--sampling.envs-per-group", "2", "--sampling.rollout-length", "8", "--batch.epochs", "1",
+    "--batch.minibatches", "1", "--stop.env-steps", "64",
 )  # fmt: skip
 
 
