@@ -34,6 +34,8 @@ MIN_VECTOR = 8  # with fewer environments, a loop over single ones is as fast
 class GymnasiumVectorGroup(VectorGroup):
     """Group of E environments of an id that has a `vector_entry_point`."""
 
+    at_once = False  # it may step its environments one after the other
+
     def __init__(
         self, env_id: str, num_envs: int, seeds: Sequence[int], protocol: str, settings: dict[str, Any]
     ) -> None:

@@ -90,6 +90,7 @@ def evaluate(
     seed: int = 0,
     video: str | Path | None = None,
     video_episodes: int = 1,
+    num_envs: int = 0,
 ) -> EvalResult | MultiTaskEvalResult:
     """Play whole episodes with the newest checkpoint of a run; only videos are written.
 
@@ -100,6 +101,7 @@ def evaluate(
         max_steps: cut episodes here; 0 is the environment's own limit, or 10000 where it has none.
         seed: of environments and sampling.
         video: an .mp4 for the first `video_episodes` episodes of environment 0.
+        num_envs: environments that play at the same time; 0: 32, but not more than the run has for training.
 
     Raises:
         ValueError, EnvError: no such run or checkpoint; nothing that can be played or recorded.
@@ -109,7 +111,8 @@ def evaluate(
     run_dir = Path(run_dir)
     require_config_file(run_dir)
     require_checkpoint(run_dir)
-    return play(run_dir, episodes, greedy, max_steps, seed, None if video is None else Path(video), video_episodes)
+    file = None if video is None else Path(video)
+    return play(run_dir, episodes, greedy, max_steps, seed, file, video_episodes, num_envs)
 
 
 def load_policy(run: str | Path, seed: int = 0) -> Policy:

@@ -31,6 +31,8 @@ def add_parser(commands: Commands) -> None:
         default=0,
         help="cut an episode here and count its return so far (default: its own limit, or 10000)",
     )
+    text = "environments that play at the same time (default: 32, but not more than the run has for training)"
+    parser.add_argument("--envs", metavar="N", type=whole(1), default=0, help=text)
     parser.add_argument("--seed", metavar="N", type=whole(0), default=0, help="of environments and sampling (0)")
     video = parser.add_argument(
         "--video",
@@ -59,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         video=options.video,
         video_episodes=options.video_games or 1,
+        num_envs=options.envs,
     )
     print(json.dumps(result.as_dict()) if options.json else result.report())
     return print_exit_line(Exit.FINISHED, "evaluated", result.sentence)

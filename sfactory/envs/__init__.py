@@ -1,5 +1,6 @@
 """Environment interface: types, and functions that find and build environments by name. Does not import torch."""
 
+from sfactory.envs.build_clock import build_clock, listen_to_builds
 from sfactory.envs.registry import (
     families,
     family_ids,
@@ -45,10 +46,12 @@ __all__ = [
     "Step",
     "Tally",
     "bounded",
+    "build_clock",
     "env_fault",
     "families",
     "family_ids",
     "finite_rows",
+    "listen_to_builds",
     "load_family",
     "make_group",
     "make_spec",

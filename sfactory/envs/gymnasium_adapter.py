@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfactory.envs.action_leaf import action_leaf, assemble, mask_leaf
+from sfactory.envs.build_clock import build_clock
 from sfactory.envs.obs_leaf import obs_leaf
 from sfactory.envs.saved_state import decode, encode
 from sfactory.envs.space_leaves import space_leaves
@@ -32,7 +33,8 @@ class EnvGroup:
         name: str, frame_skip: int = 1, protocol: str = "", max_episode_steps: int | None = None,
     ) -> None:  # fmt: skip
         self.factory, self.num_envs, self.name, self.seeds = factory, num_envs, name, list(seeds)
-        self.envs = [self._build() for _ in range(num_envs)]
+        self._building = build_clock()
+        self.envs = [self._build(env) for env in range(num_envs)]
         env, registered = self.envs[0], self.envs[0].spec
         if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
             raise EnvError(f"{name}: environments of one group must have the same spaces")
@@ -53,9 +55,10 @@ class EnvGroup:
         self.tally = EpisodeTally(num_envs)
         self.at = np.full(1, -1)  # index of the environment that is being stepped; see `sfactory.envs.Group`
 
-    def _build(self) -> gymnasium.Env:
+    def _build(self, env: int) -> gymnasium.Env:
         try:
-            return self.factory()
+            with self._building(env):
+                return self.factory()
         except EnvError:
             raise
         except Exception as error:
@@ -76,7 +79,8 @@ class EnvGroup:
     def _begin(self, env: int, seed: int | None) -> None:
         """Reset one environment outside of a step. Raises EnvError on failure, which would only repeat."""
         try:
-            self._write(env, self.envs[env].reset(seed=seed)[0])
+            with self._building(env):
+                self._write(env, self.envs[env].reset(seed=seed)[0])
             if finite_rows({n: a[env : env + 1] for n, a in self.obs.items()}, np.zeros(1)) is not None:
                 raise ValueError("NaN or infinity in the observation")
         except Exception as error:
@@ -89,7 +93,7 @@ class EnvGroup:
         with contextlib.suppress(Exception):  # the first error is reported; later ones do not help
             self.envs[env].close()
         self.seeds[env] = next_seed(self.seeds[env])
-        self.envs[env] = self._build()
+        self.envs[env] = self._build(env)
         self._begin(env, self.seeds[env])
 
     def reset(self) -> dict[str, np.ndarray]:
@@ -180,6 +184,7 @@ class EnvGroup:
 
     def close(self) -> None:
         """Close every environment; one that cannot does not keep the others open."""
-        for env in self.envs:
+        for index, env in enumerate(self.envs):
+            self.at[0] = index
             with contextlib.suppress(Exception):
                 env.close()
