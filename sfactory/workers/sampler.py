@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from sfactory.envs import EnvError, Group, Step, bounded, make_group
+from sfactory.envs import EnvError, Group, Step, bounded, listen_to_builds, make_group
+from sfactory.envs.build_clock import BUILT
 from sfactory.shm.slots import FREE, READY, SAMPLING, Request
 from sfactory.workers.names import sampler_name
-from sfactory.workers.shared import Phase, SharedState
+from sfactory.workers.shared import AT_ONCE, WHOLE_GROUP, Phase, SharedState
 from sfactory.workers.worker import TelemetrySink, Worker
 
 NOISE_STREAM = 1
@@ -63,6 +65,7 @@ class GroupRun:
         self.episode_seed, self.episode_step = (shared.arena[f"episode_{name}"][index] for name in ("seed", "step"))
         self.episode_step[:] = 0
         self._record_seeds()
+        self.stepping = AT_ONCE if getattr(envs, "at_once", False) else WHOLE_GROUP
         if hasattr(envs, "at"):
             envs.at = self.position[1:]
         self.obs_names, self.action_names = tuple(run_spec.spec.obs), tuple(run_spec.spec.actions)
@@ -103,7 +106,7 @@ class GroupRun:
     def act(self) -> Step:
         """Step the environments with the policy's actions and write the result; hand the slot over when it is full."""
         view, t = self.view, self.t
-        self.position[:] = self.index, -1
+        self.position[:] = self.index, self.stepping
         step = self.envs.step(self.bounded({name: view[name][t] for name in self.action_names}))
         view["reward"][t] = step.reward
         view["terminated"][t], view["truncated"][t], view["valid"][t] = step.terminated, step.truncated, step.valid
@@ -163,17 +166,28 @@ class Sampler(Worker):
         super().__init__(sampler_name(index), shared, sink)
         run, sampling, env = self.config.run, self.config.sampling, self.config.env
         self.runs: list[GroupRun] = []
+        self.position = shared.arena["position"][index]
+        self._outside = Phase.BUILD  # phase between the environments that a group reports as being built
         for group in self.run_spec.groups_of(index):
-            self.heartbeat(Phase.ENVIRONMENT)
-            shared.arena["position"][index] = group, -1
+            self.position[:] = group, WHOLE_GROUP
+            self.heartbeat(Phase.BUILD)
             first_env = group * sampling.envs_per_group
             seeds = env_seeds(run.seed, self.run_spec.launch, generation, first_env, sampling.envs_per_group)
             exact = run.mode == "lockstep" and self.config.checkpoint.exact
             task = env.tasks[self.run_spec.task_of(group)]
-            envs = make_group(task, sampling.envs_per_group, seeds, env.arguments, exact)
+            with listen_to_builds(partial(self._on_build, group)):
+                envs = make_group(task, sampling.envs_per_group, seeds, env.arguments, exact)
+            self.position[:] = group, WHOLE_GROUP
+            self.heartbeat(Phase.BUILD)
             self.runs.append(GroupRun(group, envs, shared))
+        self._outside = Phase.ENVIRONMENT
         self.episodes: list[tuple[float, int, int]] = []  # return, length, task
         self.stages.drain()
+
+    def _on_build(self, group: int, env: int) -> None:
+        """An environment is about to be built or first reset, at the start or in place of one that failed; or is."""
+        self.position[:] = group, WHOLE_GROUP if env == BUILT else env
+        self.heartbeat(self._outside if env == BUILT else Phase.BUILD)
 
     def step(self) -> bool:
         """Act in every group that has a response, and start every slot that is free."""
@@ -212,4 +226,6 @@ class Sampler(Worker):
 
     def close(self) -> None:
         for run in self.runs:
+            self.position[:] = run.index, WHOLE_GROUP
+            self.heartbeat(Phase.CLOSE)
             run.envs.close()
