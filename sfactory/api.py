@@ -29,7 +29,7 @@ from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.resume_rules import refuse_changes
 from sfactory.errors import UNGUARDED, CommandError, Exit, resume_command
 from sfactory.run.folder import has_checkpoint, new_run_dir, require_checkpoint, require_config_file
-from sfactory.workers.names import EVALUATOR, parse_worker
+from sfactory.workers.names import EVALUATOR, SPECS, parse_worker
 
 if TYPE_CHECKING:
     from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult
@@ -225,9 +225,9 @@ def _refuse_worker() -> None:
 
 
 def _is_worker(name: str) -> bool:
-    """Whether a process name is that of a worker with shared memory."""
+    """Whether a process name is that of a worker with shared memory, or of the process that reads the specs."""
     try:
-        return parse_worker(name).kind != EVALUATOR
+        return name == SPECS or parse_worker(name).kind != EVALUATOR
     except ValueError:
         return False
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sfactory.cli.args import Commands, add_json, add_run, complete, whole
 from sfactory.cli.exit_line import print_exit_line
+from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import CommandError, Exit
 
 
@@ -53,15 +54,16 @@ def run(options: argparse.Namespace) -> int:
 
     if options.video_games and options.video is None:
         raise CommandError(Exit.USAGE, "--video-games is the number of episodes to record; add --video FILE.mp4")
-    result = api.evaluate(
-        options.word,
-        options.episodes,
-        greedy=options.greedy,
-        max_steps=options.max_steps,
-        seed=options.seed,
-        video=options.video,
-        video_episodes=options.video_games or 1,
-        num_envs=options.envs,
-    )
+    with stdout_to_stderr():
+        result = api.evaluate(
+            options.word,
+            options.episodes,
+            greedy=options.greedy,
+            max_steps=options.max_steps,
+            seed=options.seed,
+            video=options.video,
+            video_episodes=options.video_games or 1,
+            num_envs=options.envs,
+        )
     print(json.dumps(result.as_dict()) if options.json else result.report())
     return print_exit_line(Exit.FINISHED, "evaluated", result.sentence)

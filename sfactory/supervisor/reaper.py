@@ -5,8 +5,8 @@
 
 `worker` starts COMMAND as its child, with the variables set and both outputs in the file OUTPUT (- is stderr). It is a
 subreaper: whatever the command starts becomes its child when the command exits, also in sessions of their own. It then
-ends all of them and exits as the command did. On STOP, which the kernel sends too when the process PARENT exits, it
-kills the command first.
+ends all of them and exits as the command did. On STOP, and when the process PARENT has exited, it kills the command
+first.
 
 `orphans` reads lines "+ PID" and "- PID" of such processes from its stdin. At the end of file (the supervisor is gone)
 it stops the listed ones, and kills every process that has MARK in its environment. This finds what is left if a
@@ -30,9 +30,12 @@ MARK = "SFACTORY_WORKER"
 """Environment variable of every process below a worker: RUN/WORKER/GENERATION/."""
 STOP = getattr(signal, "SIGRTMIN", signal.SIGQUIT)
 """Signal that makes a `worker` process kill its command. One that no scheduler sends."""
+ORPHANED = STOP + 1
+"""Signal that a `worker` process gets from the kernel when PARENT exits."""
 STACKS = signal.SIGUSR2
 """Signal that a `worker` process passes on to its command."""
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+ORPHANED_S = 0.1  # after the supervisor's death: a scheduler that kills all processes by their ids still finds them
 TERMINATE_S = 0.3  # after SIGTERM, before SIGKILL
 GIVE_UP_S = 5.0  # for processes that cannot be killed
 REAPERS_S = 0.6  # for the `worker` processes, once the supervisor is gone
@@ -46,10 +49,10 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 def run_below(parent: int, mark: str, output: str, variables: Sequence[str], command: Sequence[str]) -> None:
     """Run a command as a child of this process; end everything that it leaves, and exit as it did."""
-    reaper, waited_for = os.getpid(), {signal.SIGCHLD, STOP, STACKS}
+    reaper, waited_for = os.getpid(), {signal.SIGCHLD, STOP, ORPHANED, STACKS}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an inherited SIG_IGN would hide the exit of the command
     signal.pthread_sigmask(signal.SIG_BLOCK, {*waited_for, *IGNORED})
-    prctl(_PR_SET_PDEATHSIG, STOP)
+    prctl(_PR_SET_PDEATHSIG, ORPHANED)
     if os.getppid() != parent:  # it exited before the signal was requested
         os._exit(1)
     subreaper = prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -73,7 +76,7 @@ def _execute(mark: str, output: str, variables: Sequence[str], command: Sequence
     """Replace this process by the command. IGNORED stay blocked until the command has handlers for them."""
     os.setpgid(0, 0)
     signal.signal(STACKS, signal.SIG_IGN)  # until the command has a handler
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, STOP, STACKS})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, STOP, ORPHANED, STACKS})
     _redirect(os.open(os.devnull, os.O_RDONLY), 0)
     if output == "-":
         os.dup2(2, 1)
@@ -119,8 +122,10 @@ def _wait_for(child: int, waited_for: Iterable[int]) -> int:
                 if pid == child:
                     return status
         number = signal.sigwait(waited_for)
+        if number == ORPHANED:
+            time.sleep(ORPHANED_S)
         if number != signal.SIGCHLD:
-            kill([child], signal.SIGKILL if number == STOP else STACKS)
+            kill([child], STACKS if number == STACKS else signal.SIGKILL)
 
 
 def _exited() -> Iterator[tuple[int, int]]:
@@ -173,8 +178,9 @@ def end_orphans(mark: str) -> None:
     for line in sys.stdin:
         add, pid = line.split()
         (reapers.add if add == "+" else reapers.discard)(int(pid))
+    time.sleep(ORPHANED_S if reapers else 0)
     kill(reapers, STOP)
-    kill(reapers, signal.SIGCONT)
+    kill(reapers, signal.SIGCONT)  # they may have been stopped
     begun = time.monotonic()
     while (waited := time.monotonic() - begun) < GIVE_UP_S:
         left = [*marked(mark), *(pid for pid in reapers if not has_proc() and _runs(pid))]
