@@ -134,6 +134,8 @@ def find(env_id: str, settings: Settings) -> Registered:
 class GymnasiumVectorGroup(VectorGroup):
     """Group of E environments of an id that has a `vector_entry_point`."""
 
+    at_once = False  # it may step its environments one after the other
+
     def __init__(
         self, registered: Registered, num_envs: int, seeds: Sequence[int], protocol: str, env_index: int,
         drop: Sequence[str],

@@ -37,7 +37,7 @@ from sfactory.run.folder import (
     require_checkpoint,
     require_config_file,
 )
-from sfactory.workers.names import EVALUATOR, parse_worker
+from sfactory.workers.names import EVALUATOR, SPECS, parse_worker
 
 if TYPE_CHECKING:
     from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult
@@ -98,6 +98,7 @@ def evaluate(
     seed: int = 0,
     video: str | Path | None = None,
     video_episodes: int = 1,
+    num_envs: int = 0,
 ) -> EvalResult | MultiTaskEvalResult:
     """Play whole episodes with the newest checkpoint of a run; only videos are written.
 
@@ -108,6 +109,7 @@ def evaluate(
         max_steps: cut episodes here; 0 is the environment's own limit, or 10000 where it has none.
         seed: of environments and sampling.
         video: an .mp4 for the first `video_episodes` episodes of environment 0.
+        num_envs: environments that play at the same time; 0: 32, but not more than the run has for training.
 
     Raises:
         ValueError, EnvError: no such run or checkpoint; nothing that can be played or recorded.
@@ -118,7 +120,7 @@ def evaluate(
     require_config_file(run_dir)
     require_checkpoint(run_dir)
     file = None if video is None else _path(video)
-    return play(run_dir, episodes, greedy, max_steps, seed, file, video_episodes)
+    return play(run_dir, episodes, greedy, max_steps, seed, file, video_episodes, num_envs)
 
 
 def load_policy(run: str | Path, seed: int = 0) -> Policy:
@@ -250,9 +252,9 @@ def _refuse_worker() -> None:
 
 
 def _is_worker(name: str) -> bool:
-    """Whether a process name is that of a worker with shared memory."""
+    """Whether a process name is that of a worker with shared memory, or of the process that reads the specs."""
     try:
-        return parse_worker(name).kind != EVALUATOR
+        return name == SPECS or parse_worker(name).kind != EVALUATOR
     except ValueError:
         return False
 

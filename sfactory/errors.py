@@ -28,7 +28,7 @@ class Exit(IntEnum):
     WORKER_LOST = 7
     """A worker exited more often than the budget allows, or the learner exited."""
     STALLED = 8
-    """No finished update for run.stall-timeout seconds."""
+    """No environment step and no update for run.stall-timeout seconds."""
     NON_FINITE = 9
     """Losses or gradients were not finite, several updates in a row."""
     STORAGE = 10

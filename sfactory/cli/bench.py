@@ -18,6 +18,7 @@ from sfactory.cli.args import (
     quiet,
 )
 from sfactory.cli.exit_line import print_exit_line
+from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import Exit
 
 NOTES = """\
@@ -70,13 +71,15 @@ def run(options: argparse.Namespace) -> int:
     budget = options.search or (60.0 if options.write else 0.0)
     config = config_of(options)
     log = quiet if options.json else progress
-    report = bench(options.word, by_cores(config, cores()), options.seconds, log)
+    with stdout_to_stderr():
+        report = bench(options.word, by_cores(config, cores()), options.seconds, log)
     if not options.json:
         print(report.text())
     found = None
     if budget:
         log(f"\nsearching for faster settings, about {budget:g} s ...")
-        found = search(config, budget, learning=True, log=log)
+        with stdout_to_stderr():
+            found = search(config, budget, learning=True, log=log)
     if options.json:
         print(json.dumps({**report.as_dict(), **({"search": found._asdict()} if found else {})}))
     elif found:

@@ -7,6 +7,7 @@ import json
 
 from sfactory.cli.args import Commands, add_json, add_target, config_of, decimal, whole
 from sfactory.cli.exit_line import print_exit_line
+from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import Exit
 
 DESCRIPTION = """\
@@ -36,9 +37,11 @@ def run(options: argparse.Namespace) -> int:
     from sfactory.tools.check_env import check
 
     env = config_of(options).env
-    found = [
-        check(task, env.options, seconds=options.seconds, seed=options.seed, target=options.word) for task in env.tasks
-    ]
+    with stdout_to_stderr():
+        found = [
+            check(task, env.options, seconds=options.seconds, seed=options.seed, target=options.word)
+            for task in env.tasks
+        ]
     if options.json:
         print(json.dumps([report.as_dict() for report in found] if len(found) > 1 else found[0].as_dict()))
     else:

@@ -7,6 +7,7 @@ import json
 import sys
 
 from sfactory.cli.args import Commands, add_json, complete, path
+from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import CommandError, Exit
 
 DESCRIPTION = """\
@@ -64,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
         from sfactory.tools import compare_plot
 
         pictures = [path for name in options.output for path in compare_plot.targets(name)]
-    found = compare(options.runs, options.by or AXES[0])
+    with stdout_to_stderr():
+        found = compare(options.runs, options.by or AXES[0])
     print(json.dumps(found.as_dict()) if options.json else text(found))
     if options.output:
         compare_plot.save(found, pictures, (options.by,) if options.by else AXES)

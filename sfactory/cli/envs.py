@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from sfactory.cli.args import Commands, add_word
+from sfactory.cli.output import stdout_to_stderr
 
 KNOWN = {  # family -> (module it needs, extra that installs it, ids)
     "minatar": ("minatar", "minatar", "minatar/breakout minatar/seaquest"),
@@ -36,7 +37,9 @@ def run(options: argparse.Namespace) -> int:
     if options.word:
         from sfactory.envs import family_ids
 
-        for env_id in family_ids(options.word):
+        with stdout_to_stderr():
+            ids = family_ids(options.word)
+        for env_id in ids:
             print(f"{options.word}/{env_id}")
         return 0
     for family in families():

@@ -7,6 +7,7 @@ import json
 
 from sfactory.cli.args import Commands, add_json, add_run, complete, path, whole
 from sfactory.cli.exit_line import print_exit_line
+from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import CommandError, Exit
 
 
@@ -30,6 +31,8 @@ def add_parser(commands: Commands) -> None:
         default=0,
         help="cut an episode here and count its return so far (default: its own limit, or 10000)",
     )
+    text = "environments that play at the same time (default: 32, but not more than the run has for training)"
+    parser.add_argument("--envs", metavar="N", type=whole(1), default=0, help=text)
     parser.add_argument("--seed", metavar="N", type=whole(0), default=0, help="of environments and sampling (0)")
     video = parser.add_argument(
         "--video",
@@ -50,14 +53,16 @@ def run(options: argparse.Namespace) -> int:
 
     if options.video_games and options.video is None:
         raise CommandError(Exit.USAGE, "--video-games is the number of episodes to record; add --video FILE.mp4")
-    result = api.evaluate(
-        options.word,
-        options.episodes,
-        greedy=options.greedy,
-        max_steps=options.max_steps,
-        seed=options.seed,
-        video=options.video,
-        video_episodes=options.video_games or 1,
-    )
+    with stdout_to_stderr():
+        result = api.evaluate(
+            options.word,
+            options.episodes,
+            greedy=options.greedy,
+            max_steps=options.max_steps,
+            seed=options.seed,
+            video=options.video,
+            video_episodes=options.video_games or 1,
+            num_envs=options.envs,
+        )
     print(json.dumps(result.as_dict()) if options.json else result.report())
     return print_exit_line(Exit.FINISHED, "evaluated", result.sentence)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sfactory.cli.args import Commands, add_json, add_run, complete, path
 from sfactory.cli.exit_line import print_exit_line
+from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import CommandError, Exit
 from sfactory.run.folder import require_run_or_checkpoint
 
@@ -45,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     from sfactory.play.export import ExportMismatch, export  # imports torch: after the checks
 
     try:
-        done = export(source, out)
+        with stdout_to_stderr():
+            done = export(source, out)
     except ExportMismatch as error:
         return print_exit_line(error.exit_code, "not equal", f"{out} was deleted: {error}")
     if options.json:

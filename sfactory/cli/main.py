@@ -36,6 +36,7 @@ from sfactory.cli import (
 )
 from sfactory.cli.args import CommandParser, Parser
 from sfactory.cli.exit_line import exit_of, print_exit_line
+from sfactory.cli.output import silence_stdout_at_exit
 from sfactory.errors import CommandError, Exit, SettingNote, resume_command
 from sfactory.run.folder import is_run
 
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             warnings.showwarning = _show_warning(warnings.showwarning)
             code = dispatch(args)
         sys.stdout.flush()
+        silence_stdout_at_exit()
     except BrokenPipeError:  # `sfactory presets | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

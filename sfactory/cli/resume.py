@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from sfactory.cli.args import Commands, add_run, settings_of
+from sfactory.cli.output import stdout_to_stderr
 from sfactory.cli.train import add_run_options, print_config, report
 
 EXAMPLES = """\
@@ -42,4 +43,6 @@ def run(options: argparse.Namespace) -> int:
     config = parsing.build(*files, settings_of(options))
     if options.print_config:
         return print_config(config)
-    return report(api.resume_config(run_dir, config, options.allow), config, options.json)
+    with stdout_to_stderr():
+        outcome = api.resume_config(run_dir, config, options.allow)
+    return report(outcome, config, options.json)

@@ -48,14 +48,14 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Plan all runs, train them, compare them."""
     from sfactory.config import presets
-    from sfactory.envs import make_specs
     from sfactory.population.jobs import parse_seeds, plan_jobs
     from sfactory.population.runner import Sweep, locked_folder
+    from sfactory.supervisor.specs import read_specs
 
     base = [*presets.target_layers(options.word, options.config), options.settings]
     folder, plan = plan_jobs(options.word, base, options.grid, parse_seeds(options.seeds), options.dir)
-    for env in {repr(job.config.env): job.config.env for job in plan}.values():
-        make_specs(env.tasks, env.options)  # report an environment that cannot be built once, before any run
+    for config in {repr(job.config.env): job.config for job in plan}.values():
+        read_specs(config)  # report an environment that cannot be built once, before any run
     with locked_folder(folder):
         code, sentence = Sweep(folder, plan, options.jobs, retry=options.retry).run()
         print_table(plan, options.json)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfactory.cli.args import CommandParser, Commands, add_config, add_target, config_of
 from sfactory.cli.exit_line import print_exit_line
+from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import CommandError, Exit, resume_command
 from sfactory.run.folder import is_run
 
@@ -60,7 +61,9 @@ def run(options: argparse.Namespace) -> int:
         return print_config(config)
     from sfactory import api
 
-    return report(api.train_config(config, target), config, options.json)
+    with stdout_to_stderr():
+        outcome = api.train_config(config, target)
+    return report(outcome, config, options.json)
 
 
 # -- shared with resume --------------------------------------------------------------------------------------

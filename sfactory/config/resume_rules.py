@@ -27,7 +27,17 @@ FIXED = (
 """Prefixes of settings that a resume cannot change: the task, the network, and what the statistics of the checkpoint
 describe. In lockstep also the sampling: the checkpoint holds the state of every group."""
 
-FREE = ("run.", "stop.", "log.", "checkpoint.", "sampling.", "env.step-timeout", "env.fault-budget")
+FREE = (
+    "run.",
+    "stop.",
+    "log.",
+    "checkpoint.",
+    "sampling.",
+    "env.step-timeout",
+    "env.build-timeout",
+    "env.fault-budget",
+    "eval.num-envs",
+)
 """Prefixes of settings that a resume may change silently. All others print a warning: the curve continues under another
 setting."""
 

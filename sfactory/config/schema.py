@@ -64,9 +64,10 @@ class Run:
     profile: bool = False
     """Record every stage of every worker in debug/, for `sfactory profile`. Writes a few MB per minute."""
     spare_restarts: int = 10
-    """Worker failures without a finished update in between before the run ends (exit 7)."""
+    """Failures of one worker before the run ends (exit 7); five slots that it helps to fill make up for one of them."""
     stall_timeout: Annotated[float, Gt(0)] = 300.0
-    """Seconds without a finished update before the run ends as stalled (exit 8)."""
+    """Seconds in which no environment step and no update arrives before the run ends as stalled (exit 8). Environments
+    that are being built or stepped have limits of their own: env.build_timeout and env.step_timeout."""
     requeue: bool = False
     """On SIGUSR1 save, exit with 75 and request a requeue from SLURM; the same command then resumes run.dir."""
 
@@ -110,7 +111,9 @@ class Env:
     """Clip rewards in the learner to +- this, after scaling; 0: no clipping. Reported returns stay unclipped.
     `normalize.reward` also clips, at +-10."""
     step_timeout: Annotated[float, Gt(0)] = 120.0
-    """Seconds that one environment step may take before its sampler is killed and restarted."""
+    """Seconds that one step of one environment may take before its sampler is killed and restarted."""
+    build_timeout: Annotated[float, Gt(0)] = 600.0
+    """Seconds that one environment may take to be built and reset for the first time."""
     fault_budget: Annotated[int, Ge(0)] = 100_000
     """Environment failures per million steps above which the run ends (exit 6); each cuts an episode. A budget of 1,000
     or more is judged when there were 1,000 failures in the newest steps: 100k ends a run after 1,000 in 10,000 steps.
@@ -352,6 +355,8 @@ class Eval:
     """Episodes per evaluation and task, always from the same seeds. More: less noise, later results."""
     greedy: bool = False
     """Play the most likely action instead of a sampled one."""
+    num_envs: Annotated[int, Ge(0)] = 0
+    """Environments that play at the same time, also in `sfactory eval`. 0: 32, but not more than training has."""
 
 
 @dataclass(frozen=True)
@@ -405,7 +410,7 @@ class Config:
 
         The numbers in between belong to the evaluations of the run itself.
         """
-        return self.training_envs + EVALUATION_ENVS
+        return self.training_envs + max(EVALUATION_ENVS, self.eval.num_envs)
 
     @property
     def batch_slots(self) -> int:

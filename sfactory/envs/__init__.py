@@ -1,5 +1,6 @@
 """Environment interface: types, and functions that find and build environments by name. Does not import torch."""
 
+from sfactory.envs.build_clock import build_clock, listen_to_builds
 from sfactory.envs.options import EnvOptions
 from sfactory.envs.python_target import is_python_target
 from sfactory.envs.registry import (
@@ -50,12 +51,14 @@ __all__ = [
     "Step",
     "Tally",
     "bounded",
+    "build_clock",
     "check_spaces",
     "env_fault",
     "families",
     "family_ids",
     "finite_rows",
     "is_python_target",
+    "listen_to_builds",
     "load_family",
     "make_group",
     "make_spec",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfactory.envs.action_leaf import ActionSpace, mask_leaf
+from sfactory.envs.build_clock import build_clock
 from sfactory.envs.frames import to_frame
 from sfactory.envs.obs_leaf import obs_leaves
 from sfactory.envs.retry import REPLACE_S, START_S, retried
@@ -42,6 +43,7 @@ class EnvGroup:
     ) -> None:  # fmt: skip
         self.factory, self.num_envs, self.name, self.seeds = factory, num_envs, name, list(seeds)
         self.env_index = env_index
+        self._building = build_clock()
         self.envs: list[gymnasium.Env] = []
         try:
             for env in range(num_envs):  # where one was built, a failure of the next may be gone in a moment
@@ -75,7 +77,8 @@ class EnvGroup:
 
     def _build(self, env: int) -> gymnasium.Env:
         try:
-            return self.factory() if self.env_index is None else self.factory(self.env_index + env)
+            with self._building(env):
+                return self.factory() if self.env_index is None else self.factory(self.env_index + env)
         except EnvError:
             raise
         except Exception as error:
@@ -96,7 +99,9 @@ class EnvGroup:
     def _begin(self, env: int, seed: int | None) -> None:
         """Reset one environment outside of a step. Raises EnvError on failure."""
         try:
-            self._write(env, reset_obs(self.envs[env].reset(seed=seed), self.observation_space))
+            with self._building(env):
+                result = self.envs[env].reset(seed=seed)
+            self._write(env, reset_obs(result, self.observation_space))
             if finite_rows({n: a[env : env + 1] for n, a in self.obs.items()}, np.zeros(1)) is not None:
                 raise ValueError("NaN or infinity in the observation")
         except Exception as error:
@@ -230,7 +235,8 @@ class EnvGroup:
 
     def close(self) -> None:
         """Close every environment; one that cannot does not keep the others open."""
-        for env in self.envs:
+        for index, env in enumerate(self.envs):
+            self.at[0] = index
             with contextlib.suppress(Exception):
                 env.close()
 

@@ -129,8 +129,11 @@ class Group(Protocol):
     # `snapshot() -> JSON` and `restore(state)`: required for exact resume in lockstep mode.
     # `render(env) -> uint8 [H, W, 3]`, the image of the newest observation, and `render_fps`, steps per second at
     # natural speed: required for videos. The family's `make` then takes gymnasium's `render_mode`.
-    # `at`, int64 [1]: index of the environment that is being stepped, written before each step. If the environment
-    # crashes the process, the error message uses it to name the environment.
+    # `at`, int64 [1]: index of the environment that is being stepped or closed, written before each step. If it crashes
+    # the process, the error message names it. Each environment then has `env.step_timeout` for itself; without `at` the
+    # group has that time for each of its environments together.
+    # `at_once`: True if native code steps all environments in one call; the call then has the time of one step.
+    # `build_clock()` reports the environment that is being built; see `sfactory.envs.build_clock`.
     # `beat`, a function that the group calls at least once a second while it waits on purpose, as between attempts to
     # replace a failed environment: this time does not count as a step that takes too long.
 

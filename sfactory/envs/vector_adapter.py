@@ -34,6 +34,9 @@ class Native(NamedTuple):
 class VectorGroup(ABC):
     """Base class of groups for native vector environments under next-step autoreset."""
 
+    at_once = True
+    """Whether native code steps all environments in one call, which then has the time of one step."""
+
     def __init__(
         self, name: str, observation_space: Any, action_space: Any, num_envs: int, seeds: Sequence[int], *,
         frame_skip: int = 1, protocol: str = "", max_episode_steps: int | None = None,

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sfactory.config import Config
 from sfactory.config.schema import EVALUATION_ENVS
 from sfactory.envs import EnvError, EnvOptions, EnvSpec, Group, Settings, bounded, make_group, make_spec
 from sfactory.play.policy import SEED_STREAM, Actor
 
-MAX_ENVS = EVALUATION_ENVS  # more would start more episodes at once and wait longer for the last one
+MAX_ENVS = EVALUATION_ENVS  # unless told otherwise; more would start more episodes at once and wait longer for the last
 DEFAULT_MAX_STEPS = 10_000  # per episode, in an environment without a limit of its own
 MAX_FAULTS = 10  # environment failures that an evaluation tolerates; of many episodes one in TOLERATED
 TOLERATED = 20
@@ -49,6 +50,11 @@ class NoRecorder:
     def begin(self, group: Any) -> None: ...
     def add(self, group: Any) -> None: ...
     def end(self, episodic_return: float, length: int) -> None: ...
+
+
+def num_play_envs(config: Config) -> int:
+    """Environments that play at the same time: as many as the run is told to use, else no more than training has."""
+    return config.eval.num_envs or min(MAX_ENVS, config.sampling.num_envs)
 
 
 def group_factory(
@@ -98,16 +104,23 @@ def split_evenly(episodes: int, envs: int) -> list[int]:
 
 
 def play(
-    make: Callable[[int, int], Any], act: ActFunction, episodes: int, max_steps: int, recorder: Recorder | None = None
+    make: Callable[[int, int], Any],
+    act: ActFunction,
+    episodes: int,
+    max_steps: int,
+    recorder: Recorder | None = None,
+    num_envs: int = MAX_ENVS,
 ) -> EpisodeResults:
-    """Play exactly `episodes` episodes. make(num_envs, first_env) builds a group of environments not used before.
+    """Play exactly `episodes` episodes in up to `num_envs` environments at a time.
+
+    make(num_envs, first_env) builds a group of environments not used before.
 
     An environment stops when its share is played, when it failed, or when an episode reached `max_steps`: a group
     cannot be reset in parts. What is left of its share goes to a new environment in the next round. Raises EnvError
     after more than MAX_FAULTS failures, or one in TOLERATED episodes if these are more.
     """
     results = EpisodeResults()
-    shares = split_evenly(episodes, min(episodes, MAX_ENVS))
+    shares = split_evenly(episodes, min(episodes, num_envs))
     used = 0
     while shares:
         group = make(len(shares), used)
@@ -173,6 +186,16 @@ def model_policy(model: Any, greedy: bool, seed: int) -> ActFunction:
     return lambda obs, first: actor(obs, first, greedy)
 
 
+class _AtEach:
+    """Takes the place of a group's array `at`: calls a function before each environment is stepped."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def __setitem__(self, index: int, env: int) -> None:
+        self._function()
+
+
 def play_task(
     task: str,
     options: EnvOptions | Settings,
@@ -182,23 +205,36 @@ def play_task(
     *,
     squash: bool,
     max_steps: int = 0,
+    num_envs: int = MAX_ENVS,
     recorder: Recorder | None = None,
-    on_build: Callable[[], None] = lambda: None,
+    on_build: Callable[[int], None] = lambda environments: None,
+    on_step: Callable[[int], None] = lambda environments: None,
     env_index: int = 0,
 ) -> tuple[EnvSpec, int, EpisodeResults]:
     """Play episodes of an environment by name; returns its spec, the step limit that applied, and the results.
 
     max_steps: 0 is the environment's own limit, or DEFAULT_MAX_STEPS where it has none.
-    squash: see `sfactory.envs.bounded`. on_build: called before environments are built, which may happen several times.
-    env_index: number of the first environment.
+    squash: see `sfactory.envs.bounded`. num_envs: at most, at the same time. env_index: number of the first one.
+    on_build, on_step: called before environments are built or stepped, with the number of those that this call covers:
+    1 before each of a group that says which one it steps, else the size of the group.
     """
-    on_build()
+    on_build(1)
     spec = make_spec(task, options, env_index)
     limits, limit = bounded(spec, squash), max_steps or spec.max_episode_steps or DEFAULT_MAX_STEPS
     factory = group_factory(task, seed, options, recorder is not None, env_index)
+    covered = num_envs
 
-    def make(num_envs: int, first_env: int) -> Any:
-        on_build()
-        return factory(num_envs, first_env)
+    def make(envs: int, first_env: int) -> Any:
+        nonlocal covered
+        on_build(envs)
+        group: Any = factory(envs, first_env)
+        covered = 1 if hasattr(group, "at") or getattr(group, "at_once", False) else envs
+        if hasattr(group, "at"):
+            group.at = _AtEach(lambda: on_step(1))
+        return group
 
-    return spec, limit, play(make, lambda obs, first: limits(act(obs, first)), episodes, limit, recorder)
+    def limited(obs: Mapping[str, np.ndarray], first: np.ndarray) -> dict[str, np.ndarray]:
+        on_step(covered)
+        return limits(act(obs, first))
+
+    return spec, limit, play(make, limited, episodes, limit, recorder, num_envs)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sfactory.monitor.format import percent
 from sfactory.monitor.statistics import bootstrap, human_normalized, iqm
-from sfactory.play.episodes import model_policy, play_task
+from sfactory.play.episodes import model_policy, num_play_envs, play_task
 from sfactory.play.video import VideoFile, VideoRecorder, check_video, task_video_path
 
 
@@ -141,6 +141,7 @@ def evaluate(
     seed: int = 0,
     video: Path | None = None,
     video_games: int = 1,
+    num_envs: int = 0,
 ) -> EvalResult | MultiTaskEvalResult:
     """Play `episodes` episodes (of every task) with the newest checkpoint of `run_dir`. Writes nothing but videos.
 
@@ -148,6 +149,7 @@ def evaluate(
         max_steps: limit of an episode; 0 is the environment's own (27,000 for Atari), or DEFAULT_MAX_STEPS.
         video: .mp4 file of the first episode of environment 0; with several tasks, their names are inserted.
         video_games: number of episodes to record, a file each.
+        num_envs: environments that play at the same time, at most; 0: as `eval.num_envs` of the run says.
     Raises ValueError or EnvError for what cannot be played or recorded.
     """
     import torch
@@ -155,8 +157,9 @@ def evaluate(
     from sfactory.config.toml_file import from_toml
     from sfactory.run.checkpoint import load_policy
 
-    if episodes < 1 or max_steps < 0:
-        raise ValueError(f"episodes must be >= 1 (got {episodes}) and max-steps >= 0 (got {max_steps})")
+    if episodes < 1 or max_steps < 0 or num_envs < 0:
+        got = f"got {episodes}, {max_steps} and {num_envs}"
+        raise ValueError(f"episodes must be >= 1, max-steps and envs >= 0 ({got})")
     if video is not None:
         check_video(video, video_games, episodes)
     run_dir = Path(run_dir)
@@ -178,6 +181,7 @@ def evaluate(
                 seed,
                 squash=config.model.squash,
                 max_steps=max_steps,
+                num_envs=num_envs or num_play_envs(config),
                 recorder=recorder,
                 env_index=config.index_beside,
             )

@@ -27,7 +27,8 @@ from sfactory.run.folder import supervisor_is_running
 STATUS_FILE = "status.json"
 NOT_LEARNING = (
     "run.dir", "run.seed", "run.debug", "run.inference_workers", "run.requeue", "run.spare_restarts",
-    "run.stall_timeout", "log.", "checkpoint.", "stop.", "env.step_timeout", "env.fault_budget", "env.protocol",
+    "run.stall_timeout", "log.", "checkpoint.", "stop.", "env.step_timeout", "env.build_timeout", "env.fault_budget",
+    "env.protocol", "eval.num_envs",
 )  # fmt: skip
 """Settings that do not change what is learned at a given step. Lengths of runs may differ: curves are cut to the
 shortest; only a linear learning rate depends on the end from the start. Protocols are compared elsewhere."""

@@ -1,68 +1,56 @@
-"""First code of every worker process: arm the death signal, redirect output, then run the worker.
+"""First code of every worker process, below `reaper.py`: install signal handlers, then run the worker.
 
-Only the standard library is imported at the top: the death signal is armed before any heavy import. Output goes to a
-file of the worker's own in the run's debug folder: workers never write to the terminal, and the supervisor reads the
-last line of that file when a worker exits.
+The reaper has requested the death signal and redirected the output already: workers never write to the terminal, and
+the supervisor reads the last line of their file when they exit. Only the standard library is imported at the top.
 """
 
 from __future__ import annotations
 
-import contextlib
+import faulthandler
 import os
 import signal
 import sys
 import traceback
 from multiprocessing.reduction import DupFd, ForkingPickler
-from typing import Any
+from typing import Any, Protocol
 
-from sfactory.supervisor.process_signals import death_signal
+from sfactory.supervisor.reaper import STACKS
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Signals that only the supervisor acts on."""
 
 
-class SpawnMessage:
-    """Arguments of a new process. The payload, whose import is slow, is unpickled after the signal is armed."""
+class Task(Protocol):
+    """What a child process does."""
 
-    def __init__(self, name: str, parent: int, fds: tuple[int, ...], output_file: str, payload: Any) -> None:
-        self.name, self.parent, self.fds, self.output_file, self.payload = name, parent, fds, output_file, payload
+    def run(self, name: str, fds: tuple[int, ...]) -> int:
+        """Run until the end in a process with this name and these inherited descriptors; return the exit code."""
+
+
+class SpawnMessage:
+    """Arguments of a new process. The task, whose import is slow, is unpickled after the signal handlers are set."""
+
+    def __init__(self, name: str, fds: tuple[int, ...], task: Task) -> None:
+        self.name, self.fds, self.task = name, fds, task  # type: tuple[str, tuple[int, ...], Any]
 
     def __getstate__(self) -> tuple[Any, ...]:
-        payload = bytes(ForkingPickler.dumps(self.payload))
-        return self.name, self.parent, [DupFd(fd) for fd in self.fds], self.output_file, payload
+        return self.name, [DupFd(fd) for fd in self.fds], bytes(ForkingPickler.dumps(self.task))
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.name, self.parent, handles, self.output_file, self.payload = state
+        self.name, handles, self.task = state  # the task as bytes
         self.fds = tuple(handle.detach() for handle in handles)
-
-
-def _exit_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent exits."""
-    death_signal(signal.SIGKILL)()
-    if os.getppid() != parent:  # the parent exited before the signal was armed
-        os._exit(1)
 
 
 def child_main(message: SpawnMessage) -> None:
     """Entry point of every child process."""
-    _exit_with(message.parent)
-    with contextlib.suppress(OSError):
-        os.setpgid(0, 0)
-    output = os.open(message.output_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
     for number in SIGNALS:  # empty handlers, not SIG_IGN: children of an environment can still be terminated
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    import faulthandler
-
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    faulthandler.register(STACKS, all_threads=True)
     code = 1
     try:
-        from sfactory.supervisor.run_worker import run_worker  # imports what this worker needs
-
-        code = run_worker(message.name, message.fds, ForkingPickler.loads(message.payload))
+        code = ForkingPickler.loads(message.task).run(message.name, message.fds)  # imports what this worker needs
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()

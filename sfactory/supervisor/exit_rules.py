@@ -7,10 +7,14 @@
 | learner | RESUME_REFUSED | end: resume refused |
 | learner | any other, after it reported an outcome | end with that outcome |
 | learner | any other | end: worker lost |
-| sampler | ENVIRONMENT, first generation or no update yet | end: environment fault |
-| sampler, inference | SIGKILL | restart, not counted: it came from outside, or from a deadline |
-| sampler, inference | any other, within the budget | restart, counted as a fault of its own |
-| sampler, inference | any other, beyond the budget | end: worker lost, or environment fault for exit code ENVIRONMENT |
+| sampler | ENVIRONMENT or too slow to build, first generation or no update yet | end: environment fault |
+| sampler, inference | SIGKILL from outside | restart, not counted |
+| sampler, inference | any other, or too slow, within the budget | restart after a pause, counted as its own fault |
+| sampler, inference | any other, beyond the budget | end: worker lost |
+| sampler | ENVIRONMENT or too slow, beyond the budget | end: environment fault |
+
+The pause is 0 after the first of several faults, then 0.5 s, and twice as long after each further one, at most
+LONGEST_PAUSE_S: a port or a license of the previous generation may become free only after a while.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from sfactory.workers.shared import LearnerOutcome, RunSpec
 
 EVALUATOR_EXITS = 4
 """Exits of the evaluator in a row, without a result between them, after which it is not restarted."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,24 @@ class WorkerExit:
     position: str = ""
     """Environment, seed and step, if a sampler exited inside an environment."""
     output_file: str = ""
+    exceeded: str = ""
+    """The time limit for which the supervisor killed it, in words; empty if it did not."""
+    building: bool = False
+    """Whether it was building environments."""
+
+    @property
+    def failed_to_build(self) -> bool:
+        return self.code == Exit.ENVIRONMENT or (self.building and bool(self.exceeded))
 
     @property
     def cause(self) -> str:
+        if self.exceeded:
+            return f"killed: {self.exceeded}"
         return f"killed by {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
 
     @property
     def detail(self) -> str:
-        return f": {self.last_line}" if self.last_line else ""
+        return f": {self.last_line}" if self.last_line and not self.exceeded else ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,8 @@ class Restart:
     message: str
     own_fault: bool
     """Whether the exit counts against the worker's budget."""
+    pause_s: float = 0.0
+    """Time before it starts."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +95,8 @@ def on_exit(
 ) -> Restart | Abandon | End:
     """Map a worker's exit to a restart or to the end of the run, by the table above.
 
-    faults: earlier faults of this worker since the last update (evaluator: since its last result). updates: of the run.
-    spare_restarts: budget of faults. finished: the learner's outcome, None while it trains.
+    faults: earlier faults of this worker that its progress has not made up for (evaluator: since its last result).
+    updates: of the run. spare_restarts: budget of faults. finished: the learner's outcome, None while it trains.
     """
     kind = parse_worker(worker.name).kind
     if kind == EVALUATOR:
@@ -89,18 +106,20 @@ def on_exit(
         return End(Outcome("unguarded", UNGUARDED, sentence))
     if kind == LEARNER:
         return End(_on_learner_exit(worker, finished))
-    failed_to_build = worker.code == Exit.ENVIRONMENT
-    if failed_to_build and (worker.generation == 0 or updates <= 0):
-        sentence = f"{worker.name} could not build its environments{worker.detail}"
-        return End(Outcome.of(Exit.ENVIRONMENT, sentence))
-    if worker.code == -signal.SIGKILL:
+    if worker.failed_to_build and (worker.generation == 0 or updates <= 0):
+        detail = worker.detail or f": {worker.cause}"
+        return End(Outcome.of(Exit.ENVIRONMENT, f"{worker.name} could not build its environments{detail}"))
+    if worker.code == -signal.SIGKILL and not worker.exceeded:
         return Restart(f"{worker.name} exited ({worker.cause}); restarted", own_fault=False)
+    where = "" if worker.exceeded else worker.position  # else the cause says where
     if faults + 1 > spare_restarts:
-        code = Exit.ENVIRONMENT if failed_to_build else Exit.WORKER_LOST
-        times = f"{worker.name} exited {faults + 1} times without an update"
-        return End(Outcome.of(code, f"{times} ({worker.cause}{worker.position}){worker.detail}"))
+        code = Exit.ENVIRONMENT if worker.failed_to_build or worker.exceeded else Exit.WORKER_LOST
+        times = f"{worker.name} exited {faults + 1} times with little or no progress in between"
+        return End(Outcome.of(code, f"{times} ({worker.cause}{where}){worker.detail}"))
     detail = worker.detail if worker.code > 0 else ""  # a killed process could not write a message of its own
-    return Restart(f"{worker.name} exited ({worker.cause}{detail}{worker.position}); restarted", own_fault=True)
+    pause_s = min(FIRST_PAUSE_S * 2 ** (faults - 1), LONGEST_PAUSE_S) if faults else 0.0
+    when = f" in {pause_s:g} s" if pause_s else ""
+    return Restart(f"{worker.name} exited ({worker.cause}{detail}{where}); restarted{when}", True, pause_s)
 
 
 def _on_evaluator_exit(worker: WorkerExit, faults: int) -> Restart | Abandon:

@@ -26,6 +26,24 @@ def signal_handlers(numbers: Iterable[int], handler: Callable[[int, FrameType | 
             signal.signal(number, before)
 
 
+@contextlib.contextmanager
+def exits_are_reported() -> Iterator[None]:
+    """Let this process see how its children exit, also if it was started with SIGCHLD ignored.
+
+    No effect outside the main thread, where no handler can be set.
+    """
+    ignored = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+    )
+    if ignored:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
 def death_signal(number: int) -> Callable[[], None]:
     """Return a function that requests signal `number` for the calling process when its parent exits (Linux only).
 

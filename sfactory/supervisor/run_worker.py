@@ -31,6 +31,10 @@ class WorkerArgs:
     evaluated: int = 0
     """For the evaluator: trained steps of the policy that was evaluated last."""
 
+    def run(self, name: str, fds: tuple[int, ...]) -> int:
+        """See `child_main.Task`."""
+        return run_worker(name, fds, self)
+
 
 def handles_from_fds(fds: tuple[int, ...]) -> SharedHandles:
     """The inverse of `fds_of_handles`."""
@@ -104,7 +108,7 @@ def _run_sampler(index: int, shared: SharedState, sink: QueueSink, generation: i
     _set_oom_score(500)
     try:
         sampler = Sampler(index, shared, sink, generation)
-    except Exception as error:
+    except BaseException as error:  # a constructor may also call sys.exit
         traceback.print_exc()
         line = f"{type(error).__name__}: {error}"
         print(line, file=sys.stderr)

@@ -11,14 +11,16 @@ from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor.exit_rules import add_last_save
 from sfactory.supervisor.signals import SECOND_SIGNAL
-from sfactory.supervisor.spawn import kill_group
+from sfactory.supervisor.worker_process import WorkerProcess
 from sfactory.workers.names import POLICY, evaluator_name, learner_name
-from sfactory.workers.shared import StopOrder
+from sfactory.workers.shared import Phase, StopOrder
 
 if TYPE_CHECKING:
     from sfactory.supervisor.supervisor import Supervisor
 
 EXIT_S = 2.0  # samplers and inference, after the stop order
+CLOSE_S = 5.0  # a sampler that closes its environments: without closing another one
+CLOSE_ALL_S = 20.0  # a sampler that closes its environments: in all
 SAVE_S = 30.0  # the learner: finish the update, save a checkpoint
 EVALUATION_S = 60.0  # the evaluator, at the end of a finished run
 SILENT_FRACTION = 0.9  # of the stall timeout without a heartbeat: the learner is not waited for
@@ -75,13 +77,14 @@ def _wait_for_exits(supervisor: Supervisor, outcome: Outcome) -> bool:
     start, signals_before = time.monotonic(), supervisor.signals.stop_count
     learner, evaluator = learner_name(), evaluator_name()
     limits = {learner: EXIT_S if _learner_is_silent(supervisor) else SAVE_S, evaluator: 0.0}
+    closing = Closing(supervisor)
     while supervisor.processes:
         supervisor.wait()
         supervisor.last_row.handle(supervisor.telemetry.drain())
         for worker in list(supervisor.processes.values()):
             if worker.exit_code is not None:
                 if worker.name == learner and worker.exit_code != 0 and outcome.code in ORDERLY:
-                    last_line = supervisor.last_line(learner)
+                    last_line = worker.output.last_line()
                     outcome.sentence += f"; the learner failed before it exited{last_line and ': '}{last_line}"
                     if outcome.code == Exit.FINISHED:
                         outcome.name, outcome.code = Exit.WORKER_LOST.outcome, int(Exit.WORKER_LOST)
@@ -91,13 +94,33 @@ def _wait_for_exits(supervisor: Supervisor, outcome: Outcome) -> bool:
             return False
         evaluate = outcome.code == Exit.FINISHED and signals == signals_before and not _evaluated(supervisor)
         limits[evaluator] = EVALUATION_S if evaluate else 0.0
+        seconds = time.monotonic() - start
         for worker in list(supervisor.processes.values()):
-            if time.monotonic() - start > limits.get(worker.name, EXIT_S):
-                kill_group(worker.pid)
+            if seconds > limits.get(worker.name, EXIT_S) and not closing.goes_on(worker, seconds):
+                worker.kill()
     if outcome.code == Exit.FINISHED and not _evaluated(supervisor):
         reason = f"the evaluator failed or took longer than {EVALUATION_S:g} s"
         supervisor.recorder.writers.log(f"the last policy was not evaluated ({reason}); run `sfactory eval`")
     return True
+
+
+class Closing:
+    """Samplers that close their environments one after the other: they may take longer, as long as they get on."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.deadlines = supervisor.deadlines
+        self._seen: dict[str, tuple[tuple[int, int], float]] = {}  # heartbeat, and seconds when it changed
+
+    def goes_on(self, worker: WorkerProcess, seconds: float) -> bool:
+        """Whether it is a sampler that closes environments, within its limits."""
+        if self.deadlines.phase(worker.name) != Phase.CLOSE or seconds > CLOSE_ALL_S:
+            return False
+        heartbeat = self.deadlines.heartbeat(worker.name)
+        before, at = self._seen.get(worker.name, (None, seconds))
+        if heartbeat != before:
+            at = seconds
+        self._seen[worker.name] = heartbeat, at
+        return seconds - at <= CLOSE_S
 
 
 def _learner_is_silent(supervisor: Supervisor) -> bool:

@@ -1,65 +1,65 @@
-"""Start a worker process; kill it and its children when the supervisor is gone."""
+"""Start a worker process; end it and everything it started when the supervisor is gone."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import multiprocessing
 import os
 import resource
+import secrets
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.process import BaseProcess
 
 from sfactory.supervisor.child_main import SIGNALS, SpawnMessage, child_main
+from sfactory.supervisor.reaped_process import ReapedProcess, reaper_command
+from sfactory.supervisor.reaper import end_marked
 
-# Reads lines "+ PGID" and "- PGID" from its stdin; at the end of file (the supervisor is gone) kills the listed groups.
-_ORPHAN_KILLER = """
-trap '' INT TERM HUP USR1
-groups=
-while read -r op id; do
-  case $op in
-    +) groups="$groups $id" ;;
-    -) left=; for g in $groups; do [ "$g" = "$id" ] || left="$left $g"; done; groups=$left ;;
-  esac
-done
-for g in $groups; do kill -9 -- "-$g"; kill -9 "$g"; done 2>/dev/null
-"""
+STDERR = "-"
+"""Output of a process that writes to this process's stderr."""
 
 
 class OrphanKiller:
-    """A shell process that outlives the supervisor and kills the remaining worker groups, their children included."""
+    """A process that outlives the supervisor and then ends what remains of its workers (`reaper.py orphans`)."""
 
     def __init__(self) -> None:
-        self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", _ORPHAN_KILLER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self.run = secrets.token_hex(8)  # the first part of the marks of this run
+        with _signals_blocked():
+            self._process = subprocess.Popen(
+                [*reaper_command(), "orphans", self.run],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
 
     def _write(self, line: str) -> None:
-        assert self._shell.stdin is not None
-        with contextlib.suppress(OSError):  # if the shell was killed, PDEATHSIG still ends the workers
-            os.write(self._shell.stdin.fileno(), line.encode())
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # if it was killed, the death signal still ends the workers
+            os.write(self._process.stdin.fileno(), line.encode())
 
-    def watch(self, pgid: int) -> None:
-        """Add a worker's process group."""
-        self._write(f"+ {pgid}\n")
+    def mark(self, name: str, generation: int) -> str:
+        """The mark of one generation of a worker."""
+        return f"{self.run}/{name}/{generation}/"
 
-    def forget(self, pgid: int) -> None:
-        """Remove the process group of a worker that is reaped."""
-        self._write(f"- {pgid}\n")
+    def watch(self, pid: int) -> None:
+        """Add the process of a worker."""
+        self._write(f"+ {pid}\n")
+
+    def forget(self, pid: int, mark: str = "") -> None:
+        """Remove a process that was reaped. mark: its mark, if it may have left processes: they are killed."""
+        self._write(f"- {pid}\n")
+        if mark:
+            end_marked(mark)
 
     def close(self) -> None:
-        """End the shell; it kills the groups that are still listed."""
-        assert self._shell.stdin is not None
+        """End the process; it ends the workers that are still listed."""
+        assert self._process.stdin is not None
         with contextlib.suppress(OSError):
-            self._shell.stdin.close()
+            self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._shell.wait(2.0)
+            self._process.wait(2.0)
 
 
 @contextlib.contextmanager
@@ -71,17 +71,16 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def spawn(message: SpawnMessage) -> BaseProcess:
-    """Spawn a worker process.
+def spawn(message: SpawnMessage, mark: str, output: str, variables: Mapping[str, str] | None = None) -> BaseProcess:
+    """Spawn a process below a reaper; `pid` and `exitcode` of the result are the reaper's (`reaped_process`).
 
+    mark: see `OrphanKiller.mark`. output: file for stdout and stderr, or STDERR. variables: added to its environment.
     Signals are blocked meanwhile: the child inherits the mask, and the parent receives them afterwards.
     """
-    process = multiprocessing.get_context("spawn").Process(target=child_main, args=(message,), name=message.name)
+    words = [mark, output, *(f"{name}={value}" for name, value in (variables or {}).items())]
+    process = ReapedProcess(words, target=child_main, args=(message,), name=message.name)
     with _signals_blocked():
         process.start()
-    assert process.pid is not None
-    with contextlib.suppress(OSError):  # parent and child both do this, so it is done before either continues
-        os.setpgid(process.pid, process.pid)
     return process
 
 
@@ -102,16 +101,3 @@ def check_descriptors(workers: int) -> None:
             "or lower --sampling.num-samplers",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
-
-
-def request_stack_dump(pid: int) -> None:
-    """Have a worker write the stacks of its threads into its output file; works while it holds the interpreter lock."""
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGUSR2)
-
-
-def kill_group(pid: int) -> None:
-    """SIGKILL a worker and all its children."""
-    for kill in (os.killpg, os.kill):
-        with contextlib.suppress(OSError):
-            kill(pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ import contextlib
 import math
 import os
 import select
+import signal
 import threading
 import time
 from collections import Counter
@@ -24,21 +25,26 @@ from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.shm.atomics import check_memory_order
 from sfactory.supervisor.affinity import placement
+from sfactory.supervisor.blas_threads import one_thread
 from sfactory.supervisor.child_main import SpawnMessage
+from sfactory.supervisor.deadlines import Deadlines
 from sfactory.supervisor.exit_rules import Abandon, End, Restart, WorkerExit, learner_outcome, on_exit
+from sfactory.supervisor.first_update import FirstUpdate
+from sfactory.supervisor.output_file import OutputFile
 from sfactory.supervisor.run_worker import WorkerArgs, fds_of_handles
 from sfactory.supervisor.shutdown import LastRow, stop_workers
 from sfactory.supervisor.signals import Signals
-from sfactory.supervisor.spawn import OrphanKiller, check_descriptors, kill_group, request_stack_dump, spawn
+from sfactory.supervisor.spawn import OrphanKiller, check_descriptors, spawn
 from sfactory.supervisor.telemetry import Telemetry
 from sfactory.supervisor.worker_process import WorkerProcess
-from sfactory.workers.names import LEARNER, POLICY, SAMPLER, evaluator_name, parse_worker
-from sfactory.workers.shared import Phase, RunSpec, SharedState, heartbeat_phase
+from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, POLICY, SAMPLER, evaluator_name, parse_worker
+from sfactory.workers.shared import Phase, RunSpec, SharedState
 
 TICK_S = 0.1
 LONGEST_TICK_S = 1.0  # the most that one tick adds to the supervisor's clock
 STACK_DUMP_S = 0.2  # time for a worker to write its stacks
-REAP_S = 5.0
+SLOTS_PER_FAULT = 5
+"""Slots that a worker helps to fill after which one of its faults is forgotten."""
 
 
 class Supervisor:
@@ -49,11 +55,17 @@ class Supervisor:
         self.config = run_spec.config
         self.telemetry = Telemetry()
         self.processes: dict[str, WorkerProcess] = {}
-        self.faults: Counter[str] = Counter()  # per worker, since the last update (evaluator: since its last result)
+        self.faults: Counter[str] = Counter()  # per worker (evaluator: since its last result)
+        self.restarts: dict[str, tuple[float, int]] = {}  # worker -> when it is due, on the clock, and its generation
         # Seconds this process could run: deadlines pause while everything is stopped (SIGSTOP, a suspended laptop).
         self.clock, self._last_tick = 0.0, time.monotonic()
-        self.updates, self.updated_at, self.evaluated = -1, 0.0, recorder.board.evaluated
+        self.updates, self.evaluated = -1, recorder.board.evaluated
         self.last_row = LastRow(recorder)
+
+    def share(self, shared: SharedState) -> None:
+        """Use the shared memory of the run."""
+        self.shared = shared
+        self.deadlines, self.first_update = Deadlines(self.run_spec, shared), FirstUpdate(self.run_spec, shared)
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
@@ -64,7 +76,7 @@ class Supervisor:
         self.run_spec.debug_dir.mkdir(parents=True, exist_ok=True)
         self.orphan_killer = OrphanKiller()  # before the arena and any worker
         try:
-            self.shared = SharedState.create(self.run_spec)
+            self.share(SharedState.create(self.run_spec))
             if line := placement(self.run_spec, numa_nodes()):
                 self.recorder.writers.log(line)
             for name in self.run_spec.workers:  # the learner first: its imports take longest
@@ -76,7 +88,7 @@ class Supervisor:
             return outcome
         finally:
             for worker in list(self.processes.values()):
-                kill_group(worker.pid)
+                worker.kill()
             for worker in list(self.processes.values()):
                 self.reap(worker)
             self.orphan_killer.close()
@@ -87,7 +99,7 @@ class Supervisor:
         """Run until something ends the run. Checked in this order:
 
         a signal (`signals.py`); the learner's outcome: stop.env-steps, .frames, .seconds, updates that are not finite
-        (`workers/learner.py`); the exit of a worker (`exit_rules.py`); a stall (`_check_deadlines`); the target return
+        (`workers/learner.py`); the exit of a worker (`exit_rules.py`); a stall (`deadlines.py`); the target return
         or too many environment faults (`RunRecorder.outcome_from_messages`). A failed last checkpoint changes the
         outcome to exit code 10 (`exit_rules.add_last_save`).
         """
@@ -95,6 +107,7 @@ class Supervisor:
             self.wait()
             self.signals.forward(self.shared)
             self._record()
+            self._start_due()
             outcome = (
                 self.signals.outcome()
                 or self._learner_outcome()
@@ -117,7 +130,7 @@ class Supervisor:
         self._last_tick = now
 
     def _record(self) -> None:
-        """Record telemetry, and forget faults of workers that made progress since."""
+        """Record telemetry; forget the evaluator's faults after a result. Keep the output of workers small."""
         messages = self.telemetry.drain()
         # Read after the messages: the learner reports its outcome before its last row.
         if self._learner_outcome() is None:
@@ -126,13 +139,14 @@ class Supervisor:
         else:
             self.last_row.handle(messages)
         self.shared.supervisor.training_return = self.recorder.training_return
-        evaluator, updates = evaluator_name(), self.shared.learner[POLICY].updates
-        if updates != self.updates:
-            self.updates, self.updated_at = updates, self.clock
-            self.faults = Counter({evaluator: self.faults[evaluator]})
+        self.updates = self.shared.learner[POLICY].updates
         if self.recorder.board.evaluated != self.evaluated:
             self.evaluated = self.recorder.board.evaluated
-            self.faults[evaluator] = 0
+            self.faults[evaluator_name()] = 0
+        if line := self.first_update.line(self.clock):
+            self.recorder.writers.log(line)
+        for worker in self.processes.values():
+            worker.output.trim()
 
     def _learner_outcome(self) -> Outcome | None:
         return learner_outcome(self.shared.learner[POLICY].outcome, self.run_spec)
@@ -144,20 +158,35 @@ class Supervisor:
         args = WorkerArgs(self.run_spec, self.telemetry.listen(reaped), generation, self.recorder.board.evaluated)
         shares_memory = name in self.run_spec.workers  # all but the evaluator
         fds = fds_of_handles(self.shared.handles) if shares_memory else ()
-        process = spawn(SpawnMessage(name, os.getpid(), fds, self.output_file(name), args))
+        output = OutputFile(self.run_spec.debug_dir / f"{name}.txt")
+        mark, variables = self.orphan_killer.mark(name, generation), {}
+        if parse_worker(name).kind in (SAMPLER, EVALUATOR):
+            variables = one_thread(os.environ)
+        process = spawn(SpawnMessage(name, fds, args), mark, str(output.path), variables)
         assert process.pid is not None
         self.orphan_killer.watch(process.pid)
-        worker = self.processes[name] = WorkerProcess(name, process, generation, reaped, heartbeat_at=self.clock)
+        worker = self.processes[name] = WorkerProcess(
+            name, process, generation, output, reaped, heartbeat_at=self.clock, slots_before=self._slots_filled(name)
+        )
         if shares_memory and parse_worker(name).kind != LEARNER:
             # The word still holds the last heartbeat of the previous generation: no deadline before the first new one.
-            worker.heartbeat, worker.heartbeat_at = self._heartbeat(name), math.inf
+            worker.heartbeat, worker.heartbeat_at = self.deadlines.heartbeat(name), math.inf
+
+    def _start_due(self) -> None:
+        """Start the workers whose restart is due."""
+        for name, (due, generation) in list(self.restarts.items()):
+            if self.clock >= due:
+                del self.restarts[name]
+                self._start(name, generation)
 
     def reap(self, worker: WorkerProcess) -> None:
         """Kill a worker and its children and collect its exit status; the next generation starts only after this."""
-        kill_group(worker.pid)
-        self.orphan_killer.forget(worker.pid)
         self.processes.pop(worker.name, None)
-        worker.join(REAP_S)
+        code = worker.join()
+        # The reaper has ended everything, unless it was killed itself.
+        mark = self.orphan_killer.mark(worker.name, worker.generation) if code == -signal.SIGKILL else ""
+        self.orphan_killer.forget(worker.pid, mark)
+        worker.output.trim()
 
     def _check_exits(self) -> Outcome | None:
         for worker in list(self.processes.values()):
@@ -172,78 +201,68 @@ class Supervisor:
         """Apply the exit rules to a worker that was reaped."""
         name = worker.name
         worker_exit = WorkerExit(
-            name, code, worker.generation, self.last_line(name), self._position(name), self.output_file(name)
+            name,
+            code,
+            worker.generation,
+            worker.output.last_line(),
+            self.deadlines.position(name),
+            str(worker.output.path),
+            worker.exceeded,
+            building=self.deadlines.phase(name) == Phase.BUILD,
         )
+        forgotten = (self._slots_filled(name) - worker.slots_before) // SLOTS_PER_FAULT
+        self.faults[name] = max(0, self.faults[name] - forgotten)
         action = on_exit(
             worker_exit, self.faults[name], self.updates, self.config.run.spare_restarts, self._learner_outcome()
         )
         match action:
             case End(outcome):
                 return outcome
-            case Restart(message, own_fault):
+            case Restart(message, own_fault, pause_s):
                 self.faults[name] += own_fault
                 self.recorder.handle(("fault", name, message))
-                self._start(name, worker.generation + 1)
+                self.restarts[name] = self.clock + pause_s, worker.generation + 1
+                self._start_due()
             case Abandon(message):
                 self.recorder.handle(("fault", name, message))
         return None
 
-    def output_file(self, name: str) -> str:
-        """Where the worker's stdout and stderr go."""
-        return str(self.run_spec.debug_dir / f"{name}.txt")
-
-    def last_line(self, name: str) -> str:
-        """Last line of the worker's output, or an empty string."""
-        with contextlib.suppress(OSError), open(self.output_file(name), errors="replace") as file:
-            lines = file.read().strip().splitlines()
-            return lines[-1].strip() if lines else ""
-        return ""
-
-    def _heartbeat(self, name: str) -> int:
-        return int(self.shared.heartbeat[self.run_spec.workers.index(name)])
-
-    def _position(self, name: str) -> str:
-        """The environment a sampler is stepping, for error messages; empty if it is not inside one."""
-        kind, index = parse_worker(name)
-        if kind != SAMPLER or heartbeat_phase(self._heartbeat(name)) != Phase.ENVIRONMENT:
-            return ""
-        arena, size = self.shared.arena, self.config.sampling.envs_per_group
-        group, env = (int(x) for x in arena["position"][index])
-        if env < 0:
-            return f", in environments {group * size} to {group * size + size - 1}"
-        seed, step = int(arena["episode_seed"][group, env]), int(arena["episode_step"][group, env])
-        return f", in environment {group * size + env}, seed {seed}, step {step} of the episode"
+    def _slots_filled(self, name: str) -> int:
+        """Slots handed over so far by the groups that a sampler steps or an inference worker serves."""
+        kind, number = parse_worker(name)
+        groups = {SAMPLER: self.run_spec.groups_of, INFERENCE: self.run_spec.groups_served}.get(kind, lambda _: ())
+        table = self.shared.slot_table
+        return sum(table.handover_count(g, slot) for g in groups(number) for slot in range(table.slots_per_group))
 
     # -- deadlines ---------------------------------------------------------------------------------------------
 
     def _check_deadlines(self) -> Outcome | None:
-        """Kill samplers whose environment hangs; end a run without updates as stalled."""
-        now, limit = self.clock, self.config.env.step_timeout
-        for name in self.run_spec.workers:
-            worker, word = self.processes[name], self._heartbeat(name)
-            if word != worker.heartbeat:
-                worker.heartbeat, worker.heartbeat_at = word, now
-            elif heartbeat_phase(word) == Phase.ENVIRONMENT and now - worker.heartbeat_at > limit:
-                self.recorder.handle(("fault", name, f"{name}: environment step exceeded {limit:g} s"))
-                request_stack_dump(worker.pid)
+        """Kill workers that exceed a time limit; end a run in which nothing arrives as stalled."""
+        names = [name for name in self.processes if name in self.run_spec.workers]
+        for worker in map(self.processes.__getitem__, names):
+            if exceeded := self.deadlines.exceeded(worker, self.clock):
+                worker.exceeded, worker.heartbeat_at = exceeded, self.clock
+                self.recorder.handle(("fault", worker.name, f"{worker.name}: {exceeded}"))
+                worker.request_stack_dump()
                 time.sleep(STACK_DUMP_S)
-                kill_group(worker.pid)
-                worker.heartbeat_at = now
-        stall_timeout = self.config.run.stall_timeout
-        if now - self.updated_at > stall_timeout:
+                worker.kill()
+        samplers = [name for name in names if parse_worker(name).kind == SAMPLER]
+        if self.deadlines.stalled(samplers, self.clock):
             self._dump_state()
-            return Outcome.of(Exit.STALLED, f"no update for {stall_timeout:g} s; see {self.run_spec.debug_dir}")
+            sentence = f"no update for {self.config.run.stall_timeout:g} s, and no new rows"
+            return Outcome.of(Exit.STALLED, f"{sentence}; see {self.run_spec.debug_dir}")
         return None
 
     def _dump_state(self) -> None:
         """Write the stacks of all workers and the slot table into the debug folder."""
         for worker in self.processes.values():
-            request_stack_dump(worker.pid)
+            worker.request_stack_dump()
         table = self.shared.slot_table
         lines = [
             f"group {g}: {table.last_request(g)} pending {table.pending(g)} slots (state/handover_count) "
             + " ".join(f"{table.state(g, s)}/{table.handover_count(g, s)}" for s in range(table.slots_per_group))
             for g in range(table.num_groups)
         ]
-        (self.run_spec.debug_dir / "slot_table.txt").write_text("\n".join(lines) + "\n")
+        with contextlib.suppress(OSError):  # the folder may have been removed
+            (self.run_spec.debug_dir / "slot_table.txt").write_text("\n".join(lines) + "\n")
         time.sleep(STACK_DUMP_S)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sfactory.config import Config
 from sfactory.device.machine import cores
-from sfactory.envs import bounded, make_specs
-from sfactory.errors import Exit
+from sfactory.envs import bounded
+from sfactory.errors import UNGUARDED, Exit
 from sfactory.learning.batch_scaling import rescale_batch
 from sfactory.model.treatment import obs_lines
 from sfactory.monitor.writers import check_wandb
@@ -16,7 +16,9 @@ from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor.cores import by_cores, summary
 from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from
+from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.signals import Signals, requeue_job
+from sfactory.supervisor.specs import UnguardedError, read_specs
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.workers.shared import RunSpec
 
@@ -26,13 +28,21 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
 
     Raises ValueError, EnvError or RunBusy for wrong arguments, before anything is written.
     """
+    with exits_are_reported():
+        return _train(config, run_dir, resume)
+
+
+def _train(config: Config, run_dir: Path, resume: bool) -> Outcome:
     if config.run.kernels in ("auto", "native"):
         build_in_background()
     check_encoder(config.model.encoder)
     check_device("run.device", config.run.device)
     check_device("run.inference-device", config.run.inference_device)
     check_wandb(config)
-    specs = make_specs(config.env.tasks, config.env.options, config.training_envs)
+    try:
+        specs = read_specs(config)
+    except UnguardedError:
+        return Outcome("unguarded", UNGUARDED, "the script that trains has no guard")
     reading = obs_lines(specs[0], config)  # raises for observations that cannot be read
     bounded(specs[0], config.model.squash)  # raises for actions that cannot be squashed
     if config.run.init_from and not resume:

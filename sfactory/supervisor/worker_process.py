@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import threading
+import time
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
+
+from sfactory.supervisor import reaper
+from sfactory.supervisor.output_file import OutputFile
+
+KILL_S = 1.0  # for the reaper to end a worker and its children, after GIVE_UP_S at most
 
 
 def open_pidfd(pid: int) -> int:
@@ -15,17 +23,22 @@ def open_pidfd(pid: int) -> int:
 
 @dataclass
 class WorkerProcess:
-    """One generation of a worker."""
+    """One generation of a worker: the process of `reaper.py` that runs it."""
 
     name: str
     process: BaseProcess
     generation: int
+    output: OutputFile
     reaped: threading.Event = field(default_factory=threading.Event)
     """Set when the process is reaped: its telemetry reader ends with an empty queue."""
-    heartbeat: int = -1
-    """Newest heartbeat word."""
+    heartbeat: tuple[int, int] = (-1, -1)
+    """Newest heartbeat word, and the environment that a sampler steps or builds."""
     heartbeat_at: float = 0.0
     """When it changed, on the supervisor's clock."""
+    slots_before: int = 0
+    """Slots that were filled with its help when it started."""
+    exceeded: str = ""
+    """The time limit for which the supervisor killed it."""
 
     def __post_init__(self) -> None:
         self.pidfd = open_pidfd(self.pid)
@@ -40,11 +53,38 @@ class WorkerProcess:
         """None while it runs; the negative signal number if a signal killed it."""
         return self.process.exitcode
 
-    def join(self, seconds: float) -> None:
-        """Collect the exit status and close the descriptor. RuntimeError if the process does not exit in time."""
+    def kill(self) -> None:
+        """Have the worker and everything it started killed; it exits soon after."""
+        if self.exit_code is None:
+            reaper.kill([self.pid], reaper.STOP)
+            reaper.kill([self.pid], signal.SIGCONT)  # it may have been stopped
+
+    def request_stack_dump(self) -> None:
+        """Have the worker write the stacks of its threads into its output, also while it holds the interpreter lock."""
+        if self.exit_code is None:
+            reaper.kill([self.pid], reaper.STACKS)
+
+    def join(self) -> int:
+        """Kill the worker, wait for it and close the descriptor; return its exit code.
+
+        RuntimeError if it does not exit in time.
+        """
         self.reaped.set()
-        self.process.join(seconds)
+        self.kill()
+        if not self._exits_within(reaper.GIVE_UP_S + KILL_S):
+            reaper.kill([self.pid], signal.SIGKILL)
+            self._exits_within(KILL_S)
         if self.pidfd >= 0:
             os.close(self.pidfd)
-        if self.exit_code is None:
-            raise RuntimeError(f"{self.name} (pid {self.pid}) could not be reaped within {seconds:g} s")
+        code = self.exit_code
+        if code is None:
+            raise RuntimeError(f"{self.name} (pid {self.pid}) cannot be killed")
+        return code
+
+    def _exits_within(self, seconds: float) -> bool:
+        deadline, poll = time.monotonic() + seconds, select.poll()
+        if self.pidfd >= 0:
+            poll.register(self.pidfd, select.POLLIN)
+        while self.exit_code is None and (left := deadline - time.monotonic()) > 0:
+            poll.poll(1000.0 * (left if self.pidfd >= 0 else min(left, 0.01)))
+        return self.exit_code is not None

@@ -14,23 +14,22 @@ from __future__ import annotations
 
 import faulthandler
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from sfactory.envs import EnvError
+from sfactory.envs import EnvError, listen_to_builds
+from sfactory.envs.build_clock import BUILT
 from sfactory.learning.network import build_model
 from sfactory.monitor.messages import NO_EVALUATION, Message
 from sfactory.monitor.statistics import iqm
-from sfactory.play.episodes import model_policy, play_task
+from sfactory.play.episodes import model_policy, num_play_envs, play_task
 from sfactory.run import checkpoint
 from sfactory.workers.names import POLICY, evaluator_name
 from sfactory.workers.shared import RunSpec
 from sfactory.workers.worker import TelemetrySink
 
 POLL_S = 0.5
-BUILD_TIMEOUT_S = 120.0  # building imports packages and may load files, at the lowest priority
 
 
 class Watchdog:
@@ -72,29 +71,28 @@ class PolicyPlayer:
     def evaluate(
         self,
         env_steps: int,
-        on_step: Callable[[], None] = lambda: None,
-        on_build: Callable[[], None] = lambda: None,
+        on_step: Callable[[int], None] = lambda environments: None,
+        on_build: Callable[[int], None] = lambda environments: None,
     ) -> Message:
         """Play eval.episodes episodes of every task; return the results as telemetry.
 
-        env_steps: trained steps of the policy. on_step: called before every step; on_build: before environments are
-        built, for every task and wherever environments are replaced.
+        env_steps: trained steps of the policy. on_step, on_build: see `play_task`.
         """
         config, start = self.run_spec.config, time.perf_counter()
         seed, row = config.run.seed, {}
         returns, lengths, iqms = [], [], []
         for task in config.env.tasks:
-            policy = model_policy(self.model, config.eval.greedy, seed)
-
-            def act(obs: Mapping[str, np.ndarray], first: np.ndarray, policy: Any = policy) -> Any:
-                on_step()
-                return policy(obs, first)
-
-            squash, episodes = config.model.squash, config.eval.episodes
-            # Training environments have the numbers below.
-            index = config.sampling.num_envs
             _, _, played = play_task(
-                task, config.env.options, act, episodes, seed, squash=squash, on_build=on_build, env_index=index
+                task,
+                config.env.options,
+                model_policy(self.model, config.eval.greedy, seed),
+                config.eval.episodes,
+                seed,
+                squash=config.model.squash,
+                num_envs=num_play_envs(config),
+                on_build=on_build,
+                on_step=on_step,
+                env_index=config.sampling.num_envs,  # training environments have the numbers below
             )
             returns.append(float(np.mean(played.returns)))
             lengths.append(float(np.mean(played.lengths)))
@@ -130,17 +128,30 @@ class Evaluator:
         self.player.model.load_state_dict(weights)
         message: Message
         try:
-            message = self.player.evaluate(
-                int(newest.name),
-                on_step=self.watchdog.reset,
-                on_build=lambda: self.watchdog.allow(BUILD_TIMEOUT_S),  # the next step sets the limit of a step
-            )
+            with listen_to_builds(self._on_build_of):
+                message = self.player.evaluate(int(newest.name), self._on_step, self._on_build)
         except EnvError as error:  # the environment's fault; a later policy may do better
             message = NO_EVALUATION, self.player.name, (int(newest.name), str(error))
         self.sink.put(message)
         self.watchdog.stop()
         self.evaluated = int(newest.name)
         return True
+
+    def _on_step(self, environments: int) -> None:
+        if environments == 1:
+            self.watchdog.reset()
+        else:
+            self.watchdog.allow(environments * self.run_spec.config.env.step_timeout)
+
+    def _on_build(self, environments: int) -> None:
+        self.watchdog.allow(environments * self.run_spec.config.env.build_timeout)
+
+    def _on_build_of(self, env: int) -> None:
+        """A group builds one environment, or has built it (`listen_to_builds`)."""
+        if env == BUILT:
+            self.watchdog.reset()
+        else:
+            self._on_build(1)
 
     def run(self) -> None:
         """Evaluate until the process is killed, at the latest when the supervisor exits."""

@@ -14,6 +14,9 @@ POLICY = 0
 LEARNER, INFERENCE, SAMPLER, EVALUATOR = "learner", "inference", "sampler", "evaluator"
 """Kinds of workers."""
 
+SPECS = "specs"
+"""Name of the process that builds the environments of a run once, before its workers start."""
+
 
 class WorkerName(NamedTuple):
     """A parsed worker name. number: the policy of a learner or evaluator, the worker's own number of the others."""

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.envs import EnvError, Group, Step, bounded, check_spaces, make_group
+from sfactory.envs import EnvError, Group, Step, bounded, check_spaces, listen_to_builds, make_group
+from sfactory.envs.build_clock import BUILT
 from sfactory.envs.retry import START_S, retried
-from sfactory.errors import UnknownEnvError
 from sfactory.monitor import messages
 from sfactory.shm.slots import FREE, READY, SAMPLING, Request
 from sfactory.workers.names import sampler_name
-from sfactory.workers.shared import Phase, SharedState
+from sfactory.workers.shared import AT_ONCE, WHOLE_GROUP, Phase, SharedState
 from sfactory.workers.worker import TelemetrySink, Worker
 
 NOISE_STREAM = 1
@@ -68,6 +68,7 @@ class GroupRun:
         self.episode_seed, self.episode_step = (shared.arena[f"episode_{name}"][index] for name in ("seed", "step"))
         self.episode_step[:] = 0
         self._record_seeds()
+        self.stepping = AT_ONCE if getattr(envs, "at_once", False) else WHOLE_GROUP
         if hasattr(envs, "at"):
             envs.at = self.position[1:]
         if hasattr(envs, "beat"):
@@ -111,7 +112,7 @@ class GroupRun:
     def act(self) -> Step:
         """Step the environments with the policy's actions and write the result; hand the slot over when it is full."""
         view, t = self.view, self.t
-        self.position[:] = self.index, -1
+        self.position[:] = self.index, self.stepping
         step = self.envs.step(self.bounded({name: view[name][t] for name in self.action_names}))
         view["reward"][t] = step.reward
         view["terminated"][t], view["truncated"][t], view["valid"][t] = step.terminated, step.truncated, step.valid
@@ -179,35 +180,40 @@ class Sampler(Worker):
         super().__init__(sampler_name(index), shared, sink)
         run, sampling, env = self.config.run, self.config.sampling, self.config.env
         self.runs: list[GroupRun] = []
+        self.position = shared.arena["position"][index]
+        self._outside = Phase.BUILD  # phase between the environments that a group reports as being built
         for group in self.run_spec.groups_of(index):
+            self.position[:] = group, WHOLE_GROUP
             self._beat()
-            shared.arena["position"][index] = group, -1
             first_env = group * sampling.envs_per_group
             seeds = env_seeds(run.seed, self.run_spec.launch, generation, first_env, sampling.envs_per_group)
             exact = run.mode == "lockstep" and self.config.checkpoint.exact
             task = env.tasks[self.run_spec.task_of(group)]
             build = partial(self._build, task, seeds, exact, first_env)
-            # One was built before, for the spec: a simulator may hold its port or license for a moment longer.
-            envs = retried(build, START_S, self._beat, lambda error: getattr(error, "fault", False))
+            with listen_to_builds(partial(self._on_build, group)):
+                # One was built before, for the spec: a simulator may hold its port or license for a moment longer.
+                envs = retried(build, START_S, self._beat, lambda error: getattr(error, "fault", False))
+            self.position[:] = group, WHOLE_GROUP
+            self._beat()
             self.runs.append(GroupRun(group, envs, shared, self._beat))
+        self._outside = Phase.ENVIRONMENT
         self.episodes: list[tuple[float, int, int]] = []  # return, length, task
         self.steps = 0  # valid ones since the last message
         self.stages.drain()
 
     def _beat(self) -> None:
-        self.heartbeat(Phase.ENVIRONMENT)
+        """Show that this worker lives, while it builds or steps environments."""
+        self.heartbeat(self._outside)
 
     def _build(self, task: str, seeds: list[int], exact: bool, first_env: int) -> Group:
         """Build a group with the spaces of the run. Raises EnvError."""
-        try:
-            group = make_group(task, len(seeds), seeds, self.config.env.options, exact, env_index=first_env)
-        except UnknownEnvError as error:  # the supervisor knew it: it has read the spec
-            raise EnvError(
-                f"{task} is registered in the main process only: workers do not run what stands below the guard of a "
-                "script, or in a notebook; register it in a file of its own, for example my_envs.py, and train "
-                f"gymnasium/my_envs:{task.partition('/')[2].rpartition(':')[2]}"
-            ) from error
+        group = make_group(task, len(seeds), seeds, self.config.env.options, exact, env_index=first_env)
         return check_spaces(self.run_spec.spec, group)
+
+    def _on_build(self, group: int, env: int) -> None:
+        """An environment is about to be built or first reset, at the start or in place of one that failed; or is."""
+        self.position[:] = group, WHOLE_GROUP if env == BUILT else env
+        self.heartbeat(self._outside if env == BUILT else Phase.BUILD)
 
     def step(self) -> bool:
         """Act in every group that has a response, and start every slot that is free."""
@@ -256,4 +262,6 @@ class Sampler(Worker):
 
     def close(self) -> None:
         for run in self.runs:
+            self.position[:] = run.index, WHOLE_GROUP
+            self.heartbeat(Phase.CLOSE)
             run.envs.close()

@@ -59,11 +59,20 @@ class Precision(IntEnum):
 
 
 class Phase(IntEnum):
-    """What a worker is doing; only ENVIRONMENT is limited by `env.step_timeout`."""
+    """What a worker is doing. The position of a sampler says with which environment."""
 
     IDLE = 0
     WORK = 1
     ENVIRONMENT = 2
+    """Stepping environments, each for at most `env.step_timeout`."""
+    BUILD = 3
+    """Building environments and resetting them for the first time, each for at most `env.build_timeout`."""
+    CLOSE = 4
+    """Closing environments at the end of the run."""
+
+
+WHOLE_GROUP, AT_ONCE = -1, -2
+"""Positions of a sampler that does not know which environment runs: one after the other, or all in one native call."""
 
 
 class SupervisorWords(Words):

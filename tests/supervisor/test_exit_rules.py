@@ -24,8 +24,20 @@ SPARE = 2
 POSITION = ", in environment 3, seed 17, step 7 of the episode"
 
 
-def decide(name, code, *, faults=0, updates=5, finished=None, generation=1, last_line="", position=""):
-    worker = WorkerExit(name, code, generation, last_line, position, f"debug/{name}.txt")
+def decide(
+    name,
+    code,
+    *,
+    faults=0,
+    updates=5,
+    finished=None,
+    generation=1,
+    last_line="",
+    position="",
+    exceeded="",
+    building=False,
+):
+    worker = WorkerExit(name, code, generation, last_line, position, f"debug/{name}.txt", exceeded, building)
     return on_exit(worker, faults, updates, SPARE, finished)
 
 
@@ -74,7 +86,7 @@ def test_on_exit_ends_the_run_when_a_sampler_cannot_build_its_environments(gener
 def test_on_exit_restarts_a_later_generation_that_cannot_build_its_environments_within_the_budget():
     assert isinstance(decide("sampler-1", Exit.ENVIRONMENT, faults=SPARE - 1), Restart)
     action = decide("sampler-1", Exit.ENVIRONMENT, faults=SPARE, last_line="EnvError: no display")
-    sentence = "sampler-1 exited 3 times without an update (exit code 6): EnvError: no display"
+    sentence = "sampler-1 exited 3 times with little or no progress in between (exit code 6): EnvError: no display"
     assert ended(action) == ("environment fault", 6, sentence)
 
 
@@ -87,10 +99,39 @@ def test_on_exit_always_restarts_a_worker_that_was_killed_from_outside(name, fau
 
 @pytest.mark.parametrize("name", ["inference", "sampler-0"])
 def test_on_exit_counts_own_faults_against_the_budget(name):
-    action = decide(name, 1, faults=SPARE - 1, last_line="ValueError: no")
+    action = decide(name, 1, last_line="ValueError: no")
     assert action == Restart(f"{name} exited (exit code 1: ValueError: no); restarted", own_fault=True)
-    sentence = f"{name} exited 3 times without an update (exit code 1): ValueError: no"
+    action = decide(name, 1, faults=SPARE - 1, last_line="ValueError: no")
+    assert action == Restart(f"{name} exited (exit code 1: ValueError: no); restarted in 0.5 s", True, 0.5)
+    sentence = f"{name} exited 3 times with little or no progress in between (exit code 1): ValueError: no"
     assert ended(decide(name, 1, faults=SPARE, last_line="ValueError: no")) == ("worker lost", 7, sentence)
+
+
+def test_on_exit_waits_longer_before_every_further_restart():
+    def pause(faults):
+        return on_exit(WorkerExit("sampler-0", 1, 1), faults, 5, 100, None).pause_s
+
+    assert [pause(faults) for faults in range(7)] == [0.0, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+TOO_SLOW = "environment step exceeded 2 s (env.step-timeout, in environment 3)"
+
+
+def test_on_exit_counts_a_sampler_that_exceeded_a_time_limit_as_a_fault_of_its_own():
+    action = decide("sampler-0", SIGKILL, exceeded=TOO_SLOW, position=POSITION, last_line="File x, line 3 in step")
+    assert action == Restart(f"sampler-0 exited (killed: {TOO_SLOW}); restarted", own_fault=True)
+    word, code, sentence = ended(decide("sampler-0", SIGKILL, exceeded=TOO_SLOW, faults=SPARE))
+    assert (word, code) == ("environment fault", 6)
+    assert TOO_SLOW in sentence
+
+
+def test_on_exit_ends_the_run_when_an_environment_takes_too_long_to_build_at_the_start():
+    exceeded = "building an environment exceeded 2 s (env.build-timeout, building environment 3)"
+    word, code, sentence = ended(decide("sampler-0", SIGKILL, generation=0, exceeded=exceeded, building=True))
+    assert (word, code) == ("environment fault", 6)
+    assert sentence == f"sampler-0 could not build its environments: killed: {exceeded}"
+    later = decide("sampler-0", SIGKILL, exceeded=exceeded, building=True)
+    assert isinstance(later, Restart), "a later generation has the budget"
 
 
 def test_on_exit_names_the_environment_in_which_a_sampler_exited():

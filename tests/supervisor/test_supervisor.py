@@ -12,13 +12,24 @@ from sfactory.envs import make_spec
 from sfactory.monitor.board import Board
 from sfactory.run.outcome import Outcome
 from sfactory.shm import atomics
+from sfactory.shm.slots import FREE, READY, SAMPLING, Request
 from sfactory.supervisor import supervisor as module
-from sfactory.supervisor.exit_rules import EVALUATOR_EXITS
+from sfactory.supervisor.exit_rules import EVALUATOR_EXITS, FIRST_PAUSE_S
+from sfactory.supervisor.output_file import OutputFile
 from sfactory.supervisor.shutdown import stop_workers
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.supervisor.telemetry import Telemetry
 from sfactory.workers.names import evaluator_name, learner_name, sampler_name
-from sfactory.workers.shared import LearnerOutcome, Phase, RunSpec, SharedState, StopOrder, heartbeat_word
+from sfactory.workers.shared import (
+    AT_ONCE,
+    WHOLE_GROUP,
+    LearnerOutcome,
+    Phase,
+    RunSpec,
+    SharedState,
+    StopOrder,
+    heartbeat_word,
+)
 
 
 class FakeRecorder:
@@ -44,7 +55,7 @@ def supervisor(tmp_path):
         FakeRecorder(),
         SimpleNamespace(stop_count=0),
     )
-    supervisor.shared = SharedState.create(supervisor.run_spec)
+    supervisor.share(SharedState.create(supervisor.run_spec))
     return supervisor
 
 
@@ -93,34 +104,109 @@ def test_telemetry_wait_until_read_waits_for_slow_readers():
 
 
 def fake_processes(supervisor, monkeypatch):
-    """Workers are this process; returns the pids that were killed."""
+    """Start workers that are this process; returns the names of those that were killed."""
     killed = []
-    monkeypatch.setattr(module, "spawn", lambda message: SimpleNamespace(pid=os.getpid(), exitcode=None))
-    monkeypatch.setattr(module, "kill_group", killed.append)
-    monkeypatch.setattr(module, "request_stack_dump", lambda pid: None)
-    supervisor.orphan_killer = SimpleNamespace(watch=lambda pid: None)
+    monkeypatch.setattr(module, "spawn", lambda *_: SimpleNamespace(pid=os.getpid(), exitcode=None))
+    monkeypatch.setattr(module.WorkerProcess, "kill", lambda worker: killed.append(worker.name))
+    monkeypatch.setattr(module.WorkerProcess, "request_stack_dump", lambda worker: None)
+    monkeypatch.setattr(module, "STACK_DUMP_S", 0.0)
+    supervisor.orphan_killer = SimpleNamespace(watch=lambda pid: None, mark=lambda *_: "")
     return killed
 
 
-def test_restarted_sampler_has_no_deadline_before_its_first_heartbeat(supervisor, monkeypatch):
-    """The previous generation exited inside an environment, and loading may take longer than `env.step_timeout`."""
+def beat(supervisor, count, phase, env=-1):
+    """A heartbeat of the only sampler."""
     row = supervisor.run_spec.workers.index(sampler_name(0))
-    atomics.store(supervisor.shared.heartbeat, row, heartbeat_word(7, Phase.ENVIRONMENT))
-    killed = fake_processes(supervisor, monkeypatch)
+    supervisor.shared.arena["position"][0] = 0, env
+    atomics.store(supervisor.shared.heartbeat, row, heartbeat_word(count, phase))
+
+
+def check_at(supervisor, seconds):
+    """Advance the clock to `seconds` and check the deadlines."""
+    supervisor.clock = seconds
+    return supervisor._check_deadlines()
+
+
+@pytest.fixture
+def started(supervisor, monkeypatch):
+    """A supervisor whose workers have started (generation 1), with a list of those that it killed."""
+    supervisor.killed = fake_processes(supervisor, monkeypatch)
+    beat(supervisor, 7, Phase.ENVIRONMENT)  # of the previous generation, which exited inside an environment
     for name in supervisor.run_spec.workers:
         supervisor._start(name, 1)
-    supervisor._check_deadlines()
-    supervisor.clock = supervisor.updated_at = 10 * supervisor.config.env.step_timeout
-    supervisor._check_deadlines()
-    assert not killed
-    atomics.store(supervisor.shared.heartbeat, row, heartbeat_word(1, Phase.ENVIRONMENT))
-    supervisor._check_deadlines()
-    supervisor.clock = supervisor.updated_at = 12 * supervisor.config.env.step_timeout
-    supervisor._check_deadlines()
-    assert killed == [os.getpid()], "its own heartbeat counts"
+    yield supervisor
     for worker in supervisor.processes.values():
         worker.reaped.set()
         os.close(worker.pidfd)
+
+
+STEP, BUILD, STALL = 120.0, 600.0, 300.0  # the defaults
+
+
+def test_restarted_sampler_has_no_deadline_before_its_first_heartbeat(started):
+    """The previous generation exited inside an environment, and loading may take longer than `env.step_timeout`."""
+    check_at(started, 0)
+    check_at(started, 10 * STEP)
+    assert not started.killed
+    beat(started, 1, Phase.ENVIRONMENT, env=0)
+    check_at(started, 10 * STEP)
+    check_at(started, 12 * STEP)
+    assert started.killed == ["sampler-0"], "its own heartbeat counts"
+
+
+@pytest.mark.parametrize(("phase", "limit"), [(Phase.ENVIRONMENT, STEP), (Phase.BUILD, BUILD)])
+def test_every_environment_of_a_group_has_its_own_time(started, phase, limit):
+    """A group may take longer than one environment may, whether it is stepped or built."""
+    for turn in range(5):
+        beat(started, 1, phase, turn % 2)  # only the position changes
+        check_at(started, turn * 0.9 * limit)
+    assert not started.killed
+    check_at(started, 6 * limit)
+    assert started.killed == ["sampler-0"]
+    (message,) = (text for _, _, text in started.recorder.messages)
+    what = "environment step" if phase == Phase.ENVIRONMENT else "building an environment"
+    setting = "env.step-timeout" if phase == Phase.ENVIRONMENT else "env.build-timeout"
+    assert f"sampler-0: {what} exceeded {limit:g} s ({setting}, " in message
+    assert "environment 0" in message
+
+
+@pytest.mark.parametrize(("env", "times"), [(WHOLE_GROUP, 2), (AT_ONCE, 1)])
+def test_group_that_does_not_report_its_environments_has_the_time_of_all_of_them(started, env, times):
+    beat(started, 1, Phase.ENVIRONMENT, env)
+    check_at(started, 0)
+    check_at(started, times * STEP)
+    assert not started.killed
+    check_at(started, times * STEP + 1)
+    assert started.killed == ["sampler-0"]
+
+
+def request(supervisor, number):
+    supervisor.shared.slot_table.request(0, Request(number, 0, 0))
+
+
+def test_run_is_no_stall_while_rows_arrive_and_one_as_soon_as_neither_rows_nor_updates_do(started):
+    beat(started, 1, Phase.WORK)
+    for turn in range(6):  # one row in almost `stall_timeout`, no update at all
+        request(started, turn + 1)
+        assert check_at(started, turn * 0.9 * STALL) is None
+    last = 5 * 0.9 * STALL
+    started.shared.learner[0].updates = 1
+    assert check_at(started, last + STALL) is None, "an update arrived"
+    beat(started, 2, Phase.IDLE)  # a sampler that waits has heartbeats too
+    outcome = check_at(started, last + 2 * STALL + 1)
+    assert outcome.code == 8
+    assert outcome.sentence.startswith("no update for 300 s, and no new rows")
+
+
+@pytest.mark.parametrize("phase", [Phase.BUILD, Phase.ENVIRONMENT])
+def test_run_is_no_stall_while_a_sampler_is_within_the_time_of_an_environment(started, phase):
+    object.__setattr__(started.config.env, "step_timeout", 2 * STALL)
+    beat(started, 1, phase, env=1)
+    assert check_at(started, 0) is None
+    assert check_at(started, 1.9 * STALL) is None
+    beat(started, 2, Phase.WORK, env=1)
+    assert check_at(started, 2.8 * STALL) is None
+    assert check_at(started, 3.0 * STALL).code == 8
 
 
 def test_supervisor_abandons_an_evaluator_only_if_it_exits_repeatedly_without_a_result(supervisor):
@@ -129,7 +215,7 @@ def test_supervisor_abandons_an_evaluator_only_if_it_exits_repeatedly_without_a_
 
     def exits():
         supervisor._record()
-        assert supervisor._on_exit(SimpleNamespace(name=name, generation=len(started)), -9) is None
+        assert supervisor._on_exit(exited(name, len(started)), -9) is None
 
     for number in range(3 * EVALUATOR_EXITS):  # one result between any two exits
         supervisor.recorder.board.evaluated = number
@@ -143,12 +229,45 @@ def test_supervisor_abandons_an_evaluator_only_if_it_exits_repeatedly_without_a_
     assert all("restarted" in text for text in messages[:-1])
 
 
-def test_supervisor_forgets_faults_of_workers_after_an_update(supervisor):
-    supervisor.faults.update({sampler_name(0): 2, evaluator_name(): 3})
-    supervisor.shared.learner[0].updates = 1
-    supervisor._record()
-    assert supervisor.faults[sampler_name(0)] == 0
-    assert supervisor.faults[evaluator_name()] == 3
+def exited(name, generation=1, **fields):
+    """A worker process that has exited."""
+    output = SimpleNamespace(last_line=lambda: "ValueError: no", path=f"debug/{name}.txt")
+    return SimpleNamespace(
+        **{"name": name, "generation": generation, "output": output, "exceeded": "", "slots_before": 0, **fields}
+    )
+
+
+def test_supervisor_forgets_faults_of_a_sampler_only_for_slots_that_it_fills_itself(supervisor):
+    """Updates from the data of others would hide a sampler that always fails."""
+    supervisor._start, supervisor.updates = lambda name, generation: None, 5
+    name = sampler_name(0)
+    for faults in (1, 2, 3):
+        supervisor.shared.learner[0].updates += 1
+        supervisor._record()
+        supervisor._on_exit(exited(name), 1)
+        assert supervisor.faults[name] == faults
+    for _ in range(2 * module.SLOTS_PER_FAULT):
+        for states in ((FREE, SAMPLING), (SAMPLING, READY), (READY, FREE)):
+            supervisor.shared.slot_table.transition(0, 0, *states)
+    supervisor._on_exit(exited(name), 1)
+    assert supervisor.faults[name] == 3 - 2 + 1
+    supervisor._on_exit(exited(name, slots_before=2 * module.SLOTS_PER_FAULT), 1)
+    assert supervisor.faults[name] == 3, "slots of an earlier generation count once"
+
+
+def test_supervisor_pauses_before_it_restarts_a_sampler_that_fails_again(supervisor):
+    started, name = [], sampler_name(0)
+    supervisor._start, supervisor.updates = lambda name, generation: started.append(generation), 5
+    supervisor._on_exit(exited(name, 0), 1)
+    assert started == [1], "at once after the first fault"
+    supervisor._on_exit(exited(name, 1), 1)
+    supervisor._start_due()
+    assert started == [1]
+    supervisor.clock += FIRST_PAUSE_S
+    supervisor._start_due()
+    supervisor._start_due()
+    assert started == [1, 2]
+    assert "restarted in 0.5 s" in supervisor.recorder.messages[-1][2]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +276,7 @@ def test_supervisor_forgets_faults_of_workers_after_an_update(supervisor):
 def test_shutdown_reports_a_learner_that_fails_before_it_exits(supervisor, monkeypatch, outcome, word, code):
     ended = Outcome(outcome, {"finished": 0, "interrupted": 130}[outcome], "the stop rule was reached")
     learner = SimpleNamespace(name=learner_name(), exit_code=1, pidfd=-1, heartbeat_at=0.0)
+    learner.output = OutputFile(supervisor.run_spec.debug_dir / "learner.txt")
     supervisor.processes[learner.name] = learner
     supervisor.reap = lambda worker: supervisor.processes.pop(worker.name)
     supervisor.run_spec.debug_dir.mkdir()

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from functools import partial
 from itertools import groupby
 
 import pytest
 
-from sfactory.config import Config, Env, Eval, Model
+from sfactory.config import Config, Env, Eval, Model, Sampling
 from sfactory.envs import EnvError, make_spec
 from sfactory.learning.network import build_model
+from sfactory.play import episodes
 from sfactory.run import checkpoint, checkpoint_writer
 from sfactory.workers import evaluator as module
 from sfactory.workers.evaluator import Evaluator, PolicyPlayer
@@ -157,7 +159,10 @@ def test_evaluator_arms_the_watchdog_only_while_it_plays(run_spec, monkeypatch):
     assert calls == [], "no checkpoint to play"
     save(run_spec, 110)
     evaluator.step()
-    assert [limit for limit, _ in groupby(calls)] == [module.BUILD_TIMEOUT_S, 20.0, "stopped"]
+    limits, build = [limit for limit, _ in groupby(calls)], run_spec.config.env.build_timeout
+    assert limits[:2] == [build, 20.0], "of an environment that is built, and of a step"
+    assert limits[-2:] == [20.0, "stopped"]
+    assert set(limits) == {build, 4 * build, 20.0, "stopped"}, "four, before the group reports each of them"
 
 
 def test_policy_player_tells_of_building_for_every_task(tmp_path):
@@ -165,6 +170,42 @@ def test_policy_player_tells_of_building_for_every_task(tmp_path):
     tasks = "gymnasium/CartPole-v1", "gymnasium/CartPole-v0"
     config = Config(env=Env(",".join(tasks)), model=Model(hidden=(8,)), eval=Eval(every=100, episodes=2))
     player, calls = PolicyPlayer(RunSpec(config, make_spec(tasks[0]), str(tmp_path), 0)), []
-    player.evaluate(100, on_step=lambda: calls.append("step"), on_build=lambda: calls.append("build"))
+    player.evaluate(100, on_step=lambda number: calls.append("step"), on_build=lambda number: calls.append("build"))
     assert [call for call, _ in groupby(calls)] == ["build", "step", "build", "step"]
     assert calls.count("build") == 4, "the spec and the group of each task"
+
+
+@pytest.mark.parametrize(
+    ("target", "steps", "builds"),
+    [("gymnasium/CartPole-v1", {1}, [1, 3]), ("faults/count", {1}, [1, 3]), ("minatar/breakout", {3}, [1, 3])],
+)
+def test_policy_player_tells_how_many_environments_a_call_covers(tmp_path, target, steps, builds):
+    """A group that says which environment it steps is limited by one step, any other by those of all of them."""
+    config = Config(env=Env(target), model=Model(hidden=(8,)), eval=Eval(every=100, episodes=3))
+    player, covered, built = PolicyPlayer(RunSpec(config, make_spec(target), str(tmp_path), 0)), set(), []
+    player.evaluate(100, covered.add, built.append)
+    assert (covered, built) == (steps, builds)
+
+
+@pytest.mark.parametrize(("num_envs", "training", "expected"), [(0, 2, 2), (0, 50, 5), (3, 2, 3)])
+def test_policy_player_has_no_more_environments_than_training_unless_it_is_told_so(
+    tmp_path, monkeypatch, num_envs, training, expected
+):
+    sizes = []
+
+    def recording(num_envs, first_env, make):
+        sizes.append(num_envs)
+        return make(num_envs, first_env)
+
+    real = episodes.group_factory
+    monkeypatch.setattr(
+        episodes, "group_factory", lambda *args, **options: partial(recording, make=real(*args, **options))
+    )
+    config = Config(
+        env=Env("faults/count"),
+        model=Model(hidden=(8,)),
+        sampling=Sampling(num_samplers=1, groups_per_sampler=1, envs_per_group=training),
+        eval=Eval(every=100, episodes=5, num_envs=num_envs),
+    )
+    PolicyPlayer(RunSpec(config, make_spec("faults/count"), str(tmp_path), 0)).evaluate(100)
+    assert sizes == [expected]

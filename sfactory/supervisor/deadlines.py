@@ -1,0 +1,84 @@
+"""Time limits: of environments that are stepped or built, and of a run in which nothing arrives.
+
+An environment has `env.step_timeout` for each step and `env.build_timeout` to be built and reset for the first time.
+Every environment that a sampler begins to step or build counts as a sign of life, so a group may take as long as its
+environments together. A group that does not report them has the time of all of them.
+
+A run is stalled after `run.stall_timeout` in which no row was written, no update finished, and no sampler was inside an
+environment, where the limits above hold. Samplers stop writing when every slot is full, so a learner that does not
+update is found as well.
+"""
+
+from __future__ import annotations
+
+from sfactory.supervisor.worker_process import WorkerProcess
+from sfactory.workers.names import SAMPLER, parse_worker
+from sfactory.workers.shared import WHOLE_GROUP, Phase, RunSpec, SharedState, heartbeat_phase
+
+
+class Deadlines:
+    """Reads heartbeats and positions of the workers. Times are seconds on the supervisor's clock."""
+
+    def __init__(self, run_spec: RunSpec, shared: SharedState) -> None:
+        self.run_spec, self.config, self.shared = run_spec, run_spec.config, shared
+        self.arrived_at = 0.0  # when a row or an update last arrived
+        self._seen: tuple[list[int], bytes, bytes] | None = None
+
+    # -- one worker --------------------------------------------------------------------------------------------
+
+    def heartbeat(self, name: str) -> tuple[int, int]:
+        """The newest heartbeat word of a worker, and the environment that a sampler is in."""
+        kind, index = parse_worker(name)
+        env = int(self.shared.arena["position"][index, 1]) if kind == SAMPLER else 0
+        return int(self.shared.heartbeat[self.run_spec.workers.index(name)]), env
+
+    def phase(self, name: str) -> Phase:
+        """What a worker is doing; IDLE for the evaluator, which has no heartbeat."""
+        return heartbeat_phase(self.heartbeat(name)[0]) if name in self.run_spec.workers else Phase.IDLE
+
+    def exceeded(self, worker: WorkerProcess, now: float) -> str:
+        """Update the time of the worker's newest heartbeat; return the limit that was exceeded, empty if none was."""
+        heartbeat = self.heartbeat(worker.name)
+        if heartbeat != worker.heartbeat:
+            worker.heartbeat, worker.heartbeat_at = heartbeat, now
+            return ""
+        phase, env = heartbeat_phase(heartbeat[0]), self.config.env
+        if phase == Phase.ENVIRONMENT:
+            what, limit, setting = "environment step", env.step_timeout, "env.step-timeout"
+        elif phase == Phase.BUILD:
+            what, limit, setting = "building an environment", env.build_timeout, "env.build-timeout"
+        else:
+            return ""
+        number = self.config.sampling.envs_per_group if heartbeat[1] == WHOLE_GROUP else 1
+        if now - worker.heartbeat_at <= number * limit:
+            return ""
+        times = f"{number} x " if number > 1 else ""
+        return f"{what} exceeded {times}{limit:g} s ({setting}{self.position(worker.name)})"
+
+    def position(self, name: str) -> str:
+        """The environment a sampler steps or builds, for messages; empty if it is not inside one."""
+        kind, index = parse_worker(name)
+        phase = self.phase(name)
+        if kind != SAMPLER or phase not in (Phase.ENVIRONMENT, Phase.BUILD):
+            return ""
+        arena, size = self.shared.arena, self.config.sampling.envs_per_group
+        group, env = (int(x) for x in arena["position"][index])
+        doing = "in" if phase == Phase.ENVIRONMENT else "building"
+        if env < 0:
+            return f", {doing} environments {group * size} to {group * size + size - 1}"
+        where = f", {doing} environment {group * size + env}"
+        if phase == Phase.BUILD:
+            return where
+        seed, step = int(arena["episode_seed"][group, env]), int(arena["episode_step"][group, env])
+        return f"{where}, seed {seed}, step {step} of the episode"
+
+    # -- the run -----------------------------------------------------------------------------------------------
+
+    def stalled(self, samplers: list[str], now: float) -> bool:
+        """Whether nothing has arrived for `run.stall_timeout`. samplers: names of those that run."""
+        rows, positions = self.shared.slot_table.request_words, self.shared.arena["position"]
+        seen = [learner.updates for learner in self.shared.learner], rows.tobytes(), positions.tobytes()
+        busy = any(self.phase(name) in (Phase.ENVIRONMENT, Phase.BUILD) for name in samplers)
+        if busy or seen != self._seen:
+            self._seen, self.arrived_at = seen, now
+        return now - self.arrived_at > self.config.run.stall_timeout

@@ -1,0 +1,62 @@
+"""Tell once how long the first update will take, if that is long: until then a run shows no numbers."""
+
+from __future__ import annotations
+
+from sfactory.workers.names import sampler_name
+from sfactory.workers.shared import Phase, RunSpec, SharedState, heartbeat_phase
+
+MEASURE_S = 5.0  # of stepping, before a rate is trusted
+MEASURE_STEPS = 10
+LONGEST_S = 30.0  # after which fewer steps are enough
+REPORT_S = 60.0
+
+
+class FirstUpdate:
+    """Measures the first environment steps of a run."""
+
+    def __init__(self, run_spec: RunSpec, shared: SharedState) -> None:
+        self.run_spec, self.shared = run_spec, shared
+        self.done = False
+        self._begun: tuple[float, int] | None = None  # time and steps when the first step was seen
+
+    def line(self, now: float) -> str:
+        """The line to report, the first time it is known; otherwise an empty string."""
+        if self.done or not (steps := self._steps()):
+            return ""
+        if self._begun is None:
+            self._begun = now, steps
+        seconds, steps = now - self._begun[0], steps - self._begun[1]
+        if seconds < MEASURE_S or steps < (MEASURE_STEPS if seconds < LONGEST_S else 1):
+            return ""
+        self.done = True
+        return first_update_line(self.run_spec.config.batch_rows, steps / seconds)
+
+    def _steps(self) -> int:
+        """Environment steps so far, with those of group steps that are not complete."""
+        size = self.run_spec.config.sampling.envs_per_group
+        rows = self.shared.slot_table.row_counts()
+        if rows.trained or rows.skipped:
+            self.done = True  # there was an update
+        steps = rows.sampled
+        for sampler, (_, env) in enumerate(self.shared.arena["position"].tolist()):
+            row = self.run_spec.workers.index(sampler_name(sampler))
+            if env > 0 and heartbeat_phase(self.shared.heartbeat[row]) == Phase.ENVIRONMENT:
+                steps += min(env, size)
+        return steps
+
+
+def first_update_line(rows: int, rate: float) -> str:
+    """The line for an update of so many rows at so many environment steps per second; empty if it takes a minute."""
+    seconds = rows / rate
+    if seconds <= REPORT_S:
+        return ""
+    return (
+        f"the first update will take about {_duration(seconds)}: it needs {rows:,} environment steps, and there are "
+        f"{rate:.3g} per second; fewer: --sampling.rollout-length, --sampling.envs-per-group"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in words, rounded."""
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} hours"

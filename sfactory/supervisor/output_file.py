@@ -1,0 +1,60 @@
+"""The file that a worker's stdout and stderr go to, kept small.
+
+The worker appends to it directly, so that nothing is lost when it is killed and no process has to read what it writes.
+When the file exceeds MAX_BYTES, its beginning and its newest part are kept. What is written in that moment may be lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+MAX_BYTES = 10_000_000
+FIRST_BYTES, LAST_BYTES = 1_000_000, 4_000_000  # kept
+LINE_BYTES = 8192  # read for the last line
+
+
+class OutputFile:
+    """Output of one generation of a worker; generations and launches append to one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.left_out = path, 0
+        self._start = self._size()  # what is before it was written by an earlier generation
+
+    def trim(self) -> None:
+        """Leave out the middle of a file that has become too large. Cheap otherwise; never raises OSError."""
+        if (size := self._size()) <= MAX_BYTES:
+            return
+        with contextlib.suppress(OSError), open(self.path, "r+b", opener=_no_link) as file:
+            first = file.read(FIRST_BYTES)
+            file.seek(size - LAST_BYTES)
+            newest = file.read(LAST_BYTES)
+            first, newest = first[: first.rfind(b"\n") + 1 or None], newest[newest.find(b"\n") + 1 :]
+            self.left_out += size - len(first) - len(newest)
+            file.truncate(len(first))
+            with open(self.path, "ab", opener=_no_link) as end:  # as the worker does, which may have written since
+                end.write(b"\n[%d bytes are left out: the file is limited to %d]\n" % (self.left_out, MAX_BYTES))
+                end.write(newest)
+            before, now = size - len(newest), self._size() - len(newest)
+            self._start = max(self._start - before, 0) + now
+
+    def last_line(self) -> str:
+        """Last line that this generation wrote, without what is beyond LINE_BYTES; an empty string if there is none."""
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(self._start, size - LINE_BYTES))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+            return lines[-1].strip() if lines else ""
+        return ""
+
+    def _size(self) -> int:
+        try:
+            return os.lstat(self.path).st_size
+        except OSError:
+            return 0
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file of the run, never one elsewhere that a link in a run folder of somebody else leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
