@@ -44,6 +44,7 @@ class EnvGroup:
         self.factory, self.num_envs, self.name, self.seeds = factory, num_envs, name, list(seeds)
         self.env_index = env_index
         self._building = build_clock()
+        self.at = np.full(1, -1)  # index of the environment that is being stepped; see `sfactory.envs.Group`
         self.envs: list[gymnasium.Env] = []
         try:
             for env in range(num_envs):  # where one was built, a failure of the next may be gone in a moment
@@ -55,7 +56,6 @@ class EnvGroup:
         self._castable: set[tuple[str, np.dtype]] = set()  # dtypes that were already checked
         self._over, self._seeded = [False] * num_envs, False  # the next step resets this one; seeds were used
         self.tally = EpisodeTally(num_envs)
-        self.at = np.full(1, -1)  # index of the environment that is being stepped; see `sfactory.envs.Group`
         self.beat: Callable[[], None] = lambda: None  # called while the group waits; see `sfactory.envs.Group`
 
     def _read_spaces(self, frame_skip: int, protocol: str, limit: int | None, drop: Sequence[str]) -> None:
