@@ -89,6 +89,7 @@ NUMBERS = {  # leaf -> line without what is done to the numbers; that without no
     ((2,), "int64", INFINITE): ("vector of 2 int64 without bounds -> mlp", NO_BOUNDS),
     ((2,), "int64", ((-(2**63),), (2**63 - 1,))): ("vector of 2 int64 without bounds -> mlp", NO_BOUNDS),
     ((2,), "int64", ((0,), (2**31 - 1,))): ("vector of 2 int64 without bounds -> mlp", NO_BOUNDS),
+    ((2,), "int64", ((-math.inf,), (5,))): ("vector of 2 int64 without bounds -> mlp", NO_BOUNDS),
     ((2,), "int64", ((-1,), (1,))): ("vector of 2 int64, -1 to 1 -> mlp", "as it is, -1 to 1"),
     ((10, 10), "uint8", BYTES): ("vector of 100 (10x10) uint8, 0 to 255 -> mlp", "scaled to [-1, 1]"),
     ((8, 64, 3), "uint8", BYTES): ("vector of 1536 (8x64x3) uint8, 0 to 255 -> mlp", "scaled to [-1, 1]"),
