@@ -10,9 +10,9 @@ CHANNELS = (1, 3, 4)  # grey, red-green-blue, and these with transparency
 def to_frame(picture: np.ndarray) -> np.ndarray | None:
     """Convert a rendered picture to uint8 [H, W, 3]; None if it is no picture.
 
-    Grey pictures [H, W], pictures with the channels first and with a fourth channel (transparency, which is dropped)
-    are converted too. Floats up to 1 are taken as 0 to 1, larger ones as 0 to 255; truth values are black and white; of
-    unsigned 16-bit numbers the upper 8 bits count.
+    Grey pictures [H, W], pictures with the channels first, and those with a fourth channel (transparency, which is
+    dropped) are converted too. Floats up to 1 are taken as 0 to 1, larger ones as 0 to 255; truth values are black and
+    white; of unsigned 16-bit numbers the upper 8 bits count.
     """
     if picture.ndim == 2:
         picture = picture[:, :, None]

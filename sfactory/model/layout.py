@@ -56,10 +56,7 @@ def smaller_side(shape: Sequence[int]) -> int:
 def layout_of(shape: Sequence[int]) -> Layout | None:
     """The layout of a picture of this shape, two axes or more; None if the shape does not decide it."""
     side = smaller_side(shape)
-    found = [axis for axis in range(len(shape) - 1) if min(shape[axis : axis + 2]) == side]
-    if len(found) != 1:
-        return None
-    height = found[0]
+    height = next(axis for axis in range(len(shape) - 1) if min(shape[axis : axis + 2]) == side)
     channels = tuple(axis for axis in range(len(shape)) if axis not in (height, height + 1))
     square = shape[height] == shape[height + 1]
     few = max(FEW_CHANNELS, side - 1 if square else side // 2)

@@ -258,6 +258,16 @@ def obs_lines(spec: Any, config: Any) -> list[str]:
     return lines
 
 
+def cost_lines(spec: Any, config: Any) -> list[str]:
+    """A line if a run computes convolutions of pictures twice: settings for vectors have `model.separate`."""
+    pictures = [one for one in obs_treatments(spec, config).values() if one.layout is not None and not one.grid]
+    if not (pictures and config.model.separate):
+        return []
+    return [
+        "model.separate: actor and critic read the picture each; --model.separate false shares it, at half the cost"
+    ]
+
+
 def bounded(low: float, high: float) -> bool:
     """Whether two bounds say something of a number: finite, and smaller than those of 32-bit integers."""
     return abs(low) < UNBOUNDED and abs(high) < UNBOUNDED

@@ -9,7 +9,7 @@ from sfactory.device.machine import cores
 from sfactory.envs import bounded
 from sfactory.errors import UNGUARDED, Exit
 from sfactory.learning.batch_scaling import rescale_batch
-from sfactory.model.treatment import obs_lines
+from sfactory.model.treatment import cost_lines, obs_lines
 from sfactory.monitor.writers import check_wandb
 from sfactory.native.library import build_in_background
 from sfactory.run.outcome import Outcome
@@ -43,7 +43,7 @@ def _train(config: Config, run_dir: Path, resume: bool) -> Outcome:
         specs = read_specs(config)
     except UnguardedError:
         return Outcome("unguarded", UNGUARDED, "the script that trains has no guard")
-    reading = obs_lines(specs[0], config)  # raises for observations that cannot be read
+    reading = obs_lines(specs[0], config) + cost_lines(specs[0], config)  # raises for observations that cannot be read
     bounded(specs[0], config.model.squash)  # raises for actions that cannot be squashed
     if config.run.init_from and not resume:
         check_init_from(config, specs[0])

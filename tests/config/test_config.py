@@ -232,8 +232,8 @@ def test_underscores_and_dashes_in_flags_are_equal():
          "32 lanes (2 slots x 16 envs) must divide into 5 minibatches; try batch.minibatches 4 or 8"),
         (["--optim.schedule", "linear", "--stop.env-steps", "0"],
          "optim.schedule linear ends at stop.env-steps, which is 0; set it, or use constant"),
-        (["--model.encoder", "cnn"],
-         "model.encoder is cnn; it must be auto, mlp, minatar, nature, impala or module:Class"),
+        (["--model.encoder", "resnet"],
+         "model.encoder is resnet; it must be auto, mlp, minatar, nature, impala, cnn or module:Class"),
     ],
 )  # fmt: skip
 def test_build_reports_a_mistake_in_one_line(flags, message):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from sfactory.envs import EnvSpec, Leaf
-from sfactory.model.treatment import MOST_LINES, obs_lines, treat
+from sfactory.model.treatment import MOST_LINES, cost_lines, obs_lines, treat
 
 BYTES, ONE, HALF = ((0,), (255,)), ((0,), (1,)), ((-1,), (1,))
 SCALED = "scaled by 1/255"
@@ -89,6 +89,7 @@ NUMBERS = {  # leaf -> line without what is done to the numbers; that without no
     ((2,), "int64", INFINITE): ("vector of 2 int64 without bounds -> mlp", NO_BOUNDS),
     ((2,), "int64", ((-(2**63),), (2**63 - 1,))): ("vector of 2 int64 without bounds -> mlp", NO_BOUNDS),
     ((2,), "int64", ((0,), (2**31 - 1,))): ("vector of 2 int64 without bounds -> mlp", NO_BOUNDS),
+    ((2,), "int64", ((-math.inf,), (5,))): ("vector of 2 int64 without bounds -> mlp", NO_BOUNDS),
     ((2,), "int64", ((-1,), (1,))): ("vector of 2 int64, -1 to 1 -> mlp", "as it is, -1 to 1"),
     ((10, 10), "uint8", BYTES): ("vector of 100 (10x10) uint8, 0 to 255 -> mlp", "scaled to [-1, 1]"),
     ((8, 64, 3), "uint8", BYTES): ("vector of 1536 (8x64x3) uint8, 0 to 255 -> mlp", "scaled to [-1, 1]"),
@@ -167,8 +168,10 @@ def test_affine_maps_bounds_to_the_ends_of_the_interval():
     assert ((-2 - shift) * factor, (2 - shift) * factor) == (0, 1)
 
 
-def config(encoder="auto", normalize=False):
-    return SimpleNamespace(model=SimpleNamespace(encoder=encoder), normalize=SimpleNamespace(obs=normalize))
+def config(encoder="auto", normalize=False, separate=False):
+    return SimpleNamespace(
+        model=SimpleNamespace(encoder=encoder, separate=separate), normalize=SimpleNamespace(obs=normalize)
+    )
 
 
 def test_obs_lines_name_every_leaf_the_mask_and_what_is_left_out():
@@ -199,6 +202,16 @@ def test_obs_lines_of_many_leaves_are_few_with_pictures_first():
     lines = obs_lines(EnvSpec("a/b", obs, {}), config())
     assert len(lines) == MOST_LINES
     assert lines[-1] == "and 8 more observations"
+
+
+@pytest.mark.parametrize(("leaf", "separate", "count"), [
+    (Leaf((64, 64, 3), "uint8"), True, 1), (Leaf((64, 64, 3), "uint8"), False, 0), (Leaf((7, 7, 3), "uint8"), True, 0),
+    (Leaf((10, 10, 4), "bool"), True, 0), (Leaf((3,), "float32"), True, 0),
+])  # fmt: skip
+def test_cost_lines_say_that_separate_networks_read_a_picture_twice(leaf, separate, count):
+    lines = cost_lines(EnvSpec("a/b", {"obs": leaf}, {}), config(separate=separate))
+    assert len(lines) == count
+    assert all("--model.separate false" in line for line in lines)
 
 
 def test_treatment_is_decided_without_torch():
