@@ -37,7 +37,7 @@ from gymnasium.vector import AutoresetMode
 from sfactory.envs import NO_SETTINGS, EnvError, Group, Settings, missing_package, one_line, suggest
 from sfactory.envs.gymnasium_adapter import EnvGroup
 from sfactory.envs.python_env import protocol_of
-from sfactory.envs.python_target import differs_by_copy, import_module, settings_of_copy
+from sfactory.envs.python_target import accepts, differs_by_copy, import_module, settings_of_copy
 from sfactory.envs.rendering import NO_OPENGL, RenderedGroup, render_without_display
 from sfactory.envs.vector_adapter import Native, VectorGroup
 from sfactory.envs.wrappers import Wrappers
@@ -264,7 +264,8 @@ def make(
         env.close()
     if render_mode or settings.get("render_mode"):
         render_without_display()
-    for_video = {"render_mode": render_mode} if render_mode else {}  # some environments have no such parameter
+    # Some environments have no such parameter.
+    for_video = {"render_mode": render_mode} if render_mode and accepts(registered.creator, "render_mode") else {}
 
     def factory(index: int) -> gymnasium.Env:
         env = registered.build(index, **for_video)

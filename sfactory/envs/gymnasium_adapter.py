@@ -61,6 +61,10 @@ class EnvGroup:
     def _read_spaces(self, frame_skip: int, protocol: str, limit: int | None, drop: Sequence[str]) -> None:
         """Build the spec and the arrays of observations."""
         env, registered = self.envs[0], self.envs[0].spec
+        if len({id(env) for env in self.envs}) < self.num_envs:
+            raise EnvError(
+                f"{self.name} returned the same environment twice; every call must build a new one", fault=True
+            )
         if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
             raise EnvError(f"{self.name}: environments of one group must have the same spaces")
         self.observation_space, self.action_space = env.observation_space, env.action_space

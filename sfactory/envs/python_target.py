@@ -30,9 +30,11 @@ INDEX = "{index}"
 def is_python_target(name: str) -> bool:
     """Whether a name stands for a class or function of the user's own, and not for FAMILY/ID.
 
-    It has a colon before the first slash (`my_file:MyEnv`), or after the name of a file (`sub/my_file.py:MyEnv`).
+    It has a colon before the first slash (`my_file:MyEnv`), or after the name of a file (`sub/my_file.py:MyEnv`);
+    `gymnasium/my_file.py:Mine-v0` is an id.
     """
-    return ":" in name.partition("/")[0] or name.rpartition(":")[0].endswith(".py")
+    family, _, rest = name.partition("/")
+    return ":" in family or (rest.rpartition(":")[0].endswith(".py") and family != "gymnasium")
 
 
 def load_target(target: str) -> Callable[..., Any]:
@@ -102,32 +104,32 @@ def asks_for(function: Callable[..., Any], parameter: str) -> bool:
 
     A class whose `__init__` passes `**kwargs` on also has the parameters of the classes that it inherits from.
     """
+    return _takes(function, parameter) is True
+
+
+def accepts(function: Callable[..., Any], parameter: str) -> bool:
+    """Whether a class or function has a parameter of this name, or may pass it on with other `**kwargs`."""
+    return _takes(function, parameter) is not False
+
+
+def _takes(function: Callable[..., Any], parameter: str) -> bool | None:
+    """Whether there is a parameter of this name; None if that cannot be known because of `**kwargs`."""
     if isinstance(function, functools.partial):
-        return parameter not in function.keywords and asks_for(function.func, parameter)
+        return False if parameter in function.keywords else _takes(function.func, parameter)
     calls: list[Any] = [function]
     if inspect.isclass(function):
-        calls = [parent.__dict__["__init__"] for parent in function.__mro__ if "__init__" in parent.__dict__]
+        parents = [parent.__dict__ for parent in function.__mro__ if parent is not object]
+        calls = [parent["__init__"] for parent in parents if "__init__" in parent]
     for call in calls:
         try:
             parameters = inspect.signature(call).parameters
         except (TypeError, ValueError):  # some functions of C extensions have no signature
-            return False
+            return None
         if parameter in parameters:
             return parameters[parameter].kind in KEYWORD
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return False
-    return False
-
-
-def accepts(function: Callable[..., Any], parameter: str) -> bool:
-    """Whether a class or function has a parameter of this name, or is a function that takes every keyword."""
-    if asks_for(function, parameter):
-        return True
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return not inspect.isclass(function) and any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return None if calls else False
 
 
 def settings_of_copy(function: Callable[..., Any], settings: Mapping[str, Any], index: int) -> dict[str, Any]:

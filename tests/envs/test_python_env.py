@@ -1,11 +1,13 @@
 """Environments named by a class or function: `my_file:MyEnv`."""
 
+import functools
 import sys
 
 import numpy as np
 import pytest
 
 from sfactory.envs import EnvError, EnvOptions, is_python_target, make_group, make_spec, name_family
+from sfactory.envs.python_target import accepts, asks_for
 
 MORE = """
 class Leveled(MyEnv):
@@ -60,7 +62,9 @@ instance, number = MyEnv(), 3
     [
         ("my_file:MyEnv", True), ("my_file.py:MyEnv", True), ("package.module:factory", True),
         ("sub/my_file.py:MyEnv", True), ("./my_file.py:MyEnv", True), ("/home/me/my_file.py:MyEnv", True),
-        ("gymnasium/CartPole-v1", False), ("gymnasium/my_file:Mine-v0", False), ("gymnasium/ale_py:ALE/Pong-v5", False),
+        ("sub/gymnasium/my_file.py:MyEnv", True), ("gymnasium/my_file.py:Mine-v0", False),
+        ("gymnasium/CartPole-v1", False), ("gymnasium/my_file:Mine-v0", False),
+        ("gymnasium/ale_py:ALE/Pong-v5", False),
         ("minatar/breakout", False),
     ],
 )  # fmt: skip
@@ -213,6 +217,52 @@ def test_render_mode_is_given_for_a_video_only_to_what_accepts_it(own_file):
     make_group("my_file:MyEnv", 1, [0], render=True)  # has no such parameter
     make_group("my_file:filmed", 1, [0], {"render_mode": "human"})  # a setting of the user
     assert sys.modules["my_file"].CALLS == [None, "rgb_array", "human"]
+
+
+class Base:
+    def __init__(self, a, render_mode=None):
+        pass
+
+
+class PassesOn(Base):
+    def __init__(self, *, b=1, **kwargs):
+        super().__init__(**kwargs)
+
+
+class TakesAll:
+    def __init__(self, **kwargs):
+        pass
+
+
+class Nothing:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("function", "parameter", "asks", "may_take"),
+    [
+        (Base, "a", True, True), (Base, "b", False, False), (PassesOn, "render_mode", True, True),
+        (PassesOn, "b", True, True), (PassesOn, "c", False, False), (TakesAll, "a", False, True),
+        (Nothing, "a", False, False), (lambda a, /: None, "a", False, False), (lambda **kwargs: None, "a", False, True),
+        (functools.partial(Base, a=1), "a", False, False), (functools.partial(Base, a=1), "render_mode", True, True),
+    ],
+)  # fmt: skip
+def test_asks_for_follows_keyword_arguments_through_the_parents_of_a_class(function, parameter, asks, may_take):
+    assert asks_for(function, parameter) is asks
+    assert accepts(function, parameter) is may_take
+
+
+def test_a_function_that_returns_one_environment_again_and_again_is_a_fault(own_file):
+    own_file("my_file.py", "ONE = MyEnv()\ndef same():\n    return ONE\n")
+    with pytest.raises(EnvError, match=r"^my_file:same returned the same environment twice; every call must") as caught:
+        make_group("my_file:same", 2, [0, 1])
+    assert caught.value.exit_code == 6
+
+
+def test_gymnasium_imports_a_file_by_its_path(own_file):
+    own_file("my_file.py", "gymnasium.register('Mine-v0', entry_point=MyEnv)\n")
+    assert make_spec("gymnasium/my_file.py:Mine-v0").obs["obs"].shape == (3,)
+    assert make_spec("gymnasium/my_file:Mine-v0").name == "gymnasium/my_file:Mine-v0"
 
 
 def test_env_protocol_is_refused_by_an_environment_without_protocols(own_file):
