@@ -86,6 +86,8 @@ class Update:
         # Rows of one lane are correlated: minibatches of rows have a less noisy gradient. Memory needs whole lanes.
         self.by_rows = config.batch.shuffle == "rows" and not model.state_size
         self.kl, self.ess = config.optim.kl_target, 1.0  # of the last update, for the adaptive schedules
+        self.on_optimizer_step: Callable[[], None] = lambda: None
+        """Called after every optimizer step that is not replayed from a recording."""
         self.device_work: Work = self._device_work
         if accelerator is not None and self.objective.recordable and self.learners.recordable:
             self.device_work = Replay(accelerator, self._device_work, log)
@@ -225,6 +227,7 @@ class Update:
         self.learners.average_gradients(self.parameters, valid)
         norm, skipped = self.optimizer.clip_and_step(self.config.optim.max_grad_norm)
         self.objective.after_step()
+        self.on_optimizer_step()
         return {"skipped": skipped, **loss.losses, "losses/grad_norm": norm, **loss.diagnostics}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------

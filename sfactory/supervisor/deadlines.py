@@ -4,9 +4,9 @@ An environment has `env.step_timeout` for each step and `env.build_timeout` to b
 Every environment that a sampler begins to step or build counts as a sign of life, so a group may take as long as its
 environments together. A group that does not report them has the time of all of them.
 
-A run is stalled after `run.stall_timeout` in which no row was written, no update finished, and no sampler was inside an
-environment, where the limits above hold. Samplers stop writing when every slot is full, so a learner that does not
-update is found as well.
+A run is stalled after `run.stall_timeout` in which no row was written, no optimizer step was taken, and no sampler was
+inside an environment, where the limits above hold. Samplers stop writing when every slot is full, so a learner that
+does not get on is found as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Deadlines:
     def __init__(self, run_spec: RunSpec, shared: SharedState) -> None:
         self.run_spec, self.config, self.shared = run_spec, run_spec.config, shared
         self.arrived_at = 0.0  # when a row or an update last arrived
-        self._seen: tuple[list[int], bytes, bytes] | None = None
+        self._seen: tuple[list[tuple[int, int]], bytes, bytes] | None = None
 
     # -- one worker --------------------------------------------------------------------------------------------
 
@@ -77,7 +77,8 @@ class Deadlines:
     def stalled(self, samplers: list[str], now: float) -> bool:
         """Whether nothing has arrived for `run.stall_timeout`. samplers: names of those that run."""
         rows, positions = self.shared.slot_table.request_words, self.shared.arena["position"]
-        seen = [learner.updates for learner in self.shared.learner], rows.tobytes(), positions.tobytes()
+        learners = [(learner.updates, learner.optimizer_steps) for learner in self.shared.learner]
+        seen = learners, rows.tobytes(), positions.tobytes()
         busy = any(self.phase(name) in (Phase.ENVIRONMENT, Phase.BUILD) for name in samplers)
         if busy or seen != self._seen:
             self._seen, self.arrived_at = seen, now

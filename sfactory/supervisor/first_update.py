@@ -21,8 +21,15 @@ class FirstUpdate:
 
     def line(self, now: float) -> str:
         """The line to report, the first time it is known; otherwise an empty string."""
-        if self.done or not (steps := self._steps()):
+        if self.done:
             return ""
+        counts = self.shared.slot_table.row_counts()
+        if counts.trained or counts.skipped:
+            self.done = True  # the first update is over
+            return ""
+        if not counts.sampled:
+            return ""
+        steps = counts.sampled + self._within_groups()
         if self._begun is None:
             self._begun = now, steps
         seconds, steps = now - self._begun[0], steps - self._begun[1]
@@ -31,17 +38,13 @@ class FirstUpdate:
         self.done = True
         return first_update_line(self.run_spec.config.batch_rows, steps / seconds)
 
-    def _steps(self) -> int:
-        """Environment steps so far, with those of group steps that are not complete."""
-        size = self.run_spec.config.sampling.envs_per_group
-        rows = self.shared.slot_table.row_counts()
-        if rows.trained or rows.skipped:
-            self.done = True  # there was an update
-        steps = rows.sampled
+    def _within_groups(self) -> int:
+        """Environment steps of group steps that are not complete."""
+        steps = 0
         for sampler, (_, env) in enumerate(self.shared.arena["position"].tolist()):
             row = self.run_spec.workers.index(sampler_name(sampler))
             if env > 0 and heartbeat_phase(self.shared.heartbeat[row]) == Phase.ENVIRONMENT:
-                steps += min(env, size)
+                steps += env
         return steps
 
 
@@ -59,4 +62,4 @@ def first_update_line(rows: int, rate: float) -> str:
 def _duration(seconds: float) -> str:
     """Seconds in words, rounded."""
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} hours"
+    return f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} hours"

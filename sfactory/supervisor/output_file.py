@@ -1,7 +1,7 @@
 """The file that a worker's stdout and stderr go to, kept small.
 
 The worker appends to it directly, so that nothing is lost when it is killed and no process has to read what it writes.
-When the file exceeds MAX_BYTES, its beginning and its newest part are kept. What is written in that moment may be lost.
+When the file exceeds MAX_BYTES, its beginning and its newest part are kept.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 MAX_BYTES = 10_000_000
 FIRST_BYTES, LAST_BYTES = 1_000_000, 4_000_000  # kept
 LINE_BYTES = 8192  # read for the last line
+_LEFT_OUT = b"\n[left out here: "
+_PASSES = 5  # over what is written meanwhile
 
 
 class OutputFile:
@@ -23,21 +25,36 @@ class OutputFile:
         self._start = self._size()  # what is before it was written by an earlier generation
 
     def trim(self) -> None:
-        """Leave out the middle of a file that has become too large. Cheap otherwise; never raises OSError."""
-        if (size := self._size()) <= MAX_BYTES:
+        """Leave out the middle of a file that has become too large. Cheap otherwise; never raises OSError.
+
+        The newest part is moved to the front and the file is cut behind it. Only what is written in the microseconds
+        before the cut is lost.
+        """
+        if self._size() <= MAX_BYTES:
             return
-        with contextlib.suppress(OSError), open(self.path, "r+b", opener=_no_link) as file:
-            first = file.read(FIRST_BYTES)
+        with contextlib.suppress(OSError), open(self.path, "r+b", buffering=0, opener=_no_link) as file:
+            first = file.read(FIRST_BYTES + len(_LEFT_OUT)).partition(_LEFT_OUT)[0]  # what is kept already
+            first = first[: first.rfind(b"\n", 0, FIRST_BYTES) + 1 or FIRST_BYTES]
+            size = self._size()
             file.seek(size - LAST_BYTES)
             newest = file.read(LAST_BYTES)
-            first, newest = first[: first.rfind(b"\n") + 1 or None], newest[newest.find(b"\n") + 1 :]
+            newest = newest[newest.find(b"\n") + 1 :]
             self.left_out += size - len(first) - len(newest)
-            file.truncate(len(first))
-            with open(self.path, "ab", opener=_no_link) as end:  # as the worker does, which may have written since
-                end.write(b"\n[%d bytes are left out: the file is limited to %d]\n" % (self.left_out, MAX_BYTES))
-                end.write(newest)
-            before, now = size - len(newest), self._size() - len(newest)
-            self._start = max(self._start - before, 0) + now
+            file.seek(len(first))
+            file.write(_LEFT_OUT + b"%d bytes; the file is limited to %d]\n" % (self.left_out, MAX_BYTES))
+            moved = file.tell() - (size - len(newest))
+            file.write(newest)
+            end, copied = file.tell(), size
+            for _ in range(_PASSES):
+                if (size := self._size()) == copied:
+                    break
+                file.seek(copied)
+                meanwhile = file.read(min(size - copied, LAST_BYTES))
+                file.seek(end)
+                file.write(meanwhile)
+                end, copied = file.tell(), copied + len(meanwhile)
+            file.truncate(end)
+            self._start = max(self._start + moved, 0)
 
     def last_line(self) -> str:
         """Last line that this generation wrote, without what is beyond LINE_BYTES; an empty string if there is none."""

@@ -30,7 +30,7 @@ MARK = "SFACTORY_WORKER"
 """Environment variable of every process below a worker: RUN/WORKER/GENERATION/."""
 STOP = getattr(signal, "SIGRTMIN", signal.SIGQUIT)
 """Signal that makes a `worker` process kill its command. One that no scheduler sends."""
-ORPHANED = STOP + 1
+ORPHANED = STOP + 1 if hasattr(signal, "SIGRTMIN") else STOP
 """Signal that a `worker` process gets from the kernel when PARENT exits."""
 STACKS = signal.SIGUSR2
 """Signal that a `worker` process passes on to its command."""

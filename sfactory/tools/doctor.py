@@ -33,12 +33,13 @@ from sfactory.device.machine import (
     read_words,
     smallest,
 )
+from sfactory.supervisor.blas_threads import VARIABLES
 
 GIB = 2**30
 OLDEST_PYTHON = (3, 11)
 WORKERS = 16  # whose file descriptors should be available
+PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER = 2, 37
 FDS = 64 + 16 * WORKERS  # as in `supervisor.spawn.check_descriptors`
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,10 @@ def check_cores(cores: int, allowed: int, quota: float | None) -> MachineFinding
 
 
 def check_threads(environ: Mapping[str, str], usable: int) -> MachineFinding:
-    """Check environment variables that make the BLAS of every sampler start several threads."""
-    values = {name: environ[name] for name in THREADS if name in environ}
-    text = ", ".join(f"{name}={value}" for name, value in values.items()) or "no variable set"
+    """Check environment variables that make the BLAS of every sampler start several threads. Without any it has one."""
+    values = {name: environ[name] for name in VARIABLES if name in environ}
+    text = ", ".join(f"{name}={value}" for name, value in values.items())
+    text = text or "no variable set: samplers and evaluator get one thread each"
     wrong = [name for name, value in values.items() if not value.isdigit() or not 1 <= int(value) <= max(usable, 1)]
     if wrong:
         advice = f"{wrong[0]} should be a number from 1 to {usable}; export {wrong[0]}=1"
@@ -157,9 +159,13 @@ def check_descriptors(soft: int, hard: int) -> MachineFinding:
     return MachineFinding("ok", "descriptors", text)
 
 
-def check_process_exit(pdeathsig: bool, pidfd: bool) -> MachineFinding:
-    """Check how workers are ended with their supervisor, and how fast their exit is detected."""
-    text = f"death signal {'yes' if pdeathsig else 'no'}, pidfd {'yes' if pidfd else 'no'}"
+def check_process_exit(pdeathsig: bool, pidfd: bool, subreaper: bool = True) -> MachineFinding:
+    """Check how workers and what they started are ended, and how fast their exit is detected."""
+    has = {"death signal": pdeathsig, "pidfd": pidfd, "subreaper": subreaper}
+    text = ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in has.items())
+    if not subreaper:
+        advice = "training works, but simulators that an environment starts in a session of their own may be left over"
+        return MachineFinding("warn", "processes", text, advice)
     if pdeathsig and pidfd:
         return MachineFinding("ok", "processes", text)
     advice = (
@@ -262,7 +268,7 @@ def examine(folder: Path | None = None) -> list[MachineFinding]:
         check_memory(memory.total, memory.available, None if limit is None else int(limit)),
         check_shared_memory(shutil.disk_usage(shm).total if shm.is_dir() else None, hasattr(os, "memfd_create")),
         check_descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE)),
-        check_process_exit(_death_signal(), hasattr(os, "pidfd_open")),
+        check_process_exit(_death_signal(), hasattr(os, "pidfd_open"), _prctl_int(PR_GET_CHILD_SUBREAPER) is not None),
         check_cuda(torch.get("devices", []), driver, torch.get("version")),
         check_bf16(cpu_flags()),
         check_compiler(shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")),
@@ -288,10 +294,14 @@ def _torch() -> dict[str, Any]:
 
 def _death_signal() -> bool:
     """Return whether prctl(PR_SET_PDEATHSIG) is available; reads it without setting it."""
-    if sys.platform != "linux":
-        return False
+    return _prctl_int(PR_GET_PDEATHSIG) in (0, *map(int, signal.Signals))
+
+
+def _prctl_int(option: int) -> int | None:
+    """Return what one of prctl's options reads; None where there is no such option."""
     value = ctypes.c_int()
-    return ctypes.CDLL(None).prctl(2, ctypes.byref(value)) == 0 and value.value in (0, *map(int, signal.Signals))
+    there = sys.platform == "linux" and ctypes.CDLL(None).prctl(option, ctypes.byref(value), 0, 0, 0) == 0
+    return value.value if there else None
 
 
 def _library(name: str) -> bool:

@@ -58,6 +58,7 @@ class Learner(Worker):
         self.learners: Learners = SingleLearner()
         self.config = self._with_precision()
         self.update = Update(self.config, self.model, self.device, self.accelerator, self.log, self.learners)
+        self.update.on_optimizer_step = self._count_optimizer_step
         self.log(self.update.kernels_line)
         self.counters = Counters()
         self.metrics = LearnerMetrics(self.update.objective.largest_metrics)
@@ -185,6 +186,9 @@ class Learner(Worker):
         if self.accelerator is not None:
             self.accelerator.wait()  # sleeping; reading a value would wait too, but keep a core busy
         return metrics
+
+    def _count_optimizer_step(self) -> None:
+        self.words.optimizer_steps += 1
 
     def _count(self, metrics: dict[str, torch.Tensor]) -> None:
         """Count the update and its rows, as trained or as skipped."""

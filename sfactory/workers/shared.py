@@ -97,6 +97,8 @@ class LearnerWords(Words):
     """Whether there is a checkpoint."""
     precision = Word(5, Precision)
     """Written before version 0 is published, so every process that has weights can read it."""
+    optimizer_steps = Word(6, int)
+    """A sign of life within a long update."""
 
 
 _PHASE_BITS = 4

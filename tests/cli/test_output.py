@@ -1,0 +1,104 @@
+"""Stdout is for results: environments print to stderr, in Python, in C and from processes they start."""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sfactory.cli.output import stdout_to_stderr
+
+LOUD = """
+import atexit, ctypes, os, subprocess
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+def speak(where):
+    print("python in", where)
+    os.write(1, f"descriptor in {where}\\n".encode())
+    ctypes.CDLL(None).printf(f"C in {where}\\n".encode())
+
+speak("import")
+atexit.register(speak, "exit")
+
+class Loud(CartPoleEnv):
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        speak("constructor")
+        subprocess.run(["echo", "child in constructor"])
+    def step(self, action):
+        speak("step")
+        return super().step(action)
+    def __del__(self):
+        speak("del")
+
+gymnasium.register("Loud-v0", Loud, max_episode_steps=50)
+"""
+SMALL = ["--sampling.num-samplers", "1", "--sampling.envs-per-group", "2", "--sampling.rollout-length", "8"]
+SMALL += ["--batch.minibatches", "1", "--batch.epochs", "1", "--stop.env-steps", "200", "--run.device", "cpu"]
+LOCKSTEP = ["--run.mode", "lockstep", "--checkpoint.exact", "false"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loud")
+    (folder / "loud.py").write_text(LOUD)
+    return folder
+
+
+def run(folder, *words):
+    """Run a command in the folder; (parsed stdout, stderr)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sfactory", *words], cwd=folder, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.parametrize("mode", [[], LOCKSTEP], ids=["async", "lockstep"])
+def test_train_and_eval_write_json_only_on_stdout(folder, mode):
+    name = f"run{len(mode)}"
+    outcome, err = run(folder, "train", "gymnasium/loud:Loud-v0", "--run.dir", name, "--quiet", "--json", *SMALL, *mode)
+    assert outcome["code"] == 0
+    speakers = ("python", "descriptor", "C", "child")
+    assert all(f"{speaker} in constructor" in err for speaker in speakers)
+    result, err = run(folder, "eval", name, "--episodes", "2", "--json")
+    assert len(result["returns"]) == 2
+    assert all(f"{speaker} in constructor" in err for speaker in speakers)
+    assert all(f"{speaker} in step" in err for speaker in speakers[:3])
+    assert "C in exit" in err, "what the C library held back until the exit"
+
+
+def test_check_env_writes_json_only_on_stdout(folder):
+    report, err = run(folder, "check-env", "gymnasium/loud:Loud-v0", "--seconds", "0.5", "--json")
+    assert report["findings"]
+    assert all(f"{speaker} in {where}" in err for speaker in ("python", "C") for where in ("import", "step"))
+
+
+def test_stdout_to_stderr_redirects_everything_and_restores_it(capfd):
+    before = sys.stdout
+    print("before")
+    with stdout_to_stderr():
+        print("inside")
+        os.write(1, b"descriptor\n")
+        ctypes.CDLL(None).puts(b"held back by C")
+    print("after", flush=True)
+    out, err = capfd.readouterr()
+    assert sys.stdout is before
+    assert out.split() == ["before", "after"]
+    assert {"inside", "descriptor", "held back by C"} <= set(err.splitlines())
+
+
+def test_stdout_to_stderr_restores_stdout_after_an_error(capfd):
+    with pytest.raises(KeyError), stdout_to_stderr():
+        raise KeyError
+    print("after", flush=True)
+    assert capfd.readouterr().out == "after\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_stdout_to_stderr_works_where_a_stream_is_closed(closed):
+    code = "from sfactory.cli.output import stdout_to_stderr as s\nwith s(): print('x')\nimport os; os._exit(0)"
+    assert subprocess.run(["sh", "-c", f'exec "{sys.executable}" -c "{code}" {closed}']).returncode == 0

@@ -1,0 +1,206 @@
+"""A reaper ends everything that its command started, whoever is killed, and exits as the command did."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from sfactory.supervisor import reaper
+from sfactory.supervisor.reaped_process import reaper_command
+from sfactory.supervisor.spawn import OrphanKiller
+
+SIMULATOR = "import time; time.sleep(600)"
+CODE = f"""
+import os, subprocess, sys, time
+SIMULATOR = {SIMULATOR!r}
+run = [sys.executable, "-c", SIMULATOR, sys.argv[1]]
+plain = subprocess.Popen(run)
+session = subprocess.Popen(run, start_new_session=True)
+empty = subprocess.Popen(run, start_new_session=True, env={{}})
+if os.fork() == 0:  # a daemon: its parent exits at once
+    os.setsid()
+    subprocess.Popen(run, env={{}})
+    os._exit(0)
+os.wait()
+print("ready", flush=True)
+how = sys.argv[2]
+if how == "sleep":
+    time.sleep(600)
+if how.startswith("kill"):
+    os.kill(os.getpid(), int(how[4:]))
+sys.exit(int(how))
+"""
+
+
+def tagged(tag):
+    """Processes of the simulator with this tag."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if {tag, SIMULATOR} <= set(process.info["cmdline"] or ()) and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+def eventually(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def tag():
+    tag = secrets.token_hex(8)
+    yield tag
+    for process in tagged(tag):
+        process.kill()
+
+
+def start(tmp_path, tag, how, mark="run/worker/0/", parent=None):
+    """A reaper whose command starts four simulators: waits until they run."""
+    output = tmp_path / "output.txt"
+    command = [sys.executable, "-c", CODE, tag, how]
+    words = [
+        *reaper_command(),
+        "worker",
+        str(parent or os.getpid()),
+        mark,
+        str(output),
+        "SOME_VARIABLE=1",
+        "--",
+        *command,
+    ]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE)
+    eventually(lambda: output.exists() and "ready" in output.read_text())
+    return process
+
+
+def command_of(process):
+    """The command that a reaper runs."""
+    (command,) = (child for child in psutil.Process(process.pid).children() if CODE in child.cmdline())
+    return command
+
+
+@pytest.mark.parametrize(("how", "code"), [("0", 0), ("7", 7), ("kill9", -9), ("kill11", -11), ("kill6", -6)])
+def test_reaper_ends_what_its_command_leaves_and_exits_as_it_did(tmp_path, tag, how, code):
+    process = start(tmp_path, tag, how)
+    assert process.wait(10) == code
+    assert not tagged(tag)
+
+
+def test_reaper_kills_its_command_on_stop(tmp_path, tag):
+    process = start(tmp_path, tag, "sleep")
+    assert len(tagged(tag)) == 4
+    process.send_signal(reaper.STOP)
+    assert process.wait(10) == -signal.SIGKILL
+    assert not tagged(tag)
+
+
+def test_reaper_ends_everything_when_its_command_is_killed_from_outside(tmp_path, tag):
+    process = start(tmp_path, tag, "sleep")
+    command_of(process).kill()
+    assert process.wait(10) == -signal.SIGKILL
+    assert not tagged(tag)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_reaper_ignores_what_a_scheduler_sends_to_all_processes(tmp_path, tag, number):
+    process = start(tmp_path, tag, "sleep")
+    process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.send_signal(reaper.STOP)
+    process.wait(10)
+
+
+def test_reaper_collects_simulators_that_exit_while_the_command_runs(tmp_path, tag):
+    process = start(tmp_path, tag, "sleep")
+    ours = psutil.Process(process.pid)
+    eventually(lambda: len(ours.children()) == 2)  # the command, and the daemon, whose parent is gone
+    (daemon,) = (child for child in ours.children() if SIMULATOR in child.cmdline())
+    daemon.kill()
+    eventually(lambda: len(ours.children()) == 1)
+    process.send_signal(reaper.STOP)
+    process.wait(10)
+
+
+def test_reaper_gives_its_command_the_variables_and_no_others(tmp_path, tag):
+    process = start(tmp_path, tag, "sleep")
+    command = command_of(process)
+    environ = command.environ()
+    assert (environ["SOME_VARIABLE"], environ[reaper.MARK]) == ("1", "run/worker/0/")
+    assert "SOME_VARIABLE" not in os.environ
+    assert reaper.MARK not in os.environ
+    process.send_signal(reaper.STOP)
+    process.wait(10)
+
+
+def test_end_marked_kills_what_a_killed_reaper_left(tmp_path, tag):
+    """Two of the four simulators have an environment of their own without the mark: they cannot be found."""
+    mark = f"{secrets.token_hex(8)}/worker/0/"
+    process = start(tmp_path, tag, "sleep", mark)
+    command = command_of(process)
+    process.kill()
+    process.wait(10)
+    eventually(lambda: not command.is_running() or command.status() == psutil.STATUS_ZOMBIE)  # by its death signal
+    assert len(tagged(tag)) == 4
+    reaper.end_marked(mark)
+    assert len(tagged(tag)) == 2
+
+
+SUPERVISOR = """
+import subprocess, sys, time
+from sfactory.supervisor.spawn import OrphanKiller
+killer = OrphanKiller()
+sys.path.insert(0, sys.argv[1])
+from test_reaper import start
+from pathlib import Path
+process = start(Path(sys.argv[2]), sys.argv[3], "sleep", killer.mark("worker", 0))
+killer.watch(process.pid)
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def supervisor(tmp_path, tag):
+    """A process with an orphan killer and a worker; (process, reaper of the worker)."""
+    words = [sys.executable, "-c", SUPERVISOR, os.path.dirname(__file__), str(tmp_path), tag]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    yield process, psutil.Process(int(process.stdout.readline()))
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("state", ["running", "stopped", "killed"])
+def test_nothing_is_left_a_second_after_the_supervisor_was_killed(supervisor, tag, state):
+    """Whatever state the worker and its reaper are in."""
+    process, its_reaper = supervisor
+    if state == "stopped":
+        for one in (its_reaper, *its_reaper.children(recursive=True)):
+            one.suspend()
+    if state == "killed":
+        its_reaper.kill()
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    time.sleep(1.0)
+    left = tagged(tag)
+    assert len(left) == (2 if state == "killed" else 0), "two without the mark, if nothing knows them any more"
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE and p not in left]
+
+
+def test_orphan_killer_exits_with_nothing_to_do_after_an_orderly_end():
+    killer = OrphanKiller()
+    began = time.monotonic()
+    killer.watch(2**22 + 1)  # no process has this id
+    killer.forget(2**22 + 1)
+    killer.close()
+    assert killer._process.returncode == 0
+    assert time.monotonic() - began < 2.0
