@@ -1,4 +1,4 @@
-"""Properties of this machine: cores, processor name, control groups, presence of a GPU."""
+"""Properties of this machine: cores, processor name, presence of a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
+from sfactory.shm.control_groups import control_groups, read_text, read_words, smallest, version_1_groups
+
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86-64, x86-64, ARM
 NUMA = Path("/sys/devices/system/node")
 GPUS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia", "/dev/nvhost-ctrl")
@@ -40,49 +41,21 @@ def core_list(text: str) -> frozenset[int]:
 
 def cores() -> int:
     """Number of cores this process may use: its affinity, or fewer if a container has a quota."""
-    quota = smallest(cpu_quota(group) for group in control_groups())
+    quota = smallest(cpu_quota(group) for group in [*control_groups(), *version_1_groups("cpu")])
     return affinity() if quota is None else max(1, min(affinity(), math.ceil(quota)))
-
-
-def control_groups(root: Path = CGROUP, membership: Path = Path("/proc/self/cgroup")) -> list[Path]:
-    """Control groups (version 2) whose limits apply to this process: the root, and all groups down to its own."""
-    found = [root]
-    for line in read_text(membership).splitlines():
-        if line.startswith("0::/"):
-            for part in line.removeprefix("0::/").split("/"):
-                if part and part != "..":
-                    found.append(found[-1] / part)
-    return found
-
-
-def smallest(limits: Iterable[float | None]) -> float | None:
-    """The smallest limit, ignoring None; None if there is none."""
-    return min((x for x in limits if x is not None), default=None)
 
 
 def cpu_quota(cgroup: Path) -> float | None:
     """Average number of cores the control group may use (version 2, then 1); None if unlimited."""
     quota, period = (read_words(cgroup / "cpu.max") + ["", ""])[:2]
-    if not quota:
-        quota = " ".join(read_words(cgroup / "cpu" / "cpu.cfs_quota_us"))
-        period = " ".join(read_words(cgroup / "cpu" / "cpu.cfs_period_us"))
+    for folder in (cgroup / "cpu", cgroup):
+        if not quota:
+            quota = " ".join(read_words(folder / "cpu.cfs_quota_us"))
+            period = " ".join(read_words(folder / "cpu.cfs_period_us"))
     try:
         return float(quota) / float(period) if float(quota) > 0 else None
     except (ValueError, ZeroDivisionError):  # "max", or no such file
         return None
-
-
-def read_text(path: Path) -> str:
-    """Contents of a file; empty if it does not exist or cannot be read."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
-
-
-def read_words(path: Path) -> list[str]:
-    """Words of a file; empty if it does not exist or cannot be read."""
-    return read_text(path).split()
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:

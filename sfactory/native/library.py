@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sfactory.device.machine import processor, read_text
+from sfactory.device.machine import processor
+from sfactory.shm.control_groups import read_text
 
 SOURCE = Path(__file__).with_name("kernels.c")
 COMPILERS = ("cc", "gcc", "clang")

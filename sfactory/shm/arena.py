@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sfactory.shm.control_groups import CGROUP, free_memory
+
 ALIGN = 64  # bytes of a cache line: no word crosses a line and no two arrays share one
 
 
@@ -58,19 +60,12 @@ def _not_enough_memory(size: int, reason: str) -> str:
     )
 
 
-def _check_room(size: int, group: Path = Path("/sys/fs/cgroup")) -> None:
+def _check_room(size: int, root: Path = CGROUP, membership: Path = Path("/proc/self/cgroup")) -> None:
     """MemoryError if `size` bytes are not free: the kernel grants shared memory page by page and kills the process at
     the first page that is missing."""
-    free = math.inf
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(cache.get("inactive_file", 0)))  # page cache: the kernel frees it on demand
-    if size > free:
-        raise MemoryError(_not_enough_memory(size, f"{free / 2**20:.0f} MiB are free"))
+    free = free_memory(root, membership)
+    if size > free.bytes:
+        raise MemoryError(_not_enough_memory(size, free.text))
 
 
 def _advise_huge_pages(memory: mmap.mmap) -> None:

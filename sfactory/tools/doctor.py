@@ -24,15 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfactory.device.machine import (
-    BF16_FLAGS,
-    affinity,
-    control_groups,
-    cpu_flags,
-    cpu_quota,
-    read_words,
-    smallest,
-)
+from sfactory.device.machine import BF16_FLAGS, affinity, cpu_flags, cpu_quota
+from sfactory.shm.control_groups import control_groups, free_memory, memory_limit, smallest, version_1_groups
 from sfactory.supervisor.blas_threads import VARIABLES
 
 GIB = 2**30
@@ -77,15 +70,6 @@ def _not_installed(packages: list[str]) -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             missing.append(package)
     return missing
-
-
-def memory_limit(cgroup: Path) -> int | None:
-    """Return the memory limit of a control group in bytes; None if there is none."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        for word in read_words(cgroup / name):
-            if word.isdigit() and int(word) < 2**60:  # version 1 stores "no limit" as a huge number
-                return int(word)
-    return None
 
 
 def check_python(version: tuple[int, ...], torch: str | None) -> MachineFinding:
@@ -255,7 +239,8 @@ def examine(folder: Path | None = None) -> list[MachineFinding]:
 
     torch = _torch()
     groups, memory = control_groups(), psutil.virtual_memory()
-    limit = smallest(memory_limit(group) for group in groups)
+    limit = smallest(memory_limit(group) for group in [*groups, *version_1_groups("memory")])
+    available = int(min(memory.available, free_memory().bytes))
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     shm = Path("/dev/shm")
     libraries = {name: _library(name) for name in _PACKAGES}
@@ -263,9 +248,11 @@ def examine(folder: Path | None = None) -> list[MachineFinding]:
     allowed = affinity()
     return [
         check_python(tuple(sys.version_info[:3]), torch.get("version")),
-        check_cores(os.cpu_count() or 1, allowed, smallest(cpu_quota(group) for group in groups)),
+        check_cores(
+            os.cpu_count() or 1, allowed, smallest(cpu_quota(group) for group in [*groups, *version_1_groups("cpu")])
+        ),
         check_threads(os.environ, allowed),
-        check_memory(memory.total, memory.available, None if limit is None else int(limit)),
+        check_memory(memory.total, available, None if limit is None else int(limit)),
         check_shared_memory(shutil.disk_usage(shm).total if shm.is_dir() else None, hasattr(os, "memfd_create")),
         check_descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE)),
         check_process_exit(_death_signal(), hasattr(os, "pidfd_open"), _prctl_int(PR_GET_CHILD_SUBREAPER) is not None),

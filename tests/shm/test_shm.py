@@ -226,6 +226,24 @@ def test_check_room_counts_the_page_cache_as_free(tmp_path):
         arena._check_room(50 * mib, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("member", "files"),
+    [
+        ("0::/slurm/job1\n", {"slurm/job1/memory.max": 1 << 30, "slurm/job1/memory.current": 50 << 20}),
+        ("4:memory:/slurm/job1\n", {"memory/slurm/job1/memory.limit_in_bytes": 1 << 30,
+                                    "memory/slurm/job1/memory.usage_in_bytes": 50 << 20}),
+    ],
+)  # fmt: skip
+def test_check_room_sees_the_limit_of_a_nested_group(tmp_path, member, files):
+    for name, number in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{number}\n")
+    (tmp_path / "self").write_text(member)
+    arena._check_room(900 << 20, tmp_path, tmp_path / "self")
+    with pytest.raises(MemoryError, match="974 MiB are free: the control group .*slurm/job1 allows 1024 MiB, 50 MiB"):
+        arena._check_room(4 << 30, tmp_path, tmp_path / "self")
+
+
 def test_arena_asks_for_huge_pages():
     """As the kernel reports it; whether pages become huge is a setting of the system."""
     arena = Arena.create({"wide": Field((3 << 20,), "uint8")})
