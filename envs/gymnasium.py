@@ -208,7 +208,7 @@ def readable_errors(env_id: str, spec: EnvSpec | None = None) -> Iterator[None]:
     except DependencyNotInstalled as error:
         if "mujoco" in str(error).lower():
             raise missing_package(f"gymnasium/{env_id}", "mujoco", "mujoco") from error
-        raise
+        raise EnvError(f"gymnasium/{env_id} needs a package: {error}") from error
     except (AttributeError, ImportError) as error:  # raised by `import mujoco` if the OpenGL library is missing
         backend = os.environ.get("MUJOCO_GL", "")
         if backend and "gl" in str(error).lower():

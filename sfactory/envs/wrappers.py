@@ -57,6 +57,8 @@ class Wrappers:
                 wrapped = wrapper(env, **arguments)
             except EnvError:
                 raise
+            except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+                raise EnvError(f"the wrapper {name} needs a package: {one_line(error)}") from error
             except Exception as error:
                 raise EnvError(f"the wrapper {name} could not be built: {one_line(error)}", fault=True) from error
             if not isinstance(wrapped, gymnasium.Env):

@@ -23,6 +23,9 @@ def forgets(env):
 def no_env():
     pass
 
+def imports(env):
+    import no_such_package
+
 def needs(env, size):
     return env
 
@@ -99,6 +102,7 @@ def test_a_wrapper_receives_the_index_of_its_copy(own_file):
         ("my_file:wrap", {"wrap": 3}, "env.wrapper-settings wrap: expected a table of arguments, got 3"),
         ("my_file:forgets", {}, "the wrapper my_file:forgets returned an object of type NoneType, expected a "
          "gymnasium.Env"),
+        ("my_file:imports", {}, "the wrapper my_file:imports needs a package: ModuleNotFoundError: No module"),
         ("my_file:no_env", {}, "the wrapper my_file:no_env takes 0 arguments, it must take the environment first"),
     ],
 )  # fmt: skip
