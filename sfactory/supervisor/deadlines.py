@@ -4,16 +4,20 @@ An environment has `env.step_timeout` for each step and `env.build_timeout` to b
 Every environment that a sampler begins to step or build counts as a sign of life, so a group may take as long as its
 environments together. A group that does not report them has the time of all of them.
 
-A run is stalled after `run.stall_timeout` in which no row was written, no optimizer step was taken, and no sampler was
-inside an environment, where the limits above hold. Samplers stop writing when every slot is full, so a learner that
-does not get on is found as well.
+A run is stalled after `run.stall_timeout` in which no row was written, no optimizer step was taken, no sampler was
+inside an environment, where the limits above hold, and no worker was starting. Samplers stop writing when every slot is
+full, so a learner that does not get on is found as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sfactory.supervisor.worker_process import WorkerProcess
 from sfactory.workers.names import SAMPLER, parse_worker
 from sfactory.workers.shared import WHOLE_GROUP, Phase, RunSpec, SharedState, heartbeat_phase
+
+START_S = 300.0  # for a worker to load packages, before its first heartbeat
 
 
 class Deadlines:
@@ -40,7 +44,7 @@ class Deadlines:
         """Update the time of the worker's newest heartbeat; return the limit that was exceeded, empty if none was."""
         heartbeat = self.heartbeat(worker.name)
         if heartbeat != worker.heartbeat:
-            worker.heartbeat, worker.heartbeat_at = heartbeat, now
+            worker.heartbeat, worker.heartbeat_at, worker.beats = heartbeat, now, True
             return ""
         phase, env = heartbeat_phase(heartbeat[0]), self.config.env
         if phase == Phase.ENVIRONMENT:
@@ -74,12 +78,17 @@ class Deadlines:
 
     # -- the run -----------------------------------------------------------------------------------------------
 
-    def stalled(self, samplers: list[str], now: float) -> bool:
-        """Whether nothing has arrived for `run.stall_timeout`. samplers: names of those that run."""
+    def stalled(self, workers: Sequence[WorkerProcess], now: float) -> bool:
+        """Whether nothing has arrived for `run.stall_timeout`. workers: those that run and share memory."""
         rows, positions = self.shared.slot_table.request_words, self.shared.arena["position"]
         learners = [(learner.updates, learner.optimizer_steps) for learner in self.shared.learner]
         seen = learners, rows.tobytes(), positions.tobytes()
-        busy = any(self.phase(name) in (Phase.ENVIRONMENT, Phase.BUILD) for name in samplers)
+        busy = any(
+            self.phase(worker.name) in (Phase.ENVIRONMENT, Phase.BUILD)
+            if worker.beats
+            else now - worker.started_at < START_S
+            for worker in workers
+        )
         if busy or seen != self._seen:
             self._seen, self.arrived_at = seen, now
         return now - self.arrived_at > self.config.run.stall_timeout

@@ -166,11 +166,14 @@ class Supervisor:
         assert process.pid is not None
         self.orphan_killer.watch(process.pid)
         worker = self.processes[name] = WorkerProcess(
-            name, process, generation, output, reaped, heartbeat_at=self.clock, slots_before=self._slots_filled(name)
-        )
-        if shares_memory and parse_worker(name).kind != LEARNER:
+            name, process, generation, output, reaped, heartbeat_at=self.clock, started_at=self.clock,
+            slots_before=self._slots_filled(name),
+        )  # fmt: skip
+        if shares_memory:
             # The word still holds the last heartbeat of the previous generation: no deadline before the first new one.
-            worker.heartbeat, worker.heartbeat_at = self.deadlines.heartbeat(name), math.inf
+            worker.heartbeat = self.deadlines.heartbeat(name)
+            if parse_worker(name).kind != LEARNER:
+                worker.heartbeat_at = math.inf
 
     def _start_due(self) -> None:
         """Start the workers whose restart is due."""
@@ -238,16 +241,15 @@ class Supervisor:
 
     def _check_deadlines(self) -> Outcome | None:
         """Kill workers that exceed a time limit; end a run in which nothing arrives as stalled."""
-        names = [name for name in self.processes if name in self.run_spec.workers]
-        for worker in map(self.processes.__getitem__, names):
+        workers = [worker for name, worker in self.processes.items() if name in self.run_spec.workers]
+        for worker in workers:
             if exceeded := self.deadlines.exceeded(worker, self.clock):
                 worker.exceeded, worker.heartbeat_at = exceeded, self.clock
                 self.recorder.handle(("fault", worker.name, f"{worker.name}: {exceeded}"))
                 worker.request_stack_dump()
                 time.sleep(STACK_DUMP_S)
                 worker.kill()
-        samplers = [name for name in names if parse_worker(name).kind == SAMPLER]
-        if self.deadlines.stalled(samplers, self.clock):
+        if self.deadlines.stalled(workers, self.clock):
             self._dump_state()
             sentence = f"no update for {self.config.run.stall_timeout:g} s, and no new rows"
             return Outcome.of(Exit.STALLED, f"{sentence}; see {self.run_spec.debug_dir}")

@@ -35,6 +35,10 @@ class WorkerProcess:
     """Newest heartbeat word, and the environment that a sampler steps or builds."""
     heartbeat_at: float = 0.0
     """When it changed, on the supervisor's clock."""
+    started_at: float = 0.0
+    """When it was started, on the supervisor's clock."""
+    beats: bool = False
+    """Whether it has had a heartbeat of its own; before, it loads packages."""
     slots_before: int = 0
     """Slots that were filled with its help when it started."""
     exceeded: str = ""

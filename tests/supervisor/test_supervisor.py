@@ -14,6 +14,7 @@ from sfactory.run.outcome import Outcome
 from sfactory.shm import atomics
 from sfactory.shm.slots import FREE, READY, SAMPLING, Request
 from sfactory.supervisor import supervisor as module
+from sfactory.supervisor.deadlines import START_S
 from sfactory.supervisor.exit_rules import EVALUATOR_EXITS, FIRST_PAUSE_S
 from sfactory.supervisor.output_file import OutputFile
 from sfactory.supervisor.shutdown import stop_workers
@@ -134,6 +135,8 @@ def started(supervisor, monkeypatch):
     beat(supervisor, 7, Phase.ENVIRONMENT)  # of the previous generation, which exited inside an environment
     for name in supervisor.run_spec.workers:
         supervisor._start(name, 1)
+        if name != sampler_name(0):
+            supervisor.processes[name].beats = True
     yield supervisor
     for worker in supervisor.processes.values():
         worker.reaped.set()
@@ -198,6 +201,12 @@ def test_run_is_no_stall_while_rows_arrive_and_one_as_soon_as_neither_rows_nor_u
     outcome = check_at(started, last + 3 * STALL + 1)
     assert outcome.code == 8
     assert outcome.sentence.startswith("no update for 300 s, and no new rows")
+
+
+def test_run_is_no_stall_while_a_worker_loads_packages(started):
+    assert check_at(started, 0.99 * START_S) is None
+    assert check_at(started, 1.9 * STALL) is None, "five minutes to start, and then the time of a stall"
+    assert check_at(started, 2.1 * STALL).code == 8
 
 
 @pytest.mark.parametrize("phase", [Phase.BUILD, Phase.ENVIRONMENT])
