@@ -131,6 +131,21 @@ def resume_command(run_dir: Path) -> str:
     return f"sfactory resume {shlex.quote(str(run_dir))}"
 
 
+def own_place(error: BaseException | None) -> str:
+    """` (file, line N)` of the innermost frame in the user's own code, which is no installed package; else empty."""
+    import sysconfig  # 5 ms that only errors cost
+
+    frame, place = error.__traceback__ if error else None, ""
+    while frame is not None:
+        code, module = frame.tb_frame.f_code, str(frame.tb_frame.f_globals.get("__name__", ""))
+        installed = "-packages/" in code.co_filename or code.co_filename.startswith(sysconfig.get_path("stdlib"))
+        ours = module.partition(".")[0] in ("sfactory", "sfactory_envs")
+        if not (installed or ours) and Path(code.co_filename).is_file():
+            place = f" ({code.co_filename}, line {frame.tb_lineno})"
+        frame = frame.tb_next
+    return place
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` with the nearest of `known`, or an empty string where nothing is near.
 

@@ -12,7 +12,8 @@ from sfactory.errors import Exit
 
 DESCRIPTION = """\
 Play a preset's environment, or FAMILY/ID, with random actions and check resets, final observations,
-time limits, spaces, seeds and NaN; measure its speed and suggest settings for training.
+time limits, spaces, seeds and NaN; let the network act and train for a moment; measure the speed and
+suggest a command that trains. Settings of training (--model.encoder nature) are tried too.
 Exit 0: all checks passed. Exit 6: a check failed.
 """
 
@@ -22,7 +23,7 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "check-env",
         help="check an environment with random actions",
-        usage="sfactory check-env TARGET [options] [--env.settings.KEY VALUE] [--env.protocol NAME]",
+        usage="sfactory check-env TARGET [options] [--env.settings.KEY VALUE] [--section.field value]",
         description=DESCRIPTION,
     )
     add_target(parser)
@@ -39,7 +40,14 @@ def run(options: argparse.Namespace) -> int:
     env = config_of(options).env
     with stdout_to_stderr():
         found = [
-            check(task, env.options, seconds=options.seconds, seed=options.seed, target=options.word)
+            check(
+                task,
+                env.options,
+                seconds=options.seconds,
+                seed=options.seed,
+                target=options.word,
+                flags=options.settings,
+            )
             for task in env.tasks
         ]
     if options.json:

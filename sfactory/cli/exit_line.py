@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import sys
-import sysconfig
 from pathlib import Path
 
-from sfactory.errors import Exit, resume_command
+from sfactory.errors import Exit, own_place, resume_command
 
 _SHORTAGE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
@@ -41,7 +40,7 @@ def exit_of(error: Exception) -> tuple[Exit, str]:
     """Exit code and sentence of an exception. Print the traceback first if it is a bug."""
     code = getattr(error, "exit_code", None)
     if isinstance(code, Exit):
-        return code, str(error) + (_own_place(error.__cause__) if code is Exit.ENVIRONMENT else "")
+        return code, str(error) + (own_place(error.__cause__) if code is Exit.ENVIRONMENT else "")
     if isinstance(error, MemoryError) or getattr(error, "errno", None) in _SHORTAGE:
         return Exit.RESOURCES, str(error)
     if isinstance(error, OSError):
@@ -60,16 +59,3 @@ def _raised_by_sfactory(error: Exception) -> bool:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent.parent)
-
-
-def _own_place(error: BaseException | None) -> str:
-    """` (file, line N)` of the innermost frame in the user's own code, which is no installed package; else empty."""
-    frame, place = error.__traceback__ if error else None, ""
-    while frame is not None:
-        code, module = frame.tb_frame.f_code, str(frame.tb_frame.f_globals.get("__name__", ""))
-        installed = "-packages/" in code.co_filename or code.co_filename.startswith(sysconfig.get_path("stdlib"))
-        ours = module.partition(".")[0] in ("sfactory", "sfactory_envs")
-        if not (installed or ours) and Path(code.co_filename).is_file():
-            place = f" ({code.co_filename}, line {frame.tb_lineno})"
-        frame = frame.tb_next
-    return place

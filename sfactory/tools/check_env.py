@@ -1,37 +1,49 @@
 """Check an environment against the rules of the group interface by stepping it with random actions.
 
-`random_rollout.record` steps a group; each rule is a pure function of that rollout. A finding is `bad` if training
-would learn from wrong data, and `warn` if it would only learn worse or without a visible error.
+`random_rollout.record` steps a group; each rule is a pure function of that rollout. Then the network of the suggested
+command acts and trains for two updates on the rollout's data. A finding is `bad` if training would end or learn from
+wrong data, and `warn` if it would only learn worse or without a visible error; a warning says what to write.
 
 Shapes: T steps of E environments; row t of a [T, E] array is what step t returned.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sfactory.config import Config, parsing, presets
+from sfactory.config.flags import split_flags
+from sfactory.config.parsing import ConfigLayer, RawValue, flag_name
 from sfactory.config.values import as_text
 from sfactory.envs import EnvOptions, EnvSpec, Group, make_group
+from sfactory.model.treatment import Scaling, Treatment, obs_lines, obs_treatments
+from sfactory.run.reader import format_value
 from sfactory.tools.random_rollout import COLUMNS, RandomRollout, record, shifted
 
 ENVS, STEPS, SECONDS = 4, 2000, 3.0
 REPLAY = 200  # steps that are repeated with the same seeds and with others
 LARGE_OBS, LARGE_REWARD = 100.0, 10.0  # an untrained network expects numbers near 1 and adapts slowly to others
 SLOW_RESETS = 0.3  # fraction of the time
-NEAREST = {
-    "image": "atari",
-    "grid": "minatar",
-    "vector": "gymnasium",
-}  # kind of observation -> family whose settings suit it
+FALLBACK = "gymnasium"  # the family whose settings suit most environments without settings of their own
 
 Make = Callable[[int, Sequence[int]], Group]
-RuleOutput = Iterator[tuple[str, ...]]  # (level, sentence), and the flag that fixes it if there is one
+RuleOutput = Iterator[tuple[str, ...]]  # (level, sentence), and the flags that fix it if there are any
+
+
+class Plan(NamedTuple):
+    """The suggested training: its settings, and how its network reads each observation."""
+
+    config: Config
+    readings: Mapping[str, Treatment]
+    """Empty if it cannot read them."""
 
 
 class RuleFinding(NamedTuple):
@@ -45,17 +57,24 @@ class RuleFinding(NamedTuple):
 # -- rules ---------------------------------------------------------------------------------------------------
 
 
-def data(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+def data(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """Environments that failed, and data that does not match the spec."""
     if t.problem:
         yield "bad", t.problem
     if t.faults:
-        yield "bad", f"an environment failed {len(t.faults)} times, first: {t.faults[0].message.partition(chr(10))[0]}"
+        first_line, _, trace = t.faults[0].message.partition("\n")
+        yield "bad", f"an environment failed {len(t.faults)} times, first: {first_line}{_last_place(trace)}"
     if not t.problem and not t.faults:
         yield "ok", "shapes and dtypes match the spec, all numbers are finite, no environment failed"
 
 
-def autoreset(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+def _last_place(trace: str) -> str:
+    """` (file, line N)` of the innermost frame of a traceback; empty if it has none."""
+    frames = re.findall(r'^ *File "(.+)", line (\d+)', trace, re.MULTILINE)
+    return " ({}, line {})".format(*frames[-1]) if frames else ""
+
+
+def autoreset(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """Next-step autoreset, by the table at the top of `sfactory.envs`; a lost life sets `first` on a valid row."""
     begins, after = t.valid & t.first, shifted(t.ended)
     rules = {
@@ -79,7 +98,7 @@ def autoreset(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> Rul
         yield "ok", f"{(after & ~t.valid).sum()} ends, each followed by one reset row{lives}"
 
 
-def final_observation(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+def final_observation(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """The last row of an episode must hold its final observation, not that of the reset row after it.
 
     Not detected: an environment that resets within its last step and starts differently each time.
@@ -94,22 +113,26 @@ def final_observation(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]
         problem = (
             f"{equal} of {count} final observations equal the reset row after them: the reset observation is returned"
         )
-        yield "bad" if equal == count > 1 else "warn", f"{problem} too early, and bootstrapped values would be wrong"
+        wrong = "too early, and bootstrapped values would be wrong; return the last observation of the episode there"
+        yield "bad" if equal == count > 1 else "warn", f"{problem} {wrong}"
 
 
-def time_limit(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+def time_limit(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """A time limit must truncate, not terminate: the learner bootstraps at truncations."""
     limit, lengths, truncated = spec.max_episode_steps, t.age[t.ended], (t.truncated & ~t.terminated).sum()
     at_limit = (t.age[t.terminated] == limit).sum()  # both flags count as terminated, as in the learner
     if not len(lengths) and limit is None:
-        yield "warn", "no time limit found; episodes may never end, so an evaluation needs --max-steps"
+        yield (
+            "warn",
+            f"no time limit found; episodes may never end, so an evaluation needs --max-steps{_limit_flag(spec.name)}",
+        )
     elif not len(lengths):
         yield "ok", f"{limit:,} steps; no episode ended in {len(t.reward):,}"
     elif at_limit > 1 and not truncated:
         yield "bad", f"{at_limit} episodes are terminated at exactly the limit, {limit:,} steps: they must be truncated"
     elif len(lengths) > 2 and not truncated and lengths[0] == lengths.min() == lengths.max() > 1:
         yield "warn", f"all {len(lengths)} episodes are terminated after exactly {lengths[0]} steps: a time limit " \
-            "reported as termination? They must be truncated"  # fmt: skip
+            "reported as termination? Then return it as truncated, the fourth value of step()"  # fmt: skip
     else:
         counts = (
             f"{t.terminated.sum()} terminated, {truncated} truncated, after {lengths.min()} to {lengths.max()} steps"
@@ -117,54 +140,63 @@ def time_limit(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> Ru
         yield "ok", f"{counts}; {f'the limit is {limit:,}' if limit else 'no limit is known'}"
 
 
-def kind(shape: Sequence[int]) -> str:
-    """Return how `model.encoder auto` treats an observation: image [C, H, W], grid [H, W, C] or vector."""
-    if len(shape) == 3 and min(shape[1:]) >= 36:
-        return "image"
-    return "grid" if len(shape) == 3 and min(shape[:2]) >= 3 else "vector"
+def _limit_flag(name: str) -> str:
+    """How to set a time limit from the command line, if that is possible for this environment."""
+    if name.startswith("gymnasium/"):
+        return "; a limit: --env.settings.max-episode-steps 1000"
+    if ":" in name:
+        return "; a limit: --env.wrappers TimeLimit --env.wrapper-settings.TimeLimit.max-episode-steps 1000"
+    return "; or truncate them, and name the limit in the spec (max_episode_steps)"
 
 
-def observations(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
-    """Leaves without information, or with a scale that is hard to learn from."""
-    for name, leaf in spec.obs.items():
+def observations(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
+    """Leaves without information, or with numbers that the network gets as they are and that are too large for it."""
+    for name in spec.obs:
+        constant_remedy = (
+            f"if it never does, leave it out: --env.drop {name}"
+            if len(spec.obs) > 1
+            else "nothing can be learned from it: see what reset() and step() return"
+        )
         low, high = t.obs_range[name]
+        if not low.size:
+            continue
         largest, constant = max(abs(float(low.min())), abs(float(high.max()))), (low == high).sum()
         interval = f"{name} is between {low.min():.4g} and {high.max():.4g}"
+        reading = plan.readings.get(name)
+        plain = reading is not None and reading.scaling is Scaling.NONE and ":" not in reading.encoder
         if constant == low.size and name != spec.mask:
-            yield "warn", f"{name} never changed in {len(t.reward):,} steps"
-        elif kind(leaf.shape) == "image" and leaf.dtype != "uint8":
-            yield "warn", f"{name} is an image of {leaf.dtype}: encoders divide pixels by 255; return them as uint8"
-        elif len(leaf.shape) == 3 and min(leaf.shape[:2]) >= 36 > leaf.shape[2]:
-            yield "warn", f"{name} {list(leaf.shape)} is an image with its channels last: encoders expect [C, H, W]"
-        elif leaf.dtype == "float32" and largest > LARGE_OBS and not enabled(preset, "normalize.obs"):
-            yield "warn", f"{interval}; a network expects numbers near 1", "--normalize.obs true"
-        elif name in t.integral and largest > 1:
-            yield (
-                "warn",
-                f"{interval}, all integers: use a Discrete space for categories, --normalize.obs true for quantities",
-            )
+            yield "warn", f"{name} never changed in {len(t.reward):,} steps; {constant_remedy}"
+        elif largest > LARGE_OBS and plain:
+            flag = "--normalize.obs true"
+            yield "warn", f"{interval}; a network expects numbers near 1: {flag}", flag
         else:
             yield "ok", interval + (f"; {constant} of {low.size} numbers never changed" if constant else "")
 
 
-def rewards(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+def rewards(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """Scale of the rewards: it sets that of the value loss, which shares the gradient norm with the policy."""
-    r, pixels = t.reward[t.valid], "image" in {kind(leaf.shape) for leaf in spec.obs.values()}
+    config, r = plan.config, t.reward[t.valid]
+    pixels = any(reading.layout and not reading.grid for reading in plan.readings.values())
     if not r.any():
-        yield "warn", f"no reward in {len(r):,} steps: random actions may never find one"
+        yield (
+            "warn",
+            f"no reward in {len(r):,} steps: random actions may never find one; look longer (--seconds 60), or reward "
+            "steps on the way to it",
+        )
         return
     summary = f"{r.min():.4g} to {r.max():.4g}, mean {r.mean():.3g}, std {r.std():.3g}, {np.mean(r != 0):.0%} not zero"
     if t.episodes:
         returns = [episode.episodic_return for episode in t.episodes]
         summary += f"; {len(returns)} episodes, mean return {np.mean(returns):.4g}, std {np.std(returns):.3g}"
-    large = np.abs(r).max() > (1.0 if pixels else LARGE_REWARD)
-    if large and not enabled(preset, "env.reward_clip") and not enabled(preset, "normalize.reward"):
-        yield "warn", f"{summary}; large", "--env.reward-clip 1" if pixels else "--normalize.reward true"
+    scaled = config.env.reward_clip or config.normalize.reward or config.normalize.value_targets
+    if np.abs(r).max() > (1.0 if pixels else LARGE_REWARD) and not scaled:
+        flag = "--env.reward-clip 1" if pixels else "--normalize.reward true"
+        yield "warn", f"{summary}; large: {flag}", flag
     else:
         yield "ok", summary
 
 
-def speed(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOutput:
+def speed(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """Steps per second of one core, and the cost of resets, for which the whole group waits."""
     resets, durations, reset_s = (~t.valid).sum(axis=1), t.seconds, 0.0
     if (
@@ -177,8 +209,9 @@ def speed(spec: EnvSpec, t: RandomRollout, preset: Mapping[str, Any]) -> RuleOut
     fraction = min(1.0, reset_s * resets.sum() / durations.sum())
     summary = f"{t.valid.sum() / durations.sum():,.0f} steps/s on one core, {t.valid.shape[1]} environments in a group"
     summary += f"; a reset takes {1e3 * reset_s:.3g} ms, {fraction:.0%} of the time" if reset_s else ""
-    slow = ": all environments of a group wait for it; use small groups" if fraction > SLOW_RESETS else ""
-    yield "warn" if slow else "ok", summary + slow
+    slow = fraction > SLOW_RESETS
+    remedy = ": all environments of a group wait for it; use smaller groups, as --sampling.envs-per-group 4"
+    yield ("warn", summary + remedy) if slow else ("ok", summary)
 
 
 def first_difference(a: RandomRollout, b: RandomRollout) -> int | None:
@@ -195,37 +228,61 @@ def seeds(t: RandomRollout, again: RandomRollout, other: RandomRollout) -> RuleO
     if (step := first_difference(t, again)) is not None:
         yield (
             "warn",
-            f"the same seeds and actions give another trajectory after {step} steps: runs are not reproducible",
+            f"the same seeds and actions give another trajectory after {step} steps: runs are not reproducible; draw "
+            "random numbers from self.np_random, after super().reset(seed=seed)",
         )
     if first_difference(t, other) is None:
-        yield "warn", "other seeds change nothing: the environment is deterministic, or ignores seeds"
+        yield "ok", "deterministic: other seeds change nothing"
     elif step is None:
         yield "ok", f"the same seeds repeat {len(again.reward):,} steps exactly, other seeds do not"
 
 
-def enabled(preset: Mapping[str, Any], setting: str) -> bool:
-    """Return whether a preset switches a setting on."""
-    return str(preset.get(setting, "")).lower() not in ("", "0", "0.0", "no", "off", "false", "none")
-
-
 def nearest(name: str, spec: EnvSpec, target: str = "") -> tuple[list[str], str, dict[str, Any]]:
     """Return a command that trains the environment, the origin of its settings, and the settings."""
-    from sfactory.config import presets
-
-    folder, family = presets.presets_dir(), name.partition("/")[0]
-    kinds = {kind(leaf.shape) for leaf in spec.obs.values()}
-    fits = next(NEAREST[k] for k in NEAREST if k in kinds)
     own_presets = [preset.name for preset in presets.presets() if preset.env == name]
-    chosen, files = name, []
+    chosen: str = name
+    files: list[Path] = []
     if own_presets:
         chosen, why = target if target in own_presets else own_presets[0], "its preset"
-    elif (folder / family / "default.toml").is_file() and (family == fits or family not in NEAREST.values()):
-        why = f"the defaults of {family}"
     else:
-        files = [path for path in (folder / fits / "default.toml",) if path.is_file()]
-        why = f"the nearest ones, of {fits}" if files else "plain defaults: no preset is similar"
-    preset = {key: value.value for layer in presets.target_layers(chosen, files) for key, value in layer.items()}
-    return ["sfactory", "train", chosen, *(word for file in files for word in ("--config", str(file)))], why, preset
+        family = name.partition("/")[0]
+        own = (presets.presets_dir() / family / "default.toml").is_file()
+        why = f"the defaults of {family if own else FALLBACK}"
+        if len(presets.target_layers(name)) == 1:  # the name alone
+            files = [presets.presets_dir() / FALLBACK / "default.toml"]
+    settings = {key: value.value for layer in presets.target_layers(chosen, files) for key, value in layer.items()}
+    return ["sfactory", "train", chosen, *(word for file in files for word in ("--config", str(file)))], why, settings
+
+
+def flags_of(texts: Sequence[str]) -> ConfigLayer:
+    """Flags as they are typed, `--section.field value`, as a layer of settings."""
+    return split_flags([word for text in texts for word in text.split()])[0]
+
+
+def plan_of(spec: EnvSpec, settings: Mapping[str, Any], flags: ConfigLayer, suggested: Sequence[str] = ()) -> Plan:
+    """The plan of a command: its settings, flags that were given, and flags that rules suggest."""
+    layer = {name: RawValue(value) for name, value in settings.items()}
+    config = parsing.build(layer, flags, flags_of(suggested))
+    try:
+        return Plan(config, obs_treatments(spec, config))
+    except ValueError:  # `network` reports it
+        return Plan(config, {})
+
+
+def network(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
+    """Whether the network of the plan can read the observations, act, and train for two updates."""
+    from sfactory.tools.network_trial import try_network  # imports torch
+
+    try:
+        obs_treatments(spec, plan.config)
+    except ValueError as error:
+        yield "bad", str(error)
+        return
+    weights, problem = try_network(plan.config, spec, t)
+    if problem:
+        yield "bad", f"the network cannot be trained: {problem}"
+    else:
+        yield "ok", f"{weights:,} weights; it acts, and two updates on this data are finite"
 
 
 def env_flags(options: EnvOptions) -> dict[str, Any]:
@@ -250,6 +307,8 @@ class EnvReport:
     steps_per_second: float
     train: str  # a command
     settings_from: str
+    reading: tuple[str, ...] = ()
+    """How the network reads the observations, a line each."""
 
     @property
     def bad(self) -> bool:
@@ -259,7 +318,7 @@ class EnvReport:
     def as_dict(self) -> dict[str, Any]:
         """Return the report, for --json."""
         spec = asdict(self.spec)
-        for leaf in spec["actions"].values():  # JSON has no infinity
+        for leaf in (*spec["obs"].values(), *spec["actions"].values()):  # JSON has no infinity
             leaf |= {side: [x if np.isfinite(x) else None for x in leaf[side]] for side in ("low", "high")}
         return {**vars(self), "spec": spec, "findings": [f._asdict() for f in self.findings], "bad": self.bad}
 
@@ -275,6 +334,7 @@ class EnvReport:
         rows += [("frame skip", f"{spec.frame_skip}"), ("protocol", spec.protocol)]
         lines = [f"{spec.name}, {self.steps:,} steps with random actions", ""]
         lines += [f"{title:25}{value}" for title, value in rows] + [""]
+        lines += [*self.reading, ""] if self.reading else []
         for level, title, sentence in self.findings:
             lines.append(
                 textwrap.fill(sentence, 118, initial_indent=f"{level:6}{title:19}", subsequent_indent=" " * 25)
@@ -282,19 +342,21 @@ class EnvReport:
         return "\n".join([*lines, "", f"{self.train}    # settings: {self.settings_from}"])
 
 
-RULES: tuple[Callable[[EnvSpec, RandomRollout, Mapping[str, Any]], RuleOutput], ...] = (
+OWN_FLAGS = ("env.name", "env.protocol", "env.settings", "env.wrappers", "env.wrapper_settings", "env.drop")
+"""Settings of the environment itself: they are part of `settings`."""
+RULES: tuple[Callable[[EnvSpec, RandomRollout, Plan], RuleOutput], ...] = (
     data, autoreset, final_observation, time_limit, observations, rewards, speed,
 )  # fmt: skip
 
 
 def check(
     name: str, options: EnvOptions | Mapping[str, Any] | None = None, *, steps: int = STEPS, seconds: float = SECONDS,
-    seed: int = 0, target: str = "", make: Make | None = None,
+    seed: int = 0, target: str = "", make: Make | None = None, flags: ConfigLayer | None = None,
 ) -> EnvReport:  # fmt: skip
     """Check FAMILY/ID with random actions. Raises EnvError if it cannot be built.
 
     steps, seconds: of the group, whichever ends first. target: the preset that was given, if any.
-    make: builds the groups instead of the family.
+    make: builds the groups instead of the family. flags: settings for training, which the suggested command repeats.
     """
     build = make or (lambda num_envs, seeds: make_group(name, num_envs, seeds, options))
 
@@ -309,14 +371,23 @@ def check(
     spec, rollout = play(0, steps, seconds)
     played = len(rollout.reward) > 0
     command, settings_from, preset = nearest(name, spec, target)
+    given = {key: value for key, value in (flags or {}).items() if not key.startswith(OWN_FLAGS)}
+    plan = plan_of(spec, preset, given)
     rules = RULES if played else RULES[:1]
-    found = [(rule.__name__.replace("_", " "), *one) for rule in rules for one in rule(spec, rollout, preset)]
+    found = [(rule.__name__.replace("_", " "), *one) for rule in rules for one in rule(spec, rollout, plan)]
+    suggested = list(dict.fromkeys(flag for one in found for flag in one[3:]))
+    plan = plan_of(spec, preset, given, suggested)
     if played:
         again, other = (play(stream, min(steps, REPLAY), seconds / 4)[1] for stream in (0, 1))
         found += [("seeds", *one) for one in seeds(rollout, again, other)]
+        if not rollout.problem:
+            found += [("network", *one) for one in network(spec, rollout, plan)]
     for option, value in env_flags(EnvOptions.of(options)).items():
         command += [f"--{option}={as_text(value)}"] if preset.get(option) != value else []
-    train = " ".join([shlex.join(command), *dict.fromkeys(flag for one in found for flag in one[3:])])
+    replaced = flags_of(suggested)
+    command += [f"--{flag_name(key)}={format_value(v.value)}" for key, v in given.items() if key not in replaced]
+    train = " ".join([shlex.join(command), *suggested])
     findings = tuple(RuleFinding(level, title, sentence) for title, level, sentence, *_ in found)
     rate = float(rollout.valid.sum() / rollout.seconds.sum()) if played else 0.0
-    return EnvReport(spec, findings, int(rollout.valid.sum()), rate, train, settings_from)
+    lines = tuple(obs_lines(spec, plan.config)) if plan.readings else ()
+    return EnvReport(spec, findings, int(rollout.valid.sum()), rate, train, settings_from, lines)

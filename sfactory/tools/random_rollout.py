@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from sfactory.envs import EnvFault, EnvSpec, Episode, Group, Step, finite_rows, one_line
+from sfactory.errors import own_place
 
+KEPT = 8  # steps whose observations are kept, for one update of the network
 COLUMNS = ("reward", "terminated", "truncated", "valid", "first")  # of a Step, kept row by row
 
 
@@ -37,7 +39,7 @@ class RandomRollout:
     checksums: np.ndarray  # [T + 1, E] of the observations; row 0 is the reset
     seconds: np.ndarray  # [T] duration of a step
     obs_range: dict[str, tuple[np.ndarray, np.ndarray]]  # leaf -> minimum and maximum [*shape]
-    integral: set[str]  # float leaves that held whole numbers only
+    kept: dict[str, np.ndarray]  # leaf -> [up to KEPT + 1, E, *shape] of the first observations
     episodes: list[Episode]
     faults: list[EnvFault]
     problem: str  # why the recording ended early, or an empty string
@@ -102,12 +104,8 @@ def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout
     obs_range: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     checksums: list[list[int]] = []
     recorded: list[Step] = []
-    durations, failed, reported, integral = (
-        [],
-        [],
-        [],
-        {name for name, leaf in spec.obs.items() if "float" in leaf.dtype},
-    )
+    durations, failed, reported = [], [], []
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in spec.obs}
 
     def observe(obs: Mapping[str, np.ndarray]) -> None:
         """Record checksums and ranges now: the next step may overwrite the arrays."""
@@ -115,14 +113,14 @@ def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout
         for n, rows in obs.items():
             low, high = obs_range.get(n, (rows[0], rows[0]))
             obs_range[n] = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
-            if n in integral and (rows != np.rint(rows)).any():
-                integral.remove(n)
+            if len(kept[n]) <= KEPT:
+                kept[n].append(rows.copy())
 
     try:
         obs = group.reset()
         problem = spec_mismatch(spec, num_envs, obs)
     except Exception as error:
-        problem = f"the first reset raised {one_line(error)}"
+        problem = f"the first reset raised {one_line(error)}{own_place(error.__cause__ or error)}"
     if not problem:
         observe(obs)
     end = time.perf_counter() + seconds
@@ -132,7 +130,7 @@ def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout
         try:
             step = group.step(action)
         except Exception as error:  # groups report faults; an exception would end the sampler
-            problem = f"step {len(recorded)} raised {one_line(error)}"
+            problem = f"step {len(recorded)} raised {one_line(error)}{own_place(error.__cause__ or error)}"
             break
         duration, obs = time.perf_counter() - start, step.obs
         if problem := spec_mismatch(spec, num_envs, obs, step):
@@ -153,7 +151,7 @@ def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout
         **arrays,
         seconds=np.array(durations),
         obs_range=obs_range,
-        integral=integral,
+        kept={name: np.array(rows) for name, rows in kept.items()},
         episodes=episodes,
         faults=faults,
         problem=problem,

@@ -11,7 +11,9 @@ from sfactory.envs import ActionLeaf, EnvSpec, Leaf, Step, Tally
 from sfactory.tools.check_env import check
 
 LIMIT = 12
-RULES = {"data", "autoreset", "final observation", "time limit", "observations", "rewards", "speed", "seeds"}
+RULES = {
+    "data", "autoreset", "final observation", "time limit", "observations", "rewards", "speed", "seeds", "network",
+}  # fmt: skip
 
 
 class ConformingEnv:

@@ -7,10 +7,23 @@ def test_check_env_command_reports_findings_and_sets_the_exit_code(typed):
     code, out, line = typed("check-env", "memory/tmaze", "--seconds", "0.3")
     assert (code, "passed every check" in line) == (0, True)
     assert "ok    autoreset" in out
-    assert "sfactory train memory/tmaze" in out
+    assert out.splitlines()[-1].startswith("sfactory train memory/tmaze")
+    assert "-> mlp" in out, "how the network reads the observations"
+    assert "ok    network" in out
     code, out, line = typed("check-env", "faults/count", "--env.settings.nan_obs_at", "3", "--seconds", "0.3", "--json")
     assert (code, line) == (6, "sfactory: checks failed (exit 6): faults/count: data")
     assert [f for f in json.loads(out)["findings"] if f["level"] == "bad"]
+
+
+def test_check_env_command_tries_settings_of_training(typed):
+    code, out, line = typed("check-env", "faults/clock", "--seconds", "0.2", "--model.encoder", "no_file:Net")
+    assert (code, line) == (6, "sfactory: checks failed (exit 6): faults/clock: network")
+    assert "No module named" in out
+    code, out, _ = typed(
+        "check-env", "faults/clock", "--seconds", "0.2", "--model.hidden", "32", "16", "--optim.lr", 1e-4
+    )
+    assert code == 0
+    assert " --model.hidden=32,16 --optim.lr=0.0001 " in out.splitlines()[-1]
 
 
 def test_envs_command_lists_the_environments_of_a_family(typed):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conforming_env import RULES, ConformingEnv, checked, levels, sentences
 
+from sfactory.config.parsing import RawValue
 from sfactory.envs import ActionLeaf, EnvOptions, EnvSpec, Leaf
 from sfactory.tools import check_env
 from sfactory.tools.check_env import EnvReport, check, nearest
@@ -54,6 +55,7 @@ def test_random_action_respects_the_mask():
     assert not report.bad
     assert levels(report)["observations"] == "ok"  # a mask may stay what it is
     assert ", the mask" in report.text()
+    assert levels(report)["network"] == "ok"
 
 
 # -- the suggested command and the report ------------------------------------------------------------------------
@@ -77,14 +79,38 @@ def test_nearest_uses_family_defaults_for_the_observations_they_suit():
     assert given["normalize.obs"] is True
 
 
-def test_nearest_uses_settings_of_similar_observations_otherwise():
+def test_nearest_uses_the_defaults_of_gymnasium_for_a_family_without_settings():
     command, why, given = nearest("faults/count", spec_of((3,)))
-    assert command[:4] == ["sfactory", "train", "faults/count", "--config"]
-    assert command[4].endswith("gymnasium/default.toml")
-    assert why == "the nearest ones, of gymnasium"
-    assert given["env.name"] == "faults/count"  # the target, not the file's
-    command, _, _ = nearest("gymnasium/Grid-v0", spec_of((7, 7, 3), "uint8"))
-    assert command[4].endswith("minatar/default.toml")
+    assert command[:3] == ["sfactory", "train", "faults/count"]
+    assert why == "the defaults of gymnasium"
+    assert (given["env.name"], given["normalize.obs"]) == ("faults/count", True)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((32, 32, 3), "uint8"), ((7, 7, 3), "uint8"), ((96, 96, 3), "float32")])
+def test_nearest_never_uses_the_settings_of_another_family_for_a_picture(shape, dtype):
+    """MinAtar's learning rate of 2e-3 does not learn from pictures of 32x32."""
+    command, why, given = nearest("gymnasium/Picture-v0", spec_of(shape, dtype))
+    assert (command, why) == (["sfactory", "train", "gymnasium/Picture-v0"], "the defaults of gymnasium")
+    assert given["optim.lr"] == 3e-4
+
+
+def test_check_tries_and_repeats_flags_of_training():
+    flags = {"model.hidden": RawValue("32,16"), "optim.lr": RawValue("1e-3"), "env.name": RawValue("x/y")}
+    report = checked(ConformingEnv, flags=flags)
+    assert report.train.endswith(" --model.hidden=32,16 --optim.lr=1e-3")
+    own = 3 * 32 + 33 * 16 + 17  # two layers, one of the heads
+    assert f"{2 * own + 17:,} weights" in sentences(report, "network"), "separate networks, two logits and a value"
+
+
+def test_check_replaces_a_flag_that_a_rule_changes():
+    class Large(ConformingEnv):
+        def observe(self):
+            return {"obs": 300 * self.position}
+
+    report = checked(Large, flags={"normalize.obs": RawValue("false")})
+    assert levels(report)["observations"] == "warn"
+    assert report.train.endswith("default.toml --normalize.obs true")
+    assert report.reading == ("obs: vector of 2 float32 -> mlp, normalized",)
 
 
 def test_check_repeats_given_settings_in_the_suggested_command():
@@ -99,6 +125,7 @@ def test_check_repeats_given_settings_in_the_suggested_command():
 def test_env_report_as_text_and_json():
     class Boxed(ConformingEnv):
         actions: ClassVar = {"action": ActionLeaf((1,), "float32", "box", (1,), (-math.inf,), (2.0,))}
+        obs: ClassVar = {"obs": Leaf((2,), "float32", (-math.inf, 0.0), (math.inf, 1.0))}
 
         def step(self, action):
             return super().step({"action": action["action"][:, 0] > 0})
@@ -114,7 +141,10 @@ def test_env_report_as_text_and_json():
     assert report_json["bad"] is False
     assert {finding["title"] for finding in report_json["findings"]} == RULES
     assert report_json["spec"]["actions"]["action"]["low"] == [None]
+    assert report_json["spec"]["obs"]["obs"]["high"] == [None, 1.0]
     assert report_json["steps"] == report.steps
+    assert report_json["reading"] == ["obs: vector of 2 float32 -> mlp, normalized"]
+    assert report_json["reading"][0] in text.splitlines()
 
 
 # -- the real ones -------------------------------------------------------------------------------------------

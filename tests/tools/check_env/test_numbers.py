@@ -1,7 +1,6 @@
 """Rules of `check-env` on data, observations, rewards, seeds and speed."""
 
 import json
-import math
 import time
 from typing import ClassVar
 
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 from conforming_env import ConformingEnv, checked, expect, levels, sentences
 
-from sfactory.envs import EnvError, EnvFault, Leaf, Step, Tally
+from sfactory.config.parsing import RawValue
+from sfactory.envs import ActionLeaf, EnvError, EnvFault, Leaf, Step, Tally
 from sfactory.tools import check_env
 from sfactory.tools.check_env import check, first_difference
 from sfactory.tools.random_rollout import COLUMNS, record
@@ -121,7 +121,8 @@ def showing(leaf, look):
 def test_observations_rule_warns_about_constant_observations():
     group = showing(Leaf((2,), "float32"), lambda place: np.full_like(place, 0.5))
     report = checked(group)
-    assert "obs never changed in 150 steps" in sentences(report, "observations")
+    remedy = "nothing can be learned from it: see what reset() and step() return"
+    assert f"obs never changed in 150 steps; {remedy}" in sentences(report, "observations")
     assert levels(report)["observations"] == "warn"
     assert "final observation" not in levels(report)  # nothing can be seen of it
 
@@ -143,27 +144,116 @@ def test_observations_rule_suggests_normalization_unless_the_preset_has_it(monke
     assert report.train == "sfactory train fake/walk"
 
 
-def test_observations_rule_warns_about_integers_in_float_leaves():
-    group = showing(Leaf((2,), "float32"), lambda place: np.rint(5 * place).astype(np.float32))
-    assert "use a Discrete space for categories" in sentences(checked(group), "observations")
+def test_observations_rule_says_what_to_write_about_a_constant_leaf_of_several():
+    class Constant(ConformingEnv):
+        obs: ClassVar = {"obs/x": Leaf((2,), "float32"), "obs/mission": Leaf((5,), "uint8")}
+
+        def observe(self):
+            return {"obs/x": self.position, "obs/mission": np.full((self.num_envs, 5), 7, np.uint8)}
+
+    expect(Constant, "observations", "warn", "obs/mission never changed in 150 steps; if it never does, leave it out: "
+           "--env.drop obs/mission")  # fmt: skip
+
+
+def test_observations_rule_passes_over_a_leaf_without_numbers():
+    class Empty(ConformingEnv):
+        obs: ClassVar = {"obs/x": Leaf((2,), "float32"), "obs/none": Leaf((0,), "float32")}
+
+        def observe(self):
+            return {"obs/x": self.position, "obs/none": np.zeros((self.num_envs, 0), np.float32)}
+
+    assert "obs/none" not in sentences(checked(Empty), "observations")
+
+
+RIGHT = {
+    "whole numbers as floats, which are normalized": (
+        Leaf((2,), "float32"),
+        lambda place: np.rint(5 * place).astype(np.float32),
+    ),
+    "large integers, which are normalized": (Leaf((2,), "int64"), lambda place: (4000 * place).astype(np.int64)),
+    "bytes": (Leaf((2,), "uint8", (0.0,), (255.0,)), lambda place: np.abs(50 * place).astype(np.uint8)),
+    "a picture of bytes, channels last": (
+        Leaf((40, 40, 3), "uint8", (0.0,), (255.0,)),
+        lambda place: np.abs(50 * place[:, :1]).astype(np.uint8).repeat(4800, 1).reshape(-1, 40, 40, 3),
+    ),
+    "a picture of bytes, channels first": (
+        Leaf((4, 40, 40), "uint8", (0.0,), (255.0,)),
+        lambda place: np.abs(50 * place[:, :1]).astype(np.uint8).repeat(6400, 1).reshape(-1, 4, 40, 40),
+    ),
+    "a picture of floats up to 255": (
+        Leaf((32, 32, 3), "float32", (0.0,), (255.0,)),
+        lambda place: np.abs(50 * place[:, :1]).repeat(3072, 1).reshape(-1, 32, 32, 3).astype(np.float32),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_observations_rule_warns_of_nothing_that_the_network_reads_well(kind):
+    leaf, look = RIGHT[kind]
+    report = checked(showing(leaf, look))
+    assert levels(report)["observations"] == "ok", report.text()
+    assert levels(report)["network"] == "ok", report.text()
+
+
+def test_observations_rule_warns_of_large_integers_without_bounds_that_are_not_normalized():
+    group = showing(Leaf((2,), "int64"), lambda place: (4000 * place).astype(np.int64))
+    report = checked(group, flags={"normalize.obs": RawValue("false")})
+    assert "a network expects numbers near 1: --normalize.obs true" in sentences(report, "observations")
+
+
+# -- the network -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("core", ["none", "gru"])
+@pytest.mark.parametrize(
+    "action",
+    [
+        ActionLeaf((), "int64", "discrete", (2,)),
+        ActionLeaf((3,), "int64", "discrete", (2, 3, 4)),
+        ActionLeaf((2,), "float32", "box", (2,), (-1.0, -1.0), (1.0, 1.0)),
+    ],
+)
+def test_network_rule_acts_and_trains_with_every_kind_of_action(action, core):
+    class Other(ConformingEnv):
+        actions: ClassVar = {"action": action}
+
+        def step(self, action):
+            return super().step({"action": np.zeros(self.num_envs)})
+
+    flags = {"model.core": RawValue(core), "model.separate": RawValue("false"), "normalize.reward": RawValue("true")}
+    report = checked(Other, flags=flags)
+    assert levels(report)["network"] == "ok", report.text()
+    assert "weights; it acts, and two updates on this data are finite" in sentences(report, "network")
 
 
 @pytest.mark.parametrize(
-    ("leaf", "text"),
+    ("flags", "text"),
     [
-        (Leaf((4, 40, 40), "float32"), "an image of float32: encoders divide pixels by 255"),
-        (Leaf((40, 40, 3), "uint8"), "an image with its channels last: encoders expect [C, H, W]"),
-        (Leaf((4, 40, 40), "uint8"), "between"),
+        ({"model.encoder": "no_such_file:Net"}, "the network cannot be trained: ModuleNotFoundError: No module named"),
+        ({"model.squash": "true"}, "cannot be trained: fake/walk: model.squash is for continuous actions"),
+        (
+            {"env.reward_scale": "1e38", "loss.value_coef": "1e30", "normalize.reward": "false"},
+            "a loss or gradient is not finite",
+        ),
     ],
 )
-def test_observations_rule_warns_about_images_the_encoders_do_not_take(leaf, text):
-    def look(place):
-        pixels = np.abs(50 * place[:, :1]).astype(leaf.dtype) + np.zeros((len(place), math.prod(leaf.shape)))
-        return pixels.reshape(-1, *leaf.shape).astype(leaf.dtype)
+def test_network_rule_reports_what_cannot_be_trained(flags, text):
+    report = checked(ConformingEnv, flags={name: RawValue(value) for name, value in flags.items()})
+    assert levels(report)["network"] == "bad"
+    assert text in sentences(report, "network")
+    assert report.bad
 
-    report = checked(showing(leaf, look))
-    assert text in sentences(report, "observations")
-    assert levels(report)["observations"] == ("ok" if text == "between" else "warn")
+
+def test_network_rule_asks_for_an_encoder_where_the_shape_does_not_decide():
+    group = showing(
+        Leaf((40, 40, 40), "float32", (0.0,), (1.0,)), lambda place: np.zeros((len(place), 40, 40, 40), "f")
+    )
+    report = checked(group, steps=3)
+    assert "set --model.encoder" in sentences(report, "network")
+    assert report.bad
+    assert report.reading == ()
+    report = checked(group, steps=3, flags={"model.encoder": RawValue("mlp")})
+    assert levels(report)["network"] == "ok"
 
 
 def paying(reward):
@@ -222,12 +312,14 @@ def test_seeds_rule_warns_if_the_same_seeds_differ():
     expect(Entropy, "seeds", "warn", "the same seeds and actions give another trajectory after 0 steps")
 
 
-def test_seeds_rule_warns_if_other_seeds_change_nothing():
+def test_seeds_rule_accepts_a_deterministic_environment():
     class Same(ConformingEnv):
         def __init__(self, num_envs, seeds):
             super().__init__(num_envs, range(num_envs))
 
-    expect(Same, "seeds", "warn", "other seeds change nothing")
+    report = checked(Same)
+    assert sentences(report, "seeds") == "deterministic: other seeds change nothing"
+    assert levels(report)["seeds"] == "ok"
 
 
 def test_first_difference_of_two_rollouts():
@@ -267,7 +359,8 @@ def test_speed_rule_reports_steps_per_second_and_reset_time(monkeypatch):
     assert report.steps_per_second == pytest.approx(4000 * report.steps / 600)  # a reset here takes as long as a step
 
 
-def test_check_stops_after_the_given_seconds():
+def test_check_steps_for_the_given_seconds_only(monkeypatch):
+    monkeypatch.setattr(check_env, "network", lambda *args: [])  # it takes its own time
     begun = time.perf_counter()
     report = check("faults/count", {"slow_step": 0.02}, seconds=0.2)
     assert time.perf_counter() - begun < 1.0
