@@ -240,7 +240,7 @@ def test_check_room_sees_the_limit_of_a_nested_group(tmp_path, member, files):
         (tmp_path / name).write_text(f"{number}\n")
     (tmp_path / "self").write_text(member)
     arena._check_room(900 << 20, tmp_path, tmp_path / "self")
-    with pytest.raises(MemoryError, match="974 MiB are free: the control group .*slurm/job1 allows 1024 MiB, 50 MiB"):
+    with pytest.raises(MemoryError, match=r"974 MiB are free: the control group .*slurm/job1 allows 1024 MiB, 50 MiB"):
         arena._check_room(4 << 30, tmp_path, tmp_path / "self")
 
 
