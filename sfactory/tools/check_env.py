@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sfactory.config.values import as_text
 from sfactory.envs import EnvSpec, Group, make_group
 from sfactory.tools.random_rollout import COLUMNS, RandomRollout, record, shifted
 
@@ -304,7 +303,7 @@ def check(
         found += [("seeds", *one) for one in seeds(rollout, again, other)]
     for key, value in (settings or {}).items():
         option = "env.protocol" if key == "protocol" else f"env.settings.{key}"
-        command += [f"--{option}={as_text(value)}"] if preset.get(option) != value else []
+        command += [f"--{option}={value}"] if preset.get(option) != value else []
     train = " ".join([shlex.join(command), *dict.fromkeys(flag for one in found for flag in one[3:])])
     findings = tuple(RuleFinding(level, title, sentence) for title, level, sentence, *_ in found)
     rate = float(rollout.valid.sum() / rollout.seconds.sum()) if played else 0.0
