@@ -266,6 +266,15 @@ def test_train_refuses_an_existing_run_and_resume_continues_it(tmp_path, monkeyp
         sfactory.resume("runs/absent")
 
 
+def test_train_does_not_advise_to_resume_a_run_whose_start_failed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sections = {**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}}
+    with pytest.raises(EnvError, match="cannot be saved exactly"):
+        sfactory.train("faults/count", **sections)
+    with pytest.raises(CommandError, match="runs/a holds a run whose start failed; remove it, or choose another run"):
+        sfactory.train("faults/count", **sections)
+
+
 def test_resume_and_requeue_keep_the_samplers_of_a_run_where_num_samplers_is_0(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = {"mode": "lockstep", "dir": "runs/a"}

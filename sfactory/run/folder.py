@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -81,8 +82,20 @@ def is_run(path: Path) -> bool:
         return False
 
 
+def _never_trained(run_dir: Path) -> bool:
+    """Whether the start of a run failed, so that there is nothing to resume."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        failed = bool(json.loads((run_dir / "status.json").read_text()).get("state") == "failed")
+        return failed and not any(run_dir.glob("checkpoints/[0-9]*"))
+    return False
+
+
 def refuse_existing(run_dir: Path) -> None:
     """CommandError (exit 2) if a new run cannot have this folder."""
+    if is_run(run_dir) and _never_trained(run_dir):
+        raise CommandError(
+            Exit.USAGE, f"{run_dir} holds a run whose start failed; remove it, or choose another run.dir"
+        )
     if is_run(run_dir):
         how = f"{resume_command(run_dir)}, in Python sfactory.resume({str(run_dir)!r})"
         raise CommandError(Exit.USAGE, f"{run_dir} holds a run already; resume it: {how}; or choose another run.dir")

@@ -90,6 +90,13 @@ def test_completion_offers_the_choices_of_a_setting_after_a_space_and_an_equals_
     assert offered("train", "--optim.lr", "") == []
 
 
+@pytest.mark.parametrize("words", [["my_file:MyEnv"], ["my_file", ":", "MyEnv"], ["sub/my_file.py", ":", "MyEnv"]])
+def test_completion_goes_on_after_a_target_with_a_colon(offered, words):
+    """bash splits words at a colon."""
+    assert offered("train", *words, "--trace.est") == ["--trace.estimator"]
+    assert offered("train", *words, "--trace.estimator", "v") == ["vtrace"]
+
+
 def test_completion_offers_files_and_folders(offered):
     assert offered("train", "--config", "my") == ["my.toml"]
     assert offered("train", "--run.dir", "r") == ["runs"]

@@ -46,17 +46,60 @@ def trained(folder):
     return json.loads((folder / "run/status.json").read_text())["env_steps"], (folder / "run/config.toml").read_text()
 
 
-def test_extending_environment_is_installed_checked_and_trained(tmp_path):
+def write(folder, *names, language="python"):
+    """Write blocks of the page as the files that they are named after."""
+    for name in names:
+        (folder / name).write_text(named(PAGE, name, language))
+
+
+def test_extending_environment_in_one_file_is_checked_trained_and_evaluated(tmp_path):
+    write(tmp_path, "my_file.py")
+    run(tmp_path, *typed("check-env", "my_file:Guess"))
+    run(tmp_path, *typed("train", "my_file:Guess", "--env.settings.choices"), "--run.dir", "run", "--quiet")
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["training_return"] >= 9, status  # as the page says; a random policy has 2.5
+    assert json.loads(run(tmp_path, "eval", "run", "--episodes", "20", "--greedy", "--json"))["mean"] >= 9
+
+
+def last_row(folder):
+    return json.loads((folder / "run/metrics.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("needle", "metric", "low", "high"),
+    [
+        (("--config", "my_wrappers.toml"), "charts/episodic_return", 0.5, 5.0),  # half of at most ten
+        (("--env.wrappers", "TimeLimit"), "charts/episodic_length", 5.0, 5.0),
+    ],
+)
+def test_extending_wrappers_train(tmp_path, needle, metric, low, high):
+    write(tmp_path, "my_file.py", "my_wrappers.py")
+    write(tmp_path, "my_wrappers.toml", language="toml")
+    run(tmp_path, *typed("train", "my_file:Guess", *needle), *SMALL)
+    assert low <= last_row(tmp_path)[metric] <= high
+
+
+def test_extending_number_for_every_copy_reaches_the_factory(tmp_path):
+    write(tmp_path, "my_file.py", "my_ports.py")
+    shown = '    print(env.log, env.address[1], file=open("built.txt", "a"))\n    return env\n'
+    file = tmp_path / "my_ports.py"
+    file.write_text(file.read_text().replace("    return env\n", shown))
+    run(tmp_path, *typed("train", "my_ports:on_port"), *SMALL)
+    built = dict(line.split() for line in (tmp_path / "built.txt").read_text().splitlines())
+    assert len(built) >= 8
+    assert all(log == f"game-{int(port) - 6000}.txt" for log, port in built.items())
+
+
+def test_extending_family_is_installed_checked_and_trained(tmp_path):
     source, site = tmp_path / "source", tmp_path / "site"
     source.mkdir()
-    (source / "my_games.py").write_text(named(PAGE, "my_games.py"))
-    (source / "pyproject.toml").write_text(named(PAGE, "pyproject.toml", "toml"))
+    write(source, "my_file.py", "my_games.py")
+    write(source, "pyproject.toml", language="toml")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", str(site), str(source)], check=True, capture_output=True)
     assert "mygames" in run(tmp_path, "envs", path=[site])
     run(tmp_path, *typed("check-env", "mygames/guess"), path=[site])
-    quick = ["--run.mode", "async", "--optim.lr", "1e-2", "--stop.target-return", "9", "--stop.env-steps", "60k"]
-    run(tmp_path, *typed("train", "mygames/guess"), *SMALL, *quick, path=[site])
+    run(tmp_path, *typed("train", "mygames/guess"), "--run.dir", "run", "--quiet", path=[site])
     status = json.loads((tmp_path / "run/status.json").read_text())
     assert status["training_return"] >= 9, status  # a random policy has 2.5
 
@@ -118,7 +161,7 @@ def test_extending_script_trains_and_its_policy_acts(tmp_path):
 def test_extending_examples_are_all_tested():
     names = {block.text.partition("\n")[0].removeprefix("# ") for block in blocks(PAGE, "python")}
     assert names == {
-        "my_games.py", "my_net.py", "my_script.py", "sfactory/algo/surrogate.py", "sfactory/algo/trace.py",
-        "tests/algo/test_bounded.py", "tests/algo/test_cut.py",
+        "my_file.py", "my_wrappers.py", "my_ports.py", "my_games.py", "my_net.py", "my_script.py",
+        "sfactory/algo/surrogate.py", "sfactory/algo/trace.py", "tests/algo/test_bounded.py", "tests/algo/test_cut.py",
     }  # fmt: skip
     assert len(blocks(PAGE, "diff")) == 2
