@@ -144,13 +144,13 @@ class Kinematics(Task):
     obs = pixels(5, 5, low=-np.inf, high=np.inf, dtype=np.float32)
 
 
-@case(code=2, says="set --model.encoder")
+@case(code=2, says="set --model.encoder", check=6)
 @case("obs: picture 36x36x36 uint8, channels first -> nature CNN, scaled by 1/255", flags=("--model.encoder", "nature"))
 class Cube(Task):
     obs = pixels(36, 36, 36)
 
 
-@case(code=2, says="set --model.encoder")
+@case(code=2, says="set --model.encoder", check=6)
 @case("obs: vector of 65536 (32x32x64) float32 -> mlp, normalized", flags=("--model.encoder", "mlp"))
 class Features(Task):
     obs = pixels(32, 32, 64, low=-1, high=1, dtype=np.float32)

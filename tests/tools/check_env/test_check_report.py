@@ -109,7 +109,7 @@ def test_check_replaces_a_flag_that_a_rule_changes():
 
     report = checked(Large, flags={"normalize.obs": RawValue("false")})
     assert levels(report)["observations"] == "warn"
-    assert report.train.endswith("default.toml --normalize.obs true")
+    assert report.train == "sfactory train faults/walk --normalize.obs true"
     assert report.reading == ("obs: vector of 2 float32 -> mlp, normalized",)
 
 
