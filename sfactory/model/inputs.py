@@ -12,6 +12,8 @@ from sfactory.model.treatment import Treatment
 
 CLIP = 10.0
 """Largest size of a number that is normalized or scaled by its bounds; the environment may break its bounds."""
+AVERAGED = 1 << 24
+"""Numbers of pictures that are averaged at a time."""
 IMAGE_ENCODERS = ("cnn", "nature", "impala")
 """Encoders that divide bytes by 255 themselves, fast."""
 
@@ -60,7 +62,7 @@ class Input(nn.Module):
         x = obs.permute(0, *(axis + 1 for axis in layout.axes))
         x = x.flatten(1, -3) if x.dim() > 3 else x.unsqueeze(1)  # [N, C, H, W]
         if self.treatment.pool != (1, 1):
-            x = torch.nn.functional.avg_pool2d(self._numbers(x), self.treatment.pool, ceil_mode=True)
+            x = self._average(x)
         return x if self.image else x.permute(0, 2, 3, 1)
 
     def _scale(self, obs: Tensor) -> Tensor:
@@ -73,6 +75,12 @@ class Input(nn.Module):
             numbers = (numbers - self.get_buffer("shift")) * self.get_buffer("factor")
         return numbers.float().clamp(-CLIP, CLIP)
 
-    def _numbers(self, x: Tensor) -> Tensor:
-        """A picture as float32."""
-        return x.float() / 255.0 if self.bytes else x.float()
+    def _average(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H', W'] float32. A few rows at a time: a whole batch of floats may need gigabytes."""
+        if torch.compiler.is_exporting():  # an exported program must not depend on the number of rows
+            return self._average_rows(x)
+        return torch.cat([self._average_rows(part) for part in x.split(max(1, AVERAGED // x[0].numel()))])
+
+    def _average_rows(self, x: Tensor) -> Tensor:
+        numbers = x.float() / 255.0 if self.bytes else x.float()
+        return torch.nn.functional.avg_pool2d(numbers, self.treatment.pool, ceil_mode=True)

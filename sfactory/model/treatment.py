@@ -250,7 +250,7 @@ def obs_lines(spec: Any, config: Any) -> list[str]:
     same: dict[str, list[str]] = {}
     for name, text in words.items():
         same.setdefault(text, []).append(name)
-    groups = sorted(same.items(), key=lambda group: " CNN" not in group[0])  # pictures first
+    groups = sorted(same.items(), key=lambda group: (" CNN" not in group[0], "no bounds" not in group[0]))
     shown = groups if len(groups) <= MOST_LINES else groups[: MOST_LINES - 1]
     lines = [f"{_names(names)}: {text}" for text, names in shown]
     if len(shown) < len(groups):
@@ -264,7 +264,7 @@ def cost_lines(spec: Any, config: Any) -> list[str]:
     if not (pictures and config.model.separate):
         return []
     return [
-        "model.separate: actor and critic read the picture each; --model.separate false shares it, at half the cost"
+        "model.separate: two networks for pictures, of actor and critic; --model.separate false: one, at half the cost"
     ]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sfactory.envs import ActionLeaf, Leaf
+from sfactory.model import inputs
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.model.inputs import Input
 from sfactory.model.treatment import treat
@@ -145,3 +146,14 @@ def test_state_dict_names_of_encoders_are_those_of_earlier_versions():
     assert names(Leaf((4, 84, 84), "uint8", *BYTES)) == convolutions + layers
     assert names(Leaf((10, 10, 4), "bool")) == [f"trunk.encoders.0.conv.{kind}" for kind in ("weight", "bias")] + layers
     assert names(Leaf((3,), "float32")) == layers
+
+
+def test_large_pictures_are_averaged_a_few_at_a_time(monkeypatch):
+    obs = pixels(7, 200, 170, 3)
+    whole = read(obs)
+    monkeypatch.setattr(inputs, "AVERAGED", 2 * obs[0].numel())
+    sizes, pool = [], torch.nn.functional.avg_pool2d
+    counted = lambda x, *rest, **options: (sizes.append(len(x)), pool(x, *rest, **options))[1]  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "avg_pool2d", counted)
+    assert torch.equal(read(obs), whole)
+    assert sizes == [2, 2, 2, 1]
