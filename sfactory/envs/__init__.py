@@ -25,6 +25,7 @@ from sfactory.envs.spec import (
     bounded,
     env_fault,
     finite_rows,
+    info_numbers,
     next_seed,
     one_line,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "families",
     "family_ids",
     "finite_rows",
+    "info_numbers",
     "load_family",
     "make_group",
     "make_spec",

@@ -14,7 +14,7 @@ from sfactory.envs.obs_leaf import obs_leaves
 from sfactory.envs.retry import REPLACE_S, START_S, retried
 from sfactory.envs.saved_state import decode, encode
 from sfactory.envs.space_leaves import space_leaves
-from sfactory.envs.spec import EnvSpec, EpisodeTally, Step, env_fault, finite_rows, next_seed, one_line
+from sfactory.envs.spec import EnvSpec, EpisodeTally, Step, env_fault, finite_rows, info_numbers, next_seed, one_line
 from sfactory.errors import EnvError
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ class EnvGroup:
         reward, valid = np.zeros(self.num_envs, np.float32), np.ones(self.num_envs, bool)
         terminated, truncated = ~valid, ~valid
         errors: dict[int, Exception] = {}
+        infos: dict[int, Any] = {}  # of the episodes that end
         for env, (instance, row) in enumerate(zip(self.envs, rows, strict=True)):
             self.at[0] = env
             try:
@@ -143,10 +144,11 @@ class EnvGroup:
                     continue
                 if illegal[env]:
                     raise ValueError(f"illegal action {[leaf[env].tolist() for leaf in action.values()]}")
-                obs, env_reward, env_terminated, env_truncated, _ = instance.step(row)
+                obs, env_reward, env_terminated, env_truncated, info = instance.step(row)
                 reward[env] = float(env_reward)
                 if env_terminated or env_truncated:
                     terminated[env], truncated[env] = env_terminated, env_truncated
+                    infos[env] = info
                 self._write(env, obs)
             except Exception as error:
                 errors[env] = error
@@ -163,7 +165,8 @@ class EnvGroup:
         ends = terminated | truncated
         self._over = ends.tolist()
         episodes = self.tally.end(np.flatnonzero(ends).tolist())
-        return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults))
+        found = tuple((e.env, numbers) for e in episodes if (numbers := info_numbers(infos[e.env])))
+        return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults), found)
 
     def _not_finite(self, env: int, reward: np.ndarray) -> ValueError:
         """The error for numbers that are not finite: which ones, and the method that returned them."""

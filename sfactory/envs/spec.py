@@ -23,6 +23,9 @@ import numpy as np
 
 from sfactory.errors import EnvError
 
+MAX_INFOS = 20  # numbers of an environment's `info` that are recorded
+NOT_NUMBERS = ("TimeLimit.truncated",)  # names in `info` that are known otherwise
+
 Settings = Mapping[str, Any]
 """Keyword arguments for a family's `make`, from `env.settings`."""
 
@@ -111,6 +114,8 @@ class Step(NamedTuple):
     first: np.ndarray  # [E] bool; obs begins an episode: ~valid, or a life was lost (valid stays True)
     episodes: tuple[Episode, ...]
     faults: tuple[EnvFault, ...]
+    infos: tuple[tuple[int, Mapping[str, float]], ...] = ()
+    """(environment, numbers): what `info` had at the end of an episode; see `info_numbers`."""
 
 
 class Group(Protocol):
@@ -189,6 +194,21 @@ def env_fault(env: int, error: BaseException, seed: int, step: int) -> EnvFault:
     """Build the report of a failed environment: reason, seed, step of its episode, traceback."""
     reason = f"{one_line(error)} (seed {seed}, step {step} of the episode)"
     return EnvFault(env, f"{reason}\n{''.join(traceback.format_exception(error))}")
+
+
+def info_numbers(info: Any) -> dict[str, float]:
+    """The finite numbers and truth values in what `step` returned as `info`, at most MAX_INFOS, by name."""
+    if not isinstance(info, Mapping):
+        return {}
+    found = {}
+    for name, value in info.items():
+        plain = isinstance(value, bool | int | float | np.number | np.bool_) and not isinstance(value, complex)
+        usable = isinstance(name, str) and name.isprintable() and 0 < len(name) <= 60 and name not in NOT_NUMBERS
+        if plain and usable and np.isfinite(value):
+            found[name] = float(value)
+        if len(found) == MAX_INFOS:
+            break
+    return found
 
 
 def next_seed(seed: int) -> int:
