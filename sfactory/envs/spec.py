@@ -191,9 +191,17 @@ def one_line(error: BaseException) -> str:
 
 
 def env_fault(env: int, error: BaseException, seed: int, step: int) -> EnvFault:
-    """Build the report of a failed environment: reason, seed, step of its episode, traceback."""
-    reason = f"{one_line(error)} (seed {seed}, step {step} of the episode)"
-    return EnvFault(env, f"{reason}\n{''.join(traceback.format_exception(error))}")
+    """Build the report of a failed environment: reason, seed, step of its episode, traceback.
+
+    Of long texts the middle is left out: an exception may hold a whole observation.
+    """
+    reason = f"{_shortened(one_line(error), 600)} (seed {seed}, step {step} of the episode)"
+    return EnvFault(env, f"{reason}\n{_shortened(''.join(traceback.format_exception(error)), 20_000)}")
+
+
+def _shortened(text: str, size: int) -> str:
+    """At most about `size` characters: the beginning and the end."""
+    return text if len(text) <= size else f"{text[: size // 2]} ... {text[-size // 2 :]}"
 
 
 def info_numbers(info: Any) -> dict[str, float]:

@@ -133,6 +133,20 @@ def test_env_group_replaces_a_failing_environment_and_marks_a_reset_row(kind):
     assert taken[2].valid.all()
 
 
+def test_env_group_shortens_the_report_of_an_exception_with_a_long_text():
+    def fails(env):
+        raise ValueError(f"the state was {'1, ' * 10**6}at last")
+
+    _, taken = play(group_of(Counter(length=9, at=2, result=fails)), 2)
+    (report,) = taken[1].faults
+    reason, _, trace = report.message.partition("\n")
+    assert len(reason) < 1000
+    assert reason.startswith("ValueError: the state was 1, 1, ")
+    assert reason.endswith("at last (seed 100, step 1 of the episode)")
+    assert len(trace) < 30_000
+    assert "in fails" in trace
+
+
 def test_env_group_drops_an_episode_that_a_fault_ended():
     _, taken = play(group_of(Counter(length=9, at=2, result=raises)), 5)
     assert [tuple(e) for step in taken for e in step.episodes] == [(0, 6.0, 3)]  # episode of the replacement
