@@ -58,7 +58,7 @@ All metrics, from the table in `sfactory/monitor/table.py`. The same names are t
 Returns and lengths are of complete, unclipped episodes. Everything else is over valid steps only (reset rows are not
 valid) and over the time since the previous row: every `log.every-seconds` in async mode, every `log.every-updates` in
 lockstep mode. `<worker>` stands for a worker's name, as `sampler-3`, `<task>` for one of several tasks, as
-`atari/pong`.
+`atari/pong`, `<name>` for a name in an environment's `info`.
 `supervisor` computes its metrics from counters and messages of the other workers when a row is written.
 
 Start with `charts/episodic_return` and `charts/SPS`; then `lag/mean` and `offpolicy/ess`, which show how stale the data

@@ -29,6 +29,7 @@ from sfactory.envs.spec import (
     bounded,
     env_fault,
     finite_rows,
+    info_numbers,
     next_seed,
     one_line,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "families",
     "family_ids",
     "finite_rows",
+    "info_numbers",
     "is_python_target",
     "listen_to_builds",
     "load_family",

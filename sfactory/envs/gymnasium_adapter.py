@@ -16,7 +16,7 @@ from sfactory.envs.obs_leaf import obs_leaves
 from sfactory.envs.retry import REPLACE_S, START_S, retried
 from sfactory.envs.saved_state import decode, encode
 from sfactory.envs.space_leaves import kept_leaves
-from sfactory.envs.spec import EnvSpec, EpisodeTally, Step, env_fault, finite_rows, next_seed, one_line
+from sfactory.envs.spec import EnvSpec, EpisodeTally, Step, env_fault, finite_rows, info_numbers, next_seed, one_line
 from sfactory.envs.step_values import PLAIN_FLAGS, PLAIN_NUMBERS, as_flag, as_reward, explained, reset_obs, wrong_step
 from sfactory.errors import EnvError
 
@@ -151,6 +151,7 @@ class EnvGroup:
         terminated, truncated = ~valid, ~valid
         errors: dict[int, Exception] = {}
         at, over, write, false = self.at, self._over, self._write, np.False_
+        infos: dict[int, Any] = {}  # of the episodes that end
         for env, (instance, row) in enumerate(zip(self.envs, rows, strict=True)):
             at[0] = env
             try:
@@ -162,7 +163,7 @@ class EnvGroup:
                     raise ValueError(f"illegal action {[leaf[env].tolist() for leaf in action.values()]}")
                 result = instance.step(row)
                 try:
-                    obs, env_reward, ended, cut, _ = result
+                    obs, env_reward, ended, cut, info = result
                 except (TypeError, ValueError):
                     raise wrong_step(result) from None
                 if type(env_reward) is not float:
@@ -173,6 +174,7 @@ class EnvGroup:
                         ended, cut = as_flag(ended, "terminated"), as_flag(cut, "truncated")
                     if ended or cut:
                         terminated[env], truncated[env] = ended, cut
+                        infos[env] = info
                 write(env, obs)
             except Exception as error:
                 errors[env] = explained(error)
@@ -189,7 +191,8 @@ class EnvGroup:
         ends = terminated | truncated
         self._over = ends.tolist()
         episodes = self.tally.end(np.flatnonzero(ends).tolist())
-        return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults))
+        found = tuple((e.env, numbers) for e in episodes if (numbers := info_numbers(infos[e.env])))
+        return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults), found)
 
     def _not_finite(self, env: int, reward: np.ndarray) -> ValueError:
         """The error for numbers that are not finite: which ones, and the method that returned them."""

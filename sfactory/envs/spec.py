@@ -24,6 +24,9 @@ import numpy as np
 
 from sfactory.errors import EnvError
 
+MAX_INFOS = 20  # numbers of an environment's `info` that are recorded
+NOT_NUMBERS = ("TimeLimit.truncated",)  # names in `info` that are known otherwise
+
 Settings = Mapping[str, Any]
 """Settings of an environment by name, from `env.settings`."""
 NO_SETTINGS: Settings = MappingProxyType({})
@@ -113,6 +116,8 @@ class Step(NamedTuple):
     first: np.ndarray  # [E] bool; obs begins an episode: ~valid, or a life was lost (valid stays True)
     episodes: tuple[Episode, ...]
     faults: tuple[EnvFault, ...]
+    infos: tuple[tuple[int, Mapping[str, float]], ...] = ()
+    """(environment, numbers): what `info` had at the end of an episode; see `info_numbers`."""
 
 
 class Group(Protocol):
@@ -191,9 +196,32 @@ def one_line(error: BaseException) -> str:
 
 
 def env_fault(env: int, error: BaseException, seed: int, step: int) -> EnvFault:
-    """Build the report of a failed environment: reason, seed, step of its episode, traceback."""
-    reason = f"{one_line(error)} (seed {seed}, step {step} of the episode)"
-    return EnvFault(env, f"{reason}\n{''.join(traceback.format_exception(error))}")
+    """Build the report of a failed environment: reason, seed, step of its episode, traceback.
+
+    Of long texts the middle is left out: an exception may hold a whole observation.
+    """
+    reason = f"{_shortened(one_line(error), 600)} (seed {seed}, step {step} of the episode)"
+    return EnvFault(env, f"{reason}\n{_shortened(''.join(traceback.format_exception(error)), 20_000)}")
+
+
+def _shortened(text: str, size: int) -> str:
+    """At most about `size` characters: the beginning and the end."""
+    return text if len(text) <= size else f"{text[: size // 2]} ... {text[-size // 2 :]}"
+
+
+def info_numbers(info: Any) -> dict[str, float]:
+    """The finite numbers and truth values in what `step` returned as `info`, at most MAX_INFOS, by name."""
+    if not isinstance(info, Mapping):
+        return {}
+    found = {}
+    for name, value in info.items():
+        plain = isinstance(value, bool | int | float | np.number | np.bool_) and not isinstance(value, complex)
+        usable = isinstance(name, str) and name.isprintable() and 0 < len(name) <= 60 and name not in NOT_NUMBERS
+        if plain and usable and np.isfinite(value):
+            found[name] = float(value)
+        if len(found) == MAX_INFOS:
+            break
+    return found
 
 
 def next_seed(seed: int) -> int:

@@ -14,7 +14,15 @@ from sfactory.monitor.accumulator import Accumulator
 from sfactory.monitor.format import console_line
 from sfactory.monitor.messages import Message
 from sfactory.monitor.statistics import human_normalized
-from sfactory.monitor.table import EPISODES_IN_MEAN, EPISODES_IN_SHARE, METRICS, STAGES, find_metric, worker_kind
+from sfactory.monitor.table import (
+    EPISODES_IN_MEAN,
+    EPISODES_IN_SHARE,
+    MAX_INFOS,
+    METRICS,
+    STAGES,
+    find_metric,
+    worker_kind,
+)
 
 
 class Board:
@@ -32,6 +40,7 @@ class Board:
         self._lengths: deque[int] = deque(maxlen=EPISODES_IN_MEAN)
         self.num_episodes = self.num_broken = 0
         self._ends: deque[bool] = deque(maxlen=EPISODES_IN_SHARE)  # whether an episode was cut by a failure
+        self._infos: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=EPISODES_IN_MEAN))
         self._learner: dict[str, float] = {}  # kept from row to row
         self._recorded = Accumulator()
         self._stages: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))  # kind -> stage -> seconds
@@ -67,6 +76,11 @@ class Board:
                 self._returns[task].append(float(episodic_return))
                 self._lengths.append(int(length))
             self._ends.extend([False] * len(payload))
+        elif kind == messages.INFOS:
+            for numbers in payload:
+                for name, value in numbers.items():
+                    if name in self._infos or len(self._infos) < MAX_INFOS:
+                        self._infos[name].append(value)
         elif kind == messages.STEPS:
             _, broken = payload
             self.num_broken += broken
@@ -103,6 +117,7 @@ class Board:
             "faults": dict(self._faults),
             "eval": evaluation,
             "broken": [self.num_broken, list(self._ends)],
+            "infos": {name: list(values) for name, values in self._infos.items()},
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -116,6 +131,8 @@ class Board:
         self.evaluated, self._evaluation = state.get("eval", [0, {}])
         self.num_broken, ends = state.get("broken", [0, []])
         self._ends.extend(ends)
+        for name, values in state.get("infos", {}).items():
+            self._infos[name].extend(values)
 
     def snapshot(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
         """Make one row and start the next window. seconds: of training, over all launches."""
@@ -130,6 +147,7 @@ class Board:
         row["faults/broken_episodes"] = float(self.num_broken)
         if self._ends:
             row["faults/broken_share"] = float(np.mean(self._ends))
+        row |= {f"info/{name}": float(np.mean(values)) for name, values in self._infos.items()}
         row |= self._recorded.drain_row()
         row |= self._stage_shares()
         row |= self._evaluation  # in one row only: a curve has a point where there was an evaluation

@@ -13,6 +13,7 @@ import re
 from typing import Literal, NamedTuple
 
 EPISODES_IN_MEAN = 100  # a training return is the mean of the last 100 episodes
+MAX_INFOS = 40  # numbers of environments that are recorded, of all tasks together
 EPISODES_IN_SHARE = 1000  # the share of broken episodes is that of the last 1,000 that ended
 
 STAGES: dict[str, dict[str, str]] = {
@@ -43,6 +44,7 @@ LAG_SHARES = {"0": "0", "1": "1", "2": "2", "4": "3 or 4", "8": "5 to 8", "16": 
 
 GROUPS = {
     "charts": "Return and speed",
+    "info": "Numbers of the environment",
     "losses": "Losses and diagnostics of an update",
     "lag": "Policy lag",
     "offpolicy": "Distance between the policies",
@@ -133,6 +135,9 @@ _EVALUATION = {
 
 METRICS: dict[str, Metric] = {
     **_metrics("supervisor", "last", _CHARTS),
+    "info/<name>": Metric(
+        "a number that `info` has at the end of episodes, mean of the last 100 that have it", "supervisor"
+    ),
     "charts/learning_rate": Metric("learning rate of the optimizer", "learner"),
     **_metrics("learner", "mean", _UPDATE),
     "offpolicy/max_abs_log_rho": Metric(
@@ -166,14 +171,18 @@ METRICS: dict[str, Metric] = {
         for stage, what in stages.items()
     },
 }
-"""Name -> entry. `<worker>` stands for a worker's name, as sampler-3, `<task>` for a task, as atari/pong."""
+"""Name -> entry. `<worker>` stands for a worker's name, as sampler-3, `<task>` for a task, as atari/pong, `<name>` for
+a name that an environment chose."""
 
 _WORKER = re.compile(r"/(sampler|inference|learner)(-\d+)?$")
 _TASK = re.compile(r"^((?:charts|eval)/(?:episodic_return|human_normalized))/.+$")
+_INFO = re.compile(r"^info/.+$", re.DOTALL)
 
 
 def find_metric(name: str) -> Metric:
     """Entry of a metric, also of one with a worker's or a task's name. KeyError if the table has none."""
+    if _INFO.match(name):
+        return METRICS["info/<name>"]
     for entry in (name, _WORKER.sub("/<worker>", name), _TASK.sub(r"\1/<task>", name)):
         if entry in METRICS:
             return METRICS[entry]

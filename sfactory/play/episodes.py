@@ -83,6 +83,8 @@ class EpisodeResults:
     capped: int = 0
     faults: int = 0
     first_fault: str = ""
+    infos: dict[str, list[float]] = field(default_factory=dict)
+    """Numbers that `info` had at the end of episodes, by name."""
 
     def check(self, allowed: int) -> None:
         """Raise EnvError if more environments failed than an evaluation can replace."""
@@ -167,6 +169,9 @@ def _play_round(
                 results.faults += 1
                 results.first_fault = results.first_fault or fault.message.partition("\n")[0]
                 playing[fault.env] = False
+        for env, numbers in step.infos:
+            for name, value in numbers.items() if playing[env] else ():
+                results.infos.setdefault(name, []).append(value)
         for env, episodic_return, length in step.episodes:
             returns[env], lengths[env] = 0.0, 0
             if playing[env]:

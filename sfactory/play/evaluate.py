@@ -7,7 +7,7 @@ stratified-bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264).
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class EvalResult:
     """Episodes cut at `max_steps`; they count with their return so far."""
     faults: int
     """Episodes discarded because their environment failed; others were played instead."""
+    infos: dict[str, float] = field(default_factory=dict)
+    """Numbers that `info` had at the end of episodes, by name; means over the episodes that had them."""
     reference: tuple[float, float] | None = None
     """Returns of a random policy and of a human tester, where they are known."""
     videos: tuple[VideoFile, ...] = ()
@@ -97,6 +99,8 @@ class EvalResult:
             f"median    {s['median']:.2f}   from {s['min']:.2f} to {s['max']:.2f}",
             f"length    {s['length']:.1f} steps",
         ]
+        if self.infos:
+            lines.append(f"info      {', '.join(f'{name} {value:.4g}' for name, value in self.infos.items())}")
         if "human_normalized" in s:
             lines.append(f"human     {s['human_normalized']:.3f} (0 is a random policy, 1 a human tester)")
         if self.capped:
@@ -196,6 +200,7 @@ def evaluate(
             lengths=tuple(results.lengths),
             capped=results.capped,
             faults=results.faults,
+            infos={name: float(np.mean(values)) for name, values in results.infos.items()},
             reference=spec.reference,
             videos=tuple(recorder.videos) if recorder else (),
         )

@@ -24,6 +24,7 @@ def capture(run: Lockstep, board: Board) -> dict[str, np.ndarray]:
     state = {
         "groups": [[group.state() for group in sampler.runs] for sampler in run.samplers],
         "episodes": [sampler.episodes for sampler in run.samplers],
+        "infos": [sampler.infos for sampler in run.samplers],
         "learner": run.learner.windows(),
         "board": board.state(),
     }
@@ -39,5 +40,7 @@ def restore(run: Lockstep, board: Board, arrays: dict[str, np.ndarray]) -> None:
         sampler.episodes = episodes
         for group, saved in zip(sampler.runs, groups, strict=True):
             group.set_state(saved)
+    for sampler, infos in zip(run.samplers, state.get("infos", [[]] * len(run.samplers)), strict=True):
+        sampler.infos = list(infos)
     run.learner.set_windows(state["learner"])
     board.set_state(state["board"])

@@ -25,6 +25,7 @@ from sfactory.tools import svg
 
 MAX_EVENTS = 200  # newest lines of log.txt on the page
 RETURN, HUMAN = "charts/episodic_return", "charts/human_normalized"
+BROKEN = "faults/broken_share"
 CURVES: dict[str, dict[str, str]] = {  # title -> metric -> name in the legend
     "episode length": {"charts/episodic_length": "steps"},
     "speed": {"charts/SPS": "steps/s", "charts/FPS": "frames/s"},
@@ -186,6 +187,8 @@ def _curves(run: RunFolder) -> list[Chart]:
         if title == "speed" and np.array_equal(run.column("charts/SPS"), run.column("charts/FPS"), equal_nan=True):
             metrics = {"charts/SPS": "steps/s"}
         charts.append(_chart(run, title, metrics))
+    if np.nanmax(run.column(BROKEN), initial=0.0) > 0:  # of most runs the curve would be a line at 0
+        charts.append(_chart(run, "broken episodes", {BROKEN: "share of the last 1,000"}))
     return [chart for chart in charts if chart is not None]
 
 

@@ -198,6 +198,7 @@ class Sampler(Worker):
             self.runs.append(GroupRun(group, envs, shared, self._beat))
         self._outside = Phase.ENVIRONMENT
         self.episodes: list[tuple[float, int, int]] = []  # return, length, task
+        self.infos: list[Mapping[str, float]] = []  # of episodes
         self.steps = 0  # valid ones since the last message
         self.stages.drain()
 
@@ -240,6 +241,7 @@ class Sampler(Worker):
             run.begin()
         run.inference_bell.ring()
         self.episodes += [(episode.episodic_return, episode.length, run.task) for episode in step.episodes]
+        self.infos += [numbers for _, numbers in step.infos]
         self.steps += int(np.count_nonzero(step.valid))
         if step.faults:
             self._send_results(run.broken)  # first: what was good before decides what a failure means
@@ -248,10 +250,13 @@ class Sampler(Worker):
         self.stages.mark("env_step")
 
     def _send_results(self, broken: int = 0) -> None:
-        """Send complete episodes, and the numbers of steps and of broken episodes."""
+        """Send complete episodes with their numbers, and how many steps and broken episodes there were."""
         if self.episodes:
             self.sink.put((messages.EPISODES, self.name, self.episodes))
             self.episodes = []
+        if self.infos:
+            self.sink.put((messages.INFOS, self.name, self.infos))
+            self.infos = []
         if self.steps or broken:
             self.sink.put((messages.STEPS, self.name, (self.steps, broken)))
             self.steps = 0

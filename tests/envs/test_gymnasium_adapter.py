@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sfactory.envs import EnvError, gymnasium_adapter
+from sfactory.envs import EnvError, gymnasium_adapter, info_numbers
 from sfactory.envs.gymnasium_adapter import EnvGroup
 
 
@@ -134,6 +134,20 @@ def test_env_group_replaces_a_failing_environment_and_marks_a_reset_row(kind):
     assert obs[2][1, 2] not in (100, 101)  # its seed is new
     assert obs[3][:, 0].tolist() == [3, 1]  # the other environment continues
     assert taken[2].valid.all()
+
+
+def test_env_group_shortens_the_report_of_an_exception_with_a_long_text():
+    def fails(env):
+        raise ValueError(f"the state was {'1, ' * 10**6}at last")
+
+    _, taken = play(group_of(Counter(length=9, at=2, result=fails)), 2)
+    (report,) = taken[1].faults
+    reason, _, trace = report.message.partition("\n")
+    assert len(reason) < 1000
+    assert reason.startswith("ValueError: the state was 1, 1, ")
+    assert reason.endswith("at last (seed 100, step 1 of the episode)")
+    assert len(trace) < 30_000
+    assert "in fails" in trace
 
 
 def test_env_group_drops_an_episode_that_a_fault_ended():
@@ -283,3 +297,28 @@ def test_mask_leaf_is_found_by_name_and_must_fit_the_actions():
     for actions, size in ((spaces.Discrete(4), 3), (spaces.Box(-1, 1, (4,)), 4)):
         with pytest.raises(EnvError, match="cannot mask these actions"):
             masked(actions, size)
+
+
+def test_env_group_reports_the_numbers_of_info_at_the_end_of_an_episode():
+    class Informed(Counter):
+        def step(self, action):
+            obs, reward, terminated, truncated, _ = super().step(action)
+            info = {"is_success": np.bool_(True), "distance": 0.3, "level": np.int64(2), "TimeLimit.truncated": False}
+            info |= {"text": "x", "array": np.zeros(3), "nan": np.nan, "none": None, 7: 1.0, "step": self.t}
+            return obs, reward, terminated, truncated, info
+
+    group = EnvGroup(lambda: Informed(length=3), 1, [0], name="x")
+    group.reset()
+    steps = [group.step({"action": np.zeros(1, int)}) for _ in range(4)]
+    assert [step.infos for step in steps] == [
+        (),
+        (),
+        ((0, {"is_success": 1.0, "distance": 0.3, "level": 2.0, "step": 3.0}),),
+        (),
+    ]
+
+
+def test_info_numbers_takes_any_info_and_limits_its_size():
+    assert info_numbers(None) == info_numbers([1.0]) == info_numbers({}) == {}
+    assert len(info_numbers({f"number {i}": i for i in range(1000)})) == 20
+    assert info_numbers({"a" * 61: 1, "": 1, "a\nb": 1}) == {}

@@ -20,7 +20,8 @@ from sfactory.monitor.table import METRICS, meaning
 def test_every_metric_of_the_table_has_a_meaning_in_one_line():
     assert all(metric.meaning and "\n" not in metric.meaning for metric in METRICS.values())
     assert {name.split("/")[0] for name in METRICS} == {
-        "charts", "losses", "lag", "offpolicy", "proximal", "queue", "ledger", "system", "faults", "eval", "stage",
+        "charts", "info", "losses", "lag", "offpolicy", "proximal", "queue", "ledger", "system", "faults", "eval",
+        "stage",
     }  # fmt: skip
 
 
@@ -177,6 +178,19 @@ def test_broken_episodes_are_counted_beside_the_complete_ones():
     other = Board()
     other.set_state(state)
     assert other.snapshot(4, 4, 4, 4.0)["faults/broken_episodes"] == 0
+
+
+def test_numbers_of_info_are_means_of_the_last_hundred_episodes():
+    board = Board()
+    board.handle(("infos", "sampler-0", [{"is_success": 0.0, "distance": 0.5}] * 50))
+    board.handle(("infos", "sampler-1", [{"is_success": 1.0}] * 75))
+    other = Board()
+    other.set_state(board.state())
+    for row in (board.snapshot(1, 1, 1, 1.0), other.snapshot(1, 1, 1, 1.0)):
+        assert (row["info/is_success"], row["info/distance"]) == (0.75, 0.5)
+    assert meaning("info/is_success") == meaning("info/a/b-3") == METRICS["info/<name>"].meaning
+    board.handle(("infos", "sampler-0", [{f"number {i}": 1.0} for i in range(1000)]))
+    assert sum(name.startswith("info/") for name in board.snapshot(2, 2, 2, 2.0)) == 40
 
 
 def test_learner_metrics_stay_until_the_next_message():

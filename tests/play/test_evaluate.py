@@ -125,6 +125,19 @@ def test_play_tolerates_one_failure_in_twenty_of_many_episodes():
         run(300, breaks=range(2 * MAX_FAULTS))
 
 
+def test_play_collects_the_numbers_of_info_of_the_episodes_it_counts():
+    """Environment 1 ends twice as often as environment 0: its further episodes do not count."""
+
+    class Informed(FakeGroup):
+        def step(self, action):
+            step = super().step(action)
+            return step._replace(infos=tuple((env, {"success": float(env)}) for env, _, _ in step.episodes))
+
+    groups = iter([Informed(2, 0, lambda number: 2 if number else 9)])
+    results = play(lambda *_: next(groups), lambda obs, first: {"action": np.zeros(len(first), int)}, 2, 100)
+    assert results.infos == {"success": [1.0, 0.0]}
+
+
 def test_iqm_trims_a_quarter_at_each_end():
     scores = np.array([1000.0, 1, 2, 3, 4, 5, 6, -1000])
     assert iqm(scores) == pytest.approx(3.5)
@@ -165,6 +178,11 @@ def test_eval_report_names_protocol_and_action_selection():
     assert "mean      2.00" in text
     assert "capped" not in text
     assert "faults" not in text
+    assert "info" not in text
+    assert (
+        "info      is_success 0.93, distance 1.5e-05"
+        in evaluation(infos={"is_success": 0.93, "distance": 1.5e-5}).report()
+    )
     text = evaluation(greedy=True, capped=2, faults=1).report()
     assert "greedy" in text
     assert "sampled" not in text

@@ -86,7 +86,7 @@ def test_report_page_shows_the_content_of_the_folder(reported):
     for text in (
         "a<1>", "minatar/breakout", "stop.env-steps reached (exit 0)", "training return", "3.5", "4k",
         "sampler-1 died <SIGKILL> & was replaced", "000000004000", "2.5 MB", "faults/sampler", "optim.lr 2.5e-4 1e-3",
-        "effective sample size", "settings at their defaults",
+        "effective sample size", "settings at their defaults", "broken episodes", "faults/broken_share 3.3%",
     ):  # fmt: skip
         assert text in visible, text
 
@@ -103,6 +103,12 @@ def test_report_notes_a_missing_lag_histogram(fabricate, typed):
     html = (folder / "report.html").read_text()
     assert "No histogram" in html
     assert "share of all steps" not in html
+
+
+def test_report_has_a_curve_of_broken_episodes_only_if_there_are_any(fabricate, typed):
+    folder = fabricate("sound", [1.0, 2.0], extra=lambda i: {"faults/broken_share": 0.0})
+    typed("report", folder)
+    assert "broken episodes" not in (folder / "report.html").read_text()
 
 
 def test_report_says_whether_row_counts_are_consistent(fabricate, typed):

@@ -263,3 +263,19 @@ def test_sampler_counts_the_episodes_that_a_native_group_resets_with_a_failed_on
 def test_sampler_counts_a_failed_reset_as_one_broken_episode(tmp_path):
     _, sink = played(tmp_path, 7, native_reset, raise_at=5)  # call 5 is the reset row of every environment
     assert of_kind(sink, "steps") == [(5 * E, 1)], "the episodes of the others were complete"
+
+
+def test_sampler_sends_the_numbers_of_info_with_the_episodes(tmp_path):
+    def informed(group):
+        step = group.step
+
+        def informed_step(action):
+            result = step(action)
+            return result._replace(infos=tuple((env, {"success": float(env)}) for env, _, _ in result.episodes))
+
+        group.step = informed_step
+
+    sampler, sink = played(tmp_path, 6, informed)
+    sampler.flush()
+    sampler.flush()
+    assert of_kind(sink, "infos") == [[{"success": float(env)} for env in range(E)]]
