@@ -100,11 +100,12 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
     """The layers of `TARGET --config FILE ...`, weakest first."""
     from_files = [read_toml(path) for path in files]
     if not target:
-        if not any("env.name" in layer for layer in from_files):
+        names = [str(layer["env.name"].value) for layer in from_files if "env.name" in layer]
+        if not names:
             raise SettingError(
                 "no TARGET; name a preset (see `sfactory presets`), FAMILY/ID (see `sfactory envs`) or my_file:MyEnv"
             )
-        return from_files
+        return [read_toml(default_file(names[-1])), *from_files]
     if target.endswith(".toml"):
         raise SettingError(f"{target}: a file is given as --config {target}")
     family, slash, name = target.partition("/")

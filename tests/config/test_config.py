@@ -148,6 +148,13 @@ def test_targets_without_presets_have_the_settings_of_gymnasium(target):
     assert plain.normalize.obs != Config().normalize.obs
 
 
+@pytest.mark.parametrize("name", ["my_file:MyEnv", "faults/count", "memory/tmaze", "minatar/any"])
+def test_an_environment_named_in_a_file_alone_has_the_same_settings(tmp_path, name):
+    path = tmp_path / "my.toml"
+    path.write_text(f'[env]\nname = "{name}"\n[optim]\nlr = 0.5\n')
+    assert config("", files=[path]) == config(name, "--optim.lr", "0.5")
+
+
 def test_families_with_settings_of_their_own_keep_them():
     for preset in family_defaults():
         family = preset.name.removesuffix("/*")

@@ -10,11 +10,11 @@ import pathlib
 import tomllib
 import types
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
 import sfactory
@@ -185,7 +185,7 @@ def test_typed_text_in_brackets_that_is_no_value_is_refused(text, message):
     assert message in str(caught.value)[:300]
 
 
-@run_with(deadline=None)  # on a busy machine one example may take long
+@hypothesis.settings(deadline=None)  # a machine under load
 @given(VALUES)
 def test_as_text_is_read_back_by_from_text(value):
     assert same(plain(from_text(as_text(value)), "x"), plain(value, "x"))
@@ -322,7 +322,7 @@ def test_settings_of_a_wrapper_must_be_a_table(flags):
 ARGUMENTS = st.dictionaries(TEXT.map(lambda key: key.replace("-", "_")), VALUES, max_size=4)
 
 
-@run_with(deadline=None)  # on a busy machine one example may take long
+@hypothesis.settings(deadline=None)  # a machine under load
 @given(ARGUMENTS, ARGUMENTS)
 def test_settings_survive_config_toml_exactly(tmp_path_factory, of_env, of_wrapper):
     env = {"name": TARGET, "settings": of_env, "wrapper_settings": {"W": of_wrapper}}

@@ -24,6 +24,9 @@ SMALL = [
 ]  # fmt: skip
 
 
+OF_OWN = [*SMALL, "--checkpoint.exact", "false", "--log.every-updates", "1"]  # Guess has no snapshot()
+
+
 def typed(*needle):
     """The command of the page that contains these words."""
     (words,) = [words for words in commands(PAGE) if words[0] in ("train", "check-env") and set(needle) <= set(words)]
@@ -75,7 +78,7 @@ def last_row(folder):
 def test_extending_wrappers_train(tmp_path, needle, metric, low, high):
     write(tmp_path, "my_file.py", "my_wrappers.py")
     write(tmp_path, "my_wrappers.toml", language="toml")
-    run(tmp_path, *typed("train", "my_file:Guess", *needle), *SMALL)
+    run(tmp_path, *typed("train", "my_file:Guess", *needle), *OF_OWN)
     assert low <= last_row(tmp_path)[metric] <= high
 
 
@@ -84,7 +87,7 @@ def test_extending_number_for_every_copy_reaches_the_factory(tmp_path):
     shown = '    print(env.log, env.address[1], file=open("built.txt", "a"))\n    return env\n'
     file = tmp_path / "my_ports.py"
     file.write_text(file.read_text().replace("    return env\n", shown))
-    run(tmp_path, *typed("train", "my_ports:on_port"), *SMALL)
+    run(tmp_path, *typed("train", "my_ports:on_port"), *OF_OWN)
     built = dict(line.split() for line in (tmp_path / "built.txt").read_text().splitlines())
     assert len(built) >= 8
     assert all(log == f"game-{int(port) - 6000}.txt" for log, port in built.items())
