@@ -99,12 +99,17 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def _contents(folder):
+    """All paths, with the times of files. A folder is made for the run and removed again, which its parent notes."""
+    return {path: path.is_file() and path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 @pytest.mark.parametrize(("words", "code", "message"), MISTAKES, ids=[m[0] for m in MISTAKES])
 def test_ten_mistakes_are_reported_in_one_line_and_change_no_file(typed, here, capsys, words, code, message):
-    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    before = _contents(here)
     got, out, line = typed(*words.split())
     assert message in line
     assert got == code
     assert line.startswith(f"sfactory: {code.outcome} (exit {int(code)}): ")
     assert out == ""
-    assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+    assert _contents(here) == before
