@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sfactory.learning.resumed_rate import resumed_rate
 from sfactory.learning.update import Update
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import CheckpointWriter
@@ -92,6 +93,7 @@ class Checkpointing:
             **self.counters.state_dict(),
             "frames": self.counters.env_steps * self.run_spec.spec.frame_skip,
             "lr": self.update.lr,
+            "initial_lr": self.config.optim.lr,
             "kl": self.update.kl,
             "ess": self.update.ess,
             "launch": self.run_spec.launch,
@@ -137,7 +139,10 @@ class Checkpointing:
         contents = checkpoint.load(path)
         self.update.load_state_dict(contents.parts)
         self.counters.load_state_dict(contents.state)
-        self.update.lr, self.update.kl, self.update.ess = (float(contents.state[name]) for name in ("lr", "kl", "ess"))
+        self.update.kl, self.update.ess = (float(contents.state[name]) for name in ("kl", "ess"))
+        self.update.lr, line = resumed_rate(self.config, contents.state, self.counters.env_steps)
+        if line:
+            self.log(line)
         self.saved_steps = self.counters.env_steps
         self.record_checkpoint(self.saved_steps)
 

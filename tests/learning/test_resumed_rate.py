@@ -1,0 +1,78 @@
+"""The learning rate of a resumed run, and the line that tells when it is another."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import sfactory
+from sfactory.config import Config, Env, Optim, Stop
+from sfactory.learning.resumed_rate import resumed_rate
+
+
+def resumed(schedule, lr, steps, state, stop=100_000):
+    config = Config(env=Env("a/b"), optim=Optim(lr=lr, schedule=schedule), stop=Stop(env_steps=stop))
+    return resumed_rate(config, {"kl": 0.01, "ess": 0.5, **state}, steps)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lr", "steps", "state"),
+    [
+        ("constant", 1e-3, 5000, {"lr": 1e-3, "initial_lr": 1e-3}),
+        ("kl_adaptive", 1e-3, 5000, {"lr": 7e-3, "initial_lr": 1e-3}),
+        ("kl_adaptive", 1e-3, 5000, {"lr": 7e-3}),  # of an older version
+        ("linear", 1e-3, 50_000, {"lr": 5.1e-4, "initial_lr": 1e-3}),
+        ("linear", 1e-3, 99_000, {"lr": 3e-5, "initial_lr": 1e-3}),  # the last updates
+        ("ess", 1e-3, 5000, {"lr": 7.2e-4, "initial_lr": 1e-3}),
+    ],
+)
+def test_resumed_rate_goes_on_without_a_word_where_nothing_changed(schedule, lr, steps, state):
+    assert resumed(schedule, lr, steps, state) == (state["lr"], "")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lr", "steps", "state", "rate", "text"),
+    [
+        ("kl_adaptive", 1e-6, 5000, {"lr": 7e-3, "initial_lr": 2e-3}, 1e-6, "0.007 before, 1e-06 from here on (optim"),
+        ("kl_adaptive", 5e-3, 5000, {"lr": 1e-3, "initial_lr": 2e-3}, 5e-3, "0.001 before, 0.005 from"),
+        ("constant", 1e-4, 5000, {"lr": 1e-3, "initial_lr": 1e-3}, 1e-4, "0.001 before, 0.0001 from"),
+        ("constant", 1e-4, 5000, {"lr": 1e-3}, 1e-3, "0.001 before, 0.0001 from"),
+        ("linear", 1e-3, 30_000, {"lr": 3.2e-5, "initial_lr": 1e-3}, 3.2e-5,
+         "3.2e-05 before, 0.0007 from here on (optim.lr 0.001, optim.schedule linear, 0 at stop.env-steps 100,000)"),
+        ("linear", 1e-3, 80_000, {"lr": 9e-4, "initial_lr": 1e-3}, 9e-4, "0.0009 before, 0.0002 from"),
+        ("constant", 1e-3, 30_000, {"lr": 3.2e-5, "initial_lr": 1e-3}, 3.2e-5, "3.2e-05 before, 0.001 from"),
+    ],
+)  # fmt: skip
+def test_resumed_rate_tells_a_change(schedule, lr, steps, state, rate, text):
+    found, line = resumed(schedule, lr, steps, state)
+    assert found == rate
+    assert line.startswith("learning rate: ")
+    assert text in line
+
+
+def rates(run):
+    rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    return [row["charts/learning_rate"] for row in rows if "charts/learning_rate" in row]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "changes", "low", "high", "text"),
+    [
+        ("kl_adaptive", {"optim": {"lr": 1e-6}}, 0, 2e-5, "1e-06 from here on (optim.lr 1e-06, optim"),
+        ("linear", {}, 4e-4, 1e-3, "from here on (optim.lr 0.001, optim.schedule linear, 0 at stop.env-steps 1,200)"),
+        ("constant", {}, 1e-3, 1e-3, ""),
+    ],
+)  # fmt: skip
+def test_a_resumed_run_trains_with_the_rate_that_its_log_names(tmp_path, schedule, changes, low, high, text):
+    tiny = {"num_samplers": 1, "envs_per_group": 4, "rollout_length": 8}
+    sections = {
+        "run": {"mode": "lockstep", "dir": tmp_path / "a"}, "sampling": tiny, "batch": {"minibatches": 1},
+        "optim": {"schedule": schedule, "lr": 1e-3}, "log": {"quiet": True, "every_updates": 1},
+    }  # fmt: skip
+    sfactory.train("classic/cartpole", **sections, stop={"env_steps": 600})
+    before = len(rates(tmp_path / "a"))
+    sfactory.resume(tmp_path / "a", **changes, stop={"env_steps": 1200})
+    after = rates(tmp_path / "a")[before:]
+    assert low <= after[0] <= high
+    log = (tmp_path / "a/log.txt").read_text()
+    assert text in log if text else "learning rate:" not in log
