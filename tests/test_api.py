@@ -152,7 +152,7 @@ def test_missing_main_file_is_hidden_until_the_last_run_ends(monkeypatch):
     from sfactory.api import _MISSING_MAIN_FILE
 
     main = sys.modules["__main__"]
-    monkeypatch.setattr(main, "__file__", "<stdin>")
+    monkeypatch.setattr(main, "__file__", "<stdin>", raising=False)
     with _MISSING_MAIN_FILE:
         with _MISSING_MAIN_FILE:
             assert not hasattr(main, "__file__")
