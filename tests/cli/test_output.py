@@ -91,6 +91,15 @@ def test_stdout_to_stderr_redirects_everything_and_restores_it(capfd):
     assert {"inside", "descriptor", "held back by C"} <= set(err.splitlines())
 
 
+def test_stdout_to_stderr_writes_what_the_c_library_holds_back_before_it_restores_stdout():
+    code = (
+        "import ctypes\nfrom sfactory.cli.output import stdout_to_stderr\n"
+        "with stdout_to_stderr():\n    ctypes.CDLL(None).puts(b'held back')\nprint('result')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("result\n", "held back\n")
+
+
 def test_stdout_to_stderr_restores_stdout_after_an_error(capfd):
     with pytest.raises(KeyError), stdout_to_stderr():
         raise KeyError
