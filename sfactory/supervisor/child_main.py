@@ -6,6 +6,7 @@ the supervisor reads the last line of their file when they exit. Only the standa
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 import signal
@@ -55,4 +56,5 @@ def child_main(message: SpawnMessage) -> None:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)  # what C code has printed
     os._exit(code)  # skips atexit handlers, which may hang in an environment
