@@ -6,6 +6,8 @@ the supervisor reads the last line of their file when they exit. Only the standa
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import faulthandler
 import os
 import signal
@@ -53,6 +55,8 @@ def child_main(message: SpawnMessage) -> None:
         code = ForkingPickler.loads(message.task).run(message.name, message.fds)  # imports what this worker needs
     except BaseException:
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a full disk, or an environment closed it
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)  # what C code has printed
     os._exit(code)  # skips atexit handlers, which may hang in an environment

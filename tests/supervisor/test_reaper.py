@@ -153,6 +153,27 @@ def test_end_marked_kills_what_a_killed_reaper_left(tmp_path, tag):
     assert len(tagged(tag)) == 2
 
 
+PARENT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_reaper import start
+print(start(Path(sys.argv[2]), sys.argv[3], "sleep").pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_reaper_ends_everything_when_its_parent_is_killed_and_there_is_no_orphan_killer(tmp_path, tag):
+    words = [sys.executable, "-c", PARENT, os.path.dirname(__file__), str(tmp_path), tag]
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline()
+    assert len(tagged(tag)) == 4
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    eventually(lambda: not tagged(tag), 1.0)
+
+
 SUPERVISOR = """
 import subprocess, sys, time
 from sfactory.supervisor.spawn import OrphanKiller

@@ -138,17 +138,22 @@ def test_read_specs_builds_in_this_process_in_lockstep(specs, capsys):
 IGNORING = """
 import signal, sys
 from sfactory.config import Config, Env
+from sfactory.envs import EnvError
 from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.specs import read_specs
 if __name__ == "__main__":
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
     with exits_are_reported():
-        read_specs(Config(env=Env("gymnasium/CartPole-v1")))
+        try:
+            read_specs(Config(env=Env("gymnasium/odd_envs:Odd-v0", settings={"how": "ends"})))
+        except EnvError as error:
+            print(error)
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
 """
 
 
 def test_exits_are_reported_to_a_process_that_was_started_with_sigchld_ignored(tmp_path):
+    (tmp_path / "odd_envs.py").write_text(ENVIRONMENTS)
     script = tmp_path / "script.py"
     script.write_text(IGNORING)
     done = subprocess.run(
@@ -159,5 +164,6 @@ def test_exits_are_reported_to_a_process_that_was_started_with_sigchld_ignored(t
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+    assert "it ended its process (exit code 3)" in done.stdout
     with exits_are_reported():  # no effect here
         assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
