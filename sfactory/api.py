@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.resume_rules import refuse_changes
 from sfactory.config.tables import PLACEHOLDERS
-from sfactory.errors import UNGUARDED, CommandError, Exit
+from sfactory.errors import UNGUARDED, CommandError, Exit, RunBusy
 from sfactory.run.folder import (
+    FolderTaken,
     has_checkpoint,
     is_run,
     new_run_dir,
@@ -162,8 +163,14 @@ def train_config(config: Config, label: str = "") -> Outcome:
         config = tuned(config, lambda line: None if config.log.quiet else print(line, file=sys.stderr, flush=True))
     if config.run.dir:
         return _train(config, run_dir, resume=False)
-    with new_run_dir(label or config.env.name, config.run.seed) as run_dir:
-        return _train(config, run_dir, resume=False)
+    while True:
+        run_dir = new_run_dir(label or config.env.name, config.run.seed)
+        try:
+            return _train(config, run_dir, resume=False)
+        except (RunBusy, FolderTaken):
+            if not run_dir.exists():
+                raise
+            # Another run of the same second took this name while this one was checked.
 
 
 def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = ()) -> Outcome:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from sfactory.errors import CommandError, Exit, resume_command
@@ -24,11 +24,8 @@ def path_component(text: str) -> str:
     return re.sub(r"[^\w.=,+-]+", "-", text).lstrip(".-") or "run"
 
 
-@contextlib.contextmanager
-def new_run_dir(target: str, seed: int) -> Iterator[Path]:
-    """Create runs/<preset>_s<seed>_<date-time>, with a number appended for runs of the same second.
-
-    The folder is removed at the end if nothing was written into it.
+def new_run_dir(target: str, seed: int) -> Path:
+    """runs/<preset>_s<seed>_<date-time>, with a number appended for runs of the same second.
 
     target: preset, FAMILY/ID, or code such as sub/my_file.py:MyEnv, whose folder is left out of the name.
     """
@@ -39,12 +36,9 @@ def new_run_dir(target: str, seed: int) -> Iterator[Path]:
     label = f"{first}-and-{len(others)}-more" if others else first
     name = f"{path_component(label)[:LONGEST_LABEL]}_s{seed}_{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / name, 2
-    while not (created := make_folder(path)):  # a run that was started in the same second has this name
+    while path.exists():
         path, number = Path("runs") / f"{name}-{number}", number + 1
-    try:
-        yield path
-    finally:
-        remove_empty(created)
+    return path
 
 
 def make_folder(path: Path) -> list[Path]:
@@ -90,15 +84,23 @@ def _never_trained(run_dir: Path) -> bool:
     return False
 
 
-def refuse_existing(run_dir: Path) -> None:
-    """CommandError (exit 2) if a new run cannot have this folder."""
+class FolderTaken(CommandError):
+    """A new run cannot have a folder, because a run is in it already."""
+
+
+def refuse_run(run_dir: Path) -> None:
+    """FolderTaken (exit 2) if a folder holds a run."""
     if is_run(run_dir) and _never_trained(run_dir):
-        raise CommandError(
-            Exit.USAGE, f"{run_dir} holds a run whose start failed; remove it, or choose another run.dir"
-        )
+        problem = f"{run_dir} holds a run whose start failed"
+        raise FolderTaken(Exit.USAGE, f"{problem}; remove it, or choose another run.dir")
     if is_run(run_dir):
         how = f"{resume_command(run_dir)}, in Python sfactory.resume({str(run_dir)!r})"
-        raise CommandError(Exit.USAGE, f"{run_dir} holds a run already; resume it: {how}; or choose another run.dir")
+        raise FolderTaken(Exit.USAGE, f"{run_dir} holds a run already; resume it: {how}; or choose another run.dir")
+
+
+def refuse_existing(run_dir: Path) -> None:
+    """CommandError (exit 2) if a new run cannot have this folder."""
+    refuse_run(run_dir)
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in run_dir.parts):
         raise CommandError(Exit.USAGE, f"run.dir {str(run_dir)[:60]}...: a name of more than {LONGEST_NAME} bytes")
     try:

@@ -25,7 +25,7 @@ from sfactory.monitor.rows import read_rows
 from sfactory.monitor.writers import Writers, last_evaluated, write_atomically
 from sfactory.run import checkpoint
 from sfactory.run.env_faults import EnvFaults, is_env_fault, with_traceback
-from sfactory.run.folder import clear_folder, make_folder, remove_empty
+from sfactory.run.folder import clear_folder, make_folder, refuse_run, remove_empty
 from sfactory.run.lock import lock_folder
 from sfactory.run.obs_reading import check_reading
 from sfactory.run.outcome import Outcome
@@ -89,6 +89,8 @@ class RunRecorder:
     def _open_locked(
         cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec], lock: int, warnings: list[str]
     ) -> RunRecorder:
+        if not resume and not config.run.requeue:
+            refuse_run(run_dir)
         launch, resume_from, state = 0, "", {}
         if resume:
             path = checkpoint.newest(run_dir, warnings)

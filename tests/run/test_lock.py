@@ -84,6 +84,22 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path, monkeypatch, place, given
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_is_never_started_over_another_one(tmp_path, monkeypatch):
+    """Both chose the name in the same second, and the first one has finished when the second one opens the folder."""
+    from sfactory.run import folder
+
+    monkeypatch.chdir(tmp_path)
+    names = iter(["runs/a", "runs/a", "runs/b", "runs/a"])
+    monkeypatch.setattr("sfactory.api.new_run_dir", lambda *_: Path(next(names)))
+    sections = {**TINY, "run": {"mode": "lockstep"}}
+    assert [sfactory.train("classic/cartpole", **sections).run_dir for _ in range(2)] == ["runs/a", "runs/b"]
+    monkeypatch.setattr("sfactory.api.refuse_existing", lambda _: None)  # the same with a name of the user's own
+    before = Path("runs/a/status.json").read_text()
+    with pytest.raises(folder.FolderTaken, match="runs/a holds a run already"):
+        sfactory.train("classic/cartpole", **TINY)
+    assert Path("runs/a/status.json").read_text() == before
+
+
 def test_a_start_that_is_refused_leaves_the_folder_of_the_other_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sfactory.train("classic/cartpole", **TINY)
