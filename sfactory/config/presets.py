@@ -135,11 +135,12 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
 
 
 def is_python_target(name: str) -> bool:
-    """Whether a name stands for a class or function of the user's own, and not for FAMILY/ID.
+    """Whether a name stands for a class or function of the user's own; as in `envs.python_target`.
 
-    It has a colon before the first slash (`my_file:MyEnv`), or after the name of a file (`sub/my_file.py:MyEnv`).
+    Repeated here, because commands that only read settings do not load the environments.
     """
-    return ":" in name.partition("/")[0] or name.rpartition(":")[0].endswith(".py")
+    family, _, rest = name.partition("/")
+    return ":" in family or (rest.rpartition(":")[0].endswith(".py") and family != "gymnasium")
 
 
 def default_file(target: str) -> Path:

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import threading
 import traceback
 import zlib
 from collections.abc import Callable, Mapping
@@ -191,28 +192,33 @@ def _modules(folder: Path) -> list[Path]:
     return sorted((Path.cwd() / folder).glob("*.py"))
 
 
+_IMPORTING = threading.RLock()
+"""A module is in `sys.modules` before it is complete; other threads wait."""
+
+
 def _import_file(file: Path) -> ModuleType:
     """Import a file under its own name; under another one if a module of this name is loaded already."""
     if (folder := str(file.parent)) not in sys.path:
         sys.path.append(folder)  # for the files beside it
-    name = file.stem
-    loaded = sys.modules.get(name)
-    if loaded is not None and not _is_file(loaded, file):
-        name = f"{name}_{zlib.crc32(str(file).encode()):08x}"
+    with _IMPORTING:
+        name = file.stem
         loaded = sys.modules.get(name)
-    if loaded is not None:
-        return loaded
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+        if loaded is not None and not _is_file(loaded, file):
+            name = f"{name}_{zlib.crc32(str(file).encode()):08x}"
+            loaded = sys.modules.get(name)
+        if loaded is not None:
+            return loaded
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
 
 
 def _is_file(module: ModuleType, file: Path) -> bool:

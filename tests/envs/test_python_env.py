@@ -2,11 +2,13 @@
 
 import functools
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from sfactory.envs import EnvError, EnvOptions, is_python_target, make_group, make_spec, name_family
+from sfactory.config import presets
+from sfactory.envs import EnvError, EnvOptions, is_python_target, make_group, make_spec, name_family, python_target
 from sfactory.envs.python_target import accepts, asks_for
 
 MORE = """
@@ -269,3 +271,23 @@ def test_env_protocol_is_refused_by_an_environment_without_protocols(own_file):
     own_file("my_file.py")
     with pytest.raises(EnvError, match=r"^my_file:MyEnv: env\.protocol dqn: it has no protocols to choose from$"):
         make_group("my_file:MyEnv", 1, [0], EnvOptions(protocol="dqn"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("my_file:MyEnv", True), ("my_file.py:MyEnv", True), ("package.module:factory", True),
+        ("sub/my_file.py:MyEnv", True), ("../my_file.py:MyEnv", True), ("gymnasium/my_file:Mine-v0", False),
+        ("gymnasium/my_file.py:Mine-v0", False), ("minatar/breakout", False), ("breakout", False),
+    ],
+)  # fmt: skip
+def test_settings_and_environments_agree_on_what_names_code(name, expected):
+    assert (presets.is_python_target(name), python_target.is_python_target(name)) == (expected, expected)
+
+
+def test_threads_wait_for_a_file_that_another_one_is_importing(tmp_path):
+    (tmp_path / "slow_file.py").write_text("import time\ntime.sleep(0.3)\nready = True\n")
+    with ThreadPoolExecutor(3) as pool:
+        modules = list(pool.map(python_target._import_file, [tmp_path / "slow_file.py"] * 3))
+    assert [module.ready for module in modules] == [True] * 3
+    del sys.modules["slow_file"]
