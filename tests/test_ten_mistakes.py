@@ -78,7 +78,7 @@ MISTAKES = [
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, tmp_path_factory, monkeypatch):
     """Create the runs a, b and damaged on a machine without GPU, ale-py and wandb. No run may start."""
     for name in ("a", "b", "damaged"):
         (tmp_path / "runs" / name).mkdir(parents=True)
@@ -94,6 +94,9 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", hidden(importlib.util.find_spec))
     monkeypatch.setitem(__import__("sys").modules, "ale_py", None)
     monkeypatch.setitem(__import__("sys").modules, "sfactory_envs.atari", None)
+    missing = tmp_path_factory.mktemp("missing")  # also in the process that builds the environment
+    (missing / "ale_py.py").write_text("raise ModuleNotFoundError(\"No module named 'ale_py'\", name='ale_py')\n")
+    monkeypatch.syspath_prepend(missing)
     monkeypatch.setattr("sfactory.supervisor.preflight.check_device.__defaults__", ((),))
     monkeypatch.setattr(training.RunRecorder, "open", lambda *args: pytest.fail("a run started"))
     return tmp_path

@@ -55,8 +55,13 @@ def child_main(message: SpawnMessage) -> None:
         code = ForkingPickler.loads(message.task).run(message.name, message.fds)  # imports what this worker needs
     except BaseException:
         traceback.print_exc()
+    flush_output()
+    os._exit(code)  # skips atexit handlers, which may hang in an environment
+
+
+def flush_output() -> None:
+    """Write what Python and C code hold back for stdout and stderr."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # a full disk, or an environment closed it
             stream.flush()
-    ctypes.CDLL(None).fflush(None)  # what C code has printed
-    os._exit(code)  # skips atexit handlers, which may hang in an environment
+    ctypes.CDLL(None).fflush(None)

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from sfactory.envs import EnvError, EnvOptions, listen_to_builds, make_specs, one_line
+from sfactory.supervisor.child_main import flush_output
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class SpecTask:
             result = error if hasattr(error, "exit_code") else _internal(error)
         except BaseException as error:  # SystemExit and KeyboardInterrupt, raised by an environment
             result = EnvError(f"{', '.join(self.names)} could not be built: {one_line(error)}", fault=True)
+        flush_output()  # first: this process is killed as soon as the result has arrived
         send(result)
         return 0
 
