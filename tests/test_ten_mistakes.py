@@ -49,7 +49,7 @@ MISTAKES = [
     ("train minatar/breakout --model.squash", USAGE, "model.squash is for continuous actions"),
     ("train memory/tmaze --model.core gru --model.separate", USAGE, "exclude each other"),
     # 6: what is not installed, or not there
-    ("train atari/pong --run.mode lockstep", USAGE, "pip install 'sfactory[atari]'"),
+    ("train atari/pong", USAGE, "pip install 'sfactory[atari]'"),
     ("train minatar/breakout --log.wandb", USAGE, "pip install 'sfactory[wandb]'"),
     ("train minatar/breakout --run.device cuda", USAGE, "run.device cuda: this machine shows no GPU; use cpu or auto"),
     ("train minatar/breakout --run.inference-device cuda:1", USAGE, "run.inference-device cuda:1: this machine shows"),

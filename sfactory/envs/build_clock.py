@@ -6,7 +6,7 @@ A group calls `build_clock()` in its constructor and wraps the building and the 
     with building(3):
         env = make_one()
 
-Whoever builds the group listens and sets a time limit. A group that does not report is given the time of all its
+The code that builds the group listens and sets a time limit. A group that does not report is given the time of all its
 environments together.
 """
 
