@@ -39,7 +39,8 @@ from sfactory.run import checkpoint
 from sfactory.run.lock import lock_folder
 from sfactory.run.reader import learning_settings, read_run, read_status
 from sfactory.supervisor.cores import by_cores
-from sfactory.supervisor.process_signals import death_signal, signal_handlers
+from sfactory.supervisor.output_file import OutputFile
+from sfactory.supervisor.process_signals import death_signal, exits_are_reported, signal_handlers
 
 STOPPED = {Exit.INTERRUPTED, Exit.TERMINATED, Exit.REQUEUE}
 """Exit codes of runs that were stopped by a signal, with a checkpoint."""
@@ -109,6 +110,8 @@ class RunningJob:
     job: Job
     process: subprocess.Popen[bytes]
     started_at: float
+    output: OutputFile
+    """In lockstep also what environments print."""
 
     def send(self, number: int) -> None:
         """Send a signal to the job's process group."""
@@ -143,13 +146,15 @@ class Sweep:
         already = f"; {self.num_finished} finished before" if self.num_finished else ""
         _log(f"{len(self.jobs)} runs in {self.folder}{already}")
         forwarded = 0
-        with signal_handlers(self._stop_signals(), self._note_signal):
+        with signal_handlers(self._stop_signals(), self._note_signal), exits_are_reported():
             while self.running or (self.queue and not self.num_signals):
                 while self.queue and len(self.running) < self.max_running and not self.num_signals:
                     self._start(*self.queue.pop(0))
                 if self.num_signals > forwarded:
                     forwarded = self.num_signals
                     self._forward(self.signal if self.num_signals == 1 else signal.SIGKILL)
+                for one in self.running:
+                    one.output.trim()
                 for finished in [one for one in self.running if one.process.poll() is not None]:
                     self.running.remove(finished)
                     self._record(finished)
@@ -191,7 +196,8 @@ class Sweep:
         if action is Action.TRAIN and job.run_dir.exists():
             _move_aside(job.run_dir)
         arguments = ["resume", str(job.run_dir)] if action is Action.RESUME else ["train"]
-        with (self.folder / "logs" / f"{job.name}.txt").open("ab") as log:
+        output = OutputFile(self.folder / "logs" / f"{job.name}.txt")
+        with output.path.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "sfactory", *arguments, "--config", str(file)],
                 stdin=subprocess.DEVNULL,
@@ -200,7 +206,7 @@ class Sweep:
                 start_new_session=True,
                 preexec_fn=death_signal(signal.SIGTERM),
             )
-        self.running.append(RunningJob(job, process, time.monotonic()))
+        self.running.append(RunningJob(job, process, time.monotonic(), output))
 
     def _record(self, finished: RunningJob) -> None:
         """Write the exit code of a job whose process exited, and log one line."""
@@ -209,7 +215,7 @@ class Sweep:
             int(finished.process.returncode),
             time.monotonic() - finished.started_at,
         )
-        last_line = _last_line(self.folder / "logs" / f"{name}.txt")
+        last_line = finished.output.last_line().removeprefix("sfactory: ")[:300]
         self.exits[name] = [code, last_line]
         write_atomically(self.folder / "sweep.json", json.dumps(self.exits, indent=1) + "\n")
         status = read_status(finished.job.run_dir)
@@ -265,13 +271,6 @@ def _move_aside(run_dir: Path) -> None:
     aside.mkdir(exist_ok=True)
     number = next(n for n in itertools.count(1) if not (aside / f"{run_dir.name}-{n}").exists())
     run_dir.rename(aside / f"{run_dir.name}-{number}")
-
-
-def _last_line(log: Path) -> str:
-    """Return the last line of a job's output, which says how it ended."""
-    with contextlib.suppress(OSError, IndexError):
-        return log.read_text(errors="replace").strip().splitlines()[-1].removeprefix("sfactory: ")[:300]
-    return ""
 
 
 def _as_exit(code: int) -> Exit:

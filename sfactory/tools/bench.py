@@ -401,7 +401,7 @@ def memory_of(pid: int) -> dict[str, float]:
             try:
                 output = Path(os.readlink(f"/proc/{process.pid}/fd/2"))
                 name = "supervisor" if process.pid == pid else output.stem
-                if output.parent.name != "debug" and process.pid != pid:  # the orphan killer, Python's resource tracker
+                if output.parent.name != "debug" and process.pid != pid:  # reapers, Python's resource tracker
                     name = "others"
                 found[name] = found.get(name, 0.0) + process.memory_full_info().pss / 2**20
             except (OSError, psutil.Error):
