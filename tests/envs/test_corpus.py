@@ -65,7 +65,7 @@ def test_train(case, tmp_path, capsys):
 
 @pytest.mark.parametrize("case", CASES, ids=identity)
 def test_check_env(case, capsys):
-    code = run("check-env", case.target, "--seconds", "0.2", *case.flags)
+    code = run("check-env", case.target, "--seconds", "0.05", *case.flags)
     shown = capsys.readouterr()
     assert code == (case.code if case.check is None else case.check), shown.out + shown.err
     report = " ".join(f"{shown.out} {shown.err}".split())  # long lines are wrapped

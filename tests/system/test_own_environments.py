@@ -118,4 +118,6 @@ def test_an_environment_that_workers_do_not_know_is_answered_with_what_to_do(tmp
     done = run(tmp_path, script=["late.py"] if way == "script" else ["-c", LATE])
     assert done.returncode == 1, done
     assert "EnvError: gymnasium/Late-v0 is registered in the main process only" in done.stderr
-    assert "register it in a file of its own, for example my_envs.py, and train gymnasium/my_envs:Late-v0" in done.stderr
+    assert (
+        "register it in a file of its own, for example my_envs.py, and train gymnasium/my_envs:Late-v0" in done.stderr
+    )
