@@ -17,7 +17,7 @@ from sfactory.supervisor import supervisor as module
 from sfactory.supervisor.deadlines import START_S
 from sfactory.supervisor.exit_rules import EVALUATOR_EXITS, FIRST_PAUSE_S
 from sfactory.supervisor.output_file import OutputFile
-from sfactory.supervisor.shutdown import stop_workers
+from sfactory.supervisor.shutdown import CLOSE_ALL_S, CLOSE_S, Closing, stop_workers
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.supervisor.telemetry import Telemetry
 from sfactory.workers.names import evaluator_name, learner_name, sampler_name
@@ -279,6 +279,19 @@ def test_supervisor_pauses_before_it_restarts_a_sampler_that_fails_again(supervi
     supervisor._start_due()
     assert started == [1, 2]
     assert "restarted in 0.5 s" in supervisor.recorder.messages[-1][2]
+
+
+def test_closing_sampler_has_time_for_each_environment_and_for_all_of_them(started):
+    closing, (sampler,) = Closing(started), [w for name, w in started.processes.items() if name == sampler_name(0)]
+    beat(started, 1, Phase.WORK)
+    assert not closing.goes_on(sampler, 3.0), "it has not begun to close"
+    for turn in range(4):
+        beat(started, 2, Phase.CLOSE, env=turn % 2)
+        assert closing.goes_on(sampler, 0.99 * turn * CLOSE_S)
+    assert closing.goes_on(sampler, 3.9 * CLOSE_S)
+    assert not closing.goes_on(sampler, 3.99 * CLOSE_S), "one environment takes too long"
+    beat(started, 2, Phase.CLOSE, env=0)
+    assert not closing.goes_on(sampler, CLOSE_ALL_S + 1)
 
 
 @pytest.mark.parametrize(

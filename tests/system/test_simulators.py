@@ -197,6 +197,14 @@ def test_slow_building_and_first_resets_are_neither_steps_nor_a_stall(tmp_path):
     assert "restarted" not in log_of(tmp_path / "run")
 
 
+def test_slow_first_reset_of_a_group_that_does_not_report_is_no_slow_step(tmp_path):
+    """Its four environments have 4 x 0.5 s for a step, but the time of building for their first reset."""
+    run = tmp_path / "run"
+    words = [*ONE, "--env.step-timeout", 0.5, "--env.settings.slow-reset", 3, "--stop.env-steps", 500]
+    finish(start(run, *words, target="faults/count"), 0)
+    assert "restarted" not in log_of(run)
+
+
 def test_slow_replacement_of_a_broken_environment_is_no_slow_step(tmp_path):
     run, marker = tmp_path / "run", tmp_path / "broken"
     words = [*ONE, "--env.step-timeout", 1.5, "--stop.env-steps", 500]
@@ -306,7 +314,8 @@ def test_supervisor_reads_only_the_end_of_a_large_output(tmp_path):
     """Its memory stays the same when a sampler that has written a lot is killed."""
     run = tmp_path / "run"
     process = train(run, "Chatty", *ONE, size=20_000)
-    wait_for(lambda: steps(run) > 2000, process=process)
+    wait_for(lambda: steps(run) > 6000, process=process)
+    assert (run / "debug" / "sampler-0.txt").stat().st_size < 60e6, "of 120 MB"
     supervisor = psutil.Process(process.pid)
     before = supervisor.memory_info().rss
     worker(process, "sampler").kill()
