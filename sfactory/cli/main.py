@@ -7,8 +7,10 @@ Nothing heavy is imported before a command needs it: spawned workers import the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +39,7 @@ from sfactory.cli import (
 from sfactory.cli.args import CommandParser, Parser
 from sfactory.cli.exit_line import exit_of, print_exit_line
 from sfactory.cli.output import silence_stdout_at_exit
-from sfactory.errors import CommandError, Exit, SettingNote, resume_command
+from sfactory.errors import CommandError, EnvError, Exit, SettingNote, resume_command
 from sfactory.run.folder import is_run
 
 COMMANDS = {
@@ -81,13 +83,22 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         exit_code, sentence = exit_of(error)
         code = print_exit_line(exit_code, exit_code.outcome, sentence)
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if argv is None and not all(thread.daemon for thread in others):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)  # an environment's thread would keep the command from ending
     sys.exit(code)
 
 
 def dispatch(args: Sequence[str]) -> int:
     """Parse and run one command; returns its exit code."""
     options = parse(args)
-    return int(options.run(options))
+    try:
+        return int(options.run(options))
+    except SystemExit as error:  # raised by an environment that runs in this process, as in check-env and eval
+        raise EnvError(f"an environment ended the process: SystemExit: {error.code}", fault=True) from error
 
 
 def parse(args: Sequence[str]) -> argparse.Namespace:

@@ -199,13 +199,17 @@ def one_line_space(space: Any) -> str:
 
 def mask_leaf(env: str, obs: Mapping[str, Leaf], actions: Mapping[str, ActionLeaf]) -> str:
     """Return the name of the action mask among the observations, or "". Raises EnvError if its shape does not fit."""
-    found = [name for name in obs if name.rpartition("/")[2] == "action_mask"]
+    found = [name for name in obs if "action_mask" in name.split("/")]  # also the parts of a Dict or Tuple
     if not found:
         return ""
     logits = sum(sum(leaf.sizes) for leaf in actions.values() if leaf.kind == "discrete")
-    if len(found) > 1 or any(leaf.kind != "discrete" for leaf in actions.values()) or obs[found[0]].shape != (logits,):
+    drop = "to train without a mask, --env.drop action_mask"
+    if any(leaf.kind != "discrete" for leaf in actions.values()):
+        raise EnvError(f"{env}: {', '.join(found)} cannot mask these actions: only discrete ones have a mask; {drop}")
+    if len(found) > 1 or obs[found[0]].shape != (logits,):
+        shapes = ", ".join(f"{name} of shape {obs[name].shape}" for name in found)
         raise EnvError(
-            f"{env}: {', '.join(found)} of shape {obs[found[0]].shape} cannot mask these actions; expected one leaf of "
-            f"shape ({logits},), one flag per choice, and only discrete actions"
+            f"{env}: {shapes} cannot mask these actions; expected one leaf of shape ({logits},), one flag per choice, "
+            f"those of all actions one after the other; {drop}"
         )
     return found[0]

@@ -153,8 +153,11 @@ class Categories:
 
 
 def _flat_bits(values: np.ndarray) -> np.ndarray:
-    """[N, ...] -> [N, bits]."""
-    return values.reshape(len(values), -1).astype(bool)
+    """[N, ...] -> [N, bits]. Raises ValueError for anything but 0 and 1."""
+    flat = values.reshape(len(values), -1)
+    if flat.dtype != bool and not ((flat == 0) | (flat == 1)).all():
+        raise ValueError(f"a MultiBinary observation holds {flat[(flat != 0) & (flat != 1)][0]}; it may hold 0 and 1")
+    return flat.astype(bool)
 
 
 def _finite(bound: np.ndarray, bounded: np.ndarray, infinite: float) -> tuple[float, ...]:

@@ -203,7 +203,7 @@ def _import_file(file: Path) -> ModuleType:
     with _IMPORTING:
         name = file.stem
         loaded = sys.modules.get(name)
-        if loaded is not None and not _is_file(loaded, file):
+        if (loaded is not None and not _is_file(loaded, file)) or _is_installed(name, file):
             name = f"{name}_{zlib.crc32(str(file).encode()):08x}"
             loaded = sys.modules.get(name)
         if loaded is not None:
@@ -219,6 +219,17 @@ def _import_file(file: Path) -> ModuleType:
             del sys.modules[name]
             raise
         return module
+
+
+def _is_installed(name: str, file: Path) -> bool:
+    """Whether another module of this name may be imported later, as `queue` for a file queue.py."""
+    if name in sys.modules:
+        return False
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return found is not None and os.path.realpath(found.origin or "") != os.path.realpath(file)
 
 
 def _is_file(module: ModuleType, file: Path) -> bool:

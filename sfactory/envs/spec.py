@@ -14,6 +14,8 @@ This module imports neither torch nor gymnasium, because every sampler process l
 
 from __future__ import annotations
 
+import contextlib
+import math
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -217,8 +219,9 @@ def info_numbers(info: Any) -> dict[str, float]:
     for name, value in info.items():
         plain = isinstance(value, bool | int | float | np.number | np.bool_) and not isinstance(value, complex)
         usable = isinstance(name, str) and name.isprintable() and 0 < len(name) <= 60 and name not in NOT_NUMBERS
-        if plain and usable and np.isfinite(value):
-            found[name] = float(value)
+        with contextlib.suppress(OverflowError):  # 2**2000: no float
+            if plain and usable and math.isfinite(number := float(value)):
+                found[name] = number
         if len(found) == MAX_INFOS:
             break
     return found

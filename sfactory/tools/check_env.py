@@ -166,11 +166,26 @@ def observations(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
         plain = reading is not None and reading.scaling is Scaling.NONE and ":" not in reading.encoder
         if constant == low.size and name != spec.mask:
             yield "warn", f"{name} never changed in {len(t.reward):,} steps; {constant_remedy}"
+        elif reading is not None and outside(reading, low, high):
+            yield (
+                "warn",
+                f"{interval}, outside the bounds of its space, which say how it is scaled ({reading.words}): give the "
+                "space the bounds that its numbers have (low=, high=)",
+            )
         elif largest > LARGE_OBS and plain:
             flag = "--normalize.obs true"
             yield "warn", f"{interval}; a network expects numbers near 1: {flag}", flag
         else:
             yield "ok", interval + (f"; {constant} of {low.size} numbers never changed" if constant else "")
+
+
+def outside(reading: Treatment, low: np.ndarray, high: np.ndarray) -> bool:
+    """Whether numbers leave bounds that matter: those of a leaf that is not normalized, except of a float vector."""
+    if reading.scaling is Scaling.NORMALIZED or (reading.scaling is Scaling.NONE and reading.layout is None):
+        return False
+    least, most = np.asarray(reading.low), np.asarray(reading.high)
+    slack = np.where(np.isfinite(most - least), 1e-3 * (most - least), 0.0)
+    return bool((low.ravel() < least - slack).any() or (high.ravel() > most + slack).any())
 
 
 def rewards(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:

@@ -291,3 +291,10 @@ def test_threads_wait_for_a_file_that_another_one_is_importing(tmp_path):
         modules = list(pool.map(python_target._import_file, [tmp_path / "slow_file.py"] * 3))
     assert [module.ready for module in modules] == [True] * 3
     del sys.modules["slow_file"]
+
+
+def test_a_file_named_like_an_installed_module_does_not_take_its_place(tmp_path):
+    (tmp_path / "wave.py").write_text("mine = True\n")  # a module of the standard library that nothing has imported
+    assert "wave" not in sys.modules
+    assert python_target._import_file(tmp_path / "wave.py").mine
+    assert "wave" not in sys.modules

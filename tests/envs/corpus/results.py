@@ -1,5 +1,6 @@
 """What `reset` and `step` return: unusual and right, or wrong."""
 
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -145,3 +146,18 @@ class Talkative(Task):
     def step(self, action):
         print("step")
         return super().step(action)
+
+
+@case()
+class LargeNumberInInfo(Task):
+    """A number that fits no float is left out, as the entropy of a SeedSequence."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {"entropy": 2**100, "more": 10**400}
+
+
+@case(check=6, code=6, says="SystemExit: 0")
+class EndsTheProcess(Task):
+    def step(self, action):
+        sys.exit(0)

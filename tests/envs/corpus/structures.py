@@ -115,3 +115,24 @@ class TextOnly(Task):
 @case(code=2, says="nothing", flags=("--env.drop", "nothing"))
 class DropUnknown(Task):
     obs = spaces.Dict(x=NUMBERS)
+
+
+@case(code=6, says="it may hold 0 and 1")
+class BinaryWithTwo(Task):
+    obs = spaces.MultiBinary(3)
+
+    def look(self):
+        return np.array([0, 2, 1], np.int8)
+
+
+@case(code=2, says="expected one leaf of shape (5,)")
+class MaskInParts(Task):
+    obs = spaces.Dict(x=NUMBERS, action_mask=spaces.Tuple((spaces.MultiBinary(2), spaces.MultiBinary(3))))
+    actions = spaces.MultiDiscrete([2, 3])
+
+
+@case(code=2, says="--env.drop action_mask")
+@case("obs/x: vector of 3 float32 -> mlp, normalized", flags=("--env.drop", "action_mask"))
+class MaskOfABox(Task):
+    obs = spaces.Dict(x=NUMBERS, action_mask=spaces.MultiBinary(3))
+    actions = spaces.Box(-1, 1, (2,), np.float32)

@@ -377,3 +377,25 @@ def test_check_closes_its_groups():
     checked(make)
     assert len(groups) == 3
     assert all(group.closed for group in groups)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "scale", "flags", "level"),
+    [
+        (Leaf((2,), "int64", (0.0,), (9.0,)), 5000, {"normalize.obs": RawValue("false")}, "warn"),
+        (Leaf((2,), "int64", (0.0,), (9.0,)), 9, {"normalize.obs": RawValue("false")}, "ok"),
+        (Leaf((2,), "int64", (0.0,), (9.0,)), 50, {}, "ok"),  # normalized: bounds do not matter
+        (Leaf((24, 24, 3), "float32", (0.0,), (1.0,)), 255, {}, "warn"),
+    ],
+)
+def test_numbers_outside_the_bounds_that_scale_them_are_warned_about(leaf, scale, flags, level):
+    class Outside(ConformingEnv):
+        obs: ClassVar = {"obs": leaf}
+
+        def observe(self):
+            drawn = np.random.default_rng(self.calls).random((self.num_envs, *leaf.shape))
+            return {"obs": (scale * drawn).astype(leaf.dtype)}
+
+    report = checked(Outside, flags=flags)
+    assert levels(report)["observations"] == level
+    assert ("outside the bounds of its space" in sentences(report, "observations")) == (level == "warn")
