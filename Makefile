@@ -1,5 +1,5 @@
 # make train    install sfactory with MinAtar, then train Breakout (8 to 16 minutes)
-# make test     install everything, then run lint, types and all tests that CI runs (17 minutes on 2 slow cores)
+# make test     install everything, then run lint, types and all tests that CI runs (15 to 20 minutes on 2 cores)
 # make lint     ruff check and ruff format --check
 # make types    mypy
 # make slow     tests that take more than a few seconds (3 minutes)
