@@ -1,4 +1,4 @@
-"""A reaper ends everything that its command started, whoever is killed, and exits as the command did."""
+"""A reaper ends everything that its command started, even if it is killed itself, and exits as the command did."""
 
 import os
 import secrets

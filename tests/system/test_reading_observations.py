@@ -17,12 +17,9 @@ from sfactory.tools.info import info
 
 
 class Which(gymnasium.Env):
-    """20 steps; the reward is 1 if the action is the hidden bit `k`, which the observation shows."""
+    """20 steps; the reward is 1 if the action is the hidden bit `k`, which the observation, `look()`, shows."""
 
     action_space = spaces.Discrete(2)
-
-    def look(self):
-        raise NotImplementedError
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

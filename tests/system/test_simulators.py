@@ -132,7 +132,7 @@ def test_ports_that_simulators_hold_are_free_for_the_next_generation(tmp_path, t
 
 @pytest.mark.faults
 def test_run_as_process_1_of_a_container_leaves_no_zombies(tmp_path, tag):
-    """Without an init process, nobody but the supervisor could collect simulators whose sampler was killed."""
+    """Without an init process, only the supervisor could collect simulators whose sampler was killed."""
     run = tmp_path / "run"
     words = command("train", "gymnasium/simulators:Simulator-v0", "--run.dir", run, "--env.settings.tag", tag, *ONE)
     words += ["--sampling.envs-per-group", "4", "--sampling.rollout-length", "8", "--batch.minibatches", "1", "--quiet"]
