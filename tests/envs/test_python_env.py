@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -287,9 +288,16 @@ def test_settings_and_environments_agree_on_what_names_code(name, expected):
 
 def test_threads_wait_for_a_file_that_another_one_is_importing(tmp_path):
     (tmp_path / "slow_file.py").write_text("import time\ntime.sleep(0.3)\nready = True\n")
-    with ThreadPoolExecutor(3) as pool:
-        modules = list(pool.map(python_target._import_file, [tmp_path / "slow_file.py"] * 3))
-    assert [module.ready for module in modules] == [True] * 3
+
+    def is_ready(_):
+        return python_target._import_file(tmp_path / "slow_file.py").ready  # read at once, in the same thread
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(is_ready, 0)
+        while "slow_file" not in sys.modules:
+            time.sleep(0.001)
+        second = pool.submit(is_ready, 1)  # the first one is within the file
+        assert (first.result(), second.result()) == (True, True)
     del sys.modules["slow_file"]
 
 
