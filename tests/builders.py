@@ -20,6 +20,25 @@ TINY = {
 }
 
 
+MY_ENV = """
+import gymnasium, numpy as np
+from gymnasium import spaces
+
+CALLS = []
+
+class MyEnv(gymnasium.Env):
+    observation_space, action_space = spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(3, np.float32), {}
+    def step(self, action):
+        self.t += 1
+        return np.full(3, 0.1, np.float32), 1.0, False, self.t >= 20, {}
+"""
+"""A file with an environment of the user's own."""
+
+
 def trained(folder, target, **sections):
     """Train a tiny run in `folder` and return the folder."""
     merged = {name: {**TINY.get(name, {}), **sections.get(name, {})} for name in {*TINY, *sections}}

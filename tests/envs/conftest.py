@@ -4,23 +4,7 @@ import sys
 
 import gymnasium
 import pytest
-
-BASE = """
-import gymnasium, numpy as np
-from gymnasium import spaces
-
-CALLS = []
-
-class MyEnv(gymnasium.Env):
-    observation_space, action_space = spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2)
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        return np.zeros(3, np.float32), {}
-    def step(self, action):
-        self.t += 1
-        return np.full(3, 0.1, np.float32), 1.0, False, self.t >= 20, {}
-"""
+from builders import MY_ENV
 
 
 @pytest.fixture
@@ -35,7 +19,7 @@ def own_file(tmp_path, monkeypatch):
     def write(name, text="", base=True):
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
-        file.write_text((BASE if base else "") + text)
+        file.write_text((MY_ENV if base else "") + text)
         return file
 
     yield write

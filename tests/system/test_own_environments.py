@@ -5,25 +5,12 @@ import subprocess
 import sys
 
 import pytest
+from builders import MY_ENV
 from run_helpers import SMALL, command
 
-BASE = """
-import os
-import gymnasium, numpy as np
-from gymnasium import spaces
-
-class Base(gymnasium.Env):
-    observation_space, action_space = spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2)
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        return np.zeros(3, np.float32), {}
-    def step(self, action):
-        self.t += 1
-        return np.full(3, 0.1, np.float32), 1.0, False, self.t >= 20, {}
-"""
+BASE = "import os\n" + MY_ENV
 INDEXED = """
-class Indexed(Base):
+class Indexed(MyEnv):
     def __init__(self, folder, file, env_index):
         assert file == f"f{env_index}"
         self.file = os.path.join(folder, str(env_index))
@@ -40,8 +27,8 @@ class Indexed(Base):
 gymnasium.register("Indexed-v0", entry_point=Indexed)
 """
 TEXT = """
-class WithText(Base):
-    observation_space = spaces.Dict(x=Base.observation_space, text=spaces.Text(9))
+class WithText(MyEnv):
+    observation_space = spaces.Dict(x=MyEnv.observation_space, text=spaces.Text(9))
     def reset(self, **options):
         obs, info = super().reset(**options)
         return {"x": obs, "text": "hello"}, info
@@ -101,10 +88,10 @@ def test_wrappers_and_drop_of_a_configuration_file_train_and_evaluate(tmp_path):
 
 LATE = """
 import gymnasium, sfactory
-from own_envs import Base
+from own_envs import MyEnv
 
 if __name__ == "__main__":
-    gymnasium.register("Late-v0", entry_point=Base)
+    gymnasium.register("Late-v0", entry_point=MyEnv)
     outcome = sfactory.train("gymnasium/Late-v0", stop={"env_steps": 3000}, run={"dir": "run"}, log={"quiet": True})
     print(outcome.code, outcome.sentence)
 """
