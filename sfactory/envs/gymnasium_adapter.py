@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sfactory.envs.action_leaf import ActionSpace, mask_leaf
-from sfactory.envs.build_clock import build_clock
+from sfactory.envs.env_copies import EnvCopies
 from sfactory.envs.frames import to_frame
 from sfactory.envs.obs_leaf import obs_leaves
-from sfactory.envs.retry import REPLACE_S, START_S, retried
 from sfactory.envs.saved_state import decode, encode
 from sfactory.envs.space_leaves import kept_leaves
-from sfactory.envs.spec import EnvSpec, EpisodeTally, Step, env_fault, finite_rows, info_numbers, next_seed, one_line
+from sfactory.envs.spec import EnvSpec, EpisodeTally, Step, env_fault, finite_rows, info_numbers, one_line
 from sfactory.envs.step_values import PLAIN_FLAGS, PLAIN_NUMBERS, as_flag, as_reward, explained, reset_obs, wrong_step
 from sfactory.errors import EnvError
 
@@ -24,12 +22,10 @@ if TYPE_CHECKING:
     import gymnasium
 
 
-class EnvGroup:
+class EnvGroup(EnvCopies):
     """Group of single gymnasium environments. Box actions are clipped to their bounds.
 
-    env_index: the number of the first environment; the factory is then called with the number of the environment that
-    it builds, and the environment that replaces a failed one has the number of that one. None: without an argument.
-    drop: leaves of the observation that are left out.
+    factory, env_index: see `EnvCopies`. drop: leaves of the observation that are left out.
 
     An environment that raises, returns NaN, infinity, a wrong shape or dtype, or receives an illegal action is closed
     and replaced by one with a new seed; its row is a reset row, and a fault is reported. Raises EnvError, with the
@@ -41,30 +37,19 @@ class EnvGroup:
         name: str, frame_skip: int = 1, protocol: str = "", max_episode_steps: int | None = None,
         env_index: int | None = None, drop: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        self.factory, self.num_envs, self.name, self.seeds = factory, num_envs, name, list(seeds)
-        self.env_index = env_index
-        self._building = build_clock()
-        self.at = np.full(1, -1)  # index of the environment that is being stepped; see `sfactory.envs.Group`
-        self.envs: list[gymnasium.Env] = []
+        super().__init__(factory, num_envs, seeds, name, env_index)
         try:
-            for env in range(num_envs):  # where one was built, a failure of the next may be gone in a moment
-                self.envs.append(retried(partial(self._build, env), START_S if self.envs else 0.0))
             self._read_spaces(frame_skip, protocol or name, max_episode_steps, drop)
         except BaseException:
             self.close()
             raise
         self._castable: set[tuple[str, np.dtype]] = set()  # dtypes that were already checked
-        self._over, self._seeded = [False] * num_envs, False  # the next step resets this one; seeds were used
+        self._over = [False] * num_envs  # the next step resets this one
         self.tally = EpisodeTally(num_envs)
-        self.beat: Callable[[], None] = lambda: None  # called while the group waits; see `sfactory.envs.Group`
 
     def _read_spaces(self, frame_skip: int, protocol: str, limit: int | None, drop: Sequence[str]) -> None:
         """Build the spec and the arrays of observations."""
         env, registered = self.envs[0], self.envs[0].spec
-        if len({id(env) for env in self.envs}) < self.num_envs:
-            raise EnvError(
-                f"{self.name} returned the same environment twice; every call must build a new one", fault=True
-            )
         if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
             raise EnvError(f"{self.name}: environments of one group must have the same spaces")
         self.observation_space, self.action_space = env.observation_space, env.action_space
@@ -79,15 +64,6 @@ class EnvGroup:
         self.obs = {n: np.zeros((self.num_envs, *leaf.shape), leaf.dtype) for n, leaf in obs.items()}
         self._leaves = [(n, self.obs[n], reader.leaf.shape, reader) for n, reader in readers.items()]
 
-    def _build(self, env: int) -> gymnasium.Env:
-        try:
-            with self._building(env):
-                return self.factory() if self.env_index is None else self.factory(self.env_index + env)
-        except EnvError:
-            raise
-        except Exception as error:
-            raise EnvError(f"{self.name} could not be built: {one_line(error)}", fault=True) from error
-
     def _write(self, env: int, obs: Any) -> None:
         """Copy one observation into the group's arrays. Raises ValueError for a wrong shape or dtype."""
         for name, array, shape, read in self._leaves:
@@ -100,47 +76,18 @@ class EnvGroup:
                 self._castable.add((name, value.dtype))
             array[env] = value
 
-    def _begin(self, env: int, seed: int | None) -> None:
-        """Reset one environment outside of a step. Raises EnvError on failure."""
-        try:
-            with self._building(env):
-                result = self.envs[env].reset(seed=seed)
-            self._write(env, reset_obs(result, self.observation_space))
-            if finite_rows({n: a[env : env + 1] for n, a in self.obs.items()}, np.zeros(1)) is not None:
-                raise ValueError("NaN or infinity in the observation")
-        except Exception as error:
-            reason = one_line(explained(error))
-            raise EnvError(f"{self.name} failed at its first reset: {reason}", fault=True) from error
+    def _first_reset(self, env: int, seed: int | None) -> None:
+        with self._building(env):
+            result = self.envs[env].reset(seed=seed)
+        self._write(env, reset_obs(result, self.observation_space))
+        if finite_rows({n: a[env : env + 1] for n, a in self.obs.items()}, np.zeros(1)) is not None:
+            raise ValueError("NaN or infinity in the observation")
         self._over[env] = False
         self.tally.drop(env)
 
-    def _replace(self, env: int, seconds: float) -> None:
-        """Replace a failed environment by one with a new seed, and reset it; try for so many seconds."""
-        closed = False
-
-        def attempt() -> None:
-            nonlocal closed
-            if not closed:
-                with contextlib.suppress(Exception):  # the first error is reported; later ones do not help
-                    self.envs[env].close()
-                closed = True
-            self.seeds[env] = next_seed(self.seeds[env])
-            self.envs[env] = self._build(env)
-            closed = False
-            self._begin(env, self.seeds[env])
-
-        retried(attempt, seconds, self.beat)
-
     def reset(self) -> dict[str, np.ndarray]:
         """Reset every environment. Seeds are used in the first call only."""
-        for env in range(self.num_envs):
-            self.at[0], begun = env, False
-            with contextlib.suppress(EnvError):
-                self._begin(env, None if self._seeded else self.seeds[env])
-                begun = True
-            if not begun:
-                self._replace(env, START_S)
-        self._seeded = True
+        self._reset_all()
         return self.obs
 
     def step(self, action: dict[str, np.ndarray]) -> Step:
@@ -184,7 +131,7 @@ class EnvGroup:
         faults = []
         for env in sorted(errors):
             faults.append(env_fault(env, errors[env], self.seeds[env], int(self.tally.lengths[env])))
-            self._replace(env, REPLACE_S)
+            self._replace(env)
             valid[env] = terminated[env] = truncated[env] = False
             reward[env] = 0.0
         self.tally.count(reward, valid)
@@ -239,13 +186,6 @@ class EnvGroup:
             set_env_state(env, layers)
         for name, array in obs.items():
             self.obs[name][...] = array
-
-    def close(self) -> None:
-        """Close every environment; one that cannot does not keep the others open."""
-        for index, env in enumerate(self.envs):
-            self.at[0] = index
-            with contextlib.suppress(Exception):
-                env.close()
 
 
 def _place(env: gymnasium.Env, method: str) -> str:

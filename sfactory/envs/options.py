@@ -25,6 +25,11 @@ class EnvOptions:
     drop: tuple[str, ...] = ()
     """Leaves of the observation that are left out, with or without `obs/` (`sfactory.envs.space_leaves`)."""
 
+    agent_id: bool = False
+    """Append the number of the agent to observations of environments with several agents."""
+    pad_spaces: bool = False
+    """Agents of one environment may have spaces of different sizes."""
+
     @classmethod
     def of(cls, given: EnvOptions | Settings | None) -> EnvOptions:
         """Return options as they are, and a plain mapping as settings."""

@@ -16,6 +16,8 @@ and, beside `settings`:
     env_index     the number of the first environment in this run; the following ones have the next numbers
     wrap          `sfactory.envs.wrappers.Wrappers`, to be called with every single environment and its number
     drop          leaves of the observation that are left out, for EnvGroup and VectorGroup
+    agent_id      append the number of the agent to the observation, for AgentGroup
+    pad_spaces    agents may have spaces of different sizes, for AgentGroup
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from sfactory.errors import EnvError, suggest
 
 OURS = frozenset({"num_envs", "seeds", "exact", "render_mode"})
 """Parameters of a family's `make` that are never settings."""
-OURS_BESIDE_SETTINGS = frozenset({"settings", "env_index", "wrap", "drop"})
+OURS_BESIDE_SETTINGS = frozenset({"settings", "env_index", "wrap", "drop", "agent_id", "pad_spaces"})
 """The same for a family that takes its settings as one mapping."""
 
 
@@ -122,7 +124,13 @@ def make_group(
     wrap = Wrappers(options)
     if "settings" in parameters and "env_index" in parameters:
         arguments["env_index"] = env_index
-    for parameter, value, flag in (("wrap", wrap, "env.wrappers"), ("drop", options.drop, "env.drop")):
+    ours = (
+        ("wrap", wrap, "env.wrappers"),
+        ("drop", options.drop, "env.drop"),
+        ("agent_id", options.agent_id, "env.agent-id"),
+        ("pad_spaces", options.pad_spaces, "env.pad-spaces"),
+    )
+    for parameter, value, flag in ours:
         if value:
             if "settings" not in parameters or parameter not in parameters:
                 raise EnvError(f"{name}: {flag} {_UNSUPPORTED[parameter].format(family=family)}")
@@ -145,6 +153,8 @@ _UNSUPPORTED = {
     "wrap": "is for the family gymnasium and for environments of your own (my_file:MyEnv); the family {family} does "
     "not step single environments that could be wrapped",
     "drop": "is not possible here: make() of the family {family} has no parameter drop",
+    "agent_id": "is for environments with several agents; those of the family {family} have one",
+    "pad_spaces": "is for environments with several agents; those of the family {family} have one",
 }
 
 

@@ -87,6 +87,13 @@ class EnvSpec:
     """Returns of a random policy and of a human tester; used to normalize scores (Atari)."""
     omitted: dict[str, str] = field(default_factory=dict)
     """Leaves of the observation space that are not in `obs`: name -> reason."""
+    agents: tuple[str, ...] = ()
+    """Names of the agents, where an environment has several; its rows are those of its agents (`agent_group`)."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of one environment: its agents."""
+        return max(1, len(self.agents))
 
 
 class Episode(NamedTuple):

@@ -57,8 +57,10 @@ def own_time(
     """
     steps, lanes = reward.shape
     out = OwnTime(
-        np.zeros_like(reward),
-        *(np.zeros((steps, lanes), bool) for _ in range(3)),
+        reward=np.zeros_like(reward),
+        terminated=np.zeros((steps, lanes), bool),
+        truncated=np.zeros((steps, lanes), bool),
+        valid=np.zeros((steps, lanes), bool),
         successor=np.zeros((steps, lanes), np.int64),
         order=np.argsort(~acting[:-1], axis=0, kind="stable"),
     )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sfactory.envs import EnvError, gymnasium_adapter, info_numbers
+from sfactory.envs import EnvError, env_copies, info_numbers
 from sfactory.envs.gymnasium_adapter import EnvGroup
 
 
@@ -269,7 +269,7 @@ def test_env_group_repeats_the_message_of_a_first_reset_that_always_fails(monkey
         def reset(self, **_):
             raises(self)
 
-    monkeypatch.setattr(gymnasium_adapter, "START_S", 0.1)
+    monkeypatch.setattr(env_copies, "START_S", 0.1)
     with pytest.raises(EnvError, match="failed at its first reset: RuntimeError: a broken environment"):
         EnvGroup(Unready, 2, [0, 1], name="test/unready").reset()
 

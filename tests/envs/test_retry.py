@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sfactory.envs import EnvError, gymnasium_adapter, retry
+from sfactory.envs import EnvError, env_copies, retry
 from sfactory.envs.gymnasium_adapter import EnvGroup
 from sfactory.envs.retry import REPLACE_S, START_S, retried
 
@@ -173,7 +173,7 @@ def test_env_group_raises_at_once_if_its_first_environment_cannot_be_built(simul
 
 
 def test_env_group_closes_what_it_built_if_it_cannot_be_built(simulator, monkeypatch):
-    monkeypatch.setattr(gymnasium_adapter, "START_S", 0.0)
+    monkeypatch.setattr(env_copies, "START_S", 0.0)
     remaining = [Simulator, Simulator]
     with pytest.raises(EnvError):
         group_of(3, lambda: remaining.pop()())

@@ -1,0 +1,164 @@
+"""Environments with several agents: `pettingzoo/mpe/simple_spread`, `pettingzoo/butterfly/pistonball`.
+
+One policy acts for all agents. Names are those of PettingZoo's registry, of the package mpe2 (`mpe/...`), or
+`my_file:function` for an environment of your own; a name without a version is the newest one. Games in which agents
+take turns are stepped through PettingZoo's own conversion. Settings are the arguments of the environment.
+
+    --env.agent-id true     append the number of the agent to its observation
+    --env.pad-spaces true   agents may have spaces of different sizes
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import pkgutil
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sfactory.envs import NO_SETTINGS, EnvError, Settings, missing_package, suggest
+from sfactory.envs.agent_group import AgentGroup, turn_of
+from sfactory.envs.python_env import protocol_of
+from sfactory.envs.python_target import import_module, settings_of_copy
+
+MPE = "mpe/"
+VERSION = re.compile(r"[-_]v(\d+)$")
+LIMITS = ("max_cycles", "max_steps")
+"""Names of the argument that limits the steps of an episode."""
+
+
+def ids() -> list[str]:
+    """List the ids of PettingZoo's registry and of mpe2. Some need more packages, Atari also its ROMs."""
+    return sorted(_registered() | {MPE + name for name in _mpe_names()})
+
+
+def make(
+    env_id: str, *, num_envs: int, seeds: Sequence[int], settings: Settings = NO_SETTINGS, env_index: int = 0,
+    render_mode: str | None = None, drop: Sequence[str] = (), agent_id: bool = False, pad_spaces: bool = False,
+) -> AgentGroup:  # fmt: skip
+    """Build a group of one environment with all its agents."""
+    name = f"pettingzoo/{env_id}"
+    create = _creator(env_id)
+
+    def factory(index: int) -> Any:
+        arguments = settings_of_copy(create, settings, index)
+        if render_mode:
+            arguments["render_mode"] = render_mode
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of deprecated names inside PettingZoo
+            return _parallel(create(**arguments), name)
+
+    limit = next((int(settings[word]) for word in LIMITS if settings.get(word)), None)
+    return AgentGroup(
+        factory, num_envs, seeds, name=name, protocol=protocol_of(name, settings, None), max_episode_steps=limit,
+        env_index=env_index, drop=drop, agent_id=agent_id, pad_spaces=pad_spaces,
+    )  # fmt: skip
+
+
+def raw_loop(env_id: str, num_envs: int, seed: int, *, settings: Settings = NO_SETTINGS) -> Callable[[], int]:
+    """Return a plain loop over the library with random actions; each call steps every environment once."""
+    create = _creator(env_id)
+    envs = [_parallel(create(**settings), env_id) for _ in range(num_envs)]
+    spaces = {agent: envs[0].action_space(agent) for agent in envs[0].possible_agents}
+    for number, space in enumerate(spaces.values()):
+        space.seed(seed + number)
+    actions = {agent: [space.sample() for _ in range(64)] for agent, space in spaces.items()}
+    last = [env.reset(seed=seed + number)[0] for number, env in enumerate(envs)]
+    turn = itertools.count()
+
+    def step() -> int:
+        now = next(turn) % 64
+        for number, env in enumerate(envs):
+            if not env.agents:
+                last[number] = env.reset()[0]
+                continue
+            active = turn_of(env)
+            agents = env.agents if active is None else [active]
+            last[number] = env.step({agent: _legal(actions[agent][now], last[number].get(agent)) for agent in agents})[
+                0
+            ]
+        return num_envs
+
+    return step
+
+
+def _legal(action: Any, obs: Any) -> Any:
+    """The action, or the first one that the mask of an observation allows."""
+    mask = obs.get("action_mask") if isinstance(obs, dict) else None
+    return action if mask is None or mask[action] else mask.argmax()
+
+
+def _parallel(env: Any, name: str) -> Any:
+    """Return an environment with the parallel API; turn-based games are converted."""
+    from pettingzoo import AECEnv, ParallelEnv
+    from pettingzoo.utils.conversions import aec_to_parallel, turn_based_aec_to_parallel
+
+    if isinstance(env, ParallelEnv):
+        return env
+    if isinstance(env, AECEnv):
+        together = env.metadata.get("is_parallelizable", False)
+        return aec_to_parallel(env) if together else turn_based_aec_to_parallel(env)
+    raise EnvError(f"{name}: expected a pettingzoo.ParallelEnv or AECEnv, got an object of type {type(env).__name__}")
+
+
+def _creator(env_id: str) -> Callable[..., Any]:
+    """The function that builds an environment."""
+    if ":" in env_id:
+        module, _, function = env_id.partition(":")
+        found = getattr(import_module(module), function, None)
+        if not callable(found):
+            raise EnvError(f"pettingzoo/{env_id}: {module} has no function or class {function}")
+        return found
+    if env_id.startswith(MPE):
+        names = _mpe_names()
+        name = _newest(env_id.removeprefix(MPE), names)
+        if name is None:
+            raise EnvError(f"mpe2 has no environment {env_id}{suggest(env_id, [MPE + known for known in names])}")
+        create: Callable[..., Any] = importlib.import_module(f"mpe2.{name}").parallel_env
+        return create
+    return _from_registry(env_id)
+
+
+def _from_registry(env_id: str) -> Callable[..., Any]:
+    import pettingzoo
+
+    name = _newest(env_id, _registered())
+    if name is None:
+        raise EnvError(f"PettingZoo has no environment {env_id}{suggest(env_id, ids())}")
+    kind = "parallel" if name in pettingzoo.parallel_registry else "aec"
+
+    def create(**arguments: Any) -> Any:
+        try:
+            return pettingzoo.make(kind, name, **arguments)
+        except ModuleNotFoundError as error:
+            namespace = name.partition("/")[0]
+            raise EnvError(
+                f"pettingzoo/{env_id} needs {error.name}, which is not installed: pip install 'pettingzoo[{namespace}]'"
+            ) from error
+
+    return create
+
+
+def _registered() -> set[str]:
+    try:
+        import pettingzoo
+    except ModuleNotFoundError as error:
+        raise missing_package("pettingzoo", "pettingzoo", "pettingzoo") from error
+    return {*pettingzoo.parallel_registry, *pettingzoo.aec_registry}
+
+
+def _mpe_names() -> list[str]:
+    """Modules of mpe2 with an environment, as simple_spread_v3; empty if it is not installed."""
+    try:
+        import mpe2
+    except ModuleNotFoundError:
+        return []
+    return [module.name for module in pkgutil.iter_modules(mpe2.__path__) if VERSION.search(module.name)]
+
+
+def _newest(wanted: str, known: Iterable[str]) -> str | None:
+    """The known name with the highest version, or with the version that is wanted."""
+    found = [name for name in known if wanted in (name, VERSION.sub("", name))]
+    return max(found, key=lambda name: int(VERSION.search(name)[1]), default=None)  # type: ignore[index]

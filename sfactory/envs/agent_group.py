@@ -1,0 +1,241 @@
+"""Adapter from environments with several agents (PettingZoo's parallel API) to a Group: every agent is a row.
+
+E environments with A agents are E x A rows; row `env * A + agent`. One policy acts for all agents. A row has a step of
+the environment whether its agent acts or not:
+
+    agent                    acting   valid   first
+    acts                       1        1       0
+    waits for its turn         0        0       0     rewards and an end may arrive; they belong to its last action
+    is not there               0        0       1     not born yet, or its own episode is over
+    the environment is reset   0        0       1     as in `sfactory.envs.spec`
+
+`acting` and `first` describe the observation, `valid` the step; see `sfactory.learning.own_time` for their use.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sfactory.envs.agent_spaces import AgentSpaces
+from sfactory.envs.env_copies import EnvCopies
+from sfactory.envs.frames import to_frame
+from sfactory.envs.spec import EnvFault, EnvSpec, Episode, Step, env_fault, finite_rows, info_numbers, one_line
+from sfactory.envs.step_values import as_flag, as_reward
+from sfactory.errors import EnvError
+
+FIVE = "observations, rewards, terminations, truncations, infos"
+
+
+class AgentGroup(EnvCopies):
+    """Group of environments with several agents.
+
+    factory, env_index: see `EnvCopies`; the factory returns a `pettingzoo.ParallelEnv`.
+    drop: leaves of the observation that are left out. agent_id: append the number of the agent to the observation.
+    pad_spaces: agents may have spaces of different sizes; see `AgentSpaces`.
+
+    Failures are those of `EnvGroup`, and concern all agents of an environment.
+    """
+
+    def __init__(
+        self, factory: Callable[..., Any], num_envs: int, seeds: Sequence[int], *, name: str, protocol: str = "",
+        max_episode_steps: int | None = None, env_index: int | None = None, drop: Sequence[str] = (),
+        agent_id: bool = False, pad_spaces: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(factory, num_envs, seeds, name, env_index)
+        try:
+            self.spaces = AgentSpaces(name, self.envs[0], drop, agent_id, pad_spaces, seeds[0])
+            if any(not self.spaces.same_as(env) for env in self.envs[1:]):
+                raise EnvError(f"{name}: environments of one group must have the same agents and spaces")
+        except BaseException:
+            self.close()
+            raise
+        self.agents = self.spaces.agents
+        self.observation_space, self.action_space = self.spaces.observation_space, self.spaces.action_space
+        self.spec = EnvSpec(
+            name, self.spaces.obs, self.spaces.actions, max_episode_steps=max_episode_steps, protocol=protocol or name,
+            mask=self.spaces.mask, omitted=self.spaces.omitted, agents=tuple(map(str, self.agents)),
+        )  # fmt: skip
+        rows = num_envs * len(self.agents)
+        self.obs = {n: np.zeros((rows, *leaf.shape), leaf.dtype) for n, leaf in self.spec.obs.items()}
+        self.spaces.fill(self.obs)
+        self.acting = np.zeros(rows, bool)  # rows whose agent chooses an action for the newest observation
+        self._present = np.zeros((num_envs, len(self.agents)), bool)  # agents whose own episode is under way
+        self._took_part = np.zeros((num_envs, len(self.agents)), bool)  # since the environment was reset
+        self._over = [False] * num_envs  # the next step resets this one
+        self._returns, self._lengths = np.zeros((num_envs, len(self.agents))), np.zeros(num_envs, np.int64)
+
+    def reset(self) -> dict[str, np.ndarray]:
+        """Reset every environment. Seeds are used in the first call only."""
+        self._reset_all()
+        return self.obs
+
+    def _first_reset(self, env: int, seed: int | None) -> None:
+        with self._building(env):
+            result = self.envs[env].reset(seed=seed)
+        self._take_reset(env, result)
+        start, stop = self._rows(env)
+        if finite_rows({name: array[start:stop] for name, array in self.obs.items()}, np.zeros(1)) is not None:
+            raise ValueError("NaN or infinity in an observation")
+
+    def step(self, action: dict[str, np.ndarray]) -> Step:
+        """Step every environment; see the table at the top of this file."""
+        rows = len(self.acting)
+        choices, illegal = self.spaces.choices(action)
+        reward, valid = np.zeros(rows, np.float32), self.acting.copy()
+        terminated, truncated = np.zeros(rows, bool), np.zeros(rows, bool)
+        first = ~self._present.ravel()  # absent agents; those that enter are added below
+        errors: dict[int, Exception] = {}
+        infos: dict[int, Any] = {}
+        for env, instance in enumerate(self.envs):
+            self.at[0] = env
+            own = slice(*self._rows(env))
+            try:
+                if self._over[env]:
+                    self._take_reset(env, instance.reset())
+                    first[own] = True
+                    continue
+                if (illegal[own] & self.acting[own]).any():
+                    raise ValueError(f"illegal action {[leaf[own].tolist() for leaf in action.values()]}")
+                acts = {agent: choices[own.start + i] for i, agent in self._acting_agents(env)}
+                result = instance.step(acts)
+                infos[env] = self._take_step(env, result, reward[own], terminated[own], truncated[own], first[own])
+            except Exception as error:
+                errors[env] = error
+        if (finite := finite_rows(self.obs, reward)) is not None:
+            for env in sorted({row // len(self.agents) for row in np.flatnonzero(~finite).tolist()}):
+                errors.setdefault(env, ValueError("NaN or infinity in an observation or reward"))
+        faults = [self._fail(env, error) for env, error in sorted(errors.items())]
+        for env in errors:
+            own = slice(*self._rows(env))
+            valid[own] = terminated[own] = truncated[own] = False
+            reward[own], first[own] = 0.0, True
+        episodes, found = self._count(reward, infos, errors)
+        return Step(self.obs, reward, terminated, truncated, valid, first, episodes, tuple(faults), found)
+
+    def render(self, env: int) -> np.ndarray:
+        """Render one environment, uint8 [H, W, 3]. Raises EnvError if that is not possible."""
+        try:
+            frame = to_frame(np.asarray(self.envs[env].render()))
+        except Exception as error:
+            raise EnvError(f"{self.name} cannot be rendered on this machine: {one_line(error)}") from error
+        if frame is None:
+            raise EnvError(f"{self.name}: no video, because render() returns no image [H, W, 3]")
+        return frame
+
+    @property
+    def render_fps(self) -> float:
+        """Steps per second at natural speed; 30 if the environment does not define it."""
+        return float(self.envs[0].metadata.get("render_fps") or 30)
+
+    # -- one environment -----------------------------------------------------------------------------------------
+
+    def _rows(self, env: int) -> tuple[int, int]:
+        """First row of an environment, and the one after its last."""
+        return env * len(self.agents), (env + 1) * len(self.agents)
+
+    def _acting_agents(self, env: int) -> list[tuple[int, Any]]:
+        """Number and name of the agents that choose an action."""
+        start, stop = self._rows(env)
+        return [(i, self.agents[i]) for i in np.flatnonzero(self.acting[start:stop]).tolist()]
+
+    def _take_reset(self, env: int, result: Any) -> None:
+        """Take what `reset` returned."""
+        if not (isinstance(result, tuple | list) and len(result) == 2 and all(isinstance(x, Mapping) for x in result)):
+            raise ValueError("reset() must return two dicts by agent: observations, infos")
+        self._over[env] = False
+        self._present[env] = self._took_part[env] = False
+        self._returns[env], self._lengths[env] = 0.0, 0
+        self._enter(env, *result)
+
+    def _take_step(
+        self, env: int, result: Any, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray,
+        first: np.ndarray,
+    ) -> Any:  # fmt: skip
+        """Take what `step` returned into the rows of an environment, [A]; return the infos."""
+        if not (isinstance(result, tuple | list) and len(result) == 5 and all(isinstance(x, Mapping) for x in result)):
+            raise ValueError(
+                "step() must return five dicts by agent: observations, rewards, terminations, truncations, infos"
+            )
+        obs, rewards, ended, cut, infos = result
+        present = self._present[env]
+        before = present.copy()
+        for i in np.flatnonzero(before).tolist():
+            agent = self.agents[i]
+            reward[i] = as_reward(rewards.get(agent, 0.0))
+            terminated[i] = as_flag(ended.get(agent, False), "terminated")
+            truncated[i] = as_flag(cut.get(agent, False), "truncated")
+            present[i] = not (terminated[i] or truncated[i])
+            if agent in obs:
+                self.spaces.write(self.obs, self._rows(env)[0], i, obs[agent], infos.get(agent))
+            elif present[i] or truncated[i]:
+                raise ValueError(f"step() returned no observation of {agent}")
+        self._enter(env, {agent: obs[agent] for agent in self.envs[env].agents if agent in obs}, infos)
+        first |= present & ~before
+        return infos
+
+    def _enter(self, env: int, obs: Mapping[Any, Any], infos: Mapping[Any, Any]) -> None:
+        """Take the agents that were not there, and decide whose turn it is."""
+        instance, present = self.envs[env], self._present[env]
+        start, stop = self._rows(env)
+        ended = self._took_part[env] & ~present  # an agent comes once in an episode of the environment
+        for i, agent in enumerate(self.agents):
+            if not present[i] and not ended[i] and agent in obs and agent in instance.agents:
+                self.spaces.write(
+                    self.obs, start, i, obs[agent], infos.get(agent) if isinstance(infos, Mapping) else None
+                )
+                present[i] = True
+        left = [str(self.agents[i]) for i in np.flatnonzero(present).tolist() if self.agents[i] not in instance.agents]
+        if left:
+            raise ValueError(f"{', '.join(left)} left the environment without being terminated or truncated")
+        self._took_part[env] |= present
+        self._over[env] = not present.any()
+        self.acting[start:stop] = present
+        if (turn := turn_of(instance)) is not None:
+            self.acting[start:stop] &= [agent == turn for agent in self.agents]
+
+    def _fail(self, env: int, error: Exception) -> EnvFault:
+        """Replace an environment that failed; return the report."""
+        fault = env_fault(env, error, self.seeds[env], int(self._lengths[env]))
+        self._replace(env)
+        return fault
+
+    def _count(
+        self, reward: np.ndarray, infos: Mapping[int, Any], errors: Mapping[int, Exception]
+    ) -> tuple[tuple[Episode, ...], tuple[tuple[int, dict[str, float]], ...]]:
+        """Add a step to the returns; return the episodes that it ends, and their numbers."""
+        self._returns += reward.reshape(self.num_envs, -1)
+        episodes, found = [], []
+        for env in infos:
+            if env in errors:
+                continue
+            self._lengths[env] += 1
+            if self._over[env]:
+                took_part = self._took_part[env]
+                returns = {agent: float(self._returns[env, i]) for i, agent in enumerate(self.agents) if took_part[i]}
+                episodes.append(Episode(env, float(np.mean(list(returns.values()))), int(self._lengths[env])))
+                numbers = {f"return_{agent}": value for agent, value in returns.items()}
+                found.append((env, numbers | _mean_numbers(infos[env])))
+        return tuple(episodes), tuple(found)
+
+
+def turn_of(env: Any) -> Any:
+    """The agent whose turn it is, of a turn-based game in PettingZoo's conversion; None if agents act together."""
+    conversions = sys.modules.get("pettingzoo.utils.conversions")
+    while conversions is not None and env is not None:
+        if isinstance(env, conversions.turn_based_aec_to_parallel_wrapper):
+            return env.aec_env.agent_selection if env.aec_env.agents else None
+        env = getattr(env, "env", None)
+    return None
+
+
+def _mean_numbers(infos: Mapping[Any, Any]) -> dict[str, float]:
+    """Means over the agents of the numbers in their infos."""
+    values: dict[str, list[float]] = {}
+    for info in infos.values():
+        for name, value in info_numbers(info).items():
+            values.setdefault(name, []).append(value)
+    return {name: float(np.mean(numbers)) for name, numbers in values.items()}

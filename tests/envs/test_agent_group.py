@@ -1,0 +1,237 @@
+"""AgentGroup: agents as rows, over a scripted environment whose every step is known."""
+
+from typing import ClassVar
+
+import numpy as np
+import pettingzoo
+import pytest
+from gymnasium import spaces
+
+from sfactory.envs import EnvError, make_group
+from sfactory.envs.agent_group import AgentGroup
+from sfactory.envs.options import EnvOptions
+
+
+class Scripted(pettingzoo.ParallelEnv):
+    """Plays a script: for each step the rewards, and the agents that die, are truncated or are born."""
+
+    metadata: ClassVar = {"name": "scripted", "render_modes": []}
+    possible_agents: ClassVar = ["a", "b", "c"]
+    script = ()
+    begin = ("a", "b", "c")
+
+    def __init__(self):
+        self.seen, self.resets = [], 0
+
+    def observation_space(self, agent):
+        return spaces.Box(-100, 100, (2,), np.float32)
+
+    def action_space(self, agent):
+        return spaces.Discrete(3)
+
+    def obs(self, agent):
+        return np.array([self.t, ord(agent) - ord("a")], np.float32)
+
+    def reset(self, seed=None, options=None):
+        self.t, self.agents, self.resets = 0, list(self.begin), self.resets + 1
+        return {agent: self.obs(agent) for agent in self.agents}, {agent: {} for agent in self.agents}
+
+    def step(self, actions):
+        self.seen.append({agent: int(action) for agent, action in actions.items()})
+        now = self.script[self.t]
+        self.t += 1
+        before = list(self.agents)
+        dead, cut, born = now.get("dead", ""), now.get("cut", ""), now.get("born", "")
+        self.agents = [agent for agent in before if agent not in dead + cut] + list(born)
+        there = before + list(born)
+        return (
+            {agent: self.obs(agent) for agent in there},
+            {agent: now.get("reward", {}).get(agent, 0.0) for agent in there},
+            {agent: agent in dead for agent in there},
+            {agent: agent in cut for agent in there},
+            {agent: {} for agent in there},
+        )
+
+
+def group_of(script, begin="abc", num_envs=1, **options):
+    cls = type("One", (Scripted,), {"script": script, "begin": tuple(begin)})
+    return AgentGroup(cls, num_envs, list(range(num_envs)), name="scripted", **options)
+
+
+def flags(step, *names):
+    return [np.asarray(getattr(step, name)).astype(int).tolist() for name in names]
+
+
+def actions(*values):
+    return {"action": np.array(values)}
+
+
+def test_agent_group_gives_every_agent_a_row_and_its_own_reward():
+    group = group_of([{"reward": {"a": 1, "b": -2}}, {"dead": "abc"}])
+    assert group.spec.agents == ("a", "b", "c")
+    obs = group.reset()
+    assert obs["obs"].tolist() == [[0, 0], [0, 1], [0, 2]]
+    step = group.step(actions(2, 1, 0))
+    assert group.envs[0].seen == [{"a": 2, "b": 1, "c": 0}]
+    assert step.reward.tolist() == [1, -2, 0]
+    assert flags(step, "valid", "first", "terminated") == [[1, 1, 1], [0, 0, 0], [0, 0, 0]]
+
+
+def test_agent_group_marks_the_rows_of_an_agent_that_dies_before_the_others():
+    group = group_of([{"dead": "b", "reward": {"b": -5}}, {}, {"dead": "ac"}])
+    group.reset()
+    death = group.step(actions(0, 0, 0))
+    assert flags(death, "valid", "first", "terminated") == [[1, 1, 1], [0, 0, 0], [0, 1, 0]]
+    assert group.acting.tolist() == [True, False, True]
+    assert death.obs["obs"][1].tolist() == [1, 1]  # the final observation
+    after = group.step(actions(0, 0, 0))
+    assert group.envs[0].seen[-1] == {"a": 0, "c": 0}
+    assert flags(after, "valid", "first", "terminated") == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    end = group.step(actions(0, 0, 0))
+    assert flags(end, "terminated") == [[1, 0, 1]]
+    assert [episode.length for episode in end.episodes] == [3]
+    assert end.episodes[0].episodic_return == pytest.approx(-5 / 3)
+    assert dict(end.infos)[0] == {"return_a": 0.0, "return_b": -5.0, "return_c": 0.0}
+    resets = group.envs[0].resets
+    reset = group.step(actions(0, 0, 0))
+    assert group.envs[0].resets == resets + 1
+    assert flags(reset, "valid", "first") == [[0, 0, 0], [1, 1, 1]]
+    assert group.acting.all()
+
+
+def test_agent_group_begins_the_episode_of_an_agent_that_is_born_in_the_middle():
+    group = group_of([{"born": "c"}, {"reward": {"c": 3}}, {"dead": "abc"}], begin="ab")
+    group.reset()
+    assert group.acting.tolist() == [True, True, False]
+    birth = group.step(actions(0, 0, 0))
+    assert flags(birth, "valid", "first") == [[1, 1, 0], [0, 0, 1]]
+    assert birth.obs["obs"][2].tolist() == [1, 2]
+    assert group.acting.all()
+    next_step = group.step(actions(0, 0, 2))
+    assert group.envs[0].seen[-1] == {"a": 0, "b": 0, "c": 2}
+    assert flags(next_step, "valid", "first", "reward") == [[1, 1, 1], [0, 0, 0], [0, 0, 3]]
+
+
+def test_agent_group_truncates_all_agents_and_resets_in_the_next_step():
+    group = group_of([{}, {"cut": "abc"}])
+    group.reset()
+    group.step(actions(0, 0, 0))
+    end = group.step(actions(0, 0, 0))
+    assert flags(end, "truncated", "terminated", "first") == [[1, 1, 1], [0, 0, 0], [0, 0, 0]]
+    assert not group.acting.any()
+    reset = group.step(actions(0, 0, 0))
+    assert flags(reset, "valid", "first", "truncated") == [[0, 0, 0], [1, 1, 1], [0, 0, 0]]
+
+
+def test_agent_group_keeps_the_environments_of_a_group_apart():
+    group = group_of([{"dead": "abc"}], num_envs=2)
+    group.reset()
+    group.envs[1].script = [{"reward": {"a": 7}}, {"dead": "abc"}]
+    step = group.step(actions(0, 1, 2, 2, 1, 0))
+    assert group.envs[1].seen == [{"a": 2, "b": 1, "c": 0}]
+    assert flags(step, "terminated", "reward") == [[1, 1, 1, 0, 0, 0], [0, 0, 0, 7, 0, 0]]
+    assert [episode.env for episode in step.episodes] == [0]
+
+
+def test_agent_group_makes_a_failure_a_reset_of_all_agents_of_its_environment():
+    group = group_of([{"reward": {"a": float("nan")}}], num_envs=2)
+    group.reset()
+    group.envs[1].script = [{"reward": {"b": 2}}] * 2
+    failed = group.envs[0]
+    step = group.step(actions(*[0] * 6))
+    assert group.envs[0] is not failed
+    assert [fault.env for fault in step.faults] == [0]
+    assert "NaN" in step.faults[0].message
+    assert flags(step, "valid", "first", "reward") == [[0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 2, 0]]
+
+
+def test_agent_group_refuses_an_agent_that_leaves_without_an_end():
+    group = group_of([{}])
+    group.reset()
+    group.envs[0].step = lambda acts: (setattr(group.envs[0], "agents", ["a", "b"]), Scripted.obs)[0] or (
+        {agent: np.zeros(2, np.float32) for agent in "abc"}, dict.fromkeys("abc", 0), dict.fromkeys("abc", False),
+        dict.fromkeys("abc", False), {},
+    )  # fmt: skip
+    step = group.step(actions(0, 0, 0))
+    assert "c left the environment without being terminated or truncated" in step.faults[0].message
+
+
+class Unequal(Scripted):
+    script = ({"dead": "abc"},)
+
+    def observation_space(self, agent):
+        return spaces.Box(-9, 9, (1 + "abc".index(agent),), np.float32)
+
+    def action_space(self, agent):
+        return spaces.Discrete(2 + "abc".index(agent), start=1)
+
+    def obs(self, agent):
+        return np.full(1 + "abc".index(agent), 5, np.float32)
+
+
+def test_agent_group_refuses_unequal_spaces_and_pads_them_if_told():
+    with pytest.raises(EnvError, match=r"different observation spaces.*a: Box.*--env.pad-spaces"):
+        AgentGroup(Unequal, 1, [0], name="unequal")
+    group = AgentGroup(Unequal, 1, [0], name="unequal", pad_spaces=True)
+    obs = group.reset()
+    assert obs["obs"].tolist() == [[5, 0, 0], [5, 5, 0], [5, 5, 5]]
+    assert group.spec.actions["action"].sizes == (4,)
+    assert obs[group.spec.mask].astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    group.step(actions(1, 2, 3))
+    assert group.envs[0].seen == [{"a": 2, "b": 3, "c": 4}]
+    group.step(actions(0, 0, 0))
+    fault = group.step(actions(3, 0, 0)).faults[0]  # a has two choices
+    assert "illegal action" in fault.message
+
+
+class MaskInInfo(Scripted):
+    script = ({}, {"dead": "abc"})
+
+    def reset(self, seed=None, options=None):
+        obs, infos = super().reset(seed, options)
+        return obs, {agent: {"action_mask": np.array([0, 1, 1], np.int8)} for agent in infos}
+
+    def step(self, acts):
+        *rest, infos = super().step(acts)
+        return *rest, {agent: {"action_mask": np.array([1, 0, 0], np.int8)} for agent in infos}
+
+
+def test_agent_group_reads_masks_from_the_infos():
+    group = AgentGroup(MaskInInfo, 1, [0], name="masked")
+    assert group.spec.mask == "action_mask"
+    assert group.reset()["action_mask"].astype(int).tolist() == [[0, 1, 1]] * 3
+    assert group.step(actions(1, 1, 1)).obs["action_mask"].astype(int).tolist() == [[1, 0, 0]] * 3
+
+
+def test_agent_group_appends_the_number_of_the_agent():
+    group = group_of([{}], num_envs=2, agent_id=True)
+    assert group.reset()["agent_id"].astype(int).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]] * 2
+
+
+def test_pettingzoo_family_plays_connect_four_in_turns():
+    group = make_group("pettingzoo/classic/connect_four", 1, [3])
+    obs = group.reset()
+    assert group.acting.tolist() == [True, False]
+    assert obs[group.spec.mask].all()
+    for turn in range(6):  # the players drop pieces in columns 0 and 1 until player 0 wins
+        step = group.step(actions(0, 1))
+        assert flags(step, "valid") == [[1 - turn % 2, turn % 2]]
+        assert not step.terminated.any()
+        assert not step.first.any()
+    end = group.step(actions(0, 1))
+    assert flags(end, "terminated", "reward") == [[1, 1], [1, -1]]
+    assert flags(group.step(actions(0, 0)), "valid", "first") == [[0, 0], [1, 1]]
+    assert group.acting.tolist() == [True, False]
+
+
+def test_pettingzoo_family_steps_simple_spread_with_the_newest_version():
+    group = make_group("pettingzoo/mpe/simple_spread", 2, [1, 2], EnvOptions({"max_cycles": 4}))
+    assert group.spec.agents == ("agent_0", "agent_1", "agent_2")
+    assert group.reset()["obs"].shape == (6, 18)
+    for _ in range(3):
+        assert not group.step(actions(*[0] * 6)).truncated.any()
+    end = group.step(actions(*[0] * 6))
+    assert end.truncated.all()
+    assert len(end.episodes) == 2
+    with pytest.raises(EnvError, match=r"mpe/simple_spred; did you mean mpe/simple_spread"):
+        make_group("pettingzoo/mpe/simple_spred", 1, [0])
