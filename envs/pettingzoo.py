@@ -107,7 +107,7 @@ def _creator(env_id: str) -> Callable[..., Any]:
     """The function that builds an environment."""
     if ":" in env_id:
         module, _, function = env_id.partition(":")
-        found = getattr(import_module(module), function, None)
+        found = getattr(import_module(module, f"pettingzoo/{env_id}"), function, None)
         if not callable(found):
             raise EnvError(f"pettingzoo/{env_id}: {module} has no function or class {function}")
         return found

@@ -105,6 +105,11 @@ class Env:
     """Arguments of the wrappers, a table for each by its name, as `--env.wrapper-settings.NAME.KEY VALUE`."""
     drop: str = ""
     """Leaves of the observation that are left out, with commas, as `mission` or `obs/mission`."""
+    agent_id: bool = False
+    """Append the number of the agent, one-hot, to its observation, in environments with several agents."""
+    pad_spaces: bool = False
+    """Agents may have spaces of different sizes: smaller observations are padded with zeros, and choices that an agent
+    does not have are masked."""
     reward_scale: float = 1.0
     """Factor on rewards in the learner; reported returns stay unscaled."""
     reward_clip: float = 0.0
@@ -139,6 +144,8 @@ class Env:
             wrappers=_listed(self.wrappers),
             wrapper_settings=self.wrapper_settings,
             drop=_listed(self.drop),
+            agent_id=self.agent_id,
+            pad_spaces=self.pad_spaces,
         )
 
 

@@ -9,7 +9,8 @@ the environment whether its agent acts or not:
     is not there               0        0       1     not born yet, or its own episode is over
     the environment is reset   0        0       1     as in `sfactory.envs.spec`
 
-`acting` and `first` describe the observation, `valid` the step; see `sfactory.learning.own_time` for their use.
+`acting`, a leaf of the observation, and `first` describe the observation, `valid` the step; for their use see
+`sfactory.learning.own_time`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ import numpy as np
 from sfactory.envs.agent_spaces import AgentSpaces
 from sfactory.envs.env_copies import EnvCopies
 from sfactory.envs.frames import to_frame
-from sfactory.envs.spec import EnvFault, EnvSpec, Episode, Step, env_fault, finite_rows, info_numbers, one_line
+from sfactory.envs.spec import EnvFault, EnvSpec, Episode, Leaf, Step, env_fault, finite_rows, info_numbers, one_line
 from sfactory.envs.step_values import as_flag, as_reward
 from sfactory.errors import EnvError
 
+ACTING = "acting"
+"""Leaf of the observation that says whether the agent chooses an action."""
 FIVE = "observations, rewards, terminations, truncations, infos"
 
 
@@ -55,14 +58,15 @@ class AgentGroup(EnvCopies):
             raise
         self.agents = self.spaces.agents
         self.observation_space, self.action_space = self.spaces.observation_space, self.spaces.action_space
+        obs, agents = self.spaces.obs | {ACTING: Leaf((), "bool")}, tuple(map(str, self.agents))
         self.spec = EnvSpec(
-            name, self.spaces.obs, self.spaces.actions, max_episode_steps=max_episode_steps, protocol=protocol or name,
-            mask=self.spaces.mask, omitted=self.spaces.omitted, agents=tuple(map(str, self.agents)),
+            name, obs, self.spaces.actions, max_episode_steps=max_episode_steps, protocol=protocol or name,
+            mask=self.spaces.mask, omitted=self.spaces.omitted, agents=agents, acting=ACTING,
         )  # fmt: skip
         rows = num_envs * len(self.agents)
         self.obs = {n: np.zeros((rows, *leaf.shape), leaf.dtype) for n, leaf in self.spec.obs.items()}
         self.spaces.fill(self.obs)
-        self.acting = np.zeros(rows, bool)  # rows whose agent chooses an action for the newest observation
+        self.acting = self.obs[ACTING]  # rows whose agent chooses an action for the newest observation
         self._present = np.zeros((num_envs, len(self.agents)), bool)  # agents whose own episode is under way
         self._took_part = np.zeros((num_envs, len(self.agents)), bool)  # since the environment was reset
         self._over = [False] * num_envs  # the next step resets this one

@@ -89,6 +89,8 @@ class EnvSpec:
     """Leaves of the observation space that are not in `obs`: name -> reason."""
     agents: tuple[str, ...] = ()
     """Names of the agents, where an environment has several; its rows are those of its agents (`agent_group`)."""
+    acting: str = ""
+    """Name of the observation leaf [] bool that says whether the agent of a row chooses an action; empty: all do."""
 
     @property
     def rows(self) -> int:
@@ -130,7 +132,8 @@ class Step(NamedTuple):
 
 
 class Group(Protocol):
-    """E environments that step together under next-step autoreset."""
+    """E environments that step together under next-step autoreset. With A agents (`spec.agents`) every array has
+    E x A rows, and row `env * A + agent` is the agent of an environment."""
 
     spec: EnvSpec
     num_envs: int

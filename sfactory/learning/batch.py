@@ -28,6 +28,8 @@ class Batch(NamedTuple):
     lag: Tensor  # [T, B] float, updates between acting and learning
     state: Tensor | None  # [B, H] recurrent state before row 0
     discounted_return: Tensor | None  # [T, B] running return of the raw reward
+    successor: Tensor | None = None  # [T, B] int64, row that bootstraps each row; None: always the next one
+    order: Tensor | None = None  # [T, B] int64, rows in the order of the agent's actions; None: all in order of time
 
     def as_rows(self) -> Batch:
         """[1, T x B]: every row becomes a lane, for policies without memory. A view."""

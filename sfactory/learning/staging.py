@@ -17,6 +17,7 @@ import torch
 
 from sfactory.device.accelerator import DIRECT_BYTES, Accelerator
 from sfactory.learning.batch import Batch
+from sfactory.learning.own_time import own_time
 from sfactory.shm.trajectory import Schema, Trajectories
 
 
@@ -24,11 +25,19 @@ class Staging:
     """Copies slots side by side, time-major, into a `Batch` on the learner's device."""
 
     def __init__(
-        self, schema: Schema, lanes: int, accelerator: Accelerator | None = None, direct: bool = False
+        self,
+        schema: Schema,
+        lanes: int,
+        accelerator: Accelerator | None = None,
+        direct: bool = False,
+        acting: str = "",
     ) -> None:
-        """lanes: environments side by side in one batch. direct: the accelerator may read the slots itself."""
-        self.schema, self.lanes, self.accelerator = schema, lanes, accelerator
+        """lanes: lanes side by side in one batch. direct: the accelerator may read the slots itself. acting: the leaf
+        of the observation that says whether an agent acts, see `own_time`."""
+        self.schema, self.lanes, self.accelerator, self.acting = schema, lanes, accelerator, acting
         rows = {**schema.rows(), "policy_version": (0, (), "int64"), "lag": (0, (), "float32")}
+        if acting:
+            rows |= {"successor": (0, (), "int64"), "order": (0, (), "int64")}
         del rows["noise"], rows["value"]  # noise is needed for acting only, values are computed again
         leaves = {
             name: np.zeros((schema.rollout_length + extra, lanes, *shape), dtype)
@@ -36,12 +45,12 @@ class Staging:
         }
         if schema.state_size:
             leaves["state"] = np.zeros((lanes, schema.state_size), np.float32)
-        self.names = [name for name in leaves if name != "lag"]  # those that slots have
+        self.names = [name for name in leaves if name not in ("lag", "successor", "order")]  # those that slots have
         # Leaves in host memory. Leaves that the accelerator copies from the slots itself are not among them.
         self.tensors = {name: torch.from_numpy(leaf) for name, leaf in leaves.items()}
         self.on_device = self.tensors
         if accelerator is not None:
-            slots = lanes // schema.envs_per_group
+            slots = lanes // schema.lanes
             self.on_device = {
                 name: torch.zeros_like(leaf, device=accelerator.device)
                 for name, leaf in self.tensors.items()
@@ -70,6 +79,8 @@ class Staging:
                     self.tensors[name].numpy()[lanes] = source
                 else:
                     self.tensors[name].numpy()[:, lanes] = source[:, None] if name == "policy_version" else source
+        if self.acting:
+            self._to_own_time()
         self.tensors["log_prob"].masked_fill_(~self.tensors["valid"], 0.0)  # finite on reset rows too
         np.maximum(updates - self.versions, 0, out=self.tensors["lag"].numpy(), casting="unsafe")
         if self.accelerator is not None:
@@ -78,9 +89,17 @@ class Staging:
                     self.accelerator.copy(target, self.tensors[name])
             self.accelerator.wait()
 
+    def _to_own_time(self) -> None:
+        """Give every action its outcome, which may have arrived while other agents acted."""
+        names = ("reward", "terminated", "truncated", "valid", "first")
+        fields = {name: self.tensors[name].numpy() for name in names}
+        found = own_time(**fields, acting=self.tensors[self.acting].numpy())
+        for name, values in found._asdict().items():
+            self.tensors[name].numpy()[...] = values
+
     @property
     def valid_rows(self) -> int:
-        """Number of rows that are not reset steps."""
+        """Number of rows that are learned from: no reset steps, and an agent acts."""
         return int(self.valid.sum())
 
     def lag_counts(self, updates: int) -> list[Counter[int]]:
@@ -114,9 +133,11 @@ class Staging:
             lag=leaves["lag"],
             state=leaves.get("state"),
             discounted_return=leaves.get("discounted_return"),
+            successor=leaves.get("successor"),
+            order=leaves.get("order"),
         )
 
     def _lanes(self) -> Iterator[slice]:
         """The lanes of every slot of the batch."""
-        envs = self.schema.envs_per_group
+        envs = self.schema.lanes
         return (slice(start, start + envs) for start in range(0, self.lanes, envs))

@@ -74,6 +74,8 @@ class ActorCritic(nn.Module):
         log_std_init: initial log standard deviation of box actions, a parameter independent of the observation.
         squash: apply tanh to box actions (see `distributions`).
         mask: name of the observation leaf with the action mask [N, logits], "" if there is none; no encoder gets it.
+        acting: name of the leaf [N] bool, False where the agent does not act now: there the recurrent state is kept,
+            and the action has no effect. "" if every row acts; no encoder gets it.
 
     Raises:
         ValueError: unknown core, ``separate`` with a core, or a leaf that cannot be read (`treatment.treat`).
@@ -94,6 +96,7 @@ class ActorCritic(nn.Module):
         log_std_init: float = 0.0,
         squash: bool = False,
         mask: str = "",
+        acting: str = "",
     ) -> None:
         super().__init__()
         if core not in CORES:
@@ -103,8 +106,8 @@ class ActorCritic(nn.Module):
                 f"model.separate and model.core={core} exclude each other: the core needs one shared trunk"
             )
         self.distribution = ActionDistribution(actions, squash)
-        self.mask = mask
-        self.treatments = treatments(obs, mask=mask, encoder=encoder, normalize=normalize_obs)
+        self.mask, self.acting = mask, acting
+        self.treatments = treatments(obs, without=(mask, acting), encoder=encoder, normalize=normalize_obs)
         self.action_dtypes = {name: str(leaf.dtype) for name, leaf in actions.items()}
         shared: dict[str, Any] = dict(hidden=hidden, activation=activation)
         self.trunk = Trunk(self.treatments, **shared, core=core, core_size=core_size)
@@ -134,7 +137,7 @@ class ActorCritic(nn.Module):
         x = self.trunk.encode(obs)
         if self.state_size:
             state = self.trunk.core.initial_state(x.shape[0]) if state is None else state
-            x, state = self.trunk.core(x, state, first)
+            x, state = self.trunk.core(x, state, first, obs.get(self.acting))
             state = state.float()
         return Output(*self._heads(x, obs), state)
 
@@ -148,7 +151,8 @@ class ActorCritic(nn.Module):
         x = self.trunk.encode(obs)
         if self.state_size:
             state = self.trunk.core.initial_state(lanes) if state is None else state
-            x, state = self.trunk.core.unroll(x.view(steps, lanes, -1), state, first)
+            acting = obs[self.acting].view(steps, lanes) if self.acting else None
+            x, state = self.trunk.core.unroll(x.view(steps, lanes, -1), state, first, acting)
             x, state = x.flatten(0, 1), state.float()
         params, value = self._heads(x, obs)
         return Output(params.view(steps, lanes, -1), value.view(steps, lanes), state)

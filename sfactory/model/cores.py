@@ -1,7 +1,8 @@
 """Recurrent cores. The state is one flat row per environment, so that slots depend on its width only.
 
 Legend: N environments, T steps, B lanes, F features, H width of the flat state. ``first`` is True at the first step of
-an episode: the state is zeroed *before* that step, so nothing passes from one episode to the next.
+an episode: the state is zeroed *before* that step, so nothing passes from one episode to the next. ``acting`` is False
+where the agent only waits: the state is kept, as if the step were not there. None: every row acts.
 """
 
 from collections.abc import Callable
@@ -18,18 +19,25 @@ class Core(nn.Module):
         self.out_size = features
         self.state_size = 0
 
-    def forward(self, x: Tensor, state: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Run one step: x [N, F], state [N, H], first [N] bool or None -> [N, out_size], new state [N, H]."""
+    def forward(
+        self, x: Tensor, state: Tensor, first: Tensor | None, acting: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run one step: x [N, F], state [N, H] -> [N, out_size], new state [N, H]; first, acting [N] bool or None."""
+        state = _reset_state(state, first).to(x.dtype)
+        y, new = self._cell(x, state)
+        return y, new if acting is None else torch.where(acting.unsqueeze(-1), new, state)
+
+    def _cell(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return x, state
 
-    def unroll(self, x: Tensor, state: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        """Run T steps: x [T, B, F], state [B, H], first [T, B] bool -> [T, B, out_size], last state [B, H].
+    def unroll(self, x: Tensor, state: Tensor, first: Tensor, acting: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run T steps: x [T, B, F], state [B, H], first, acting [T, B] bool -> [T, B, out_size], last state [B, H].
 
         Makes the same calls as single steps, so that the learner reproduces the numbers of inference.
         """
         outputs = []
-        for features, first_row in zip(x.unbind(0), first.unbind(0), strict=True):
-            y, state = self(features, state, first_row)
+        for t, (features, first_row) in enumerate(zip(x.unbind(0), first.unbind(0), strict=True)):
+            y, state = self(features, state, first_row, None if acting is None else acting[t])
             outputs.append(y)
         return torch.stack(outputs), state
 
@@ -48,8 +56,8 @@ class Gru(Core):
         _orthogonal(self.cell, gates=3)
         self.out_size = self.state_size = size
 
-    def forward(self, x: Tensor, state: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
-        state = self.cell(x, _reset_state(state, first).to(x.dtype))
+    def _cell(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.cell(x, state)
         return state, state
 
 
@@ -62,8 +70,8 @@ class Lstm(Core):
         _orthogonal(self.cell, gates=4)
         self.out_size, self.state_size = size, 2 * size
 
-    def forward(self, x: Tensor, state: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
-        output, cell = self.cell(x, _reset_state(state, first).to(x.dtype).chunk(2, -1))
+    def _cell(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        output, cell = self.cell(x, state.chunk(2, -1))
         return output, torch.cat([output, cell], -1)
 
 

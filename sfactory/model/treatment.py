@@ -14,7 +14,7 @@ it, integers with finite bounds are scaled by them. Truth values are never scale
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol
@@ -219,21 +219,23 @@ def treat(
 
 
 def treatments(
-    obs: Mapping[str, ObsLeaf], *, mask: str = "", encoder: str = "auto", normalize: bool = False
+    obs: Mapping[str, ObsLeaf], *, without: Collection[str] = (), encoder: str = "auto", normalize: bool = False
 ) -> dict[str, Treatment]:
-    """The treatment of every leaf that an encoder reads: all but the action mask. Raises ValueError as `treat`."""
+    """The treatment of every leaf that an encoder reads: all but those `without`. Raises ValueError as `treat`."""
     return {
         name: treat(
             name, leaf.shape, leaf.dtype, getattr(leaf, "low", ()), getattr(leaf, "high", ()),
             encoder=encoder, normalize=normalize, source=getattr(leaf, "source", ""),
         )
-        for name, leaf in obs.items() if name != mask
+        for name, leaf in obs.items() if name not in without
     }  # fmt: skip
 
 
 def obs_treatments(spec: Any, config: Any) -> dict[str, Treatment]:
     """The treatments of a run: `EnvSpec` and `Config`. Raises ValueError as `treat`."""
-    return treatments(spec.obs, mask=spec.mask, encoder=config.model.encoder, normalize=config.normalize.obs)
+    return treatments(
+        spec.obs, without=(spec.mask, spec.acting), encoder=config.model.encoder, normalize=config.normalize.obs
+    )
 
 
 def obs_lines(spec: Any, config: Any) -> list[str]:
@@ -244,6 +246,8 @@ def obs_lines(spec: Any, config: Any) -> list[str]:
     words = {name: treatment.words for name, treatment in obs_treatments(spec, config).items()}
     if spec.mask:
         words[spec.mask] = "action mask"
+    if spec.acting:
+        words[spec.acting] = f"whose turn it is, of {len(spec.agents)} agents"
     words |= {name: f"left out: {reason}" for name, reason in getattr(spec, "omitted", {}).items()}
     if len(words) <= MOST_LINES:
         return [f"{name}: {text}" for name, text in words.items()]

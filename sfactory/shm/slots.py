@@ -8,7 +8,7 @@ there is no global free list. A slot word holds the state and how often the slot
 request word holds the number of the request, the slot and the step, in one store. Request numbers never restart, so a
 restarted sampler cannot mistake a response to its previous generation for its own.
 
-Rows are counted (a row is one environment at one step, reset rows included):
+Rows are counted (a row is one environment, or one of its agents, at one step, reset rows included):
 
     sampled = trained + skipped + discarded + in flight          exact while no worker runs
 """
@@ -84,13 +84,13 @@ class LearnerRows(Words):
 class SlotTable:
     """The shared words of all groups and slots. At any moment one process writes each of them; every process reads."""
 
-    def __init__(self, arena: Arena, slots_per_group: int, rollout_length: int, envs_per_group: int) -> None:
+    def __init__(self, arena: Arena, slots_per_group: int, rollout_length: int, lanes: int) -> None:
         self.request_words, self.response_words = arena["request"][:, 0], arena["response"]
         self.slot = arena["slot"][:, :slots_per_group]
         self.discarded = arena["discarded"][:, 0]
         self.learner_rows = [LearnerRows(words) for words in arena["trained"]]  # one per policy
         self.num_groups, self.slots_per_group = self.slot.shape
-        self.rollout_length, self.envs_per_group = rollout_length, envs_per_group
+        self.rollout_length, self.lanes = rollout_length, lanes
 
     # -- slots -------------------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class SlotTable:
     # -- row counts --------------------------------------------------------------------------------------------
 
     def rows_handed_over(self, group: int) -> int:
-        """Rows per environment that this group has handed over to the learner."""
+        """Rows per lane that this group has handed over to the learner."""
         return int((self.slot[group] >> _STATE_BITS).sum()) * self.rollout_length
 
     def discard_unfinished(self, group: int) -> None:
@@ -149,19 +149,19 @@ class SlotTable:
         Rows in flight follow from slot words, request words and the learner's count of rows it has copied and not
         trained. Between two of the learner's stores (microseconds) a batch may be counted twice.
         """
-        envs, rows = self.envs_per_group, self.rollout_length * self.envs_per_group
+        lanes, rows = self.lanes, self.rollout_length * self.lanes
         in_flight = sum(learner.in_update for learner in self.learner_rows)
         for group in range(self.num_groups):
             states = self.slot[group] & 3
             in_flight += int(((states == READY) | (states == LEARNING)).sum()) * rows
             request = self.last_request(group)
             if request.number and states[request.slot] == SAMPLING and self._in_current_slot(group, request):
-                in_flight += (request.t + 1) * envs
+                in_flight += (request.t + 1) * lanes
         return RowCounts(
-            sampled=sum(self.last_request(g).number for g in range(self.num_groups)) * envs,
+            sampled=sum(self.last_request(g).number for g in range(self.num_groups)) * lanes,
             trained=sum(learner.trained for learner in self.learner_rows),
             skipped=sum(learner.skipped for learner in self.learner_rows),
-            discarded=int(self.discarded.sum()) * envs,
+            discarded=int(self.discarded.sum()) * lanes,
             in_flight=in_flight,
         )
 

@@ -15,7 +15,7 @@ sets terminated, and the row after it is an ordinary valid row with first = 1. A
 a reset row.
 
 A slot is time-major and every field is a separate array: [G, S, T, E, ...], G groups, S slots per group, T steps,
-E environments. Observation and first have an extra row T, the bootstrap.
+E lanes: environments, or the agents of all of them. Observation and first have an extra row T, the bootstrap.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ MAGIC = -(2**15) - 7  # fills integers that were never written: no valid action 
 
 @dataclass(frozen=True)
 class Schema:
-    """Shape of every slot. `obs` and `actions` map leaf names to (shape, dtype), without the environment axis."""
+    """Shape of every slot. `obs` and `actions` map leaf names to (shape, dtype), without the axis of lanes."""
 
     rollout_length: int
-    envs_per_group: int
+    lanes: int
+    """Environments of a group, times their agents."""
     num_groups: int
     slots_per_group: int
     obs: Mapping[str, tuple[tuple[int, ...], str]]
@@ -71,14 +72,14 @@ class Schema:
     def layout(self) -> dict[str, Field]:
         lead = (self.num_groups, self.slots_per_group)
         layout = {
-            name: Field((*lead, self.rollout_length + extra, self.envs_per_group, *shape), dtype)
+            name: Field((*lead, self.rollout_length + extra, self.lanes, *shape), dtype)
             for name, (extra, shape, dtype) in self.rows().items()
         }
         layout["policy_version"] = Field((*lead, self.rollout_length), "int64")
         if self.state_size:
-            layout["state"] = Field((*lead, self.envs_per_group, self.state_size), "float32")
+            layout["state"] = Field((*lead, self.lanes, self.state_size), "float32")
             # Two rows per environment: request n reads row n % 2 and writes the other, so it can be computed twice.
-            layout["memory"] = Field((self.num_groups, 2, self.envs_per_group, self.state_size), "float32")
+            layout["memory"] = Field((self.num_groups, 2, self.lanes, self.state_size), "float32")
         return layout
 
 

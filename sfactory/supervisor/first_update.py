@@ -36,7 +36,7 @@ class FirstUpdate:
         if seconds < MEASURE_S or steps < (MEASURE_STEPS if seconds < LONGEST_S else 1):
             return ""
         self.done = True
-        return first_update_line(self.run_spec.config.batch_rows, steps / seconds)
+        return first_update_line(self.run_spec.batch_rows, steps / seconds)
 
     def _within_groups(self) -> int:
         """Environment steps of group steps that are not complete."""

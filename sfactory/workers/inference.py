@@ -54,7 +54,7 @@ class Inference(Worker):
         self.whole_batch = whole_batch
         self.fields, schema = shared.trajectories, shared.trajectories.schema
         self.served = np.array(self.run_spec.groups_served(number))  # no other process responds to these groups
-        self.E, self.G, self.has_state = schema.envs_per_group, len(self.served), schema.state_size > 0
+        self.E, self.G, self.has_state = schema.lanes, len(self.served), schema.state_size > 0
         self.obs_names, self.action_names = tuple(self.run_spec.spec.obs), tuple(self.run_spec.spec.actions)
         self.accelerator = accelerator_of(self.device, urgent=not whole_batch, exact=whole_batch)
         scratch = torch.empty(weights)

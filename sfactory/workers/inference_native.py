@@ -29,10 +29,10 @@ class NativeTurn:
         names = (*schema.actions, "noise", "log_prob", "params", "value")
         self.actor = NativeActor(model.distribution, {name: trajectories[name] for name in names})
         self.versions = torch.from_numpy(trajectories["policy_version"])  # keeps the memory
-        most = schema.num_groups * schema.envs_per_group
+        most = schema.num_groups * schema.lanes
         self.observed, self.written = torch.zeros(2, most, dtype=torch.int64)
         self.outputs = torch.zeros(most, self.network.plan.width), torch.zeros(most)
-        self.sizes = schema.slots_per_group, schema.rollout_length, schema.envs_per_group
+        self.sizes = schema.slots_per_group, schema.rollout_length, schema.lanes
         self.places = pointer(self.observed), pointer(self.written), pointer(self.versions)
 
     def load(self, weights: torch.Tensor) -> None:
@@ -44,7 +44,7 @@ class NativeTurn:
 
         groups [n] and words [G], the request words of all groups: int64, contiguous.
         """
-        rows = len(groups) * self.schema.envs_per_group
+        rows = len(groups) * self.schema.lanes
         self.rows(groups.ctypes.data, len(groups), words.ctypes.data, *self.sizes, *self.places, version)
         params, value = self.network.forward(self.leaf, self.observed, rows, keep=False, out=self.outputs)
         self.actor.act(self.written, rows, params, value)

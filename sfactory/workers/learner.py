@@ -63,7 +63,9 @@ class Learner(Worker):
         self.counters = Counters()
         self.metrics = LearnerMetrics(self.update.objective.largest_metrics)
         direct = register(self.accelerator, shared.arena, self.log)
-        self.staging = Staging(self.run_spec.schema, self.config.lanes, self.accelerator, direct)
+        self.staging = Staging(
+            self.run_spec.schema, self.run_spec.batch_lanes, self.accelerator, direct, self.run_spec.spec.acting
+        )
         mailbox = shared.mailbox(self.model.flat_size(), policy)
         ring = partial(shared.ring_inference, policy)
         self.publisher = Publisher(self.model, mailbox, ring, self.accelerator, self.config.batch.forced_lag)
@@ -117,7 +119,7 @@ class Learner(Worker):
         self.stages.mark("wait")
         self._stage(slots)
         if not self.synchronous:  # nothing reads these slots any more, but their rows are still in flight
-            self.row_counts.in_update = self.config.batch_rows
+            self.row_counts.in_update = self.run_spec.batch_rows
             self._release(slots)
         self.stages.mark("batch")
         metrics = self._update()
@@ -192,7 +194,7 @@ class Learner(Worker):
 
     def _count(self, metrics: dict[str, torch.Tensor]) -> None:
         """Count the update and its rows, as trained or as skipped."""
-        rows = self.config.batch_rows
+        rows = self.run_spec.batch_rows
         skipped = bool(metrics.pop("skipped") > 0)  # the only synchronization of an update
         self.counters.count(self.learners.total_rows(self.staging.valid_rows), skipped)
         if skipped:

@@ -58,7 +58,8 @@ class GroupRun:
         self.bounded = bounded(shared.run_spec.spec, shared.run_spec.config.model.squash)
         self.slot_table, self.trajectories = shared.slot_table, shared.trajectories
         self.schema, run_spec = self.trajectories.schema, shared.run_spec
-        self.T, self.E = self.schema.rollout_length, self.schema.envs_per_group
+        self.T, self.rows = self.schema.rollout_length, self.schema.lanes
+        self.E = run_spec.config.sampling.envs_per_group
         self.seed, self.launch = run_spec.config.run.seed, run_spec.launch
         self.gamma = run_spec.config.trace.gamma
         self.task, policy = run_spec.task_of(index), run_spec.policy_of(index)
@@ -75,8 +76,8 @@ class GroupRun:
             envs.beat = beat
         self.obs_names, self.action_names = tuple(run_spec.spec.obs), tuple(run_spec.spec.actions)
         self.obs: Mapping[str, np.ndarray] = envs.reset()
-        self.first = np.ones(self.E, bool)
-        self.discounted_return = np.zeros(self.E, np.float32)
+        self.first = np.ones(self.rows, bool)
+        self.discounted_return = np.zeros(self.rows, np.float32)
         self.number = -1  # of the last request; -1: `recover` is still to be called
         self.slot = -1  # -1: between two slots
         self.t = 0
@@ -120,10 +121,10 @@ class GroupRun:
             self.discounted_return *= self.gamma
             self.discounted_return += step.reward
             view["discounted_return"][t] = self.discounted_return
-            self.discounted_return[step.terminated | step.truncated | ~step.valid] = 0.0
+            self.discounted_return[step.terminated | step.truncated | step.first] = 0.0
         self.broken = self._count_broken(step) if step.faults else 0
         self.episode_step += 1
-        self.episode_step[step.first | step.terminated | step.truncated] = 0
+        self.episode_step[self._of_envs(step.first | step.terminated | step.truncated)] = 0
         if step.faults:
             self._record_seeds()
         self.obs, self.first, self.t = step.obs, step.first, t + 1
@@ -153,9 +154,14 @@ class GroupRun:
     def _count_broken(self, step: Step) -> int:
         """Episodes that end in a step with failures: those of the failed environments, and those that the group reset
         with them, because native code cannot reset a single environment."""
-        broken = ~step.valid & (self.episode_step > 0)
+        broken = self._of_envs(step.first & ~step.valid) & (self.episode_step > 0)
         broken[[fault.env for fault in step.faults]] = True
         return int(np.count_nonzero(broken))
+
+    def _of_envs(self, rows: np.ndarray) -> np.ndarray:
+        """Flags of rows -> flags of environments, [E]: those of all agents."""
+        of_envs: np.ndarray = np.logical_and.reduce(rows.reshape(self.E, -1), axis=1)
+        return of_envs
 
     def _record_seeds(self) -> None:
         """Write the seeds into shared memory, for the error message if an environment ends the whole process."""

@@ -145,7 +145,7 @@ class RunSpec:
         core, size = self.config.model.core, self.config.model.core_size
         return Schema(
             rollout_length=s.rollout_length,
-            envs_per_group=s.envs_per_group,
+            lanes=s.envs_per_group * self.spec.rows,
             num_groups=s.num_groups,
             slots_per_group=s.slots_per_group,
             obs={name: (leaf.shape, leaf.dtype) for name, leaf in self.spec.obs.items()},
@@ -155,6 +155,16 @@ class RunSpec:
             state_size={"none": 0, "gru": size, "lstm": 2 * size}[core],
             discounted_return=self.config.normalize.reward,
         )
+
+    @property
+    def batch_lanes(self) -> int:
+        """Lanes side by side in one batch."""
+        return self.config.lanes * self.spec.rows
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of one batch."""
+        return self.config.batch_rows * self.spec.rows
 
     def check_model(self, model: Any) -> None:
         """AssertionError if a network and the slots disagree about the sizes of what they exchange."""
@@ -250,7 +260,7 @@ class SharedState:
         self.run_spec, self.handles = run_spec, handles
         s, policies = run_spec.config.sampling, range(run_spec.num_policies)
         self.arena = Arena(run_spec.layout(), handles.arena)
-        self.slot_table = SlotTable(self.arena, s.slots_per_group, s.rollout_length, s.envs_per_group)
+        self.slot_table = SlotTable(self.arena, s.slots_per_group, s.rollout_length, run_spec.schema.lanes)
         self.trajectories = Trajectories(self.arena, run_spec.schema)
         self.bells = {name: Doorbell(*fds) for name, fds in zip(run_spec.workers, handles.bells, strict=True)}
         self.learner_bells = [self.bells[learner_name(policy)] for policy in policies]

@@ -131,6 +131,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             log_std_init=settings.log_std_init,
             squash=settings.squash,
             mask=spec.mask,
+            acting=spec.acting,
         )
 
     @staticmethod
@@ -176,16 +177,26 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
 
     def _trace(self, batch: Batch, value: Tensor, log_rho: Tensor) -> Trace:
         """Targets and advantages. value [T + 1, B] in units of reward; log_rho [T, B]."""
+        rows = TraceInput(
+            reward=self.normalizers.reward(batch.reward),
+            value=value[:-1],
+            next_value=value[1:] if batch.successor is None else value.gather(0, batch.successor),
+            terminated=batch.terminated,
+            truncated=batch.truncated,
+            valid=batch.valid,
+            log_rho=log_rho,
+        )
+        if batch.order is None:
+            return self._estimate(rows)
+        order = batch.order
+        found = self._estimate(TraceInput(*(x.gather(0, order) for x in rows)))
+        back = (x.scatter(0, order, x) if x.dim() else x for x in found)
+        return Trace(*back)
+
+    def _estimate(self, rows: TraceInput) -> Trace:
+        """Targets and advantages of rows in order."""
         return TRACES[self.config.trace.estimator](
-            TraceInput(
-                reward=self.normalizers.reward(batch.reward),
-                value=value[:-1],
-                next_value=value[1:],
-                terminated=batch.terminated,
-                truncated=batch.truncated,
-                valid=batch.valid,
-                log_rho=log_rho,
-            ),
+            rows,
             gamma=self.config.trace.gamma,
             trace_lambda=self.config.trace.trace_lambda,
             rho_bar=self.config.trace.rho_bar,
