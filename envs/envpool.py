@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from sfactory_envs.envpool_games import GameGroup, is_game
+from sfactory_envs.envpool_games import raw_loop as games_loop
 
-from sfactory.envs import NO_SETTINGS, EnvError, Settings, missing_package, suggest
+from sfactory.envs import NO_SETTINGS, EnvError, Group, Settings, missing_package, suggest
 from sfactory.envs.vector_adapter import Native, VectorGroup
 
 REFUSED = {
@@ -36,6 +38,25 @@ def ids() -> list[str]:
     return envpool.list_all_envs()
 
 
+def checked(task: str, settings: Settings) -> dict[str, Any]:
+    """Return the settings of a task for `envpool.make_gymnasium`. Raises EnvError for an unknown task or setting."""
+    import envpool
+
+    name, tasks = f"envpool/{task}", envpool.list_all_envs()
+    if task not in tasks:
+        raise EnvError(f"envpool has no task {task!r}{suggest(task, tasks)}")
+    fields = set(envpool.make_spec(task).config._fields)
+    known = (fields | EXTRA) - OURS - REFUSED.keys()
+    for setting, value in settings.items():
+        if setting in REFUSED and value:
+            raise EnvError(f"{name}: {setting} {REFUSED[setting]}")
+        if setting not in known | REFUSED.keys():
+            raise EnvError(f"{name}: no such setting {setting!r}{suggest(setting, known)}")
+    if "use_combined_action" in fields:  # VizDoom; without it, an action is one float per button
+        return {"use_combined_action": True, **settings}
+    return dict(settings)
+
+
 class EnvpoolGroup(VectorGroup):
     """Group of E environments of one task, stepped by envpool's threads."""
 
@@ -46,21 +67,6 @@ class EnvpoolGroup(VectorGroup):
         import envpool
 
         name = f"envpool/{task}"
-        tasks = envpool.list_all_envs()
-        if task not in tasks:
-            raise EnvError(f"envpool has no task {task!r}{suggest(task, tasks)}")
-        defaults = envpool.make_spec(task).config
-        if defaults.max_num_players > 1:
-            raise EnvError(f"{name} has {defaults.max_num_players} players; sfactory supports one")
-        fields = set(defaults._fields)
-        known = (fields | EXTRA) - OURS - REFUSED.keys()
-        for setting, value in settings.items():
-            if setting in REFUSED and value:
-                raise EnvError(f"{name}: {setting} {REFUSED[setting]}")
-            if setting not in known | REFUSED.keys():
-                raise EnvError(f"{name}: no such setting {setting!r}{suggest(setting, known)}")
-        if "use_combined_action" in fields:  # VizDoom; without it, an action is one float per button
-            settings = {"use_combined_action": True, **settings}
         # Seeds are set here only, because reset() ignores them.
         self.env: Any = envpool.make_gymnasium(
             task, num_envs=num_envs, seed=[seed % 2**31 for seed in seeds], num_threads=threads, **settings
@@ -98,6 +104,8 @@ def raw_loop(
     env_id: str, num_envs: int, seed: int, *, settings: Settings = NO_SETTINGS, threads: int = 1
 ) -> Callable[[], int] | None:
     """Return a plain loop over envpool; None if the action is a dict."""
+    if is_game(env_id):
+        return games_loop(env_id, num_envs, seed, threads, checked(env_id, settings))
     group = make(env_id, num_envs=num_envs, seeds=range(seed, seed + num_envs), threads=threads, settings=settings)
     space = group.env.action_space
     if len(group.spec.actions) > 1:
@@ -117,14 +125,21 @@ def raw_loop(
 
 def make(
     env_id: str, *, num_envs: int, seeds: Sequence[int], threads: int = 1, settings: Settings = NO_SETTINGS,
-    drop: Sequence[str] = (),
-) -> EnvpoolGroup:  # fmt: skip
+    drop: Sequence[str] = (), agent_id: bool = False,
+) -> Group:  # fmt: skip
     """Build a group of one task.
 
     threads: envpool's threads per group. settings: all others, for `envpool.make_gymnasium`. drop: leaves of the
-    observation that are left out.
+    observation that are left out. agent_id: append the number of the player to the observation of a game.
     """
     try:
-        return EnvpoolGroup(env_id, num_envs, seeds, threads, dict(settings), drop)
+        given = checked(env_id, settings)
+        if is_game(env_id):
+            if drop:
+                raise EnvError(f"envpool/{env_id}: env.drop is not possible here, the observation is one board")
+            return GameGroup(env_id, num_envs, seeds, threads, given, agent_id)
+        if agent_id:
+            raise EnvError(f"envpool/{env_id}: env.agent-id is for games of several players")
+        return EnvpoolGroup(env_id, num_envs, seeds, threads, given, drop)
     except ModuleNotFoundError as error:
         raise missing_package(f"envpool/{env_id}", "envpool", "envpool") from error
