@@ -230,7 +230,7 @@ def test_envpool_ids_lists_all_tasks():
         ("Pong-v5", {"reward_clip": True}, "use env.reward-clip"),
         ("Pong-v5", {"frame_skp": 2}, "no such setting 'frame_skp'; did you mean frame_skip"),
         ("Pong-v5", {"batch_size": 1}, "no such setting 'batch_size'"),  # would step only some of the environments
-        ("TicTacToe-v1", {}, "2 players"),
+        ("IntersectionMultiAgent-v1", {}, "2 players that act together"),
     ],
 )
 def test_envpool_family_explains_invalid_arguments(task, settings, message):
