@@ -3,8 +3,8 @@
     python docs/make.py             write the pages
     python docs/make.py --check     exit 1 if a page is not up to date
 
-Sources: the docstring under each configuration field, the table of metrics, the comment at the top of each preset, the
-docstrings of the exit codes.
+Sources: the docstring under each configuration field, the rules of a resume, the table of metrics, the comment at the
+top of each preset, the docstrings of the exit codes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import sfactory.errors
 from sfactory.config import Config, presets
 from sfactory.config.flags import field_help
 from sfactory.config.parsing import field_types, flag_name
+from sfactory.config.resume_rules import rule_of
 from sfactory.errors import Exit
 from sfactory.monitor.format import human
 from sfactory.monitor.table import GROUPS, METRICS
@@ -48,6 +49,10 @@ sources override earlier ones:
 `sfactory train TARGET --print-config` prints the resulting configuration without training; the run folder has the same
 file as `config.toml`. Settings that contradict each other are an error before anything starts, in one line that names
 them. Most defaults need no change; a preset sets those that matter for its task.
+
+The last column says what `sfactory resume` does with a changed value: it changes silently (*free*), it is accepted with
+a warning, because the curve goes on under another setting (*told*), or it is *refused* with exit code 4, unless
+`--allow NAME` accepts it. *linear* is `optim.schedule linear`, before or after the change.
 """
 
 METRICS_INTRO = """\
@@ -140,9 +145,17 @@ def configuration_page() -> str:
         for field, value in dataclasses.asdict(cls()).items():
             name = f"{section.name}.{field}"
             text = escape_cell(helps[name])
-            rows.append((f"`--{flag_name(name)}`", accepted_values(types[name]), format_default(value), text))
-        lines += [*markdown_table(("flag", "value", "default", "meaning"), rows), ""]
+            flag = flag_name(name)
+            rows.append((f"`--{flag}`", accepted_values(types[name]), format_default(value), text, on_resume(flag)))
+        lines += [*markdown_table(("flag", "value", "default", "meaning", "resume"), rows), ""]
     return page("Configuration", "the docstrings in sfactory/config/schema.py", *lines)
+
+
+def on_resume(flag: str) -> str:
+    """What a resume does with a setting, and where the mode or the schedule makes a difference."""
+    always = rule_of(flag)
+    others = {"lockstep": rule_of(flag, lockstep=True), "linear": rule_of(flag, linear=True)}
+    return "; ".join([always.name.lower(), *(f"{n}: {r.name.lower()}" for n, r in others.items() if r is not always)])
 
 
 # -- metrics -------------------------------------------------------------------------------------------------

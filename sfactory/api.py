@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfactory.config import Config, parsing, presets, to_dict
-from sfactory.config.resume_rules import refuse_changes
+from sfactory.config.resume_rules import changed_settings, refuse_changes
 from sfactory.config.tables import PLACEHOLDERS
 from sfactory.errors import UNGUARDED, CommandError, Exit, RunBusy
 from sfactory.run.folder import (
@@ -176,26 +176,36 @@ def train_config(config: Config, label: str = "") -> Outcome:
 def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = ()) -> Outcome:
     """Continue a run with the settings of `config`. Raises CommandError (exit 4) for changes a run cannot make."""
     require_checkpoint(run_dir)
-    from sfactory.supervisor.cores import keep_processes
-
-    before = _config_of(run_dir)
-    config = keep_processes(before, config)
-    refuse_changes(before, config, allow)
-    return _train(config, run_dir, resume=True)
+    return _continue(_config_of(run_dir), config, run_dir, allow)
 
 
 def _requeued(config: Config, run_dir: Path) -> Outcome:
     """Continue a run whose command the scheduler started again; from the beginning if it has no checkpoint yet."""
-    from sfactory.supervisor.cores import keep_processes
-
     before = _config_of(run_dir)
     if config.sampling.auto:  # keep the split that the first launch found
         names = ("learner_threads", "inference_threads", "inference_workers")
         found = {name: getattr(before.run, name) for name in names}
         config = replace(config, sampling=before.sampling, run=replace(config.run, **found))
-    config = keep_processes(before, config)
-    refuse_changes(before, config, [])
-    return _train(config, run_dir, resume=has_checkpoint(run_dir))
+    return _continue(before, config, run_dir, [])
+
+
+def _continue(before: Config, config: Config, run_dir: Path, allow: Sequence[str]) -> Outcome:
+    """Check the changes, say them, and train on if there is anything to train. before: the settings of the run."""
+    from sfactory.device.machine import cores
+    from sfactory.run.nothing_to_do import nothing_to_do
+    from sfactory.supervisor.cores import by_cores, keep_processes
+
+    config = by_cores(keep_processes(before, config), cores())
+    if config.run.dir and Path(config.run.dir).resolve() == run_dir.resolve():  # another way to write the folder
+        config = replace(config, run=replace(config.run, dir=before.run.dir))
+    settled = by_cores(before, cores())
+    refuse_changes(settled, config, allow)
+    resume = has_checkpoint(run_dir)
+    if resume and (outcome := nothing_to_do(before, config, run_dir)) is not None:
+        return outcome
+    for line in changed_settings(settled, config):
+        print(line, file=sys.stderr)
+    return _train(config, run_dir, resume=resume)
 
 
 def _config_of(run_dir: Path) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from pathlib import Path
 
@@ -126,9 +126,10 @@ class RunBusy(RuntimeError):
     exit_code = Exit.BUSY
 
 
-def resume_command(run_dir: Path) -> str:
-    """The command that continues a run."""
-    return f"sfactory resume {shlex.quote(str(run_dir))}"
+def resume_command(run_dir: Path, settings: Mapping[str, float] | None = None) -> str:
+    """The command that continues a run. settings: dotted name -> number, of those that it changes."""
+    changes = "".join(f" --{name.replace('_', '-')} {value:.15g}" for name, value in (settings or {}).items())
+    return f"sfactory resume {shlex.quote(str(run_dir))}{changes}"
 
 
 def own_place(error: BaseException | None) -> str:

@@ -6,7 +6,7 @@ import errno
 import sys
 from pathlib import Path
 
-from sfactory.errors import Exit, own_place, resume_command
+from sfactory.errors import Exit, own_place
 
 _SHORTAGE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
@@ -17,9 +17,9 @@ def print_exit_line(
     sentence: str,
     checkpoint: str = "",
     env_steps: int = 0,
-    run_dir: Path | None = None,
+    resume: str = "",
 ) -> int:
-    """Print `sfactory: OUTCOME (exit N): SENTENCE` on stderr, with checkpoint and resume command if there are any.
+    """Print `sfactory: OUTCOME (exit N): SENTENCE` on stderr, with checkpoint and `resume` command if there are any.
 
     Returns the exit code.
     """
@@ -30,8 +30,8 @@ def print_exit_line(
             path = path.relative_to(Path.cwd())
         at = int(path.name) if path.name.isdigit() else env_steps  # training may have continued since
         line += f"; last checkpoint {path} at {at:,} steps"
-        if run_dir is not None:
-            line += f"; resume: {resume_command(run_dir)}"
+        if resume:
+            line += f"; resume: {resume}"
     print(line, file=sys.stderr, flush=True)
     return int(code)
 

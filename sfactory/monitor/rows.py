@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,14 @@ METRICS_FILE = "metrics.jsonl"
 
 Row = dict[str, Any]
 """Metric -> number, or None where it was not finite; with `env_steps` and `seconds`."""
+
+
+def rows_until(state: Mapping[str, Any]) -> int:
+    """Trained steps of the last row that a resume from a checkpoint with this state keeps.
+
+    A lockstep run that finishes writes one row more. If it goes on, the window of that row is not complete yet.
+    """
+    return int(state.get("rows_until", state["env_steps"]))
 
 
 def parse_row(line: str) -> Row | None:

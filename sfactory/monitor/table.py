@@ -83,7 +83,7 @@ _CHARTS = {
     "charts/episodic_return/<task>": "one of several tasks: mean return of its last 100 episodes, unclipped",
     "charts/human_normalized": "return on the scale 0 = random policy, 1 = human tester; median over tasks",
     "charts/human_normalized/<task>": "one of several tasks: its return on that scale",
-    "charts/games": "episodes completed since this launch; after an exact resume since the start",
+    "charts/games": "complete episodes since the start of the run, over all launches",
     "charts/SPS": "trained agent steps per second",
     "charts/FPS": "environment frames per second: SPS times frame skip",
     "charts/frames": "environment frames trained so far",

@@ -31,7 +31,7 @@ class Writers:
     def __init__(self, run_dir: Path, config: Config, resume_env_steps: int | None) -> None:
         self.run_dir, self.config = Path(run_dir), config
         self._warned: set[str] = set()
-        self._last = -1 if resume_env_steps is None else resume_env_steps
+        self._last = -1
         self._log_file: TextIO | None = None
         self._rows: TextIO | None = None
         self._tensorboard: TensorBoard | None = None
@@ -40,7 +40,7 @@ class Writers:
         with self._ignoring_errors("log.txt"):
             self._log_file = (self.run_dir / "log.txt").open("a")
         with self._ignoring_errors(METRICS_FILE):
-            drop_rows_after(self.run_dir, self._last)
+            self._last = drop_rows_after(self.run_dir, -1 if resume_env_steps is None else resume_env_steps)
             self._rows = (self.run_dir / METRICS_FILE).open("a")
         with self._ignoring_errors("TensorBoard"):
             self._tensorboard = TensorBoard(self.run_dir / "tb", resume_env_steps)
@@ -197,16 +197,18 @@ class ProgressOutput:
             self._panel = None
 
 
-def drop_rows_after(run_dir: Path, env_steps: int) -> None:
-    """Remove the rows of metrics.jsonl after `env_steps`, and incomplete lines."""
+def drop_rows_after(run_dir: Path, env_steps: int) -> int:
+    """Remove the rows of metrics.jsonl after `env_steps`, and incomplete lines; return the last step kept, or -1."""
     if not (run_dir / METRICS_FILE).is_file():
-        return
-    kept = []
+        return -1
+    kept, last = [], -1
     for line in (run_dir / METRICS_FILE).read_text().splitlines():  # an error here must not empty the file
         row = parse_row(line)
         if row is not None and row["env_steps"] <= env_steps:
             kept.append(line + "\n")
+            last = max(last, row["env_steps"])
     write_atomically(run_dir / METRICS_FILE, "".join(kept))
+    return last
 
 
 def last_evaluated(run_dir: Path) -> int:

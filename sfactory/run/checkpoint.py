@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfactory.errors import CheckpointError, NoCheckpointError
+from sfactory.monitor.table import EPISODES_IN_MEAN
 from sfactory.run.obs_reading import check_reading
 
 if TYPE_CHECKING:  # the supervisor lists checkpoints and must not import torch
@@ -74,11 +75,14 @@ def last_saved(run_dir: Path, now: float) -> tuple[int, float] | None:
     return None
 
 
-def training_return(path: Path) -> float | None:
-    """Training return when the checkpoint was saved; None if it was not known yet or cannot be read."""
+def settled_return(path: Path) -> float | None:
+    """Training return when the checkpoint was saved; None if there were fewer than 100 episodes or it is unreadable."""
     try:
-        return float(json.loads((path / STATE).read_text())["training_return"])
-    except (OSError, ValueError, KeyError, TypeError):
+        state = json.loads((path / STATE).read_text())
+        if not all(len(returns) == EPISODES_IN_MEAN for returns in state.get("episodes", {}).get("returns", ())):
+            return None
+        return float(state["training_return"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -153,7 +157,7 @@ def is_valid(path: Path) -> bool:
 
 def best(run_dir: Path) -> Path | None:
     """The valid checkpoint with the highest training return, the newest of equals; None if no return is known."""
-    scored = [(value, path) for path in candidates(run_dir) if (value := training_return(path)) is not None]
+    scored = [(value, path) for path in candidates(run_dir) if (value := settled_return(path)) is not None]
     for _, path in sorted(scored, key=lambda pair: pair[0], reverse=True):
         if is_valid(path):
             return path

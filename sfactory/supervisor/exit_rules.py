@@ -146,7 +146,7 @@ def learner_outcome(reported: LearnerOutcome, run_spec: RunSpec) -> Outcome | No
             f"{count} updates in a row had a loss or gradient that was not finite; lower optim.lr, or see {report}"
         )
         return Outcome.of(Exit.NON_FINITE, sentence)
-    return Outcome.of(Exit.FINISHED, "the stop rule was reached")
+    return Outcome.of(Exit.FINISHED, "")  # the recorder names the rule: it has the last counters
 
 
 def add_last_save(outcome: Outcome, reported: LearnerOutcome) -> None:

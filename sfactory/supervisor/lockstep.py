@@ -132,6 +132,7 @@ def _prepare(run: Lockstep, recorder: RunRecorder, saved: dict) -> None:
         if recorded != present:
             recorder.writers.log(f"kernels: {present}, but {recorded} before: this resume is not bit for bit")
         lockstep_state.restore(run, recorder.board, saved)
+        run.shared.episodes.write(recorder.board.episodes.numbers())
     elif run_spec.resume_from:
         recorder.writers.log("the checkpoint holds no environments: they are reset, so this resume is not exact")
 
@@ -148,7 +149,7 @@ def _train(run: Lockstep, recorder: RunRecorder, signals: Signals) -> Outcome:
             if player is not None:  # before the telemetry: the row of this update reports the evaluation
                 run.evaluate(player, recorder)
         run.record(recorder)
-        shared.supervisor.training_return = recorder.training_return
+        shared.episodes.write(recorder.board.episodes.numbers())
         learner.save_if_due()
         outcome = outcome or recorder.outcome_from_messages()
     shared.supervisor.stop = StopOrder.FINISH
@@ -158,5 +159,4 @@ def _train(run: Lockstep, recorder: RunRecorder, signals: Signals) -> Outcome:
     add_last_save(outcome, shared.learner[POLICY].outcome)
     recorder.record_row_counts(shared.slot_table.row_counts())
     run.record(recorder)
-    recorder.env_steps, recorder.seconds = learner.env_steps, learner.seconds  # rows come every few updates
     return outcome

@@ -38,13 +38,13 @@ class WorkerArgs:
 
 def handles_from_fds(fds: tuple[int, ...]) -> SharedHandles:
     """The inverse of `fds_of_handles`."""
-    arena, mail, *bells = fds
-    return SharedHandles(arena, mail, tuple(zip(bells[::2], bells[1::2], strict=True)))
+    arena, mail, episodes, *bells = fds
+    return SharedHandles(arena, mail, episodes, tuple(zip(bells[::2], bells[1::2], strict=True)))
 
 
 def fds_of_handles(handles: SharedHandles) -> tuple[int, ...]:
     """All descriptors as one flat tuple."""
-    return handles.arena, handles.mail, *(fd for pair in handles.bells for fd in pair)
+    return handles.arena, handles.mail, handles.episodes, *(fd for pair in handles.bells for fd in pair)
 
 
 def keep_memory() -> None:

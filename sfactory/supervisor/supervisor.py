@@ -65,6 +65,7 @@ class Supervisor:
     def share(self, shared: SharedState) -> None:
         """Use the shared memory of the run."""
         self.shared = shared
+        shared.episodes.write(self.recorder.board.episodes.numbers())
         self.deadlines, self.first_update = Deadlines(self.run_spec, shared), FirstUpdate(self.run_spec, shared)
 
     # -- the loop ----------------------------------------------------------------------------------------------
@@ -98,10 +99,10 @@ class Supervisor:
     def _loop(self) -> Outcome:
         """Run until something ends the run. Checked in this order:
 
-        a signal (`signals.py`); the learner's outcome: stop.env-steps, .frames, .seconds, updates that are not finite
-        (`workers/learner.py`); the exit of a worker (`exit_rules.py`); a stall (`deadlines.py`); the target return
-        or too many environment faults (`RunRecorder.outcome_from_messages`). A failed last checkpoint changes the
-        outcome to exit code 10 (`exit_rules.add_last_save`).
+        a signal (`signals.py`); the learner's outcome: a stop rule, updates that are not finite (`workers/learner.py`);
+        the exit of a worker (`exit_rules.py`); a stall (`deadlines.py`); too many environment faults
+        (`RunRecorder.outcome_from_messages`). A failed last checkpoint changes the outcome to exit code 10
+        (`exit_rules.add_last_save`).
         """
         while True:
             self.wait()
@@ -138,7 +139,7 @@ class Supervisor:
                 self.recorder.handle(message)
         else:
             self.last_row.handle(messages)
-        self.shared.supervisor.training_return = self.recorder.training_return
+        self.shared.episodes.write(self.recorder.board.episodes.numbers())
         self.updates = self.shared.learner[POLICY].updates
         if self.recorder.board.evaluated != self.evaluated:
             self.evaluated = self.recorder.board.evaluated

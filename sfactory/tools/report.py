@@ -148,9 +148,9 @@ def _tiles(run: RunFolder) -> list[Tile]:
 
 
 def _final_return(run: RunFolder) -> float:
-    """The final training return: from the status if it has one, otherwise from the last row that has one."""
-    value = run.status.get("training_return")
-    return float(value) if isinstance(value, int | float) else _last(run, RETURN)
+    """The training return, as the status says it; where an earlier version did not, from the last row that has one."""
+    value = run.status.get("training_return", _last(run, RETURN))
+    return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def _outcome(run: RunFolder) -> Outcome:

@@ -11,6 +11,7 @@ Owns its environments and no other state. With two groups or more, one steps whi
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from sfactory.workers.names import sampler_name
 from sfactory.workers.shared import AT_ONCE, WHOLE_GROUP, Phase, SharedState
 from sfactory.workers.worker import TelemetrySink, Worker
 
+RESULTS_EVERY_S = 0.1  # so that a training return is not much older than the weights it is saved with
 NOISE_STREAM = 1
 SEED_STREAM = 2
 
@@ -200,6 +202,7 @@ class Sampler(Worker):
         self.episodes: list[tuple[float, int, int]] = []  # return, length, task
         self.infos: list[Mapping[str, float]] = []  # of episodes
         self.steps = 0  # valid ones since the last message
+        self._next_results = 0.0
         self.stages.drain()
 
     def _beat(self) -> None:
@@ -260,6 +263,12 @@ class Sampler(Worker):
         if self.steps or broken:
             self.sink.put((messages.STEPS, self.name, (self.steps, broken)))
             self.steps = 0
+
+    def report(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().report(now)
+        if now() >= self._next_results:
+            self._next_results = now() + RESULTS_EVERY_S
+            self._send_results()
 
     def flush(self) -> None:
         super().flush()

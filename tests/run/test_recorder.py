@@ -1,4 +1,6 @@
-"""The recorder ends a run at its target return, and says the return that was compared."""
+"""The recorder names the stop rule that was reached, and ends a run whose environments fail too often."""
+
+import json
 
 import pytest
 
@@ -6,6 +8,10 @@ from sfactory.config import Config, Env, Log, Stop
 from sfactory.envs import make_spec
 from sfactory.errors import Exit
 from sfactory.monitor import messages
+from sfactory.monitor.episodes import Episodes
+from sfactory.run.checkpoint import Contents
+from sfactory.run.checkpoint_writer import save
+from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 
 NAME = "gymnasium/CartPole-v1"
@@ -13,7 +19,7 @@ NAME = "gymnasium/CartPole-v1"
 
 @pytest.fixture
 def recorder(tmp_path):
-    config = Config(env=Env(NAME), stop=Stop(target_return=0.95))
+    config = Config(env=Env(NAME), stop=Stop(env_steps=5000, target_return=0.95))
     with RunRecorder.open(config, tmp_path / "run", resume=False, specs=[make_spec(NAME)]) as recorder:
         yield recorder
 
@@ -22,22 +28,58 @@ def add_episodes(recorder, *returns):
     recorder.handle((messages.EPISODES, "sampler-0", [(value, 1, 0) for value in returns]))
 
 
-def test_recorder_ends_the_run_at_the_target_return_of_100_episodes(recorder):
-    add_episodes(recorder, *[1.0] * 99)
-    assert recorder.outcome_from_messages() is None, "fewer episodes than the mean is of"
-    add_episodes(recorder, *[0.0] * 6)
-    assert recorder.outcome_from_messages() is None, "0.94"
-    add_episodes(recorder, 0.953)
-    assert recorder.outcome_from_messages() is None, "0.93953: 100 episodes of which the oldest are dropped"
-    add_episodes(recorder, *[1.0] * 94, *[1.25] * 6)
-    outcome = recorder.outcome_from_messages()
-    assert outcome.code == Exit.FINISHED
-    assert outcome.sentence == "training return 1.015 reached the target of 0.95"
+def end_at(recorder, env_steps, *returns):
+    """What a learner sends at its end."""
+    episodes = Episodes()
+    episodes.add([(value, 1, 0) for value in returns])
+    counts = {"env_steps": env_steps, "updates": 9, "seconds": 2.5, "episodes": episodes.state()}
+    recorder.handle((messages.END, "learner", counts))
 
 
-def test_recorder_never_states_a_return_below_the_target_it_reached(recorder):
-    add_episodes(recorder, *[0.951] * 100)  # with one decimal: 1.0; 0.949 would be 0.9
-    assert recorder.outcome_from_messages().sentence == "training return 0.951 reached the target of 0.95"
+@pytest.mark.parametrize(
+    ("env_steps", "returns", "sentence", "settings"),
+    [
+        (5001, [0.5], "stop.env-steps 5,000 was reached (5,001)", {"stop.env_steps": 10_000}),
+        (900, [0.951] * 100, "stop.target-return 0.95 was reached (0.951)", {"stop.target_return": 1.046}),
+        (900, [0.951] * 99, "a stop rule was reached", {}),  # the last counters are lost
+    ],
+)
+def test_recorder_names_the_stop_rule_that_was_reached(recorder, env_steps, returns, sentence, settings):
+    end_at(recorder, env_steps, *returns)
+    add_episodes(recorder, *[7.0] * 50)  # after the learner has stopped
+    (recorder.run_dir / f"checkpoints/{env_steps:012d}").mkdir(parents=True)
+    outcome = recorder.finish(Outcome.of(Exit.FINISHED, "; more"))
+    assert outcome.sentence == f"{sentence}; more"
+    assert outcome.resume_settings == settings
+    status = json.loads((recorder.run_dir / "status.json").read_text())
+    assert (status["training_return"], status["episodes"]) == (pytest.approx(returns[0]), len(returns))
+    assert (outcome.training_return, outcome.episodes) == (status["training_return"], status["episodes"])
+
+
+def test_recorder_proposes_a_plain_resume_where_the_last_checkpoint_is_older(recorder):
+    end_at(recorder, 5001)
+    (recorder.run_dir / "checkpoints/000000004000").mkdir(parents=True)
+    outcome = recorder.finish(Outcome.of(Exit.STORAGE, "; the last checkpoint could not be written"))
+    assert outcome.resume_settings == {}
+
+
+def test_recorder_keeps_what_a_run_has_reached_when_a_launch_fails(tmp_path):
+    config, run_dir = Config(env=Env(NAME)), tmp_path / "run"
+    with RunRecorder.open(config, run_dir, resume=False, specs=[make_spec(NAME)]):
+        pass
+    episodes = Episodes()
+    episodes.add([(0.5, 1, 0)] * 3)
+    state = {"env_steps": 700, "updates": 7, "seconds": 1.5, "launch": 0, "episodes": episodes.state()}
+    save(run_dir, Contents(state, {}), keep=1)
+    with (
+        pytest.raises(ZeroDivisionError),
+        RunRecorder.open(config, run_dir, resume=True, specs=[make_spec(NAME)]) as recorder,
+    ):
+        raise ZeroDivisionError("a bug at the start")
+    assert recorder.progress.env_steps == 700
+    status = json.loads((run_dir / "status.json").read_text())
+    expected = {"state": "failed", "env_steps": 700, "updates": 7, "seconds": 1.5, "training_return": 0.5}
+    assert {name: status[name] for name in expected} == expected
 
 
 # -- failures of environments ------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ LEARN = {
 def test_what_only_the_observation_tells_is_learned(tmp_path, name, line):
     run = trained(tmp_path / "run", f"gymnasium/Reading{name}-v0", **LEARN)
     newest = checkpoint.candidates(run)[0]
-    assert checkpoint.training_return(newest) > 17  # 10: chance, 20: all right
+    assert checkpoint.settled_return(newest) > 17  # 10: chance, 20: all right
     assert f" {line}\n" in (run / "log.txt").read_text()
     assert json.loads((newest / "state.json").read_text())[KEY] == [line]
     assert f"reads       {line}" in info(run).report()
