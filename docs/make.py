@@ -23,6 +23,7 @@ from typing import Any
 
 import sfactory.errors
 from sfactory.config import Config, presets
+from sfactory.config.bounds import bounds_of
 from sfactory.config.flags import field_help
 from sfactory.config.parsing import field_types, flag_name
 from sfactory.config.resume_rules import rule_of
@@ -65,6 +66,10 @@ valid) and over the time since the previous row: every `log.every-seconds` in as
 lockstep mode. `<worker>` stands for a worker's name, as `sampler-3`, `<task>` for one of several tasks, as
 `atari/pong`, `<name>` for a name in an environment's `info`.
 `supervisor` computes its metrics from counters and messages of the other workers when a row is written.
+
+What an update reports is averaged over the updates since the previous row. Metrics "in the last minibatch of an
+update" do not cover the others: with one minibatch and one epoch that is the whole batch, with more it is a part of it,
+seen with the weights before the last optimizer step.
 
 Start with `charts/episodic_return` and `charts/SPS`; then `lag/mean` and `offpolicy/ess`, which show how stale the data
 is and how much of it is effective; then `queue/free` and `stage/*/wait`, which show which worker waits for which.
@@ -136,7 +141,7 @@ def format_default(value: Any) -> str:
 
 
 def configuration_page() -> str:
-    helps, types = field_help(), field_types()
+    helps, types, bounds = field_help(), field_types(), bounds_of(Config)
     lines = [CONFIGURATION_INTRO]
     for section in dataclasses.fields(Config):
         cls = typing.get_type_hints(Config)[section.name]
@@ -145,8 +150,9 @@ def configuration_page() -> str:
         for field, value in dataclasses.asdict(cls()).items():
             name = f"{section.name}.{field}"
             text = escape_cell(helps[name])
+            accepted = ": ".join([accepted_values(types[name]), *(bound.text for bound in bounds[section.name, field])])
             flag = flag_name(name)
-            rows.append((f"`--{flag}`", accepted_values(types[name]), format_default(value), text, on_resume(flag)))
+            rows.append((f"`--{flag}`", accepted, format_default(value), text, on_resume(flag)))
         lines += [*markdown_table(("flag", "value", "default", "meaning", "resume"), rows), ""]
     return page("Configuration", "the docstrings in sfactory/config/schema.py", *lines)
 

@@ -41,7 +41,7 @@ MISTAKES = [
     ("train minatar/breakout --stop.env-steps 1.5", USAGE, "stop.env-steps: 1.5 is not a whole number"),
     ("train minatar/breakout --stop.env-steps", USAGE, "stop.env-steps: a value is missing"),
     ("train minatar/breakout --model.core grru", USAGE, "'grru' is not one of none, gru, lstm; did you mean gru?"),
-    ("train minatar/breakout --sampling.num-samplers -1", USAGE, "it must be 0 or more"),
+    ("train minatar/breakout --sampling.num-samplers -1", USAGE, "it must be between 0 and 4096"),
     # 5: settings that do not go together
     ("train minatar/breakout --batch.minibatches 7", USAGE, "must divide into 7 minibatches; try"),
     ("train minatar/breakout --batch.forced-lag 2", USAGE, "needs run.mode lockstep or sampling.slots-per-group 1"),

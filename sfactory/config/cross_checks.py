@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sfactory.algo.weight_rule import weight_conflict
@@ -15,6 +16,7 @@ def check_together(config: Config) -> None:
     check_options(config)
     check_inference_workers(config)
     check_batch(config)
+    check_trace(config)
     check_behavior_weight(config)
 
 
@@ -62,7 +64,7 @@ def check_batch(config: Config) -> None:
             f"groups, got {slots}; leave it at 0"
         )
     if config.lanes % minibatches:
-        divisors = [n for n in range(1, config.lanes + 1) if config.lanes % n == 0]
+        divisors = _divisors(config.lanes)
         near = [n for n in divisors if n < minibatches][-1:] + [n for n in divisors if n > minibatches][:1]
         raise ValueError(
             f"{config.lanes} lanes ({slots} slots x {s.envs_per_group} envs) must divide into "
@@ -71,6 +73,22 @@ def check_batch(config: Config) -> None:
     if config.batch.forced_lag and config.run.mode != "lockstep" and s.slots_per_group != 1:
         raise ValueError(
             "batch.forced-lag needs run.mode lockstep or sampling.slots-per-group 1: otherwise the lag is not fixed"
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    """All divisors, the smallest first, in as many steps as the root of the number: there may be 10^12 lanes."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
+def check_trace(config: Config) -> None:
+    """V-trace's clips: a trace coefficient above the weight of the temporal differences has no theory."""
+    trace = config.trace
+    if trace.estimator in ("vtrace", "leaky_vtrace") and trace.c_bar > trace.rho_bar:
+        raise ValueError(
+            f"trace.c-bar {trace.c_bar:g} with trace.rho-bar {trace.rho_bar:g}: {trace.estimator} needs rho-bar >= "
+            f"c-bar (arXiv 1802.01561); lower trace.c-bar or raise trace.rho-bar"
         )
 
 

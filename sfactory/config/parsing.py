@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from sfactory.config import Config
-from sfactory.config.bounds import check_bound
+from sfactory.config.bounds import LARGEST, AnyNumber, check_bound
 from sfactory.config.renamed import RENAMED, current_name, report_old_names
 from sfactory.config.tables import SETTINGS, as_table, key_path, merge, table_of
 from sfactory.config.values import SWITCHES, UNITS, is_none
@@ -250,7 +250,10 @@ def number(text: str) -> Decimal:
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise SettingError(f"{text!r} is not a number; write for example 2.5e-4, 2000, 50k or 10M")
-    return Decimal(match[1].replace("_", "")) * UNITS.get(match[2], 1)
+    try:
+        return Decimal(match[1].replace("_", "")) * UNITS.get(match[2], 1)
+    except ArithmeticError:  # the exponent has more digits than a Decimal can hold
+        raise SettingError(f"{text!r} is too large or too small a number") from None
 
 
 def whole(text: str, name: str) -> int:
@@ -266,6 +269,8 @@ def _whole(text: str) -> int:
         exact = number(text)
     except SettingError:
         raise SettingError(f"{text!r} is not a whole number; write for example 2000, 50k or 10M") from None
+    if abs(exact) > LARGEST:  # the exact number may have a million digits
+        raise SettingError(f"{text} is too large; it must be {AnyNumber().text}")
     if exact != int(exact):
         raise SettingError(f"{text} is not a whole number")
     return int(exact)

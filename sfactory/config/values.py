@@ -170,7 +170,7 @@ def _number(text: str) -> int | float | None:
     """Text as a number; None if it is none. Leading zeros belong to text: 007 is a name."""
     if _LEADING_ZERO.match(text):
         return None
-    with contextlib.suppress(ValueError):  # underscores in the wrong places, too many digits
+    with contextlib.suppress(ValueError, ArithmeticError):  # underscores in the wrong places, too many digits
         if _WHOLE.fullmatch(text):
             return int(text, 0)
         if _DECIMAL.fullmatch(text):

@@ -12,6 +12,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -176,8 +177,11 @@ class Update:
         return self._run_phase(phase), start
 
     def _run_phase(self, phase: Phase) -> dict[str, Tensor]:
-        """All optimizer steps of a phase; the metrics of the last one, and `skipped` of all."""
-        last, skipped = phase.epochs * phase.minibatches - 1, []
+        """All optimizer steps of a phase; the metrics of the last one, `skipped` of all, and the mean of their norms.
+
+        A report costs more than the step itself, so only the last minibatch has one; the table of metrics says so.
+        """
+        last, skipped, norms = phase.epochs * phase.minibatches - 1, [], []
         metrics: dict[str, Tensor] = {}
         for number, lanes in enumerate(_minibatches(phase)):
             rows, report = phase.batch.lanes(lanes), number == last
@@ -192,7 +196,9 @@ class Update:
                 loss = phase.loss(Minibatch(rows, lanes, out), phase.start, report)
                 metrics = self._optimizer_step(loss, rows.valid)
             skipped.append(metrics["skipped"])
+            norms.append(metrics["losses/grad_norm"])
         metrics["skipped"] = torch.stack(skipped).sum()
+        metrics["losses/grad_norm"] = _mean_norm(norms, skipped)
         return metrics
 
     def _backward_by_parts(self, phase: Phase, parts: list[Tensor], num_valid: Tensor) -> Output:
@@ -260,6 +266,11 @@ def _with_last_row(gradient: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Gradients [T, B, ...] of outputs -> [T + 1, B, ...]: the loss does not depend on the outputs of the last row."""
     params, value = (torch.cat([x, torch.zeros_like(x[:1])]) for x in gradient)
     return params, value
+
+
+def _mean_norm(norms: list[Tensor], skipped: list[Tensor]) -> Tensor:
+    """[] mean norm of the steps that were taken; NaN if none was. norms, skipped: [] of every step, 1.0: not taken."""
+    return torch.where(torch.stack(skipped) > 0, math.nan, torch.stack(norms)).nanmean()
 
 
 def _minibatches(phase: Phase) -> Iterator[Tensor | None]:

@@ -5,6 +5,7 @@
 | evaluator | any | restart; after EVALUATOR_EXITS exits in a row without a result continue without it |
 | any other | UNGUARDED | end: the script trains without a guard |
 | learner | RESUME_REFUSED | end: resume refused |
+| learner | USAGE | end: usage; a setting of the network does not work |
 | learner | any other, after it reported an outcome | end with that outcome |
 | learner | any other | end: worker lost |
 | sampler | ENVIRONMENT or too slow to build, first generation or no update yet | end: environment fault |
@@ -131,8 +132,8 @@ def _on_evaluator_exit(worker: WorkerExit, faults: int) -> Restart | Abandon:
 
 
 def _on_learner_exit(worker: WorkerExit, finished: Outcome | None) -> Outcome:
-    if worker.code == Exit.RESUME_REFUSED:
-        return Outcome.of(Exit.RESUME_REFUSED, worker.last_line)
+    if worker.code in (Exit.RESUME_REFUSED, Exit.USAGE):
+        return Outcome.of(Exit(worker.code), worker.last_line)
     return finished or Outcome.of(Exit.WORKER_LOST, f"the learner exited ({worker.cause}){worker.detail}")
 
 

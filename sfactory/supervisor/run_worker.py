@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sfactory.device.machine import numa_nodes
-from sfactory.errors import CheckpointError, Exit
+from sfactory.errors import CheckpointError, Exit, SettingError
 from sfactory.monitor.messages import FAULT
 from sfactory.supervisor.affinity import pin
 from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, parse_worker, sampler_name
@@ -86,6 +86,9 @@ def _run_learner(policy: int, shared: SharedState, sink: QueueSink) -> int:
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return Exit.RESUME_REFUSED
+    except SettingError as error:  # about a network that only the learner can see
+        print(error, file=sys.stderr)
+        return Exit.USAGE
     learner.run()
     learner.leave()
     return 0

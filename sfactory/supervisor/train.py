@@ -15,7 +15,7 @@ from sfactory.native.library import build_in_background
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor.cores import by_cores, summary
-from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from
+from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from, check_objective
 from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.signals import Signals, requeue_job
 from sfactory.supervisor.specs import UnguardedError, read_specs
@@ -45,6 +45,7 @@ def _train(config: Config, run_dir: Path, resume: bool) -> Outcome:
         return Outcome("unguarded", UNGUARDED, "the script that trains has no guard")
     reading = obs_lines(specs[0], config) + cost_lines(specs[0], config)  # raises for observations that cannot be read
     bounded(specs[0], config.model.squash)  # raises for actions that cannot be squashed
+    check_objective(config.surrogate.objective, specs[0])
     if config.run.init_from and not resume:
         check_init_from(config, specs[0])
     config, given = by_cores(config, cores()), config

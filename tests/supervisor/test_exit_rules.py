@@ -67,6 +67,11 @@ def test_on_exit_refuses_to_resume_when_the_learner_refuses_the_checkpoint():
     assert ended(action) == ("resume refused", 4, "model: 3 shapes differ")
 
 
+def test_on_exit_ends_the_run_as_usage_when_the_learner_refuses_a_setting():
+    action = decide("learner", Exit.USAGE, generation=0, updates=-1, last_line="model.encoder my:Net contains Dropout")
+    assert ended(action) == ("usage", 2, "model.encoder my:Net contains Dropout")
+
+
 @pytest.mark.parametrize("name", ["learner", "inference", "sampler-0"])
 def test_on_exit_ends_the_run_when_the_script_has_no_guard(name):
     word, code, sentence = ended(decide(name, UNGUARDED, generation=0))

@@ -9,7 +9,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple
 
@@ -28,6 +28,7 @@ from sfactory.algo.surrogate import (
     check_weights,
     log_cap,
     log_interval,
+    unused_options,
 )
 from sfactory.algo.trace import TRACES, Trace, TraceInput
 from sfactory.config import Config
@@ -63,7 +64,7 @@ class ActorCriticStart(NamedTuple):
 class ActorCriticObjective(Objective[ActorCriticStart]):
     """Settings: the sections `trace`, `proximal`, `surrogate` and `loss`."""
 
-    largest_metrics: ClassVar[tuple[str, ...]] = ("offpolicy/max_abs_log_rho",)
+    largest_metrics: ClassVar[tuple[str, ...]] = ("offpolicy/max_abs_log_rho", "offpolicy/max_discrepancy")
     divisible: ClassVar[bool] = True
 
     def __init__(
@@ -93,6 +94,14 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             and closed_form.has_slopes(config.surrogate.objective)
         )
         self.native_loss: NativeLoss | None = None
+
+    def warnings(self) -> Sequence[str]:
+        settings = self.config.surrogate
+        return [
+            f"surrogate.{name.replace('_', '-')} {getattr(settings, name):g} has no effect: surrogate.objective "
+            f"{settings.objective} does not use it"
+            for name in unused_options(settings.objective, Options.read(settings))
+        ]
 
     def use_native(self, network: NativeLearnerNetwork) -> None:
         super().use_native(network)

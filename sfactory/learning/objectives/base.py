@@ -24,6 +24,7 @@ from sfactory.learning.native_network import NativeLearnerNetwork
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.parts import divided, joined
 from sfactory.model.actor_critic import ActorCritic, Output
+from sfactory.model.encoders import check_encoders
 
 KL_METRIC = "offpolicy/kl_proximal_policy"
 ESS_METRIC = "offpolicy/ess"
@@ -108,7 +109,8 @@ class Objective(ABC, Generic[S]):
         normalizers: Normalizers,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
-        """Raises ValueError if settings do not fit together."""
+        """Raises ValueError if settings do not fit together, or the network cannot be trained as it acts."""
+        check_encoders(config.model.encoder, model)
         self.config, self.model, self.normalizers, self.autocast = config, model, normalizers, autocast
         self.native_network: NativeLearnerNetwork | None = None
 
