@@ -79,7 +79,8 @@ class Run:
     profile: bool = False
     """Record every stage of every worker in debug/, for `sfactory profile`. Writes a few MB per minute."""
     spare_restarts: Annotated[int, Ge(0)] = 10
-    """Failures of one worker before the run ends (exit 7); five slots that it helps to fill make up for one of them."""
+    """Failures of one worker before the run ends (exit 7, or 6 if its environments hang or cannot be built); five slots
+    that it helps to fill make up for one of them, unless it hung for more than a quarter of its time."""
     stall_timeout: Annotated[float, Gt(0)] = 300.0
     """Seconds in which no environment step and no update arrives before the run ends as stalled (exit 8). Environments
     that are being built or stepped have limits of their own: env.build_timeout and env.step_timeout."""

@@ -27,6 +27,7 @@ import numpy as np
 from sfactory.errors import CheckpointError, NoCheckpointError
 from sfactory.monitor.table import EPISODES_IN_MEAN
 from sfactory.run.obs_reading import check_reading
+from sfactory.run.saved_counters import check_counters
 
 if TYPE_CHECKING:  # the supervisor lists checkpoints and must not import torch
     import torch
@@ -88,7 +89,10 @@ def settled_return(path: Path) -> float | None:
 
 def read_state(path: Path) -> dict[str, Any]:
     """Counters and other numbers of a verified checkpoint."""
-    return dict(json.loads((path / STATE).read_text()))
+    try:
+        return dict(json.loads((path / STATE).read_text()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{STATE} unreadable ({error})") from error
 
 
 def recorded_precision(path: Path) -> str:
@@ -143,6 +147,7 @@ def verify(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{name} has {file.stat().st_size} bytes, expected {expected['size']}")
         if file_sha256(file) != expected["sha256"]:
             raise CheckpointError(f"{name} is damaged")
+    check_counters(read_state(path))
     return manifest
 
 

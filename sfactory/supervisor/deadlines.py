@@ -40,12 +40,21 @@ class Deadlines:
         """What a worker is doing; IDLE for the evaluator, which has no heartbeat."""
         return heartbeat_phase(self.heartbeat(name)[0]) if name in self.run_spec.workers else Phase.IDLE
 
+    def listen(self, worker: WorkerProcess, now: float) -> bool:
+        """Note the newest heartbeat of a worker; False if there is none since the last call, or the start."""
+        if worker.name not in self.run_spec.workers or (heartbeat := self.heartbeat(worker.name)) == worker.heartbeat:
+            return False
+        if not worker.beats:
+            worker.beats, worker.began_at = True, now
+        worker.heartbeat, worker.heartbeat_at = heartbeat, now
+        worker.ready |= heartbeat_phase(heartbeat[0]) != Phase.BUILD
+        return True
+
     def exceeded(self, worker: WorkerProcess, now: float) -> str:
-        """Update the time of the worker's newest heartbeat; return the limit that was exceeded, empty if none was."""
-        heartbeat = self.heartbeat(worker.name)
-        if heartbeat != worker.heartbeat:
-            worker.heartbeat, worker.heartbeat_at, worker.beats = heartbeat, now, True
+        """The limit that a worker has exceeded, empty if none. Notes its newest heartbeat."""
+        if self.listen(worker, now):
             return ""
+        heartbeat = worker.heartbeat
         phase, env = heartbeat_phase(heartbeat[0]), self.config.env
         if phase == Phase.ENVIRONMENT:
             what, limit, setting = "environment step", env.step_timeout, "env.step-timeout"

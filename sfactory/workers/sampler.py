@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.envs import EnvError, Group, Step, bounded, check_spaces, listen_to_builds, make_group
+from sfactory.envs import EnvError, Group, Step, bounded, check_spaces, listen_to_builds, make_group, shortened
 from sfactory.envs.build_clock import BUILT
 from sfactory.envs.retry import START_S, retried
+from sfactory.envs.spec import LONGEST_TRACE
 from sfactory.monitor import messages
 from sfactory.shm.slots import FREE, READY, SAMPLING, Request
 from sfactory.workers.names import sampler_name
@@ -30,6 +31,8 @@ from sfactory.workers.worker import TelemetrySink, Worker
 RESULTS_EVERY_S = 0.1  # so that a training return is not much older than the weights it is saved with
 NOISE_STREAM = 1
 SEED_STREAM = 2
+MOST_INFOS = 200
+"""Episodes with numbers in one message, 300 KB at most: a message that does not fit into the queue is lost."""
 
 
 def slot_noise(seed: int, group: int, launch: int, number: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -246,10 +249,13 @@ class Sampler(Worker):
         self.episodes += [(episode.episodic_return, episode.length, run.task) for episode in step.episodes]
         self.infos += [numbers for _, numbers in step.infos]
         self.steps += int(np.count_nonzero(step.valid))
+        if len(self.infos) >= MOST_INFOS:
+            self._send_results()
         if step.faults:
             self._send_results(run.broken)  # first: what was good before decides what a failure means
         for fault in step.faults:
-            self.sink.put((messages.FAULT, self.name, f"environment {run.index * run.E + fault.env}: {fault.message}"))
+            text = f"environment {run.index * run.E + fault.env}: {shortened(fault.message, 2 * LONGEST_TRACE)}"
+            self.sink.put((messages.FAULT, self.name, text))
         self.stages.mark("env_step")
 
     def _send_results(self, broken: int = 0) -> None:

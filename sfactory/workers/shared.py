@@ -7,6 +7,7 @@ as one process sees it.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -75,12 +76,28 @@ WHOLE_GROUP, AT_ONCE = -1, -2
 """Positions of a sampler that does not know which environment runs: one after the other, or all in one native call."""
 
 
+SILENT_S = 3.0
+"""Without a pulse of the supervisor, after which workers wait: it is written four times a second (`Pulse`)."""
+
+
 class SupervisorWords(Words):
     """Words written by the supervisor."""
 
     stop = Word(0, StopOrder)
     save_requests = Word(1, int)
     """How often a checkpoint was requested; the learner compares it with the last value it has seen."""
+    pulse = Word(3, int)
+    """When the supervisor last showed that it runs, in ms of the monotonic clock; 0 if no supervisor does."""
+
+    def beat(self) -> None:
+        """Show that the supervisor runs."""
+        self.pulse = time.monotonic_ns() // 1_000_000
+
+    @property
+    def silent(self) -> bool:
+        """Whether the supervisor was stopped: it has had no pulse for SILENT_S."""
+        pulse = self.pulse
+        return pulse != 0 and time.monotonic_ns() // 1_000_000 - pulse > 1000 * SILENT_S
 
 
 class LearnerWords(Words):
@@ -262,7 +279,8 @@ class SharedState:
         self.sampler_bells = [self.bells[sampler_name(index)] for index in range(s.samplers)]
         self.supervisor = SupervisorWords(self.arena["orders"])
         self.learner = [LearnerWords(self.arena["progress"][policy]) for policy in policies]
-        self.heartbeat = self.arena["heartbeat"][:, 0]
+        self.heartbeat, self.in_charge = self.arena["heartbeat"][:, 0], self.arena["heartbeat"][:, 1]
+        """By worker: its newest heartbeat, and the generation that may work; a spare waits until that is its own."""
         self.episodes = Published(Arena(run_spec.episodes_layout(), handles.episodes))
 
     @classmethod
