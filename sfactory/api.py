@@ -38,7 +38,7 @@ from sfactory.run.folder import (
     require_checkpoint,
     require_config_file,
 )
-from sfactory.workers.names import EVALUATOR, SPECS, parse_worker
+from sfactory.workers.names import EVALUATOR, LOCKSTEP, SPECS, parse_worker
 
 if TYPE_CHECKING:
     from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult
@@ -269,9 +269,9 @@ def _refuse_worker() -> None:
 
 
 def _is_worker(name: str) -> bool:
-    """Whether a process name is that of a worker with shared memory, or of the process that reads the specs."""
+    """Whether a process is one of a run, and its exit code is looked at. By its name; not the evaluator."""
     try:
-        return name == SPECS or parse_worker(name).kind != EVALUATOR
+        return name in (SPECS, LOCKSTEP) or parse_worker(name).kind != EVALUATOR
     except ValueError:
         return False
 

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from sfactory.config import Config
-from sfactory.envs import EnvError, EnvSpec, make_specs
+from sfactory.envs import EnvError, EnvSpec
 from sfactory.errors import UNGUARDED, UnknownEnvError
 from sfactory.supervisor import reaper
 from sfactory.supervisor.blas_threads import one_thread
@@ -39,12 +39,10 @@ class UnguardedError(RuntimeError):
 def read_specs(config: Config) -> tuple[EnvSpec, ...]:
     """Return the specs of a run's tasks.
 
-    In lockstep, whose environments run in this process anyway, they are built here. Raises EnvError if an environment
-    cannot be built, crashes, or takes longer than `env.build_timeout`; UnguardedError.
+    Raises EnvError if an environment cannot be built, crashes, or takes longer than `env.build_timeout`;
+    UnguardedError.
     """
     tasks, options, env_index = config.env.tasks, config.env.options, config.training_envs
-    if config.run.mode == "lockstep":
-        return make_specs(tasks, options, env_index)
     receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
     message = SpawnMessage(SPECS, (), SpecTask(tasks, options, env_index, sender))
     process = spawn(message, secrets.token_hex(8), STDERR, one_thread(os.environ))

@@ -15,6 +15,7 @@ from sfactory.native.library import build_in_background
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor.cores import by_cores, summary
+from sfactory.supervisor.lockstep_process import run_lockstep
 from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from, check_objective
 from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.signals import Signals, requeue_job
@@ -61,8 +62,6 @@ def _train(config: Config, run_dir: Path, resume: bool) -> Outcome:
             recorder.writers.log(line)
         run_spec = RunSpec(scaled, specs[0], str(Path(run_dir).resolve()), recorder.launch, recorder.resume_from)
         if config.run.mode == "lockstep":
-            from sfactory.supervisor.lockstep import run_lockstep  # imports torch
-
             outcome = run_lockstep(run_spec, recorder, signals)
         else:
             outcome = Supervisor(run_spec, recorder, signals).run()

@@ -17,6 +17,9 @@ LEARNER, INFERENCE, SAMPLER, EVALUATOR = "learner", "inference", "sampler", "eva
 SPECS = "specs"
 """Name of the process that builds the environments of a run once, before its workers start."""
 
+LOCKSTEP = "lockstep"
+"""Name of the process of a lockstep run; the workers in it have their own names."""
+
 
 class WorkerName(NamedTuple):
     """A parsed worker name. number: the policy of a learner or evaluator, the worker's own number of the others."""

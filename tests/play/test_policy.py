@@ -7,7 +7,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from builders import Nested, Odd, train_nested, train_odd, trained
+from builders import Nested, Odd, train_odd, train_own, trained
 
 import sfactory
 from sfactory.envs import make_group
@@ -109,8 +109,8 @@ def test_policy_keeps_recurrent_state_until_first_or_reset(tmp_path):
 
 
 @pytest.fixture
-def nested(tmp_path, monkeypatch):
-    return train_nested(tmp_path / "run", monkeypatch)
+def nested(tmp_path):
+    return train_own(tmp_path / "run", Nested)
 
 
 def test_policy_handles_dict_spaces(nested):
@@ -179,8 +179,8 @@ def test_package_exports_its_public_names_only():
     assert Path(sfactory.__file__).name == "__init__.py"
 
 
-def test_policy_takes_observations_with_and_without_dropped_leaves(tmp_path, monkeypatch):
-    policy = sfactory.load_policy(train_odd(tmp_path / "run", monkeypatch))
+def test_policy_takes_observations_with_and_without_dropped_leaves(tmp_path):
+    policy = sfactory.load_policy(train_odd(tmp_path / "run"))
     assert list(policy.spec.obs) == ["obs/x"]
     obs = Odd.observation_space.sample()
     action = policy.act(obs)
@@ -188,8 +188,8 @@ def test_policy_takes_observations_with_and_without_dropped_leaves(tmp_path, mon
         np.testing.assert_equal(policy.act(other), action)
 
 
-def test_policy_returns_actions_of_the_shape_and_dtype_of_their_spaces(tmp_path, monkeypatch):
-    policy = sfactory.load_policy(train_odd(tmp_path / "run", monkeypatch))
+def test_policy_returns_actions_of_the_shape_and_dtype_of_their_spaces(tmp_path):
+    policy = sfactory.load_policy(train_odd(tmp_path / "run"))
     some = [Odd.observation_space.sample()["x"] for _ in range(4)]
     batch = policy.act({"x": np.stack(some)}, greedy=False)
     for key, space in Odd.action_space.items():
