@@ -70,6 +70,11 @@ def check_batch(config: Config) -> None:
             f"{config.lanes} lanes ({slots} slots x {s.envs_per_group} envs) must divide into "
             f"{minibatches} minibatches; try batch.minibatches {' or '.join(map(str, near))}"
         )
+    if config.run.mode == "lockstep" and slots % groups:
+        raise ValueError(
+            f"batch.slots {slots} leaves out some of the {groups} groups in every update, so the lag would vary; in "
+            f"lockstep it is 0 or batch.forced-lag: use a multiple of {groups}, or 0 for one slot of every group"
+        )
     if config.batch.forced_lag and config.run.mode != "lockstep" and s.slots_per_group != 1:
         raise ValueError(
             "batch.forced-lag needs run.mode lockstep or sampling.slots-per-group 1: otherwise the lag is not fixed"

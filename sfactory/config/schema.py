@@ -283,7 +283,8 @@ class LossConfig:
     entropy_coef: Annotated[float, Ge(0)] = 0.01
     """Weight of the entropy bonus. More: more exploration, less exploitation."""
     nonfinite_budget: Annotated[int, Ge(1)] = 5
-    """Updates in a row that may be skipped for a non-finite loss or gradient before the run ends (exit 9)."""
+    """Updates in a row that may be skipped, wholly or in part, for a non-finite loss or gradient before the run ends
+    (exit 9)."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,8 @@ class Optim:
     lr: Annotated[float, Gt(0)] = 1e-3
     """Learning rate of Adam."""
     schedule: Literal["constant", "linear", "kl_adaptive", "ess"] = "constant"
-    """constant; linear to 0 at stop.env_steps; kl_adaptive; ess: times sqrt(effective sample size)."""
+    """constant; linear to 0 at stop.env_steps; kl_adaptive: by the KL of every whole update, for which it computes one
+    more forward pass; ess: times sqrt(effective sample size)."""
     kl_target: Annotated[float, Gt(0)] = 0.01
     """kl_adaptive: target of the KL divergence per update. More: larger learning rates."""
     beta1: Annotated[float, Below(0, 1)] = 0.9

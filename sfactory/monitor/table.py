@@ -100,13 +100,15 @@ _UPDATE = {
     "losses/grad_norm": "norm of the gradient before clipping, mean over the optimizer steps that were taken",
     "offpolicy/kl_behavior_proximal": "KL(behavior || proximal), in nats: how stale the data is",
     "offpolicy/kl_proximal_policy": "KL(proximal || policy), in nats: how far the update moved the policy",
+    "offpolicy/kl_of_update": "KL(policy before the update || policy after it), over the whole batch, in nats; with "
+    "optim.schedule kl_adaptive, which reads it",
     "offpolicy/ess": "effective sample size of the weights, (sum w)^2 / (N sum w^2); 1 is on-policy",
     "offpolicy/rho_clip_fraction": "fraction of steps whose rho is clipped",
     "offpolicy/c_clip_fraction": "fraction of steps whose trace coefficient is clipped",
     "offpolicy/effective_lambda": "mean trace coefficient",
     "offpolicy/discrepancy": "snapshot_age 0: mean |log prob in the learner - as stored when acting|, same weights",
 }
-OF_WHOLE_UPDATE = ("losses/grad_norm", "offpolicy/effective_lambda")
+OF_WHOLE_UPDATE = ("losses/grad_norm", "offpolicy/effective_lambda", "offpolicy/kl_of_update")
 """Metrics of `_UPDATE` that cover a whole update. All others are measured in its last minibatch, where the policy has
 moved furthest: in every minibatch they would make an update of the CartPole preset 2.3 times as long."""
 _LAG = {
@@ -170,7 +172,7 @@ METRICS: dict[str, Metric] = {
     "system/memory": Metric("memory of the machine in use, percent", "supervisor"),
     **_metrics("supervisor", "last", _FAULTS),
     "faults/skipped_updates": Metric(
-        "updates skipped since the start because of a non-finite loss or gradient", "learner"
+        "updates skipped since the start, wholly or in part, because of a non-finite loss or gradient", "learner"
     ),
     **_metrics("evaluator", "last", _EVALUATION),
     **{

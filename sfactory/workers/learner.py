@@ -78,6 +78,11 @@ class Learner(Worker):
             self.checkpointing.restore(Path(self.run_spec.resume_from))
         elif self.config.run.init_from:
             self.checkpointing.initialize_from(Path(self.config.run.init_from))
+        if self.run_spec.resume_from and self.config.batch.forced_lag and self.config.run.mode != "lockstep":
+            self.log(
+                f"batch.forced-lag {self.config.batch.forced_lag}: less in as many updates from here on, as at the "
+                "start of a run: only lockstep saves older weights"
+            )
         self.counters.start_clock()
         self.logged_at, self.logged_updates = time.monotonic(), -1
         self._announce_counters()
@@ -194,18 +199,21 @@ class Learner(Worker):
         self.words.optimizer_steps += 1
 
     def _count(self, metrics: dict[str, torch.Tensor]) -> None:
-        """Count the update and its rows, as trained or as skipped."""
-        rows = self.config.batch_rows
+        """Count the update, and each of its rows as trained or as skipped."""
+        rows = trained = self.config.batch_rows
+        valid_trained = self.staging.valid_rows
         skipped = bool(metrics.pop("skipped") > 0)  # the only synchronization of an update
-        self.counters.count(self.learners.total_rows(self.staging.valid_rows), skipped)
         if skipped:
-            self.row_counts.skipped += rows
-            if self.counters.skipped_in_a_row == self.config.loss.nonfinite_budget:
-                self._dump_nonfinite(metrics)
-        else:
+            mask = self.update.trained()
+            trained, valid_trained = int(mask.sum()), int((mask & self.staging.batch.valid).sum())
+        self.counters.count(self.learners.total_rows(valid_trained), skipped)
+        self.row_counts.trained += trained
+        self.row_counts.skipped += rows - trained
+        if self.counters.skipped_in_a_row == self.config.loss.nonfinite_budget:
+            self._dump_nonfinite(metrics)
+        if not skipped or _all_finite(metrics):
             self.metrics.add_update(metrics)
-            self.row_counts.trained += rows
-            self.episodes.set_numbers(self.shared.episodes.read())  # once: its row and its checkpoint have the same
+        self.episodes.set_numbers(self.shared.episodes.read())  # once: its row and its checkpoint have the same
         self.row_counts.in_update = 0
 
     def _release(self, slots: list[Slot]) -> None:
@@ -312,3 +320,8 @@ class Learner(Worker):
         self._end_if_due()  # the run was saved at its end and killed before the outcome was announced
         self.checkpointing.requests_seen = self.supervisor.save_requests
         self.checkpointing.record_checkpoint(self.counters.env_steps)
+
+
+def _all_finite(metrics: dict[str, torch.Tensor]) -> bool:
+    """Whether they are those of an optimizer step that was taken."""
+    return bool(torch.isfinite(torch.stack([x.float() for x in metrics.values()])).all())

@@ -36,18 +36,18 @@ from sfactory.envs import EnvSpec
 from sfactory.learning.batch import Batch, BatchLanes, rows_of
 from sfactory.learning.native_network import NativeLearnerNetwork, row_numbers
 from sfactory.learning.normalizers import Normalizers
-from sfactory.learning.objectives.base import ESS_METRIC, KL_METRIC, Loss, Minibatch, Objective
+from sfactory.learning.objectives.base import ESS_METRIC, Loss, Minibatch, Objective
 from sfactory.model.actor_critic import ActorCritic, Output
 from sfactory.model.distribution_gradient import HeadGradient, has_gradient
+from sfactory.model.distributions import at_least_single
 from sfactory.native.head import LossColumns, NativeLoss
 
 
 class ActorCriticStart(NamedTuple):
     """The batch under the weights at the start of the update. All tensors are detached."""
 
-    value: Tensor  # [T, B] output of the value head
+    value: Tensor  # [T, B] output of the value head, in the units of the target
     target: Tensor  # [T, B] target for the output of the value head
-    reward_target: Tensor  # [T, B] the same target in units of reward
     advantage: Tensor  # [T, B] normalized with `normalize.advantage`
     weight: Tensor  # [T, B] the trace's weight of the policy gradient
     log_prob: Tensor  # [T, B]
@@ -158,14 +158,14 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
 
     @torch.no_grad()
     def start(self, batch: Batch, out: Output) -> ActorCriticStart:
-        params, output = out.params[:-1].detach(), out.value.detach().float()
+        params, value = out.params[:-1].detach(), self.normalizers.value(at_least_single(out.value.detach()))
         log_prob = self.distribution.log_prob(params, batch.action)
         log_rho = (log_prob - batch.log_prob).masked_fill(~batch.valid, 0.0)
-        trace = self._trace(batch, self.normalizers.value(output), log_rho)
+        trace = self._trace(batch, value, log_rho)
+        self.normalizers.add_targets(trace.target, batch.valid)
         start = ActorCriticStart(
-            value=output[:-1],
+            value=self.normalizers.target(value[:-1]),
             target=self.normalizers.target(trace.target),
-            reward_target=trace.target,
             advantage=self.normalizers.advantage(trace.advantage, batch.valid),
             weight=trace.weight,
             log_prob=log_prob,
@@ -266,7 +266,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         settings = self.config.surrogate
         slopes = closed_form.loss_slopes(
             head.log_prob,
-            part.out.value.float(),
+            at_least_single(part.out.value),
             self._proximal(part, head.log_prob)[0] if rows.proximal is None else rows.proximal,
             rows,
             objective=settings.objective,
@@ -330,7 +330,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     def _total(self, surrogate: Surrogate, part: Minibatch, start: ActorCriticStart, entropy: Tensor) -> LossTerms:
         return total_loss(
             surrogate,
-            part.out.value.float(),
+            at_least_single(part.out.value),
             start.target,
             entropy,
             part.batch.valid,
@@ -359,7 +359,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             "losses/explained_variance": d["explained_variance"],
             ESS_METRIC: d["ess"],
             "offpolicy/kl_behavior_proximal": d["kl_behavior_proximal"],
-            KL_METRIC: d["kl_proximal_policy"],
+            "offpolicy/kl_proximal_policy": d["kl_proximal_policy"],
             "offpolicy/rho_clip_fraction": d["rho_clip_fraction"],
             "offpolicy/c_clip_fraction": d["c_clip_fraction"],
             "offpolicy/effective_lambda": start.effective_lambda,
@@ -372,8 +372,13 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             row["offpolicy/max_discrepancy"] = difference.max()
         return row
 
-    def after_step(self) -> None:
-        self.proximal.after_step(self.model)
+    def after_step(self, skipped: Tensor) -> None:
+        self.proximal.after_step(self.model, skipped)
+
+    @torch.no_grad()
+    def kl_of_update(self, batch: Batch, start: ActorCriticStart, out: Output) -> Tensor:
+        kl = self.distribution.kl(start.params, out.params).masked_fill(~batch.valid, 0.0)
+        return kl.sum() / batch.valid.sum().clamp(min=1)
 
     def constants(self) -> Mapping[str, float]:
         return {} if self.decay is None else {"proximal/decay": self.decay}
