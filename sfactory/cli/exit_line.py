@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 from pathlib import Path
 
+from sfactory.cli.output import flush_stdout
 from sfactory.errors import Exit, own_place
 
+NO_THREAD = "can't start new thread"  # Python's message, of a RuntimeError
 _SHORTAGE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
@@ -26,12 +29,13 @@ def print_exit_line(
     line = f"sfactory: {outcome} (exit {int(code)}): {' '.join(sentence.split())}"
     if checkpoint:
         path = Path(checkpoint)
-        if path.is_relative_to(Path.cwd()):
+        with contextlib.suppress(OSError, ValueError):  # below another folder, or the current one was removed
             path = path.relative_to(Path.cwd())
         at = int(path.name) if path.name.isdigit() else env_steps  # training may have continued since
         line += f"; last checkpoint {path} at {at:,} steps"
         if resume:
             line += f"; resume: {resume}"
+    flush_stdout()  # results come first
     print(line, file=sys.stderr, flush=True)
     return int(code)
 
@@ -43,6 +47,10 @@ def exit_of(error: Exception) -> tuple[Exit, str]:
         return code, str(error) + (own_place(error.__cause__) if code is Exit.ENVIRONMENT else "")
     if isinstance(error, MemoryError) or getattr(error, "errno", None) in _SHORTAGE:
         return Exit.RESOURCES, str(error)
+    if getattr(error, "errno", None) == errno.EAGAIN or str(error) == NO_THREAD:
+        return Exit.RESOURCES, f"no process or thread can be started ({error}); {_process_limit()}"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return Exit.USAGE, f"{str(error.filename)[:60]}...: {error.strerror}"
     if isinstance(error, OSError):
         return Exit.STORAGE, str(error)
     if isinstance(error, ValueError) and _raised_by_sfactory(error):
@@ -51,6 +59,13 @@ def exit_of(error: Exception) -> tuple[Exit, str]:
 
     traceback.print_exception(error)
     return Exit.BUG, f"{type(error).__name__}: {error}"
+
+
+def _process_limit() -> str:
+    """The limit of processes and how many there are, for a message."""
+    from sfactory.shm.control_groups import free_processes
+
+    return free_processes().text
 
 
 def _raised_by_sfactory(error: Exception) -> bool:

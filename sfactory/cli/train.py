@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +109,6 @@ def report(outcome: Outcome, config: Config, as_json: bool) -> int:
         print(f"  run         {run_dir}")
         print(f"  evaluate    sfactory eval {shlex.quote(str(run_dir))}")
         print(f"  curves      tensorboard --logdir {shlex.quote(str(run_dir))}")
-    sys.stdout.flush()
     resume = resume_command(run_dir, outcome.resume_settings)
     return print_exit_line(code, code.outcome, outcome.sentence, outcome.checkpoint, outcome.env_steps, resume)
 

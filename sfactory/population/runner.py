@@ -44,6 +44,7 @@ from sfactory.supervisor.process_signals import death_signal, exits_are_reported
 
 STOPPED = {Exit.INTERRUPTED, Exit.TERMINATED, Exit.REQUEUE}
 """Exit codes of runs that were stopped by a signal, with a checkpoint."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_S = 0.1
 
 
@@ -146,7 +147,7 @@ class Sweep:
         already = f"; {self.num_finished} finished before" if self.num_finished else ""
         _log(f"{len(self.jobs)} runs in {self.folder}{already}")
         forwarded = 0
-        with signal_handlers(self._stop_signals(), self._note_signal), exits_are_reported():
+        with signal_handlers(STOP_SIGNALS, self._note_signal), exits_are_reported():
             while self.running or (self.queue and not self.num_signals):
                 while self.queue and len(self.running) < self.max_running and not self.num_signals:
                     self._start(*self.queue.pop(0))
@@ -250,12 +251,6 @@ class Sweep:
 
     def _note_signal(self, number: int, _: FrameType | None) -> None:
         self.signal, self.num_signals = self.signal or number, self.num_signals + 1
-
-    @staticmethod
-    def _stop_signals() -> list[int]:
-        """Signals that stop a sweep. Not SIGHUP where it is ignored: under nohup a sweep outlives its terminal."""
-        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
 
 
 def _read_exits(folder: Path) -> dict[str, list[Any]]:

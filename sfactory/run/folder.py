@@ -103,6 +103,9 @@ def refuse_existing(run_dir: Path) -> None:
     refuse_run(run_dir)
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in run_dir.parts):
         raise CommandError(Exit.USAGE, f"run.dir {str(run_dir)[:60]}...: a name of more than {LONGEST_NAME} bytes")
+    if any("\ud800" <= c <= "\udfff" for c in str(run_dir)):
+        name = str(run_dir).encode(errors="backslashreplace").decode()
+        raise CommandError(Exit.USAGE, f"run.dir {name}: a name that is not UTF-8; choose another one")
     try:
         exists = run_dir.exists()
     except OSError as error:

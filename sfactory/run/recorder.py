@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -15,7 +16,7 @@ from sfactory.config import Config
 from sfactory.config.resume_rules import changed_settings
 from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.envs import EnvSpec
-from sfactory.errors import CheckpointError, CommandError, Exit, NoCheckpointError
+from sfactory.errors import CheckpointError, CommandError, Exit, NoCheckpointError, RunBusy
 from sfactory.monitor import messages
 from sfactory.monitor.board import Board
 from sfactory.monitor.episodes import stored_episodes
@@ -26,12 +27,15 @@ from sfactory.monitor.rows import read_rows, rows_until
 from sfactory.monitor.writers import Writers, last_evaluated, write_atomically
 from sfactory.run import checkpoint
 from sfactory.run.env_faults import EnvFaults, is_env_fault, with_traceback
-from sfactory.run.folder import clear_folder, make_folder, refuse_run, remove_empty
+from sfactory.run.folder import clear_folder, is_run, make_folder, refuse_run, remove_empty
 from sfactory.run.lock import lock_folder
 from sfactory.run.obs_reading import check_reading
 from sfactory.run.outcome import Outcome
+from sfactory.run.presence import FolderPresence
 from sfactory.run.stop_rules import Progress, raised_settings, reached_rules, sentence_of
 from sfactory.shm.slots import RowCounts
+
+PRESENCE_S = 0.5  # between two looks whether the folder is still there
 
 
 class RunRecorder:
@@ -51,6 +55,9 @@ class RunRecorder:
         self.launch, self.resume_from, self._lock = launch, resume_from, lock
         self.env_steps, self.updates = int(state.get("env_steps", 0)), int(state.get("updates", 0))
         self.seconds, self.episodes = float(state.get("seconds", 0.0)), stored_episodes(state, len(specs))
+        self.created: list[Path] | None = None  # folder and parents, if a failed start must remove what is in it
+        self._presence, self._presence_due = FolderPresence(run_dir), 0.0
+        self._taken = False  # another run is in the folder's place: nothing more is written there
         self.row_counts: RowCounts | None = None
         self.env_faults = EnvFaults(config.env.fault_budget, config.sampling.num_envs)  # of this launch
         tasks = {task: spec.reference for task, spec in zip(config.env.tasks, specs, strict=True)}
@@ -78,7 +85,9 @@ class RunRecorder:
         try:
             lock = lock_folder(run_dir, warnings.append)
             try:
-                return cls._open_locked(config, run_dir, resume, specs, lock, warnings)
+                recorder = cls._open_locked(config, run_dir, resume, specs, lock, warnings)
+                recorder.created = created if empty else None
+                return recorder
             except BaseException:
                 if empty:  # nothing was trained in it
                     clear_folder(run_dir)
@@ -170,6 +179,8 @@ class RunRecorder:
 
     def _write_status(self, state: str, **fields: Any) -> None:
         """Replace status.json; what a run has reached is in it whatever the state."""
+        if self._taken or self._presence.loss():  # another run may have taken the place already
+            return
         reached = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
         returns = {"training_return": self.episodes.training_return, "episodes": self.episodes.in_mean}
         self.writers.status({"state": state, **fields, **reached, **returns})
@@ -197,9 +208,44 @@ class RunRecorder:
         self.writers.console(snapshot)
 
     def outcome_from_messages(self) -> Outcome | None:
-        """Outcome if the messages end the run: more environment failures than allowed."""
-        problem = self.env_faults.problem()
-        return Outcome.of(Exit.ENVIRONMENT, problem) if problem else None
+        """Outcome if the messages end the run: more environment failures than allowed, or no folder to write to."""
+        if problem := self.env_faults.problem():
+            return Outcome.of(Exit.ENVIRONMENT, problem)
+        if time.monotonic() >= self._presence_due and (problem := self.keep_folder()):
+            return Outcome.of(Exit.STORAGE, problem)
+        return None
+
+    def keep_folder(self) -> str:
+        """Make the run's folder again if it was removed or moved; why that is impossible, or an empty string.
+
+        Checkpoints that are saved from then on can be resumed, because the new folder has the settings too.
+        """
+        self._presence_due = time.monotonic() + PRESENCE_S
+        loss = self._presence.loss()
+        if not loss or self._taken:
+            return ""
+        with contextlib.ExitStack() as undo:
+            try:
+                if is_run(self.run_dir):
+                    raise RunBusy
+                make_folder(self.run_dir)
+                lock = lock_folder(self.run_dir, self.writers.log)
+                undo.callback(os.close, lock)
+                write_atomically(self.run_dir / "config.toml", to_toml(self.config))
+                (self.run_dir / "debug").mkdir(exist_ok=True)
+                presence = FolderPresence(self.run_dir)
+            except RunBusy:
+                self._taken = True
+                return f"{self.run_dir} {loss}, and another run is in its place"
+            except OSError:  # tried again soon
+                return ""
+            undo.pop_all()
+        os.close(self._lock)
+        self._presence.close()
+        self._lock, self._presence = lock, presence
+        self.writers.reopen()
+        self.writers.log(f"{self.run_dir} {loss}; training continues in a new folder of this name")
+        return ""
 
     @property
     def progress(self) -> Progress:
@@ -221,8 +267,9 @@ class RunRecorder:
         outcome.begin(sentence_of(rules) or "a stop rule was reached")
         outcome.env_steps = self.env_steps
         outcome.training_return, outcome.episodes = self.episodes.training_return, self.episodes.in_mean
+        self.keep_folder()
         newest = next(iter(checkpoint.candidates(self.run_dir)), None)
-        if newest is not None:
+        if newest is not None and not self._taken:
             outcome.checkpoint = str(newest)
             if int(newest.name) == self.env_steps:  # else a resume trains on from an older one
                 outcome.resume_settings = raised_settings(rules)
@@ -243,4 +290,9 @@ class RunRecorder:
             sentence = str(error).partition("\n")[0] or type(error).__name__
             self._write_status("failed", sentence=sentence)
         self.writers.close()
+        refused = hasattr(error, "exit_code") or isinstance(error, OSError | MemoryError)  # a bug leaves its traces
+        if refused and self.created is not None and not checkpoint.candidates(self.run_dir):
+            clear_folder(self.run_dir)
+            remove_empty(self.created)
+        self._presence.close()
         os.close(self._lock)

@@ -32,7 +32,7 @@ from sfactory.supervisor.output_file import OutputFile
 from sfactory.supervisor.run_worker import fds_of_handles
 from sfactory.supervisor.shutdown import CLOSE_ALL_S, CLOSE_S
 from sfactory.supervisor.signals import SECOND_SIGNAL, Signals
-from sfactory.supervisor.spawn import OrphanKiller, check_descriptors, spawn
+from sfactory.supervisor.spawn import OrphanKiller, spawn
 from sfactory.supervisor.supervisor import LONGEST_TICK_S, STACK_DUMP_S, TICK_S
 from sfactory.supervisor.worker_process import WorkerProcess
 from sfactory.workers.names import LOCKSTEP
@@ -44,7 +44,6 @@ def run_lockstep(run_spec: RunSpec, recorder: RunRecorder, signals: Signals) -> 
 
     Raises what ended the child, if that was an exception.
     """
-    check_descriptors(len(run_spec.workers))
     run_spec.debug_dir.mkdir(parents=True, exist_ok=True)
     if run_spec.resume_from:  # an environment may change the child's working directory
         run_spec = replace(run_spec, resume_from=str(Path(run_spec.resume_from).resolve()))

@@ -30,7 +30,7 @@ class _ReapedPopen(popen_spawn_posix.Popen):
         message = io.BytesIO()
         context.set_spawning_popen(self)
         try:
-            reduction.dump(spawn.get_preparation_data(process_obj.name), message)
+            reduction.dump(_preparation_data(process_obj.name), message)
             reduction.dump(process_obj, message)
         finally:
             context.set_spawning_popen(None)
@@ -69,6 +69,20 @@ class _ReapedPopen(popen_spawn_posix.Popen):
         with contextlib.suppress(ValueError):
             return int(os.read(self._code, 16))
         return -signal.SIGKILL
+
+
+def _preparation_data(name: str) -> dict[str, Any]:
+    """As `spawn.get_preparation_data`; a child begins in / if the current folder was removed in the meantime."""
+    try:
+        return spawn.get_preparation_data(name)
+    except FileNotFoundError:
+        here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.chdir("/")
+            return spawn.get_preparation_data(name)
+        finally:
+            os.fchdir(here)
+            os.close(here)
 
 
 class ReapedProcess(context.SpawnProcess):

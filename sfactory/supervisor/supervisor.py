@@ -36,7 +36,7 @@ from sfactory.supervisor.run_worker import WorkerArgs, fds_of_handles
 from sfactory.supervisor.shutdown import LastRow, stop_workers
 from sfactory.supervisor.signals import Signals
 from sfactory.supervisor.spares import Spares
-from sfactory.supervisor.spawn import OrphanKiller, check_descriptors, spawn
+from sfactory.supervisor.spawn import OrphanKiller, spawn
 from sfactory.supervisor.telemetry import Telemetry
 from sfactory.supervisor.worker_process import WorkerProcess
 from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, POLICY, SAMPLER, evaluator_name, parse_worker
@@ -81,7 +81,6 @@ class Supervisor:
     def run(self) -> Outcome:
         """Block until the run is over; every worker is reaped when it returns or raises."""
         atomics.check_memory_order()
-        check_descriptors(len(self.run_spec.workers) + 1)
         self.run_spec.debug_dir.mkdir(parents=True, exist_ok=True)
         self.orphan_killer = OrphanKiller()  # before the arena and any worker
         try:
@@ -218,6 +217,7 @@ class Supervisor:
         worker.output.trim()
 
     def _check_exits(self) -> Outcome | None:
+        self.orphan_killer.collect(worker.pid for worker in self.processes.values())
         for worker in list(self.processes.values()):
             if worker.exit_code is not None:
                 self.reap(worker)

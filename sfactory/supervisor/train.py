@@ -15,6 +15,7 @@ from sfactory.native.library import build_in_background
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor.cores import by_cores, summary
+from sfactory.supervisor.limits import check_limits
 from sfactory.supervisor.lockstep_process import run_lockstep
 from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from, check_objective
 from sfactory.supervisor.process_signals import exits_are_reported
@@ -53,20 +54,24 @@ def _train(config: Config, run_dir: Path, resume: bool) -> Outcome:
     scaled, lines = rescale_batch(config)
     if config != given and config.run.mode != "lockstep":
         lines = [summary(scaled, cores()), *lines]
+    folder = Path(run_dir).resolve()  # the current folder may be removed before the end
+    check_limits(RunSpec(scaled, specs[0], str(folder), 0))
     # Signals first: once the folder says that a run is under way, a signal ends it in order.
     with (
         Signals(config.run.requeue) as signals,
-        RunRecorder.open(config, Path(run_dir), resume, specs) as recorder,
+        RunRecorder.open(config, folder, resume, specs) as recorder,
     ):
         for line in [*reading, *lines]:
             recorder.writers.log(line)
-        run_spec = RunSpec(scaled, specs[0], str(Path(run_dir).resolve()), recorder.launch, recorder.resume_from)
+        run_spec = RunSpec(scaled, specs[0], str(folder), recorder.launch, recorder.resume_from)
         if config.run.mode == "lockstep":
             outcome = run_lockstep(run_spec, recorder, signals)
         else:
             outcome = Supervisor(run_spec, recorder, signals).run()
         outcome.run_dir = str(run_dir)
         recorder.finish(outcome)
+        if outcome.checkpoint:
+            outcome.checkpoint = str(run_dir / Path(outcome.checkpoint).relative_to(folder))
         if outcome.code == Exit.REQUEUE:  # last of all: the scheduler may kill this process at once
             recorder.writers.log(requeue_job())
         return outcome

@@ -76,7 +76,7 @@ def watch(run_dir: Path) -> Snapshot:
     try:
         while True:
             console.show(snapshot)
-            if snapshot.state != "running":
+            if snapshot.state != "running" or console.stream.gone:
                 return snapshot
             time.sleep(EVERY_S)
             snapshot = watcher.read(time.time())

@@ -1,5 +1,6 @@
 """Commands, their errors, their output and their exit codes."""
 
+import errno
 import importlib.util
 import json
 import re
@@ -308,6 +309,8 @@ def _library_error():
         (OSError(28, "No space left on device"), 10, "No space left"),
         (OSError(24, "Too many open files"), 11, "Too many open files"),
         (MemoryError("arena of 9 GB"), 11, "9 GB"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), 11, "no process or thread can be started"),
+        (RuntimeError("can't start new thread"), 11, "no process or thread can be started"),
         (KeyError("losses/x"), 1, "KeyError: 'losses/x'"),
         (_library_error(), 1, "ValueError: operands could not be broadcast"),
         (KeyboardInterrupt(), 130, "stopped"),

@@ -273,3 +273,30 @@ def test_orphan_killer_exits_with_nothing_to_do_after_an_orderly_end():
     killer.close()
     assert killer._process.returncode == 0
     assert time.monotonic() - began < 2.0
+
+
+COLLECT = """
+import subprocess, sys, time
+from sfactory.supervisor import reaper
+from sfactory.supervisor.spawn import OrphanKiller
+import os
+
+reaper.prctl(36, 1)  # a subreaper, as process 1 of a container is one
+before = subprocess.Popen(["sh", "-c", "exit 3"], start_new_session=True)
+killer = OrphanKiller()
+inside = subprocess.Popen(["sh", "-c", "exit 4"])
+subprocess.run(["setsid", "-f", "sleep", "0.1"])  # becomes a child of this process
+deadline = time.monotonic() + 30
+while time.monotonic() < deadline:
+    killer.collect([])
+    if len(reaper.children_of(os.getpid())) == 3 and time.monotonic() > deadline - 29:
+        break
+    time.sleep(0.05)
+print(len(reaper.children_of(os.getpid())), before.wait(), inside.wait())
+killer.close()
+"""
+
+
+def test_orphan_killer_collects_orphans_where_it_is_process_1_and_no_other_children():
+    done = subprocess.run([sys.executable, "-c", COLLECT], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["3", "3", "4"], done.stderr
