@@ -1,7 +1,8 @@
 """Train, resume, evaluate and load policies from Python; the command line calls the same functions.
 
-Worker processes start by importing the script that trains under another name. A script therefore guards the call with
-`if __name__ == "__main__":`, otherwise every worker would train as well:
+Environments are built in other processes only, which start by importing the script that trains or evaluates under
+another name. A script therefore guards the call with `if __name__ == "__main__":`, otherwise every one of them would
+train as well:
 
     import sfactory
 
@@ -15,11 +16,9 @@ at its top level; imports that only training needs are better placed below the g
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,17 +37,14 @@ from sfactory.run.folder import (
     require_checkpoint,
     require_config_file,
 )
-from sfactory.workers.names import EVALUATOR, LOCKSTEP, SPECS, parse_worker
+from sfactory.supervisor.main_script import GUARD, MISSING_MAIN_FILE, refuse_worker
 
 if TYPE_CHECKING:
     from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult
+    from sfactory.play.export import Export
     from sfactory.play.policy import Policy
     from sfactory.run.outcome import Outcome
-
-GUARD = (
-    "this script was imported again by the workers it started, and would have trained once more in each of them; "
-    'put what it does below  if __name__ == "__main__":'
-)
+    from sfactory.tools.check_env import EnvReport
 
 
 def make_config(target: str | Config = "", **sections: Mapping[str, Any]) -> Config:
@@ -76,7 +72,7 @@ def train(target: str | Config = "", **sections: Mapping[str, Any]) -> Outcome:
         ValueError (EnvError, CommandError, SettingError), RunBusy: a wrong request; nothing was started. A run that
             fails later is returned as an outcome with a `code` other than 0.
     """
-    _refuse_worker()
+    refuse_worker()
     return train_config(make_config(target, **sections), target if isinstance(target, str) else "")
 
 
@@ -85,7 +81,7 @@ def resume(run_dir: str | Path, *, allow: Sequence[str] = (), **sections: Mappin
 
     allow: settings that may change although a resume normally refuses it, as ``allow=["env.settings"]``.
     """
-    _refuse_worker()
+    refuse_worker()
     run_dir = _path(run_dir)
     return resume_config(run_dir, make_config(_config_of(run_dir), **sections), allow)
 
@@ -94,38 +90,44 @@ def evaluate(
     run_dir: str | Path,
     episodes: int = 100,
     *,
+    checkpoint: str | int = "newest",
     greedy: bool = False,
     max_steps: int = 0,
     seed: int = 0,
     video: str | Path | None = None,
     video_episodes: int = 1,
     num_envs: int = 0,
+    **sections: Mapping[str, Any],
 ) -> EvalResult | MultiTaskEvalResult:
-    """Play whole episodes with the newest checkpoint of a run; only videos are written.
+    """Play whole episodes with a policy of a run, in a process of its own; only videos are written.
+
+    A script needs a guard (see this module).
 
     Args:
-        run_dir: folder of the run.
+        run_dir: folder of the run, or of one of its checkpoints.
         episodes: episodes to play, of every task.
+        checkpoint: "newest", "best" (the highest training return), or the trained steps of one.
         greedy: take the most probable action instead of a sampled one.
         max_steps: cut episodes here; 0 is the environment's own limit, or 10000 where it has none.
         seed: of environments and sampling.
         video: an .mp4 for the first `video_episodes` episodes of environment 0.
         num_envs: environments that play at the same time; 0: 32, but not more than the run has for training.
+        sections: another environment than that of training, as ``env={"settings": {"gravity": 20.0}}``.
 
     Raises:
         ValueError, EnvError: no such run or checkpoint; nothing that can be played or recorded.
     """
-    from sfactory.play.evaluate import evaluate as play  # imports torch
-
-    run_dir = _path(run_dir)
-    require_config_file(run_dir)
-    require_checkpoint(run_dir)
-    file = None if video is None else _path(video)
-    return play(run_dir, episodes, greedy, max_steps, seed, file, video_episodes, num_envs)
+    return evaluate_layer(
+        run_dir, _layer(sections), str(checkpoint), episodes=episodes, greedy=greedy, max_steps=max_steps, seed=seed,
+        video=None if video is None else _path(video), video_games=video_episodes, num_envs=num_envs,
+    )  # fmt: skip
 
 
 def load_policy(run: str | Path, seed: int = 0) -> Policy:
     """Load the newest policy of a run, or the policy of one checkpoint's folder, to act on the CPU.
+
+    No environment is built, unless an earlier version, which did not record its spaces, wrote the checkpoint; then a
+    process of its own builds one.
 
     Args:
         run: folder of a run, or of a checkpoint.
@@ -133,11 +135,29 @@ def load_policy(run: str | Path, seed: int = 0) -> Policy:
 
     Raises:
         ValueError: no usable checkpoint.
-        EnvError: the environment, which defines observations and actions, is not installed.
     """
-    from sfactory.play.policy import load_policy as load  # imports torch
+    from sfactory.config.toml_file import from_toml
+    from sfactory.play.policy import load_policy as load
+    from sfactory.run.checkpoint import resolve
+    from sfactory.supervisor.specs import spec_of_policy
 
-    return load(_path(run), seed)
+    path = resolve(_path(run))
+    config = from_toml(path.parent.parent / "config.toml")
+    return load(path, config, spec_of_policy(path, config), seed)
+
+
+def export(run: str | Path, out: str | Path) -> Export:
+    """Write the policy of a run or of a checkpoint as one .onnx or .pt2 file, and compare the file with it.
+
+    Raises:
+        ValueError: no usable checkpoint; an invalid path; a missing package.
+        ExportMismatch: the file, which was deleted, computes something else than the policy.
+    """
+    from sfactory.play.export import check_file  # imports torch
+    from sfactory.play.export import export as write
+
+    check_file(_path(out))
+    return write(load_policy(run), _path(out))
 
 
 # -- the same with a complete configuration ------------------------------------------------------------------
@@ -171,6 +191,30 @@ def train_config(config: Config, label: str = "") -> Outcome:
             if not run_dir.exists():
                 raise
             # Another run of the same second took this name while this one was checked.
+
+
+def evaluate_layer(
+    run_dir: str | Path, changes: parsing.ConfigLayer, checkpoint: str = "newest", **options: Any
+) -> EvalResult | MultiTaskEvalResult:
+    """Evaluate with the settings of a run and some of its environment changed. options: see `Evaluation`."""
+    from sfactory.play.evaluate import evaluation
+    from sfactory.supervisor.env_task import run_env_task
+
+    job = evaluation(_path(run_dir), checkpoint, changes, video_folder=Path.cwd(), **options)
+    try:
+        result: EvalResult | MultiTaskEvalResult = run_env_task(job, job.config.env)
+        return result
+    finally:
+        job.remove_unfinished()
+
+
+def check_envs(config: Config, **options: Any) -> list[EnvReport]:
+    """Check every task of a configuration with random actions, in a process of its own. options: see `Check`."""
+    from sfactory.supervisor.env_task import run_env_task
+    from sfactory.tools.check_env import Check
+
+    reports: list[EnvReport] = run_env_task(Check(config.env, **options), config.env)
+    return reports
 
 
 def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = ()) -> Outcome:
@@ -216,7 +260,7 @@ def _config_of(run_dir: Path) -> Config:
 def _train(config: Config, run_dir: Path, *, resume: bool) -> Outcome:
     from sfactory.supervisor import train as supervisor
 
-    with _MISSING_MAIN_FILE:
+    with MISSING_MAIN_FILE:
         outcome = supervisor.train(config, run_dir, resume=resume)
     outcome.run_dir = str(run_dir)
     if outcome.code == UNGUARDED:
@@ -226,54 +270,9 @@ def _train(config: Config, run_dir: Path, *, resume: bool) -> Outcome:
     return outcome
 
 
-class _MissingMainFile:
-    """Hides the file name `<stdin>` of `python - < script`, which every worker would try to import.
-
-    The name is back when the last of the runs in this process's threads has ended.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._runs, self._file = threading.Lock(), 0, ""
-
-    def __enter__(self) -> None:
-        with self._lock:
-            main = sys.modules["__main__"]
-            file = getattr(main, "__file__", None)
-            if not self._runs and file is not None and not os.path.exists(file):
-                self._file = file
-                del main.__file__
-            self._runs += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._runs -= 1
-            if not self._runs and self._file:
-                sys.modules["__main__"].__file__, self._file = self._file, ""
-
-
-_MISSING_MAIN_FILE = _MissingMainFile()
-
-
 def _path(name: str | Path) -> Path:
     """A path in which `~` is the home folder."""
     return Path(os.path.expanduser(name))
-
-
-def _refuse_worker() -> None:
-    """Refuse to train in a worker that is importing the script of its parent: the script has no guard."""
-    process = multiprocessing.current_process()
-    if getattr(process, "_inheriting", False):  # set by multiprocessing for as long as that import lasts
-        if _is_worker(process.name):
-            os._exit(UNGUARDED)  # without a message: the parent reads the code and reports it once
-        raise RuntimeError(GUARD)
-
-
-def _is_worker(name: str) -> bool:
-    """Whether a process is one of a run, and its exit code is looked at. By its name; not the evaluator."""
-    try:
-        return name in (SPECS, LOCKSTEP) or parse_worker(name).kind != EVALUATOR
-    except ValueError:
-        return False
 
 
 def _layer(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 
 class Exit(IntEnum):
@@ -78,6 +79,9 @@ class CommandError(ValueError):
         super().__init__(sentence)
         self.exit_code, self.sentence = code, sentence
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.exit_code, self.sentence)  # errors come from other processes too
+
 
 class SettingError(ValueError):
     """A setting that cannot be used; the message is one line for users."""
@@ -130,6 +134,14 @@ def resume_command(run_dir: Path, settings: Mapping[str, float] | None = None) -
     """The command that continues a run. settings: dotted name -> number, of those that it changes."""
     changes = "".join(f" --{name.replace('_', '-')} {value:.15g}" for name, value in (settings or {}).items())
     return f"sfactory resume {shlex.quote(str(run_dir))}{changes}"
+
+
+def raised_by_sfactory(error: Exception) -> bool:
+    """Whether the innermost frame is in this package: its ValueErrors are user errors, those of a library are bugs."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 def own_place(error: BaseException | None) -> str:

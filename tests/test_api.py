@@ -149,12 +149,12 @@ def test_the_network_of_a_run_is_the_same_when_others_are_built_at_once():
 
 
 def test_missing_main_file_is_hidden_until_the_last_run_ends(monkeypatch):
-    from sfactory.api import _MISSING_MAIN_FILE
+    from sfactory.supervisor.main_script import MISSING_MAIN_FILE
 
     main = sys.modules["__main__"]
     monkeypatch.setattr(main, "__file__", "<stdin>", raising=False)
-    with _MISSING_MAIN_FILE:
-        with _MISSING_MAIN_FILE:
+    with MISSING_MAIN_FILE:
+        with MISSING_MAIN_FILE:
             assert not hasattr(main, "__file__")
         assert not hasattr(main, "__file__")
     assert main.__file__ == "<stdin>"

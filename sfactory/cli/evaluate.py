@@ -1,4 +1,4 @@
-"""`sfactory eval`: play episodes with the newest policy of a run."""
+"""`sfactory eval`: play episodes with a policy of a run."""
 
 from __future__ import annotations
 
@@ -7,21 +7,32 @@ import json
 
 from sfactory.cli.args import Commands, add_json, add_run, complete, path, whole
 from sfactory.cli.exit_line import print_exit_line
-from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import CommandError, Exit
+
+DESCRIPTION = """\
+Play whole episodes with a policy in separate environments. Only videos are written. The settings of
+the run apply; --env.settings.KEY, --env.wrappers, --env.wrapper-settings and --env.protocol change
+the environment for this evaluation, and the result says how.
+"""
 
 
 def add_parser(commands: Commands) -> None:
     """Declare the command and its options."""
     parser = commands.add_parser(
         "eval",
-        help="play whole episodes with the newest checkpoint",
-        usage="sfactory eval runs/NAME [options]",
-        description="Play whole episodes with the newest checkpoint in separate environments. Only videos are written.",
+        help="play whole episodes with a checkpoint",
+        usage="sfactory eval runs/NAME [options] [--env.settings.KEY VALUE]",
+        description=DESCRIPTION,
         epilog="During training: the setting eval.every of sfactory train; the curves are eval/*.",
     )
-    parser.refusal = "eval plays with the settings of the run"
-    add_run(parser)
+    parser.refusal, parser.accepted = "eval plays with the settings of the run", "env."
+    add_run(parser, help="folder of a run or of a checkpoint")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="WHICH",
+        default="newest",
+        help="newest, best (highest training return), or the trained steps of one (newest)",
+    )
     parser.add_argument("--episodes", metavar="N", type=whole(1), default=100, help="episodes to play (%(default)s)")
     parser.add_argument("--greedy", action="store_true", help="the most probable action instead of a sampled one")
     parser.add_argument(
@@ -53,16 +64,17 @@ def run(options: argparse.Namespace) -> int:
 
     if options.video_games and options.video is None:
         raise CommandError(Exit.USAGE, "--video-games is the number of episodes to record; add --video FILE.mp4")
-    with stdout_to_stderr():
-        result = api.evaluate(
-            options.word,
-            options.episodes,
-            greedy=options.greedy,
-            max_steps=options.max_steps,
-            seed=options.seed,
-            video=options.video,
-            video_episodes=options.video_games or 1,
-            num_envs=options.envs,
-        )
+    result = api.evaluate_layer(
+        options.word,
+        options.settings,
+        options.checkpoint,
+        episodes=options.episodes,
+        greedy=options.greedy,
+        max_steps=options.max_steps,
+        seed=options.seed,
+        video=options.video,
+        video_games=options.video_games or 1,
+        num_envs=options.envs,
+    )
     print(json.dumps(result.as_dict()) if options.json else result.report())
     return print_exit_line(Exit.FINISHED, "evaluated", result.sentence)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from sfactory.cli.output import flush_stdout
-from sfactory.errors import Exit, own_place
+from sfactory.errors import Exit, own_place, raised_by_sfactory
 
 NO_THREAD = "can't start new thread"  # Python's message, of a RuntimeError
 _SHORTAGE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
@@ -53,7 +53,7 @@ def exit_of(error: Exception) -> tuple[Exit, str]:
         return Exit.USAGE, f"{str(error.filename)[:60]}...: {error.strerror}"
     if isinstance(error, OSError):
         return Exit.STORAGE, str(error)
-    if isinstance(error, ValueError) and _raised_by_sfactory(error):
+    if isinstance(error, ValueError) and raised_by_sfactory(error):
         return Exit.USAGE, str(error)
     import traceback  # only for a bug: it would slow every command
 
@@ -66,11 +66,3 @@ def _process_limit() -> str:
     from sfactory.shm.control_groups import free_processes
 
     return free_processes().text
-
-
-def _raised_by_sfactory(error: Exception) -> bool:
-    """Whether the innermost frame is in this package: its ValueErrors are user errors, those of a library are bugs."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent.parent)

@@ -43,11 +43,12 @@ def run(options: argparse.Namespace) -> int:
     if out is None:
         raise CommandError(Exit.USAGE, f"export needs a file: sfactory export {source} -o policy.onnx (or policy.pt2)")
     require_run_or_checkpoint(source)
-    from sfactory.play.export import ExportMismatch, export  # imports torch: after the checks
+    from sfactory import api
+    from sfactory.play.export import ExportMismatch  # imports torch: after the checks
 
     try:
         with stdout_to_stderr():
-            done = export(source, out)
+            done = api.export(source, out)
     except ExportMismatch as error:
         return print_exit_line(error.exit_code, "not equal", f"{out} was deleted: {error}")
     if options.json:

@@ -114,7 +114,7 @@ def dispatch(args: Sequence[str]) -> int:
     options = parse(args)
     try:
         return int(options.run(options))
-    except SystemExit as error:  # raised by an environment that runs in this process, as in check-env and eval
+    except SystemExit as error:  # raised by an environment that runs in this process, as in bench
         raise EnvError(f"an environment ended the process: SystemExit: {error.code}", fault=True) from error
 
 

@@ -88,6 +88,8 @@ class EnvSpec:
     """Returns of a random policy and of a human tester; used to normalize scores (Atari)."""
     omitted: dict[str, str] = field(default_factory=dict)
     """Leaves of the observation space that are not in `obs`: name -> reason."""
+    spaces: dict[str, Any] | None = field(default=None, compare=False)
+    """The environment's own spaces as JSON (`saved_spec.spaces_to_json`); None: it has none, or they are not known."""
 
 
 class Episode(NamedTuple):

@@ -51,7 +51,7 @@ class Board:
         self._stages: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))  # kind -> stage -> seconds
         self._faults: dict[str, int] = defaultdict(int)
         self.evaluated = 0  # trained steps of the policy that was evaluated last
-        self._evaluation: dict[str, float] = {}  # result that no row has shown yet
+        self._evaluations: list[dict[str, float]] = []  # results that no row has shown yet, oldest first
         self._steps_before, self._seconds_before = env_steps, seconds
         self._updates_before = -1
         self._speed: dict[str, float] = {}
@@ -89,16 +89,23 @@ class Board:
         elif kind == messages.FAULT:
             self._faults[worker_kind(worker)] += 1
         elif kind == messages.EVALUATION:
-            self._evaluation, self.evaluated = dict(payload), int(payload["eval/env_steps"])
+            self._evaluations.append(dict(payload))
+            self.evaluated = int(payload["eval/env_steps"])
         elif kind == messages.NO_EVALUATION:
             self.evaluated = int(payload[0])
         elif kind != messages.LOG:
             raise KeyError(f"unknown telemetry message {kind!r} of {worker}; kinds are in sfactory.monitor.messages")
 
+    def take_evaluations(self, keep: int) -> list[dict[str, float]]:
+        """Return and forget the results that no row has shown yet, oldest first, but the newest `keep`."""
+        taken = self._evaluations[: len(self._evaluations) - keep]
+        del self._evaluations[: len(taken)]
+        return taken
+
     def state(self) -> dict[str, Any]:
         """What later rows depend on, except speeds: episodes, the learner's last metrics, faults, evaluation."""
         e = self.episodes.state()
-        evaluation = [self.evaluated, dict(self._evaluation)]
+        evaluation = [self.evaluated, [dict(one) for one in self._evaluations]]
         return {
             "games": [e["returns"], e["lengths"], e["count"]],
             "learner": dict(self._learner),
@@ -114,7 +121,8 @@ class Board:
         self.episodes.set_state({"returns": returns, "lengths": lengths, "count": count, "complete": True})
         self._learner.update(state["learner"])
         self._faults.update(state["faults"])
-        self.evaluated, self._evaluation = state.get("eval", [0, {}])
+        self.evaluated, waiting = state.get("eval", [0, []])
+        self._evaluations = [waiting] if isinstance(waiting, dict) and waiting else list(waiting)  # once a single one
         self.num_broken, ends = state.get("broken", [0, []])
         self._ends.extend(ends)
         for name, values in state.get("infos", {}).items():
@@ -141,8 +149,8 @@ class Board:
         row |= {f"info/{name}": float(np.mean(values)) for name, values in self._infos.items()}
         row |= self._recorded.drain_row()
         row |= self._stage_shares()
-        row |= self._evaluation  # in one row only: a curve has a point where there was an evaluation
-        self._evaluation = {}
+        if self._evaluations:  # in one row only: a curve has a point where there was an evaluation
+            row |= self._evaluations.pop()
         for name in row:
             find_metric(name)
         self._now = (env_steps, seconds)

@@ -58,6 +58,11 @@ class Writers:
         self._close_files()
         self._open_files(self._last)
 
+    @property
+    def last_step(self) -> int:
+        """env_steps of the last row; -1 before the first."""
+        return self._last
+
     def row(self, env_steps: int, seconds: float, metrics: Mapping[str, float]) -> dict[str, float]:
         """Write one row to every output; returns it with the load of the machine added.
 
@@ -246,7 +251,10 @@ class ProgressOutput:
 
 
 def drop_rows_after(run_dir: Path, env_steps: int) -> int:
-    """Remove the rows of metrics.jsonl after `env_steps`, and incomplete lines; return the last step kept, or -1."""
+    """Remove the rows of metrics.jsonl after `env_steps`, and incomplete lines; return the last step kept, or -1.
+
+    An evaluation that waits in the checkpoint gets a row between the last one and the checkpoint.
+    """
     if not (run_dir / METRICS_FILE).is_file():
         return -1
     kept, last = [], -1

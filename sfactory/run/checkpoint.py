@@ -228,18 +228,6 @@ def load_lockstep(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def load_policy(run_dir: Path) -> tuple[ActorCritic, dict[str, Any]]:
-    """Newest policy of a run in eval mode, with its normalizer, and the checkpoint's state. Reads no other file."""
-    from sfactory.config.toml_file import from_toml
-    from sfactory.envs import make_spec
-
-    path = newest(run_dir)
-    if path is None:
-        raise NoCheckpointError(f"{run_dir} holds no checkpoint yet")
-    config = from_toml(run_dir / "config.toml")
-    return restore_policy(path, config, make_spec(config.env.tasks[0], config.env.options, config.index_beside))
-
-
 def restore_policy(path: Path, config: Config, spec: EnvSpec) -> tuple[ActorCritic, dict[str, Any]]:
     """Policy of one verified checkpoint in eval mode, and the checkpoint's state.
 

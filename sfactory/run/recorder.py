@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -162,6 +162,7 @@ class RunRecorder:
 
     def _write_row(self, worker: str, payload: dict[str, float]) -> None:
         metrics = self._take_counters(dict(payload))
+        self._write_evaluations(self.board.take_evaluations(keep=1), self.env_steps - 1)
         self.board.handle((messages.LEARNER, worker, metrics))
         frames = self.env_steps * self.spec.frame_skip
         row = self.board.snapshot(self.env_steps, frames, self.updates, self.seconds, self.episodes)
@@ -184,6 +185,15 @@ class RunRecorder:
         reached = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
         returns = {"training_return": self.episodes.training_return, "episodes": self.episodes.in_mean}
         self.writers.status({"state": state, **fields, **reached, **returns})
+
+    def _write_evaluations(self, evaluations: Sequence[Mapping[str, float]], end: int) -> None:
+        """Write a row for each evaluation that shares the time between two rows with another one.
+
+        Rows are at the steps of the evaluated policies if possible, else after the last row; end: the last step.
+        """
+        for waiting, scores in zip(range(len(evaluations) - 1, -1, -1), evaluations, strict=True):
+            env_steps = max(self.writers.last_step + 1, min(int(scores["eval/env_steps"]), end - waiting))
+            self.writers.row(env_steps, self.seconds, scores)
 
     def _update_console(self, state: str = "running") -> None:
         """Pass the newest numbers to the panel or the progress line."""
@@ -265,6 +275,7 @@ class RunRecorder:
         """Add the newest checkpoint and what was reached to the outcome, log it, and write the final status."""
         rules = reached_rules(self.config.stop, self.progress)
         outcome.begin(sentence_of(rules) or "a stop rule was reached")
+        self._write_evaluations(self.board.take_evaluations(keep=0), self.env_steps)  # rows come every few updates
         outcome.env_steps = self.env_steps
         outcome.training_return, outcome.episodes = self.episodes.training_return, self.episodes.in_mean
         self.keep_folder()

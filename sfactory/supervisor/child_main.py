@@ -55,7 +55,8 @@ def child_main(message: SpawnMessage) -> None:
     try:
         code = ForkingPickler.loads(message.task).run(message.name, message.fds)  # imports what this worker needs
     except BaseException:
-        traceback.print_exc()
+        with contextlib.suppress(Exception):  # an environment may have closed stderr
+            traceback.print_exc()
     flush_output()
     os._exit(code)  # skips atexit handlers, which may hang in an environment
 

@@ -17,10 +17,11 @@ from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor.cores import by_cores, summary
 from sfactory.supervisor.limits import check_limits
 from sfactory.supervisor.lockstep_process import run_lockstep
+from sfactory.supervisor.main_script import UnguardedError
 from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from, check_objective
 from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.signals import Signals, requeue_job
-from sfactory.supervisor.specs import UnguardedError, read_specs
+from sfactory.supervisor.specs import read_specs
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.workers.shared import RunSpec
 

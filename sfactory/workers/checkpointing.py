@@ -15,6 +15,7 @@ from sfactory.monitor.rows import rows_until
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import CheckpointWriter
 from sfactory.run.obs_reading import reading
+from sfactory.run.recorded_spec import spec_entry
 from sfactory.workers.counters import Counters
 from sfactory.workers.shared import LearnerOutcome, LearnerWords, RunSpec, SupervisorWords
 
@@ -108,6 +109,7 @@ class Checkpointing:
             "protocol": self.run_spec.spec.protocol,
             "episodes": self.episodes.state(),
             **reading(self.run_spec.spec, self.config),
+            **spec_entry(self.run_spec.spec),
         }
         if self.episodes.training_return is not None:
             state["training_return"] = self.episodes.training_return

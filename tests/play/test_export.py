@@ -11,8 +11,9 @@ import torch
 from builders import Everything, Nested, train_odd, train_own, trained
 
 import sfactory
+from sfactory.api import export
 from sfactory.play import export as export_module
-from sfactory.play.export import ExportedPolicy, ExportMismatch, export
+from sfactory.play.export import ExportedPolicy, ExportMismatch
 from sfactory.run import checkpoint
 
 TARGETS = {

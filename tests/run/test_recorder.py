@@ -9,6 +9,7 @@ from sfactory.envs import make_spec
 from sfactory.errors import Exit
 from sfactory.monitor import messages
 from sfactory.monitor.episodes import Episodes
+from sfactory.monitor.rows import read_rows
 from sfactory.run.checkpoint import Contents
 from sfactory.run.checkpoint_writer import save
 from sfactory.run.outcome import Outcome
@@ -149,3 +150,41 @@ def test_recorder_prints_the_traceback_of_environments_that_cannot_be_built(reco
     err = capsys.readouterr().err
     assert err.startswith("sampler-0: EnvError: x could not be built: OSError: port\n  Traceback")
     assert 'File "/home/me/sim.py", line 12' in err
+
+
+# -- evaluations -------------------------------------------------------------------------------------------------
+
+
+def evaluated(recorder, *env_steps):
+    for steps in env_steps:
+        scores = {"episodic_return": 1.0 * steps, "iqm": 1.0, "episodic_length": 1.0, "seconds": 0.1}
+        row = {f"eval/{name}": value for name, value in scores.items()} | {"eval/env_steps": float(steps)}
+        recorder.handle((messages.EVALUATION, "evaluator", row))
+
+
+def trained(recorder, env_steps):
+    counts = {"env_steps": env_steps, "updates": 1, "seconds": env_steps / 100, "episodes": Episodes(1).state()}
+    recorder.handle((messages.LEARNER, "learner", counts))
+
+
+def test_recorder_loses_no_evaluation_of_several_between_two_rows(recorder):
+    """Each was shown by the next row alone, so that the second of a pair replaced the first in the files."""
+    evaluated(recorder, 100, 200, 300)
+    trained(recorder, 300)
+    evaluated(recorder, 350, 450)  # of checkpoints; the learner has gone on
+    trained(recorder, 600)
+    trained(recorder, 900)
+    evaluated(recorder, 700, 800)  # they were slow, and end after a row beyond them
+    trained(recorder, 1200)
+    rows = [(row["env_steps"], row.get("eval/env_steps")) for row in read_rows(recorder.run_dir)]
+    assert rows == [
+        (100, 100), (200, 200), (300, 300), (350, 350), (600, 450), (900, None), (901, 700), (1200, 800)
+    ]  # fmt: skip
+
+
+def test_recorder_writes_the_evaluations_that_no_row_follows(recorder):
+    trained(recorder, 300)
+    evaluated(recorder, 400, 500)
+    recorder.env_steps = 500  # of the learner, beyond the last row
+    recorder.finish(Outcome.of(Exit.FINISHED, "the stop rule was reached"))
+    assert [row["env_steps"] for row in read_rows(recorder.run_dir)] == [300, 400, 500]

@@ -5,6 +5,7 @@ import json
 import pytest
 from builders import trained
 
+import sfactory
 from sfactory.errors import CheckpointError, CommandError, Exit
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import _write_manifest
@@ -52,10 +53,10 @@ def forget_reading(run):
 
 def test_checkpoint_of_an_earlier_version_is_refused_where_its_scale_was_another(tmp_path):
     run = trained(tmp_path / "run", "gymnasium/reading_envs:ReadingMemory-v0", **SMALL)
-    checkpoint.load_policy(run)
+    sfactory.load_policy(run)
     forget_reading(run)
     with pytest.raises(CheckpointError, match="read the observation in another way; now it is obs: vector of 3 uint8"):
-        checkpoint.load_policy(run)
+        sfactory.load_policy(run)
     config = training_config(run)
     with pytest.raises(CommandError, match="read the observation in another way") as error:
         training.train(config, run, resume=True)
@@ -69,7 +70,7 @@ def test_checkpoint_of_an_earlier_version_is_refused_where_its_scale_was_another
 def test_checkpoint_of_an_earlier_version_is_used_where_nothing_changed(tmp_path, target):
     run = trained(tmp_path / "run", target, stop={"env_steps": 300})
     forget_reading(run)
-    checkpoint.load_policy(run)
+    sfactory.load_policy(run)
 
 
 def training_config(run):
