@@ -36,7 +36,9 @@ from sfactory.run.folder import (
     refuse_existing,
     require_checkpoint,
     require_config_file,
+    run_of,
 )
+from sfactory.run.trust import vouched_code
 from sfactory.supervisor.main_script import GUARD, MISSING_MAIN_FILE, refuse_worker
 
 if TYPE_CHECKING:
@@ -76,14 +78,17 @@ def train(target: str | Config = "", **sections: Mapping[str, Any]) -> Outcome:
     return train_config(make_config(target, **sections), target if isinstance(target, str) else "")
 
 
-def resume(run_dir: str | Path, *, allow: Sequence[str] = (), **sections: Mapping[str, Any]) -> Outcome:
+def resume(
+    run_dir: str | Path, *, allow: Sequence[str] = (), trust: bool = False, **sections: Mapping[str, Any]
+) -> Outcome:
     """Continue a run from its newest checkpoint, with some settings changed; otherwise as `train`.
 
     allow: settings that may change although a resume normally refuses it, as ``allow=["env.settings"]``.
+    trust: run the code that its settings name, also if it was trained by somebody else (`sfactory.run.trust`).
     """
     refuse_worker()
     run_dir = _path(run_dir)
-    return resume_config(run_dir, make_config(_config_of(run_dir), **sections), allow)
+    return resume_config(run_dir, make_config(_config_of(run_dir), **sections), allow, trust)
 
 
 def evaluate(
@@ -97,6 +102,7 @@ def evaluate(
     video: str | Path | None = None,
     video_episodes: int = 1,
     num_envs: int = 0,
+    trust: bool = False,
     **sections: Mapping[str, Any],
 ) -> EvalResult | MultiTaskEvalResult:
     """Play whole episodes with a policy of a run, in a process of its own; only videos are written.
@@ -112,18 +118,19 @@ def evaluate(
         seed: of environments and sampling.
         video: an .mp4 for the first `video_episodes` episodes of environment 0.
         num_envs: environments that play at the same time; 0: 32, but not more than the run has for training.
+        trust: run the code that its settings name, also if it was trained by somebody else (`sfactory.run.trust`).
         sections: another environment than that of training, as ``env={"settings": {"gravity": 20.0}}``.
 
     Raises:
         ValueError, EnvError: no such run or checkpoint; nothing that can be played or recorded.
     """
     return evaluate_layer(
-        run_dir, _layer(sections), str(checkpoint), episodes=episodes, greedy=greedy, max_steps=max_steps, seed=seed,
-        video=None if video is None else _path(video), video_games=video_episodes, num_envs=num_envs,
+        run_dir, _layer(sections), str(checkpoint), trust, episodes=episodes, greedy=greedy, max_steps=max_steps,
+        seed=seed, video=None if video is None else _path(video), video_games=video_episodes, num_envs=num_envs,
     )  # fmt: skip
 
 
-def load_policy(run: str | Path, seed: int = 0) -> Policy:
+def load_policy(run: str | Path, seed: int = 0, trust: bool = False) -> Policy:
     """Load the newest policy of a run, or the policy of one checkpoint's folder, to act on the CPU.
 
     No environment is built, unless an earlier version, which did not record its spaces, wrote the checkpoint; then a
@@ -132,32 +139,42 @@ def load_policy(run: str | Path, seed: int = 0) -> Policy:
     Args:
         run: folder of a run, or of a checkpoint.
         seed: of sampled actions.
+        trust: run the code that its settings name, also if it was trained by somebody else (`sfactory.run.trust`).
 
     Raises:
-        ValueError: no usable checkpoint.
+        ValueError: no usable checkpoint, or code that is not trusted.
     """
-    from sfactory.config.toml_file import from_toml
+    return _load_policy(_path(run), seed, trust, "sfactory eval")
+
+
+def _load_policy(run: Path, seed: int, trust: bool, command: str) -> Policy:
+    """The policy of a run or a checkpoint. command: what needs `--trust`."""
     from sfactory.play.policy import load_policy as load
-    from sfactory.run.checkpoint import resolve
+    from sfactory.run.checkpoint import held, read_state, resolve
+    from sfactory.run.recorded_spec import recorded_spec
     from sfactory.supervisor.specs import spec_of_policy
 
-    path = resolve(_path(run))
-    config = from_toml(path.parent.parent / "config.toml")
-    return load(path, config, spec_of_policy(path, config), seed)
+    with held(lambda: resolve(run)) as path:
+        config = _config_of(run_of(path))
+        builds = recorded_spec(read_state(path)) is None
+        with vouched_code(run_of(path), config, trust, command, environments=builds):
+            return load(path, config, spec_of_policy(path, config), seed)
 
 
-def export(run: str | Path, out: str | Path) -> Export:
+def export(run: str | Path, out: str | Path, trust: bool = False) -> Export:
     """Write the policy of a run or of a checkpoint as one .onnx or .pt2 file, and compare the file with it.
 
+    trust: as in `load_policy`.
+
     Raises:
-        ValueError: no usable checkpoint; an invalid path; a missing package.
+        ValueError: no usable checkpoint, or code that is not trusted; an invalid path; a missing package.
         ExportMismatch: the file, which was deleted, computes something else than the policy.
     """
     from sfactory.play.export import check_file  # imports torch
     from sfactory.play.export import export as write
 
     check_file(_path(out))
-    return write(load_policy(run), _path(out))
+    return write(_load_policy(_path(run), 0, trust, "sfactory export"), _path(out))
 
 
 # -- the same with a complete configuration ------------------------------------------------------------------
@@ -194,18 +211,25 @@ def train_config(config: Config, label: str = "") -> Outcome:
 
 
 def evaluate_layer(
-    run_dir: str | Path, changes: parsing.ConfigLayer, checkpoint: str = "newest", **options: Any
+    run_dir: str | Path, changes: parsing.ConfigLayer, which: str = "newest", trust: bool = False, **options: Any
 ) -> EvalResult | MultiTaskEvalResult:
-    """Evaluate with the settings of a run and some of its environment changed. options: see `Evaluation`."""
-    from sfactory.play.evaluate import evaluation
+    """Evaluate with the settings of a run and some of its environment changed. options: see `Evaluation`.
+
+    Code that `changes` name and the run did not comes from this user, who is trusted.
+    """
+    from sfactory.play.evaluate import chosen_checkpoint, evaluation
+    from sfactory.run.checkpoint import held
     from sfactory.supervisor.env_task import run_env_task
 
-    job = evaluation(_path(run_dir), checkpoint, changes, video_folder=Path.cwd(), **options)
-    try:
-        result: EvalResult | MultiTaskEvalResult = run_env_task(job, job.config.env)
-        return result
-    finally:
-        job.remove_unfinished()
+    run = _path(run_dir)
+    with held(lambda: chosen_checkpoint(run, which)) as path:
+        job = evaluation(path, changes, video_folder=Path.cwd(), **options)
+        with vouched_code(run_of(path), _config_of(run_of(path)), trust, "sfactory eval"):
+            try:
+                result: EvalResult | MultiTaskEvalResult = run_env_task(job, job.config.env)
+                return result
+            finally:
+                job.remove_unfinished()
 
 
 def check_envs(config: Config, **options: Any) -> list[EnvReport]:
@@ -217,10 +241,13 @@ def check_envs(config: Config, **options: Any) -> list[EnvReport]:
     return reports
 
 
-def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = ()) -> Outcome:
-    """Continue a run with the settings of `config`. Raises CommandError (exit 4) for changes a run cannot make."""
+def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = (), trust: bool = False) -> Outcome:
+    """Continue a run with the settings of `config`. Raises CommandError (exit 4) for changes a run cannot make.
+
+    Code that `config` names and the run did not comes from this user, who is trusted.
+    """
     require_checkpoint(run_dir)
-    return _continue(_config_of(run_dir), config, run_dir, allow)
+    return _continue(_config_of(run_dir), config, run_dir, allow, trust)
 
 
 def _requeued(config: Config, run_dir: Path) -> Outcome:
@@ -230,12 +257,13 @@ def _requeued(config: Config, run_dir: Path) -> Outcome:
         names = ("learner_threads", "inference_threads", "inference_workers")
         found = {name: getattr(before.run, name) for name in names}
         config = replace(config, sampling=before.sampling, run=replace(config.run, **found))
-    return _continue(before, config, run_dir, [])
+    return _continue(before, config, run_dir, [], trust=True)  # the command names the code itself
 
 
-def _continue(before: Config, config: Config, run_dir: Path, allow: Sequence[str]) -> Outcome:
+def _continue(before: Config, config: Config, run_dir: Path, allow: Sequence[str], trust: bool) -> Outcome:
     """Check the changes, say them, and train on if there is anything to train. before: the settings of the run."""
     from sfactory.device.machine import cores
+    from sfactory.monitor.format import printable
     from sfactory.run.nothing_to_do import nothing_to_do
     from sfactory.supervisor.cores import by_cores, keep_processes
 
@@ -248,8 +276,9 @@ def _continue(before: Config, config: Config, run_dir: Path, allow: Sequence[str
     if resume and (outcome := nothing_to_do(before, config, run_dir)) is not None:
         return outcome
     for line in changed_settings(settled, config):
-        print(line, file=sys.stderr)
-    return _train(config, run_dir, resume=resume)
+        print(printable(line), file=sys.stderr)
+    with vouched_code(run_dir, before, trust, "sfactory resume"):
+        return _train(config, run_dir, resume=resume)
 
 
 def _config_of(run_dir: Path) -> Config:

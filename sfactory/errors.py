@@ -112,6 +112,12 @@ class UnknownEnvError(EnvError):
     """An id that is not registered in this process; it may be in another one."""
 
 
+class FileRefused(ValueError):
+    """A file of a run folder that is not opened: a link, a pipe, a folder, or too large; the message names it."""
+
+    exit_code = Exit.USAGE
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used, and the reason."""
 

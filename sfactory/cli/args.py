@@ -132,6 +132,12 @@ def add_json(parser: CommandParser, help: str = "print the result as one JSON ob
     parser.add_argument("--json", action="store_true", help=help)
 
 
+def add_trust(parser: CommandParser) -> None:
+    """--trust."""
+    text = "run the code that the settings of the run name, although this user did not train it"
+    parser.add_argument("--trust", action="store_true", help=text)
+
+
 def complete(action: argparse.Action, what: str) -> None:
     """Let shells complete the value of `action`: "file", "directory", "target", "run" or "family"."""
     setattr(action, "complete", what)  # noqa: B010  (an attribute that shtab reads and argparse does not declare)

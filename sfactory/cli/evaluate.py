@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from sfactory.cli.args import Commands, add_json, add_run, complete, path, whole
+from sfactory.cli.args import Commands, add_json, add_run, add_trust, complete, path, whole
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import CommandError, Exit
 
@@ -54,6 +54,7 @@ def add_parser(commands: Commands) -> None:
     complete(video, "file")
     text = "record its first N episodes: OUT-1.mp4, OUT-2.mp4, ... (1)"
     parser.add_argument("--video-games", metavar="N", type=whole(1), help=text)
+    add_trust(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -61,6 +62,7 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print the statistics."""
     from sfactory import api
+    from sfactory.monitor.format import printable
 
     if options.video_games and options.video is None:
         raise CommandError(Exit.USAGE, "--video-games is the number of episodes to record; add --video FILE.mp4")
@@ -68,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
         options.word,
         options.settings,
         options.checkpoint,
+        options.trust,
         episodes=options.episodes,
         greedy=options.greedy,
         max_steps=options.max_steps,
@@ -76,5 +79,5 @@ def run(options: argparse.Namespace) -> int:
         video_games=options.video_games or 1,
         num_envs=options.envs,
     )
-    print(json.dumps(result.as_dict()) if options.json else result.report())
+    print(json.dumps(result.as_dict()) if options.json else printable(result.report()))
     return print_exit_line(Exit.FINISHED, "evaluated", result.sentence)

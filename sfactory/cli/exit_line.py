@@ -35,8 +35,10 @@ def print_exit_line(
         line += f"; last checkpoint {path} at {at:,} steps"
         if resume:
             line += f"; resume: {resume}"
+    from sfactory.monitor.format import printable  # the sentence may quote a file or an environment
+
     flush_stdout()  # results come first
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
     return int(code)
 
 

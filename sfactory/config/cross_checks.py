@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from sfactory.config import Config
 
 
+MOST_ENVS = 2**20
+"""Environments of a run, and lanes of a batch."""
+
+
 def check_together(config: Config) -> None:
     """All rules across settings. ValueError names the flags."""
     check_options(config)
@@ -45,6 +49,13 @@ def check_inference_workers(config: Config) -> None:
 def check_batch(config: Config) -> None:
     """Slots, groups, lanes and minibatches must fit together."""
     s, minibatches = config.sampling, config.batch.minibatches
+    for what, count in (("environments", s.num_envs), ("lanes in a batch", config.lanes)):
+        if count > MOST_ENVS:  # nothing is counted or allocated for a number that is a mistake, or a stranger's
+            raise ValueError(
+                f"sampling.num-samplers {s.samplers} x groups-per-sampler {s.groups_per_sampler} x envs-per-group "
+                f"{s.envs_per_group} with batch.slots {config.batch.slots} are {count:.3g} {what}; at most "
+                f"{MOST_ENVS:,} are possible"
+            )
     slots, groups, tasks = config.batch_slots, s.num_groups, len(config.env.tasks)
     if len(set(config.env.tasks)) < tasks:
         raise ValueError(f"env.name {config.env.name} names a task twice")

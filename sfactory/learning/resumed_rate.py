@@ -35,7 +35,7 @@ def resumed_rate(config: Config, state: Mapping[str, Any], env_steps: int) -> tu
         changed = following != _next(then, last, state, env_steps)
     else:  # of an earlier version, which stored no more than optim.lr and the rate itself
         lowest = 0.0 if now["schedule"] == "linear" and env_steps >= LAST_PART * config.stop.env_steps else FALL
-        changed = not lowest <= following / last <= RISE
+        changed = not lowest * last <= following <= RISE * last
     if not changed:
         return lr, ""
     end = f", 0 at stop.env-steps {config.stop.env_steps:,}" if config.optim.schedule == "linear" else ""
@@ -50,4 +50,4 @@ def _next(schedule: Mapping[str, Any], lr: float, state: Mapping[str, Any], env_
     end = schedule["schedule_end"]
     progress = min(env_steps / end, 1.0) if end else 0.0
     measured = ScheduleState(schedule["initial_lr"], progress, float(state["kl"]), float(state["ess"]))
-    return SCHEDULES[schedule["schedule"]](lr, measured)
+    return SCHEDULES.get(schedule["schedule"], SCHEDULES["constant"])(lr, measured)  # of another version: as constant

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sfactory.monitor.rows import is_count, is_number
 from sfactory.monitor.table import EPISODES_IN_MEAN
 
 _ROW = EPISODES_IN_MEAN + 1  # number of values, then the values
@@ -104,6 +105,20 @@ class Episodes:
                 "lengths": [int(length) for length in rows[-1]],
             }
         )
+
+
+def is_episodes(value: object) -> bool:
+    """Whether a value read from JSON is what `Episodes.state` returned."""
+    if not isinstance(value, dict) or not is_count(value.get("count")) or not isinstance(value.get("complete"), bool):
+        return False
+    returns = value.get("returns")
+    if not isinstance(returns, list) or not all(map(_is_window, [*returns, value.get("lengths")])):
+        return False
+    return all(len(window) <= EPISODES_IN_MEAN for window in [*returns, value["lengths"]])
+
+
+def _is_window(values: object) -> bool:
+    return isinstance(values, list) and all(is_number(number) and abs(number) < np.inf for number in values)
 
 
 def stored_episodes(state: Mapping[str, Any], num_tasks: int) -> Episodes:

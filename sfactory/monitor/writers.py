@@ -21,9 +21,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sfactory.config import Config, to_dict
+from sfactory.files import is_file, open_to_append, open_to_read, read_text, replace_text
 from sfactory.monitor.console import ConsoleStream, console_stream, left_out_note
+from sfactory.monitor.format import printable
 from sfactory.monitor.panel import Snapshot
-from sfactory.monitor.rows import METRICS_FILE, parse_row, read_rows
+from sfactory.monitor.rows import METRICS_FILE, lines_of, parse_row, read_rows
+
+LONGEST_ID = 1024
+"""Bytes of the file with the run's id at Weights & Biases."""
 
 
 class Writers:
@@ -47,9 +52,9 @@ class Writers:
 
     def _open_files(self, resume_env_steps: int | None) -> None:
         with self._ignoring_errors("log.txt"):
-            self._log_file = (self.run_dir / "log.txt").open("a")
+            self._log_file = open_to_append(self.run_dir / "log.txt")
         with self._ignoring_errors(METRICS_FILE):
-            self._rows = (self.run_dir / METRICS_FILE).open("a")
+            self._rows = open_to_append(self.run_dir / METRICS_FILE)
         with self._ignoring_errors("TensorBoard"):
             self._tensorboard = TensorBoard(self.run_dir / "tb", resume_env_steps)
 
@@ -115,7 +120,7 @@ class Writers:
     def status(self, fields: Mapping[str, Any]) -> None:
         """Replace status.json atomically."""
         with self._ignoring_errors("status.json"):
-            write_atomically(self.run_dir / "status.json", json.dumps(dict(fields), indent=1) + "\n")
+            replace_text(self.run_dir / "status.json", json.dumps(dict(fields), indent=1) + "\n")
 
     def close(self) -> None:
         """Flush and close everything; safe to call twice."""
@@ -234,6 +239,7 @@ class ProgressOutput:
 
     def warn(self, line: str) -> None:
         """Print one line, also if the output is quiet."""
+        line = printable(line)
         if self._panel is None:
             print(line, file=self.stream, flush=True)
         elif self.stream.late:
@@ -255,28 +261,24 @@ def drop_rows_after(run_dir: Path, env_steps: int) -> int:
 
     An evaluation that waits in the checkpoint gets a row between the last one and the checkpoint.
     """
-    if not (run_dir / METRICS_FILE).is_file():
+    try:
+        with open_to_read(run_dir / METRICS_FILE) as file:  # an error here must not empty the file
+            lines = list(lines_of(file))
+    except FileNotFoundError:
         return -1
     kept, last = [], -1
-    for line in (run_dir / METRICS_FILE).read_text().splitlines():  # an error here must not empty the file
+    for line in lines:
         row = parse_row(line)
         if row is not None and row["env_steps"] <= env_steps:
-            kept.append(line + "\n")
+            kept.append(line.rstrip("\r\n") + "\n")
             last = max(last, row["env_steps"])
-    write_atomically(run_dir / METRICS_FILE, "".join(kept))
+    replace_text(run_dir / METRICS_FILE, "".join(kept))
     return last
 
 
 def last_evaluated(run_dir: Path) -> int:
     """env_steps of the policy of the last evaluation in metrics.jsonl; 0 if there is none."""
     return max((int(row["eval/env_steps"]) for row in read_rows(run_dir) if row.get("eval/env_steps")), default=0)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader gets the old or the new text, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def machine_load() -> dict[str, float]:
@@ -298,13 +300,13 @@ def wandb_id(run_dir: Path, new: bool) -> str:
     A new run gets a random part: Weights & Biases would append it to an existing run of the same id.
     """
     file = run_dir / "wandb" / "id"
-    if not new and file.is_file():
-        return file.read_text().strip()
+    if not new and is_file(file):
+        return read_text(file, LONGEST_ID).strip()
     name = "".join(c if c.isalnum() else "-" for c in run_dir.resolve().name)
     if new:
         name = f"{name[:80]}-{secrets.token_hex(4)}"
     file.parent.mkdir(exist_ok=True)
-    write_atomically(file, name + "\n")
+    replace_text(file, name + "\n")
     return name
 
 

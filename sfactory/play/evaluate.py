@@ -255,14 +255,13 @@ class Evaluation:
         return self.video.parent / Path(file).name
 
 
-def evaluation(run: Path, which: str, changes: ConfigLayer, **options: Any) -> Evaluation:
-    """Say what is played: a policy of `run`, which is the folder of a run or of a checkpoint.
+def evaluation(path: Path, changes: ConfigLayer, **options: Any) -> Evaluation:
+    """Say what is played: the policy of a checkpoint.
 
-    which: checkpoint of the run: newest, best, or its trained steps. changes: settings of this evaluation alone.
-    options: the other fields of `Evaluation`. Raises ValueError (CommandError, CheckpointError) for what is wrong.
+    changes: settings of this evaluation alone. options: the other fields of `Evaluation`. Raises ValueError
+    (CommandError) for what is wrong.
     """
     _refuse_other_settings(changes)
-    path = chosen_checkpoint(run, which)
     layer = presets.read_toml(path.parent.parent / "config.toml")
     trained, config = parsing.build(layer), parsing.build(layer, changes)
     return Evaluation(config, path.absolute(), changes=differences(trained, config), **options)

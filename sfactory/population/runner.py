@@ -32,8 +32,8 @@ from sfactory.config.toml_file import to_toml
 from sfactory.config.values import same
 from sfactory.device.machine import cores
 from sfactory.errors import CommandError, Exit
+from sfactory.files import replace_text
 from sfactory.monitor.format import duration
-from sfactory.monitor.writers import write_atomically
 from sfactory.population.jobs import Job
 from sfactory.run import checkpoint
 from sfactory.run.lock import lock_folder
@@ -193,7 +193,7 @@ class Sweep:
         """
         file = self.folder / "configs" / f"{job.name}.toml"
         share = max(1, cores() // min(self.max_running, len(self.jobs)))
-        write_atomically(file, to_toml(job.config if action is Action.RESUME else by_cores(job.config, share)))
+        replace_text(file, to_toml(job.config if action is Action.RESUME else by_cores(job.config, share)))
         if action is Action.TRAIN and job.run_dir.exists():
             _move_aside(job.run_dir)
         arguments = ["resume", str(job.run_dir)] if action is Action.RESUME else ["train"]
@@ -218,7 +218,7 @@ class Sweep:
         )
         last_line = finished.output.last_line().removeprefix("sfactory: ")[:300]
         self.exits[name] = [code, last_line]
-        write_atomically(self.folder / "sweep.json", json.dumps(self.exits, indent=1) + "\n")
+        replace_text(self.folder / "sweep.json", json.dumps(self.exits, indent=1) + "\n")
         status = read_status(finished.job.run_dir)
         steps = int(status.get("env_steps", 0))
         if code == Exit.FINISHED:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections import deque
@@ -17,6 +16,7 @@ from sfactory.config.resume_rules import changed_settings
 from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.envs import EnvSpec
 from sfactory.errors import CheckpointError, CommandError, Exit, NoCheckpointError, RunBusy
+from sfactory.files import replace_text
 from sfactory.monitor import messages
 from sfactory.monitor.board import Board
 from sfactory.monitor.episodes import stored_episodes
@@ -24,11 +24,13 @@ from sfactory.monitor.known_rooflines import known_roofline
 from sfactory.monitor.messages import Message
 from sfactory.monitor.panel import ReturnHistory, Snapshot, keep_stage_times
 from sfactory.monitor.rows import read_rows, rows_until
-from sfactory.monitor.writers import Writers, last_evaluated, write_atomically
+from sfactory.monitor.writers import Writers, last_evaluated
 from sfactory.run import checkpoint
+from sfactory.run.checkpoint_files import Contents, require_resumable
 from sfactory.run.env_faults import EnvFaults, is_env_fault, with_traceback
-from sfactory.run.folder import clear_folder, is_run, make_folder, refuse_run, remove_empty
+from sfactory.run.folder import clear_folder, is_run, make_folder, refuse_links, refuse_run, remove_empty
 from sfactory.run.lock import lock_folder
+from sfactory.run.network_size import check_network_size
 from sfactory.run.obs_reading import check_reading
 from sfactory.run.outcome import Outcome
 from sfactory.run.presence import FolderPresence
@@ -36,6 +38,12 @@ from sfactory.run.stop_rules import Progress, raised_settings, reached_rules, se
 from sfactory.shm.slots import RowCounts
 
 PRESENCE_S = 0.5  # between two looks whether the folder is still there
+
+
+def _require_resumable(contents: Contents, config: Config) -> None:
+    """CheckpointError if a run with these settings cannot continue from the checkpoint."""
+    require_resumable(contents)
+    check_network_size(config, contents.headers["model"])
 
 
 class RunRecorder:
@@ -103,19 +111,22 @@ class RunRecorder:
     ) -> RunRecorder:
         if not resume and not config.run.requeue:
             refuse_run(run_dir)
+        refuse_links(run_dir)
         launch, resume_from, state, changes = 0, "", {}, list[str]()
         if resume:
-            path = checkpoint.newest(run_dir, warnings)
-            if path is None:
+            found = checkpoint.read_newest(
+                run_dir, (), warnings, move_damaged=True, check=lambda contents: _require_resumable(contents, config)
+            )
+            if found is None:
                 raise NoCheckpointError(f"{run_dir} holds no checkpoint to resume from")
-            state = json.loads((path / "state.json").read_text())
-            launch, resume_from = int(state["launch"]) + 1, str(path)
+            state = found.state
+            launch, resume_from = state["launch"] + 1, str(found.path)
             try:
                 check_reading(state, specs[0], config)
             except CheckpointError as error:
                 raise CommandError(Exit.RESUME_REFUSED, str(error)) from error
             changes = changed_settings(from_toml(run_dir / "config.toml"), config)
-        write_atomically(run_dir / "config.toml", to_toml(config))
+        replace_text(run_dir / "config.toml", to_toml(config))
         recorder = cls(config, run_dir, specs, lock, launch, resume_from, state)
         for warning in warnings:
             recorder.writers.log(warning)
@@ -241,7 +252,7 @@ class RunRecorder:
                 make_folder(self.run_dir)
                 lock = lock_folder(self.run_dir, self.writers.log)
                 undo.callback(os.close, lock)
-                write_atomically(self.run_dir / "config.toml", to_toml(self.config))
+                replace_text(self.run_dir / "config.toml", to_toml(self.config))
                 (self.run_dir / "debug").mkdir(exist_ok=True)
                 presence = FolderPresence(self.run_dir)
             except RunBusy:

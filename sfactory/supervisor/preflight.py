@@ -42,8 +42,9 @@ def check_objective(name: str, spec: EnvSpec) -> None:
 
 def check_init_from(config: Config, spec: EnvSpec) -> None:
     """ValueError or CheckpointError if the weights named by `run.init_from` are missing or of another network."""
-    path = checkpoint.resolve(Path(config.run.init_from))
-    check_reading(checkpoint.read_state(path), spec, config)
+    found = checkpoint.read_from(Path(config.run.init_from), ())
+    path = found.path.resolve()
+    check_reading(found.state, spec, config)
     settings = path.parent.parent / "config.toml"
     if not settings.is_file():  # a checkpoint that was copied elsewhere: the learner compares the shapes
         return

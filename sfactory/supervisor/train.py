@@ -14,6 +14,7 @@ from sfactory.monitor.writers import check_wandb
 from sfactory.native.library import build_in_background
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
+from sfactory.run.trust import record_run
 from sfactory.supervisor.cores import by_cores, summary
 from sfactory.supervisor.limits import check_limits
 from sfactory.supervisor.lockstep_process import run_lockstep
@@ -62,6 +63,7 @@ def _train(config: Config, run_dir: Path, resume: bool) -> Outcome:
         Signals(config.run.requeue) as signals,
         RunRecorder.open(config, folder, resume, specs) as recorder,
     ):
+        record_run(Path(run_dir), config)
         for line in [*reading, *lines]:
             recorder.writers.log(line)
         run_spec = RunSpec(scaled, specs[0], str(folder), recorder.launch, recorder.resume_from)

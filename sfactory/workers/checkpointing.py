@@ -143,7 +143,8 @@ class Checkpointing:
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of this run."""
-        contents = checkpoint.load(path)
+        contents = checkpoint.read(path, checkpoint.PARTS)
+        self._require_same_parts(contents)
         self.update.load_state_dict(contents.parts)
         self.counters.load_state_dict(contents.state)
         self.update.kl, self.update.ess = (float(contents.state[name]) for name in ("kl", "ess"))
@@ -158,19 +159,27 @@ class Checkpointing:
         self.saved_steps = self.counters.env_steps
         self.record_checkpoint(self.saved_steps)
 
+    def _require_same_parts(self, contents: checkpoint.Contents) -> None:
+        """CheckpointError if a part of a checkpoint has other tensors than this learner."""
+        update, source = self.update, str(contents.path)
+        weights = dict(update.model.state_dict())
+        checkpoint.require_same_network(contents.parts["model"], weights, source)
+        checkpoint.require_same_network(
+            contents.parts["normalizers"], update.normalizers.state_dict(), source, "set of normalizers"
+        )
+        moments = {f"{i}.{name}": x for name, all_of in update.optimizer.moments.items() for i, x in enumerate(all_of)}
+        found = contents.parts["optimizer"]
+        stepped = {name.partition(".")[0] for name in found}  # parameters without a step have no moments
+        expected = {name: x for name, x in moments.items() if name.partition(".")[0] in stepped}
+        checkpoint.require_same_network(found, expected, source, "optimizer")
+        for name, tensor in contents.parts["proximal"].items():  # versions of the weights, by number or as `mean`
+            own = weights.get(name.partition(".")[2])
+            if name != "weight" and (own is None or own.shape != tensor.shape):
+                raise checkpoint.CheckpointError(f"{source}: another proximal policy: {name!r} is not of this network")
+
     def initialize_from(self, path: Path) -> None:
         """Take weights and their normalizer from another run. CheckpointError if its network differs."""
-        contents = checkpoint.load(checkpoint.resolve(path), ("model", "normalizers"))
-        weights, own = contents.parts["model"], self.update.model.state_dict()
-        differences = []
-        for name in sorted({*weights, *own}):
-            if name not in own:
-                differences.append(f"{name} is not in this network")
-            elif name not in weights:
-                differences.append(f"{name} missing, expected {list(own[name].shape)}")
-            elif weights[name].shape != own[name].shape:
-                differences.append(f"{name} {list(weights[name].shape)}, expected {list(own[name].shape)}")
-        if differences:
-            message = f"run.init-from {path}: another network: {', '.join(differences[:4])}"
-            raise checkpoint.CheckpointError(message)
+        contents = checkpoint.read_from(path, ("model", "normalizers"))
+        weights = contents.parts["model"]
+        checkpoint.require_same_network(weights, self.update.model.state_dict(), f"run.init-from {path}")
         self.update.initialize_from(weights, contents.parts["normalizers"])

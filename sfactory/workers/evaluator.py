@@ -136,8 +136,7 @@ class Evaluator:
             self._reason = "they were passed within one update, or within a second"
             return False
         try:
-            checkpoint.verify(newest)
-            weights = checkpoint.load(newest, ("model",)).parts["model"]
+            weights = checkpoint.read(newest, ("model",)).parts["model"]
         except Exception:  # pruned while it was read, or damaged: wait for the next one
             return False
         if skipped := skipped_multiples(self.evaluated, int(newest.name), self.run_spec.config.eval.every):

@@ -336,14 +336,14 @@ def test_chosen_checkpoint_is_the_newest_the_best_or_one_by_its_steps(several):
 
 def test_evaluation_takes_other_settings_of_the_environment_and_says_so(several):
     layer = {"env.settings.gravity": RawValue(20), "env.step_timeout": RawValue("5")}
-    job = evaluation_of(several, "newest", layer, episodes=2)
+    job = evaluation_of(checkpoint.candidates(several)[0], layer, episodes=2)
     assert job.changes == ("env.settings.gravity 20, trained with its default",)
     assert dict(job.config.env.settings) == {"gravity": 20}
     assert job.config.env.step_timeout == 5.0
-    assert evaluation_of(several, "newest", {}).changes == ()
+    assert evaluation_of(checkpoint.candidates(several)[0], {}).changes == ()
     refusal = r"optim\.lr: eval plays with the settings of the run; it can change --env\.settings"
     with pytest.raises(CommandError, match=refusal):
-        evaluation_of(several, "newest", {"optim.lr": RawValue("1")})
+        evaluation_of(checkpoint.candidates(several)[0], {"optim.lr": RawValue("1")})
 
 
 def test_evaluation_prints_the_difference(several):

@@ -7,6 +7,7 @@ import pytest
 from sfactory.config import Config, Env, Log, Stop
 from sfactory.envs import make_spec
 from sfactory.errors import Exit
+from sfactory.learning.network import build_model
 from sfactory.monitor import messages
 from sfactory.monitor.episodes import Episodes
 from sfactory.monitor.rows import read_rows
@@ -71,7 +72,9 @@ def test_recorder_keeps_what_a_run_has_reached_when_a_launch_fails(tmp_path):
     episodes = Episodes()
     episodes.add([(0.5, 1, 0)] * 3)
     state = {"env_steps": 700, "updates": 7, "seconds": 1.5, "launch": 0, "episodes": episodes.state()}
-    save(run_dir, Contents(state, {}), keep=1)
+    state |= {"skipped_updates": 0, "lr": 1e-3, "kl": 0.0, "ess": 1.0}
+    model = build_model(config, make_spec(NAME))
+    save(run_dir, Contents(state, {"model": dict(model.state_dict())}), keep=1)
     with (
         pytest.raises(ZeroDivisionError),
         RunRecorder.open(config, run_dir, resume=True, specs=[make_spec(NAME)]) as recorder,

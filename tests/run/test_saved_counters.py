@@ -1,5 +1,6 @@
 """Counters of a state file that a run cannot have reached are refused before anything is trained."""
 
+import hashlib
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint import CheckpointError, Contents, newest
+from sfactory.run.checkpoint_files import manifest_sha256
 from sfactory.run.checkpoint_writer import save
 from sfactory.run.saved_counters import WHOLE, check_counters
 
@@ -42,8 +44,8 @@ def test_newest_skips_a_checkpoint_with_impossible_counters(tmp_path, state):
         path = save(tmp_path, Contents({"env_steps": steps}, parts), keep=2)
     (path / "state.json").write_text(state)
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"]["state.json"] = {"size": len(state), "sha256": checkpoint.file_sha256(path / "state.json")}
-    manifest["sha256"] = checkpoint.manifest_sha256(manifest)
+    manifest["files"]["state.json"] = {"size": len(state), "sha256": hashlib.sha256(state.encode()).hexdigest()}
+    manifest["sha256"] = manifest_sha256(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
     warnings = []
     assert newest(tmp_path, warnings, move_damaged=False).name == "000000000010"

@@ -157,12 +157,11 @@ def test_take_stall_returns_the_longest_save_once(monkeypatch, clock):
 def test_initialize_from_lists_the_tensors_that_differ(monkeypatch, clock, tmp_path):
     one = make_checkpointing(monkeypatch)
     parts = {"model": {"a": torch.zeros(3), "b": torch.zeros(1)}, "normalizers": {}}
-    monkeypatch.setattr(checkpoint, "resolve", lambda path: path)
-    monkeypatch.setattr(checkpoint, "load", lambda path, parts_: SimpleNamespace(parts=parts))
+    monkeypatch.setattr(checkpoint, "read_from", lambda path, parts_: SimpleNamespace(parts=parts, path=path))
     own = {"a": torch.zeros(2), "c": torch.zeros(4)}
     one.update.model = SimpleNamespace(state_dict=lambda: own)
     with pytest.raises(checkpoint.CheckpointError) as error:
         one.initialize_from(tmp_path)
     assert str(error.value).endswith(
-        "another network: a [3], expected [2], b is not in this network, c missing, expected [4]"
+        "another network: a [3], expected [2], 'b' is not in this network, c missing, expected [4]"
     )
