@@ -71,7 +71,7 @@ MISTAKES = [
     # 10: another run than the one that was begun, and evaluating under other settings
     ("resume runs/a --model.hidden 64", REFUSED, "model.hidden cannot change in the middle of a run"),
     ("resume runs/a --env.name minatar/asterix", REFUSED, "start a new run with `sfactory train`"),
-    ("eval runs/a --env.protocol dqn", USAGE, "eval plays with the settings of the run"),
+    ("eval runs/a --optim.lr 1e-3", USAGE, "eval plays with the settings of the run"),
     ("eval runs/a --episodes 0", USAGE, "--episodes: must be at least 1, got 0"),
     ("resume runs/damaged", DAMAGED, "every checkpoint of runs/damaged is damaged"),
 ]
