@@ -3,8 +3,8 @@
     python docs/make.py             write the pages
     python docs/make.py --check     exit 1 if a page is not up to date
 
-Sources: the docstring under each configuration field, the table of metrics, the comment at the top of each preset, the
-docstrings of the exit codes.
+Sources: the docstring under each configuration field, the rules of a resume, the table of metrics, the comment at the
+top of each preset, the docstrings of the exit codes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from typing import Any
 
 import sfactory.errors
 from sfactory.config import Config, presets
+from sfactory.config.bounds import bounds_of
 from sfactory.config.flags import field_help
 from sfactory.config.parsing import field_types, flag_name
+from sfactory.config.resume_rules import rule_of
 from sfactory.errors import Exit
 from sfactory.monitor.format import human
 from sfactory.monitor.table import GROUPS, METRICS
@@ -48,6 +50,10 @@ sources override earlier ones:
 `sfactory train TARGET --print-config` prints the resulting configuration without training; the run folder has the same
 file as `config.toml`. Settings that contradict each other are an error before anything starts, in one line that names
 them. Most defaults need no change; a preset sets those that matter for its task.
+
+The last column says what `sfactory resume` does with a changed value: it changes silently (*free*), it is accepted with
+a warning, because the curve goes on under another setting (*told*), or it is *refused* with exit code 4, unless
+`--allow NAME` accepts it. *linear* is `optim.schedule linear`, before or after the change.
 """
 
 METRICS_INTRO = """\
@@ -60,6 +66,10 @@ valid) and over the time since the previous row: every `log.every-seconds` in as
 lockstep mode. `<worker>` stands for a worker's name, as `sampler-3`, `<task>` for one of several tasks, as
 `atari/pong`, `<name>` for a name in an environment's `info`.
 `supervisor` computes its metrics from counters and messages of the other workers when a row is written.
+
+What an update reports is averaged over the updates since the previous row. Metrics "in the last minibatch of an
+update" do not cover the others: with one minibatch and one epoch that is the whole batch, with more it is a part of it,
+seen with the weights before the last optimizer step.
 
 Start with `charts/episodic_return` and `charts/SPS`; then `lag/mean` and `offpolicy/ess`, which show how stale the data
 is and how much of it is effective; then `queue/free` and `stage/*/wait`, which show which worker waits for which.
@@ -131,7 +141,7 @@ def format_default(value: Any) -> str:
 
 
 def configuration_page() -> str:
-    helps, types = field_help(), field_types()
+    helps, types, bounds = field_help(), field_types(), bounds_of(Config)
     lines = [CONFIGURATION_INTRO]
     for section in dataclasses.fields(Config):
         cls = typing.get_type_hints(Config)[section.name]
@@ -140,9 +150,18 @@ def configuration_page() -> str:
         for field, value in dataclasses.asdict(cls()).items():
             name = f"{section.name}.{field}"
             text = escape_cell(helps[name])
-            rows.append((f"`--{flag_name(name)}`", accepted_values(types[name]), format_default(value), text))
-        lines += [*markdown_table(("flag", "value", "default", "meaning"), rows), ""]
+            accepted = ": ".join([accepted_values(types[name]), *(bound.text for bound in bounds[section.name, field])])
+            flag = flag_name(name)
+            rows.append((f"`--{flag}`", accepted, format_default(value), text, on_resume(flag)))
+        lines += [*markdown_table(("flag", "value", "default", "meaning", "resume"), rows), ""]
     return page("Configuration", "the docstrings in sfactory/config/schema.py", *lines)
+
+
+def on_resume(flag: str) -> str:
+    """What a resume does with a setting, and where the mode or the schedule makes a difference."""
+    always = rule_of(flag)
+    others = {"lockstep": rule_of(flag, lockstep=True), "linear": rule_of(flag, linear=True)}
+    return "; ".join([always.name.lower(), *(f"{n}: {r.name.lower()}" for n, r in others.items() if r is not always)])
 
 
 # -- metrics -------------------------------------------------------------------------------------------------

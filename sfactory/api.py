@@ -1,7 +1,8 @@
 """Train, resume, evaluate and load policies from Python; the command line calls the same functions.
 
-Worker processes start by importing the script that trains under another name. A script therefore guards the call with
-`if __name__ == "__main__":`, otherwise every worker would train as well:
+Environments are built in other processes only, which start by importing the script that trains or evaluates under
+another name. A script therefore guards the call with `if __name__ == "__main__":`, otherwise every one of them would
+train as well:
 
     import sfactory
 
@@ -15,18 +16,16 @@ at its top level; imports that only training needs are better placed below the g
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfactory.config import Config, parsing, presets, to_dict
-from sfactory.config.resume_rules import refuse_changes
+from sfactory.config.resume_rules import changed_settings, refuse_changes
 from sfactory.config.tables import PLACEHOLDERS
 from sfactory.errors import UNGUARDED, CommandError, Exit, RunBusy
 from sfactory.run.folder import (
@@ -37,18 +36,17 @@ from sfactory.run.folder import (
     refuse_existing,
     require_checkpoint,
     require_config_file,
+    run_of,
 )
-from sfactory.workers.names import EVALUATOR, SPECS, parse_worker
+from sfactory.run.trust import vouched_code
+from sfactory.supervisor.main_script import GUARD, MISSING_MAIN_FILE, refuse_worker
 
 if TYPE_CHECKING:
     from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult
+    from sfactory.play.export import Export
     from sfactory.play.policy import Policy
     from sfactory.run.outcome import Outcome
-
-GUARD = (
-    "this script was imported again by the workers it started, and would have trained once more in each of them; "
-    'put what it does below  if __name__ == "__main__":'
-)
+    from sfactory.tools.check_env import EnvReport
 
 
 def make_config(target: str | Config = "", **sections: Mapping[str, Any]) -> Config:
@@ -76,68 +74,107 @@ def train(target: str | Config = "", **sections: Mapping[str, Any]) -> Outcome:
         ValueError (EnvError, CommandError, SettingError), RunBusy: a wrong request; nothing was started. A run that
             fails later is returned as an outcome with a `code` other than 0.
     """
-    _refuse_worker()
+    refuse_worker()
     return train_config(make_config(target, **sections), target if isinstance(target, str) else "")
 
 
-def resume(run_dir: str | Path, *, allow: Sequence[str] = (), **sections: Mapping[str, Any]) -> Outcome:
+def resume(
+    run_dir: str | Path, *, allow: Sequence[str] = (), trust: bool = False, **sections: Mapping[str, Any]
+) -> Outcome:
     """Continue a run from its newest checkpoint, with some settings changed; otherwise as `train`.
 
     allow: settings that may change although a resume normally refuses it, as ``allow=["env.settings"]``.
+    trust: run the code that its settings name, also if it was trained by somebody else (`sfactory.run.trust`).
     """
-    _refuse_worker()
+    refuse_worker()
     run_dir = _path(run_dir)
-    return resume_config(run_dir, make_config(_config_of(run_dir), **sections), allow)
+    return resume_config(run_dir, make_config(_config_of(run_dir), **sections), allow, trust)
 
 
 def evaluate(
     run_dir: str | Path,
     episodes: int = 100,
     *,
+    checkpoint: str | int = "newest",
     greedy: bool = False,
     max_steps: int = 0,
     seed: int = 0,
     video: str | Path | None = None,
     video_episodes: int = 1,
     num_envs: int = 0,
+    trust: bool = False,
+    **sections: Mapping[str, Any],
 ) -> EvalResult | MultiTaskEvalResult:
-    """Play whole episodes with the newest checkpoint of a run; only videos are written.
+    """Play whole episodes with a policy of a run, in a process of its own; only videos are written.
+
+    A script needs a guard (see this module).
 
     Args:
-        run_dir: folder of the run.
+        run_dir: folder of the run, or of one of its checkpoints.
         episodes: episodes to play, of every task.
+        checkpoint: "newest", "best" (the highest training return), or the trained steps of one.
         greedy: take the most probable action instead of a sampled one.
         max_steps: cut episodes here; 0 is the environment's own limit, or 10000 where it has none.
         seed: of environments and sampling.
         video: an .mp4 for the first `video_episodes` episodes of environment 0.
         num_envs: environments that play at the same time; 0: 32, but not more than the run has for training.
+        trust: run the code that its settings name, also if it was trained by somebody else (`sfactory.run.trust`).
+        sections: another environment than that of training, as ``env={"settings": {"gravity": 20.0}}``.
 
     Raises:
         ValueError, EnvError: no such run or checkpoint; nothing that can be played or recorded.
     """
-    from sfactory.play.evaluate import evaluate as play  # imports torch
-
-    run_dir = _path(run_dir)
-    require_config_file(run_dir)
-    require_checkpoint(run_dir)
-    file = None if video is None else _path(video)
-    return play(run_dir, episodes, greedy, max_steps, seed, file, video_episodes, num_envs)
+    return evaluate_layer(
+        run_dir, _layer(sections), str(checkpoint), trust, episodes=episodes, greedy=greedy, max_steps=max_steps,
+        seed=seed, video=None if video is None else _path(video), video_games=video_episodes, num_envs=num_envs,
+    )  # fmt: skip
 
 
-def load_policy(run: str | Path, seed: int = 0) -> Policy:
+def load_policy(run: str | Path, seed: int = 0, trust: bool = False) -> Policy:
     """Load the newest policy of a run, or the policy of one checkpoint's folder, to act on the CPU.
+
+    No environment is built, unless an earlier version, which did not record its spaces, wrote the checkpoint; then a
+    process of its own builds one.
 
     Args:
         run: folder of a run, or of a checkpoint.
         seed: of sampled actions.
+        trust: run the code that its settings name, also if it was trained by somebody else (`sfactory.run.trust`).
 
     Raises:
-        ValueError: no usable checkpoint.
-        EnvError: the environment, which defines observations and actions, is not installed.
+        ValueError: no usable checkpoint, or code that is not trusted.
     """
-    from sfactory.play.policy import load_policy as load  # imports torch
+    return _load_policy(_path(run), seed, trust, "sfactory eval")
 
-    return load(_path(run), seed)
+
+def _load_policy(run: Path, seed: int, trust: bool, command: str) -> Policy:
+    """The policy of a run or a checkpoint. command: what needs `--trust`."""
+    from sfactory.play.policy import load_policy as load
+    from sfactory.run.checkpoint import held, read_state, resolve
+    from sfactory.run.recorded_spec import recorded_spec
+    from sfactory.supervisor.specs import spec_of_policy
+
+    with held(lambda: resolve(run)) as path:
+        config = _config_of(run_of(path))
+        builds = recorded_spec(read_state(path)) is None
+        with vouched_code(run_of(path), config, trust, command, environments=builds):
+            return load(path, config, spec_of_policy(path, config), seed)
+
+
+def export(run: str | Path, out: str | Path, trust: bool = False) -> Export:
+    """Write the policy of a run or of a checkpoint as one .onnx or .pt2 file, and compare the file with it.
+
+    trust: as in `load_policy`.
+
+    Raises:
+        ValueError: no usable checkpoint, or code that is not trusted; an invalid path; a missing package.
+        ExportMismatch: the file, which was deleted, computes something else than the policy.
+    """
+    from sfactory.play.export import check_file  # imports torch
+    from sfactory.play.export import export as write
+
+    check_file(_path(out))
+    return write(_load_policy(_path(run), 0, trust, "sfactory export"), _path(out))
 
 
 # -- the same with a complete configuration ------------------------------------------------------------------
@@ -173,29 +210,75 @@ def train_config(config: Config, label: str = "") -> Outcome:
             # Another run of the same second took this name while this one was checked.
 
 
-def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = ()) -> Outcome:
-    """Continue a run with the settings of `config`. Raises CommandError (exit 4) for changes a run cannot make."""
-    require_checkpoint(run_dir)
-    from sfactory.supervisor.cores import keep_processes
+def evaluate_layer(
+    run_dir: str | Path, changes: parsing.ConfigLayer, which: str = "newest", trust: bool = False, **options: Any
+) -> EvalResult | MultiTaskEvalResult:
+    """Evaluate with the settings of a run and some of its environment changed. options: see `Evaluation`.
 
-    before = _config_of(run_dir)
-    config = keep_processes(before, config)
-    refuse_changes(before, config, allow)
-    return _train(config, run_dir, resume=True)
+    Code that `changes` name and the run did not comes from this user, who is trusted.
+    """
+    from sfactory.play.evaluate import chosen_checkpoint, evaluation
+    from sfactory.run.checkpoint import held
+    from sfactory.supervisor.env_task import run_env_task
+
+    run = _path(run_dir)
+    with held(lambda: chosen_checkpoint(run, which)) as path:
+        job = evaluation(path, changes, video_folder=Path.cwd(), **options)
+        with vouched_code(run_of(path), _config_of(run_of(path)), trust, "sfactory eval"):
+            try:
+                result: EvalResult | MultiTaskEvalResult = run_env_task(job, job.config.env)
+                return result
+            finally:
+                job.remove_unfinished()
+
+
+def check_envs(config: Config, **options: Any) -> list[EnvReport]:
+    """Check every task of a configuration with random actions, in a process of its own. options: see `Check`."""
+    from sfactory.supervisor.env_task import run_env_task
+    from sfactory.tools.check_env import Check
+
+    reports: list[EnvReport] = run_env_task(Check(config.env, **options), config.env)
+    return reports
+
+
+def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = (), trust: bool = False) -> Outcome:
+    """Continue a run with the settings of `config`. Raises CommandError (exit 4) for changes a run cannot make.
+
+    Code that `config` names and the run did not comes from this user, who is trusted.
+    """
+    require_checkpoint(run_dir)
+    return _continue(_config_of(run_dir), config, run_dir, allow, trust)
 
 
 def _requeued(config: Config, run_dir: Path) -> Outcome:
     """Continue a run whose command the scheduler started again; from the beginning if it has no checkpoint yet."""
-    from sfactory.supervisor.cores import keep_processes
-
     before = _config_of(run_dir)
     if config.sampling.auto:  # keep the split that the first launch found
         names = ("learner_threads", "inference_threads", "inference_workers")
         found = {name: getattr(before.run, name) for name in names}
         config = replace(config, sampling=before.sampling, run=replace(config.run, **found))
-    config = keep_processes(before, config)
-    refuse_changes(before, config, [])
-    return _train(config, run_dir, resume=has_checkpoint(run_dir))
+    return _continue(before, config, run_dir, [], trust=True)  # the command names the code itself
+
+
+def _continue(before: Config, config: Config, run_dir: Path, allow: Sequence[str], trust: bool) -> Outcome:
+    """Check the changes, say them, and train on if there is anything to train. before: the settings of the run."""
+    from sfactory.device.machine import cores
+    from sfactory.monitor.format import printable
+    from sfactory.run.nothing_to_do import nothing_to_do
+    from sfactory.supervisor.cores import by_cores, keep_processes
+
+    config = by_cores(keep_processes(before, config), cores())
+    if config.run.dir and Path(config.run.dir).resolve() == run_dir.resolve():  # another way to write the folder
+        config = replace(config, run=replace(config.run, dir=before.run.dir))
+    settled = by_cores(before, cores())
+    refuse_changes(settled, config, allow)
+    resume = has_checkpoint(run_dir)
+    if resume and (outcome := nothing_to_do(before, config, run_dir)) is not None:
+        return outcome
+    for line in changed_settings(settled, config):
+        print(printable(line), file=sys.stderr)
+    with vouched_code(run_dir, before, trust, "sfactory resume"):
+        return _train(config, run_dir, resume=resume)
 
 
 def _config_of(run_dir: Path) -> Config:
@@ -206,7 +289,7 @@ def _config_of(run_dir: Path) -> Config:
 def _train(config: Config, run_dir: Path, *, resume: bool) -> Outcome:
     from sfactory.supervisor import train as supervisor
 
-    with _MISSING_MAIN_FILE:
+    with MISSING_MAIN_FILE:
         outcome = supervisor.train(config, run_dir, resume=resume)
     outcome.run_dir = str(run_dir)
     if outcome.code == UNGUARDED:
@@ -216,54 +299,9 @@ def _train(config: Config, run_dir: Path, *, resume: bool) -> Outcome:
     return outcome
 
 
-class _MissingMainFile:
-    """Hides the file name `<stdin>` of `python - < script`, which every worker would try to import.
-
-    The name is back when the last of the runs in this process's threads has ended.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._runs, self._file = threading.Lock(), 0, ""
-
-    def __enter__(self) -> None:
-        with self._lock:
-            main = sys.modules["__main__"]
-            file = getattr(main, "__file__", None)
-            if not self._runs and file is not None and not os.path.exists(file):
-                self._file = file
-                del main.__file__
-            self._runs += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._runs -= 1
-            if not self._runs and self._file:
-                sys.modules["__main__"].__file__, self._file = self._file, ""
-
-
-_MISSING_MAIN_FILE = _MissingMainFile()
-
-
 def _path(name: str | Path) -> Path:
     """A path in which `~` is the home folder."""
     return Path(os.path.expanduser(name))
-
-
-def _refuse_worker() -> None:
-    """Refuse to train in a worker that is importing the script of its parent: the script has no guard."""
-    process = multiprocessing.current_process()
-    if getattr(process, "_inheriting", False):  # set by multiprocessing for as long as that import lasts
-        if _is_worker(process.name):
-            os._exit(UNGUARDED)  # without a message: the parent reads the code and reports it once
-        raise RuntimeError(GUARD)
-
-
-def _is_worker(name: str) -> bool:
-    """Whether a process name is that of a worker with shared memory, or of the process that reads the specs."""
-    try:
-        return name == SPECS or parse_worker(name).kind != EVALUATOR
-    except ValueError:
-        return False
 
 
 def _layer(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 
 class Exit(IntEnum):
@@ -78,6 +79,9 @@ class CommandError(ValueError):
         super().__init__(sentence)
         self.exit_code, self.sentence = code, sentence
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.exit_code, self.sentence)  # errors come from other processes too
+
 
 class SettingError(ValueError):
     """A setting that cannot be used; the message is one line for users."""
@@ -108,6 +112,12 @@ class UnknownEnvError(EnvError):
     """An id that is not registered in this process; it may be in another one."""
 
 
+class FileRefused(ValueError):
+    """A file of a run folder that is not opened: a link, a pipe, a folder, or too large; the message names it."""
+
+    exit_code = Exit.USAGE
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used, and the reason."""
 
@@ -126,9 +136,18 @@ class RunBusy(RuntimeError):
     exit_code = Exit.BUSY
 
 
-def resume_command(run_dir: Path) -> str:
-    """The command that continues a run."""
-    return f"sfactory resume {shlex.quote(str(run_dir))}"
+def resume_command(run_dir: Path, settings: Mapping[str, float] | None = None) -> str:
+    """The command that continues a run. settings: dotted name -> number, of those that it changes."""
+    changes = "".join(f" --{name.replace('_', '-')} {value:.15g}" for name, value in (settings or {}).items())
+    return f"sfactory resume {shlex.quote(str(run_dir))}{changes}"
+
+
+def raised_by_sfactory(error: Exception) -> bool:
+    """Whether the innermost frame is in this package: its ValueErrors are user errors, those of a library are bugs."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 def own_place(error: BaseException | None) -> str:

@@ -1,14 +1,10 @@
 """Small trained runs and a nested environment, shared by tests."""
 
-from dataclasses import replace
-
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 import sfactory
-from sfactory.envs import registry as envs
-from sfactory.envs.gymnasium_adapter import EnvGroup
 from sfactory.supervisor import train as training
 
 TINY = {
@@ -72,18 +68,20 @@ class Nested(gymnasium.Env):
         return self.observation_space.sample(), float(action["go"]), self.steps_left == 0, False, {}
 
 
-def train_nested(folder, monkeypatch, **sections):
-    """Train a tiny run with `Nested` in `folder` and return the folder."""
+class Everything(Nested):
+    """`Nested` with leaves of every kind that can be read."""
 
-    def make(env_id, *, num_envs, seeds, **settings):
-        return EnvGroup(Nested, num_envs, seeds, name=f"nested/{env_id}")
-
-    real = envs.load_family
-    monkeypatch.setattr(envs, "load_family", lambda name: make if name == "nested" else real(name))
-    config = sfactory.make_config("gymnasium/CartPole-v1", **{**TINY, "checkpoint": {"exact": False}, **sections})
-    outcome = training.train(replace(config, env=replace(config.env, name="nested/one")), folder)
-    assert outcome.code == 0, outcome.sentence
-    return folder
+    observation_space = spaces.Dict(
+        last=spaces.Box(0, 255, (12, 13, 3), np.uint8),
+        grey=spaces.Box(0, 1, (20, 24)),
+        frames=spaces.Box(0, 255, (2, 12, 12, 3), np.float32),
+        averaged=spaces.Box(0, 255, (161, 40), np.uint8),
+        ram=spaces.Box(0, 255, (16,), np.uint8),
+        count=spaces.Box(0, 10**6, (), np.int64),
+        one=spaces.Box(-1, 1, ()),
+        own=spaces.Box(np.array([0, -5]), np.array([9, 10**9]), dtype=np.int64),
+        grid=spaces.Box(0, 10, (3, 7, 7), np.uint8),
+    )
 
 
 class Odd(gymnasium.Env):
@@ -111,7 +109,15 @@ class Odd(gymnasium.Env):
         return self.observation_space.sample(), float(action["force"]), self.steps_left == 0, False, {}
 
 
-def train_odd(folder, monkeypatch):
+for one in (Nested, Everything, Odd):  # in this file, which the processes of a run import
+    gymnasium.register(f"{one.__name__}-v0", entry_point=one)
+
+
+def train_own(folder, cls, **sections):
+    """Train a tiny run with a class of this file in `folder` and return the folder."""
+    return trained(folder, f"gymnasium/builders:{cls.__name__}-v0", checkpoint={"exact": False}, **sections)
+
+
+def train_odd(folder):
     """Train a tiny run with `Odd` in `folder`, without its text, and return the folder."""
-    monkeypatch.setitem(gymnasium.registry, "Odd-v0", gymnasium.envs.registration.EnvSpec("Odd-v0", entry_point=Odd))
-    return trained(folder, "gymnasium/Odd-v0", env={"drop": "mission"}, checkpoint={"exact": False})
+    return train_own(folder, Odd, env={"drop": "mission"})

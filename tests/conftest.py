@@ -1,8 +1,16 @@
 """Fixtures for all tests."""
 
+import os
+
 import pytest
 
 from sfactory.cli import main as cli
+
+
+@pytest.fixture(autouse=True, scope="session")
+def state_folder(tmp_path_factory):
+    """Records of trained runs (`sfactory.run.trust`) do not go to the home folder of the person who runs the tests."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture

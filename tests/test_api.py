@@ -149,12 +149,12 @@ def test_the_network_of_a_run_is_the_same_when_others_are_built_at_once():
 
 
 def test_missing_main_file_is_hidden_until_the_last_run_ends(monkeypatch):
-    from sfactory.api import _MISSING_MAIN_FILE
+    from sfactory.supervisor.main_script import MISSING_MAIN_FILE
 
     main = sys.modules["__main__"]
     monkeypatch.setattr(main, "__file__", "<stdin>", raising=False)
-    with _MISSING_MAIN_FILE:
-        with _MISSING_MAIN_FILE:
+    with MISSING_MAIN_FILE:
+        with MISSING_MAIN_FILE:
             assert not hasattr(main, "__file__")
         assert not hasattr(main, "__file__")
     assert main.__file__ == "<stdin>"
@@ -186,14 +186,28 @@ def test_repeated_runs_in_one_process_leave_no_descriptors(tmp_path, monkeypatch
         torch.set_num_threads(threads)
 
 
-def test_train_refused_after_start_has_status_failed(tmp_path, monkeypatch):
+def test_train_refused_after_start_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sections = {**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}}
-    with pytest.raises(EnvError, match="cannot be saved exactly"):
-        sfactory.train("faults/count", **sections)
+    for _ in range(2):  # the second time it is refused for the same reason
+        with pytest.raises(EnvError, match="cannot be saved exactly"):
+            sfactory.train("faults/count", **sections)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_train_that_fails_by_a_bug_has_status_failed(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sfactory.supervisor.train.run_lockstep", fail)
+    sections = {**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}}
+    with pytest.raises(RuntimeError, match="a bug"):
+        sfactory.train("classic/cartpole", **sections)
     status = json.loads(Path("runs/a/status.json").read_text())
-    assert status["state"] == "failed"
-    assert "cannot be saved exactly" in status["sentence"]
+    assert (status["state"], status["sentence"]) == ("failed", "a bug")
+    with pytest.raises(CommandError, match="runs/a holds a run whose start failed; remove it, or choose another run"):
+        sfactory.train("classic/cartpole", **sections)
 
 
 def test_failed_resume_releases_the_run_folder(tmp_path, monkeypatch):
@@ -264,15 +278,6 @@ def test_train_refuses_an_existing_run_and_resume_continues_it(tmp_path, monkeyp
     sfactory.resume("runs/a", allow=["run.mode"], run={"mode": "lockstep"}, stop={"env_steps": 900})
     with pytest.raises(ValueError, match="runs/absent does not exist"):
         sfactory.resume("runs/absent")
-
-
-def test_train_does_not_advise_to_resume_a_run_whose_start_failed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    sections = {**LOCKSTEP, "run": {"mode": "lockstep", "dir": "runs/a"}}
-    with pytest.raises(EnvError, match="cannot be saved exactly"):
-        sfactory.train("faults/count", **sections)
-    with pytest.raises(CommandError, match="runs/a holds a run whose start failed; remove it, or choose another run"):
-        sfactory.train("faults/count", **sections)
 
 
 def test_resume_and_requeue_keep_the_samplers_of_a_run_where_num_samplers_is_0(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ TORCH_FREE = (
     "sfactory.supervisor.child_main",
     "sfactory.supervisor.cores",
     "sfactory.supervisor.exit_rules",
+    "sfactory.supervisor.lockstep_process",
     "sfactory.supervisor.preflight",
     "sfactory.supervisor.shutdown",
     "sfactory.supervisor.signals",

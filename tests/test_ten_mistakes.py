@@ -41,7 +41,7 @@ MISTAKES = [
     ("train minatar/breakout --stop.env-steps 1.5", USAGE, "stop.env-steps: 1.5 is not a whole number"),
     ("train minatar/breakout --stop.env-steps", USAGE, "stop.env-steps: a value is missing"),
     ("train minatar/breakout --model.core grru", USAGE, "'grru' is not one of none, gru, lstm; did you mean gru?"),
-    ("train minatar/breakout --sampling.num-samplers -1", USAGE, "it must be 0 or more"),
+    ("train minatar/breakout --sampling.num-samplers -1", USAGE, "it must be between 0 and 4096"),
     # 5: settings that do not go together
     ("train minatar/breakout --batch.minibatches 7", USAGE, "must divide into 7 minibatches; try"),
     ("train minatar/breakout --batch.forced-lag 2", USAGE, "needs run.mode lockstep or sampling.slots-per-group 1"),
@@ -71,7 +71,7 @@ MISTAKES = [
     # 10: another run than the one that was begun, and evaluating under other settings
     ("resume runs/a --model.hidden 64", REFUSED, "model.hidden cannot change in the middle of a run"),
     ("resume runs/a --env.name minatar/asterix", REFUSED, "start a new run with `sfactory train`"),
-    ("eval runs/a --env.protocol dqn", USAGE, "eval plays with the settings of the run"),
+    ("eval runs/a --optim.lr 1e-3", USAGE, "eval plays with the settings of the run"),
     ("eval runs/a --episodes 0", USAGE, "--episodes: must be at least 1, got 0"),
     ("resume runs/damaged", DAMAGED, "every checkpoint of runs/damaged is damaged"),
 ]

@@ -50,7 +50,10 @@ class Moments:
 
     @torch.no_grad()
     def merge(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Add the moments of another set: mean, var [*shape], count []."""
+        """Add the moments of another set: mean, var [*shape], count []. One that is not finite has no effect."""
+        finite = torch.isfinite(mean).all() & torch.isfinite(var).all()
+        mean, var = (torch.where(finite, new, old) for new, old in ((mean, self.mean), (var, self.var)))
+        count = count * finite
         total = self.count + count
         share = count / total.clamp(
             min=1.0
@@ -94,7 +97,8 @@ class EwmaMoments:
         self._sums.copy_(torch.where(torch.isfinite(batch).all(), self.decay * self._sums + batch, self._sums))
         w, s, q = self._sums.unbind(0)
         average = s / w.clamp(min=1e-30)
-        return average, (q / w.clamp(min=1e-30) - average.square()).clamp(min=0.0)
+        var = (q / w.clamp(min=1e-30) - average.square()).clamp(min=0.0)
+        return average, torch.where(w > 0, var, 1.0)  # before the first finite row nothing is scaled
 
     @torch.no_grad()
     def normalize(self, advantage: Tensor, valid: Tensor) -> Tensor:

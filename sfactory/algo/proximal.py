@@ -54,8 +54,8 @@ class Proximal(Protocol):
         start_log_prob [...]: of the policy before the first step; behavior [...] -> [...].
         """
 
-    def after_step(self, model: nn.Module) -> None:
-        """Update the average, if there is one, after an optimizer step."""
+    def after_step(self, model: nn.Module, skipped: Tensor) -> None:
+        """Update the average, if there is one, after an optimizer step. skipped: [] 1.0 if it was not taken."""
 
     def reset(self, model: nn.Module) -> None:
         """Forget the past; start from the weights of ``model``."""
@@ -116,9 +116,14 @@ class Ewma:
         self.weight = torch.ones((), dtype=torch.float64, device=self.mean[0].device if self.mean else None)
 
     @torch.no_grad()
-    def update(self, tensors: Sequence[Tensor]) -> None:
-        """Add ``tensors`` (same shapes as in `reset`)."""
-        share = self.weight.mul_(self.decay).add_(1.0).reciprocal()
+    def update(self, tensors: Sequence[Tensor], skipped: Tensor | None = None) -> None:
+        """Add ``tensors`` (same shapes as in `reset`), unless ``skipped`` [] is 1.0; a value on the device."""
+        grown = self.weight * self.decay + 1.0
+        share = grown.reciprocal()
+        if skipped is not None:
+            taken = 1.0 - skipped.to(share.dtype)
+            grown, share = torch.where(taken > 0, grown, self.weight), share * taken
+        self.weight.copy_(grown)
         for mean, x in zip(self.mean, tensors, strict=True):
             mean.lerp_(x.detach(), share.to(mean.dtype))
 
@@ -134,7 +139,7 @@ class _Stateless:
     def fixed_log_prob(self, start_log_prob: Tensor, behavior: Tensor) -> Tensor | None:
         return None
 
-    def after_step(self, model: nn.Module) -> None:
+    def after_step(self, model: nn.Module, skipped: Tensor) -> None:
         pass
 
     def reset(self, model: nn.Module) -> None:
@@ -224,9 +229,10 @@ class EwmaProximal(_Stateless):
         proximal, params = evaluate(self.weights)
         return proximal.detach(), params.detach()
 
-    def after_step(self, model: nn.Module) -> None:
+    def after_step(self, model: nn.Module, skipped: Tensor) -> None:
         live = dict(model.named_parameters())
-        self._average.update([live[name] for name in self._names])  # a checkpoint may order the names differently
+        # A checkpoint may order the names differently.
+        self._average.update([live[name] for name in self._names], skipped)
 
     @property
     def weights(self) -> Weights:

@@ -8,13 +8,19 @@ present; all others are returned unchanged.
     beta1, beta2      decays of Adam                 adam_eps      its epsilon (only for a warning)
     center_of_mass    of the EWMA proximal policy, in optimizer steps
     advantage_span    of the advantage normalizer, in updates
+    target_span       of the normalizer of value targets, in updates
     envs_per_group    determines the batch           minibatches   optimizer steps per epoch
     forced_lag        in updates                     epochs        (only for a warning)
+    snapshot_age      of the proximal policy, in updates
+    snapshots_kept    versions, one per update
 """
 
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+TARGET_SPAN = 199.0
+"""Updates over which the statistics of value targets are averaged, before `rescale`: a decay of 0.99."""
 
 
 class Row(NamedTuple):
@@ -41,13 +47,18 @@ Rule = Callable[[float, float], float]
 """(value, c) -> new value."""
 
 
-def _span(span: float, c: float) -> float:
+def rescaled_span(span: float, c: float) -> float:
+    """Updates that an average spans with a batch divided by ``c``; 1 is each update alone."""
     return max(1.0, span * c)
 
 
 _ENVS: dict[str, tuple[Rule, str]] = {
     "envs_per_group": (lambda x, c: x / c, "the batch is divided by c through fewer environments; T is unchanged"),
     "forced_lag": (lambda x, c: x * c, "c times as many updates in the same env steps"),
+    "snapshot_age": (lambda x, c: x * c, "c times as many updates in the same env steps"),
+    "snapshots_kept": (lambda x, c: max(1, math.ceil(x * c)), "versions of the same env steps, rounded up"),
+    "advantage_span": (rescaled_span, "advantage normalizer: the same span in env steps"),
+    "target_span": (rescaled_span, "normalizer of value targets: the same span in env steps"),
 }
 
 HILTON: dict[str, tuple[Rule, str]] = {
@@ -56,7 +67,6 @@ HILTON: dict[str, tuple[Rule, str]] = {
     "beta1": (lambda x, c: x ** (1.0 / c), "Adam: beta^(1/c), the same memory in env steps"),
     "beta2": (lambda x, c: x ** (1.0 / c), "Adam: beta^(1/c), the same memory in env steps"),
     "center_of_mass": (lambda x, c: x * c, "proximal average: the same age in env steps"),
-    "advantage_span": (_span, "advantage normalizer: the same span in env steps"),
 }
 """Hilton et al. 2021, arXiv 2110.00641, sec. 4. The steps per update are constant, so minibatches shrink with
 the batch."""
@@ -67,13 +77,12 @@ MORE_MINIBATCHES: dict[str, tuple[Rule, str]] = {
         lambda x, c: x / c,
         "minibatch size and learning rate are unchanged; the number follows the batch",
     ),
-    "advantage_span": (_span, "advantage normalizer: the same span in env steps"),
 }
-"""arXiv 2603.06009: scale the number of minibatches only. The optimizer's averages count optimizer steps, whose size is
-unchanged, so they are unchanged too."""
+"""arXiv 2603.06009: scale the number of minibatches only. The averages of the optimizer and of the proximal policy
+count optimizer steps, whose size is unchanged, so they are unchanged too."""
 
 RULES = {"hilton": HILTON, "more_minibatches": MORE_MINIBATCHES}
-_INTEGERS = ("envs_per_group", "forced_lag", "minibatches")
+_INTEGERS = ("envs_per_group", "forced_lag", "minibatches", "snapshot_age", "snapshots_kept")
 
 
 def rescale(settings: Mapping[str, float], factor: float, rule: str = "hilton") -> Rescaled:

@@ -17,7 +17,7 @@ class ScheduleState(NamedTuple):
     progress: float = 0.0
     """env_steps / stop.env_steps, in 0..1; in env steps, so that it does not depend on the batch size."""
     kl: float = 0.0
-    """KL(proximal || policy) or approx_kl of the last update."""
+    """KL of the policy before the last update to the one after it, over its whole batch."""
     ess: float = 1.0
     """Effective sample size of the batch as a fraction, in 0..1."""
     kl_target: float = 0.01

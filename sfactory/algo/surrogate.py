@@ -45,8 +45,8 @@ __all__ = [
     "Surrogate",
     "SurrogateInput",
     "SurrogateObjective",
-    "check_options",
     "check_weights",
+    "unused_options",
 ]
 
 LOG_WEIGHT_LIMIT = 20.0  # the same bound as in the traces: no exponential here exceeds e^20
@@ -319,22 +319,14 @@ SURROGATES: dict[str, SurrogateObjective] = {
 }
 
 
-def check_options(surrogate: str, options: Mapping[str, float | None]) -> None:
-    """Raise ValueError, one line, if objective ``surrogate`` does not read one of ``options``.
+def unused_options(surrogate: str, options: Mapping[str, float | None]) -> list[str]:
+    """Names of options that are not at their default although objective ``surrogate`` does not read them.
 
-    Unknown names are always an error; a known option that the objective does not read is one unless it has its default
-    value (None and 0 both mean off).
+    None and 0 both mean off. ValueError for an option that does not exist.
     """
-    if surrogate not in SURROGATES:
-        raise ValueError(f"surrogate is {surrogate!r}, expected one of {', '.join(SURROGATES)}")
-    used = ("clip", *SURROGATES[surrogate].uses)
-    values = Options.create(options)._asdict()
-    for name, default in Options._field_defaults.items():
-        value = values[name]
-        if name not in used and value != default and (value or default):
-            raise ValueError(
-                f"{name} is {value or 0:g}, but surrogate={surrogate} does not use it; leave it at {default or 0:g}"
-            )
+    used, values = ("clip", *SURROGATES[surrogate].uses), Options.create(options)._asdict()
+    changed = [name for name, default in Options._field_defaults.items() if (values[name] or 0) != (default or 0)]
+    return [name for name in changed if name not in used]
 
 
 def log_cap(weight_cap: float | None) -> float:

@@ -13,8 +13,8 @@ observation of the episode.
 and the advantage are *set* to zero, never multiplied by zero: their contents, infinities included, affect no other
 row. All inputs except the booleans are float32 or float64; the outputs have the same dtype.
 
-Advantages are UNWEIGHTED. The weight min(pg_rho_bar, rho) is returned separately and applied at most once
-(`surrogate.check_weights`); torchbeast's ``pg_advantages`` is ``weight * advantage``.
+Advantages are UNWEIGHTED. The weight min(pg_rho_bar, rho) (leaky V-trace: mixed with rho) is returned separately and
+applied at most once (`surrogate.check_weights`); torchbeast's ``pg_advantages`` is ``weight * advantage``.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class Trace(NamedTuple):
     advantage: Tensor
     """[T, B] unweighted advantage, zero on reset rows."""
     weight: Tensor
-    """[T, B] min(pg_rho_bar, rho); ones for gae."""
+    """[T, B] min(pg_rho_bar, rho), mixed with rho by leaky V-trace; ones for gae."""
     effective_lambda: Tensor
     """[] mean of the trace coefficient c over valid rows: off-policy V-trace shortens lambda by itself."""
 
@@ -79,18 +79,7 @@ def gae(rows: TraceInput, *, gamma: float, trace_lambda: float, **unused: Any) -
     return Trace(value + advantage, advantage, torch.ones_like(value), _mean(coefficient, rows.valid))
 
 
-@torch.no_grad()
-def vtrace(
-    rows: TraceInput,
-    *,
-    gamma: float,
-    trace_lambda: float,
-    rho_bar: float = 1.0,
-    c_bar: float = 1.0,
-    pg_rho_bar: float = 1.0,
-    leak: float = 1.0,
-    **unused: Any,
-) -> Trace:
+def vtrace(rows: TraceInput, *, leak: float = 1.0, **options: float) -> Trace:
     """V-trace (Espeholt et al. 2018, arXiv 1802.01561, eq. 1 and remark 2), in its linear-time form.
 
         acc_t       = rho^_t * delta_t + gamma * cont_t * c_t * acc_{t+1},   c_t = lambda * min(c_bar, rho_t)
@@ -108,8 +97,27 @@ def vtrace(
         rho_bar: selects *what* is learned (infinity: V of the policy; towards 0: V of the behavior).
         c_bar: selects how fast.
         pg_rho_bar: clip of the returned weight.
-        leak: alpha of leaky V-trace (Zahavy et al. 2020, arXiv 2002.12928): every min(b, rho) of the target becomes
-            ``(1 - alpha) * rho + alpha * min(b, rho)``. 1 is plain V-trace.
+        leak: not used, see `leaky_vtrace`.
+    """
+    return leaky_vtrace(rows, leak=1.0, **options)
+
+
+@torch.no_grad()
+def leaky_vtrace(
+    rows: TraceInput,
+    *,
+    gamma: float,
+    trace_lambda: float,
+    leak: float,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+    pg_rho_bar: float = 1.0,
+) -> Trace:
+    """Leaky V-trace (Zahavy et al. 2020, arXiv 2002.12928), as rlax's `leaky_vtrace_td_error_and_advantage`.
+
+    `vtrace` with every min(b, rho), that of the returned weight included, replaced by
+    ``(1 - leak) * rho + leak * min(b, rho)``. 1 is plain V-trace, 0 importance sampling without clipping. Differs from
+    rlax by one ``leak`` for all three weights and by a c_bar other than 1.
     """
     rho = _rho(rows)
     delta = _delta(rows, gamma)
@@ -117,12 +125,8 @@ def vtrace(
     discount = _decay(rows, gamma)
     acc = _accumulate(_leaky_min(rho, rho_bar, leak) * delta, discount * coefficient)
     advantage = torch.addcmul(delta, discount, _next(acc), value=trace_lambda)
-    return Trace(rows.value + acc, advantage, rho.clamp(max=pg_rho_bar), _mean(coefficient, rows.valid))
-
-
-def leaky_vtrace(rows: TraceInput, *, gamma: float, trace_lambda: float, leak: float, **options: Any) -> Trace:
-    """Leaky V-trace (arXiv 2002.12928): `vtrace` with a required ``leak``."""
-    return vtrace(rows, gamma=gamma, trace_lambda=trace_lambda, leak=leak, **options)
+    weight = _leaky_min(rho, pg_rho_bar, leak)
+    return Trace(rows.value + acc, advantage, weight, _mean(coefficient, rows.valid))
 
 
 @torch.no_grad()

@@ -55,7 +55,9 @@ class CommandParser(Parser):
     """
 
     refusal = ""
-    """Why the command takes no settings; empty if it takes them."""
+    """Why the command takes no settings, or only some; empty if it takes all."""
+    accepted = ""
+    """Beginning of the settings that the command takes in spite of `refusal`; empty: none."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         from sfactory.config.flags import split_flags
@@ -65,8 +67,9 @@ class CommandParser(Parser):
             self.print_help()
             self.exit()
         settings, own, positionals = split_flags(args, self.own_options())
-        if settings and self.refusal:
-            raise CommandError(Exit.USAGE, f"{flag_name(next(iter(settings)))}: {self.refusal}; see --help")
+        refused = [name for name in settings if not (self.accepted and name.startswith(self.accepted))]
+        if refused and self.refusal:
+            raise CommandError(Exit.USAGE, f"{flag_name(refused[0])}: {self.refusal}; see --help")
         if positionals and not self._get_positional_actions():
             raise CommandError(Exit.USAGE, f"{positionals[0]}: this command takes no arguments")
         found, rest = super().parse_known_args([*own, *positionals], namespace)
@@ -127,6 +130,12 @@ def add_config(parser: CommandParser) -> None:
 def add_json(parser: CommandParser, help: str = "print the result as one JSON object on stdout") -> None:
     """--json."""
     parser.add_argument("--json", action="store_true", help=help)
+
+
+def add_trust(parser: CommandParser) -> None:
+    """--trust."""
+    text = "run the code that the settings of the run name, although this user did not train it"
+    parser.add_argument("--trust", action="store_true", help=text)
 
 
 def complete(action: argparse.Action, what: str) -> None:

@@ -7,7 +7,6 @@ import json
 
 from sfactory.cli.args import Commands, add_json, add_target, config_of, decimal, whole
 from sfactory.cli.exit_line import print_exit_line
-from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import Exit
 
 DESCRIPTION = """\
@@ -35,21 +34,13 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check every task of the target and print the findings."""
-    from sfactory.tools.check_env import check
+    from sfactory import api
 
-    env = config_of(options).env
-    with stdout_to_stderr():
-        found = [
-            check(
-                task,
-                env.options,
-                seconds=options.seconds,
-                seed=options.seed,
-                target=options.word,
-                flags=options.settings,
-            )
-            for task in env.tasks
-        ]
+    config = config_of(options)
+    env = config.env
+    found = api.check_envs(
+        config, seconds=options.seconds, seed=options.seed, target=options.word, flags=options.settings
+    )
     if options.json:
         print(json.dumps([report.as_dict() for report in found] if len(found) > 1 else found[0].as_dict()))
     else:

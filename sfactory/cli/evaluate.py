@@ -1,27 +1,38 @@
-"""`sfactory eval`: play episodes with the newest policy of a run."""
+"""`sfactory eval`: play episodes with a policy of a run."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
-from sfactory.cli.args import Commands, add_json, add_run, complete, path, whole
+from sfactory.cli.args import Commands, add_json, add_run, add_trust, complete, path, whole
 from sfactory.cli.exit_line import print_exit_line
-from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import CommandError, Exit
+
+DESCRIPTION = """\
+Play whole episodes with a policy in separate environments. Only videos are written. The settings of
+the run apply; --env.settings.KEY, --env.wrappers, --env.wrapper-settings and --env.protocol change
+the environment for this evaluation, and the result says how.
+"""
 
 
 def add_parser(commands: Commands) -> None:
     """Declare the command and its options."""
     parser = commands.add_parser(
         "eval",
-        help="play whole episodes with the newest checkpoint",
-        usage="sfactory eval runs/NAME [options]",
-        description="Play whole episodes with the newest checkpoint in separate environments. Only videos are written.",
+        help="play whole episodes with a checkpoint",
+        usage="sfactory eval runs/NAME [options] [--env.settings.KEY VALUE]",
+        description=DESCRIPTION,
         epilog="During training: the setting eval.every of sfactory train; the curves are eval/*.",
     )
-    parser.refusal = "eval plays with the settings of the run"
-    add_run(parser)
+    parser.refusal, parser.accepted = "eval plays with the settings of the run", "env."
+    add_run(parser, help="folder of a run or of a checkpoint")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="WHICH",
+        default="newest",
+        help="newest, best (highest training return), or the trained steps of one (newest)",
+    )
     parser.add_argument("--episodes", metavar="N", type=whole(1), default=100, help="episodes to play (%(default)s)")
     parser.add_argument("--greedy", action="store_true", help="the most probable action instead of a sampled one")
     parser.add_argument(
@@ -43,6 +54,7 @@ def add_parser(commands: Commands) -> None:
     complete(video, "file")
     text = "record its first N episodes: OUT-1.mp4, OUT-2.mp4, ... (1)"
     parser.add_argument("--video-games", metavar="N", type=whole(1), help=text)
+    add_trust(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -50,19 +62,22 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print the statistics."""
     from sfactory import api
+    from sfactory.monitor.format import printable
 
     if options.video_games and options.video is None:
         raise CommandError(Exit.USAGE, "--video-games is the number of episodes to record; add --video FILE.mp4")
-    with stdout_to_stderr():
-        result = api.evaluate(
-            options.word,
-            options.episodes,
-            greedy=options.greedy,
-            max_steps=options.max_steps,
-            seed=options.seed,
-            video=options.video,
-            video_episodes=options.video_games or 1,
-            num_envs=options.envs,
-        )
-    print(json.dumps(result.as_dict()) if options.json else result.report())
+    result = api.evaluate_layer(
+        options.word,
+        options.settings,
+        options.checkpoint,
+        options.trust,
+        episodes=options.episodes,
+        greedy=options.greedy,
+        max_steps=options.max_steps,
+        seed=options.seed,
+        video=options.video,
+        video_games=options.video_games or 1,
+        num_envs=options.envs,
+    )
+    print(json.dumps(result.as_dict()) if options.json else printable(result.report()))
     return print_exit_line(Exit.FINISHED, "evaluated", result.sentence)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 from pathlib import Path
 
-from sfactory.errors import Exit, own_place, resume_command
+from sfactory.cli.output import flush_stdout
+from sfactory.errors import Exit, own_place, raised_by_sfactory
 
+NO_THREAD = "can't start new thread"  # Python's message, of a RuntimeError
 _SHORTAGE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
@@ -17,22 +20,25 @@ def print_exit_line(
     sentence: str,
     checkpoint: str = "",
     env_steps: int = 0,
-    run_dir: Path | None = None,
+    resume: str = "",
 ) -> int:
-    """Print `sfactory: OUTCOME (exit N): SENTENCE` on stderr, with checkpoint and resume command if there are any.
+    """Print `sfactory: OUTCOME (exit N): SENTENCE` on stderr, with checkpoint and `resume` command if there are any.
 
     Returns the exit code.
     """
     line = f"sfactory: {outcome} (exit {int(code)}): {' '.join(sentence.split())}"
     if checkpoint:
         path = Path(checkpoint)
-        if path.is_relative_to(Path.cwd()):
+        with contextlib.suppress(OSError, ValueError):  # below another folder, or the current one was removed
             path = path.relative_to(Path.cwd())
         at = int(path.name) if path.name.isdigit() else env_steps  # training may have continued since
         line += f"; last checkpoint {path} at {at:,} steps"
-        if run_dir is not None:
-            line += f"; resume: {resume_command(run_dir)}"
-    print(line, file=sys.stderr, flush=True)
+        if resume:
+            line += f"; resume: {resume}"
+    from sfactory.monitor.format import printable  # the sentence may quote a file or an environment
+
+    flush_stdout()  # results come first
+    print(printable(line), file=sys.stderr, flush=True)
     return int(code)
 
 
@@ -43,9 +49,13 @@ def exit_of(error: Exception) -> tuple[Exit, str]:
         return code, str(error) + (own_place(error.__cause__) if code is Exit.ENVIRONMENT else "")
     if isinstance(error, MemoryError) or getattr(error, "errno", None) in _SHORTAGE:
         return Exit.RESOURCES, str(error)
+    if getattr(error, "errno", None) == errno.EAGAIN or str(error) == NO_THREAD:
+        return Exit.RESOURCES, f"no process or thread can be started ({error}); {_process_limit()}"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return Exit.USAGE, f"{str(error.filename)[:60]}...: {error.strerror}"
     if isinstance(error, OSError):
         return Exit.STORAGE, str(error)
-    if isinstance(error, ValueError) and _raised_by_sfactory(error):
+    if isinstance(error, ValueError) and raised_by_sfactory(error):
         return Exit.USAGE, str(error)
     import traceback  # only for a bug: it would slow every command
 
@@ -53,9 +63,8 @@ def exit_of(error: Exception) -> tuple[Exit, str]:
     return Exit.BUG, f"{type(error).__name__}: {error}"
 
 
-def _raised_by_sfactory(error: Exception) -> bool:
-    """Whether the innermost frame is in this package: its ValueErrors are user errors, those of a library are bugs."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent.parent)
+def _process_limit() -> str:
+    """The limit of processes and how many there are, for a message."""
+    from sfactory.shm.control_groups import free_processes
+
+    return free_processes().text

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sfactory.cli.args import Commands, add_json, add_run, complete, path
+from sfactory.cli.args import Commands, add_json, add_run, add_trust, complete, path
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import CommandError, Exit
@@ -33,6 +33,7 @@ def add_parser(commands: Commands) -> None:
     add_run(parser, help="folder of a run or of a checkpoint")
     text = ".onnx (ONNX Runtime; pip install 'sfactory[onnx]') or .pt2 (torch.export.load)"
     complete(parser.add_argument("-o", "--out", metavar="FILE", type=path, help=text), "file")
+    add_trust(parser)
     add_json(parser, "print the file, its inputs and its outputs as one JSON object on stdout")
     parser.set_defaults(run=run)
 
@@ -43,15 +44,17 @@ def run(options: argparse.Namespace) -> int:
     if out is None:
         raise CommandError(Exit.USAGE, f"export needs a file: sfactory export {source} -o policy.onnx (or policy.pt2)")
     require_run_or_checkpoint(source)
-    from sfactory.play.export import ExportMismatch, export  # imports torch: after the checks
+    from sfactory import api
+    from sfactory.monitor.format import printable
+    from sfactory.play.export import ExportMismatch  # imports torch: after the checks
 
     try:
         with stdout_to_stderr():
-            done = export(source, out)
+            done = api.export(source, out, options.trust)
     except ExportMismatch as error:
         return print_exit_line(error.exit_code, "not equal", f"{out} was deleted: {error}")
     if options.json:
         print(json.dumps({"path": str(done.path), "difference": done.difference, "rows": done.rows, **done.metadata}))
     else:
-        print(done.report())
+        print(printable(done.report()))
     return print_exit_line(Exit.FINISHED, "exported", done.sentence)

@@ -7,7 +7,6 @@ Nothing heavy is imported before a command needs it: spawned workers import the 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import threading
@@ -38,7 +37,7 @@ from sfactory.cli import (
 )
 from sfactory.cli.args import CommandParser, Parser
 from sfactory.cli.exit_line import exit_of, print_exit_line
-from sfactory.cli.output import silence_stdout_at_exit
+from sfactory.cli.output import flush_stdout, open_streams, silence_stdout_at_exit
 from sfactory.errors import CommandError, EnvError, Exit, SettingNote, resume_command
 from sfactory.run.folder import is_run
 
@@ -66,30 +65,48 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script. Exit through sys.exit; the last line on stderr reports how it ended."""
     args = list(sys.argv[1:] if argv is None else argv)
+    console = None
+    if argv is None:  # this process is the command's own
+        use_utf8()
+        console = open_streams()
     try:
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # encoders of the user's own; last, so that nothing installed is hidden
+        if (folder := current_folder()) not in sys.path:
+            sys.path.append(folder)  # encoders of the user's own; last, so that nothing installed is hidden
         with warnings.catch_warnings():
             warnings.simplefilter("always", SettingNote)
             warnings.showwarning = _show_warning(warnings.showwarning)
             code = dispatch(args)
-        sys.stdout.flush()
+        flush_stdout()
         silence_stdout_at_exit()
-    except BrokenPipeError:  # `sfactory presets | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except KeyboardInterrupt:
         code = print_exit_line(Exit.INTERRUPTED, Exit.INTERRUPTED.outcome, "stopped before anything was trained")
     except Exception as error:
         exit_code, sentence = exit_of(error)
         code = print_exit_line(exit_code, exit_code.outcome, sentence)
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
-    if argv is None and not all(thread.daemon for thread in others):
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+    if console is not None and not all(thread.daemon for thread in others):
+        flush_stdout()
+        console.close()
         os._exit(code)  # an environment's thread would keep the command from ending
     sys.exit(code)
+
+
+def use_utf8() -> None:
+    """Start this process again with UTF-8 for files and names, where the locale has another encoding.
+
+    Only the interpreter's start can set this, also for packages that open files without naming an encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def current_folder() -> str:
+    """The current folder. CommandError (exit 2) if it was removed or cannot be entered."""
+    try:
+        return os.getcwd()
+    except OSError as error:
+        name = os.environ.get("PWD", "the current folder")
+        raise CommandError(Exit.USAGE, f"{name}: {error.strerror}; change to a folder that exists (cd)") from error
 
 
 def dispatch(args: Sequence[str]) -> int:
@@ -97,7 +114,7 @@ def dispatch(args: Sequence[str]) -> int:
     options = parse(args)
     try:
         return int(options.run(options))
-    except SystemExit as error:  # raised by an environment that runs in this process, as in check-env and eval
+    except SystemExit as error:  # raised by an environment that runs in this process, as in bench
         raise EnvError(f"an environment ended the process: SystemExit: {error.code}", fault=True) from error
 
 

@@ -31,6 +31,8 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read the run folder and write the page."""
+    from sfactory.files import replace_text
+    from sfactory.monitor.format import printable
     from sfactory.run.reader import read_run
     from sfactory.tools.report import page
 
@@ -38,6 +40,10 @@ def run(options: argparse.Namespace) -> int:
     target = options.output or folder.path / "report.html"
     if not target.parent.is_dir():
         raise CommandError(Exit.USAGE, f"{target}: the folder {target.parent} does not exist")
-    target.write_text(page(folder, target.parent), encoding="utf-8")
-    print(f"written: {target} ({target.stat().st_size / 1000:.0f} kB); open it in a browser")
+    text = page(folder, target.parent)
+    if options.output:  # the user's own file, or link to one
+        target.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+    else:
+        replace_text(target, text)
+    print(printable(f"written: {target} ({target.stat().st_size / 1000:.0f} kB); open it in a browser"))
     return 0

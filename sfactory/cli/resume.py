@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sfactory.cli.args import Commands, add_run, settings_of
+from sfactory.cli.args import Commands, add_run, add_trust, settings_of
 from sfactory.cli.output import stdout_to_stderr
 from sfactory.cli.train import add_run_options, print_config, report
 
@@ -28,6 +28,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_run(parser)
     parser.add_argument("--allow", metavar="FIELD", action="append", default=[], help="accept a change of this setting")
+    add_trust(parser)
     add_run_options(parser)
     parser.set_defaults(run=run)
 
@@ -44,5 +45,5 @@ def run(options: argparse.Namespace) -> int:
     if options.print_config:
         return print_config(config)
     with stdout_to_stderr():
-        outcome = api.resume_config(run_dir, config, options.allow)
+        outcome = api.resume_config(run_dir, config, options.allow, options.trust)
     return report(outcome, config, options.json)

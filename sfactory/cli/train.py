@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from sfactory.run.folder import is_run
 
 if TYPE_CHECKING:
     from sfactory.config import Config
-    from sfactory.run.recorder import Outcome
+    from sfactory.run.outcome import Outcome
 
 SETTINGS = """\
 the settings used most:
@@ -106,13 +105,16 @@ def report(outcome: Outcome, config: Config, as_json: bool) -> int:
     if as_json:
         print(json.dumps(vars(outcome)))
     elif code is Exit.FINISHED:
-        reached = outcome.training_return
-        score = "" if reached is None else f"; training return {reached:.2f} (mean of the last 100 episodes)"
-        further = 2 * max(outcome.env_steps, config.stop.env_steps)
-        print(f"\ntrained {outcome.env_steps:,} steps of {config.env.name}{score}")
+        print(f"\ntrained {outcome.env_steps:,} steps of {config.env.name}; training return {_score(outcome)}")
         print(f"  run         {run_dir}")
         print(f"  evaluate    sfactory eval {shlex.quote(str(run_dir))}")
-        print(f"  continue    {resume_command(run_dir)} --stop.env-steps {further}")
         print(f"  curves      tensorboard --logdir {shlex.quote(str(run_dir))}")
-    sys.stdout.flush()
-    return print_exit_line(code, code.outcome, outcome.sentence, outcome.checkpoint, outcome.env_steps, run_dir)
+    resume = resume_command(run_dir, outcome.resume_settings)
+    return print_exit_line(code, code.outcome, outcome.sentence, outcome.checkpoint, outcome.env_steps, resume)
+
+
+def _score(outcome: Outcome) -> str:
+    """The training return, and what it is the mean of."""
+    if outcome.training_return is None:
+        return f"unknown ({outcome.episodes} complete episodes)"
+    return f"{outcome.training_return:.2f} (mean of the last {outcome.episodes} episodes)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sfactory.algo.weight_rule import weight_conflict
@@ -10,11 +11,16 @@ if TYPE_CHECKING:
     from sfactory.config import Config
 
 
+MOST_ENVS = 2**20
+"""Environments of a run, and lanes of a batch."""
+
+
 def check_together(config: Config) -> None:
     """All rules across settings. ValueError names the flags."""
     check_options(config)
     check_inference_workers(config)
     check_batch(config)
+    check_trace(config)
     check_behavior_weight(config)
 
 
@@ -43,6 +49,13 @@ def check_inference_workers(config: Config) -> None:
 def check_batch(config: Config) -> None:
     """Slots, groups, lanes and minibatches must fit together."""
     s, minibatches = config.sampling, config.batch.minibatches
+    for what, count in (("environments", s.num_envs), ("lanes in a batch", config.lanes)):
+        if count > MOST_ENVS:  # nothing is counted or allocated for a number that is a mistake, or a stranger's
+            raise ValueError(
+                f"sampling.num-samplers {s.samplers} x groups-per-sampler {s.groups_per_sampler} x envs-per-group "
+                f"{s.envs_per_group} with batch.slots {config.batch.slots} are {count:.3g} {what}; at most "
+                f"{MOST_ENVS:,} are possible"
+            )
     slots, groups, tasks = config.batch_slots, s.num_groups, len(config.env.tasks)
     if len(set(config.env.tasks)) < tasks:
         raise ValueError(f"env.name {config.env.name} names a task twice")
@@ -62,15 +75,36 @@ def check_batch(config: Config) -> None:
             f"groups, got {slots}; leave it at 0"
         )
     if config.lanes % minibatches:
-        divisors = [n for n in range(1, config.lanes + 1) if config.lanes % n == 0]
+        divisors = _divisors(config.lanes)
         near = [n for n in divisors if n < minibatches][-1:] + [n for n in divisors if n > minibatches][:1]
         raise ValueError(
             f"{config.lanes} lanes ({slots} slots x {s.envs_per_group} envs) must divide into "
             f"{minibatches} minibatches; try batch.minibatches {' or '.join(map(str, near))}"
         )
+    if config.run.mode == "lockstep" and slots % groups:
+        raise ValueError(
+            f"batch.slots {slots} leaves out some of the {groups} groups in every update, so the lag would vary; in "
+            f"lockstep it is 0 or batch.forced-lag: use a multiple of {groups}, or 0 for one slot of every group"
+        )
     if config.batch.forced_lag and config.run.mode != "lockstep" and s.slots_per_group != 1:
         raise ValueError(
             "batch.forced-lag needs run.mode lockstep or sampling.slots-per-group 1: otherwise the lag is not fixed"
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    """All divisors, the smallest first, in as many steps as the root of the number: there may be 10^12 lanes."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
+def check_trace(config: Config) -> None:
+    """V-trace's clips: a trace coefficient above the weight of the temporal differences has no theory."""
+    trace = config.trace
+    if trace.estimator in ("vtrace", "leaky_vtrace") and trace.c_bar > trace.rho_bar:
+        raise ValueError(
+            f"trace.c-bar {trace.c_bar:g} with trace.rho-bar {trace.rho_bar:g}: {trace.estimator} needs rho-bar >= "
+            f"c-bar (arXiv 1802.01561); lower trace.c-bar or raise trace.rho-bar"
         )
 
 

@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from sfactory.config import Config
-from sfactory.config.bounds import check_bound
+from sfactory.config.bounds import LARGEST, AnyNumber, check_bound
 from sfactory.config.renamed import RENAMED, current_name, report_old_names
 from sfactory.config.tables import SETTINGS, as_table, key_path, merge, table_of
 from sfactory.config.values import SWITCHES, UNITS, is_none
@@ -30,6 +30,10 @@ PATHS = ("run.dir", "run.init_from", "env.name")
 """Settings that name a folder or file: `~` is the home folder."""
 _NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?)([kKMGB]?)")
 WORDS = {**SWITCHES, "1": True, "0": False}
+LARGEST_WHOLE = 2**63
+"""Counters have 64 bits."""
+LARGEST_EXPONENT = 300
+LONGEST_SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ def convert(name: str, value: Any) -> Any:
     except SettingError as error:
         raise SettingError(f"{flag_name(name)}: {error}") from None
     except msgspec.ValidationError:
-        raise SettingError(f"{flag_name(name)}: {value!r} is not {_expected(kind)}") from None
+        raise SettingError(f"{flag_name(name)}: {shown(value)} is not {_expected(kind)}") from None
 
 
 def _from_text(text: str, kind: Any) -> Any:
@@ -222,10 +226,18 @@ def _from_python(value: Any, kind: Any) -> Any:
     if origin is tuple:
         return [_from_python(value, int)]
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        if isinstance(value, int) and not -LARGEST_WHOLE < value < LARGEST_WHOLE:
+            raise SettingError(f"a whole number must be below {LARGEST_WHOLE:.0e}")  # it may have a million digits
         if not math.isfinite(value):
             return number(str(value))  # an error
         return _whole(str(value)) if kind is int else float(value)
     return value
+
+
+def shown(value: Any) -> str:
+    """A value in an error message: what is longer than a line is cut."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _expected(kind: Any) -> str:
@@ -235,13 +247,14 @@ def _expected(kind: Any) -> str:
 def _switch(value: Any) -> bool:
     word = WORDS.get(str(value).lower())
     if word is None:
-        raise SettingError(f"{value!r} is neither true nor false")
+        raise SettingError(f"{shown(value)} is neither true nor false")
     return word
 
 
 def _choice(value: Any, choices: Sequence[str]) -> str:
     if value not in choices:
-        raise SettingError(f"{value!r} is not one of {', '.join(choices)}{did_you_mean(str(value), choices)}")
+        hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+        raise SettingError(f"{shown(value)} is not one of {', '.join(choices)}{hint}")
     return str(value)
 
 
@@ -250,7 +263,13 @@ def number(text: str) -> Decimal:
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise SettingError(f"{text!r} is not a number; write for example 2.5e-4, 2000, 50k or 10M")
-    return Decimal(match[1].replace("_", "")) * UNITS.get(match[2], 1)
+    try:
+        exact = Decimal(match[1].replace("_", ""))
+    except ArithmeticError:  # the exponent has more digits than a Decimal can hold
+        raise SettingError(f"{text[:40]!r} is too large or too small a number") from None
+    if exact.adjusted() > LARGEST_EXPONENT:  # 1e999999999 as a whole number would fill the memory
+        raise SettingError(f"{text[:40]!r} is too large")
+    return exact * UNITS.get(match[2], 1)
 
 
 def whole(text: str, name: str) -> int:
@@ -266,6 +285,8 @@ def _whole(text: str) -> int:
         exact = number(text)
     except SettingError:
         raise SettingError(f"{text!r} is not a whole number; write for example 2000, 50k or 10M") from None
+    if abs(exact) > LARGEST:  # the exact number may have a million digits
+        raise SettingError(f"{text[:40]} is too large; it must be {AnyNumber().text}")
     if exact != int(exact):
         raise SettingError(f"{text} is not a whole number")
     return int(exact)

@@ -14,12 +14,16 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sfactory.config.parsing import ConfigLayer, RawValue, table_layer
 from sfactory.config.renamed import current_name
 from sfactory.config.tables import PLACEHOLDERS
-from sfactory.errors import SettingError, did_you_mean
+from sfactory.errors import FileRefused, SettingError, did_you_mean
+from sfactory.files import MiB, read_bytes
 
+CONFIG_FILE = "config.toml"
+LONGEST_FILE = 1 * MiB
 ENV_GROUP = "sfactory.envs"  # entry points of environment families
 FALLBACK = "gymnasium"
 """Family whose default.toml has the settings of environments without presets of their own."""
@@ -73,27 +77,35 @@ def read_toml(path: Path) -> ConfigLayer:
 
     Old names in a `config.toml` are translated here and thus not reported: sfactory wrote that file, not a person.
     """
-    try:
-        table = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"{path}: not valid TOML: {error}") from error
-    except RecursionError:
-        raise SettingError(f"{path}: lists or tables contain each other too deeply") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise SettingError(f"{path}: cannot be read ({reason})") from error
+    table = _table(path)
     layer: ConfigLayer = {}
     for section, values in table.items():
         if not isinstance(values, dict):
             raise SettingError(f"{path}: {section}: settings belong in sections; write [section] above it")
         for key, value in values.items():
             name = f"{section}.{key}".replace("-", "_")
-            name = current_name(name) if path.name == "config.toml" else name
+            name = current_name(name) if path.name == CONFIG_FILE else name
             if name in PLACEHOLDERS and isinstance(value, dict):
                 layer.update(table_layer(name, value, str(path)))
             else:
                 layer[name] = RawValue(value, str(path))
     return layer
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """The contents of a TOML file. A config.toml may be a stranger's; others are named by the user, as `/dev/stdin`."""
+    try:
+        data = read_bytes(path, LONGEST_FILE) if path.name == CONFIG_FILE else path.read_bytes()
+        return tomllib.loads(data.decode())
+    except FileRefused:
+        raise
+    except RecursionError:
+        raise SettingError(f"{path}: lists or tables contain each other too deeply") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise SettingError(f"{path}: cannot be read ({reason})") from error
+    except ValueError as error:  # also a number of thousands of digits
+        raise SettingError(f"{path}: not valid TOML: {error}") from error
 
 
 def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:

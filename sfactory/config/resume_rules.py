@@ -1,10 +1,11 @@
-"""Rules for settings that change between two launches of one run."""
+"""Which settings may change between two launches of one run: freely, with a warning, or not at all."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 from sfactory.errors import CommandError, Exit
 
@@ -22,26 +23,74 @@ FIXED = (
     "normalize.reward",
     "normalize.value-targets",
     "run.mode",
+    "run.dir",
+    "run.seed",
+    "run.init-from",
+    "sampling.auto",
 )
-"""Prefixes of settings that a resume cannot change: the task, the network, and what the statistics of the checkpoint
-describe. In lockstep also the sampling: the checkpoint holds the state of every group."""
+"""Prefixes of settings that a resume refuses: the task, the network, what the statistics of the checkpoint describe,
+the seed under which a run is counted, and what has an effect at the start of a run only."""
+
+FIXED_IN_LOCKSTEP = ("sampling.", "batch.forced-lag", "batch.factor")
+"""Refused in lockstep too: the checkpoint holds the state of every group."""
 
 FREE = (
-    "run.",
+    "run.learner-threads",
+    "run.inference-threads",
+    "run.inference-workers",
+    "run.debug",
+    "run.profile",
+    "run.spare-restarts",
+    "run.stall-timeout",
+    "run.requeue",
     "stop.",
     "log.",
     "checkpoint.",
-    "sampling.",
     "env.step-timeout",
     "env.build-timeout",
     "env.fault-budget",
+    "eval.every",
     "eval.num-envs",
 )
-"""Prefixes of settings that a resume may change silently. All others print a warning: the curve continues under another
-setting."""
+"""Prefixes of settings that change silently: they do not change what an update learns. All others are accepted with a
+warning, because the curve continues under another setting."""
 
-REPORTED = ("run.precision",)
-"""Exceptions to FREE: changes of these print a warning."""
+
+class Rule(Enum):
+    """What a resume does with a changed setting."""
+
+    FREE = "changes silently"
+    TOLD = "accepted with a warning"
+    REFUSED = "refused (exit code 4)"
+
+
+def rule_of(name: str, lockstep: bool = False, linear: bool = False) -> Rule:
+    """The rule of a setting, by its name on the command line.
+
+    linear: whether the learning rate falls to 0 at stop.env-steps, before or after the change.
+    """
+    if name.startswith(FIXED) or (lockstep and name.startswith(FIXED_IN_LOCKSTEP)):
+        return Rule.REFUSED
+    if linear and name == "stop.env-steps":
+        return Rule.TOLD
+    return Rule.FREE if name.startswith(FREE) else Rule.TOLD
+
+
+def changes(before: Config, after: Config, rule: Rule) -> dict[str, tuple[Any, Any]]:
+    """Name on the command line -> values before and after, of the changed settings with this rule."""
+    from sfactory.config import to_dict
+    from sfactory.config.parsing import flag_name
+    from sfactory.config.values import same
+
+    old, new = to_dict(before), to_dict(after)
+    pairs = {
+        flag_name(f"{section}.{key}"): (value, new[section][key])
+        for section in old
+        for key, value in old[section].items()
+    }
+    lockstep = before.run.mode == "lockstep"
+    linear = "linear" in (before.optim.schedule, after.optim.schedule)
+    return {name: pair for name, pair in pairs.items() if not same(*pair) and rule_of(name, lockstep, linear) is rule}
 
 
 def refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> None:
@@ -49,27 +98,24 @@ def refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> Non
 
     allowed: names of settings, also old ones, that may change nevertheless.
     """
-    from sfactory.config import to_dict
     from sfactory.config.parsing import flag_name
     from sfactory.config.renamed import current_name, report_old_names
-    from sfactory.config.values import same
 
-    names_allowed = [name.replace("-", "_") for name in allowed]
-    report_old_names(name for name in names_allowed if current_name(name) != name)
-    accepted = {flag_name(current_name(name)) for name in names_allowed}
-    old, new = to_dict(before), to_dict(after)
-    names = [
-        (section, key) for section in old for key in old[section] if not same(old[section][key], new[section][key])
-    ]
-    changed = {flag_name(f"{section}.{key}"): (old[section][key], new[section][key]) for section, key in names}
-    fixed = (*FIXED, "sampling.", "batch.forced-lag") if before.run.mode == "lockstep" else FIXED
-    refused = {n: v for n, v in changed.items() if n.startswith(fixed) and n not in accepted}
-    for name, (before_value, after_value) in changed.items():
-        if name not in refused and (name in REPORTED or not name.startswith(FREE)):
-            text = f"{name} was {before_value!r} and is {after_value!r} from here on; the curve mixes two settings"
-            print(f"warning: {text}", file=sys.stderr)
+    names = [name.replace("-", "_") for name in allowed]
+    report_old_names(name for name in names if current_name(name) != name)
+    accepted = {flag_name(current_name(name)) for name in names}
+    refused = {n: v for n, v in changes(before, after, Rule.REFUSED).items() if n not in accepted}
     for name, (before_value, after_value) in refused.items():
         print(f"  {name:24} {before_value!r} -> {after_value!r}", file=sys.stderr)
     if refused:
         rest = "start a new run with `sfactory train`, or add --allow " + " --allow ".join(refused)
         raise CommandError(Exit.RESUME_REFUSED, f"{', '.join(refused)} cannot change in the middle of a run; {rest}")
+
+
+def changed_settings(before: Config, after: Config) -> list[str]:
+    """A line for every change that alters what is learned from here on; also for those that --allow has accepted."""
+    found: Mapping[str, tuple[Any, Any]] = {**changes(before, after, Rule.REFUSED), **changes(before, after, Rule.TOLD)}
+    return [
+        f"warning: {name} was {old!r} and is {new!r} from here on; the curve mixes two settings"
+        for name, (old, new) in found.items()
+    ]

@@ -14,7 +14,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sfactory.config.bounds import DEVICE, DEVICE_OR_EMPTY, ENCODER, Between, Ge, Gt, check_bounds
+from sfactory.config.bounds import (
+    DEVICE,
+    DEVICE_OR_EMPTY,
+    ENCODER,
+    LARGEST,
+    AnyNumber,
+    Below,
+    Between,
+    Each,
+    Ge,
+    Gt,
+    Not,
+    Seconds,
+    ZeroOr,
+    check_bounds,
+)
 from sfactory.config.cross_checks import check_together
 from sfactory.config.renamed import current_name
 from sfactory.config.values import plain_table
@@ -35,7 +50,7 @@ class Run:
     """Folder of the run. Empty: runs/<preset>_s<seed>_<date-time>. An existing folder is an error."""
     init_from: str = ""
     """A run or checkpoint whose weights and normalizers a new run starts with; steps and optimizer start fresh."""
-    seed: Annotated[int, Ge(0)] = 1
+    seed: Annotated[int, Between(0, LARGEST)] = 1
     """Seed of all random numbers. In lockstep the same seed gives the same run, bit for bit."""
     mode: Literal["async", "lockstep"] = "async"
     """async: every worker in its own process. lockstep: the same workers in one process; slower, deterministic."""
@@ -51,20 +66,21 @@ class Run:
     """Code of the networks and the loss. native: small C kernels, built at the first start. torch: torch's operators,
     with the loss differentiated by formula where there is one. autograd: torch differentiates everything; the slow
     reference. auto: the fastest that works here. The choice changes the last bits of results, nothing else."""
-    learner_threads: Annotated[int, Ge(0)] = 0
+    learner_threads: Annotated[int, Between(0, 1024)] = 0
     """CPU threads of the learner, which share the rows of a minibatch of a few hundred or more. They do not change
     any bit of the result. 0: one per core, at most 4."""
-    inference_threads: Annotated[int, Ge(1)] = 1
+    inference_threads: Annotated[int, Between(1, 1024)] = 1
     """CPU threads of each inference worker."""
-    inference_workers: Annotated[int, Ge(0)] = 0
+    inference_workers: Annotated[int, Between(0, 1024)] = 0
     """Inference workers; each computes the actions of its share of the samplers. More: less waiting where actions are
     the bottleneck, smaller batches, 170 MB each. 0: by cores; one with a GPU. Lockstep always has one."""
     debug: bool = False
     """Fill released slots with NaN, so that a read of unwritten data is visible. Costs a few percent of speed."""
     profile: bool = False
     """Record every stage of every worker in debug/, for `sfactory profile`. Writes a few MB per minute."""
-    spare_restarts: int = 10
-    """Failures of one worker before the run ends (exit 7); five slots that it helps to fill make up for one of them."""
+    spare_restarts: Annotated[int, Ge(0)] = 10
+    """Failures of one worker before the run ends (exit 7, or 6 if its environments hang or cannot be built); five slots
+    that it helps to fill make up for one of them, unless it hung for more than a quarter of its time."""
     stall_timeout: Annotated[float, Gt(0)] = 300.0
     """Seconds in which no environment step and no update arrives before the run ends as stalled (exit 8). Environments
     that are being built or stepped have limits of their own: env.build_timeout and env.step_timeout."""
@@ -82,7 +98,7 @@ class Stop:
     """Stop after this many environment frames (env_steps times frame skip)."""
     seconds: Annotated[float, Ge(0)] = 0.0
     """Stop after this many seconds of training."""
-    target_return: float | None = None
+    target_return: Annotated[float | None, AnyNumber()] = None
     """Stop when the training return (mean of the last 100 complete episodes) reaches this."""
 
 
@@ -110,14 +126,14 @@ class Env:
     pad_spaces: bool = False
     """Agents may have spaces of different sizes: smaller observations are padded with zeros, and choices that an agent
     does not have are masked."""
-    reward_scale: float = 1.0
-    """Factor on rewards in the learner; reported returns stay unscaled."""
-    reward_clip: float = 0.0
+    reward_scale: Annotated[float, Not(0)] = 1.0
+    """Factor on rewards in the learner; negative: the return is minimized. Reported returns stay unscaled."""
+    reward_clip: Annotated[float, Ge(0)] = 0.0
     """Clip rewards in the learner to +- this, after scaling; 0: no clipping. Reported returns stay unclipped.
     `normalize.reward` also clips, at +-10."""
-    step_timeout: Annotated[float, Gt(0)] = 120.0
+    step_timeout: Annotated[float, Seconds()] = 120.0
     """Seconds that one step of one environment may take before its sampler is killed and restarted."""
-    build_timeout: Annotated[float, Gt(0)] = 600.0
+    build_timeout: Annotated[float, Seconds()] = 600.0
     """Seconds that one environment may take to be built and reset for the first time."""
     fault_budget: Annotated[int, Ge(0)] = 100_000
     """Environment failures per million steps above which the run ends (exit 6); each cuts an episode. A budget of 1,000
@@ -153,18 +169,18 @@ class Env:
 class Sampling:
     """How data is collected."""
 
-    num_samplers: Annotated[int, Ge(0)] = 0
+    num_samplers: Annotated[int, Between(0, 4096)] = 0
     """Sampler processes, each with its own environments. 0: by cores; the environments of one sampler, as the two
     settings below describe them, are divided among as many samplers as there are cores for. Lockstep: one."""
-    groups_per_sampler: Annotated[int, Ge(1)] = 2
+    groups_per_sampler: Annotated[int, Between(1, 1024)] = 2
     """Groups of environments per sampler. With two, one group steps while the other waits for its actions."""
-    envs_per_group: Annotated[int, Ge(1)] = 64
+    envs_per_group: Annotated[int, Between(1, 1_000_000)] = 64
     """Environments stepped together. More: larger inference batches, less overhead per step, more lag."""
     rollout_length: Annotated[int, Between(1, 65535)] = 32  # bits of a request word
     """Steps per slot (T). More: fewer bootstraps, more lag, more memory."""
     slots_per_group: Annotated[int, Between(1, 255)] = 2  # bits of a request word
     """Slots owned by each group. 1: synchronous and on-policy (lag 0). 2 or more: sampling overlaps learning."""
-    min_samplers: Annotated[int, Ge(1)] = 1
+    min_samplers: Annotated[int, Between(1, 4096)] = 1
     """With num_samplers 0, the fewest samplers on a machine with two cores or more. 2: for simulators that cost more
     than the network (MuJoCo); the samplers then share the cores with the learner."""
     auto: bool = False
@@ -191,14 +207,14 @@ class BatchConfig:
 
     slots: Annotated[int, Ge(0)] = 0
     """Slots per update; 0: one per group. More: larger batches and, in async mode, more lag."""
-    epochs: Annotated[int, Ge(1)] = 1
+    epochs: Annotated[int, Between(1, 1000)] = 1
     """Passes over each batch. More: better use of data, more time, further from the policy that acted."""
     minibatches: Annotated[int, Ge(1)] = 1
     """Optimizer steps per epoch. Must divide the number of lanes (environments in the batch). More: noisier steps,
     further from the policy that acted."""
     shuffle: Literal["rows", "lanes"] = "rows"
     """Unit of minibatches: single rows, or complete lanes (rollouts), which recurrent policies always use."""
-    forced_lag: Annotated[int, Ge(0)] = 0
+    forced_lag: Annotated[int, Between(0, 10_000)] = 0
     """Train on data k updates old by publishing weights late. Lockstep or sampling.slots_per_group 1 only."""
     factor: Annotated[float, Gt(0)] = 1.0
     """Divide the batch by this and rescale other settings by theory (arXiv 2110.00641); 0.25: four times larger."""
@@ -216,11 +232,11 @@ class TraceConfig:
     """Discount per agent step. More: a longer horizon, more variance."""
     trace_lambda: Annotated[float, Between(0, 1)] = 0.95
     """Lambda of the trace. 0: trust the value function (bias). 1: trust the rewards (variance)."""
-    rho_bar: float = 1.0
+    rho_bar: Annotated[float, Gt(0)] = 1.0
     """V-trace clip of the weight on each temporal difference. Sets which policy the values belong to."""
-    c_bar: float = 1.0
-    """V-trace clip of the trace coefficient. More: faster propagation of rewards, more variance."""
-    pg_rho_bar: float = 1.0
+    c_bar: Annotated[float, Gt(0)] = 1.0
+    """V-trace clip of the trace coefficient, at most rho_bar. More: faster propagation of rewards, more variance."""
+    pg_rho_bar: Annotated[float, Gt(0)] = 1.0
     """Clip of the weight on the policy gradient when surrogate.behavior_weight is trace. More: less bias, more
     variance."""
     leak: Annotated[float, Between(0, 1)] = 1.0
@@ -234,11 +250,11 @@ class ProximalConfig:
     policy: Literal["behavior", "recompute", "ewma", "interpolate", "snapshot"] = "recompute"
     """Center of the trust region: behavior (the policy that acted), recompute (start of the update), ewma (average of
     weights; costs 24 to 43 % more time), interpolate (between behavior and policy), snapshot (older weights)."""
-    center_of_mass: float = 0.0
+    center_of_mass: Annotated[float, Ge(0)] = 0.0
     """ewma: mean age of the averaged weights in optimizer steps; 0: the optimizer steps of one update."""
-    snapshot_age: Annotated[int, Ge(0)] = 1
+    snapshot_age: Annotated[int, Between(0, 10_000)] = 1
     """snapshot: use the weights of this many updates ago; 0: for each step, the weights that acted."""
-    snapshots_kept: Annotated[int, Ge(1)] = 8
+    snapshots_kept: Annotated[int, Between(1, 10_000)] = 8
     """snapshot with age 0: versions kept in memory. Steps older than that use the stored log-probability."""
 
 
@@ -253,13 +269,13 @@ class SurrogateConfig:
     behavior_weight: Literal["surrogate", "trace", "none", "twice"] = "surrogate"
     """Where the weight proximal/behavior is applied: in the surrogate, in the trace, nowhere (none), or in both (twice,
     as in Sample Factory, for comparison)."""
-    clip: Annotated[float, Ge(0)] = 0.2
+    clip: Annotated[float, Gt(0)] = 0.2
     """Trust region on the ratio over the proximal policy. Smaller: safer and slower."""
-    dual_clip: float = 0.0
+    dual_clip: Annotated[float, ZeroOr(Gt(1))] = 0.0
     """Bound on the loss of bad actions in multiples of the advantage (3 to 10); 0: no bound."""
-    kl_coef: float = 1.0
+    kl_coef: Annotated[float, Ge(0)] = 1.0
     """Coefficient of the KL penalty of decoupled_kl and mdpo. More: smaller policy changes per update."""
-    weight_cap: Annotated[float, Gt(0)] = 100.0
+    weight_cap: Annotated[float, Ge(1)] = 100.0
     """Upper bound of the weight (policy over behavior). Smaller: less variance, more bias on old data."""
 
 
@@ -269,12 +285,13 @@ class LossConfig:
 
     value_coef: Annotated[float, Ge(0)] = 0.5
     """Weight of the value loss."""
-    value_clip: float = 0.0
+    value_clip: Annotated[float, Ge(0)] = 0.0
     """Clip of the change of the value per update, PPO style; 0: no clipping."""
     entropy_coef: Annotated[float, Ge(0)] = 0.01
     """Weight of the entropy bonus. More: more exploration, less exploitation."""
     nonfinite_budget: Annotated[int, Ge(1)] = 5
-    """Updates in a row that may be skipped for a non-finite loss or gradient before the run ends (exit 9)."""
+    """Updates in a row that may be skipped, wholly or in part, for a non-finite loss or gradient before the run ends
+    (exit 9)."""
 
 
 @dataclass(frozen=True)
@@ -284,12 +301,13 @@ class Optim:
     lr: Annotated[float, Gt(0)] = 1e-3
     """Learning rate of Adam."""
     schedule: Literal["constant", "linear", "kl_adaptive", "ess"] = "constant"
-    """constant; linear to 0 at stop.env_steps; kl_adaptive; ess: times sqrt(effective sample size)."""
-    kl_target: float = 0.01
+    """constant; linear to 0 at stop.env_steps; kl_adaptive: by the KL of every whole update, for which it computes one
+    more forward pass; ess: times sqrt(effective sample size)."""
+    kl_target: Annotated[float, Gt(0)] = 0.01
     """kl_adaptive: target of the KL divergence per update. More: larger learning rates."""
-    beta1: float = 0.9
+    beta1: Annotated[float, Below(0, 1)] = 0.9
     """Decay of Adam's first moment."""
-    beta2: float = 0.999
+    beta2: Annotated[float, Below(0, 1)] = 0.999
     """Decay of Adam's second moment."""
     eps: Annotated[float, Gt(0)] = 1e-5
     """Adam's epsilon."""
@@ -305,17 +323,17 @@ class Model:
     """auto (by shape, dtype and bounds of each observation; the choice is printed), mlp, cnn (pictures from 12 pixels),
     nature (from 36), impala, minatar (small grids), or your own as module:Class. Where a shape does not say which axes
     are the picture, nature, cnn and impala read channels first, minatar channels last; mlp takes it as a vector."""
-    hidden: tuple[int, ...] = (128,)
+    hidden: Annotated[tuple[int, ...], Each(Between(1, 65_536))] = (128,)
     """Widths of the fully connected layers."""
     activation: Literal["relu", "tanh"] = "relu"
     """Activation function."""
     core: Literal["none", "gru", "lstm"] = "none"
     """Recurrent core: memory between steps. gru and lstm cost time and need complete lanes per minibatch."""
-    core_size: int = 128
+    core_size: Annotated[int, Between(1, 65_536)] = 128
     """Width of the recurrent core."""
     separate: bool = False
     """Separate networks for actor and critic. About twice the time and memory."""
-    log_std_init: float = 0.0
+    log_std_init: Annotated[float, Between(-20, 20)] = 0.0
     """Continuous actions: initial logarithm of the standard deviation."""
     squash: bool = False
     """Continuous actions: tanh of the sample, scaled to the bounds, instead of clipping to them."""
@@ -334,7 +352,7 @@ class Normalize:
     """Divide rewards by the running standard deviation of the discounted return, then clip them at +-10."""
     advantage: bool = True
     """Advantages to zero mean and unit variance over the valid steps of each update."""
-    advantage_span: float = 1.0
+    advantage_span: Annotated[float, Ge(1)] = 1.0
     """Updates over which the advantage statistics are averaged; 1: each update alone."""
 
 
@@ -362,7 +380,7 @@ class Eval:
     """Episodes per evaluation and task, always from the same seeds. More: less noise, later results."""
     greedy: bool = False
     """Play the most likely action instead of a sampled one."""
-    num_envs: Annotated[int, Ge(0)] = 0
+    num_envs: Annotated[int, Between(0, 1_000_000)] = 0
     """Environments that play at the same time, also in `sfactory eval`. 0: 32, but not more than training has."""
 
 

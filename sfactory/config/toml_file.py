@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import tomllib
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sfactory.config import Config, to_dict
-from sfactory.config.renamed import current_name
+from sfactory.config.parsing import build
+from sfactory.config.presets import read_toml
 from sfactory.config.values import for_toml
-from sfactory.errors import SettingError
 
 
 def to_toml(config: Config) -> str:
@@ -41,24 +38,8 @@ def _dumps(sections: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def from_toml(path: Path) -> Config:
-    """Read what `to_toml` wrote, also with old names of settings. ValueError names the file, on one line."""
-    try:
-        table = tomllib.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    classes = typing.get_type_hints(Config)
-    sections: dict[str, dict[str, Any]] = {}
-    for given_section, values in table.items():
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: {given_section}: no such section")
-        for given_key, value in values.items():
-            section, _, key = current_name(f"{given_section}.{given_key}").partition(".")
-            if section not in classes:
-                raise ValueError(f"{path}: {given_section}: no such section")
-            if key not in {f.name for f in dataclasses.fields(classes[section])}:
-                raise ValueError(f"{path}: {given_section}.{given_key}: no such setting")
-            sections.setdefault(section, {})[key] = tuple(value) if isinstance(value, list) else value
-    try:
-        return Config(**{section: classes[section](**values) for section, values in sections.items()})
-    except SettingError as error:
-        raise SettingError(f"{path}: {error}") from None
+    """Read what `to_toml` wrote, also with old names of settings, and check it. ValueError, one line, names the file.
+
+    The file may be a stranger's: it is read as a layer of settings, whose types are checked before any rule.
+    """
+    return build(read_toml(Path(path)))

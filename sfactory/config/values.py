@@ -28,6 +28,8 @@ NONE = MappingProxyType({"python": "None"})
 """How None is written in TOML. A table with exactly this key and value is None in every source."""
 DEPTH = 64
 """Lists and tables may contain each other to this depth."""
+MOST_DIGITS = 4000
+"""Digits of a number; Python has the limit 4300 for those it writes."""
 UNITS = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """Words for booleans, in any case; settings of our own take the same."""
@@ -170,13 +172,17 @@ def _number(text: str) -> int | float | None:
     """Text as a number; None if it is none. Leading zeros belong to text: 007 is a name."""
     if _LEADING_ZERO.match(text):
         return None
-    with contextlib.suppress(ValueError):  # underscores in the wrong places, too many digits
+    if len(text) > MOST_DIGITS:
+        return None
+    with contextlib.suppress(ValueError, ArithmeticError):  # underscores in the wrong places, too many digits
         if _WHOLE.fullmatch(text):
             return int(text, 0)
         if _DECIMAL.fullmatch(text):
             return float(text)
         if text[-1:] in UNITS and _DECIMAL.fullmatch(text[:-1]):
             exact = Decimal(text[:-1]) * UNITS[text[-1]]
+            if exact.adjusted() > MOST_DIGITS:  # the digits of 1e999999k would fill the memory
+                return None
             return int(exact) if exact == int(exact) else float(exact)
     return None
 

@@ -16,6 +16,15 @@ NUMA = Path("/sys/devices/system/node")
 GPUS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia", "/dev/nvhost-ctrl")
 
 
+def user_cache() -> Path | None:
+    """The user's folder for caches; None for a user without a home folder."""
+    try:
+        found = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # HOME is not set, and the user has no account
+        return None
+    return found if found.is_absolute() else None
+
+
 def affinity() -> int:
     """Number of cores in the affinity mask of this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -32,6 +32,7 @@ from sfactory.envs.spec import (
     info_numbers,
     next_seed,
     one_line,
+    shortened,
 )
 from sfactory.errors import EnvError, suggest
 
@@ -70,5 +71,6 @@ __all__ = [
     "next_seed",
     "one_line",
     "raw_loop",
+    "shortened",
     "suggest",
 ]

@@ -24,6 +24,9 @@ from sfactory.envs.spec import one_line
 from sfactory.errors import EnvError, did_you_mean, suggest
 
 KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+CODE_FOLDER = "SFACTORY_CODE_FOLDER"
+"""Environment variable: the folder in which modules are looked for instead of the current one (`run.trust`). Processes
+that are started meanwhile look there too."""
 INDEX = "{index}"
 """In text settings, replaced by the number of the environment."""
 
@@ -76,7 +79,7 @@ def not_in_main(attribute: str) -> str:
 
 def import_module(name: str, target: str) -> ModuleType:
     """Import a module or a file ending in .py, from the current folder or the installed packages; errors as above."""
-    folder = Path.cwd()
+    folder = code_folder()
     if name.endswith(".py"):
         file: Path | None = folder / name
         if not (folder / name).is_file():
@@ -98,6 +101,11 @@ def import_module(name: str, target: str) -> ModuleType:
         raise EnvError(f"{target}: {name} imports {error.name}, which is not installed") from error
     except Exception as error:
         raise EnvError(f"{target}: {name} cannot be imported: {one_line(error)}{_place(error)}", fault=True) from error
+
+
+def code_folder() -> Path:
+    """The folder in which modules of the user's own are looked for first."""
+    return Path(os.environ.get(CODE_FOLDER) or Path.cwd())
 
 
 def asks_for(function: Callable[..., Any], parameter: str) -> bool:
@@ -189,7 +197,7 @@ def _files_of(name: str, folder: Path) -> tuple[Path, ...]:
 
 def _modules(folder: Path) -> list[Path]:
     """Python files of a folder, which may not exist."""
-    return sorted((Path.cwd() / folder).glob("*.py"))
+    return sorted((code_folder() / folder).glob("*.py"))
 
 
 _IMPORTING = threading.RLock()

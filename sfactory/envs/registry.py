@@ -25,11 +25,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from sfactory.envs.options import EnvOptions
 from sfactory.envs.python_target import is_python_target
+from sfactory.envs.saved_spec import spaces_to_json
 from sfactory.envs.spec import EnvSpec, Group, Leaf, Settings, one_line
 from sfactory.envs.wrappers import Wrappers
 from sfactory.errors import EnvError, suggest
@@ -204,10 +206,10 @@ def _arguments(name: str, function: Callable[..., Any], options: EnvOptions, pos
 
 
 def make_spec(name: str, options: EnvOptions | Settings | None = None, env_index: int = 0) -> EnvSpec:
-    """Build one environment, read its spec and close it."""
+    """Build one environment, read its spec and its own spaces, and close it."""
     group = make_group(name, 1, [0], options, env_index=env_index)
     group.close()
-    return group.spec
+    return replace(group.spec, spaces=spaces_to_json(group))
 
 
 def make_specs(

@@ -26,6 +26,7 @@ import numpy as np
 
 from sfactory.errors import EnvError
 
+LONGEST_LINE, LONGEST_TRACE = 800, 20_000  # characters of an exception that are reported
 MAX_INFOS = 20  # numbers of an environment's `info` that are recorded
 NOT_NUMBERS = ("TimeLimit.truncated",)  # names in `info` that are known otherwise
 
@@ -87,6 +88,8 @@ class EnvSpec:
     """Returns of a random policy and of a human tester; used to normalize scores (Atari)."""
     omitted: dict[str, str] = field(default_factory=dict)
     """Leaves of the observation space that are not in `obs`: name -> reason."""
+    spaces: dict[str, Any] | None = field(default=None, compare=False)
+    """The environment's own spaces as JSON (`saved_spec.spaces_to_json`); None: it has none, or they are not known."""
     agents: tuple[str, ...] = ()
     """Names of the agents, where an environment has several; its rows are those of its agents (`agent_group`)."""
     acting: str = ""
@@ -203,22 +206,20 @@ def bounded(spec: EnvSpec, squash: bool) -> Callable[[dict[str, np.ndarray]], di
 
 
 def one_line(error: BaseException) -> str:
-    """Format an exception as `ValueError: message` on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """Format an exception as `ValueError: message` on one line; the middle of a long one is left out."""
+    return shortened(" ".join(f"{type(error).__name__}: {error}".split()), LONGEST_LINE)
 
 
 def env_fault(env: int, error: BaseException, seed: int, step: int) -> EnvFault:
-    """Build the report of a failed environment: reason, seed, step of its episode, traceback.
-
-    Of long texts the middle is left out: an exception may hold a whole observation.
-    """
-    reason = f"{_shortened(one_line(error), 600)} (seed {seed}, step {step} of the episode)"
-    return EnvFault(env, f"{reason}\n{_shortened(''.join(traceback.format_exception(error)), 20_000)}")
+    """Build the report of a failed environment: reason, seed, step of its episode, traceback."""
+    trace = shortened("".join(traceback.format_exception(error)), LONGEST_TRACE)
+    return EnvFault(env, f"{one_line(error)} (seed {seed}, step {step} of the episode)\n{trace}")
 
 
-def _shortened(text: str, size: int) -> str:
-    """At most about `size` characters: the beginning and the end."""
-    return text if len(text) <= size else f"{text[: size // 2]} ... {text[-size // 2 :]}"
+def shortened(text: str, size: int) -> str:
+    """Leave out the middle of a text of more than `size` characters: an exception may hold a whole observation."""
+    left_out = len(text) - size
+    return text if left_out <= 0 else f"{text[: size // 2]} ... ({left_out:,} characters) ... {text[-size // 2 :]}"
 
 
 def info_numbers(info: Any) -> dict[str, float]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from sfactory.algo.scaling import rescale
+from sfactory.algo.scaling import TARGET_SPAN, Row, rescale
 from sfactory.config import Config
 
 CRITICAL_BATCH = 20_000  # rows: above this a larger batch of Atari-like tasks gains little (arXiv 1812.06162, fig. 4)
+SECTIONS = {  # what `rescale` may change
+    "sampling": ("envs_per_group",),
+    "batch": ("minibatches", "forced_lag", "epochs"),
+    "proximal": ("center_of_mass", "snapshot_age", "snapshots_kept"),
+    "optim": ("lr", "beta1", "beta2"),
+    "normalize": ("advantage_span",),
+}
 
 
 def rescale_batch(config: Config) -> tuple[Config, list[str]]:
@@ -18,27 +26,51 @@ def rescale_batch(config: Config) -> tuple[Config, list[str]]:
     factor, rule = config.batch.factor, config.batch.rule
     if factor == 1.0:
         return config, []
-    sections = {  # what `rescale` may change
-        "sampling": ("envs_per_group",),
-        "batch": ("minibatches", "forced_lag", "epochs"),
-        "proximal": ("center_of_mass",),
-        "optim": ("lr", "beta1", "beta2"),
-        "normalize": ("advantage_span",),
-    }
-    place = {name: section for section, names in sections.items() for name in names}
-    settings = {name: getattr(getattr(config, section), name) for name, section in place.items()}
-    del settings["center_of_mass"]  # rescaled only where it is used
-    settings["adam_eps"] = config.optim.eps
-    if config.proximal.policy == "ewma":
-        settings["center_of_mass"] = config.proximal.center_of_mass or float(config.optimizer_steps_per_update)
-    result = rescale(settings, factor, rule)
-    changed: dict[str, dict[str, float]] = {section: {} for section in sections}
+    place = {name: section for section, names in SECTIONS.items() for name in names}
+    result = rescale(_settings(config, place), factor, rule)
+    rows = result.rows
+    if config.proximal.policy == "ewma" and not any(row.name == "center_of_mass" for row in rows):
+        kept = result.settings["center_of_mass"]
+        rows = [*rows, Row("center_of_mass", kept, kept, "optimizer steps of the same size: the same age in env steps")]
+    changed: dict[str, dict[str, float]] = {section: {} for section in SECTIONS}
     lines = [f"batch factor {factor:g} ({rule}):"]
-    for row in result.rows:
-        changed[place[row.name]][row.name] = row.after
-        lines.append(f"  {place[row.name]}.{row.name:16} {row.before:<10.6g} -> {row.after:<10.6g} {row.why}")
+    for row in rows:
+        name = f"{place[row.name]}.{row.name}" if row.name in place else "average of normalize.value_targets"
+        if row.name in place:
+            changed[place[row.name]][row.name] = row.after
+        lines.append(f"  {name:26} {row.before:<10.6g} -> {row.after:<10.6g} {row.why}")
+    lines += [f"  not rescaled: {text}" for text in _counted_in_updates(config)]
     lines += [f"  warning: {warning}" for warning in result.warnings]
     new = replace(config, **{s: replace(getattr(config, s), **values) for s, values in changed.items() if values})
     if new.batch_rows > CRITICAL_BATCH:
         lines.append(f"  warning: {new.batch_rows:,} rows per update are probably above the critical batch size")
     return new, lines
+
+
+def _settings(config: Config, place: dict[str, str]) -> dict[str, float]:
+    """The settings that `rescale` may change, of the parts that this run uses."""
+    settings = {name: getattr(getattr(config, section), name) for name, section in place.items()}
+    unused = set(SECTIONS["proximal"])
+    if config.proximal.policy == "ewma":
+        settings["center_of_mass"] = config.proximal.center_of_mass or float(config.optimizer_steps_per_update)
+        unused.remove("center_of_mass")
+    elif config.proximal.policy == "snapshot":
+        unused.remove("snapshot_age" if config.proximal.snapshot_age else "snapshots_kept")
+    for name in unused:
+        del settings[name]
+    if config.normalize.value_targets:
+        settings["target_span"] = TARGET_SPAN
+    return {**settings, "adam_eps": config.optim.eps}
+
+
+def _counted_in_updates(config: Config) -> Iterator[str]:
+    """What is counted in updates and stays as it is, so that it is another number of env steps than before."""
+    if config.optim.schedule == "kl_adaptive":
+        yield "optim.schedule kl_adaptive changes the learning rate once per update"
+    if config.proximal.policy == "interpolate":
+        yield "proximal.policy interpolate weighs by the lag in updates"
+    if config.run.mode == "async" and config.sampling.slots_per_group > 1:
+        yield f"sampling.slots_per_group {config.sampling.slots_per_group}: data stay as many updates old"
+    if config.run.mode == "lockstep":
+        yield f"log.every_updates {config.log.every_updates}"
+    yield f"loss.nonfinite_budget {config.loss.nonfinite_budget}, in updates"

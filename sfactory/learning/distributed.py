@@ -4,7 +4,7 @@
 takes the same optimizer steps, holds the same statistics and stops at the same update:
 
     average_gradients   once per optimizer step, between the backward pass and the clipping of gradients
-    pool_moments        once per update for advantages, and once for all other normalizers
+    pool_moments        once per update for value targets, once for advantages, and once for all other normalizers
     average_metrics     once per update
     total_rows, agree   once per update
 

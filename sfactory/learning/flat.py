@@ -18,13 +18,16 @@ ALIGNMENT = 16  # float32 numbers: 64 bytes, torch's own alignment, and the wide
 
 
 class FlatParameters:
-    """Parameters as views of one float32 buffer, and the views of every other buffer with this layout."""
+    """Parameters as views of one buffer, and the views of every other buffer with this layout.
+
+    float32; float64 for comparisons with a reference.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Move the parameters. Raises ValueError if they are not all float32 on one device."""
+        """Move the parameters. Raises ValueError if they are not all float32, or all float64, on one device."""
         self.parameters = list(parameters)
         kinds = {(parameter.dtype, parameter.device) for parameter in self.parameters}
-        if len(kinds) != 1 or self.parameters[0].dtype != torch.float32:
+        if len(kinds) != 1 or self.parameters[0].dtype not in (torch.float32, torch.float64):
             found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
             raise ValueError(f"the network has parameters of {found}, expected float32 on one device")
         self.offsets, self._size = _layout(self.parameters)
@@ -42,7 +45,7 @@ class FlatParameters:
 
     def zeros(self) -> Tensor:
         """A new buffer [size] of this layout."""
-        return torch.zeros(self._size, device=self.parameters[0].device)
+        return torch.zeros(self._size, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """One view of a buffer [size] per parameter, with its shape and its order in memory."""

@@ -1,8 +1,9 @@
 """Running statistics of observations, rewards, value targets and advantages.
 
-Statistics are updated once per update, after its last optimizer step, so that one update uses one set of statistics;
-those of the advantages are the exception and include the current batch. All tensors are changed in place: a recorded
-update reads them where they are.
+Statistics of observations and rewards are updated after the last optimizer step of an update, so that it uses one set
+of them. Those of advantages and value targets are updated at its start and include the current batch: a first reward
+after many updates without one would otherwise be divided by a standard deviation of nearly zero. All tensors are
+changed in place: a recorded update reads them where they are.
 
 Legend: T steps, B lanes.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sfactory.algo.normalize import EwmaMoments, Moments, RewardScale, TargetScale, decay_from_span, masked_moments
+from sfactory.algo.scaling import TARGET_SPAN, rescaled_span
 from sfactory.config import Config
 from sfactory.learning.batch import Batch
 from sfactory.learning.distributed import BatchMoments, Learners
@@ -28,7 +30,8 @@ class Normalizers:
         self.config, self.model, self.device, self.learners = config, model, device, learners
         self.observations = {name: Moments(shape, device) for name, shape in model.normalized_shapes().items()}
         self.rewards = RewardScale(device=device)
-        self.targets = TargetScale(device=device) if config.normalize.value_targets else None
+        span = rescaled_span(TARGET_SPAN, config.batch.factor)
+        self.targets = TargetScale(decay_from_span(span), device) if config.normalize.value_targets else None
         self.advantages = EwmaMoments(decay_from_span(config.normalize.advantage_span), device=device)
 
     # -- transformations ---------------------------------------------------------------------------------------------
@@ -58,11 +61,27 @@ class Normalizers:
 
     # -- updating ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def update(self, batch: Batch, target: Tensor, valid: Tensor) -> None:
-        """Add a batch to the statistics and write those of observations and value targets into the network.
+    @property
+    def moves_value_head(self) -> bool:
+        """Whether `add_targets` changes weights, so that outputs computed before have other units."""
+        return self.targets is not None
 
-        target: value targets in units of reward. valid: rows that count. Both have the shape of `batch.valid`.
+    @torch.no_grad()
+    def add_targets(self, target: Tensor, valid: Tensor) -> None:
+        """Add value targets [T, B] in units of reward, where valid, to their statistics, before they are normalized.
+
+        The value head is rescaled with them: `value` of its output stays the same (PopArt, arXiv 1602.07714, alg. 1).
+        """
+        if self.targets is None:
+            return
+        (moments,) = self.learners.pool_moments([BatchMoments(*masked_moments(target, valid))])
+        self.model.rescale_value(*self.targets.merge(*moments))
+
+    @torch.no_grad()
+    def update(self, batch: Batch, valid: Tensor) -> None:
+        """Add a batch to the statistics of observations and rewards, and write the former into the network.
+
+        valid: rows that count, in the shape of `batch.valid`.
         """
         found = {
             f"obs.{name}": masked_moments(batch.obs[name][:-1], valid, moments.shape)
@@ -71,8 +90,6 @@ class Normalizers:
         if batch.discounted_return is not None:
             running = batch.discounted_return * self.config.env.reward_scale
             found["reward"] = masked_moments(running, valid, ())
-        if self.targets is not None:
-            found["target"] = masked_moments(target, valid)
         if not found:
             return
         pooled = self.learners.pool_moments([BatchMoments(*moments) for moments in found.values()])
@@ -82,8 +99,6 @@ class Normalizers:
             self.model.set_normalizer(name, moments.mean, moments.var)
         if "reward" in by_name:
             self.rewards.moments.merge(*by_name["reward"])
-        if self.targets is not None:
-            self.model.rescale_value(*self.targets.merge(*by_name["target"]))
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -9,28 +9,45 @@ from sfactory.algo.schedule import SCHEDULES, ScheduleState
 from sfactory.config import Config
 
 RISE, FALL = 1.05, 0.7
-"""Factors within which the rate may change without a word: a schedule changes it a little in every update."""
+"""Factors within which the rate may change without a word where only the rate is known: a schedule changes it a little
+in every update."""
 LAST_PART = 0.95
 """Share of a run after which a linear rate falls fast by itself."""
 
 
-def resumed_rate(config: Config, state: Mapping[str, Any], env_steps: int) -> tuple[float, str]:
-    """The rate that the schedule continues from, and one line if the next update uses another one than the last.
+def schedule_state(config: Config) -> dict[str, Any]:
+    """Entries of a checkpoint's state: everything that the learning rate depends on, but measurements."""
+    return {"initial_lr": config.optim.lr, "schedule": config.optim.schedule, "schedule_end": config.stop.env_steps}
 
-    state: of the checkpoint, with `lr`, `kl`, `ess` and, in newer ones, `initial_lr`: optim.lr as it was. Where it was
-    changed since, kl_adaptive begins again with the new one; the other schedules depend on optim.lr alone.
+
+def resumed_rate(config: Config, state: Mapping[str, Any], env_steps: int) -> tuple[float, str]:
+    """The rate that the schedule continues from, and one line if the next update uses another one because of a setting.
+
+    state: of the checkpoint, with `lr`, `kl`, `ess` and, in newer ones, `schedule_state`. Where optim.lr was changed
+    since, kl_adaptive begins again with the new one; the other schedules depend on optim.lr alone.
     """
-    optim, stop = config.optim, config.stop.env_steps
-    before = float(state["lr"])
-    lr = before if float(state.get("initial_lr", optim.lr)) == optim.lr else optim.lr
-    progress = min(env_steps / stop, 1.0) if stop else 0.0
-    following = lr
-    if optim.schedule != "kl_adaptive":
-        now = ScheduleState(optim.lr, progress, float(state["kl"]), float(state["ess"]), optim.kl_target)
-        following = SCHEDULES[optim.schedule](lr, now)
-    falls = following < FALL * before and (optim.schedule != "linear" or progress < LAST_PART)
-    if not falls and following <= RISE * before:
+    now = schedule_state(config)
+    then = {name: state.get(name, value) for name, value in now.items()}
+    last = float(state["lr"])
+    lr = last if then["initial_lr"] == now["initial_lr"] else config.optim.lr
+    following = _next(now, lr, state, env_steps)
+    if "schedule_end" in state:
+        changed = following != _next(then, last, state, env_steps)
+    else:  # of an earlier version, which stored no more than optim.lr and the rate itself
+        lowest = 0.0 if now["schedule"] == "linear" and env_steps >= LAST_PART * config.stop.env_steps else FALL
+        changed = not lowest * last <= following <= RISE * last
+    if not changed:
         return lr, ""
-    end = f", 0 at stop.env-steps {stop:,}" if optim.schedule == "linear" else ""
-    why = f"optim.lr {optim.lr:g}, optim.schedule {optim.schedule}{end}"
-    return lr, f"learning rate: {before:.2g} before, {following:.2g} from here on ({why})"
+    end = f", 0 at stop.env-steps {config.stop.env_steps:,}" if config.optim.schedule == "linear" else ""
+    why = f"optim.lr {config.optim.lr:g}, optim.schedule {config.optim.schedule}{end}"
+    return lr, f"learning rate: {last:.3g} before, {following:.3g} from here on ({why})"
+
+
+def _next(schedule: Mapping[str, Any], lr: float, state: Mapping[str, Any], env_steps: int) -> float:
+    """The rate of the next update. kl_adaptive changes it by what was measured, not because of a setting."""
+    if schedule["schedule"] == "kl_adaptive":
+        return lr
+    end = schedule["schedule_end"]
+    progress = min(env_steps / end, 1.0) if end else 0.0
+    measured = ScheduleState(schedule["initial_lr"], progress, float(state["kl"]), float(state["ess"]))
+    return SCHEDULES.get(schedule["schedule"], SCHEDULES["constant"])(lr, measured)  # of another version: as constant

@@ -1,17 +1,20 @@
 """One update of the weights from one batch. No processes, no shared memory, no clock.
 
     outputs of the whole batch under the weights as published (one forward pass)
-    objective.start: targets and whatever else is computed once per update
+    objective.start: targets and whatever else is computed once per update; the statistics of value targets and the
+        value head move here, before the targets are normalized
     epochs x minibatches of rows (of whole lanes for a recurrent policy, or with `batch.shuffle lanes`):
         objective.loss -> gradient, averaged over learners -> optimizer step, unless it is not finite
         (a minibatch too large for a GPU: the gradients of its parts, one after the other, are added up)
-    normalizers are updated last: data of lag 0 have rho = 1
+    with optim.schedule kl_adaptive: one more forward pass, for the KL of the whole update
+    normalizers of observations and rewards are updated last: data of lag 0 have rho = 1
 
 Legend: T steps, B lanes of the batch, b lanes of a minibatch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -86,6 +89,9 @@ class Update:
         # Rows of one lane are correlated: minibatches of rows have a less noisy gradient. Memory needs whole lanes.
         self.by_rows = config.batch.shuffle == "rows" and not model.state_size
         self.kl, self.ess = config.optim.kl_target, 1.0  # of the last update, for the adaptive schedules
+        self.adaptive = config.optim.schedule == "kl_adaptive"
+        self._skipped = torch.zeros(config.optimizer_steps_per_update, device=device)  # 1.0: the step was not taken
+        self._last: tuple[Batch, Tensor | None] | None = None
         self.on_optimizer_step: Callable[[], None] = lambda: None
         """Called after every optimizer step that is not replayed from a recording."""
         self.device_work: Work = self._device_work
@@ -107,7 +113,7 @@ class Update:
         """Train on one batch [T, B]. updates: finished before this one; progress: share of the run, 0 to 1.
 
         Returns metrics as 0-dim tensors, left on the device. `skipped` counts optimizer steps that were not taken
-        because a loss or gradient was not finite.
+        because a loss or gradient was not finite; `trained` tells which rows were trained on nevertheless.
         """
         o = self.config.optim
         self.lr = self.schedule(self.lr, ScheduleState(o.lr, progress, self.kl, self.ess, o.kl_target))
@@ -115,10 +121,25 @@ class Update:
             self.optimizer.lr.fill_(self.lr)
         else:
             self.optimizer.lr = self.lr
-        metrics = self.learners.average_metrics(self.device_work(batch, self._order(batch, updates)))
-        if o.schedule in ("kl_adaptive", "ess"):  # the one synchronization these schedules need
-            self.kl, self.ess = float(metrics[KL_METRIC]), float(metrics[ESS_METRIC])
+        self._last = batch, self._order(batch, updates)
+        metrics = self.learners.average_metrics(self.device_work(*self._last))
+        if self.adaptive:  # the one synchronization that this schedule needs, and the next
+            self.kl = float(metrics[KL_METRIC])
+        if o.schedule == "ess":
+            self.ess = float(metrics[ESS_METRIC])
         return metrics
+
+    def trained(self) -> Tensor:
+        """[T, B] bool: the rows of the last batch that an optimizer step was taken with; reset rows are among them."""
+        assert self._last is not None, "trained() follows run()"
+        batch, order = self._last
+        taken = self._skipped == 0
+        if order is None:
+            return taken.any().expand_as(batch.valid)
+        lanes_of_minibatch = order.shape[1] // self.config.batch.minibatches
+        lanes = torch.zeros(order.shape[1], dtype=torch.bool, device=self.device)
+        lanes[order.flatten()[taken.repeat_interleave(lanes_of_minibatch)]] = True
+        return lanes.view_as(batch.valid) if self.by_rows else lanes.expand_as(batch.valid)
 
     def _order(self, batch: Batch, updates: int) -> Tensor | None:
         """[epochs, lanes or rows]: the order of every epoch. None: one minibatch is the whole batch."""
@@ -134,16 +155,28 @@ class Update:
         Recordable: it never waits for the device, no decision depends on a value, and state changes in place.
         """
         one_step = order is None and self.config.optimizer_steps_per_update == 1
-        if one_step and not (self.objective.divisible and divided(batch)):  # the start needs the outputs of all parts
+        # One pass is not enough where the start needs the outputs of all parts, or changes the value head.
+        by_parts = self.objective.divisible and divided(batch)
+        if one_step and not by_parts and not self.normalizers.moves_value_head:
             metrics, start = self._single_step(batch)
         else:
             metrics, start = self._epochs(batch, order)
         for phase in self.objective.further_phases(batch):
-            further = self._run_phase(phase)
+            further, _ = self._run_phase(phase)
             metrics = {**metrics, **further, "skipped": metrics["skipped"] + further["skipped"]}
-        finite = metrics["skipped"] == 0  # a batch that was not finite is not added to the statistics
-        self.normalizers.update(batch, start.reward_target, batch.valid & finite)
+        if self.adaptive:
+            metrics[KL_METRIC] = self._kl_of_update(batch, start, metrics["skipped"])
+        finite = metrics["skipped"] == 0  # a batch that was not finite, in whole or in part, is not added
+        self.normalizers.update(batch, batch.valid & finite)
         return metrics
+
+    def _kl_of_update(self, batch: Batch, start: Start, skipped: Tensor) -> Tensor:
+        """[] KL of the policy before all optimizer steps to the present one, over the whole batch.
+
+        NaN if a step was skipped: weights that stayed where they were do not show that the rate is too low.
+        """
+        out = self.network.forward_eval(batch.without_last_row())
+        return self.objective.kl_of_update(batch, start, out).masked_fill(skipped > 0, math.nan)
 
     def _single_step(self, batch: Batch) -> tuple[dict[str, Tensor], Start]:
         """One optimizer step per update: one forward pass gives the start and the gradient."""
@@ -154,7 +187,9 @@ class Update:
         loss = self.objective.loss(part, start, True)
         if loss.gradient is not None:
             loss = loss._replace(gradient=_with_last_row(loss.gradient))
-        return self._optimizer_step(loss, batch.valid), start
+        metrics = self._optimizer_step(loss, batch.valid)
+        self._skipped.copy_(metrics["skipped"])
+        return metrics, start
 
     def _epochs(self, batch: Batch, order: Tensor | None) -> tuple[dict[str, Tensor], Start]:
         """Several optimizer steps per update, after a forward pass for the start."""
@@ -173,11 +208,17 @@ class Update:
             minibatches=self.config.batch.minibatches,
             divisible=self.objective.divisible,
         )
-        return self._run_phase(phase), start
+        metrics, skipped = self._run_phase(phase)
+        self._skipped.copy_(skipped)
+        return metrics, start
 
-    def _run_phase(self, phase: Phase) -> dict[str, Tensor]:
-        """All optimizer steps of a phase; the metrics of the last one, and `skipped` of all."""
-        last, skipped = phase.epochs * phase.minibatches - 1, []
+    def _run_phase(self, phase: Phase) -> tuple[dict[str, Tensor], Tensor]:
+        """All optimizer steps of a phase; metrics with `skipped` of all, and of each [steps].
+
+        A report costs more than the step itself, so only the last minibatch has one; the table of metrics says so. The
+        norm of the gradient is the mean of all steps.
+        """
+        last, skipped, norms = phase.epochs * phase.minibatches - 1, [], []
         metrics: dict[str, Tensor] = {}
         for number, lanes in enumerate(_minibatches(phase)):
             rows, report = phase.batch.lanes(lanes), number == last
@@ -192,8 +233,11 @@ class Update:
                 loss = phase.loss(Minibatch(rows, lanes, out), phase.start, report)
                 metrics = self._optimizer_step(loss, rows.valid)
             skipped.append(metrics["skipped"])
-        metrics["skipped"] = torch.stack(skipped).sum()
-        return metrics
+            norms.append(metrics["losses/grad_norm"])
+        of_steps = torch.stack(skipped)
+        metrics["skipped"] = of_steps.sum()
+        metrics["losses/grad_norm"] = _mean_norm(norms, skipped)
+        return metrics, of_steps
 
     def _backward_by_parts(self, phase: Phase, parts: list[Tensor], num_valid: Tensor) -> Output:
         """Write the gradient of a minibatch, the sum of those of its parts; the detached outputs of all parts.
@@ -226,7 +270,7 @@ class Update:
         """As `_optimizer_step`, with the gradient that was written. loss: its metrics."""
         self.learners.average_gradients(self.parameters, valid)
         norm, skipped = self.optimizer.clip_and_step(self.config.optim.max_grad_norm)
-        self.objective.after_step()
+        self.objective.after_step(skipped)
         self.on_optimizer_step()
         return {"skipped": skipped, **loss.losses, "losses/grad_norm": norm, **loss.diagnostics}
 
@@ -260,6 +304,11 @@ def _with_last_row(gradient: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Gradients [T, B, ...] of outputs -> [T + 1, B, ...]: the loss does not depend on the outputs of the last row."""
     params, value = (torch.cat([x, torch.zeros_like(x[:1])]) for x in gradient)
     return params, value
+
+
+def _mean_norm(norms: list[Tensor], skipped: list[Tensor]) -> Tensor:
+    """[] mean norm of the steps that were taken; NaN if none was. norms, skipped: [] of every step, 1.0: not taken."""
+    return torch.where(torch.stack(skipped) > 0, math.nan, torch.stack(norms)).nanmean()
 
 
 def _minibatches(phase: Phase) -> Iterator[Tensor | None]:

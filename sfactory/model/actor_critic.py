@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfactory.model.cores import CORES, Core
-from sfactory.model.distributions import MASKED_LOGIT, ActionDistribution, ActionLeafLike
+from sfactory.model.distributions import MASKED_LOGIT, ActionDistribution, ActionLeafLike, at_least_single
 from sfactory.model.encoders import make_encoder, orthogonal
 from sfactory.model.inputs import CLIP, Input
 from sfactory.model.treatment import ObsLeaf, Scaling, Treatment, treatments
@@ -138,7 +138,7 @@ class ActorCritic(nn.Module):
         if self.state_size:
             state = self.trunk.core.initial_state(x.shape[0]) if state is None else state
             x, state = self.trunk.core(x, state, first, obs.get(self.acting))
-            state = state.float()
+            state = at_least_single(state)
         return Output(*self._heads(x, obs), state)
 
     def unroll(self, obs: Mapping[str, Tensor], first: Tensor, state: Tensor | None = None) -> Output:
@@ -153,7 +153,7 @@ class ActorCritic(nn.Module):
             state = self.trunk.core.initial_state(lanes) if state is None else state
             acting = obs[self.acting].view(steps, lanes) if self.acting else None
             x, state = self.trunk.core.unroll(x.view(steps, lanes, -1), state, first, acting)
-            x, state = x.flatten(0, 1), state.float()
+            x, state = x.flatten(0, 1), at_least_single(state)
         params, value = self._heads(x, obs)
         return Output(params.view(steps, lanes, -1), value.view(steps, lanes), state)
 
@@ -214,8 +214,8 @@ class ActorCritic(nn.Module):
     def _standardize(self, name: str, leaf: Tensor) -> Tensor:
         """[N, *shape] -> mean 0 and variance 1, clipped; of large integers before their last digits are lost."""
         mean, inv_std = self.normalizer(name)
-        numbers = leaf.double() if leaf.dtype == torch.int64 else leaf.float()
-        return ((numbers - mean) * inv_std).clamp(-CLIP, CLIP).float()
+        numbers = leaf.double() if leaf.dtype == torch.int64 else leaf.to(mean.dtype)
+        return ((numbers - mean) * inv_std).clamp(-CLIP, CLIP).to(mean.dtype)
 
     def _heads(self, x: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """x [N, F] -> params [N, K], value [N]; float32 even under autocast, as ratios need the precision."""

@@ -96,7 +96,7 @@ class ActionDistribution:
 
     def sample_and_log_prob(self, params: Tensor, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """As `sample`, with the joint log-probability [...] of the sample: the hot path of inference."""
-        params = _float(params)
+        params = at_least_single(params)
         if self._single:
             part = self.parts[0]
             log_p = torch.log_softmax(params, -1)
@@ -137,7 +137,7 @@ class ActionDistribution:
 
     def entropy(self, params: Tensor) -> Tensor:
         """Entropy [...] of params [..., K], summed over heads and dimensions (differential for boxes)."""
-        params = _float(params)
+        params = at_least_single(params)
         total = None
         for part in self.parts:
             values = params[..., part.params]
@@ -151,7 +151,7 @@ class ActionDistribution:
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
         """Exact KL(p || q) [...] of p, q [..., K]; not changed by squashing both."""
-        p, q = _float(p), _float(q)
+        p, q = at_least_single(p), at_least_single(q)
         total = None
         for part in self.parts:
             a, b = p[..., part.params], q[..., part.params]
@@ -172,17 +172,17 @@ class ActionDistribution:
         for part in self.parts:
             values = params[..., part.params]
             if part.discrete:
-                indices = [log_p.argmax(-1, keepdim=True) for log_p in _heads(_float(values), part)]
+                indices = [log_p.argmax(-1, keepdim=True) for log_p in _heads(at_least_single(values), part)]
                 flat = torch.cat(indices, -1)
             else:
-                flat = _float(values).chunk(2, -1)[0]
+                flat = at_least_single(values).chunk(2, -1)[0]
             action[part.name] = flat.reshape((*params.shape[:-1], *part.shape))
         return action
 
     def _log_prob_entropy(
         self, params: Tensor, action: Mapping[str, Tensor], *, with_entropy: bool
     ) -> tuple[Tensor, Tensor]:
-        params = _float(params)
+        params = at_least_single(params)
         lead = params.shape[:-1]
         log_prob = entropy = None
         for part in self.parts:
@@ -204,7 +204,8 @@ class ActionDistribution:
         return log_prob, log_prob if entropy is None else entropy
 
 
-def _float(x: Tensor) -> Tensor:
+def at_least_single(x: Tensor) -> Tensor:
+    """float32 for narrower numbers; float64 stays."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 

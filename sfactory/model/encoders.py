@@ -16,7 +16,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
+from sfactory.errors import SettingError
 from sfactory.model.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -209,6 +214,38 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "impala": Impala,
     "cnn": SmallCnn,
 }
+
+
+def check_encoders(name: str, encoders: nn.Module) -> None:
+    """SettingError if a module inside computes something else in training than in acting.
+
+    The learner runs the network in training mode, inference in evaluation mode and on other batches. A difference would
+    be taken for a change of the policy: the ratio of both would not be 1 on fresh data. name: `model.encoder`.
+    """
+    for path, module in encoders.named_modules():
+        reason = _differs_in_training(module)
+        if reason:
+            raise SettingError(
+                f"model.encoder {name} contains {type(module).__name__} ({path}), which {reason}: the policy that is "
+                "trained would not be the one that acts; remove it, or use LayerNorm or GroupNorm"
+            )
+
+
+def _differs_in_training(module: nn.Module) -> str:
+    """What a module does in training mode only, or with other rows of a batch; empty if nothing."""
+    if isinstance(module, _BatchNorm):
+        return "normalizes by the other rows of a batch"
+    if isinstance(module, _NormBase) and module.track_running_stats:  # InstanceNorm
+        return "normalizes by other statistics in training"
+    dropout = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)  # of attention, LSTM, GRU
+    if isinstance(dropout, float | int) and dropout > 0.0:
+        return "drops values at random in training"
+    if isinstance(module, nn.RReLU) and module.lower != module.upper:
+        return "draws random slopes in training"
+    hooks = module._forward_pre_hooks.values()
+    if isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks):
+        return "changes its own state in training"
+    return ""
 
 
 def make_encoder(name: str, shape: Sequence[int], *, hidden: Sequence[int], activation: str) -> Encoder:

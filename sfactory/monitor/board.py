@@ -11,6 +11,7 @@ import numpy as np
 from sfactory.config import Stop
 from sfactory.monitor import messages
 from sfactory.monitor.accumulator import Accumulator
+from sfactory.monitor.episodes import Episodes
 from sfactory.monitor.format import console_line
 from sfactory.monitor.messages import Message
 from sfactory.monitor.statistics import human_normalized
@@ -30,15 +31,19 @@ class Board:
 
     env_steps, seconds: where a resumed run starts, so that the first row has the speed of this launch only.
     tasks: name -> (return of a random policy, return of a human), or None where unknown.
+    episodes: those of the checkpoint that a run is resumed from.
     """
 
     def __init__(
-        self, env_steps: int = 0, seconds: float = 0.0, tasks: Mapping[str, tuple[float, float] | None] | None = None
+        self,
+        env_steps: int = 0,
+        seconds: float = 0.0,
+        tasks: Mapping[str, tuple[float, float] | None] | None = None,
+        episodes: Episodes | None = None,
     ) -> None:
         self._tasks = dict(tasks or {"": None})
-        self._returns: list[deque[float]] = [deque(maxlen=EPISODES_IN_MEAN) for _ in self._tasks]  # by task
-        self._lengths: deque[int] = deque(maxlen=EPISODES_IN_MEAN)
-        self.num_episodes = self.num_broken = 0
+        self.episodes = episodes or Episodes(len(self._tasks))
+        self.num_broken = 0
         self._ends: deque[bool] = deque(maxlen=EPISODES_IN_SHARE)  # whether an episode was cut by a failure
         self._infos: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=EPISODES_IN_MEAN))
         self._learner: dict[str, float] = {}  # kept from row to row
@@ -46,35 +51,18 @@ class Board:
         self._stages: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))  # kind -> stage -> seconds
         self._faults: dict[str, int] = defaultdict(int)
         self.evaluated = 0  # trained steps of the policy that was evaluated last
-        self._evaluation: dict[str, float] = {}  # result that no row has shown yet
+        self._evaluations: list[dict[str, float]] = []  # results that no row has shown yet, oldest first
         self._steps_before, self._seconds_before = env_steps, seconds
         self._updates_before = -1
         self._speed: dict[str, float] = {}
         self._update_seconds: float | None = None
         self._now = (env_steps, seconds)
 
-    @property
-    def training_return(self) -> float | None:
-        """Mean return of the last 100 episodes, or of all while there are fewer; None before the first.
-
-        With several tasks: the mean over tasks, so that tasks with short episodes do not weigh more.
-        """
-        means = [np.mean(returns) for returns in self._returns if returns]
-        return float(np.mean(means)) if means else None
-
-    @property
-    def settled(self) -> bool:
-        """Whether every task has the 100 episodes its training return is the mean of."""
-        return all(len(returns) == EPISODES_IN_MEAN for returns in self._returns)
-
     def handle(self, message: Message) -> None:
         """Aggregate one message. KeyError for an unknown kind, metric or stage."""
         kind, worker, payload = message
         if kind == messages.EPISODES:
-            self.num_episodes += len(payload)
-            for episodic_return, length, task in payload:
-                self._returns[task].append(float(episodic_return))
-                self._lengths.append(int(length))
+            self.episodes.add(payload)
             self._ends.extend([False] * len(payload))
         elif kind == messages.INFOS:
             for numbers in payload:
@@ -101,18 +89,25 @@ class Board:
         elif kind == messages.FAULT:
             self._faults[worker_kind(worker)] += 1
         elif kind == messages.EVALUATION:
-            self._evaluation, self.evaluated = dict(payload), int(payload["eval/env_steps"])
+            self._evaluations.append(dict(payload))
+            self.evaluated = int(payload["eval/env_steps"])
         elif kind == messages.NO_EVALUATION:
             self.evaluated = int(payload[0])
         elif kind != messages.LOG:
             raise KeyError(f"unknown telemetry message {kind!r} of {worker}; kinds are in sfactory.monitor.messages")
 
+    def take_evaluations(self, keep: int) -> list[dict[str, float]]:
+        """Return and forget the results that no row has shown yet, oldest first, but the newest `keep`."""
+        taken = self._evaluations[: len(self._evaluations) - keep]
+        del self._evaluations[: len(taken)]
+        return taken
+
     def state(self) -> dict[str, Any]:
         """What later rows depend on, except speeds: episodes, the learner's last metrics, faults, evaluation."""
-        episodes = [[list(returns) for returns in self._returns], list(self._lengths), self.num_episodes]
-        evaluation = [self.evaluated, dict(self._evaluation)]
+        e = self.episodes.state()
+        evaluation = [self.evaluated, [dict(one) for one in self._evaluations]]
         return {
-            "games": episodes,
+            "games": [e["returns"], e["lengths"], e["count"]],
             "learner": dict(self._learner),
             "faults": dict(self._faults),
             "eval": evaluation,
@@ -122,24 +117,28 @@ class Board:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
-        returns, lengths, self.num_episodes = state["games"]
-        for own, saved in zip(self._returns, returns, strict=True):
-            own.extend(saved)
-        self._lengths.extend(lengths)
+        returns, lengths, count = state["games"]
+        self.episodes.set_state({"returns": returns, "lengths": lengths, "count": count, "complete": True})
         self._learner.update(state["learner"])
         self._faults.update(state["faults"])
-        self.evaluated, self._evaluation = state.get("eval", [0, {}])
+        self.evaluated, waiting = state.get("eval", [0, []])
+        self._evaluations = [waiting] if isinstance(waiting, dict) and waiting else list(waiting)  # once a single one
         self.num_broken, ends = state.get("broken", [0, []])
         self._ends.extend(ends)
         for name, values in state.get("infos", {}).items():
             self._infos[name].extend(values)
 
-    def snapshot(self, env_steps: int, frames: int, updates: int, seconds: float) -> dict[str, float]:
-        """Make one row and start the next window. seconds: of training, over all launches."""
+    def snapshot(
+        self, env_steps: int, frames: int, updates: int, seconds: float, episodes: Episodes | None = None
+    ) -> dict[str, float]:
+        """Make one row and start the next window.
+
+        seconds: of training, over all launches. episodes: of this row, by default the newest.
+        """
         row = {**self._learner, "charts/frames": float(frames), "charts/updates": float(updates)}
         row |= self._speeds(env_steps, frames, updates, seconds)
-        row |= self._scores()
-        row["charts/games"] = float(self.num_episodes)
+        row |= self._scores(episodes or self.episodes)
+        row["charts/games"] = float((episodes or self.episodes).count)
         if "lag/mean" in row and self._update_seconds is not None:
             row["lag/seconds"] = row["lag/mean"] * self._update_seconds
         row["faults/total"] = float(sum(self._faults.values()))
@@ -150,8 +149,8 @@ class Board:
         row |= {f"info/{name}": float(np.mean(values)) for name, values in self._infos.items()}
         row |= self._recorded.drain_row()
         row |= self._stage_shares()
-        row |= self._evaluation  # in one row only: a curve has a point where there was an evaluation
-        self._evaluation = {}
+        if self._evaluations:  # in one row only: a curve has a point where there was an evaluation
+            row |= self._evaluations.pop()
         for name in row:
             find_metric(name)
         self._now = (env_steps, seconds)
@@ -169,13 +168,14 @@ class Board:
         self._stages.clear()
         return row
 
-    def _scores(self) -> dict[str, float]:
+    def _scores(self, episodes: Episodes) -> dict[str, float]:
         """Returns of the last episodes, per task where there are several, and human-normalized where known."""
-        if self.training_return is None:
+        if episodes.training_return is None:
             return {}
-        row = {"charts/episodic_return": self.training_return, "charts/episodic_length": float(np.mean(self._lengths))}
+        length = float(np.mean(episodes.lengths))
+        row = {"charts/episodic_return": episodes.training_return, "charts/episodic_length": length}
         normalized = {}
-        for (task, reference), returns in zip(self._tasks.items(), self._returns, strict=True):
+        for (task, reference), returns in zip(self._tasks.items(), episodes.returns, strict=True):
             if not returns:
                 continue
             mean = float(np.mean(returns))

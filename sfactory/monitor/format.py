@@ -74,3 +74,11 @@ def remaining(
         return None, None
     _, done, left = min(ends, key=lambda end: (end[0], -end[1]))
     return done, left
+
+
+def printable(text: str) -> str:
+    r"""Text with everything escaped that a terminal would act on: control characters and marks of direction (`\x1b`).
+
+    Line breaks and tabs stay. For text from files and environments, wherever it is printed.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -14,15 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sfactory.config import Config
-from sfactory.device.machine import cores, processor, shows_gpu
+from sfactory.device.machine import cores, processor, shows_gpu, user_cache
 
 LINE = "torch, best batch, median"  # a stored value of another kind of roofline has another key
 
 
-def rooflines_file() -> Path:
-    """File of stored rooflines."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "sfactory" / "rooflines.json"
+def rooflines_file() -> Path | None:
+    """File of stored rooflines; None for a user without a cache folder."""
+    cache = user_cache()
+    return None if cache is None else cache / "sfactory" / "rooflines.json"
 
 
 def workload(config: Config) -> str:
@@ -41,6 +41,8 @@ def workload(config: Config) -> str:
 def store_roofline(config: Config, steps_per_second: float) -> None:
     """Store a measured roofline. A cache that cannot be written is ignored."""
     file = rooflines_file()
+    if file is None:
+        return
     stored = _read(file) | {workload(config): round(steps_per_second, 1)}
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,9 @@ def known_roofline(config: Config) -> float | None:
     return float(speed) if isinstance(speed, int | float) and speed > 0 else None
 
 
-def _read(file: Path) -> dict[str, object]:
+def _read(file: Path | None) -> dict[str, object]:
+    if file is None:
+        return {}
     with contextlib.suppress(OSError, ValueError):
         stored = json.loads(file.read_text())
         if isinstance(stored, dict):

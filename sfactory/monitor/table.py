@@ -83,12 +83,13 @@ _CHARTS = {
     "charts/episodic_return/<task>": "one of several tasks: mean return of its last 100 episodes, unclipped",
     "charts/human_normalized": "return on the scale 0 = random policy, 1 = human tester; median over tasks",
     "charts/human_normalized/<task>": "one of several tasks: its return on that scale",
-    "charts/games": "episodes completed since this launch; after an exact resume since the start",
+    "charts/games": "complete episodes since the start of the run, over all launches",
     "charts/SPS": "trained agent steps per second",
     "charts/FPS": "environment frames per second: SPS times frame skip",
     "charts/frames": "environment frames trained so far",
     "charts/updates": "updates of the learner so far",
 }
+LAST_MINIBATCH = "in the last minibatch of an update"
 _UPDATE = {
     "losses/policy_loss": "policy objective, as minimized",
     "losses/value_loss": "value loss before its coefficient",
@@ -96,16 +97,20 @@ _UPDATE = {
     "losses/approx_kl": "estimate of KL(proximal || policy), in nats",
     "losses/clipfrac": "fraction of steps whose ratio was clipped",
     "losses/explained_variance": "1 - var(target - value) / var(target); 1 is perfect, 0 is a constant",
-    "losses/grad_norm": "norm of the gradient before clipping",
+    "losses/grad_norm": "norm of the gradient before clipping, mean over the optimizer steps that were taken",
     "offpolicy/kl_behavior_proximal": "KL(behavior || proximal), in nats: how stale the data is",
     "offpolicy/kl_proximal_policy": "KL(proximal || policy), in nats: how far the update moved the policy",
+    "offpolicy/kl_of_update": "KL(policy before the update || policy after it), over the whole batch, in nats; with "
+    "optim.schedule kl_adaptive, which reads it",
     "offpolicy/ess": "effective sample size of the weights, (sum w)^2 / (N sum w^2); 1 is on-policy",
     "offpolicy/rho_clip_fraction": "fraction of steps whose rho is clipped",
     "offpolicy/c_clip_fraction": "fraction of steps whose trace coefficient is clipped",
     "offpolicy/effective_lambda": "mean trace coefficient",
     "offpolicy/discrepancy": "snapshot_age 0: mean |log prob in the learner - as stored when acting|, same weights",
-    "offpolicy/max_discrepancy": "snapshot_age 0: the largest of these differences in a minibatch",
 }
+OF_WHOLE_UPDATE = ("losses/grad_norm", "offpolicy/effective_lambda", "offpolicy/kl_of_update")
+"""Metrics of `_UPDATE` that cover a whole update. All others are measured in its last minibatch, where the policy has
+moved furthest: in every minibatch they would make an update of the CartPole preset 2.3 times as long."""
 _LAG = {
     "lag/mean": "updates between acting and learning, mean over steps",
     "lag/p95": "updates between acting and learning, 95th percentile",
@@ -139,7 +144,12 @@ METRICS: dict[str, Metric] = {
         "a number that `info` has at the end of episodes, mean of the last 100 that have it", "supervisor"
     ),
     "charts/learning_rate": Metric("learning rate of the optimizer", "learner"),
-    **_metrics("learner", "mean", _UPDATE),
+    **_metrics(
+        "learner",
+        "mean",
+        {name: text if name in OF_WHOLE_UPDATE else f"{text}; {LAST_MINIBATCH}" for name, text in _UPDATE.items()},
+    ),
+    "offpolicy/max_discrepancy": Metric(f"the largest of these differences; {LAST_MINIBATCH}", "learner", "max"),
     "offpolicy/max_abs_log_rho": Metric(
         "largest |log rho| at the start of an update; about 0 on policy", "learner", "max"
     ),
@@ -162,7 +172,7 @@ METRICS: dict[str, Metric] = {
     "system/memory": Metric("memory of the machine in use, percent", "supervisor"),
     **_metrics("supervisor", "last", _FAULTS),
     "faults/skipped_updates": Metric(
-        "updates skipped since the start because of a non-finite loss or gradient", "learner"
+        "updates skipped since the start, wholly or in part, because of a non-finite loss or gradient", "learner"
     ),
     **_metrics("evaluator", "last", _EVALUATION),
     **{

@@ -21,8 +21,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sfactory.config import Config, to_dict
+from sfactory.files import is_file, open_to_append, open_to_read, read_text, replace_text
+from sfactory.monitor.console import ConsoleStream, console_stream, left_out_note
+from sfactory.monitor.format import printable
 from sfactory.monitor.panel import Snapshot
-from sfactory.monitor.rows import METRICS_FILE, parse_row, read_rows
+from sfactory.monitor.rows import METRICS_FILE, lines_of, parse_row, read_rows
+
+LONGEST_ID = 1024
+"""Bytes of the file with the run's id at Weights & Biases."""
 
 
 class Writers:
@@ -31,22 +37,36 @@ class Writers:
     def __init__(self, run_dir: Path, config: Config, resume_env_steps: int | None) -> None:
         self.run_dir, self.config = Path(run_dir), config
         self._warned: set[str] = set()
-        self._last = -1 if resume_env_steps is None else resume_env_steps
+        self._last = -1
         self._log_file: TextIO | None = None
         self._rows: TextIO | None = None
         self._tensorboard: TensorBoard | None = None
         self._wandb: Any = None
         self._console = ProgressOutput(config.log.console_seconds, config.log.quiet)
-        with self._ignoring_errors("log.txt"):
-            self._log_file = (self.run_dir / "log.txt").open("a")
         with self._ignoring_errors(METRICS_FILE):
-            drop_rows_after(self.run_dir, self._last)
-            self._rows = (self.run_dir / METRICS_FILE).open("a")
-        with self._ignoring_errors("TensorBoard"):
-            self._tensorboard = TensorBoard(self.run_dir / "tb", resume_env_steps)
+            self._last = drop_rows_after(self.run_dir, -1 if resume_env_steps is None else resume_env_steps)
+        self._open_files(resume_env_steps)
         if config.log.wandb:
             with self._ignoring_errors("Weights & Biases"):
                 self._wandb = _open_wandb(self.run_dir, config, resume_env_steps is None)
+
+    def _open_files(self, resume_env_steps: int | None) -> None:
+        with self._ignoring_errors("log.txt"):
+            self._log_file = open_to_append(self.run_dir / "log.txt")
+        with self._ignoring_errors(METRICS_FILE):
+            self._rows = open_to_append(self.run_dir / METRICS_FILE)
+        with self._ignoring_errors("TensorBoard"):
+            self._tensorboard = TensorBoard(self.run_dir / "tb", resume_env_steps)
+
+    def reopen(self) -> None:
+        """Continue in new files: the folder was replaced by a new one."""
+        self._close_files()
+        self._open_files(self._last)
+
+    @property
+    def last_step(self) -> int:
+        """env_steps of the last row; -1 before the first."""
+        return self._last
 
     def row(self, env_steps: int, seconds: float, metrics: Mapping[str, float]) -> dict[str, float]:
         """Write one row to every output; returns it with the load of the machine added.
@@ -100,19 +120,27 @@ class Writers:
     def status(self, fields: Mapping[str, Any]) -> None:
         """Replace status.json atomically."""
         with self._ignoring_errors("status.json"):
-            write_atomically(self.run_dir / "status.json", json.dumps(dict(fields), indent=1) + "\n")
+            replace_text(self.run_dir / "status.json", json.dumps(dict(fields), indent=1) + "\n")
 
     def close(self) -> None:
         """Flush and close everything; safe to call twice."""
-        parts = {METRICS_FILE: self._rows, "TensorBoard": self._tensorboard, "log.txt": self._log_file}
-        for name, part in {**parts, "console": self._console}.items():
-            with self._ignoring_errors(name):
-                if part is not None:
-                    part.close()
+        with self._ignoring_errors("console"):
+            self._console.close()
+        if self._console.left_out and self._log_file is not None:
+            self.log(f"the console was not read: {self._console.left_out:,} lines are missing there", echo=False)
+        self._close_files()
         with self._ignoring_errors("Weights & Biases"):
             if self._wandb is not None:
                 self._wandb.finish()
-        self._rows = self._tensorboard = self._wandb = self._log_file = None
+        self._wandb = None
+
+    def _close_files(self) -> None:
+        parts = {METRICS_FILE: self._rows, "TensorBoard": self._tensorboard, "log.txt": self._log_file}
+        for name, part in parts.items():
+            with self._ignoring_errors(name):
+                if part is not None:
+                    part.close()
+        self._rows = self._tensorboard = self._log_file = None
 
     @contextlib.contextmanager
     def _ignoring_errors(self, output: str) -> Iterator[None]:
@@ -123,7 +151,7 @@ class Writers:
             if output not in self._warned:
                 self._warned.add(output)
                 with contextlib.suppress(Exception):
-                    print(f"warning: {output} cannot be written: {error}; training continues", file=sys.stderr)
+                    self._console.warn(f"warning: {output} cannot be written: {error}; training continues")
 
 
 class TensorBoard:
@@ -167,14 +195,34 @@ class ProgressOutput:
 
     def __init__(self, every_seconds: float, quiet: bool) -> None:
         self.every_seconds, self.quiet = every_seconds, quiet
+        self._stream = console_stream(sys.stderr)
         self._next = 0.0
+        self._hidden = self._left_out = 0  # events that came while the panel could not be drawn: since then, and in all
         self._panel: Any = None
-        if not quiet and sys.stderr.isatty():
+        if not quiet and self.stream.isatty():
             from sfactory.monitor.panel.terminal import LivePanel, supports_panel  # imports rich
 
-            if supports_panel(sys.stderr):
-                self._panel = LivePanel(sys.stderr)
+            if supports_panel(self.stream):
+                self._panel = LivePanel(self.stream)
                 self._panel.start()
+
+    @property
+    def stream(self) -> ConsoleStream:
+        """The console: what is stderr at the moment, or what the panel is drawn on."""
+        if self._panel is None and sys.stderr is not self._stream and sys.stderr is not self._stream.target:
+            self._close_stream()
+            self._left_out += self._stream.left_out
+            self._stream = console_stream(sys.stderr)
+        return self._stream
+
+    @property
+    def left_out(self) -> int:
+        """Lines that were left out because the console was not read."""
+        return self._left_out + self._stream.left_out
+
+    def _close_stream(self) -> None:
+        if self._stream is not sys.stderr:  # it belongs to this object
+            self._stream.close()
 
     def show(self, snapshot: Snapshot) -> None:
         """Show the newest snapshot."""
@@ -182,43 +230,55 @@ class ProgressOutput:
             self._panel.show(snapshot)
         elif snapshot.row and snapshot.state == "running" and not self.quiet and time.monotonic() >= self._next:
             self._next = time.monotonic() + self.every_seconds
-            print(snapshot.line, file=sys.stderr, flush=True)
+            self.warn(snapshot.line)
 
     def log(self, line: str) -> None:
         """Print one event; it stays on the screen."""
-        if self._panel is not None:
-            self._panel.log(line)
-        elif not self.quiet:
-            print(line, file=sys.stderr, flush=True)
+        if not self.quiet:
+            self.warn(line)
+
+    def warn(self, line: str) -> None:
+        """Print one line, also if the output is quiet."""
+        line = printable(line)
+        if self._panel is None:
+            print(line, file=self.stream, flush=True)
+        elif self.stream.late:
+            self._hidden += 1
+            self._left_out += 1
+        else:
+            hidden, self._hidden = self._hidden, 0
+            self._panel.log(f"{left_out_note(hidden)}\n{line}" if hidden else line)
 
     def close(self) -> None:
         if self._panel is not None:
             self._panel.stop()
             self._panel = None
+        self._close_stream()
 
 
-def drop_rows_after(run_dir: Path, env_steps: int) -> None:
-    """Remove the rows of metrics.jsonl after `env_steps`, and incomplete lines."""
-    if not (run_dir / METRICS_FILE).is_file():
-        return
-    kept = []
-    for line in (run_dir / METRICS_FILE).read_text().splitlines():  # an error here must not empty the file
+def drop_rows_after(run_dir: Path, env_steps: int) -> int:
+    """Remove the rows of metrics.jsonl after `env_steps`, and incomplete lines; return the last step kept, or -1.
+
+    An evaluation that waits in the checkpoint gets a row between the last one and the checkpoint.
+    """
+    try:
+        with open_to_read(run_dir / METRICS_FILE) as file:  # an error here must not empty the file
+            lines = list(lines_of(file))
+    except FileNotFoundError:
+        return -1
+    kept, last = [], -1
+    for line in lines:
         row = parse_row(line)
         if row is not None and row["env_steps"] <= env_steps:
-            kept.append(line + "\n")
-    write_atomically(run_dir / METRICS_FILE, "".join(kept))
+            kept.append(line.rstrip("\r\n") + "\n")
+            last = max(last, row["env_steps"])
+    replace_text(run_dir / METRICS_FILE, "".join(kept))
+    return last
 
 
 def last_evaluated(run_dir: Path) -> int:
     """env_steps of the policy of the last evaluation in metrics.jsonl; 0 if there is none."""
     return max((int(row["eval/env_steps"]) for row in read_rows(run_dir) if row.get("eval/env_steps")), default=0)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader gets the old or the new text, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def machine_load() -> dict[str, float]:
@@ -240,13 +300,13 @@ def wandb_id(run_dir: Path, new: bool) -> str:
     A new run gets a random part: Weights & Biases would append it to an existing run of the same id.
     """
     file = run_dir / "wandb" / "id"
-    if not new and file.is_file():
-        return file.read_text().strip()
+    if not new and is_file(file):
+        return read_text(file, LONGEST_ID).strip()
     name = "".join(c if c.isalnum() else "-" for c in run_dir.resolve().name)
     if new:
         name = f"{name[:80]}-{secrets.token_hex(4)}"
     file.parent.mkdir(exist_ok=True)
-    write_atomically(file, name + "\n")
+    replace_text(file, name + "\n")
     return name
 
 

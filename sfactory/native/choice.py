@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sfactory.config import Config
+from sfactory.errors import SettingError
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.native.library import NoKernels, load
 from sfactory.native.network import unsupported
@@ -13,7 +14,7 @@ from sfactory.native.network import unsupported
 def why_not_native(config: Config, model: ActorCritic, device: torch.device, precision: str) -> str:
     """Why this network is computed by torch, in one line; empty: the native kernels compute it.
 
-    Builds the kernels at the first call on a machine. Raises ValueError if `run.kernels native` cannot be honored.
+    Builds the kernels at the first call on a machine. Raises SettingError if `run.kernels native` cannot be honored.
     """
     kernels = config.run.kernels
     if kernels in ("torch", "autograd"):
@@ -31,5 +32,5 @@ def why_not_native(config: Config, model: ActorCritic, device: torch.device, pre
         except NoKernels as error:
             reason = str(error)
     if reason and kernels == "native":
-        raise ValueError(f"--run.kernels native: {reason}; use auto")
+        raise SettingError(f"--run.kernels native: {reason}; use auto")
     return reason

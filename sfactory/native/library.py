@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sfactory.device.machine import processor
+from sfactory.device.machine import processor, user_cache
 from sfactory.shm.control_groups import read_text
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -72,16 +72,17 @@ def cache_dir() -> Path:
 
     Raises NoKernels if neither can be written.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = user_cache()
     own = Path(tempfile.gettempdir()) / f"sfactory-kernels-{os.getuid()}"
-    for path in (Path(cache) / "sfactory" / "kernels", own):
+    for path in (*([cache / "sfactory" / "kernels"] if cache else []), own):
         with contextlib.suppress(OSError):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             status = path.stat()
             # Files in this folder are executed: no other user may be able to write them.
             if os.access(path, os.W_OK) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
                 return path
-    raise NoKernels(f"neither {cache} nor {own.parent} can be written; set XDG_CACHE_HOME to a folder of your own")
+    tried = f"neither {cache} nor {own.parent} can be written" if cache else f"{own.parent} cannot be written"
+    raise NoKernels(f"{tried}; set XDG_CACHE_HOME to a folder of your own")
 
 
 def library_path(command: Sequence[str]) -> Path:

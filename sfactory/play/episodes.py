@@ -16,8 +16,17 @@ import numpy as np
 
 from sfactory.config import Config
 from sfactory.config.schema import EVALUATION_ENVS
-from sfactory.envs import EnvError, EnvOptions, EnvSpec, Group, Settings, bounded, make_group, make_spec
+from sfactory.envs import (
+    EnvError,
+    EnvOptions,
+    EnvSpec,
+    Group,
+    Settings,
+    bounded,
+    make_group,
+)
 from sfactory.play.policy import SEED_STREAM, Actor
+from sfactory.play.watched_group import NO_CLOCK, EnvClock, WatchedGroup, watched_spec
 
 MAX_ENVS = EVALUATION_ENVS  # unless told otherwise; more would start more episodes at once and wait longer for the last
 DEFAULT_MAX_STEPS = 10_000  # per episode, in an environment without a limit of its own
@@ -76,7 +85,7 @@ def group_factory(
 
 @dataclass
 class EpisodeResults:
-    """Returns and lengths of completed episodes, and the counts of truncated ones and of failed environments."""
+    """Returns and lengths of complete episodes; counts of those cut by `max_steps`, and of failed environments."""
 
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -191,16 +200,6 @@ def model_policy(model: Any, greedy: bool, seed: int) -> ActFunction:
     return lambda obs, first: actor(obs, first, greedy)
 
 
-class _AtEach:
-    """Takes the place of a group's array `at`: calls a function before each environment is stepped."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function = function
-
-    def __setitem__(self, index: int, env: int) -> None:
-        self._function()
-
-
 def play_task(
     task: str,
     options: EnvOptions | Settings,
@@ -212,34 +211,27 @@ def play_task(
     max_steps: int = 0,
     num_envs: int = MAX_ENVS,
     recorder: Recorder | None = None,
-    on_build: Callable[[int], None] = lambda environments: None,
-    on_step: Callable[[int], None] = lambda environments: None,
+    clock: EnvClock = NO_CLOCK,
     env_index: int = 0,
+    check: Callable[[EnvSpec], None] = lambda spec: None,
 ) -> tuple[EnvSpec, int, EpisodeResults]:
     """Play episodes of an environment by name; returns its spec, the step limit that applied, and the results.
 
     max_steps: 0 is the environment's own limit, or DEFAULT_MAX_STEPS where it has none.
     squash: see `sfactory.envs.bounded`. num_envs: at most, at the same time. env_index: number of the first one.
-    on_build, on_step: called before environments are built or stepped, with the number of those that this call covers:
-    1 before each of a group that says which one it steps, else the size of the group.
+    check: called with the spec before anything is played.
     """
-    on_build(1)
-    spec = make_spec(task, options, env_index)
+    spec = watched_spec(task, options, env_index, clock)
+    check(spec)
     limits, limit = bounded(spec, squash), max_steps or spec.max_episode_steps or DEFAULT_MAX_STEPS
     factory = group_factory(task, seed, options, recorder is not None, env_index)
-    covered = num_envs
 
-    def make(envs: int, first_env: int) -> Any:
-        nonlocal covered
-        on_build(envs)
-        group: Any = factory(envs, first_env)
-        covered = 1 if hasattr(group, "at") or getattr(group, "at_once", False) else envs
-        if hasattr(group, "at"):
-            group.at = _AtEach(lambda: on_step(1))
-        return group
+    def make(envs: int, first_env: int) -> WatchedGroup:
+        return WatchedGroup(lambda: factory(envs, first_env), envs, clock)
 
     def limited(obs: Mapping[str, np.ndarray], first: np.ndarray) -> dict[str, np.ndarray]:
-        on_step(covered)
         return limits(act(obs, first))
 
-    return spec, limit, play(make, limited, episodes, limit, recorder, num_envs)
+    # The environment itself cuts the episodes that reach its own limit; some report it a row later.
+    cap = limit + 1 if limit == spec.max_episode_steps else limit
+    return spec, limit, play(make, limited, episodes, cap, recorder, num_envs)

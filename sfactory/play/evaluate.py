@@ -1,4 +1,4 @@
-"""Evaluate the newest policy of a run on whole episodes in environments of its own.
+"""Evaluate a policy of a run on whole episodes in environments of its own.
 
 How episodes are shared out and played: `sfactory.play.episodes`. Reported are mean, median and interquartile mean with
 stratified-bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264).
@@ -7,16 +7,30 @@ stratified-bootstrap intervals (Agarwal et al. 2021, arXiv 2108.13264).
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass, field
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sfactory.config import Config, parsing, presets, to_dict
+from sfactory.config.parsing import ConfigLayer, flag_name
+from sfactory.config.values import as_text
+from sfactory.envs import EnvSpec
+from sfactory.errors import CommandError, EnvError, Exit
 from sfactory.monitor.format import percent
 from sfactory.monitor.statistics import bootstrap, human_normalized, iqm
 from sfactory.play.episodes import model_policy, num_play_envs, play_task
-from sfactory.play.video import VideoFile, VideoRecorder, check_video, task_video_path
+from sfactory.play.video import VideoFile, VideoRecorder, check_video, remove_unfinished, task_video_path
+from sfactory.play.watched_group import NO_CLOCK, EnvClock, watched_spec
+from sfactory.run import checkpoint
+from sfactory.run.folder import require_run_or_checkpoint
+from sfactory.run.recorded_spec import recorded_spec
+
+if TYPE_CHECKING:
+    from sfactory.model.actor_critic import ActorCritic
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,8 @@ class EvalResult:
     """Returns of a random policy and of a human tester, where they are known."""
     videos: tuple[VideoFile, ...] = ()
     """The first episodes of environment 0, if they were recorded."""
+    changes: tuple[str, ...] = ()
+    """What differs from the settings of training, in words."""
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -108,6 +124,7 @@ class EvalResult:
         if self.faults:
             discarded = f"{self.faults} episodes were discarded after an environment failure and replaced"
             lines.append(f"faults    {discarded}: {percent(self.broken_share)} of all; no return includes them")
+        lines += [f"changed   {change}" for change in self.changes]
         lines += [f"video     {v.file}: {v.length:,} steps, return {v.episodic_return:g}" for v in self.videos]
         return "\n".join(lines)
 
@@ -137,73 +154,184 @@ class MultiTaskEvalResult:
         return "\n\n".join(result.report() for result in self.tasks)
 
 
-def evaluate(
-    run_dir: Path,
-    episodes: int = 100,
-    greedy: bool = False,
-    max_steps: int = 0,
-    seed: int = 0,
-    video: Path | None = None,
-    video_games: int = 1,
-    num_envs: int = 0,
-) -> EvalResult | MultiTaskEvalResult:
-    """Play `episodes` episodes (of every task) with the newest checkpoint of `run_dir`. Writes nothing but videos.
+NEWEST, BEST = "newest", "best"
+EVAL_SETTINGS = ("env.settings", "env.wrappers", "env.wrapper_settings", "env.protocol", "env.step_timeout",
+                 "env.build_timeout")  # fmt: skip
+"""Settings that an evaluation may change."""
 
-    Args:
-        max_steps: limit of an episode; 0 is the environment's own (27,000 for Atari), or DEFAULT_MAX_STEPS.
-        video: .mp4 file of the first episode of environment 0; with several tasks, their names are inserted.
-        video_games: number of episodes to record, a file each.
-        num_envs: environments that play at the same time, at most; 0: as `eval.num_envs` of the run says.
-    Raises ValueError or EnvError for what cannot be played or recorded.
-    """
-    import torch
 
-    from sfactory.config.toml_file import from_toml
-    from sfactory.run.checkpoint import load_policy
+@dataclass(frozen=True)
+class Evaluation:
+    """What is played, as a job for a process of its own (`sfactory.supervisor.env_child.Job`)."""
 
-    if episodes < 1 or max_steps < 0 or num_envs < 0:
-        got = f"got {episodes}, {max_steps} and {num_envs}"
-        raise ValueError(f"episodes must be >= 1, max-steps and envs >= 0 ({got})")
-    if video is not None:
-        check_video(video, video_games, episodes)
-    run_dir = Path(run_dir)
-    config = from_toml(run_dir / "config.toml")
-    env = config.env
-    torch.set_num_threads(config.run.inference_threads)  # batches are small: more threads would only spin
-    model, state = load_policy(run_dir)
+    config: Config
+    """Of the run, with the settings of this evaluation."""
+    path: Path
+    """Folder of a verified checkpoint."""
+    episodes: int = 100
+    """Of every task."""
+    greedy: bool = False
+    max_steps: int = 0
+    """Limit of an episode; 0 is the environment's own (27,000 for Atari), or DEFAULT_MAX_STEPS."""
+    seed: int = 0
+    video: Path | None = None
+    """File .mp4 of the first episode of environment 0; with several tasks, their names are inserted."""
+    video_games: int = 1
+    """Episodes to record, a file each."""
+    num_envs: int = 0
+    """Environments that play at the same time, at most; 0: as `eval.num_envs` of the run says."""
+    changes: tuple[str, ...] = ()
+    """What differs from the settings of the run, in words."""
+    video_folder: Path = Path()
+    """What a relative `video` is relative to: an environment may change the working directory."""
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
+    """End of the names of videos that are not complete."""
 
-    def evaluate_task(task: str) -> EvalResult:
-        recorder = None
-        if video is not None:
-            recorder = VideoRecorder(task_video_path(video, task if len(env.tasks) > 1 else ""), video_games)
+    def __post_init__(self) -> None:
+        """Raise ValueError for what cannot be played or recorded."""
+        if self.episodes < 1 or self.max_steps < 0 or self.num_envs < 0:
+            got = f"got {self.episodes}, {self.max_steps} and {self.num_envs}"
+            raise ValueError(f"episodes must be >= 1, max-steps and envs >= 0 ({got})")
+        if self.video is not None:
+            check_video(self.video_folder / self.video, self.video_games, self.episodes)
+
+    def remove_unfinished(self) -> None:
+        """Delete what is left of a video when the process that played was ended."""
+        if self.video is not None:
+            remove_unfinished((self.video_folder / self.video).parent, self.mark)
+
+    def run(self, clock: EnvClock = NO_CLOCK) -> EvalResult | MultiTaskEvalResult:
+        """Play. Writes nothing but videos. Raises ValueError or EnvError for what cannot be played or recorded."""
+        import torch
+
+        torch.set_num_threads(self.config.run.inference_threads)  # batches are small: more threads would only spin
+        spec = recorded_spec(checkpoint.read_state(self.path)) or watched_spec(  # earlier versions recorded none
+            self.config.env.tasks[0], self.config.env.options, self.config.index_beside, clock
+        )
+        model, state = checkpoint.restore_policy(self.path, self.config, spec)
+        results = tuple(self._play(task, spec, model, int(state["env_steps"]), clock) for task in self.config.env.tasks)
+        return results[0] if len(results) == 1 else MultiTaskEvalResult(results)
+
+    def _play(self, task: str, trained: EnvSpec, model: ActorCritic, env_steps: int, clock: EnvClock) -> EvalResult:
+        config, recorder = self.config, None
+        if self.video is not None:
+            path = task_video_path(self.video_folder / self.video, task if len(config.env.tasks) > 1 else "")
+            recorder = VideoRecorder(path, self.video_games, self.mark)
         with recorder or contextlib.nullcontext():
             spec, limit, results = play_task(
                 task,
-                env.options,
-                model_policy(model, greedy, seed),
-                episodes,
-                seed,
+                config.env.options,
+                model_policy(model, self.greedy, self.seed),
+                self.episodes,
+                self.seed,
                 squash=config.model.squash,
-                max_steps=max_steps,
-                num_envs=num_envs or num_play_envs(config),
+                max_steps=self.max_steps,
+                num_envs=self.num_envs or num_play_envs(config),
                 recorder=recorder,
+                clock=clock,
                 env_index=config.index_beside,
+                check=lambda spec: check_same_spaces(trained, spec),
             )
         return EvalResult(
             env=task,
             protocol=spec.protocol,
-            greedy=greedy,
-            seed=seed,
+            greedy=self.greedy,
+            seed=self.seed,
             max_steps=limit,
-            env_steps=int(state["env_steps"]),
+            env_steps=env_steps,
             returns=tuple(results.returns),
             lengths=tuple(results.lengths),
             capped=results.capped,
             faults=results.faults,
             infos={name: float(np.mean(values)) for name, values in results.infos.items()},
             reference=spec.reference,
-            videos=tuple(recorder.videos) if recorder else (),
+            videos=tuple(replace(v, file=str(self._as_given(v.file))) for v in recorder.videos) if recorder else (),
+            changes=self.changes,
         )
 
-    results = tuple(evaluate_task(task) for task in env.tasks)
-    return results[0] if len(results) == 1 else MultiTaskEvalResult(results)
+    def _as_given(self, file: str) -> Path:
+        """The name of a video, relative if a relative one was asked for."""
+        assert self.video is not None
+        return self.video.parent / Path(file).name
+
+
+def evaluation(path: Path, changes: ConfigLayer, **options: Any) -> Evaluation:
+    """Say what is played: the policy of a checkpoint.
+
+    changes: settings of this evaluation alone. options: the other fields of `Evaluation`. Raises ValueError
+    (CommandError) for what is wrong.
+    """
+    _refuse_other_settings(changes)
+    layer = presets.read_toml(path.parent.parent / "config.toml")
+    trained, config = parsing.build(layer), parsing.build(layer, changes)
+    return Evaluation(config, path.absolute(), changes=differences(trained, config), **options)
+
+
+def _refuse_other_settings(changes: ConfigLayer) -> None:
+    """Raise CommandError for a setting that an evaluation cannot change."""
+    known = ", ".join(f"--{flag_name(setting)}" for setting in EVAL_SETTINGS)
+    for name in changes:
+        if not name.startswith(EVAL_SETTINGS):
+            text = f"{flag_name(name)}: eval plays with the settings of the run; it can change {known}"
+            raise CommandError(Exit.USAGE, text)
+
+
+def chosen_checkpoint(run: Path, which: str) -> Path:
+    """The verified checkpoint of a run: newest, best, or its trained steps. `run` may be a checkpoint itself.
+
+    Raises CommandError for one that does not exist, CheckpointError for a damaged one.
+    """
+    require_run_or_checkpoint(run)
+    if which == NEWEST:
+        return checkpoint.resolve(run)
+    if (run / checkpoint.MANIFEST).is_file():
+        raise CommandError(Exit.USAGE, f"checkpoint {which}: {run} is a checkpoint already; give the folder of its run")
+    if which == BEST:
+        best = checkpoint.best(run)
+        if best is None:
+            raise CommandError(Exit.USAGE, f"checkpoint best: no checkpoint of {run} has a training return yet")
+        return best
+    found = {int(path.name): path for path in checkpoint.candidates(run)}
+    if not which.isdecimal() or int(which) not in found:
+        steps = ", ".join(map(str, sorted(found)))
+        raise CommandError(Exit.USAGE, f"checkpoint {which}: no such checkpoint; there are newest, best, {steps}")
+    return checkpoint.resolve(found[int(which)])
+
+
+def differences(trained: Config, config: Config) -> tuple[str, ...]:
+    """What differs between the environments of two configurations, as `env.settings.gravity 20, trained with 9.8`."""
+    found = []
+    before, after = (_flat(to_dict(one)["env"]) for one in (trained, config))
+    for name in sorted({*before, *after}):
+        old, new = (as_text(values[name]) if name in values else "its default" for values in (before, after))
+        if old != new and name not in NOT_PLAYED:
+            found.append(f"{flag_name(f'env.{name}')} {new or 'empty'}, trained with {old or 'empty'}")
+    return tuple(found)
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a section by name, the keys of its tables as `settings.gravity`."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+NOT_PLAYED = ("step_timeout", "build_timeout")
+"""Settings that may change and do not alter what is played."""
+
+
+def check_same_spaces(trained: EnvSpec, spec: EnvSpec) -> None:
+    """Raise EnvError if a policy cannot play in an environment, because it was trained with other spaces."""
+    for what, before, now in (("obs", trained.obs, spec.obs), ("actions", trained.actions, spec.actions)):
+        old, new = ({n: (leaf.shape, leaf.dtype, getattr(leaf, "sizes", ())) for n, leaf in leaves.items()}
+                    for leaves in (before, now))  # fmt: skip
+        if old != new:
+            words = [", ".join(f"{n} {list(shape)} {dtype}" for n, (shape, dtype, _) in one.items())
+                     for one in (new, old)]  # fmt: skip
+            if words[0] == words[1]:
+                words = [", ".join(f"{n} of {list(sizes)}" for n, (_, _, sizes) in one.items()) for one in (new, old)]
+            raise EnvError(f"{spec.name}: {what} {words[0]}, but the policy was trained with {words[1]}")

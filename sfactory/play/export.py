@@ -1,4 +1,4 @@
-"""Export the newest policy of a run to one .onnx or .pt2 file, and check the file against the policy.
+"""Export a policy to one .onnx or .pt2 file, and check the file against the policy.
 
     obs leaves [N, ...], for recurrent policies state [N, H] and first [N] bool
         -> action leaves [N, ...] (the most likely, as the environment takes them), params [N, K], value [N]
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from sfactory._version import __version__
 from sfactory.envs import Leaf
 from sfactory.errors import Exit
-from sfactory.play.policy import Policy, load_policy
+from sfactory.play.policy import Policy
 from sfactory.run import checkpoint
 
 TOLERANCE = 1e-4  # of params, values, states and continuous actions: absolute up to 1, relative beyond
@@ -114,16 +114,20 @@ class ExportedPolicy(nn.Module):
         return action.clamp(low, high)
 
 
-def export(run: Path, out: Path) -> Export:
-    """Write the newest policy of `run` (a run or a checkpoint) to `out`, .onnx or .pt2, and check it.
-
-    Raises ValueError for an invalid path or a missing package, ExportMismatch if the file differs from the policy.
-    """
+def check_file(out: Path) -> None:
+    """Raise ValueError for a file that cannot be written."""
     if out.suffix not in SUFFIXES:
         raise ValueError(f"{out}: the suffix selects the format; use {' or '.join(SUFFIXES)}")
     if not out.parent.is_dir():
         raise ValueError(f"{out}: the folder {out.parent} does not exist")
-    policy = load_policy(run)
+
+
+def export(policy: Policy, out: Path) -> Export:
+    """Write a policy to `out`, .onnx or .pt2, and check it. Its value head has the scale of rewards afterwards.
+
+    Raises ValueError for an invalid path or a missing package, ExportMismatch if the file differs from the policy.
+    """
+    check_file(out)
     _unscale_value(policy)
     module = ExportedPolicy(policy).eval()
     metadata = _metadata(policy)

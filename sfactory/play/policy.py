@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfactory.config.toml_file import from_toml
-from sfactory.envs import EnvSpec, Group, bounded, make_group
+from sfactory.envs import EnvSpec, bounded
 from sfactory.envs.action_leaf import ActionSpace
 from sfactory.envs.obs_leaf import Encode, obs_leaves
+from sfactory.envs.saved_spec import spaces_from_json
 from sfactory.envs.space_leaves import space_leaves
+from sfactory.errors import CheckpointError
 from sfactory.run import checkpoint
 
 if TYPE_CHECKING:
@@ -57,17 +58,21 @@ class Actor:
 class Policy:
     """A trained policy that maps observations of the environment to actions. Created by `load_policy`."""
 
-    def __init__(self, model: ActorCritic, group: Group, config: Config, path: Path, env_steps: int, seed: int) -> None:
-        self.model, self.spec, self.config, self.path = model, group.spec, config, path
+    def __init__(
+        self, model: ActorCritic, spec: EnvSpec, config: Config, path: Path, env_steps: int, seed: int
+    ) -> None:
+        self.model, self.spec, self.config, self.path = model, spec, config, path
         self.env_steps = env_steps
         """Trained steps."""
         self._actor = Actor(model, seed)
-        self.observation_space = getattr(group, "observation_space", None)
-        """The environment's own space, or None if it has none; then observations are the leaves of `spec.obs`."""
-        self.action_space = getattr(group, "action_space", None)
+        spaces: tuple[Any, Any] = spaces_from_json(spec.spaces) if spec.spaces else (None, None)
+        self.observation_space, self.action_space = spaces
+        """The environment's own spaces, or None if it has none; then observations are the leaves of `spec.obs`."""
         self._readers = _readers(self.spec, self.observation_space)
         self._squashed = bounded(self.spec, config.model.squash)
         self._actions = None if self.action_space is None else ActionSpace(self.spec.name, self.action_space)
+        if self._actions is not None and self._actions.leaves != spec.actions:
+            raise ValueError(f"the action space {self.action_space} is not that of the network")
         self.category_starts = {part.name: part.start for part in self._actions.parts} if self._actions else {}
         """Leaf -> first value of its categories, which is added to a category; 0 for leaves that are missing."""
         self.action_shapes = {part.name: part.space.shape for part in self._actions.parts} if self._actions else {}
@@ -151,18 +156,16 @@ class Policy:
         return ", ".join(f"{name} {leaf.shape} {leaf.dtype}" for name, leaf in self.spec.obs.items())
 
 
-def load_policy(run: str | Path, seed: int = 0) -> Policy:
-    """Load the newest policy of a run, or the policy of a checkpoint folder, on the CPU.
+def load_policy(path: Path, config: Config, spec: EnvSpec, seed: int = 0) -> Policy:
+    """Load the policy of a verified checkpoint, on the CPU. No environment is built.
 
-    seed: of sampled actions. Raises ValueError if there is no usable checkpoint, EnvError if the environment, whose
-    spaces are needed, is not installed.
+    config: of its run. spec: of its environment. seed: of sampled actions. Raises CheckpointError.
     """
-    path = checkpoint.resolve(Path(run))
-    config = from_toml(path.parent.parent / "config.toml")
-    group = make_group(config.env.tasks[0], 1, [0], config.env.options, env_index=config.index_beside)
-    group.close()
-    model, state = checkpoint.restore_policy(path, config, group.spec)
-    return Policy(model, group, config, path, int(state["env_steps"]), seed)
+    model, state = checkpoint.restore_policy(path, config, spec)
+    try:
+        return Policy(model, spec, config, path, int(state["env_steps"]), seed)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the environment's spaces in state.json cannot be used: {error}") from error
 
 
 def _readers(spec: EnvSpec, space: Any) -> list[tuple[str, tuple[Any, ...], tuple[int, ...], Encode | None]]:
@@ -172,6 +175,8 @@ def _readers(spec: EnvSpec, space: Any) -> list[tuple[str, tuple[Any, ...], tupl
         return [(name, () if alone else (name,), leaf.shape, None) for name, leaf in spec.obs.items()]
     leaves = [leaf for leaf in space_leaves(space, "obs") if leaf[0] in spec.obs]  # others are left out
     readers, _ = obs_leaves(spec.name, leaves)
+    if {name: reader.leaf for name, reader in readers.items()} != spec.obs:
+        raise ValueError(f"the observation space {space} is not that of the network")
     return [(name, reader.path, reader.raw, reader.encode) for name, reader in readers.items()]
 
 

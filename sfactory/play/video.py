@@ -41,6 +41,12 @@ def task_video_path(path: Path, task: str) -> Path:
     return path.with_stem(f"{path.stem}-{path_component(task)}") if task else path
 
 
+def remove_unfinished(folder: Path, mark: str) -> None:
+    """Delete the files that a recorder of a process that was ended did not complete."""
+    for path in folder.glob(f".*.mp4.{mark}"):
+        path.unlink(missing_ok=True)
+
+
 def prepare_frame(frame: np.ndarray) -> np.ndarray:
     """Enlarge a frame [H, W, 3] to at least MIN_SIDE and pad it to even sides, as yuv420p requires."""
     factor = -(-MIN_SIDE // min(frame.shape[:2]))
@@ -65,10 +71,11 @@ class VideoRecorder:
     out.mp4 becomes out-1.mp4, out-2.mp4.
     """
 
-    def __init__(self, path: Path, num_videos: int = 1) -> None:
+    def __init__(self, path: Path, num_videos: int = 1, mark: str = "") -> None:
+        """mark: end of the name of a file that is not complete; empty: the id of this process."""
         self.path, self.num_videos = path, num_videos
         self.videos: list[VideoFile] = []
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        self._temporary = path.with_name(f".{path.name}.{mark or os.getpid()}")
         self._container: Any = None
         self._stream: Any = None
 

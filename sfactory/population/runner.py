@@ -32,8 +32,8 @@ from sfactory.config.toml_file import to_toml
 from sfactory.config.values import same
 from sfactory.device.machine import cores
 from sfactory.errors import CommandError, Exit
+from sfactory.files import replace_text
 from sfactory.monitor.format import duration
-from sfactory.monitor.writers import write_atomically
 from sfactory.population.jobs import Job
 from sfactory.run import checkpoint
 from sfactory.run.lock import lock_folder
@@ -44,6 +44,7 @@ from sfactory.supervisor.process_signals import death_signal, exits_are_reported
 
 STOPPED = {Exit.INTERRUPTED, Exit.TERMINATED, Exit.REQUEUE}
 """Exit codes of runs that were stopped by a signal, with a checkpoint."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_S = 0.1
 
 
@@ -146,7 +147,7 @@ class Sweep:
         already = f"; {self.num_finished} finished before" if self.num_finished else ""
         _log(f"{len(self.jobs)} runs in {self.folder}{already}")
         forwarded = 0
-        with signal_handlers(self._stop_signals(), self._note_signal), exits_are_reported():
+        with signal_handlers(STOP_SIGNALS, self._note_signal), exits_are_reported():
             while self.running or (self.queue and not self.num_signals):
                 while self.queue and len(self.running) < self.max_running and not self.num_signals:
                     self._start(*self.queue.pop(0))
@@ -192,7 +193,7 @@ class Sweep:
         """
         file = self.folder / "configs" / f"{job.name}.toml"
         share = max(1, cores() // min(self.max_running, len(self.jobs)))
-        write_atomically(file, to_toml(job.config if action is Action.RESUME else by_cores(job.config, share)))
+        replace_text(file, to_toml(job.config if action is Action.RESUME else by_cores(job.config, share)))
         if action is Action.TRAIN and job.run_dir.exists():
             _move_aside(job.run_dir)
         arguments = ["resume", str(job.run_dir)] if action is Action.RESUME else ["train"]
@@ -217,7 +218,7 @@ class Sweep:
         )
         last_line = finished.output.last_line().removeprefix("sfactory: ")[:300]
         self.exits[name] = [code, last_line]
-        write_atomically(self.folder / "sweep.json", json.dumps(self.exits, indent=1) + "\n")
+        replace_text(self.folder / "sweep.json", json.dumps(self.exits, indent=1) + "\n")
         status = read_status(finished.job.run_dir)
         steps = int(status.get("env_steps", 0))
         if code == Exit.FINISHED:
@@ -250,12 +251,6 @@ class Sweep:
 
     def _note_signal(self, number: int, _: FrameType | None) -> None:
         self.signal, self.num_signals = self.signal or number, self.num_signals + 1
-
-    @staticmethod
-    def _stop_signals() -> list[int]:
-        """Signals that stop a sweep. Not SIGHUP where it is ignored: under nohup a sweep outlives its terminal."""
-        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
 
 
 def _read_exits(folder: Path) -> dict[str, list[Any]]:

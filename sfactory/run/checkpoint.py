@@ -1,4 +1,4 @@
-"""Checkpoint format: list, verify and load. Only safetensors and JSON: loading executes no code.
+"""Checkpoint format; list the checkpoints of a run and choose one. Only safetensors and JSON: no code is loaded.
 
     checkpoints/000001048576/           name: trained env_steps
         model.safetensors               weights and the observation normalizer, as inference uses them
@@ -9,22 +9,39 @@
         lockstep.npz                    lockstep only: memory, environments, unfinished windows, for an exact resume
         manifest.json                   written last: format, versions, size and SHA-256 of every file, its own hash
 
-Every function that returns a checkpoint to load (`newest`, `best`, `resolve`) verifies it first with `verify`; `load`
-and `restore_policy` expect a verified one. `candidates` lists without verifying. Writing: `run.checkpoint_writer`.
+Every function that returns a checkpoint to load (`read_newest`, `newest`, `best`, `resolve`) verifies it first.
+`candidates` lists without verifying. Reading one: `run.checkpoint_files`. Writing: `run.checkpoint_writer`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-from dataclasses import dataclass, field
+import fcntl
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfactory.errors import CheckpointError, NoCheckpointError
+from sfactory.errors import CheckpointError, FileRefused, NoCheckpointError
+from sfactory.files import folder_entries, is_file, is_folder, open_to_read, require
+from sfactory.monitor.table import EPISODES_IN_MEAN
+from sfactory.run.checkpoint_files import (
+    FORMAT,
+    LOCKSTEP,
+    MANIFEST,
+    PARTS,
+    STATE,
+    Contents,
+    DamagedCheckpoint,
+    VanishedCheckpoint,
+    read,
+    read_state,
+    verify,
+)
+from sfactory.run.network_size import check_network_size
 from sfactory.run.obs_reading import check_reading
 
 if TYPE_CHECKING:  # the supervisor lists checkpoints and must not import torch
@@ -34,21 +51,12 @@ if TYPE_CHECKING:  # the supervisor lists checkpoints and must not import torch
     from sfactory.envs import EnvSpec
     from sfactory.model.actor_critic import ActorCritic
 
-FORMAT = 1
-PARTS = ("model", "proximal", "optimizer", "normalizers")
-MANIFEST = "manifest.json"
-LOCKSTEP = "lockstep.npz"
-STATE = "state.json"
+__all__ = ["FORMAT", "LOCKSTEP", "MANIFEST", "PARTS", "STATE", "CheckpointError", "Contents", "read", "verify"]
 
-
-@dataclass
-class Contents:
-    """Contents of a checkpoint: tensors by part and name, and a JSON-serializable state."""
-
-    state: dict[str, Any]
-    parts: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
-    path: Path = Path()
-    lockstep: dict[str, np.ndarray] = field(default_factory=dict)
+DIGITS = range(12, 19)
+"""Numbers of digits that the name of a checkpoint may have; env_steps have 64 bits."""
+ATTEMPTS = 1000
+"""Checkpoints that may be pruned one after the other while the newest is opened."""
 
 
 # -- list ----------------------------------------------------------------------------------------------------
@@ -58,12 +66,16 @@ def checkpoints_dir(run_dir: Path) -> Path:
     return run_dir / "checkpoints"
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether `run.checkpoint_writer` gives a checkpoint this name."""
+    return name.isascii() and name.isdigit() and len(name) in DIGITS
+
+
 def candidates(run_dir: Path) -> list[Path]:
-    """All checkpoints of a run, newest first, not verified."""
-    folder = checkpoints_dir(run_dir)
-    if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
+    """All checkpoints of a run, newest first, not verified. FileRefused if `checkpoints` is a link or no folder."""
+    entries = folder_entries(checkpoints_dir(run_dir))
+    found = [path for path in entries if is_checkpoint_name(path.name) and is_folder(path)]
+    return sorted(found, key=lambda path: (int(path.name), path.name), reverse=True)
 
 
 def last_saved(run_dir: Path, now: float) -> tuple[int, float] | None:
@@ -74,17 +86,15 @@ def last_saved(run_dir: Path, now: float) -> tuple[int, float] | None:
     return None
 
 
-def training_return(path: Path) -> float | None:
-    """Training return when the checkpoint was saved; None if it was not known yet or cannot be read."""
+def settled_return(path: Path) -> float | None:
+    """Training return when the checkpoint was saved; None if there were fewer than 100 episodes or it is unreadable."""
     try:
-        return float(json.loads((path / STATE).read_text())["training_return"])
-    except (OSError, ValueError, KeyError, TypeError):
+        state = read_state(path)
+        if not all(len(returns) == EPISODES_IN_MEAN for returns in state.get("episodes", {}).get("returns", ())):
+            return None
+        return float(state["training_return"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """Counters and other numbers of a verified checkpoint."""
-    return dict(json.loads((path / STATE).read_text()))
 
 
 def recorded_precision(path: Path) -> str:
@@ -100,146 +110,182 @@ def recorded_kernels(path: Path) -> str:
     return str(read_state(path).get("kernels", "autograd"))
 
 
-# -- verify --------------------------------------------------------------------------------------------------
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def manifest_sha256(manifest: dict[str, Any]) -> str:
-    """Hash of a manifest without its own hash."""
-    body = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def verify(path: Path) -> dict[str, Any]:
-    """Check every byte against the manifest and return the manifest. CheckpointError with the reason if it differs."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"manifest unreadable ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("sha256") != manifest_sha256(manifest):
-        raise CheckpointError("manifest damaged")
-    files = manifest.get("files")
-    entries = files.values() if isinstance(files, dict) else [None]
-    if not all(isinstance(entry, dict) and {"size", "sha256"} <= entry.keys() for entry in entries):
-        raise CheckpointError("manifest lists no files")
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"format {manifest.get('format')}, this version reads {FORMAT}")
-    for name in (*(f"{part}.safetensors" for part in PARTS), STATE):
-        if name not in manifest["files"]:
-            raise CheckpointError(f"{name} is not in the manifest")
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"{name} is missing")
-        if file.stat().st_size != expected["size"]:
-            raise CheckpointError(f"{name} has {file.stat().st_size} bytes, expected {expected['size']}")
-        if file_sha256(file) != expected["sha256"]:
-            raise CheckpointError(f"{name} is damaged")
-    return manifest
+# -- choose --------------------------------------------------------------------------------------------------
 
 
 def is_valid(path: Path) -> bool:
     """Whether `verify` passes and every file can be read."""
     try:
         verify(path)
-    except (CheckpointError, OSError):
+    except (CheckpointError, FileRefused, OSError):
         return False
     return True
 
 
 def best(run_dir: Path) -> Path | None:
     """The valid checkpoint with the highest training return, the newest of equals; None if no return is known."""
-    scored = [(value, path) for path in candidates(run_dir) if (value := training_return(path)) is not None]
+    scored = [(value, path) for path in candidates(run_dir) if (value := settled_return(path)) is not None]
     for _, path in sorted(scored, key=lambda pair: pair[0], reverse=True):
         if is_valid(path):
             return path
     return None
 
 
-def newest(run_dir: Path, warnings: list[str] | None = None, move_damaged: bool = True) -> Path | None:
-    """The newest valid checkpoint; None if the run has no checkpoint.
+def read_newest(
+    run_dir: Path,
+    parts: Sequence[str] = (),
+    warnings: list[str] | None = None,
+    move_damaged: bool = False,
+    check: Callable[[Contents], None] = lambda contents: None,
+) -> Contents | None:
+    """Read the newest valid checkpoint of a run; None if the run has no checkpoint.
 
-    Damaged ones are moved to `corrupt/` (`move_damaged=False`: stay, for a run of somebody else), each with a line in
-    `warnings`. Raises CheckpointError if there are checkpoints and none is valid.
+    check: raises CheckpointError for contents that the caller cannot use. Those that cannot be used are skipped, each
+    with a line in `warnings`. move_damaged: move those whose bytes differ from what was written to `corrupt/`; only a
+    command that trains in the folder does so. Raises CheckpointError if there are checkpoints and none can be used.
     """
-    reasons = []
-    for path in candidates(run_dir):
+    reasons: dict[Path, str] = {}
+    for _ in range(ATTEMPTS):
+        path = next((one for one in candidates(run_dir) if one not in reasons), None)
+        if path is None:
+            break
         try:
-            verify(path)
-            return path
-        except (CheckpointError, OSError) as error:  # OSError: a failing sector, no permission to read
-            reasons.append(f"checkpoint {path.name} skipped: {error}")
+            contents = read(path, parts)
+            check(contents)
+            return contents
+        except VanishedCheckpoint:  # pruned by the run, which has a newer one
+            continue
+        except (CheckpointError, FileRefused, OSError) as error:  # OSError: a failing sector, no permission to read
+            reasons[path] = f"checkpoint {path.name} skipped: {error}"
             if warnings is not None:
-                warnings.append(reasons[-1])
-            if not move_damaged:
-                continue
-            corrupt = run_dir / "corrupt"
-            with contextlib.suppress(OSError):  # a read-only run can still be evaluated
-                corrupt.mkdir(exist_ok=True)
-                path.rename(corrupt / path.name)
+                warnings.append(reasons[path])
+            if move_damaged and isinstance(error, DamagedCheckpoint):
+                _move_to_corrupt(path)
     if reasons:
-        raise CheckpointError("; ".join(reasons))
+        raise CheckpointError("; ".join(reasons.values()))
     return None
 
 
-def resolve(path: Path) -> Path:
-    """Verified checkpoint for the folder of a checkpoint or of a run (its newest). CheckpointError if there is none."""
-    if (path / MANIFEST).is_file():
-        verify(path)
-        return path
-    found = newest(path, move_damaged=False)
+def _move_to_corrupt(path: Path) -> None:
+    corrupt = path.parent.parent / "corrupt"
+    require(corrupt, "a folder")
+    with contextlib.suppress(OSError):  # it is skipped where it is
+        corrupt.mkdir(exist_ok=True)
+        path.rename(corrupt / path.name)
+
+
+def newest(run_dir: Path, warnings: list[str] | None = None, move_damaged: bool = False) -> Path | None:
+    """The newest valid checkpoint; see `read_newest`."""
+    found = read_newest(run_dir, (), warnings, move_damaged)
+    return None if found is None else found.path
+
+
+def read_from(path: Path, parts: Sequence[str] = PARTS) -> Contents:
+    """Read the checkpoint in a folder, or the newest one of a run. CheckpointError if there is none."""
+    if is_file(path / MANIFEST):
+        try:
+            return read(path, parts)
+        except CheckpointError as error:
+            raise type(error)(f"{path}: {error}") from error
+    found = read_newest(path, parts)
     if found is None:
         raise NoCheckpointError(f"{path} holds no checkpoint to begin with")
     return found
 
 
+@contextlib.contextmanager
+def held(choose: Callable[[], Path]) -> Iterator[Path]:
+    """The checkpoint that `choose` returns; a run that saves meanwhile does not prune it within this context.
+
+    choose: called again if its checkpoint was pruned before it was held. Where the file system has no locks, or the
+    checkpoint is not readable for this user, nothing is held.
+    """
+    with contextlib.ExitStack() as stack:
+        for _ in range(ATTEMPTS):
+            path = choose()
+            if _hold(path, stack):
+                break
+        yield path
+
+
+def _hold(path: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock the folder of a checkpoint until the stack is closed; False if it is gone."""
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, folder)
+        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(folder), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):  # it is being pruned, or was
+        return False
+    except OSError:
+        return True
+
+
+def resolve(path: Path) -> Path:
+    """Verified checkpoint for the folder of a checkpoint or of a run (its newest). CheckpointError if there is none."""
+    return read_from(path, ()).path
+
+
 # -- load ----------------------------------------------------------------------------------------------------
 
 
-def load(path: Path, parts: tuple[str, ...] = PARTS) -> Contents:
-    """Load the named parts of a verified checkpoint, tensors on the CPU."""
-    from safetensors.torch import load_file
-
-    return Contents(
-        state=json.loads((path / STATE).read_text()),
-        parts={part: load_file(path / f"{part}.safetensors") for part in parts},
-        path=path,
-    )
+def load(path: Path, parts: Sequence[str] = PARTS) -> Contents:
+    """Verify a checkpoint and load the named parts, tensors on the CPU."""
+    return read(path, parts)
 
 
 def load_lockstep(path: Path) -> dict[str, np.ndarray]:
     """Load the additional state of a lockstep run; empty if the checkpoint has none."""
-    if not (path / LOCKSTEP).exists():
+    try:
+        file = open_to_read(path / LOCKSTEP)
+    except FileNotFoundError:
         return {}
-    with np.load(path / LOCKSTEP, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def load_policy(run_dir: Path) -> tuple[ActorCritic, dict[str, Any]]:
-    """Newest policy of a run in eval mode, with its normalizer, and the checkpoint's state. Reads no other file."""
-    from sfactory.config.toml_file import from_toml
-    from sfactory.envs import make_spec
-
-    path = newest(run_dir)
-    if path is None:
-        raise NoCheckpointError(f"{run_dir} holds no checkpoint yet")
-    config = from_toml(run_dir / "config.toml")
-    return restore_policy(path, config, make_spec(config.env.tasks[0], config.env.options, config.index_beside))
+    with file:
+        try:
+            with zipfile.ZipFile(file) as packed:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in packed.infolist()):
+                    raise CheckpointError(f"{LOCKSTEP} is compressed, which this program never writes")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+            raise CheckpointError(f"{LOCKSTEP} cannot be read ({error})") from error
 
 
 def restore_policy(path: Path, config: Config, spec: EnvSpec) -> tuple[ActorCritic, dict[str, Any]]:
-    """Policy of one verified checkpoint in eval mode, and the checkpoint's state.
+    """Policy of one checkpoint in eval mode, and the checkpoint's state; errors as in `policy_of`."""
+    contents = read(path, ("model",))
+    return policy_of(contents, config, spec), contents.state
 
-    CheckpointError if it read the observations in another way than this version.
+
+def policy_of(contents: Contents, config: Config, spec: EnvSpec) -> ActorCritic:
+    """Policy of a checkpoint that was read with its model, in eval mode.
+
+    CheckpointError if its network is not that of the configuration, or if it read the observations in another way.
     """
     from sfactory.learning.network import build_model
 
-    contents = load(path, ("model",))
     check_reading(contents.state, spec, config)
+    check_network_size(config, contents.headers["model"])
     model = build_model(config, spec)
+    require_same_network(contents.parts["model"], model.state_dict(), str(contents.path))
     model.load_state_dict(contents.parts["model"])
-    return model.eval(), contents.state
+    return model.eval()
+
+
+def require_same_network(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str, whole: str = "network"
+) -> None:
+    """CheckpointError if names, shapes or dtypes of tensors differ. source: where they come from; whole: what it is."""
+    differences = []
+    for name in sorted({*found, *expected}):
+        if name not in expected:
+            differences.append(f"{name!r} is not in this {whole}")
+        elif name not in found:
+            differences.append(f"{name} missing, expected {list(expected[name].shape)}")
+        elif found[name].shape != expected[name].shape:
+            differences.append(f"{name} {list(found[name].shape)}, expected {list(expected[name].shape)}")
+        elif found[name].dtype != expected[name].dtype:
+            differences.append(f"{name} {found[name].dtype}, expected {expected[name].dtype}")
+    if differences:
+        raise CheckpointError(f"{source}: another {whole}: {', '.join(differences[:4])}")

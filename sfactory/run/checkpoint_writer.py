@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -20,21 +23,21 @@ import numpy as np
 
 from sfactory._version import __version__
 from sfactory.errors import CheckpointError
-from sfactory.run.checkpoint import (
+from sfactory.files import folder_entries, is_folder, require
+from sfactory.run.checkpoint import best, candidates, checkpoints_dir, is_valid
+from sfactory.run.checkpoint_files import (
     FORMAT,
     LOCKSTEP,
     MANIFEST,
     PARTS,
     STATE,
     Contents,
-    best,
-    candidates,
-    checkpoints_dir,
-    file_sha256,
-    is_valid,
     manifest_sha256,
     verify,
 )
+
+_TEMPORARY = re.compile(r"\.\d{12,18}\.(\d{1,10}|old)")
+"""Names of the folders that are written here and renamed: `.000000001000.4711`, `.000000001000.old`."""
 
 
 def save(run_dir: Path, contents: Contents, keep: int, milestones: int = 0) -> Path:
@@ -44,6 +47,7 @@ def save(run_dir: Path, contents: Contents, keep: int, milestones: int = 0) -> P
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise CheckpointError(f"{part} is not finite at {name}; the checkpoint was not written")
     folder = checkpoints_dir(run_dir)
+    require(folder, "a folder")
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{int(contents.state['env_steps']):012d}"
     temporary = folder / f".{final.name}.{os.getpid()}"
@@ -68,9 +72,10 @@ def save(run_dir: Path, contents: Contents, keep: int, milestones: int = 0) -> P
 
 
 def prune(run_dir: Path, keep: int, milestones: int = 0) -> None:
-    """Delete old checkpoints, and temporary folders left by a crash.
+    """Delete old checkpoints, and temporary folders left by a crash. What another process reads stays for now.
 
-    Kept: the newest `keep` valid ones, the best, and the first after each multiple of `milestones` env_steps.
+    Kept: the newest `keep` valid ones, the best, the first after each multiple of `milestones` env_steps, and whatever
+    has a name that is not given here.
     """
     found = candidates(run_dir)
     valid: list[Path] = []
@@ -83,10 +88,32 @@ def prune(run_dir: Path, keep: int, milestones: int = 0) -> None:
     oldest = min(int(path.name) for path in valid) if valid else 0
     for path in found:
         if path not in kept and int(path.name) < oldest:
+            _put_aside(path)
+    for path in folder_entries(checkpoints_dir(run_dir)):
+        if _TEMPORARY.fullmatch(path.name) and is_folder(path):
             shutil.rmtree(path, ignore_errors=True)
-    for temporary in checkpoints_dir(run_dir).glob(".*"):
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_aside(path: Path) -> None:
+    """Rename a checkpoint, so that no reader finds a part of it; not if a reader holds it (`checkpoint.held`)."""
+    with contextlib.suppress(OSError):
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if not _is_held(folder):
+                path.rename(path.with_name(f".{path.name}.old"))
+        finally:
+            os.close(folder)
+
+
+def _is_held(folder: int) -> bool:
+    """Whether a reader has locked this open folder; if not, it is locked here until it is closed."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no locks
+        pass
+    return False
 
 
 def _write_files(folder: Path, contents: Contents) -> None:
@@ -110,7 +137,8 @@ def _write_manifest(folder: Path) -> None:
     files = {}
     for path in sorted(folder.iterdir()):
         _fsync(path)
-        files[path.name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        with path.open("rb") as file:
+            files[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     manifest: dict[str, Any] = {"format": FORMAT, "sfactory": __version__, "torch": torch.__version__, "files": files}
     manifest["sha256"] = manifest_sha256(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))

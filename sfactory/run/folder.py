@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sfactory.errors import CommandError, Exit, resume_command
+from sfactory.files import MiB, folder_entries, is_file, is_folder, read_text, require
+from sfactory.run.lock import LOCK
 
 LONGEST_NAME = 255
 """Bytes of the name of a file or folder, in almost every file system."""
@@ -68,6 +70,24 @@ def clear_folder(folder: Path) -> None:
             path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path, ignore_errors=True)
 
 
+FILES = (".lock", "config.toml", "status.json", "metrics.jsonl", "log.txt", "report.html", "run_id")
+FOLDERS = ("checkpoints", "corrupt", "debug", "tb", "wandb")
+"""What a command writes in a run folder."""
+
+
+def refuse_links(run_dir: Path) -> None:
+    """FileRefused (exit 2) if something that training writes into is a link, a pipe, or else not what it should be.
+
+    A downloaded folder could make a command write to the user's own files.
+    """
+    for name in FILES:
+        require(run_dir / name, "a file")
+    for name in FOLDERS:
+        for path in folder_entries(run_dir / name):
+            if name in ("debug", "tb", "wandb") and not is_folder(path):
+                require(path, "a file")
+
+
 def is_run(path: Path) -> bool:
     """Whether a path is the folder of a run. False for what cannot be the name of a folder."""
     try:
@@ -78,8 +98,8 @@ def is_run(path: Path) -> bool:
 
 def _never_trained(run_dir: Path) -> bool:
     """Whether the start of a run failed, so that there is nothing to resume."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        failed = bool(json.loads((run_dir / "status.json").read_text()).get("state") == "failed")
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+        failed = bool(json.loads(read_text(run_dir / "status.json", MiB)).get("state") == "failed")
         return failed and not any(run_dir.glob("checkpoints/[0-9]*"))
     return False
 
@@ -103,6 +123,9 @@ def refuse_existing(run_dir: Path) -> None:
     refuse_run(run_dir)
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in run_dir.parts):
         raise CommandError(Exit.USAGE, f"run.dir {str(run_dir)[:60]}...: a name of more than {LONGEST_NAME} bytes")
+    if any("\ud800" <= c <= "\udfff" for c in str(run_dir)):
+        name = str(run_dir).encode(errors="backslashreplace").decode()
+        raise CommandError(Exit.USAGE, f"run.dir {name}: a name that is not UTF-8; choose another one")
     try:
         exists = run_dir.exists()
     except OSError as error:
@@ -125,19 +148,48 @@ def require_config_file(run_dir: Path) -> Path:
     return file
 
 
-def supervisor_is_running(pid: object, written_at: float) -> bool:
-    """Whether the supervisor that wrote `pid` into status.json at `written_at` still runs.
+def supervisor_is_running(run_dir: Path, pid: object) -> bool:
+    """Whether the process `pid`, as status.json names it, trains in this folder.
 
-    A process that started later has been given the same id by the system.
+    The folder may have come from another machine, and the id may be another process's since: the process must belong
+    to the owner of the lock file, be older than it, and have it open, where that can be seen.
     """
     import psutil
 
-    if not isinstance(pid, int):
+    if not isinstance(pid, int) or pid <= 0:
         return False
     try:
-        return bool(psutil.Process(pid).create_time() <= written_at + 1.0)
-    except (psutil.Error, OSError, ValueError):
+        lock, process = (run_dir / LOCK).lstat(), psutil.Process(pid)
+        if process.uids().real != lock.st_uid or process.create_time() > lock.st_mtime + 1.0:
+            return False
+    except (psutil.Error, OSError, ValueError, OverflowError):
         return False
+    return _has_open(pid, run_dir / LOCK)
+
+
+def locking_process(run_dir: Path) -> int:
+    """The process that had the lock of a folder last, as its lock file says; 0 if that cannot be read."""
+    try:
+        return int(read_text(run_dir / LOCK, MiB))
+    except (OSError, ValueError):
+        return 0
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """Whether a process has a file open; True where its open files cannot be seen."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        expected, numbers = path.lstat(), os.listdir(folder)
+    except FileNotFoundError:
+        return not os.path.isdir("/proc/self/fd")
+    except OSError:  # a process of another user
+        return True
+    for number in numbers:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found = os.stat(f"{folder}/{number}")
+            if (found.st_dev, found.st_ino) == (expected.st_dev, expected.st_ino):
+                return True
+    return False
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -154,6 +206,11 @@ def require_checkpoint(run_dir: Path) -> None:
     """CommandError (exit 2 or 5) if the run has no checkpoint."""
     if not has_checkpoint(run_dir):
         raise CommandError(Exit.USAGE, f"{run_dir} holds no checkpoint yet; start a new run with `sfactory train`")
+
+
+def run_of(path: Path) -> Path:
+    """The run of a checkpoint's folder; a run itself is returned as it is."""
+    return path.resolve().parent.parent if is_file(path / "manifest.json") else path
 
 
 def require_run_or_checkpoint(path: Path) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sfactory.errors import RunBusy
+from sfactory.files import open_lock
 
+LOCK = ".lock"
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 """Errors that mean that another process has the lock. All others mean that the file system has no locks."""
 
@@ -24,9 +26,9 @@ def lock_folder(folder: Path, warn: Callable[[str], object] = print_warning) -> 
     """Lock `folder`/.lock and write the process id into it; returns its descriptor, whose close releases the lock.
 
     warn: called with one line where the file system has no locks: then nothing keeps two processes apart.
-    Raises RunBusy (exit 3), naming the process that holds the lock.
+    Raises RunBusy (exit 3), naming the process that holds the lock; FileRefused (exit 2) if `.lock` is a link.
     """
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = open_lock(folder / LOCK)
     try:
         _lock_file(lock, folder, warn)
         os.ftruncate(lock, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +21,17 @@ from sfactory.config.parsing import flag_name
 from sfactory.config.tables import PLACEHOLDERS
 from sfactory.config.toml_file import from_toml
 from sfactory.config.values import as_text
-from sfactory.monitor.rows import METRICS_FILE, parse_row
-from sfactory.run.folder import supervisor_is_running
+from sfactory.errors import FileRefused
+from sfactory.files import MiB, open_to_read, read_text
+from sfactory.monitor.rows import LARGEST, METRICS_FILE, MOST_VALUES, is_number, lines_of, parse_row
+from sfactory.run.checkpoint import candidates
+from sfactory.run.checkpoint_files import read_state
+from sfactory.run.folder import locking_process, supervisor_is_running
 
 STATUS_FILE = "status.json"
+STATUS_NUMBERS = ("pid", "env_steps", "updates", "seconds", "exit", "training_return")
+MOST_METRICS = 1024 * MiB
+"""Bytes of a metrics.jsonl that is read; ten days of training write half of it."""
 NOT_LEARNING = (
     "run.dir", "run.seed", "run.debug", "run.inference_workers", "run.requeue", "run.spare_restarts",
     "run.stall_timeout", "log.", "checkpoint.", "stop.", "env.step_timeout", "env.build_timeout", "env.fault_budget",
@@ -48,7 +55,7 @@ class RunFolder:
     @cached_property
     def state(self) -> str:
         """running | killed | unknown, or the outcome: finished, interrupted, worker lost, ..."""
-        return run_state(self.path, self.status, default="unknown")
+        return run_state(self.path, self.status)
 
     @property
     def alive(self) -> bool:
@@ -58,9 +65,9 @@ class RunFolder:
     @cached_property
     def protocol(self) -> str:
         """Protocol in the newest readable checkpoint: rules of the (first) task as it was trained; empty if none."""
-        for file in sorted(self.path.glob("checkpoints/[0-9]*/state.json"), reverse=True):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                return str(json.loads(file.read_text()).get("protocol", ""))
+        for path in candidates(self.path):
+            with contextlib.suppress(OSError, ValueError):
+                return str(read_state(path).get("protocol", ""))
         return ""
 
     def column(self, name: str) -> np.ndarray:
@@ -73,7 +80,7 @@ class RunFolder:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Read a run folder. ValueError if `path` is none or its settings cannot be read."""
+    """Read a run folder. ValueError if `path` is none, its settings cannot be read, or a file of it is a link."""
     path = Path(path)
     if not (path / "config.toml").is_file():
         problem = "holds no run (no config.toml)" if path.is_dir() else "does not exist"
@@ -83,11 +90,32 @@ def read_run(path: Path) -> RunFolder:
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
-    """status.json; empty if it is missing or unreadable."""
-    with contextlib.suppress(OSError, ValueError):
-        status = json.loads((run_dir / STATUS_FILE).read_text())
-        return status if isinstance(status, dict) else {}
-    return {}
+    """status.json without values of wrong types; empty if it is missing or unreadable. FileRefused if it is a link."""
+    try:
+        status = json.loads(read_text(run_dir / STATUS_FILE, MiB))
+    except FileRefused:
+        raise
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return _known_types(status, STATUS_NUMBERS) if isinstance(status, dict) else {}
+
+
+def _known_types(table: dict[str, Any], numbers: Sequence[str]) -> dict[str, Any]:
+    """The entries whose values are texts, finite numbers, or tables of these. numbers: entries that are numbers."""
+    known: dict[str, Any] = {}
+    for name, value in table.items():
+        if is_number(value):
+            if -LARGEST < value < LARGEST:
+                known[name] = value
+        elif name in numbers:
+            continue
+        elif value is None or isinstance(value, bool):
+            known[name] = value
+        elif isinstance(value, str):
+            known[name] = value.encode("utf-8", "backslashreplace").decode()  # JSON can hold half a character
+        elif isinstance(value, dict):
+            known[name] = {key: x for key, x in value.items() if is_number(x) and -LARGEST < x < LARGEST}
+    return known
 
 
 def status_written_at(run_dir: Path) -> float:
@@ -97,11 +125,13 @@ def status_written_at(run_dir: Path) -> float:
     return 0.0
 
 
-def run_state(run_dir: Path, status: dict[str, Any], default: str) -> str:
-    """State in status.json, or `default`; `killed` if it is running and its supervisor is not."""
-    state = str(status.get("state", default))
-    if state == "running" and "state" in status:
-        return state if supervisor_is_running(status.get("pid"), status_written_at(run_dir)) else "killed"
+def run_state(run_dir: Path, status: dict[str, Any]) -> str:
+    """State in status.json; `killed` if it is running and its supervisor is not. Without a state running or unknown."""
+    if "state" not in status:  # it has not been written yet
+        return "running" if supervisor_is_running(run_dir, locking_process(run_dir)) else "unknown"
+    state = str(status["state"])
+    if state == "running":
+        return state if supervisor_is_running(run_dir, status.get("pid")) else "killed"
     return state
 
 
@@ -112,19 +142,17 @@ def read_columns(path: Path) -> tuple[dict[str, np.ndarray], int]:
     """
     kept: list[dict[str, float]] = []
     unreadable = 0
-    lines: Iterable[str] = ()
-    with contextlib.suppress(FileNotFoundError):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for line in lines:
-        row = _numbers(line)
-        if row is None:
-            unreadable += bool(line.strip())
-            continue
-        while kept and kept[-1]["env_steps"] >= row["env_steps"]:
-            kept.pop()
-        kept.append(row)
-    names = dict.fromkeys(name for row in kept for name in row) or dict.fromkeys(("env_steps", "seconds"))
-    return {name: np.array([row.get(name, np.nan) for row in kept], float) for name in names}, unreadable
+    with contextlib.suppress(FileNotFoundError), open_to_read(path, MOST_METRICS) as file:
+        for line in lines_of(file):
+            row = _numbers(line)
+            if row is None:
+                unreadable += bool(line.strip())
+                continue
+            while kept and kept[-1]["env_steps"] >= row["env_steps"]:
+                kept.pop()
+            kept.append(row)
+    names = list(dict.fromkeys(name for row in kept for name in row)) or ["env_steps", "seconds"]
+    return {n: np.array([row.get(n, np.nan) for row in kept], float) for n in names[:MOST_VALUES]}, unreadable
 
 
 def _numbers(line: str) -> dict[str, float] | None:
@@ -132,10 +160,7 @@ def _numbers(line: str) -> dict[str, float] | None:
     row = parse_row(line)
     if row is None or "seconds" not in row:
         return None
-    try:
-        return {name: float("nan") if value is None else float(value) for name, value in row.items()}
-    except (ValueError, TypeError):
-        return None
+    return {name: float("nan") if value is None else float(value) for name, value in row.items()}
 
 
 def expand_folders(paths: list[Path]) -> list[Path]:
@@ -155,7 +180,8 @@ def expand_folders(paths: list[Path]) -> list[Path]:
 
 def natural_key(path: Path) -> list[Any]:
     """Sort key that puts s2 before s10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+    parts = re.split(r"([0-9]+)", str(path))
+    return [(len(part.lstrip("0")), part) if number % 2 else (0, part) for number, part in enumerate(parts)]
 
 
 def flat_settings(config: Config) -> dict[str, Any]:

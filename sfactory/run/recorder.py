@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-import json
-import math
+import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from sfactory.config import Config
-from sfactory.config.toml_file import to_toml
+from sfactory.config.resume_rules import changed_settings
+from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.envs import EnvSpec
-from sfactory.errors import CheckpointError, CommandError, Exit, NoCheckpointError
+from sfactory.errors import CheckpointError, CommandError, Exit, NoCheckpointError, RunBusy
+from sfactory.files import replace_text
 from sfactory.monitor import messages
 from sfactory.monitor.board import Board
+from sfactory.monitor.episodes import stored_episodes
 from sfactory.monitor.known_rooflines import known_roofline
 from sfactory.monitor.messages import Message
 from sfactory.monitor.panel import ReturnHistory, Snapshot, keep_stage_times
-from sfactory.monitor.rows import read_rows
-from sfactory.monitor.writers import Writers, last_evaluated, write_atomically
+from sfactory.monitor.rows import read_rows, rows_until
+from sfactory.monitor.writers import Writers, last_evaluated
 from sfactory.run import checkpoint
+from sfactory.run.checkpoint_files import Contents, require_resumable
 from sfactory.run.env_faults import EnvFaults, is_env_fault, with_traceback
-from sfactory.run.folder import clear_folder, make_folder, refuse_run, remove_empty
+from sfactory.run.folder import clear_folder, is_run, make_folder, refuse_links, refuse_run, remove_empty
 from sfactory.run.lock import lock_folder
+from sfactory.run.network_size import check_network_size
 from sfactory.run.obs_reading import check_reading
 from sfactory.run.outcome import Outcome
+from sfactory.run.presence import FolderPresence
+from sfactory.run.stop_rules import Progress, raised_settings, reached_rules, sentence_of
 from sfactory.shm.slots import RowCounts
+
+PRESENCE_S = 0.5  # between two looks whether the folder is still there
+
+
+def _require_resumable(contents: Contents, config: Config) -> None:
+    """CheckpointError if a run with these settings cannot continue from the checkpoint."""
+    require_resumable(contents)
+    check_network_size(config, contents.headers["model"])
 
 
 class RunRecorder:
@@ -47,12 +61,16 @@ class RunRecorder:
     ) -> None:
         self.config, self.run_dir, self.spec = config, run_dir, specs[0]
         self.launch, self.resume_from, self._lock = launch, resume_from, lock
-        self.env_steps, self.seconds = int(state.get("env_steps", 0)), float(state.get("seconds", 0.0))
+        self.env_steps, self.updates = int(state.get("env_steps", 0)), int(state.get("updates", 0))
+        self.seconds, self.episodes = float(state.get("seconds", 0.0)), stored_episodes(state, len(specs))
+        self.created: list[Path] | None = None  # folder and parents, if a failed start must remove what is in it
+        self._presence, self._presence_due = FolderPresence(run_dir), 0.0
+        self._taken = False  # another run is in the folder's place: nothing more is written there
         self.row_counts: RowCounts | None = None
         self.env_faults = EnvFaults(config.env.fault_budget, config.sampling.num_envs)  # of this launch
         tasks = {task: spec.reference for task, spec in zip(config.env.tasks, specs, strict=True)}
-        self.board = Board(self.env_steps, self.seconds, tasks)
-        self.writers = Writers(run_dir, config, self.env_steps if resume_from else None)
+        self.board = Board(self.env_steps, self.seconds, tasks, stored_episodes(state, len(specs)))
+        self.writers = Writers(run_dir, config, rows_until(state) if resume_from else None)
         self._row: dict[str, float] = {}
         self._history = ReturnHistory()
         self._roofline = known_roofline(config)  # read once: it stays the same during a run
@@ -60,7 +78,7 @@ class RunRecorder:
             self._history.add_rows(read_rows(run_dir))
         self._faults: deque[str] = deque(maxlen=3)
         self._update_console()
-        self._write_running_status(0)
+        self._write_status("running", pid=os.getpid())
         if resume_from:  # after the rows were cut: an evaluation whose row was dropped is repeated
             self.board.evaluated = last_evaluated(run_dir)
 
@@ -75,7 +93,9 @@ class RunRecorder:
         try:
             lock = lock_folder(run_dir, warnings.append)
             try:
-                return cls._open_locked(config, run_dir, resume, specs, lock, warnings)
+                recorder = cls._open_locked(config, run_dir, resume, specs, lock, warnings)
+                recorder.created = created if empty else None
+                return recorder
             except BaseException:
                 if empty:  # nothing was trained in it
                     clear_folder(run_dir)
@@ -91,21 +111,27 @@ class RunRecorder:
     ) -> RunRecorder:
         if not resume and not config.run.requeue:
             refuse_run(run_dir)
-        launch, resume_from, state = 0, "", {}
+        refuse_links(run_dir)
+        launch, resume_from, state, changes = 0, "", {}, list[str]()
         if resume:
-            path = checkpoint.newest(run_dir, warnings)
-            if path is None:
+            found = checkpoint.read_newest(
+                run_dir, (), warnings, move_damaged=True, check=lambda contents: _require_resumable(contents, config)
+            )
+            if found is None:
                 raise NoCheckpointError(f"{run_dir} holds no checkpoint to resume from")
-            state = json.loads((path / "state.json").read_text())
-            launch, resume_from = int(state["launch"]) + 1, str(path)
+            state = found.state
+            launch, resume_from = state["launch"] + 1, str(found.path)
             try:
                 check_reading(state, specs[0], config)
             except CheckpointError as error:
                 raise CommandError(Exit.RESUME_REFUSED, str(error)) from error
-        write_atomically(run_dir / "config.toml", to_toml(config))
+            changes = changed_settings(from_toml(run_dir / "config.toml"), config)
+        replace_text(run_dir / "config.toml", to_toml(config))
         recorder = cls(config, run_dir, specs, lock, launch, resume_from, state)
         for warning in warnings:
             recorder.writers.log(warning)
+        for change in changes:
+            recorder.writers.log(change, echo=False)  # the console has it from the command
         return recorder
 
     def handle(self, message: Message) -> None:
@@ -115,6 +141,8 @@ class RunRecorder:
             self.writers.log(f"{worker}: {payload}")
         elif kind == messages.LEARNER:
             self._write_row(worker, payload)
+        elif kind == messages.END:
+            self._take_counters(dict(payload))
         else:
             if kind == messages.FAULT:
                 self._log_fault(str(payload))
@@ -144,19 +172,39 @@ class RunRecorder:
         self.writers.log(f"{at}: mean return {mean:.2f}, IQM {iqm:.2f} ({seconds:.1f} s)")
 
     def _write_row(self, worker: str, payload: dict[str, float]) -> None:
-        metrics = dict(payload)
-        self.env_steps, updates = int(metrics.pop("env_steps")), int(metrics.pop("updates"))
-        self.seconds = float(metrics.pop("seconds"))
+        metrics = self._take_counters(dict(payload))
+        self._write_evaluations(self.board.take_evaluations(keep=1), self.env_steps - 1)
         self.board.handle((messages.LEARNER, worker, metrics))
         frames = self.env_steps * self.spec.frame_skip
-        row = self.board.snapshot(self.env_steps, frames, updates, self.seconds)
+        row = self.board.snapshot(self.env_steps, frames, self.updates, self.seconds, self.episodes)
         self._row = keep_stage_times(self._row, self.writers.row(self.env_steps, self.seconds, row))
         self._history.add(self.env_steps, self.seconds, row)
         self._update_console()
-        self._write_running_status(updates)
+        self._write_status("running", pid=os.getpid())
 
-    def _write_running_status(self, updates: int) -> None:
-        self.writers.status({"state": "running", "pid": os.getpid(), "env_steps": self.env_steps, "updates": updates})
+    def _take_counters(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """Take the counters and the episodes out of a message of the learner; return the rest."""
+        self.env_steps, self.updates = int(payload.pop("env_steps")), int(payload.pop("updates"))
+        self.seconds = float(payload.pop("seconds"))
+        self.episodes.set_state(payload.pop("episodes"))
+        return payload
+
+    def _write_status(self, state: str, **fields: Any) -> None:
+        """Replace status.json; what a run has reached is in it whatever the state."""
+        if self._taken or self._presence.loss():  # another run may have taken the place already
+            return
+        reached = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
+        returns = {"training_return": self.episodes.training_return, "episodes": self.episodes.in_mean}
+        self.writers.status({"state": state, **fields, **reached, **returns})
+
+    def _write_evaluations(self, evaluations: Sequence[Mapping[str, float]], end: int) -> None:
+        """Write a row for each evaluation that shares the time between two rows with another one.
+
+        Rows are at the steps of the evaluated policies if possible, else after the last row; end: the last step.
+        """
+        for waiting, scores in zip(range(len(evaluations) - 1, -1, -1), evaluations, strict=True):
+            env_steps = max(self.writers.last_step + 1, min(int(scores["eval/env_steps"]), end - waiting))
+            self.writers.row(env_steps, self.seconds, scores)
 
     def _update_console(self, state: str = "running") -> None:
         """Pass the newest numbers to the panel or the progress line."""
@@ -181,22 +229,50 @@ class RunRecorder:
         self.writers.console(snapshot)
 
     def outcome_from_messages(self) -> Outcome | None:
-        """Outcome if the messages end the run: target return reached, or more environment failures than allowed."""
+        """Outcome if the messages end the run: more environment failures than allowed, or no folder to write to."""
         if problem := self.env_faults.problem():
             return Outcome.of(Exit.ENVIRONMENT, problem)
-        target = self.config.stop.target_return
-        if target is None or not self.board.settled:
-            return None
-        now = self.board.training_return
-        if now is None or now < target:
-            return None
-        return Outcome.of(Exit.FINISHED, f"training return {now:g} reached the target of {target:g}")
+        if time.monotonic() >= self._presence_due and (problem := self.keep_folder()):
+            return Outcome.of(Exit.STORAGE, problem)
+        return None
+
+    def keep_folder(self) -> str:
+        """Make the run's folder again if it was removed or moved; why that is impossible, or an empty string.
+
+        Checkpoints that are saved from then on can be resumed, because the new folder has the settings too.
+        """
+        self._presence_due = time.monotonic() + PRESENCE_S
+        loss = self._presence.loss()
+        if not loss or self._taken:
+            return ""
+        with contextlib.ExitStack() as undo:
+            try:
+                if is_run(self.run_dir):
+                    raise RunBusy
+                make_folder(self.run_dir)
+                lock = lock_folder(self.run_dir, self.writers.log)
+                undo.callback(os.close, lock)
+                replace_text(self.run_dir / "config.toml", to_toml(self.config))
+                (self.run_dir / "debug").mkdir(exist_ok=True)
+                presence = FolderPresence(self.run_dir)
+            except RunBusy:
+                self._taken = True
+                return f"{self.run_dir} {loss}, and another run is in its place"
+            except OSError:  # tried again soon
+                return ""
+            undo.pop_all()
+        os.close(self._lock)
+        self._presence.close()
+        self._lock, self._presence = lock, presence
+        self.writers.reopen()
+        self.writers.log(f"{self.run_dir} {loss}; training continues in a new folder of this name")
+        return ""
 
     @property
-    def training_return(self) -> float:
-        """Mean return of the last 100 episodes; NaN while there are fewer."""
-        value = self.board.training_return if self.board.settled else None
-        return math.nan if value is None else value
+    def progress(self) -> Progress:
+        """How far the run is, by the newest message of the learner."""
+        frames = self.env_steps * self.spec.frame_skip
+        return Progress(self.env_steps, frames, self.seconds, self.episodes.settled_return)
 
     def record_row_counts(self, counts: RowCounts) -> None:
         """Log the row counts of this launch, after all workers have stopped. They must account for every row."""
@@ -207,25 +283,23 @@ class RunRecorder:
         self.writers.log(line, echo=False)
 
     def finish(self, outcome: Outcome) -> Outcome:
-        """Add the newest checkpoint and the return to the outcome, log it, and write the final status."""
+        """Add the newest checkpoint and what was reached to the outcome, log it, and write the final status."""
+        rules = reached_rules(self.config.stop, self.progress)
+        outcome.begin(sentence_of(rules) or "a stop rule was reached")
+        self._write_evaluations(self.board.take_evaluations(keep=0), self.env_steps)  # rows come every few updates
         outcome.env_steps = self.env_steps
-        outcome.training_return = self.board.training_return
+        outcome.training_return, outcome.episodes = self.episodes.training_return, self.episodes.in_mean
+        self.keep_folder()
         newest = next(iter(checkpoint.candidates(self.run_dir)), None)
-        if newest is not None:
+        if newest is not None and not self._taken:
             outcome.checkpoint = str(newest)
+            if int(newest.name) == self.env_steps:  # else a resume trains on from an older one
+                outcome.resume_settings = raised_settings(rules)
         self._update_console(outcome.name)
         self.writers.log(f"{outcome.name} (exit {outcome.code}): {outcome.sentence}", echo=False)
-        status = {
-            "state": outcome.name,
-            "exit": outcome.code,
-            "sentence": outcome.sentence,
-            "env_steps": outcome.env_steps,
-            "seconds": self.seconds,
-            "checkpoint": outcome.checkpoint,
-            "training_return": outcome.training_return,
-            "ledger": self.row_counts._asdict() if self.row_counts else None,
-        }
-        self.writers.status(status)
+        ledger = self.row_counts._asdict() if self.row_counts else None
+        ended = {"exit": outcome.code, "sentence": outcome.sentence, "checkpoint": outcome.checkpoint, "ledger": ledger}
+        self._write_status(outcome.name, **ended)
         return outcome
 
     def __enter__(self) -> RunRecorder:
@@ -236,6 +310,11 @@ class RunRecorder:
     ) -> None:
         if error is not None:  # `finish` was not called: a preflight check or a bug
             sentence = str(error).partition("\n")[0] or type(error).__name__
-            self.writers.status({"state": "failed", "sentence": sentence, "env_steps": self.env_steps})
+            self._write_status("failed", sentence=sentence)
         self.writers.close()
+        refused = hasattr(error, "exit_code") or isinstance(error, OSError | MemoryError)  # a bug leaves its traces
+        if refused and self.created is not None and not checkpoint.candidates(self.run_dir):
+            clear_folder(self.run_dir)
+            remove_empty(self.created)
+        self._presence.close()
         os.close(self._lock)

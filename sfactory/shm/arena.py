@@ -45,6 +45,11 @@ def _offsets(layout: Layout) -> tuple[dict[str, int], int]:
     return offsets, max(end, ALIGN)
 
 
+def arena_bytes(layout: Layout) -> int:
+    """Size of an arena of this layout."""
+    return _offsets(layout)[1]
+
+
 def _anonymous_file() -> int:
     if sys.platform == "linux":
         return os.memfd_create("sfactory-arena", os.MFD_CLOEXEC)

@@ -23,16 +23,6 @@ def store(words: np.ndarray, index: int | tuple[int, ...], value: int) -> None:
     words[index] = value
 
 
-def to_bits(value: float) -> int:
-    """A float as one word."""
-    return int(np.float64(value).view(np.int64))
-
-
-def from_bits(word: int) -> float:
-    """The inverse of `to_bits`."""
-    return float(np.int64(word).view(np.float64))
-
-
 class Word(Generic[T]):
     """Attribute of a `Words` object: reads one shared word, and writes it with `store`."""
 

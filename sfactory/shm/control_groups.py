@@ -6,11 +6,14 @@ A container or a job of a cluster has a group of its own, often below groups wit
 from __future__ import annotations
 
 import math
+import os
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 CGROUP = Path("/sys/fs/cgroup")
+COUNTED_BELOW = 10_000  # a limit of processes above it is not compared with their number, which takes time to count
 
 
 def control_groups(root: Path = CGROUP, membership: Path = Path("/proc/self/cgroup")) -> list[Path]:
@@ -78,6 +81,39 @@ def free_memory(
             text = f"{left / 2**20:.0f} MiB are free: the control group {group} allows {limit / 2**20:.0f} MiB"
             found.append(FreeMemory(left, f"{text}, {used / 2**20:.0f} MiB of them are in use"))
     return min(found, key=lambda one: one.bytes)
+
+
+class FreeProcesses(NamedTuple):
+    """Processes and threads that this process can still start, and where that number comes from."""
+
+    number: float
+    text: str
+
+
+def free_processes(root: Path = CGROUP, membership: Path = Path("/proc/self/cgroup")) -> FreeProcesses:
+    """The smallest of what every control group and the limit of this user have left."""
+    found = [FreeProcesses(math.inf, "no limit of processes is known")]
+    for group in [*control_groups(root, membership), *version_1_groups("pids", root, membership)]:
+        limit, used = (next(iter(read_words(group / name)), "") for name in ("pids.max", "pids.current"))
+        if limit.isdigit() and used.isdigit():
+            text = f"the control group {group} allows {limit} and has {used}"
+            found.append(FreeProcesses(max(0, int(limit) - int(used)), text))
+    limit_of_user = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if os.getuid() != 0 and limit_of_user < COUNTED_BELOW:  # the system does not apply it to root
+        count = tasks_of_user(os.getuid())
+        text = f"the limit of this user is {limit_of_user} (ulimit -u) and {count} exist"
+        found.append(FreeProcesses(max(0, limit_of_user - count), text))
+    return min(found, key=lambda one: one.number)
+
+
+def tasks_of_user(uid: int, proc: Path = Path("/proc")) -> int:
+    """Number of processes and threads of a user."""
+    count = 0
+    for file in proc.glob("[0-9]*/status"):
+        status = dict(line.split(":", 1) for line in read_text(file).splitlines() if ":" in line)
+        if status.get("Uid", "").split()[:1] == [str(uid)]:
+            count += int(status.get("Threads", "1"))
+    return count
 
 
 def smallest(limits: Iterable[float | None]) -> float | None:

@@ -1,7 +1,7 @@
 """Transfer the newest weights from the learner to its inference workers without locks or waits.
 
 Two buffers, each with a `begun` and a `done` version. The learner writes the buffer that is not the newest: begun,
-data, done. A reader copies the newest complete buffer and checks its versions again: if the learner has begun to
+data, count, done. A reader copies the newest complete buffer and checks its versions again: if the learner has begun to
 overwrite it meanwhile, the copy may be torn and is discarded. No process holds a buffer, so there is nothing to clear
 after a worker is killed and no publication is skipped. Weights, normalizer and version are one buffer and always agree.
 """
@@ -44,10 +44,14 @@ class Mailbox:
         return self.buffers[buffer]
 
     def finish(self, version: int) -> None:
-        """Announce the version written into the buffer of `begin`."""
+        """Announce the version written into the buffer of `begin`.
+
+        The count is stored before `done`: a reader that was stopped since the buffer was the newest one would otherwise
+        take this version before the count names it, and go back to the other buffer in its next `fetch`.
+        """
         buffer = 1 - self.newest
-        atomics.store(self.done, buffer, version)
         atomics.store(self.count, buffer, int(self.count[1 - buffer]) + 1)
+        atomics.store(self.done, buffer, version)
 
     def version(self) -> int:
         """Version of the newest complete weights; NOTHING before the first."""

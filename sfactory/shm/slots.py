@@ -76,7 +76,7 @@ class LearnerRows(Words):
 
     trained = Word(0, int)
     skipped = Word(1, int)
-    """Rows of updates that were skipped because a loss or gradient was not finite."""
+    """Rows that no optimizer step was taken with, because a loss or gradient was not finite."""
     in_update = Word(2, int)
     """Rows of slots that are released already and not trained yet."""
 

@@ -46,7 +46,8 @@ class SpawnMessage:
 def child_main(message: SpawnMessage) -> None:
     """Entry point of every child process."""
     for number in SIGNALS:  # empty handlers, not SIG_IGN: children of an environment can still be terminated
-        signal.signal(number, lambda *_: None)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, which is for those children too
+            signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     faulthandler.enable()
     faulthandler.register(STACKS, all_threads=True)
@@ -54,7 +55,8 @@ def child_main(message: SpawnMessage) -> None:
     try:
         code = ForkingPickler.loads(message.task).run(message.name, message.fds)  # imports what this worker needs
     except BaseException:
-        traceback.print_exc()
+        with contextlib.suppress(Exception):  # an environment may have closed stderr
+            traceback.print_exc()
     flush_output()
     os._exit(code)  # skips atexit handlers, which may hang in an environment
 

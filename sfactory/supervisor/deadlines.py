@@ -12,12 +12,24 @@ full, so a learner that does not get on is found as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from sfactory.supervisor.worker_process import WorkerProcess
 from sfactory.workers.names import SAMPLER, parse_worker
 from sfactory.workers.shared import WHOLE_GROUP, Phase, RunSpec, SharedState, heartbeat_phase
 
 START_S = 300.0  # for a worker to load packages, before its first heartbeat
+
+
+class Watched(Protocol):
+    """A worker whose heartbeat is watched; see `WorkerProcess`."""
+
+    name: str
+    heartbeat: tuple[int, int]
+    heartbeat_at: float
+    beats: bool
+    began_at: float
+    ready: bool
 
 
 class Deadlines:
@@ -40,12 +52,21 @@ class Deadlines:
         """What a worker is doing; IDLE for the evaluator, which has no heartbeat."""
         return heartbeat_phase(self.heartbeat(name)[0]) if name in self.run_spec.workers else Phase.IDLE
 
-    def exceeded(self, worker: WorkerProcess, now: float) -> str:
-        """Update the time of the worker's newest heartbeat; return the limit that was exceeded, empty if none was."""
-        heartbeat = self.heartbeat(worker.name)
-        if heartbeat != worker.heartbeat:
-            worker.heartbeat, worker.heartbeat_at, worker.beats = heartbeat, now, True
+    def listen(self, worker: Watched, now: float) -> bool:
+        """Note the newest heartbeat of a worker; False if there is none since the last call, or the start."""
+        if worker.name not in self.run_spec.workers or (heartbeat := self.heartbeat(worker.name)) == worker.heartbeat:
+            return False
+        if not worker.beats:
+            worker.beats, worker.began_at = True, now
+        worker.heartbeat, worker.heartbeat_at = heartbeat, now
+        worker.ready |= heartbeat_phase(heartbeat[0]) != Phase.BUILD
+        return True
+
+    def exceeded(self, worker: Watched, now: float) -> str:
+        """The limit that a worker has exceeded, empty if none. Notes its newest heartbeat."""
+        if self.listen(worker, now):
             return ""
+        heartbeat = worker.heartbeat
         phase, env = heartbeat_phase(heartbeat[0]), self.config.env
         if phase == Phase.ENVIRONMENT:
             what, limit, setting = "environment step", env.step_timeout, "env.step-timeout"

@@ -2,19 +2,24 @@
 
 | worker | exit | decision |
 |---|---|---|
-| evaluator | any | restart; after EVALUATOR_EXITS exits in a row without a result continue without it |
+| evaluator | any | restart; from EVALUATOR_EXITS exits in a row without a result on after a pause |
 | any other | UNGUARDED | end: the script trains without a guard |
 | learner | RESUME_REFUSED | end: resume refused |
+| learner | USAGE | end: usage; a setting of the network does not work |
 | learner | any other, after it reported an outcome | end with that outcome |
 | learner | any other | end: worker lost |
 | sampler | ENVIRONMENT or too slow to build, first generation or no update yet | end: environment fault |
-| sampler, inference | SIGKILL from outside | restart, not counted |
+| sampler, inference | SIGKILL from outside | restart, not counted; a sampler after PATIENT_KILLS in a row: a pause |
+| sampler, inference | SIGKILL from outside, MOST_KILLS in a row | end: worker lost |
 | sampler, inference | any other, or too slow, within the budget | restart after a pause, counted as its own fault |
 | sampler, inference | any other, beyond the budget | end: worker lost |
 | sampler | ENVIRONMENT or too slow, beyond the budget | end: environment fault |
 
 The pause is 0 after the first of several faults, then 0.5 s, and twice as long after each further one, at most
-LONGEST_PAUSE_S: a port or a license of the previous generation may become free only after a while.
+LONGEST_PAUSE_S: a port or a license of the previous generation may become free only after a while. Kills are in a row
+if the worker was never ready between them: where memory runs out while environments are built, the operating system
+kills a sampler each time. The evaluator's pauses are longer: training does not need it, and what failed for an hour may
+work in the next one.
 """
 
 from __future__ import annotations
@@ -24,12 +29,15 @@ from dataclasses import dataclass
 
 from sfactory.errors import UNGUARDED, Exit
 from sfactory.run.outcome import Outcome
-from sfactory.workers.names import EVALUATOR, LEARNER, parse_worker
+from sfactory.workers.names import EVALUATOR, LEARNER, SAMPLER, parse_worker
 from sfactory.workers.shared import LearnerOutcome, RunSpec
 
 EVALUATOR_EXITS = 4
-"""Exits of the evaluator in a row, without a result between them, after which it is not restarted."""
+"""Exits of the evaluator in a row, without a result between them, after which there is a pause before a restart."""
+EVALUATOR_PAUSE_S, EVALUATOR_LONGEST_PAUSE_S = 60.0, 1800.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
+PATIENT_KILLS, MOST_KILLS = 20, 100
+"""Kills from outside before a worker was ready, in a row: so many without a pause, and so many that end the run."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,10 @@ class WorkerExit:
         return self.code == Exit.ENVIRONMENT or (self.building and bool(self.exceeded))
 
     @property
+    def killed_from_outside(self) -> bool:
+        return self.code == -signal.SIGKILL and not self.exceeded
+
+    @property
     def cause(self) -> str:
         if self.exceeded:
             return f"killed: {self.exceeded}"
@@ -77,13 +89,6 @@ class Restart:
 
 
 @dataclass(frozen=True)
-class Abandon:
-    """Continue without the worker."""
-
-    message: str
-
-
-@dataclass(frozen=True)
 class End:
     """End the run."""
 
@@ -91,12 +96,13 @@ class End:
 
 
 def on_exit(
-    worker: WorkerExit, faults: int, updates: int, spare_restarts: int, finished: Outcome | None
-) -> Restart | Abandon | End:
+    worker: WorkerExit, faults: int, kills: int, updates: int, spare_restarts: int, finished: Outcome | None
+) -> Restart | End:
     """Map a worker's exit to a restart or to the end of the run, by the table above.
 
     faults: earlier faults of this worker that its progress has not made up for (evaluator: since its last result).
-    updates: of the run. spare_restarts: budget of faults. finished: the learner's outcome, None while it trains.
+    kills: earlier kills from outside since it was last ready to work. updates: of the run.
+    spare_restarts: budget of faults. finished: the learner's outcome, None while it trains.
     """
     kind = parse_worker(worker.name).kind
     if kind == EVALUATOR:
@@ -109,30 +115,47 @@ def on_exit(
     if worker.failed_to_build and (worker.generation == 0 or updates <= 0):
         detail = worker.detail or f": {worker.cause}"
         return End(Outcome.of(Exit.ENVIRONMENT, f"{worker.name} could not build its environments{detail}"))
-    if worker.code == -signal.SIGKILL and not worker.exceeded:
-        return Restart(f"{worker.name} exited ({worker.cause}); restarted", own_fault=False)
+    if worker.killed_from_outside:
+        return _on_kill(worker, kills)
     where = "" if worker.exceeded else worker.position  # else the cause says where
     if faults + 1 > spare_restarts:
         code = Exit.ENVIRONMENT if worker.failed_to_build or worker.exceeded else Exit.WORKER_LOST
         times = f"{worker.name} exited {faults + 1} times with little or no progress in between"
         return End(Outcome.of(code, f"{times} ({worker.cause}{where}){worker.detail}"))
     detail = worker.detail if worker.code > 0 else ""  # a killed process could not write a message of its own
-    pause_s = min(FIRST_PAUSE_S * 2 ** (faults - 1), LONGEST_PAUSE_S) if faults else 0.0
-    when = f" in {pause_s:g} s" if pause_s else ""
-    return Restart(f"{worker.name} exited ({worker.cause}{detail}{where}); restarted{when}", True, pause_s)
+    pause_s = _pause(faults, FIRST_PAUSE_S, LONGEST_PAUSE_S)
+    message = f"{worker.name} exited ({worker.cause}{detail}{where}); restarted{_in(pause_s)}"
+    return Restart(message, own_fault=True, pause_s=pause_s)
 
 
-def _on_evaluator_exit(worker: WorkerExit, faults: int) -> Restart | Abandon:
-    message = f"{worker.name} exited ({worker.cause}; see {worker.output_file})"
-    if faults + 1 < EVALUATOR_EXITS:
-        return Restart(f"{message}; restarted", own_fault=True)
-    times = f"{EVALUATOR_EXITS} times in a row without a result"
-    return Abandon(f"{message}; {times}: no more evaluations, training continues")
+def _on_kill(worker: WorkerExit, kills: int) -> Restart | End:
+    if kills + 1 >= MOST_KILLS:
+        times = f"{worker.name} was killed {kills + 1} times in a row before it was ready"
+        return End(Outcome.of(Exit.WORKER_LOST, f"{times} ({worker.cause}); is there enough memory?"))
+    sampler = parse_worker(worker.name).kind == SAMPLER  # the start of inference takes a second of processor time
+    pause_s = _pause(kills + 1 - PATIENT_KILLS, FIRST_PAUSE_S, LONGEST_PAUSE_S) if sampler else 0.0
+    return Restart(f"{worker.name} exited ({worker.cause}); restarted{_in(pause_s)}", own_fault=False, pause_s=pause_s)
+
+
+def _on_evaluator_exit(worker: WorkerExit, faults: int) -> Restart:
+    pause_s = _pause(faults + 2 - EVALUATOR_EXITS, EVALUATOR_PAUSE_S, EVALUATOR_LONGEST_PAUSE_S)
+    times = f"; {faults + 1} times in a row without a result, training continues" if pause_s else ""
+    message = f"{worker.name} exited ({worker.cause}; see {worker.output_file}){times}; restarted{_in(pause_s)}"
+    return Restart(message, own_fault=True, pause_s=pause_s)
+
+
+def _pause(number: int, first_s: float, longest_s: float) -> float:
+    """Seconds before a restart: none up to number 0, `first_s` for 1, and twice as long for each further one."""
+    return min(first_s * 2.0 ** min(number - 1, 30), longest_s) if number > 0 else 0.0
+
+
+def _in(pause_s: float) -> str:
+    return f" in {pause_s:g} s" if pause_s else ""
 
 
 def _on_learner_exit(worker: WorkerExit, finished: Outcome | None) -> Outcome:
-    if worker.code == Exit.RESUME_REFUSED:
-        return Outcome.of(Exit.RESUME_REFUSED, worker.last_line)
+    if worker.code in (Exit.RESUME_REFUSED, Exit.USAGE):
+        return Outcome.of(Exit(worker.code), worker.last_line)
     return finished or Outcome.of(Exit.WORKER_LOST, f"the learner exited ({worker.cause}){worker.detail}")
 
 
@@ -146,7 +169,7 @@ def learner_outcome(reported: LearnerOutcome, run_spec: RunSpec) -> Outcome | No
             f"{count} updates in a row had a loss or gradient that was not finite; lower optim.lr, or see {report}"
         )
         return Outcome.of(Exit.NON_FINITE, sentence)
-    return Outcome.of(Exit.FINISHED, "the stop rule was reached")
+    return Outcome.of(Exit.FINISHED, "")  # the recorder names the rule: it has the last counters
 
 
 def add_last_save(outcome: Outcome, reported: LearnerOutcome) -> None:

@@ -3,42 +3,44 @@
 One turn is inference, then every sampler, then the learner: pending requests get actions from the newest weights, every
 group takes one step, and as soon as a batch is full the learner trains on it, before the next action. Data therefore
 have lag 0, or exactly the forced lag. No worker is restarted here: an exception ends the run.
+
+A run is one child process (`train`) below the process of the command (`lockstep_process.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from sfactory.config import with_settings
+from sfactory.config import Env, with_settings
 from sfactory.envs import EnvError
-from sfactory.errors import Exit
 from sfactory.monitor import messages
+from sfactory.monitor.messages import Message
 from sfactory.run import checkpoint
-from sfactory.run.outcome import Outcome
-from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor import lockstep_state
 from sfactory.supervisor.exit_rules import add_last_save, learner_outcome
-from sfactory.supervisor.run_worker import keep_memory
-from sfactory.supervisor.signals import SECOND_SIGNAL, Signals
+from sfactory.supervisor.lockstep_link import End, Inside, Link
 from sfactory.workers.evaluator import PolicyPlayer
 from sfactory.workers.inference import Inference
 from sfactory.workers.learner import Learner
 from sfactory.workers.names import POLICY
 from sfactory.workers.sampler import Sampler
-from sfactory.workers.shared import RunSpec, SharedState, StopOrder
+from sfactory.workers.shared import RunSpec, SharedHandles, SharedState, StopOrder
 from sfactory.workers.worker import ListSink
 
 
 class Lockstep:
     """All workers of a run in this process; `turn` steps each of them once."""
 
-    def __init__(self, run_spec: RunSpec) -> None:
+    def __init__(self, run_spec: RunSpec, shared: SharedState | None = None) -> None:
+        """shared: memory that another process has created; by default it is created here."""
         run_spec.debug_dir.mkdir(parents=True, exist_ok=True)
-        self.shared, self.sink = SharedState.create(run_spec), ListSink()
+        self.shared, self.sink = shared or SharedState.create(run_spec), ListSink()
         self.learner = Learner(self.shared, self.sink)
         self.inference = Inference(self.shared, self.sink, whole_batch=True)
         samplers = range(run_spec.config.sampling.samplers)
@@ -56,58 +58,81 @@ class Lockstep:
             worker.flush()
         return True
 
-    def evaluate(self, player: PolicyPlayer, recorder: RunRecorder) -> None:
-        """Evaluate the learner's weights if that is due. Its time does not count as training time."""
-        learner, board = self.learner, recorder.board
-        if not learner.run_spec.evaluation_due(board.evaluated, learner.env_steps):
-            return
-        start = time.monotonic()
-        player.model.load_state_dict(learner.model.state_dict())
-        try:
-            recorder.handle(player.evaluate(learner.env_steps))
-        except (EnvError, RuntimeError) as error:
-            recorder.handle((messages.NO_EVALUATION, player.name, (learner.env_steps, str(error))))
-        learner.counters.exclude(time.monotonic() - start)
-
-    def record(self, recorder: RunRecorder) -> None:
-        """Pass all telemetry to the recorder."""
-        for message in self.sink.drain():
-            recorder.handle(message)
-
     def close(self) -> None:
         for worker in (*self.samplers, self.inference, self.learner):
             worker.close()
         self.shared.close()
 
 
-def run_lockstep(run_spec: RunSpec, recorder: RunRecorder, signals: Signals) -> Outcome:
-    """A whole run in this process. Restores the process's number of torch threads at the end."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    keep_memory()
-    signals.interrupt = True  # an environment of this process may hang
+class EvaluationClock:
+    """Tells the parent which time limit holds for the environments of an evaluation."""
+
+    REPORT_S = 1.0
+
+    def __init__(self, link: Link, env: Env) -> None:
+        self.link, self.env = link, env
+        self._reported: tuple[str, int] | None = None  # the limit that holds, and of how many environments
+        self._reported_at = 0.0
+
+    def own(self) -> None:
+        """Our own code between two calls takes next to no time: the limit goes on."""
+
+    def step(self, environments: int) -> None:
+        self._report("environment step", environments, self.env.step_timeout, "env.step-timeout")
+
+    def build(self, environments: int) -> None:
+        self._report("building an environment", environments, self.env.build_timeout, "env.build-timeout")
+
+    def stop(self) -> None:
+        """No environment of an evaluation runs any more."""
+        self.link.inside(None)
+        self._reported = None
+
+    def _report(self, what: str, environments: int, seconds: float, setting: str) -> None:
+        """Start the time limit. Cheap: the same limit is reported once a second at most."""
+        now, report = time.monotonic(), (what, environments)
+        if report != self._reported or now - self._reported_at > min(self.REPORT_S, seconds / 4):
+            self.link.inside(Inside("in an evaluation", what, environments * seconds, setting))
+            self._reported, self._reported_at = report, now
+
+
+class Evaluation:
+    """Evaluates the learner's weights between two updates. Its time does not count as training time."""
+
+    def __init__(self, learner: Learner, link: Link) -> None:
+        self.learner, self.player = learner, PolicyPlayer(learner.run_spec)
+        self.clock = EvaluationClock(link, learner.config.env)
+
+    def messages(self, evaluated: int) -> list[Message]:
+        """The results, if an evaluation is due. evaluated: trained steps of the policy that was evaluated last."""
+        learner, player, clock = self.learner, self.player, self.clock
+        if not learner.run_spec.evaluation_due(evaluated, learner.env_steps):
+            return []
+        start = time.monotonic()
+        player.model.load_state_dict(learner.model.state_dict())
+        message: Message
+        try:
+            message = player.evaluate(learner.env_steps, clock)
+        except (EnvError, RuntimeError) as error:
+            message = messages.NO_EVALUATION, player.name, (learner.env_steps, str(error))
+        clock.stop()
+        learner.counters.exclude(time.monotonic() - start)
+        return [message]
+
+
+def train(run_spec: RunSpec, handles: SharedHandles, link: Link) -> None:
+    """A whole run in this process, which the parent records."""
+    saved = checkpoint.load_lockstep(Path(run_spec.resume_from)) if run_spec.resume_from else {}
+    if saved:  # continue the launch that saved: the same random numbers, computed by the same kernels
+        run_spec = replace(_with_recorded_kernels(run_spec), launch=run_spec.launch - 1)
     try:
-        saved = checkpoint.load_lockstep(Path(run_spec.resume_from)) if run_spec.resume_from else {}
-        if saved:  # continue the launch that saved: the same random numbers, computed by the same kernels
-            run_spec = replace(_with_recorded_kernels(run_spec), launch=run_spec.launch - 1)
-        try:
-            run = Lockstep(run_spec)
-        except checkpoint.CheckpointError as error:
-            return Outcome.of(Exit.RESUME_REFUSED, str(error))
-        try:
-            _prepare(run, recorder, saved)
-            return _train(run, recorder, signals)
-        finally:
-            run.close()
-    except KeyboardInterrupt:
-        outcome = signals.outcome()
-        if outcome is None:  # it was no signal
-            raise
-        outcome.sentence += SECOND_SIGNAL
-        return outcome
-    finally:
-        signals.interrupt = False
-        torch.set_num_threads(threads)
+        run = Lockstep(run_spec, SharedState(run_spec, handles))
+    except checkpoint.CheckpointError as error:
+        link.refuse(str(error))
+        return
+    _prepare(run, link, saved)
+    link.end(_train(run, link))
+    run.close()
 
 
 def _with_recorded_kernels(run_spec: RunSpec) -> RunSpec:
@@ -118,45 +143,57 @@ def _with_recorded_kernels(run_spec: RunSpec) -> RunSpec:
     return replace(run_spec, config=with_settings(run_spec.config, {"run.kernels": recorded}))
 
 
-def _prepare(run: Lockstep, recorder: RunRecorder, saved: dict) -> None:
+def _prepare(run: Lockstep, link: Link, saved: dict[str, np.ndarray]) -> None:
     """Set up exact checkpoints, and restore the state that one of them saved."""
     run_spec = run.learner.run_spec
+
+    def state() -> dict[str, np.ndarray]:
+        with _inside_all(run_spec, link, "saving"):
+            return lockstep_state.capture(run, link.board())
+
     if run_spec.config.checkpoint.exact:
         try:
-            lockstep_state.capture(run, recorder.board)
+            state()
         except EnvError as error:
             raise EnvError(f"{error}; train without exact resume: --checkpoint.exact false") from error
-        run.learner.exact = lambda: lockstep_state.capture(run, recorder.board)
+        run.learner.exact = state
     if saved:
         recorded, present = checkpoint.recorded_kernels(Path(run_spec.resume_from)), run.learner.update.kernels
         if recorded != present:
-            recorder.writers.log(f"kernels: {present}, but {recorded} before: this resume is not bit for bit")
-        lockstep_state.restore(run, recorder.board, saved)
+            link.log(f"kernels: {present}, but {recorded} before: this resume is not bit for bit")
+        with _inside_all(run_spec, link, "restoring"):
+            link.set_board(lockstep_state.restore(run, saved))
     elif run_spec.resume_from:
-        recorder.writers.log("the checkpoint holds no environments: they are reset, so this resume is not exact")
+        link.log("the checkpoint holds no environments: they are reset, so this resume is not exact")
 
 
-def _train(run: Lockstep, recorder: RunRecorder, signals: Signals) -> Outcome:
-    """Turn after turn until the learner, a signal or the recorder ends the run; save the last checkpoint."""
+@contextlib.contextmanager
+def _inside_all(run_spec: RunSpec, link: Link, doing: str) -> Iterator[None]:
+    """Time limit while the state of all environments is read or written."""
+    seconds = run_spec.config.sampling.num_envs * run_spec.config.env.step_timeout
+    link.inside(Inside(f"{doing} environments", f"{doing} the environments", seconds, "env.step-timeout"))
+    yield
+    link.inside(None)
+
+
+def _train(run: Lockstep, link: Link) -> End:
+    """Turn after turn until the learner or the parent ends the run; save the last checkpoint."""
     run_spec, learner, shared = run.learner.run_spec, run.learner, run.shared
-    outcome = None
-    player = PolicyPlayer(run_spec) if run_spec.config.eval.every else None
-    while outcome is None and not learner.finished():
-        if run.turn():
-            signals.forward(shared)
-            outcome = signals.outcome()
-            if player is not None:  # before the telemetry: the row of this update reports the evaluation
-                run.evaluate(player, recorder)
-        run.record(recorder)
-        shared.supervisor.training_return = recorder.training_return
+    evaluation = Evaluation(learner, link) if run_spec.config.eval.every else None
+    orders = link.begin()
+    while orders.outcome is None and not learner.finished():
+        updated, found = run.turn(), list[Message]()
+        if updated and evaluation is not None:  # before the telemetry: the row of this update reports the evaluation
+            found = evaluation.messages(orders.evaluated)
+        found += run.sink.drain()
+        if found or updated:
+            orders = link.record(found, updated)
+        if updated and orders.save_requests != shared.supervisor.save_requests:
+            shared.supervisor.save_requests = orders.save_requests
         learner.save_if_due()
-        outcome = outcome or recorder.outcome_from_messages()
     shared.supervisor.stop = StopOrder.FINISH
-    outcome = outcome or learner_outcome(shared.learner[POLICY].outcome, run_spec)
+    outcome = orders.outcome or learner_outcome(shared.learner[POLICY].outcome, run_spec)
     assert outcome is not None
     learner.leave()
     add_last_save(outcome, shared.learner[POLICY].outcome)
-    recorder.record_row_counts(shared.slot_table.row_counts())
-    run.record(recorder)
-    recorder.env_steps, recorder.seconds = learner.env_steps, learner.seconds  # rows come every few updates
-    return outcome
+    return End(outcome, shared.slot_table.row_counts(), run.sink.drain())

@@ -8,32 +8,34 @@ environments, the metrics since the last row, and the episodes of the training r
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sfactory.envs.saved_state import decode, encode
-from sfactory.monitor.board import Board
 
 if TYPE_CHECKING:
     from sfactory.supervisor.lockstep import Lockstep
 
 
-def capture(run: Lockstep, board: Board) -> dict[str, np.ndarray]:
-    """Arrays for the checkpoint. EnvError if an environment cannot be saved."""
+def capture(run: Lockstep, board: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays for the checkpoint. board: `Board.state`. EnvError if an environment cannot be saved."""
     state = {
         "groups": [[group.state() for group in sampler.runs] for sampler in run.samplers],
         "episodes": [sampler.episodes for sampler in run.samplers],
         "infos": [sampler.infos for sampler in run.samplers],
         "learner": run.learner.windows(),
-        "board": board.state(),
+        "board": board,
     }
     text = json.dumps(encode(state)).encode()
     return {"arena": run.shared.arena.dump(), "state": np.frombuffer(text, np.uint8)}
 
 
-def restore(run: Lockstep, board: Board, arrays: dict[str, np.ndarray]) -> None:
-    """The inverse of `capture`, for a run with the same settings whose learner has loaded the same checkpoint."""
+def restore(run: Lockstep, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The inverse of `capture`, for a run with the same settings whose learner has loaded the same checkpoint.
+
+    Returns the state of the board.
+    """
     state = decode(json.loads(arrays["state"].tobytes()))
     run.shared.arena.load(arrays["arena"])
     for sampler, groups, episodes in zip(run.samplers, state["groups"], state["episodes"], strict=True):
@@ -43,4 +45,5 @@ def restore(run: Lockstep, board: Board, arrays: dict[str, np.ndarray]) -> None:
     for sampler, infos in zip(run.samplers, state.get("infos", [[]] * len(run.samplers)), strict=True):
         sampler.infos = list(infos)
     run.learner.set_windows(state["learner"])
-    board.set_state(state["board"])
+    board: dict[str, Any] = state["board"]
+    return board

@@ -10,6 +10,9 @@ import contextlib
 import os
 from pathlib import Path
 
+from sfactory.envs import shortened
+from sfactory.envs.spec import LONGEST_LINE
+
 MAX_BYTES = 10_000_000
 FIRST_BYTES, LAST_BYTES = 1_000_000, 4_000_000  # kept
 LINE_BYTES = 8192  # read for the last line
@@ -57,12 +60,14 @@ class OutputFile:
             self._start = max(self._start + moved, 0)
 
     def last_line(self) -> str:
-        """Last line that this generation wrote, without what is beyond LINE_BYTES; an empty string if there is none."""
+        """Last line that this generation wrote, shortened if it is long; an empty string if there is none."""
         with contextlib.suppress(OSError), open(self.path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(self._start, size - LINE_BYTES))
+            begin = max(self._start, size - LINE_BYTES)
+            file.seek(begin)
             lines = file.read().decode(errors="replace").strip().splitlines()
-            return lines[-1].strip() if lines else ""
+            cut = len(lines) == 1 and begin > self._start  # the line began before what was read
+            return ("... " if cut else "") + shortened(lines[-1].strip(), LONGEST_LINE) if lines else ""
         return ""
 
     def _size(self) -> int:

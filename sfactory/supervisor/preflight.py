@@ -26,10 +26,25 @@ def check_encoder(name: str) -> None:
         raise ValueError(f"model.encoder {name}: no module {module} here ({os.getcwd()}) or among the packages")
 
 
+DISCRETE_ONLY = ("dppo_tv",)
+"""Objectives of probabilities, which continuous actions do not have; their densities may be far above 1."""
+
+
+def check_objective(name: str, spec: EnvSpec) -> None:
+    """ValueError for an objective that is defined for discrete actions only, where there are others."""
+    continuous = [leaf for leaf, action in spec.actions.items() if action.kind == "box"]
+    if name in DISCRETE_ONLY and continuous:
+        raise ValueError(
+            f"surrogate.objective {name} needs discrete actions: it bounds the change of probabilities, and "
+            f"{spec.name} has continuous actions ({', '.join(continuous)}); use decoupled or ppo"
+        )
+
+
 def check_init_from(config: Config, spec: EnvSpec) -> None:
     """ValueError or CheckpointError if the weights named by `run.init_from` are missing or of another network."""
-    path = checkpoint.resolve(Path(config.run.init_from))
-    check_reading(checkpoint.read_state(path), spec, config)
+    found = checkpoint.read_from(Path(config.run.init_from), ())
+    path = found.path.resolve()
+    check_reading(found.state, spec, config)
     settings = path.parent.parent / "config.toml"
     if not settings.is_file():  # a checkpoint that was copied elsewhere: the learner compares the shapes
         return

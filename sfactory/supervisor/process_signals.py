@@ -15,10 +15,14 @@ _PR_SET_PDEATHSIG = 1
 
 @contextlib.contextmanager
 def signal_handlers(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Install one handler for several signals and restore the previous handlers. No effect outside the main thread."""
+    """Install one handler for several signals and restore the previous handlers. No effect outside the main thread.
+
+    A signal that is ignored stays ignored: `nohup`, and a shell that starts a command in the background, ask for that.
+    """
     previous = {}
     if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, handler) for number in numbers}
+        heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
     finally:

@@ -1,12 +1,12 @@
 """Small processes that end what worker processes leave behind. Standard library only; this file is run as a script.
 
-    reaper.py worker PARENT MARK OUTPUT [NAME=VALUE ...] -- COMMAND    one per worker
-    reaper.py orphans MARK                                             one per run
+    reaper.py worker PARENT CODE MARK OUTPUT [NAME=VALUE ...] -- COMMAND    one per worker
+    reaper.py orphans MARK                                                  one per run
 
 `worker` starts COMMAND as its child, with the variables set and both outputs in the file OUTPUT (- is stderr). It is a
 subreaper: whatever the command starts becomes its child when the command exits, also in sessions of their own. It then
-ends all of them and exits as the command did. On STOP, and when the process PARENT has exited, it kills the command
-first.
+ends all of them, writes the exit code to the pipe CODE and exits as the command did. On STOP, and when the process
+PARENT has exited, it kills the command first.
 
 `orphans` reads lines "+ PID" and "- PID" of such processes from its stdin. At the end of file (the supervisor is gone)
 it stops the listed ones, and kills every process that has MARK in its environment. This finds what is left if a
@@ -47,7 +47,9 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 # -- one worker ----------------------------------------------------------------------------------------------------
 
 
-def run_below(parent: int, mark: str, output: str, variables: Sequence[str], command: Sequence[str]) -> None:
+def run_below(
+    parent: int, code_pipe: int, mark: str, output: str, variables: Sequence[str], command: Sequence[str]
+) -> None:
     """Run a command as a child of this process; end everything that it leaves, and exit as it did."""
     reaper, waited_for = os.getpid(), {signal.SIGCHLD, STOP, ORPHANED, STACKS}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an inherited SIG_IGN would hide the exit of the command
@@ -62,14 +64,15 @@ def run_below(parent: int, mark: str, output: str, variables: Sequence[str], com
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != reaper:
             os._exit(1)
+        os.close(code_pipe)
         _execute(mark, output, variables, command)
-    _release_files()
+    _release_files(code_pipe)
     status = _wait_for(child, waited_for)
     if not subreaper:
         with contextlib.suppress(OSError):
             os.killpg(child, signal.SIGKILL)
     _end_children()
-    _exit_like(status)
+    _exit_like(status, code_pipe)
 
 
 def _execute(mark: str, output: str, variables: Sequence[str], command: Sequence[str]) -> None:
@@ -99,8 +102,8 @@ def _redirect(file: int, target: int) -> None:
         os.close(file)
 
 
-def _release_files() -> None:
-    """Close all files: they belong to the command, and a pipe must end with it."""
+def _release_files(kept: int) -> None:
+    """Close all files but one: they belong to the command, and a pipe must end with it."""
     os.chdir("/")
     for target in (0, 1, 2):
         _redirect(os.open(os.devnull, os.O_RDWR), target)
@@ -109,7 +112,7 @@ def _release_files() -> None:
     except OSError:
         files = list(range(4096))
     for file in files:
-        if file > 2:
+        if file > 2 and file != kept:
             with contextlib.suppress(OSError):
                 os.close(file)
 
@@ -153,9 +156,11 @@ def _end_children() -> None:
             time.sleep(POLL_S)
 
 
-def _exit_like(status: int) -> None:
-    """Exit with the same status."""
+def _exit_like(status: int, code_pipe: int) -> None:
+    """Exit with the same status, and report it."""
     code = os.waitstatus_to_exitcode(status)
+    with contextlib.suppress(OSError):  # PARENT may be gone
+        os.write(code_pipe, str(code).encode())
     if code < 0:
         import resource
 
@@ -264,9 +269,9 @@ def main(words: Sequence[str]) -> None:
     if words[0] == "orphans":
         end_orphans(words[1])
     else:
-        parent, mark, output, *rest = words[1:]
+        parent, code_pipe, mark, output, *rest = words[1:]
         end = rest.index("--")
-        run_below(int(parent), mark, output, rest[:end], rest[end + 1 :])
+        run_below(int(parent), int(code_pipe), mark, output, rest[:end], rest[end + 1 :])
 
 
 if __name__ == "__main__":

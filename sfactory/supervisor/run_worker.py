@@ -6,17 +6,24 @@ import contextlib
 import ctypes
 import os
 import sys
+import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sfactory.device.machine import numa_nodes
-from sfactory.errors import CheckpointError, Exit
+from sfactory.envs import one_line, shortened
+from sfactory.envs.spec import LONGEST_TRACE
+from sfactory.errors import CheckpointError, Exit, SettingError
 from sfactory.monitor.messages import FAULT
 from sfactory.supervisor.affinity import pin
-from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, parse_worker, sampler_name
-from sfactory.workers.shared import RunSpec, SharedHandles, SharedState
+from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, inference_name, parse_worker, sampler_name
+from sfactory.workers.shared import RunSpec, SharedHandles, SharedState, StopOrder
 from sfactory.workers.worker import QueueSink
+
+SPARE_POLL_S = 0.02  # between two looks of a spare at whether it is in charge
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,13 @@ class WorkerArgs:
 
 def handles_from_fds(fds: tuple[int, ...]) -> SharedHandles:
     """The inverse of `fds_of_handles`."""
-    arena, mail, *bells = fds
-    return SharedHandles(arena, mail, tuple(zip(bells[::2], bells[1::2], strict=True)))
+    arena, mail, episodes, *bells = fds
+    return SharedHandles(arena, mail, episodes, tuple(zip(bells[::2], bells[1::2], strict=True)))
 
 
 def fds_of_handles(handles: SharedHandles) -> tuple[int, ...]:
     """All descriptors as one flat tuple."""
-    return handles.arena, handles.mail, *(fd for pair in handles.bells for fd in pair)
+    return handles.arena, handles.mail, handles.episodes, *(fd for pair in handles.bells for fd in pair)
 
 
 def keep_memory() -> None:
@@ -70,7 +77,7 @@ def run_worker(name: str, fds: tuple[int, ...], args: WorkerArgs) -> int:
     if kind == LEARNER:
         return _run_learner(index, shared, sink)
     if kind == INFERENCE:
-        return _run_inference(index, shared, sink)
+        return _run_inference(index, shared, sink, args.generation)
     return _run_sampler(index, shared, sink, args.generation)
 
 
@@ -86,20 +93,35 @@ def _run_learner(policy: int, shared: SharedState, sink: QueueSink) -> int:
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return Exit.RESUME_REFUSED
+    except SettingError as error:  # about a network that only the learner can see
+        print(error, file=sys.stderr)
+        return Exit.USAGE
     learner.run()
     learner.leave()
     return 0
 
 
-def _run_inference(number: int, shared: SharedState, sink: QueueSink) -> int:
+def _run_inference(number: int, shared: SharedState, sink: QueueSink, generation: int) -> int:
     keep_memory()
     import torch
 
     from sfactory.workers.inference import Inference
 
     torch.set_num_threads(shared.run_spec.config.run.inference_threads)
+    if not _in_charge(inference_name(number), shared, generation):
+        return 0
     Inference(shared, sink, number=number).run()
     return 0
+
+
+def _in_charge(name: str, shared: SharedState, generation: int) -> bool:
+    """Wait, as a spare, until this generation may work; False if the run ends before."""
+    row = shared.run_spec.workers.index(name)
+    if shared.in_charge[row] != generation:
+        with _killed_first():
+            while shared.in_charge[row] != generation and shared.supervisor.stop == StopOrder.RUN:
+                time.sleep(SPARE_POLL_S)
+    return bool(shared.in_charge[row] == generation)
 
 
 def _run_sampler(index: int, shared: SharedState, sink: QueueSink, generation: int) -> int:
@@ -110,9 +132,9 @@ def _run_sampler(index: int, shared: SharedState, sink: QueueSink, generation: i
         sampler = Sampler(index, shared, sink, generation)
     except BaseException as error:  # a constructor may also call sys.exit
         traceback.print_exc()
-        line = f"{type(error).__name__}: {error}"
+        line = one_line(error)
         print(line, file=sys.stderr)
-        trace = "".join(traceback.format_exception(error.__cause__ or error))
+        trace = shortened("".join(traceback.format_exception(error.__cause__ or error)), LONGEST_TRACE)
         sink.put((FAULT, sampler_name(index), f"{sampler_name(index)}: {line}\n{trace}"))
         return Exit.ENVIRONMENT
     sampler.run()
@@ -133,8 +155,23 @@ def _run_evaluator(policy: int, args: WorkerArgs) -> int:
     return 0
 
 
+OOM_SCORE = Path("/proc/self/oom_score_adj")
+
+
 def _set_oom_score(score: int) -> None:
     """When memory runs out the kernel kills the highest score first: workers that can be restarted have one."""
-    if sys.platform == "linux":
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write(str(score))
+    with contextlib.suppress(OSError):  # another system, or /proc cannot be written
+        OOM_SCORE.write_text(str(score))
+
+
+@contextlib.contextmanager
+def _killed_first() -> Iterator[None]:
+    """Have the highest score, for a time."""
+    before = 0
+    with contextlib.suppress(OSError):
+        before = int(OOM_SCORE.read_text())
+    _set_oom_score(1000)
+    try:
+        yield
+    finally:
+        _set_oom_score(before)

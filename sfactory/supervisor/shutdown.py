@@ -58,7 +58,9 @@ class LastRow:
 def stop_workers(supervisor: Supervisor, outcome: Outcome) -> None:
     """Order all workers to stop, wait for them, and add to the outcome what happened meanwhile. No restarts."""
     shared, recorder = supervisor.shared, supervisor.recorder
-    shared.supervisor.stop = StopOrder.FINISH if supervisor.updates >= 0 else StopOrder.NOW
+    # Exit 10 at this point: the run's folder belongs to another run now, so no checkpoint may be written there.
+    save = supervisor.updates >= 0 and outcome.code != Exit.STORAGE
+    shared.supervisor.stop = StopOrder.FINISH if save else StopOrder.NOW
     shared.ring_all()
     try:
         if not _wait_for_exits(supervisor, outcome):

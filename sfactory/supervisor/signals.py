@@ -39,7 +39,6 @@ class Signals:
         self.requeue = requeue
         self.stop_count = 0  # signals that end the run
         self.save_count = 0  # signals that request a checkpoint
-        self.interrupt = False  # the second signal that ends the run raises KeyboardInterrupt
         self._exit: Exit | None = None  # by the first signal that ends the run
         self._handlers = contextlib.ExitStack()
 
@@ -72,5 +71,3 @@ class Signals:
             self._exit = self._exit or Exit.REQUEUE
         self.stop_count += 1
         self._exit = self._exit or (Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED)
-        if self.interrupt and self.stop_count == 2:
-            raise KeyboardInterrupt

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import resource
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.process import BaseProcess
 
 from sfactory.supervisor.child_main import SIGNALS, SpawnMessage, child_main
 from sfactory.supervisor.reaped_process import ReapedProcess, reaper_command
-from sfactory.supervisor.reaper import end_marked
+from sfactory.supervisor.reaper import children_of, end_marked
 
 STDERR = "-"
 """Output of a process that writes to this process's stderr."""
@@ -25,6 +23,7 @@ class OrphanKiller:
 
     def __init__(self) -> None:
         self.run = secrets.token_hex(8)  # the first part of the marks of this run
+        self._others = set(children_of(os.getpid()))
         with _signals_blocked():
             self._process = subprocess.Popen(
                 [*reaper_command(), "orphans", self.run],
@@ -52,6 +51,18 @@ class OrphanKiller:
         self._write(f"- {pid}\n")
         if mark:
             end_marked(mark)
+
+    def collect(self, workers: Iterable[int]) -> None:
+        """Collect processes of killed workers that are children of this process now and have exited.
+
+        They are where it is process 1, as in a container, or a subreaper. Others of its children are left alone: they
+        existed before, or are in its process group.
+        """
+        orphans = set(children_of(os.getpid())) - self._others - {self._process.pid, *workers}
+        for pid in orphans:
+            with contextlib.suppress(OSError):
+                if os.getpgid(pid) != os.getpgid(0):
+                    os.waitpid(pid, os.WNOHANG)
 
     def close(self) -> None:
         """End the process; it ends the workers that are still listed."""
@@ -82,22 +93,3 @@ def spawn(message: SpawnMessage, mark: str, output: str, variables: Mapping[str,
     with _signals_blocked():
         process.start()
     return process
-
-
-FDS_PER_WORKER, FDS_OF_OUR_OWN = 16, 64
-"""File descriptors: pipes of doorbell, queue and spawn, sentinel and pidfd per worker; files and libraries."""
-
-
-def check_descriptors(workers: int) -> None:
-    """Raise the soft limit of file descriptors to the number the run needs. OSError (EMFILE) if it cannot."""
-    need = FDS_OF_OUR_OWN + FDS_PER_WORKER * workers
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= need or soft == resource.RLIM_INFINITY:
-        return
-    if hard != resource.RLIM_INFINITY and hard < need:
-        raise OSError(
-            errno.EMFILE,
-            f"{workers} workers need about {need} file descriptors, the limit is {hard}; raise it (ulimit -Hn {need}) "
-            "or lower --sampling.num-samplers",
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))

@@ -1,67 +1,61 @@
-"""Read the specs of a run's environments in a process of their own.
-
-Building an environment runs code that is not ours: it may print, change the working directory or signal handlers, call
-`sys.exit`, crash, hang, or leave processes behind. None of this reaches the process that called `train`: the child has
-a time limit, its output goes to stderr, and its reaper ends what it leaves.
-"""
+"""Read the specs of a run's environments in a process of their own."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import secrets
-import signal
 import sys
-import time
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 from sfactory.config import Config
-from sfactory.envs import EnvError, EnvSpec, make_specs
-from sfactory.errors import UNGUARDED, UnknownEnvError
-from sfactory.supervisor import reaper
-from sfactory.supervisor.blas_threads import one_thread
-from sfactory.supervisor.child_main import SpawnMessage
-from sfactory.supervisor.spawn import STDERR, spawn
-from sfactory.supervisor.spec_task import SpecTask
-from sfactory.workers.names import SPECS
-
-START_S = 300.0  # for the interpreter and the imports of the script that trains, before the clock of building begins
-POLL_S = 0.05
+from sfactory.envs import EnvError, EnvOptions, EnvSpec, listen_to_builds, make_specs
+from sfactory.errors import UnknownEnvError
+from sfactory.run import checkpoint
+from sfactory.run.recorded_spec import recorded_spec
+from sfactory.supervisor.env_child import ChildClock
+from sfactory.supervisor.env_task import run_env_task
 
 
-class UnguardedError(RuntimeError):
-    """The script that trains has no guard, and the child that imported it would have trained as well."""
+@dataclass(frozen=True)
+class SpecJob:
+    """Builds one environment of every task, one after the other, and returns their specs."""
+
+    names: Sequence[str]
+    options: EnvOptions
+    env_index: int
+    """Number of each of the environments."""
+
+    def run(self, clock: ChildClock) -> tuple[EnvSpec, ...]:
+        """See `env_child.Job`."""
+        clock.build(1)
+        with listen_to_builds(lambda env: clock.build(1)):
+            return make_specs(self.names, self.options, self.env_index)
 
 
 def read_specs(config: Config) -> tuple[EnvSpec, ...]:
     """Return the specs of a run's tasks.
 
-    In lockstep, whose environments run in this process anyway, they are built here. Raises EnvError if an environment
-    cannot be built, crashes, or takes longer than `env.build_timeout`; UnguardedError.
+    Raises EnvError if an environment cannot be built, crashes, or takes longer than `env.build_timeout`;
+    UnguardedError.
     """
-    tasks, options, env_index = config.env.tasks, config.env.options, config.training_envs
-    if config.run.mode == "lockstep":
-        return make_specs(tasks, options, env_index)
-    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    message = SpawnMessage(SPECS, (), SpecTask(tasks, options, env_index, sender))
-    process = spawn(message, secrets.token_hex(8), STDERR, one_thread(os.environ))
-    sender.close()
+    return _read(config, config.env.tasks, config.training_envs)
+
+
+def _read(config: Config, tasks: Sequence[str], env_index: int) -> tuple[EnvSpec, ...]:
     try:
-        result = _receive(receiver, process, config.env.build_timeout * len(tasks), ", ".join(tasks))
-    finally:
-        receiver.close()
-        if process.exitcode is None:
-            assert process.pid is not None
-            reaper.kill([process.pid], reaper.STOP)
-            process.join(reaper.GIVE_UP_S)
-    if isinstance(result, UnknownEnvError):
-        raise _registered_here(tasks) or result
-    if isinstance(result, Exception):
-        raise result
-    return tuple(result)
+        specs: tuple[EnvSpec, ...] = run_env_task(SpecJob(tasks, config.env.options, env_index), config.env)
+        return specs
+    except UnknownEnvError as error:
+        raise _registered_here(tasks) or error from None
+
+
+def spec_of_policy(path: Path, config: Config) -> EnvSpec:
+    """Return the spec that a verified checkpoint records. Earlier versions recorded none: then it is read.
+
+    config: of the checkpoint's run. Raises CheckpointError, and what `read_specs` raises.
+    """
+    spec = recorded_spec(checkpoint.read_state(path))
+    return spec or _read(config, config.env.tasks[:1], config.index_beside)[0]
 
 
 def _registered_here(tasks: Sequence[str]) -> EnvError | None:
@@ -76,29 +70,3 @@ def _registered_here(tasks: Sequence[str]) -> EnvError | None:
                 f"gymnasium/my_envs:{env_id}"
             )
     return None
-
-
-def _receive(receiver: Connection, process: BaseProcess, build_timeout: float, name: str) -> Any:
-    """The result of the child; an EnvError if it sends none."""
-    deadline, late = time.monotonic() + START_S, f"the process that builds it did not start within {START_S:g} s"
-    is_open = True
-    while time.monotonic() < deadline:
-        code = process.exitcode  # before the pipe is read: what was sent before the exit is found
-        if is_open and receiver.poll(POLL_S):
-            try:
-                result = receiver.recv()
-            except EOFError:
-                is_open = False
-                continue
-            if result is not None:
-                return result
-            deadline = time.monotonic() + build_timeout
-            late = f"not built and closed again within {build_timeout:g} s (env.build-timeout)"
-        elif code is not None:
-            if code == UNGUARDED:
-                raise UnguardedError
-            cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            return EnvError(f"{name} could not be built: it ended its process ({cause})", fault=True)
-        elif not is_open:
-            time.sleep(POLL_S)
-    return EnvError(f"{name} could not be built: {late}", fault=True)

@@ -23,18 +23,20 @@ from sfactory.device.machine import numa_nodes
 from sfactory.errors import Exit
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
-from sfactory.shm.atomics import check_memory_order
+from sfactory.shm import atomics
 from sfactory.supervisor.affinity import placement
 from sfactory.supervisor.blas_threads import one_thread
 from sfactory.supervisor.child_main import SpawnMessage
 from sfactory.supervisor.deadlines import Deadlines
-from sfactory.supervisor.exit_rules import Abandon, End, Restart, WorkerExit, learner_outcome, on_exit
+from sfactory.supervisor.exit_rules import End, WorkerExit, learner_outcome, on_exit
 from sfactory.supervisor.first_update import FirstUpdate
 from sfactory.supervisor.output_file import OutputFile
+from sfactory.supervisor.pulse import Pulse
 from sfactory.supervisor.run_worker import WorkerArgs, fds_of_handles
 from sfactory.supervisor.shutdown import LastRow, stop_workers
 from sfactory.supervisor.signals import Signals
-from sfactory.supervisor.spawn import OrphanKiller, check_descriptors, spawn
+from sfactory.supervisor.spares import Spares
+from sfactory.supervisor.spawn import OrphanKiller, spawn
 from sfactory.supervisor.telemetry import Telemetry
 from sfactory.supervisor.worker_process import WorkerProcess
 from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, POLICY, SAMPLER, evaluator_name, parse_worker
@@ -45,6 +47,9 @@ LONGEST_TICK_S = 1.0  # the most that one tick adds to the supervisor's clock
 STACK_DUMP_S = 0.2  # time for a worker to write its stacks
 SLOTS_PER_FAULT = 5
 """Slots that a worker helps to fill after which one of its faults is forgotten."""
+HANGING_SHARE = 0.25
+"""Of a worker's time: if it hangs for more than this before it is killed for a time limit, its slots make up for
+nothing. Otherwise an environment that always hangs after a few episodes would be restarted without end."""
 
 
 class Supervisor:
@@ -56,7 +61,10 @@ class Supervisor:
         self.telemetry = Telemetry()
         self.processes: dict[str, WorkerProcess] = {}
         self.faults: Counter[str] = Counter()  # per worker (evaluator: since its last result)
-        self.restarts: dict[str, tuple[float, int]] = {}  # worker -> when it is due, on the clock, and its generation
+        self.kills: Counter[str] = Counter()  # per worker, from outside, since it was last ready
+        self.generations: Counter[str] = Counter()  # per worker: processes that were started, and its spares
+        self.spares = Spares(self._spawn_next, self.reap)
+        self.restarts: dict[str, float] = {}  # worker -> when it is due, on the clock
         # Seconds this process could run: deadlines pause while everything is stopped (SIGSTOP, a suspended laptop).
         self.clock, self._last_tick = 0.0, time.monotonic()
         self.updates, self.evaluated = -1, recorder.board.evaluated
@@ -65,18 +73,19 @@ class Supervisor:
     def share(self, shared: SharedState) -> None:
         """Use the shared memory of the run."""
         self.shared = shared
+        shared.episodes.write(self.recorder.board.episodes.numbers())
         self.deadlines, self.first_update = Deadlines(self.run_spec, shared), FirstUpdate(self.run_spec, shared)
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         """Block until the run is over; every worker is reaped when it returns or raises."""
-        check_memory_order()
-        check_descriptors(len(self.run_spec.workers) + 1)
+        atomics.check_memory_order()
         self.run_spec.debug_dir.mkdir(parents=True, exist_ok=True)
         self.orphan_killer = OrphanKiller()  # before the arena and any worker
         try:
             self.share(SharedState.create(self.run_spec))
+            self.pulse = Pulse(self.shared.supervisor)
             if line := placement(self.run_spec, numa_nodes()):
                 self.recorder.writers.log(line)
             for name in self.run_spec.workers:  # the learner first: its imports take longest
@@ -84,6 +93,7 @@ class Supervisor:
             if self.config.eval.every:
                 self._start(evaluator_name())
             outcome = self._loop()
+            self.spares.close()
             stop_workers(self, outcome)
             return outcome
         finally:
@@ -91,17 +101,20 @@ class Supervisor:
                 worker.kill()
             for worker in list(self.processes.values()):
                 self.reap(worker)
+            self.spares.close()
             self.orphan_killer.close()
+            if hasattr(self, "pulse"):
+                self.pulse.close()
             if hasattr(self, "shared"):
                 self.shared.close()  # a notebook may train many times in one process
 
     def _loop(self) -> Outcome:
         """Run until something ends the run. Checked in this order:
 
-        a signal (`signals.py`); the learner's outcome: stop.env-steps, .frames, .seconds, updates that are not finite
-        (`workers/learner.py`); the exit of a worker (`exit_rules.py`); a stall (`deadlines.py`); the target return
-        or too many environment faults (`RunRecorder.outcome_from_messages`). A failed last checkpoint changes the
-        outcome to exit code 10 (`exit_rules.add_last_save`).
+        a signal (`signals.py`); the learner's outcome: a stop rule, updates that are not finite (`workers/learner.py`);
+        the exit of a worker (`exit_rules.py`); a stall (`deadlines.py`); too many environment faults
+        (`RunRecorder.outcome_from_messages`). A failed last checkpoint changes the outcome to exit code 10
+        (`exit_rules.add_last_save`).
         """
         while True:
             self.wait()
@@ -121,7 +134,7 @@ class Supervisor:
     def wait(self) -> None:
         """Wait until a worker exits or for one tick; advance the clock."""
         poll = select.poll()
-        for worker in self.processes.values():
+        for worker in (*self.processes.values(), *self.spares.processes.values()):
             if worker.pidfd >= 0:
                 poll.register(worker.pidfd, select.POLLIN)
         poll.poll(TICK_S * 1000)
@@ -138,7 +151,7 @@ class Supervisor:
                 self.recorder.handle(message)
         else:
             self.last_row.handle(messages)
-        self.shared.supervisor.training_return = self.recorder.training_return
+        self.shared.episodes.write(self.recorder.board.episodes.numbers())
         self.updates = self.shared.learner[POLICY].updates
         if self.recorder.board.evaluated != self.evaluated:
             self.evaluated = self.recorder.board.evaluated
@@ -153,11 +166,29 @@ class Supervisor:
 
     # -- workers start and exit --------------------------------------------------------------------------------
 
-    def _start(self, name: str, generation: int = 0) -> None:
-        reaped = threading.Event()
+    def _start(self, name: str) -> None:
+        """Put the spare of a worker in charge of its work, or else a new process."""
+        worker = self.spares.take(name)
+        if worker is None:
+            worker = self._spawn_next(name)
+        else:
+            worker.output = OutputFile(worker.output.path)  # what is there now was written by others
+        self.processes[name] = worker
+        worker.started_at = worker.heartbeat_at = self.clock
+        worker.slots_before = self._slots_filled(name)
+        if name in self.run_spec.workers:  # all but the evaluator
+            # The word still holds the last heartbeat of the previous generation: no deadline before the first new one.
+            worker.heartbeat = self.deadlines.heartbeat(name)
+            if parse_worker(name).kind != LEARNER:
+                worker.heartbeat_at = math.inf
+            atomics.store(self.shared.in_charge, self.run_spec.workers.index(name), worker.generation)
+
+    def _spawn_next(self, name: str) -> WorkerProcess:
+        """Start a process with the next generation of a worker."""
+        generation, reaped = self.generations[name], threading.Event()
+        self.generations[name] += 1
         args = WorkerArgs(self.run_spec, self.telemetry.listen(reaped), generation, self.recorder.board.evaluated)
-        shares_memory = name in self.run_spec.workers  # all but the evaluator
-        fds = fds_of_handles(self.shared.handles) if shares_memory else ()
+        fds = fds_of_handles(self.shared.handles) if name in self.run_spec.workers else ()
         output = OutputFile(self.run_spec.debug_dir / f"{name}.txt")
         mark, variables = self.orphan_killer.mark(name, generation), {}
         if parse_worker(name).kind in (SAMPLER, EVALUATOR):
@@ -165,26 +196,20 @@ class Supervisor:
         process = spawn(SpawnMessage(name, fds, args), mark, str(output.path), variables)
         assert process.pid is not None
         self.orphan_killer.watch(process.pid)
-        worker = self.processes[name] = WorkerProcess(
-            name, process, generation, output, reaped, heartbeat_at=self.clock, started_at=self.clock,
-            slots_before=self._slots_filled(name),
-        )  # fmt: skip
-        if shares_memory:
-            # The word still holds the last heartbeat of the previous generation: no deadline before the first new one.
-            worker.heartbeat = self.deadlines.heartbeat(name)
-            if parse_worker(name).kind != LEARNER:
-                worker.heartbeat_at = math.inf
+        return WorkerProcess(name, process, generation, output, reaped)
 
     def _start_due(self) -> None:
-        """Start the workers whose restart is due."""
-        for name, (due, generation) in list(self.restarts.items()):
+        """Start the workers whose restart is due, and spares."""
+        for name, due in list(self.restarts.items()):
             if self.clock >= due:
                 del self.restarts[name]
-                self._start(name, generation)
+                self._start(name)
+        self.spares.check(self.processes, self.clock)
 
     def reap(self, worker: WorkerProcess) -> None:
         """Kill a worker and its children and collect its exit status; the next generation starts only after this."""
-        self.processes.pop(worker.name, None)
+        if self.processes.get(worker.name) is worker:  # and not its spare
+            del self.processes[worker.name]
         code = worker.join()
         # The reaper has ended everything, unless it was killed itself.
         mark = self.orphan_killer.mark(worker.name, worker.generation) if code == -signal.SIGKILL else ""
@@ -192,6 +217,7 @@ class Supervisor:
         worker.output.trim()
 
     def _check_exits(self) -> Outcome | None:
+        self.orphan_killer.collect(worker.pid for worker in self.processes.values())
         for worker in list(self.processes.values()):
             if worker.exit_code is not None:
                 self.reap(worker)
@@ -203,32 +229,46 @@ class Supervisor:
     def _on_exit(self, worker: WorkerProcess, code: int) -> Outcome | None:
         """Apply the exit rules to a worker that was reaped."""
         name = worker.name
+        self.deadlines.listen(worker, self.clock)
+        begun = worker.beats  # else position and phase are those of an earlier generation
         worker_exit = WorkerExit(
             name,
             code,
             worker.generation,
             worker.output.last_line(),
-            self.deadlines.position(name),
+            self.deadlines.position(name) if begun else "",
             str(worker.output.path),
             worker.exceeded,
-            building=self.deadlines.phase(name) == Phase.BUILD,
+            building=begun and self.deadlines.phase(name) == Phase.BUILD,
         )
-        forgotten = (self._slots_filled(name) - worker.slots_before) // SLOTS_PER_FAULT
-        self.faults[name] = max(0, self.faults[name] - forgotten)
+        self._forget_faults(worker)
         action = on_exit(
-            worker_exit, self.faults[name], self.updates, self.config.run.spare_restarts, self._learner_outcome()
+            worker_exit,
+            self.faults[name],
+            self.kills[name],
+            self.updates,
+            self.config.run.spare_restarts,
+            self._learner_outcome(),
         )
-        match action:
-            case End(outcome):
-                return outcome
-            case Restart(message, own_fault, pause_s):
-                self.faults[name] += own_fault
-                self.recorder.handle(("fault", name, message))
-                self.restarts[name] = self.clock + pause_s, worker.generation + 1
-                self._start_due()
-            case Abandon(message):
-                self.recorder.handle(("fault", name, message))
+        if isinstance(action, End):
+            return action.outcome
+        self.faults[name] += action.own_fault
+        if worker_exit.killed_from_outside:
+            self.kills[name] += 1
+            if parse_worker(name).kind == INFERENCE:
+                self.spares.on_kill(name, self.clock)
+        self.recorder.handle(("fault", name, action.message))
+        self.restarts[name] = self.clock + action.pause_s
+        self._start_due()
         return None
+
+    def _forget_faults(self, worker: WorkerProcess) -> None:
+        """Forget faults and kills of a worker for the slots that were filled with its help."""
+        slots = self._slots_filled(worker.name) - worker.slots_before
+        if worker.ready:
+            self.kills[worker.name] = 0
+        if worker.hung_s <= HANGING_SHARE * (self.clock - worker.began_at):
+            self.faults[worker.name] = max(0, self.faults[worker.name] - slots // SLOTS_PER_FAULT)
 
     def _slots_filled(self, name: str) -> int:
         """Slots handed over so far by the groups that a sampler steps or an inference worker serves."""
@@ -244,7 +284,8 @@ class Supervisor:
         workers = [worker for name, worker in self.processes.items() if name in self.run_spec.workers]
         for worker in workers:
             if exceeded := self.deadlines.exceeded(worker, self.clock):
-                worker.exceeded, worker.heartbeat_at = exceeded, self.clock
+                worker.exceeded, worker.hung_s = exceeded, self.clock - worker.heartbeat_at
+                worker.heartbeat_at = self.clock
                 self.recorder.handle(("fault", worker.name, f"{worker.name}: {exceeded}"))
                 worker.request_stack_dump()
                 time.sleep(STACK_DUMP_S)

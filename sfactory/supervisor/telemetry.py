@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
+from multiprocessing import heap
 from typing import Any
 
 from sfactory.monitor.messages import Message
@@ -27,6 +29,7 @@ class Telemetry:
         """A new queue that is read until `reaped` is set and the queue is empty."""
         from faster_fifo import Queue
 
+        _leave_out_read_only_folders()
         queue = Queue(max_size_bytes=QUEUE_BYTES)
         self._open[id(queue)] = queue
         threading.Thread(target=self._read, args=(queue, reaped), daemon=True).start()
@@ -57,3 +60,9 @@ class Telemetry:
     def drain(self) -> list[Message]:
         """Return and forget the messages read so far."""
         return [self.messages.popleft() for _ in range(len(self.messages))]
+
+
+def _leave_out_read_only_folders() -> None:
+    """Let queues use temporary files where /dev/shm cannot be written: Python looks at its free space only."""
+    candidates: list[str] = getattr(heap.Arena, "_dir_candidates", [])
+    candidates[:] = [folder for folder in candidates if os.access(folder, os.W_OK | os.X_OK)]

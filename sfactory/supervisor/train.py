@@ -14,11 +14,15 @@ from sfactory.monitor.writers import check_wandb
 from sfactory.native.library import build_in_background
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
+from sfactory.run.trust import record_run
 from sfactory.supervisor.cores import by_cores, summary
-from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from
+from sfactory.supervisor.limits import check_limits
+from sfactory.supervisor.lockstep_process import run_lockstep
+from sfactory.supervisor.main_script import UnguardedError
+from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from, check_objective
 from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.signals import Signals, requeue_job
-from sfactory.supervisor.specs import UnguardedError, read_specs
+from sfactory.supervisor.specs import read_specs
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.workers.shared import RunSpec
 
@@ -45,28 +49,32 @@ def _train(config: Config, run_dir: Path, resume: bool) -> Outcome:
         return Outcome("unguarded", UNGUARDED, "the script that trains has no guard")
     reading = obs_lines(specs[0], config) + cost_lines(specs[0], config)  # raises for observations that cannot be read
     bounded(specs[0], config.model.squash)  # raises for actions that cannot be squashed
+    check_objective(config.surrogate.objective, specs[0])
     if config.run.init_from and not resume:
         check_init_from(config, specs[0])
     config, given = by_cores(config, cores()), config
     scaled, lines = rescale_batch(config)
     if config != given and config.run.mode != "lockstep":
         lines = [summary(scaled, cores()), *lines]
+    folder = Path(run_dir).resolve()  # the current folder may be removed before the end
+    check_limits(RunSpec(scaled, specs[0], str(folder), 0))
     # Signals first: once the folder says that a run is under way, a signal ends it in order.
     with (
         Signals(config.run.requeue) as signals,
-        RunRecorder.open(config, Path(run_dir), resume, specs) as recorder,
+        RunRecorder.open(config, folder, resume, specs) as recorder,
     ):
+        record_run(Path(run_dir), config)
         for line in [*reading, *lines]:
             recorder.writers.log(line)
-        run_spec = RunSpec(scaled, specs[0], str(Path(run_dir).resolve()), recorder.launch, recorder.resume_from)
+        run_spec = RunSpec(scaled, specs[0], str(folder), recorder.launch, recorder.resume_from)
         if config.run.mode == "lockstep":
-            from sfactory.supervisor.lockstep import run_lockstep  # imports torch
-
             outcome = run_lockstep(run_spec, recorder, signals)
         else:
             outcome = Supervisor(run_spec, recorder, signals).run()
         outcome.run_dir = str(run_dir)
         recorder.finish(outcome)
+        if outcome.checkpoint:
+            outcome.checkpoint = str(run_dir / Path(outcome.checkpoint).relative_to(folder))
         if outcome.code == Exit.REQUEUE:  # last of all: the scheduler may kill this process at once
             recorder.writers.log(requeue_job())
         return outcome

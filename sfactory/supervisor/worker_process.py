@@ -39,10 +39,16 @@ class WorkerProcess:
     """When it was started, on the supervisor's clock."""
     beats: bool = False
     """Whether it has had a heartbeat of its own; before, it loads packages."""
+    began_at: float = 0.0
+    """When it had its first heartbeat, on the supervisor's clock."""
     slots_before: int = 0
     """Slots that were filled with its help when it started."""
+    ready: bool = False
+    """Whether it has begun to work: its packages are loaded and its environments built."""
     exceeded: str = ""
     """The time limit for which the supervisor killed it."""
+    hung_s: float = 0.0
+    """Seconds without a sign of life after which it was killed for that limit."""
 
     def __post_init__(self) -> None:
         self.pidfd = open_pidfd(self.pid)

@@ -22,9 +22,11 @@ import numpy as np
 from sfactory.config import Config, parsing, presets
 from sfactory.config.flags import split_flags
 from sfactory.config.parsing import ConfigLayer, RawValue, flag_name
+from sfactory.config.schema import Env
 from sfactory.config.values import as_text
 from sfactory.envs import EnvOptions, EnvSpec, Group, make_group
 from sfactory.model.treatment import Scaling, Treatment, obs_lines, obs_treatments
+from sfactory.play.watched_group import NO_CLOCK, EnvClock, WatchedGroup
 from sfactory.run.reader import format_value
 from sfactory.tools.random_rollout import COLUMNS, RandomRollout, record, shifted
 
@@ -367,17 +369,19 @@ RULES: tuple[Callable[[EnvSpec, RandomRollout, Plan], RuleOutput], ...] = (
 def check(
     name: str, options: EnvOptions | Mapping[str, Any] | None = None, *, steps: int = STEPS, seconds: float = SECONDS,
     seed: int = 0, target: str = "", make: Make | None = None, flags: ConfigLayer | None = None,
+    clock: EnvClock = NO_CLOCK,
 ) -> EnvReport:  # fmt: skip
     """Check FAMILY/ID with random actions. Raises EnvError if it cannot be built.
 
     steps, seconds: of the group, whichever ends first. target: the preset that was given, if any.
     make: builds the groups instead of the family. flags: settings for training, which the suggested command repeats.
+    clock: is told before environments are called.
     """
     build = make or (lambda num_envs, seeds: make_group(name, num_envs, seeds, options))
 
     def play(stream: int, steps: int, seconds: float) -> tuple[EnvSpec, RandomRollout]:
         numbers = [np.random.SeedSequence([seed, stream, env]).generate_state(1)[0] for env in range(ENVS)]
-        group = build(ENVS, [int(number) >> 1 for number in numbers])
+        group = WatchedGroup(lambda: build(ENVS, [int(number) >> 1 for number in numbers]), ENVS, clock)
         try:
             return group.spec, record(group, steps, seconds, seed)
         finally:
@@ -406,3 +410,24 @@ def check(
     rate = float(rollout.valid.sum() / rollout.seconds.sum()) if played else 0.0
     lines = tuple(obs_lines(spec, plan.config)) if plan.readings else ()
     return EnvReport(spec, findings, int(rollout.valid.sum()), rate, train, settings_from, lines)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Checks of the tasks of a configuration, as a job for a process of its own (`supervisor.env_child.Job`)."""
+
+    env: Env
+    seconds: float = SECONDS
+    seed: int = 0
+    target: str = ""
+    """The preset that was given, if any."""
+    flags: ConfigLayer | None = None
+    """Settings for training, which the suggested command repeats."""
+
+    def run(self, clock: EnvClock = NO_CLOCK) -> list[EnvReport]:
+        """Check one task after the other. Raises EnvError if one cannot be built."""
+        return [
+            check(task, self.env.options, seconds=self.seconds, seed=self.seed, target=self.target, flags=self.flags,
+                  clock=clock)
+            for task in self.env.tasks
+        ]  # fmt: skip

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sfactory.monitor.format import human
+from sfactory.monitor.format import human, printable
 from sfactory.tools.comparison import AXES, UNITS, Comparison, ComparisonPanel
 
 
 def text(found: Comparison) -> str:
     """Return all tables and notes."""
-    return "\n\n".join([*map(table, found.panels), *(["\n".join(found.notes)] if found.notes else [])])
+    return printable("\n\n".join([*map(table, found.panels), *(["\n".join(found.notes)] if found.notes else [])]))
 
 
 def table(panel: ComparisonPanel) -> str:

@@ -175,7 +175,7 @@ def _one_protocol(task: str, runs: Sequence[RunFolder]) -> None:
     if all(run.protocol and run.config.env.tasks == (task,) for run in runs):
         protocols = {id(run): run.protocol for run in runs}
     else:
-        protocols = _protocols(task, runs)
+        protocols = _protocols(runs)
     first = runs[0]
     for run in runs:
         if protocols[id(run)] != protocols[id(first)]:
@@ -185,22 +185,12 @@ def _one_protocol(task: str, runs: Sequence[RunFolder]) -> None:
             )
 
 
-def _protocols(task: str, runs: Sequence[RunFolder]) -> dict[int, str]:
-    """Return id of a run -> its protocol, from the environment's spec where settings differ."""
-    settings = {id(run): json.dumps(run.config.env.options.as_dict(), sort_keys=True, default=str) for run in runs}
-    if len(set(settings.values())) == 1:
-        return settings
-    from sfactory.envs import EnvError, make_spec
+def _protocols(runs: Sequence[RunFolder]) -> dict[int, str]:
+    """Return id of a run -> its settings of the environment, where not every run has recorded its protocol.
 
-    known: dict[str, str] = {}
-    for run in runs:
-        own = settings[id(run)]
-        if own not in known:
-            try:
-                known[own] = make_spec(task, run.config.env.options).protocol or own
-            except EnvError:  # the package is missing: compare by settings
-                known[own] = own
-    return {key: known[own] for key, own in settings.items()}
+    The environment is not built to ask it: a run folder may be a stranger's, and its code is not run.
+    """
+    return {id(run): json.dumps(run.config.env.options.as_dict(), sort_keys=True, default=str) for run in runs}
 
 
 def _curve(run: RunFolder, task: str, metric: str, axis: str) -> tuple[np.ndarray, np.ndarray]:

@@ -27,12 +27,13 @@ from typing import Any
 from sfactory.device.machine import BF16_FLAGS, affinity, cpu_flags, cpu_quota
 from sfactory.shm.control_groups import control_groups, free_memory, memory_limit, smallest, version_1_groups
 from sfactory.supervisor.blas_threads import VARIABLES
+from sfactory.supervisor.limits import FDS_OF_OUR_OWN, FDS_PER_WORKER
 
 GIB = 2**30
 OLDEST_PYTHON = (3, 11)
 WORKERS = 16  # whose file descriptors should be available
 PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER = 2, 37
-FDS = 64 + 16 * WORKERS  # as in `supervisor.spawn.check_descriptors`
+FDS = FDS_OF_OUR_OWN + FDS_PER_WORKER * WORKERS
 
 
 @dataclass(frozen=True)

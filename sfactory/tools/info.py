@@ -6,8 +6,8 @@ nor torch is needed.
 
 from __future__ import annotations
 
-import json
-import struct
+import contextlib
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,12 +15,14 @@ from typing import Any
 
 from sfactory.config.toml_file import from_toml
 from sfactory.config.values import as_text
-from sfactory.errors import CheckpointError, NoCheckpointError
+from sfactory.errors import CheckpointError, FileRefused, NoCheckpointError
+from sfactory.files import folder_entries, is_file, is_folder, open_to_read
+from sfactory.monitor.format import printable
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint import MANIFEST
+from sfactory.run.checkpoint_files import read_manifest
 from sfactory.run.obs_reading import KEY as OBSERVATIONS
-
-LONGEST_HEADER = 100 * 2**20  # bytes of a safetensors header; the limit of the safetensors library
+from sfactory.run.tensor_file import LONGEST_HEADER, TensorEntry, TensorFileError, read_header
 
 
 @dataclass
@@ -73,8 +75,7 @@ class Info:
             rows += [("", f"{size:>12,}  {name}") for name, size in self.files.items()]
         for number, (name, wrong) in enumerate(self.others.items()):
             rows.append(("others" if not number else "", f"{name}  {f'damaged: {wrong}' if wrong else 'good'}"))
-        lines = [f"{name:12}{text}".rstrip() for name, text in rows]
-        return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)  # no control codes
+        return "\n".join(printable(f"{name:12}{text}".rstrip()).replace("\n", "\\n") for name, text in rows)
 
 
 COUNTS = ("env_steps", "frames", "updates", "episodes")
@@ -98,7 +99,7 @@ def info(path: Path) -> Info:
         found = Info(str(first), _wrong(first))
         places.remove(first)
     found.others = {p.name: _wrong(p) for p in places}
-    found.others |= {f"corrupt/{p.name}": _wrong(p) for p in sorted((run_dir / "corrupt").glob("*")) if p.is_dir()}
+    found.others |= {f"corrupt/{p.name}": _wrong(p) for p in folder_entries(run_dir / "corrupt") if is_folder(p)}
     _read(Path(found.path), found)
     _read_settings(run_dir, found)
     return found
@@ -107,25 +108,23 @@ def info(path: Path) -> Info:
 def _wrong(path: Path) -> str:
     try:
         checkpoint.verify(path)
-    except CheckpointError as error:
+    except (CheckpointError, FileRefused, OSError) as error:
         return str(error)
     return ""
 
 
 def _read(path: Path, found: Info) -> None:
     """Read as much as possible, also from a damaged checkpoint."""
-    found.files = {p.name: p.stat().st_size for p in sorted(path.iterdir()) if p.is_file()}
-    manifest = _json(path / MANIFEST)
-    if manifest:
-        found.versions = {key: manifest.get(key) for key in ("format", "sfactory", "torch")}
-        found.written = (path / MANIFEST).stat().st_mtime
-    found.state = _json(path / "state.json")
-    for name, shape in _shapes(path / "model.safetensors").items():
+    found.files = {p.name: p.lstat().st_size for p in folder_entries(path) if is_file(p)}
+    with contextlib.suppress(CheckpointError, FileRefused, OSError):
+        manifest = read_manifest(path)
+        found.versions = {key: manifest[key] for key in ("format", "sfactory", "torch")}
+        found.written = (path / MANIFEST).lstat().st_mtime
+    with contextlib.suppress(CheckpointError, FileRefused, OSError):
+        found.state = checkpoint.read_state(path)
+    for name, entry in _tensors(path / "model.safetensors").items():
         module = _module(name)
-        count = 1
-        for size in shape:
-            count *= size
-        found.parameters[module] = found.parameters.get(module, 0) + count
+        found.parameters[module] = found.parameters.get(module, 0) + math.prod(entry.shape)
 
 
 def _module(name: str) -> str:
@@ -134,25 +133,14 @@ def _module(name: str) -> str:
     return ".".join(parts[: 3 if "encoders" in parts else 2])
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _tensors(path: Path) -> dict[str, TensorEntry]:
+    """Return the tensors of a file by name, from its header; none if it cannot be read."""
     try:
-        found = json.loads(path.read_text()) if path.is_file() else {}  # not a pipe, which could block
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _shapes(path: Path) -> dict[str, list[int]]:
-    """Return name -> shape from a safetensors header: 8 bytes of length, then JSON."""
-    if not path.is_file():
-        return {}
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length <= LONGEST_HEADER else {}
-        tensors = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-        return {n: s for n, s in tensors.items() if isinstance(s, list) and all(isinstance(x, int) for x in s)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError):
+        with open_to_read(path) as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            return read_header(file.read(8 + LONGEST_HEADER), size)
+    except (OSError, FileRefused, TensorFileError):
         return {}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from sfactory.envs import EnvFault, EnvSpec, Episode, Group, Step, finite_rows, one_line
 from sfactory.errors import own_place
+from sfactory.play.watched_group import EnvCallError
 
 KEPT = 8  # steps whose observations are kept, for one update of the network
 COLUMNS = ("reward", "terminated", "truncated", "valid", "first")  # of a Step, kept row by row
@@ -98,6 +99,13 @@ def spec_mismatch(spec: EnvSpec, num_envs: int, obs: Mapping[str, np.ndarray], s
     return ""
 
 
+def _reason(error: BaseException) -> str:
+    """An exception of a group, and where it was raised if that is the user's own code."""
+    cause = error.__cause__
+    shown = cause if isinstance(error, EnvCallError) and cause else error
+    return f"{one_line(shown)}{own_place(cause or error)}"
+
+
 def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout:
     """Step the group for `steps` steps or `seconds` seconds, whichever ends first, or until its data is invalid."""
     spec, num_envs, generator = group.spec, group.num_envs, np.random.default_rng(seed)
@@ -120,7 +128,7 @@ def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout
         obs = group.reset()
         problem = spec_mismatch(spec, num_envs, obs)
     except Exception as error:
-        problem = f"the first reset raised {one_line(error)}{own_place(error.__cause__ or error)}"
+        problem = f"the first reset raised {_reason(error)}"
     if not problem:
         observe(obs)
     end = time.perf_counter() + seconds
@@ -130,7 +138,7 @@ def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout
         try:
             step = group.step(action)
         except Exception as error:  # groups report faults; an exception would end the sampler
-            problem = f"step {len(recorded)} raised {one_line(error)}{own_place(error.__cause__ or error)}"
+            problem = f"step {len(recorded)} raised {_reason(error)}"
             break
         duration, obs = time.perf_counter() - start, step.obs
         if problem := spec_mismatch(spec, num_envs, obs, step):

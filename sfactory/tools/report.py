@@ -6,6 +6,7 @@ jinja2 template report.html.j2, with autoescape. The page follows the reader's l
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -18,12 +19,16 @@ import numpy as np
 
 from sfactory.config import Config
 from sfactory.config.parsing import flag_name
+from sfactory.files import MiB, is_file, read_end
 from sfactory.monitor.format import duration, human, percent
 from sfactory.monitor.table import LAG_SHARES, METRICS, STAGES, meaning
+from sfactory.run.checkpoint import candidates
 from sfactory.run.reader import RunFolder, flat_settings, format_value
 from sfactory.tools import svg
 
 MAX_EVENTS = 200  # newest lines of log.txt on the page
+MOST_LOG = 1 * MiB  # bytes of log.txt that are read
+MAX_VIDEOS, MAX_FOLDERS = 1000, 10_000  # that are listed, and searched
 RETURN, HUMAN = "charts/episodic_return", "charts/human_normalized"
 BROKEN = "faults/broken_share"
 CURVES: dict[str, dict[str, str]] = {  # title -> metric -> name in the legend
@@ -102,7 +107,7 @@ def page(run: RunFolder, beside: Path) -> str:
 def content(run: RunFolder, beside: Path) -> dict[str, Any]:
     """Return the variables of the template."""
     lag, lag_histogram = _lag(run)
-    events = _events(run)
+    events, omitted = _events(run)
     changed, default = _settings(run.config)
     return {
         "name": run.path.resolve().name,
@@ -120,7 +125,7 @@ def content(run: RunFolder, beside: Path) -> dict[str, Any]:
         "stages": _stages(run),
         "faults": _faults(run),
         "events": [line[:300] for line in events[-MAX_EVENTS:]],
-        "events_omitted": f"{len(events):,}" if len(events) > MAX_EVENTS else "",
+        "events_omitted": omitted or len(events) > MAX_EVENTS,
         "changed_settings": changed,
         "default_settings": default,
         "checkpoints": _checkpoints(run),
@@ -148,9 +153,9 @@ def _tiles(run: RunFolder) -> list[Tile]:
 
 
 def _final_return(run: RunFolder) -> float:
-    """The final training return: from the status if it has one, otherwise from the last row that has one."""
-    value = run.status.get("training_return")
-    return float(value) if isinstance(value, int | float) else _last(run, RETURN)
+    """The training return, as the status says it; where an earlier version did not, from the last row that has one."""
+    value = run.status.get("training_return", _last(run, RETURN))
+    return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def _outcome(run: RunFolder) -> Outcome:
@@ -167,6 +172,7 @@ def _row_counts(run: RunFolder) -> str:
     counts = run.status.get("ledger")
     if not isinstance(counts, dict) or not {"sampled", "trained", "skipped", "discarded", "in_flight"} <= set(counts):
         return ""
+    counts = {name: int(count) for name, count in counts.items()}
     total = counts["trained"] + counts["skipped"] + counts["discarded"] + counts["in_flight"]
     verdict = "consistent" if total == counts["sampled"] else "NOT consistent"
     return (
@@ -235,10 +241,13 @@ def _faults(run: RunFolder) -> list[tuple[str, str, str]]:
     ]
 
 
-def _events(run: RunFolder) -> list[str]:
-    """The lines of log.txt."""
-    log = run.path / "log.txt"
-    return log.read_text(errors="replace").splitlines() if log.is_file() else []
+def _events(run: RunFolder) -> tuple[list[str], bool]:
+    """The newest lines of log.txt, and whether there are older ones."""
+    try:
+        text, is_all = read_end(run.path / "log.txt", MOST_LOG)
+    except FileNotFoundError:
+        return [], False
+    return text.splitlines(), not is_all
 
 
 def _settings(config: Config) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
@@ -258,19 +267,24 @@ def _settings(config: Config) -> tuple[list[tuple[str, str, str]], list[tuple[st
 def _checkpoints(run: RunFolder) -> list[tuple[str, str, str, str]]:
     """Name, steps, size and date of the checkpoints."""
     rows = []
-    for folder in sorted(run.path.glob("checkpoints/[0-9]*")):
-        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(folder.stat().st_mtime))
-        steps = f"{int(folder.name):,}" if folder.name.isdigit() else ""
-        rows.append((folder.name, steps, f"{size / 1e6:.1f} MB", made))
+    for folder in reversed(candidates(run.path)):
+        with contextlib.suppress(OSError):  # it may be pruned at this moment
+            size = sum(file.lstat().st_size for file in folder.iterdir())
+            made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(folder.stat().st_mtime))
+            rows.append((folder.name, f"{int(folder.name):,}", f"{size / 1e6:.1f} MB", made))
     return rows
 
 
 def _videos(run: RunFolder, beside: Path) -> list[VideoLink]:
-    """The videos of the run folder, linked by relative paths."""
+    """The videos of the run folder, linked by relative paths; no links, which may lead elsewhere."""
+    folder, found = run.path.resolve(), list[Path]()
+    for count, (place, _, names) in enumerate(os.walk(folder)):  # follows no links
+        found += [Path(place, name) for name in names if name.endswith(".mp4") and is_file(Path(place, name))]
+        if count > MAX_FOLDERS or len(found) > MAX_VIDEOS:
+            break
     return [
-        VideoLink(str(file.relative_to(run.path)), quote(os.path.relpath(file.resolve(), beside.resolve())))
-        for file in sorted(run.path.rglob("*.mp4"))
+        VideoLink(str(file.relative_to(folder)), quote(os.fsencode(os.path.relpath(file, beside.resolve()))))
+        for file in sorted(found)[:MAX_VIDEOS]
     ]
 
 

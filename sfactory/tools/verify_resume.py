@@ -56,7 +56,7 @@ def verify_resume(
                 raise RunFailed(f"run B finished after {number} of {kills} kills; increase --steps")
             newest = checkpoint.newest(b)
             log(f"B: killed at {_reached(b):,} steps, resumed from {int(newest.name) if newest else 0:,}")
-            process = _start("resume", str(b), "--quiet")
+            process = _start("resume", str(b), "--quiet", "--trust")
         _finish(process)
         return differences(a, b)
 

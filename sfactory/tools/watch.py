@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sfactory.config.toml_file import from_toml
+from sfactory.files import open_to_read, read_end
 from sfactory.monitor.known_rooflines import known_roofline
 from sfactory.monitor.panel import ReturnHistory, Snapshot
-from sfactory.monitor.rows import METRICS_FILE, parse_rows
+from sfactory.monitor.rows import METRICS_FILE, lines_of, parse_rows
 from sfactory.monitor.writers import ProgressOutput
 from sfactory.run import checkpoint
 from sfactory.run.reader import read_status, run_state, status_written_at
@@ -54,17 +55,19 @@ class RunWatcher:
     def _read_rows(self) -> float:
         """Read new rows; returns when the newest was written. A resume replaces the file, which is then read again."""
         try:
-            with (self.run_dir / METRICS_FILE).open("rb") as file:
+            with open_to_read(self.run_dir / METRICS_FILE) as file:
                 stat = os.fstat(file.fileno())
                 if stat.st_ino != self._inode or stat.st_size < self._at:
                     self._reset()
                     self._inode = stat.st_ino
                 file.seek(self._at)
-                complete, newline, _ = file.read().rpartition(b"\n")  # the last line may be incomplete
+                for line in lines_of(file):
+                    if not line.endswith("\n") and file.tell() >= stat.st_size:
+                        break  # the last line may be incomplete
+                    self._at = file.tell()
+                    self.row = self.history.add_rows(parse_rows([line]), self.row)
         except FileNotFoundError:
             return time.time()
-        self._at += len(complete) + len(newline)
-        self.row = self.history.add_rows(parse_rows(complete.decode(errors="replace").splitlines()), self.row)
         return stat.st_mtime
 
 
@@ -76,7 +79,7 @@ def watch(run_dir: Path) -> Snapshot:
     try:
         while True:
             console.show(snapshot)
-            if snapshot.state != "running":
+            if snapshot.state != "running" or console.stream.gone:
                 return snapshot
             time.sleep(EVERY_S)
             snapshot = watcher.read(time.time())
@@ -88,15 +91,13 @@ def watch(run_dir: Path) -> Snapshot:
 
 def _state(run_dir: Path) -> tuple[str, float]:
     """Return the state of the run (running, killed, finished, ...) and when it was written."""
-    return run_state(run_dir, read_status(run_dir), default="running"), status_written_at(run_dir)
+    return run_state(run_dir, read_status(run_dir)), status_written_at(run_dir)
 
 
 def _faults(run_dir: Path) -> tuple[str, ...]:
     """Return the last three faults in log.txt."""
     try:
-        with (run_dir / "log.txt").open("rb") as log:
-            log.seek(max(0, log.seek(0, 2) - TAIL))
-            lines = log.read().decode(errors="replace").splitlines()
+        lines = read_end(run_dir / "log.txt", TAIL)[0].splitlines()
     except OSError:
         return ()
     return tuple(found[1] for line in lines if (found := FAULT.match(line)))[-3:]

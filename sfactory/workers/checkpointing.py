@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from sfactory.learning.resumed_rate import resumed_rate
+from sfactory.learning.resumed_rate import resumed_rate, schedule_state
 from sfactory.learning.update import Update
+from sfactory.monitor.episodes import Episodes, stored_episodes
+from sfactory.monitor.rows import rows_until
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import CheckpointWriter
 from sfactory.run.obs_reading import reading
+from sfactory.run.recorded_spec import spec_entry
 from sfactory.workers.counters import Counters
 from sfactory.workers.shared import LearnerOutcome, LearnerWords, RunSpec, SupervisorWords
 
@@ -26,13 +28,14 @@ class Checkpointing:
         run_spec: RunSpec,
         update: Update,
         counters: Counters,
+        episodes: Episodes,
         words: LearnerWords,
         supervisor: SupervisorWords,
         log: Callable[[str], None],
         policy: int,
     ) -> None:
         self.run_spec, self.config, self.update, self.counters = run_spec, run_spec.config, update, counters
-        self.words, self.supervisor, self.log = words, supervisor, log
+        self.episodes, self.words, self.supervisor, self.log = episodes, words, supervisor, log
         self.lockstep = self.config.run.mode == "lockstep"
         self.saver = CheckpointWriter(
             run_spec.policy_dir(policy), self.config.checkpoint.keep, self.config.checkpoint.milestones
@@ -42,6 +45,7 @@ class Checkpointing:
         self.started_one = bool(run_spec.resume_from)
         self.requests_seen = 0
         self.stall = 0.0  # seconds of the longest save since `take_stall`
+        self.rows_until = 0  # env_steps of the last row of metrics
         self.exact_state: Callable[[], dict[str, np.ndarray]] = dict  # lockstep: what an exact resume also needs
 
     # -- saving ------------------------------------------------------------------------------------------------
@@ -83,7 +87,9 @@ class Checkpointing:
         self.counters.tick()
         self.saved_steps = self.counters.env_steps
         self.saved_at, self.started_one = started, True
-        self.saver.start(checkpoint.Contents(self._state(), self.update.state_dict(), lockstep=self.exact_state()))
+        exact = self.exact_state()
+        state = {**self._state(), "rows_until": self.rows_until} if exact else self._state()
+        self.saver.start(checkpoint.Contents(state, self.update.state_dict(), lockstep=exact))
         if last or self.lockstep:  # nothing depends on a clock in lockstep
             self.finish_save(wait=True, last=last)
         self.stall = max(self.stall, time.monotonic() - started)
@@ -93,7 +99,7 @@ class Checkpointing:
             **self.counters.state_dict(),
             "frames": self.counters.env_steps * self.run_spec.spec.frame_skip,
             "lr": self.update.lr,
-            "initial_lr": self.config.optim.lr,
+            **schedule_state(self.config),
             "kl": self.update.kl,
             "ess": self.update.ess,
             "launch": self.run_spec.launch,
@@ -101,11 +107,12 @@ class Checkpointing:
             "kernels": self.update.kernels,
             "env": self.config.env.name,
             "protocol": self.run_spec.spec.protocol,
+            "episodes": self.episodes.state(),
             **reading(self.run_spec.spec, self.config),
+            **spec_entry(self.run_spec.spec),
         }
-        training_return = self.supervisor.training_return
-        if math.isfinite(training_return):
-            state["training_return"] = training_return
+        if self.episodes.training_return is not None:
+            state["training_return"] = self.episodes.training_return
         return state
 
     def finish_save(self, wait: bool, last: bool = False) -> None:
@@ -136,29 +143,43 @@ class Checkpointing:
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of this run."""
-        contents = checkpoint.load(path)
+        contents = checkpoint.read(path, checkpoint.PARTS)
+        self._require_same_parts(contents)
         self.update.load_state_dict(contents.parts)
         self.counters.load_state_dict(contents.state)
         self.update.kl, self.update.ess = (float(contents.state[name]) for name in ("kl", "ess"))
         self.update.lr, line = resumed_rate(self.config, contents.state, self.counters.env_steps)
         if line:
             self.log(line)
+        recorded = str(contents.state.get("kernels", self.update.kernels))
+        if recorded != self.update.kernels and not self.lockstep:  # lockstep says more
+            self.log(f"kernels: {self.update.kernels}, but {recorded} before: the last bits of results differ")
+        self.episodes.set_state(stored_episodes(contents.state, len(self.config.env.tasks)).state())
+        self.rows_until = rows_until(contents.state)
         self.saved_steps = self.counters.env_steps
         self.record_checkpoint(self.saved_steps)
 
+    def _require_same_parts(self, contents: checkpoint.Contents) -> None:
+        """CheckpointError if a part of a checkpoint has other tensors than this learner."""
+        update, source = self.update, str(contents.path)
+        weights = dict(update.model.state_dict())
+        checkpoint.require_same_network(contents.parts["model"], weights, source)
+        checkpoint.require_same_network(
+            contents.parts["normalizers"], update.normalizers.state_dict(), source, "set of normalizers"
+        )
+        moments = {f"{i}.{name}": x for name, all_of in update.optimizer.moments.items() for i, x in enumerate(all_of)}
+        found = contents.parts["optimizer"]
+        stepped = {name.partition(".")[0] for name in found}  # parameters without a step have no moments
+        expected = {name: x for name, x in moments.items() if name.partition(".")[0] in stepped}
+        checkpoint.require_same_network(found, expected, source, "optimizer")
+        for name, tensor in contents.parts["proximal"].items():  # versions of the weights, by number or as `mean`
+            own = weights.get(name.partition(".")[2])
+            if name != "weight" and (own is None or own.shape != tensor.shape):
+                raise checkpoint.CheckpointError(f"{source}: another proximal policy: {name!r} is not of this network")
+
     def initialize_from(self, path: Path) -> None:
         """Take weights and their normalizer from another run. CheckpointError if its network differs."""
-        contents = checkpoint.load(checkpoint.resolve(path), ("model", "normalizers"))
-        weights, own = contents.parts["model"], self.update.model.state_dict()
-        differences = []
-        for name in sorted({*weights, *own}):
-            if name not in own:
-                differences.append(f"{name} is not in this network")
-            elif name not in weights:
-                differences.append(f"{name} missing, expected {list(own[name].shape)}")
-            elif weights[name].shape != own[name].shape:
-                differences.append(f"{name} {list(weights[name].shape)}, expected {list(own[name].shape)}")
-        if differences:
-            message = f"run.init-from {path}: another network: {', '.join(differences[:4])}"
-            raise checkpoint.CheckpointError(message)
+        contents = checkpoint.read_from(path, ("model", "normalizers"))
+        weights = contents.parts["model"]
+        checkpoint.require_same_network(weights, self.update.model.state_dict(), f"run.init-from {path}")
         self.update.initialize_from(weights, contents.parts["normalizers"])

@@ -21,6 +21,7 @@ class Counters:
     skipped_updates: int = 0
     """Updates with an optimizer step that was not taken because it was not finite."""
     skipped_in_a_row: int = 0
+    """The same, since the last update without one."""
     ticked_at: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -31,13 +32,11 @@ class Counters:
         self.ticked_at = self.clock()
 
     def count(self, rows: int, skipped: bool) -> None:
-        """Count one update of `rows` valid rows."""
+        """Count one update. rows: valid ones that were trained on. skipped: a step, or all of them, was not taken."""
         self.updates += 1
-        if skipped:
-            self.skipped_in_a_row, self.skipped_updates = self.skipped_in_a_row + 1, self.skipped_updates + 1
-        else:
-            self.skipped_in_a_row = 0
-            self.env_steps += rows
+        self.env_steps += rows
+        self.skipped_updates += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
     def tick(self) -> None:
         """Add the time since the last tick to `seconds`."""

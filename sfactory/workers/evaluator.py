@@ -6,24 +6,23 @@ waits for    a checkpoint beyond the next multiple of eval.every
 unblocked by the learner, which writes a checkpoint there
 
 It uses no shared memory and holds no state that must not be lost: it may be killed at any moment. Only the end of a
-finished run waits for it, for a bounded time. If it is too slow, multiples are skipped: it evaluates the newest
-checkpoint. Every evaluation starts from the same seeds, so that two points of a curve differ only by their policies.
+finished run waits for it, for a bounded time. If it is too slow, multiples are skipped, and the log says so: it plays
+the newest checkpoint. Every evaluation starts from the same seeds: two points of a curve differ only by their policies.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import time
-from collections.abc import Callable
 
 import numpy as np
 
-from sfactory.envs import EnvError, listen_to_builds
-from sfactory.envs.build_clock import BUILT
+from sfactory.envs import EnvError
 from sfactory.learning.network import build_model
-from sfactory.monitor.messages import NO_EVALUATION, Message
+from sfactory.monitor.messages import LOG, NO_EVALUATION, Message
 from sfactory.monitor.statistics import iqm
 from sfactory.play.episodes import model_policy, num_play_envs, play_task
+from sfactory.play.watched_group import NO_CLOCK, EnvClock
 from sfactory.run import checkpoint
 from sfactory.workers.names import POLICY, evaluator_name
 from sfactory.workers.shared import RunSpec
@@ -68,15 +67,10 @@ class PolicyPlayer:
         self.name = evaluator_name(policy)
         self.run_spec, self.model = run_spec, build_model(run_spec.config, run_spec.spec).eval()
 
-    def evaluate(
-        self,
-        env_steps: int,
-        on_step: Callable[[int], None] = lambda environments: None,
-        on_build: Callable[[int], None] = lambda environments: None,
-    ) -> Message:
+    def evaluate(self, env_steps: int, clock: EnvClock = NO_CLOCK) -> Message:
         """Play eval.episodes episodes of every task; return the results as telemetry.
 
-        env_steps: trained steps of the policy. on_step, on_build: see `play_task`.
+        env_steps: trained steps of the policy.
         """
         config, start = self.run_spec.config, time.perf_counter()
         seed, row = config.run.seed, {}
@@ -90,8 +84,7 @@ class PolicyPlayer:
                 seed,
                 squash=config.model.squash,
                 num_envs=num_play_envs(config),
-                on_build=on_build,
-                on_step=on_step,
+                clock=clock,
                 env_index=config.sampling.num_envs,  # training environments have the numbers below
             )
             returns.append(float(np.mean(played.returns)))
@@ -105,6 +98,25 @@ class PolicyPlayer:
         return "eval", self.name, row
 
 
+class EvaluatorClock:
+    """Ends this process if an environment exceeds its time limit (a `sfactory.play.watched_group.EnvClock`)."""
+
+    def __init__(self, step_timeout: float, build_timeout: float) -> None:
+        self.build_timeout, self.watchdog = build_timeout, Watchdog(step_timeout)
+
+    def own(self) -> None:
+        """The time of the network counts as that of the next step."""
+
+    def build(self, environments: int) -> None:
+        self.watchdog.allow(environments * self.build_timeout)
+
+    def step(self, environments: int) -> None:
+        if environments == 1:
+            self.watchdog.reset()
+        else:
+            self.watchdog.allow(environments * self.watchdog.seconds)
+
+
 class Evaluator:
     """Evaluates new checkpoints in a process of its own; see the top of this file."""
 
@@ -113,48 +125,44 @@ class Evaluator:
         self.checkpoint_dir = run_spec.policy_dir(policy)
         self.evaluated = evaluated  # trained steps of the policy that was evaluated last
         self.player = PolicyPlayer(run_spec, policy)
-        self.watchdog = Watchdog(run_spec.config.env.step_timeout)
+        env = run_spec.config.env
+        self.clock = EvaluatorClock(env.step_timeout, env.build_timeout)
+        self._reason = "the evaluator was starting"  # why multiples of eval.every are skipped, if they are
 
     def step(self) -> bool:
         """One evaluation, if the newest checkpoint is due for one."""
         newest = next(iter(checkpoint.candidates(self.checkpoint_dir)), None)
         if newest is None or not self.run_spec.evaluation_due(self.evaluated, int(newest.name)):
+            self._reason = "they were passed within one update, or within a second"
             return False
         try:
-            checkpoint.verify(newest)
-            weights = checkpoint.load(newest, ("model",)).parts["model"]
+            weights = checkpoint.read(newest, ("model",)).parts["model"]
         except Exception:  # pruned while it was read, or damaged: wait for the next one
             return False
+        if skipped := skipped_multiples(self.evaluated, int(newest.name), self.run_spec.config.eval.every):
+            self.sink.put((LOG, self.player.name, f"no evaluation at {skipped} steps: {self._reason}"))
         self.player.model.load_state_dict(weights)
         message: Message
         try:
-            with listen_to_builds(self._on_build_of):
-                message = self.player.evaluate(int(newest.name), self._on_step, self._on_build)
+            message = self.player.evaluate(int(newest.name), self.clock)
         except EnvError as error:  # the environment's fault; a later policy may do better
             message = NO_EVALUATION, self.player.name, (int(newest.name), str(error))
         self.sink.put(message)
-        self.watchdog.stop()
-        self.evaluated = int(newest.name)
+        self.clock.watchdog.stop()
+        self.evaluated, self._reason = int(newest.name), "the one before was still playing"
         return True
-
-    def _on_step(self, environments: int) -> None:
-        if environments == 1:
-            self.watchdog.reset()
-        else:
-            self.watchdog.allow(environments * self.run_spec.config.env.step_timeout)
-
-    def _on_build(self, environments: int) -> None:
-        self.watchdog.allow(environments * self.run_spec.config.env.build_timeout)
-
-    def _on_build_of(self, env: int) -> None:
-        """A group builds one environment, or has built it (`listen_to_builds`)."""
-        if env == BUILT:
-            self.watchdog.reset()
-        else:
-            self._on_build(1)
 
     def run(self) -> None:
         """Evaluate until the process is killed, at the latest when the supervisor exits."""
         while True:
             if not self.step():
                 time.sleep(POLL_S)
+
+
+def skipped_multiples(evaluated: int, env_steps: int, every: int) -> str:
+    """The multiples of eval.every between two evaluations, as `2,000 to 5,000`; empty if there are none.
+
+    evaluated, env_steps: trained steps of the policy that was evaluated last, and of the one that is next.
+    """
+    first, last = (evaluated // every + 1) * every, (env_steps // every - 1) * every
+    return "" if last < first else f"{first:,}" if last == first else f"{first:,} to {last:,}"

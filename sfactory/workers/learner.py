@@ -5,8 +5,8 @@ produces    weights (mailbox), FREE slots, checkpoints, metrics
 waits for   batch_slots READY slots
 unblocked by the samplers
 
-Holds all state that must not be lost. Only the learner trains and counts what was trained. It ends the run at
-stop.env-steps, .frames or .seconds, or if updates are not finite; the supervisor decides every other end.
+Holds all state that must not be lost. Only the learner trains and counts what was trained. It ends the run at a stop
+rule, or if updates are not finite; the supervisor decides every other end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from sfactory.learning.network import build_model
 from sfactory.learning.precision import choose_precision
 from sfactory.learning.staging import Staging
 from sfactory.learning.update import Update
+from sfactory.monitor.episodes import Episodes
+from sfactory.monitor.messages import END, LEARNER
 from sfactory.run.checkpoint import recorded_precision
+from sfactory.run.stop_rules import Progress, reached_rules
 from sfactory.shm.slots import FREE, LEARNING, READY
 from sfactory.workers.checkpointing import Checkpointing
 from sfactory.workers.counters import Counters
@@ -60,7 +63,7 @@ class Learner(Worker):
         self.update = Update(self.config, self.model, self.device, self.accelerator, self.log, self.learners)
         self.update.on_optimizer_step = self._count_optimizer_step
         self.log(self.update.kernels_line)
-        self.counters = Counters()
+        self.counters, self.episodes = Counters(), Episodes(len(self.config.env.tasks))
         self.metrics = LearnerMetrics(self.update.objective.largest_metrics)
         direct = register(self.accelerator, shared.arena, self.log)
         self.staging = Staging(
@@ -70,15 +73,20 @@ class Learner(Worker):
         ring = partial(shared.ring_inference, policy)
         self.publisher = Publisher(self.model, mailbox, ring, self.accelerator, self.config.batch.forced_lag)
         self.checkpointing = Checkpointing(
-            self.run_spec, self.update, self.counters, self.words, self.supervisor, self.log, policy
+            self.run_spec, self.update, self.counters, self.episodes, self.words, self.supervisor, self.log, policy
         )
         self.synchronous = self.config.sampling.slots_per_group == 1
         if self.run_spec.resume_from:
             self.checkpointing.restore(Path(self.run_spec.resume_from))
         elif self.config.run.init_from:
             self.checkpointing.initialize_from(Path(self.config.run.init_from))
+        if self.run_spec.resume_from and self.config.batch.forced_lag and self.config.run.mode != "lockstep":
+            self.log(
+                f"batch.forced-lag {self.config.batch.forced_lag}: less in as many updates from here on, as at the "
+                "start of a run: only lockstep saves older weights"
+            )
         self.counters.start_clock()
-        self.logged_at = time.monotonic()
+        self.logged_at, self.logged_updates = time.monotonic(), -1
         self._announce_counters()
         self.publisher.publish(self.counters.updates)
         if self.run_spec.resume_from:
@@ -131,8 +139,7 @@ class Learner(Worker):
         self._announce_counters()
         self.stages.mark("publish")
         self._end_if_due()
-        if not self.finished():  # `leave` sends the last row: a second one of the same step would be dropped
-            self._log_if_due()
+        self._log_if_due()
         return True
 
     def report(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -150,8 +157,9 @@ class Learner(Worker):
         if self.checkpointing.unsaved and not stop_now and self.words.outcome != LearnerOutcome.NON_FINITE:
             self.checkpointing.save(last=True)
             self.stages.mark("save")
-        if self.config.run.mode != "lockstep" or self.finished():  # else a resumed run would have one row more
-            self._log()
+        if self.logged_updates != self.updates and (self.config.run.mode != "lockstep" or self.finished()):
+            self._log()  # a lockstep run that was interrupted goes on with this row
+        self.sink.put((END, self.name, self._counts()))
         if self.words.outcome == LearnerOutcome.RUNNING:
             self.words.outcome = LearnerOutcome.STOPPED
 
@@ -193,17 +201,21 @@ class Learner(Worker):
         self.words.optimizer_steps += 1
 
     def _count(self, metrics: dict[str, torch.Tensor]) -> None:
-        """Count the update and its rows, as trained or as skipped."""
-        rows = self.run_spec.batch_rows
+        """Count the update, and each of its rows as trained or as skipped."""
+        rows = trained = self.run_spec.batch_rows
+        valid_trained = self.staging.valid_rows
         skipped = bool(metrics.pop("skipped") > 0)  # the only synchronization of an update
-        self.counters.count(self.learners.total_rows(self.staging.valid_rows), skipped)
         if skipped:
-            self.row_counts.skipped += rows
-            if self.counters.skipped_in_a_row == self.config.loss.nonfinite_budget:
-                self._dump_nonfinite(metrics)
-        else:
+            mask = self.update.trained()
+            trained, valid_trained = int(mask.sum()), int((mask & self.staging.batch.valid).sum())
+        self.counters.count(self.learners.total_rows(valid_trained), skipped)
+        self.row_counts.trained += trained
+        self.row_counts.skipped += rows - trained
+        if self.counters.skipped_in_a_row == self.config.loss.nonfinite_budget:
+            self._dump_nonfinite(metrics)
+        if not skipped or _all_finite(metrics):
             self.metrics.add_update(metrics)
-            self.row_counts.trained += rows
+        self.episodes.set_numbers(self.shared.episodes.read())  # once: its row and its checkpoint have the same
         self.row_counts.in_update = 0
 
     def _release(self, slots: list[Slot]) -> None:
@@ -238,12 +250,9 @@ class Learner(Worker):
         stop, counters = self.config.stop, self.counters
         if counters.skipped_in_a_row >= self.config.loss.nonfinite_budget:
             return LearnerOutcome.NON_FINITE
-        reached = (
-            (stop.env_steps and counters.env_steps >= stop.env_steps)
-            or (stop.frames and counters.env_steps * self.run_spec.spec.frame_skip >= stop.frames)
-            or (stop.seconds and counters.seconds >= stop.seconds)
-        )
-        return LearnerOutcome.STOP_RULE if reached else LearnerOutcome.RUNNING
+        frames = counters.env_steps * self.run_spec.spec.frame_skip
+        progress = Progress(counters.env_steps, frames, counters.seconds, self.episodes.settled_return)
+        return LearnerOutcome.STOP_RULE if reached_rules(stop, progress) else LearnerOutcome.RUNNING
 
     # -- metrics and checkpoints -------------------------------------------------------------------------------
 
@@ -257,7 +266,8 @@ class Learner(Worker):
 
     def _log(self) -> None:
         """Send a metrics row."""
-        self.logged_at = time.monotonic()
+        self.logged_at, self.logged_updates = time.monotonic(), self.updates
+        self.checkpointing.rows_until = self.env_steps
         self.counters.tick()
         row = {
             **self.metrics.row(),
@@ -269,8 +279,12 @@ class Learner(Worker):
             "queue/free": float(len(self.slot_table.in_state(FREE))),
             "ledger/discarded": float(self.slot_table.row_counts().discarded),
         }
-        totals: dict[str, Any] = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
-        self.sink.put(("learner", self.name, {**row, **totals}))
+        self.sink.put((LEARNER, self.name, {**row, **self._counts()}))
+
+    def _counts(self) -> dict[str, Any]:
+        """The part of a message that is no metric."""
+        counts = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
+        return {**counts, "episodes": self.episodes.state()}
 
     def save_if_due(self) -> None:
         """Start a checkpoint if one is due or requested; always between two updates."""
@@ -308,3 +322,8 @@ class Learner(Worker):
         self._end_if_due()  # the run was saved at its end and killed before the outcome was announced
         self.checkpointing.requests_seen = self.supervisor.save_requests
         self.checkpointing.record_checkpoint(self.counters.env_steps)
+
+
+def _all_finite(metrics: dict[str, torch.Tensor]) -> bool:
+    """Whether they are those of an optimizer step that was taken."""
+    return bool(torch.isfinite(torch.stack([x.float() for x in metrics.values()])).all())

@@ -14,8 +14,11 @@ POLICY = 0
 LEARNER, INFERENCE, SAMPLER, EVALUATOR = "learner", "inference", "sampler", "evaluator"
 """Kinds of workers."""
 
-SPECS = "specs"
-"""Name of the process that builds the environments of a run once, before its workers start."""
+ENVIRONMENTS = "environments"
+"""Name of a process that plays for a command, or that reads the specs of a run before its workers start."""
+
+LOCKSTEP = "lockstep"
+"""Name of the process of a lockstep run; the workers in it have their own names."""
 
 
 class WorkerName(NamedTuple):

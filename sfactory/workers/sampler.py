@@ -11,23 +11,28 @@ Owns its environments and no other state. With two groups or more, one steps whi
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from sfactory.envs import EnvError, Group, Step, bounded, check_spaces, listen_to_builds, make_group
+from sfactory.envs import EnvError, Group, Step, bounded, check_spaces, listen_to_builds, make_group, shortened
 from sfactory.envs.build_clock import BUILT
 from sfactory.envs.retry import START_S, retried
+from sfactory.envs.spec import LONGEST_TRACE
 from sfactory.monitor import messages
 from sfactory.shm.slots import FREE, READY, SAMPLING, Request
 from sfactory.workers.names import sampler_name
 from sfactory.workers.shared import AT_ONCE, WHOLE_GROUP, Phase, SharedState
 from sfactory.workers.worker import TelemetrySink, Worker
 
+RESULTS_EVERY_S = 0.1  # so that a training return is not much older than the weights it is saved with
 NOISE_STREAM = 1
 SEED_STREAM = 2
+MOST_INFOS = 200
+"""Episodes with numbers in one message, 300 KB at most: a message that does not fit into the queue is lost."""
 
 
 def slot_noise(seed: int, group: int, launch: int, number: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -206,6 +211,7 @@ class Sampler(Worker):
         self.episodes: list[tuple[float, int, int]] = []  # return, length, task
         self.infos: list[Mapping[str, float]] = []  # of episodes
         self.steps = 0  # valid ones since the last message
+        self._next_results = 0.0
         self.stages.drain()
 
     def _beat(self) -> None:
@@ -249,10 +255,13 @@ class Sampler(Worker):
         self.episodes += [(episode.episodic_return, episode.length, run.task) for episode in step.episodes]
         self.infos += [numbers for _, numbers in step.infos]
         self.steps += int(np.count_nonzero(step.valid))
+        if len(self.infos) >= MOST_INFOS:
+            self._send_results()
         if step.faults:
             self._send_results(run.broken)  # first: what was good before decides what a failure means
         for fault in step.faults:
-            self.sink.put((messages.FAULT, self.name, f"environment {run.index * run.E + fault.env}: {fault.message}"))
+            text = f"environment {run.index * run.E + fault.env}: {shortened(fault.message, 2 * LONGEST_TRACE)}"
+            self.sink.put((messages.FAULT, self.name, text))
         self.stages.mark("env_step")
 
     def _send_results(self, broken: int = 0) -> None:
@@ -266,6 +275,12 @@ class Sampler(Worker):
         if self.steps or broken:
             self.sink.put((messages.STEPS, self.name, (self.steps, broken)))
             self.steps = 0
+
+    def report(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().report(now)
+        if now() >= self._next_results:
+            self._next_results = now() + RESULTS_EVERY_S
+            self._send_results()
 
     def flush(self) -> None:
         super().flush()

@@ -7,20 +7,21 @@ as one process sees it.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
+from sfactory.monitor.episodes import Episodes
 from sfactory.shm import atomics
 from sfactory.shm.arena import Arena, Field
 from sfactory.shm.atomics import Word, Words
 from sfactory.shm.doorbell import Doorbell
 from sfactory.shm.mailbox import NOTHING, Mailbox, mailbox_layout
+from sfactory.shm.published import Published, published_layout
 from sfactory.shm.slots import SlotTable, slot_table_layout
 from sfactory.shm.trajectory import Schema, Trajectories
 from sfactory.workers.names import POLICY, inference_name, learner_name, sampler_name
@@ -42,7 +43,7 @@ class LearnerOutcome(IntEnum):
 
     RUNNING = 0
     STOP_RULE = 1
-    """stop.env-steps, .frames or .seconds was reached; the supervisor checks the target return."""
+    """A stop rule was reached."""
     STOPPED = 2
     """The supervisor stopped it."""
     NON_FINITE = 3
@@ -75,14 +76,28 @@ WHOLE_GROUP, AT_ONCE = -1, -2
 """Positions of a sampler that does not know which environment runs: one after the other, or all in one native call."""
 
 
+SILENT_S = 3.0
+"""Without a pulse of the supervisor, after which workers wait: it is written four times a second (`Pulse`)."""
+
+
 class SupervisorWords(Words):
     """Words written by the supervisor."""
 
     stop = Word(0, StopOrder)
     save_requests = Word(1, int)
     """How often a checkpoint was requested; the learner compares it with the last value it has seen."""
-    training_return = Word(2, atomics.from_bits, atomics.to_bits)
-    """Training return, stored in checkpoints; NaN before there is one."""
+    pulse = Word(3, int)
+    """When the supervisor last showed that it runs, in ms of the monotonic clock; 0 if no supervisor does."""
+
+    def beat(self) -> None:
+        """Show that the supervisor runs."""
+        self.pulse = time.monotonic_ns() // 1_000_000
+
+    @property
+    def silent(self) -> bool:
+        """Whether the supervisor was stopped: it has had no pulse for SILENT_S."""
+        pulse = self.pulse
+        return pulse != 0 and time.monotonic_ns() // 1_000_000 - pulse > 1000 * SILENT_S
 
 
 class LearnerWords(Words):
@@ -243,6 +258,10 @@ class RunSpec:
             **self.schema.layout(),
         }
 
+    def episodes_layout(self) -> dict[str, Field]:
+        """Arrays of the last episodes: memory of its own, because the arena is part of lockstep checkpoints."""
+        return published_layout(Episodes.size(len(self.config.env.tasks)))
+
 
 @dataclass(frozen=True)
 class SharedHandles:
@@ -250,6 +269,7 @@ class SharedHandles:
 
     arena: int
     mail: int
+    episodes: int
     bells: tuple[tuple[int, int], ...]
 
 
@@ -269,16 +289,18 @@ class SharedState:
         self.sampler_bells = [self.bells[sampler_name(index)] for index in range(s.samplers)]
         self.supervisor = SupervisorWords(self.arena["orders"])
         self.learner = [LearnerWords(self.arena["progress"][policy]) for policy in policies]
-        self.heartbeat = self.arena["heartbeat"][:, 0]
+        self.heartbeat, self.in_charge = self.arena["heartbeat"][:, 0], self.arena["heartbeat"][:, 1]
+        """By worker: its newest heartbeat, and the generation that may work; a spare waits until that is its own."""
+        self.episodes = Published(Arena(run_spec.episodes_layout(), handles.episodes))
 
     @classmethod
     def create(cls, run_spec: RunSpec) -> SharedState:
         """Allocate everything; called once, by the supervisor, before any worker starts."""
         arena = Arena.create(run_spec.layout())
-        mail = Arena.reserve()
+        mail, episodes = Arena.reserve(), Arena.create(run_spec.episodes_layout())
         bells = tuple(Doorbell.create().fds for _ in run_spec.workers)
-        shared = cls(run_spec, SharedHandles(arena.fd, mail, bells))
-        shared.supervisor.training_return = np.nan
+        shared = cls(run_spec, SharedHandles(arena.fd, mail, episodes.fd, bells))
+        shared.episodes.write(Episodes(len(run_spec.config.env.tasks)).numbers())
         for name in ("mail_begun", "mail_done"):
             for policy in range(run_spec.num_policies):
                 for buffer in range(2):
@@ -311,3 +333,4 @@ class SharedState:
             bell.close()
         self.arena.close()
         os.close(self.handles.mail)
+        os.close(self.handles.episodes)

@@ -106,10 +106,13 @@ class Worker(ABC):
         return False
 
     def run(self) -> None:
-        """Wait and work until the stop order. Drains the doorbell before it steps, so that no ring is lost."""
+        """Wait and work until the stop order. Drains the doorbell before it steps, so that no ring is lost.
+
+        Does not work while the supervisor is stopped.
+        """
         while self.shared.supervisor.stop == StopOrder.RUN and not self.finished():
             self.heartbeat(Phase.WORK)
-            if self.step():
+            if not self.shared.supervisor.silent and self.step():
                 self.turns += 1
             else:
                 self.heartbeat(Phase.IDLE)

@@ -38,6 +38,10 @@ class TinyPolicy(nn.Module):
         return self.above(self.layer(obs * self.scale))
 
 
+TAKEN, SKIPPED = torch.zeros(()), torch.ones(())
+"""What `after_step` is told about an optimizer step."""
+
+
 class FakeUpdate:
     """One batch, one policy, and the callback of the learner."""
 
@@ -67,7 +71,7 @@ class FakeUpdate:
         with torch.no_grad():
             for i, p in enumerate(self.model.parameters()):
                 p += size * torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
-        proximal.after_step(self.model)
+        proximal.after_step(self.model, TAKEN)
 
     def proximal_log_prob(self, proximal) -> tuple[Tensor, Tensor | None]:
         current = self.log_prob(lanes=self.lanes)[0]
@@ -244,6 +248,19 @@ def test_proximal_continues_from_its_saved_state(name: str) -> None:
     for provider in (proximal, restored):
         s.begin(provider)
     assert torch.equal(s.proximal_log_prob(restored)[0], s.proximal_log_prob(proximal)[0])
-    proximal.after_step(s.model)
-    restored.after_step(s.model)
+    proximal.after_step(s.model, TAKEN)
+    restored.after_step(s.model, TAKEN)
     assert torch.equal(s.proximal_log_prob(restored)[0], s.proximal_log_prob(proximal)[0])
+
+
+def test_ewma_proximal_does_not_step_with_a_skipped_optimizer_step() -> None:
+    """Neither its average nor its weight: the next step counts as if the skipped one had not been tried."""
+    s, proximal, other = FakeUpdate(), *(PROXIMALS["ewma"](center_of_mass=4.0) for _ in range(2))
+    for provider in (proximal, other):
+        s.begin(provider)
+    proximal.after_step(s.model, SKIPPED)
+    s.step(proximal)
+    other.after_step(s.model, TAKEN)
+    proximal.after_step(s.model, SKIPPED)
+    for name, x in other.state_dict().items():
+        assert torch.equal(proximal.state_dict()[name], x), name

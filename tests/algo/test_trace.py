@@ -60,10 +60,12 @@ def random_rows(seed: int, steps: int = 17, lanes: int = 5, ends: float = 0.12) 
     return {**rows, "valid": valid}
 
 
-def slow(kind: str, rows: dict[str, Tensor], *, gamma: float, lam: float, rho_bar=1.0, c_bar=1.0, leak=1.0) -> Trace:
+def slow(
+    kind: str, rows: dict[str, Tensor], *, gamma: float, lam: float, rho_bar=1.0, c_bar=1.0, pg_rho_bar=1.0, leak=1.0
+) -> Trace:
     """The definitions as sums over pairs (s, t), one lane and one pair at a time, in Python floats."""
     steps, lanes = rows["reward"].shape
-    target, advantage = torch.zeros(2, steps, lanes, dtype=torch.float64)
+    target, advantage, weight = torch.zeros(3, steps, lanes, dtype=torch.float64)
     for b in range(lanes):
         row = {name: rows[name][:, b].tolist() for name in ROWS}
         valid = row["valid"]
@@ -96,7 +98,8 @@ def slow(kind: str, rows: dict[str, Tensor], *, gamma: float, lam: float, rho_ba
                 v_sum += gamma ** (t - s) * alive * weights[0] * delta[t]
                 a_sum += gamma ** (t - s) * alive * weights[1] * delta[t]
             target[s, b], advantage[s, b] = row["value"][s] + v_sum, a_sum
-    return Trace(target, advantage, torch.zeros(()), torch.zeros(()))
+            weight[s, b] = 1.0 if kind == "gae" else clipped(rho[s], pg_rho_bar)
+    return Trace(target, advantage, weight, torch.zeros(()))
 
 
 @pytest.mark.parametrize(("dtype", "tol"), DTYPES)
@@ -146,23 +149,38 @@ def test_retrace_and_rbis_weigh_td_errors_as_published(kind: str, trace, dtype: 
 @pytest.mark.parametrize("rho_bar", [0.8, 2.0])
 def test_trace_equals_its_definition_as_a_sum(kind: str, lam: float, rho_bar: float) -> None:
     rows = random_rows(seed=int(10 * lam))
-    options = dict(rho_bar=rho_bar, c_bar=0.9)
+    options = dict(rho_bar=rho_bar, c_bar=0.7, pg_rho_bar=1.3)
     out = TRACES[kind](TraceInput(**rows), gamma=0.97, trace_lambda=lam, **options)
     expected = slow(kind, rows, gamma=0.97, lam=lam, **options)
     torch.testing.assert_close(out.target, expected.target, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(out.advantage, expected.advantage, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(out.weight, expected.weight, rtol=1e-10, atol=1e-10)
 
 
-def test_leaky_vtrace_equals_its_definition_and_its_limits() -> None:
+@pytest.mark.parametrize("leak", [0.0, 0.4, 1.0])
+def test_leaky_vtrace_equals_its_definition_and_leaks_the_weight_too(leak: float) -> None:
     rows = random_rows(seed=3)
-    arguments = TraceInput(**rows)
-    out = leaky_vtrace(arguments, gamma=0.9, trace_lambda=0.9, leak=0.4, rho_bar=1.1)
-    expected = slow("vtrace", rows, gamma=0.9, lam=0.9, leak=0.4, rho_bar=1.1)
-    torch.testing.assert_close(out.target, expected.target, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(out.advantage, expected.advantage, rtol=1e-10, atol=1e-10)
-    huge = vtrace(arguments, gamma=0.9, trace_lambda=0.9, rho_bar=1e9, c_bar=1e9)
-    none = leaky_vtrace(arguments, gamma=0.9, trace_lambda=0.9, leak=0.0)
-    torch.testing.assert_close(none.target, huge.target)
+    options = dict(gamma=0.9, leak=leak, rho_bar=1.1, c_bar=0.8, pg_rho_bar=1.2)
+    out = leaky_vtrace(TraceInput(**rows), trace_lambda=0.9, **options)
+    expected = slow("vtrace", rows, lam=0.9, **options)
+    for name in ("target", "advantage", "weight"):
+        torch.testing.assert_close(getattr(out, name), getattr(expected, name), rtol=1e-10, atol=1e-10, msg=name)
+
+
+def test_leaky_vtrace_at_its_limits_is_vtrace_and_importance_sampling() -> None:
+    rows = TraceInput(**random_rows(seed=3))
+    options = dict(gamma=0.9, trace_lambda=0.9)
+    unclipped = vtrace(rows, rho_bar=1e9, c_bar=1e9, pg_rho_bar=1e9, **options)
+    for got, expected in zip(leaky_vtrace(rows, leak=0.0, **options), unclipped, strict=True):
+        torch.testing.assert_close(got, expected)
+    for got, expected in zip(leaky_vtrace(rows, leak=1.0, **options), vtrace(rows, **options), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_vtrace_does_not_read_the_leak_of_leaky_vtrace() -> None:
+    rows, options = TraceInput(**random_rows(seed=3)), dict(gamma=0.9, trace_lambda=0.9)
+    for got, expected in zip(TRACES["vtrace"](rows, leak=0.3, **options), vtrace(rows, **options), strict=True):
+        assert torch.equal(got, expected)
 
 
 @given(seed=st.integers(0, 10**6), lam=st.floats(0.0, 1.0), gamma=st.floats(0.0, 1.0))

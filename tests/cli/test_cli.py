@@ -1,5 +1,6 @@
 """Commands, their errors, their output and their exit codes."""
 
+import errno
 import importlib.util
 import json
 import re
@@ -14,7 +15,6 @@ import pytest
 from sfactory.cli import main as cli
 from sfactory.cli.completion import command_parsers
 from sfactory.cli.exit_line import exit_of
-from sfactory.config import resume_rules as resuming
 from sfactory.config.toml_file import from_toml
 from sfactory.errors import CheckpointError, EnvError, Exit, RunBusy, SettingNote
 from sfactory.tools.tune import with_settings
@@ -40,7 +40,7 @@ def supervisor(monkeypatch):
     from sfactory.run.outcome import Outcome
     from sfactory.supervisor import train as real
 
-    fake = SimpleNamespace(calls=[], error=None, outcome=("finished", 0, "the stop rule was reached"))
+    fake = SimpleNamespace(calls=[], error=None, outcome=("finished", 0, "a reason"))
 
     def train(config, run_dir, resume=False):
         fake.calls.append((config, run_dir, resume))
@@ -49,7 +49,8 @@ def supervisor(monkeypatch):
         newest = Path(run_dir) / "checkpoints" / "000000001000"
         newest.mkdir(parents=True, exist_ok=True)
         (Path(run_dir) / "config.toml").write_text(to_toml(config))
-        return Outcome(*fake.outcome, str(newest), 1234)
+        settings = {"stop.env_steps": 2000} if fake.outcome[1] == 0 else {}
+        return Outcome(*fake.outcome, str(newest), 1234, resume_settings=settings)
 
     monkeypatch.setattr(real, "train", train)
     return fake
@@ -263,11 +264,12 @@ def test_train_prints_the_result_and_the_next_commands(typed, supervisor):
     code, out, line = typed("train", "minatar/breakout", "--run.dir", "runs/a")
     assert code == 0
     assert line == (
-        "sfactory: finished (exit 0): the stop rule was reached; last checkpoint "
-        "runs/a/checkpoints/000000001000 at 1,000 steps; resume: sfactory resume runs/a"
+        "sfactory: finished (exit 0): a reason; last checkpoint "
+        "runs/a/checkpoints/000000001000 at 1,000 steps; resume: sfactory resume runs/a --stop.env-steps 2000"
     )
+    assert "sfactory resume" not in out, "one command, in the last line"
     assert "trained 1,234 steps of minatar/breakout" in out
-    for command in ("sfactory eval runs/a", "sfactory resume runs/a --stop.env-steps", "tensorboard --logdir runs/a"):
+    for command in ("sfactory eval runs/a", "tensorboard --logdir runs/a"):
         assert command in out
 
 
@@ -307,6 +309,8 @@ def _library_error():
         (OSError(28, "No space left on device"), 10, "No space left"),
         (OSError(24, "Too many open files"), 11, "Too many open files"),
         (MemoryError("arena of 9 GB"), 11, "9 GB"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), 11, "no process or thread can be started"),
+        (RuntimeError("can't start new thread"), 11, "no process or thread can be started"),
         (KeyError("losses/x"), 1, "KeyError: 'losses/x'"),
         (_library_error(), 1, "ValueError: operands could not be broadcast"),
         (KeyboardInterrupt(), 130, "stopped"),
@@ -391,6 +395,10 @@ def test_resume_accepts_a_run_folder_that_was_renamed(trained, supervisor):
         (("--env.settings.difficulty", "2"), "env.settings"),
         (("--normalize.obs",), "normalize.obs"),
         (("--run.mode", "lockstep"), "run.mode"),
+        (("--run.seed", "7"), "run.seed"),
+        (("--run.dir", "runs/b"), "run.dir"),
+        (("--run.init-from", "runs/b"), "run.init-from"),
+        (("--sampling.auto",), "sampling.auto"),
     ],
 )
 def test_resume_refuses_and_lists_fixed_settings(trained, supervisor, flags, name):
@@ -404,7 +412,9 @@ def test_resume_refuses_and_lists_fixed_settings(trained, supervisor, flags, nam
 @pytest.mark.parametrize(
     ("flags", "warning"),
     [
-        (("--stop.env-steps", "9M", "--log.every-seconds", "1", "--sampling.num-samplers", "4"), ""),
+        (("--stop.seconds", "9k", "--log.every-seconds", "1", "--run.learner-threads", "2"), ""),
+        (("--sampling.slots-per-group", "3"), "warning: sampling.slots-per-group was 2 and is 3 from here on"),
+        (("--batch.minibatches", "1"), "warning: batch.minibatches was"),
         (("--optim.lr", "1e-5"), "and is 1e-05 from here on; the curve mixes two settings"),
         (("--surrogate.clip", "0.3"), "warning: surrogate.clip was 0.1 and is 0.3 from here on"),
     ],
@@ -416,11 +426,17 @@ def test_resume_allows_other_changes_with_or_without_a_warning(trained, supervis
     assert len(supervisor.calls) == 1
 
 
-def test_fixed_settings_of_resume_exist():
-    from sfactory.config.parsing import field_types, flag_name
-
-    typed_names = [flag_name(name) for name in field_types()]
-    assert all(any(name.startswith(fixed) for name in typed_names) for fixed in resuming.FIXED)
+def test_resume_tells_a_number_of_samplers_that_another_machine_would_choose(typed, supervisor, monkeypatch, capsys):
+    one = ("--sampling.num-samplers", "1", "--sampling.envs-per-group", "64")
+    typed("train", "minatar/breakout", "--run.dir", "runs/a", *one)
+    monkeypatch.setattr("sfactory.device.machine.cores", lambda: 16)
+    capsys.readouterr()
+    assert run("resume", "runs/a", "--sampling.num-samplers", "0") == 0
+    assert "warning" not in capsys.readouterr().err, "the number of the run is kept"
+    assert run("resume", "runs/a", "--sampling.num-samplers", "0", "--sampling.envs-per-group", "128") == 0
+    told = [line.split()[1] for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert told == ["sampling.num-samplers", "sampling.envs-per-group"]
+    assert supervisor.calls[-1][0].sampling.num_samplers > 1
 
 
 def test_resume_refuses_a_folder_without_a_usable_checkpoint(trained, supervisor):
@@ -533,7 +549,10 @@ def test_console_script_trains_evaluates_and_resumes(tmp_path):
 
     again = script("resume", "runs/a", "--stop.env-steps", "512", "--quiet", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert len(again.stderr.splitlines()) == 1
+    warning, _ = again.stderr.splitlines()
+    assert warning.startswith("warning: stop.env-steps was 256 and is 512 from here on"), (
+        "the rate of the preset is linear"
+    )
     steps = [json.loads(line)["env_steps"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
     assert steps[-1] >= 512

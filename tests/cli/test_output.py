@@ -68,7 +68,7 @@ def test_train_and_eval_write_json_only_on_stdout(folder, mode):
     assert len(result["returns"]) == 2
     assert all(f"{speaker} in constructor" in err for speaker in speakers)
     assert all(f"{speaker} in step" in err for speaker in speakers[:3])
-    assert "C in exit" in err, "what the C library held back until the exit"
+    assert "in exit" not in err, "exit handlers of an environment, which may hang, do not run"
 
 
 def test_check_env_writes_json_only_on_stdout(folder):

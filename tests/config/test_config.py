@@ -231,7 +231,7 @@ def test_underscores_and_dashes_in_flags_are_equal():
         (["--normalize.obs=maybe"], "normalize.obs: 'maybe' is neither true nor false"),
         (["--model.hidden", "64.5"], "model.hidden: 64.5 is not a whole number"),
         (["--trace.gamma", "2"], "trace.gamma is 2.0; it must be between 0 and 1"),
-        (["--sampling.num-samplers", "-1"], "sampling.num-samplers is -1; it must be 0 or more"),
+        (["--sampling.num-samplers", "-1"], "sampling.num-samplers is -1; it must be between 0 and 4096"),
         (["--run.inference-workers", "3", "--sampling.num-samplers", "2"],
          "run.inference-workers 3 cannot share 2 samplers; each needs one or more: use at most 2, or raise "
          "sampling.num-samplers"),

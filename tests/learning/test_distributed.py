@@ -80,12 +80,12 @@ def lanes_of(batch, lanes):
     return type(batch)(**{name: cut(name, x) for name, x in batch._asdict().items()})
 
 
-def test_update_averages_gradients_once_per_optimizer_step_and_moments_twice():
+def test_update_averages_gradients_once_per_optimizer_step_and_moments_three_times():
     learner = CountingLearner()
     update = make_update(learners=learner, epochs=2, minibatches=4, normalize=True, value_targets=True)
     batch = make_batch(update)
     update.run(batch._replace(discounted_return=torch.ones_like(batch.reward)), 0, 0.0)
-    assert learner.calls == ["moments 1", *["gradients"] * 8, "moments 3", "metrics"]
+    assert learner.calls == ["moments 1", "moments 1", *["gradients"] * 8, "moments 2", "metrics"]
     assert learner.rows == pytest.approx(int(batch.valid.sum()) / 4, abs=4)
 
 

@@ -133,11 +133,21 @@ def test_loss_of_a_minibatch_is_pure_and_reports_documented_metrics(proximal, ke
 
 
 def test_metrics_with_a_largest_value_are_reported_by_the_objective():
-    update = make_update()
+    update = make_update(proximal="snapshot", snapshot_age=0)  # with the discrepancy
     metrics = update.run(make_batch(update), 0, 0.0)
     assert set(update.objective.largest_metrics) <= set(metrics)
+    update = make_update()
     assert update.objective.constants() == {}
     assert make_update(proximal="ewma").objective.constants() == {"proximal/decay": pytest.approx(0.8)}
+
+
+def test_actor_critic_warns_of_settings_that_its_surrogate_does_not_use():
+    assert make_update().objective.warnings() == []
+    update = make_update(surrogate="cispo", dual_clip=3.0, kl_coef=2.0, weight_cap=20.0)
+    assert update.objective.warnings() == [
+        "surrogate.dual-clip 3 has no effect: surrogate.objective cispo does not use it",
+        "surrogate.kl-coef 2 has no effect: surrogate.objective cispo does not use it",
+    ]
 
 
 @pytest.mark.parametrize("minibatches", [1, 4])

@@ -30,6 +30,35 @@ def test_resumed_rate_goes_on_without_a_word_where_nothing_changed(schedule, lr,
     assert resumed(schedule, lr, steps, state) == (state["lr"], "")
 
 
+THEN = {"lr": 5.1e-4, "initial_lr": 1e-3, "schedule": "linear", "schedule_end": 100_000}
+"""What a checkpoint stores, at half of a linear schedule."""
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stop", "state", "text"),
+    [
+        ("linear", 100_000, THEN, ""),
+        (
+            "linear",
+            102_000,
+            THEN,
+            "0.00051 before, 0.00051 from here on (optim.lr 0.001, optim.schedule linear",
+        ),
+        ("linear", 1_000_000, THEN, "0.00051 before, 0.00095 from here on"),
+        ("constant", 100_000, THEN, "0.00051 before, 0.001 from here on (optim.lr 0.001, optim.schedule constant)"),
+        ("kl_adaptive", 100_000, {**THEN, "lr": 7e-3, "schedule": "kl_adaptive"}, ""),
+        ("kl_adaptive", 100_000, {**THEN, "schedule": "linear"}, "0.00051 before, 0.00051 from here on"),
+        ("constant", 900_000, {**THEN, "lr": 1e-3, "schedule": "constant"}, ""),
+        ("ess", 900_000, {**THEN, "lr": 1e-3, "schedule": "ess"}, ""),  # lr: of an update with another ess
+    ],
+)
+def test_resumed_rate_tells_every_change_of_the_schedule_however_small(schedule, stop, state, text):
+    rate, line = resumed(schedule, 1e-3, 50_000, state, stop)
+    assert rate == state["lr"]
+    assert text in line
+    assert bool(line) == bool(text)
+
+
 @pytest.mark.parametrize(
     ("schedule", "lr", "steps", "state", "rate", "text"),
     [

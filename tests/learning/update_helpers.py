@@ -31,14 +31,17 @@ def make_update(
     actions=ACTIONS,
     squash=False,
     hidden=(16,),
+    span=1.0,
     **learning,
 ):
-    """An update of a small network. normalize: observations and rewards."""
+    """An update of a small network. normalize: observations and rewards. span: of the advantage statistics."""
     config = Config(
         run=Run(kernels=kernels),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
         model=Model(hidden=hidden, core=core, core_size=8, squash=squash),
-        normalize=Normalize(value_targets=value_targets, obs=normalize, reward=normalize, advantage=advantage),
+        normalize=Normalize(
+            value_targets=value_targets, obs=normalize, reward=normalize, advantage=advantage, advantage_span=span
+        ),
         optim=Optim(lr=1e-2, max_grad_norm=max_grad_norm),
     )
     learning = {"epochs": 1, "minibatches": 4, **learning}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sfactory.config import Stop
 from sfactory.monitor.board import Board
 from sfactory.monitor.bottleneck import bottleneck, bound
+from sfactory.monitor.episodes import Episodes
 from sfactory.monitor.format import console_line, duration, human
 from sfactory.monitor.lag import lag_row, percentile
 from sfactory.monitor.table import METRICS, meaning
@@ -47,13 +48,13 @@ def test_meaning_of_a_metric_per_worker_is_the_entry_with_the_placeholder():
 
 def test_training_return_is_the_mean_of_the_last_hundred_episodes():
     board = Board()
-    assert board.training_return is None
+    assert board.episodes.training_return is None
     assert "charts/episodic_return" not in board.snapshot(1, 1, 1, 1.0)
     board.handle(("episodes", "sampler-0", [(1000.0, 5, 0)] * 50))
-    assert board.training_return == 1000.0
+    assert board.episodes.training_return == 1000.0
     board.handle(("episodes", "sampler-1", [(float(i), 2 * i, 0) for i in range(100)]))
-    assert board.training_return == pytest.approx(49.5)
-    assert board.num_episodes == 150
+    assert board.episodes.training_return == pytest.approx(49.5)
+    assert board.episodes.count == 150
     row = board.snapshot(10, 10, 1, 2.0)
     assert row["charts/episodic_return"] == pytest.approx(49.5)
     assert row["charts/episodic_length"] == pytest.approx(99.0)
@@ -295,12 +296,12 @@ def test_one_task_has_no_metric_of_its_own_and_no_human_score_without_reference(
     assert not [name for name in row if "human" in name]
 
 
-def test_board_is_settled_when_every_task_has_a_hundred_episodes():
-    board = Board(tasks={"a/x": None, "a/y": None})
+def test_board_makes_a_row_of_the_episodes_it_is_given():
+    board, episodes = Board(), Episodes()
     board.handle(("episodes", "sampler-0", [(500.0, 9, 0)] * 100))
-    assert not board.settled
-    board.handle(("episodes", "sampler-0", [(10.0, 900, 1)] * 100))
-    assert board.settled
+    episodes.add([(2.0, 3, 0), (4.0, 5, 0)])
+    row = board.snapshot(1, 1, 1, 1.0, episodes)
+    assert (row["charts/episodic_return"], row["charts/episodic_length"], row["charts/games"]) == (3.0, 4.0, 2.0)
 
 
 def test_evaluation_is_in_one_row_only_and_kept_by_state():

@@ -10,9 +10,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sfactory.config import Config, Log, Stop
+from sfactory.files import replace_text
 from sfactory.monitor import writers as writers_module
 from sfactory.monitor.panel import Snapshot
-from sfactory.monitor.writers import METRICS_FILE, Writers, drop_rows_after, last_evaluated, wandb_id, write_atomically
+from sfactory.monitor.writers import METRICS_FILE, Writers, drop_rows_after, last_evaluated, wandb_id
 
 
 @pytest.fixture
@@ -213,9 +214,9 @@ def test_wandb_id_stays_with_its_folder_and_is_unique(tmp_path):
     assert wandb_id(tmp_path / "my run", new=False) == "my-run"  # logged by a version that kept no id
 
 
-def test_write_atomically_leaves_no_temporary_file(tmp_path):
-    write_atomically(tmp_path / "a", "1")
-    write_atomically(tmp_path / "a", "2")
+def test_replace_text_leaves_no_temporary_file(tmp_path):
+    replace_text(tmp_path / "a", "1")
+    replace_text(tmp_path / "a", "2")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "2"
 
@@ -294,3 +295,19 @@ def test_tensorboard_shows_an_evaluation_at_the_step_of_its_policy(tmp_path, con
     Writers(tmp_path, config, 40).close()  # a resume at 40: the row with the evaluation of 31 is dropped
     assert last_evaluated(tmp_path) == 12
     assert last_evaluated(tmp_path / "nothing") == 0
+
+
+def test_writers_escape_what_environments_say_on_the_console(tmp_path, config, capsys):
+    with_escape = "sampler-0: \x1b]0;title\x07"
+    writers = Writers(tmp_path, config, None)
+    writers.log(with_escape)
+    writers.close()
+    assert capsys.readouterr().err == "sampler-0: \\x1b]0;title\\x07\n"
+
+
+def test_drop_rows_after_keeps_rows_beside_bytes_that_are_not_utf8(tmp_path):
+    (tmp_path / METRICS_FILE).write_bytes(
+        b'{"env_steps": 1}\n\xff\xfe\n{"env_steps": 2, "\xff": 1}\n{"env_steps": 3}\n'
+    )
+    drop_rows_after(tmp_path, 2)
+    assert len((tmp_path / METRICS_FILE).read_text().splitlines()) == 2

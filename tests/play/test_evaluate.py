@@ -1,16 +1,23 @@
 """Evaluation plays exactly the requested number of episodes, without preferring short ones."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from builders import trained
 
-from sfactory.envs import EnvError, EnvFault, Episode, Step
-from sfactory.errors import Exit
+from sfactory.config.parsing import RawValue
+from sfactory.envs import EnvError, EnvFault, Episode, Step, make_spec
+from sfactory.errors import CommandError, Exit
 from sfactory.monitor.statistics import bootstrap, iqm
+from sfactory.play import episodes
 from sfactory.play.episodes import MAX_ENVS, MAX_FAULTS, model_policy, play, split_evenly
-from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult
+from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult, check_same_spaces, chosen_checkpoint
+from sfactory.play.evaluate import evaluation as evaluation_of
+from sfactory.run import checkpoint
+from sfactory.run.checkpoint_writer import _write_manifest
 
 
 class FakeGroup:
@@ -257,3 +264,100 @@ def test_model_policy_resets_its_recurrent_state_for_new_environments():
     for count in (2, 2, 3):
         act(policy, count)
     assert model.states == [[1, 1], [2, 2], [1, 1, 1]]
+
+
+# -- the limit of an episode -------------------------------------------------------------------------------------
+
+
+class LateGroup(FakeGroup):
+    """Truncates after `limit` steps and reports the episode with the reset row, as ale-py's games of lives do."""
+
+    num_envs = 1
+
+    def step(self, action):
+        step = super().step(action)
+        late, self.late = getattr(self, "late", ()), step.episodes
+        return step._replace(truncated=step.terminated, terminated=step.truncated, episodes=late)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "limit", "length", "capped"),
+    [(0, 20, 20, 0), (20, 20, 20, 0), (30, 20, 20, 0), (10, 20, 10, 6), (0, None, 10_000, 6), (0, 5, 6, 6)],
+    ids=["own", "the same", "beyond", "below", "no limit", "own, not kept"],
+)
+def test_play_task_counts_only_what_its_own_limit_cuts_as_capped(monkeypatch, max_steps, limit, length, capped):
+    """Episodes that the environment's own limit ends are whole games, also where they are reported a row later."""
+    spec = replace(make_spec("faults/count"), max_episode_steps=limit)
+    ends = 20 if limit else 10**9
+
+    def make(envs, first_env):
+        group = LateGroup(envs, first_env, lambda number: ends)
+        group.spec = spec
+        return group
+
+    monkeypatch.setattr(episodes, "watched_spec", lambda *arguments: spec)
+    monkeypatch.setattr(episodes, "group_factory", lambda *arguments: make)
+    policy = lambda obs, first: {"action": np.zeros(len(first), int)}  # noqa: E731
+    _, _, played = episodes.play_task("faults/count", {}, policy, 6, 0, squash=False, max_steps=max_steps, num_envs=2)
+    assert (played.lengths, played.capped) == ([length] * 6, capped)
+    assert evaluation(reference=(0.0, 4.0), capped=0).statistics["human_normalized"] == 0.5
+
+
+# -- another checkpoint, another environment -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A run with a few checkpoints, of which the first has the highest training return."""
+    run = trained(tmp_path_factory.mktemp("runs") / "run", "gymnasium/Acrobot-v1", stop={"env_steps": 200},
+                  checkpoint={"exact": False, "every_seconds": 0.0, "keep": 9}, batch={"minibatches": 1})  # fmt: skip
+    for path in checkpoint.candidates(run):
+        state = json.loads((path / "state.json").read_text())
+        state["training_return"] = -float(path.name)
+        state.pop("episodes")  # as of an earlier version, whose return is always that of 100 episodes
+        (path / "state.json").write_text(json.dumps(state))
+        (path / "manifest.json").unlink()
+        _write_manifest(path)
+    return run
+
+
+def test_chosen_checkpoint_is_the_newest_the_best_or_one_by_its_steps(several):
+    found = checkpoint.candidates(several)
+    assert len(found) > 2
+    assert chosen_checkpoint(several, "newest") == chosen_checkpoint(found[0], "newest") == found[0]
+    assert chosen_checkpoint(several, "best") == found[-1]
+    assert chosen_checkpoint(several, str(int(found[1].name))) == found[1]
+    known = f"checkpoint 7: no such checkpoint; there are newest, best, .*{int(found[0].name)}"
+    with pytest.raises(CommandError, match=known):
+        chosen_checkpoint(several, "7")
+    with pytest.raises(CommandError, match="is a checkpoint already"):
+        chosen_checkpoint(found[0], "best")
+
+
+def test_evaluation_takes_other_settings_of_the_environment_and_says_so(several):
+    layer = {"env.settings.gravity": RawValue(20), "env.step_timeout": RawValue("5")}
+    job = evaluation_of(checkpoint.candidates(several)[0], layer, episodes=2)
+    assert job.changes == ("env.settings.gravity 20, trained with its default",)
+    assert dict(job.config.env.settings) == {"gravity": 20}
+    assert job.config.env.step_timeout == 5.0
+    assert evaluation_of(checkpoint.candidates(several)[0], {}).changes == ()
+    refusal = r"optim\.lr: eval plays with the settings of the run; it can change --env\.settings"
+    with pytest.raises(CommandError, match=refusal):
+        evaluation_of(checkpoint.candidates(several)[0], {"optim.lr": RawValue("1")})
+
+
+def test_evaluation_prints_the_difference(several):
+    changes = ("env.settings.gravity 20, trained with its default",)
+    assert "changed   env.settings.gravity 20, trained with its default" in evaluation(changes=changes).report()
+    assert evaluation(changes=changes).as_dict()["changes"] == changes
+
+
+def test_evaluation_refuses_an_environment_of_other_spaces(several):
+    spec, other = make_spec("gymnasium/Acrobot-v1"), make_spec("gymnasium/CartPole-v1")
+    check_same_spaces(spec, spec)
+    message = r"obs obs \[4\] float32, but the policy was trained with obs \[6\] float32"
+    with pytest.raises(EnvError, match=message) as error:
+        check_same_spaces(spec, other)
+    assert error.value.exit_code == Exit.USAGE
+    with pytest.raises(EnvError, match=r"actions action of \[2\], but the policy was trained with action of \[3\]"):
+        check_same_spaces(spec, replace(spec, actions=other.actions))

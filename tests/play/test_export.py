@@ -8,12 +8,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from builders import Nested, train_nested, train_odd, trained
-from gymnasium import spaces
+from builders import Everything, Nested, train_odd, train_own, trained
 
 import sfactory
+from sfactory.api import export
 from sfactory.play import export as export_module
-from sfactory.play.export import ExportedPolicy, ExportMismatch, export
+from sfactory.play.export import ExportedPolicy, ExportMismatch
 from sfactory.run import checkpoint
 
 TARGETS = {
@@ -53,8 +53,8 @@ def test_export_writes_a_file_equal_to_every_kind_of_policy(run, tmp_path, name,
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
-def test_export_keeps_the_names_of_dict_observations_and_actions(tmp_path, monkeypatch, suffix):
-    run = train_nested(tmp_path / "run", monkeypatch)
+def test_export_keeps_the_names_of_dict_observations_and_actions(tmp_path, suffix):
+    run = train_own(tmp_path / "run", Nested)
     done = export(run, tmp_path / f"policy{suffix}")
     assert done.metadata["inputs"] == ["obs/image", "obs/vector", "obs/which"]
     assert done.metadata["outputs"] == ["action/go", "action/push", "params", "value"]
@@ -62,30 +62,16 @@ def test_export_keeps_the_names_of_dict_observations_and_actions(tmp_path, monke
         assert [x.name for x in session(done.path).get_inputs()] == done.metadata["inputs"]
 
 
-EVERYTHING = spaces.Dict(
-    last=spaces.Box(0, 255, (12, 13, 3), np.uint8),
-    grey=spaces.Box(0, 1, (20, 24)),
-    frames=spaces.Box(0, 255, (2, 12, 12, 3), np.float32),
-    averaged=spaces.Box(0, 255, (161, 40), np.uint8),
-    ram=spaces.Box(0, 255, (16,), np.uint8),
-    count=spaces.Box(0, 10**6, (), np.int64),
-    one=spaces.Box(-1, 1, ()),
-    own=spaces.Box(np.array([0, -5]), np.array([9, 10**9]), dtype=np.int64),
-    grid=spaces.Box(0, 10, (3, 7, 7), np.uint8),
-)
-
-
 @pytest.mark.parametrize(("suffix", "normalize"), [(".pt2", True), (".onnx", False)])
-def test_exported_file_reads_pictures_and_integers_like_the_policy(tmp_path, monkeypatch, suffix, normalize):
-    monkeypatch.setattr(Nested, "observation_space", EVERYTHING)
-    run = train_nested(tmp_path / "run", monkeypatch, normalize={"obs": normalize}, stop={"env_steps": 64})
+def test_exported_file_reads_pictures_and_integers_like_the_policy(tmp_path, suffix, normalize):
+    run = train_own(tmp_path / "run", Everything, normalize={"obs": normalize}, stop={"env_steps": 64})
     assert export(run, tmp_path / f"policy{suffix}").difference <= 1e-4
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
-def test_export_gives_actions_the_shape_of_their_spaces(tmp_path, monkeypatch, suffix):
+def test_export_gives_actions_the_shape_of_their_spaces(tmp_path, suffix):
     """Flat leaves become tables again; a leaf without numbers is no output."""
-    run = train_odd(tmp_path / "run", monkeypatch)
+    run = train_odd(tmp_path / "run")
     done = export(run, tmp_path / f"policy{suffix}")
     names = [f"action/{key}" for key in ("bits", "force", "level", "table")]
     assert done.metadata["outputs"] == [*names, "params", "value"]

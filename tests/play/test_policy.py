@@ -7,11 +7,10 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from builders import Nested, Odd, train_nested, train_odd, trained
+from builders import Nested, Odd, train_odd, train_own, trained
 
 import sfactory
 from sfactory.envs import make_group
-from sfactory.play.evaluate import evaluate
 from sfactory.play.policy import SEED_STREAM
 
 
@@ -27,7 +26,7 @@ def seeds(count, seed=0):
 
 def test_policy_in_a_gymnasium_loop_plays_the_episode_of_eval(cartpole):
     """One environment, one observation at a time; the same seed, so the same episode."""
-    expected = evaluate(cartpole, episodes=1, greedy=True)
+    expected = sfactory.evaluate(cartpole, episodes=1, greedy=True)
     policy = sfactory.load_policy(cartpole)
     env = gymnasium.make("CartPole-v1")
     obs, _ = env.reset(seed=seeds(1)[0])
@@ -42,7 +41,7 @@ def test_policy_in_a_gymnasium_loop_plays_the_episode_of_eval(cartpole):
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_policy_on_a_batch_plays_the_episodes_of_eval(cartpole, greedy):
-    expected = evaluate(cartpole, episodes=4, greedy=greedy, seed=3)
+    expected = sfactory.evaluate(cartpole, episodes=4, greedy=greedy, seed=3)
     policy = sfactory.load_policy(cartpole, seed=3)
     envs = gymnasium.make_vec("CartPole-v1", 4, vectorization_mode="vector_entry_point")
     obs, _ = envs.reset(seed=seeds(4, 3)[0])  # the vector environment has one seed
@@ -77,7 +76,7 @@ def test_policy_bounds_continuous_actions_like_eval(tmp_path, squash):
     at_bound = float((np.abs(actions) == 2.0).mean())
     assert at_bound < 0.1 if squash else at_bound > 0.4  # a standard deviation of 4.5: clipping collects actions there
     assert policy.action_space.contains(policy.act(obs[0]))
-    env, expected = gymnasium.make("Pendulum-v1"), evaluate(run, episodes=1, greedy=True)
+    env, expected = gymnasium.make("Pendulum-v1"), sfactory.evaluate(run, episodes=1, greedy=True)
     obs, _ = env.reset(seed=seeds(1)[0])
     total = 0.0
     for _ in range(200):
@@ -109,8 +108,8 @@ def test_policy_keeps_recurrent_state_until_first_or_reset(tmp_path):
 
 
 @pytest.fixture
-def nested(tmp_path, monkeypatch):
-    return train_nested(tmp_path / "run", monkeypatch)
+def nested(tmp_path):
+    return train_own(tmp_path / "run", Nested)
 
 
 def test_policy_handles_dict_spaces(nested):
@@ -179,8 +178,8 @@ def test_package_exports_its_public_names_only():
     assert Path(sfactory.__file__).name == "__init__.py"
 
 
-def test_policy_takes_observations_with_and_without_dropped_leaves(tmp_path, monkeypatch):
-    policy = sfactory.load_policy(train_odd(tmp_path / "run", monkeypatch))
+def test_policy_takes_observations_with_and_without_dropped_leaves(tmp_path):
+    policy = sfactory.load_policy(train_odd(tmp_path / "run"))
     assert list(policy.spec.obs) == ["obs/x"]
     obs = Odd.observation_space.sample()
     action = policy.act(obs)
@@ -188,8 +187,8 @@ def test_policy_takes_observations_with_and_without_dropped_leaves(tmp_path, mon
         np.testing.assert_equal(policy.act(other), action)
 
 
-def test_policy_returns_actions_of_the_shape_and_dtype_of_their_spaces(tmp_path, monkeypatch):
-    policy = sfactory.load_policy(train_odd(tmp_path / "run", monkeypatch))
+def test_policy_returns_actions_of_the_shape_and_dtype_of_their_spaces(tmp_path):
+    policy = sfactory.load_policy(train_odd(tmp_path / "run"))
     some = [Odd.observation_space.sample()["x"] for _ in range(4)]
     batch = policy.act({"x": np.stack(some)}, greedy=False)
     for key, space in Odd.action_space.items():

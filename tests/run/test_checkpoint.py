@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import random
@@ -9,13 +10,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sfactory.run import checkpoint, checkpoint_writer
+from sfactory.errors import FileRefused
+from sfactory.run import checkpoint, checkpoint_files, checkpoint_writer
 from sfactory.run.checkpoint import CheckpointError, Contents, load, load_lockstep, newest, verify
 from sfactory.run.checkpoint_writer import save
 
@@ -118,17 +121,18 @@ def test_newest_skips_a_checkpoint_that_cannot_be_read(tmp_path, monkeypatch):
     """A failing sector or a missing permission raises OSError, not CheckpointError."""
     for steps in (10, 20):
         save(tmp_path, contents(steps), keep=2)
-    real = checkpoint.file_sha256
+    real = checkpoint_files.open_to_read
 
-    def fails(path):
-        if "20" in path.parent.name:
+    def fails(path, *most):
+        if "20" in path.parent.name and path.name == "model.safetensors":
             raise OSError(5, "Input/output error")
-        return real(path)
+        return real(path, *most)
 
-    monkeypatch.setattr(checkpoint, "file_sha256", fails)
+    monkeypatch.setattr(checkpoint_files, "open_to_read", fails)
     warnings = []
-    assert newest(tmp_path, warnings).name == "000000000010"
+    assert newest(tmp_path, warnings, move_damaged=True).name == "000000000010"
     assert "Input/output error" in warnings[0]
+    assert not (tmp_path / "corrupt").exists(), "it may be readable in a moment"
 
 
 def test_save_rejects_non_finite_tensors(tmp_path):
@@ -269,7 +273,7 @@ def test_verify_rejects_a_manifest_with_files_outside_the_checkpoint(tmp_path):
     good = save(tmp_path / "run", contents(10), keep=1)
     manifest = json.loads((good / "manifest.json").read_text())
     manifest["files"]["../../secret"] = {"size": 1, "sha256": "0"}
-    manifest["sha256"] = checkpoint.manifest_sha256(manifest)
+    manifest["sha256"] = checkpoint_files.manifest_sha256(manifest)
     (good / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError):
         verify(good)
@@ -281,7 +285,9 @@ def test_newest_returns_the_newest_valid_one_and_moves_damaged_ones(tmp_path):
     (tmp_path / "checkpoints/000000000030/model.safetensors").write_bytes(b"")
     (tmp_path / "checkpoints/000000000020/manifest.json").unlink()
     warnings = []
-    assert newest(tmp_path, warnings).name == "000000000010"
+    assert newest(tmp_path).name == "000000000010"
+    assert not (tmp_path / "corrupt").exists(), "a command that only reads moves nothing"
+    assert newest(tmp_path, warnings, move_damaged=True).name == "000000000010"
     assert len(warnings) == 2
     assert "model.safetensors has 0 bytes" in warnings[0]
     assert sorted(p.name for p in (tmp_path / "corrupt").iterdir()) == ["000000000020", "000000000030"]
@@ -332,3 +338,168 @@ def test_last_saved_has_an_age_and_skips_a_checkpoint_that_was_pruned(tmp_path, 
     found[0].rmdir()
     monkeypatch.setattr(checkpoint, "candidates", lambda _: found)
     assert checkpoint.last_saved(tmp_path, 1000.0) == (10, 100.0)
+
+
+# -- checkpoints that a stranger, another version or another process made -----------------------------------------
+
+
+def test_prune_removes_only_what_has_a_name_of_ours(tmp_path):
+    save(tmp_path, contents(10), keep=1)
+    folder = tmp_path / "checkpoints"
+    kept_names = (".git", ".ssh", "2024", ".000000000020.backup", "notes")
+    for name in (*kept_names, ".000000000020.4711", ".000000000020.old"):
+        (folder / name).mkdir()
+        (folder / name / "file").write_text("x")
+    (folder / ".000000000030.12").symlink_to(tmp_path)
+    save(tmp_path, contents(50), keep=1)
+    left = {path.name for path in folder.iterdir()}
+    assert left == {*kept_names, ".000000000030.12", "000000000050"}
+    assert all((folder / name / "file").exists() for name in kept_names)
+
+
+def test_save_refuses_checkpoints_that_lead_out_of_the_run(tmp_path):
+    (tmp_path / "elsewhere" / ".000000000001.5").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileRefused, match="checkpoints is a link"):
+        save(tmp_path / "run", contents(10), keep=1)
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == [".000000000001.5"]
+
+
+def test_newest_refuses_another_format_and_leaves_it_where_it_is(tmp_path):
+    for steps in (10, 20):
+        path = save(tmp_path, contents(steps), keep=2)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+    warnings = []
+    assert newest(tmp_path, warnings, move_damaged=True).name == "000000000010"
+    assert "format 2, this version reads 1" in warnings[0]
+    assert not (tmp_path / "corrupt").exists()
+
+
+def forged(path, name, data):
+    """Change a file of a checkpoint, and write a manifest that fits."""
+    (path / name).write_bytes(data)
+    (path / "manifest.json").unlink()
+    checkpoint_writer._write_manifest(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_verify_rejects_weights_that_are_not_finite(tmp_path, value, dtype):
+    from safetensors.torch import save as serialize
+
+    path = save(tmp_path, contents(10), keep=1)
+    tensors = {"a": torch.zeros(3, dtype=dtype), "b": torch.tensor([torch.finfo(dtype).max, value], dtype=dtype)}
+    forged(path, "model.safetensors", serialize(tensors))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not finite at 'b'"):
+        verify(path)
+    tensors["b"][1] = torch.finfo(dtype).min
+    forged(path, "model.safetensors", serialize(tensors))
+    verify(path)
+
+
+def test_read_newest_skips_a_checkpoint_that_the_caller_cannot_use(tmp_path):
+    for steps in (10, 20):
+        save(tmp_path, contents(steps), keep=2)
+
+    def check(found):
+        if found.state["env_steps"] == 20:
+            raise CheckpointError("another network")
+
+    warnings = []
+    assert checkpoint.read_newest(tmp_path, (), warnings, True, check).path.name == "000000000010"
+    assert warnings == ["checkpoint 000000000020 skipped: another network"]
+    assert not (tmp_path / "corrupt").exists()
+
+
+def test_read_continues_with_a_checkpoint_that_is_pruned_meanwhile(tmp_path, monkeypatch):
+    """Its files are open before the first of them is read."""
+    path = save(tmp_path, contents(10), keep=1)
+    real = checkpoint_files._read_file
+
+    def prune_first(*arguments):
+        if path.exists():
+            shutil.rmtree(path)
+        real(*arguments)
+
+    monkeypatch.setattr(checkpoint_files, "_read_file", prune_first)
+    assert checkpoint.read_newest(tmp_path, ("model",)).parts["model"]["w"].tolist() == [10.0] * 3
+
+
+def test_read_newest_takes_the_next_one_if_the_run_prunes_the_newest_while_it_is_opened(tmp_path, monkeypatch):
+    save(tmp_path, contents(10), keep=1)
+    real = checkpoint_files.read_manifest
+
+    def save_first(path):
+        if path.name == "000000000010":
+            save(tmp_path, contents(20), keep=1)
+        return real(path)
+
+    monkeypatch.setattr(checkpoint_files, "read_manifest", save_first)
+    warnings = []
+    assert checkpoint.read_newest(tmp_path, (), warnings, move_damaged=True).path.name == "000000000020"
+    assert not warnings
+    assert not (tmp_path / "corrupt").exists()
+
+
+def test_prune_leaves_a_checkpoint_that_is_held(tmp_path):
+    save(tmp_path, contents(10), keep=1)
+    with checkpoint.held(lambda: checkpoint.resolve(tmp_path)) as path:
+        for steps in (20, 30):
+            save(tmp_path, contents(steps), keep=1)
+        assert same(path, 10)
+    save(tmp_path, contents(40), keep=1)
+    assert kept(tmp_path) == [40]
+
+
+def test_held_chooses_again_if_its_checkpoint_was_pruned(tmp_path):
+    save(tmp_path, contents(10), keep=1)
+
+    def choose():
+        path = checkpoint.resolve(tmp_path)
+        if path.name == "000000000010":
+            save(tmp_path, contents(20), keep=1)
+        return path
+
+    with checkpoint.held(choose) as path:
+        assert path.name == "000000000020"
+
+
+def test_load_lockstep_refuses_a_file_that_grows_when_it_is_read(tmp_path):
+    path = save(tmp_path, contents(10), keep=1)
+    np.savez_compressed(path / "lockstep.npz", arena=np.zeros(10_000_000, np.uint8))
+    with pytest.raises(CheckpointError, match="compressed"):
+        load_lockstep(path)
+
+
+def test_read_newest_and_held_never_fail_beside_constant_saves_of_one_checkpoint(tmp_path):
+    save(tmp_path, contents(1), keep=1)
+    stop = threading.Event()
+
+    def keep_saving():
+        for steps in itertools.count(2):
+            save(tmp_path, contents(steps), keep=1)
+            if stop.is_set():
+                return
+
+    saver = threading.Thread(target=keep_saving)
+    saver.start()
+    try:
+        for _ in range(30):
+            warnings = []
+            found = checkpoint.read_newest(tmp_path, ("model",), warnings)
+            assert found.parts["model"]["w"].tolist() == [found.state["env_steps"]] * 3
+            assert not warnings
+            with checkpoint.held(lambda: checkpoint.resolve(tmp_path)) as path:
+                count = checkpoint.read_newest(tmp_path).state["env_steps"]
+                while checkpoint.read_newest(tmp_path).state["env_steps"] < count + 2:
+                    pass
+                assert same_weights(path)
+    finally:
+        stop.set()
+        saver.join()
+
+
+def same_weights(path):
+    return load(path).parts["model"]["w"].tolist() == [int(path.name)] * 3

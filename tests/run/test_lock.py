@@ -73,7 +73,7 @@ def fail_to_write(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("place", ["sfactory.run.recorder.write_atomically", "sfactory.run.recorder.Board"])
+@pytest.mark.parametrize("place", ["sfactory.run.recorder.replace_text", "sfactory.run.recorder.Board"])
 @pytest.mark.parametrize("given", [{"dir": "runs/a"}, {}])
 def test_a_start_that_fails_leaves_no_folder(tmp_path, monkeypatch, place, given):
     monkeypatch.chdir(tmp_path)
@@ -109,7 +109,7 @@ def test_a_start_that_is_refused_leaves_the_folder_of_the_other_run(tmp_path, mo
         sfactory.resume("runs/a", stop={"env_steps": 600})
     os.close(lock)
     assert sorted(path.name for path in Path("runs/a").iterdir()) == before
-    monkeypatch.setattr("sfactory.run.recorder.write_atomically", fail_to_write)
+    monkeypatch.setattr("sfactory.run.recorder.replace_text", fail_to_write)
     with pytest.raises(OSError, match="No space left"):
         sfactory.resume("runs/a", stop={"env_steps": 600})
     assert sorted(path.name for path in Path("runs/a").iterdir()) == before

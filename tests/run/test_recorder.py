@@ -1,11 +1,19 @@
-"""The recorder ends a run at its target return, and says the return that was compared."""
+"""The recorder names the stop rule that was reached, and ends a run whose environments fail too often."""
+
+import json
 
 import pytest
 
 from sfactory.config import Config, Env, Log, Stop
 from sfactory.envs import make_spec
 from sfactory.errors import Exit
+from sfactory.learning.network import build_model
 from sfactory.monitor import messages
+from sfactory.monitor.episodes import Episodes
+from sfactory.monitor.rows import read_rows
+from sfactory.run.checkpoint import Contents
+from sfactory.run.checkpoint_writer import save
+from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 
 NAME = "gymnasium/CartPole-v1"
@@ -13,7 +21,7 @@ NAME = "gymnasium/CartPole-v1"
 
 @pytest.fixture
 def recorder(tmp_path):
-    config = Config(env=Env(NAME), stop=Stop(target_return=0.95))
+    config = Config(env=Env(NAME), stop=Stop(env_steps=5000, target_return=0.95))
     with RunRecorder.open(config, tmp_path / "run", resume=False, specs=[make_spec(NAME)]) as recorder:
         yield recorder
 
@@ -22,22 +30,60 @@ def add_episodes(recorder, *returns):
     recorder.handle((messages.EPISODES, "sampler-0", [(value, 1, 0) for value in returns]))
 
 
-def test_recorder_ends_the_run_at_the_target_return_of_100_episodes(recorder):
-    add_episodes(recorder, *[1.0] * 99)
-    assert recorder.outcome_from_messages() is None, "fewer episodes than the mean is of"
-    add_episodes(recorder, *[0.0] * 6)
-    assert recorder.outcome_from_messages() is None, "0.94"
-    add_episodes(recorder, 0.953)
-    assert recorder.outcome_from_messages() is None, "0.93953: 100 episodes of which the oldest are dropped"
-    add_episodes(recorder, *[1.0] * 94, *[1.25] * 6)
-    outcome = recorder.outcome_from_messages()
-    assert outcome.code == Exit.FINISHED
-    assert outcome.sentence == "training return 1.015 reached the target of 0.95"
+def end_at(recorder, env_steps, *returns):
+    """What a learner sends at its end."""
+    episodes = Episodes()
+    episodes.add([(value, 1, 0) for value in returns])
+    counts = {"env_steps": env_steps, "updates": 9, "seconds": 2.5, "episodes": episodes.state()}
+    recorder.handle((messages.END, "learner", counts))
 
 
-def test_recorder_never_states_a_return_below_the_target_it_reached(recorder):
-    add_episodes(recorder, *[0.951] * 100)  # with one decimal: 1.0; 0.949 would be 0.9
-    assert recorder.outcome_from_messages().sentence == "training return 0.951 reached the target of 0.95"
+@pytest.mark.parametrize(
+    ("env_steps", "returns", "sentence", "settings"),
+    [
+        (5001, [0.5], "stop.env-steps 5,000 was reached (5,001)", {"stop.env_steps": 10_000}),
+        (900, [0.951] * 100, "stop.target-return 0.95 was reached (0.951)", {"stop.target_return": 1.046}),
+        (900, [0.951] * 99, "a stop rule was reached", {}),  # the last counters are lost
+    ],
+)
+def test_recorder_names_the_stop_rule_that_was_reached(recorder, env_steps, returns, sentence, settings):
+    end_at(recorder, env_steps, *returns)
+    add_episodes(recorder, *[7.0] * 50)  # after the learner has stopped
+    (recorder.run_dir / f"checkpoints/{env_steps:012d}").mkdir(parents=True)
+    outcome = recorder.finish(Outcome.of(Exit.FINISHED, "; more"))
+    assert outcome.sentence == f"{sentence}; more"
+    assert outcome.resume_settings == settings
+    status = json.loads((recorder.run_dir / "status.json").read_text())
+    assert (status["training_return"], status["episodes"]) == (pytest.approx(returns[0]), len(returns))
+    assert (outcome.training_return, outcome.episodes) == (status["training_return"], status["episodes"])
+
+
+def test_recorder_proposes_a_plain_resume_where_the_last_checkpoint_is_older(recorder):
+    end_at(recorder, 5001)
+    (recorder.run_dir / "checkpoints/000000004000").mkdir(parents=True)
+    outcome = recorder.finish(Outcome.of(Exit.STORAGE, "; the last checkpoint could not be written"))
+    assert outcome.resume_settings == {}
+
+
+def test_recorder_keeps_what_a_run_has_reached_when_a_launch_fails(tmp_path):
+    config, run_dir = Config(env=Env(NAME)), tmp_path / "run"
+    with RunRecorder.open(config, run_dir, resume=False, specs=[make_spec(NAME)]):
+        pass
+    episodes = Episodes()
+    episodes.add([(0.5, 1, 0)] * 3)
+    state = {"env_steps": 700, "updates": 7, "seconds": 1.5, "launch": 0, "episodes": episodes.state()}
+    state |= {"skipped_updates": 0, "lr": 1e-3, "kl": 0.0, "ess": 1.0}
+    model = build_model(config, make_spec(NAME))
+    save(run_dir, Contents(state, {"model": dict(model.state_dict())}), keep=1)
+    with (
+        pytest.raises(ZeroDivisionError),
+        RunRecorder.open(config, run_dir, resume=True, specs=[make_spec(NAME)]) as recorder,
+    ):
+        raise ZeroDivisionError("a bug at the start")
+    assert recorder.progress.env_steps == 700
+    status = json.loads((run_dir / "status.json").read_text())
+    expected = {"state": "failed", "env_steps": 700, "updates": 7, "seconds": 1.5, "training_return": 0.5}
+    assert {name: status[name] for name in expected} == expected
 
 
 # -- failures of environments ------------------------------------------------------------------------------------
@@ -107,3 +153,41 @@ def test_recorder_prints_the_traceback_of_environments_that_cannot_be_built(reco
     err = capsys.readouterr().err
     assert err.startswith("sampler-0: EnvError: x could not be built: OSError: port\n  Traceback")
     assert 'File "/home/me/sim.py", line 12' in err
+
+
+# -- evaluations -------------------------------------------------------------------------------------------------
+
+
+def evaluated(recorder, *env_steps):
+    for steps in env_steps:
+        scores = {"episodic_return": 1.0 * steps, "iqm": 1.0, "episodic_length": 1.0, "seconds": 0.1}
+        row = {f"eval/{name}": value for name, value in scores.items()} | {"eval/env_steps": float(steps)}
+        recorder.handle((messages.EVALUATION, "evaluator", row))
+
+
+def trained(recorder, env_steps):
+    counts = {"env_steps": env_steps, "updates": 1, "seconds": env_steps / 100, "episodes": Episodes(1).state()}
+    recorder.handle((messages.LEARNER, "learner", counts))
+
+
+def test_recorder_loses_no_evaluation_of_several_between_two_rows(recorder):
+    """Each was shown by the next row alone, so that the second of a pair replaced the first in the files."""
+    evaluated(recorder, 100, 200, 300)
+    trained(recorder, 300)
+    evaluated(recorder, 350, 450)  # of checkpoints; the learner has gone on
+    trained(recorder, 600)
+    trained(recorder, 900)
+    evaluated(recorder, 700, 800)  # they were slow, and end after a row beyond them
+    trained(recorder, 1200)
+    rows = [(row["env_steps"], row.get("eval/env_steps")) for row in read_rows(recorder.run_dir)]
+    assert rows == [
+        (100, 100), (200, 200), (300, 300), (350, 350), (600, 450), (900, None), (901, 700), (1200, 800)
+    ]  # fmt: skip
+
+
+def test_recorder_writes_the_evaluations_that_no_row_follows(recorder):
+    trained(recorder, 300)
+    evaluated(recorder, 400, 500)
+    recorder.env_steps = 500  # of the learner, beyond the last row
+    recorder.finish(Outcome.of(Exit.FINISHED, "the stop rule was reached"))
+    assert [row["env_steps"] for row in read_rows(recorder.run_dir)] == [300, 400, 500]

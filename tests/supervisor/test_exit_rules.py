@@ -9,7 +9,10 @@ from sfactory.errors import UNGUARDED, Exit
 from sfactory.run.outcome import Outcome
 from sfactory.supervisor.exit_rules import (
     EVALUATOR_EXITS,
-    Abandon,
+    EVALUATOR_LONGEST_PAUSE_S,
+    EVALUATOR_PAUSE_S,
+    MOST_KILLS,
+    PATIENT_KILLS,
     End,
     Restart,
     WorkerExit,
@@ -29,6 +32,7 @@ def decide(
     code,
     *,
     faults=0,
+    kills=0,
     updates=5,
     finished=None,
     generation=1,
@@ -38,7 +42,7 @@ def decide(
     building=False,
 ):
     worker = WorkerExit(name, code, generation, last_line, position, f"debug/{name}.txt", exceeded, building)
-    return on_exit(worker, faults, updates, SPARE, finished)
+    return on_exit(worker, faults, kills, updates, SPARE, finished)
 
 
 def ended(action):
@@ -65,6 +69,11 @@ def test_on_exit_keeps_the_outcome_that_the_learner_reported_before_it_exited():
 def test_on_exit_refuses_to_resume_when_the_learner_refuses_the_checkpoint():
     action = decide("learner", Exit.RESUME_REFUSED, generation=0, updates=-1, last_line="model: 3 shapes differ")
     assert ended(action) == ("resume refused", 4, "model: 3 shapes differ")
+
+
+def test_on_exit_ends_the_run_as_usage_when_the_learner_refuses_a_setting():
+    action = decide("learner", Exit.USAGE, generation=0, updates=-1, last_line="model.encoder my:Net contains Dropout")
+    assert ended(action) == ("usage", 2, "model.encoder my:Net contains Dropout")
 
 
 @pytest.mark.parametrize("name", ["learner", "inference", "sampler-0"])
@@ -97,6 +106,21 @@ def test_on_exit_always_restarts_a_worker_that_was_killed_from_outside(name, fau
     assert action == Restart(f"{name} exited (killed by SIGKILL); restarted", own_fault=False)
 
 
+def test_on_exit_pauses_before_it_restarts_a_sampler_that_is_always_killed_before_it_is_ready():
+    """As where memory runs out while it builds its environments."""
+    pauses = [decide("sampler-0", SIGKILL, kills=kills).pause_s for kills in range(MOST_KILLS - 1)]
+    assert pauses[:PATIENT_KILLS] == [0.0] * PATIENT_KILLS
+    assert pauses[PATIENT_KILLS : PATIENT_KILLS + 6] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+    assert decide("sampler-0", SIGKILL, kills=PATIENT_KILLS).message.endswith("(killed by SIGKILL); restarted in 0.5 s")
+    assert decide("inference", SIGKILL, kills=MOST_KILLS - 2).pause_s == 0.0, "its start is slow enough"
+
+
+@pytest.mark.parametrize("name", ["inference", "sampler-0"])
+def test_on_exit_ends_the_run_when_a_worker_is_killed_very_often_before_it_is_ready(name):
+    sentence = f"{name} was killed 100 times in a row before it was ready (killed by SIGKILL); is there enough memory?"
+    assert ended(decide(name, SIGKILL, kills=MOST_KILLS - 1)) == ("worker lost", 7, sentence)
+
+
 @pytest.mark.parametrize("name", ["inference", "sampler-0"])
 def test_on_exit_counts_own_faults_against_the_budget(name):
     action = decide(name, 1, last_line="ValueError: no")
@@ -109,7 +133,7 @@ def test_on_exit_counts_own_faults_against_the_budget(name):
 
 def test_on_exit_waits_longer_before_every_further_restart():
     def pause(faults):
-        return on_exit(WorkerExit("sampler-0", 1, 1), faults, 5, 100, None).pause_s
+        return on_exit(WorkerExit("sampler-0", 1, 1), faults, 0, 5, 100, None).pause_s
 
     assert [pause(faults) for faults in range(7)] == [0.0, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
 
@@ -142,15 +166,17 @@ def test_on_exit_names_the_environment_in_which_a_sampler_exited():
 
 
 @pytest.mark.parametrize("code", [SIGKILL, 0, 1, UNGUARDED])
-def test_on_exit_never_ends_the_run_for_the_evaluator(code):
-    for faults in range(EVALUATOR_EXITS - 1):
-        action = decide("evaluator", code, faults=faults)
-        assert isinstance(action, Restart)
-        assert action.own_fault
-        assert "see debug/evaluator.txt); restarted" in action.message
-    action = decide("evaluator", code, faults=EVALUATOR_EXITS - 1)
-    assert isinstance(action, Abandon)
-    assert "4 times in a row without a result: no more evaluations, training continues" in action.message
+def test_on_exit_always_restarts_the_evaluator_with_longer_pauses(code):
+    """It was given up for good after the fourth exit, and a curve lacked its evaluations from then on."""
+    actions = [decide("evaluator", code, faults=faults) for faults in range(1000)]
+    assert all(action.own_fault and "see debug/evaluator.txt)" in action.message for action in actions)
+    pauses = [action.pause_s for action in actions]
+    assert pauses[: EVALUATOR_EXITS - 1] == [0.0] * (EVALUATOR_EXITS - 1)
+    assert pauses[EVALUATOR_EXITS - 1 :][:3] == [EVALUATOR_PAUSE_S, 2 * EVALUATOR_PAUSE_S, 4 * EVALUATOR_PAUSE_S]
+    assert pauses[-1] == EVALUATOR_LONGEST_PAUSE_S
+    assert actions[0].message.endswith("); restarted")
+    said = "; 4 times in a row without a result, training continues; restarted in 60 s"
+    assert actions[EVALUATOR_EXITS - 1].message.endswith(said)
 
 
 @pytest.fixture

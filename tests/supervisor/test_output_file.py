@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from sfactory.supervisor import output_file as module
 from sfactory.supervisor.output_file import MAX_BYTES, OutputFile
 
@@ -92,6 +94,20 @@ def test_last_line_reads_the_end_of_a_large_file_only(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "open", lambda *args: Counting(open(*args)), raising=False)  # noqa: SIM115
     assert output.last_line() == "ValueError: no"
     assert sum(map(len, read)) <= 8192
+
+
+@pytest.mark.parametrize("size", [100, 5_000, 3_000_000])
+def test_last_line_is_shortened_and_says_so(tmp_path, size):
+    path = tmp_path / "learner.txt"
+    path.write_text("RuntimeError: of an earlier generation\n")
+    output = OutputFile(path)
+    with path.open("a") as file:
+        file.write(f"Traceback\nRuntimeError: {'x' * size} at last\n")
+    line = output.last_line()
+    assert line.endswith("xxx at last")
+    assert len(line) < 1000
+    assert line.startswith("... xxx" if size > 8192 else "RuntimeError: xxx")
+    assert ("characters) ..." in line) == (size > 1000)
 
 
 def test_last_line_is_never_that_of_an_earlier_generation(tmp_path):

@@ -20,6 +20,16 @@ def test_signal_handlers_are_installed_and_restored():
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
+def test_signal_handlers_leave_an_ignored_signal_ignored():
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with signal_handlers([signal.SIGUSR1], lambda number, frame: None):
+            assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_signal_handlers_have_no_effect_outside_the_main_thread():
     entered = []
 

@@ -1,6 +1,7 @@
 """A reaper ends everything that its command started, even if it is killed itself, and exits as the command did."""
 
 import os
+import random
 import secrets
 import signal
 import subprocess
@@ -65,17 +66,21 @@ def start(tmp_path, tag, how, mark="run/worker/0/", parent=None):
     """A reaper whose command starts four simulators: waits until they run."""
     output = tmp_path / "output.txt"
     command = [sys.executable, "-c", CODE, tag, how]
+    code_r, code_w = os.pipe()
     words = [
         *reaper_command(),
         "worker",
         str(parent or os.getpid()),
+        str(code_w),
         mark,
         str(output),
         "SOME_VARIABLE=1",
         "--",
         *command,
     ]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, pass_fds=(code_w,))
+    os.close(code_w)
+    process.code = os.fdopen(code_r)
     eventually(lambda: output.exists() and "ready" in output.read_text())
     return process
 
@@ -90,6 +95,7 @@ def command_of(process):
 def test_reaper_ends_what_its_command_leaves_and_exits_as_it_did(tmp_path, tag, how, code):
     process = start(tmp_path, tag, how)
     assert process.wait(10) == code
+    assert process.code.read() == str(code), "the end of the pipe is the end of the reaper: nothing inherits it"
     assert not tagged(tag)
 
 
@@ -217,6 +223,48 @@ def test_nothing_is_left_a_second_after_the_supervisor_was_killed(supervisor, ta
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE and p not in left]
 
 
+SUPERVISOR_OF_FIVE = """
+import os, subprocess, sys, time
+from sfactory.supervisor.reaped_process import reaper_command
+from sfactory.supervisor.spawn import OrphanKiller
+killer, seconds, reapers = OrphanKiller(), sys.argv[1], []
+start = f"sleep {seconds} & setsid sleep {seconds} & setsid sh -c 'sleep {seconds} &'; sleep {seconds}"
+code_w = os.pipe()[1]
+for number in range(5):
+    words = ["worker", str(os.getpid()), str(code_w), killer.mark("worker", number), os.devnull, "--"]
+    process = subprocess.Popen([*reaper_command(), *words, "/bin/sh", "-c", start], pass_fds=(code_w,))
+    killer.watch(process.pid)
+    reapers.append(process)
+print(*[process.pid for process in reapers], flush=True)
+time.sleep(600)
+"""
+
+
+def test_nothing_is_left_if_supervisor_and_reapers_are_killed_at_the_same_moment():
+    """Twenty-five workers of five supervisors, each with plain children, sessions of their own and a daemon.
+
+    The commands are those of /bin/sh, which is dash on many systems.
+    """
+    seconds = str(secrets.randbelow(10**6) + 10**7)
+
+    def running():
+        found = psutil.process_iter(["cmdline", "status"])
+        return [p for p in found if seconds in " ".join(p.info["cmdline"] or ()) and p.info["status"] != "zombie"]
+
+    words = [sys.executable, "-c", SUPERVISOR_OF_FIVE, seconds]
+    supervisors = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(5)]
+    reapers = [[int(word) for word in process.stdout.readline().split()] for process in supervisors]
+    simulators = lambda: [p for p in running() if p.name() == "sleep"]  # noqa: E731
+    eventually(lambda: len(simulators()) == 5 * 5 * 4, 30.0)
+    for process, its_reapers in zip(supervisors, reapers, strict=True):
+        victims = [process.pid, *its_reapers]
+        random.Random(seconds).shuffle(victims)
+        reaper.kill(victims, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    eventually(lambda: not running())
+
+
 def test_orphan_killer_exits_with_nothing_to_do_after_an_orderly_end():
     killer = OrphanKiller()
     began = time.monotonic()
@@ -225,3 +273,30 @@ def test_orphan_killer_exits_with_nothing_to_do_after_an_orderly_end():
     killer.close()
     assert killer._process.returncode == 0
     assert time.monotonic() - began < 2.0
+
+
+COLLECT = """
+import subprocess, sys, time
+from sfactory.supervisor import reaper
+from sfactory.supervisor.spawn import OrphanKiller
+import os
+
+reaper.prctl(36, 1)  # a subreaper, as process 1 of a container is one
+before = subprocess.Popen(["sh", "-c", "exit 3"], start_new_session=True)
+killer = OrphanKiller()
+inside = subprocess.Popen(["sh", "-c", "exit 4"])
+subprocess.run(["setsid", "-f", "sleep", "0.1"])  # becomes a child of this process
+deadline = time.monotonic() + 30
+while time.monotonic() < deadline:
+    killer.collect([])
+    if len(reaper.children_of(os.getpid())) == 3 and time.monotonic() > deadline - 29:
+        break
+    time.sleep(0.05)
+print(len(reaper.children_of(os.getpid())), before.wait(), inside.wait())
+killer.close()
+"""
+
+
+def test_orphan_killer_collects_orphans_where_it_is_process_1_and_no_other_children():
+    done = subprocess.run([sys.executable, "-c", COLLECT], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["3", "3", "4"], done.stderr

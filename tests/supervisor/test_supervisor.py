@@ -15,7 +15,7 @@ from sfactory.shm import atomics
 from sfactory.shm.slots import FREE, READY, SAMPLING, Request
 from sfactory.supervisor import supervisor as module
 from sfactory.supervisor.deadlines import START_S
-from sfactory.supervisor.exit_rules import EVALUATOR_EXITS, FIRST_PAUSE_S
+from sfactory.supervisor.exit_rules import EVALUATOR_EXITS, EVALUATOR_PAUSE_S, FIRST_PAUSE_S
 from sfactory.supervisor.output_file import OutputFile
 from sfactory.supervisor.shutdown import CLOSE_ALL_S, CLOSE_S, Closing, stop_workers
 from sfactory.supervisor.supervisor import Supervisor
@@ -134,7 +134,8 @@ def started(supervisor, monkeypatch):
     supervisor.killed = fake_processes(supervisor, monkeypatch)
     beat(supervisor, 7, Phase.ENVIRONMENT)  # of the previous generation, which exited inside an environment
     for name in supervisor.run_spec.workers:
-        supervisor._start(name, 1)
+        supervisor.generations[name] = 1
+        supervisor._start(name)
         if name != sampler_name(0):
             supervisor.processes[name].beats = True
     yield supervisor
@@ -220,13 +221,13 @@ def test_run_is_no_stall_while_a_sampler_is_within_the_time_of_an_environment(st
     assert check_at(started, 3.0 * STALL).code == 8
 
 
-def test_supervisor_abandons_an_evaluator_only_if_it_exits_repeatedly_without_a_result(supervisor):
+def test_supervisor_pauses_before_it_restarts_an_evaluator_that_exits_repeatedly_without_a_result(supervisor):
     started, name = [], evaluator_name()
-    supervisor._start = lambda name, generation: started.append(generation)
+    supervisor._start = started.append
 
     def exits():
         supervisor._record()
-        assert supervisor._on_exit(exited(name, len(started)), -9) is None
+        assert supervisor._on_exit(exited(name), -9) is None
 
     for number in range(3 * EVALUATOR_EXITS):  # one result between any two exits
         supervisor.recorder.board.evaluated = number
@@ -234,23 +235,27 @@ def test_supervisor_abandons_an_evaluator_only_if_it_exits_repeatedly_without_a_
     assert len(started) == 3 * EVALUATOR_EXITS
     for _ in range(EVALUATOR_EXITS - 1):
         exits()
-    assert len(started) == 4 * EVALUATOR_EXITS - 2, "it is not restarted after the last exit"
+    assert len(started) == 4 * EVALUATOR_EXITS - 2, "it is not restarted at once after the last exit"
     messages = [text for _, _, text in supervisor.recorder.messages]
-    assert "no more evaluations, training continues" in messages[-1]
-    assert all("restarted" in text for text in messages[:-1])
+    assert messages[-1].endswith("; 4 times in a row without a result, training continues; restarted in 60 s")
+    assert all(text.endswith("; restarted") for text in messages[:-1])
+    supervisor.clock += EVALUATOR_PAUSE_S
+    supervisor._start_due()
+    assert len(started) == 4 * EVALUATOR_EXITS - 1, "it is tried again"
 
 
 def exited(name, generation=1, **fields):
     """A worker process that has exited."""
     output = SimpleNamespace(last_line=lambda: "ValueError: no", path=f"debug/{name}.txt")
+    state = {"exceeded": "", "hung_s": 0.0, "slots_before": 0, "heartbeat": (-1, -1), "beats": False, "began_at": 0.0}
     return SimpleNamespace(
-        **{"name": name, "generation": generation, "output": output, "exceeded": "", "slots_before": 0, **fields}
+        **{"name": name, "generation": generation, "output": output, "ready": False, **state, **fields}
     )
 
 
 def test_supervisor_forgets_faults_of_a_sampler_only_for_slots_that_it_fills_itself(supervisor):
     """Updates from the data of others would hide a sampler that always fails."""
-    supervisor._start, supervisor.updates = lambda name, generation: None, 5
+    supervisor._start, supervisor.updates = lambda name: None, 5
     name = sampler_name(0)
     for faults in (1, 2, 3):
         supervisor.shared.learner[0].updates += 1
@@ -266,18 +271,93 @@ def test_supervisor_forgets_faults_of_a_sampler_only_for_slots_that_it_fills_its
     assert supervisor.faults[name] == 3, "slots of an earlier generation count once"
 
 
+def test_supervisor_puts_the_spare_in_charge_when_inference_is_killed_again(started):
+    """And starts the next spare beside it. What was written before belongs to others."""
+    name, output = "inference", started.run_spec.debug_dir / "inference.txt"
+    row = started.run_spec.workers.index(name)
+    started.orphan_killer.forget = lambda *_: None
+    assert started.shared.in_charge[row] == 1
+    for generation in (2, 3, 4):
+        first = started.processes.pop(name)
+        os.close(first.pidfd)
+        spare = started.spares.processes.get(name)
+        started._on_exit(first, -9)
+        worker = started.processes[name]
+        assert started.shared.in_charge[row] == worker.generation == generation
+        assert not worker.beats
+        if generation == 4:
+            assert worker is spare
+            assert worker.output.last_line() == ""
+        output.parent.mkdir(exist_ok=True)
+        output.write_text("RuntimeError: of an earlier generation\n" * generation)
+    assert started.spares.processes[name].generation == 5
+    os.close(started.spares.processes[name].pidfd)
+    assert all(text.endswith("exited (killed by SIGKILL); restarted") for _, _, text in started.recorder.messages)
+
+
+def hang(supervisor, worked_s):
+    """A generation of the only sampler that works for so many seconds, fills slots and then hangs."""
+    name = sampler_name(0)
+    begun = supervisor.clock
+    for _ in range(2 * module.SLOTS_PER_FAULT):
+        for states in ((FREE, SAMPLING), (SAMPLING, READY), (READY, FREE)):
+            supervisor.shared.slot_table.transition(0, 0, *states)
+    supervisor.clock += worked_s + STEP
+    slots = supervisor._slots_filled(name) - 2 * module.SLOTS_PER_FAULT
+    beats = {"beats": True, "ready": True, "began_at": begun, "slots_before": slots}
+    return supervisor._on_exit(exited(name, exceeded="it hangs", hung_s=STEP, **beats), -9)
+
+
+@pytest.mark.parametrize(("worked_s", "ends"), [(0.0, True), (2.9 * STEP, True), (3.1 * STEP, False)])
+def test_supervisor_ends_a_run_whose_environment_hangs_for_more_than_a_quarter_of_the_time(supervisor, worked_s, ends):
+    """However much data arrives between: a reset that hangs after three episodes was restarted without end."""
+    supervisor._start, supervisor.updates = lambda name: None, 5
+    outcomes = [hang(supervisor, worked_s) for _ in range(supervisor.config.run.spare_restarts + 1)]
+    assert outcomes[:-1] == [None] * (len(outcomes) - 1)
+    assert (outcomes[-1] is not None) == ends
+    if ends:
+        assert outcomes[-1].code == 6
+        assert outcomes[-1].sentence.startswith("sampler-0 exited 11 times with little or no progress in between")
+
+
+def test_supervisor_does_not_report_the_position_of_an_earlier_generation(supervisor):
+    """A sampler that is killed in an environment leaves its position; the next one may not even find its packages."""
+    supervisor._start, supervisor.updates = lambda name: None, 5
+    beat(supervisor, 7, Phase.ENVIRONMENT, env=1)
+    word = supervisor.deadlines.heartbeat(sampler_name(0))
+    supervisor._on_exit(exited(sampler_name(0), heartbeat=word), 1)
+    assert "in environment" not in supervisor.recorder.messages[-1][2]
+    beat(supervisor, 1, Phase.ENVIRONMENT, env=1)
+    supervisor._on_exit(exited(sampler_name(0), heartbeat=word), 1)
+    assert ", in environment 1, seed" in supervisor.recorder.messages[-1][2]
+
+
+def test_supervisor_counts_kills_of_a_worker_until_it_is_ready(supervisor):
+    supervisor._start, name = lambda name: None, sampler_name(0)
+    word = supervisor.deadlines.heartbeat(name)
+    for kills in (1, 2):
+        supervisor._on_exit(exited(name, heartbeat=word), -9)
+        assert supervisor.kills[name] == kills
+    beat(supervisor, 1, Phase.BUILD)
+    supervisor._on_exit(exited(name, heartbeat=word), -9)
+    assert supervisor.kills[name] == 3, "it was building its environments"
+    beat(supervisor, 2, Phase.WORK)
+    supervisor._on_exit(exited(name, heartbeat=word), -9)
+    assert supervisor.kills[name] == 1
+
+
 def test_supervisor_pauses_before_it_restarts_a_sampler_that_fails_again(supervisor):
     started, name = [], sampler_name(0)
-    supervisor._start, supervisor.updates = lambda name, generation: started.append(generation), 5
+    supervisor._start, supervisor.updates = started.append, 5
     supervisor._on_exit(exited(name, 0), 1)
-    assert started == [1], "at once after the first fault"
+    assert started == [name], "at once after the first fault"
     supervisor._on_exit(exited(name, 1), 1)
     supervisor._start_due()
-    assert started == [1]
+    assert started == [name]
     supervisor.clock += FIRST_PAUSE_S
     supervisor._start_due()
     supervisor._start_due()
-    assert started == [1, 2]
+    assert started == [name, name]
     assert "restarted in 0.5 s" in supervisor.recorder.messages[-1][2]
 
 

@@ -121,6 +121,18 @@ class Stuck(Base):
             raise RuntimeError("no licence")
 
 
+class HangsLater(Base):
+    """Hangs in its fourth reset, after three complete episodes."""
+
+    resets = 0
+
+    def reset(self, **options):
+        self.resets += 1
+        if self.resets > 3:
+            time.sleep(3600)
+        return super().reset(**options)
+
+
 class Chatty(Base):
     """Prints in every step."""
 
@@ -147,5 +159,5 @@ class Counted(Base):
         self._write("-")
 
 
-for name in ("Simulator", "Port", "Slow", "SlowAgain", "Stuck", "Chatty", "Counted"):
+for name in ("Simulator", "Port", "Slow", "SlowAgain", "Stuck", "HangsLater", "Chatty", "Counted"):
     gymnasium.register(f"{name}-v0", entry_point=f"simulators:{name}")

@@ -110,6 +110,17 @@ def test_hanging_environment_is_killed_and_its_stack_kept(tmp_path):
     assert ledger_balances(run)
 
 
+def inside_an_update(process):
+    """Whether the learner computes and the samplers wait for it, for a second."""
+
+    def seconds(kind):
+        return sum(sum(worker.cpu_times()[:2]) for worker in workers_named(process, kind))
+
+    learner, samplers = seconds("learner"), seconds("sampler")
+    time.sleep(1.0)
+    return seconds("learner") - learner > 0.1 and seconds("sampler") - samplers < 0.1
+
+
 def saved(run):
     """Env steps of the newest checkpoint."""
     return max((int(path.name) for path in checkpoint.candidates(run)), default=0)
@@ -209,6 +220,46 @@ def test_run_that_is_stopped_and_continued_is_no_stall(tmp_path):
     wait_for(lambda: steps(run) > before, process=process)
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
+
+
+def test_training_pauses_while_the_supervisor_alone_is_stopped(tmp_path):
+    """As by Ctrl-Z in a terminal: the workers have process groups of their own, and used to go on unwatched."""
+    run = tmp_path / "run"
+    process = start(run, "--checkpoint.every-seconds", 0.5)
+    wait_for(lambda: saved(run) > 0, process=process)
+    process.send_signal(signal.SIGSTOP)
+    newest, since = saved(run), time.monotonic()
+    deadline = since + 80.0
+    while time.monotonic() - since < 6.0:  # a save twice a second, as long as there are updates
+        assert time.monotonic() < deadline, "training goes on"
+        if saved(run) > newest:
+            newest, since = saved(run), time.monotonic()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGCONT)
+    wait_for(lambda: saved(run) > newest, process=process)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 143)
+    assert "restarted" not in log_of(run)
+    assert ledger_balances(run)
+
+
+def test_second_signal_ends_a_run_at_once_without_a_checkpoint(tmp_path):
+    """The learner is inside a long update, and has 30 s to finish it after the first signal."""
+    run = tmp_path / "run"
+    process = start(run, "--batch.epochs", 100_000, "--checkpoint.every-seconds", 1000)
+    wait_for(lambda: (run / "status.json").exists() and workers_named(process, "sampler"), process=process)
+    wait_for(lambda: inside_an_update(process), process=process, seconds=100)
+    family = children(process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.0)
+    assert process.poll() is None, "it waits for the learner"
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    _, err = finish(process, 130)
+    assert time.monotonic() - begun < 20.0
+    assert "stopped by a second signal without waiting for a checkpoint" in exit_line(err)
+    assert saved(run) == 0
+    wait_for(lambda: all_exited(family), seconds=5.0)
 
 
 # -- schedulers ------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_best_and_milestone_checkpoints_are_kept_with_the_return_of_their_row(tm
     assert marks >= {1, 2, 3, 4}
     assert len(kept) <= 6
     best = checkpoint.best(run)
-    scores = {path: checkpoint.training_return(path) for path in kept}
+    scores = {path: checkpoint.settled_return(path) for path in kept}
     assert scores[best] == max(score for score in scores.values() if score is not None)
     known = [row["charts/episodic_return"] for row in rows(run) if row["charts/games"] >= 100]
     assert min(known) <= scores[best] <= max(known)

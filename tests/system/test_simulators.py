@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -160,6 +162,45 @@ def test_run_ends_in_order_if_it_was_started_with_sigchld_ignored(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+IN_A_THREAD = """
+import signal, sys, threading
+import sfactory
+
+def collect(*_):
+    import os
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+def train():
+    outcome = sfactory.train(
+        "faults/count", env={"settings": {"exit_at": 40, "marker": "once"}}, run={"dir": "run"},
+        sampling={"num_samplers": 1, "envs_per_group": 4, "rollout_length": 8}, stop={"env_steps": 2000},
+    )
+    print(outcome.code, flush=True)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN if sys.argv[1] == "ignored" else collect)
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("exits", ["ignored", "collected"])
+def test_run_in_a_program_that_takes_the_exits_of_children_replaces_samplers_and_ends(tmp_path, exits):
+    """In a thread, where no handler can be set: SIGCHLD is ignored, or its handler waits for all children."""
+    (tmp_path / "program.py").write_text(IN_A_THREAD)
+    done = subprocess.run(
+        [sys.executable, "program.py", exits], cwd=tmp_path, capture_output=True, text=True, timeout=110
+    )
+    assert done.stdout.split() == ["0"], done.stderr[-2000:]
+    assert "sampler-0 exited (exit code 3, in environment" in log_of(tmp_path / "run")
+
+
 # -- slow environments -----------------------------------------------------------------------------------------
 
 
@@ -248,6 +289,18 @@ def test_sampler_that_cannot_be_built_again_is_restarted_a_few_times_with_pauses
     assert "restarted in 0.5 s" in log_of(run)
     assert "restarted in 1 s" in log_of(run)
     assert time.monotonic() - began > 1.5
+
+
+@pytest.mark.faults
+def test_environment_whose_resets_hang_ends_the_run_although_it_delivers_data_before(tmp_path):
+    """Each generation fills slots that made up for its own end: it was restarted without end."""
+    run = tmp_path / "run"
+    words = [*ONE, "--env.step-timeout", 1, "--run.spare-restarts", 2, "--stop.env-steps", 10**6]
+    _, err = finish(train(run, "HangsLater", *words), 6)
+    last = err.splitlines()[-1]
+    assert "sampler-0 exited 3 times with little or no progress in between (killed: environment step exceeded" in last
+    assert re.search(r"in environment \d+, seed \d+, step", last), last
+    assert steps(run) > 500, "it delivered data"
 
 
 # -- processors, memory, disk ----------------------------------------------------------------------------------

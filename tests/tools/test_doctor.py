@@ -113,12 +113,6 @@ def test_doctor_checks_report_level_and_advice(finding, level, text):
     assert bool(finding.advice) == (level != "ok")  # advice for every finding that is not ok
 
 
-def test_doctor_counts_descriptors_like_the_supervisor():
-    from sfactory.supervisor.spawn import FDS_OF_OUR_OWN, FDS_PER_WORKER
-
-    assert doctor.FDS == FDS_OF_OUR_OWN + FDS_PER_WORKER * doctor.WORKERS
-
-
 def test_doctor_reads_the_extras_of_setup_cfg_from_the_package_metadata():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")

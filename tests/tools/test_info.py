@@ -92,7 +92,7 @@ def test_info_reports_arbitrary_content_as_damage(typed, run, capsys, name, cont
 
 def test_info_rejects_a_forged_manifest(typed, run):
     """Its own hash is valid, but files that are missing in it, or no dictionary at all, are damage."""
-    from sfactory.run.checkpoint import FORMAT, manifest_sha256
+    from sfactory.run.checkpoint_files import FORMAT, manifest_sha256
 
     path = candidates(run)[0]
     names = json.loads((path / MANIFEST).read_text())["files"]

@@ -11,6 +11,7 @@ import pytest
 from sfactory.config import Config, Env, Sampling, Stop
 from sfactory.config.toml_file import to_toml
 from sfactory.monitor.writers import METRICS_FILE, drop_rows_after
+from sfactory.run.lock import lock_folder
 from sfactory.tools.watch import RunWatcher, watch
 
 CONFIG = Config(
@@ -30,6 +31,14 @@ def write(run_dir, steps, end="\n", **metrics):
     with (run_dir / METRICS_FILE).open("a") as file:
         row = {"env_steps": steps, "seconds": steps / 10, "charts/SPS": 10.0, "charts/FPS": 10.0, **metrics}
         file.write(json.dumps(row) + end)
+
+
+@pytest.fixture(autouse=True)
+def lock(run_dir):
+    """This process has the lock of a run, as the one that trains it."""
+    descriptor = lock_folder(run_dir)
+    yield
+    os.close(descriptor)
 
 
 def status(run_dir, state, pid=None):

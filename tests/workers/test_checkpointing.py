@@ -2,13 +2,13 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from sfactory.config import Checkpoint, Config, Env, Eval, Run
 from sfactory.envs import EnvSpec, Leaf
 from sfactory.learning.distributed import SingleLearner
+from sfactory.monitor.episodes import Episodes, stored_episodes
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import SaveResult
 from sfactory.workers import checkpointing as module
@@ -47,11 +47,11 @@ def make_checkpointing(monkeypatch, env_steps=1500, leader=True, **sections):
         config=config, kernels="torch", lr=1e-3, kl=0.0, ess=1.0, learners=learners, state_dict=dict
     )
     words = SimpleNamespace(checkpoint=0, saved=0, outcome=LearnerOutcome.RUNNING)
-    supervisor = SimpleNamespace(save_requests=0, training_return=np.nan)
+    supervisor = SimpleNamespace(save_requests=0)
     lines = []
     spec = EnvSpec("some/env", {"obs": Leaf((3,), "float32")}, {}, frame_skip=4)
-    counters = Counters(env_steps=env_steps)
-    one = Checkpointing(RunSpec(config, spec, "", 0), update, counters, words, supervisor, lines.append, 0)
+    counters, episodes = Counters(env_steps=env_steps), Episodes()
+    one = Checkpointing(RunSpec(config, spec, "", 0), update, counters, episodes, words, supervisor, lines.append, 0)
     one.lines = lines
     return one
 
@@ -140,8 +140,9 @@ def test_checkpoint_state_holds_counters_and_the_training_return_once_there_is_o
     one = make_checkpointing(monkeypatch)
     assert one._state()["frames"] == 6000
     assert "training_return" not in one._state()
-    one.supervisor.training_return = 9.5
+    one.episodes.add([(9.0, 3, 0), (10.0, 4, 0)])
     assert one._state()["training_return"] == 9.5
+    assert stored_episodes(one._state(), 1).state() == one.episodes.state()
 
 
 def test_take_stall_returns_the_longest_save_once(monkeypatch, clock):
@@ -156,12 +157,11 @@ def test_take_stall_returns_the_longest_save_once(monkeypatch, clock):
 def test_initialize_from_lists_the_tensors_that_differ(monkeypatch, clock, tmp_path):
     one = make_checkpointing(monkeypatch)
     parts = {"model": {"a": torch.zeros(3), "b": torch.zeros(1)}, "normalizers": {}}
-    monkeypatch.setattr(checkpoint, "resolve", lambda path: path)
-    monkeypatch.setattr(checkpoint, "load", lambda path, parts_: SimpleNamespace(parts=parts))
+    monkeypatch.setattr(checkpoint, "read_from", lambda path, parts_: SimpleNamespace(parts=parts, path=path))
     own = {"a": torch.zeros(2), "c": torch.zeros(4)}
     one.update.model = SimpleNamespace(state_dict=lambda: own)
     with pytest.raises(checkpoint.CheckpointError) as error:
         one.initialize_from(tmp_path)
     assert str(error.value).endswith(
-        "another network: a [3], expected [2], b is not in this network, c missing, expected [4]"
+        "another network: a [3], expected [2], 'b' is not in this network, c missing, expected [4]"
     )

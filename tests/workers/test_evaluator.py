@@ -55,9 +55,26 @@ def test_evaluator_plays_each_checkpoint_beyond_the_next_multiple_once(run_spec)
     save(run_spec, 320)  # the evaluator was slow: 110 is skipped
     assert evaluator.step()
     assert not evaluator.step()
-    ((kind, worker, row),) = evaluator.sink.drain()
+    (_, (kind, worker, row)) = evaluator.sink.drain()
     assert (kind, worker, row["eval/env_steps"]) == ("eval", "evaluator", 320)
     assert row["eval/episodic_return"] == row["eval/episodic_length"] >= 8  # a point for every step
+
+
+def test_evaluator_says_which_multiples_have_no_evaluation_and_why(run_spec):
+    """It is not an error: a point of the curve is missing, and the log has the reason."""
+    evaluator = Evaluator(run_spec, ListSink(), evaluated=0)
+
+    def logged(env_steps):
+        save(run_spec, env_steps)
+        assert evaluator.step()
+        return [text for kind, _, text in evaluator.sink.drain() if kind == "log"]
+
+    assert logged(320) == ["no evaluation at 100 to 200 steps: the evaluator was starting"]
+    assert logged(410) == []
+    assert logged(600) == ["no evaluation at 500 steps: the one before was still playing"]
+    assert not evaluator.step(), "it waits"
+    within = "they were passed within one update, or within a second"
+    assert logged(1900) == [f"no evaluation at 700 to 1,800 steps: {within}"]
 
 
 def test_restarted_evaluator_continues_after_the_last_result(run_spec):
@@ -160,34 +177,48 @@ def test_evaluator_arms_the_watchdog_only_while_it_plays(run_spec, monkeypatch):
     save(run_spec, 110)
     evaluator.step()
     limits, build = [limit for limit, _ in groupby(calls)], run_spec.config.env.build_timeout
-    assert limits == [build, 4 * build, 80.0, "stopped"], "of the spec, and of four that one call builds or steps"
+    expected = [build, 4 * build, 80.0, 4 * build, "stopped"]
+    assert limits == expected, "of the spec, and of four that one call builds, steps or closes"
+
+
+class RecordingClock:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.calls = []
+
+    def own(self):
+        pass
+
+    def build(self, environments):
+        self.calls.append(("build", environments))
+
+    def step(self, environments):
+        self.calls.append(("step", environments))
 
 
 def test_policy_player_tells_of_building_for_every_task(tmp_path):
     """Building may take longer than a step may, so the evaluator gives it another limit."""
     tasks = "gymnasium/CartPole-v1", "gymnasium/CartPole-v0"
     config = Config(env=Env(",".join(tasks)), model=Model(hidden=(8,)), eval=Eval(every=100, episodes=2))
-    player, calls = PolicyPlayer(RunSpec(config, make_spec(tasks[0]), str(tmp_path), 0)), []
-    player.evaluate(100, on_step=lambda number: calls.append("step"), on_build=lambda number: calls.append("build"))
-    assert [call for call, _ in groupby(calls)] == ["build", "step", "build", "step"]
-    assert calls.count("build") == 4, "the spec and the group of each task"
+    player, clock = PolicyPlayer(RunSpec(config, make_spec(tasks[0]), str(tmp_path), 0)), RecordingClock()
+    player.evaluate(100, clock)
+    assert [call for call, _ in groupby(call for call, _ in clock.calls)] == ["build", "step"] * 2 + ["build"]
 
 
 @pytest.mark.parametrize(
-    ("target", "steps", "builds"),
-    [
-        ("gymnasium/CartPole-v1", {3}, [1, 3]),
-        ("gymnasium/Acrobot-v1", {1}, [1, 3]),
-        ("faults/count", {1}, [1, 3]),
-        ("minatar/breakout", {3}, [1, 3]),
-    ],
+    ("target", "steps"),
+    [("gymnasium/CartPole-v1", {3}), ("gymnasium/Acrobot-v1", {1}), ("faults/count", {1}), ("minatar/breakout", {3})],
 )
-def test_policy_player_tells_how_many_environments_a_call_covers(tmp_path, target, steps, builds):
+def test_policy_player_tells_how_many_environments_a_call_covers(tmp_path, target, steps):
     """A group that says which environment it steps is limited by one step, any other by those of all of them."""
     config = Config(env=Env(target), model=Model(hidden=(8,)), eval=Eval(every=100, episodes=3))
-    player, covered, built = PolicyPlayer(RunSpec(config, make_spec(target), str(tmp_path), 0)), set(), []
-    player.evaluate(100, covered.add, built.append)
-    assert (covered, built) == (steps, builds)
+    player, clock = PolicyPlayer(RunSpec(config, make_spec(target), str(tmp_path), 0)), RecordingClock()
+    player.evaluate(100, clock)
+    assert {number for call, number in clock.calls if call == "step"} == steps
+    assert clock.calls[0] == ("build", 1), "the spec"
+    assert clock.calls[-1][0] == "build", "closing"
+    assert ("build", 3) in clock.calls
 
 
 @pytest.mark.parametrize(("num_envs", "training", "expected"), [(0, 2, 2), (0, 50, 5), (3, 2, 3)])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from sfactory.config import BatchConfig, Config, Env, Run, Sampling
-from sfactory.envs import make_spec
+from sfactory.envs import EnvFault, make_spec
 from sfactory.shm import atomics
 from sfactory.shm.slots import FREE, LEARNING, READY, unpack
-from sfactory.workers.sampler import Sampler, env_seeds, slot_noise
+from sfactory.workers.sampler import MOST_INFOS, Sampler, env_seeds, slot_noise
 from sfactory.workers.shared import RunSpec, SharedState
 from sfactory.workers.worker import ListSink
 
@@ -279,3 +279,25 @@ def test_sampler_sends_the_numbers_of_info_with_the_episodes(tmp_path):
     sampler.flush()
     sampler.flush()
     assert of_kind(sink, "infos") == [[{"success": float(env)} for env in range(E)]]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [{"faults": (EnvFault(2, "ValueError: " + "x" * 3_000_000),)}, {"infos": ((0, {"a": 1.0}),) * MOST_INFOS}],
+    ids=["a long fault", "many infos"],
+)
+def test_sampler_sends_no_message_that_does_not_fit_into_the_queue(shared, monkeypatch, step):
+    """A longer text is shortened, and numbers of episodes are sent before they are too many."""
+    sampler = Sampler(0, shared, ListSink())
+    run = sampler.runs[0]
+    assert run.recover()
+    run.begin()
+    monkeypatch.setattr(run, "act", lambda: run.envs.step({"action": np.zeros(E, np.int64)})._replace(**step))
+    sampler._act(run)
+    sent = {kind: payload for kind, _, payload in sampler.sink.messages}
+    if "faults" in step:
+        assert sent["fault"].startswith("environment 2: ValueError: xxx")
+        assert len(sent["fault"]) < 100_000
+    else:
+        assert len(sent["infos"]) == MOST_INFOS
+        assert not sampler.infos

@@ -44,14 +44,14 @@ def test_learner_metrics_restore_the_lags_of_a_checkpoint_of_an_older_version():
     assert repeated.tolist() == [0, 2, 2]
 
 
-def test_counters_count_rows_of_updates_that_were_not_skipped():
+def test_counters_count_the_rows_that_were_trained_and_the_updates_that_were_skipped_wholly_or_in_part():
     counters = Counters(clock=lambda: 0.0)
-    for skipped in (False, True, True):
-        counters.count(100, skipped)
-    assert (counters.updates, counters.env_steps) == (3, 100)
+    for rows, skipped in ((100, False), (0, True), (75, True)):
+        counters.count(rows, skipped)
+    assert (counters.updates, counters.env_steps) == (3, 175)
     assert (counters.skipped_updates, counters.skipped_in_a_row) == (2, 2)
     counters.count(50, False)
-    assert (counters.env_steps, counters.skipped_updates, counters.skipped_in_a_row) == (150, 2, 0)
+    assert (counters.env_steps, counters.skipped_updates, counters.skipped_in_a_row) == (225, 2, 0)
 
 
 def test_counters_measure_seconds_without_excluded_time_and_restore_them():

@@ -1,10 +1,9 @@
 """Names of workers, and the words and memory that they share."""
 
-import math
-
 import pytest
 from test_hand_over import make_run_spec
 
+from sfactory.monitor.episodes import Episodes
 from sfactory.shm import atomics
 from sfactory.workers.names import (
     evaluator_name,
@@ -47,9 +46,8 @@ def test_shared_words_are_read_and_written_through_atomics_store(tmp_path, monke
     )
     learner, supervisor = shared.learner[0], shared.supervisor
     assert (learner.outcome, supervisor.stop, learner.saved) == (LearnerOutcome.RUNNING, StopOrder.RUN, False)
-    assert math.isnan(supervisor.training_return)
     learner.outcome, learner.saved, learner.env_steps = LearnerOutcome.STORAGE, True, 2**40
-    supervisor.stop, supervisor.training_return = StopOrder.NOW, -1.25
+    supervisor.stop, supervisor.save_requests = StopOrder.NOW, 3
     shared.slot_table.learner_rows[0].trained += 5
     assert len(stores) == 6
     same = SharedState(shared.run_spec, shared.handles)  # as another process sees it
@@ -57,8 +55,19 @@ def test_shared_words_are_read_and_written_through_atomics_store(tmp_path, monke
     assert same.learner[0].saved is True
     assert same.learner[0].env_steps == 2**40
     assert same.supervisor.stop is StopOrder.NOW
-    assert same.supervisor.training_return == -1.25
+    assert same.supervisor.save_requests == 3
     assert same.slot_table.row_counts().trained == 5
+
+
+def test_published_episodes_are_read_by_another_process_as_they_were_written(tmp_path):
+    shared = SharedState.create(make_run_spec(tmp_path))
+    same = SharedState(shared.run_spec, shared.handles)  # as another process sees it
+    seen, written = Episodes(), Episodes()
+    for number in range(1, 4):
+        written.add([(0.1 * number, 5 * number, 0)] * 40)
+        shared.episodes.write(written.numbers())
+        seen.set_numbers(same.episodes.read())
+        assert seen.state() == written.state()
 
 
 def test_heartbeat_word_holds_count_and_phase():

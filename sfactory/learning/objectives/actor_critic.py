@@ -9,7 +9,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple
 
@@ -28,6 +28,7 @@ from sfactory.algo.surrogate import (
     check_weights,
     log_cap,
     log_interval,
+    unused_options,
 )
 from sfactory.algo.trace import TRACES, Trace, TraceInput
 from sfactory.config import Config
@@ -35,18 +36,18 @@ from sfactory.envs import EnvSpec
 from sfactory.learning.batch import Batch, BatchLanes, rows_of
 from sfactory.learning.native_network import NativeLearnerNetwork, row_numbers
 from sfactory.learning.normalizers import Normalizers
-from sfactory.learning.objectives.base import ESS_METRIC, KL_METRIC, Loss, Minibatch, Objective
+from sfactory.learning.objectives.base import ESS_METRIC, Loss, Minibatch, Objective
 from sfactory.model.actor_critic import ActorCritic, Output
 from sfactory.model.distribution_gradient import HeadGradient, has_gradient
+from sfactory.model.distributions import at_least_single
 from sfactory.native.head import LossColumns, NativeLoss
 
 
 class ActorCriticStart(NamedTuple):
     """The batch under the weights at the start of the update. All tensors are detached."""
 
-    value: Tensor  # [T, B] output of the value head
+    value: Tensor  # [T, B] output of the value head, in the units of the target
     target: Tensor  # [T, B] target for the output of the value head
-    reward_target: Tensor  # [T, B] the same target in units of reward
     advantage: Tensor  # [T, B] normalized with `normalize.advantage`
     weight: Tensor  # [T, B] the trace's weight of the policy gradient
     log_prob: Tensor  # [T, B]
@@ -63,7 +64,7 @@ class ActorCriticStart(NamedTuple):
 class ActorCriticObjective(Objective[ActorCriticStart]):
     """Settings: the sections `trace`, `proximal`, `surrogate` and `loss`."""
 
-    largest_metrics: ClassVar[tuple[str, ...]] = ("offpolicy/max_abs_log_rho",)
+    largest_metrics: ClassVar[tuple[str, ...]] = ("offpolicy/max_abs_log_rho", "offpolicy/max_discrepancy")
     divisible: ClassVar[bool] = True
 
     def __init__(
@@ -93,6 +94,14 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             and closed_form.has_slopes(config.surrogate.objective)
         )
         self.native_loss: NativeLoss | None = None
+
+    def warnings(self) -> Sequence[str]:
+        settings = self.config.surrogate
+        return [
+            f"surrogate.{name.replace('_', '-')} {getattr(settings, name):g} has no effect: surrogate.objective "
+            f"{settings.objective} does not use it"
+            for name in unused_options(settings.objective, Options.read(settings))
+        ]
 
     def use_native(self, network: NativeLearnerNetwork) -> None:
         super().use_native(network)
@@ -150,14 +159,14 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
 
     @torch.no_grad()
     def start(self, batch: Batch, out: Output) -> ActorCriticStart:
-        params, output = out.params[:-1].detach(), out.value.detach().float()
+        params, value = out.params[:-1].detach(), self.normalizers.value(at_least_single(out.value.detach()))
         log_prob = self.distribution.log_prob(params, batch.action)
         log_rho = (log_prob - batch.log_prob).masked_fill(~batch.valid, 0.0)
-        trace = self._trace(batch, self.normalizers.value(output), log_rho)
+        trace = self._trace(batch, value, log_rho)
+        self.normalizers.add_targets(trace.target, batch.valid)
         start = ActorCriticStart(
-            value=output[:-1],
+            value=self.normalizers.target(value[:-1]),
             target=self.normalizers.target(trace.target),
-            reward_target=trace.target,
             advantage=self.normalizers.advantage(trace.advantage, batch.valid),
             weight=trace.weight,
             log_prob=log_prob,
@@ -268,7 +277,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         settings = self.config.surrogate
         slopes = closed_form.loss_slopes(
             head.log_prob,
-            part.out.value.float(),
+            at_least_single(part.out.value),
             self._proximal(part, head.log_prob)[0] if rows.proximal is None else rows.proximal,
             rows,
             objective=settings.objective,
@@ -332,7 +341,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     def _total(self, surrogate: Surrogate, part: Minibatch, start: ActorCriticStart, entropy: Tensor) -> LossTerms:
         return total_loss(
             surrogate,
-            part.out.value.float(),
+            at_least_single(part.out.value),
             start.target,
             entropy,
             part.batch.valid,
@@ -361,7 +370,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             "losses/explained_variance": d["explained_variance"],
             ESS_METRIC: d["ess"],
             "offpolicy/kl_behavior_proximal": d["kl_behavior_proximal"],
-            KL_METRIC: d["kl_proximal_policy"],
+            "offpolicy/kl_proximal_policy": d["kl_proximal_policy"],
             "offpolicy/rho_clip_fraction": d["rho_clip_fraction"],
             "offpolicy/c_clip_fraction": d["c_clip_fraction"],
             "offpolicy/effective_lambda": start.effective_lambda,
@@ -374,8 +383,13 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             row["offpolicy/max_discrepancy"] = difference.max()
         return row
 
-    def after_step(self) -> None:
-        self.proximal.after_step(self.model)
+    def after_step(self, skipped: Tensor) -> None:
+        self.proximal.after_step(self.model, skipped)
+
+    @torch.no_grad()
+    def kl_of_update(self, batch: Batch, start: ActorCriticStart, out: Output) -> Tensor:
+        kl = self.distribution.kl(start.params, out.params).masked_fill(~batch.valid, 0.0)
+        return kl.sum() / batch.valid.sum().clamp(min=1)
 
     def constants(self) -> Mapping[str, float]:
         return {} if self.decay is None else {"proximal/decay": self.decay}

@@ -24,18 +24,16 @@ from sfactory.learning.native_network import NativeLearnerNetwork
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.parts import divided, joined
 from sfactory.model.actor_critic import ActorCritic, Output
+from sfactory.model.encoders import check_encoders
 
-KL_METRIC = "offpolicy/kl_proximal_policy"
+KL_METRIC = "offpolicy/kl_of_update"
+"""Metric that the learning-rate schedule kl_adaptive reads: `Objective.kl_of_update`."""
 ESS_METRIC = "offpolicy/ess"
-"""Metrics that the learning-rate schedules kl_adaptive and ess read; an objective that supports them reports them."""
+"""Metric that the learning-rate schedule ess reads; an objective that supports it reports it."""
 
 
 class Start(Protocol):
     """What an objective computes once per update; a NamedTuple in practice."""
-
-    @property
-    def reward_target(self) -> Tensor:
-        """[T, B] value targets in units of reward, for the value-target normalizer."""
 
     def as_rows(self) -> Any:
         """The same with every [T, B] tensor as [1, T x B], see `Batch.as_rows`."""
@@ -108,7 +106,8 @@ class Objective(ABC, Generic[S]):
         normalizers: Normalizers,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
-        """Raises ValueError if settings do not fit together."""
+        """Raises ValueError if settings do not fit together, or the network cannot be trained as it acts."""
+        check_encoders(config.model.encoder, model)
         self.config, self.model, self.normalizers, self.autocast = config, model, normalizers, autocast
         self.native_network: NativeLearnerNetwork | None = None
 
@@ -148,7 +147,8 @@ class Objective(ABC, Generic[S]):
     def start(self, batch: Batch, out: Output) -> S:
         """Compute targets and everything else that is computed once per update, without gradient.
 
-        batch: [T, B]. out: outputs of the T + 1 rows under the weights before the first optimizer step.
+        batch: [T, B]. out: outputs of the T + 1 rows under the weights before the first optimizer step. May rescale the
+        value head (`Normalizers.add_targets`); everything else of the network stays as it is.
         """
 
     def begin_epochs(self, start: S) -> None:
@@ -158,8 +158,15 @@ class Objective(ABC, Generic[S]):
     def loss(self, part: Minibatch, start: S, report: bool) -> Loss:
         """Loss of a minibatch. Changes nothing. report: also compute the metrics."""
 
-    def after_step(self) -> None:
-        """Called after every optimizer step."""
+    def after_step(self, skipped: Tensor) -> None:
+        """Called after every optimizer step. skipped: [] 1.0 if it was not taken and the weights are as before."""
+
+    def kl_of_update(self, batch: Batch, start: S, out: Output) -> Tensor:
+        """[] KL of the policy at the start of the update to the present one, in nats: mean over the valid rows.
+
+        out: outputs of the T rows under the present weights. Called with the learning-rate schedule kl_adaptive only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no KL for optim.schedule kl_adaptive")
 
     def further_phases(self, batch: Batch) -> Sequence[Phase]:
         """Phases that follow the epochs of this update, for example an auxiliary phase every few updates."""

@@ -68,7 +68,7 @@ def _lines(s: Snapshot, width: int, height: int) -> list[Line]:
     title: Line = [("sfactory", f"bold {ACCENT}"), (" · ", DIM), (plain(s.env), "bold")]
     state_styles = {"running": DIM, "finished": GOOD}
     kind = "".join(f" · {word}" for word in (s.mode, s.device, plain(s.protocol)) if word)
-    footer: Line = [(s.state, state_styles.get(s.state, WARN)), (kind, DIM)]
+    footer: Line = [(plain(s.state), state_styles.get(s.state, WARN)), (kind, DIM)]
     return [border("╭╮", title, [(plain(s.name), DIM)], width), *framed, border("╰╯", footer, [], width)]
 
 

@@ -79,7 +79,8 @@ class ReturnHistory:
         for row in rows:
             if isinstance(row.get("seconds"), int | float):
                 self.add(row["env_steps"], row["seconds"], row)
-                row_shown = keep_stage_times(row_shown, row)
+                alone = "charts/updates" not in row  # a row of an evaluation: the numbers of training stay
+                row_shown = {**row_shown, **row} if alone else keep_stage_times(row_shown, row)
         return row_shown
 
     def add(self, env_steps: float, seconds: float, row: Mapping[str, Any]) -> None:

@@ -10,20 +10,21 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from math import ceil
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
 from rich.control import Control
 from rich.live import Live
 from rich.segment import ControlType
 
+from sfactory.monitor.console import ConsoleStream
 from sfactory.monitor.panel.picture import render
 from sfactory.monitor.panel.snapshot import Snapshot
 
 PICTURES_PER_SECOND = 2.0  # one takes a millisecond
 
 
-def supports_panel(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
+def supports_panel(stream: ConsoleStream, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether the stream is a terminal that can move its cursor."""
     return stream.isatty() and environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
@@ -31,8 +32,9 @@ def supports_panel(stream: TextIO, environ: Mapping[str, str] = os.environ) -> b
 class LivePanel(Live):
     """Draws the newest snapshot between `start` and `stop`; the last picture stays on the screen."""
 
-    def __init__(self, stream: TextIO) -> None:
-        console = Console(file=stream, highlight=False)
+    def __init__(self, stream: ConsoleStream) -> None:
+        self._stream = stream
+        console = Console(file=cast(TextIO, stream), highlight=False)
         # The font of the Linux console has boxes, but no eighths of a block.
         self._ascii = console.options.ascii_only or os.environ.get("TERM") == "linux"
         self._newest: tuple[Snapshot, float] | None = None  # with its time; one attribute, because a thread draws
@@ -42,6 +44,11 @@ class LivePanel(Live):
     def show(self, snapshot: Snapshot) -> None:
         """Draw this snapshot from now on."""
         self._newest = snapshot, time.monotonic()
+
+    def refresh(self) -> None:
+        """Draw the panel, unless the terminal is not read."""
+        if not self._stream.late:
+            super().refresh()
 
     def log(self, line: str) -> None:
         """Print a line above the panel; it stays on the screen."""

@@ -231,10 +231,7 @@ def test_network_rule_acts_and_trains_with_every_kind_of_action(action, core):
     [
         ({"model.encoder": "no_such_file:Net"}, "the network cannot be trained: ModuleNotFoundError: No module named"),
         ({"model.squash": "true"}, "cannot be trained: fake/walk: model.squash is for continuous actions"),
-        (
-            {"env.reward_scale": "1e38", "loss.value_coef": "1e30", "normalize.reward": "false"},
-            "a loss or gradient is not finite",
-        ),
+        ({"optim.lr": "9e18"}, "a loss or gradient is not finite"),
     ],
 )
 def test_network_rule_reports_what_cannot_be_trained(flags, text):

@@ -1,0 +1,40 @@
+"""Numbers that one process publishes and every other process reads whole, without locks or waits.
+
+Two buffers and a count of publications, whose parity tells the newest buffer. The writer fills the other buffer, then
+raises the count. A reader copies the newest buffer and reads the count again: the writer changes this buffer only after
+it has raised the count, so a copy is whole if the count is still the same. Nothing is left locked by a process that is
+killed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sfactory.shm import atomics
+from sfactory.shm.arena import Arena, Field
+
+
+def published_layout(size: int) -> dict[str, Field]:
+    """Arrays for `size` numbers."""
+    return {"published_count": Field((8,), "int64"), "published": Field((2, size), "float64")}
+
+
+class Published:
+    """`write` by one process alone, `read` by any."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._count, self._buffers = arena["published_count"], arena["published"]
+
+    def write(self, numbers: np.ndarray) -> None:
+        """Publish numbers, float64 [size]."""
+        count = int(self._count[0]) + 1
+        self._buffers[count % 2] = numbers
+        atomics.store(self._count, 0, count)
+
+    def read(self) -> np.ndarray:
+        """A copy of the newest numbers; zeros before the first."""
+        while True:  # again only if the writer has published meanwhile
+            count = int(self._count[0])
+            numbers = self._buffers[count % 2].copy()
+            if int(self._count[0]) == count:
+                return numbers

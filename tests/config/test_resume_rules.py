@@ -1,0 +1,73 @@
+"""What a resume does with every setting of the schema."""
+
+import pytest
+
+from sfactory.config import Config, Env, with_settings
+from sfactory.config.parsing import field_types, flag_name
+from sfactory.config.resume_rules import FIXED, FIXED_IN_LOCKSTEP, FREE, Rule, changed_settings, refuse_changes, rule_of
+from sfactory.errors import CommandError, Exit
+
+NAMES = [flag_name(name) for name in field_types()]
+
+
+def test_rule_of_a_setting_comes_from_a_prefix_that_names_a_setting():
+    for prefix in (*FIXED, *FIXED_IN_LOCKSTEP, *FREE):
+        assert any(name.startswith(prefix) for name in NAMES), prefix
+
+
+def test_no_setting_is_both_free_and_fixed():
+    assert not [name for name in NAMES if name.startswith(FREE) and name.startswith((*FIXED, *FIXED_IN_LOCKSTEP))]
+
+
+@pytest.mark.parametrize(
+    "section", ["batch", "sampling", "trace", "proximal", "surrogate", "loss", "optim", "normalize", "model"]
+)
+def test_no_setting_of_learning_changes_silently(section):
+    rules = {rule_of(name) for name in NAMES if name.startswith(f"{section}.")}
+    assert rules
+    assert Rule.FREE not in rules
+
+
+@pytest.mark.parametrize(
+    ("name", "lockstep", "linear", "rule"),
+    [
+        ("run.precision", False, False, Rule.TOLD),
+        ("run.kernels", False, False, Rule.TOLD),
+        ("run.device", False, False, Rule.TOLD),
+        ("run.seed", False, False, Rule.REFUSED),
+        ("run.learner-threads", True, False, Rule.FREE),
+        ("sampling.slots-per-group", False, False, Rule.TOLD),
+        ("sampling.slots-per-group", True, False, Rule.REFUSED),
+        ("batch.factor", True, False, Rule.REFUSED),
+        ("batch.minibatches", True, False, Rule.TOLD),
+        ("stop.env-steps", False, False, Rule.FREE),
+        ("stop.env-steps", False, True, Rule.TOLD),
+        ("stop.frames", False, True, Rule.FREE),
+        ("env.reward-scale", False, False, Rule.TOLD),
+        ("env.wrapper-settings", False, False, Rule.REFUSED),
+        ("eval.episodes", False, False, Rule.TOLD),
+        ("a.new-setting", False, False, Rule.TOLD),
+    ],
+)
+def test_rule_of_a_setting(name, lockstep, linear, rule):
+    assert rule_of(name, lockstep, linear) is rule
+
+
+def test_changed_settings_tells_a_stretched_linear_schedule():
+    constant = with_settings(Config(env=Env("a/b")), {"stop.env_steps": 100_000})
+    linear = with_settings(constant, {"optim.schedule": "linear"})
+    longer = {"stop.env_steps": 200_000}
+    assert changed_settings(constant, with_settings(constant, longer)) == []
+    (line,) = changed_settings(linear, with_settings(linear, longer))
+    assert line.startswith("warning: stop.env-steps was 100000 and is 200000 from here on")
+
+
+def test_changed_settings_tells_what_was_allowed_too(capsys):
+    before = Config(env=Env("a/b"))
+    after = with_settings(before, {"run.seed": 7, "optim.beta1": 0.5, "stop.seconds": 9.0})
+    with pytest.raises(CommandError, match=r"run\.seed cannot change in the middle of a run") as caught:
+        refuse_changes(before, after, [])
+    assert caught.value.exit_code == Exit.RESUME_REFUSED
+    assert capsys.readouterr().err == "  run.seed                 1 -> 7\n"
+    refuse_changes(before, after, ["run.seed"])
+    assert [line.split()[1] for line in changed_settings(before, after)] == ["run.seed", "optim.beta1"]

@@ -1,0 +1,79 @@
+"""`batch.factor`: what is counted in updates or optimizer steps is rescaled, kept as promised, or named."""
+
+import pytest
+import torch
+from update_helpers import ACTIONS, OBS
+
+from sfactory.config import Config, with_settings
+from sfactory.learning.batch_scaling import rescale_batch
+from sfactory.learning.update import Update
+from sfactory.model.actor_critic import ActorCritic
+
+BASE = {
+    "sampling.num_samplers": 1, "sampling.groups_per_sampler": 2, "sampling.envs_per_group": 16,
+    "sampling.rollout_length": 8, "batch.minibatches": 8, "batch.epochs": 1, "optim.eps": 1e-8,
+}  # fmt: skip
+
+
+def rescaled(factor, rule, **settings):
+    given = {name.replace("__", "."): value for name, value in settings.items()}
+    config = with_settings(Config(), {**BASE, "batch.factor": factor, "batch.rule": rule, **given})
+    new, lines = rescale_batch(config)
+    return new, "\n".join(lines)
+
+
+def average_age_in_env_steps(config):
+    """Of the weights that the averaged proximal policy holds."""
+    steps = config.proximal.center_of_mass or config.optimizer_steps_per_update
+    return steps * config.batch_rows / config.optimizer_steps_per_update
+
+
+@pytest.mark.parametrize("rule", ["hilton", "more_minibatches"])
+@pytest.mark.parametrize("factor", [2.0, 4.0, 0.5])
+@pytest.mark.parametrize("center_of_mass", [0.0, 8.0, 12.0])
+def test_rescale_batch_keeps_the_age_of_the_averaged_policy_in_env_steps(rule, factor, center_of_mass):
+    """Also where the setting is 0, the optimizer steps of one update: their number follows the batch."""
+    settings = {"proximal__policy": "ewma", "proximal__center_of_mass": center_of_mass}
+    before, _ = rescaled(1.0, rule, **settings)
+    after, text = rescaled(factor, rule, **settings)
+    assert after.batch_rows == before.batch_rows / factor
+    assert average_age_in_env_steps(after) == pytest.approx(average_age_in_env_steps(before))
+    assert "proximal.center_of_mass" in text
+
+
+@pytest.mark.parametrize("rule", ["hilton", "more_minibatches"])
+def test_rescale_batch_rescales_every_number_of_updates(rule):
+    settings = {"normalize__advantage_span": 3.0, "normalize__value_targets": True, "run__mode": "lockstep"}
+    snapshot = {"proximal__policy": "snapshot", "proximal__snapshot_age": 2, "batch__forced_lag": 1}
+    config, text = rescaled(4.0, rule, **settings, **snapshot)
+    assert config.normalize.advantage_span == 12.0
+    assert (config.proximal.snapshot_age, config.batch.forced_lag) == (8, 4)
+    assert "average of normalize.value_targets 199        -> 796" in text
+    config, _ = rescaled(0.25, rule, **settings, proximal__policy="snapshot", proximal__snapshot_age=0)
+    assert config.proximal.snapshots_kept == 2
+    config, text = rescaled(0.25, rule)
+    assert "snapshot" not in text
+    assert "value_targets" not in text
+    assert "center_of_mass" not in text
+
+
+def test_rescale_batch_refuses_an_age_that_is_no_number_of_updates():
+    with pytest.raises(ValueError, match=r"snapshot_age 1 becomes 0\.5"):
+        rescaled(0.5, "hilton", proximal__policy="snapshot", proximal__snapshot_age=1)
+
+
+def test_rescale_batch_names_what_stays_counted_in_updates():
+    _, text = rescaled(2.0, "hilton", optim__schedule="kl_adaptive", proximal__policy="interpolate")
+    for words in ("kl_adaptive", "interpolate", "slots_per_group", "nonfinite_budget"):
+        assert any(words in line for line in text.splitlines() if "not rescaled:" in line), words
+    _, text = rescaled(2.0, "hilton", run__mode="lockstep")
+    assert "log.every_updates" in text
+    assert "slots_per_group" not in text
+    assert rescaled(1.0, "hilton")[1] == ""
+
+
+@pytest.mark.parametrize("factor", [1.0, 4.0])
+def test_value_target_statistics_of_an_update_span_the_rescaled_number_of_updates(factor):
+    config, _ = rescaled(factor, "hilton", normalize__value_targets=True)
+    update = Update(config, ActorCritic(OBS, ACTIONS), torch.device("cpu"))
+    assert update.normalizers.targets.moments.decay == pytest.approx(1.0 - 2.0 / (1.0 + 199.0 * factor))

@@ -1,0 +1,141 @@
+"""Code that a run's settings name is imported only if the user vouched for it, and from where training began."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from sfactory.config import Config
+from sfactory.envs.python_target import CODE_FOLDER, code_folder, load_target
+from sfactory.errors import CommandError
+from sfactory.run import trust
+from sfactory.run.trust import modules_of, read_record, record_run, vouched_code
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty state folder, and a working folder."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+def config(env="", encoder="auto", wrappers=""):
+    base = Config()
+    return replace(base, env=replace(base.env, name=env, wrappers=wrappers), model=replace(base.model, encoder=encoder))
+
+
+OWN = config("mine_of_trust:Env")
+
+
+def run_folder(home, name="run"):
+    (home / name).mkdir()
+    return home / name
+
+
+def vouched(run, settings=OWN, given=False):
+    with vouched_code(run, settings, given, "sfactory eval"):
+        return code_folder()
+
+
+def test_modules_of_finds_every_setting_that_names_code():
+    assert list(modules_of(config("a.b:Env,sub/c.py:Env"))) == ["a.b", "sub/c.py"]
+    found = modules_of(config("gymnasium/d:Id-v0", "e:Net", "f:wrap,TimeAwareObservation"))
+    assert list(found) == ["e", "d", "f"]
+    assert found["d"] == "env.name gymnasium/d:Id-v0"
+    assert not modules_of(config("gymnasium/CartPole-v1,minatar/breakout", "mlp", "TimeAwareObservation"))
+    assert list(modules_of(config("faults/steps", wrappers="RecordVideo"))) == [
+        "sfactory_envs.faults",
+        "gymnasium.wrappers.RecordVideo",
+    ]
+
+
+def test_vouched_code_refuses_code_of_a_run_that_this_user_did_not_train(home):
+    with pytest.raises(CommandError) as error:
+        vouched(run_folder(home))
+    assert error.value.exit_code == 2
+    assert f"sfactory eval {home / 'run'} --trust" in str(error.value)
+    assert "env.name mine_of_trust:Env" in str(error.value)
+    assert vouched(home / "run", given=True) == home / "work"
+
+
+def test_vouched_code_needs_no_record_for_environments_of_installed_packages(home):
+    vouched(run_folder(home), config("gymnasium/CartPole-v1", "nature"))
+
+
+def test_record_run_makes_the_code_of_a_run_trusted_from_every_folder(home, monkeypatch):
+    run = run_folder(home)
+    record_run(run, OWN)
+    assert read_record(run).folder == home / "work"
+    monkeypatch.chdir(run)
+    assert vouched(run) == home / "work"
+    assert CODE_FOLDER not in os.environ
+    with pytest.raises(CommandError, match="trained with other modules"):
+        vouched(run, config("mine_of_trust:Env", "other:Net"))
+
+
+def test_record_run_writes_nothing_for_a_run_without_code_of_its_own(home):
+    record_run(run_folder(home), config("gymnasium/CartPole-v1"))
+    assert not (home / "state").exists()
+    assert not list((home / "run").iterdir())
+
+
+def test_code_of_a_trusted_run_is_never_taken_from_its_folder(home, monkeypatch):
+    """The folder came back with a module of the name that was trained with, which is gone where training began."""
+    run = run_folder(home)
+    record_run(run, OWN)
+    (run / "mine_of_trust.py").write_text("class Env: pass\n")
+    monkeypatch.chdir(run)
+    sys.path[:] = ["", str(run), *sys.path]
+    with vouched_code(run, OWN, False, "sfactory eval"):
+        with pytest.raises(ValueError, match="no module mine_of_trust"):
+            load_target("mine_of_trust:Env")
+        (home / "work" / "mine_of_trust.py").write_text("class Env: place = 'work'\n")
+        assert load_target("mine_of_trust:Env").place == "work"
+    assert sys.path[0] == ""
+    del sys.modules["mine_of_trust"]
+
+
+def test_processes_that_are_started_in_vouched_code_look_for_modules_there_too(home, monkeypatch):
+    run = run_folder(home)
+    record_run(run, OWN)
+    (home / "work" / "mine_of_trust.py").write_text("class Env: place = 'work'\n")
+    monkeypatch.chdir(run)
+    script = "from sfactory.envs.python_target import load_target; print(load_target('mine_of_trust:Env').place)"
+    with vouched_code(run, OWN, False, "sfactory eval"):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "work\n"
+
+
+@pytest.mark.parametrize("run_id", ["../../elsewhere", "", "x" * 32, "0" * 32])
+def test_record_of_another_run_is_not_used(home, run_id):
+    run = run_folder(home)
+    (run / "run_id").write_text(run_id)
+    (home / "elsewhere.json").write_text(json.dumps({"modules": ["mine_of_trust"], "folder": str(run)}))
+    with pytest.raises(CommandError):
+        vouched(run)
+
+
+def test_vouched_code_accepts_modules_of_the_users_own_script_but_no_installed_ones(home, monkeypatch):
+    (home / "work" / "mine_of_trust.py").write_text("class Env: pass\n")
+    load_target("mine_of_trust:Env")
+    vouched(run_folder(home))
+    for name in ("subprocess:run", "os:system", "numpy:load", "sfactory.api:train", "sfactory_envs.faults:make"):
+        load_target(name)
+        with pytest.raises(CommandError):
+            vouched(home / "run", config(name))
+    del sys.modules["mine_of_trust"]
+
+
+def test_a_user_without_a_home_has_no_record_and_can_still_trust(home, monkeypatch):
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr(trust.os.path, "expanduser", lambda path: path)
+    run = run_folder(home)
+    record_run(run, OWN)
+    assert read_record(run) is None
+    vouched(run, given=True)

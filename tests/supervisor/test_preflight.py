@@ -1,0 +1,31 @@
+"""Checks before a run: what the settings ask of an environment."""
+
+import pytest
+
+import sfactory
+from sfactory.envs import ActionLeaf, EnvSpec
+from sfactory.supervisor.preflight import DISCRETE_ONLY, check_objective
+from sfactory.supervisor.train import train
+
+GO = ActionLeaf((), "int64", "discrete", (3,))
+PUSH = ActionLeaf((2,), "float32", "box", (2,), (-1.0, -1.0), (1.0, 1.0))
+
+
+@pytest.mark.parametrize("name", DISCRETE_ONLY)
+def test_check_objective_refuses_continuous_actions_of_objectives_of_probabilities(name):
+    with pytest.raises(ValueError) as caught:
+        check_objective(name, EnvSpec("my/env", {}, {"go": GO, "push": PUSH}))
+    assert str(caught.value) == (
+        f"surrogate.objective {name} needs discrete actions: it bounds the change of probabilities, and my/env has "
+        "continuous actions (push); use decoupled or ppo"
+    )
+    check_objective(name, EnvSpec("my/env", {}, {"go": GO}))
+    check_objective("decoupled", EnvSpec("my/env", {}, {"push": PUSH}))
+
+
+def test_train_refuses_an_objective_of_probabilities_before_it_writes_anything(tmp_path):
+    surrogate = {"objective": "dppo_tv"}
+    config = sfactory.make_config("classic/pendulum", run={"mode": "lockstep"}, surrogate=surrogate)
+    with pytest.raises(ValueError, match="dppo_tv needs discrete actions"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,80 @@
+"""What a learner counts of an update with optimizer steps that were not taken."""
+
+import math
+
+import pytest
+
+import sfactory
+from sfactory.envs import make_spec
+from sfactory.supervisor.lockstep import Lockstep
+from sfactory.workers.shared import RunSpec
+
+T, LANES, MINIBATCHES = 6, 8, 4
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = sfactory.make_config(
+        "classic/cartpole",
+        run={"mode": "lockstep"},
+        sampling={"num_samplers": 1, "groups_per_sampler": 2, "envs_per_group": LANES // 2, "rollout_length": T},
+        batch={"minibatches": MINIBATCHES, "epochs": 1},
+        normalize={"advantage": False},
+    )
+    lockstep = Lockstep(RunSpec(config, make_spec(config.env.name, {}), str(tmp_path), 0))
+    yield lockstep
+    lockstep.close()
+
+
+def train(run, monkeypatch, updates, *broken):
+    """Train with rows whose log-probability of behavior is not a number."""
+    learner = run.learner
+    copy = learner.staging.copy
+
+    def copy_and_break(*given):
+        copy(*given)
+        for step, lane in broken:
+            learner.staging.batch.log_prob[step, lane] = math.nan
+
+    monkeypatch.setattr(learner.staging, "copy", copy_and_break)
+    while learner.updates < updates:
+        run.turn()
+    monkeypatch.setattr(learner.staging, "copy", copy)
+
+
+def test_learner_counts_every_row_of_a_partly_skipped_update_as_trained_or_as_skipped(run, monkeypatch):
+    learner, rows = run.learner, T * LANES
+    learner.counters.count(0, True)  # one that was skipped before
+    train(run, monkeypatch, 2, (1, 3))
+    counts = run.shared.slot_table.row_counts()
+    assert (counts.trained, counts.skipped) == (rows * 3 // 4, rows // 4)
+    assert counts.consistent
+    valid = learner.staging.batch.valid
+    assert learner.env_steps == int((learner.update.trained() & valid).sum())
+    assert 0 < learner.env_steps < int(valid.sum())
+    assert (learner.counters.skipped_updates, learner.counters.skipped_in_a_row) == (2, 2)
+
+
+def test_learner_counts_a_wholly_skipped_update_and_a_trained_one(run, monkeypatch):
+    learner, rows = run.learner, T * LANES
+    train(run, monkeypatch, 1, *((t, b) for t in range(T) for b in range(LANES)))
+    counts = run.shared.slot_table.row_counts()
+    assert (counts.trained, counts.skipped, learner.env_steps) == (0, rows, 0)
+    train(run, monkeypatch, 2)
+    counts = run.shared.slot_table.row_counts()
+    assert (counts.trained, counts.skipped, learner.env_steps) == (rows, rows, int(learner.staging.valid.sum()))
+    assert (learner.counters.skipped_updates, learner.counters.skipped_in_a_row) == (1, 0)
+
+
+def test_learner_reports_finite_metrics_of_partly_skipped_updates(run, monkeypatch):
+    """Those of an update whose reported step was not taken are left out, all others are in the row."""
+    learner, last_was_taken = run.learner, []
+    for number in range(1, 9):
+        train(run, monkeypatch, number, (2, 5))
+        learner.counters.skipped_in_a_row = 0  # the run would end
+        last_was_taken.append(float(learner.update._skipped[-1]) == 0.0)
+    assert len(set(last_was_taken)) == 2, "the seed gives both"
+    assert len(learner.metrics.updates) == sum(last_was_taken)
+    row = learner.metrics.row()
+    assert row
+    assert all(math.isfinite(value) for value in row.values())
