@@ -3,7 +3,8 @@
 The episodes are shared out among the environments beforehand. Taking the first N episodes that end in any environment
 would prefer short ones: environments with short episodes would contribute more of them.
 
-Shapes: E environments; every leaf of an observation or action is [E, ...].
+Shapes: E environments of A agents (1, where an environment has no more) are E x A rows; every leaf of an observation or
+action is [E x A, ...].
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sfactory.envs import (
     EnvSpec,
     Group,
     Settings,
+    Step,
     bounded,
     make_group,
 )
@@ -34,7 +36,7 @@ MAX_FAULTS = 10  # environment failures that an evaluation tolerates; of many ep
 TOLERATED = 20
 
 ActFunction = Callable[[Mapping[str, np.ndarray], np.ndarray], dict[str, np.ndarray]]
-"""(obs [E, ...], first [E]) -> action [E, ...]."""
+"""(obs [E x A, ...], first [E x A]) -> action [E x A, ...]."""
 
 
 class Recorder(Protocol):
@@ -153,7 +155,8 @@ def _play_round(
     num_envs = len(shares)
     playing = np.array([left > 0 for left in shares])
     returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)  # of the current episodes
-    obs, first = group.reset(), np.ones(num_envs, bool)
+    obs = group.reset()
+    first = np.ones(len(next(iter(obs.values()))), bool)
     recording = recorder.wanted
     if recording:
         recorder.begin(group)
@@ -168,11 +171,12 @@ def _play_round(
     while playing.any():
         step = group.step(act(obs, first))
         obs, first = step.obs, step.first
+        stepped = ~_reset_rows(step, num_envs)
         recording = recorder.wanted and bool(playing[0])  # environment 0 may have stopped before the others
-        if recording and step.valid[0]:
+        if recording and stepped[0]:
             recorder.add(group)
-        returns += np.where(step.valid, step.reward, 0.0)
-        lengths += step.valid
+        returns += np.where(stepped, step.reward.reshape(num_envs, -1).mean(axis=1), 0.0)
+        lengths += stepped
         for fault in step.faults:
             if playing[fault.env]:
                 results.faults += 1
@@ -190,8 +194,14 @@ def _play_round(
             count(env, float(returns[env]), int(lengths[env]))
             results.capped += 1
             playing[env] = False
-        if recorder.wanted and playing[0] and not step.valid[0]:  # a reset row holds the next first observation
+        if recorder.wanted and playing[0] and not stepped[0]:  # a reset row holds the next first observation
             recorder.begin(group)
+
+
+def _reset_rows(step: Step, num_envs: int) -> np.ndarray:
+    """[E] bool: the environment was reset in this step, or failed. In other steps an agent acts, or waits."""
+    reset: np.ndarray = (~step.valid & step.first).reshape(num_envs, -1).all(axis=1)
+    return reset
 
 
 def model_policy(model: Any, greedy: bool, seed: int) -> ActFunction:
