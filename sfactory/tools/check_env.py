@@ -4,7 +4,7 @@
 command acts and trains for two updates on the rollout's data. A finding is `bad` if training would end or learn from
 wrong data, and `warn` if it would only learn worse or without a visible error; a warning says what to write.
 
-Shapes: T steps of E environments; row t of a [T, E] array is what step t returned.
+Shapes: T steps of E environments; row t of a [T, E] array is what step t returned. With A agents every E is E x A.
 """
 
 from __future__ import annotations
@@ -78,6 +78,9 @@ def _last_place(trace: str) -> str:
 
 def autoreset(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """Next-step autoreset, by the table at the top of `sfactory.envs`; a lost life sets `first` on a valid row."""
+    if spec.agents:
+        yield from autoreset_of_agents(spec, t)
+        return
     begins, after = t.valid & t.first, shifted(t.ended)
     rules = {
         "no reset row after the end of an episode": shifted(t.ended & ~begins) & t.valid,
@@ -89,10 +92,8 @@ def autoreset(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
         "a reset row that ends an episode": ~t.valid & t.ended,
         "a valid row where the environment failed": t.failed & t.valid,
     }
-    violations = {what: rows for what, rows in rules.items() if rows.any()}
-    for what, rows in violations.items():
-        step, env = np.argwhere(rows)[0]
-        yield "bad", f"{what}: {rows.sum()} times, first at step {step} of environment {env}"
+    violations = list(_violations(rules, spec))
+    yield from violations
     if not violations and not after.any():
         yield "warn", f"no episode ended in {len(t.reward):,} steps: not checked; increase --seconds"
     elif not violations:
@@ -100,12 +101,48 @@ def autoreset(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
         yield "ok", f"{(after & ~t.valid).sum()} ends, each followed by one reset row{lives}"
 
 
+def autoreset_of_agents(spec: EnvSpec, t: RandomRollout) -> RuleOutput:
+    """The rows of agents, by the table at the top of `sfactory.envs.agent_group`."""
+    absent, over = t.first & ~t.valid, shifted(t.reported)
+    resets = np.repeat(t.reset, t.agents, axis=1)
+    rules = {
+        "valid on a row whose agent did not act, or not on one whose agent acted": t.valid
+        != (t.acting[:-1] & ~t.failed),
+        "an agent acts in the observation with which its episode ended": t.ended & t.acting[1:],
+        "first on a valid row": t.first & t.valid,
+        "an episode of an agent begins and the one before did not end": shifted(t.under_way & ~t.ended)
+        & t.first & ~t.failed,
+        "an agent that is not there has a reward or an end": absent & ((t.reward != 0) | t.ended),
+        "no reset of all agents after the episode of the environment": over & ~resets,
+        "a reset of all agents without an end of episode before it": resets & ~over & ~t.failed,
+    }  # fmt: skip
+    violations = list(_violations(rules, spec))
+    yield from violations
+    count = (t.reset & over[:, :: t.agents]).sum()
+    if not violations and not count:
+        yield "warn", f"no episode ended in {len(t.reward):,} steps: not checked; increase --seconds"
+    elif not violations:
+        yield "ok", f"{t.ended.sum()} ends of agents; {count} ends of environments, each followed by one reset row of " \
+            f"all {t.agents} agents"  # fmt: skip
+
+
+def _violations(rules: Mapping[str, np.ndarray], spec: EnvSpec) -> RuleOutput:
+    """A finding for each rule with a row that violates it, as (T, E) truth values."""
+    for what, rows in rules.items():
+        if rows.any():
+            step, row = np.argwhere(rows)[0]
+            env, agent = divmod(int(row), spec.rows)
+            whose = f", {spec.agents[agent]}" if spec.agents else ""
+            yield "bad", f"{what}: {rows.sum()} times, first at step {step} of environment {env}{whose}"
+
+
 def final_observation(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """The last row of an episode must hold its final observation, not that of the reset row after it.
 
     Not detected: an environment that resets within its last step and starts differently each time.
     """
-    ends, same = shifted(t.ended) & ~t.valid & ~t.failed, t.checksums[1:] == t.checksums[:-1]
+    resets = np.repeat(t.reset, t.agents, axis=1)  # that of an agent that ends earlier stays until then
+    ends, same = shifted(t.ended) & resets & ~t.failed, t.checksums[1:] == t.checksums[:-1]
     count, equal = ends.sum(), (ends & same).sum()
     if same.all() or not count:
         return  # constant observations or no end of episode: other rules report these
@@ -166,7 +203,7 @@ def observations(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
         interval = f"{name} is between {low.min():.4g} and {high.max():.4g}"
         reading = plan.readings.get(name)
         plain = reading is not None and reading.scaling is Scaling.NONE and ":" not in reading.encoder
-        if constant == low.size and name != spec.mask:
+        if constant == low.size and name not in (spec.mask, spec.acting):
             yield "warn", f"{name} never changed in {len(t.reward):,} steps; {constant_remedy}"
         elif reading is not None and outside(reading, low, high):
             yield (
@@ -192,7 +229,7 @@ def outside(reading: Treatment, low: np.ndarray, high: np.ndarray) -> bool:
 
 def rewards(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """Scale of the rewards: it sets that of the value loss, which shares the gradient norm with the policy."""
-    config, r = plan.config, t.reward[t.valid]
+    config, r = plan.config, t.reward[t.under_way]
     pixels = any(reading.layout and not reading.grid for reading in plan.readings.values())
     if not r.any():
         yield (
@@ -205,6 +242,7 @@ def rewards(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     if t.episodes:
         returns = [episode.episodic_return for episode in t.episodes]
         summary += f"; {len(returns)} episodes, mean return {np.mean(returns):.4g}, std {np.std(returns):.3g}"
+        summary += " (means over the agents)" if spec.agents else ""
     scaled = config.env.reward_clip or config.normalize.reward or config.normalize.value_targets
     if np.abs(r).max() > (1.0 if pixels else LARGE_REWARD) and not scaled:
         flag = "--env.reward-clip 1" if pixels else "--normalize.reward true"
@@ -215,16 +253,15 @@ def rewards(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
 
 def speed(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """Steps per second of one core, and the cost of resets, for which the whole group waits."""
-    resets, durations, reset_s = (~t.valid).sum(axis=1), t.seconds, 0.0
+    resets, durations, reset_s, envs = t.reset.sum(axis=1), t.seconds, 0.0, t.reset.shape[1]
     if (
         resets.any() and not resets.all()
     ):  # a step with resets = a usual one without the share of its resets, plus these
         usual, with_resets = float(np.median(durations[resets == 0])), resets > 0
-        reset_s = max(
-            0.0, float(np.median((durations[with_resets] - usual) / resets[with_resets])) + usual / t.valid.shape[1]
-        )
+        reset_s = max(0.0, float(np.median((durations[with_resets] - usual) / resets[with_resets])) + usual / envs)
     fraction = min(1.0, reset_s * resets.sum() / durations.sum())
-    summary = f"{t.valid.sum() / durations.sum():,.0f} steps/s on one core, {t.valid.shape[1]} environments in a group"
+    unit, size = ("steps of agents", f" of {t.agents} agents") if spec.agents else ("steps", "")
+    summary = f"{t.valid.sum() / durations.sum():,.0f} {unit}/s on one core, {envs} environments{size} in a group"
     summary += f"; a reset takes {1e3 * reset_s:.3g} ms, {fraction:.0%} of the time" if reset_s else ""
     slow = fraction > SLOW_RESETS
     remedy = ": all environments of a group wait for it; use smaller groups, as --sampling.envs-per-group 4"
@@ -309,6 +346,8 @@ def env_flags(options: EnvOptions) -> dict[str, Any]:
         "env.wrappers": ",".join(options.wrappers),
         "env.wrapper-settings": dict(options.wrapper_settings),
         "env.drop": ",".join(options.drop),
+        "env.agent-id": options.agent_id,
+        "env.pad-spaces": options.pad_spaces,
     }
     flags = {f"env.settings.{name}": value for name, value in options.settings.items()}
     return flags | {name: value for name, value in others.items() if value}
@@ -349,7 +388,10 @@ class EnvReport:
             rows.append((name, f"one of {' x '.join(map(str, leaf.sizes))}" if leaf.kind == "discrete" else box))
         rows.append(("episode", f"at most {limit:,} steps" if limit else "no step limit in the spec"))
         rows += [("frame skip", f"{spec.frame_skip}"), ("protocol", spec.protocol)]
-        lines = [f"{spec.name}, {self.steps:,} steps with random actions", ""]
+        if spec.agents:
+            rows.append(("agents", f"{len(spec.agents)}: {textwrap.shorten(', '.join(spec.agents), 80)}"))
+        of_agents = " of agents" if spec.agents else ""
+        lines = [f"{spec.name}, {self.steps:,} steps{of_agents} with random actions", ""]
         lines += [f"{title:25}{value}" for title, value in rows] + [""]
         lines += [*self.reading, ""] if self.reading else []
         for level, title, sentence in self.findings:
@@ -359,7 +401,8 @@ class EnvReport:
         return "\n".join([*lines, "", f"{self.train}    # settings: {self.settings_from}"])
 
 
-OWN_FLAGS = ("env.name", "env.protocol", "env.settings", "env.wrappers", "env.wrapper_settings", "env.drop")
+OWN_FLAGS = ("env.name", "env.protocol", "env.settings", "env.wrappers", "env.wrapper_settings", "env.drop",
+             "env.agent_id", "env.pad_spaces")  # fmt: skip
 """Settings of the environment itself: they are part of `settings`."""
 RULES: tuple[Callable[[EnvSpec, RandomRollout, Plan], RuleOutput], ...] = (
     data, autoreset, final_observation, time_limit, observations, rewards, speed,

@@ -3,7 +3,7 @@
 An environment can follow every rule and still not train: its observations may be of a kind or size that no encoder
 reads, or its numbers so large that no loss is finite.
 
-Legend: T steps, E environments, each a lane of the batch.
+Legend: T steps, E environments, each a lane of the batch; with A agents E x A lanes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from sfactory.envs import EnvSpec, bounded, one_line
 from sfactory.errors import own_place
 from sfactory.learning.batch import Batch
 from sfactory.learning.network import build_model
+from sfactory.learning.own_time import own_time
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.tools.random_rollout import KEPT, RandomRollout
 
+OUTCOME = ("reward", "terminated", "truncated", "valid")
 UPDATES = 2  # the second one reads the observations with the statistics of the first
 EPOCHS = 2  # an update of several optimizer steps has a forward pass without gradients before them
 
@@ -56,21 +58,21 @@ def _batch(config: Config, model: ActorCritic, spec: EnvSpec, rollout: RandomRol
         noise = torch.rand(steps, lanes, model.distribution.num_noise)
         action = model.distribution.sample(params, noise)
         log_prob = model.distribution.log_prob(params, action)
-    valid = torch.from_numpy(rollout.valid[:steps])
-    reward = torch.from_numpy(rollout.reward[:steps])
+    outcome = {name: torch.from_numpy(getattr(rollout, name)[:steps]) for name in OUTCOME}
+    if spec.acting:
+        known = {name: leaf.numpy() for name, leaf in outcome.items()}
+        found = own_time(**known, first=first.numpy(), acting=rollout.acting[: steps + 1])
+        outcome = {name: torch.from_numpy(values) for name, values in found._asdict().items()}
     return Batch(
         obs=obs,
         first=first,
         action=action,
-        log_prob=log_prob.masked_fill(~valid, 0.0),
+        log_prob=log_prob.masked_fill(~outcome["valid"], 0.0),
         params=params,
-        reward=reward,
-        terminated=torch.from_numpy(rollout.terminated[:steps]),
-        truncated=torch.from_numpy(rollout.truncated[:steps]),
-        valid=valid,
+        **outcome,
         lag=torch.zeros(steps, lanes),
         state=state,
-        discounted_return=_discounted(reward, config.trace.gamma) if config.normalize.reward else None,
+        discounted_return=_discounted(outcome["reward"], config.trace.gamma) if config.normalize.reward else None,
     )
 
 

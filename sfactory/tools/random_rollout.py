@@ -1,6 +1,6 @@
 """Step a group of environments with random actions and record every row, for the rules of `check_env`.
 
-Shapes: T steps of E environments; row t of a [T, E] array is what step t returned.
+Shapes: T steps of E environments; row t of a [T, E] array is what step t returned. With A agents every E is E x A.
 """
 
 from __future__ import annotations
@@ -37,23 +37,37 @@ class RandomRollout:
     first: np.ndarray
     failed: np.ndarray  # the environment failed and was reset in this row
     reported: np.ndarray  # an Episode was reported with this row
-    checksums: np.ndarray  # [T + 1, E] of the observations; row 0 is the reset
+    acting: np.ndarray  # [T + 1, E] the agent chooses an action; row 0 is the reset
+    checksums: np.ndarray  # [T + 1, E] of the observations without `acting`; row 0 is the reset
     seconds: np.ndarray  # [T] duration of a step
     obs_range: dict[str, tuple[np.ndarray, np.ndarray]]  # leaf -> minimum and maximum [*shape]
     kept: dict[str, np.ndarray]  # leaf -> [up to KEPT + 1, E, *shape] of the first observations
     episodes: list[Episode]
     faults: list[EnvFault]
     problem: str  # why the recording ended early, or an empty string
+    agents: int = 1  # rows of an environment
 
     @property
     def ended(self) -> np.ndarray:
         return self.terminated | self.truncated
 
     @property
+    def under_way(self) -> np.ndarray:
+        """Rows in which something can happen: valid ones, and those of agents that wait for their turn."""
+        return self.valid if self.agents == 1 else self.valid | ~self.first
+
+    @property
+    def reset(self) -> np.ndarray:
+        """[T, environments] the environment was reset, or failed."""
+        gone = ~self.valid if self.agents == 1 else ~self.valid & self.first
+        return gone.reshape(len(gone), -1, self.agents).all(axis=2)
+
+    @property
     def age(self) -> np.ndarray:
-        """Valid steps of the row's episode up to and including the row."""
-        count, begins = self.valid.cumsum(axis=0), ~self.valid | shifted(self.ended)
-        return count - np.maximum.accumulate(np.where(begins, count - self.valid, 0))
+        """Steps of the row's episode up to and including the row; those in which an agent waits count."""
+        steps = self.under_way
+        count, begins = steps.cumsum(axis=0), ~steps | shifted(self.ended)
+        return count - np.maximum.accumulate(np.where(begins, count - steps, 0))
 
 
 # -- playing -------------------------------------------------------------------------------------------------
@@ -63,12 +77,12 @@ def random_action(
     spec: EnvSpec, obs: Mapping[str, np.ndarray], generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Draw actions [E, *shape]: uniform among the allowed ones; normal in dimensions of a box without bounds."""
-    num_envs, offset, actions = len(next(iter(obs.values()))), 0, {}
+    num_rows, offset, actions = len(next(iter(obs.values()))), 0, {}
     for name, leaf in spec.actions.items():
         if leaf.kind == "discrete":
             heads = []
             for size in leaf.sizes:
-                priority = generator.random((num_envs, size))
+                priority = generator.random((num_rows, size))
                 if spec.mask:
                     priority[obs[spec.mask][:, offset : offset + size] == 0] = -1.0
                 heads.append(priority.argmax(axis=1))
@@ -76,14 +90,14 @@ def random_action(
             values = np.stack(heads, axis=1)
         else:
             low, high = np.array(leaf.low), np.array(leaf.high)
-            free = np.clip(generator.standard_normal((num_envs, len(low))), low, high)
+            free = np.clip(generator.standard_normal((num_rows, len(low))), low, high)
             with np.errstate(invalid="ignore"):  # infinite bounds, whose result is not used
                 values = np.where(np.isfinite(high - low), low + (high - low) * generator.random(free.shape), free)
-        actions[name] = values.reshape(num_envs, *leaf.shape).astype(leaf.dtype)
+        actions[name] = values.reshape(num_rows, *leaf.shape).astype(leaf.dtype)
     return actions
 
 
-def spec_mismatch(spec: EnvSpec, num_envs: int, obs: Mapping[str, np.ndarray], step: Step | None = None) -> str:
+def spec_mismatch(spec: EnvSpec, num_rows: int, obs: Mapping[str, np.ndarray], step: Step | None = None) -> str:
     """Return how data differs from its spec, or an empty string."""
     if set(obs) != set(spec.obs):
         return f"the observation has leaves {sorted(obs)}, the spec has {sorted(spec.obs)}"
@@ -91,7 +105,7 @@ def spec_mismatch(spec: EnvSpec, num_envs: int, obs: Mapping[str, np.ndarray], s
     if step is not None:
         arrays += [(n, getattr(step, n), (), "float32" if n == "reward" else "bool") for n in COLUMNS]
     for name, array, shape, dtype in arrays:
-        actual, expected = np.asarray(array), (num_envs, *shape)
+        actual, expected = np.asarray(array), (num_rows, *shape)
         if actual.shape != expected or actual.dtype != dtype:
             return f"{name} is {actual.dtype} {list(actual.shape)}, the spec has {dtype} {list(expected)}"
     if finite_rows(obs, np.zeros(1) if step is None else step.reward) is not None:
@@ -108,16 +122,19 @@ def _reason(error: BaseException) -> str:
 
 def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout:
     """Step the group for `steps` steps or `seconds` seconds, whichever ends first, or until its data is invalid."""
-    spec, num_envs, generator = group.spec, group.num_envs, np.random.default_rng(seed)
+    spec, generator = group.spec, np.random.default_rng(seed)
+    envs, num_rows = range(group.num_envs), group.num_envs * spec.rows
     obs_range: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     checksums: list[list[int]] = []
     recorded: list[Step] = []
-    durations, failed, reported = [], [], []
+    durations, failed, reported, acting = [], [], [], []
+    compared = [name for name in spec.obs if name != spec.acting]
     kept: dict[str, list[np.ndarray]] = {name: [] for name in spec.obs}
 
     def observe(obs: Mapping[str, np.ndarray]) -> None:
         """Record checksums and ranges now: the next step may overwrite the arrays."""
-        checksums.append([zlib.crc32(b"".join(obs[n][env].tobytes() for n in spec.obs)) for env in range(num_envs)])
+        checksums.append([zlib.crc32(b"".join(obs[n][row].tobytes() for n in compared)) for row in range(num_rows)])
+        acting.append(obs[spec.acting].copy() if spec.acting else np.ones(num_rows, bool))
         for n, rows in obs.items():
             low, high = obs_range.get(n, (rows[0], rows[0]))
             obs_range[n] = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
@@ -126,7 +143,7 @@ def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout
 
     try:
         obs = group.reset()
-        problem = spec_mismatch(spec, num_envs, obs)
+        problem = spec_mismatch(spec, num_rows, obs)
     except Exception as error:
         problem = f"the first reset raised {_reason(error)}"
     if not problem:
@@ -141,20 +158,20 @@ def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout
             problem = f"step {len(recorded)} raised {_reason(error)}"
             break
         duration, obs = time.perf_counter() - start, step.obs
-        if problem := spec_mismatch(spec, num_envs, obs, step):
+        if problem := spec_mismatch(spec, num_rows, obs, step):
             problem = f"step {len(recorded)}: {problem}"
             break
         observe(obs)
         durations.append(duration)
         all_failed = bool(step.faults) and not step.valid.any()  # native code resets all environments
-        failed.append(np.isin(range(num_envs), [fault.env for fault in step.faults]) | all_failed)
-        reported.append(np.isin(range(num_envs), [episode.env for episode in step.episodes]))
+        failed.append(np.repeat(np.isin(envs, [fault.env for fault in step.faults]) | all_failed, spec.rows))
+        reported.append(np.repeat(np.isin(envs, [episode.env for episode in step.episodes]), spec.rows))
         recorded.append(step._replace(obs={}, **{name: getattr(step, name).copy() for name in COLUMNS}))
     columns: dict[str, Any] = {name: [getattr(step, name) for step in recorded] for name in COLUMNS}
-    columns |= {"failed": failed, "reported": reported, "checksums": checksums}
+    columns |= {"failed": failed, "reported": reported, "acting": acting, "checksums": checksums}
     episodes = [episode for step in recorded for episode in step.episodes]
     faults = [fault for step in recorded for fault in step.faults]
-    arrays = {name: np.array(column).reshape(-1, num_envs) for name, column in columns.items()}
+    arrays = {name: np.array(column).reshape(-1, num_rows) for name, column in columns.items()}
     return RandomRollout(
         **arrays,
         seconds=np.array(durations),
@@ -163,4 +180,5 @@ def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout
         episodes=episodes,
         faults=faults,
         problem=problem,
+        agents=spec.rows,
     )
