@@ -77,6 +77,37 @@ def test_play_plays_exactly_n_episodes(episodes):
     assert results.returns == [float(length) for length in results.lengths]
 
 
+class PairGroup(FakeGroup):
+    """Two agents, of which one gets 3 for every step; they act in turns, and wait for the other in between."""
+
+    def reset(self):
+        return {"obs": np.repeat(super().reset()["obs"], 2, axis=0)}
+
+    def step(self, action):
+        one = super().step({"action": action["action"][::2]})
+        first, ends = (np.repeat(x, 2) for x in (one.first, one.terminated))
+        reward = np.outer(one.reward, [3, 0]).ravel()
+        valid = ~first & np.tile([True, False], len(one.first))
+        obs = {"obs": np.repeat(one.obs["obs"], 2, axis=0)}
+        episodes = tuple(Episode(i, 1.5 * length, length) for i, _, length in one.episodes)
+        return Step(obs, reward, ends, ends & False, valid, first, episodes, one.faults)
+
+
+def test_play_gives_every_agent_a_row_and_counts_steps_of_the_environment():
+    seen = []
+
+    def policy(obs, first):
+        seen.append((len(first), first.all()))
+        return {"action": np.zeros(len(first), int)}
+
+    results = play(lambda num_envs, first: PairGroup(num_envs, first, lambda number: 5), policy, 4, 100, num_envs=2)
+    assert (results.returns, results.lengths) == ([7.5] * 4, [5] * 4)
+    assert [t for t, (rows, first) in enumerate(seen) if first] == [0, 6]
+    assert {rows for rows, _ in seen} == {4}
+    capped = play(lambda num_envs, first: PairGroup(num_envs, first, lambda number: 50), policy, 2, 7, num_envs=2)
+    assert (capped.returns, capped.lengths, capped.capped) == ([10.5] * 2, [7] * 2, 2)
+
+
 def test_play_does_not_prefer_short_episodes():
     """Half of the environments play 2 steps, half 50. The first 64 episodes to end would all be short."""
     results, _ = run(2 * MAX_ENVS, lambda number: 2 if number % 2 else 50)

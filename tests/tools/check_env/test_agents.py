@@ -1,0 +1,112 @@
+"""`check-env` on environments with several agents: the report, and each rule on their rows violated."""
+
+import numpy as np
+import pytest
+from agent_envs import Bits, Turns
+from conforming_env import checked, levels, sentences
+from pettingzoo.utils.conversions import turn_based_aec_to_parallel
+
+from sfactory.envs.agent_group import AgentGroup
+from sfactory.tools.check_env import autoreset_of_agents
+from sfactory.tools.random_rollout import record
+
+
+def group_of(env, change=lambda step, t: None):
+    """How `check` builds groups; `change(step, t)` spoils what step t returned."""
+
+    class Changed(AgentGroup):
+        calls = 0
+
+        def step(self, action):
+            step = super().step(action)
+            change(step, self.calls)
+            self.calls += 1
+            return step
+
+    return lambda num_envs, seeds: Changed(env, num_envs, seeds, name="bits")
+
+
+def turns():
+    return turn_based_aec_to_parallel(Turns())
+
+
+def test_check_of_agents_that_act_together_passes_and_counts_their_steps():
+    report = checked(group_of(Bits), steps=84)
+    assert set(levels(report).values()) == {"ok"}, report.text()
+    assert report.steps == 8 * 80  # 4 environments of 2 agents; 4 of the 84 steps were resets
+    assert sentences(report, "autoreset").startswith("32 ends of agents; 16 ends of environments")
+    assert "0 terminated, 32 truncated, after 20 to 20 steps" in sentences(report, "time limit")
+    assert "steps of agents/s on one core, 4 environments of 2 agents" in sentences(report, "speed")
+    assert "means over the agents" in sentences(report, "rewards")
+    assert "2: a, b" in report.text()
+
+
+def test_check_of_agents_that_act_in_turns_counts_one_step_of_an_agent_in_each():
+    report = checked(group_of(turns), steps=82)
+    assert {title for title, level in levels(report).items() if level != "ok"} == {"time limit"}  # always 40 moves
+    assert "all 16 episodes are terminated after exactly 40 steps" in sentences(report, "time limit")
+    assert report.steps == 4 * 80
+
+
+def put(name, row, value, at):
+    """Set a flag of a row in the step `at`; 20 ends an episode of Bits, counted from 0 the step 19."""
+    return lambda step, t: getattr(step, name).__setitem__(row, value) if t == at else None
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (put("valid", 3, False, 4), "valid on a row whose agent did not act, or not on one whose agent acted: 1 times"),
+        (put("valid", 3, True, 20), "valid on a row whose agent did not act"),
+        (
+            lambda step, t: step.obs["acting"].__setitem__(3, True) if t == 19 else None,
+            "an agent acts in the observation with which its episode ended",
+        ),
+        (put("first", 3, True, 4), "first on a valid row: 1 times, first at step 4 of environment 1, b"),
+        (put("first", 3, True, 4), "an episode of an agent begins and the one before did not end"),
+        (put("reward", 3, 1.0, 20), "an agent that is not there has a reward or an end"),
+        (put("truncated", 3, True, 20), "an agent that is not there has a reward or an end"),
+        (put("first", 3, False, 20), "no reset of all agents after the episode of the environment"),
+        (
+            lambda step, t: (step.first.__setitem__(slice(2, 4), True), step.valid.__setitem__(slice(2, 4), False))
+            if t == 4
+            else None,
+            "a reset of all agents without an end of episode before it",
+        ),
+    ],
+)
+def test_autoreset_rule_of_agents_rejects(change, text):
+    group = group_of(Bits, change)(4, range(4))
+    found = list(autoreset_of_agents(group.spec, record(group, 42, 60, seed=0)))
+    assert {level for level, _ in found} == {"bad"}
+    assert any(sentence.startswith(text) for _, sentence in found)
+
+
+def test_final_observation_rule_of_agents_rejects_that_of_the_reset():
+    class Early(Bits):
+        """Returns the observation of the next episode with the end of the last one."""
+
+        def reset(self, seed=None, options=None):
+            obs, infos = super().reset(seed, options)
+            return self.__dict__.pop("early", obs), infos
+
+        def step(self, actions):
+            obs, *rest = super().step(actions)
+            if not self.agents:
+                self.early = obs
+            return obs, *rest
+
+    report = checked(group_of(Early), steps=84)
+    assert "equal the reset row after them" in sentences(report, "final observation")
+
+
+def test_check_of_agents_finds_what_is_wrong_with_one_agent():
+    class Broken(Bits):
+        def step(self, actions):
+            obs, reward, *rest = super().step(actions)
+            return obs, reward | {"b": np.nan if self.time == 5 else 0.0}, *rest
+
+    report = checked(group_of(Broken), steps=42)
+    assert levels(report)["data"] == "bad"
+    assert "NaN" in sentences(report, "data")
+    assert levels(report).get("autoreset") != "bad"
