@@ -1,14 +1,15 @@
 """Load a trained policy and act with it: `sfactory.load_policy(run).act(obs)`.
 
 `Actor` runs the network on flat dicts of leaves; `sfactory eval` uses it too. `Policy` converts between these and the
-environment's own spaces: observations as the environment returns them, actions as `env.step` takes them.
+environment's own spaces: observations as the environment returns them, actions as `env.step` takes them. Where an
+environment has several agents, these are the observation and the action of one agent.
 
 Shapes: N environments; every leaf of an observation or action is [N, ...].
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from sfactory.envs import EnvSpec, bounded
 from sfactory.envs.action_leaf import ActionSpace
+from sfactory.envs.agent_spaces import AGENT_ID, MASK
 from sfactory.envs.obs_leaf import Encode, obs_leaves
 from sfactory.envs.saved_spec import spaces_from_json
 from sfactory.envs.space_leaves import space_leaves
@@ -68,7 +70,8 @@ class Policy:
         spaces: tuple[Any, Any] = spaces_from_json(spec.spaces) if spec.spaces else (None, None)
         self.observation_space, self.action_space = spaces
         """The environment's own spaces, or None if it has none; then observations are the leaves of `spec.obs`."""
-        self._readers = _readers(self.spec, self.observation_space)
+        self._added = _added_leaves(spec, self.observation_space)
+        self._readers = _readers(self.spec, self.observation_space, self._added)
         self._squashed = bounded(self.spec, config.model.squash)
         self._actions = None if self.action_space is None else ActionSpace(self.spec.name, self.action_space)
         if self._actions is not None and self._actions.leaves != spec.actions:
@@ -84,7 +87,7 @@ class Policy:
         if seed is not None:
             self._actor = Actor(self.model, seed)
 
-    def act(self, obs: Any, first: Any = None, greedy: bool = True) -> Any:
+    def act(self, obs: Any, first: Any = None, greedy: bool = True, *, agent: Any = None, mask: Any = None) -> Any:
         """Return the action for one observation, or the actions for a batch of N.
 
         Args:
@@ -93,11 +96,14 @@ class Policy:
             first: bool or [N] bool, True where obs begins an episode: the recurrent state is zeroed there. None:
                 nowhere; call `reset` between episodes instead. Policies without memory ignore it.
             greedy: True for the most likely action, False to sample, as in training.
+            agent: name or number of the agent, or [N] of them; needed after training with env.agent-id.
+            mask: [choices] or [N, choices], allowed actions, where the environment has them in `info`; None: all.
         Returns: what `env.step` takes; for N observations arrays [N, ...], as a vector environment takes them.
         Raises ValueError for an observation of another shape or dtype.
         """
         leaves, count = self._read(obs)
         rows = 1 if count is None else count
+        leaves |= self._complete(rows, agent, mask)
         begins = np.zeros(rows, bool)
         begins[:] = False if first is None else first
         action = self.env_actions(self._actor(leaves, begins, greedy))
@@ -152,8 +158,46 @@ class Policy:
             raise ValueError(f"the leaves of the observation have different batch sizes; expected {self._expected()}")
         return leaves, counts.pop()
 
+    def _complete(self, rows: int, agent: Any, mask: Any) -> dict[str, np.ndarray]:
+        """Return the leaves [N, ...] that the environment's own observation does not have."""
+        numbers = None if agent is None else [self._number_of(one) for one in np.atleast_1d(agent).tolist()]
+        if numbers is not None and len(numbers) not in (1, rows):
+            raise ValueError(f"agent: {len(numbers)} agents for {rows} observations")
+        if mask is not None and self.spec.mask not in self._added:
+            raise ValueError(f"mask: {self.spec.name} has no mask beside its observation; leave it out")
+        leaves = {}
+        for name in self._added:
+            leaf = self.spec.obs[name]
+            array = leaves[name] = np.ones((rows, *leaf.shape), leaf.dtype)  # acts, and may do everything
+            if name == AGENT_ID:
+                if numbers is None:
+                    raise ValueError(f"agent: the policy was trained with env.agent-id; give one of {self._agents}")
+                array[...] = np.eye(len(self.spec.agents))[numbers]
+            elif name == self.spec.mask and mask is not None:
+                given = np.asarray(mask) != 0
+                if given.ndim not in (1, 2) or given.shape[-1] > leaf.shape[0] or len(np.atleast_2d(given)) not in (
+                    1, rows,
+                ):  # fmt: skip
+                    raise ValueError(f"mask has shape {given.shape}, expected {leaf.shape}, or (N, ...) for a batch")
+                array[...] = 0  # an agent may have fewer choices than others
+                array[:, : given.shape[-1]] = given
+        return leaves
+
+    def _number_of(self, agent: Any) -> int:
+        """Number of an agent, by its name or number."""
+        if str(agent) in self.spec.agents:
+            return self.spec.agents.index(str(agent))
+        if isinstance(agent, int) and 0 <= agent < len(self.spec.agents):
+            return agent
+        raise ValueError(f"agent {agent!r}: {self.spec.name} has {self._agents or 'one agent'}")
+
+    @property
+    def _agents(self) -> str:
+        return ", ".join(self.spec.agents)
+
     def _expected(self) -> str:
-        return ", ".join(f"{name} {leaf.shape} {leaf.dtype}" for name, leaf in self.spec.obs.items())
+        own = {name: leaf for name, leaf in self.spec.obs.items() if name not in self._added}
+        return ", ".join(f"{name} {leaf.shape} {leaf.dtype}" for name, leaf in own.items())
 
 
 def load_policy(path: Path, config: Config, spec: EnvSpec, seed: int = 0) -> Policy:
@@ -168,14 +212,24 @@ def load_policy(path: Path, config: Config, spec: EnvSpec, seed: int = 0) -> Pol
         raise CheckpointError(f"{path}: the environment's spaces in state.json cannot be used: {error}") from error
 
 
-def _readers(spec: EnvSpec, space: Any) -> list[tuple[str, tuple[Any, ...], tuple[int, ...], Encode | None]]:
+def _added_leaves(spec: EnvSpec, space: Any) -> tuple[str, ...]:
+    """Leaves that a group of several agents adds to the observation of an agent."""
+    added = {spec.acting, AGENT_ID, MASK} if spec.agents else set()
+    own = set() if space is None else {name for name, *_ in space_leaves(space, "obs")}
+    return tuple(name for name in spec.obs if name in added - own)
+
+
+def _readers(
+    spec: EnvSpec, space: Any, added: Collection[str]
+) -> list[tuple[str, tuple[Any, ...], tuple[int, ...], Encode | None]]:
     """Return name, path, shape of the raw value, and conversion of values to rows of the leaf (None: not needed)."""
+    own = {name: leaf for name, leaf in spec.obs.items() if name not in added}
     if space is None:
-        alone = list(spec.obs) == ["obs"]
-        return [(name, () if alone else (name,), leaf.shape, None) for name, leaf in spec.obs.items()]
+        alone = list(own) == ["obs"]
+        return [(name, () if alone else (name,), leaf.shape, None) for name, leaf in own.items()]
     leaves = [leaf for leaf in space_leaves(space, "obs") if leaf[0] in spec.obs]  # others are left out
     readers, _ = obs_leaves(spec.name, leaves)
-    if {name: reader.leaf for name, reader in readers.items()} != spec.obs:
+    if {name: reader.leaf for name, reader in readers.items()} != own:
         raise ValueError(f"the observation space {space} is not that of the network")
     return [(name, reader.path, reader.raw, reader.encode) for name, reader in readers.items()]
 
