@@ -68,6 +68,7 @@ class Turns(Sees, AECEnv):
         if self.terminations[agent]:
             self._was_dead_step(action)
             return
+        self._cumulative_rewards[agent] = 0.0
         other = AGENTS[1 - AGENTS.index(agent)]
         self.rewards = {agent: 0.0, other: self.owed}
         self.owed = self.is_right(agent, action)
@@ -77,3 +78,4 @@ class Turns(Sees, AECEnv):
             self.rewards[agent] += self.owed
             self.terminations = dict.fromkeys(AGENTS, True)
         self.agent_selection = other
+        self._accumulate_rewards()

@@ -18,6 +18,8 @@ FIXED = (
     "env.settings",
     "env.wrapper",
     "env.drop",
+    "env.agent-id",
+    "env.pad-spaces",
     "model.",
     "normalize.obs",
     "normalize.reward",

@@ -45,6 +45,8 @@ def test_no_setting_of_learning_changes_silently(section):
         ("stop.frames", False, True, Rule.FREE),
         ("env.reward-scale", False, False, Rule.TOLD),
         ("env.wrapper-settings", False, False, Rule.REFUSED),
+        ("env.agent-id", False, False, Rule.REFUSED),
+        ("env.pad-spaces", False, False, Rule.REFUSED),
         ("eval.episodes", False, False, Rule.TOLD),
         ("a.new-setting", False, False, Rule.TOLD),
     ],

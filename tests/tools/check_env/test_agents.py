@@ -68,9 +68,11 @@ def put(name, row, value, at):
         (put("truncated", 3, True, 20), "an agent that is not there has a reward or an end"),
         (put("first", 3, False, 20), "no reset of all agents after the episode of the environment"),
         (
-            lambda step, t: (step.first.__setitem__(slice(2, 4), True), step.valid.__setitem__(slice(2, 4), False))
-            if t == 4
-            else None,
+            lambda step, t: (
+                (step.first.__setitem__(slice(2, 4), True), step.valid.__setitem__(slice(2, 4), False))
+                if t == 4
+                else None
+            ),
             "a reset of all agents without an end of episode before it",
         ),
     ],

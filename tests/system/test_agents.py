@@ -1,0 +1,100 @@
+"""Real runs of environments with several agents: they learn, and their numbers agree."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import trained
+from run_helpers import command, rows
+
+import agent_envs
+import sfactory
+
+SMALL = [
+    "--sampling.num-samplers", "1", "--sampling.groups-per-sampler", "2", "--sampling.envs-per-group", "8",
+    "--sampling.rollout-length", "32", "--batch.minibatches", "4", "--batch.epochs", "6", "--optim.lr", "1e-3",
+    "--log.every-seconds", "0.5", "--run.device", "cpu", "--quiet",
+]  # fmt: skip
+PERFECT, CHANCE = 20, 10
+
+
+def run(folder, *words):
+    done = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the environments in a file."""
+    shutil.copy(Path(agent_envs.__file__), tmp_path)
+    return tmp_path
+
+
+def check_counts(folder):
+    """The rows of a run that has ended add up. Returns the share of rows that are steps of agents."""
+    status = json.loads((folder / "status.json").read_text())
+    ledger = status["ledger"]
+    assert ledger["sampled"] == sum(ledger[name] for name in ("trained", "skipped", "discarded", "in_flight"))
+    assert ledger["trained"] > 0
+    return status["env_steps"] / ledger["trained"]
+
+
+def test_training_of_agents_that_act_together_learns_resumes_and_evaluates(folder):
+    target = "pettingzoo/agent_envs:Bits"
+    run(folder, "train", target, "--run.dir", "run", "--stop.env-steps", "40k", *SMALL)
+    assert 0.9 < check_counts(folder / "run") < 1  # 20 of 21 rows; the others are resets
+    last = rows(folder / "run")[-1]
+    assert last["charts/episodic_return"] > 17 > CHANCE
+    assert last["charts/episodic_length"] == 20
+    assert {"info/return_a", "info/return_b"} <= set(last)
+    result = json.loads(run(folder, "eval", "run", "--episodes", "20", "--json"))
+    assert result["mean"] > 17
+    assert result["lengths"] == [20] * 20
+    assert result["mean"] == pytest.approx((result["infos"]["return_a"] + result["infos"]["return_b"]) / 2)
+    before = last["env_steps"]
+    run(folder, "resume", "run", "--stop.env-steps", "44k", "--quiet")
+    assert rows(folder / "run")[-1]["env_steps"] >= 44_000 > before
+    check_counts(folder / "run")
+
+
+def test_training_of_agents_that_act_in_turns_learns_from_rewards_that_come_later(folder, monkeypatch):
+    target = "pettingzoo/agent_envs:Turns"
+    run(folder, "train", target, "--run.dir", "run", "--env.agent-id", "true", "--stop.env-steps", "50k", *SMALL)
+    assert 0.4 < check_counts(folder / "run") < 0.5  # in every second row an agent waits
+    result = json.loads(run(folder, "eval", "run", "--episodes", "20", "--json"))
+    assert result["mean"] > 17 > CHANCE
+    assert result["lengths"] == [2 * PERFECT] * 20
+    checked = json.loads(run(folder, "check-env", target, "--seconds", "0.5", "--json"))
+    assert not checked["bad"]
+    monkeypatch.chdir(folder)
+    assert played(sfactory.load_policy(folder / "run"), agent_envs.Turns()) > 17
+
+
+def played(policy, env):
+    """Mean return of the agents in an episode of a loop with PettingZoo's own interface."""
+    env.reset(seed=1)
+    returns = dict.fromkeys(env.possible_agents, 0.0)
+    for agent in env.agent_iter():
+        obs, reward, terminated, truncated, _ = env.last()
+        returns[agent] += reward
+        env.step(None if terminated or truncated else int(policy.act(obs, agent=agent)))
+    return np.mean(list(returns.values()))
+
+
+@pytest.mark.parametrize(
+    "target", ["pettingzoo/mpe/simple_spread", pytest.param("envpool/ConnectFour-v1", marks=pytest.mark.envpool)]
+)
+def test_training_of_known_environments_with_several_agents(tmp_path, target):
+    options = {"stop": {"env_steps": 700}, "log": {"quiet": True, "every_updates": 1}}
+    run_dir = trained(tmp_path / "run", target, checkpoint={"exact": False}, **options)
+    assert 0 < check_counts(run_dir) <= 1
+    last = rows(run_dir)[-1]
+    assert last["charts/updates"] >= 2
+    assert np.isfinite(last["losses/policy_loss"])
+    evaluation = sfactory.evaluate(run_dir, episodes=4)
+    assert len(evaluation.returns) == 4
+    assert len([name for name in evaluation.infos if name.startswith("return_")]) == (3 if "spread" in target else 2)
