@@ -11,7 +11,7 @@ MOVES = 20
 
 
 class Sees:
-    """Each agent sees a bit, its number and the time. The right action of `a` is the bit, that of `b` is the other value."""
+    """Each agent sees a bit, its number and the time. Right is the bit for `a`, the other value for `b`."""
 
     metadata: ClassVar = {"name": "bits", "render_modes": []}
     possible_agents: ClassVar = AGENTS

@@ -175,9 +175,8 @@ class Policy:
                 array[...] = np.eye(len(self.spec.agents))[numbers]
             elif name == self.spec.mask and mask is not None:
                 given = np.asarray(mask) != 0
-                if given.ndim not in (1, 2) or given.shape[-1] > leaf.shape[0] or len(np.atleast_2d(given)) not in (
-                    1, rows,
-                ):  # fmt: skip
+                fits = given.ndim in (1, 2) and given.shape[-1] <= leaf.shape[0]
+                if not fits or len(np.atleast_2d(given)) not in (1, rows):
                     raise ValueError(f"mask has shape {given.shape}, expected {leaf.shape}, or (N, ...) for a batch")
                 array[...] = 0  # an agent may have fewer choices than others
                 array[:, : given.shape[-1]] = given

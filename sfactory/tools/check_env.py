@@ -122,8 +122,8 @@ def autoreset_of_agents(spec: EnvSpec, t: RandomRollout) -> RuleOutput:
     if not violations and not count:
         yield "warn", f"no episode ended in {len(t.reward):,} steps: not checked; increase --seconds"
     elif not violations:
-        yield "ok", f"{t.ended.sum()} ends of agents; {count} ends of environments, each followed by one reset row of " \
-            f"all {t.agents} agents"  # fmt: skip
+        ends = f"{t.ended.sum()} ends of agents; {count} ends of environments"
+        yield "ok", f"{ends}, each followed by one reset row of all {t.agents} agents"
 
 
 def _violations(rules: Mapping[str, np.ndarray], spec: EnvSpec) -> RuleOutput:

@@ -68,7 +68,7 @@ def test_policy_with_agent_id_reads_the_agent_by_name_or_number():
     assert policy.act(batch, agent=1).tolist() == b.tolist()
     mixed = policy.act(batch, agent=["a", "b"] * 100)
     assert mixed.tolist() == np.where(np.arange(200) % 2, b, a).tolist()
-    with pytest.raises(ValueError, match="trained with env.agent-id; give one of a, b"):
+    with pytest.raises(ValueError, match=r"trained with env\.agent-id; give one of a, b"):
         policy.act(OBS)
     with pytest.raises(ValueError, match="3 agents for 200 observations"):
         policy.act(batch, agent=[0, 1, 0])

@@ -5,12 +5,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import agent_envs
 import numpy as np
 import pytest
 from builders import trained
 from run_helpers import command, rows
 
-import agent_envs
 import sfactory
 
 SMALL = [
