@@ -91,7 +91,7 @@ class AgentGroup(EnvCopies):
         choices, illegal = self.spaces.choices(action)
         reward, valid = np.zeros(rows, np.float32), self.acting.copy()
         terminated, truncated = np.zeros(rows, bool), np.zeros(rows, bool)
-        first = ~self._present.ravel()  # absent agents; those that enter are added below
+        first = ~self._present.ravel()  # agents that were not there; all of them, where the environment is reset
         errors: dict[int, Exception] = {}
         infos: dict[int, Any] = {}
         for env, instance in enumerate(self.envs):
@@ -100,13 +100,12 @@ class AgentGroup(EnvCopies):
             try:
                 if self._over[env]:
                     self._take_reset(env, instance.reset())
-                    first[own] = True
                     continue
                 if (illegal[own] & self.acting[own]).any():
                     raise ValueError(f"illegal action {[leaf[own].tolist() for leaf in action.values()]}")
                 acts = {agent: choices[own.start + i] for i, agent in self._acting_agents(env)}
                 result = instance.step(acts)
-                infos[env] = self._take_step(env, result, reward[own], terminated[own], truncated[own], first[own])
+                infos[env] = self._take_step(env, result, reward[own], terminated[own], truncated[own])
             except Exception as error:
                 errors[env] = error
         if (finite := finite_rows(self.obs, reward)) is not None:
@@ -156,9 +155,8 @@ class AgentGroup(EnvCopies):
         self._enter(env, *result)
 
     def _take_step(
-        self, env: int, result: Any, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray,
-        first: np.ndarray,
-    ) -> Any:  # fmt: skip
+        self, env: int, result: Any, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
+    ) -> Any:
         """Take what `step` returned into the rows of an environment, [A]; return the infos."""
         if not (isinstance(result, tuple | list) and len(result) == 5 and all(isinstance(x, Mapping) for x in result)):
             raise ValueError(
@@ -166,8 +164,7 @@ class AgentGroup(EnvCopies):
             )
         obs, rewards, ended, cut, infos = result
         present = self._present[env]
-        before = present.copy()
-        for i in np.flatnonzero(before).tolist():
+        for i in np.flatnonzero(present).tolist():
             agent = self.agents[i]
             reward[i] = as_reward(rewards.get(agent, 0.0))
             terminated[i] = as_flag(ended.get(agent, False), "terminated")
@@ -178,7 +175,6 @@ class AgentGroup(EnvCopies):
             elif present[i] or truncated[i]:
                 raise ValueError(f"step() returned no observation of {agent}")
         self._enter(env, {agent: obs[agent] for agent in self.envs[env].agents if agent in obs}, infos)
-        first |= present & ~before
         return infos
 
     def _enter(self, env: int, obs: Mapping[Any, Any], infos: Mapping[Any, Any]) -> None:

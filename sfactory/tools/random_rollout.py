@@ -60,8 +60,7 @@ class RandomRollout:
     def reset(self) -> np.ndarray:
         """[T, environments] the environment was reset, or failed."""
         gone = ~self.valid if self.agents == 1 else ~self.valid & self.first
-        of_all: np.ndarray = gone.reshape(len(gone), -1, self.agents).all(axis=2)
-        return of_all
+        return np.asarray(gone.reshape(len(gone), -1, self.agents).all(axis=2))
 
     @property
     def age(self) -> np.ndarray:

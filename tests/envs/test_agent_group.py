@@ -112,6 +112,24 @@ def test_agent_group_begins_the_episode_of_an_agent_that_is_born_in_the_middle()
     assert flags(next_step, "valid", "first", "reward") == [[1, 1, 1], [0, 0, 0], [0, 0, 3]]
 
 
+def test_agent_group_does_not_take_an_agent_again_whose_episode_is_over():
+    group = group_of([{"dead": "b"}, {"born": "b"}, {}, {"dead": "ac"}])
+    group.reset()
+    for _ in range(3):
+        step = group.step(actions(0, 0, 0))
+        assert group.acting.tolist() == [True, False, True]
+    assert flags(step, "valid", "first") == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_agent_group_leaves_an_agent_that_was_not_born_out_of_the_return():
+    group = group_of([{"reward": {"a": 4, "b": 2}}, {"dead": "ab"}], begin="ab")
+    group.reset()
+    group.step(actions(0, 0, 0))
+    end = group.step(actions(0, 0, 0))
+    assert end.episodes[0].episodic_return == 3
+    assert dict(end.infos)[0] == {"return_a": 4.0, "return_b": 2.0}
+
+
 def test_agent_group_truncates_all_agents_and_resets_in_the_next_step():
     group = group_of([{}, {"cut": "abc"}])
     group.reset()

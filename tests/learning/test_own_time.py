@@ -74,6 +74,18 @@ def test_own_time_of_a_turn_based_game_is_the_episode_of_the_agent_alone():
     assert own.valid[:, 0].tolist() == [1, 0, 1, 0, 1, 0, 0, 0]  # the move of row 7 has no successor in this batch
 
 
+def test_own_time_gives_a_reward_before_the_first_action_of_an_episode_to_no_action():
+    lane = rows(
+        reward=[1, 0, 5, 2],
+        terminated=[1, 0, 0, 1],
+        truncated=[0] * 4,
+        valid=[1, 0, 0, 1],
+        first=[1, 0, 1, 0, 0],
+        acting=[1, 0, 0, 1, 0],
+    )
+    assert own_time(**lane).reward[:, 0].tolist() == [1, 0, 0, 2]
+
+
 def test_own_time_drops_an_action_whose_successor_is_in_the_next_batch_but_keeps_it_as_bootstrap():
     lane = rows(
         reward=[0, 2, 0, 5], terminated=[0] * 4, truncated=[0] * 4, valid=[1, 0, 1, 0], first=[1, 0, 0, 0, 0],

@@ -78,7 +78,7 @@ def test_play_plays_exactly_n_episodes(episodes):
 
 
 class PairGroup(FakeGroup):
-    """Two agents, of which one gets 3 for every step; they act in turns, and wait for the other in between."""
+    """Two agents, of which one gets 3 for every step. In step 3 both wait, and the other's own episode ends there."""
 
     def reset(self):
         return {"obs": np.repeat(super().reset()["obs"], 2, axis=0)}
@@ -87,7 +87,9 @@ class PairGroup(FakeGroup):
         one = super().step({"action": action["action"][::2]})
         first, ends = (np.repeat(x, 2) for x in (one.first, one.terminated))
         reward = np.outer(one.reward, [3, 0]).ravel()
-        valid = ~first & np.tile([True, False], len(one.first))
+        late, time = np.tile([False, True], len(one.first)), np.repeat(self.t, 2)
+        valid = ~first & (time != 3) & ~(late & (time > 3))
+        first |= late & (time > 3)
         obs = {"obs": np.repeat(one.obs["obs"], 2, axis=0)}
         episodes = tuple(Episode(i, 1.5 * length, length) for i, _, length in one.episodes)
         return Step(obs, reward, ends, ends & False, valid, first, episodes, one.faults)

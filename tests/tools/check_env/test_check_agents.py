@@ -6,9 +6,12 @@ from agent_envs import Bits, Turns
 from conforming_env import checked, levels, sentences
 from pettingzoo.utils.conversions import turn_based_aec_to_parallel
 
+from sfactory.config import parsing, presets
 from sfactory.envs.agent_group import AgentGroup
+from sfactory.learning.network import build_model
 from sfactory.tools.check_env import autoreset_of_agents
-from sfactory.tools.random_rollout import record
+from sfactory.tools.network_trial import _batch
+from sfactory.tools.random_rollout import KEPT, record
 
 
 def group_of(env, change=lambda step, t: None):
@@ -100,6 +103,33 @@ def test_final_observation_rule_of_agents_rejects_that_of_the_reset():
 
     report = checked(group_of(Early), steps=84)
     assert "equal the reset row after them" in sentences(report, "final observation")
+
+
+def test_check_of_agents_accepts_an_agent_that_ends_before_the_others():
+    class Leaves(Bits):
+        """The episode of `b` is over after 12 steps."""
+
+        def step(self, actions):
+            obs, reward, terminated, truncated, infos = super().step({"b": 0, **actions})
+            if self.time == 12:
+                terminated, self.agents = terminated | {"b": True}, ["a"]
+            there = {"a", "b"} if self.time <= 12 else {"a"}
+            return *({k: v for k, v in x.items() if k in there} for x in (obs, reward, terminated, truncated)), infos
+
+    report = checked(group_of(Leaves), steps=84)
+    assert set(levels(report).values()) == {"ok"}, report.text()
+    assert "after 12 to 20 steps" in sentences(report, "time limit")
+    assert sentences(report, "final observation").startswith("16 of 16")  # those of `a`: `b` stays as it was
+
+
+def test_network_trial_of_agents_gives_actions_their_outcome_in_own_time():
+    group = group_of(turns)(4, range(4))
+    rollout = record(group, KEPT, 60, seed=0)
+    config = parsing.build(*presets.target_layers("classic/cartpole"))
+    batch = _batch(config, build_model(config, group.spec), group.spec, rollout)
+    assert batch.valid.any(1).tolist() == [True] * 7 + [False]  # the last action has no outcome yet
+    later = np.stack([rollout.reward[t + 1] for t in range(7)])
+    assert np.array_equal(batch.reward[:7].numpy()[rollout.valid[:7]], later[rollout.valid[:7]])
 
 
 def test_check_of_agents_finds_what_is_wrong_with_one_agent():
