@@ -106,8 +106,10 @@ def test_play_gives_every_agent_a_row_and_counts_steps_of_the_environment():
     assert (results.returns, results.lengths) == ([7.5] * 4, [5] * 4)
     assert [t for t, (rows, first) in enumerate(seen) if first] == [0, 6]
     assert {rows for rows, _ in seen} == {4}
+    seen.clear()
     capped = play(lambda num_envs, first: PairGroup(num_envs, first, lambda number: 50), policy, 2, 7, num_envs=2)
     assert (capped.returns, capped.lengths, capped.capped) == ([10.5] * 2, [7] * 2, 2)
+    assert len(seen) == 7  # a step in which all agents wait counts
 
 
 def test_play_does_not_prefer_short_episodes():
