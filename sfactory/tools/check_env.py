@@ -127,7 +127,7 @@ def autoreset_of_agents(spec: EnvSpec, t: RandomRollout) -> RuleOutput:
 
 
 def _violations(rules: Mapping[str, np.ndarray], spec: EnvSpec) -> RuleOutput:
-    """A finding for each rule with a row that violates it, as (T, E) truth values."""
+    """A finding for each rule with a row that violates it, as [T, E] truth values."""
     for what, rows in rules.items():
         if rows.any():
             step, row = np.argwhere(rows)[0]

@@ -15,9 +15,11 @@ import sfactory
 
 SMALL = [
     "--sampling.num-samplers", "1", "--sampling.groups-per-sampler", "2", "--sampling.envs-per-group", "8",
-    "--sampling.rollout-length", "32", "--batch.minibatches", "4", "--batch.epochs", "6", "--optim.lr", "1e-3",
+    "--batch.minibatches", "4", "--batch.epochs", "6", "--optim.lr", "1e-3",
     "--log.every-seconds", "0.5", "--run.device", "cpu", "--quiet",
 ]  # fmt: skip
+TOGETHER = ["--sampling.rollout-length", "16", "--loss.entropy-coef", "0.02", "--stop.env-steps", "40k"]
+TURNS = ["--sampling.rollout-length", "32", "--env.agent-id", "true", "--stop.env-steps", "40k"]
 PERFECT, CHANCE = 20, 10
 
 
@@ -45,7 +47,7 @@ def check_counts(folder):
 
 def test_training_of_agents_that_act_together_learns_resumes_and_evaluates(folder):
     target = "pettingzoo/agent_envs:Bits"
-    run(folder, "train", target, "--run.dir", "run", "--stop.env-steps", "40k", *SMALL)
+    run(folder, "train", target, "--run.dir", "run", *TOGETHER, *SMALL)
     assert 0.9 < check_counts(folder / "run") < 1  # 20 of 21 rows; the others are resets
     last = rows(folder / "run")[-1]
     assert last["charts/episodic_return"] > 17 > CHANCE
@@ -63,7 +65,7 @@ def test_training_of_agents_that_act_together_learns_resumes_and_evaluates(folde
 
 def test_training_of_agents_that_act_in_turns_learns_from_rewards_that_come_later(folder, monkeypatch):
     target = "pettingzoo/agent_envs:Turns"
-    run(folder, "train", target, "--run.dir", "run", "--env.agent-id", "true", "--stop.env-steps", "50k", *SMALL)
+    run(folder, "train", target, "--run.dir", "run", *TURNS, *SMALL)
     assert 0.4 < check_counts(folder / "run") < 0.5  # in every second row an agent waits
     result = json.loads(run(folder, "eval", "run", "--episodes", "20", "--json"))
     assert result["mean"] > 17 > CHANCE
