@@ -2,9 +2,9 @@
 # make test     install everything, then run lint, types and all tests that CI runs (15 to 20 minutes on 2 cores)
 # make lint     ruff check and ruff format --check
 # make types    mypy
-# make slow     tests that take more than a few seconds (3 minutes)
+# make slow     tests that take more than a few seconds, and the whole of large tables (20 minutes)
 # make learn    train to a score (4 hours)
-# make soak     minutes of random faults (15 minutes)
+# make soak     minutes of random faults (25 minutes)
 # make gpu      tests and benchmarks that need CUDA
 # make docs     write the generated pages and pictures of docs/ (3 minutes)
 # make clean    delete the virtual environment and build files

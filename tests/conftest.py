@@ -7,6 +7,18 @@ import pytest
 from sfactory.cli import main as cli
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests that are marked slow are deselected
+def pytest_collection_modifyitems(items):
+    """Leave one case in k of a large table for `make test`; all others are marked slow."""
+    seen = {}
+    for item in items:
+        if marker := item.get_closest_marker("sampled"):
+            function = item.nodeid.partition("[")[0]
+            seen[function] = number = seen.get(function, -1) + 1
+            if number % marker.args[0]:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def state_folder(tmp_path_factory):
     """Records of trained runs (`sfactory.run.trust`) do not go to the home folder of the person who runs the tests."""

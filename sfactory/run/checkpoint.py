@@ -80,9 +80,10 @@ def candidates(run_dir: Path) -> list[Path]:
 
 def last_saved(run_dir: Path, now: float) -> tuple[int, float] | None:
     """env_steps of the newest checkpoint, not verified, and its age in seconds at the time `now`; None without one."""
-    for path in candidates(run_dir):
-        with contextlib.suppress(OSError):  # it may be pruned at this moment
-            return int(path.name), max(0.0, now - path.stat().st_mtime)
+    with contextlib.suppress(FileRefused, OSError):  # the folder may have been replaced while the run trains
+        for path in candidates(run_dir):
+            with contextlib.suppress(OSError):  # it may be pruned at this moment
+                return int(path.name), max(0.0, now - path.stat().st_mtime)
     return None
 
 

@@ -41,7 +41,7 @@ _TEMPORARY = re.compile(r"\.\d{12,18}\.(\d{1,10}|old)")
 
 
 def save(run_dir: Path, contents: Contents, keep: int, milestones: int = 0) -> Path:
-    """Write and verify one checkpoint, then `prune`. Raises OSError or CheckpointError."""
+    """Write and verify one checkpoint, then `prune`. Raises OSError, CheckpointError or FileRefused."""
     for part, tensors in contents.parts.items():
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

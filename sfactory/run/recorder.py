@@ -15,7 +15,7 @@ from sfactory.config import Config
 from sfactory.config.resume_rules import changed_settings
 from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.envs import EnvSpec
-from sfactory.errors import CheckpointError, CommandError, Exit, NoCheckpointError, RunBusy
+from sfactory.errors import CheckpointError, CommandError, Exit, FileRefused, NoCheckpointError, RunBusy
 from sfactory.files import replace_text
 from sfactory.monitor import messages
 from sfactory.monitor.board import Board
@@ -290,7 +290,9 @@ class RunRecorder:
         outcome.env_steps = self.env_steps
         outcome.training_return, outcome.episodes = self.episodes.training_return, self.episodes.in_mean
         self.keep_folder()
-        newest = next(iter(checkpoint.candidates(self.run_dir)), None)
+        newest = None
+        with contextlib.suppress(FileRefused, OSError):  # the folder may have been replaced
+            newest = next(iter(checkpoint.candidates(self.run_dir)), None)
         if newest is not None and not self._taken:
             outcome.checkpoint = str(newest)
             if int(newest.name) == self.env_steps:  # else a resume trains on from an older one

@@ -16,7 +16,7 @@ from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.run.trust import record_run
 from sfactory.supervisor.cores import by_cores, summary
-from sfactory.supervisor.limits import check_limits
+from sfactory.supervisor.limits import check_file_size, check_limits
 from sfactory.supervisor.lockstep_process import run_lockstep
 from sfactory.supervisor.main_script import UnguardedError
 from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from, check_objective
@@ -39,6 +39,7 @@ def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
 def _train(config: Config, run_dir: Path, resume: bool) -> Outcome:
     if config.run.kernels in ("auto", "native"):
         build_in_background()
+    check_file_size(0)  # before the first shared memory
     check_encoder(config.model.encoder)
     check_device("run.device", config.run.device)
     check_device("run.inference-device", config.run.inference_device)

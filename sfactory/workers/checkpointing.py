@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sfactory.errors import FileRefused
 from sfactory.learning.resumed_rate import resumed_rate, schedule_state
 from sfactory.learning.update import Update
 from sfactory.monitor.episodes import Episodes, stored_episodes
@@ -122,7 +123,7 @@ class Checkpointing:
             return
         if saved.error is None:
             self.record_checkpoint(saved.env_steps)
-        elif isinstance(saved.error, OSError | checkpoint.CheckpointError):
+        elif isinstance(saved.error, OSError | checkpoint.CheckpointError | FileRefused):
             self.log(f"checkpoint at {saved.env_steps} failed: {saved.error}; the previous checkpoint is kept")
             if last:
                 self.words.outcome = LearnerOutcome.STORAGE

@@ -127,6 +127,7 @@ def stop_export(*args, **options):
     raise CommandError(Exit.FINISHED, "stopped here: tracing a network takes seconds")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_hostile_folder_is_opened_by_every_command_without_harm(place, name, capfd, monkeypatch):
     run = make_folder(name, place)

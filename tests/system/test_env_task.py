@@ -31,7 +31,7 @@ def run_dir(tmp_path_factory):
 def test_ctrl_c_ends_an_evaluation_in_order(tmp_path, monkeypatch):
     """Nothing is left: no process, and no part of a video."""
     (tmp_path / "slow.py").write_text(SLOW)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     run = trained(tmp_path / "run", "slow:MyEnv", checkpoint={"exact": False}, stop={"env_steps": 64})
     words = command("eval", run, "--episodes", "9999", "--video", "film.mp4")
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -42,7 +42,7 @@ def test_ctrl_c_ends_an_evaluation_in_order(tmp_path, monkeypatch):
     assert process.returncode == 130, err
     assert out == ""
     assert err.splitlines()[-1].startswith("sfactory: interrupted (exit 130): ")
-    assert not [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    wait_for(lambda: not [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], seconds=5)
     assert sorted(path.suffix for path in tmp_path.glob("*film*")) in ([], [".mp4"])
     assert not list(tmp_path.glob(".film*"))
 

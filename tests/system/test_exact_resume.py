@@ -22,6 +22,7 @@ def verify(*words, kills=2, steps=9000):
 TWO = ["--batch.minibatches", "2"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("target", "words", "steps"),
     [

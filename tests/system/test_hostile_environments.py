@@ -220,6 +220,7 @@ def left_running(mark):
     return [line for line in found if "resource_tracker" not in line]  # of multiprocessing, one per process
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("name", "how", "where", "code", "words"), TABLE, ids=[":".join(row[:3]) for row in TABLE])
 def test_commands_end_in_their_own_way_whatever_an_environment_does(
     command, tmp_path, monkeypatch, name, how, where, code, words

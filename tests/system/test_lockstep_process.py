@@ -96,6 +96,7 @@ def exit_line(err):
     return err.strip().splitlines()[-1]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("deed", "when", "sentence"),
     [
@@ -142,7 +143,7 @@ def test_lockstep_run_whose_environment_ends_or_blocks_its_process_ends_as_an_en
 def test_lockstep_run_whose_environment_never_closes_finishes(folder):
     ended = done(odd("hangs", "close"))
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert exit_line(ended.stderr).startswith("sfactory: finished (exit 0): the stop rule was reached; last checkpoint")
+    assert exit_line(ended.stderr).startswith("sfactory: finished (exit 0): stop.env-steps 1,000 was reached (")
     assert rows("run")[-1]["env_steps"] >= 1000
 
 

@@ -65,7 +65,7 @@ def test_every_copy_that_is_alive_in_a_run_has_a_number_of_its_own(tmp_path):
     assert max(faults) > 5
     done = run(tmp_path, "eval", "run", "--episodes", "2")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [int(line) for line in (copies / "built").read_text().split()][len(built) :][:4] == [56, 56, 56, 57]
+    assert [int(line) for line in (copies / "built").read_text().split()][len(built) :][:3] == [56, 56, 57]
 
 
 def test_wrappers_and_drop_of_a_configuration_file_train_and_evaluate(tmp_path):

@@ -57,6 +57,7 @@ COMMANDS = (
 )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("streams", [*STREAMS, "<&- >&- 2>&-"])
 def test_command_ends_with_its_own_code_whatever_its_streams_are(trained, streams):
     text = "; ".join(f"sfactory {words} {streams}; codes+=($?)" for words, _ in COMMANDS)
@@ -67,6 +68,7 @@ def test_command_ends_with_its_own_code_whatever_its_streams_are(trained, stream
         assert "sfactory: note: standard output cannot be written: No space left on device" in done.stderr
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "streams", [">&-", "2>&-", "--json >/dev/full", "--quiet 2>/dev/full", "<&- >&- 2>&-", "2>&1 | true"]
 )
@@ -177,6 +179,7 @@ def test_ignored_signals_stay_ignored_in_a_run_and_in_its_workers(tmp_path, runn
     assert process.wait(60) == 143
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["pipe", "stopped terminal", "terminal that is not read"])
 def test_console_that_is_not_read_does_not_block_a_run(tmp_path, running, kind):
     """Rows go on, and SIGTERM ends the run in order."""
