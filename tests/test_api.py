@@ -84,6 +84,7 @@ def test_train_in_a_child_process_of_the_user_without_the_guard_fails(tmp_path):
     assert list(tmp_path.glob("runs/*")) == []
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("how", [["-"], ["-i", "-q"]])
 def test_train_without_a_script_file_needs_no_guard(tmp_path, how):
     """`python -` and interactive sessions (notebooks): there is no file to import again."""
@@ -115,6 +116,7 @@ def weights(run_dir):
     return next(iter(sorted(Path(run_dir).glob("checkpoints/*/model.safetensors"), reverse=True))).read_bytes()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", ["lockstep", "async"])
 def test_train_in_two_threads_at_once(tmp_path, monkeypatch, mode):
     """Each has a folder of its own; in lockstep each has the weights that it would have alone."""
@@ -167,6 +169,7 @@ def descriptors():
     return sorted(name for name in found if "memfd" in name or "pipe:" in name or name.endswith(".lock"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", ["lockstep", "async"])
 def test_repeated_runs_in_one_process_leave_no_descriptors(tmp_path, monkeypatch, mode):
     monkeypatch.chdir(tmp_path)

@@ -57,6 +57,7 @@ def run(folder, *words):
     return json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", [[], LOCKSTEP], ids=["async", "lockstep"])
 def test_train_and_eval_write_json_only_on_stdout(folder, mode):
     name = f"run{len(mode)}"

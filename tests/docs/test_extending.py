@@ -134,6 +134,7 @@ def apply(checkout, number):
     path.write_text(text.replace(old, new))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("file", "test", "number", "flag", "name"),
     [

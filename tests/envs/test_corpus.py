@@ -52,7 +52,7 @@ def run(*words):
     return exit_.value.code
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("case", CASES, ids=identity)
 def test_train(case, tmp_path, capsys):
     code = run("train", case.target, "--run.dir", str(tmp_path / "run"), *SHORT, *case.flags)
@@ -64,7 +64,7 @@ def test_train(case, tmp_path, capsys):
         assert case.says in shown.strip().splitlines()[-1]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("case", CASES, ids=identity)
 def test_check_env(case, capsys):
     code = run("check-env", case.target, "--seconds", "0.05", *case.flags)

@@ -84,6 +84,7 @@ def rates(run):
     return [row["charts/learning_rate"] for row in rows if "charts/learning_rate" in row]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("schedule", "changes", "low", "high", "text"),
     [

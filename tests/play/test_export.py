@@ -43,6 +43,7 @@ def session(path):
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_export_writes_a_file_equal_to_every_kind_of_policy(run, tmp_path, name, suffix):
@@ -52,6 +53,7 @@ def test_export_writes_a_file_equal_to_every_kind_of_policy(run, tmp_path, name,
     assert [p.name for p in tmp_path.iterdir()] == [f"policy{suffix}"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_export_keeps_the_names_of_dict_observations_and_actions(tmp_path, suffix):
     run = train_own(tmp_path / "run", Nested)
@@ -62,12 +64,14 @@ def test_export_keeps_the_names_of_dict_observations_and_actions(tmp_path, suffi
         assert [x.name for x in session(done.path).get_inputs()] == done.metadata["inputs"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("suffix", "normalize"), [(".pt2", True), (".onnx", False)])
 def test_exported_file_reads_pictures_and_integers_like_the_policy(tmp_path, suffix, normalize):
     run = train_own(tmp_path / "run", Everything, normalize={"obs": normalize}, stop={"env_steps": 64})
     assert export(run, tmp_path / f"policy{suffix}").difference <= 1e-4
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_export_gives_actions_the_shape_of_their_spaces(tmp_path, suffix):
     """Flat leaves become tables again; a leaf without numbers is no output."""

@@ -52,6 +52,7 @@ def test_lock_folder_calls_only_a_lock_of_another_process_busy(tmp_path, flock_f
         lock_folder(tmp_path)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NO_LOCKS)
 def test_a_run_trains_without_locks_and_its_log_says_so(tmp_path, monkeypatch, flock_fails, name):
     monkeypatch.chdir(tmp_path)

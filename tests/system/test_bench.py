@@ -48,6 +48,7 @@ def test_bench_reports_costs_roofline_share_and_bottleneck(tmp_path):
     assert abs(remembered - best["steps_per_second"]) < 0.1, "training tells its share of it"
 
 
+@pytest.mark.slow
 def test_bench_measures_one_pass_beside_the_given_settings(tmp_path):
     words = command(
         "bench", "classic/cartpole", "--seconds", 2, "--json", *SMALL, "--batch.epochs", 64, "--batch.minibatches", 1
@@ -59,6 +60,7 @@ def test_bench_measures_one_pass_beside_the_given_settings(tmp_path):
     assert report["rooflines"]["passes"] == "64 x forward and backward + 1 forward"
 
 
+@pytest.mark.slow
 def test_trial_goes_on_until_a_slow_run_has_enough_rows():
     """An update takes two seconds here: half a second of rows after the warm-up would be one row."""
     settings = {"sampling.rollout_length": 8, "sampling.envs_per_group": 2, "env.settings": {"slow_step": 0.125}}
@@ -71,6 +73,7 @@ def test_trial_goes_on_until_a_slow_run_has_enough_rows():
     assert sum(found.memory_mb.values()) > 50
 
 
+@pytest.mark.slow
 def test_bench_search_writes_settings_that_train_reads(tmp_path):
     best = tmp_path / "best.toml"
     words = command("bench", "classic/cartpole", "--seconds", 2, "--search", 1, "--write", best, *FAST)

@@ -50,6 +50,7 @@ def test_lockstep_run_killed_five_times_equals_an_uninterrupted_run(target, word
     assert verify(target, *words, steps=steps, kills=5) == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # a minute alone on two slow cores; the other process of the suite doubles it
 def test_atari_lockstep_run_resumes_exactly():
     """The vector environment has no snapshots; the group that replaces it has.

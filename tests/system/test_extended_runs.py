@@ -116,6 +116,7 @@ def test_resume_writes_into_the_log_what_changed_in_learning(tmp_path, capsys):
 # -- one score -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("mode", "steps"), [("lockstep", 600), ("async", 3000)])
 def test_every_place_shows_the_same_score_after_a_run_and_after_its_resume(tmp_path, mode, steps, capsys):
     outcome = train(tmp_path / "a", mode, stop={"env_steps": steps})
@@ -158,6 +159,7 @@ def test_resume_with_nothing_to_do_starts_nothing(tmp_path, monkeypatch, capsys)
     assert files(run_dir) == before
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", ["lockstep", "async"])
 def test_resume_completes_the_record_of_a_run_that_was_killed_at_its_end(tmp_path, mode):
     """After the last checkpoint, before the last row and the status."""

@@ -60,6 +60,7 @@ def ledger_balances(run):
 # -- environments ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("knob", "text"),
     [
@@ -81,6 +82,7 @@ def test_sampler_is_restarted_after_its_environment_kills_it(tmp_path, knob, tex
     assert ledger_balances(run)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("knob", ["raise_at", "nan_obs_at", "nan_reward_at"])
 def test_failed_environment_is_rebuilt_and_its_traceback_logged(tmp_path, knob):
     run = tmp_path / "run"

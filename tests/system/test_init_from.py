@@ -54,6 +54,7 @@ def test_init_from_refuses_another_network_and_lists_differences(teacher, tmp_pa
     assert "its model.squash False, not True" in line  # the same shapes, and another meaning
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", ["async", "lockstep"])
 def test_init_from_refuses_a_bare_checkpoint_of_other_shapes(teacher, tmp_path, mode):
     bare = tmp_path / "bare"

@@ -33,6 +33,7 @@ class Noisy(nn.Module):
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", ["async", "lockstep"])
 def test_encoder_with_dropout_ends_the_run_as_a_mistake_in_one_line(tmp_path, mode):
     (tmp_path / "my_nets.py").write_text(NOISY)

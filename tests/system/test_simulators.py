@@ -71,12 +71,14 @@ def test_simulators_are_closed_one_after_the_other_at_the_end_and_none_is_left(t
     assert closed.read_text().count("closed") == 1 + 8, "the one of the spec, and those of the sampler"
 
 
+@pytest.mark.slow
 def test_simulators_that_cannot_be_closed_are_killed_at_the_end(tmp_path, tag):
     process = train(tmp_path / "run", "Simulator", *ONE, "--stop.env-steps", 500, tag=tag, close_s=600)
     finish(process, 0)
     assert not simulators(tag)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.faults
 @pytest.mark.parametrize("clean", ["false", "true"], ids=["our environment", "an environment of its own"])
 def test_simulators_are_gone_when_their_sampler_is_killed(tmp_path, tag, clean):
@@ -95,6 +97,7 @@ def test_simulators_are_gone_when_their_sampler_is_killed(tmp_path, tag, clean):
     assert not simulators(tag)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", ["supervisor", "reaper", "evaluator"])
 def test_simulators_are_gone_when_another_process_is_killed(tmp_path, tag, victim):
@@ -189,6 +192,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.faults
 @pytest.mark.parametrize("exits", ["ignored", "collected"])
 def test_run_in_a_program_that_takes_the_exits_of_children_replaces_samplers_and_ends(tmp_path, exits):
@@ -221,6 +225,7 @@ def test_slow_steps_are_no_stall_while_data_arrive(tmp_path):
     assert "restarted" not in log_of(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_slow_building_and_first_resets_are_neither_steps_nor_a_stall(tmp_path):
     """No constructor or reset takes longer than 1 s, those of a group 4 s."""
     words = [

@@ -82,6 +82,7 @@ NO_UTF8 = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 NO_HOME = "unshare --user --map-user=54321 env -u HOME"  # a user without an account, too
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("text", "variables"),
     [

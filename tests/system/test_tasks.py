@@ -63,6 +63,7 @@ def test_groups_must_be_divisible_by_the_tasks(tmp_path):
     assert "2 tasks cannot share 1 groups evenly" in done.stderr
 
 
+@pytest.mark.slow
 def test_squashed_actions_and_normalized_targets_train_resume_and_evaluate(tmp_path):
     """Two lockstep runs, one resumed: the second half would differ if the checkpoint were incomplete."""
     words = [*SMALL, "--run.mode", "lockstep", "--model.squash", "--normalize.value-targets", "--quiet"]

@@ -106,6 +106,7 @@ def trained_rows(tmp_path, core, kernels, kill_at):
     return learner.trained, kill.killed
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(  # gru touches everything that none does
     ("core", "kernels", "stride", "moments"),
     [("none", "torch", 3, 200), ("gru", "torch", 1, 200), ("none", "native", 1, 80)],
