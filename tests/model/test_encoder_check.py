@@ -94,7 +94,7 @@ def test_update_refuses_an_encoder_that_policies_that_only_act_may_have():
     config = sfactory.make_config("classic/cartpole", model={"encoder": f"{__name__}:Noisy"})
     obs = {"obs": SimpleNamespace(shape=(4,), dtype="float32", low=(), high=())}
     actions = {"action": SimpleNamespace(kind="discrete", sizes=(2,), shape=(), dtype="int64")}
-    spec = SimpleNamespace(obs=obs, actions=actions, mask="")
+    spec = SimpleNamespace(obs=obs, actions=actions, mask="", acting="")
     model = build_model(config, spec)  # eval and load_policy of an older run build it too
     with pytest.raises(SettingError, match=r"contains Dropout \(trunk.encoders.0.net.2\)"):
         Update(config, model, torch.device("cpu"))
