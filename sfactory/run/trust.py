@@ -1,7 +1,7 @@
 """Import modules that a run's settings name only if the user vouched for them.
 
 A run folder may be downloaded. Its settings may name code (`model.encoder = "mod:Class"`, `env.name = "my_file:MyEnv"`)
-that lies beside them. It is imported only if
+beside them in the folder. It is imported only if
 
     this user trained the run    recorded in the user's state folder under the id of the run, with the names of the
                                  modules and the folder where training began; they are looked for there
