@@ -50,7 +50,7 @@ class Staging:
         self.tensors = {name: torch.from_numpy(leaf) for name, leaf in leaves.items()}
         self.on_device = self.tensors
         if accelerator is not None:
-            slots = lanes // schema.lanes
+            slots, large = lanes // schema.lanes, set(schema.obs) - {acting}  # `acting` is read on the host
             self.on_device = {
                 name: torch.zeros_like(leaf, device=accelerator.device)
                 for name, leaf in self.tensors.items()
@@ -59,7 +59,7 @@ class Staging:
             self.tensors = {
                 name: accelerator.pinned(leaf)
                 for name, leaf in self.tensors.items()
-                if not (direct and name in schema.obs and leaves[name].nbytes // slots >= DIRECT_BYTES)
+                if not (direct and name in large and leaves[name].nbytes // slots >= DIRECT_BYTES)
             }
         self.versions, self.valid = (self.tensors[name].numpy() for name in ("policy_version", "valid"))
         self.batch = self._batch()

@@ -1,12 +1,14 @@
 """Batches and whole runs on the fake accelerator (fake_accelerator.py) equal those on the CPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from fake_accelerator import FakeAccelerator, use_on_all_workers
 
 from sfactory.config import BatchConfig, Config, Env, Model, ProximalConfig, Run, Sampling, Stop, TraceConfig
-from sfactory.envs import make_spec
+from sfactory.envs import Leaf, make_spec
 from sfactory.learning.staging import Staging
 from sfactory.supervisor.lockstep import Lockstep
 from sfactory.workers.shared import RunSpec, SharedState
@@ -96,4 +98,27 @@ def test_staging_clears_reset_rows_and_computes_the_lag(tmp_path, create):
     assert staging.valid_rows == 2 * T * E - E
     assert staging.lag_counts(3) == [{2: T * E}, {3: E, 2: E, 0: E, -1: E}]  # its third step is a reset
     assert {name: tuple(x.shape) for name, x in staging.to_host().items()}["reward"] == (T, 2 * E)
+    shared.close()
+
+
+def test_staging_reads_whose_turn_it_is_on_the_host_however_large_the_batch(tmp_path, monkeypatch):
+    """Two agents in turns; the second gets the reward of its move while the first one moves."""
+    monkeypatch.setattr("sfactory.learning.staging.DIRECT_BYTES", 1)
+    config = Config(env=Env(name="faults/count"), sampling=Sampling(1, 1, E, T, 2))
+    one = make_spec("faults/count")
+    spec = replace(one, obs=one.obs | {"acting": Leaf((), "bool")}, agents=("a", "b"), acting="acting")
+    run_spec = RunSpec(config, spec, str(tmp_path), 0)
+    shared = SharedState.create(run_spec)
+    fields = shared.trajectories
+    for name in (*fields.names, "policy_version"):
+        fields[name][...] = 0
+    for t in range(T + 1):
+        fields["acting"][0, 0, t, t % 2 :: 2] = True
+    fields["valid"][0, 0] = fields["acting"][0, 0, :T]
+    fields["reward"][0, 0, 2, 1::2] = 7.0
+    staging = Staging(run_spec.schema, run_spec.batch_lanes, FakeAccelerator(), direct=True, acting="acting")
+    staging.copy([(0, 0)], fields, updates=0)
+    assert staging.batch.reward[:, 1].tolist() == [0.0, 7.0, 0.0, 0.0, 0.0]
+    assert staging.batch.successor[:, 0].tolist()[0] == 2
+    assert staging.batch.valid[:, 0].tolist() == [True, False, True, False, False]
     shared.close()
