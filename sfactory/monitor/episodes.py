@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sfactory.errors import CheckpointError
 from sfactory.monitor.rows import is_count, is_number
 from sfactory.monitor.table import EPISODES_IN_MEAN
 
@@ -122,9 +123,11 @@ def _is_window(values: object) -> bool:
 
 
 def stored_episodes(state: Mapping[str, Any], num_tasks: int) -> Episodes:
-    """The episodes of a checkpoint's state; earlier versions stored none."""
+    """The episodes of a checkpoint; earlier versions stored none. CheckpointError for another number of tasks."""
     episodes = Episodes(num_tasks)
     if "episodes" in state:
+        if len(state["episodes"]["returns"]) != num_tasks:
+            raise CheckpointError(f"state.json has episodes of another number of tasks than {num_tasks}")
         episodes.set_state(state["episodes"])
     else:
         episodes.complete = not state.get("env_steps")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sfactory.errors import CheckpointError
 from sfactory.monitor.episodes import Episodes, stored_episodes
 
 
@@ -43,3 +44,8 @@ def test_stored_episodes_of_an_earlier_version_are_unknown_until_there_are_a_hun
     again.add([(0.0, 1, 0)])
     assert again.training_return == 0.0
     assert stored_episodes({}, 1).complete, "a new run"
+
+
+def test_stored_episodes_refuses_those_of_another_number_of_tasks():
+    with pytest.raises(CheckpointError, match="another number of tasks than 2"):
+        stored_episodes({"episodes": Episodes(1).state()}, 2)
