@@ -46,6 +46,9 @@ class QObjective(Objective[QStart]):
     def act_greedily(model, out):
         return {"action": out.params.argmax(-1)}
 
+    def kl_of_update(self, batch, start, out):
+        return torch.zeros(())  # a greedy policy has no useful one
+
     @property
     def recordable(self):
         return False

@@ -161,12 +161,12 @@ class Objective(ABC, Generic[S]):
     def after_step(self, skipped: Tensor) -> None:
         """Called after every optimizer step. skipped: [] 1.0 if it was not taken and the weights are as before."""
 
+    @abstractmethod
     def kl_of_update(self, batch: Batch, start: S, out: Output) -> Tensor:
         """[] KL of the policy at the start of the update to the present one, in nats: mean over the valid rows.
 
         out: outputs of the T rows under the present weights. Called with the learning-rate schedule kl_adaptive only.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no KL for optim.schedule kl_adaptive")
 
     def further_phases(self, batch: Batch) -> Sequence[Phase]:
         """Phases that follow the epochs of this update, for example an auxiliary phase every few updates."""
