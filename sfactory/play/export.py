@@ -309,7 +309,7 @@ def _metadata(policy: Policy) -> dict[str, Any]:
 
 def _unscale_value(policy: Policy) -> None:
     """Rescale the value head of a run with normalize.value-targets from targets of variance 1 to returns."""
-    target = checkpoint.load(policy.path, ("normalizers",)).parts["normalizers"]
+    target = checkpoint.read(policy.path, ("normalizers",)).parts["normalizers"]
     if "target.std" in target:
         policy.model.rescale_value(target["target.std"], target["target.mean"])
 

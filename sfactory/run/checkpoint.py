@@ -230,11 +230,6 @@ def resolve(path: Path) -> Path:
 # -- load ----------------------------------------------------------------------------------------------------
 
 
-def load(path: Path, parts: Sequence[str] = PARTS) -> Contents:
-    """Verify a checkpoint and load the named parts, tensors on the CPU."""
-    return read(path, parts)
-
-
 def load_lockstep(path: Path) -> dict[str, np.ndarray]:
     """Load the additional state of a lockstep run; empty if the checkpoint has none."""
     try:

@@ -136,7 +136,7 @@ def test_run_learns_on_cuda_and_resumes_on_the_cpu(tmp_path):
     assert "not recorded" not in log
     assert "shared memory directly" not in log
     newest = next(iter(checkpoint.candidates(run)))
-    assert checkpoint.load(newest, ("model",)).state["training_return"] > 200
+    assert checkpoint.read(newest, ("model",)).state["training_return"] > 200
     more = ["resume", str(run), "--run.device", "cpu", "--stop.env-steps", "170000"]
     subprocess.run([*command, *more], check=True, timeout=300)
     assert int(next(iter(checkpoint.candidates(run))).name) >= 170_000

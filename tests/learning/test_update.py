@@ -163,7 +163,7 @@ def test_restored_optimizer_continues_to_the_bit(tmp_path):
     batch = make_batch(make_update())._replace(obs={"obs": frames})
     one.run(batch, 0, 0.0)
     contents = checkpoint.Contents({"env_steps": 1}, one.state_dict())
-    other.load_state_dict(checkpoint.load(save(tmp_path, contents, keep=1)).parts)
+    other.load_state_dict(checkpoint.read(save(tmp_path, contents, keep=1), checkpoint.PARTS).parts)
     for update in (one, other):
         update.run(batch, 1, 0.0)
     for (name, x), y in zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True):

@@ -118,7 +118,7 @@ def test_exported_recurrent_state_is_an_input_and_an_output(run, tmp_path):
 def test_exported_value_is_in_units_of_reward_with_normalized_value_targets(run, tmp_path):
     folder = run("cartpole")
     program = torch.export.load(export(folder, tmp_path / "policy.pt2").path).module()
-    scale = checkpoint.load(checkpoint.newest(folder), ("normalizers",)).parts["normalizers"]
+    scale = checkpoint.read(checkpoint.newest(folder), ("normalizers",)).parts["normalizers"]
     mean, std = float(scale["target.mean"]), float(scale["target.std"])
     assert abs(std - 1.0) > 0.2  # otherwise the test could not fail
     obs = {"obs": torch.randn(5, 4)}

@@ -19,7 +19,7 @@ import torch
 
 from sfactory.errors import FileRefused
 from sfactory.run import checkpoint, checkpoint_files, checkpoint_writer
-from sfactory.run.checkpoint import CheckpointError, Contents, load, load_lockstep, newest, verify
+from sfactory.run.checkpoint import PARTS, CheckpointError, Contents, load_lockstep, newest, read, verify
 from sfactory.run.checkpoint_writer import save
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -33,7 +33,7 @@ def contents(steps, value=None):
 
 
 def same(path, steps):
-    got, want = load(path), contents(steps)
+    got, want = read(path, PARTS), contents(steps)
     assert got.state == want.state
     for part, tensors in want.parts.items():
         assert set(got.parts[part]) == set(tensors)
@@ -314,12 +314,12 @@ def test_loading_a_checkpoint_unpickles_nothing(tmp_path):
     save(tmp_path, contents(10), keep=1)
     script = """
 import sys, pathlib
-from sfactory.run.checkpoint import load, load_lockstep, newest
+from sfactory.run.checkpoint import PARTS, load_lockstep, newest, read
 import torch, numpy, safetensors.torch
 events = []
 sys.addaudithook(lambda name, args: events.append(name) if name.startswith("pickle.") else None)
 path = newest(pathlib.Path(sys.argv[1]))
-load(path), load_lockstep(path)
+read(path, PARTS), load_lockstep(path)
 assert not events, events
 import pickle; pickle.loads(pickle.dumps(print))
 assert events  # the hook works
@@ -502,4 +502,4 @@ def test_read_newest_and_held_never_fail_beside_constant_saves_of_one_checkpoint
 
 
 def same_weights(path):
-    return load(path).parts["model"]["w"].tolist() == [int(path.name)] * 3
+    return read(path, PARTS).parts["model"]["w"].tolist() == [int(path.name)] * 3

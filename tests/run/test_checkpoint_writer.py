@@ -28,7 +28,7 @@ def test_checkpoint_writer_saves_the_weights_as_they_were_at_start(tmp_path, mon
     assert saver.poll(wait=True) == (10, None)
     assert not saver.busy
     assert saver.poll(wait=True) is None  # a result is returned once
-    assert checkpoint.load(checkpoint.newest(tmp_path)).parts["model"]["w"].tolist() == [1.0] * 4
+    assert checkpoint.read(checkpoint.newest(tmp_path), checkpoint.PARTS).parts["model"]["w"].tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit(3), KeyboardInterrupt()])

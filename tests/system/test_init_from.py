@@ -30,7 +30,7 @@ def test_init_from_copies_weights_and_normalizer_but_no_counters(teacher, tmp_pa
     folder = tmp_path / "run"  # lr so small that what it began with is what it ends with
     words = ("--run.init-from", teacher, "--optim.lr", "1e-12", "--stop.env-steps", 500, "--run.seed", 9)
     train(folder, *words, "--run.mode", "lockstep")
-    theirs, ours = (checkpoint.load(checkpoint.newest(run)) for run in (teacher, folder))
+    theirs, ours = (checkpoint.read(checkpoint.newest(run), checkpoint.PARTS) for run in (teacher, folder))
     assert 500 <= ours.state["env_steps"] < 1500
     learned = [name for name in theirs.parts["model"] if "obs_" not in name]
     for name in learned:
