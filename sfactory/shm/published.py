@@ -31,6 +31,11 @@ class Published:
         self._buffers[count % 2] = numbers
         atomics.store(self._count, 0, count)
 
+    @property
+    def publications(self) -> int:
+        """How often `write` has published."""
+        return int(self._count[0])
+
     def read(self) -> np.ndarray:
         """A copy of the newest numbers; zeros before the first."""
         while True:  # again only if the writer has published meanwhile

@@ -44,6 +44,8 @@ from sfactory.workers.worker import TelemetrySink, Worker
 
 Slot = tuple[int, int]
 """(group, slot)"""
+LAST_PUBLICATIONS, LAST_EPISODES_S = 4, 1.0
+"""Publications of episodes that a learner waits for at the end of a run, and the most seconds it does."""
 
 
 class Learner(Worker):
@@ -244,7 +246,22 @@ class Learner(Worker):
         self.counters.tick()
         outcome = LearnerOutcome(self.learners.agree(self._outcome()))
         if outcome != LearnerOutcome.RUNNING:
+            self._wait_for_episodes()
             self.words.outcome = LearnerOutcome(outcome)
+
+    def _wait_for_episodes(self) -> None:
+        """Before a run ends: take the episodes of steps that were trained and not counted yet.
+
+        Samplers and supervisor pass episodes on ten times a second. All updates of a short run may be finished before.
+        """
+        if self.config.run.mode == "lockstep" or self.episodes.settled or not self.updates:
+            return
+        last = self.shared.episodes.publications + LAST_PUBLICATIONS
+        deadline = time.monotonic() + LAST_EPISODES_S
+        while self.shared.episodes.publications < last and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.episodes.set_numbers(self.shared.episodes.read())
+        self.counters.start_clock()  # this time was not spent training
 
     def _outcome(self) -> LearnerOutcome:
         stop, counters = self.config.stop, self.counters

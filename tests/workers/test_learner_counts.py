@@ -1,13 +1,18 @@
-"""What a learner counts of an update with optimizer steps that were not taken."""
+"""What a learner counts: updates with optimizer steps that were not taken, and the episodes of a short run."""
 
 import math
+import threading
+import time
 
 import pytest
 
 import sfactory
 from sfactory.envs import make_spec
+from sfactory.monitor.episodes import Episodes
 from sfactory.supervisor.lockstep import Lockstep
-from sfactory.workers.shared import RunSpec
+from sfactory.workers.learner import Learner
+from sfactory.workers.shared import LearnerOutcome, RunSpec, SharedState
+from sfactory.workers.worker import ListSink
 
 T, LANES, MINIBATCHES = 6, 8, 4
 
@@ -78,3 +83,32 @@ def test_learner_reports_finite_metrics_of_partly_skipped_updates(run, monkeypat
     row = learner.metrics.row()
     assert row
     assert all(math.isfinite(value) for value in row.values())
+
+
+def test_learner_takes_the_episodes_that_are_under_way_before_a_short_run_ends(tmp_path):
+    """All updates may be finished before the supervisor has passed on a single episode."""
+    config = sfactory.make_config("classic/cartpole", stop={"env_steps": 1000}, run={"device": "cpu"})
+    shared = SharedState.create(RunSpec(config, make_spec(config.env.name, {}), str(tmp_path), 0))
+    learner, passed_on = Learner(shared, ListSink()), Episodes()
+    passed_on.add([(9.0, 9, 0), (11.0, 11, 0)])
+    outcomes = []
+
+    def publish():
+        for turn in range(100):
+            outcomes.append(learner.words.outcome)
+            shared.episodes.write((passed_on if turn > 1 else Episodes()).numbers())
+            time.sleep(0.05)
+            if learner.finished():
+                return
+
+    supervisor = threading.Thread(target=publish)
+    learner.counters.count(1000, skipped=False)
+    supervisor.start()
+    learner._end_if_due()
+    assert learner.words.outcome == LearnerOutcome.STOP_RULE
+    assert learner.episodes.training_return == 10.0
+    assert learner.counters.seconds < 0.1, "the wait is no training"
+    supervisor.join()
+    assert set(outcomes) == {LearnerOutcome.RUNNING}, "the supervisor reads no messages after the outcome"
+    learner.close()
+    shared.close()
