@@ -1,4 +1,4 @@
-"""Off-policy mathematics as pure tensor functions.
+"""Mathematics of learning and of matches as pure functions, of tensors or of numbers.
 
-Imports torch only: no configuration, no processes; all state is passed in.
+Imports torch at most: no configuration, no processes; all state is passed in.
 """
