@@ -32,10 +32,10 @@ class GameGroup:
         self.env: Any = envpool.make_gymnasium(
             task, num_envs=num_envs, seed=self.seeds, num_threads=threads, **settings
         )
-        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+        self.observation_space, self.action_space = _as_grid(self.env.observation_space), self.env.action_space
         name, config = f"envpool/{task}", self.env.spec.config
         self.players = int(config.max_num_players)
-        self._reader = obs_leaf("obs", (), _as_grid(self.observation_space))
+        self._reader = obs_leaf("obs", (), self.observation_space)
         choices = int(self.action_space.n)
         self.agents = tuple(f"player_{number}" for number in range(self.players))
         obs = {"obs": self._reader.leaf, MASK: Leaf((choices,), "bool"), ACTING: Leaf((), "bool")}
