@@ -136,18 +136,34 @@ class Update:
         taken = self._skipped == 0
         if order is None:
             return taken.any().expand_as(batch.valid)
-        lanes_of_minibatch = order.shape[1] // self.config.batch.minibatches
-        lanes = torch.zeros(order.shape[1], dtype=torch.bool, device=self.device)
-        lanes[order.flatten()[taken.repeat_interleave(lanes_of_minibatch)]] = True
+        # Rows in no minibatch have no agent that acts: they count as trained with the whole update.
+        lanes = taken.any().repeat(batch.valid.numel() if self.by_rows else order.shape[1])
+        lanes[order.flatten()] = False
+        of_epoch = taken.view(self.config.batch.epochs, -1)
+        for lanes_of_epoch, steps in zip(order, of_epoch, strict=True):
+            for number, one in enumerate(lanes_of_epoch.tensor_split(self.config.batch.minibatches)):
+                lanes[one] |= steps[number]
         return lanes.view_as(batch.valid) if self.by_rows else lanes.expand_as(batch.valid)
 
     def _order(self, batch: Batch, updates: int) -> Tensor | None:
         """[epochs, lanes or rows]: the order of every epoch. None: one minibatch is the whole batch."""
         if self.config.batch.minibatches == 1:
             return None
-        lanes = batch.valid.numel() if self.by_rows else batch.valid.shape[1]
-        order = shuffled(lanes, self.config.batch.epochs, self.config.run.seed, updates)
-        return torch.from_numpy(order).to(self.device)
+        rows = self._acting_rows(batch)
+        lanes = len(rows) if rows is not None else batch.valid.numel() if self.by_rows else batch.valid.shape[1]
+        order = torch.from_numpy(shuffled(lanes, self.config.batch.epochs, self.config.run.seed, updates))
+        return (order if rows is None else rows[order]).to(self.device)
+
+    def _acting_rows(self, batch: Batch) -> Tensor | None:
+        """[rows] int64: the rows that can be learned from, where agents take turns or are opponents; None: all rows.
+
+        In a game of two players the other half of the rows would only cost time. A recording needs a fixed number of
+        rows.
+        """
+        if batch.order is None or not self.by_rows or isinstance(self.device_work, Replay):
+            return None
+        rows = batch.valid.flatten().nonzero().squeeze(1).cpu()
+        return rows if len(rows) >= self.config.batch.minibatches else None
 
     def _device_work(self, batch: Batch, order: Tensor | None) -> dict[str, Tensor]:
         """Everything that the device does for an update.
@@ -317,4 +333,4 @@ def _minibatches(phase: Phase) -> Iterator[Tensor | None]:
         yield from (None,) * phase.epochs
     else:
         for epoch in phase.order.unbind(0):
-            yield from epoch.chunk(phase.minibatches)
+            yield from epoch.tensor_split(phase.minibatches)
