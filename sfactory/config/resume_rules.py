@@ -33,7 +33,14 @@ FIXED = (
 """Prefixes of settings that a resume refuses: the task, the network, what the statistics of the checkpoint describe,
 the seed under which a run is counted, and what has an effect at the start of a run only."""
 
-FIXED_IN_LOCKSTEP = ("sampling.", "batch.forced-lag", "batch.factor")
+FIXED_IN_LOCKSTEP = (
+    "sampling.",
+    "batch.forced-lag",
+    "batch.factor",
+    "selfplay.share",
+    "selfplay.pool",
+    "selfplay.opponents",
+)
 """Refused in lockstep too: the checkpoint holds the state of every group."""
 
 FREE = (

@@ -357,6 +357,33 @@ class Normalize:
 
 
 @dataclass(frozen=True)
+class SelfPlay:
+    """Opponents from a pool of earlier policies, in environments with several agents."""
+
+    share: Annotated[float, Between(0, 1)] = 0.0
+    """Share of episodes in which one agent is the policy that learns and all others are an opponent from the pool, who
+    does not learn. In the other episodes all agents are the policy that learns. 0: there is no pool."""
+    pool: Annotated[int, Between(1, 1000)] = 16
+    """Earlier policies in the pool. With more, one between the oldest and the newest leaves: the one whose neighbours
+    are closest in time."""
+    games: Annotated[int, Ge(1)] = 200
+    """Games against the pool that decide whether the policy is admitted, and that selfplay/score is the mean of."""
+    admit: Annotated[float, Between(0, 1)] = 0.6
+    """Mean score of these games (win 1, draw 0.5) above which the policy is admitted to the pool."""
+    every: Annotated[int, Ge(1)] = 1_000_000
+    """Env steps after which the policy is admitted at the latest, whatever its score."""
+    initial: bool = False
+    """Begin with the initial weights in the pool, which play at random."""
+    opponents: str = ""
+    """Other runs that play in the pool from the start, as RUN or RUN/checkpoints/STEPS, with commas."""
+
+    @property
+    def opponent_paths(self) -> tuple[str, ...]:
+        """Folders of `opponents`."""
+        return _listed(self.opponents)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What is saved to disk."""
 
@@ -416,6 +443,7 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     model: Model = field(default_factory=Model)
     normalize: Normalize = field(default_factory=Normalize)
+    selfplay: SelfPlay = field(default_factory=SelfPlay)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     eval: Eval = field(default_factory=Eval)
     log: Log = field(default_factory=Log)

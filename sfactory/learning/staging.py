@@ -18,7 +18,10 @@ import torch
 from sfactory.device.accelerator import DIRECT_BYTES, Accelerator
 from sfactory.learning.batch import Batch
 from sfactory.learning.own_time import own_time
-from sfactory.shm.trajectory import Schema, Trajectories
+from sfactory.shm.trajectory import CURRENT, Schema, Trajectories
+
+NOT_LEARNED = ("noise", "value", "player", "outcome")
+"""Fields of slots that no update needs. Values are computed again."""
 
 
 class Staging:
@@ -38,7 +41,8 @@ class Staging:
         rows = {**schema.rows(), "policy_version": (0, (), "int64"), "lag": (0, (), "float32")}
         if acting:
             rows |= {"successor": (0, (), "int64"), "order": (0, (), "int64")}
-        del rows["noise"], rows["value"]  # noise is needed for acting only, values are computed again
+        for name in NOT_LEARNED:
+            rows.pop(name, None)
         leaves = {
             name: np.zeros((schema.rollout_length + extra, lanes, *shape), dtype)
             for name, (extra, shape, dtype) in rows.items()
@@ -79,6 +83,8 @@ class Staging:
                     self.tensors[name].numpy()[lanes] = source
                 else:
                     self.tensors[name].numpy()[:, lanes] = source[:, None] if name == "policy_version" else source
+            if self.schema.players:  # nothing is learned from the actions of opponents
+                self.tensors[self.acting].numpy()[:, lanes] &= trajectories["player"][group, slot] == CURRENT
         if self.acting:
             self._to_own_time()
         self.tensors["log_prob"].masked_fill_(~self.tensors["valid"], 0.0)  # finite on reset rows too

@@ -55,6 +55,7 @@ GROUPS = {
     "system": "The machine",
     "faults": "Faults",
     "eval": "Evaluation",
+    "selfplay": "Self-play",
 }
 """First part of a metric's name -> heading in the documentation."""
 
@@ -138,6 +139,18 @@ _EVALUATION = {
     "eval/seconds": "duration of the evaluation, in seconds",
 }
 
+_SELF_PLAY = {
+    "selfplay/score": "mean score (win 1, draw 0.5) of the last selfplay.games games against opponents",
+    "selfplay/score/<opponent>": "score against an opponent of selfplay.opponents, of all games",
+    "selfplay/wins": "share of the last games that were won",
+    "selfplay/draws": "share of the last games that were drawn",
+    "selfplay/losses": "share of the last games that were lost",
+    "selfplay/games": "complete games against opponents since the start of the run",
+    "selfplay/elo": "Elo rating of the policy that learns, 1000 at the start, K = 16",
+    "selfplay/elo_best_opponent": "highest Elo rating of the opponents in the pool",
+    "selfplay/pool": "opponents in the pool",
+}
+
 METRICS: dict[str, Metric] = {
     **_metrics("supervisor", "last", _CHARTS),
     "info/<name>": Metric(
@@ -175,6 +188,7 @@ METRICS: dict[str, Metric] = {
         "updates skipped since the start, wholly or in part, because of a non-finite loss or gradient", "learner"
     ),
     **_metrics("evaluator", "last", _EVALUATION),
+    **_metrics("learner", "last", _SELF_PLAY),
     **{
         f"stage/{kind}/{stage}": Metric(f"fraction of the {kind}'s time spent {what}", kind, "sum")  # type: ignore[arg-type]
         for kind, stages in STAGES.items()
@@ -182,17 +196,20 @@ METRICS: dict[str, Metric] = {
     },
 }
 """Name -> entry. `<worker>` stands for a worker's name, as sampler-3, `<task>` for a task, as atari/pong, `<name>` for
-a name that an environment chose."""
+a name that an environment chose, `<opponent>` for a folder of `selfplay.opponents`."""
 
 _WORKER = re.compile(r"/(sampler|inference|learner)(-\d+)?$")
 _TASK = re.compile(r"^((?:charts|eval)/(?:episodic_return|human_normalized))/.+$")
 _INFO = re.compile(r"^info/.+$", re.DOTALL)
+_OPPONENT = re.compile(r"^selfplay/score/.+$", re.DOTALL)
 
 
 def find_metric(name: str) -> Metric:
     """Entry of a metric, also of one with a worker's or a task's name. KeyError if the table has none."""
     if _INFO.match(name):
         return METRICS["info/<name>"]
+    if _OPPONENT.match(name):
+        return METRICS["selfplay/score/<opponent>"]
     for entry in (name, _WORKER.sub("/<worker>", name), _TASK.sub(r"\1/<task>", name)):
         if entry in METRICS:
             return METRICS[entry]

@@ -42,11 +42,17 @@ _TEMPORARY = re.compile(r"\.\d{12,18}\.(\d{1,10}|old)")
 
 def save(run_dir: Path, contents: Contents, keep: int, milestones: int = 0) -> Path:
     """Write and verify one checkpoint, then `prune`. Raises OSError, CheckpointError or FileRefused."""
+    final = write(checkpoints_dir(run_dir), contents)
+    prune(run_dir, keep, milestones)
+    return final
+
+
+def write(folder: Path, contents: Contents) -> Path:
+    """Write and verify one checkpoint in a folder, which is created. Raises OSError, CheckpointError or FileRefused."""
     for part, tensors in contents.parts.items():
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise CheckpointError(f"{part} is not finite at {name}; the checkpoint was not written")
-    folder = checkpoints_dir(run_dir)
     require(folder, "a folder")
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{int(contents.state['env_steps']):012d}"
@@ -67,7 +73,6 @@ def save(run_dir: Path, contents: Contents, keep: int, milestones: int = 0) -> P
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     verify(final)
-    prune(run_dir, keep, milestones)
     return final
 
 

@@ -14,16 +14,16 @@ from sfactory.shm import atomics
 from sfactory.shm.arena import Arena, Field
 
 
-def published_layout(size: int) -> dict[str, Field]:
+def published_layout(size: int, name: str = "published") -> dict[str, Field]:
     """Arrays for `size` numbers."""
-    return {"published_count": Field((8,), "int64"), "published": Field((2, size), "float64")}
+    return {f"{name}_count": Field((8,), "int64"), name: Field((2, size), "float64")}
 
 
 class Published:
     """`write` by one process alone, `read` by any."""
 
-    def __init__(self, arena: Arena) -> None:
-        self._count, self._buffers = arena["published_count"], arena["published"]
+    def __init__(self, arena: Arena, name: str = "published") -> None:
+        self._count, self._buffers = arena[f"{name}_count"], arena[name]
 
     def write(self, numbers: np.ndarray) -> None:
         """Publish numbers, float64 [size]."""

@@ -28,6 +28,8 @@ import numpy as np
 
 from sfactory.shm.arena import Arena, Field
 
+CURRENT = -1
+"""In `player`: the policy that learns. Other numbers are those of opponents (`workers.opponent_pool`)."""
 MAGIC = -(2**15) - 7  # fills integers that were never written: no valid action or count
 
 
@@ -50,6 +52,8 @@ class Schema:
     """Width of the recurrent state (H); 0: the policy is not recurrent."""
     discounted_return: bool = False
     """Whether rows hold the running discounted return, for reward normalization."""
+    players: bool = False
+    """Whether rows say who acts in them (`player`) and how a game ended (`outcome`), for self-play."""
 
     def rows(self) -> dict[str, tuple[int, tuple[int, ...], str]]:
         """Field name -> (extra rows after T, shape after [T, E], dtype)."""
@@ -67,6 +71,9 @@ class Schema:
             fields[name] = (0, (), "bool")
         if self.discounted_return:
             fields["discounted_return"] = (0, (), "float32")
+        if self.players:
+            fields["player"] = (1, (), "int64")
+            fields["outcome"] = (0, (), "float32")
         return fields
 
     def layout(self) -> dict[str, Field]:

@@ -12,6 +12,7 @@ from sfactory.learning.batch_scaling import rescale_batch
 from sfactory.model.treatment import cost_lines, obs_lines
 from sfactory.monitor.writers import check_wandb
 from sfactory.native.library import build_in_background
+from sfactory.run.opponent_rules import check_self_play
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.run.trust import record_run
@@ -51,6 +52,7 @@ def _train(config: Config, run_dir: Path, resume: bool) -> Outcome:
     reading = obs_lines(specs[0], config) + cost_lines(specs[0], config)  # raises for observations that cannot be read
     bounded(specs[0], config.model.squash)  # raises for actions that cannot be squashed
     check_objective(config.surrogate.objective, specs[0])
+    check_self_play(config, specs[0])
     if config.run.init_from and not resume:
         check_init_from(config, specs[0])
     config, given = by_cores(config, cores()), config

@@ -22,6 +22,7 @@ from sfactory.run import checkpoint
 from sfactory.run.checkpoint import MANIFEST
 from sfactory.run.checkpoint_files import read_manifest
 from sfactory.run.obs_reading import KEY as OBSERVATIONS
+from sfactory.run.pool_files import is_pool_state
 from sfactory.run.tensor_file import LONGEST_HEADER, TensorEntry, TensorFileError, read_header
 
 
@@ -67,6 +68,7 @@ class Info:
             rows.append(("trained", ", ".join(counts)))
         if isinstance(state.get("seconds"), int | float):
             rows.append(("time", f"{state['seconds']:,.0f} s of training"))
+        rows += _opponents(state.get("selfplay"))
         if self.parameters:
             rows.append(("parameters", f"{sum(self.parameters.values()):,}"))
             rows += [("", f"{count:>12,}  {name}") for name, count in self.parameters.items()]
@@ -76,6 +78,18 @@ class Info:
         for number, (name, wrong) in enumerate(self.others.items()):
             rows.append(("others" if not number else "", f"{name}  {f'damaged: {wrong}' if wrong else 'good'}"))
         return "\n".join(printable(f"{name:12}{text}".rstrip()).replace("\n", "\\n") for name, text in rows)
+
+
+def _opponents(selfplay: Any) -> list[tuple[str, str]]:
+    """Lines about the pool of opponents that a checkpoint's state describes."""
+    if not is_pool_state(selfplay):
+        return []
+    rows = [("self-play", f"Elo {selfplay['rating']:.0f} after {selfplay['games']:,} games against opponents")]
+    for one in selfplay["opponents"]:
+        if not one["retired"]:
+            results = f"{one['wins']:,} won, {one['draws']:,} drawn, {one['losses']:,} lost"
+            rows.append(("", f"{one['rating']:>6.0f}  {one['name']}: {results}"))
+    return rows
 
 
 COUNTS = ("env_steps", "frames", "updates", "episodes")

@@ -18,6 +18,7 @@ from sfactory.run.checkpoint_writer import CheckpointWriter
 from sfactory.run.obs_reading import reading
 from sfactory.run.recorded_spec import spec_entry
 from sfactory.workers.counters import Counters
+from sfactory.workers.opponent_pool import OpponentPool
 from sfactory.workers.shared import LearnerOutcome, LearnerWords, RunSpec, SupervisorWords
 
 
@@ -47,6 +48,7 @@ class Checkpointing:
         self.requests_seen = 0
         self.stall = 0.0  # seconds of the longest save since `take_stall`
         self.rows_until = 0  # env_steps of the last row of metrics
+        self.pool: OpponentPool | None = None
         self.exact_state: Callable[[], dict[str, np.ndarray]] = dict  # lockstep: what an exact resume also needs
 
     # -- saving ------------------------------------------------------------------------------------------------
@@ -89,13 +91,14 @@ class Checkpointing:
         self.saved_steps = self.counters.env_steps
         self.saved_at, self.started_one = started, True
         exact = self.exact_state()
-        state = {**self._state(), "rows_until": self.rows_until} if exact else self._state()
+        state = {**self.state(), "rows_until": self.rows_until} if exact else self.state()
         self.saver.start(checkpoint.Contents(state, self.update.state_dict(), lockstep=exact))
         if last or self.lockstep:  # nothing depends on a clock in lockstep
             self.finish_save(wait=True, last=last)
         self.stall = max(self.stall, time.monotonic() - started)
 
-    def _state(self) -> dict[str, object]:
+    def state(self) -> dict[str, object]:
+        """Counters and other numbers of a checkpoint."""
         state = {
             **self.counters.state_dict(),
             "frames": self.counters.env_steps * self.run_spec.spec.frame_skip,
@@ -114,6 +117,8 @@ class Checkpointing:
         }
         if self.episodes.training_return is not None:
             state["training_return"] = self.episodes.training_return
+        if self.pool is not None:
+            state["selfplay"] = self.pool.state_dict()
         return state
 
     def finish_save(self, wait: bool, last: bool = False) -> None:
@@ -155,6 +160,8 @@ class Checkpointing:
         recorded = str(contents.state.get("kernels", self.update.kernels))
         if recorded != self.update.kernels and not self.lockstep:  # lockstep says more
             self.log(f"kernels: {self.update.kernels}, but {recorded} before: the last bits of results differ")
+        if self.pool is not None and "selfplay" in contents.state:  # without: the run had no pool before
+            self.pool.load_state_dict(contents.state["selfplay"])
         self.episodes.set_state(stored_episodes(contents.state, len(self.config.env.tasks)).state())
         self.rows_until = rows_until(contents.state)
         self.saved_steps = self.counters.env_steps

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -26,13 +26,17 @@ from sfactory.learning.objectives import objective_class
 from sfactory.native.choice import why_not_native
 from sfactory.shm.mailbox import NOTHING
 from sfactory.shm.slots import unpack
+from sfactory.shm.trajectory import CURRENT
 from sfactory.workers.inference_batch import CpuBatch, GpuBatch, InferenceBatch
 from sfactory.workers.inference_native import NativeTurn
 from sfactory.workers.names import inference_name
+from sfactory.workers.opponents import Opponents
 from sfactory.workers.shared import SharedState
 from sfactory.workers.worker import TelemetrySink, Worker
 
 GATHER_S = 5e-4  # longest wait of a turn on a GPU for more groups, about the time of such a turn
+ABSENT = CURRENT - 2**62
+"""In place of the number of a player: no agent acts in this row."""
 SLICE_S = 1e-4  # between two looks at the requests meanwhile
 
 
@@ -56,6 +60,7 @@ class Inference(Worker):
         self.served = np.array(self.run_spec.groups_served(number))  # no other process responds to these groups
         self.E, self.G, self.has_state = schema.lanes, len(self.served), schema.state_size > 0
         self.obs_names, self.action_names = tuple(self.run_spec.spec.obs), tuple(self.run_spec.spec.actions)
+        self.opponents = Opponents(self.run_spec, self.device) if schema.players else None
         self.accelerator = accelerator_of(self.device, urgent=not whole_batch, exact=whole_batch)
         scratch = torch.empty(weights)
         self.scratch = scratch if self.accelerator is None else self.accelerator.pinned(scratch)
@@ -77,8 +82,8 @@ class Inference(Worker):
     @cached_property
     def native(self) -> NativeTurn | None:
         """Turns by the native kernels; None if torch computes this network."""
-        if why_not_native(self.config, self.model, self.device, self.precision):
-            return None
+        if self.opponents is not None or why_not_native(self.config, self.model, self.device, self.precision):
+            return None  # rows of opponents have other weights than the rest of the turn
         return NativeTurn(self.model, self.shared.trajectories, self.config.run.inference_threads)
 
     @cached_property
@@ -137,7 +142,9 @@ class Inference(Worker):
         places = {group: group if self.whole_batch else place for place, group in enumerate(groups)}
         self._gather(requests, places)
         self.stages.mark("gather")
-        outputs = self.batch.run(self.G if self.whole_batch else len(groups))
+        of_agents = bool(self.run_spec.spec.acting)
+        run = partial(self._run_agents, requests, places) if of_agents else self.batch.run
+        outputs = run(self.G if self.whole_batch else len(groups))
         self.stages.mark("forward")
         self._scatter(requests, places, outputs)
 
@@ -183,6 +190,73 @@ class Inference(Worker):
         if self.has_state:
             outputs["state"] = out.state
         return outputs
+
+    def _run_agents(self, requests: np.ndarray, places: dict[int, int], groups: int) -> dict[str, np.ndarray]:
+        """As `batch.run`, for rows of agents: those of opponents by their own policies.
+
+        On the CPU only rows in which an agent acts are computed; the outputs of the others are zeros.
+        """
+        player = self._players(requests, places, groups)
+        acting, own = player != ABSENT, player == CURRENT
+        if self.accelerator is not None or own.all():
+            outputs = self.batch.run(groups)
+            numbers = np.unique(player[acting & ~own]).tolist()
+            if numbers:
+                outputs = {name: rows.copy() for name, rows in outputs.items()}  # the batch writes its own again
+        else:
+            outputs = self._blank_outputs(groups * self.E)
+            numbers = np.unique(player[acting]).tolist()
+        for number in numbers:
+            rows = np.flatnonzero(player == number)
+            inputs = self._inputs(requests, places, rows)
+            if number == CURRENT:
+                found = self._forward(inputs)
+            else:
+                assert self.opponents is not None
+                with torch.inference_mode(), precision(self.precision, self.device)():
+                    found = self.opponents.outputs(number, inputs)
+            for name, values in found.items():
+                outputs[name][rows] = values.numpy()
+        return outputs
+
+    def _players(self, requests: np.ndarray, places: dict[int, int], groups: int) -> np.ndarray:
+        """Who acts in every row of the batch [rows] int64; ABSENT where no agent does."""
+        player = np.full(groups * self.E, ABSENT, np.int64)
+        for group, place in places.items():
+            _, slot, t = unpack(requests[group])
+            acting = self.fields[self.run_spec.spec.acting][group, slot, t]
+            who = CURRENT if self.opponents is None else self.fields["player"][group, slot, t]
+            player[place * self.E : place * self.E + self.E] = np.where(acting, who, ABSENT)
+        return player
+
+    def _blank_outputs(self, size: int) -> dict[str, np.ndarray]:
+        """Outputs of rows in which no agent acts: zeros, and the recurrent state as it was."""
+        rows = self.fields.schema.rows()
+        names = (*self.action_names, "log_prob", "params", "value")
+        outputs = {name: np.zeros((size, *rows[name][1]), rows[name][2]) for name in names}
+        if self.has_state:
+            assert isinstance(self.batch, CpuBatch)
+            state, first = (self.batch.rows[name][:size] for name in ("state", "first"))
+            outputs["state"] = np.where(first[:, None], np.float32(0), state)
+        return outputs
+
+    def _inputs(self, requests: np.ndarray, places: dict[int, int], rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """What a network reads in some rows of the batch, on this worker's device."""
+        names = (*self.obs_names, "first", "noise", *["state"] * self.has_state)
+        if isinstance(self.batch, CpuBatch):
+            return {name: torch.from_numpy(self.batch.rows[name][rows]) for name in names}
+        return {name: torch.from_numpy(self._of_rows(requests, places, name)[rows]).to(self.device) for name in names}
+
+    def _of_rows(self, requests: np.ndarray, places: dict[int, int], name: str) -> np.ndarray:
+        """A leaf of all rows of the batch, from the slots."""
+        found: dict[int, np.ndarray] = {}
+        for group, place in places.items():
+            number, slot, t = unpack(requests[group])
+            field = "memory" if name == "state" else name
+            at = (group, number % 2) if name == "state" else (group, slot, t)
+            found[place] = self.fields[field][at]
+        blank = np.zeros_like(next(iter(found.values())))  # lockstep: a group without a request
+        return np.concatenate([found.get(place, blank) for place in range(max(found) + 1)])
 
     def _scatter(self, requests: np.ndarray, places: dict[int, int], outputs: dict[str, np.ndarray]) -> None:
         """Write the outputs into the slots. Writes only the rows named by `requests`."""

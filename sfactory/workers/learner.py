@@ -31,13 +31,14 @@ from sfactory.learning.staging import Staging
 from sfactory.learning.update import Update
 from sfactory.monitor.episodes import Episodes
 from sfactory.monitor.messages import END, LEARNER
-from sfactory.run.checkpoint import recorded_precision
+from sfactory.run.checkpoint import Contents, recorded_precision
 from sfactory.run.stop_rules import Progress, reached_rules
 from sfactory.shm.slots import FREE, LEARNING, READY
 from sfactory.workers.checkpointing import Checkpointing
 from sfactory.workers.counters import Counters
 from sfactory.workers.learner_metrics import LearnerMetrics
 from sfactory.workers.names import POLICY, learner_name, sampler_name
+from sfactory.workers.opponent_pool import OpponentPool
 from sfactory.workers.publisher import Publisher
 from sfactory.workers.shared import LearnerOutcome, Precision, SharedState, StopOrder
 from sfactory.workers.worker import TelemetrySink, Worker
@@ -77,6 +78,9 @@ class Learner(Worker):
         self.checkpointing = Checkpointing(
             self.run_spec, self.update, self.counters, self.episodes, self.words, self.supervisor, self.log, policy
         )
+        self.pool = None if shared.pool is None else OpponentPool(self.run_spec, shared.pool, self.log)
+        if self.pool is not None:
+            self.checkpointing.pool = self.pool
         self.synchronous = self.config.sampling.slots_per_group == 1
         if self.run_spec.resume_from:
             self.checkpointing.restore(Path(self.run_spec.resume_from))
@@ -91,6 +95,10 @@ class Learner(Worker):
         self.logged_at, self.logged_updates = time.monotonic(), -1
         self._announce_counters()
         self.publisher.publish(self.counters.updates)
+        if self.pool is not None:
+            self.pool.announce()
+            if self.config.selfplay.initial and not self.run_spec.resume_from:
+                self._admit(self.pool)
         if self.run_spec.resume_from:
             self._end_if_due()
         self.stages.drain()
@@ -140,6 +148,9 @@ class Learner(Worker):
             self._release(slots)
         self._announce_counters()
         self.stages.mark("publish")
+        if self.pool is not None and self.pool.due(self.env_steps):
+            self._admit(self.pool)
+            self.stages.mark("save")
         self._end_if_due()
         self._log_if_due()
         return True
@@ -187,6 +198,8 @@ class Learner(Worker):
     def _stage(self, slots: list[Slot]) -> None:
         """Copy the slots into the batch and record their lag."""
         self.staging.copy(slots, self.shared.trajectories, self.counters.updates)
+        if self.pool is not None:
+            self.pool.count(slots, self.shared.trajectories)
         for (group, _), counts in zip(slots, self.staging.lag_counts(self.counters.updates), strict=True):
             self.metrics.add_lag(sampler_name(self.run_spec.sampler_of(group)), counts)
 
@@ -219,6 +232,11 @@ class Learner(Worker):
             self.metrics.add_update(metrics)
         self.episodes.set_numbers(self.shared.episodes.read())  # once: its row and its checkpoint have the same
         self.row_counts.in_update = 0
+
+    def _admit(self, pool: OpponentPool) -> None:
+        """Put the policy as it is now into the pool of opponents."""
+        state = self.checkpointing.state()
+        pool.admit(Contents(state, {"model": self.update.model.state_dict()}))
 
     def _release(self, slots: list[Slot]) -> None:
         """Return the slots to their groups and wake the samplers."""
@@ -296,6 +314,9 @@ class Learner(Worker):
             "queue/free": float(len(self.slot_table.in_state(FREE))),
             "ledger/discarded": float(self.slot_table.row_counts().discarded),
         }
+        if self.pool is not None:
+            row |= self.pool.row()
+            self.pool.write_ratings()
         self.sink.put((LEARNER, self.name, {**row, **self._counts()}))
 
     def _counts(self) -> dict[str, Any]:

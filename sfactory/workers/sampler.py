@@ -25,6 +25,7 @@ from sfactory.envs.spec import LONGEST_TRACE
 from sfactory.monitor import messages
 from sfactory.shm.slots import FREE, READY, SAMPLING, Request
 from sfactory.workers.names import sampler_name
+from sfactory.workers.seats import Seats
 from sfactory.workers.shared import AT_ONCE, WHOLE_GROUP, Phase, SharedState
 from sfactory.workers.worker import TelemetrySink, Worker
 
@@ -87,6 +88,7 @@ class GroupRun:
         self.slot = -1  # -1: between two slots
         self.t = 0
         self.broken = 0  # episodes that the last step cut because an environment failed
+        self.seats = Seats(shared, index) if self.schema.players else None
         self.view: dict[str, np.ndarray] = {}
 
     def recover(self) -> bool:
@@ -95,6 +97,8 @@ class GroupRun:
             return False
         self.slot_table.discard_unfinished(self.index)
         self.number = self.slot_table.last_request(self.index).number
+        if self.seats is not None:
+            self.seats.begin(np.ones(self.E, bool), self.number)
         return True
 
     def begin(self) -> bool:
@@ -127,6 +131,8 @@ class GroupRun:
             self.discounted_return += step.reward
             view["discounted_return"][t] = self.discounted_return
             self.discounted_return[step.terminated | step.truncated | step.first] = 0.0
+        if self.seats is not None:
+            view["outcome"][t] = self.seats.step(step, self.number)
         self.broken = self._count_broken(step) if step.faults else 0
         self.episode_step += 1
         self.episode_step[self._of_envs(step.first | step.terminated | step.truncated)] = 0
@@ -146,11 +152,15 @@ class GroupRun:
         if not hasattr(self.envs, "snapshot"):
             raise EnvError(f"{self.envs.spec.name} cannot be saved exactly: its group has no snapshot() and restore()")
         own = {name: getattr(self, name) for name in ("number", "slot", "t", "first", "discounted_return")}
+        if self.seats is not None:
+            own["seats"] = self.seats.state()
         return {**own, "obs": dict(self.obs), "envs": json.dumps(self.envs.snapshot())}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`. The arena must have been restored before."""
         self.envs.restore(json.loads(state.pop("envs")))  # type: ignore[attr-defined]
+        if self.seats is not None:
+            self.seats.set_state(state.pop("seats"))
         for name, value in state.items():
             setattr(self, name, value)
         if self.slot >= 0:
@@ -177,6 +187,8 @@ class GroupRun:
         for name in self.obs_names:
             self.view[name][self.t] = self.obs[name]
         self.view["first"][self.t] = self.first
+        if self.seats is not None:
+            self.view["player"][self.t] = self.seats.player
 
     def _request(self) -> None:
         """Request actions for row t."""

@@ -169,7 +169,13 @@ class RunSpec:
             num_noise=sum(sum(a.sizes) if a.kind == "box" else len(a.sizes) for a in actions),
             state_size={"none": 0, "gru": size, "lstm": 2 * size}[core],
             discounted_return=self.config.normalize.reward,
+            players=self.self_play,
         )
+
+    @property
+    def self_play(self) -> bool:
+        """Whether there is a pool of opponents."""
+        return self.config.selfplay.share > 0
 
     @property
     def batch_lanes(self) -> int:
@@ -244,7 +250,8 @@ class RunSpec:
 
     def layout(self) -> dict[str, Field]:
         """Arrays of the arena. Lockstep checkpoints store them as raw bytes: order and sizes must not change."""
-        s = self.config.sampling
+        s, selfplay = self.config.sampling, self.config.selfplay
+        pool = published_layout(1 + selfplay.pool + len(selfplay.opponent_paths), "pool") if self.self_play else {}
         return {
             "orders": Field((8,), "int64"),
             "progress": Field((self.num_policies, 8), "int64"),
@@ -256,6 +263,7 @@ class RunSpec:
             **mailbox_layout(self.num_policies),
             **slot_table_layout(s.num_groups, s.slots_per_group, self.num_policies),
             **self.schema.layout(),
+            **pool,
         }
 
     def episodes_layout(self) -> dict[str, Field]:
@@ -292,6 +300,8 @@ class SharedState:
         self.heartbeat, self.in_charge = self.arena["heartbeat"][:, 0], self.arena["heartbeat"][:, 1]
         """By worker: its newest heartbeat, and the generation that may work; a spare waits until that is its own."""
         self.episodes = Published(Arena(run_spec.episodes_layout(), handles.episodes))
+        self.pool = Published(self.arena, "pool") if run_spec.self_play else None
+        """How many opponents there are, and their numbers."""
 
     @classmethod
     def create(cls, run_spec: RunSpec) -> SharedState:

@@ -138,17 +138,17 @@ def test_storage_error_ends_the_run_only_at_the_last_save(monkeypatch, clock, la
 
 def test_checkpoint_state_holds_counters_and_the_training_return_once_there_is_one(monkeypatch, clock):
     one = make_checkpointing(monkeypatch)
-    assert one._state()["frames"] == 6000
-    assert "training_return" not in one._state()
+    assert one.state()["frames"] == 6000
+    assert "training_return" not in one.state()
     one.episodes.add([(9.0, 3, 0), (10.0, 4, 0)])
-    assert one._state()["training_return"] == 9.5
-    assert stored_episodes(one._state(), 1).state() == one.episodes.state()
+    assert one.state()["training_return"] == 9.5
+    assert stored_episodes(one.state(), 1).state() == one.episodes.state()
 
 
 def test_take_stall_returns_the_longest_save_once(monkeypatch, clock):
     one = make_checkpointing(monkeypatch)
     for seconds in (2.0, 5.0, 1.0):
-        monkeypatch.setattr(one, "_state", lambda s=seconds: (clock.__setitem__(0, clock[0] + s), {"env_steps": 0})[1])
+        monkeypatch.setattr(one, "state", lambda s=seconds: (clock.__setitem__(0, clock[0] + s), {"env_steps": 0})[1])
         one.save()
     assert one.take_stall() == pytest.approx(5.0)
     assert one.take_stall() == 0.0

@@ -77,11 +77,26 @@ def learning(s: Snapshot, width: int, rows: int) -> list[Line]:
     if (episodes := s.value("charts/games")) is not None:
         fields.append([(human(episodes), NUMBER), (" episodes", "")])
     lines = [entry("return", fields, width)]
+    if (elo := s.value("selfplay/elo")) is not None:
+        lines.append(entry("self-play", _self_play(s, elo), width))
     prefix = "charts/episodic_return/"
     tasks = [(name.removeprefix(prefix), x) for name, x in s.numbers.items() if name.startswith(prefix)]
     if tasks:
         lines.append(entry("", [[(f"{task} ", ""), (f"{x:.4g}", NUMBER)] for task, x in tasks], width))
     return lines + chart([(steps, value) for steps, _, value in s.history], width, rows)
+
+
+def _self_play(s: Snapshot, elo: float) -> list[Line]:
+    """Rating, score against the pool, and opponents."""
+    fields: list[Line] = [[("Elo ", ""), (f"{elo:.0f}", f"bold {GOOD}")]]
+    if (score := s.value("selfplay/score")) is not None:
+        fields.append([("score ", ""), (f"{score:.2f}", NUMBER)])
+    if (best := s.value("selfplay/elo_best_opponent")) is not None:
+        fields.append([("best opponent ", ""), (f"{best:.0f}", NUMBER)])
+    fields.append([(f"{s.value('selfplay/pool') or 0:.0f}", NUMBER), (" opponents", "")])
+    if (games := s.value("selfplay/games")) is not None:
+        fields.append([(human(games), NUMBER), (" games", "")])
+    return fields
 
 
 def pipeline(s: Snapshot, width: int, bars: bool = True, stages: bool = True) -> list[Line]:

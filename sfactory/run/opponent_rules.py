@@ -1,0 +1,83 @@
+"""Which policies may be opponents in a run, and how they are read. Free of torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sfactory.config import Config
+from sfactory.config.toml_file import from_toml
+from sfactory.envs import EnvSpec
+from sfactory.errors import CheckpointError, CommandError
+from sfactory.run import checkpoint
+from sfactory.run.checkpoint_files import Contents
+from sfactory.run.folder import run_of
+from sfactory.run.network_size import check_network_size
+from sfactory.run.obs_reading import check_reading
+from sfactory.run.recorded_spec import recorded_spec
+from sfactory.run.trust import vouched_code
+
+
+def check_self_play(config: Config, spec: EnvSpec) -> None:
+    """ValueError, CheckpointError or CommandError if the settings of `selfplay` cannot be used for an environment."""
+    if not config.selfplay.share:
+        if config.selfplay.opponents:
+            raise ValueError("selfplay.opponents has no effect while selfplay.share is 0; set it, for example to 0.5")
+        return
+    if spec.rows < 2:
+        raise ValueError(
+            f"selfplay.share {config.selfplay.share:g} needs an environment with two agents or more; {spec.name} has "
+            "one agent"
+        )
+    for path in config.selfplay.opponent_paths:
+        check_opponent(Path(path), config, spec)
+
+
+def opponent_contents(path: Path, parts: Sequence[str] = ()) -> Contents:
+    """The checkpoint of an opponent: that of a folder, or the newest one of a run. CheckpointError if there is none."""
+    return checkpoint.read_from(path, parts)
+
+
+@contextlib.contextmanager
+def opponent_code(run: Path, config: Config) -> Iterator[None]:
+    """Within this context the encoder that an opponent's settings name may be imported.
+
+    CommandError (exit 2) if they name one and this user has not trained the run.
+    """
+    try:
+        with vouched_code(run, config, False, "", environments=False):
+            yield
+    except CommandError as error:
+        raise CommandError(
+            error.exit_code,
+            f"selfplay.opponents {run}: its settings name code that would be run, model.encoder "
+            f"{config.model.encoder}; with code of its own an opponent must be a run that this user has trained",
+        ) from error
+
+
+def check_opponent(path: Path, config: Config, spec: EnvSpec) -> None:
+    """Raise if the policy of another run cannot play in a run with these settings and this spec."""
+    contents = opponent_contents(path)
+    run = run_of(contents.path)
+    where = f"selfplay.opponents {path}"
+    if not (run / "config.toml").is_file():
+        raise CheckpointError(f"{where}: {run} has no config.toml; name a run, or a checkpoint in its folder")
+    own = from_toml(run / "config.toml")
+    with opponent_code(run, own):
+        check_network_size(own, contents.headers["model"])
+    check_reading(contents.state, spec, own)
+    found = recorded_spec(contents.state)
+    if found is not None:
+        for name in ("obs", "actions", "mask", "agents"):
+            theirs, ours = getattr(found, name), getattr(spec, name)
+            if theirs != ours:
+                raise ValueError(f"{where}: its {name} {theirs} are not those of {spec.name}: {ours}")
+    if own.model.core != "none" and (own.model.core, own.model.core_size) != (
+        config.model.core,
+        config.model.core_size,
+    ):
+        raise ValueError(
+            f"{where}: its model.core {own.model.core} of {own.model.core_size} needs a memory that this run does not "
+            f"have; use the same model.core and model.core-size, or an opponent without one"
+        )
