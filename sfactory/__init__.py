@@ -9,11 +9,21 @@ from sfactory import _moved
 from sfactory._version import __version__
 
 if TYPE_CHECKING:
-    from sfactory.api import evaluate, load_policy, make_config, resume, train
+    from sfactory.api import evaluate, load_policy, make_config, play_match, resume, train
     from sfactory.config import Config
     from sfactory.play.policy import Policy
 
-__all__ = ["Config", "Policy", "__version__", "evaluate", "load_policy", "make_config", "resume", "train"]
+__all__ = [
+    "Config",
+    "Policy",
+    "__version__",
+    "evaluate",
+    "load_policy",
+    "make_config",
+    "play_match",
+    "resume",
+    "train",
+]
 
 _HOMES = {
     "Config": "config",
@@ -21,6 +31,7 @@ _HOMES = {
     "evaluate": "api",
     "load_policy": "api",
     "make_config": "api",
+    "play_match": "api",
     "resume": "api",
     "train": "api",
 }

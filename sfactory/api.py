@@ -16,7 +16,9 @@ at its top level; imports that only training needs are better placed below the g
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,12 +40,13 @@ from sfactory.run.folder import (
     require_config_file,
     run_of,
 )
-from sfactory.run.trust import vouched_code
+from sfactory.run.trust import vouched_code, vouched_opponent
 from sfactory.supervisor.main_script import GUARD, MISSING_MAIN_FILE, refuse_worker
 
 if TYPE_CHECKING:
     from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult
     from sfactory.play.export import Export
+    from sfactory.play.match import MatchResult
     from sfactory.play.policy import Policy
     from sfactory.run.outcome import Outcome
     from sfactory.tools.check_env import EnvReport
@@ -127,6 +130,41 @@ def evaluate(
     return evaluate_layer(
         run_dir, _layer(sections), str(checkpoint), trust, episodes=episodes, greedy=greedy, max_steps=max_steps,
         seed=seed, video=None if video is None else _path(video), video_games=video_episodes, num_envs=num_envs,
+    )  # fmt: skip
+
+
+def play_match(
+    run_dir: str | Path,
+    opponent: str | Path,
+    episodes: int = 500,
+    *,
+    checkpoint: str | int = "newest",
+    greedy: bool = False,
+    max_steps: int = 0,
+    seed: int = 0,
+    num_envs: int = 0,
+    trust: bool = False,
+    **sections: Mapping[str, Any],
+) -> MatchResult:
+    """Play a policy of a run against an opponent, in an environment with several agents and a process of its own.
+
+    The policy has one seat, which alternates, and the opponent all others. A script needs a guard (see this module).
+
+    Args:
+        opponent: folder of a run, of a checkpoint, or of a member of a pool (RUN/pool/NAME); "random" plays any legal
+            action. It reads observations as in its own run; the environment is that of `run_dir`.
+        episodes: episodes to play, in all seats together.
+        greedy: both take the most probable action instead of a sampled one.
+        trust: run the code that the settings of either run name, also if it was trained by somebody else.
+        others: as in `evaluate`.
+
+    Raises:
+        ValueError, EnvError: no such run or checkpoint; an environment with one agent, or other spaces than those that
+            either policy was trained with.
+    """
+    return match_layer(
+        run_dir, opponent, _layer(sections), str(checkpoint), trust, episodes=episodes, greedy=greedy,
+        max_steps=max_steps, seed=seed, num_envs=num_envs,
     )  # fmt: skip
 
 
@@ -230,6 +268,33 @@ def evaluate_layer(
                 return result
             finally:
                 job.remove_unfinished()
+
+
+def match_layer(
+    run_dir: str | Path,
+    opponent: str | Path,
+    changes: parsing.ConfigLayer,
+    which: str = "newest",
+    trust: bool = False,
+    **options: Any,
+) -> MatchResult:
+    """Play a match with the settings of a run and some of its environment changed. options: see `Match`."""
+    from sfactory.play.evaluate import NEWEST, chosen_checkpoint
+    from sfactory.play.match import RANDOM, match
+    from sfactory.run.checkpoint import held
+    from sfactory.supervisor.env_task import run_env_task
+
+    run, rival = _path(run_dir), None if str(opponent) == RANDOM else _path(opponent)
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(held(lambda: chosen_checkpoint(run, which)))
+        theirs = rival and stack.enter_context(held(lambda: chosen_checkpoint(rival, NEWEST)))
+        job = match(path, theirs, str(opponent), changes, **options)
+        stack.enter_context(vouched_code(run_of(path), _config_of(run_of(path)), trust, "sfactory eval"))
+        if theirs is not None and job.opponent.config is not None:
+            command = f"sfactory eval {shlex.quote(str(run))} --against"
+            stack.enter_context(vouched_opponent(run_of(theirs), job.opponent.config, trust, command))
+        result: MatchResult = run_env_task(job, job.config.env)
+        return result
 
 
 def check_envs(config: Config, **options: Any) -> list[EnvReport]:

@@ -1,18 +1,24 @@
-"""`sfactory eval`: play episodes with a policy of a run."""
+"""`sfactory eval`: play episodes with a policy of a run, alone or against another one."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING, Any
 
 from sfactory.cli.args import Commands, add_json, add_run, add_trust, complete, path, whole
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import CommandError, Exit
 
+if TYPE_CHECKING:
+    from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult
+    from sfactory.play.match import MatchResult
+
 DESCRIPTION = """\
 Play whole episodes with a policy in separate environments. Only videos are written. The settings of
 the run apply; --env.settings.KEY, --env.wrappers, --env.wrapper-settings and --env.protocol change
-the environment for this evaluation, and the result says how.
+the environment for this evaluation, and the result says how. With --against the policy plays a match:
+one agent is the policy's, all others are the opponent's, and seats alternate.
 """
 
 
@@ -21,7 +27,7 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "eval",
         help="play whole episodes with a checkpoint",
-        usage="sfactory eval runs/NAME [options] [--env.settings.KEY VALUE]",
+        usage="sfactory eval runs/NAME [--against OPPONENT] [options] [--env.settings.KEY VALUE]",
         description=DESCRIPTION,
         epilog="During training: the setting eval.every of sfactory train; the curves are eval/*.",
     )
@@ -33,7 +39,9 @@ def add_parser(commands: Commands) -> None:
         default="newest",
         help="newest, best (highest training return), or the trained steps of one (newest)",
     )
-    parser.add_argument("--episodes", metavar="N", type=whole(1), default=100, help="episodes to play (%(default)s)")
+    text = "play a match with it: a run, a checkpoint, a member of a pool (RUN/pool/NAME), or random (legal actions)"
+    complete(parser.add_argument("--against", metavar="OPPONENT", help=text), "run")
+    parser.add_argument("--episodes", metavar="N", type=whole(1), help="episodes to play (100; with --against 500)")
     parser.add_argument("--greedy", action="store_true", help="the most probable action instead of a sampled one")
     parser.add_argument(
         "--max-steps",
@@ -60,24 +68,37 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate and print the statistics."""
-    from sfactory import api
+    """Evaluate, or play a match, and print the statistics."""
     from sfactory.monitor.format import printable
 
     if options.video_games and options.video is None:
         raise CommandError(Exit.USAGE, "--video-games is the number of episodes to record; add --video FILE.mp4")
-    result = api.evaluate_layer(
-        options.word,
-        options.settings,
-        options.checkpoint,
-        options.trust,
-        episodes=options.episodes,
-        greedy=options.greedy,
-        max_steps=options.max_steps,
-        seed=options.seed,
-        video=options.video,
-        video_games=options.video_games or 1,
-        num_envs=options.envs,
-    )
+    result = _matched(options) if options.against else _evaluated(options)
     print(json.dumps(result.as_dict()) if options.json else printable(result.report()))
     return print_exit_line(Exit.FINISHED, "evaluated", result.sentence)
+
+
+def _evaluated(options: argparse.Namespace) -> EvalResult | MultiTaskEvalResult:
+    from sfactory import api
+
+    video = {"video": options.video, "video_games": options.video_games or 1}
+    return api.evaluate_layer(
+        options.word, options.settings, options.checkpoint, options.trust, **_chosen(options), **video
+    )
+
+
+def _matched(options: argparse.Namespace) -> MatchResult:
+    from sfactory import api
+
+    if options.video is not None:
+        raise CommandError(Exit.USAGE, "--video: a match is not recorded; leave --video or --against out")
+    return api.match_layer(
+        options.word, options.against, options.settings, options.checkpoint, options.trust, **_chosen(options)
+    )
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """What is played in both cases; the number of episodes only if it was given."""
+    names = {"greedy": "greedy", "max_steps": "max_steps", "seed": "seed", "num_envs": "envs"}
+    chosen = {name: getattr(options, option) for name, option in names.items()}
+    return chosen if options.episodes is None else {**chosen, "episodes": options.episodes}

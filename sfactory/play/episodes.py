@@ -9,6 +9,7 @@ action is [E x A, ...].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -51,6 +52,25 @@ class Recorder(Protocol):
 
     def add(self, group: Any) -> None: ...
     def end(self, episodic_return: float, length: int) -> None: ...
+
+
+class Seating(Protocol):
+    """Is told which agent of an environment a policy acts for, where it does not act for all of them."""
+
+    @property
+    def seats(self) -> int:
+        """Number of seats; a seat is the number of an agent. Every seat is played equally often."""
+
+    def begin(self, env: int, seat: int) -> None:
+        """An episode begins, in which the policy has this seat. Called before its first action."""
+
+
+class OneSeat:
+    """The policy acts for all agents."""
+
+    seats = 1
+
+    def begin(self, env: int, seat: int) -> None: ...
 
 
 class NoRecorder:
@@ -96,6 +116,10 @@ class EpisodeResults:
     first_fault: str = ""
     infos: dict[str, list[float]] = field(default_factory=dict)
     """Numbers that `info` had at the end of episodes, by name."""
+    seats: list[int] = field(default_factory=list)
+    """Seat of the policy in each episode."""
+    agent_returns: list[np.ndarray] = field(default_factory=list)
+    """[A] per episode: the return of each agent; 0 for agents that never came."""
 
     def check(self, allowed: int) -> None:
         """Raise EnvError if more environments failed than an evaluation can replace."""
@@ -116,6 +140,16 @@ def split_evenly(episodes: int, envs: int) -> list[int]:
     return [episodes // envs + (i < episodes % envs) for i in range(envs)]
 
 
+def split_seats(episodes: int, envs: int, seats: int) -> list[list[int]]:
+    """Return the seats of the episodes of each environment, in the order in which they are played.
+
+    Over all episodes the seats are played equally often, up to one, and so are those of each environment.
+    """
+    block = math.lcm(envs, seats)  # after so many episodes every environment would begin with the same seat again
+    counts = split_evenly(episodes, envs)
+    return [[(n + n // block) % seats for n in range(env, envs * count, envs)] for env, count in enumerate(counts)]
+
+
 def play(
     make: Callable[[int, int], Any],
     act: ActFunction,
@@ -123,6 +157,7 @@ def play(
     max_steps: int,
     recorder: Recorder | None = None,
     num_envs: int = MAX_ENVS,
+    seating: Seating | None = None,
 ) -> EpisodeResults:
     """Play exactly `episodes` episodes in up to `num_envs` environments at a time.
 
@@ -132,14 +167,14 @@ def play(
     cannot be reset in parts. What is left of its share goes to a new environment in the next round. Raises EnvError
     after more than MAX_FAULTS failures, or one in TOLERATED episodes if these are more.
     """
-    results = EpisodeResults()
-    shares = split_evenly(episodes, min(episodes, num_envs))
+    results, seating = EpisodeResults(), seating or OneSeat()
+    shares = split_seats(episodes, min(episodes, num_envs), seating.seats)
     used = 0
     while shares:
         group = make(len(shares), used)
         used += len(shares)
         try:
-            _play_round(group, act, shares, max_steps, results, recorder or NoRecorder())
+            _play_round(group, act, shares, max_steps, results, recorder or NoRecorder(), seating)
         finally:
             group.close()
         shares = [left for left in shares if left]
@@ -149,22 +184,32 @@ def play(
 
 
 def _play_round(
-    group: Any, act: ActFunction, shares: list[int], max_steps: int, results: EpisodeResults, recorder: Recorder
+    group: Any,
+    act: ActFunction,
+    shares: list[list[int]],
+    max_steps: int,
+    results: EpisodeResults,
+    recorder: Recorder,
+    seating: Seating,
 ) -> None:
-    """Step one group until all its environments have stopped; decrements `shares`."""
+    """Step one group until all its environments have stopped; removes what was played from `shares`."""
     num_envs = len(shares)
-    playing = np.array([left > 0 for left in shares])
-    returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)  # of the current episodes
+    playing = np.ones(num_envs, bool)
     obs = group.reset()
     first = np.ones(len(next(iter(obs.values()))), bool)
+    returns = np.zeros((num_envs, len(first) // num_envs))  # of the current episodes, by agent
+    lengths = np.zeros(num_envs, np.int64)
     recording = recorder.wanted
     if recording:
         recorder.begin(group)
+    for env, share in enumerate(shares):
+        seating.begin(env, share[0])
 
     def count(env: int, episodic_return: float, length: int) -> None:
         results.returns.append(episodic_return)
         results.lengths.append(length)
-        shares[env] -= 1
+        results.agent_returns.append(returns[env].copy())
+        results.seats.append(shares[env].pop(0))
         if env == 0 and recording:
             recorder.end(episodic_return, length)
 
@@ -175,7 +220,7 @@ def _play_round(
         recording = recorder.wanted and bool(playing[0])  # environment 0 may have stopped before the others
         if recording and stepped[0]:
             recorder.add(group)
-        returns += np.where(stepped, step.reward.reshape(num_envs, -1).mean(axis=1), 0.0)
+        returns += np.where(stepped[:, None], step.reward.reshape(returns.shape), 0.0)
         lengths += stepped
         for fault in step.faults:
             if playing[fault.env]:
@@ -186,15 +231,18 @@ def _play_round(
             for name, value in numbers.items() if playing[env] else ():
                 results.infos.setdefault(name, []).append(value)
         for env, episodic_return, length in step.episodes:
-            returns[env], lengths[env] = 0.0, 0
             if playing[env]:
                 count(env, episodic_return, length)
-                playing[env] = shares[env] > 0
+                playing[env] = bool(shares[env])
+            returns[env], lengths[env] = 0.0, 0
         for env in np.flatnonzero(playing & (lengths >= max_steps)).tolist():
-            count(env, float(returns[env]), int(lengths[env]))
+            count(env, float(returns[env].mean()), int(lengths[env]))
             results.capped += 1
             playing[env] = False
-        if recorder.wanted and playing[0] and not stepped[0]:  # a reset row holds the next first observation
+        for env in np.flatnonzero(playing & ~stepped).tolist():  # a reset row holds the next first observation
+            returns[env], lengths[env] = 0.0, 0  # native code may have reset it because another one failed
+            seating.begin(env, shares[env][0])
+        if recorder.wanted and playing[0] and not stepped[0]:
             recorder.begin(group)
 
 
@@ -224,12 +272,13 @@ def play_task(
     clock: EnvClock = NO_CLOCK,
     env_index: int = 0,
     check: Callable[[EnvSpec], None] = lambda spec: None,
+    seating: Seating | None = None,
 ) -> tuple[EnvSpec, int, EpisodeResults]:
     """Play episodes of an environment by name; returns its spec, the step limit that applied, and the results.
 
     max_steps: 0 is the environment's own limit, or DEFAULT_MAX_STEPS where it has none.
     squash: see `sfactory.envs.bounded`. num_envs: at most, at the same time. env_index: number of the first one.
-    check: called with the spec before anything is played.
+    check: called with the spec before anything is played. seating: None: `act` acts for all agents.
     """
     spec = watched_spec(task, options, env_index, clock)
     check(spec)
@@ -244,4 +293,4 @@ def play_task(
 
     # The environment itself cuts the episodes that reach its own limit; some report it a row later.
     cap = limit + 1 if limit == spec.max_episode_steps else limit
-    return spec, limit, play(make, limited, episodes, cap, recorder, num_envs)
+    return spec, limit, play(make, limited, episodes, cap, recorder, num_envs, seating)

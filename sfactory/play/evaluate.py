@@ -105,9 +105,8 @@ class EvalResult:
     def report(self) -> str:
         """Return the result as text."""
         s = self.statistics
-        actions = "greedy actions (the most likely)" if self.greedy else "sampled actions (as in training)"
         lines = [
-            f"{len(self.returns)} episodes of {self.env}, {actions}",
+            f"{len(self.returns)} episodes of {self.env}, {actions_in_words(self.greedy)}",
             f"policy    after {self.env_steps:,} steps of training; seed {self.seed}",
             f"protocol  {self.protocol or self.env}; at most {self.max_steps:,} steps per episode",
             f"mean      {s['mean']:.2f}   95% interval {s['mean_low']:.2f} to {s['mean_high']:.2f}",
@@ -152,6 +151,11 @@ class MultiTaskEvalResult:
     def report(self) -> str:
         """Return the results as text, one paragraph per task."""
         return "\n\n".join(result.report() for result in self.tasks)
+
+
+def actions_in_words(greedy: bool) -> str:
+    """How actions were chosen."""
+    return "greedy actions (the most likely)" if greedy else "sampled actions (as in training)"
 
 
 NEWEST, BEST = "newest", "best"
@@ -261,10 +265,15 @@ def evaluation(path: Path, changes: ConfigLayer, **options: Any) -> Evaluation:
     changes: settings of this evaluation alone. options: the other fields of `Evaluation`. Raises ValueError
     (CommandError) for what is wrong.
     """
+    trained, config = changed_config(path, changes)
+    return Evaluation(config, path.absolute(), changes=differences(trained, config), **options)
+
+
+def changed_config(path: Path, changes: ConfigLayer) -> tuple[Config, Config]:
+    """The settings of a checkpoint's run, without and with changes. CommandError for what cannot be changed."""
     _refuse_other_settings(changes)
     layer = presets.read_toml(path.parent.parent / "config.toml")
-    trained, config = parsing.build(layer), parsing.build(layer, changes)
-    return Evaluation(config, path.absolute(), changes=differences(trained, config), **options)
+    return parsing.build(layer), parsing.build(layer, changes)
 
 
 def _refuse_other_settings(changes: ConfigLayer) -> None:
@@ -298,14 +307,17 @@ def chosen_checkpoint(run: Path, which: str) -> Path:
     return checkpoint.resolve(found[int(which)])
 
 
-def differences(trained: Config, config: Config) -> tuple[str, ...]:
-    """What differs between the environments of two configurations, as `env.settings.gravity 20, trained with 9.8`."""
+def differences(trained: Config, config: Config, who: str = "") -> tuple[str, ...]:
+    """What differs between the environments of two configurations, as `env.settings.gravity 20, trained with 9.8`.
+
+    who: written before `trained`, where several policies play: `NAME was `.
+    """
     found = []
     before, after = (_flat(to_dict(one)["env"]) for one in (trained, config))
     for name in sorted({*before, *after}):
         old, new = (as_text(values[name]) if name in values else "its default" for values in (before, after))
         if old != new and name not in NOT_PLAYED:
-            found.append(f"{flag_name(f'env.{name}')} {new or 'empty'}, trained with {old or 'empty'}")
+            found.append(f"{flag_name(f'env.{name}')} {new or 'empty'}, {who}trained with {old or 'empty'}")
     return tuple(found)
 
 
@@ -324,8 +336,11 @@ NOT_PLAYED = ("step_timeout", "build_timeout")
 """Settings that may change and do not alter what is played."""
 
 
-def check_same_spaces(trained: EnvSpec, spec: EnvSpec) -> None:
-    """Raise EnvError if a policy cannot play in an environment, because it was trained with other spaces."""
+def check_same_spaces(trained: EnvSpec, spec: EnvSpec, who: str = "the policy") -> None:
+    """Raise EnvError if a policy cannot play in an environment, because it was trained with other spaces.
+
+    who: name of the policy in the message.
+    """
     for what, before, now in (("obs", trained.obs, spec.obs), ("actions", trained.actions, spec.actions)):
         old, new = ({n: (leaf.shape, leaf.dtype, getattr(leaf, "sizes", ())) for n, leaf in leaves.items()}
                     for leaves in (before, now))  # fmt: skip
@@ -334,4 +349,4 @@ def check_same_spaces(trained: EnvSpec, spec: EnvSpec) -> None:
                      for one in (new, old)]  # fmt: skip
             if words[0] == words[1]:
                 words = [", ".join(f"{n} of {list(sizes)}" for n, (_, _, sizes) in one.items()) for one in (new, old)]
-            raise EnvError(f"{spec.name}: {what} {words[0]}, but the policy was trained with {words[1]}")
+            raise EnvError(f"{spec.name}: {what} {words[0]}, but {who} was trained with {words[1]}")

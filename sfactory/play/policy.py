@@ -25,6 +25,8 @@ from sfactory.errors import CheckpointError
 from sfactory.run import checkpoint
 
 if TYPE_CHECKING:
+    import torch
+
     from sfactory.config import Config
     from sfactory.model.actor_critic import ActorCritic
 
@@ -34,9 +36,11 @@ SEED_STREAM = 5  # keeps these random numbers apart from those of training
 class Actor:
     """Run a network step by step; keeps its recurrent state and draws sampling noise from `seed`."""
 
-    def __init__(self, model: ActorCritic, seed: int) -> None:
-        self.model, self.state = model, None
-        self.generator = np.random.default_rng([seed, SEED_STREAM])
+    def __init__(self, model: ActorCritic, seed: int, player: int = 0) -> None:
+        """player: number of the policy, where several play with the same seed; their noise is independent."""
+        self.model = model
+        self.state: torch.Tensor | None = None
+        self.generator = np.random.default_rng([seed, SEED_STREAM, player])
 
     def __call__(self, obs: Mapping[str, np.ndarray], first: np.ndarray, greedy: bool) -> dict[str, np.ndarray]:
         """obs leaves [N, ...], first [N] bool -> action leaves [N, ...], as the distribution returns them."""
@@ -55,6 +59,32 @@ class Actor:
                 noise = self.generator.random((len(first), distribution.num_noise), dtype=np.float32)
                 actions = distribution.sample(out.params, torch.from_numpy(noise))
             return {name: action.numpy() for name, action in actions.items()}
+
+    def of_rows(
+        self, obs: Mapping[str, np.ndarray], first: np.ndarray, rows: np.ndarray, greedy: bool
+    ) -> dict[str, np.ndarray]:
+        """Act in some rows of N: obs leaves [N, ...], first [N] bool, numbers of rows [R] -> action leaves [R, ...].
+
+        The recurrent state of the other rows is kept, or zeroed where their episode begins. Without rows: nothing.
+        """
+        import torch
+
+        with torch.inference_mode():
+            kept = self.state
+            if self.model.state_size:
+                if kept is None or len(kept) != len(first):
+                    kept = torch.zeros(len(first), self.model.state_size)
+                kept[torch.from_numpy(first)] = 0.0
+            if not len(rows):
+                self.state = kept
+                return {}
+            chosen = torch.from_numpy(rows)
+            self.state = None if kept is None else kept[chosen]
+            action = self({name: x[rows] for name, x in obs.items()}, np.zeros(len(rows), bool), greedy)
+            if kept is not None and self.state is not None:
+                kept[chosen] = self.state
+            self.state = kept
+            return action
 
 
 class Policy:

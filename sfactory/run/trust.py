@@ -15,13 +15,14 @@ Environments and encoders of this package, and ids that installed packages regis
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
 import secrets
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +87,47 @@ def vouched_code(run_dir: Path, config: Config, trust: bool, command: str, envir
     has not.
     """
     modules, record = modules_of(config, environments), read_record(run_dir)
+    known = _require_trust(run_dir, modules, record, trust, command)
+    if modules and known and record is not None:
+        with _searching(record.folder):
+            yield
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def vouched_opponent(run_dir: Path, config: Config, trust: bool, command: str) -> Iterator[None]:
+    """Within the `vouched_code` of another run: the network of this one may be imported too, from where it belongs.
+
+    Errors as in `vouched_code`; CommandError (exit 2) as well if another module has the name of its module.
+    """
+    modules, record = modules_of(config, environments=False), read_record(run_dir)
+    known = _require_trust(run_dir, modules, record, trust, command)
+    folder = record.folder if known and record is not None else Path.cwd()
+    before = list(sys.path)
+    if modules and str(folder) not in sys.path:
+        sys.path.append(str(folder))  # last: the modules of the other run are found as without this one
+    try:
+        for name, setting in modules.items():
+            _refuse_hidden(name, setting, folder)
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _refuse_hidden(name: str, setting: str, folder: Path) -> None:
+    """CommandError (exit 2) if a folder has a module of this name, and another one would be imported instead."""
+    top = name.partition(".")[0]
+    found = importlib.util.find_spec(top)
+    place = os.path.realpath(found.origin) if found is not None and found.origin else ""
+    own = [os.path.realpath(folder / file) for file in (f"{top}.py", f"{top}/__init__.py")]
+    if any(map(os.path.exists, own)) and place not in own:
+        text = f"{setting}: {folder} has a module {top}, but {place} would be used; rename one of the two"
+        raise CommandError(Exit.USAGE, text)
+
+
+def _require_trust(run_dir: Path, modules: Mapping[str, str], record: Record | None, trust: bool, command: str) -> bool:
+    """Whether this user trained a run with these modules. CommandError if not, and the user does not vouch for them."""
     known = record is not None and set(modules) <= set(record.modules)
     strange = [name for name in modules if not (trust or known or _is_loaded(name))]
     if strange:
@@ -95,11 +137,7 @@ def vouched_code(run_dir: Path, config: Config, trust: bool, command: str, envir
             f"{run_dir} names code that would be run: {modules[strange[0]]}; {why}; if you trust the code: "
             f"{command} {shlex.quote(str(run_dir))} --trust, in Python trust=True",
         )
-    if modules and known and record is not None:
-        with _searching(record.folder):
-            yield
-    else:
-        yield
+    return known
 
 
 def record_run(run_dir: Path, config: Config) -> None:
