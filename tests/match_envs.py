@@ -63,6 +63,13 @@ class Masked(Highest):
         return super().step(actions)
 
 
+class Weights(Highest):
+    """The numbers are any between 0 and 5."""
+
+    def action_space(self, agent):
+        return spaces.Box(0.0, 5.0, (), np.float32)
+
+
 class Lucky(Highest):
     """One round or thirty, by chance."""
 

@@ -299,18 +299,17 @@ class Match:
         torch.set_num_threads(self.config.run.inference_threads)  # batches are small: more threads would only spin
         (task,) = self.config.env.tasks
         num_envs = self.num_envs or num_play_envs(self.config)
-        table, steps = Table(num_envs), dict[int, int | None]()
+        table, steps = Table(num_envs), dict[int, int]()
 
         def take_seats(spec: EnvSpec) -> None:
             """Load both policies."""
             if spec.rows < 2:
                 raise EnvError(f"{spec.name} has one agent; a match needs an environment with two or more")
-            own, steps[0] = self._policy_player(self.path, self.config, spec, 0, "the policy")
+            options, rival = {"greedy": self.greedy, "seed": self.seed}, self.opponent
+            own, steps[0] = load_player(self.path, self.config, spec, "the policy", player=0, **options)
             other: Player = RandomPlayer(spec, self.seed, 1)
-            if self.opponent.path is not None:
-                assert self.opponent.config is not None
-                rival = self.opponent.path, self.opponent.config
-                other, steps[1] = self._policy_player(*rival, spec, 1, self.opponent.name)
+            if rival.path is not None and rival.config is not None:
+                other, steps[1] = load_player(rival.path, rival.config, spec, rival.name, player=1, **options)
             table.take(spec, own, other)
 
         spec, limit, played = play_task(
@@ -335,7 +334,7 @@ class Match:
             greedy=self.greedy,
             seed=self.seed,
             max_steps=limit,
-            env_steps=int(steps[0] or 0),
+            env_steps=steps[0],
             opponent_env_steps=steps.get(1),
             agents=spec.agents,
             seats=tuple(played.seats),
@@ -354,22 +353,23 @@ class Match:
         configs = (self.config, self.opponent.config)
         return any(config is not None and config.env.agent_id for config in configs)
 
-    def _policy_player(self, path: Path, config: Config, spec: EnvSpec, player: int, who: str) -> tuple[Player, int]:
-        """A policy for the environment, and its trained steps. who: its name in messages.
 
-        Raises EnvError if it was trained with other spaces, or without the environment's action mask.
-        """
-        state = checkpoint.read_state(path)
-        known = spec if config.env.agent_id else _without_agent_id(spec)
-        trained = recorded_spec(state) or known  # earlier versions recorded none
-        if spec.mask and spec.mask not in trained.obs:
-            raise EnvError(
-                f"{spec.name} says which actions are allowed, in {spec.mask}, and {who} was trained without it: it "
-                "would choose others"
-            )
-        check_same_spaces(trained, known, who)
-        model, state = checkpoint.restore_policy(path, config, trained)
-        return PolicyPlayer(model, config, trained, self.greedy, self.seed, player), int(state["env_steps"])
+def load_player(path: Path, config: Config, spec: EnvSpec, who: str, **options: Any) -> tuple[PolicyPlayer, int]:
+    """Load the policy of a verified checkpoint for an environment; returns its trained steps too.
+
+    config: of its run. spec: of the environment. who: its name in messages. options: see `PolicyPlayer`. Raises
+    EnvError if it was trained with other spaces, or without the environment's action mask.
+    """
+    known = spec if config.env.agent_id else _without_agent_id(spec)
+    trained = recorded_spec(checkpoint.read_state(path)) or known  # earlier versions recorded none
+    if spec.mask and spec.mask not in trained.obs:
+        raise EnvError(
+            f"{spec.name} says which actions are allowed, in {spec.mask}, and {who} was trained without it: it would "
+            "choose others"
+        )
+    check_same_spaces(trained, known, who)
+    model, state = checkpoint.restore_policy(path, config, trained)
+    return PolicyPlayer(model, config, trained, **options), int(state["env_steps"])
 
 
 def _without_agent_id(spec: EnvSpec) -> EnvSpec:

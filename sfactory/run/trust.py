@@ -118,8 +118,10 @@ def vouched_opponent(run_dir: Path, config: Config, trust: bool, command: str) -
 def _refuse_hidden(name: str, setting: str, folder: Path) -> None:
     """CommandError (exit 2) if a folder has a module of this name, and another one would be imported instead."""
     top = name.partition(".")[0]
-    found = importlib.util.find_spec(top)
-    place = os.path.realpath(found.origin) if found is not None and found.origin else ""
+    place = ""
+    with contextlib.suppress(ImportError, ValueError):  # there is none; the script itself
+        found = importlib.util.find_spec(top)
+        place = os.path.realpath(found.origin) if found is not None and found.origin else ""
     own = [os.path.realpath(folder / file) for file in (f"{top}.py", f"{top}/__init__.py")]
     if any(map(os.path.exists, own)) and place not in own:
         text = f"{setting}: {folder} has a module {top}, but {place} would be used; rename one of the two"

@@ -1,5 +1,6 @@
 """Code that a run's settings name is imported only if the user vouched for it, and from where training began."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from sfactory.config import Config
 from sfactory.envs.python_target import CODE_FOLDER, code_folder, load_target
 from sfactory.errors import CommandError
 from sfactory.run import trust
-from sfactory.run.trust import modules_of, read_record, record_run, vouched_code
+from sfactory.run.trust import modules_of, read_record, record_run, vouched_code, vouched_opponent
 
 
 @pytest.fixture
@@ -139,3 +140,65 @@ def test_a_user_without_a_home_has_no_record_and_can_still_trust(home, monkeypat
     record_run(run, OWN)
     assert read_record(run) is None
     vouched(run, given=True)
+
+
+# -- a second run, whose policy plays against that of the first
+
+
+NETWORK = config(encoder="net_of_trust:Net")
+
+
+@pytest.fixture
+def rival(home, monkeypatch):
+    """A run that was trained in another folder, which has the module of its network."""
+    (home / "rival_work").mkdir()
+    (home / "rival_work" / "net_of_trust.py").write_text("place = 'rival'\n")
+    run = run_folder(home, "rival")
+    monkeypatch.chdir(home / "rival_work")
+    record_run(run, NETWORK)
+    monkeypatch.chdir(home / "work")
+    yield run
+    sys.modules.pop("net_of_trust", None)
+
+
+def test_vouched_opponent_finds_the_network_of_a_second_run_and_changes_nothing_for_the_first(home, rival):
+    run = run_folder(home)
+    record_run(run, OWN)
+    (home / "work" / "mine_of_trust.py").write_text("class Env: place = 'work'\n")
+    before = list(sys.path)
+    with vouched_code(run, OWN, False, "eval"), vouched_opponent(rival, NETWORK, False, "eval"):
+        assert code_folder() == home / "work"
+        assert sys.path[-1] == str(home / "rival_work")
+        assert importlib.import_module("net_of_trust").place == "rival"
+    assert sys.path == before
+
+
+def test_vouched_opponent_needs_no_trust_for_environments_but_for_the_network(home):
+    stranger = run_folder(home, "stranger")
+    with vouched_opponent(stranger, OWN, False, "sfactory eval runs/a --against"):
+        pass
+    with pytest.raises(CommandError, match=r"model\.encoder net_of_trust:Net") as error:
+        vouched_opponent(stranger, NETWORK, False, "sfactory eval runs/a --against").__enter__()
+    assert error.value.exit_code == 2
+    assert f"sfactory eval runs/a --against {stranger} --trust" in str(error.value)
+
+
+def test_vouched_opponent_that_the_user_trusts_has_its_network_in_the_current_folder(home, monkeypatch):
+    run = run_folder(home)
+    record_run(run, OWN)
+    (home / "elsewhere").mkdir()
+    (home / "elsewhere" / "net_of_trust.py").write_text("place = 'here'\n")
+    monkeypatch.chdir(home / "elsewhere")
+    with vouched_code(run, OWN, True, "eval"), vouched_opponent(run_folder(home, "x"), NETWORK, True, "eval"):
+        assert importlib.import_module("net_of_trust").place == "here"
+    del sys.modules["net_of_trust"]
+
+
+def test_vouched_opponent_refuses_a_network_that_a_module_of_the_same_name_hides(home, rival):
+    run = run_folder(home)
+    record_run(run, NETWORK)
+    (home / "work" / "net_of_trust.py").write_text("place = 'work'\n")
+    sys.path.insert(0, str(home / "work"))
+    with vouched_code(run, NETWORK, False, "eval"):
+        with pytest.raises(CommandError, match=r"has a module net_of_trust, but .*work/net_of_trust\.py would be used"):
+            vouched_opponent(rival, NETWORK, False, "eval").__enter__()
