@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from sfactory.play.match import MatchResult
 
 DESCRIPTION = """\
-Play whole episodes with a policy in separate environments. Only videos are written. The settings of
-the run apply; --env.settings.KEY, --env.wrappers, --env.wrapper-settings and --env.protocol change
-the environment for this evaluation, and the result says how. With --against the policy plays a match:
-one agent is the policy's, all others are the opponent's, and seats alternate.
+Play whole episodes with a policy in separate environments, or a match against another policy. Only
+videos are written. The settings of the run apply; --env.settings.KEY, --env.wrappers,
+--env.wrapper-settings and --env.protocol change the environment, and the result says how.
 """
 
 
@@ -39,7 +38,7 @@ def add_parser(commands: Commands) -> None:
         default="newest",
         help="newest, best (highest training return), or the trained steps of one (newest)",
     )
-    text = "play a match with it: a run, a checkpoint, a member of a pool (RUN/pool/NAME), or random (legal actions)"
+    text = "a match: a run, a checkpoint, RUN/pool/NAME, or random plays all agents but one"
     complete(parser.add_argument("--against", metavar="OPPONENT", help=text), "run")
     parser.add_argument("--episodes", metavar="N", type=whole(1), help="episodes to play (100; with --against 500)")
     parser.add_argument("--greedy", action="store_true", help="the most probable action instead of a sampled one")
@@ -48,7 +47,7 @@ def add_parser(commands: Commands) -> None:
         metavar="N",
         type=whole(1),
         default=0,
-        help="cut an episode here and count its return so far (default: its own limit, or 10000)",
+        help="cut an episode here and count its return so far (its own limit, or 10000)",
     )
     text = "environments that play at the same time (default: 32, but not more than the run has for training)"
     parser.add_argument("--envs", metavar="N", type=whole(1), default=0, help=text)

@@ -322,6 +322,15 @@ def test_players_of_a_match_draw_independent_noise_from_one_seed():
     assert np.mean(np.equal(actions(0, 0), actions(0, 1))) < 0.6
 
 
+def test_random_player_draws_other_actions_with_another_seed():
+    obs, spec = {"obs": np.zeros((50, 2), np.float32), "acting": np.ones(50, bool)}, spec_of(Highest)
+    first, again, other = (
+        RandomPlayer(spec, seed, 1)(obs, np.zeros(50, bool), np.arange(40))["action"].tolist() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert len(first) == 40
+
+
 # -- the result ----------------------------------------------------------------------------------------------
 
 
