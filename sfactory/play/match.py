@@ -228,7 +228,7 @@ class MatchResult:
         for name, score in self.by_seat.items():
             mean, low, high = score_interval(*score)
             lines.append(f"seat      {name}: {_counts(score)}; score {mean:.3f} ({low:.3f} to {high:.3f})")
-        if self.greedy:
+        if self.greedy and self.opponent_env_steps is not None:
             lines.append("greedy    episodes may repeat each other; the interval is that of independent episodes")
         if self.capped:
             lines.append(f"capped    {self.capped} of {len(self.outcomes)} episodes reached {self.max_steps:,} steps")

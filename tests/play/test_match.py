@@ -389,4 +389,6 @@ def test_match_report_says_what_was_played_and_what_happened():
     assert "judge" not in text
     assert "greedy" not in text
     assert "episodes may repeat each other" in result(greedy=True).report()
-    assert "against   random\n" in result(opponent="random", opponent_env_steps=None).report()
+    against_random = result(opponent="random", opponent_env_steps=None, greedy=True).report()
+    assert "against   random\n" in against_random
+    assert "repeat" not in against_random
