@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.video_games and options.video is None:
         raise CommandError(Exit.USAGE, "--video-games is the number of episodes to record; add --video FILE.mp4")
-    result = _matched(options) if options.against else _evaluated(options)
+    result = _evaluated(options) if options.against is None else _matched(options)
     print(json.dumps(result.as_dict()) if options.json else printable(result.report()))
     return print_exit_line(Exit.FINISHED, "evaluated", result.sentence)
 

@@ -362,7 +362,7 @@ def load_player(path: Path, config: Config, spec: EnvSpec, who: str, **options: 
     """
     known = spec if config.env.agent_id else _without_agent_id(spec)
     trained = recorded_spec(checkpoint.read_state(path)) or known  # earlier versions recorded none
-    if spec.mask and spec.mask not in trained.obs:
+    if spec.mask and set(known.obs) - set(trained.obs) == {spec.mask}:
         raise EnvError(
             f"{spec.name} says which actions are allowed, in {spec.mask}, and {who} was trained without it: it would "
             "choose others"

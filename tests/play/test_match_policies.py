@@ -210,6 +210,9 @@ def test_match_refuses_a_policy_without_the_mask_that_the_environment_has(runs):
     config, _ = changed_config(newest(runs / "a"), {})
     with pytest.raises(EnvError, match="which actions are allowed, in action_mask, and runs/x was trained without it"):
         load_player(newest(runs / "a"), config, masked, "runs/x", greedy=True, seed=0, player=1)
+    other = replace(masked, obs={"more": Leaf((9,), "float32"), **masked.obs})
+    with pytest.raises(EnvError, match=r"obs more \[9\] float32, obs .*, but runs/x was trained with obs"):
+        load_player(newest(runs / "a"), config, other, "runs/x", greedy=True, seed=0, player=1)
 
 
 def test_match_refuses_a_damaged_opponent(runs, tmp_path):
@@ -269,6 +272,8 @@ def test_eval_against_passes_its_options_on_and_prints_the_result(runs, typed, m
     assert seen["words"] == ("r", "s", {"env.settings.x": RawValue(1)}, "best", True)
     code, out, _ = typed("eval", "r", "--against", "random")
     assert out == result.report() + "\n"
+    typed("eval", "r", "--against", "")
+    assert seen["words"][1] == "", "an empty name is no evaluation"
     code, out, line = typed("eval", "r", "--against", "random", "--video", "a.mp4")
     assert (code, out) == (2, "")
     assert "a match is not recorded" in line
