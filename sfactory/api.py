@@ -287,7 +287,9 @@ def match_layer(
     run, rival = _path(run_dir), None if str(opponent) == RANDOM else _path(opponent)
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(held(lambda: chosen_checkpoint(run, which)))
-        theirs = rival and stack.enter_context(held(lambda: chosen_checkpoint(rival, NEWEST)))
+        theirs = None
+        if rival is not None:
+            theirs = stack.enter_context(held(lambda: chosen_checkpoint(rival, NEWEST)))
         job = match(path, theirs, str(opponent), changes, **options)
         stack.enter_context(vouched_code(run_of(path), _config_of(run_of(path)), trust, "sfactory eval"))
         if theirs is not None and job.opponent.config is not None:

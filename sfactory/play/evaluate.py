@@ -86,7 +86,7 @@ class EvalResult:
     @property
     def broken_share(self) -> float:
         """Fraction of the episodes that were cut because their environment failed."""
-        return self.faults / (self.faults + len(self.returns))
+        return broken_share(len(self.returns), self.faults)
 
     @property
     def sentence(self) -> str:
@@ -118,11 +118,7 @@ class EvalResult:
             lines.append(f"info      {', '.join(f'{name} {value:.4g}' for name, value in self.infos.items())}")
         if "human_normalized" in s:
             lines.append(f"human     {s['human_normalized']:.3f} (0 is a random policy, 1 a human tester)")
-        if self.capped:
-            lines.append(f"capped    {self.capped} of {len(self.returns)} episodes reached {self.max_steps:,} steps")
-        if self.faults:
-            discarded = f"{self.faults} episodes were discarded after an environment failure and replaced"
-            lines.append(f"faults    {discarded}: {percent(self.broken_share)} of all; no return includes them")
+        lines += cut_episodes(len(self.returns), self.capped, self.max_steps, self.faults)
         lines += [f"changed   {change}" for change in self.changes]
         lines += [f"video     {v.file}: {v.length:,} steps, return {v.episodic_return:g}" for v in self.videos]
         return "\n".join(lines)
@@ -156,6 +152,30 @@ class MultiTaskEvalResult:
 def actions_in_words(greedy: bool) -> str:
     """How actions were chosen."""
     return "greedy actions (the most likely)" if greedy else "sampled actions (as in training)"
+
+
+def broken_share(complete: int, faults: int) -> float:
+    """Fraction of the episodes that were cut because their environment failed."""
+    return faults / (faults + complete)
+
+
+def cut_episodes(complete: int, capped: int, max_steps: int, faults: int) -> list[str]:
+    """Lines about episodes that were cut, for a result as text."""
+    lines = []
+    if capped:
+        lines.append(f"capped    {capped} of {complete} episodes reached {max_steps:,} steps")
+    if faults:
+        discarded = f"{faults} episodes were discarded after an environment failure and replaced"
+        share = percent(broken_share(complete, faults))
+        lines.append(f"faults    {discarded}: {share} of all; no return includes them")
+    return lines
+
+
+def check_counts(episodes: int, max_steps: int, num_envs: int) -> None:
+    """Raise ValueError for numbers that cannot be played."""
+    if episodes < 1 or max_steps < 0 or num_envs < 0:
+        got = f"got {episodes}, {max_steps} and {num_envs}"
+        raise ValueError(f"episodes must be >= 1, max-steps and envs >= 0 ({got})")
 
 
 NEWEST, BEST = "newest", "best"
@@ -193,9 +213,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         """Raise ValueError for what cannot be played or recorded."""
-        if self.episodes < 1 or self.max_steps < 0 or self.num_envs < 0:
-            got = f"got {self.episodes}, {self.max_steps} and {self.num_envs}"
-            raise ValueError(f"episodes must be >= 1, max-steps and envs >= 0 ({got})")
+        check_counts(self.episodes, self.max_steps, self.num_envs)
         if self.video is not None:
             check_video(self.video_folder / self.video, self.video_games, self.episodes)
 

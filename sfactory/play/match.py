@@ -23,9 +23,16 @@ from sfactory.config.parsing import ConfigLayer
 from sfactory.envs import EnvSpec, bounded
 from sfactory.envs.agent_spaces import AGENT_ID
 from sfactory.errors import EnvError
-from sfactory.monitor.format import percent
 from sfactory.play.episodes import MAX_ENVS, num_play_envs, play_task
-from sfactory.play.evaluate import actions_in_words, changed_config, check_same_spaces, differences
+from sfactory.play.evaluate import (
+    actions_in_words,
+    broken_share,
+    changed_config,
+    check_counts,
+    check_same_spaces,
+    cut_episodes,
+    differences,
+)
 from sfactory.play.policy import SEED_STREAM, Actor
 from sfactory.play.random_action import random_action
 from sfactory.play.watched_group import NO_CLOCK, EnvClock
@@ -58,7 +65,7 @@ class RandomPlayer:
         return random_action(self.spec, {read: obs[read][rows]}, self.generator)
 
 
-class PolicyPlayer:
+class NetworkPlayer:
     """Acts with a network, which has a memory of its own for every row."""
 
     def __init__(self, model: Any, config: Config, trained: EnvSpec, greedy: bool, seed: int, player: int) -> None:
@@ -78,8 +85,8 @@ class Table:
         """num_envs: of a group, at most."""
         self._seat = np.zeros(num_envs, np.int64)
 
-    def take(self, spec: EnvSpec, player: Player, opponent: Player) -> None:
-        """Take the players. player: has one seat of each environment; opponent: all others."""
+    def set_players(self, spec: EnvSpec, player: Player, opponent: Player) -> None:
+        """Say who plays. player: has one seat of each environment; opponent: all others."""
         self.spec, self.player, self.opponent = spec, player, opponent
 
     @property
@@ -136,10 +143,10 @@ class Score(NamedTuple):
     def as_dict(self) -> dict[str, float | None]:
         """Counts; score and Elo difference with 95 % intervals. An Elo difference without a bound is None."""
         mean, low, high = score_interval(*self)
-        elo = {f"elo{end}": rating_difference(min(max(x, 0.0), 1.0)) for end, x in
-               (("", mean), ("_low", low), ("_high", high))}  # fmt: skip
+        scores = {"score": mean, "score_low": low, "score_high": high}
+        elo = {name.replace("score", "elo"): rating_difference(score) for name, score in scores.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in elo.items()}
-        return {**self._asdict(), "score": mean, "score_low": low, "score_high": high, **finite}
+        return {**self._asdict(), **scores, **finite}
 
 
 @dataclass(frozen=True)
@@ -186,11 +193,6 @@ class MatchResult:
         return {name: self.score(seat) for seat, name in enumerate(self.agents) if seat in self.seats}
 
     @property
-    def broken_share(self) -> float:
-        """Fraction of the episodes that were cut because their environment failed."""
-        return self.faults / (self.faults + len(self.outcomes))
-
-    @property
     def sentence(self) -> str:
         """The result in one sentence, for the last line on stderr."""
         found, (wins, draws, losses) = self.score().as_dict(), self.score()
@@ -204,7 +206,7 @@ class MatchResult:
         return {
             **asdict(self),
             "episodes": len(self.outcomes),
-            "broken_share": self.broken_share,
+            "broken_share": broken_share(len(self.outcomes), self.faults),
             **self.score().as_dict(),
             "by_seat": {name: score.as_dict() for name, score in self.by_seat.items()},
         }
@@ -230,11 +232,7 @@ class MatchResult:
             lines.append(f"seat      {name}: {_counts(score)}; score {mean:.3f} ({low:.3f} to {high:.3f})")
         if self.greedy and self.opponent_env_steps is not None:
             lines.append("greedy    episodes may repeat each other; the interval is that of independent episodes")
-        if self.capped:
-            lines.append(f"capped    {self.capped} of {len(self.outcomes)} episodes reached {self.max_steps:,} steps")
-        if self.faults:
-            discarded = f"{self.faults} episodes were discarded after an environment failure and replaced"
-            lines.append(f"faults    {discarded}: {percent(self.broken_share)} of all; no result includes them")
+        lines += cut_episodes(len(self.outcomes), self.capped, self.max_steps, self.faults)
         return "\n".join(lines + [f"changed   {change}" for change in self.changes])
 
 
@@ -251,7 +249,7 @@ def _elo(difference: float | None, score: float | None) -> str:
 
 
 @dataclass(frozen=True)
-class Opponent:
+class OpponentPolicy:
     """A policy that is played against."""
 
     name: str
@@ -270,7 +268,7 @@ class Match:
     """Of the run, with the settings of this match."""
     path: Path
     """Folder of a verified checkpoint."""
-    opponent: Opponent
+    opponent: OpponentPolicy
     episodes: int = EPISODES
     greedy: bool = False
     max_steps: int = 0
@@ -283,9 +281,7 @@ class Match:
 
     def __post_init__(self) -> None:
         """Raise ValueError for what cannot be played."""
-        if self.episodes < 1 or self.max_steps < 0 or self.num_envs < 0:
-            got = f"got {self.episodes}, {self.max_steps} and {self.num_envs}"
-            raise ValueError(f"episodes must be >= 1, max-steps and envs >= 0 ({got})")
+        check_counts(self.episodes, self.max_steps, self.num_envs)
         if len(self.config.env.tasks) > 1:
             raise ValueError(
                 f"a match is played in one environment, and the run has {len(self.config.env.tasks)}: "
@@ -301,7 +297,7 @@ class Match:
         num_envs = self.num_envs or num_play_envs(self.config)
         table, steps = Table(num_envs), dict[int, int]()
 
-        def take_seats(spec: EnvSpec) -> None:
+        def load_players(spec: EnvSpec) -> None:
             """Load both policies."""
             if spec.rows < 2:
                 raise EnvError(f"{spec.name} has one agent; a match needs an environment with two or more")
@@ -310,7 +306,7 @@ class Match:
             other: Player = RandomPlayer(spec, self.seed, 1)
             if rival.path is not None and rival.config is not None:
                 other, steps[1] = load_player(rival.path, rival.config, spec, rival.name, player=1, **options)
-            table.take(spec, own, other)
+            table.set_players(spec, own, other)
 
         spec, limit, played = play_task(
             task,
@@ -323,7 +319,7 @@ class Match:
             num_envs=num_envs,
             clock=clock,
             env_index=self.config.index_beside,
-            check=take_seats,
+            check=load_players,
             seating=table,
         )
         results = outcomes(np.array(played.agent_returns), np.array(played.seats))
@@ -354,10 +350,10 @@ class Match:
         return any(config is not None and config.env.agent_id for config in configs)
 
 
-def load_player(path: Path, config: Config, spec: EnvSpec, who: str, **options: Any) -> tuple[PolicyPlayer, int]:
+def load_player(path: Path, config: Config, spec: EnvSpec, who: str, **options: Any) -> tuple[NetworkPlayer, int]:
     """Load the policy of a verified checkpoint for an environment; returns its trained steps too.
 
-    config: of its run. spec: of the environment. who: its name in messages. options: see `PolicyPlayer`. Raises
+    config: of its run. spec: of the environment. who: its name in messages. options: see `NetworkPlayer`. Raises
     EnvError if it was trained with other spaces, or without the environment's action mask.
     """
     known = spec if config.env.agent_id else _without_agent_id(spec)
@@ -369,7 +365,7 @@ def load_player(path: Path, config: Config, spec: EnvSpec, who: str, **options: 
         )
     check_same_spaces(trained, known, who)
     model, state = checkpoint.restore_policy(path, config, trained)
-    return PolicyPlayer(model, config, trained, **options), int(state["env_steps"])
+    return NetworkPlayer(model, config, trained, **options), int(state["env_steps"])
 
 
 def _without_agent_id(spec: EnvSpec) -> EnvSpec:
@@ -386,9 +382,9 @@ def match(path: Path, opponent: Path | None, name: str, changes: ConfigLayer, **
     trained, config = changed_config(path, changes)
     said = differences(trained, config)
     if opponent is None:
-        return Match(config, path.absolute(), Opponent(name), changes=said, **options)
+        return Match(config, path.absolute(), OpponentPolicy(name), changes=said, **options)
     theirs, _ = changed_config(opponent, {})
     here = replace(config, env=replace(config.env, agent_id=theirs.env.agent_id))  # it gets its own
     said += differences(theirs, here, f"{name} was ")
-    rival = Opponent(name, opponent.absolute(), theirs)
+    rival = OpponentPolicy(name, opponent.absolute(), theirs)
     return Match(config, path.absolute(), rival, changes=said, **options)

@@ -48,7 +48,7 @@ def spec_of(env):
 def matched(env, player, opponent, episodes=60, num_envs=8, max_steps=1000, seed=0):
     """Play; returns the episodes and their outcomes, all of them 1, 0 or -1 for `player`."""
     table = Table(num_envs)
-    table.take(spec_of(env), player, opponent)
+    table.set_players(spec_of(env), player, opponent)
 
     def make(count, first_env):
         return AgentGroup(env, count, range(seed + first_env, seed + first_env + count), name="game")
@@ -102,7 +102,7 @@ def test_match_of_native_games_counts_the_draws_of_random_play_without_an_illega
     """Random tic-tac-toe: who begins wins 58.5 %, the other 28.8 %, and 12.7 % are drawn."""
     task, table = "envpool/TicTacToe-v1", Table(64)
     spec = make_spec(task)
-    table.take(spec, RandomPlayer(spec, 0, 0), RandomPlayer(spec, 0, 1))
+    table.set_players(spec, RandomPlayer(spec, 0, 0), RandomPlayer(spec, 0, 1))
     played = play(group_factory(task, 0, {}), table, 2000, 100, num_envs=64, seating=table)
     results = outcomes(np.array(played.agent_returns), np.array(played.seats)).outcomes
     assert (played.faults, len(results)) == (0, 2000)
@@ -147,7 +147,7 @@ def test_match_plays_every_seat_equally_often_in_every_environment():
             super().begin(env, seat)
 
     table = Seen(6)
-    table.take(spec_of(lambda: Highest(3)), Names(1), Names(1))
+    table.set_players(spec_of(lambda: Highest(3)), Names(1), Names(1))
     played = play(
         lambda n, first: AgentGroup(lambda: Highest(3), n, range(n), name="game"),
         table, 54, 100, num_envs=6, seating=table,
@@ -233,7 +233,7 @@ class Failing:
 def test_match_forgets_what_was_played_before_native_code_reset_all_environments():
     """The other environment's episode begins again, in the same seat; the share of the failed one goes to a new one."""
     table = Table(2)
-    table.take(spec_of(Highest), Names(0), Names(0))
+    table.set_players(spec_of(Highest), Names(0), Names(0))
     played = play(lambda count, first: Failing(count, 0 if first else 2), table, 4, 100, num_envs=2, seating=table)
     assert played.faults == 1
     assert [one.tolist() for one in played.agent_returns] == [[0.75, 2.25]] * 4
@@ -394,7 +394,7 @@ def test_match_report_says_what_was_played_and_what_happened():
         "length    25.0 steps",
         "capped    2 of 4 episodes reached 100 steps",
         "faults    1 episodes were discarded after an environment failure and replaced: 20% of all; "
-        "no result includes them",
+        "no return includes them",
         "changed   env.settings.a 1, runs/b was trained with 2",
     ):
         assert line in text.splitlines(), line
