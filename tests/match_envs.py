@@ -70,6 +70,18 @@ class Weights(Highest):
         return spaces.Box(0.0, 5.0, (), np.float32)
 
 
+class Absent(Highest):
+    """The last player never comes."""
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed, options)
+        self.agents = self.possible_agents[:-1]
+        return self.see(), self.infos()
+
+    def see(self):
+        return {agent: obs for agent, obs in super().see().items() if agent != self.possible_agents[-1]}
+
+
 class Lucky(Highest):
     """One round or thirty, by chance."""
 

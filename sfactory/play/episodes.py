@@ -198,6 +198,7 @@ def _play_round(
     obs = group.reset()
     first = np.ones(len(next(iter(obs.values()))), bool)
     returns = np.zeros((num_envs, len(first) // num_envs))  # of the current episodes, by agent
+    took_part = np.zeros(returns.shape, bool)  # agents that have been there in the current episode
     lengths = np.zeros(num_envs, np.int64)
     recording = recorder.wanted
     if recording:
@@ -221,6 +222,7 @@ def _play_round(
         if recording and stepped[0]:
             recorder.add(group)
         returns += np.where(stepped[:, None], step.reward.reshape(returns.shape), 0.0)
+        took_part |= stepped[:, None] & (step.valid | ~step.first).reshape(returns.shape)
         lengths += stepped
         for fault in step.faults:
             if playing[fault.env]:
@@ -234,13 +236,17 @@ def _play_round(
             if playing[env]:
                 count(env, episodic_return, length)
                 playing[env] = bool(shares[env])
-            returns[env], lengths[env] = 0.0, 0
+            returns[env], took_part[env], lengths[env] = 0.0, False, 0
         for env in np.flatnonzero(playing & (lengths >= max_steps)).tolist():
-            count(env, float(returns[env].mean()), int(lengths[env]))
+            count(env, float(returns[env, took_part[env]].mean()), int(lengths[env]))
             results.capped += 1
             playing[env] = False
         for env in np.flatnonzero(playing & ~stepped).tolist():  # a reset row holds the next first observation
-            returns[env], lengths[env] = 0.0, 0  # native code may have reset it because another one failed
+            returns[env], took_part[env], lengths[env] = (
+                0.0,
+                False,
+                0,
+            )  # native code may have reset it because another one failed
             seating.begin(env, shares[env][0])
         if recorder.wanted and playing[0] and not stepped[0]:
             recorder.begin(group)

@@ -128,7 +128,8 @@ class Policy:
             greedy: True for the most likely action, False to sample, as in training.
             agent: name or number of the agent, or [N] of them; needed after training with env.agent-id.
             mask: [choices] or [N, choices], allowed actions, where the environment has them in `info`; None: all.
-        Returns: what `env.step` takes; for N observations arrays [N, ...], as a vector environment takes them.
+        Returns: what `env.step` takes; for N observations arrays [N, ...], as a vector environment takes them. With
+            env.pad-spaces a category is counted from 0: add the start of the agent's own space, if it has another one.
         Raises ValueError for an observation of another shape or dtype.
         """
         leaves, count = self._read(obs)

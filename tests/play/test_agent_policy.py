@@ -95,6 +95,15 @@ def test_policy_of_padded_spaces_takes_padded_observations_and_a_mask():
         policy.act(OBS)
 
 
+def test_policy_of_padded_spaces_counts_actions_from_0_whatever_the_start_of_the_agents_space():
+    class Started(Unequal):
+        def action_space(self, agent):
+            return spaces.Discrete(2, start=7) if agent == "a" else spaces.Discrete(3, start=-1)
+
+    policy = policy_of(Started, pad_spaces=True)
+    assert [policy.act(np.zeros(4, np.float32), mask=mask) for mask in np.eye(3)] == [0, 1, 2]
+
+
 def test_policy_with_memory_keeps_its_state_between_the_steps_of_an_agent():
     policy = policy_of(Bits, core="gru")
     policy.act(OBS)

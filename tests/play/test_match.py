@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from match_envs import Highest, Lucky, Masked, Nim
+from match_envs import Absent, Highest, Lucky, Masked, Nim
 from pettingzoo.utils.conversions import turn_based_aec_to_parallel
 
 from sfactory.envs import EnvFault, Episode, Step, make_spec
@@ -199,6 +199,17 @@ def test_match_counts_a_capped_episode_with_its_returns_so_far():
     assert (played.capped, played.lengths) == (6, [7] * 6)
     assert results.tolist() == [1] * 6
     assert Counter(played.seats) == {0: 3, 1: 3}
+
+
+@pytest.mark.parametrize("max_steps", [100, 2])
+def test_match_and_play_with_an_agent_that_never_comes(max_steps):
+    """Its return is 0 in a match, and it is not in the mean over the agents that took part, also of a cut episode."""
+    played, results = matched(lambda: Absent(3), Names(1), Names(1), 6, num_envs=2, max_steps=max_steps)
+    points = min(3, max_steps)
+    assert [one.tolist() for one in played.agent_returns] == [[points, points, 0.0]] * 6
+    assert played.returns == [points] * 6
+    assert results.tolist() == [-1 if seat == 2 else 1 for seat in played.seats]
+    assert played.capped == (6 if max_steps == 2 else 0)
 
 
 class Failing:
