@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sfactory.envs import NO_SETTINGS, EnvError, Settings, missing_package, suggest
-from sfactory.envs.agent_group import AgentGroup, turn_of
+from sfactory.envs.agent_group import AgentGroup, as_parallel, has_agents, limit_of, turn_of
 from sfactory.envs.python_env import protocol_of
-from sfactory.envs.python_target import import_module, settings_of_copy
+from sfactory.envs.python_target import accepts, check_arguments, load_target, settings_of_copy
+from sfactory.envs.rendering import render_without_display
+from sfactory.envs.wrappers import Wrappers
 
 MPE = "mpe/"
 VERSION = re.compile(r"[-_]v(\d+)$")
-LIMITS = ("max_cycles", "max_steps")
-"""Names of the argument that limits the steps of an episode."""
 
 
 def ids() -> list[str]:
@@ -36,24 +36,28 @@ def ids() -> list[str]:
 
 def make(
     env_id: str, *, num_envs: int, seeds: Sequence[int], settings: Settings = NO_SETTINGS, env_index: int = 0,
-    render_mode: str | None = None, drop: Sequence[str] = (), agent_id: bool = False, pad_spaces: bool = False,
+    render_mode: str | None = None, wrap: Wrappers | None = None, drop: Sequence[str] = (), agent_id: bool = False,
+    pad_spaces: bool = False,
 ) -> AgentGroup:  # fmt: skip
     """Build a group of one environment with all its agents."""
     name = f"pettingzoo/{env_id}"
     create = _creator(env_id)
+    render_without_display()  # the observations of some are pictures
 
     def factory(index: int) -> Any:
         arguments = settings_of_copy(create, settings, index)
-        if render_mode:
+        if render_mode and accepts(create, "render_mode"):
             arguments["render_mode"] = render_mode
+        if ":" in env_id:
+            check_arguments(create, arguments, name, "--env.settings")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecated names inside PettingZoo
-            return _parallel(create(**arguments), name)
+            env = _parallel(create(**arguments), name)
+        return wrap(env, index) if wrap else env
 
-    limit = next((int(settings[word]) for word in LIMITS if settings.get(word)), None)
     return AgentGroup(
-        factory, num_envs, seeds, name=name, protocol=protocol_of(name, settings, None), max_episode_steps=limit,
-        env_index=env_index, drop=drop, agent_id=agent_id, pad_spaces=pad_spaces,
+        factory, num_envs, seeds, name=name, protocol=protocol_of(name, settings, wrap),
+        max_episode_steps=limit_of(settings), env_index=env_index, drop=drop, agent_id=agent_id, pad_spaces=pad_spaces,
     )  # fmt: skip
 
 
@@ -92,25 +96,16 @@ def _legal(action: Any, obs: Any) -> Any:
 
 def _parallel(env: Any, name: str) -> Any:
     """Return an environment with the parallel API; turn-based games are converted."""
-    from pettingzoo import AECEnv, ParallelEnv
-    from pettingzoo.utils.conversions import aec_to_parallel, turn_based_aec_to_parallel
-
-    if isinstance(env, ParallelEnv):
-        return env
-    if isinstance(env, AECEnv):
-        together = env.metadata.get("is_parallelizable", False)
-        return aec_to_parallel(env) if together else turn_based_aec_to_parallel(env)
-    raise EnvError(f"{name}: expected a pettingzoo.ParallelEnv or AECEnv, got an object of type {type(env).__name__}")
+    if not has_agents(env):
+        kind = type(env).__name__
+        raise EnvError(f"{name}: expected a pettingzoo.ParallelEnv or AECEnv, got an object of type {kind}")
+    return as_parallel(env)
 
 
 def _creator(env_id: str) -> Callable[..., Any]:
     """The function that builds an environment."""
     if ":" in env_id:
-        module, _, function = env_id.partition(":")
-        found = getattr(import_module(module, f"pettingzoo/{env_id}"), function, None)
-        if not callable(found):
-            raise EnvError(f"pettingzoo/{env_id}: {module} has no function or class {function}")
-        return found
+        return load_target(env_id)
     if env_id.startswith(MPE):
         names = _mpe_names()
         name = _newest(env_id.removeprefix(MPE), names)

@@ -146,13 +146,16 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
     return [read_toml(default_file(target)), *from_files, {"env.name": RawValue(target)}]
 
 
+TAKE_MODULES = ("gymnasium", "pettingzoo")
+
+
 def is_python_target(name: str) -> bool:
     """Whether a name stands for a class or function of the user's own; as in `envs.python_target`.
 
     Repeated here, because commands that only read settings do not load the environments.
     """
     family, _, rest = name.partition("/")
-    return ":" in family or (rest.rpartition(":")[0].endswith(".py") and family != "gymnasium")
+    return ":" in family or (rest.rpartition(":")[0].endswith(".py") and family not in TAKE_MODULES)
 
 
 def default_file(target: str) -> Path:

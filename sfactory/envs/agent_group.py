@@ -30,7 +30,8 @@ from sfactory.errors import EnvError
 
 ACTING = "acting"
 """Leaf of the observation that says whether the agent chooses an action."""
-FIVE = "observations, rewards, terminations, truncations, infos"
+LIMITS = ("max_cycles", "max_steps")
+"""Names, in PettingZoo's environments, of the argument that limits the steps of an episode."""
 
 
 class AgentGroup(EnvCopies):
@@ -220,6 +221,28 @@ class AgentGroup(EnvCopies):
                 numbers = {f"return_{agent}": value for agent, value in returns.items()}
                 found.append((env, numbers | _mean_numbers(infos[env])))
         return tuple(episodes), tuple(found)
+
+
+def limit_of(settings: Mapping[str, Any]) -> int | None:
+    """The steps after which an episode is truncated, if the settings say so."""
+    return next((int(settings[word]) for word in LIMITS if settings.get(word)), None)
+
+
+def has_agents(env: Any) -> bool:
+    """Whether an object is an environment with several agents: a ParallelEnv or AECEnv of PettingZoo."""
+    pettingzoo = sys.modules.get("pettingzoo")  # a class that inherits from one of them has imported it
+    return pettingzoo is not None and isinstance(env, (pettingzoo.ParallelEnv, pettingzoo.AECEnv))
+
+
+def as_parallel(env: Any) -> Any:
+    """Return an environment with the parallel API; turn-based games are converted by PettingZoo."""
+    from pettingzoo import AECEnv
+    from pettingzoo.utils.conversions import aec_to_parallel, turn_based_aec_to_parallel
+
+    if not isinstance(env, AECEnv):
+        return env
+    together = env.metadata.get("is_parallelizable", False)
+    return aec_to_parallel(env) if together else turn_based_aec_to_parallel(env)
 
 
 def turn_of(env: Any) -> Any:

@@ -31,14 +31,18 @@ INDEX = "{index}"
 """In text settings, replaced by the number of the environment."""
 
 
+TAKE_MODULES = ("gymnasium", "pettingzoo")
+"""Families whose ids may name a module of the user's own."""
+
+
 def is_python_target(name: str) -> bool:
     """Whether a name stands for a class or function of the user's own, and not for FAMILY/ID.
 
     It has a colon before the first slash (`my_file:MyEnv`), or after the name of a file (`sub/my_file.py:MyEnv`);
-    `gymnasium/my_file.py:Mine-v0` is an id.
+    `gymnasium/my_file.py:Mine-v0` and `pettingzoo/my_file.py:MyEnv` are ids.
     """
     family, _, rest = name.partition("/")
-    return ":" in family or (rest.rpartition(":")[0].endswith(".py") and family != "gymnasium")
+    return ":" in family or (rest.rpartition(":")[0].endswith(".py") and family not in TAKE_MODULES)
 
 
 def load_target(target: str) -> Callable[..., Any]:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sfactory.envs.agent_group import has_agents
 from sfactory.envs.options import EnvOptions
 from sfactory.envs.python_target import check_arguments, load_target, settings_of_copy
 from sfactory.envs.spec import one_line
 from sfactory.errors import EnvError, suggest
 
-if TYPE_CHECKING:
-    import gymnasium
-
-
 class Wrappers:
     """Wraps a single environment in everything that `env.wrappers` names. False if it names nothing.
 
     A name with a colon is a class or function of the user's own (`my_file:wrap`), which takes the environment and
-    returns one; any other name is that of a wrapper of `gymnasium.wrappers`. Raises EnvError for a name that does not
-    exist, and for arguments that a wrapper does not take or lacks.
+    returns one; any other name is that of a wrapper of `gymnasium.wrappers`. Those of an environment with several agents
+    are the user's own, from a ParallelEnv to a ParallelEnv, or `SmallPictures`. Raises EnvError for a name that does not exist, and
+    for arguments that a wrapper does not take or lacks.
     """
 
     def __init__(self, options: EnvOptions | None = None) -> None:
@@ -37,7 +36,7 @@ class Wrappers:
                     break
             if not isinstance(settings, dict):
                 raise EnvError(f"env.wrapper-settings {key}: expected a table of arguments, got {settings!r}")
-            self.layers.append((name, load_target(name) if ":" in name else _of_gymnasium(name), settings))
+            self.layers.append((name, _find(name), settings))
         for name in unused:
             hint = suggest(name, options.wrappers) or "; env.wrappers is empty"
             raise EnvError(f"env.wrapper-settings {name}: env.wrappers names no such wrapper{hint}")
@@ -45,11 +44,15 @@ class Wrappers:
     def __bool__(self) -> bool:
         return bool(self.layers)
 
-    def __call__(self, env: gymnasium.Env, index: int) -> gymnasium.Env:
+    def __call__(self, env: Any, index: int) -> Any:
         """Wrap the environment with the number `index`, the first wrapper innermost."""
         import gymnasium
 
+        several = has_agents(env)
+        kind = sys.modules["pettingzoo"].ParallelEnv if several else gymnasium.Env
         for name, wrapper, settings in self.layers:
+            if ":" not in name and several != (name == SMALL_PICTURES):
+                raise EnvError(f"env.wrappers {name}: {_FOR_OTHERS[several]}")
             arguments = settings_of_copy(wrapper, settings, index)
             flag = f"--env.wrapper-settings.{name.rpartition(':')[2]}"
             check_arguments(wrapper, arguments, f"the wrapper {name}", flag, positional=1)
@@ -61,9 +64,10 @@ class Wrappers:
                 raise EnvError(f"the wrapper {name} needs a package: {one_line(error)}") from error
             except Exception as error:
                 raise EnvError(f"the wrapper {name} could not be built: {one_line(error)}", fault=True) from error
-            if not isinstance(wrapped, gymnasium.Env):
+            if not isinstance(wrapped, kind):
+                expected = "a ParallelEnv" if several else "a gymnasium.Env"
                 raise EnvError(
-                    f"the wrapper {name} returned an object of type {type(wrapped).__name__}, expected a gymnasium.Env"
+                    f"the wrapper {name} returned an object of type {type(wrapped).__name__}, expected {expected}"
                 )
             env = wrapped
         return env
@@ -75,6 +79,28 @@ class Wrappers:
             f"{name}({', '.join(f'{key}={settings[key]}' for key in sorted(settings))})" if settings else name
             for name, _, settings in self.layers
         )
+
+
+SMALL_PICTURES = "SmallPictures"
+_FOR_OTHERS = {
+    True: f"gymnasium's wrappers are for one agent; for several there is {SMALL_PICTURES}, or name a class or function of "
+    "your own, MODULE:NAME, that takes a ParallelEnv and returns one",
+    False: "it is for environments with several agents; for one there are gymnasium's wrappers, as ResizeObservation",
+}
+"""Why a wrapper does not fit, by whether the environment has several agents."""
+
+
+def _find(name: str) -> Callable[..., Any]:
+    """The class or function that a name of `env.wrappers` stands for."""
+    if ":" in name:
+        return load_target(name)
+    if name != SMALL_PICTURES:
+        return _of_gymnasium(name)
+    try:
+        from sfactory.envs.small_pictures import SmallPictures
+    except ModuleNotFoundError as error:
+        raise EnvError(f"env.wrappers {name} needs {error.name}: pip install 'sfactory[pettingzoo]'") from error
+    return SmallPictures
 
 
 def _of_gymnasium(name: str) -> Callable[..., Any]:
@@ -96,7 +122,7 @@ def _of_gymnasium(name: str) -> Callable[..., Any]:
 
     found: Callable[..., Any] = wrapper
 
-    def wrap(env: gymnasium.Env, **settings: Any) -> gymnasium.Env:
+    def wrap(env: Any, **settings: Any) -> Any:
         return found(env, **{key: _tuples(value) for key, value in settings.items()})
 
     functools.update_wrapper(wrap, wrapper, updated=())  # its signature

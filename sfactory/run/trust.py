@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sfactory.config import Config
-from sfactory.envs.python_target import CODE_FOLDER, code_folder, is_python_target
+from sfactory.envs.python_target import CODE_FOLDER, TAKE_MODULES, code_folder, is_python_target
 from sfactory.errors import CommandError, Exit
 from sfactory.files import MiB, read_text, replace_text
 
@@ -66,8 +66,8 @@ def modules_of(config: Config, environments: bool = True) -> dict[str, str]:
         family, _, env_id = task.partition("/")
         if is_python_target(task):
             found[task.rpartition(":")[0]] = f"env.name {task}"
-        elif family == "gymnasium" and ":" in env_id:
-            found[env_id.partition(":")[0]] = f"env.name {task}"
+        elif family in TAKE_MODULES and ":" in env_id:
+            found[env_id.rpartition(":")[0]] = f"env.name {task}"
         elif family in WRITING_FAMILIES:
             found[f"sfactory_envs.{family}"] = f"env.name {task}"
     for wrapper in env.options.wrappers:

@@ -68,6 +68,7 @@ instance, number = MyEnv(), 3
         ("sub/gymnasium/my_file.py:MyEnv", True), ("gymnasium/my_file.py:Mine-v0", False),
         ("gymnasium/CartPole-v1", False), ("gymnasium/my_file:Mine-v0", False),
         ("gymnasium/ale_py:ALE/Pong-v5", False),
+        ("pettingzoo/my_file:MyEnv", False), ("pettingzoo/my_file.py:MyEnv", False),
         ("minatar/breakout", False),
     ],
 )  # fmt: skip
@@ -127,8 +128,10 @@ ERRORS = {
     "my_file:instance": f"instance is an object of type MyEnv; {CLASS_OR_FUNCTION}",
     "my_file:nothing": f"{EXPECTED_ENV} nothing; does the function end with `return env`?",
     "my_file:vector": f"{EXPECTED_ENV} a vector environment; return a single one, the copies are made by sfactory",
-    "my_file:a_number": f"{EXPECTED_ENV} an object of type int; a class must inherit from gymnasium.Env",
-    "my_file:NotAnEnv": f"{EXPECTED_ENV} an object of type NotAnEnv; a class must inherit from gymnasium.Env",
+    "my_file:a_number": f"{EXPECTED_ENV} an object of type int; a class must inherit from gymnasium.Env, with several "
+    "agents from pettingzoo.ParallelEnv or AECEnv",
+    "my_file:NotAnEnv": f"{EXPECTED_ENV} an object of type NotAnEnv; a class must inherit from gymnasium.Env, with several "
+    "agents from pettingzoo.ParallelEnv or AECEnv",
     "my_file:": "write MODULE:NAME, for example my_file:MyEnv",
     "imports:MyEnv": "imports imports no_such_package, which is not installed",
     "__main__:MyEnv": "worker processes do not run the main script; put MyEnv into a file of its own",

@@ -46,6 +46,7 @@ def vouched(run, settings=OWN, given=False):
 
 def test_modules_of_finds_every_setting_that_names_code():
     assert list(modules_of(config("a.b:Env,sub/c.py:Env"))) == ["a.b", "sub/c.py"]
+    assert list(modules_of(config("pettingzoo/sub/g.py:Game,pettingzoo/h:make"))) == ["sub/g.py", "h"]
     found = modules_of(config("gymnasium/d:Id-v0", "e:Net", "f:wrap,TimeAwareObservation"))
     assert list(found) == ["e", "d", "f"]
     assert found["d"] == "env.name gymnasium/d:Id-v0"
