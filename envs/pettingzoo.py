@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sfactory.envs import NO_SETTINGS, EnvError, Settings, missing_package, suggest
-from sfactory.envs.agent_group import AgentGroup, as_parallel, has_agents, limit_of, turn_of
+from sfactory.envs.agent_group import AgentGroup, as_parallel, has_agents, limit_of, turn_of, unchecked
 from sfactory.envs.python_env import protocol_of
 from sfactory.envs.python_target import accepts, check_arguments, load_target, settings_of_copy
 from sfactory.envs.rendering import render_without_display
@@ -52,7 +52,7 @@ def make(
             check_arguments(create, arguments, name, "--env.settings")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecated names inside PettingZoo
-            env = _parallel(create(**arguments), name)
+            env = unchecked(_parallel(create(**arguments), name))
         return wrap(env, index) if wrap else env
 
     return AgentGroup(

@@ -25,7 +25,7 @@ from sfactory.envs.agent_spaces import AgentSpaces
 from sfactory.envs.env_copies import EnvCopies
 from sfactory.envs.frames import to_frame
 from sfactory.envs.spec import EnvFault, EnvSpec, Episode, Leaf, Step, env_fault, finite_rows, info_numbers, one_line
-from sfactory.envs.step_values import as_flag, as_reward
+from sfactory.envs.step_values import PLAIN_NUMBERS, as_flag, as_reward
 from sfactory.errors import EnvError
 
 ACTING = "acting"
@@ -164,32 +164,34 @@ class AgentGroup(EnvCopies):
                 "step() must return five dicts by agent: observations, rewards, terminations, truncations, infos"
             )
         obs, rewards, ended, cut, infos = result
-        present = self._present[env]
+        present, start, agents = self._present[env], self._rows(env)[0], self.agents
+        write, arrays, false = self.spaces.write, self.obs, np.False_
         for i in np.flatnonzero(present).tolist():
-            agent = self.agents[i]
-            reward[i] = as_reward(rewards.get(agent, 0.0))
-            terminated[i] = as_flag(ended.get(agent, False), "terminated")
-            truncated[i] = as_flag(cut.get(agent, False), "truncated")
-            present[i] = not (terminated[i] or truncated[i])
+            agent = agents[i]
+            value, over, stopped = rewards.get(agent, 0.0), ended.get(agent, False), cut.get(agent, False)
+            reward[i] = value if type(value) in PLAIN_NUMBERS else as_reward(value)
+            if (over is not False and over is not false) or (stopped is not False and stopped is not false):
+                terminated[i], truncated[i] = as_flag(over, "terminated"), as_flag(stopped, "truncated")
+                present[i] = not (terminated[i] or truncated[i])
             if agent in obs:
-                self.spaces.write(self.obs, self._rows(env)[0], i, obs[agent], infos.get(agent))
+                write(arrays, start, i, obs[agent], infos.get(agent))
             elif present[i] or truncated[i]:
                 raise ValueError(f"step() returned no observation of {agent}")
-        self._enter(env, {agent: obs[agent] for agent in self.envs[env].agents if agent in obs}, infos)
+        self._enter(env, obs, infos)
         return infos
 
     def _enter(self, env: int, obs: Mapping[Any, Any], infos: Mapping[Any, Any]) -> None:
         """Take the agents that were not there, and decide whose turn it is."""
         instance, present = self.envs[env], self._present[env]
         start, stop = self._rows(env)
-        ended = self._took_part[env] & ~present  # an agent comes once in an episode of the environment
-        for i, agent in enumerate(self.agents):
-            if not present[i] and not ended[i] and agent in obs and agent in instance.agents:
-                self.spaces.write(
-                    self.obs, start, i, obs[agent], infos.get(agent) if isinstance(infos, Mapping) else None
-                )
+        there = set(instance.agents)
+        # Agents that have not been there since the reset: an agent comes once in an episode of the environment.
+        for i in np.flatnonzero(~(present | self._took_part[env])).tolist():
+            agent = self.agents[i]
+            if agent in obs and agent in there:
+                self.spaces.write(self.obs, start, i, obs[agent], infos.get(agent))
                 present[i] = True
-        left = [str(self.agents[i]) for i in np.flatnonzero(present).tolist() if self.agents[i] not in instance.agents]
+        left = [str(self.agents[i]) for i in np.flatnonzero(present).tolist() if self.agents[i] not in there]
         if left:
             raise ValueError(f"{', '.join(left)} left the environment without being terminated or truncated")
         self._took_part[env] |= present
@@ -235,7 +237,7 @@ def has_agents(env: Any) -> bool:
 
 
 def as_parallel(env: Any) -> Any:
-    """Return an environment with the parallel API; turn-based games are converted by PettingZoo."""
+    """Return an environment with the parallel API; others are converted by PettingZoo."""
     from pettingzoo import AECEnv
     from pettingzoo.utils.conversions import aec_to_parallel, turn_based_aec_to_parallel
 
@@ -243,6 +245,20 @@ def as_parallel(env: Any) -> Any:
         return env
     together = env.metadata.get("is_parallelizable", False)
     return aec_to_parallel(env) if together else turn_based_aec_to_parallel(env)
+
+
+def unchecked(env: Any) -> Any:
+    """Return a converted environment without PettingZoo's wrappers that only check how it is used.
+
+    They are a quarter of the time of a step of simple_spread. `AgentGroup` calls in the right order and checks actions.
+    """
+    from pettingzoo.utils.conversions import aec_to_parallel_wrapper, turn_based_aec_to_parallel_wrapper
+    from pettingzoo.utils.wrappers import AssertOutOfBoundsWrapper, OrderEnforcingWrapper
+
+    if isinstance(env, aec_to_parallel_wrapper | turn_based_aec_to_parallel_wrapper):
+        while type(env.aec_env) in (AssertOutOfBoundsWrapper, OrderEnforcingWrapper):
+            env.aec_env = env.aec_env.env
+    return env
 
 
 def turn_of(env: Any) -> Any:

@@ -56,6 +56,8 @@ class AgentSpaces:
             readers.append(found)
             self.omitted |= omitted
         self._readers = readers
+        self._leaves = [[(leaf, reader, reader.leaf.shape) for leaf, reader in found.items()] for found in readers]
+        self._castable: set[tuple[str, np.dtype]] = set()  # dtypes that were already checked
         self.obs = self._common_obs()
         self._action_readers = [ActionSpace(name, space) for space in self._action_spaces]
         self._choices = self._number_of_choices(equal_actions)
@@ -152,15 +154,16 @@ class AgentSpaces:
         start: first row of its environment. index: number of the agent.
         """
         row = start + index
-        for name, reader in self._readers[index].items():
+        for name, reader, shape in self._leaves[index]:
             array, part = obs[name], np.asarray(reader(value))
-            if part.shape != reader.leaf.shape:
-                raise ValueError(
-                    f"{name} of {self.agents[index]} has shape {part.shape}, its space has {reader.leaf.shape}"
-                )
-            if not np.can_cast(part.dtype, array.dtype, "same_kind"):
-                raise ValueError(f"{name} of {self.agents[index]} has dtype {part.dtype}, its space has {array.dtype}")
-            if part.shape == array.shape[1:]:
+            if part.shape != shape:
+                raise ValueError(f"{name} of {self.agents[index]} has shape {part.shape}, its space has {shape}")
+            if part.dtype is not array.dtype and (name, part.dtype) not in self._castable:
+                if not np.can_cast(part.dtype, array.dtype, "same_kind"):
+                    kinds = f"dtype {part.dtype}, its space has {array.dtype}"
+                    raise ValueError(f"{name} of {self.agents[index]} has {kinds}")
+                self._castable.add((name, part.dtype))
+            if shape == array.shape[1:]:
                 array[row] = part
             else:
                 array[row] = 0

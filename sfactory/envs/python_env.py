@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sfactory.envs.agent_group import AgentGroup, as_parallel, has_agents, limit_of
+from sfactory.envs.agent_group import AgentGroup, as_parallel, has_agents, limit_of, unchecked
 from sfactory.envs.gymnasium_adapter import EnvGroup
 from sfactory.envs.python_target import accepts, check_arguments, load_target, settings_of_copy
 from sfactory.envs.rendering import RenderedGroup, render_without_display
@@ -50,7 +50,7 @@ def make(
         except ModuleNotFoundError as error:
             raise EnvError(f"{target} needs {error.name}, which is not installed") from error
         check_env_type(env, target)
-        env = as_parallel(env) if has_agents(env) else env
+        env = unchecked(as_parallel(env)) if has_agents(env) else env
         return wrap(env, index) if wrap else env
 
     def single(index: int) -> gymnasium.Env:

@@ -14,6 +14,7 @@ from sfactory.envs.python_target import check_arguments, load_target, settings_o
 from sfactory.envs.spec import one_line
 from sfactory.errors import EnvError, suggest
 
+
 class Wrappers:
     """Wraps a single environment in everything that `env.wrappers` names. False if it names nothing.
 

@@ -11,7 +11,9 @@ from sfactory.config.presets import target_layers
 from sfactory.envs import EnvError, EnvOptions, make_group, make_spec
 from sfactory.envs.agent_group import AgentGroup
 
-MORE = Path(agent_envs.__file__).read_text() + '''
+MORE = (
+    Path(agent_envs.__file__).read_text()
+    + '''
 import gymnasium
 from pettingzoo.utils import BaseParallelWrapper
 
@@ -42,6 +44,7 @@ class Double(BaseParallelWrapper):
 def broken(env):
     return 3
 '''
+)
 
 
 @pytest.fixture
@@ -80,7 +83,9 @@ def test_an_own_environment_with_agents_is_built_once_for_each_copy(agents_file)
 def test_flags_for_agents_reach_an_own_environment_and_are_refused_where_it_has_one_agent(agents_file):
     assert make_spec("my_agents:Bits", EnvOptions(agent_id=True)).obs["agent_id"].shape == (2,)
     for options in (EnvOptions(agent_id=True), EnvOptions(pad_spaces=True)):
-        with pytest.raises(EnvError, match=r"my_agents:one: env\.(agent-id|pad-spaces) is for environments with several"):
+        with pytest.raises(
+            EnvError, match=r"my_agents:one: env\.(agent-id|pad-spaces) is for environments with several"
+        ):
             make_group("my_agents:one", 1, [0], options)
 
 

@@ -130,7 +130,5 @@ def test_a_wrapper_that_raises_is_a_fault_of_the_environment(own_file):
 
 @pytest.mark.parametrize("name", ["minatar/breakout", "memory/tmaze", "faults/count"])
 def test_families_that_step_no_gymnasium_environments_refuse_wrappers(name):
-    with pytest.raises(
-        EnvError, match=rf"^{name}: env\.wrappers is for the families gymnasium and pettingzoo"
-    ):
+    with pytest.raises(EnvError, match=rf"^{name}: env\.wrappers is for the families gymnasium and pettingzoo"):
         group_of("TimeAwareObservation", name=name)
