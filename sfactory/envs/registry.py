@@ -152,8 +152,8 @@ def make_group(
 
 
 _UNSUPPORTED = {
-    "wrap": "is for the families gymnasium and pettingzoo, and for environments of your own (my_file:MyEnv); the family "
-    "{family} does not step single environments that could be wrapped",
+    "wrap": "is for the families gymnasium and pettingzoo, and for environments of your own (my_file:MyEnv); the "
+    "family {family} does not step single environments that could be wrapped",
     "drop": "is not possible here: make() of the family {family} has no parameter drop",
     "agent_id": "is for environments with several agents; those of the family {family} have one",
     "pad_spaces": "is for environments with several agents; those of the family {family} have one",

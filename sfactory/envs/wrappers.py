@@ -19,8 +19,8 @@ class Wrappers:
     """Wraps a single environment in everything that `env.wrappers` names. False if it names nothing.
 
     A name with a colon is a class or function of the user's own (`my_file:wrap`), which takes the environment and
-    returns one; any other name is that of a wrapper of `gymnasium.wrappers`. Those of an environment with several agents
-    are the user's own, from a ParallelEnv to a ParallelEnv, or `SmallPictures`. Raises EnvError for a name that does not exist, and
+    returns one; any other name is that of a wrapper of `gymnasium.wrappers`. For several agents there are the user's
+    own, from a ParallelEnv to a ParallelEnv, and `SmallPictures`. Raises EnvError for a name that does not exist, and
     for arguments that a wrapper does not take or lacks.
     """
 
@@ -84,8 +84,8 @@ class Wrappers:
 
 SMALL_PICTURES = "SmallPictures"
 _FOR_OTHERS = {
-    True: f"gymnasium's wrappers are for one agent; for several there is {SMALL_PICTURES}, or name a class or function of "
-    "your own, MODULE:NAME, that takes a ParallelEnv and returns one",
+    True: f"gymnasium's wrappers are for one agent; for several there is {SMALL_PICTURES}, or name a class or function "
+    "of your own, MODULE:NAME, that takes a ParallelEnv and returns one",
     False: "it is for environments with several agents; for one there are gymnasium's wrappers, as ResizeObservation",
 }
 """Why a wrapper does not fit, by whether the environment has several agents."""

@@ -109,9 +109,9 @@ def test_wrappers_of_the_users_own_are_around_environments_with_agents(agents_fi
     ("target", "wrapper", "reason"),
     [
         ("Bits", "TimeLimit", "env.wrappers TimeLimit: gymnasium's wrappers are for one agent; for several there is"),
-        ("Bits", "my_agents:broken", "the wrapper my_agents:broken returned an object of type int, expected a Parallel"),
+        ("Bits", "my_agents:broken", "the wrapper my_agents:broken returned an object of type int, expected a Par"),
         ("one", "SmallPictures", "env.wrappers SmallPictures: it is for environments with several agents"),
-        ("Bits", "SmallPictures", "the wrapper SmallPictures could not be built: ValueError: pictures of bytes are need"),
+        ("Bits", "SmallPictures", "the wrapper SmallPictures could not be built: ValueError: pictures of bytes are"),
     ],
 )  # fmt: skip
 def test_wrappers_that_do_not_fit_the_number_of_agents_are_refused(agents_file, target, wrapper, reason):

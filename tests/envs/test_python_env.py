@@ -116,6 +116,7 @@ def test_settings_are_keyword_arguments_of_the_class_or_function(own_file):
 
 CLASS_OR_FUNCTION = "name a class or a function, which is called for every copy"
 EXPECTED_ENV = "expected a gymnasium environment (gymnasium.Env), got"
+INHERIT = "a class must inherit from gymnasium.Env, with several agents from pettingzoo.ParallelEnv or AECEnv"
 ERRORS = {
     "my_fiel:MyEnv": "no module my_fiel: there is no my_fiel.py in {folder}, and no package of this name is installed; "
     "did you mean my_file?",
@@ -128,10 +129,8 @@ ERRORS = {
     "my_file:instance": f"instance is an object of type MyEnv; {CLASS_OR_FUNCTION}",
     "my_file:nothing": f"{EXPECTED_ENV} nothing; does the function end with `return env`?",
     "my_file:vector": f"{EXPECTED_ENV} a vector environment; return a single one, the copies are made by sfactory",
-    "my_file:a_number": f"{EXPECTED_ENV} an object of type int; a class must inherit from gymnasium.Env, with several "
-    "agents from pettingzoo.ParallelEnv or AECEnv",
-    "my_file:NotAnEnv": f"{EXPECTED_ENV} an object of type NotAnEnv; a class must inherit from gymnasium.Env, with several "
-    "agents from pettingzoo.ParallelEnv or AECEnv",
+    "my_file:a_number": f"{EXPECTED_ENV} an object of type int; {INHERIT}",
+    "my_file:NotAnEnv": f"{EXPECTED_ENV} an object of type NotAnEnv; {INHERIT}",
     "my_file:": "write MODULE:NAME, for example my_file:MyEnv",
     "imports:MyEnv": "imports imports no_such_package, which is not installed",
     "__main__:MyEnv": "worker processes do not run the main script; put MyEnv into a file of its own",
