@@ -135,17 +135,22 @@ def is_game(task: str) -> bool:
 
 
 def raw_loop(task: str, num_envs: int, seed: int, threads: int, settings: Settings) -> Callable[[], int]:
-    """Return a plain loop over envpool with legal random moves; each call steps every game once."""
+    """Return a plain loop over envpool with legal random moves; each call steps every game once.
+
+    It returns the number of moves: a game that has ended is reset by the next call.
+    """
     group = GameGroup(task, num_envs, range(seed, seed + num_envs), threads, settings)
     env, generator, turn = group.env, np.random.default_rng(seed), itertools.count()
     _, info = env.reset()
+    over = 0
     noise = generator.random((64, num_envs, int(group.action_space.n)))
 
     def step() -> int:
-        nonlocal info
+        nonlocal info, over
         moves = (noise[next(turn) % 64] + info["legal_action_mask"]).argmax(axis=1)
-        info = env.step(moves.astype(group.action_space.dtype))[4]
-        return num_envs
+        _, _, terminated, truncated, info = env.step(moves.astype(group.action_space.dtype))
+        reset, over = over, int(np.count_nonzero(terminated | truncated))
+        return num_envs - reset
 
     return step
 

@@ -62,7 +62,10 @@ def make(
 
 
 def raw_loop(env_id: str, num_envs: int, seed: int, *, settings: Settings = NO_SETTINGS) -> Callable[[], int]:
-    """Return a plain loop over the library with random actions; each call steps every environment once."""
+    """Return a plain loop over the library with random actions; each call steps every environment once.
+
+    It returns the number of agents that acted. An environment that ends is reset in the same call.
+    """
     create = _creator(env_id)
     envs = [_parallel(create(**settings), env_id) for _ in range(num_envs)]
     spaces = {agent: envs[0].action_space(agent) for agent in envs[0].possible_agents}
@@ -73,17 +76,15 @@ def raw_loop(env_id: str, num_envs: int, seed: int, *, settings: Settings = NO_S
     turn = itertools.count()
 
     def step() -> int:
-        now = next(turn) % 64
+        now, acted = next(turn) % 64, 0
         for number, env in enumerate(envs):
+            active, obs = turn_of(env), last[number]
+            agents = env.agents if active is None else [active]
+            acted += len(agents)
+            last[number] = env.step({agent: _legal(actions[agent][now], obs.get(agent)) for agent in agents})[0]
             if not env.agents:
                 last[number] = env.reset()[0]
-                continue
-            active = turn_of(env)
-            agents = env.agents if active is None else [active]
-            last[number] = env.step({agent: _legal(actions[agent][now], last[number].get(agent)) for agent in agents})[
-                0
-            ]
-        return num_envs
+        return acted
 
     return step
 

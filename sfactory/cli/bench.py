@@ -36,6 +36,9 @@ The environment is its own library in a plain loop. sfactory can be faster: a sh
 possible. With a GPU each line is the environment alone. "this run" are sfactory's stages, each
 measured alone. Several epochs or minibatches: a second run has one pass over the data. All figures
 are medians of stretches; on a busy machine all are too low, and not by the same factor.
+
+In an environment with several agents a step is the step of one agent, in all lines and costs; the
+speed of the run is given in env steps too.
 """
 
 
@@ -88,5 +91,5 @@ def run(options: argparse.Namespace) -> int:
         source = f"# Found by: sfactory bench {options.word} --search {budget:g}"
         options.write.write_text(f"{source}\n{settings_to_toml(found.settings)}")
         log(f"sfactory train {options.word} --config {options.write}")
-    speed = f"{report.whole.steps_per_second:,.0f} steps/s, {100 * report.share:.0f}% of torch, best batch"
+    speed = f"{report.speed}, {100 * report.share:.0f}% of torch, best batch"
     return print_exit_line(Exit.FINISHED, "measured", speed)

@@ -171,7 +171,9 @@ METRICS: dict[str, Metric] = {
     "proximal/decay": Metric("decay of the averaged policy per optimizer step", "learner"),
     "queue/free": Metric("free slots; 0 means that samplers wait for the learner", "learner"),
     "queue/ready": Metric("full slots that wait for the learner", "learner"),
-    "queue/inference_batch": Metric("environments per forward pass of an inference worker", "inference", "mean"),
+    "queue/inference_batch": Metric(
+        "rows per forward pass of an inference worker: environments, or their agents", "inference", "mean"
+    ),
     "queue/inference_wait_ms": Metric(
         "mean wait of an inference worker for a request, in milliseconds", "inference", "mean"
     ),

@@ -30,6 +30,7 @@ from sfactory.monitor.format import human
 from sfactory.monitor.known_rooflines import store_roofline
 from sfactory.monitor.rows import read_rows
 from sfactory.monitor.table import STAGES
+from sfactory.run.reader import read_status
 
 if TYPE_CHECKING:
     from sfactory.supervisor.lockstep import Lockstep
@@ -95,6 +96,22 @@ class BenchReport:
     whole: Trial
     one_pass: Trial | None
     """The same settings with one epoch and one minibatch; None if these are the given settings."""
+    agents: int = 0
+    """Agents of an environment that has several: then all steps are those of agents. 0: one agent."""
+    env_steps_per_step: float = 1.0
+    """Steps of an environment for each step of an agent."""
+
+    @property
+    def unit(self) -> str:
+        return "agent steps" if self.agents else "steps"
+
+    @property
+    def speed(self) -> str:
+        """The speed of the run, with units."""
+        speed = self.whole.steps_per_second
+        if not self.agents:
+            return f"{speed:,.0f} steps/s"
+        return f"{speed:,.0f} agent steps/s (about {speed * self.env_steps_per_step:,.0f} env steps/s)"
 
     @property
     def shares(self) -> dict[str, float]:
@@ -122,6 +139,7 @@ class BenchReport:
         r, one = self.roofline, self.one_pass
         return {
             "target": self.target, "machine": self.machine, "shares": self.shares,
+            "unit": self.unit, "agents": self.agents, "env_steps_per_step": self.env_steps_per_step,
             "rooflines": {"cores": r.cores, "passes": r.passes, **lines},
             "stages": self.stages._asdict(),
             "whole": {**self.whole._asdict(), "bottleneck": self.whole.bottleneck},
@@ -134,14 +152,18 @@ class BenchReport:
     def text(self) -> str:
         """Return the results as text."""
         m = self.machine
-        head = f"{self.target}  on {m['cores']} cores, {m['cpu']}{m['gpu'] and ', ' + m['gpu']}, torch {m['torch']}"
-        return "\n".join([head, "", *self._costs(), "", *self._rooflines(), "", *self._run()])
+        head = [f"{self.target}  on {m['cores']} cores, {m['cpu']}{m['gpu'] and ', ' + m['gpu']}, torch {m['torch']}"]
+        if self.agents:
+            head += [
+                f"{self.agents} agents: every step here is a step of one agent, and costs are core time per agent step"
+            ]
+        return "\n".join([*head, "", *self._costs(), "", *self._rooflines(), "", *self._run()])
 
     def _costs(self) -> list[str]:
         """The table of costs, and how they were measured."""
         columns = [*(self._line(name) for name in LINES), self.stages]
         names = "".join(f"  {name:>{WIDTH}}" for name in (*LINES.values(), "this run"))
-        lines = [f"{'core time per step, us':{INDENT}}{names}"]
+        lines = [f"{'us per agent step' if self.agents else 'core time per step, us':{INDENT}}{names}"]
         for label, stage in (("environment", 0), ("hand-over", None), ("inference", 1), ("learner", 2), ("sum", -1)):
             cells = "".join(f"  {_cell(column, stage):>{WIDTH}}" for column in columns)
             lines.append(f"{label:{INDENT}}{cells}")
@@ -162,7 +184,7 @@ class BenchReport:
         for name, label in LINES.items():
             line, share = self._line(name), self.shares[name]
             faster = ", faster than the reference loops" if share > 1 else ""
-            speed = f"{human(line.steps_per_second):>6} steps/s (limit: {line.limit})"
+            speed = f"{human(line.steps_per_second):>6} {self.unit}/s (limit: {line.limit})"
             lines.append(_entry(label, f"{speed}; the run is {100 * share:.0f}%{faster}"))
         return lines
 
@@ -170,10 +192,13 @@ class BenchReport:
         w, one = self.whole, self.one_pass
         busy = ", ".join(f"{name} {100 * share:.0f}%" for name, share in busy_shares(w.row).items())
         each = ", ".join(f"{name} {mb:.0f}" for name, mb in w.memory_mb.items())
-        lines = [_entry("as given", f"{human(w.steps_per_second):>6} steps/s, {100 * self.share:.0f}% of {PANEL_LINE}")]
+        speed = f"{human(w.steps_per_second):>6} {self.unit}/s"
+        if self.agents:
+            speed += f", about {human(w.steps_per_second * self.env_steps_per_step)} env steps/s"
+        lines = [_entry("as given", f"{speed}, {100 * self.share:.0f}% of {PANEL_LINE}")]
         if one is not None:
             share = f"{100 * self._one_pass_share(one):.0f}% of {PANEL_LINE} with one pass"
-            lines.append(_entry("one pass", f"{human(one.steps_per_second):>6} steps/s, {share}"))
+            lines.append(_entry("one pass", f"{human(one.steps_per_second):>6} {self.unit}/s, {share}"))
         return [
             *lines,
             _entry("busy", f"{busy}; the {w.bottleneck} is the bottleneck"),
@@ -231,7 +256,8 @@ def bench(target: str, config: Config, seconds: float, log: Callable[[str], None
     from sfactory.tools.roofline import roofline
 
     log(f"a run of {seconds:g} s ...")
-    whole, one_pass = trial(config, seconds), None
+    of_rows: list[float] = []
+    whole, one_pass = trial(config, seconds, lambda run: of_rows.append(rows_per_step(run))), None
     if config.optimizer_steps_per_update > 1:
         log(f"a run of {seconds:g} s with one pass over the data ...")
         one_pass = trial(with_settings(config, {"batch.epochs": 1, "batch.minibatches": 1}), seconds)
@@ -244,7 +270,18 @@ def bench(target: str, config: Config, seconds: float, log: Callable[[str], None
     store_roofline(config, lines.best_batch.steps_per_second)
     log("sfactory's own stages, one by one ...")
     stages = own_stages(settled, max(2.0, 0.25 * seconds))
-    return BenchReport(target, machine(), lines, stages, whole, one_pass)
+    report = BenchReport(target, machine(), lines, stages, whole, one_pass)
+    if not spec.agents:
+        return report
+    length = whole.row.get("charts/episodic_length", float("inf"))
+    without_resets = 1 / (1 + 1 / length)
+    return replace(report, agents=spec.rows, env_steps_per_step=of_rows[0] / spec.rows * without_resets)
+
+
+def rows_per_step(run: Path) -> float:
+    """Rows of a run for each step of an agent: those of resets and of agents that wait count as rows only."""
+    found = read_status(run)
+    return float(found["ledger"]["trained"] / found["env_steps"])
 
 
 def _with_precision(config: Config, spec: EnvSpec) -> Config:

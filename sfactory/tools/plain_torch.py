@@ -34,9 +34,9 @@ def plain_network(config: Config, spec: EnvSpec) -> nn.Module | None:
     mask, a custom encoder or IMPALA's).
     """
     model = config.model
-    if len(spec.obs) != 1 or model.core != "none" or spec.mask:
+    treatment, *more = obs_treatments(spec, config).values()
+    if more or model.core != "none" or spec.mask:
         return None
-    treatment = first_treatment(config, spec)
     encoder, shape = treatment.encoder, treatment.encoder_shape
     outputs = sum(sum(action.sizes) for action in spec.actions.values())
     activation = ACTIVATIONS[model.activation]

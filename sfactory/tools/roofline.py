@@ -6,11 +6,12 @@ Three lines, each of N cores, in steps per second:
     torch, best batch      the network in plain torch, with the batch size, threads and memory format that cost least
     torch, these batches   plain torch at the batches, threads and processes of the run, with loss and optimizer
 
-All three add the environment, which is its own library in a plain loop. The cost of a stage is core time per agent
-step; N cores allow N / (sum of the costs), because no order of work is faster unless a stage becomes cheaper. The third
-line also has a limit per process: a learner that has one thread does not become faster with more cores. A slower
-sfactory cannot raise its share of any line. A faster one can exceed the lines of torch: they are a reference, not a
-bound. If a GPU computes the network, every line is the environment alone.
+All three add the environment, which is its own library in a plain loop. The cost of a stage is core time per step. In
+an environment with several agents that is the step of one agent: rows in which an agent waits or is not there are in no
+reference, so what they cost lowers the share. N cores allow N / (sum of the costs), because no order of work is faster
+unless a stage becomes cheaper. The third line also has a limit per process: a learner that has one thread does not
+become faster with more cores. A slower sfactory cannot raise its share of any line. A faster one can exceed the lines
+of torch: they are a reference, not a bound. If a GPU computes the network, every line is the environment alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sfactory.device.thread_pool import pool_size
 from sfactory.envs import EnvSpec, Group, make_group, raw_loop
 from sfactory.learning.parallel_network import FEW_NUMBERS, FEW_ROWS
 from sfactory.tools.plain_torch import PlainTorch, encoder_of, flops_per_row, plain_network
+from sfactory.tools.random_rollout import random_action
 
 BATCHES = {"nature": (32, 128, 512), "impala": (32, 128, 512)}
 DEFAULT_BATCHES = (128, 512, 2048)  # rows per batch that are tried for every other network
@@ -119,7 +121,7 @@ def roofline(
         arithmetic = _arithmetic(config, spec, cores, seconds / 8)
         forward = _cheapest(config, spec, "forward", ACT_BATCHES, sorted({1, cores}), seconds / 8)
         update = _cheapest(config, spec, "forward_backward", _batches(config, spec), sorted({1, cores}), seconds / 4)
-        acting = _acting(config, spec, inference_rows or config.sampling.envs_per_group, seconds / 8)
+        acting = _acting(config, spec, inference_rows or config.sampling.envs_per_group * spec.rows, seconds / 8)
         training = _training(config, spec, seconds / 8)
     finally:
         torch.set_num_threads(threads)
@@ -156,8 +158,8 @@ def median_rate(step: Callable[[], int], seconds: float, give_up: float = float(
     began = time.perf_counter()
     count = step()
     once = time.perf_counter() - began
-    if once / count > give_up:
-        return once / count
+    if once / max(1, count) > give_up:
+        return once / max(1, count)
     stretches = max(1, min(STRETCHES, int(seconds / once)))
     return statistics.median(_stretch(step, seconds / stretches) for _ in range(stretches))
 
@@ -195,24 +197,35 @@ def environment_costs(config: Config, seconds: float) -> dict[int, Cost]:
 
 
 def random_steps(group: Group) -> Callable[[], int]:
-    """Return a function that steps the group with random actions and returns its number of environments."""
-    size = group.num_envs
-    group.reset()
-    generator = np.random.default_rng(1)
+    """Return a function that steps the group with random actions and returns the number of steps.
+
+    That is the number of environments; with several agents that of the agents that acted.
+    """
+    spec, generator = group.spec, np.random.default_rng(1)
+    obs, size = group.reset(), group.num_envs * spec.rows
+    if spec.mask:
+
+        def allowed() -> int:
+            nonlocal obs
+            done = group.step(random_action(spec, obs, generator))
+            obs = done.obs
+            return int(np.count_nonzero(done.valid)) if spec.agents else size
+
+        return allowed
     actions = [
         {
             name: generator.random((size, *leaf.shape), dtype=np.float32) - 0.5
             if leaf.kind == "box"
             else generator.integers(np.broadcast_to(np.asarray(leaf.sizes).reshape(leaf.shape), (size, *leaf.shape)))
-            for name, leaf in group.spec.actions.items()
+            for name, leaf in spec.actions.items()
         }
         for _ in range(64)
     ]
     counter = itertools.count()
 
     def step() -> int:
-        group.step(actions[next(counter) % 64])
-        return size
+        done = group.step(actions[next(counter) % 64])
+        return int(np.count_nonzero(done.valid)) if spec.agents else size
 
     return step
 
@@ -298,7 +311,7 @@ def _training(config: Config, spec: EnvSpec, seconds: float) -> Cost:
     """All optimizer steps of an update at the run's minibatches, and the pass over the whole batch before them."""
     batch = config.batch
     all_rows = (batch.slots or config.sampling.num_groups) * config.sampling.envs_per_group
-    all_rows *= config.sampling.rollout_length
+    all_rows *= config.sampling.rollout_length * spec.rows
     rows = _at_most(spec, all_rows // batch.minibatches)
     step = _cheapest(config, spec, "training_step", (rows,), (learner_threads(config, spec, rows),), seconds / 2)
     core_time, wall = batch.epochs * step.seconds, batch.epochs * step.wall

@@ -1,10 +1,11 @@
 """The report of `sfactory bench` and the speed of a run. Real runs: tests/system/test_bench.py."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from sfactory.tools.bench import BenchReport, StageCosts, Trial, median_speed
+from sfactory.tools.bench import BenchReport, StageCosts, Trial, median_speed, rows_per_step
 from sfactory.tools.roofline import Cost, Line, Roofline
 
 MACHINE = {"cores": 2, "cpu": "a CPU", "gpu": "", "torch": "2.13", "python": "3.11", "date": "2026-11-30"}
@@ -74,3 +75,23 @@ def test_bench_report_as_json_has_all_lines():
     assert found["rooflines"]["best_batch"]["training"]["seconds"] == 2e-6
     assert found["whole"]["bottleneck"] == "learner"
     assert found["one_pass"] is None
+
+
+def test_bench_report_of_agents_says_which_steps_it_means():
+    found = replace(report(4_000.0, 3_000.0), agents=3, env_steps_per_step=0.5)
+    text = words(found)
+    assert "3 agents: every step here is a step of one agent" in text
+    assert "us per agent step" in text
+    assert "torch, best batch 20k agent steps/s (limit: all cores); the run is 20%" in text
+    assert "as given 4k agent steps/s, about 2k env steps/s, 20% of torch, best batch" in text
+    assert "one pass 3k agent steps/s," in text
+    assert found.speed == "4,000 agent steps/s (about 2,000 env steps/s)"
+    assert found.as_dict()["unit"] == "agent steps"
+    assert "agent" not in words(report(4_000.0))
+    assert report(4_000.0).speed == "4,000 steps/s"
+
+
+def test_rows_per_step_counts_rows_without_a_step_of_an_agent(tmp_path):
+    status = {"env_steps": 500, "ledger": {"sampled": 1400, "trained": 1250}}
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    assert rows_per_step(tmp_path) == 2.5

@@ -11,7 +11,7 @@ from sfactory.config import BatchConfig, Config, Env, Model, Run, Sampling, with
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
 from sfactory.device.thread_pool import ThreadPool, pool_size
-from sfactory.envs import make_spec, raw_loop
+from sfactory.envs import make_group, make_spec, raw_loop
 from sfactory.learning.flat import FlatParameters
 from sfactory.learning.network import build_model
 from sfactory.learning.parallel_network import ParallelNetwork
@@ -21,6 +21,7 @@ from sfactory.tools.roofline import (
     learner_threads,
     matrix_products,
     median_rate,
+    random_steps,
     roofline,
 )
 
@@ -187,3 +188,42 @@ def test_environment_costs_are_measured_for_two_group_sizes(monkeypatch, slow, b
     assert min(costs.values()) == costs[best]
     assert costs[best].seconds < 5e-4 < 9e-4 < costs[slow].seconds
     assert costs[best].how == f"its library alone, {best} environments"
+
+
+@pytest.mark.parametrize(("name", "together"), [("mpe/simple_spread", 3), ("classic/connect_four", 1)])
+def test_raw_loop_of_agents_counts_those_that_act(name, together):
+    step = raw_loop(f"pettingzoo/{name}", 4, 1, {})
+    assert [step() for _ in range(60)] == [4 * together] * 60
+
+
+@pytest.mark.envpool
+def test_raw_loop_of_a_game_does_not_count_resets():
+    step = raw_loop("envpool/ConnectFour-v1", 8, 1, {})
+    counts = [step() for _ in range(300)]
+    assert counts[:7] == [8] * 7  # nobody wins earlier
+    assert min(counts) < 8
+    assert 8 * 280 < sum(counts) < 8 * 299
+
+
+@pytest.mark.parametrize(("name", "together"), [("mpe/simple_spread", 3), ("classic/connect_four", 1)])
+def test_random_steps_counts_agents_that_act_and_obeys_masks(name, together):
+    group = make_group(f"pettingzoo/{name}", 4, [1, 2, 3, 4])
+    faults, plain = [], group.step
+    group.step = lambda action: (done := plain(action), faults.extend(done.faults))[0]
+    step = random_steps(group)
+    counts = [step() for _ in range(60)]
+    assert not faults
+    assert set(counts) <= {k * together for k in range(5)}
+    assert 0.9 < sum(counts) / (60 * 4 * together) < 1  # the others are resets
+
+
+def test_roofline_of_agents_is_in_steps_of_agents_and_has_a_plain_network(monkeypatch):
+    config, spec = preset("pettingzoo/mpe/simple_spread")
+    monkeypatch.setattr(module, "raw_loop", lambda *words: lambda: time.sleep(0.003) or 24)
+    config = with_settings(config, {"model.hidden": (8,), "sampling.envs_per_group": 8})
+    found = roofline(config, spec, 1, seconds=0.3)
+    assert 0.003 / 24 <= found.best_batch.environment.seconds < 0.006 / 24
+    assert "the network itself" not in found.best_batch.training.how
+    rows = config.sampling.num_groups * 8 * config.sampling.rollout_length * 3 // config.batch.minibatches
+    assert f"batches of {rows}," in found.these_batches.training.how
+    assert "batches of 24," in found.these_batches.inference.how
