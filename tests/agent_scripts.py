@@ -88,7 +88,10 @@ class InTurns(Common, AECEnv):
 
 
 class Dies(Together):
-    script = ({"a": 1, "b": 2, "c": -1}, {"b": 3}, {"dead": "b", "a": 1, "b": -5}, {"a": 2, "c": 4}, {"dead": "ac", "a": -1, "c": 2})  # fmt: skip
+    script = (
+        {"a": 1, "b": 2, "c": -1}, {"b": 3}, {"dead": "b", "a": 1, "b": -5}, {"a": 2, "c": 4},
+        {"dead": "ac", "a": -1, "c": 2},
+    )  # fmt: skip
 
 
 class CutEarly(Together):
@@ -97,7 +100,9 @@ class CutEarly(Together):
 
 class Born(Together):
     begin = ("a", "b")
-    script = ({"a": 1}, {"born": "c", "b": 2}, {"c": 5, "a": -1}, {"dead": "b", "c": -2}, {"dead": "ac", "c": 1, "a": 4})  # fmt: skip
+    script = (
+        {"a": 1}, {"born": "c", "b": 2}, {"c": 5, "a": -1}, {"dead": "b", "c": -2}, {"dead": "ac", "c": 1, "a": 4},
+    )  # fmt: skip
 
 
 class AllDie(Together):

@@ -52,7 +52,7 @@ def presets_dir() -> Path:
 
 def presets() -> list[Preset]:
     """All presets by name, without the default.toml of each family."""
-    return [_preset(path) for path in sorted(presets_dir().glob("*/*.toml")) if path.stem != "default"]
+    return [_preset(path) for path in sorted(presets_dir().glob("*/**/*.toml")) if path.stem != "default"]
 
 
 def family_defaults() -> list[Preset]:
@@ -63,7 +63,8 @@ def family_defaults() -> list[Preset]:
 def _preset(path: Path) -> Preset:
     text = path.read_text()
     env = tomllib.loads(text).get("env", {}).get("name", "")
-    name = f"{path.parent.name}/{'*' if path.stem == 'default' else path.stem}"
+    folder = path.parent.relative_to(presets_dir()).as_posix()
+    name = f"{folder}/{'*' if path.stem == 'default' else path.stem}"
     return Preset(name, env, text.partition("\n")[0].lstrip("# ").strip(), path)
 
 

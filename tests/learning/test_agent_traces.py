@@ -5,6 +5,8 @@ The twin below knows nothing of slots, rows or `own_time`: it has every agent's 
 are taken from the update.
 """
 
+import itertools
+
 import agent_scripts
 import numpy as np
 import pytest
@@ -74,7 +76,7 @@ def alone(actions, low, value, log_rho, estimator):
     rho = rho if estimator == "vtrace" else dict.fromkeys(rho, 1.0)
     v = {low + t: x for t, x in enumerate(value)}
     delta, follows = {}, {}
-    for (row, reward, last, end, kind), (next_row, *_) in zip(actions[:-1], actions[1:], strict=True):
+    for (row, reward, last, end, kind), (next_row, *_) in itertools.pairwise(actions):
         if not low <= row < low + T or (last and end >= low + T) or (not last and next_row > low + T):
             continue
         bootstrap = v[next_row] if not last else 0.0 if kind == "dead" else v[end + 1]
