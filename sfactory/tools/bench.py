@@ -264,7 +264,7 @@ def bench(target: str, config: Config, seconds: float, log: Callable[[str], None
     log("reference loops: environment, forward, backward ...")
     spec = make_spec(config.env.tasks[0], config.env.options)
     device = pick_device(config.run.device).type
-    settled = _with_precision(config, spec)
+    settled = with_precision(config, spec)
     rows = round(whole.row.get("queue/inference_batch", 0.0)) or None
     lines = roofline(settled, spec, cores(), device, max(4.0, 0.5 * seconds), rows)
     store_roofline(config, lines.best_batch.steps_per_second)
@@ -284,7 +284,7 @@ def rows_per_step(run: Path) -> float:
     return float(found["ledger"]["trained"] / found["env_steps"])
 
 
-def _with_precision(config: Config, spec: EnvSpec) -> Config:
+def with_precision(config: Config, spec: EnvSpec) -> Config:
     """The settings with the precision that a run chooses here; lockstep, which measures the stages, would take fp32."""
     from sfactory.device.accelerator import accelerator_of
     from sfactory.device.selection import pick_device
