@@ -116,7 +116,8 @@ class Env:
     these. `--env.settings.config.lanes 4` is a key of the table `config`."""
     wrappers: str = ""
     """Wrappers around every environment, the innermost first, with commas: `my_file:wrap` (a class or a function of
-    the environment) or the name of one of gymnasium's wrappers, as FrameStackObservation."""
+    the environment) or the name of one of gymnasium's wrappers, as FrameStackObservation; SmallPictures for several
+    agents."""
     wrapper_settings: dict[str, Any] = field(default_factory=dict)
     """Arguments of the wrappers, a table for each by its name, as `--env.wrapper-settings.NAME.KEY VALUE`."""
     drop: str = ""

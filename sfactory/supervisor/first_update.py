@@ -36,7 +36,8 @@ class FirstUpdate:
         if seconds < MEASURE_S or steps < (MEASURE_STEPS if seconds < LONGEST_S else 1):
             return ""
         self.done = True
-        return first_update_line(self.run_spec.batch_rows, steps / seconds)
+        unit = "steps of agents" if self.run_spec.spec.agents else "environment steps"
+        return first_update_line(self.run_spec.batch_rows, steps / seconds, unit)
 
     def _within_groups(self) -> int:
         """Environment steps of group steps that are not complete."""
@@ -44,17 +45,17 @@ class FirstUpdate:
         for sampler, (_, env) in enumerate(self.shared.arena["position"].tolist()):
             row = self.run_spec.workers.index(sampler_name(sampler))
             if env > 0 and heartbeat_phase(self.shared.heartbeat[row]) == Phase.ENVIRONMENT:
-                steps += env
+                steps += env * self.run_spec.spec.rows
         return steps
 
 
-def first_update_line(rows: int, rate: float) -> str:
-    """The line for an update of so many rows at so many environment steps per second; empty if it takes a minute."""
+def first_update_line(rows: int, rate: float, unit: str = "environment steps") -> str:
+    """The line for an update of so many rows at so many steps per second; empty if it takes less than a minute."""
     seconds = rows / rate
     if seconds <= REPORT_S:
         return ""
     return (
-        f"the first update will take about {_duration(seconds)}: it needs {rows:,} environment steps, and there are "
+        f"the first update will take about {_duration(seconds)}: it needs {rows:,} {unit}, and there are "
         f"{rate:.3g} per second; fewer: --sampling.rollout-length, --sampling.envs-per-group"
     )
 
