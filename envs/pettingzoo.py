@@ -18,6 +18,8 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from sfactory.envs import NO_SETTINGS, EnvError, Settings, missing_package, suggest
 from sfactory.envs.agent_group import AgentGroup, as_parallel, has_agents, limit_of, turn_of, unchecked
 from sfactory.envs.python_env import protocol_of
@@ -26,6 +28,7 @@ from sfactory.envs.rendering import render_without_display
 from sfactory.envs.wrappers import Wrappers
 
 MPE = "mpe/"
+BUTTERFLY = "butterfly/"
 VERSION = re.compile(r"[-_]v(\d+)$")
 
 
@@ -43,6 +46,7 @@ def make(
     name = f"pettingzoo/{env_id}"
     create = _creator(env_id)
     render_without_display()  # the observations of some are pictures
+    drawn = {} if render_mode else _drawn(env_id, create, settings)
 
     def factory(index: int) -> Any:
         arguments = settings_of_copy(create, settings, index)
@@ -52,7 +56,7 @@ def make(
             check_arguments(create, arguments, name, "--env.settings")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecated names inside PettingZoo
-            env = unchecked(_parallel(create(**arguments), name))
+            env = unchecked(_parallel(create(**drawn, **arguments), name))
         return wrap(env, index) if wrap else env
 
     return AgentGroup(
@@ -67,7 +71,8 @@ def raw_loop(env_id: str, num_envs: int, seed: int, *, settings: Settings = NO_S
     It returns the number of agents that acted. An environment that ends is reset in the same call.
     """
     create = _creator(env_id)
-    envs = [_parallel(create(**settings), env_id) for _ in range(num_envs)]
+    drawn = _drawn(env_id, create, settings)
+    envs = [_parallel(create(**drawn, **settings), env_id) for _ in range(num_envs)]
     spaces = {agent: envs[0].action_space(agent) for agent in envs[0].possible_agents}
     for number, space in enumerate(spaces.values()):
         space.seed(seed + number)
@@ -101,6 +106,15 @@ def _parallel(env: Any, name: str) -> Any:
         kind = type(env).__name__
         raise EnvError(f"{name}: expected a pettingzoo.ParallelEnv or AECEnv, got an object of type {kind}")
     return as_parallel(env)
+
+
+def _drawn(env_id: str, create: Callable[..., Any], settings: Settings) -> dict[str, str]:
+    """The render mode without which the pictures that agents see would never change, in games of butterfly."""
+    if not env_id.startswith(BUTTERFLY) or "render_mode" in settings:
+        return {}
+    env = create(**settings)
+    space = env.observation_space(env.possible_agents[0])
+    return {"render_mode": "rgb_array"} if space.dtype == np.uint8 and len(space.shape) > 1 else {}
 
 
 def _creator(env_id: str) -> Callable[..., Any]:

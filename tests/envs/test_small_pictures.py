@@ -91,11 +91,15 @@ def test_small_pictures_refuse_what_they_cannot_make_smaller():
         SmallPictures(Screens(), frames=0)
 
 
-def test_small_pictures_of_a_game_are_observed_by_its_group():
+@pytest.mark.parametrize("render", [True, False])
+def test_small_pictures_of_a_game_move(render):
+    """Without a render mode PettingZoo 1.27 would show the first picture in every step."""
     tables = {"SmallPictures": {"shrink": 5, "frames": 2}}
     options = EnvOptions(wrappers=("SmallPictures",), wrapper_settings=tables, agent_id=True)
-    group = make_group("pettingzoo/butterfly/cooperative_pong", 1, [3], options, render=True)
-    assert group.reset()["obs"].shape == (2, 2, 56, 96)
-    step = group.step({"action": np.array([1, 1])})
-    assert (step.obs["obs"][:, 0] != step.obs["obs"][:, 1]).any()
-    assert group.render(0).shape == (280, 480, 3)
+    group = make_group("pettingzoo/butterfly/cooperative_pong", 2, [3, 4], options, render=render)
+    assert group.reset()["obs"].shape == (4, 2, 56, 96)
+    for _ in range(3):
+        seen = group.step({"action": np.array([1, 1, 1, 1])}).obs["obs"]
+        assert (seen[:, 0] != seen[:, 1]).any(axis=(1, 2)).all()
+    if render:
+        assert group.render(0).shape == (280, 480, 3)

@@ -64,7 +64,7 @@ def test_training_of_agents_that_act_together_learns_resumes_and_evaluates(folde
 
 
 def test_training_of_agents_that_act_in_turns_learns_from_rewards_that_come_later(folder, monkeypatch):
-    target = "pettingzoo/agent_envs:Turns"
+    target = "agent_envs:Turns"  # without the name of the family
     run(folder, "train", target, "--run.dir", "run", *TURNS, *SMALL)
     assert 0.4 < check_counts(folder / "run") < 0.5  # in every second row an agent waits
     result = json.loads(run(folder, "eval", "run", "--episodes", "20", "--json"))
@@ -100,3 +100,15 @@ def test_training_of_known_environments_with_several_agents(tmp_path, target):
     evaluation = sfactory.evaluate(run_dir, episodes=4)
     assert len(evaluation.returns) == 4
     assert len([name for name in evaluation.infos if name.startswith("return_")]) == (3 if "spread" in target else 2)
+
+
+@pytest.mark.slow
+def test_training_of_pictures_of_agents_ends_with_a_video(tmp_path):
+    """The preset of a game whose pictures are made smaller, with seven pistons."""
+    tiny = ["--env.settings.n-pistons", "7", "--env.settings.max-cycles", "10", "--stop.env-steps", "200"]
+    run(tmp_path, "train", "pettingzoo/butterfly/pistonball", "--run.dir", "run", *tiny, "--sampling.num-samplers", "1")
+    assert 0.8 < check_counts(tmp_path / "run") <= 1
+    assert "picture 2x76x20 uint8" in (tmp_path / "run" / "log.txt").read_text()
+    result = json.loads(run(tmp_path, "eval", "run", "--episodes", "2", "--video", "films", "--json"))
+    assert result["lengths"] == [10, 10]
+    assert [file.suffix for file in (tmp_path / "films").iterdir()]
