@@ -253,3 +253,10 @@ def test_pettingzoo_family_steps_simple_spread_with_the_newest_version():
     assert len(end.episodes) == 2
     with pytest.raises(EnvError, match=r"mpe/simple_spred; did you mean mpe/simple_spread"):
         make_group("pettingzoo/mpe/simple_spred", 1, [0])
+
+
+def test_pettingzoo_family_leaves_out_wrappers_that_only_check():
+    spread = make_group("pettingzoo/mpe/simple_spread", 1, [0]).envs[0]
+    assert type(spread.aec_env).__name__ == "raw_env"
+    four = make_group("pettingzoo/classic/connect_four", 1, [0]).envs[0]
+    assert type(four.aec_env).__name__ == "TerminateIllegalWrapper"  # it ends the game: not a check alone
