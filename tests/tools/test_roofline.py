@@ -218,9 +218,10 @@ def test_random_steps_counts_agents_that_act_and_obeys_masks(name, together):
 
 
 def test_roofline_of_agents_is_in_steps_of_agents_and_has_a_plain_network(monkeypatch):
-    config, spec = preset("pettingzoo/mpe/simple_spread")
+    config, _ = preset("pettingzoo/mpe/simple_spread")
     monkeypatch.setattr(module, "raw_loop", lambda *words: lambda: time.sleep(0.003) or 24)
-    config = with_settings(config, {"model.hidden": (8,), "sampling.envs_per_group": 8})
+    config = with_settings(config, {"model.hidden": (8,), "sampling.envs_per_group": 8, "env.agent_id": False})
+    spec = make_spec(config.env.name, config.env.options)
     found = roofline(config, spec, 1, seconds=0.3)
     assert 0.003 / 24 <= found.best_batch.environment.seconds < 0.003  # slow as this machine may be
     assert "the network itself" not in found.best_batch.training.how
