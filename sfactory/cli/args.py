@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -14,6 +15,7 @@ from sfactory.errors import CommandError, Exit
 if TYPE_CHECKING:
     from sfactory.config import Config
     from sfactory.config.parsing import ConfigLayer
+    from sfactory.population.launchers import Launcher, Resources
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
@@ -132,6 +134,19 @@ def add_json(parser: CommandParser, help: str = "print the result as one JSON ob
     parser.add_argument("--json", action="store_true", help=help)
 
 
+def add_launcher(parser: CommandParser, jobs: str = "runs at the same time") -> None:
+    """--jobs, --launcher and the options that belong to it."""
+    parser.add_argument("--jobs", metavar="N", type=whole(1), default=1, help=f"{jobs} (%(default)s)")
+    text = "where runs are started: processes here, jobs of SLURM, tasks of Ray (%(default)s)"
+    parser.add_argument("--launcher", choices=("local", "slurm", "ray"), default="local", help=text)
+    text = "cores of each run (those of this machine, divided by --jobs)"
+    parser.add_argument("--cores", metavar="N", type=whole(1), help=text)
+    text = "GPUs that each run asks SLURM or Ray for (%(default)s)"
+    parser.add_argument("--gpus", metavar="N", type=whole(0), default=0, help=text)
+    text = "option of submitit, as partition=gpu or timeout_min=600; repeatable"
+    parser.add_argument("--slurm", metavar="NAME=VALUE", action="append", default=[], help=text)
+
+
 def add_trust(parser: CommandParser) -> None:
     """--trust."""
     text = "run the code that the settings of the run name, although this user did not train it"
@@ -195,6 +210,28 @@ def settings_of(options: argparse.Namespace) -> ConfigLayer:
 
     layer: ConfigLayer = options.settings
     return {**layer, "log.quiet": RawValue("true")} if getattr(options, "quiet", False) else layer
+
+
+@contextlib.contextmanager
+def opened_launcher(options: argparse.Namespace, folder: Path, num_runs: int) -> Iterator[tuple[Launcher, Resources]]:
+    """The launcher of `add_launcher`, and what each run may use. folder: of all runs, for files of the launcher."""
+    from sfactory.device.machine import cores
+    from sfactory.population.launchers import LAUNCHERS, Resources
+
+    parallel = min(options.jobs, num_runs)
+    resources = Resources(options.cores or max(1, cores() // parallel), options.gpus)
+    launcher = LAUNCHERS[options.launcher](folder, parallel, resources, launcher_options(options))
+    try:
+        yield launcher, resources
+    finally:
+        launcher.close()
+
+
+def launcher_options(options: argparse.Namespace) -> dict[str, str]:
+    """The options of the launcher by name; an error if the launcher cannot be used, before anything is written."""
+    from sfactory.population.launchers import require_launcher
+
+    return require_launcher(options.launcher, options.slurm)
 
 
 def progress(line: str) -> None:

@@ -8,7 +8,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sfactory.cli.args import Commands, add_config, add_json, add_target, complete, path, whole
+from sfactory.cli.args import (
+    Commands,
+    add_config,
+    add_json,
+    add_launcher,
+    add_target,
+    complete,
+    launcher_options,
+    opened_launcher,
+    path,
+)
 from sfactory.cli.exit_line import print_exit_line
 
 if TYPE_CHECKING:
@@ -36,7 +46,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--seeds", metavar="S", default="0..2", help="0..4 (five seeds) or 1,5,7 (%(default)s)")
     text = "values of a setting; repeat for all combinations; model.hidden=64,128+32"
     parser.add_argument("--grid", metavar="NAME=V1,V2", action="append", default=[], help=text)
-    parser.add_argument("--jobs", metavar="N", type=whole(1), default=1, help="runs at the same time (%(default)s)")
+    add_launcher(parser)
     text = "folder of the sweep (runs/<preset>_sweep_<settings>)"
     complete(parser.add_argument("--dir", metavar="DIR", type=path, help=text), "directory")
     parser.add_argument("--retry", action="store_true", help="train failed runs again")
@@ -52,12 +62,14 @@ def run(options: argparse.Namespace) -> int:
     from sfactory.population.runner import Sweep, locked_folder
     from sfactory.supervisor.specs import read_specs
 
+    launcher_options(options)
     base = [*presets.target_layers(options.word, options.config), options.settings]
     folder, plan = plan_jobs(options.word, base, options.grid, parse_seeds(options.seeds), options.dir)
     for config in {repr(job.config.env): job.config for job in plan}.values():
         read_specs(config)  # report an environment that cannot be built once, before any run
     with locked_folder(folder):
-        code, sentence = Sweep(folder, plan, options.jobs, retry=options.retry).run()
+        with opened_launcher(options, folder, len(plan)) as (launcher, resources):
+            code, sentence = Sweep(folder, plan, options.jobs, options.retry, launcher, resources).run()
         print_table(plan, options.json)
     return print_exit_line(code, code.outcome, sentence)
 

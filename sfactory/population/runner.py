@@ -1,7 +1,7 @@
 """Run the jobs of a sweep side by side, each as a process of its own.
 
 Every job is a `sfactory train` process, or `resume` where an earlier run was interrupted, with its output in a file.
-What is known about a job is read_run from its folder, so the same command continues a sweep that was stopped:
+What is known about a job is read from its folder, so the same command continues a sweep that was stopped:
 
     finished -> skipped    interrupted, killed -> resumed    failed -> reported; started again with --retry
 
@@ -16,36 +16,30 @@ import contextlib
 import itertools
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sfactory.config import Config, parsing
 from sfactory.config.toml_file import to_toml
 from sfactory.config.values import same
-from sfactory.device.machine import cores
-from sfactory.errors import CommandError, Exit
+from sfactory.errors import CommandError, Exit, RunBusy
 from sfactory.files import replace_text
 from sfactory.monitor.format import duration
 from sfactory.population.jobs import Job
+from sfactory.population.launchers import Command, Launcher, Resources
+from sfactory.population.side_by_side import STOPPED, Running, SideBySide, log
 from sfactory.run import checkpoint
 from sfactory.run.lock import lock_folder
 from sfactory.run.reader import learning_settings, read_run, read_status
 from sfactory.supervisor.cores import by_cores
 from sfactory.supervisor.output_file import OutputFile
-from sfactory.supervisor.process_signals import death_signal, exits_are_reported, signal_handlers
 
-STOPPED = {Exit.INTERRUPTED, Exit.TERMINATED, Exit.REQUEUE}
-"""Exit codes of runs that were stopped by a signal, with a checkpoint."""
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-POLL_S = 0.1
+MOST_LOST = 3
+"""Times in a row that a run is started again after its machine was lost before it got anywhere."""
 
 
 class Action(Enum):
@@ -57,16 +51,34 @@ class Action(Enum):
     FAILED = "failed"
 
 
+class Step(NamedTuple):
+    """A job with what is to be done about it."""
+
+    job: Job
+    action: Action
+
+
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Create and lock the sweep's folder. Raises RunBusy (exit 3) if another sweep uses it."""
+    """Create and lock the folder of several runs. Raises RunBusy (exit 3) if another command uses it."""
     for part in ("configs", "logs"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(folder, _log)
+    lock = lock_folder(folder, log)
     try:
         yield
     finally:
         os.close(lock)
+
+
+def is_free(run_dir: Path) -> bool:
+    """Whether no process trains in a folder; a run whose starter was killed still saves for a moment."""
+    if not run_dir.is_dir():
+        return True
+    try:
+        os.close(lock_folder(run_dir, lambda line: None))
+    except RunBusy:
+        return False
+    return True
 
 
 def choose_action(job: Job, last_exit: int, retry: bool) -> tuple[Action, int]:
@@ -104,75 +116,54 @@ def reached_stop(wanted: Config, existing: Config, status: dict[str, Any]) -> bo
     return wanted.stop == existing.stop or 0 < wanted.stop.env_steps <= int(status.get("env_steps", 0))
 
 
-@dataclass
-class RunningJob:
-    """A job whose process is running."""
-
-    job: Job
-    process: subprocess.Popen[bytes]
-    started_at: float
-    output: OutputFile
-    """In lockstep also what environments print."""
-
-    def send(self, number: int) -> None:
-        """Send a signal to the job's process group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-
 class Sweep:
     """The jobs of one command, at most `max_running` at a time.
 
-    Consumes: the plan, run folders, sweep.json. Produces: processes, settings files, sweep.json, one line per job on
-    stderr. Waits for: its processes, polled every POLL_S seconds, and signals.
+    Consumes: the plan, run folders, sweep.json. Produces: commands, settings files, sweep.json, one line per job on
+    stderr. Waits for: what `SideBySide` waits for.
     """
 
-    def __init__(self, folder: Path, jobs: Sequence[Job], max_running: int, retry: bool) -> None:
-        self.folder, self.jobs, self.max_running, self.retry = folder, jobs, max_running, retry
+    def __init__(
+        self,
+        folder: Path,
+        jobs: Sequence[Job],
+        max_running: int,
+        retry: bool,
+        launcher: Launcher,
+        resources: Resources,
+    ) -> None:
+        self.folder, self.jobs, self.retry = folder, jobs, retry
+        self.launcher, self.resources = launcher, resources
         self.exits = _read_exits(folder)
         """Job name -> [exit code, last line of its output]."""
-        self.queue: list[tuple[Job, Action]] = []
-        self.running: list[RunningJob] = []
+        self.processes = SideBySide[Step](max_running, self._start, self._record, self._ready)
         self.failed: list[tuple[str, int]] = []
         self.stopped_code = 0
         """Exit code of a job that was stopped by a signal of its own."""
         self.num_finished = 0
         self.durations_s: list[float] = []
-        self.signal, self.num_signals = 0, 0
+        self.lost: dict[str, tuple[int, int]] = {}
+        """Job name -> times in a row that it was lost, and the steps it had reached then."""
 
     def run(self) -> tuple[Exit, str]:
         """Run all jobs; returns the sweep's exit code and one sentence."""
         for job in self.jobs:
             self._enqueue(job)
         already = f"; {self.num_finished} finished before" if self.num_finished else ""
-        _log(f"{len(self.jobs)} runs in {self.folder}{already}")
-        forwarded = 0
-        with signal_handlers(STOP_SIGNALS, self._note_signal), exits_are_reported():
-            while self.running or (self.queue and not self.num_signals):
-                while self.queue and len(self.running) < self.max_running and not self.num_signals:
-                    self._start(*self.queue.pop(0))
-                if self.num_signals > forwarded:
-                    forwarded = self.num_signals
-                    self._forward(self.signal if self.num_signals == 1 else signal.SIGKILL)
-                for one in self.running:
-                    one.output.trim()
-                for finished in [one for one in self.running if one.process.poll() is not None]:
-                    self.running.remove(finished)
-                    self._record(finished)
-                time.sleep(POLL_S)
+        log(f"{len(self.jobs)} runs in {self.folder}{already}")
+        self.processes.run()
         return self._result()
 
     def _result(self) -> tuple[Exit, str]:
         count = f"{self.num_finished} of {len(self.jobs)} runs finished"
-        if self.num_signals:
-            code = Exit.INTERRUPTED if self.signal == signal.SIGINT else Exit.TERMINATED
-            return code, f"{count}; repeat the command to continue"
+        if self.processes.num_signals:
+            return self.processes.stop_code, f"{count}; repeat the command to continue"
         if self.failed:
             names = ", ".join(f"{name} (exit {code})" for name, code in self.failed)
             hint = "" if self.retry else "; --retry starts them again"
-            return _as_exit(self.failed[0][1]), f"{count}; failed: {names}{hint}; output in {self.folder / 'logs'}"
+            return as_exit(self.failed[0][1]), f"{count}; failed: {names}{hint}; output in {self.folder / 'logs'}"
         if self.stopped_code:
-            return _as_exit(self.stopped_code), f"{count}; others were stopped; repeat the command to continue"
+            return as_exit(self.stopped_code), f"{count}; others were stopped; repeat the command to continue"
         return Exit.FINISHED, count
 
     def _enqueue(self, job: Job) -> None:
@@ -181,76 +172,76 @@ class Sweep:
         if action is Action.FINISHED:
             self.num_finished += 1
         elif action is Action.FAILED:
-            _log(f"{job.name}  failed before (exit {code}); --retry starts it again")
+            log(f"{job.name}  failed before (exit {code}); --retry starts it again")
             self.failed.append((job.name, code))
         else:
-            self.queue.append((job, action))
+            self.processes.queue.append(Step(job, action))
 
-    def _start(self, job: Job, action: Action) -> None:
-        """Start the process of a job, in a session of its own: a Ctrl-C of the terminal is forwarded once, by us.
+    def _ready(self, step: Step) -> bool:
+        return step.job.name not in self.lost or is_free(step.job.run_dir)
 
-        Jobs that run side by side share the cores. A resumed job keeps the processes it was started with.
-        """
-        file = self.folder / "configs" / f"{job.name}.toml"
-        share = max(1, cores() // min(self.max_running, len(self.jobs)))
-        replace_text(file, to_toml(job.config if action is Action.RESUME else by_cores(job.config, share)))
+    def _start(self, step: Step) -> Running[Step]:
+        """Submit a job. Jobs that run side by side share the cores; a resumed job keeps its number of processes."""
+        job, action = step
+        if job.name in self.lost:  # it may have saved since
+            action = Action.RESUME if checkpoint.candidates(job.run_dir) else Action.TRAIN
+        settings = job.config if action is Action.RESUME else by_cores(job.config, self.resources.cores)
         if action is Action.TRAIN and job.run_dir.exists():
-            _move_aside(job.run_dir)
-        arguments = ["resume", str(job.run_dir)] if action is Action.RESUME else ["train"]
-        output = OutputFile(self.folder / "logs" / f"{job.name}.txt")
-        with output.path.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "sfactory", *arguments, "--config", str(file)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=death_signal(signal.SIGTERM),
-            )
-        self.running.append(RunningJob(job, process, time.monotonic(), output))
+            move_aside(job.run_dir)
+        command = run_command(self.folder, job.name, job.run_dir if action is Action.RESUME else None, settings)
+        output = OutputFile(command.output)
+        return Running(step, self.launcher.submit(command, self.resources), time.monotonic(), output)
 
-    def _record(self, finished: RunningJob) -> None:
-        """Write the exit code of a job whose process exited, and log one line."""
-        name, code, seconds = (
-            finished.job.name,
-            int(finished.process.returncode),
-            time.monotonic() - finished.started_at,
-        )
-        last_line = finished.output.last_line().removeprefix("sfactory: ")[:300]
+    def _record(self, ended: Running[Step], code: int) -> None:
+        """Write the exit code of a job that has ended, and log one line."""
+        job, last_line = ended.job.job, ended.last_line()
+        name, signalled = job.name, self.processes.num_signals
         self.exits[name] = [code, last_line]
         replace_text(self.folder / "sweep.json", json.dumps(self.exits, indent=1) + "\n")
-        status = read_status(finished.job.run_dir)
+        status = read_status(job.run_dir)
         steps = int(status.get("env_steps", 0))
         if code == Exit.FINISHED:
             self.num_finished += 1
-            self.durations_s.append(seconds)
-            result = f"finished  {steps:,} steps in {duration(seconds)}"
+            self.durations_s.append(ended.seconds)
+            result = f"finished  {steps:,} steps in {duration(ended.seconds)}"
             score = status.get("training_return")
             result += f", return {score:.4g}" if isinstance(score, int | float) else ""
-        elif code in STOPPED or (self.num_signals and code < 0):
+        elif not signalled and self._starts_again(name, code, steps):
+            self.processes.queue.append(ended.job)
+            what = "stopped by the scheduler" if code == Exit.REQUEUE else "lost"
+            result = f"{what} at {steps:,} steps; it is started again"
+        elif code in STOPPED or (signalled and code < 0):
             self.stopped_code = code
             result = f"stopped at {steps:,} steps"
         else:
             self.failed.append((name, code))
             result = f"FAILED  {last_line or f'killed by signal {-code}'}"
-        _log(f"[{self.num_finished}/{len(self.jobs)}] {name}  {result}{self._time_left()}")
+        log(f"[{self.num_finished}/{len(self.jobs)}] {name}  {result}{self._time_left()}")
+
+    def _starts_again(self, name: str, code: int, steps: int) -> bool:
+        """Whether a job goes on at once: the scheduler stopped it, or its machine was lost."""
+        if not self.launcher.reruns or not (code == Exit.REQUEUE or code < 0):
+            return False
+        times, before = self.lost.get(name, (0, -1))
+        self.lost[name] = (1 if steps > before or code == Exit.REQUEUE else times + 1), steps
+        return self.lost[name][0] <= MOST_LOST
 
     def _time_left(self) -> str:
         """Estimate the remaining time from the mean duration of the jobs so far."""
-        left = len(self.queue) + len(self.running)
-        if not left or not self.durations_s or self.num_signals:
+        left = len(self.processes.queue) + len(self.processes.running)
+        if not left or not self.durations_s or self.processes.num_signals:
             return ""
         mean = sum(self.durations_s) / len(self.durations_s)
-        return f"; about {duration(mean * left / self.max_running)} left"
+        return f"; about {duration(mean * left / self.processes.max_running)} left"
 
-    def _forward(self, number: int) -> None:
-        """Forward the first signal, on which jobs save and exit; from the second on, kill them."""
-        _log(f"{'killing' if number == signal.SIGKILL else 'saving and stopping'} {len(self.running)} runs")
-        for one in self.running:
-            one.send(number)
 
-    def _note_signal(self, number: int, _: FrameType | None) -> None:
-        self.signal, self.num_signals = self.signal or number, self.num_signals + 1
+def run_command(folder: Path, name: str, resumed: Path | None, config: Config) -> Command:
+    """Write the settings of a run and return the command that trains it. resumed: its folder if it is continued."""
+    file = folder / "configs" / f"{name}.toml"
+    replace_text(file, to_toml(config))
+    arguments = ["train"] if resumed is None else ["resume", str(resumed)]
+    words = [sys.executable, "-m", "sfactory", *arguments, "--config", str(file)]
+    return Command(name, words, folder / "logs" / f"{name}.txt")
 
 
 def _read_exits(folder: Path) -> dict[str, list[Any]]:
@@ -260,20 +251,16 @@ def _read_exits(folder: Path) -> dict[str, list[Any]]:
     return {}
 
 
-def _move_aside(run_dir: Path) -> None:
-    """Move a folder without anything to resume to SWEEP/aside."""
+def move_aside(run_dir: Path) -> None:
+    """Move a folder without anything to resume to `aside/` beside it."""
     aside = run_dir.parent / "aside"
     aside.mkdir(exist_ok=True)
     number = next(n for n in itertools.count(1) if not (aside / f"{run_dir.name}-{n}").exists())
     run_dir.rename(aside / f"{run_dir.name}-{number}")
 
 
-def _as_exit(code: int) -> Exit:
+def as_exit(code: int) -> Exit:
     """Return the exit code of a job as an Exit; WORKER_LOST for a process that was killed."""
     with contextlib.suppress(ValueError):
         return Exit(code)
     return Exit.WORKER_LOST
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

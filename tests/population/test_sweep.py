@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from sfactory.config.toml_file import from_toml, to_toml
-from sfactory.population import runner
+from sfactory.device import machine
+from sfactory.population import launchers, side_by_side
 
 
 @pytest.fixture
@@ -56,9 +57,9 @@ def fake_processes(monkeypatch):
             checkpoint.mkdir(parents=True, exist_ok=True)
             (checkpoint / "state.json").write_text("{}")
 
-    monkeypatch.setattr(runner.subprocess, "Popen", Process)
-    monkeypatch.setattr(runner.os, "killpg", lambda pid, number: fakes.sent.append(number))
-    monkeypatch.setattr(runner, "POLL_S", 0.0)
+    monkeypatch.setattr(launchers.subprocess, "Popen", Process)
+    monkeypatch.setattr(launchers.os, "killpg", lambda pid, number: fakes.sent.append(number))
+    monkeypatch.setattr(side_by_side, "POLL_S", 0.0)
     return fakes
 
 
@@ -91,14 +92,14 @@ def test_sweep_runs_at_most_jobs_processes_at_a_time(fake_processes, typed):
 
 
 def test_sweep_divides_the_cores_among_the_runs_side_by_side(fake_processes, typed, monkeypatch):
-    monkeypatch.setattr(runner, "cores", lambda: 12)
+    monkeypatch.setattr(machine, "cores", lambda: 12)
     folder = "optim.lr=1e-3_s0"
     fake_processes.codes = {folder: 130}
     typed(*GRID, "--jobs", "2")
     sampling = from_toml(Path("s", folder, "config.toml")).sampling
     assert (sampling.num_samplers, sampling.envs_per_group) == (2, 8), "of 6 cores each"
     fake_processes.started.clear()
-    monkeypatch.setattr(runner, "cores", lambda: 4)
+    monkeypatch.setattr(machine, "cores", lambda: 4)
     typed(*GRID, "--jobs", "2")
     assert fake_processes.started == [("resume", folder)], "the same runs on another machine"
     sampling = from_toml(Path("s", "configs", f"{folder}.toml")).sampling
