@@ -67,9 +67,8 @@ def run(options: argparse.Namespace) -> int:
     folder, plan = plan_jobs(options.word, base, options.grid, parse_seeds(options.seeds), options.dir)
     for config in {repr(job.config.env): job.config for job in plan}.values():
         read_specs(config)  # report an environment that cannot be built once, before any run
-    with locked_folder(folder):
-        with opened_launcher(options, folder, len(plan)) as (launcher, resources):
-            code, sentence = Sweep(folder, plan, options.jobs, options.retry, launcher, resources).run()
+    with opened_launcher(options, folder, len(plan)) as (launcher, resources), locked_folder(folder):
+        code, sentence = Sweep(folder, plan, options.jobs, options.retry, launcher, resources).run()
         print_table(plan, options.json)
     return print_exit_line(code, code.outcome, sentence)
 

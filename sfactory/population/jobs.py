@@ -51,19 +51,19 @@ def grid_cells(grid: Sequence[str]) -> list[ConfigLayer]:
     for text in grid:
         typed, equals, values = text.partition("=")
         name = typed.lstrip("-").replace("-", "_")
-        if not equals or not all(_split(values)):
+        if not equals or not all(split_values(values)):
             raise SettingError(f"grid: {text!r} is not NAME=V1,V2")
         if name in RESERVED:
             raise SettingError(f"grid: {parsing.flag_name(name)} cannot be in the grid; use {RESERVED[name]}")
         if any(current_name(name) in map(current_name, axis[0]) for axis in axes):
             raise SettingError(f"grid: {parsing.flag_name(name)} is given twice; write all its values in one --grid")
         is_tuple = name in parsing.field_types() and "tuple" in str(parsing.field_types()[name])
-        choices = [value.replace("+", ",") if is_tuple else value for value in _split(values)]
+        choices = [value.replace("+", ",") if is_tuple else value for value in split_values(values)]
         axes.append([split_flags([f"--{typed.lstrip('-')}={v}"], {})[0] for v in dict.fromkeys(choices)])
     return [{name: raw for layer in cell for name, raw in layer.items()} for cell in itertools.product(*axes)]
 
 
-def _split(values: str) -> list[str]:
+def split_values(values: str) -> list[str]:
     """Separate values at commas, except in values that begin with a bracket or a quote."""
     parts, depth, quote = [""], 0, ""
     for character in values:

@@ -2,8 +2,8 @@
 
     submit(command, resources) -> handle        handle.poll() -> exit code or None        handle.cancel(signal)
 
-A command is a whole run; which of them runs when, and what follows its end, is decided by its caller. What is known about a
-run is in its folder, which all machines must see under the same path.
+A command is a whole run; which of them runs when, and what follows its end, is decided by its caller. What is known
+about a run is in its folder, which all machines must see under the same path.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Start runs as tasks of Ray: on the cluster that RAY_ADDRESS names, or on one that is started here and ends with us."""
+"""Start runs as tasks of Ray: on the cluster that RAY_ADDRESS names, else on one that is started for the command."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ class Running(Generic[Job]):
 class SideBySide(Generic[Job]):
     """Keeps at most `max_running` jobs running.
 
-    Consumes: the queue, exit codes, signals. Produces: commands, calls of `record`. Waits for: its commands, polled every
-    POLL_S seconds, and signals.
+    Consumes: the queue, exit codes, signals. Produces: commands, calls of `record`. Waits for: its commands, polled
+    every POLL_S seconds, and signals.
     """
 
     def __init__(

@@ -62,13 +62,13 @@ def write(folder: Path, contents: Contents) -> Path:
     try:
         _write_files(temporary, contents)
         _write_manifest(temporary)
-        _fsync(temporary)
+        fsync(temporary)
         if final.exists():  # the same step saved again: at no time without a checkpoint
             _exchange(temporary, final)
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.rename(final)
-        _fsync(folder)
+        fsync(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -136,21 +136,27 @@ def _write_files(folder: Path, contents: Contents) -> None:
 
 
 def _write_manifest(folder: Path) -> None:
-    """Fsync every file, then write the manifest with their hashes."""
+    """The manifest of files that were written here."""
     import torch
 
+    write_manifest(folder, sfactory=__version__, torch=torch.__version__)
+
+
+def write_manifest(folder: Path, sfactory: str, torch: str) -> None:
+    """Fsync every file, then write the manifest with their hashes. The versions are those that wrote the tensors."""
     files = {}
     for path in sorted(folder.iterdir()):
-        _fsync(path)
+        fsync(path)
         with path.open("rb") as file:
             files[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    manifest: dict[str, Any] = {"format": FORMAT, "sfactory": __version__, "torch": torch.__version__, "files": files}
+    manifest: dict[str, Any] = {"format": FORMAT, "sfactory": sfactory, "torch": torch, "files": files}
     manifest["sha256"] = manifest_sha256(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    _fsync(folder / MANIFEST)
+    fsync(folder / MANIFEST)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -1,0 +1,118 @@
+"""`sfactory pbt`: train a population whose members take over each other's policies and settings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sfactory.cli.args import (
+    Commands,
+    add_config,
+    add_json,
+    add_launcher,
+    add_target,
+    complete,
+    decimal,
+    launcher_options,
+    opened_launcher,
+    path,
+    whole,
+)
+from sfactory.cli.exit_line import print_exit_line
+from sfactory.errors import Exit
+
+if TYPE_CHECKING:
+    from sfactory.run.history import History
+
+DESCRIPTION = """\
+  sfactory pbt minatar/breakout --members 8 --jobs 2 --dir runs/pbt --sample optim.lr=5e-4..5e-3
+
+Train several members, each an ordinary run in DIR/m0, DIR/m1, ... Every --period steps a member
+that is among the worst and clearly below takes over the policy and the settings of a leader, and
+some of these settings are changed. The same command again continues, whatever was killed. At the
+end DIR/report.html shows lineage, curves and settings, and the last line names the winner.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command and its options."""
+    parser = commands.add_parser(
+        "pbt",
+        help="train a population that exchanges policies and settings",
+        usage="sfactory pbt TARGET --dir DIR [options] [--section.field value ...]",
+        description=DESCRIPTION,
+        epilog="Exit code: 0, or that of the first failed member; 130 after Ctrl-C, 143 after SIGTERM, all saved.",
+    )
+    add_target(parser)
+    complete(parser.add_argument("--dir", metavar="DIR", type=path, help="folder of the population"), "directory")
+    parser.add_argument("--members", metavar="N", type=whole(2), default=8, help="members (%(default)s)")
+    text = "first values: NAME=V1,V2 or NAME=LOW..HIGH; repeatable (all members are equal)"
+    parser.add_argument("--sample", metavar="NAME=VALUES", action="append", default=[], help=text)
+    text = (
+        "settings that are changed by a factor of 1.1 to 1.5, with commas, or NAME=V1,V2 for another "
+        "value of the list; repeatable (the sampled ones, else optim.lr,loss.entropy-coef)"
+    )
+    parser.add_argument("--mutate", metavar="NAMES", action="append", default=[], help=text)
+    steps = whole(1)
+    parser.add_argument("--period", metavar="N", type=steps, default=5_000_000, help="steps between exchanges (5M)")
+    parser.add_argument(
+        "--start", metavar="N", type=whole(0), default=20_000_000, help="steps before the first one (20M)"
+    )
+    text = "share of the members that may be replaced, and share of the leaders (%(default)s)"
+    parser.add_argument("--replace", metavar="X", type=decimal(0), default=0.3, help=text)
+    text = "difference of scores that is not enough, in their own unit (%(default)s)"
+    parser.add_argument("--gap", metavar="X", type=decimal(0), default=0.0, help=text)
+    text = "probability that a setting is changed (%(default)s)"
+    parser.add_argument("--mutation-rate", metavar="P", type=decimal(0), default=0.15, help=text)
+    text = "rounds: members wait for each other; anytime: they do not (rounds in lockstep, else anytime)"
+    parser.add_argument("--exchange", choices=("rounds", "anytime"), help=text)
+    add_launcher(parser, "members that train at the same time")
+    add_config(parser)
+    add_json(parser, "print the history as JSON on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Plan the population, train it, write its page."""
+    from sfactory.config import presets
+    from sfactory.errors import CommandError
+    from sfactory.population.plan import Options, make_plan
+    from sfactory.population.population import Population, finished_before, result_of, shared_config
+    from sfactory.population.runner import locked_folder
+    from sfactory.supervisor.specs import read_specs
+
+    if options.dir is None:
+        raise CommandError(Exit.USAGE, "--dir: a population needs a folder; the same command finds it again")
+    launcher_options(options)
+    asked = Options(
+        members=options.members,
+        period=options.period,
+        start=options.start,
+        replace=options.replace,
+        gap=options.gap,
+        mutation_rate=options.mutation_rate,
+        rounds=None if options.exchange is None else options.exchange == "rounds",
+    )
+    layers = [*presets.target_layers(options.word, options.config), options.settings]
+    plan = make_plan(options.dir, layers, asked, options.sample, options.mutate)
+    if (history := finished_before(plan)) is not None:
+        return _end(plan.folder, history, Exit.FINISHED, result_of(plan.folder, history), options.json)
+    frame_skip = read_specs(shared_config(plan))[0].frame_skip
+    with opened_launcher(options, plan.folder, options.members) as (launcher, resources), locked_folder(plan.folder):
+        finished_before(plan)  # another command may have written the folder meanwhile
+        population = Population(plan, options.jobs, launcher, resources, frame_skip)
+        code, sentence = population.run()
+        return _end(plan.folder, population.history, code, sentence, options.json)
+
+
+def _end(folder: Path, history: History, code: Exit, sentence: str, as_json: bool) -> int:
+    """Write the page of what there is, print the result and the exit line."""
+    from sfactory.run.history import as_json as to_json
+
+    if as_json:
+        print(json.dumps(to_json(history)))
+        sys.stdout.flush()
+    return print_exit_line(code, code.outcome, sentence)
