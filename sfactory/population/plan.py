@@ -18,13 +18,12 @@ from sfactory.config.parsing import ConfigLayer, RawValue, flag_name
 from sfactory.errors import SettingError
 from sfactory.population.varied import (
     Mutated,
-    Sampled,
+    check_mutated,
     check_varied,
     default_mutate,
     first_settings,
     parse_mutate,
     parse_sample,
-    value_of,
 )
 from sfactory.run.reader import learning_settings
 
@@ -154,7 +153,7 @@ def make_plan(
     mutated = parse_mutate(mutate) or default_mutate(sampled, config)
     names = list(dict.fromkeys([*(one.name for one in sampled), *(one.name for one in mutated)]))
     check_varied(names, config)
-    _check_mutated(sampled, mutated, config)
+    check_mutated(sampled, mutated, config)
     first = first_settings(sampled, names, config, options.members, config.run.seed)
     for settings in first:
         with_settings(config, settings)
@@ -177,12 +176,3 @@ def _check_options(options: Options, config: Config) -> None:
         raise SettingError(f"eval.every: must be at most --period ({options.period:,}), got {config.eval.every:,}")
     if config.run.seed + options.members >= 2**63:
         raise SettingError(f"run.seed: member m gets seed + m, which must be below 2^63; got {config.run.seed}")
-
-
-def _check_mutated(sampled: Sequence[Sampled], mutated: Sequence[Mutated], config: Config) -> None:
-    """Refuse a mutation that could not change anything."""
-    first = {one.name for one in sampled}
-    for one in mutated:
-        if not one.values and one.name not in first and not value_of(config, one.name):
-            flag = flag_name(one.name)
-            raise SettingError(f"--mutate {flag}: it is 0, and no factor changes that; give a list, as {flag}=0,0.01")

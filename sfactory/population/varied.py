@@ -94,11 +94,6 @@ def parse_mutate(texts: Sequence[str]) -> list[Mutated]:
             found.append(Mutated(name, _values(name, values)))
         else:
             found += [Mutated(_named(part)[0]) for part in text.split(",")]
-    for one in found:
-        if not one.values and not _is_number(one.name):
-            raise SettingError(
-                f"--mutate {flag_name(one.name)}: no number; give a list, as {flag_name(one.name)}=V1,V2"
-            )
     return _each_once(found, "--mutate")
 
 
@@ -143,6 +138,17 @@ def check_varied(names: Sequence[str], config: Config) -> None:
             raise SettingError(f"{flag} says when the population ends; it is the same for all members")
         if name.startswith(NOT_LEARNED):
             raise SettingError(f"{flag} does not change what is learned; leave it out")
+
+
+def check_mutated(sampled: Sequence[Sampled], mutated: Sequence[Mutated], config: Config) -> None:
+    """Raise SettingError for a mutation that could not change anything."""
+    first = {one.name for one in sampled}
+    for one in mutated:
+        flag = flag_name(one.name)
+        if not one.values and not _is_number(one.name):
+            raise SettingError(f"--mutate {flag}: it is no number; give a list, as {flag}=V1,V2")
+        if not one.values and one.name not in first and not value_of(config, one.name):
+            raise SettingError(f"--mutate {flag}: it is 0, and no factor changes that; give a list, as {flag}=0,0.01")
 
 
 def default_mutate(sampled: Sequence[Sampled], config: Config) -> list[Mutated]:

@@ -1,0 +1,98 @@
+"""Populations of real runs: bad members take over good ones, and kills change nothing that lockstep members learn."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+from run_helpers import command, wait_for
+
+from sfactory.run.history import read_history
+
+LOCKSTEP = ["--run.mode", "lockstep", "--run.device", "cpu", "--checkpoint.every-seconds", "0.3"]
+SMALL = [*LOCKSTEP, "--members", 2, "--jobs", 2, "--replace", 0.5, "--sample", "optim.lr=1,2e-3", "--period", "2k"]
+SMALL += ["--start", 0, "--mutation-rate", 1, "--stop.env-steps", "4k"]
+
+
+def pbt(folder, *options):
+    return command("pbt", "classic/cartpole", "--dir", folder, *options)
+
+
+def finish(arguments, seconds=110):
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr.splitlines()
+
+
+def members_of(process):
+    """The processes of members: `sfactory train` and `sfactory resume`."""
+    try:
+        return psutil.Process(process.pid).children()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def curves(folder):
+    """Rows of metrics of every member, without what depends on time or on the load of the machine."""
+    names = ("env_steps", "charts/episodic_return", "losses/value_loss", "losses/policy_loss", "charts/learning_rate")
+    found = {}
+    for path in sorted(folder.glob("m*/metrics.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        found[path.parent.name] = [[row.get(name) for name in names] for row in rows]
+    return found
+
+
+def finish_with_kills(arguments, victims, seed):
+    """Run the command until it ends by itself. victims: for each kill, whether it is the command's or a member's turn."""
+    clock, victims = random.Random(seed), list(victims)
+    kills = 0
+    while True:
+        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+        while victims and process.poll() is None:
+            wait_for(lambda: members_of(process) or process.poll() is not None, 60)
+            time.sleep(clock.uniform(0.3, 4.0))
+            members = members_of(process)
+            if process.poll() is not None or not members:
+                continue
+            victim = process.pid if victims.pop(0) == "command" else clock.choice(members).pid
+            os.kill(victim, signal.SIGKILL)
+            kills += 1
+        _, err = process.communicate(timeout=200)
+        if process.returncode != -signal.SIGKILL:
+            return process.returncode, err, kills
+
+
+def test_pbt_killed_twice_has_the_history_of_an_unkilled_population_bit_for_bit(tmp_path):
+    lines = finish(pbt(tmp_path / "whole", *SMALL))
+    code, err, kills = finish_with_kills(pbt(tmp_path / "killed", *SMALL), ["member", "command"], seed=1)
+    assert (code, kills) == (0, 2), err[-3000:]
+    whole, killed = (read_history(tmp_path / name) for name in ("whole", "killed"))
+    assert killed == whole
+    assert len(whole.records) == 4
+    assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
+    (taken,) = [record for record in whole.records if record.source is not None]
+    assert (taken.round, taken.settings["optim.lr"]) == (1, 1.0)
+    assert lines[-1].startswith("sfactory: finished (exit 0): 2 members, 1 takeovers; the winner is")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [1])
+def test_pbt_killed_ten_times_has_the_history_of_an_unkilled_population_bit_for_bit(tmp_path, seed):
+    options = [*LOCKSTEP, "--members", 4, "--jobs", 2, "--replace", 0.5, "--sample", "optim.lr=1e-5,2e-3"]
+    options += ["--period", "4k", "--start", "4k", "--mutation-rate", 1, "--stop.env-steps", "16k"]
+    finish(pbt(tmp_path / "whole", *options), 300)
+    clock = random.Random(seed)
+    victims = [clock.choice(["member", "member", "command"]) for _ in range(10)]
+    code, err, kills = finish_with_kills(pbt(tmp_path / "killed", *options), victims, seed)
+    assert (code, kills) == (0, 10), err[-3000:]
+    whole, killed = (read_history(tmp_path / name) for name in ("whole", "killed"))
+    assert killed == whole
+    assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
+    bad = [record for record in whole.records if record.round == 1 and record.settings["optim.lr"] == 1e-5]
+    assert len(bad) == 2
+    assert all(record.next_settings["optim.lr"] > 1e-3 for record in bad), "after the first exchange"
