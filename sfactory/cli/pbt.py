@@ -110,8 +110,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _end(folder: Path, history: History, code: Exit, sentence: str, as_json: bool) -> int:
     """Write the page of what there is, print the result and the exit line."""
+    from sfactory.files import replace_text
     from sfactory.run.history import as_json as to_json
+    from sfactory.tools.population_page import population_page
 
+    if history.records:
+        replace_text(folder / "report.html", population_page(folder, history))
     if as_json:
         print(json.dumps(to_json(history)))
         sys.stdout.flush()

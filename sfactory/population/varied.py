@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.config import Config, parsing, with_settings
-from sfactory.config.bounds import Below, Between, bounds_of
+from sfactory.config import Config, with_settings
+from sfactory.config.bounds import Below, Between, bounds_of, check_bound
 from sfactory.config.parsing import check_name, convert, field_type, flag_name
 from sfactory.config.renamed import current_name
 from sfactory.config.resume_rules import Rule, rule_of
@@ -109,9 +109,12 @@ def _named(text: str) -> tuple[str, str, str]:
 def _values(name: str, text: str) -> tuple[Any, ...]:
     is_tuple = "tuple" in str(field_type(name))
     values = [convert(name, value.replace("+", ",") if is_tuple else value) for value in split_values(text)]
+    section, _, key = name.partition(".")
     for value in values:
-        section, _, key = name.partition(".")
-        parsing.check_bound(Config, section, key, value)
+        try:
+            check_bound(Config, section, key, value)
+        except ValueError as error:
+            raise SettingError(str(error)) from None
     return tuple(dict.fromkeys(values))
 
 

@@ -1,7 +1,7 @@
 """Render one run as one HTML page: no network, no scripts, no other files than the videos of the folder.
 
 All content comes from the run folder (`sfactory.run.reader`). Charts are drawn by `sfactory.tools.svg`, the page by the
-jinja2 template report.html.j2, with autoescape. The page follows the reader's light or dark setting and prints.
+template report.html.j2 (`sfactory.tools.page`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -25,6 +23,7 @@ from sfactory.monitor.table import LAG_SHARES, METRICS, STAGES, meaning
 from sfactory.run.checkpoint import candidates
 from sfactory.run.reader import RunFolder, flat_settings, format_value
 from sfactory.tools import svg
+from sfactory.tools.page import Chart, Tile, legend, render, short
 
 MAX_EVENTS = 200  # newest lines of log.txt on the page
 MOST_LOG = 1 * MiB  # bytes of log.txt that are read
@@ -52,32 +51,6 @@ CURVES: dict[str, dict[str, str]] = {  # title -> metric -> name in the legend
 """Curves with a card of their own; return, lag and stages have special cards."""
 
 
-class Tile(NamedTuple):
-    """A number of the page's header."""
-
-    label: str
-    value: str
-    note: str
-
-
-class LegendKey(NamedTuple):
-    """A curve in a legend, with its newest value."""
-
-    css_class: str
-    name: str
-    value: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A card of the page: SVG markup with a title and a legend."""
-
-    title: str
-    svg: str
-    keys: tuple[LegendKey, ...] = ()
-    wide: bool = False
-
-
 class Outcome(NamedTuple):
     """How the run ended, in words."""
 
@@ -96,12 +69,7 @@ class VideoLink(NamedTuple):
 
 def page(run: RunFolder, beside: Path) -> str:
     """Return the page as HTML. beside: the folder it will be written to; links to videos are relative to it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("report.html.j2").render(content(run, beside)) + "\n"
+    return render("report.html.j2", content(run, beside))
 
 
 def content(run: RunFolder, beside: Path) -> dict[str, Any]:
@@ -142,10 +110,10 @@ def _tiles(run: RunFolder) -> list[Tile]:
     seconds = float(run.status.get("seconds") or _last(run, "seconds"))
     tiles = [
         Tile("return", svg.number(_final_return(run)), "mean of the last 100 episodes"),
-        Tile("steps", _short(steps), f"{_short(_last(run, 'charts/frames'))} frames"),
-        Tile("speed", f"{_short(steps / seconds)}/s" if seconds > 0 else "-", "steps, over the whole training"),
+        Tile("steps", short(steps), f"{short(_last(run, 'charts/frames'))} frames"),
+        Tile("speed", f"{short(steps / seconds)}/s" if seconds > 0 else "-", "steps, over the whole training"),
         Tile("training time", duration(seconds) if np.isfinite(seconds) else "-", run.config.run.mode),
-        Tile("updates", _short(_last(run, "charts/updates")), f"{run.config.batch_rows:,} rows each"),
+        Tile("updates", short(_last(run, "charts/updates")), f"{run.config.batch_rows:,} rows each"),
     ]
     if np.isfinite(_last(run, HUMAN)):
         tiles.insert(1, Tile("human scale", f"{_last(run, HUMAN):.2f}", "0 random policy, 1 human tester"))
@@ -206,7 +174,7 @@ def _lag(run: RunFolder) -> tuple[list[Chart], bool]:
     band = svg.Line("mean", mean, np.zeros_like(mean), run.column("lag/max"))
     over_time = svg.lines(x, [band, svg.Line("95th percentile", run.column("lag/p95"))], human)
     newest = [_last(run, "lag/mean"), _last(run, "lag/p95")]
-    charts = [Chart("over time", over_time, _legend(["mean", "95th percentile"], newest))]
+    charts = [Chart("over time", over_time, legend(["mean", "95th percentile"], newest))]
     shares = np.stack([run.column(f"lag/share_{name}") for name in LAG_SHARES])
     known = np.isfinite(shares).all(axis=0)
     if not known.any():
@@ -227,7 +195,7 @@ def _stages(run: RunFolder) -> list[Chart]:
             classes = [*(f"c{i}" for i in range(len(stages) - 1)), "c6"]
             means = [f"{100 * np.nanmean(y) if np.isfinite(y).any() else 0:.0f} %" for _, y in layers]
             chart = svg.stacked(run.rows["env_steps"], layers, classes, human)
-            charts.append(Chart(kind, chart, _legend([name for name, _ in layers], means, classes)))
+            charts.append(Chart(kind, chart, legend([name for name, _ in layers], means, classes)))
     return charts
 
 
@@ -298,11 +266,6 @@ def _last(run: RunFolder, name: str) -> float:
     return float(known[-1]) if known.size else float("nan")
 
 
-def _short(value: float) -> str:
-    """Format a count as 12.3M, or a dash if it is not known."""
-    return human(value) if np.isfinite(value) else "-"
-
-
 def _chart(run: RunFolder, title: str, metrics: dict[str, str], wide: bool = False) -> Chart | None:
     """Draw the curves of some metrics; None if none of them was measured."""
     known = {metric: name for metric, name in metrics.items() if np.isfinite(run.column(metric)).any()}
@@ -310,11 +273,4 @@ def _chart(run: RunFolder, title: str, metrics: dict[str, str], wide: bool = Fal
         return None
     curves = [svg.Line(name or title, run.column(metric)) for metric, name in known.items()]
     drawing = svg.lines(run.rows["env_steps"], curves, human, size=svg.WIDE if wide else svg.SMALL)
-    return Chart(title, drawing, _legend(list(known.values()), [_last(run, metric) for metric in known]), wide)
-
-
-def _legend(names: Sequence[str], values: Sequence[float | str], classes: Sequence[str] = ()) -> tuple[LegendKey, ...]:
-    """Return the legend of a chart. values: the newest number of each curve, or a text."""
-    classes = classes or [f"c{i}" for i in range(len(names))]
-    texts = [value if isinstance(value, str) else svg.number(value) for value in values]
-    return tuple(map(LegendKey, classes, names, texts))
+    return Chart(title, drawing, legend(list(known.values()), [_last(run, metric) for metric in known]), wide)

@@ -105,7 +105,7 @@ def bars(names: Sequence[str], shares: Sequence[float], label: str) -> str:
             else "",
             f'<text x="{middle:.1f}" y="{height - 7}" text-anchor="middle">{escape(name)}</text>',
         ]
-    return _svg(parts, label, SMALL)
+    return element(parts, label, SMALL)
 
 
 def no_data() -> str:
@@ -181,10 +181,11 @@ class _Frame:
                     f'<rect class="strip" x="{LEFT + i * width:.1f}" y="{TOP}" width="{width:.1f}" '
                     f'height="{self.height - TOP - BOTTOM}"><title>{tooltip}</title></rect>'
                 )
-        return _svg([*parts, *strips], label, (self.width, self.height))
+        return element([*parts, *strips], label, (self.width, self.height))
 
 
-def _svg(parts: Sequence[str], label: str, size: Size) -> str:
+def element(parts: Sequence[str], label: str, size: Size) -> str:
+    """Return an SVG element of some parts. label: what it shows, for readers that do not see it."""
     attributes = f'viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(label)}"'
     return f"<svg {attributes}>{''.join(parts)}</svg>"
 

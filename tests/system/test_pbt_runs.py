@@ -47,13 +47,13 @@ def curves(folder):
 
 
 def finish_with_kills(arguments, victims, seed):
-    """Run the command until it ends by itself. victims: for each kill, whether it is the command's or a member's turn."""
+    """Run the command until it ends by itself. victims: for each kill, whether it hits the command or a member."""
     clock, victims = random.Random(seed), list(victims)
     kills = 0
     while True:
         process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
         while victims and process.poll() is None:
-            wait_for(lambda: members_of(process) or process.poll() is not None, 60)
+            wait_for(lambda p=process: members_of(p) or p.poll() is not None, 60)
             time.sleep(clock.uniform(0.3, 4.0))
             members = members_of(process)
             if process.poll() is not None or not members:
