@@ -97,9 +97,11 @@ def test_stage_that_is_killed_leaves_no_staged_folder_and_can_be_repeated(tmp_pa
             raise KeyboardInterrupt
         return whole(*arguments, **options)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    own = read(two[0]).state
+    with monkeypatch.context() as patch:
         patch.setattr(place, call, killed)
-        stage(two[1], tmp_path / "staged/m0-r1", read(two[0]).state)
+        with pytest.raises(KeyboardInterrupt):
+            stage(two[1], tmp_path / "staged/m0-r1", own)
     assert not (tmp_path / "staged/m0-r1").exists()
     assert torch.equal(taken(tmp_path, two).parts["model"]["w"], torch.full((3,), 2.0))
 
@@ -116,9 +118,10 @@ def test_install_that_is_killed_is_completed_when_it_is_repeated(tmp_path, two, 
             raise KeyboardInterrupt
         return whole(path, target)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(takeover.Path, "rename", rename)
-        install(staged, tmp_path / "m0")
+        with pytest.raises(KeyboardInterrupt):
+            install(staged, tmp_path / "m0")
     assert staged.is_dir(), "it is installed when the command is repeated"
     install(staged, tmp_path / "m0")
     assert torch.equal(read(two[0], ("model",)).parts["model"]["w"], torch.full((3,), 2.0))
