@@ -25,7 +25,7 @@ def test_setup_cfg_lists_every_package():
 
 def test_setup_cfg_has_every_extra():
     extras = set(read_setup()["options.extras_require"])
-    assert {"minatar", "atari", "mujoco", "envpool", "video", "plots", "wandb", "dev", "all"} <= extras
+    assert {"minatar", "atari", "mujoco", "envpool", "video", "plots", "slurm", "ray", "wandb", "dev", "all"} <= extras
 
 
 def test_constraints_pin_every_requirement():

@@ -27,14 +27,14 @@ LOST = -int(signal.SIGKILL)
 
 @dataclass(frozen=True)
 class Command:
-    """A process to start: its arguments, the file that its output is appended to, and what it may use."""
+    """A process to start: its arguments, the file that its output is appended to, and where it runs."""
 
     name: str
     arguments: Sequence[str]
     output: Path
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     folder: str = field(default_factory=os.getcwd)
-    """Working directory."""
+    """Working directory; `output` may be relative to it."""
 
 
 class Resources(NamedTuple):
@@ -101,7 +101,7 @@ class LocalHandle:
 
 def start(command: Command) -> subprocess.Popen[bytes]:
     """Start a command in a session of its own; it gets SIGTERM when the calling process exits."""
-    with command.output.open("ab") as output:
+    with Path(command.folder, command.output).open("ab") as output:
         return subprocess.Popen(
             list(command.arguments),
             stdin=subprocess.DEVNULL,

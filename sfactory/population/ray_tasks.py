@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from sfactory.population.launchers import LOST, Command, Handle, Resources, star
 ADDRESS = "RAY_ADDRESS"
 """Ray's own environment variable: `auto`, or HOST:PORT of a cluster."""
 POLL_S = 0.2
+CONNECT_S = 10.0
 
 
 class RayLauncher:
@@ -33,14 +35,16 @@ class RayLauncher:
 
         self.ray = ray
         address = os.environ.get(ADDRESS)
-        here: dict[str, Any] = {"num_cpus": parallel * resources.cores, "include_dashboard": False}
+        here: dict[str, Any] = {"address": "local", "num_cpus": parallel * resources.cores, "include_dashboard": False}
         if resources.gpus:
             here["num_gpus"] = parallel * resources.gpus
         try:
+            if address:
+                _require_answer(address)
             ray.init(**({} if address else here), log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            sentence = " ".join(str(error).split())
-            raise CommandError(Exit.USAGE, f"--launcher ray: no cluster at {ADDRESS} {address}: {sentence}") from None
+        except (ConnectionError, TimeoutError, socket.gaierror, RuntimeError, ValueError) as error:
+            where = f"no cluster at {ADDRESS} {address}" if address else "no cluster can be started here"
+            raise CommandError(Exit.USAGE, f"--launcher ray: {where}: {' '.join(str(error).split())}") from None
 
     def submit(self, command: Command, resources: Resources) -> Handle:
         """Submit a task. Ray does not repeat it itself: its folder says how it goes on."""
@@ -68,8 +72,8 @@ class RayHandle:
             return int(self.ray.get(self.task))
         except self.ray.exceptions.TaskCancelledError:
             return -int(signal.SIGTERM)
-        except self.ray.exceptions.RayTaskError:  # the command could not be started there
-            raise
+        except self.ray.exceptions.RayTaskError as error:  # the command could not be started there
+            raise error.cause from None
         except self.ray.exceptions.RayError:  # its worker or node died
             return LOST
 
@@ -77,6 +81,13 @@ class RayHandle:
         """Interrupt the task, which passes SIGTERM on; SIGKILL kills its worker."""
         with contextlib.suppress(self.ray.exceptions.RayError):
             self.ray.cancel(self.task, force=number == signal.SIGKILL)
+
+
+def _require_answer(address: str) -> None:
+    """OSError if nothing listens at HOST:PORT: Ray itself would try for minutes. Other forms are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
 
 
 def carry_out(command: Command) -> int:

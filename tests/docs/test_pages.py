@@ -129,7 +129,7 @@ def check(words):
     if len(words) == 1 or "--help" in words or "--help-all" in words:  # a command alone, within a sentence
         return
     options = cli.parse(words)
-    if command in ("train", "sweep", "bench", "profile", "verify-resume", "check-env"):
+    if command in ("train", "sweep", "pbt", "bench", "profile", "verify-resume", "check-env"):
         target = options.word
         ours = target == target.upper() or target.startswith(("mygames/", "FAMILY"))  # a placeholder, an example's own
         parsing.build(*presets.target_layers("classic/cartpole" if ours else target), options.settings)

@@ -46,7 +46,9 @@ def test_local_handle_sends_signals_to_the_session_of_the_command(tmp_path):
 @pytest.mark.parametrize(("name", "package"), [("slurm", "submitit"), ("ray", "ray")])
 def test_require_launcher_names_the_extra_that_is_missing(monkeypatch, name, package):
     monkeypatch.setattr(launchers, "find_spec", lambda name: None)
-    with pytest.raises(CommandError, match=rf"needs {package}, which is not installed: pip install 'sfactory\[{name}\]'"):
+    with pytest.raises(
+        CommandError, match=rf"needs {package}, which is not installed: pip install 'sfactory\[{name}\]'"
+    ):
         require_launcher(name, [])
     assert require_launcher("local", []) == {}
 
@@ -61,7 +63,8 @@ def test_require_launcher_reads_options_of_slurm_only():
 
 def test_importing_sfactory_does_not_import_a_launcher_that_was_not_chosen():
     text = "import sys, sfactory.cli.main, sfactory.population.population as p; "
-    text += "from sfactory.cli.args import opened_launcher; from pathlib import Path; from types import SimpleNamespace as N; "
+    text += "from sfactory.cli.args import opened_launcher; "
+    text += "from pathlib import Path; from types import SimpleNamespace as N; "
     text += "options = N(launcher='local', jobs=1, cores=1, gpus=0, slurm=[]); "
     text += "opened_launcher(options, Path('.'), 1).__enter__(); "
     text += "sys.exit(bool({'ray', 'submitit', 'torch'} & set(sys.modules)))"
@@ -90,7 +93,7 @@ class FakeRay:
     exceptions = SimpleNamespace(
         RayError=type("RayError", (Exception,), {}),
         TaskCancelledError=type("TaskCancelledError", (Exception,), {}),
-        RayTaskError=type("RayTaskError", (Exception,), {}),
+        RayTaskError=type("RayTaskError", (Exception,), {"cause": PermissionError("no such folder there")}),
     )
 
     def __init__(self, outcome):
@@ -114,7 +117,7 @@ def test_ray_handle_reports_a_dead_worker_as_lost():
     assert ray_tasks.RayHandle(FakeRay(75), "t").poll() == 75
     assert ray_tasks.RayHandle(FakeRay(errors.RayError()), "t").poll() == LOST
     assert ray_tasks.RayHandle(FakeRay(errors.TaskCancelledError()), "t").poll() == -signal.SIGTERM
-    with pytest.raises(errors.RayTaskError):
+    with pytest.raises(PermissionError, match="no such folder there"):
         ray_tasks.RayHandle(FakeRay(errors.RayTaskError()), "t").poll()
 
 

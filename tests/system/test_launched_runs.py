@@ -75,7 +75,9 @@ def test_sweep_on_ray_starts_the_run_of_a_dead_worker_again(tmp_path, ray_cluste
     err = require_finished(process, "4 of 4 runs finished")
     assert "s1  lost at" in err
     assert states(tmp_path) == ["finished"] * 4
-    assert "interrupted" in (text := (tmp_path / "s/s1/log.txt").read_text()) or "terminated" in text or "killed" in text
+    assert (
+        "interrupted" in (text := (tmp_path / "s/s1/log.txt").read_text()) or "terminated" in text or "killed" in text
+    )
 
 
 def test_sweep_on_ray_stops_with_checkpoints_on_a_signal(tmp_path, ray_cluster):
@@ -84,13 +86,32 @@ def test_sweep_on_ray_stops_with_checkpoints_on_a_signal(tmp_path, ray_cluster):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 130, err[-3000:]
-    wait_for(lambda: [json.loads((tmp_path / f"s/s{n}/status.json").read_text())["state"] for n in (0, 1)].count("running") == 0)
+    wait_for(
+        lambda: (
+            [json.loads((tmp_path / f"s/s{n}/status.json").read_text())["state"] for n in (0, 1)].count("running") == 0
+        )
+    )
     assert not tasks_named("s")
 
 
 def test_pbt_on_a_ray_cluster_that_loses_a_node(tmp_path, ray_cluster):
     cluster, nodes = ray_cluster
-    options = ["--members", 2, "--jobs", 2, "--cores", 1, "--replace", 0.5, "--period", "10k", "--start", 0, "--launcher", "ray"]
+    options = [
+        "--members",
+        2,
+        "--jobs",
+        2,
+        "--cores",
+        1,
+        "--replace",
+        0.5,
+        "--period",
+        "10k",
+        "--start",
+        0,
+        "--launcher",
+        "ray",
+    ]
     process = start(tmp_path, ["pbt", "classic/cartpole", "--dir", "p", *options, *LONG], RAY_ADDRESS=cluster.address)
     wait_for(lambda: any((tmp_path / "p/m1/checkpoints").glob("0*")), 90, process)
     cluster.remove_node(nodes.pop())

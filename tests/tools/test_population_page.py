@@ -1,0 +1,98 @@
+"""The page of a population: lineage, curves, settings, winner."""
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from sfactory.config import with_settings
+from sfactory.config.parsing import build
+from sfactory.config.presets import target_layers
+from sfactory.config.toml_file import to_toml
+from sfactory.run.history import History, Record
+from sfactory.tools.lineage import founders
+from sfactory.tools.population_page import population_page
+
+A, B, C = {"optim.lr": 1e-3}, {"optim.lr": 1e-5}, {"optim.lr": 1.3e-3}
+RECORDS = (
+    Record(0, 1, 1000, 8.0, 0.1, A, next_settings=A),
+    Record(1, 1, 1010, 2.0, 0.1, B, source=0, source_steps=1000, next_settings=C),
+    Record(2, 1, 1020, None, 0.0, B, failed=True, source=1, source_steps=1010, next_settings=C),
+    Record(0, 2, 2000, 9.0, 0.1, A, next_settings=A),
+    Record(1, 2, 2010, 12.5, 0.1, C, next_settings=C),
+    Record(2, 2, 2020, 11.0, 0.1, C, next_settings=C),
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A population named <b>pbt</b>, whose third member has no folder yet."""
+    folder = tmp_path / "<b>pbt<"
+    config = build(*target_layers("minatar/breakout"))
+    for member in range(2):
+        run = folder / f"m{member}"
+        run.mkdir(parents=True)
+        (run / "config.toml").write_text(to_toml(with_settings(config, {"optim.lr": 1e-3})))
+        rows = [
+            {"env_steps": step, "seconds": 1.0, "charts/episodic_return": step / 100 + member} for step in (500, 2000)
+        ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (run / "status.json").write_text(json.dumps({"state": "finished", "env_steps": 2000 + member, "exit": 0}))
+    return folder
+
+
+def page(folder, winner=1):
+    return population_page(folder, History({"seed": 3, "members": 3}, [A, B, B], RECORDS, winner, winner is not None))
+
+
+def test_founders_follow_takeovers_in_the_order_of_the_decisions():
+    assert founders(3, RECORDS) == [[0, 0, 0], [1, 0, 0], [2, 0, 0]], "2 took what 1 had just taken from 0"
+    assert founders(3, RECORDS[:1]) == [[0, 0], [1], [2]]
+
+
+def test_population_page_names_the_winner_as_an_ordinary_run(folder):
+    html = page(folder)
+    assert "the winner is" in html
+    for command in ("eval", "resume", "export", "report"):
+        assert re.search(rf"sfactory {command} \S*/&lt;b&gt;pbt&lt;/m1", html.replace("&#39;", "")), command
+    assert "not finished" in page(folder, winner=None)
+    assert "sfactory resume" not in page(folder, winner=None)
+
+
+def test_population_page_is_well_formed_and_self_contained(folder):
+    html = page(folder)
+    assert "<b>pbt<" not in html
+    assert not re.search(r"<script|<link|https?://|url\(", html)
+    drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(drawings) == 4, "lineage, return, score, one setting"
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+
+
+def test_population_page_draws_a_line_per_takeover_in_the_color_of_the_founder(folder):
+    lineage = re.search(r"<svg[^>]*lineage.*?</svg>", page(folder), re.DOTALL)[0]
+    takeovers = re.findall(r'<path class="(\w+) line takeover"[^>]*><title>(.*?)</title>', lineage)
+    assert [color for color, _ in takeovers] == ["c0", "c0"]
+    assert takeovers[0][1] == "m1 at 1,010 steps: score 2; takes over m0 (1,000 steps), then optim.lr=1.3e-3"
+    assert takeovers[1][1].startswith("m2 at 1,020 steps: score failed; takes over m1")
+    colors = re.findall(r'<path class="(c\d) line" d', lineage)
+    assert colors == ["c0", "c0", "c1", "c0", "c2", "c0"]
+
+
+def test_population_page_shows_members_takeovers_and_settings(folder):
+    html = page(folder)
+    assert (
+        "<td>m1</td><td>finished</td><td>2,001</td><td>12.5</td><td>optim.lr=1.3e-3</td><td>m0 after round 1</td>"
+        in html
+    )
+    assert "<td>m2</td><td>not started</td><td>0</td><td>11</td>" in html
+    assert "<td>1</td><td>m1</td><td>1,010</td><td>2</td><td>m0 at 1,000</td><td>optim.lr 1e-5 to 1.3e-3</td>" in html
+    assert '<i class="c1"></i>m1 <b>0.0013</b>' in html, "the newest value of the setting"
+    assert '<i class="c1"></i>m1 <b>21</b>' in html, "the newest return"
+
+
+def test_population_page_has_no_curves_before_the_first_row(tmp_path):
+    html = population_page(tmp_path, History({"seed": 3}, [A, B], RECORDS[:1]))
+    assert "Lineage" in html
+    assert "training return" not in html
