@@ -174,5 +174,7 @@ def _check_options(options: Options, config: Config) -> None:
         raise SettingError(f"--period: must be at least the {rows}, got {options.period:,}")
     if config.eval.every > options.period:
         raise SettingError(f"eval.every: must be at most --period ({options.period:,}), got {config.eval.every:,}")
+    if config.sampling.auto:
+        raise SettingError("sampling.auto: members train side by side, so nothing can be measured; choose the numbers")
     if config.run.seed + options.members >= 2**63:
         raise SettingError(f"run.seed: member m gets seed + m, which must be below 2^63; got {config.run.seed}")

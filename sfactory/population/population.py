@@ -44,6 +44,8 @@ from sfactory.run.takeover import counters_of, install, stage, weights_sha256
 from sfactory.supervisor.cores import by_cores
 from sfactory.supervisor.output_file import OutputFile
 
+RUN_AGAIN = {*STOPPED, Exit.BUSY, Exit.FINISHED}
+"""Exit codes of a round that was not trained to its end, but can be; less than 0 where the process was killed."""
 MOST_LOST = 5
 """Times in a row that a member is started again after it was killed before it got anywhere."""
 
@@ -69,8 +71,10 @@ class Population:
         self.processes = SideBySide[Segment](max_running, self._start, self._ended, self._ready)
         self.published: dict[int, Record] = {}
         """In rounds: what members have published, that wait for the others."""
-        self.failures: list[tuple[int, int, str]] = []
-        """Member, exit code and last line of those that cannot go on."""
+        self.waiting: dict[int, Record] = {}
+        """Anytime: members whose losses were not finite, while no other member has published a score."""
+        self.failures: dict[int, tuple[int, str]] = {}
+        """Member -> exit code and last line of those that cannot go on."""
         self.lost: dict[int, tuple[int, int]] = {}
         """Member -> times in a row that it was killed, and the steps it had saved then."""
 
@@ -88,10 +92,12 @@ class Population:
     def _result(self) -> tuple[Exit, str]:
         if self.processes.num_signals:
             return self.processes.stop_code, "repeat the command to continue"
+        for member in self.waiting:
+            self._give_up(member, Exit.NON_FINITE, "losses were not finite, and no other member can be taken over")
         if self.failures:
-            member, code, line = self.failures[0]
+            member, (code, line) = next(iter(self.failures.items()))
             output = self.plan.folder / "logs" / f"{name_of(member)}.txt"
-            return as_exit(code), f"{name_of(member)}: {line or f'exit {code}'}; output in {output}"
+            return as_exit(code), f"{name_of(member)}: {line or _how(code)}; output in {output}"
         winner = winner_of([self.history.of(member)[-1] for member in self.plan.members])
         self.history = History(self.history.options, self.history.initial, self.history.records, winner, True)
         write_history(self.plan.folder, self.history)
@@ -102,7 +108,7 @@ class Population:
     def _continue(self, member: int) -> None:
         """Queue the round that a member is in, unless it has ended it already."""
         done = len(self.history.of(member))
-        if done >= self.plan.num_rounds:
+        if done >= self.plan.num_rounds or member in self.failures or member in self.waiting:
             return
         round = done + 1
         if self._has_ended(member, round):
@@ -145,13 +151,16 @@ class Population:
             log(f"{name_of(member)}  stopped at {saved:,} steps")
         elif code == Exit.NON_FINITE:
             self._publish(member, round, failed=True)
-        elif (code < 0 or code in STOPPED or code == Exit.BUSY) and self._starts_again(member, code, saved):
+        elif (code < 0 or code in RUN_AGAIN) and self._starts_again(member, code, saved):
             log(f"{name_of(member)}  {_how(code)} at {saved:,} steps; it is started again")
             self.processes.queue.insert(0, ended.job)
         else:
-            line = ended.last_line()
-            log(f"{name_of(member)}  FAILED  {line or _how(code)}")
-            self.failures.append((member, code, line))
+            self._give_up(member, code, ended.last_line())
+
+    def _give_up(self, member: int, code: int, line: str) -> None:
+        """Note that a member cannot go on. The others do, as far as they can."""
+        log(f"{name_of(member)}  FAILED  {line or _how(code)}")
+        self.failures[member] = (code or Exit.WORKER_LOST, line)
 
     def _starts_again(self, member: int, code: int, saved: int) -> bool:
         times, before = self.lost.get(member, (0, -1))
@@ -172,8 +181,9 @@ class Population:
         took = f" in {duration(seconds)}" if seconds else ""
         log(f"{name_of(member)}  round {round}/{self.plan.num_rounds}: {record.env_steps:,} steps{took}, {what}")
         if not self.plan.in_rounds:
-            self._exchange({**self.history.newest(), member: record}, [member])
-            self._continue(member)
+            for one, own in {member: record, **self.waiting}.items():
+                self._exchange({**self.history.newest(), one: own}, [one])
+                self._continue(one)
             return
         self.published[member] = record
         if len(self.published) == len(self.plan.members):
@@ -232,8 +242,9 @@ class Population:
                 own = taken_over(own, published[leader], steps, plan.mutated, plan.config, rate, plan.seed)
                 staged.append((folder, own))
             elif own.failed:
-                self.failures.append((member, Exit.NON_FINITE, "losses were not finite, and no other member is better"))
+                self.waiting[member] = own
                 continue
+            self.waiting.pop(member, None)
             records.append(own)
         self.history = self.history.extended(records)
         write_history(plan.folder, self.history)

@@ -207,6 +207,24 @@ def test_pbt_member_whose_losses_are_not_finite_takes_over_another_one(trainer, 
     assert [end for _, name, end in trainer.started if name == "m1"] == [10_000, 20_000, 30_000, 40_000]
 
 
+def test_pbt_anytime_member_whose_losses_are_not_finite_waits_for_the_first_score(trainer, typed):
+    trainer.codes = {"m0": [9], "m1": [9]}
+    code, _, _ = typed(*BASE, "--exchange", "anytime", "--jobs", "1", "--gap", "1000")
+    history = read_history(Path("p"))
+    assert code == 0
+    assert [(record.member, record.failed) for record in history.records[:3]] == [(2, False), (0, True), (1, True)]
+    assert decisions(history) == [(1, 0, 2), (1, 1, 2)]
+    assert [len(history.of(member)) for member in range(4)] == [4] * 4
+
+
+@pytest.mark.parametrize("exchange", ["rounds", "anytime"])
+def test_pbt_ends_if_the_losses_of_no_member_are_finite(trainer, typed, exchange):
+    trainer.codes = {f"m{member}": [9] for member in range(4)}
+    code, _, line = typed(*BASE, "--exchange", exchange)
+    assert (code, "m0: losses were not finite, and no other member can be taken over" in line) == (9, True)
+    assert len(trainer.started) == 4
+
+
 def test_pbt_starts_a_member_again_that_was_killed(trainer, typed):
     trainer.codes = {"m1": [0, -9, -15, 130]}
     code, _, _ = typed(*ROUNDS)
@@ -219,7 +237,7 @@ def test_pbt_gives_up_a_member_that_is_killed_before_it_gets_anywhere(trainer, t
     monkeypatch.setattr(population.Population, "_saved_steps", lambda self, member: 0)
     trainer.codes = {"m1": [-9] * 20}
     code, _, line = typed(*ROUNDS)
-    assert (code, "m1: exit -9; output in p/logs/m1.txt" in line) == (7, True)
+    assert (code, "m1: killed by signal 9; output in p/logs/m1.txt" in line) == (7, True)
     assert len([name for _, name, _ in trainer.started if name == "m1"]) == population.MOST_LOST + 1
 
 
@@ -229,7 +247,9 @@ def test_pbt_reports_a_member_that_failed_and_goes_on_when_repeated(trainer, typ
     assert (code, "m1: exit 6; output in p/logs/m1.txt" in line) == (6, True)
     assert not read_history(Path("p")).finished
     trainer.started.clear()
+    Path("p/staged/m3-r9").mkdir()  # of a decision that was not recorded
     assert typed(*ROUNDS)[0] == 0
+    assert list(Path("p/staged").iterdir()) == []
     assert trainer.started[0] == ("resume", "m1", 20_000)
     assert len(read_history(Path("p")).records) == 16
 
@@ -314,6 +334,7 @@ def newest_weights():
         ("minatar/breakout --dir p --stop.seconds 9", "stop.seconds: a population sets it itself; it ends by stop.env"),
         ("minatar/breakout --dir p --stop.env-steps 0", "stop.env-steps: must be greater than 0"),
         ("minatar/breakout --dir p --mutate model.hidden", "model.hidden cannot change in the middle of a run"),
+        ("minatar/breakout --dir p --sampling.auto", "sampling.auto: members train side by side"),
         ("minatar/breakout --dir p --mutation-rate 2", "--mutation-rate: must be between 0 and 1, got 2"),
         ("minatar/breakout --dir p --sample optim.lr=-1..1", "optim.lr is"),
         ("minatar/breakout --dir p --slurm partition=x", "only --launcher slurm has such options"),
