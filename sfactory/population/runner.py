@@ -23,7 +23,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sfactory.config import Config, parsing
+from sfactory.config import Config, parsing, with_settings
 from sfactory.config.toml_file import to_toml
 from sfactory.config.values import same
 from sfactory.errors import CommandError, Exit, RunBusy
@@ -186,6 +186,8 @@ class Sweep:
         if job.name in self.lost:  # it may have saved since
             action = Action.RESUME if checkpoint.candidates(job.run_dir) else Action.TRAIN
         settings = job.config if action is Action.RESUME else by_cores(job.config, self.resources.cores)
+        if self.launcher.reruns:  # a signal before the time limit ends the run with 75, and it is started again
+            settings = with_settings(settings, {"run.requeue": True})
         if action is Action.TRAIN and job.run_dir.exists():
             move_aside(job.run_dir)
         command = run_command(self.folder, job.name, job.run_dir if action is Action.RESUME else None, settings)

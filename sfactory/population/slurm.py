@@ -24,6 +24,8 @@ SIGNAL = "SUBMITIT_PREEMPT_SIGNAL"
 """Environment variable of submitit: the signal before the time limit. Its default, USR2, would end a run at once."""
 ONE_DAY_MIN = 24 * 60
 POLL_S = 0.2
+RESULT_S = 10.0
+"""Time for the result of a job to appear on a shared file system."""
 
 
 class SlurmLauncher:
@@ -74,9 +76,8 @@ class SlurmLauncher:
         """A job of this name that waits or runs."""
         with contextlib.suppress(FileNotFoundError):
             job_id = self._file(name).read_text().strip()
-            handle = SlurmHandle(self.executor._executor.job_class(self.folder, job_id))
-            if handle.poll() is None:
-                return handle
+            job = self.executor._executor.job_class(self.folder, job_id)
+            return None if job.done() else SlurmHandle(job)
         return None
 
 
@@ -85,19 +86,27 @@ class SlurmHandle:
 
     def __init__(self, job: Any) -> None:
         self.job = job
+        self.cancelled = False
+        self._lost_at: float | None = None
+        """When it was over without a result."""
 
     def poll(self) -> int | None:
         if not self.job.done():
             return None
-        from submitit.core.utils import FailedJobError, UncompletedJobError
+        if not self.job.paths.result_pickle.exists():  # its node was lost, or it was killed; submitit would wait
+            self._lost_at = self._lost_at or time.monotonic()
+            is_lost = self.cancelled or time.monotonic() - self._lost_at > RESULT_S
+            return LOST if is_lost else None
+        from submitit.core.utils import FailedJobError
 
         try:
             return int(self.job.result())
-        except (FailedJobError, UncompletedJobError):  # its node was lost, or it was killed
+        except FailedJobError:  # of submitit itself, on the node
             return LOST
 
     def cancel(self, number: int) -> None:
         """Cancel the job: SLURM sends SIGTERM to its processes, and SIGKILL later."""
+        self.cancelled = True
         self.job.cancel(check=False)
 
 
