@@ -144,3 +144,42 @@ def test_side_by_side_asks_again_for_jobs_that_are_not_ready(tmp_path, monkeypat
     jobs.queue += ["late", "first", "second"]
     jobs.run()
     assert order == ["first", "second", "late"]
+
+
+def job(tmp_path, done, result=None):
+    """A job of submitit: its result is a file, which may come late."""
+    pickle = tmp_path / "result.pkl"
+    return SimpleNamespace(
+        job_id="7", done=lambda: done, result=lambda: result, cancel=lambda check: None,
+        paths=SimpleNamespace(result_pickle=pickle),
+    )  # fmt: skip
+
+
+def test_slurm_handle_reports_a_job_without_a_result_as_lost_after_a_while(tmp_path, monkeypatch):
+    assert slurm.SlurmHandle(job(tmp_path, done=False)).poll() is None
+    handle = slurm.SlurmHandle(job(tmp_path, done=True, result=75))
+    assert handle.poll() is None, "the file may not be visible here yet"
+    monkeypatch.setattr(slurm, "RESULT_S", 0.0)
+    assert handle.poll() == LOST
+    (tmp_path / "result.pkl").touch()
+    assert handle.poll() == 75
+
+
+def test_slurm_handle_does_not_wait_for_the_result_of_a_cancelled_job(tmp_path):
+    handle = slurm.SlurmHandle(job(tmp_path, done=True))
+    handle.cancel(signal.SIGINT)
+    assert handle.poll() == LOST
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_slurm_launcher_uses_a_job_that_an_earlier_command_submitted_and_that_is_not_over(tmp_path, monkeypatch, done):
+    launcher = slurm.SlurmLauncher(tmp_path, {"cluster": "local"})
+    monkeypatch.setattr(
+        launcher.executor._executor, "job_class", lambda folder, number: job(tmp_path, done), raising=False
+    )
+    submitted = []
+    monkeypatch.setattr(launcher.executor, "submit", lambda *_: submitted.append(1) or job(tmp_path, False))
+    (tmp_path / "job.job").write_text("5\n")
+    launcher.submit(python(tmp_path, ""), Resources(2))
+    assert submitted == ([1] if done else [])
+    assert (tmp_path / "job.job").read_text() == ("7\n" if done else "5\n")

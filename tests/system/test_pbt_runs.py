@@ -96,3 +96,21 @@ def test_pbt_killed_ten_times_has_the_history_of_an_unkilled_population_bit_for_
     bad = [record for record in whole.records if record.round == 1 and record.settings["optim.lr"] == 1e-5]
     assert len(bad) == 2
     assert all(record.next_settings["optim.lr"] > 1e-3 for record in bad), "after the first exchange"
+
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_pbt_member_whose_losses_are_not_finite_goes_on_from_another_one_without_lockstep(tmp_path):
+    options = ["--members", 2, "--jobs", 2, "--period", "8k", "--start", 0, "--mutation-rate", 0, "--gap", 1000]
+    options += ["--sample", "env.reward_scale=9e18,1e-18", "--loss.value-coef", 9e18, "--stop.env-steps", "24k"]
+    finish(pbt(tmp_path, *options, "--normalize.reward", "false"), 250)
+    history = read_history(tmp_path)
+    (failed,) = [record for record in history.records if record.failed]
+    assert (failed.round, failed.settings["env.reward_scale"]) == (1, 9e18)
+    assert failed.source == 1 - failed.member
+    last = history.of(failed.member)[-1]
+    assert (last.round, last.settings["env.reward_scale"], last.env_steps >= 24_000) == (3, 1e-18, True)
+    rows = (tmp_path / f"m{failed.member}/metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(row)["env_steps"] for row in rows]
+    assert steps == sorted(set(steps))
