@@ -15,7 +15,7 @@ from sfactory.errors import CommandError, Exit
 if TYPE_CHECKING:
     from sfactory.config import Config
     from sfactory.config.parsing import ConfigLayer
-    from sfactory.population.launchers import Launcher, Resources
+    from sfactory.population.commands import Launcher, Resources
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
@@ -137,13 +137,14 @@ def add_json(parser: CommandParser, help: str = "print the result as one JSON ob
 def add_launcher(parser: CommandParser, jobs: str = "runs at the same time") -> None:
     """--jobs, --launcher and the options that belong to it."""
     parser.add_argument("--jobs", metavar="N", type=whole(1), default=1, help=f"{jobs} (%(default)s)")
-    text = "where runs are started: processes here, jobs of SLURM, tasks of Ray (%(default)s)"
-    parser.add_argument("--launcher", choices=("local", "slurm", "ray"), default="local", help=text)
+    choices = ("local", "slurm", "ray")
+    text = "where runs are started: local, slurm or ray (%(default)s)"
+    parser.add_argument("--launcher", metavar="WHERE", choices=choices, default=choices[0], help=text)
     text = "cores of each run (those of this machine, divided by --jobs)"
     parser.add_argument("--cores", metavar="N", type=whole(1), help=text)
     text = "GPUs that each run asks SLURM or Ray for (%(default)s)"
     parser.add_argument("--gpus", metavar="N", type=whole(0), default=0, help=text)
-    text = "option of submitit, as partition=gpu or timeout_min=600; repeatable"
+    text = "option of submitit, as partition=gpu; repeatable"
     parser.add_argument("--slurm", metavar="NAME=VALUE", action="append", default=[], help=text)
 
 
@@ -216,7 +217,8 @@ def settings_of(options: argparse.Namespace) -> ConfigLayer:
 def opened_launcher(options: argparse.Namespace, folder: Path, num_runs: int) -> Iterator[tuple[Launcher, Resources]]:
     """The launcher of `add_launcher`, and what each run may use. folder: of all runs, for files of the launcher."""
     from sfactory.device.machine import cores
-    from sfactory.population.launchers import LAUNCHERS, Resources
+    from sfactory.population.commands import Resources
+    from sfactory.population.launchers import LAUNCHERS
 
     parallel = min(options.jobs, num_runs)
     resources = Resources(options.cores or max(1, cores() // parallel), options.gpus)

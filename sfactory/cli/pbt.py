@@ -30,10 +30,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
   sfactory pbt minatar/breakout --members 8 --jobs 2 --dir runs/pbt --sample optim.lr=5e-4..5e-3
 
-Train several members, each an ordinary run in DIR/m0, DIR/m1, ... Every --period steps a member
-that is among the worst and clearly below takes over the policy and the settings of a leader, and
-some of these settings are changed. The same command again continues, whatever was killed. At the
-end DIR/report.html shows lineage, curves and settings, and the last line names the winner.
+Members that are clearly below take over the policy and the settings of a leader, changed a little.
 """
 
 
@@ -44,31 +41,25 @@ def add_parser(commands: Commands) -> None:
         help="train a population that exchanges policies and settings",
         usage="sfactory pbt TARGET --dir DIR [options] [--section.field value ...]",
         description=DESCRIPTION,
-        epilog="Exit code: 0, or that of the first failed member; 130 after Ctrl-C, 143 after SIGTERM, all saved.",
     )
     add_target(parser)
     complete(parser.add_argument("--dir", metavar="DIR", type=path, help="folder of the population"), "directory")
     parser.add_argument("--members", metavar="N", type=whole(2), default=8, help="members (%(default)s)")
-    text = "first values: NAME=V1,V2 or NAME=LOW..HIGH; repeatable (all members are equal)"
+    text = "first values: NAME=V1,V2 or NAME=LOW..HIGH; repeatable"
     parser.add_argument("--sample", metavar="NAME=VALUES", action="append", default=[], help=text)
-    text = (
-        "settings that are changed by a factor of 1.1 to 1.5, with commas, or NAME=V1,V2 for another "
-        "value of the list; repeatable (the sampled ones, else optim.lr,loss.entropy-coef)"
-    )
+    text = "settings that change: names, or NAME=V1,V2; repeatable (the sampled)"
     parser.add_argument("--mutate", metavar="NAMES", action="append", default=[], help=text)
-    steps = whole(1)
-    parser.add_argument("--period", metavar="N", type=steps, default=5_000_000, help="steps between exchanges (5M)")
-    parser.add_argument(
-        "--start", metavar="N", type=whole(0), default=20_000_000, help="steps before the first one (20M)"
-    )
-    text = "share of the members that may be replaced, and share of the leaders (%(default)s)"
+    parser.add_argument("--period", metavar="N", type=whole(1), default=5_000_000, help="steps between exchanges (5M)")
+    text = "steps before the first exchange (20M)"
+    parser.add_argument("--start", metavar="N", type=whole(0), default=20_000_000, help=text)
+    text = "share that may be replaced, and share of the leaders (%(default)s)"
     parser.add_argument("--replace", metavar="X", type=decimal(0), default=0.3, help=text)
-    text = "difference of scores that is not enough, in their own unit (%(default)s)"
+    text = "difference of scores that is not enough (0)"
     parser.add_argument("--gap", metavar="X", type=decimal(0), default=0.0, help=text)
-    text = "probability that a setting is changed (%(default)s)"
+    text = "probability that a setting changes (%(default)s)"
     parser.add_argument("--mutation-rate", metavar="P", type=decimal(0), default=0.15, help=text)
-    text = "rounds: members wait for each other; anytime: they do not (rounds in lockstep, else anytime)"
-    parser.add_argument("--exchange", choices=("rounds", "anytime"), help=text)
+    text = "rounds or anytime (rounds in lockstep, else anytime)"
+    parser.add_argument("--exchange", metavar="WHEN", choices=("rounds", "anytime"), help=text)
     add_launcher(parser, "members that train at the same time")
     add_config(parser)
     add_json(parser, "print the history as JSON on stdout")

@@ -28,8 +28,7 @@ DESCRIPTION = """\
   sfactory sweep minatar/breakout --seeds 0..4 --grid optim.lr=1e-4,3e-4 --jobs 2
 
 Train one run per seed and cell of the grid, each in a process and a folder of its own, and print a
-table at the end. The same command again continues: finished runs are skipped, interrupted runs are
-resumed.
+table at the end. The same command again continues; runs that have finished are skipped.
 """
 
 
@@ -44,7 +43,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_target(parser)
     parser.add_argument("--seeds", metavar="S", default="0..2", help="0..4 (five seeds) or 1,5,7 (%(default)s)")
-    text = "values of a setting; repeat for all combinations; model.hidden=64,128+32"
+    text = "values of a setting, as model.hidden=64,128+32; repeatable"
     parser.add_argument("--grid", metavar="NAME=V1,V2", action="append", default=[], help=text)
     add_launcher(parser)
     text = "folder of the sweep (runs/<preset>_sweep_<settings>)"

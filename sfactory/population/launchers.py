@@ -1,73 +1,20 @@
 """Where the runs of a population or a sweep are started: processes here, jobs of SLURM, or tasks of Ray.
 
-    submit(command, resources) -> handle        handle.poll() -> exit code or None        handle.cancel(signal)
-
 A command is a whole run; which of them runs when, and what follows its end, is decided by its caller. What is known
-about a run is in its folder, which all machines must see under the same path.
+about a run is in its folder, which all machines must see under the same path. Interface: `population.commands`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 from sfactory.errors import CommandError, Exit, SettingError
-from sfactory.supervisor.process_signals import death_signal
-
-LOST = -int(signal.SIGKILL)
-"""Exit code of a command whose machine or worker was lost: the same as that of a process that was killed."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """A process to start: its arguments, the file that its output is appended to, and where it runs."""
-
-    name: str
-    arguments: Sequence[str]
-    output: Path
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    folder: str = field(default_factory=os.getcwd)
-    """Working directory; `output` may be relative to it."""
-
-
-class Resources(NamedTuple):
-    """What one command may use."""
-
-    cores: int = 1
-    gpus: int = 0
-
-
-class Handle(Protocol):
-    """A command that was submitted."""
-
-    def poll(self) -> int | None:
-        """Exit code; None while it waits or runs; negative if it was killed or its machine was lost."""
-
-    def cancel(self, number: int) -> None:
-        """Send a signal to a command that runs, on which it saves and exits; forget one that waits."""
-
-
-class Launcher(Protocol):
-    """Starts commands somewhere."""
-
-    reruns: bool
-    """Whether a command that was lost, or stopped by the scheduler (exit 75), is run again without being asked."""
-
-    def submit(self, command: Command, resources: Resources) -> Handle:
-        """Start a command, or queue it where others decide when it starts."""
-
-    def close(self) -> None:
-        """Release what was opened to reach the machines."""
-
-
-# -- processes on this machine -------------------------------------------------------------------------------
+from sfactory.population.commands import Command, Handle, Launcher, Resources, start
 
 
 class LocalLauncher:
@@ -97,21 +44,6 @@ class LocalHandle:
         """Send the signal to the whole process group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-
-
-def start(command: Command) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own; it gets SIGTERM when the calling process exits."""
-    with Path(command.folder, command.output).open("ab") as output:
-        return subprocess.Popen(
-            list(command.arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=command.folder,
-            env=dict(command.environment),
-            start_new_session=True,
-            preexec_fn=death_signal(signal.SIGTERM),
-        )
 
 
 # -- choosing one --------------------------------------------------------------------------------------------

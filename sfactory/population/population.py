@@ -31,8 +31,8 @@ from sfactory.files import FileRefused, folder_entries, open_to_append
 from sfactory.monitor.episodes import stored_episodes
 from sfactory.monitor.format import duration
 from sfactory.monitor.rows import METRICS_FILE
+from sfactory.population.commands import Launcher, Resources
 from sfactory.population.exchange import leader_of, taken_over, winner_of
-from sfactory.population.launchers import Launcher, Resources
 from sfactory.population.plan import Plan, name_of
 from sfactory.population.runner import as_exit, is_free, move_aside, run_command
 from sfactory.population.side_by_side import STOPPED, Running, SideBySide, log

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from sfactory.errors import CommandError, Exit
-from sfactory.population.launchers import LOST, Command, Handle, Resources, start
+from sfactory.population.commands import LOST, Command, Handle, Resources, start
 
 ADDRESS = "RAY_ADDRESS"
 """Ray's own environment variable: `auto`, or HOST:PORT of a cluster."""

@@ -29,8 +29,8 @@ from sfactory.config.values import same
 from sfactory.errors import CommandError, Exit, RunBusy
 from sfactory.files import replace_text
 from sfactory.monitor.format import duration
+from sfactory.population.commands import Command, Launcher, Resources
 from sfactory.population.jobs import Job
-from sfactory.population.launchers import Command, Launcher, Resources
 from sfactory.population.side_by_side import STOPPED, Running, SideBySide, log
 from sfactory.run import checkpoint
 from sfactory.run.lock import lock_folder

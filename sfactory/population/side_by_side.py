@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Generic, TypeVar
 
 from sfactory.errors import Exit
-from sfactory.population.launchers import Handle
+from sfactory.population.commands import Handle
 from sfactory.supervisor.output_file import OutputFile
 from sfactory.supervisor.process_signals import exits_are_reported, signal_handlers
 

@@ -18,7 +18,7 @@ from typing import Any
 from sfactory.config.values import from_text
 from sfactory.errors import CommandError, Exit
 from sfactory.files import replace_text
-from sfactory.population.launchers import LOST, Command, Handle, Resources, start
+from sfactory.population.commands import LOST, Command, Handle, Resources, start
 
 SIGNAL = "SUBMITIT_PREEMPT_SIGNAL"
 """Environment variable of submitit: the signal before the time limit. Its default, USR2, would end a run at once."""

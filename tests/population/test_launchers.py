@@ -10,7 +10,8 @@ import pytest
 
 from sfactory.errors import CommandError, SettingError
 from sfactory.population import launchers, ray_tasks, side_by_side, slurm
-from sfactory.population.launchers import LOST, Command, LocalLauncher, Resources, require_launcher
+from sfactory.population.commands import LOST, Command, Resources
+from sfactory.population.launchers import LocalLauncher, require_launcher
 from sfactory.population.side_by_side import Running, SideBySide
 from sfactory.supervisor.output_file import OutputFile
 

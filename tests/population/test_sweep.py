@@ -11,7 +11,7 @@ import pytest
 
 from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.device import machine
-from sfactory.population import launchers, side_by_side
+from sfactory.population import commands, launchers, side_by_side
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def fake_processes(monkeypatch):
             checkpoint.mkdir(parents=True, exist_ok=True)
             (checkpoint / "state.json").write_text("{}")
 
-    monkeypatch.setattr(launchers.subprocess, "Popen", Process)
+    monkeypatch.setattr(commands.subprocess, "Popen", Process)
     monkeypatch.setattr(launchers.os, "killpg", lambda pid, number: fakes.sent.append(number))
     monkeypatch.setattr(side_by_side, "POLL_S", 0.0)
     return fakes

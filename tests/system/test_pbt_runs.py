@@ -98,7 +98,6 @@ def test_pbt_killed_ten_times_has_the_history_of_an_unkilled_population_bit_for_
     assert all(record.next_settings["optim.lr"] > 1e-3 for record in bad), "after the first exchange"
 
 
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_pbt_member_whose_losses_are_not_finite_goes_on_from_another_one_without_lockstep(tmp_path):
