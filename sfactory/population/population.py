@@ -22,25 +22,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from sfactory.config import Config
 from sfactory.config.values import same
 from sfactory.errors import CheckpointError, CommandError, Exit
 from sfactory.files import FileRefused, folder_entries, open_to_append
-from sfactory.monitor.episodes import stored_episodes
 from sfactory.monitor.format import duration
-from sfactory.monitor.rows import METRICS_FILE
 from sfactory.population.commands import Launcher, Resources
 from sfactory.population.exchange import leader_of, taken_over, winner_of
 from sfactory.population.plan import Plan, name_of
+from sfactory.population.publication import publication
 from sfactory.population.runner import as_exit, is_free, move_aside, run_command
 from sfactory.population.side_by_side import STOPPED, Running, SideBySide, log
 from sfactory.run import checkpoint
-from sfactory.run.checkpoint_files import Contents
 from sfactory.run.history import History, Record, read_history, write_history
-from sfactory.run.reader import format_setting, read_columns, read_status
-from sfactory.run.takeover import counters_of, install, stage, weights_sha256
+from sfactory.run.reader import format_setting, read_status
+from sfactory.run.takeover import OWN, counters_of, install, stage
 from sfactory.supervisor.cores import by_cores
 from sfactory.supervisor.output_file import OutputFile
 
@@ -175,7 +171,7 @@ class Population:
 
     def _publish(self, member: int, round: int, failed: bool, seconds: float = 0.0) -> None:
         """Publish what a member has reached, and exchange policies if it is time."""
-        record = self._record(member, round, failed)
+        record = publication(self.plan, self.history, member, round, failed)
         score = "unknown" if record.score is None else f"{record.score:.4g}"
         what = "FAILED (losses were not finite)" if failed else f"score {score}"
         took = f" in {duration(seconds)}" if seconds else ""
@@ -191,37 +187,6 @@ class Population:
             self._exchange(published, sorted(published))
             for one in self.plan.members:
                 self._continue(one)
-
-    def _record(self, member: int, round: int, failed: bool) -> Record:
-        """What a member publishes, from its newest checkpoint."""
-        run_dir, settings = self.plan.run_dir(member), self.history.settings(member)
-        state, weights = dict[str, Any](), ""
-        with contextlib.suppress(CheckpointError):
-            found = self._newest(run_dir)
-            if found is not None:
-                state, weights = found.state, weights_sha256(found.path)
-        score, error = self._score(run_dir, self.history.of(member), state)
-        if failed:
-            score, error = None, 0.0
-        return Record(
-            member, round, int(state.get("env_steps", 0)), score, error, settings, weights, failed,
-            next_settings=settings,
-        )  # fmt: skip
-
-    def _newest(self, run_dir: Path) -> Contents | None:
-        """The newest checkpoint that can be used, verified."""
-        return checkpoint.read_newest(run_dir)
-
-    def _score(self, run_dir: Path, before: Sequence[Record], state: dict[str, Any]) -> tuple[float | None, float]:
-        """Score and standard error: the newest evaluation of this policy; without evaluations its training return."""
-        if self.plan.config.eval.every:
-            since = next((record.env_steps for record in reversed(before) if record.source is not None), -1)
-            return _evaluated(run_dir, since), 0.0
-        episodes = stored_episodes(state, len(self.plan.config.env.tasks))
-        errors = [float(np.std(returns)) / len(returns) ** 0.5 for returns in episodes.returns if returns]
-        score = state.get("training_return")
-        error = float(np.sqrt(np.sum(np.square(errors)))) / len(errors) if errors else 0.0
-        return (None if score is None else float(score)), error
 
     def _exchange(self, published: dict[int, Record], members: Sequence[int]) -> None:
         """Decide for some members, stage what they take over, record everything, install.
@@ -256,16 +221,9 @@ class Population:
 
     def _stage(self, leader: int, folder: Path, member: int) -> int:
         """Copy the newest checkpoint of a leader for a member; returns the leader's steps."""
-        own: dict[str, Any] = {
-            "env_steps": 0,
-            "frames": 0,
-            "updates": 0,
-            "seconds": 0.0,
-            "skipped_updates": 0,
-            "launch": 0,
-        }
+        own: dict[str, Any] = dict.fromkeys(OWN, 0)
         with contextlib.suppress(CheckpointError):
-            found = self._newest(self.plan.run_dir(member))
+            found = checkpoint.read_newest(self.plan.run_dir(member))
             if found is not None:
                 own = {**counters_of(found.state), "episodes": found.state.get("episodes", {"count": 0})}
         with checkpoint.held(lambda: checkpoint.resolve(self.plan.run_dir(leader))) as source:
@@ -298,15 +256,6 @@ class Population:
                 self._install(folder, recorded[folder])
             else:
                 shutil.rmtree(folder)
-
-
-def _evaluated(run_dir: Path, since: int) -> float | None:
-    """Mean return of the newest evaluation of a policy trained for more than `since` steps; None without one."""
-    rows, _ = read_columns(run_dir / METRICS_FILE)
-    if "eval/episodic_return" not in rows or "eval/env_steps" not in rows:
-        return None
-    known = np.isfinite(rows["eval/episodic_return"]) & (rows["eval/env_steps"] > since)
-    return float(rows["eval/episodic_return"][known][-1]) if known.any() else None
 
 
 def _how(code: int) -> str:

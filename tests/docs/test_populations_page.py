@@ -12,10 +12,10 @@ from sfactory.run.history import read_history
 
 PAGE = ROOT / "docs" / "populations.md"
 SMALL = {
-    "pbt": ["--members", "2", "--period", "1k", "--start", "0", "--stop.env-steps", "2k", "--run.mode", "lockstep"],
+    "pbt": ["--members", "2", "--period", "1k", "--start", "0", "--stop.env-steps", "1k", "--run.mode", "lockstep"],
     "sweep": ["--seeds", "0..0", "--stop.env-steps", "1k", "--run.mode", "lockstep"],
     "eval": ["--episodes", "2"],
-    "resume": ["--stop.env-steps", "3k"],
+    "resume": ["--stop.env-steps", "2k"],
 }
 pytestmark = pytest.mark.timeout(300)
 

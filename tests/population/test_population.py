@@ -12,6 +12,7 @@ import torch
 
 from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.population import launchers, population, side_by_side
+from sfactory.population.publication import evaluated
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint import Contents
 from sfactory.run.checkpoint_writer import save
@@ -187,10 +188,10 @@ def test_pbt_uses_the_evaluation_of_this_policy_where_there_is_one(tmp_path):
     keys = ("env_steps", "eval/episodic_return", "eval/env_steps")
     lines = [json.dumps({"seconds": 1.0, **dict(zip(keys, row, strict=True))}).replace("NaN", "null") for row in rows]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    assert population._evaluated(tmp_path, -1) == 7.0
-    assert population._evaluated(tmp_path, 2000) == 7.0
-    assert population._evaluated(tmp_path, 2500) is None, "of the policy before the takeover"
-    assert population._evaluated(tmp_path / "none", -1) is None
+    assert evaluated(tmp_path, -1) == 7.0
+    assert evaluated(tmp_path, 2000) == 7.0
+    assert evaluated(tmp_path, 2500) is None, "of the policy before the takeover"
+    assert evaluated(tmp_path / "none", -1) is None
 
 
 # -- failures
