@@ -38,7 +38,8 @@ def fake_processes(monkeypatch):
             if fakes.on_poll:
                 fakes.on_poll()
             if self.returncode is None and (self.polls > 2 or fakes.sent):
-                self.returncode = 130 if fakes.sent else fakes.codes.get(self.name, 0)
+                code = fakes.codes.get(self.name, 0)
+                self.returncode = 130 if fakes.sent else code.pop(0) if isinstance(code, list) else code
                 fakes.running -= 1
                 write_run(self.config, self.returncode)
             return self.returncode
@@ -49,8 +50,8 @@ def fake_processes(monkeypatch):
         (folder / "config.toml").write_text(to_toml(config))
         row = {"env_steps": 1000, "seconds": 1.0, "charts/episodic_return": 1000 * config.optim.lr + config.run.seed}
         (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-        outcomes = {0: "finished", 130: "interrupted", 6: "environment fault"}
-        status = {"state": outcomes[code], "exit": code, "sentence": "x", "env_steps": 1000, "training_return": 1.0}
+        outcomes = {0: "finished", 130: "interrupted", 6: "environment fault", 75: "requeue"}
+        status = {"state": outcomes.get(code, "running"), "exit": code, "sentence": "x", "env_steps": 1000, "training_return": 1.0}
         (folder / "status.json").write_text(json.dumps(status))
         if code != 6:
             checkpoint = folder / "checkpoints/000000001000"
@@ -166,6 +167,27 @@ def test_sweep_reports_a_failed_run_and_restarts_it_only_with_retry(fake_process
     assert fake_processes.started == []
     assert typed(*GRID, "--retry")[0] == 0
     assert fake_processes.started == [("train", "optim.lr=2e-3_s0")]
+
+
+def test_sweep_reports_a_run_of_this_machine_that_was_killed_and_goes_on_when_repeated(fake_processes, typed):
+    fake_processes.codes = {"s0": -9}
+    code, _, line = typed("sweep", "minatar/breakout", "--seeds", "0..1", "--dir", "s")
+    assert (code, "failed: s0 (exit -9)" in line) == (7, True)
+    assert fake_processes.started == [("train", "s0"), ("train", "s1")]
+    fake_processes.codes = {}
+    assert typed("sweep", "minatar/breakout", "--seeds", "0..1", "--dir", "s")[0] == 0
+    assert fake_processes.started[2:] == [("resume", "s0")]
+
+
+def test_sweep_starts_a_run_again_that_a_scheduler_stopped_or_lost(fake_processes, typed, monkeypatch):
+    monkeypatch.setattr(launchers.LocalLauncher, "reruns", True)
+    fake_processes.codes = {"s0": [75, -9, 75, 0], "s1": [-9] * 9}
+    code, _, line = typed("sweep", "minatar/breakout", "--seeds", "0..1", "--jobs", "2", "--dir", "s")
+    assert (code, "1 of 2 runs finished; failed: s1 (exit -9)" in line) == (7, True)
+    ways = [way for way, name in fake_processes.started if name == "s0"]
+    assert ways == ["train", "resume", "resume", "resume"]
+    assert [name for _, name in fake_processes.started].count("s1") == 1 + 3, "it got nowhere"
+    assert from_toml(Path("s/configs/s0.toml")).run.requeue
 
 
 def test_sweep_json_keeps_the_exit_code_of_a_run_without_a_folder(fake_processes, typed):
