@@ -131,7 +131,7 @@ def _chart(
         here = np.log10(y) if uses_logs else y
         curves.append(svg.Line(name, _on_axis(axis, x, here, steps=logarithmic)))
     y_format = (lambda value: svg.number(10.0**value)) if uses_logs else svg.number
-    drawing = svg.lines(axis, curves, human, y_format, svg.WIDE if wide else svg.SMALL)
+    drawing = svg.lines(axis, curves, human, y_format, svg.WIDE if wide else svg.SMALL, zero=not uses_logs)
     return [Chart(title, drawing, legend(list(known), [float(y[-1]) for _, y in known.values()]), wide)]
 
 

@@ -53,14 +53,19 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def lines(
-    x: np.ndarray, curves: Sequence[Line], x_format: Format, y_format: Format = number, size: Size = SMALL
+    x: np.ndarray,
+    curves: Sequence[Line],
+    x_format: Format,
+    y_format: Format = number,
+    size: Size = SMALL,
+    zero: bool = True,
 ) -> str:
-    """Draw curves over a common axis; the y axis fits them and includes 0 if it is near."""
+    """Draw curves over a common axis; the y axis fits them and includes 0 if it is near and `zero` allows it."""
     known = [v[np.isfinite(v)] for c in curves for v in (c.y, c.low, c.high) if v is not None]
     values = np.concatenate(known) if known else np.zeros(0)
     if not values.size:
         return no_data()
-    frame = _Frame(x, _range(values), x_format, y_format, size)
+    frame = _Frame(x, _range(values, zero), x_format, y_format, size)
     parts = [frame.axes()]
     for i, curve in enumerate(curves):
         if curve.low is not None and curve.high is not None:
@@ -190,13 +195,13 @@ def element(parts: Sequence[str], label: str, size: Size) -> str:
     return f"<svg {attributes}>{''.join(parts)}</svg>"
 
 
-def _range(values: np.ndarray) -> tuple[float, float]:
+def _range(values: np.ndarray, zero: bool) -> tuple[float, float]:
     """Return low and high of an axis. 0 is included if it is nearer than 1.5 x the spread; a constant gets a margin."""
     low, high = float(values.min()), float(values.max())
     spread = high - low or abs(high) or 1.0
-    if 0 < low < 1.5 * spread:
+    if zero and 0 < low < 1.5 * spread:
         low = 0.0
-    elif -1.5 * spread < high < 0:
+    elif zero and -1.5 * spread < high < 0:
         high = 0.0
     return (low - 0.04 * spread if low < 0 or high == low else low), high + 0.06 * spread
 

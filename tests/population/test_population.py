@@ -114,6 +114,7 @@ def test_pbt_trains_every_member_round_by_round_and_names_the_winner(trainer, ty
     assert code == 0
     best = max(history.records[-4:], key=lambda record: record.score)
     assert history.winner == best.member
+    assert [record.error for record in history.records] == pytest.approx([0.01] * 16), "0.1 / sqrt(100)"
     found = (
         f"{len(decisions(history))} takeovers; the winner is p/m{best.member} with score {best.score:.4g} (optim.lr="
     )

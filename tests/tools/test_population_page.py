@@ -89,6 +89,8 @@ def test_population_page_shows_members_takeovers_and_settings(folder):
     assert "<td>m2</td><td>not started</td><td>0</td><td>11</td>" in html
     assert "<td>1</td><td>m1</td><td>1,010</td><td>2</td><td>m0 at 1,000</td><td>optim.lr 1e-5 to 1.3e-3</td>" in html
     assert '<i class="c1"></i>m1 <b>0.0013</b>' in html, "the newest value of the setting"
+    setting = re.findall(r"<svg.*?</svg>", html, re.DOTALL)[-1]
+    assert {"0.0001", "0.001"} <= set(re.findall(r'text-anchor="end">(.*?)<', setting)), "a logarithmic axis"
     assert '<i class="c1"></i>m1 <b>21</b>' in html, "the newest return"
 
 
