@@ -24,6 +24,7 @@ TORCH_FREE = (
     "sfactory.envs",
     "sfactory.errors",
     "sfactory.monitor",
+    "sfactory.population",
     "sfactory.run.folder",
     "sfactory.run.reader",
     "sfactory.run.recorder",

@@ -51,7 +51,13 @@ def fake_processes(monkeypatch):
         row = {"env_steps": 1000, "seconds": 1.0, "charts/episodic_return": 1000 * config.optim.lr + config.run.seed}
         (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         outcomes = {0: "finished", 130: "interrupted", 6: "environment fault", 75: "requeue"}
-        status = {"state": outcomes.get(code, "running"), "exit": code, "sentence": "x", "env_steps": 1000, "training_return": 1.0}
+        status = {
+            "state": outcomes.get(code, "running"),
+            "exit": code,
+            "sentence": "x",
+            "env_steps": 1000,
+            "training_return": 1.0,
+        }
         (folder / "status.json").write_text(json.dumps(status))
         if code != 6:
             checkpoint = folder / "checkpoints/000000001000"
