@@ -1,6 +1,7 @@
 """What a launcher is: the interface between those who run many commands and the places where commands run.
 
-submit(command, resources) -> handle        handle.poll() -> exit code or None        handle.cancel(signal)
+`submit(command, resources)` returns a handle; `handle.poll()` returns the exit code once the command has ended, and
+`handle.cancel(signal)` ends it earlier.
 """
 
 from __future__ import annotations

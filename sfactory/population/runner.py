@@ -38,6 +38,8 @@ from sfactory.run.reader import learning_settings, read_run, read_status
 from sfactory.supervisor.cores import by_cores
 from sfactory.supervisor.output_file import OutputFile
 
+CLUSTER_STOPS = (Exit.REQUEUE, Exit.TERMINATED)
+"""Exit codes of a run that a cluster stopped: before its time limit, or for another job."""
 MOST_LOST = 3
 """Times in a row that a run is started again after its machine was lost before it got anywhere."""
 
@@ -210,7 +212,7 @@ class Sweep:
             result += f", return {score:.4g}" if isinstance(score, int | float) else ""
         elif not signalled and self._starts_again(name, code, steps):
             self.processes.queue.append(ended.job)
-            what = "stopped by the scheduler" if code == Exit.REQUEUE else "lost"
+            what = "stopped by the scheduler" if code in CLUSTER_STOPS else "lost"
             result = f"{what} at {steps:,} steps; it is started again"
         elif code in STOPPED or (signalled and code < 0):
             self.stopped_code = code
@@ -222,7 +224,7 @@ class Sweep:
 
     def _starts_again(self, name: str, code: int, steps: int) -> bool:
         """Whether a job goes on at once: the scheduler stopped it, or its machine was lost."""
-        if not self.launcher.reruns or not (code == Exit.REQUEUE or code < 0):
+        if not self.launcher.reruns or not (code in CLUSTER_STOPS or code < 0):
             return False
         times, before = self.lost.get(name, (0, -1))
         self.lost[name] = (1 if steps > before or code == Exit.REQUEUE else times + 1), steps

@@ -52,9 +52,8 @@ class SlurmLauncher:
             self.executor.update_parameters(**self.options)
         except (RuntimeError, ValueError, NameError, AssertionError, TypeError) as error:
             sentence = " ".join(str(error).split())
-            raise CommandError(
-                Exit.USAGE, f"--launcher slurm: {sentence}; to try it here: --slurm cluster=local"
-            ) from None
+            hint = "; to try it here: --slurm cluster=local" if isinstance(error, RuntimeError) else ""  # no srun
+            raise CommandError(Exit.USAGE, f"--launcher slurm: {sentence}{hint}") from None
 
     def submit(self, command: Command, resources: Resources) -> Handle:
         """Submit a job, or find the one that is there."""

@@ -86,6 +86,7 @@ def test_slurm_launcher_refuses_what_submitit_does_not_know(tmp_path, monkeypatc
     with pytest.raises(CommandError, match=message) as caught:
         slurm.SlurmLauncher(tmp_path / "jobs", options)
     assert "\n" not in str(caught.value)
+    assert ("to try it here" in str(caught.value)) == (not options)
 
 
 class FakeRay:

@@ -187,7 +187,7 @@ def test_sweep_reports_a_run_of_this_machine_that_was_killed_and_goes_on_when_re
 
 def test_sweep_starts_a_run_again_that_a_scheduler_stopped_or_lost(fake_processes, typed, monkeypatch):
     monkeypatch.setattr(launchers.LocalLauncher, "reruns", True)
-    fake_processes.codes = {"s0": [75, -9, 75, 0], "s1": [-9] * 9}
+    fake_processes.codes = {"s0": [75, -9, 143, 0], "s1": [-9] * 9}
     code, _, line = typed("sweep", "minatar/breakout", "--seeds", "0..1", "--jobs", "2", "--dir", "s")
     assert (code, "1 of 2 runs finished; failed: s1 (exit -9)" in line) == (7, True)
     ways = [way for way, name in fake_processes.started if name == "s0"]
