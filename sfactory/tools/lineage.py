@@ -11,6 +11,8 @@ from sfactory.run.reader import format_setting
 from sfactory.tools import svg
 
 ROW, TOP, LEFT, RIGHT, BOTTOM = 28, 16, 42, 16, 22
+BEND = 12
+"""Pixels by which a takeover bends to the left for each row that it crosses, so that several can be told apart."""
 COLORS = 7
 """CSS classes c0, c1, ... of the page."""
 
@@ -58,7 +60,11 @@ def lineage(members: int, records: Sequence[Record]) -> str:
             color, title = origin[record.member][record.round] % COLORS, escape(sentence(record))
             start = f"{x(min(record.source_steps, end)):.1f} {y(record.source):.1f}"
             stop = f"{x(record.env_steps):.1f} {y(record.member):.1f}"
-            parts.append(f'<path class="c{color} line takeover" d="M{start}L{stop}"><title>{title}</title></path>')
+            bend = f"{x(min(record.env_steps, record.source_steps)) - BEND * abs(record.member - record.source):.1f}"
+            middle = f"{bend} {(y(record.member) + y(record.source)) / 2:.1f}"
+            parts.append(
+                f'<path class="c{color} line takeover" d="M{start}Q{middle} {stop}"><title>{title}</title></path>'
+            )
     for record in records:
         color, title = origin[record.member][record.round] % COLORS, escape(sentence(record))
         center = f'cx="{x(record.env_steps):.1f}" cy="{y(record.member):.1f}"'

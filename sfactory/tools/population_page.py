@@ -109,27 +109,28 @@ def _settings(history: History) -> list[Chart]:
                 values += [record.settings[name], record.next_settings[name]]
             if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
                 lines[f"m{member}"] = (np.array(steps), np.array(values, float))
-        charts += _chart(flag_name(name), lines, logarithmic=True)
+        charts += _chart(flag_name(name), lines, setting=True)
     return charts
 
 
 def _chart(
-    title: str, members: Mapping[str, tuple[np.ndarray, np.ndarray]], wide: bool = False, logarithmic: bool = False
+    title: str, members: Mapping[str, tuple[np.ndarray, np.ndarray]], wide: bool = False, setting: bool = False
 ) -> list[Chart]:
     """One chart with a curve per member, each over its own steps; none without values.
 
-    logarithmic: allowed, where values differ by a large factor.
+    setting: values stay until the next one, and are drawn by their logarithms if they differ by a large factor.
     """
     known = {name: (x[np.isfinite(y)], y[np.isfinite(y)]) for name, (x, y) in members.items() if np.isfinite(y).any()}
     if not known:
         return []
     every = np.concatenate([y for _, y in known.values()])
-    uses_logs = logarithmic and every.min() > 0 and every.max() / every.min() >= WIDE_RANGE
-    axis = np.unique(np.concatenate([x for x, _ in known.values()]))
+    uses_logs = setting and every.min() > 0 and every.max() / every.min() >= WIDE_RANGE
+    at = np.concatenate([x for x, _ in known.values()])
+    axis = np.unique(np.concatenate([at, np.nextafter(at[at > 0], 0)]) if setting else at)  # just before a change, too
     curves = []
     for name, (x, y) in known.items():
         here = np.log10(y) if uses_logs else y
-        curves.append(svg.Line(name, _on_axis(axis, x, here, steps=logarithmic)))
+        curves.append(svg.Line(name, _on_axis(axis, x, here, steps=setting)))
     y_format = (lambda value: svg.number(10.0**value)) if uses_logs else svg.number
     drawing = svg.lines(axis, curves, human, y_format, svg.WIDE if wide else svg.SMALL, zero=not uses_logs)
     return [Chart(title, drawing, legend(list(known), [float(y[-1]) for _, y in known.values()]), wide)]

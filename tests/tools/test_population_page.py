@@ -91,6 +91,10 @@ def test_population_page_shows_members_takeovers_and_settings(folder):
     assert '<i class="c1"></i>m1 <b>0.0013</b>' in html, "the newest value of the setting"
     setting = re.findall(r"<svg.*?</svg>", html, re.DOTALL)[-1]
     assert {"0.0001", "0.001"} <= set(re.findall(r'text-anchor="end">(.*?)<', setting)), "a logarithmic axis"
+    changed = re.search(r'<path class="c1 line" d="(.*?)"', setting)[1]
+    places = [tuple(map(float, place.split())) for place in re.split("[ML]", changed)[1:]]
+    change = next(number for number, (_, y) in enumerate(places) if y != places[0][1])
+    assert places[change][0] == places[change - 1][0] > places[0][0], "a step, and no slope"
     assert '<i class="c1"></i>m1 <b>21</b>' in html, "the newest return"
 
 
