@@ -24,13 +24,15 @@ from sfactory.run.checkpoint_writer import fsync, write_manifest
 
 OWN = ("env_steps", "frames", "updates", "seconds", "skipped_updates", "launch")
 """Counters of the state that belong to the run and not to the policy."""
+POOL = "selfplay"
+"""Entry about opponents: their policies are in the folder of the run."""
 LEFT_OUT = ("rows_until",)
 """Entries that belong to the state of the source's environments."""
 
 
 def counters_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The counters of a checkpoint's state that a run keeps."""
-    return {name: state[name] for name in OWN if name in state}
+    """The counters of a checkpoint's state that a run keeps, and its pool of opponents."""
+    return {name: state[name] for name in (*OWN, POOL) if name in state}
 
 
 def stage(source: Path, staged: Path, own: Mapping[str, Any]) -> None:
@@ -58,7 +60,7 @@ def stage(source: Path, staged: Path, own: Mapping[str, Any]) -> None:
 
 def _state(policy: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The state of the policy with the counters of the run."""
-    state = {name: value for name, value in policy.items() if name not in LEFT_OUT}
+    state = {name: value for name, value in policy.items() if name not in (*LEFT_OUT, POOL)}
     state |= counters_of(own)
     if "episodes" in state and "episodes" in own:
         state["episodes"] = {**state["episodes"], "count": own["episodes"]["count"]}

@@ -62,6 +62,16 @@ def test_takeover_leaves_the_environments_of_the_leader_and_keeps_the_rows_of_th
     assert rows_until(found.state) == 1000
 
 
+def test_takeover_keeps_the_pool_of_opponents_of_the_member(tmp_path, two):
+    """The policies in a pool are files of their run; those of the leader are not copied."""
+    for run, checkpoint_path in zip(("m0", "m1"), two, strict=True):
+        contents = read(checkpoint_path, checkpoint.PARTS)
+        contents.state["selfplay"] = {"pool of": run}
+        save(tmp_path / run, contents, keep=3)
+    assert taken(tmp_path, two).state["selfplay"] == {"pool of": "m0"}
+    assert "selfplay" not in taken(tmp_path, two, own={"env_steps": 1000, "episodes": {"count": 0}}).state
+
+
 def test_takeover_does_not_change_the_leader(tmp_path, two):
     before = {path.name: path.read_bytes() for path in two[1].iterdir()}
     taken(tmp_path, two)
