@@ -35,10 +35,7 @@ Core time per step of every stage, and the speed that N cores reach with it, by 
 The environment is its own library in a plain loop. sfactory can be faster: a share above 100% is
 possible. With a GPU each line is the environment alone. "this run" are sfactory's stages, each
 measured alone. Several epochs or minibatches: a second run has one pass over the data. All figures
-are medians of stretches; on a busy machine all are too low, and not by the same factor.
-
-In an environment with several agents a step is the step of one agent, in all lines and costs; the
-speed of the run is given in env steps too.
+are medians of stretches; on a busy machine all are too low. With several agents: steps of agents.
 """
 
 
