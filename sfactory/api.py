@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.resume_rules import changed_settings, refuse_changes
 from sfactory.config.tables import PLACEHOLDERS
+from sfactory.device.ranks import Ranks
 from sfactory.errors import UNGUARDED, CommandError, Exit, RunBusy
 from sfactory.run.folder import (
     FolderTaken,
@@ -40,6 +41,7 @@ from sfactory.run.folder import (
     require_config_file,
     run_of,
 )
+from sfactory.run.job import check_job, wait_for_leader
 from sfactory.run.trust import vouched_code, vouched_opponent
 from sfactory.supervisor.main_script import GUARD, MISSING_MAIN_FILE, refuse_worker
 
@@ -223,6 +225,8 @@ def train_config(config: Config, label: str = "") -> Outcome:
 
     label: name of the run's folder where run.dir is empty; the environment's name if it is empty too.
     """
+    ranks = Ranks.from_env(os.environ)
+    check_job(config, ranks)
     if config.run.requeue and not config.run.dir:
         raise CommandError(Exit.USAGE, "run.requeue needs run.dir: the same command must find the same run again")
     if (note := presets.fallback_note(label)) and not config.log.quiet:
@@ -230,18 +234,20 @@ def train_config(config: Config, label: str = "") -> Outcome:
     if config.run.dir:
         run_dir = Path(config.run.dir)
         if config.run.requeue and is_run(run_dir):
-            return _requeued(config, run_dir)
-        refuse_existing(run_dir)
+            return _requeued(config, run_dir, ranks)
+        if ranks.is_leader:
+            refuse_existing(run_dir)
     if config.sampling.auto:
         from sfactory.tools.tune import tuned
 
         config = tuned(config, lambda line: None if config.log.quiet else print(line, file=sys.stderr, flush=True))
     if config.run.dir:
-        return _train(config, run_dir, resume=False)
+        wait_for_leader(run_dir, ranks)
+        return _train(config, run_dir, ranks, resume=False)
     while True:
         run_dir = new_run_dir(label or config.env.name, config.run.seed)
         try:
-            return _train(config, run_dir, resume=False)
+            return _train(config, run_dir, ranks, resume=False)
         except (RunBusy, FolderTaken):
             if not run_dir.exists():
                 raise
@@ -313,39 +319,44 @@ def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = (), trus
 
     Code that `config` names and the run did not comes from this user, who is trusted.
     """
+    ranks = Ranks.from_env(os.environ)
+    check_job(config, ranks)
     require_checkpoint(run_dir)
-    return _continue(_config_of(run_dir), config, run_dir, allow, trust)
+    return _continue(_config_of(run_dir), config, run_dir, ranks, allow, trust)
 
 
-def _requeued(config: Config, run_dir: Path) -> Outcome:
+def _requeued(config: Config, run_dir: Path, ranks: Ranks) -> Outcome:
     """Continue a run whose command the scheduler started again; from the beginning if it has no checkpoint yet."""
     before = _config_of(run_dir)
     if config.sampling.auto:  # keep the split that the first launch found
         names = ("learner_threads", "inference_threads", "inference_workers")
         found = {name: getattr(before.run, name) for name in names}
         config = replace(config, sampling=before.sampling, run=replace(config.run, **found))
-    return _continue(before, config, run_dir, [], trust=True)  # the command names the code itself
+    return _continue(before, config, run_dir, ranks, [], trust=True)  # the command names the code itself
 
 
-def _continue(before: Config, config: Config, run_dir: Path, allow: Sequence[str], trust: bool) -> Outcome:
+def _continue(
+    before: Config, config: Config, run_dir: Path, ranks: Ranks, allow: Sequence[str], trust: bool
+) -> Outcome:
     """Check the changes, say them, and train on if there is anything to train. before: the settings of the run."""
     from sfactory.device.machine import cores
     from sfactory.monitor.format import printable
     from sfactory.run.nothing_to_do import nothing_to_do
     from sfactory.supervisor.cores import by_cores, keep_processes
 
-    config = by_cores(keep_processes(before, config), cores())
+    num_cores = ranks.share(cores())
+    config = by_cores(keep_processes(before, config), num_cores)
     if config.run.dir and Path(config.run.dir).resolve() == run_dir.resolve():  # another way to write the folder
         config = replace(config, run=replace(config.run, dir=before.run.dir))
-    settled = by_cores(before, cores())
+    settled = by_cores(before, num_cores)
     refuse_changes(settled, config, allow)
     resume = has_checkpoint(run_dir)
-    if resume and (outcome := nothing_to_do(before, config, run_dir)) is not None:
+    if resume and (outcome := nothing_to_do(before, config, run_dir, ranks)) is not None:
         return outcome
     for line in changed_settings(settled, config):
         print(printable(line), file=sys.stderr)
     with vouched_code(run_dir, before, trust, "sfactory resume"):
-        return _train(config, run_dir, resume=resume)
+        return _train(config, run_dir, ranks, resume=resume)
 
 
 def _config_of(run_dir: Path) -> Config:
@@ -353,11 +364,11 @@ def _config_of(run_dir: Path) -> Config:
     return parsing.build(presets.read_toml(require_config_file(run_dir)))
 
 
-def _train(config: Config, run_dir: Path, *, resume: bool) -> Outcome:
+def _train(config: Config, run_dir: Path, ranks: Ranks, *, resume: bool) -> Outcome:
     from sfactory.supervisor import train as supervisor
 
     with MISSING_MAIN_FILE:
-        outcome = supervisor.train(config, run_dir, resume=resume)
+        outcome = supervisor.train(config, run_dir, resume, ranks)
     outcome.run_dir = str(run_dir)
     if outcome.code == UNGUARDED:
         if not resume:

@@ -136,6 +136,23 @@ class RunBusy(RuntimeError):
     exit_code = Exit.BUSY
 
 
+class LearnerLost(RuntimeError):
+    """Another learner of the job is gone, or shows no sign of life (exit 8)."""
+
+    def __init__(self, sentence: str, exit_code: Exit = Exit.WORKER_LOST) -> None:
+        super().__init__(sentence)
+        self.sentence, self.exit_code = sentence, exit_code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.sentence, self.exit_code)
+
+
+class LearnersDiffer(RuntimeError):
+    """Two learners of a job have different weights; a bug, or machines of different kinds."""
+
+    exit_code = Exit.BUG
+
+
 def resume_command(run_dir: Path, settings: Mapping[str, float] | None = None) -> str:
     """The command that continues a run. settings: dotted name -> number, of those that it changes."""
     changes = "".join(f" --{name.replace('_', '-')} {value:.15g}" for name, value in (settings or {}).items())

@@ -81,7 +81,10 @@ MORE_MINIBATCHES: dict[str, tuple[Rule, str]] = {
 """arXiv 2603.06009: scale the number of minibatches only. The averages of the optimizer and of the proximal policy
 count optimizer steps, whose size is unchanged, so they are unchanged too."""
 
-RULES = {"hilton": HILTON, "more_minibatches": MORE_MINIBATCHES}
+NONE: dict[str, tuple[Rule, str]] = {"envs_per_group": _ENVS["envs_per_group"]}
+"""Only the batch changes."""
+
+RULES = {"hilton": HILTON, "more_minibatches": MORE_MINIBATCHES, "none": NONE}
 _INTEGERS = ("envs_per_group", "forced_lag", "minibatches", "snapshot_age", "snapshots_kept")
 
 

@@ -102,6 +102,8 @@ def report(outcome: Outcome, config: Config, as_json: bool) -> int:
     """Print what was reached and the commands that come next, then the exit line."""
     code = Exit(outcome.code)
     run_dir = Path(outcome.run_dir)
+    if outcome.rank and code is Exit.FINISHED:  # rank 0 reports it
+        return int(code)
     if as_json:
         print(json.dumps(vars(outcome)))
     elif code is Exit.FINISHED:
@@ -110,7 +112,8 @@ def report(outcome: Outcome, config: Config, as_json: bool) -> int:
         print(f"  evaluate    sfactory eval {shlex.quote(str(run_dir))}")
         print(f"  curves      tensorboard --logdir {shlex.quote(str(run_dir))}")
     resume = resume_command(run_dir, outcome.resume_settings)
-    return print_exit_line(code, code.outcome, outcome.sentence, outcome.checkpoint, outcome.env_steps, resume)
+    word = f"rank {outcome.rank}: {code.outcome}" if outcome.rank else code.outcome
+    return print_exit_line(code, word, outcome.sentence, outcome.checkpoint, outcome.env_steps, resume)
 
 
 def _score(outcome: Outcome) -> str:

@@ -219,8 +219,8 @@ class BatchConfig:
     """Train on data k updates old by publishing weights late. Lockstep or sampling.slots_per_group 1 only."""
     factor: Annotated[float, Gt(0)] = 1.0
     """Divide the batch by this and rescale other settings by theory (arXiv 2110.00641); 0.25: four times larger."""
-    rule: Literal["hilton", "more_minibatches"] = "hilton"
-    """Rescaling rule for batch.factor."""
+    rule: Literal["hilton", "more_minibatches", "none"] = "hilton"
+    """Rescaling rule for batch.factor and for several learners, whose batches add up. none: keep all other settings."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ from contextlib import AbstractContextManager
 import torch
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """Device by name; `auto` is CUDA if available. A CUDA device always has an index.
+
+    local_rank: of the processes of a job on this machine, each of which has a CUDA device of its own, unless the name
+    has an index.
 
     Raises ValueError if CUDA is requested and not available.
     """
@@ -20,7 +23,8 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--run.device {name}: torch finds no CUDA device; use cpu or auto")
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+        of_rank = local_rank % max(1, torch.cuda.device_count())
+        device = torch.device("cuda", of_rank if local_rank else torch.cuda.current_device())
     return device
 
 

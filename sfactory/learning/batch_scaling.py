@@ -1,11 +1,15 @@
-"""Rescale the settings of a run for another batch size (`batch.factor`)."""
+"""Rescale the settings of a run for another batch size: `batch.factor`, and several learners.
+
+Every learner of a job has a batch of its own, so that W learners train on a batch W times as large: the same rules
+apply with a factor of 1 / W, but for the number of environments, which the other learners bring.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sfactory.algo.scaling import TARGET_SPAN, Row, rescale
+from sfactory.algo.scaling import RULES, TARGET_SPAN, Row, rescale, rescaled_span
 from sfactory.config import Config
 
 CRITICAL_BATCH = 20_000  # rows: above this a larger batch of Atari-like tasks gains little (arXiv 1812.06162, fig. 4)
@@ -18,22 +22,40 @@ SECTIONS = {  # what `rescale` may change
 }
 
 
-def rescale_batch(config: Config) -> tuple[Config, list[str]]:
+def rescale_batch(config: Config, learners: int = 1) -> tuple[Config, list[str]]:
     """Return the rescaled configuration and a table of the changes, with reasons and warnings, as lines of text.
 
     Raises ValueError, naming the setting, if a count would not be a whole number or settings no longer fit together.
     """
     factor, rule = config.batch.factor, config.batch.rule
+    config, lines = _rescaled(config, factor, f"batch factor {factor:g} ({rule}):", learners)
+    config, more = _rescaled(
+        config, 1.0 / learners, f"{learners} learners ({rule}), a batch for each:", learners, ("envs_per_group",)
+    )
+    return config, lines + more
+
+
+def target_span(config: Config, learners: int) -> float:
+    """Updates over which the statistics of value targets are averaged."""
+    scaled = "target_span" in RULES[config.batch.rule]
+    return rescaled_span(TARGET_SPAN, config.batch.factor / learners) if scaled else TARGET_SPAN
+
+
+def _rescaled(
+    config: Config, factor: float, title: str, learners: int, unchanged: tuple[str, ...] = ()
+) -> tuple[Config, list[str]]:
+    """One of the two steps of `rescale_batch`. unchanged: settings that stay as they are."""
+    rule = config.batch.rule
     if factor == 1.0:
         return config, []
-    place = {name: section for section, names in SECTIONS.items() for name in names}
+    place = {name: section for section, names in SECTIONS.items() for name in names if name not in unchanged}
     result = rescale(_settings(config, place), factor, rule)
     rows = result.rows
     if config.proximal.policy == "ewma" and not any(row.name == "center_of_mass" for row in rows):
         kept = result.settings["center_of_mass"]
         rows = [*rows, Row("center_of_mass", kept, kept, "optimizer steps of the same size: the same age in env steps")]
     changed: dict[str, dict[str, float]] = {section: {} for section in SECTIONS}
-    lines = [f"batch factor {factor:g} ({rule}):"]
+    lines = [title]
     for row in rows:
         name = f"{place[row.name]}.{row.name}" if row.name in place else "average of normalize.value_targets"
         if row.name in place:
@@ -42,8 +64,8 @@ def rescale_batch(config: Config) -> tuple[Config, list[str]]:
     lines += [f"  not rescaled: {text}" for text in _counted_in_updates(config)]
     lines += [f"  warning: {warning}" for warning in result.warnings]
     new = replace(config, **{s: replace(getattr(config, s), **values) for s, values in changed.items() if values})
-    if new.batch_rows > CRITICAL_BATCH:
-        lines.append(f"  warning: {new.batch_rows:,} rows per update are probably above the critical batch size")
+    if (of_all := learners * new.batch_rows) > CRITICAL_BATCH:
+        lines.append(f"  warning: {of_all:,} rows per update are probably above the critical batch size")
     return new, lines
 
 

@@ -5,21 +5,27 @@ takes the same optimizer steps, holds the same statistics and stops at the same 
 
     average_gradients   once per optimizer step, between the backward pass and the clipping of gradients
     pool_moments        once per update for value targets, once for advantages, and once for all other normalizers
-    average_metrics     once per update
-    total_rows, agree   once per update
+    average_metric      once per update, with optim.schedule kl_adaptive only
+    propose             before every update; its votes and row counts travel with the gradients
+    agree, total_rows   after every update; they cost nothing
 
-An implementation over a collective needs one all-reduce per optimizer step: the gradients as one flat vector, each
-multiplied by the number of valid rows of its minibatch, followed by that number and by one counter per outcome of
-`agree`. Dividing the summed gradients by the summed number of rows makes two learners with B rows equal to one with 2B
-rows. A gradient that is not finite on one learner makes the sum not finite on all of them, so all skip the step.
+Dividing the sum of the gradients, each times its number of valid rows, by the sum of these numbers makes two learners
+with B rows equal to one with 2B rows. A gradient that is not finite on one learner makes the sum not finite on all of
+them, so all skip the step. The implementation for several learners is `sfactory.learning.process_group`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
+
+from sfactory.device.ranks import Ranks
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class BatchMoments(NamedTuple):
@@ -28,6 +34,15 @@ class BatchMoments(NamedTuple):
     mean: Tensor  # [*S]
     var: Tensor  # [*S], of the population
     rows: Tensor  # [] their number
+
+
+class Vote(NamedTuple):
+    """What one learner wants, and after an update what all of them do."""
+
+    outcome: int = 0
+    """How training ends, the largest one that a learner proposed; 0: it goes on."""
+    save: bool = False
+    """Whether a checkpoint is written; it is if any learner wants one."""
 
 
 class Learners(Protocol):
@@ -40,23 +55,52 @@ class Learners(Protocol):
     recordable: bool
     """Whether the calls made within an optimizer step can be part of a CUDA graph."""
 
-    def average_gradients(self, parameters: Sequence[nn.Parameter], valid: Tensor) -> None:
-        """Replace every `.grad`, in place, by its mean over learners, weighted by the valid rows of the minibatch.
+    # -- once, before training ---------------------------------------------------------------------------------
 
-        valid: [T, b] bool, the rows of this learner's minibatch that its loss is a mean of.
+    def require_same(self, facts: Mapping[str, str]) -> None:
+        """SettingError on all learners if one of them has other values than the leader. Called once."""
+
+    def leaders(self, name: str, value: str) -> str:
+        """The leader's value."""
+
+    def copy_from_leader(self, parts: Mapping[str, Mapping[str, Tensor]]) -> bool:
+        """Overwrite the tensors with the leader's, in place; False if they are the leader's own."""
+
+    # -- in every update ---------------------------------------------------------------------------------------
+
+    def propose(self, vote: Vote, rows: int) -> None:
+        """Say what this learner wants, and how many valid rows it has in the update that follows."""
+
+    def average_gradients(
+        self, gradient: Tensor, valid: Tensor, metrics: Mapping[str, Tensor], largest: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Replace the flat gradient [size], in place, by its mean over learners, weighted by valid rows.
+
+        valid: [T, b] bool, the rows of this learner's minibatch that its loss is a mean of. metrics: [] each; the same
+        mean of them is returned, and the largest one of those that are named in `largest`.
         """
 
     def pool_moments(self, moments: Sequence[BatchMoments]) -> Sequence[BatchMoments]:
         """Moments of the rows of all learners together, in the order given."""
 
-    def average_metrics(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Mean of every metric [] over learners."""
+    def average_metric(self, metric: Tensor) -> Tensor:
+        """Mean of a metric [] over learners."""
 
-    def total_rows(self, rows: int) -> int:
-        """Sum of a number of rows over learners."""
+    def total_rows(self, rows: int, skipped: bool) -> int:
+        """Valid rows of the update on all learners. skipped: whether a step was not taken, the same on all learners;
+        else `rows` are those that were proposed."""
 
-    def agree(self, outcome: int) -> int:
-        """The largest outcome that any learner proposed (0: go on), the same on every learner."""
+    def agree(self, vote: Vote) -> Vote:
+        """What all learners do after the update, by the votes before it; `vote` is what a single learner wants now."""
+
+    def check_same(self, digest: Callable[[], int], update: int) -> None:
+        """LearnersDiffer if another learner has another digest of its weights. For `run.debug`."""
+
+    def collect(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """For the leader the arrays of all learners, those of others as `NAME.RANK`. None where nobody has any."""
+
+    def close(self) -> None:
+        """Leave the job."""
 
 
 class SingleLearner:
@@ -66,17 +110,53 @@ class SingleLearner:
     is_leader = True
     recordable = True
 
-    def average_gradients(self, parameters: Sequence[nn.Parameter], valid: Tensor) -> None:
+    def require_same(self, facts: Mapping[str, str]) -> None:
         pass
+
+    def leaders(self, name: str, value: str) -> str:
+        return value
+
+    def copy_from_leader(self, parts: Mapping[str, Mapping[str, Tensor]]) -> bool:
+        return False
+
+    def propose(self, vote: Vote, rows: int) -> None:
+        pass
+
+    def average_gradients(
+        self, gradient: Tensor, valid: Tensor, metrics: Mapping[str, Tensor], largest: Sequence[str]
+    ) -> dict[str, Tensor]:
+        return dict(metrics)
 
     def pool_moments(self, moments: Sequence[BatchMoments]) -> Sequence[BatchMoments]:
         return moments
 
-    def average_metrics(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-        return metrics
+    def average_metric(self, metric: Tensor) -> Tensor:
+        return metric
 
-    def total_rows(self, rows: int) -> int:
+    def total_rows(self, rows: int, skipped: bool) -> int:
         return rows
 
-    def agree(self, outcome: int) -> int:
-        return outcome
+    def agree(self, vote: Vote) -> Vote:
+        return vote
+
+    def check_same(self, digest: Callable[[], int], update: int) -> None:
+        pass
+
+    def collect(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return arrays
+
+    def close(self) -> None:
+        pass
+
+
+def join(ranks: Ranks, device: torch.device, stall_timeout: float, alive: Callable[[], None]) -> Learners:
+    """Join the learners of the job; waits until all of them have come. A single one needs nobody.
+
+    stall_timeout: seconds without a sign of life after which another learner is lost. alive: called about once a second
+    while this learner waits for others that do live.
+    """
+    if ranks.alone:
+        return SingleLearner()
+    from sfactory.learning.process_group import ProcessGroup
+
+    return ProcessGroup.join(ranks, device, stall_timeout, alive)

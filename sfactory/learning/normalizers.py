@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sfactory.algo.normalize import EwmaMoments, Moments, RewardScale, TargetScale, decay_from_span, masked_moments
-from sfactory.algo.scaling import TARGET_SPAN, rescaled_span
 from sfactory.config import Config
 from sfactory.learning.batch import Batch
+from sfactory.learning.batch_scaling import target_span
 from sfactory.learning.distributed import BatchMoments, Learners
 from sfactory.model.actor_critic import ActorCritic
 
@@ -30,7 +30,7 @@ class Normalizers:
         self.config, self.model, self.device, self.learners = config, model, device, learners
         self.observations = {name: Moments(shape, device) for name, shape in model.normalized_shapes().items()}
         self.rewards = RewardScale(device=device)
-        span = rescaled_span(TARGET_SPAN, config.batch.factor)
+        span = target_span(config, learners.world_size)
         self.targets = TargetScale(decay_from_span(span), device) if config.normalize.value_targets else None
         self.advantages = EwmaMoments(decay_from_span(config.normalize.advantage_span), device=device)
 

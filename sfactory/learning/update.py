@@ -14,6 +14,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -122,7 +123,7 @@ class Update:
         else:
             self.optimizer.lr = self.lr
         self._last = batch, self._order(batch, updates)
-        metrics = self.learners.average_metrics(self.device_work(*self._last))
+        metrics = self.device_work(*self._last)
         if self.adaptive:  # the one synchronization that this schedule needs, and the next
             self.kl = float(metrics[KL_METRIC])
         if o.schedule == "ess":
@@ -181,7 +182,7 @@ class Update:
             further, _ = self._run_phase(phase)
             metrics = {**metrics, **further, "skipped": metrics["skipped"] + further["skipped"]}
         if self.adaptive:
-            metrics[KL_METRIC] = self._kl_of_update(batch, start, metrics["skipped"])
+            metrics[KL_METRIC] = self.learners.average_metric(self._kl_of_update(batch, start, metrics["skipped"]))
         finite = metrics["skipped"] == 0  # a batch that was not finite, in whole or in part, is not added
         self.normalizers.update(batch, batch.valid & finite)
         return metrics
@@ -284,11 +285,21 @@ class Update:
 
     def _step(self, loss: Loss, valid: Tensor) -> dict[str, Tensor]:
         """As `_optimizer_step`, with the gradient that was written. loss: its metrics."""
-        self.learners.average_gradients(self.parameters, valid)
+        report = {**loss.losses, **loss.diagnostics}
+        report = self.learners.average_gradients(self.flat.gradient, valid, report, self.objective.largest_metrics)
         norm, skipped = self.optimizer.clip_and_step(self.config.optim.max_grad_norm)
         self.objective.after_step(skipped)
         self.on_optimizer_step()
-        return {"skipped": skipped, **loss.losses, "losses/grad_norm": norm, **loss.diagnostics}
+        losses = {name: report.pop(name) for name in loss.losses}
+        return {"skipped": skipped, **losses, "losses/grad_norm": norm, **report}
+
+    def digest(self) -> int:
+        """63 bits that depend on every bit of the weights and of all statistics."""
+        found = hashlib.blake2b(digest_size=8)
+        for part in (dict(self.model.state_dict()), self.normalizers.state_dict()):
+            for name in sorted(part):
+                found.update(part[name].detach().cpu().contiguous().numpy().tobytes())
+        return int.from_bytes(found.digest(), "little") >> 1
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -34,8 +34,8 @@ LONGEST_ID = 1024
 class Writers:
     """All outputs of one launch. resume_env_steps: later rows are dropped; None for a new run."""
 
-    def __init__(self, run_dir: Path, config: Config, resume_env_steps: int | None) -> None:
-        self.run_dir, self.config = Path(run_dir), config
+    def __init__(self, run_dir: Path, config: Config, resume_env_steps: int | None, tensorboard: bool = True) -> None:
+        self.run_dir, self.config, self._to_tensorboard = Path(run_dir), config, tensorboard
         self._warned: set[str] = set()
         self._last = -1
         self._log_file: TextIO | None = None
@@ -56,7 +56,8 @@ class Writers:
         with self._ignoring_errors(METRICS_FILE):
             self._rows = open_to_append(self.run_dir / METRICS_FILE)
         with self._ignoring_errors("TensorBoard"):
-            self._tensorboard = TensorBoard(self.run_dir / "tb", resume_env_steps)
+            if self._to_tensorboard:
+                self._tensorboard = TensorBoard(self.run_dir / "tb", resume_env_steps)
 
     def reopen(self) -> None:
         """Continue in new files: the folder was replaced by a new one."""

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sfactory.device.ranks import ALONE, Ranks
 from sfactory.errors import CheckpointError, FileRefused, NoCheckpointError
 from sfactory.files import folder_entries, is_file, is_folder, open_to_read, require
 from sfactory.monitor.table import EPISODES_IN_MEAN
@@ -230,8 +231,14 @@ def resolve(path: Path) -> Path:
 # -- load ----------------------------------------------------------------------------------------------------
 
 
-def load_lockstep(path: Path) -> dict[str, np.ndarray]:
-    """Load the additional state of a lockstep run; empty if the checkpoint has none."""
+def load_lockstep(path: Path, ranks: Ranks = ALONE) -> dict[str, np.ndarray]:
+    """Load the additional state of one rank of a lockstep run; empty if the checkpoint has none.
+
+    It has none for a job of another size: its ranks cannot go on as if there had been no interruption.
+    """
+    if read_state(path).get("world_size", 1) != ranks.world_size:
+        return {}
+    suffix = "" if ranks.is_leader else f".{ranks.rank}"
     try:
         file = open_to_read(path / LOCKSTEP)
     except FileNotFoundError:
@@ -243,7 +250,7 @@ def load_lockstep(path: Path) -> dict[str, np.ndarray]:
                     raise CheckpointError(f"{LOCKSTEP} is compressed, which this program never writes")
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
+                return {name: arrays[name + suffix] for name in ("arena", "state") if name + suffix in arrays}
         except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
             raise CheckpointError(f"{LOCKSTEP} cannot be read ({error})") from error
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from sfactory.config import Config
+from sfactory.device.ranks import ALONE, Ranks
 from sfactory.errors import CheckpointError, Exit
 from sfactory.monitor.episodes import stored_episodes
 from sfactory.monitor.table import EPISODES_IN_MEAN
@@ -16,19 +19,17 @@ from sfactory.run.reader import read_status
 from sfactory.run.stop_rules import Progress, raised_settings, reached_rules, sentence_of
 
 
-def nothing_to_do(before: Config, config: Config, run_dir: Path) -> Outcome | None:
+def nothing_to_do(before: Config, config: Config, run_dir: Path, ranks: Ranks = ALONE) -> Outcome | None:
     """The outcome of a resume if the newest checkpoint has reached a stop rule; None if there is something to do.
 
     before: the settings of the run so far. A run that was killed after it had reached one of them is resumed: its last
     row and its status are missing. Raises RunBusy if another process trains in the folder.
     """
-    lock = lock_folder(run_dir, lambda line: None)
-    try:
-        newest = checkpoint.newest(run_dir, move_damaged=False)
-    except CheckpointError:  # the resume itself will say so
-        newest = None
-    finally:
-        os.close(lock)
+    with _locked(run_dir) if ranks.is_leader else nullcontext():  # rank 0 may train already
+        try:
+            newest = checkpoint.newest(run_dir, move_damaged=False)
+        except CheckpointError:  # the resume itself will say so
+            newest = None
     if newest is None:
         return None
     state = checkpoint.read_state(newest)
@@ -45,5 +46,14 @@ def nothing_to_do(before: Config, config: Config, run_dir: Path) -> Outcome | No
     outcome = Outcome.of(Exit.FINISHED, f"nothing to do: {sentence_of(rules)}; nothing was changed")
     outcome.checkpoint, outcome.env_steps, outcome.run_dir = str(newest), env_steps, str(run_dir)
     outcome.training_return, outcome.episodes = training_return, in_mean
-    outcome.resume_settings = raised_settings(rules)
+    outcome.resume_settings, outcome.rank = raised_settings(rules), ranks.rank
     return outcome
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    lock = lock_folder(run_dir, lambda line: None)
+    try:
+        yield
+    finally:
+        os.close(lock)

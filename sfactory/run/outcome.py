@@ -23,6 +23,8 @@ class Outcome:
     """Episodes that the training return is the mean of, at most 100."""
     resume_settings: dict[str, float] = field(default_factory=dict)
     """Settings that a resume must change to train on: every stop rule that was reached, raised."""
+    rank: int = 0
+    """Of the process that reports it, in a job of several learners."""
 
     @classmethod
     def of(cls, code: Exit, sentence: str) -> Outcome:

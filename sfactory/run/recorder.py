@@ -14,6 +14,7 @@ from typing import Any
 from sfactory.config import Config
 from sfactory.config.resume_rules import changed_settings
 from sfactory.config.toml_file import from_toml, to_toml
+from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import EnvSpec
 from sfactory.errors import CheckpointError, CommandError, Exit, FileRefused, NoCheckpointError, RunBusy
 from sfactory.files import replace_text
@@ -58,9 +59,12 @@ class RunRecorder:
         launch: int,
         resume_from: str,
         state: dict[str, Any],
+        checkpoints: Path | None = None,
     ) -> None:
+        """checkpoints: the run folder that has them, if it is not `run_dir`."""
         self.config, self.run_dir, self.spec = config, run_dir, specs[0]
         self.launch, self.resume_from, self._lock = launch, resume_from, lock
+        self.checkpoints = checkpoints or run_dir
         self.env_steps, self.updates = int(state.get("env_steps", 0)), int(state.get("updates", 0))
         self.seconds, self.episodes = float(state.get("seconds", 0.0)), stored_episodes(state, len(specs))
         self.created: list[Path] | None = None  # folder and parents, if a failed start must remove what is in it
@@ -70,7 +74,8 @@ class RunRecorder:
         self.env_faults = EnvFaults(config.env.fault_budget, config.sampling.num_envs)  # of this launch
         tasks = {task: spec.reference for task, spec in zip(config.env.tasks, specs, strict=True)}
         self.board = Board(self.env_steps, self.seconds, tasks, stored_episodes(state, len(specs)))
-        self.writers = Writers(run_dir, config, rows_until(state) if resume_from else None)
+        main = self.checkpoints == run_dir  # else a rank whose numbers complete those of rank 0
+        self.writers = Writers(run_dir, config, rows_until(state) if resume_from else None, tensorboard=main)
         self._row: dict[str, float] = {}
         self._history = ReturnHistory()
         self._roofline = known_roofline(config)  # read once: it stays the same during a run
@@ -83,17 +88,21 @@ class RunRecorder:
             self.board.evaluated = last_evaluated(run_dir)
 
     @classmethod
-    def open(cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec]) -> RunRecorder:
+    def open(
+        cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec], ranks: Ranks = ALONE
+    ) -> RunRecorder:
         """Create or reopen the folder and lock it. RunBusy if another trainer holds the lock.
 
-        A folder that was new or empty is so again if this fails.
+        A folder that was new or empty is so again if this fails. ranks: those besides rank 0 write into a folder of
+        their own, and read the checkpoints of `run_dir`.
         """
+        checkpoints, run_dir = run_dir, ranks.folder(run_dir)
         created, warnings = make_folder(run_dir), list[str]()
         empty = not any(run_dir.iterdir())
         try:
             lock = lock_folder(run_dir, warnings.append)
             try:
-                recorder = cls._open_locked(config, run_dir, resume, specs, lock, warnings)
+                recorder = cls._open_locked(config, run_dir, resume, specs, lock, warnings, checkpoints)
                 recorder.created = created if empty else None
                 return recorder
             except BaseException:
@@ -107,7 +116,14 @@ class RunRecorder:
 
     @classmethod
     def _open_locked(
-        cls, config: Config, run_dir: Path, resume: bool, specs: Sequence[EnvSpec], lock: int, warnings: list[str]
+        cls,
+        config: Config,
+        run_dir: Path,
+        resume: bool,
+        specs: Sequence[EnvSpec],
+        lock: int,
+        warnings: list[str],
+        checkpoints: Path,
     ) -> RunRecorder:
         if not resume and not config.run.requeue:
             refuse_run(run_dir)
@@ -115,19 +131,23 @@ class RunRecorder:
         launch, resume_from, state, changes = 0, "", {}, list[str]()
         if resume:
             found = checkpoint.read_newest(
-                run_dir, (), warnings, move_damaged=True, check=lambda contents: _require_resumable(contents, config)
+                checkpoints,
+                (),
+                warnings,
+                move_damaged=checkpoints == run_dir,
+                check=lambda contents: _require_resumable(contents, config),
             )
             if found is None:
-                raise NoCheckpointError(f"{run_dir} holds no checkpoint to resume from")
+                raise NoCheckpointError(f"{checkpoints} holds no checkpoint to resume from")
             state = found.state
             launch, resume_from = state["launch"] + 1, str(found.path)
             try:
                 check_reading(state, specs[0], config)
             except CheckpointError as error:
                 raise CommandError(Exit.RESUME_REFUSED, str(error)) from error
-            changes = changed_settings(from_toml(run_dir / "config.toml"), config)
+            changes = changed_settings(from_toml(checkpoints / "config.toml"), config)
         replace_text(run_dir / "config.toml", to_toml(config))
-        recorder = cls(config, run_dir, specs, lock, launch, resume_from, state)
+        recorder = cls(config, run_dir, specs, lock, launch, resume_from, state, checkpoints)
         for warning in warnings:
             recorder.writers.log(warning)
         for change in changes:
@@ -292,7 +312,7 @@ class RunRecorder:
         self.keep_folder()
         newest = None
         with contextlib.suppress(FileRefused, OSError):  # the folder may have been replaced
-            newest = next(iter(checkpoint.candidates(self.run_dir)), None)
+            newest = next(iter(checkpoint.candidates(self.checkpoints)), None)
         if newest is not None and not self._taken:
             outcome.checkpoint = str(newest)
             if int(newest.name) == self.env_steps:  # else a resume trains on from an older one

@@ -11,6 +11,8 @@ import contextlib
 import os
 from collections.abc import Sequence
 
+from sfactory.device.machine import numa_nodes
+from sfactory.device.ranks import Ranks
 from sfactory.supervisor.cores import worker_cores
 from sfactory.workers.shared import RunSpec
 
@@ -39,6 +41,14 @@ def pin(name: str, run_spec: RunSpec, nodes: Sequence[Cores]) -> None:
     if node is not None:
         with contextlib.suppress(OSError):  # the allowed cores changed in between
             os.sched_setaffinity(0, nodes[node])
+
+
+def keep_to_nodes(ranks: Ranks) -> None:
+    """Restrict this process and its children to its share of the NUMA nodes, where the machine has several ranks."""
+    nodes = numa_nodes()
+    if ranks.local_world_size > 1 and len(nodes) > 1:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, frozenset().union(*ranks.nodes(nodes)))
 
 
 def placement(run_spec: RunSpec, nodes: Sequence[Cores]) -> str:

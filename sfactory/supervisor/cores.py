@@ -18,6 +18,7 @@ import math
 
 from sfactory.config import Config, with_settings
 from sfactory.device.machine import shows_gpu
+from sfactory.device.ranks import Ranks
 from sfactory.workers.names import INFERENCE, LEARNER, parse_worker
 
 MIN_GROUP = 4
@@ -57,6 +58,13 @@ def by_cores(config: Config, num_cores: int) -> Config:
             "sampling.envs_per_group": s.num_envs // (samplers * groups),
         },
     )
+
+
+def share_threads(config: Config, ranks: Ranks, num_cores: int) -> Config:
+    """Settle the learner's threads where several ranks share a machine: it would use as many as there are cores."""
+    if ranks.local_world_size == 1 or config.run.learner_threads:
+        return config
+    return with_settings(config, {"run.learner_threads": min(LEARNER_THREADS, num_cores)})
 
 
 def worker_cores(config: Config, name: str, num_cores: int) -> int:

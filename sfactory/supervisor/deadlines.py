@@ -4,8 +4,9 @@ An environment has `env.step_timeout` for each step and `env.build_timeout` to b
 Every environment that a sampler begins to step or build counts as a sign of life, so a group may take as long as its
 environments together. A group that does not report them has the time of all of them.
 
-A run is stalled after `run.stall_timeout` in which no row was written, no optimizer step was taken, no sampler was
-inside an environment, where the limits above hold, and no worker was starting. Samplers stop writing when every slot is
+A run is stalled after `run.stall_timeout` in which no row was written, no optimizer step was taken, the learner did not
+wait for learners of other ranks that live, no sampler was inside an environment, where the limits above hold, and no
+worker was starting. Samplers stop writing when every slot is
 full, so a learner that does not get on is found as well.
 """
 
@@ -38,7 +39,7 @@ class Deadlines:
     def __init__(self, run_spec: RunSpec, shared: SharedState) -> None:
         self.run_spec, self.config, self.shared = run_spec, run_spec.config, shared
         self.arrived_at = 0.0  # when a row or an update last arrived
-        self._seen: tuple[list[tuple[int, int]], bytes, bytes] | None = None
+        self._seen: tuple[list[tuple[int, int, int]], bytes, bytes] | None = None
 
     # -- one worker --------------------------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ class Deadlines:
     def stalled(self, workers: Sequence[WorkerProcess], now: float) -> bool:
         """Whether nothing has arrived for `run.stall_timeout`. workers: those that run and share memory."""
         rows, positions = self.shared.slot_table.request_words, self.shared.arena["position"]
-        learners = [(learner.updates, learner.optimizer_steps) for learner in self.shared.learner]
+        learners = [(learner.updates, learner.optimizer_steps, learner.waits) for learner in self.shared.learner]
         seen = learners, rows.tobytes(), positions.tobytes()
         busy = any(
             self.phase(worker.name) in (Phase.ENVIRONMENT, Phase.BUILD)

@@ -6,6 +6,8 @@
 | any other | UNGUARDED | end: the script trains without a guard |
 | learner | RESUME_REFUSED | end: resume refused |
 | learner | USAGE | end: usage; a setting of the network does not work |
+| learner | WORKER_LOST | end: worker lost; another learner of the job is gone |
+| learner | STALLED | end: stalled; another learner of the job shows no sign of life |
 | learner | any other, after it reported an outcome | end with that outcome |
 | learner | any other | end: worker lost |
 | sampler | ENVIRONMENT or too slow to build, first generation or no update yet | end: environment fault |
@@ -29,6 +31,7 @@ from dataclasses import dataclass
 
 from sfactory.errors import UNGUARDED, Exit
 from sfactory.run.outcome import Outcome
+from sfactory.supervisor.signals import PROPOSALS, SENTENCES
 from sfactory.workers.names import EVALUATOR, LEARNER, SAMPLER, parse_worker
 from sfactory.workers.shared import LearnerOutcome, RunSpec
 
@@ -38,6 +41,10 @@ EVALUATOR_PAUSE_S, EVALUATOR_LONGEST_PAUSE_S = 60.0, 1800.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
 PATIENT_KILLS, MOST_KILLS = 20, 100
 """Kills from outside before a worker was ready, in a row: so many without a pause, and so many that end the run."""
+
+
+EXITS = {outcome: code for code, outcome in PROPOSALS.items()}
+"""Outcomes on which several learners agreed because of a signal to one of them."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ def _in(pause_s: float) -> str:
 
 
 def _on_learner_exit(worker: WorkerExit, finished: Outcome | None) -> Outcome:
-    if worker.code in (Exit.RESUME_REFUSED, Exit.USAGE):
+    if worker.code in (Exit.RESUME_REFUSED, Exit.USAGE, Exit.WORKER_LOST, Exit.STALLED):
         return Outcome.of(Exit(worker.code), worker.last_line)
     return finished or Outcome.of(Exit.WORKER_LOST, f"the learner exited ({worker.cause}){worker.detail}")
 
@@ -169,6 +176,8 @@ def learner_outcome(reported: LearnerOutcome, run_spec: RunSpec) -> Outcome | No
             f"{count} updates in a row had a loss or gradient that was not finite; lower optim.lr, or see {report}"
         )
         return Outcome.of(Exit.NON_FINITE, sentence)
+    if code := EXITS.get(reported):
+        return Outcome.of(code, SENTENCES[code])
     return Outcome.of(Exit.FINISHED, "")  # the recorder names the rule: it has the last counters
 
 

@@ -19,9 +19,11 @@ import numpy as np
 
 from sfactory.config import Env, with_settings
 from sfactory.envs import EnvError
+from sfactory.errors import LearnerLost
 from sfactory.monitor import messages
 from sfactory.monitor.messages import Message
 from sfactory.run import checkpoint
+from sfactory.run.outcome import Outcome
 from sfactory.supervisor import lockstep_state
 from sfactory.supervisor.exit_rules import add_last_save, learner_outcome
 from sfactory.supervisor.lockstep_link import End, Inside, Link
@@ -122,7 +124,7 @@ class Evaluation:
 
 def train(run_spec: RunSpec, handles: SharedHandles, link: Link) -> None:
     """A whole run in this process, which the parent records."""
-    saved = checkpoint.load_lockstep(Path(run_spec.resume_from)) if run_spec.resume_from else {}
+    saved = checkpoint.load_lockstep(Path(run_spec.resume_from), run_spec.ranks) if run_spec.resume_from else {}
     if saved:  # continue the launch that saved: the same random numbers, computed by the same kernels
         run_spec = replace(_with_recorded_kernels(run_spec), launch=run_spec.launch - 1)
     try:
@@ -130,8 +132,12 @@ def train(run_spec: RunSpec, handles: SharedHandles, link: Link) -> None:
     except checkpoint.CheckpointError as error:
         link.refuse(str(error))
         return
-    _prepare(run, link, saved)
-    link.end(_train(run, link))
+    try:
+        _prepare(run, link, saved)
+        end = _train(run, link)
+    except LearnerLost as error:
+        end = _end(run, Outcome.of(error.exit_code, str(error)))
+    link.end(end)
     run.close()
 
 
@@ -164,7 +170,7 @@ def _prepare(run: Lockstep, link: Link, saved: dict[str, np.ndarray]) -> None:
         with _inside_all(run_spec, link, "restoring"):
             link.set_board(lockstep_state.restore(run, saved))
     elif run_spec.resume_from:
-        link.log("the checkpoint holds no environments: they are reset, so this resume is not exact")
+        link.log("the checkpoint holds no environments of this rank: they are reset, so this resume is not exact")
 
 
 @contextlib.contextmanager
@@ -196,4 +202,8 @@ def _train(run: Lockstep, link: Link) -> End:
     assert outcome is not None
     learner.leave()
     add_last_save(outcome, shared.learner[POLICY].outcome)
-    return End(outcome, shared.slot_table.row_counts(), run.sink.drain())
+    return _end(run, outcome)
+
+
+def _end(run: Lockstep, outcome: Outcome) -> End:
+    return End(outcome, run.shared.slot_table.row_counts(), run.sink.drain())

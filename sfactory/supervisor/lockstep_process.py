@@ -206,6 +206,7 @@ class LockstepProcess:
         for message in messages:
             self.recorder.handle(message)
         stopped = self.signals.outcome() if updated else None
+        self.signals.propose(self.shared)
         self._answer(self._orders(stopped or self.recorder.outcome_from_messages()))
 
     def _on_log(self, line: str) -> None:

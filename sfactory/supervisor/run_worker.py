@@ -16,7 +16,7 @@ from typing import Any
 from sfactory.device.machine import numa_nodes
 from sfactory.envs import one_line, shortened
 from sfactory.envs.spec import LONGEST_TRACE
-from sfactory.errors import CheckpointError, Exit, SettingError
+from sfactory.errors import CheckpointError, Exit, LearnerLost, SettingError
 from sfactory.monitor.messages import FAULT
 from sfactory.supervisor.affinity import pin
 from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, inference_name, parse_worker, sampler_name
@@ -96,8 +96,15 @@ def _run_learner(policy: int, shared: SharedState, sink: QueueSink) -> int:
     except SettingError as error:  # about a network that only the learner can see
         print(error, file=sys.stderr)
         return Exit.USAGE
-    learner.run()
-    learner.leave()
+    except LearnerLost as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    try:
+        learner.run()
+        learner.leave()
+    except LearnerLost as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     return 0
 
 

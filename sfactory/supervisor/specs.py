@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfactory.config import Config
+from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import EnvError, EnvOptions, EnvSpec, listen_to_builds, make_specs
 from sfactory.errors import UnknownEnvError
 from sfactory.run import checkpoint
@@ -32,13 +33,13 @@ class SpecJob:
             return make_specs(self.names, self.options, self.env_index)
 
 
-def read_specs(config: Config) -> tuple[EnvSpec, ...]:
-    """Return the specs of a run's tasks.
+def read_specs(config: Config, ranks: Ranks = ALONE) -> tuple[EnvSpec, ...]:
+    """Return the specs of a run's tasks. ranks: each builds an environment with a number of its own.
 
     Raises EnvError if an environment cannot be built, crashes, or takes longer than `env.build_timeout`;
     UnguardedError.
     """
-    return _read(config, config.env.tasks, config.training_envs)
+    return _read(config, config.env.tasks, ranks.world_size * config.training_envs + ranks.rank)
 
 
 def _read(config: Config, tasks: Sequence[str], env_index: int) -> tuple[EnvSpec, ...]:

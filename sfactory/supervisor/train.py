@@ -6,17 +6,20 @@ from pathlib import Path
 
 from sfactory.config import Config
 from sfactory.device.machine import cores
+from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import bounded
 from sfactory.errors import UNGUARDED, Exit
 from sfactory.learning.batch_scaling import rescale_batch
 from sfactory.model.treatment import cost_lines, obs_lines
 from sfactory.monitor.writers import check_wandb
 from sfactory.native.library import build_in_background
+from sfactory.run.job import settings_of_rank
 from sfactory.run.opponent_rules import check_self_play
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.run.trust import record_run
-from sfactory.supervisor.cores import by_cores, summary
+from sfactory.supervisor.affinity import keep_to_nodes
+from sfactory.supervisor.cores import by_cores, share_threads, summary
 from sfactory.supervisor.limits import check_file_size, check_limits
 from sfactory.supervisor.lockstep_process import run_lockstep
 from sfactory.supervisor.main_script import UnguardedError
@@ -28,16 +31,20 @@ from sfactory.supervisor.supervisor import Supervisor
 from sfactory.workers.shared import RunSpec
 
 
-def train(config: Config, run_dir: Path, resume: bool = False) -> Outcome:
+def train(config: Config, run_dir: Path, resume: bool = False, ranks: Ranks = ALONE) -> Outcome:
     """Train in `run_dir`, from its newest checkpoint if `resume`; return how the run ended.
+
+    ranks: the place of this process in a job of several learners.
 
     Raises ValueError, EnvError or RunBusy for wrong arguments, before anything is written.
     """
     with exits_are_reported():
-        return _train(config, run_dir, resume)
+        return _train(settings_of_rank(config, ranks), run_dir, resume, ranks)
 
 
-def _train(config: Config, run_dir: Path, resume: bool) -> Outcome:
+def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks) -> Outcome:
+    keep_to_nodes(ranks)
+    num_cores = ranks.share(cores())
     if config.run.kernels in ("auto", "native"):
         build_in_background()
     check_file_size(0)  # before the first shared memory
@@ -46,7 +53,7 @@ def _train(config: Config, run_dir: Path, resume: bool) -> Outcome:
     check_device("run.inference-device", config.run.inference_device)
     check_wandb(config)
     try:
-        specs = read_specs(config)
+        specs = read_specs(config, ranks)
     except UnguardedError:
         return Outcome("unguarded", UNGUARDED, "the script that trains has no guard")
     reading = obs_lines(specs[0], config) + cost_lines(specs[0], config)  # raises for observations that cannot be read
@@ -55,29 +62,31 @@ def _train(config: Config, run_dir: Path, resume: bool) -> Outcome:
     check_self_play(config, specs[0])
     if config.run.init_from and not resume:
         check_init_from(config, specs[0])
-    config, given = by_cores(config, cores()), config
-    scaled, lines = rescale_batch(config)
+    config, given = by_cores(config, num_cores), config
+    scaled, lines = rescale_batch(config, ranks.world_size)
     if config != given and config.run.mode != "lockstep":
-        lines = [summary(scaled, cores()), *lines]
+        lines = [summary(scaled, num_cores), *lines]
+    scaled = share_threads(scaled, ranks, num_cores)
     folder = Path(run_dir).resolve()  # the current folder may be removed before the end
-    check_limits(RunSpec(scaled, specs[0], str(folder), 0))
+    own_folder = str(ranks.folder(folder))
+    check_limits(RunSpec(scaled, specs[0], own_folder, 0))
     # Signals first: once the folder says that a run is under way, a signal ends it in order.
     with (
-        Signals(config.run.requeue) as signals,
-        RunRecorder.open(config, folder, resume, specs) as recorder,
+        Signals(config.run.requeue, ranks.alone) as signals,
+        RunRecorder.open(config, folder, resume, specs, ranks) as recorder,
     ):
         record_run(Path(run_dir), config)
         for line in [*reading, *lines]:
             recorder.writers.log(line)
-        run_spec = RunSpec(scaled, specs[0], str(folder), recorder.launch, recorder.resume_from)
+        run_spec = RunSpec(scaled, specs[0], own_folder, recorder.launch, recorder.resume_from, ranks)
         if config.run.mode == "lockstep":
             outcome = run_lockstep(run_spec, recorder, signals)
         else:
             outcome = Supervisor(run_spec, recorder, signals).run()
-        outcome.run_dir = str(run_dir)
+        outcome.run_dir, outcome.rank = str(run_dir), ranks.rank
         recorder.finish(outcome)
         if outcome.checkpoint:
             outcome.checkpoint = str(run_dir / Path(outcome.checkpoint).relative_to(folder))
-        if outcome.code == Exit.REQUEUE:  # last of all: the scheduler may kill this process at once
+        if outcome.code == Exit.REQUEUE and ranks.is_leader:  # last of all: the scheduler may kill this process at once
             recorder.writers.log(requeue_job())
         return outcome

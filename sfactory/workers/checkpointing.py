@@ -46,6 +46,7 @@ class Checkpointing:
         self.saved_steps = 0  # env_steps of the last save that was started, successful or not
         self.started_one = bool(run_spec.resume_from)
         self.requests_seen = 0
+        self.agreed = False  # whether the learners have agreed on a checkpoint that was not started yet
         self.stall = 0.0  # seconds of the longest save since `take_stall`
         self.rows_until = 0  # env_steps of the last row of metrics
         self.pool: OpponentPool | None = None
@@ -65,17 +66,26 @@ class Checkpointing:
         run, so that there always is a checkpoint.
         """
         self.finish_save(wait=False)
-        requests = self.supervisor.save_requests
-        if self.saver.busy or not self.update.learners.is_leader:
+        if self.saver.busy:
             return False
-        if not (self._due() or requests != self.requests_seen or not self.started_one):
+        if self.run_spec.ranks.alone:  # nobody has to be asked
+            self.agreed = self.wanted()
+        if not (self.agreed or not self.started_one):
             return False
-        self.requests_seen = requests
         self.save()
-        return True
+        return self.update.learners.is_leader
+
+    def wanted(self) -> bool:
+        """Whether this learner wants a checkpoint after the next update."""
+        return self._due() or self.supervisor.save_requests != self.requests_seen
+
+    @property
+    def last_is_due(self) -> bool:
+        """Whether a checkpoint is written at the end. All learners take part in one of lockstep, or none."""
+        return self.unsaved or (self.lockstep and not self.run_spec.ranks.alone)
 
     def _due(self) -> bool:
-        if not self.unsaved:
+        if not self.unsaved or not self.update.learners.is_leader:
             return False
         settings, env_steps = self.config.checkpoint, self.counters.env_steps
         # Compared with the last save that was started: on a full disk it is not tried again after every update.
@@ -85,12 +95,19 @@ class Checkpointing:
         return bool(milestone or evaluation or time.monotonic() - self.saved_at >= settings.every_seconds)
 
     def save(self, last: bool = False) -> None:
-        """Start a checkpoint. The last one of a run is waited for."""
+        """Start a checkpoint. The last one of a run is waited for.
+
+        The leader of several learners writes it; in lockstep it holds the environments of all of them.
+        """
         started = time.monotonic()
+        self.requests_seen, self.agreed = self.supervisor.save_requests, False
         self.counters.tick()
         self.saved_steps = self.counters.env_steps
         self.saved_at, self.started_one = started, True
-        exact = self.exact_state()
+        exact = self.update.learners.collect(self.exact_state())
+        if not self.update.learners.is_leader:
+            self.record_checkpoint(self.saved_steps)
+            return
         state = {**self.state(), "rows_until": self.rows_until} if exact else self.state()
         self.saver.start(checkpoint.Contents(state, self.update.state_dict(), lockstep=exact))
         if last or self.lockstep:  # nothing depends on a clock in lockstep
@@ -107,6 +124,7 @@ class Checkpointing:
             "kl": self.update.kl,
             "ess": self.update.ess,
             "launch": self.run_spec.launch,
+            "world_size": self.run_spec.ranks.world_size,
             "precision": self.update.config.run.precision,
             "kernels": self.update.kernels,
             "env": self.config.env.name,

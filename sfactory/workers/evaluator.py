@@ -85,7 +85,7 @@ class PolicyPlayer:
                 squash=config.model.squash,
                 num_envs=num_play_envs(config),
                 clock=clock,
-                env_index=config.sampling.num_envs,  # training environments have the numbers below
+                env_index=self.run_spec.ranks.world_size * config.sampling.num_envs,  # those below train
             )
             returns.append(float(np.mean(played.returns)))
             lengths.append(float(np.mean(played.lengths)))

@@ -47,7 +47,8 @@ class Inference(Worker):
         """whole_batch: use one batch shape, all groups, as lockstep needs for bit-identical results. number: selects
         the groups it serves, `RunSpec.groups_served`."""
         super().__init__(inference_name(number), shared, sink)
-        self.device = pick_device(self.config.run.inference_device or self.config.run.device)
+        device = self.config.run.inference_device or self.config.run.device
+        self.device = pick_device(device, self.run_spec.ranks.local_rank)
         self.model = build_model(self.config, self.run_spec.spec).to(self.device).eval()
         self.run_spec.check_model(self.model)
         self.objective = objective_class(self.config)

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfactory.config import Config, with_settings
+from sfactory.config import Config, to_dict, with_settings
 from sfactory.device.accelerator import accelerator_of, register
 from sfactory.device.selection import pick_device
 from sfactory.learning import nonfinite_dump
-from sfactory.learning.distributed import Learners, SingleLearner
+from sfactory.learning.distributed import Learners, Vote, join
 from sfactory.learning.network import build_model
 from sfactory.learning.precision import choose_precision
 from sfactory.learning.staging import Staging
@@ -32,6 +32,7 @@ from sfactory.learning.update import Update
 from sfactory.monitor.episodes import Episodes
 from sfactory.monitor.messages import END, LEARNER
 from sfactory.run.checkpoint import Contents, recorded_precision
+from sfactory.run.job import settings_of_follower
 from sfactory.run.stop_rules import Progress, reached_rules
 from sfactory.shm.slots import FREE, LEARNING, READY
 from sfactory.workers.checkpointing import Checkpointing
@@ -57,11 +58,12 @@ class Learner(Worker):
         self.policy = policy
         self.words, self.supervisor = shared.learner[policy], shared.supervisor
         self.row_counts = shared.slot_table.learner_rows[policy]
-        self.device = pick_device(self.config.run.device)
+        ranks = self.run_spec.ranks
+        self.device = pick_device(self.config.run.device, ranks.local_rank)
         self.model = build_model(self.config, self.run_spec.spec).to(self.device)
         self.run_spec.check_model(self.model)
         self.accelerator = accelerator_of(self.device, exact=self.config.run.mode == "lockstep")
-        self.learners: Learners = SingleLearner()
+        self.learners: Learners = join(ranks, self.device, self.config.run.stall_timeout, self._show_life)
         self.config = self._with_precision()
         self.update = Update(self.config, self.model, self.device, self.accelerator, self.log, self.learners)
         self.update.on_optimizer_step = self._count_optimizer_step
@@ -91,6 +93,7 @@ class Learner(Worker):
                 f"batch.forced-lag {self.config.batch.forced_lag}: less in as many updates from here on, as at the "
                 "start of a run: only lockstep saves older weights"
             )
+        self._start_together()
         self.counters.start_clock()
         self.logged_at, self.logged_updates = time.monotonic(), -1
         self._announce_counters()
@@ -108,10 +111,21 @@ class Learner(Worker):
         source = self.run_spec.resume_from
         recorded = recorded_precision(Path(source)) if source else ""
         choice = choose_precision(self.config, self.run_spec.spec, self.model, self.accelerator, recorded)
+        choice = choice._replace(name=self.learners.leaders("precision", choice.name))
         if choice.line:
             self.log(choice.line)
         self.words.precision = Precision[choice.name.upper()]
         return with_settings(self.config, {"run.precision": choice.name})
+
+    def _start_together(self) -> None:
+        """Make sure that all learners of the job train the same, and give them the leader's weights and statistics."""
+        settings = to_dict(with_settings(self.run_spec.config, settings_of_follower()))
+        facts = {f"{section}.{name}": repr(value) for section in settings for name, value in settings[section].items()}
+        facts |= {"the launch": str(self.run_spec.launch), "the checkpoint": Path(self.run_spec.resume_from).name}
+        self.learners.require_same({**facts, "the kernels": self.update.kernels})
+        state = self.update.state_dict()
+        if self.learners.copy_from_leader(state):
+            self.update.load_state_dict(state)
 
     @property
     def updates(self) -> int:
@@ -167,7 +181,7 @@ class Learner(Worker):
         """Save, unless ordered to stop at once, and send the last metrics row. Called before the process exits."""
         self.checkpointing.finish_save(wait=True)
         stop_now = self.supervisor.stop == StopOrder.NOW
-        if self.checkpointing.unsaved and not stop_now and self.words.outcome != LearnerOutcome.NON_FINITE:
+        if self.checkpointing.last_is_due and not stop_now and self.words.outcome != LearnerOutcome.NON_FINITE:
             self.checkpointing.save(last=True)
             self.stages.mark("save")
         if self.logged_updates != self.updates and (self.config.run.mode != "lockstep" or self.finished()):
@@ -177,6 +191,7 @@ class Learner(Worker):
             self.words.outcome = LearnerOutcome.STOPPED
 
     def close(self) -> None:
+        self.learners.close()
         self.update.network.pool.close()
         if self.accelerator is not None:
             self.accelerator.release()
@@ -207,13 +222,20 @@ class Learner(Worker):
         """Train on the batch; returns metrics on the device."""
         total = self.config.stop.env_steps
         progress = min(self.counters.env_steps / total, 1.0) if total else 0.0
+        self.learners.propose(self._vote(), self.staging.valid_rows)
         metrics = self.update.run(self.staging.batch, self.counters.updates, progress)
         if self.accelerator is not None:
             self.accelerator.wait()  # sleeping; reading a value would wait too, but keep a core busy
+        if self.config.run.debug:
+            self.learners.check_same(self.update.digest, self.updates + 1)
         return metrics
 
     def _count_optimizer_step(self) -> None:
         self.words.optimizer_steps += 1
+
+    def _show_life(self) -> None:
+        """Other learners live and this one waits for them: that is no stall of this one."""
+        self.words.waits += 1
 
     def _count(self, metrics: dict[str, torch.Tensor]) -> None:
         """Count the update, and each of its rows as trained or as skipped."""
@@ -223,7 +245,7 @@ class Learner(Worker):
         if skipped:
             mask = self.update.trained()
             trained, valid_trained = int(mask.sum()), int((mask & self.staging.batch.valid).sum())
-        self.counters.count(self.learners.total_rows(valid_trained), skipped)
+        self.counters.count(self.learners.total_rows(valid_trained, skipped), skipped)
         self.row_counts.trained += trained
         self.row_counts.skipped += rows - trained
         if self.counters.skipped_in_a_row == self.config.loss.nonfinite_budget:
@@ -260,12 +282,21 @@ class Learner(Worker):
             self.log(f"the batch that was not finite could not be written: {error}")
 
     def _end_if_due(self) -> None:
-        """Set the outcome if a stop rule is reached or too many updates in a row were skipped."""
+        """Set the outcome if a stop rule is reached, too many updates in a row were skipped, or a learner voted so."""
         self.counters.tick()
-        outcome = LearnerOutcome(self.learners.agree(self._outcome()))
+        agreed = self.learners.agree(self._vote())
+        self.checkpointing.agreed |= agreed.save
+        outcome = max(self._common_outcome(), LearnerOutcome(agreed.outcome))
         if outcome != LearnerOutcome.RUNNING:
             self._wait_for_episodes()
-            self.words.outcome = LearnerOutcome(outcome)
+            self.words.outcome = outcome
+
+    def _vote(self) -> Vote:
+        """What this learner wants of all of them, because of things that only it knows."""
+        outcome = self.supervisor.proposal
+        if outcome == LearnerOutcome.RUNNING and self.learners.is_leader:
+            outcome = self._reached(self.counters.seconds, self.episodes.settled_return)
+        return Vote(outcome, self.checkpointing.wanted())
 
     def _wait_for_episodes(self) -> None:
         """Before a run ends: take the episodes of steps that were trained and not counted yet.
@@ -281,13 +312,17 @@ class Learner(Worker):
         self.episodes.set_numbers(self.shared.episodes.read())
         self.counters.start_clock()  # this time was not spent training
 
-    def _outcome(self) -> LearnerOutcome:
-        stop, counters = self.config.stop, self.counters
-        if counters.skipped_in_a_row >= self.config.loss.nonfinite_budget:
+    def _common_outcome(self) -> LearnerOutcome:
+        """The outcome by what is the same on all learners."""
+        if self.counters.skipped_in_a_row >= self.config.loss.nonfinite_budget:
             return LearnerOutcome.NON_FINITE
-        frames = counters.env_steps * self.run_spec.spec.frame_skip
-        progress = Progress(counters.env_steps, frames, counters.seconds, self.episodes.settled_return)
-        return LearnerOutcome.STOP_RULE if reached_rules(stop, progress) else LearnerOutcome.RUNNING
+        return self._reached(0.0, None)
+
+    def _reached(self, seconds: float, settled_return: float | None) -> LearnerOutcome:
+        """Whether a stop rule is reached, with this time and training return."""
+        frames = self.counters.env_steps * self.run_spec.spec.frame_skip
+        progress = Progress(self.counters.env_steps, frames, seconds, settled_return)
+        return LearnerOutcome.STOP_RULE if reached_rules(self.config.stop, progress) else LearnerOutcome.RUNNING
 
     # -- metrics and checkpoints -------------------------------------------------------------------------------
 
@@ -355,7 +390,7 @@ class Learner(Worker):
         self.metrics.load_state_dict(windows, self.device)
         self.publisher.load_state_dict(windows)
         self.counters.skipped_in_a_row = windows["skipped_in_a_row"]
-        self.supervisor.stop = StopOrder.RUN
+        self.supervisor.stop, self.supervisor.proposal = StopOrder.RUN, LearnerOutcome.RUNNING
         self.words.outcome = LearnerOutcome.RUNNING
         self._end_if_due()  # the run was saved at its end and killed before the outcome was announced
         self.checkpointing.requests_seen = self.supervisor.save_requests

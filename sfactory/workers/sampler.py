@@ -66,7 +66,7 @@ class GroupRun:
         self.schema, run_spec = self.trajectories.schema, shared.run_spec
         self.T, self.rows = self.schema.rollout_length, self.schema.lanes
         self.E = run_spec.config.sampling.envs_per_group
-        self.seed, self.launch = run_spec.config.run.seed, run_spec.launch
+        self.seed, self.launch, self.in_job = run_spec.config.run.seed, run_spec.launch, run_spec.in_job(index)
         self.gamma = run_spec.config.trace.gamma
         self.task, policy = run_spec.task_of(index), run_spec.policy_of(index)
         self.inference_bell = shared.inference_bells[run_spec.inference_of(index)]
@@ -114,7 +114,7 @@ class GroupRun:
         self.slot, self.t = slot, 0
         self.view = {name: self.trajectories[name][self.index, slot] for name in self.trajectories.names}
         noise = self.view["noise"]
-        noise[...] = slot_noise(self.seed, self.index, self.launch, self.number + 1, noise.shape)
+        noise[...] = slot_noise(self.seed, self.in_job, self.launch, self.number + 1, noise.shape)
         self._write_obs()
         self._request()
         return True
@@ -208,7 +208,7 @@ class Sampler(Worker):
         for group in self.run_spec.groups_of(index):
             self.position[:] = group, WHOLE_GROUP
             self._beat()
-            first_env = group * sampling.envs_per_group
+            first_env = self.run_spec.in_job(group) * sampling.envs_per_group
             seeds = env_seeds(run.seed, self.run_spec.launch, generation, first_env, sampling.envs_per_group)
             exact = run.mode == "lockstep" and self.config.checkpoint.exact
             task = env.tasks[self.run_spec.task_of(group)]

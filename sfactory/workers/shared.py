@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sfactory.config import Config
+from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import EnvSpec
 from sfactory.monitor.episodes import Episodes
 from sfactory.shm import atomics
@@ -50,6 +51,12 @@ class LearnerOutcome(IntEnum):
     """Too many updates in a row had a loss or gradient that was not finite."""
     STORAGE = 4
     """The last checkpoint could not be written."""
+    INTERRUPTED = 5
+    """With several learners: one of their supervisors had a Ctrl-C, and all learners stopped after the same update."""
+    TERMINATED = 6
+    """The same, with a SIGTERM or SIGHUP."""
+    REQUEUED = 7
+    """The same, with a signal to stop for the scheduler."""
 
 
 class Precision(IntEnum):
@@ -86,6 +93,8 @@ class SupervisorWords(Words):
     stop = Word(0, StopOrder)
     save_requests = Word(1, int)
     """How often a checkpoint was requested; the learner compares it with the last value it has seen."""
+    proposal = Word(2, LearnerOutcome)
+    """How all learners of the job are to end, because of a signal; RUNNING: there was none."""
     pulse = Word(3, int)
     """When the supervisor last showed that it runs, in ms of the monotonic clock; 0 if no supervisor does."""
 
@@ -114,6 +123,8 @@ class LearnerWords(Words):
     """Written before version 0 is published, so every process that has weights can read it."""
     optimizer_steps = Word(6, int)
     """A sign of life within a long update."""
+    waits = Word(7, int)
+    """A sign of life while the learner waits for learners that live."""
 
 
 _PHASE_BITS = 4
@@ -138,6 +149,8 @@ class RunSpec:
     """How often this run was started before. Async random numbers are keyed by it, so a resume repeats none."""
     resume_from: str = ""
     """Checkpoint to resume from; empty for a new run."""
+    ranks: Ranks = ALONE
+    """The place of this run's processes in a job of several learners."""
 
     @property
     def num_policies(self) -> int:
@@ -208,6 +221,10 @@ class RunSpec:
     def policy_of(self, group: int) -> int:
         """Number of the policy that acts in the group's environments and is trained on them."""
         return group % self.num_policies
+
+    def in_job(self, group: int) -> int:
+        """Number of a group among those of all ranks: seeds and noise depend on it."""
+        return self.ranks.rank * self.config.sampling.num_groups + group
 
     def groups_of(self, sampler: int) -> range:
         per = self.config.sampling.groups_per_sampler

@@ -6,7 +6,7 @@ import pytest
 import torch
 from update_helpers import B, T, divide_into_parts, make_batch, make_update
 
-from sfactory.learning.distributed import BatchMoments, SingleLearner
+from sfactory.learning.distributed import BatchMoments, SingleLearner, Vote
 
 torch.set_num_threads(1)
 
@@ -17,17 +17,18 @@ class CountingLearner(SingleLearner):
     def __init__(self):
         self.calls = []
 
-    def average_gradients(self, parameters, valid):
-        self.calls.append("gradients")
+    def average_gradients(self, gradient, valid, metrics, largest):
+        self.calls.append("gradients and metrics" if metrics else "gradients")
         self.rows = int(valid.sum())
+        return super().average_gradients(gradient, valid, metrics, largest)
 
     def pool_moments(self, moments):
         self.calls.append(f"moments {len(moments)}")
         return moments
 
-    def average_metrics(self, metrics):
-        self.calls.append("metrics")
-        return metrics
+    def average_metric(self, metric):
+        self.calls.append("metric")
+        return metric
 
 
 class TwoLearners(SingleLearner):
@@ -41,12 +42,11 @@ class TwoLearners(SingleLearner):
     def sum(self, tensor):
         return self.exchange(self.rank, tensor)
 
-    def average_gradients(self, parameters, valid):
+    def average_gradients(self, gradient, valid, metrics, largest):
         rows = valid.sum()
-        flat = torch.cat([*(p.grad.flatten() * rows for p in parameters), rows[None]])
-        total = self.sum(flat)
-        for p, mean in zip(parameters, (total[:-1] / total[-1]).split([p.numel() for p in parameters]), strict=True):
-            p.grad.copy_(mean.view_as(p))
+        total = self.sum(torch.cat([gradient * rows, rows[None]]))
+        gradient.copy_(total[:-1] / total[-1])
+        return dict(metrics)
 
     def pool_moments(self, moments):
         pooled = []
@@ -85,7 +85,7 @@ def test_update_averages_gradients_once_per_optimizer_step_and_moments_three_tim
     update = make_update(learners=learner, epochs=2, minibatches=4, normalize=True, value_targets=True)
     batch = make_batch(update)
     update.run(batch._replace(discounted_return=torch.ones_like(batch.reward)), 0, 0.0)
-    assert learner.calls == ["moments 1", "moments 1", *["gradients"] * 8, "moments 2", "metrics"]
+    assert learner.calls == ["moments 1", "moments 1", *["gradients"] * 7, "gradients and metrics", "moments 2"]
     assert learner.rows == pytest.approx(int(batch.valid.sum()) / 4, abs=4)
 
 
@@ -93,17 +93,18 @@ def test_update_with_one_optimizer_step_averages_gradients_once():
     learner = CountingLearner()
     update = make_update(learners=learner, epochs=1, minibatches=1)
     update.run(make_batch(update), 0, 0.0)
-    assert learner.calls == ["moments 1", "gradients", "metrics"]
+    assert learner.calls == ["moments 1", "gradients and metrics"]
 
 
 def test_gradients_are_averaged_after_the_backward_pass_and_before_clipping(monkeypatch):
     order = []
 
     class Learner(SingleLearner):
-        def average_gradients(self, parameters, valid):
+        def average_gradients(self, gradient, valid, metrics, largest):
             order.append("average")
-            for p in parameters:
-                p.grad.fill_(100.0)
+            for view in update.flat.gradients:
+                view.fill_(100.0)
+            return dict(metrics)
 
     update = make_update(learners=Learner(), minibatches=1, max_grad_norm=0.5)
     inner = update.network.backward
@@ -116,15 +117,18 @@ def test_gradients_are_averaged_after_the_backward_pass_and_before_clipping(monk
 
 
 def test_single_learner_returns_its_arguments_and_leaves_gradients():
-    learner, parameter = SingleLearner(), torch.nn.Parameter(torch.ones(3))
-    parameter.grad = gradient = torch.full((3,), 2.0)
-    learner.average_gradients([parameter], torch.ones(2, 2).bool())
-    assert parameter.grad is gradient
+    learner, gradient = SingleLearner(), torch.full((3,), 2.0)
+    metrics = {"loss": torch.ones(())}
+    assert learner.average_gradients(gradient, torch.ones(2, 2).bool(), metrics, ()) == metrics
     assert gradient.tolist() == [2.0] * 3
-    moments, metrics = [BatchMoments(*torch.zeros(3))], {"loss": torch.ones(())}
+    moments = [BatchMoments(*torch.zeros(3))]
     assert learner.pool_moments(moments) is moments
-    assert learner.average_metrics(metrics) is metrics
-    assert (learner.total_rows(7), learner.agree(3), learner.world_size, learner.is_leader) == (7, 3, 1, True)
+    assert learner.average_metric(metrics["loss"]) is metrics["loss"]
+    vote = Vote(3, True)
+    learner.propose(Vote(0, False), 5)
+    assert (learner.total_rows(7, True), learner.agree(vote)) == (7, vote)
+    assert (learner.world_size, learner.is_leader) == (1, True)
+    assert not learner.copy_from_leader({})
 
 
 def test_update_of_a_single_learner_equals_one_without_learners_to_the_bit():

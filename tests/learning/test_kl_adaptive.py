@@ -92,8 +92,8 @@ def test_kl_adaptive_lowers_the_rate_after_a_skipped_update():
 
 def test_kl_adaptive_uses_the_mean_over_learners():
     class Other(SingleLearner):
-        def average_metrics(self, metrics):
-            return {**metrics, KL_METRIC: torch.tensor(7.0)}
+        def average_metric(self, metric):
+            return torch.tensor(7.0)
 
     update = adaptive(learners=Other())
     update.run(make_batch(update), 0, 0.0)
