@@ -1,0 +1,101 @@
+"""One of two processes that train together; run by test_process_group.py with the variables of torchrun."""
+
+import os
+import sys
+
+import numpy as np
+import torch
+from test_distributed import lanes_of
+from update_helpers import B, make_batch, make_update
+
+from sfactory.device.ranks import Ranks
+from sfactory.errors import LearnersDiffer, SettingError
+from sfactory.learning.distributed import BatchMoments, Vote, join
+
+HALVES = slice(0, 3), slice(3, B)  # unequal, with unequal numbers of valid rows
+SETTINGS = {"epochs": 1, "minibatches": 1, "normalize": True, "value_targets": True, "batch_rule": "none"}
+UPDATES = 50
+
+
+def batches(update):
+    """One whole batch per update, with the returns that normalize.reward needs."""
+    for number in range(UPDATES):
+        batch = make_batch(update, seed=number)
+        yield batch._replace(discounted_return=3.0 * batch.reward)
+
+
+def train(update, lanes, learners=None):
+    """Gradient of the first update, metrics of the last one, and everything that a checkpoint holds."""
+    found = {}
+    for number, batch in enumerate(batches(update)):
+        if learners is not None:
+            learners.propose(Vote(save=number == 7), number)
+        metrics = update.run(lanes_of(batch, lanes), number, 0.0)
+        if number == 0:
+            found["gradient"] = update.flat.gradient.numpy().copy()
+        if learners is not None:
+            learners.check_same(update.digest, number)
+    for part, tensors in update.state_dict().items():
+        found |= {f"{part}.{name}": tensor.numpy() for name, tensor in tensors.items()}
+    return found | {f"metric.{name}": metric.numpy() for name, metric in metrics.items()}
+
+
+def refused(call, error):
+    try:
+        call()
+    except error as raised:
+        return str(raised)
+    return ""
+
+
+def votes(learners):
+    """(outcome, save, rows) after updates with different votes."""
+    gradient, valid, found = torch.ones(4), torch.ones(2, 3).bool(), []
+    own = [
+        (Vote(), Vote()),
+        (Vote(0, True), Vote()),
+        (Vote(), Vote(6)),
+        (Vote(1), Vote(3, True)),
+        (Vote(), Vote()),
+    ]
+    for vote in own:
+        learners.propose(vote[learners.ranks.rank], 10 + learners.ranks.rank)
+        learners.average_gradients(gradient, valid, {}, ())
+        agreed = learners.agree(Vote(7, True))
+        found.append((agreed.outcome, agreed.save, learners.total_rows(0, False)))
+    return np.array(found)
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    ranks = Ranks.from_env(os.environ)
+    rank = ranks.rank
+    learners = join(ranks, torch.device("cpu"), 60.0, lambda: None)
+    found = {"votes": votes(learners), "skipped_rows": learners.total_rows(5 + rank, True)}
+    gradient = torch.full((3,), float(1 + rank))
+    report = {"mean": torch.tensor(float(rank)), "most": torch.tensor(-1.0 - rank)}
+    valid = torch.zeros(2, 4, dtype=torch.bool)
+    valid.flatten()[: 1 + 2 * rank] = True  # 1 row and 3 rows
+    report = learners.average_gradients(gradient, valid, report, ("most",))
+    found |= {"weighted": gradient.numpy(), "report": np.array([float(report["mean"]), float(report["most"])])}
+    mean, var, rows = torch.tensor([1e8, rank]), torch.tensor([1.0, 2.0]), torch.tensor(2.0)
+    (pooled,) = learners.pool_moments([BatchMoments(mean.double(), var.double(), rows.double() * rank)])
+    found["pooled"] = torch.cat([pooled.mean, pooled.var, pooled.rows.view(1)]).numpy()
+    arrays = learners.collect({"arena": np.arange(3 + rank, dtype=np.int64), "state": np.full(2, rank, np.uint8)})
+    found |= {f"collected.{name}": array for name, array in arrays.items()}
+    found["leaders"] = learners.leaders("precision", f"of {rank}")
+    update = make_update(learners=learners, **SETTINGS)
+    with torch.no_grad():
+        update.flat.values.add_(0.5 * rank)
+    different = refused(lambda: learners.check_same(update.digest, 12), LearnersDiffer)
+    state = update.state_dict()
+    if learners.copy_from_leader(state):
+        update.load_state_dict(state)
+    found |= {"different": different, **train(update, HALVES[rank], learners)}
+    found["facts"] = refused(lambda: learners.require_same({"a": "1", "optim.lr": str(rank)}), SettingError)
+    learners.close()
+    np.savez(f"{folder}/{rank}.npz", **found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

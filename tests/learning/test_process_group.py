@@ -1,0 +1,91 @@
+"""Two processes with half a batch each against one with the whole batch, over gloo."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from learner_process import SETTINGS, train
+from ranks_helpers import start_ranks
+from update_helpers import make_update
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What the two processes found, by rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    command = ["env", f"PYTHONPATH={paths}", sys.executable, str(here / "learner_process.py"), str(folder)]
+    processes = start_ranks(command)
+    for process in processes:
+        assert process.wait(100) == 0
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one():
+    return train(make_update(**SETTINGS), slice(None))
+
+
+def relative(a, b):
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def test_first_gradient_of_two_learners_is_that_of_one_with_the_whole_batch(ranks, one):
+    assert relative(ranks[0]["gradient"], one["gradient"]) < 1e-6
+    assert (ranks[0]["gradient"] == ranks[1]["gradient"]).all()
+
+
+def test_weights_and_statistics_of_two_learners_stay_close_to_one_for_50_updates(ranks, one):
+    names = [name for name in one if name.startswith(("model.", "normalizers.", "optimizer."))]
+    assert len(names) > 30
+    for name in names:
+        assert ranks[0][name] == pytest.approx(one[name], rel=1e-3, abs=2e-5), name
+
+
+def test_two_learners_have_the_same_weights_statistics_and_metrics_bit_for_bit(ranks):
+    names = [name for name in ranks[0] if name.startswith(("model.", "normalizers.", "optimizer.", "metric."))]
+    assert len(names) > 40
+    for name in names:
+        assert ranks[0][name].tobytes() == ranks[1][name].tobytes(), name
+
+
+def test_metrics_of_two_learners_are_close_to_those_of_one(ranks, one):
+    for name in ("losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/grad_norm"):
+        assert ranks[0][f"metric.{name}"] == pytest.approx(one[f"metric.{name}"], rel=1e-3, abs=1e-4), name
+
+
+def test_gradients_and_metrics_are_weighted_by_valid_rows_and_largest_metrics_are_the_largest(ranks):
+    for found in ranks:
+        assert found["weighted"] == pytest.approx([(1 * 1.0 + 3 * 2.0) / 4] * 3)
+        assert found["report"] == pytest.approx([3 / 4, -1.0])
+
+
+def test_moments_of_a_learner_without_rows_do_not_count_and_large_means_do_not_cancel(ranks):
+    for found in ranks:
+        assert found["pooled"] == pytest.approx([1e8, 1.0, 1.0, 2.0, 2.0], rel=1e-12)
+
+
+def test_learners_agree_on_the_largest_outcome_on_any_save_and_on_the_sum_of_rows(ranks):
+    for found in ranks:
+        assert found["votes"].tolist() == [[0, 0, 21], [0, 1, 21], [6, 0, 21], [3, 1, 21], [0, 0, 21]]
+        assert found["skipped_rows"] == 11
+
+
+def test_leader_collects_the_arrays_of_all_learners(ranks):
+    assert ranks[0]["collected.arena"].tolist() == [0, 1, 2]
+    assert ranks[0]["collected.arena.1"].tolist() == [0, 1, 2, 3]
+    assert ranks[0]["collected.state.1"].tolist() == [1, 1]
+    assert not [name for name in ranks[1] if name.startswith("collected")]
+
+
+def test_learners_take_the_leaders_choice_and_refuse_other_settings_and_other_weights(ranks):
+    for found in ranks:
+        assert str(found["leaders"]) == "of 0"
+        assert str(found["facts"]).startswith("rank 1 has another value of optim.lr than rank 0: 1, not 0; start all")
+        assert str(found["different"]) == "after update 12 the weights of rank 1 are not those of rank 0"

@@ -1,0 +1,32 @@
+"""Start the processes of a job of several ranks, each as torchrun starts it."""
+
+import os
+import socket
+import subprocess
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def start_ranks(command, number=2, **options):
+    """One process per rank. Without torchrun between them and the test, each has an exit code of its own."""
+    port = free_port()
+    return [
+        subprocess.Popen(command, env={**os.environ, **variables(rank, number, port)}, **options)
+        for rank in range(number)
+    ]
+
+
+def variables(rank, number, port):
+    """What torchrun sets, on one machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
