@@ -11,12 +11,12 @@ def free_port():
         return one.getsockname()[1]
 
 
-def start_ranks(command, number=2, **options):
-    """One process per rank. Without torchrun between them and the test, each has an exit code of its own."""
-    port = free_port()
+def start_ranks(commands, **options):
+    """One process per rank, by its command. Without torchrun around them, each has an exit code of its own."""
+    port, number = free_port(), len(commands)
     return [
         subprocess.Popen(command, env={**os.environ, **variables(rank, number, port)}, **options)
-        for rank in range(number)
+        for rank, command in enumerate(commands)
     ]
 
 

@@ -21,7 +21,7 @@ def ranks(tmp_path_factory):
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     command = ["env", f"PYTHONPATH={paths}", sys.executable, str(here / "learner_process.py"), str(folder)]
-    processes = start_ranks(command)
+    processes = start_ranks([command] * 2)
     for process in processes:
         assert process.wait(100) == 0
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]

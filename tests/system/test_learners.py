@@ -1,0 +1,297 @@
+"""Jobs of two ranks: they train together, and what happens when one of them fails or is stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from ranks_helpers import start_ranks
+from run_helpers import all_exited, children, command, rows, steps, wait_for, workers_named
+from safetensors.numpy import load_file
+
+SMALL = [
+    "--sampling.num-samplers", "1", "--sampling.groups-per-sampler", "2", "--sampling.envs-per-group", "4",
+    "--sampling.rollout-length", "16", "--batch.minibatches", "1", "--batch.epochs", "1", "--batch.rule", "none",
+    "--log.every-seconds", "0.5", "--checkpoint.every-seconds", "1", "--run.device", "cpu",
+]  # fmt: skip
+LOCKSTEP = ["--run.mode", "lockstep", "--log.every-updates", "5", "--run.debug", "true"]
+CARTPOLE = "gymnasium/CartPole-v1"
+STALL_S = 6.0
+
+
+class Job:
+    """The processes of a job, and how they end."""
+
+    def __init__(self, run_dir, *arguments, number=2, resume=False, target=CARTPOLE, of_ranks=None, cwd=None):
+        """of_ranks: further arguments of each rank."""
+        self.run_dir = Path(run_dir)
+        words = ["resume", run_dir] if resume else ["train", target, "--run.dir", run_dir, *SMALL]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        commands = [command(*words, *arguments, *own) for own in of_ranks or [[]] * number]
+        self.processes = start_ranks(commands, cwd=cwd, **pipes)
+
+    def wait_for_steps(self, number):
+        wait_for(lambda: steps(self.run_dir) >= number, 60.0, self.processes[0])
+        return self
+
+    def worker(self, rank, kind):
+        return workers_named(self.processes[rank], kind)[0]
+
+    def all_of(self, rank):
+        process = self.processes[rank]
+        return [psutil.Process(process.pid), *children(process)]
+
+    def ends(self, seconds=60.0):
+        """[(exit code, last line)] of all ranks."""
+        self.every = [one for process in self.processes if process.poll() is None for one in children(process)]
+        found = []
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            _, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            found.append((process.returncode, (err.strip().splitlines() or [""])[-1]))
+        return found
+
+    @property
+    def codes(self):
+        return [code for code, _ in self.ends()]
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Starts jobs in one folder; nothing of them is left."""
+    jobs = []
+
+    def start(*arguments, **options):
+        jobs.append(Job(tmp_path / "run", *arguments, **options))
+        return jobs[-1]
+
+    yield start
+    left = [psutil.Process(p.pid) for one in jobs for p in one.processes if p.poll() is None]
+    for process in [*left, *(child for one in left for child in one.children(recursive=True))]:
+        process.kill()
+    assert not left
+
+
+def newest(run_dir):
+    return max((Path(run_dir) / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+
+
+def log_of(run_dir, rank=0):
+    return (Path(run_dir) / (f"rank-{rank}" if rank else "") / "log.txt").read_text()
+
+
+def tensors(checkpoint):
+    return {
+        f"{part}.{name}": tensor
+        for part in ("model", "optimizer", "normalizers")
+        for name, tensor in load_file(checkpoint / f"{part}.safetensors").items()
+    }
+
+
+# -- training together -----------------------------------------------------------------------------------------
+
+
+def test_two_ranks_under_torchrun_train_one_policy_and_rank_0_alone_saves(tmp_path):
+    run_dir = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["-m", "sfactory", "train", CARTPOLE, "--run.dir", run_dir, *SMALL, *LOCKSTEP, "--stop.env-steps", "2500"]
+    done = subprocess.run([*torchrun, *map(str, words)], capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.strip().splitlines()[-1].startswith("sfactory: finished (exit 0): stop.env-steps 2,500")
+    assert done.stdout.count("trained") == 1
+    own = rows(run_dir)
+    assert own[-1]["charts/updates"] * 2 * 2 * 4 * 16 >= own[-1]["env_steps"] >= 2500  # of both ranks
+    assert rows(run_dir / "rank-1")[-1]["env_steps"] == own[-1]["env_steps"]
+    assert newest(run_dir).name == f"{own[-1]['env_steps']:012d}"
+    assert json.loads((newest(run_dir) / "state.json").read_text())["world_size"] == 2
+    assert not list((run_dir / "rank-1").glob("checkpoints/*"))
+    assert not (run_dir / "rank-1" / "tb").exists()
+    # Lockstep saved both ranks: their environments are different ones.
+    arrays = np.load(newest(run_dir) / "lockstep.npz")
+    assert {"arena", "state", "arena.1", "state.1"} <= set(arrays)
+    assert arrays["arena"].tobytes() != arrays["arena.1"].tobytes()
+
+
+LOCK_PAIR = [*LOCKSTEP, "--normalize.reward", "true", "--normalize.obs", "true"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("updates", "closest"), [(1, 1e-6), (50, 1e-4)])
+def test_two_ranks_in_lockstep_equal_one_rank_with_twice_the_groups(tmp_path, updates, closest):
+    """The moments of Adam after one update are its gradient. The environments have the same seeds and noise."""
+    stop = ["--stop.env-steps", str(1 + (updates - 1) * 2 * 2 * 4 * 16)]
+    two = Job(tmp_path / "two", *LOCK_PAIR, *stop)
+    assert two.codes == [0, 0]
+    one = Job(tmp_path / "one", *LOCK_PAIR, *stop, "--sampling.groups-per-sampler", "4", number=1)
+    assert one.codes == [0]
+    assert newest(two.run_dir).name == newest(one.run_dir).name
+    first, second = tensors(newest(two.run_dir)), tensors(newest(one.run_dir))
+    assert int(second["optimizer.0.step"]) >= updates
+    for name, value in second.items():
+        if value.dtype.kind == "f" and (largest := np.abs(value).max()) > 0:
+            assert np.abs(first[name] - value).max() <= closest * largest, name
+
+
+@pytest.mark.slow
+def test_lockstep_of_two_ranks_killed_by_sigkill_and_resumed_is_bit_for_bit_the_unkilled_run(tmp_path):
+    stop = ["--stop.env-steps", "30k", "--checkpoint.every-seconds", "0.5"]
+    whole = Job(tmp_path / "whole", *LOCKSTEP, *stop)
+    assert whole.codes == [0, 0]
+    run_dir, killed = tmp_path / "killed", Job(tmp_path / "killed", *LOCKSTEP, *stop)
+    for number in range(5):
+        wait_for(lambda: steps(run_dir) > 4000 * (number + 1), 60.0, killed.processes[0])  # noqa: B023
+        for process in killed.processes if number % 2 else killed.processes[:1]:
+            process.kill()
+        if number % 2 == 0:  # the other rank notices it by itself
+            assert killed.processes[1].wait(30) == 7
+        for process in killed.processes:
+            process.communicate()
+        killed = Job(run_dir, "--checkpoint.every-seconds", "0.5", resume=True)
+    assert killed.codes == [0, 0]
+    assert "not exact" not in log_of(run_dir)
+    first, second = tensors(newest(tmp_path / "whole")), tensors(newest(run_dir))
+    assert newest(tmp_path / "whole").name == newest(run_dir).name
+    assert {name: value.tobytes() for name, value in first.items()} == {n: v.tobytes() for n, v in second.items()}
+
+
+# -- faults ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_learner_ends_all_ranks_with_exit_7_and_one_last_line_each(job, rank):
+    one = job().wait_for_steps(2000)
+    one.worker(rank, "learner").kill()
+    ends = one.ends(20.0)
+    assert [code for code, _ in ends] == [7, 7]
+    assert "the learner exited (killed by SIGKILL)" in ends[rank][1]
+    assert "another learner of the job was lost" in ends[1 - rank][1]
+    assert all("resume: sfactory resume" in line for _, line in ends)
+    assert all_exited(one.every)
+
+
+@pytest.mark.faults
+def test_killed_samplers_and_inference_of_a_rank_are_restarted_and_all_ranks_go_on(job):
+    one = job("--stop.env-steps", "20k").wait_for_steps(2000)
+    one.worker(1, "sampler").kill()
+    one.worker(1, "inference").kill()
+    assert one.codes == [0, 0]
+    assert "sampler-0 exited (killed by SIGKILL)" in log_of(one.run_dir, 1)
+    assert "inference exited (killed by SIGKILL)" in log_of(one.run_dir, 1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_rank_ends_the_other_one_with_exit_7(job, rank):
+    one = job().wait_for_steps(2000)
+    for process in one.all_of(rank):
+        process.kill()
+    ends = one.ends(20.0)
+    assert ends[1 - rank][0] == 7
+    assert "another learner of the job was lost" in ends[1 - rank][1]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("ranks", [[0], [1], [0, 1]])
+def test_sigterm_to_a_rank_or_to_all_stops_all_ranks_after_the_same_update_with_a_checkpoint(job, ranks):
+    one = job().wait_for_steps(2000)
+    for rank in ranks:
+        one.processes[rank].send_signal(signal.SIGTERM)
+    assert one.codes == [143, 143]
+    last = [json.loads((one.run_dir / name / "status.json").read_text()) for name in ("", "rank-1")]
+    assert last[0]["env_steps"] == last[1]["env_steps"] == int(newest(one.run_dir).name)
+    assert "not waited for" not in log_of(one.run_dir) + log_of(one.run_dir, 1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("ranks", [[1], [0, 1]])
+def test_sigusr1_to_a_rank_saves_and_with_requeue_stops_all_ranks_for_the_scheduler(job, ranks):
+    one = job("--checkpoint.every-seconds", "1000").wait_for_steps(2000)
+    saved = newest(one.run_dir)
+    for rank in ranks:
+        one.processes[rank].send_signal(signal.SIGUSR1)
+    wait_for(lambda: newest(one.run_dir) != saved, 20.0, one.processes[0])
+    one.processes[0].send_signal(signal.SIGTERM)
+    assert one.codes == [143, 143]
+    again = job("--run.requeue", "true", "--checkpoint.every-seconds", "1000")
+    again.wait_for_steps(int(newest(one.run_dir).name) + 2000)
+    again.processes[ranks[0]].send_signal(signal.SIGUSR1)
+    ends = again.ends()
+    assert [code for code, _ in ends] == [75, 75]
+    assert "stopped to be started again by the scheduler" in ends[0][1]
+    assert log_of(one.run_dir).count("requeue; the exit code is 75") == 1
+    assert "SLURM" not in log_of(one.run_dir, 1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("whole", [False, True])
+def test_rank_that_hangs_ends_the_others_within_the_stall_timeout(job, whole):
+    one = job("--run.stall-timeout", STALL_S).wait_for_steps(2000)
+    hanging = one.all_of(1) if whole else [one.worker(1, "learner")]
+    for process in hanging:
+        process.suspend()
+    begin = time.monotonic()
+    assert one.processes[0].wait(STALL_S + 15.0) == 8
+    assert time.monotonic() - begin > 0.5 * STALL_S
+    for process in hanging:
+        if process.is_running():
+            process.resume()
+    ends = one.ends(40.0)
+    assert "rank 1 has shown no sign of life" in ends[0][1] or "no update for" in ends[0][1]
+    assert ends[1][0] in (7, 8)
+
+
+SLOW_ON_RANK_1 = """
+import os, time
+import numpy as np
+import gymnasium
+from gymnasium import spaces
+
+class Env(gymnasium.Env):
+    observation_space, action_space = spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(3, np.float32), {}
+    def step(self, action):
+        self.t += 1
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps == 200 and os.environ["RANK"] == "1" and not os.path.exists("slept"):
+            open("slept", "w").close()
+            time.sleep(7.0)
+        return np.full(3, 0.1, np.float32), 1.0, False, self.t >= 20, {}
+"""
+
+
+@pytest.mark.faults
+def test_rank_that_is_slow_but_lives_is_waited_for_longer_than_the_stall_timeout(job, tmp_path):
+    (tmp_path / "slow_env.py").write_text(SLOW_ON_RANK_1)
+    options = {"target": "slow_env:Env", "cwd": tmp_path}
+    one = job("--run.stall-timeout", "3", "--stop.env-steps", "4k", "--sampling.envs-per-group", "1", **options)
+    assert one.codes == [0, 0]
+    assert (tmp_path / "slept").exists()
+
+
+@pytest.mark.faults
+def test_resume_with_another_number_of_ranks_goes_on_from_the_same_steps(job):
+    first = job("--stop.env-steps", "4k")
+    assert first.codes == [0, 0]
+    second = job("--stop.env-steps", "8k", resume=True, number=1)
+    assert second.codes == [0]
+    third = job("--stop.env-steps", "16k", resume=True, number=3)
+    assert third.codes == [0, 0, 0]
+    found = [row["env_steps"] for row in rows(first.run_dir)]
+    assert found == sorted(set(found))
+    assert json.loads((newest(first.run_dir) / "state.json").read_text())["world_size"] == 3
+
+
+@pytest.mark.faults
+def test_ranks_with_different_settings_are_refused_with_the_setting(job):
+    ends = job(of_ranks=[["--optim.lr", lr] for lr in ("1e-3", "2e-3")]).ends()
+    assert [code for code, _ in ends] == [2, 2]
+    assert all("rank 1 has another value of optim.lr than rank 0: 0.002, not 0.001" in line for _, line in ends)
