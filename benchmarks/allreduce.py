@@ -35,7 +35,7 @@ from sfactory.learning.network import build_model
 from sfactory.model.actor_critic import ActorCritic
 
 LEARNERS = (1, 8, 64)
-ROUNDS, REPEATS = 7, 10
+ROUNDS, REPEATS = 30, 10
 
 
 class Workload(NamedTuple):
@@ -84,19 +84,25 @@ def network(workload: Workload) -> ActorCritic:
     return build_model(config_of(workload), EnvSpec(workload.preset, {"obs": workload.obs}, actions))
 
 
-def median_seconds(work: Callable[[], object], rounds: int = ROUNDS, repeats: int = REPEATS) -> float:
+def smallest_seconds(
+    work: Callable[[], object],
+    rounds: int = ROUNDS,
+    repeats: int = REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Of several rounds the one that other processes have disturbed least."""
     work()
     times = []
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = clock()
         for _ in range(repeats):
             work()
-        times.append((time.perf_counter() - start) / repeats)
-    return float(np.median(times))
+        times.append((clock() - start) / repeats)
+    return min(times)
 
 
 def step_seconds(workload: Workload) -> float:
-    """An optimizer step on one minibatch of the preset, one thread."""
+    """Processor time of an optimizer step on one minibatch of the preset, one thread."""
     torch.set_num_threads(1)
     config, model = config_of(workload), network(workload)
     rows = config.batch_rows // config.batch.minibatches
@@ -110,7 +116,7 @@ def step_seconds(workload: Workload) -> float:
         (out.params.square().mean() + out.value.square().mean()).backward()
         optimizer.step()
 
-    return median_seconds(step, rounds=3, repeats=1)
+    return smallest_seconds(step, rounds=3, repeats=1, clock=time.process_time)
 
 
 def measure_collectives() -> dict[int, float]:
@@ -120,7 +126,7 @@ def measure_collectives() -> dict[int, float]:
     found = {}
     for size in sorted({1, *(FlatParameters(list(network(w).parameters())).gradient.numel() for w in WORKLOADS)}):
         vector = torch.zeros(size)
-        found[size] = median_seconds(lambda vector=vector: dist.all_reduce(vector))
+        found[size] = smallest_seconds(lambda vector=vector: dist.all_reduce(vector))
     return found
 
 
@@ -159,13 +165,14 @@ def page(collectives: dict[int, float], steps: dict[str, float]) -> str:
         "# Several learners: the cost of averaging gradients",
         "",
         f"`python benchmarks/allreduce.py -o benchmarks/results/learners.md` on {os.cpu_count()} cores of "
-        f"{processor()}, torch {torch.__version__}, Python {platform.python_version()}, {date.today()}. Load average before the "
-        f"measurement: {LOAD:.1f}; on a busy machine all times are too long.",
+        f"{processor()}, torch {torch.__version__}, Python {platform.python_version()}, {date.today()}. Load average "
+        f"before the measurement: {LOAD:.1f}; on a busy machine all times are too long.",
         "",
         "## Measured",
         "",
         f"All-reduce of one number between two processes over gloo: {1e6 * collectives[1]:.0f} us. A step is forward, "
-        "backward and Adam on one minibatch of the preset, on one thread; medians.",
+        "backward and Adam on one minibatch of the preset, in processor time of one thread. Each time is the smallest "
+        "of several rounds.",
         "",
         "| network | parameters | gradient, MB | rows | step, ms | all-reduce, 2 learners, ms | all-reduce / step |",
         "|---|---|---|---|---|---|---|",
@@ -191,24 +198,24 @@ def page(collectives: dict[int, float], steps: dict[str, float]) -> str:
         f"From the measurement: latency {1e6 * here.latency:.0f} us, bandwidth {here.bandwidth / 1e9:.2f} GB/s. The "
         "other connections are assumed.",
         "",
-        "| network | connection | " + " | ".join(f"{n} learner{'s' * (n > 1)}" for n in LEARNERS) + " |",
-        "|---|---|" + "---|" * len(LEARNERS),
+        "| network | step, ms | connection | " + " | ".join(f"{n} learner{'s' * (n > 1)}" for n in LEARNERS) + " |",
+        "|---|---|---|" + "---|" * len(LEARNERS),
     ]
     for w in WORKLOADS:
         config = config_of(w)
-        for link in (here, *NETWORKS):
+        for link, faster in ((here, 1), (NETWORKS[0], 1), *((network, 100) for network in NETWORKS)):
+            step = steps[w.name] / faster
             found = [
-                efficiency(link, n, 4.0 * sizes[w.name], steps[w.name], config.optimizer_steps_per_update)
-                for n in LEARNERS
+                efficiency(link, n, 4.0 * sizes[w.name], step, config.optimizer_steps_per_update) for n in LEARNERS
             ]
             cells = [f"{n * e:.1f} times ({e:.0%})" for n, e in zip(LEARNERS, found, strict=True)]
-            lines.append(f"| {w.name} | {link.name} | {' | '.join(cells)} |")
+            lines.append(f"| {w.name} | {1e3 * step:.3g} | {link.name} | {' | '.join(cells)} |")
     lines += ["", ASSUMPTIONS, ""]
     return "\n".join(lines)
 
 
 ASSUMPTIONS = """\
-*times*: predicted speed over that of one learner, in brackets per learner. 64 learners on this machine are not possible:
+*times*: predicted speed over that of one learner, in brackets per learner. This machine has no room for 64 learners:
 the first row of each network shows what the measured latency and bandwidth would give if every learner had cores of its
 own.
 
@@ -225,8 +232,8 @@ own.
   predicted.
 - **Learners reach the all-reduce at the same time.** Samplers run ahead, so that only the mean speed of a rank counts;
   with `sampling.slots_per_group 1`, or where updates take unequal time, everyone waits for the slowest in every step.
-- **Steps of a GPU.** A step of a GPU takes a hundredth of the time, so a connection that is fast enough for CPUs is not
-  for GPUs: replace the column *step*.
+- **Steps of a GPU.** That a GPU takes a hundredth of the time for a step is assumed. A connection that is fast enough
+  for CPUs need not be for GPUs.
 - More learners are larger batches. Above the critical batch size the same steps per second teach less
   ([algorithms](../../docs/algorithms.md)); that is no matter of time and not in the model."""
 

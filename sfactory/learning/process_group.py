@@ -72,12 +72,15 @@ class ProcessGroup:
             store, _, _ = next(
                 dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timedelta(seconds=JOIN_S))
             )
-            store.set(f"come/{ranks.rank}", "")
-            store.wait([f"come/{r}" for r in range(ranks.world_size)], _left(deadline))
+
+            def wait(keys: list[str]) -> None:
+                store.wait(keys, _left(deadline))
+
+            _check_devices(_exchange(store, ranks, "come", device.type, wait))
             # NCCL ends the process if a collective takes longer; over gloo `_wait` watches the others.
             timeout = timedelta(seconds=stall_timeout) if backend == "nccl" else LONGEST_WAIT
             dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size, timeout=timeout)
-        except (RuntimeError, ValueError) as error:  # the errors of torch.distributed are RuntimeErrors
+        except RuntimeError as error:  # as are all errors of torch.distributed
             reason = str(error).partition("\n")[0]
             raise LearnerLost(
                 f"{ranks.name}: not all learners came within {JOIN_S:g} s ({reason}); look at the log of the others"
@@ -87,7 +90,8 @@ class ProcessGroup:
     # -- before training ---------------------------------------------------------------------------------------
 
     def require_same(self, facts: Mapping[str, str]) -> None:
-        found = [json.loads(text) for text in self._exchange("facts", json.dumps(dict(facts)))]
+        texts = _exchange(self.store, self.ranks, "facts", json.dumps(dict(facts)), self._wait_for_keys)
+        found = [json.loads(text) for text in texts]
         for rank, other in enumerate(found):
             differing = [name for name in found[0] if other.get(name) != found[0][name]]
             if differing:
@@ -100,8 +104,8 @@ class ProcessGroup:
     def leaders(self, name: str, value: str) -> str:
         if self.is_leader:
             self.store.set(f"leader/{name}", value)
-        text: bytes = self._from_store([f"leader/{name}"])[0]
-        return text.decode()
+        self._wait_for_keys([f"leader/{name}"])
+        return str(self.store.get(f"leader/{name}").decode())
 
     def copy_from_leader(self, parts: Mapping[str, Mapping[str, Tensor]]) -> bool:
         for part in sorted(parts):
@@ -114,19 +118,14 @@ class ProcessGroup:
                         tensor.copy_(sent)
         return not self.is_leader
 
-    def _exchange(self, name: str, value: str) -> list[str]:
-        """The values of all learners, by rank."""
-        self.store.set(f"{name}/{self.ranks.rank}", value)
-        return [text.decode() for text in self._from_store([f"{name}/{r}" for r in range(self.world_size)])]
-
-    def _from_store(self, keys: list[str]) -> list[bytes]:
-        """Values by key; waits for them while the others live."""
+    def _wait_for_keys(self, keys: list[str]) -> None:
+        """Wait until the store has the keys, while the others live."""
         with self._signs.waiting():
             while True:
                 with self._translating():
                     try:
                         self.store.wait(keys, timedelta(seconds=LOOK_S))
-                        return [self.store.get(key) for key in keys]
+                        return
                     except dist.DistStoreError:
                         self._look()
 
@@ -341,6 +340,30 @@ class SignsOfLife:
             while not self._closed.wait(LOOK_S):
                 count += 1
                 self._show(count)
+
+
+def _exchange(store: Any, ranks: Ranks, name: str, value: str, wait: Callable[[list[str]], None]) -> list[str]:
+    """The values of all learners, by rank. wait: waits until the store has keys.
+
+    The leader, whose process may hold the store, returns last: it may exit because of what it has read.
+    """
+    store.set(f"{name}/{ranks.rank}", value)
+    keys = [f"{name}/{rank}" for rank in range(ranks.world_size)]
+    wait(keys)
+    found = [store.get(key).decode() for key in keys]
+    store.set(f"{name}/{ranks.rank}/read", "")
+    if ranks.is_leader:
+        wait([f"{key}/read" for key in keys])
+    return found
+
+
+def _check_devices(kinds: list[str]) -> None:
+    """SettingError if the learners do not all train on devices of one kind, by rank."""
+    for rank, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise SettingError(
+                f"rank {rank} trains on {kind} and rank 0 on {kinds[0]}; set run.device, or use machines of one kind"
+            )
 
 
 def _left(deadline: float) -> timedelta:

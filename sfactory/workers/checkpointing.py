@@ -81,8 +81,13 @@ class Checkpointing:
 
     @property
     def last_is_due(self) -> bool:
-        """Whether a checkpoint is written at the end. All learners take part in one of lockstep, or none."""
-        return self.unsaved or (self.lockstep and not self.run_spec.ranks.alone)
+        """Whether a checkpoint is written at the end.
+
+        Of several learners in lockstep all take part or none, so that they must have ended together.
+        """
+        if self.lockstep and not self.run_spec.ranks.alone:
+            return self.words.outcome != LearnerOutcome.RUNNING
+        return self.unsaved
 
     def _due(self) -> bool:
         if not self.unsaved or not self.update.learners.is_leader:

@@ -46,6 +46,8 @@ from sfactory.workers.worker import TelemetrySink, Worker
 
 Slot = tuple[int, int]
 """(group, slot)"""
+MACHINE_SETTINGS = ("run.learner_threads", "run.inference_threads", "run.inference_workers")
+"""Settings that may differ among the learners of a job, because they change no result."""
 LAST_PUBLICATIONS, LAST_EPISODES_S = 4, 1.0
 """Publications of episodes that a learner waits for at the end of a run, and the most seconds it does."""
 
@@ -121,6 +123,7 @@ class Learner(Worker):
         """Make sure that all learners of the job train the same, and give them the leader's weights and statistics."""
         settings = to_dict(with_settings(self.run_spec.config, settings_of_follower()))
         facts = {f"{section}.{name}": repr(value) for section in settings for name, value in settings[section].items()}
+        facts = {name: value for name, value in facts.items() if name not in MACHINE_SETTINGS}
         facts |= {"the launch": str(self.run_spec.launch), "the checkpoint": Path(self.run_spec.resume_from).name}
         self.learners.require_same({**facts, "the kernels": self.update.kernels})
         state = self.update.state_dict()

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from sfactory.errors import Exit
+from sfactory.supervisor import signals as module
 from sfactory.supervisor.signals import Signals, requeue_job
+from sfactory.workers.shared import LearnerOutcome
 
 
 def after(*numbers, requeue=False):
@@ -144,3 +146,31 @@ def test_second_signal_ends_a_lockstep_run_whose_environment_hangs(tmp_path):
     assert process.returncode == Exit.INTERRUPTED, err[-2000:]
     sentence = "stopped by signal; stopped by a second signal without waiting for a checkpoint"
     assert status(tmp_path) == ("interrupted", Exit.INTERRUPTED, sentence)
+
+
+def test_signal_to_one_of_several_ranks_is_proposed_to_all_learners_and_ends_this_one_after_a_while(monkeypatch):
+    with Signals(alone=False) as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.outcome() is None
+    shared = SimpleNamespace(supervisor=SimpleNamespace(save_requests=0, proposal=LearnerOutcome.RUNNING))
+    signals.forward(shared)
+    assert shared.supervisor.proposal == LearnerOutcome.TERMINATED
+    monkeypatch.setattr(module, "AGREE_S", 0.0)
+    outcome = signals.outcome()
+    assert (outcome.code, outcome.sentence) == (
+        143,
+        "stopped by signal; the other learners of the job were not waited for",
+    )
+
+
+def test_second_signal_to_one_of_several_ranks_ends_it_at_once():
+    with Signals(alone=False) as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signals.outcome().code == 130
+
+
+def test_signal_to_a_single_learner_is_not_proposed():
+    shared = SimpleNamespace(supervisor=SimpleNamespace(save_requests=0, proposal=LearnerOutcome.RUNNING))
+    after(signal.SIGTERM).forward(shared)
+    assert shared.supervisor.proposal == LearnerOutcome.RUNNING
