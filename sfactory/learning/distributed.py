@@ -19,10 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
-
-from sfactory.device.ranks import Ranks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,16 +144,3 @@ class SingleLearner:
 
     def close(self) -> None:
         pass
-
-
-def join(ranks: Ranks, device: torch.device, stall_timeout: float, alive: Callable[[], None]) -> Learners:
-    """Join the learners of the job; waits until all of them have come. A single one needs nobody.
-
-    stall_timeout: seconds without a sign of life after which another learner is lost. alive: called about once a second
-    while this learner waits for others that do live.
-    """
-    if ranks.alone:
-        return SingleLearner()
-    from sfactory.learning.process_group import ProcessGroup
-
-    return ProcessGroup.join(ranks, device, stall_timeout, alive)

@@ -24,7 +24,8 @@ from sfactory.config import Config, to_dict, with_settings
 from sfactory.device.accelerator import accelerator_of, register
 from sfactory.device.selection import pick_device
 from sfactory.learning import nonfinite_dump
-from sfactory.learning.distributed import Learners, Vote, join
+from sfactory.learning.distributed import Learners, Vote
+from sfactory.learning.join import join
 from sfactory.learning.network import build_model
 from sfactory.learning.precision import choose_precision
 from sfactory.learning.staging import Staging

@@ -10,7 +10,8 @@ from update_helpers import B, make_batch, make_update
 
 from sfactory.device.ranks import Ranks
 from sfactory.errors import LearnersDiffer, SettingError
-from sfactory.learning.distributed import BatchMoments, Vote, join
+from sfactory.learning.distributed import BatchMoments, Vote
+from sfactory.learning.join import join
 
 HALVES = slice(0, 3), slice(3, B)  # unequal, with unequal numbers of valid rows
 SETTINGS = {"epochs": 1, "minibatches": 1, "normalize": True, "value_targets": True, "batch_rule": "none"}

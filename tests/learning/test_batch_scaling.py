@@ -4,8 +4,8 @@ import pytest
 import torch
 from update_helpers import ACTIONS, OBS
 
-from sfactory.config import Config, with_settings
-from sfactory.learning.batch_scaling import rescale_batch
+from sfactory.config import Config, Normalize, with_settings
+from sfactory.learning.batch_scaling import rescale_batch, target_span
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
 
@@ -77,3 +77,36 @@ def test_value_target_statistics_of_an_update_span_the_rescaled_number_of_update
     config, _ = rescaled(factor, "hilton", normalize__value_targets=True)
     update = Update(config, ActorCritic(OBS, ACTIONS), torch.device("cpu"))
     assert update.normalizers.targets.moments.decay == pytest.approx(1.0 - 2.0 / (1.0 + 199.0 * factor))
+
+
+def test_rescale_batch_for_several_learners_scales_by_their_number_and_keeps_the_environments():
+    config = Config(normalize=Normalize(value_targets=True, advantage_span=8.0))
+    four, lines = rescale_batch(config, 4)
+    assert lines[0] == "4 learners (hilton), a batch for each:"
+    assert four.sampling == config.sampling
+    assert four.optim.lr == pytest.approx(2.0 * config.optim.lr)
+    assert four.optim.beta1 == pytest.approx(config.optim.beta1**4)
+    assert four.normalize.advantage_span == 2.0
+    assert target_span(config, 4) == 199.0 / 4
+    assert rescale_batch(config, 1) == (config, [])
+
+
+def test_rescale_batch_with_a_factor_and_several_learners_is_the_product_of_both():
+    config = with_settings(Config(), {"batch.factor": 2.0, "sampling.envs_per_group": 8})
+    both, lines = rescale_batch(config, 2)
+    assert (both.sampling.envs_per_group, both.optim.lr) == (4, pytest.approx(config.optim.lr))
+    assert sum(line.startswith("  optim.lr") for line in lines) == 2
+
+
+def test_rescale_batch_with_rule_none_changes_nothing_for_several_learners_and_only_the_batch_for_a_factor():
+    config = with_settings(Config(), {"batch.rule": "none", "sampling.envs_per_group": 8})
+    assert rescale_batch(config, 4)[0] == config
+    assert target_span(config, 4) == 199.0
+    halved, _ = rescale_batch(with_settings(config, {"batch.factor": 2.0}))
+    assert (halved.sampling.envs_per_group, halved.optim) == (4, config.optim)
+
+
+def test_rescale_batch_with_more_minibatches_keeps_their_size_over_all_learners():
+    config = with_settings(Config(), {"batch.rule": "more_minibatches", "batch.minibatches": 2})
+    two, _ = rescale_batch(config, 2)
+    assert (two.batch.minibatches, two.optim) == (4, config.optim)

@@ -8,8 +8,11 @@ from sfactory.algo.surrogate import SURROGATES
 from sfactory.algo.trace import TRACES
 from sfactory.config import Config, Model, Normalize, Optim, Run, Sampling, with_settings
 from sfactory.device.accelerator import WARM
+from sfactory.device.ranks import Ranks
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning.batch import Batch
+from sfactory.learning.distributed import Vote
+from sfactory.learning.process_group import NOTES, ProcessGroup
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
 
@@ -21,7 +24,15 @@ OBS = {"obs": Leaf((4,), "float32")}
 
 
 def update_on(
-    accelerator, actions=DISCRETE, core="none", normalize=None, optim=None, squash=False, lines=None, **learning
+    accelerator,
+    actions=DISCRETE,
+    core="none",
+    normalize=None,
+    optim=None,
+    squash=False,
+    lines=None,
+    learners=None,
+    **learning,
 ):
     config = Config(
         run=Run(kernels="torch", learner_threads=2 if isinstance(accelerator, FakeAccelerator) else 1),
@@ -39,7 +50,7 @@ def update_on(
     )  # fmt: skip
     log = (lambda line: None) if lines is None else lines.append
     device = torch.device("cpu") if accelerator is None else accelerator.device
-    return Update(config, model.to(device), device, accelerator, log)
+    return Update(config, model.to(device), device, accelerator, log, learners)
 
 
 def fill(batch: Batch, update: Update, number: int) -> None:
@@ -168,3 +179,47 @@ def test_update_that_cannot_be_recorded_runs_step_by_step():
 
 def test_update_on_an_accelerator_uses_one_thread():
     assert update_on(FakeAccelerator()).network.pool.inboxes == []  # although two are configured
+
+
+class Twins(ProcessGroup):
+    """One of two learners with the same data, as over NCCL: its collectives are part of a recording."""
+
+    def __init__(self, recordable=True):
+        self.ranks, self.world_size, self.is_leader = Ranks(0, 2, 0, 2), 2, True
+        self.device, self.recordable, self._messages = torch.device("cpu"), recordable, {}
+        self._notes, self._agreed = torch.zeros(NOTES, dtype=torch.float64), torch.zeros(NOTES, dtype=torch.float64)
+
+    def _sum(self, message):
+        message.mul_(2.0)
+
+    def _gather(self, own):
+        return torch.stack([own, own])
+
+
+ALL_NORMALIZERS = {"obs": True, "reward": True, "value_targets": True}
+
+
+def test_recorded_update_with_learners_whose_collectives_can_be_recorded_sends_the_votes_of_every_update():
+    late, agreed = FakeAccelerator(), []
+    twins = Twins()
+    update = update_on(late, learners=twins, normalize=ALL_NORMALIZERS)
+    plain = update_on(FakeAccelerator(may_record=False), learners=Twins(), normalize=ALL_NORMALIZERS)
+    batch, other = empty_batch(update), empty_batch(plain)
+    for number in range(6):
+        fill(batch, update, number)
+        fill(other, plain, number)
+        twins.propose(Vote(number % 3, number == 4), 10 * number)
+        update.run(batch, number, 0.0)
+        late.wait()
+        agreed.append((*twins.agree(Vote()), twins.total_rows(0, False)))
+        plain.run(other, number, 0.0)
+    assert late.replays == 6 - WARM
+    assert agreed == [(number % 3, number == 4, 20 * number) for number in range(6)]
+    for one, two in zip(update.flat.values, plain.flat.values, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_update_with_learners_whose_collectives_cannot_be_recorded_is_not_recorded():
+    late = FakeAccelerator()
+    trained(update_on(late, learners=Twins(recordable=False)))
+    assert late.recordings == 0

@@ -116,7 +116,7 @@ def place(tmp_path, monkeypatch):
     for variable in ("XDG_STATE_HOME", "HOME", "TMPDIR"):
         monkeypatch.setenv(variable, str(tmp_path / "elsewhere"))
     monkeypatch.setattr(training, "Supervisor", FinishedSupervisor)
-    monkeypatch.setattr(training, "read_specs", lambda config: make_specs(config.env.tasks, config.env.options))
+    monkeypatch.setattr(training, "read_specs", lambda config, ranks: make_specs(config.env.tasks, config.env.options))
     for module in ("env_task", "specs"):  # in this process, where code of the folder would be seen
         monkeypatch.setattr(f"sfactory.supervisor.{module}.run_env_task", lambda job, env: job.run(NO_CLOCK))
     monkeypatch.setattr("torch.export.export", stop_export)

@@ -63,7 +63,7 @@ def test_wait_for_leader_returns_when_rank_0_has_opened_the_folder_and_not_befor
 def test_wait_for_leader_ends_with_exit_7_and_asks_for_a_shared_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "LEADER_S", 0.1)
     with pytest.raises(
-        CommandError, match="rank 1 of 2: rank 0 has not opened .* do all ranks see this folder"
+        CommandError, match=r"rank 1 of 2: rank 0 has not opened .* do all ranks see this folder"
     ) as error:
         wait_for_leader(tmp_path / "missing", SECOND)
     assert error.value.exit_code == 7

@@ -1,0 +1,23 @@
+"""Join the other learners of the job, if there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from sfactory.device.ranks import Ranks
+from sfactory.learning.distributed import Learners, SingleLearner
+
+
+def join(ranks: Ranks, device: torch.device, stall_timeout: float, alive: Callable[[], None]) -> Learners:
+    """Join the learners of the job; waits until all of them have come. A single one needs nobody.
+
+    stall_timeout: seconds without a sign of life after which another learner is lost. alive: called about once a second
+    while this learner waits for others that do live.
+    """
+    if ranks.alone:
+        return SingleLearner()
+    from sfactory.learning.process_group import ProcessGroup
+
+    return ProcessGroup.join(ranks, device, stall_timeout, alive)
