@@ -134,7 +134,8 @@ def test_two_ranks_in_lockstep_equal_one_rank_with_twice_the_groups(tmp_path, up
     assert int(second["optimizer.0.step"]) >= updates
     for name, value in second.items():
         if value.dtype.kind == "f" and (largest := np.abs(value).max()) > 0:
-            assert np.abs(first[name] - value).max() <= closest * largest, name
+            of_squares = 2.0 if name.endswith("exp_avg_sq") else 1.0
+            assert np.abs(first[name] - value).max() <= of_squares * closest * largest, name
 
 
 @pytest.mark.slow
