@@ -353,7 +353,7 @@ def _continue(
     resume = has_checkpoint(run_dir)
     if resume and (outcome := nothing_to_do(before, config, run_dir, ranks)) is not None:
         return outcome
-    for line in changed_settings(settled, config):
+    for line in changed_settings(settled, config) if ranks.is_leader else []:
         print(printable(line), file=sys.stderr)
     with vouched_code(run_dir, before, trust, "sfactory resume"):
         return _train(config, run_dir, ranks, resume=resume)

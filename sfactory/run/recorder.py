@@ -17,7 +17,7 @@ from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import EnvSpec
 from sfactory.errors import CheckpointError, CommandError, Exit, FileRefused, NoCheckpointError, RunBusy
-from sfactory.files import replace_text
+from sfactory.files import replace_text, require
 from sfactory.monitor import messages
 from sfactory.monitor.board import Board
 from sfactory.monitor.episodes import stored_episodes
@@ -97,6 +97,8 @@ class RunRecorder:
         their own, and read the checkpoints of `run_dir`.
         """
         checkpoints, run_dir = run_dir, ranks.folder(run_dir)
+        if not ranks.is_leader:
+            require(run_dir, "a folder")  # in a run that was downloaded it may be a link
         created, warnings = make_folder(run_dir), list[str]()
         empty = not any(run_dir.iterdir())
         try:

@@ -6,8 +6,7 @@ environments together. A group that does not report them has the time of all of 
 
 A run is stalled after `run.stall_timeout` in which no row was written, no optimizer step was taken, the learner did not
 wait for learners of other ranks that live, no sampler was inside an environment, where the limits above hold, and no
-worker was starting. Samplers stop writing when every slot is
-full, so a learner that does not get on is found as well.
+worker was starting. Samplers stop writing when every slot is full, so a learner that does not get on is found as well.
 """
 
 from __future__ import annotations

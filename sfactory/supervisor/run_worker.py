@@ -89,17 +89,14 @@ def _run_learner(policy: int, shared: SharedState, sink: QueueSink) -> int:
 
     torch.set_num_threads(1)  # its own thread pool splits rows, not operations
     try:
-        learner = Learner(shared, sink, policy)
-    except CheckpointError as error:
-        print(error, file=sys.stderr)
-        return Exit.RESUME_REFUSED
-    except SettingError as error:  # about a network that only the learner can see
-        print(error, file=sys.stderr)
-        return Exit.USAGE
-    except LearnerLost as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    try:
+        try:
+            learner = Learner(shared, sink, policy)
+        except CheckpointError as error:
+            print(error, file=sys.stderr)
+            return Exit.RESUME_REFUSED
+        except SettingError as error:  # about a network, or other learners, that only the learner can see
+            print(error, file=sys.stderr)
+            return Exit.USAGE
         learner.run()
         learner.leave()
     except LearnerLost as error:

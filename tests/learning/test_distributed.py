@@ -1,5 +1,7 @@
 """Where an update averages over learners, and that two learners with half a batch equal one with the whole batch."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -179,3 +181,16 @@ def test_two_learners_with_half_a_batch_equal_one_with_the_whole_batch(core, epo
             first, second = (update.state_dict()[part][name] for update in two)
             assert torch.equal(first, second), name
             torch.testing.assert_close(first, x, rtol=2e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_single_learner_does_not_import_the_process_group():
+    code = (
+        "import sys, torch\n"
+        "from sfactory.device.ranks import Ranks\n"
+        "from sfactory.learning.join import join\n"
+        "import sfactory.workers.learner\n"
+        "print(type(join(Ranks.from_env({}), torch.device('cpu'), 1.0, print)).__name__)\n"
+        "assert 'sfactory.learning.process_group' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "SingleLearner\n", done.stderr

@@ -1,6 +1,8 @@
 """Jobs of two ranks: they train together, and what happens when one of them fails or is stopped."""
 
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ SMALL = [
 LOCKSTEP = ["--run.mode", "lockstep", "--log.every-updates", "5", "--run.debug", "true"]
 CARTPOLE = "gymnasium/CartPole-v1"
 STALL_S = 6.0
+SOAK_KILLS = int(os.environ.get("SFACTORY_SOAK_KILLS", "50"))
 
 
 class Job:
@@ -117,6 +120,19 @@ def test_two_ranks_under_torchrun_train_one_policy_and_rank_0_alone_saves(tmp_pa
     assert arrays["arena"].tobytes() != arrays["arena.1"].tobytes()
 
 
+@pytest.mark.slow
+def test_one_rank_under_torchrun_in_lockstep_equals_a_run_without_it_bit_for_bit(tmp_path):
+    words = [*SMALL, *LOCKSTEP, "--stop.env-steps", "6000"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    for name, beginning in {"with": [*torchrun, "-m", "sfactory"], "without": command()}.items():
+        line = [*beginning, "train", CARTPOLE, "--run.dir", str(tmp_path / name), *words]
+        assert subprocess.run(line, capture_output=True, timeout=120).returncode == 0
+    first, second = (tensors(newest(tmp_path / name)) for name in ("with", "without"))
+    assert {name: value.tobytes() for name, value in first.items()} == {n: v.tobytes() for n, v in second.items()}
+    returns = [[row.get("charts/episodic_return") for row in rows(tmp_path / name)] for name in ("with", "without")]
+    assert returns[0] == returns[1]
+
+
 LOCK_PAIR = [*LOCKSTEP, "--normalize.reward", "true", "--normalize.obs", "true"]
 
 
@@ -172,6 +188,8 @@ def test_killed_learner_ends_all_ranks_with_exit_7_and_one_last_line_each(job, r
     assert [code for code, _ in ends] == [7, 7]
     assert "the learner exited (killed by SIGKILL)" in ends[rank][1]
     assert "another learner of the job was lost" in ends[1 - rank][1]
+    assert ends[0][1].startswith("sfactory: worker lost (exit 7): ")
+    assert ends[1][1].startswith("sfactory: rank 1: worker lost (exit 7): ")
     assert all("resume: sfactory resume" in line for _, line in ends)
     assert all_exited(one.every)
 
@@ -296,3 +314,33 @@ def test_ranks_with_different_settings_are_refused_with_the_setting(job):
     ends = job(of_ranks=[["--optim.lr", lr] for lr in ("1e-3", "2e-3")]).ends()
     assert [code for code, _ in ends] == [2, 2]
     assert all("rank 1 has another value of optim.lr than rank 0: 0.002, not 0.001" in line for _, line in ends)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_random_kills_of_any_process_of_two_ranks_never_hang_them(tmp_path):
+    """50 kills at random moments. Either both ranks go on, or both end, and the run goes on from its checkpoint."""
+    dice, run_dir, kills = random.Random(7), tmp_path / "run", 0
+    one = Job(run_dir, "--checkpoint.every-seconds", "0.5", "--stop.env-steps", "1G")
+    one.wait_for_steps(1000)
+    while kills < SOAK_KILLS:
+        before = steps(run_dir)
+        time.sleep(3.0 * dice.random())
+        rank = dice.randrange(2)
+        dice.choice(one.all_of(rank)).kill()
+        kills += 1
+        deadline = time.monotonic() + 40.0
+        while time.monotonic() < deadline and steps(run_dir) <= before + 500:
+            if all(process.poll() is not None for process in one.processes):
+                break
+            time.sleep(0.1)
+        else:
+            assert time.monotonic() < deadline, f"kill {kills} of rank {rank}: no progress and no end"
+        if any(process.poll() is not None for process in one.processes):
+            codes = one.codes
+            assert set(codes) <= {7, 8, -signal.SIGKILL}, codes
+            assert all_exited(one.every)
+            one = Job(run_dir, resume=True)
+            one.wait_for_steps(steps(run_dir) + 500)
+    one.processes[1].send_signal(signal.SIGTERM)
+    assert one.codes == [143, 143]

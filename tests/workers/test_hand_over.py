@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sfactory.config import BatchConfig, Config, Env, Run, Sampling
+from sfactory.device.ranks import Ranks
 from sfactory.envs import EnvFault, make_spec
 from sfactory.shm import atomics
 from sfactory.shm.slots import FREE, LEARNING, READY, unpack
@@ -301,3 +302,17 @@ def test_sampler_sends_no_message_that_does_not_fit_into_the_queue(shared, monke
     else:
         assert len(sent["infos"]) == MOST_INFOS
         assert not sampler.infos
+
+
+def test_environments_and_noise_of_all_ranks_have_seeds_of_their_own_as_if_they_were_one_run(tmp_path):
+    one = make_run_spec(tmp_path, samplers=1, groups=4)
+    of_ranks = [
+        replace(make_run_spec(tmp_path / str(rank), samplers=1, groups=2), ranks=Ranks(rank, 2, rank, 2))
+        for rank in range(2)
+    ]
+    samplers = [Sampler(0, SharedState.create(run_spec), ListSink()) for run_spec in (one, *of_ranks)]
+    alone, *together = [[run.envs.seeds for run in sampler.runs] for sampler in samplers]
+    assert [list(seeds) for seeds in [*together[0], *together[1]]] == [list(seeds) for seeds in alone]
+    assert len({seed for seeds in alone for seed in seeds}) == 4 * E
+    noise = [[run.in_job for run in sampler.runs] for sampler in samplers]
+    assert noise[1] + noise[2] == noise[0] == [0, 1, 2, 3]
