@@ -59,12 +59,12 @@ class RunRecorder:
         launch: int,
         resume_from: str,
         state: dict[str, Any],
-        checkpoints: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """checkpoints: the run folder that has them, if it is not `run_dir`."""
+        """run_dir: the folder that is written into. ranks: all but rank 0 have one in that of the run."""
         self.config, self.run_dir, self.spec = config, run_dir, specs[0]
         self.launch, self.resume_from, self._lock = launch, resume_from, lock
-        self.checkpoints = checkpoints or run_dir
+        self.ranks, self.checkpoints = ranks, run_dir if ranks.is_leader else run_dir.parent
         self.env_steps, self.updates = int(state.get("env_steps", 0)), int(state.get("updates", 0))
         self.seconds, self.episodes = float(state.get("seconds", 0.0)), stored_episodes(state, len(specs))
         self.created: list[Path] | None = None  # folder and parents, if a failed start must remove what is in it
@@ -74,8 +74,7 @@ class RunRecorder:
         self.env_faults = EnvFaults(config.env.fault_budget, config.sampling.num_envs)  # of this launch
         tasks = {task: spec.reference for task, spec in zip(config.env.tasks, specs, strict=True)}
         self.board = Board(self.env_steps, self.seconds, tasks, stored_episodes(state, len(specs)))
-        main = self.checkpoints == run_dir  # else a rank whose numbers complete those of rank 0
-        self.writers = Writers(run_dir, config, rows_until(state) if resume_from else None, tensorboard=main)
+        self.writers = Writers(run_dir, config, rows_until(state) if resume_from else None, ranks.is_leader)
         self._row: dict[str, float] = {}
         self._history = ReturnHistory()
         self._roofline = known_roofline(config)  # read once: it stays the same during a run
@@ -96,7 +95,7 @@ class RunRecorder:
         A folder that was new or empty is so again if this fails. ranks: those besides rank 0 write into a folder of
         their own, and read the checkpoints of `run_dir`.
         """
-        checkpoints, run_dir = run_dir, ranks.folder(run_dir)
+        run_dir = ranks.folder(run_dir)
         if not ranks.is_leader:
             require(run_dir, "a folder")  # in a run that was downloaded it may be a link
         created, warnings = make_folder(run_dir), list[str]()
@@ -104,7 +103,7 @@ class RunRecorder:
         try:
             lock = lock_folder(run_dir, warnings.append)
             try:
-                recorder = cls._open_locked(config, run_dir, resume, specs, lock, warnings, checkpoints)
+                recorder = cls._open_locked(config, run_dir, resume, specs, lock, warnings, ranks)
                 recorder.created = created if empty else None
                 return recorder
             except BaseException:
@@ -125,8 +124,9 @@ class RunRecorder:
         specs: Sequence[EnvSpec],
         lock: int,
         warnings: list[str],
-        checkpoints: Path,
+        ranks: Ranks,
     ) -> RunRecorder:
+        checkpoints = run_dir if ranks.is_leader else run_dir.parent
         if not resume and not config.run.requeue:
             refuse_run(run_dir)
         refuse_links(run_dir)
@@ -136,7 +136,7 @@ class RunRecorder:
                 checkpoints,
                 (),
                 warnings,
-                move_damaged=checkpoints == run_dir,
+                move_damaged=ranks.is_leader,
                 check=lambda contents: _require_resumable(contents, config),
             )
             if found is None:
@@ -149,7 +149,7 @@ class RunRecorder:
                 raise CommandError(Exit.RESUME_REFUSED, str(error)) from error
             changes = changed_settings(from_toml(checkpoints / "config.toml"), config)
         replace_text(run_dir / "config.toml", to_toml(config))
-        recorder = cls(config, run_dir, specs, lock, launch, resume_from, state, checkpoints)
+        recorder = cls(config, run_dir, specs, lock, launch, resume_from, state, ranks)
         for warning in warnings:
             recorder.writers.log(warning)
         for change in changes:
@@ -217,7 +217,8 @@ class RunRecorder:
             return
         reached = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
         returns = {"training_return": self.episodes.training_return, "episodes": self.episodes.in_mean}
-        self.writers.status({"state": state, **fields, **reached, **returns})
+        job = {} if self.ranks.alone else {"rank": self.ranks.rank, "world_size": self.ranks.world_size}
+        self.writers.status({"state": state, **fields, **job, **reached, **returns})
 
     def _write_evaluations(self, evaluations: Sequence[Mapping[str, float]], end: int) -> None:
         """Write a row for each evaluation that shares the time between two rows with another one.
@@ -239,7 +240,7 @@ class RunRecorder:
             name=self.run_dir.resolve().name,
             env=self.config.env.name,
             protocol=self.spec.protocol,
-            mode=run.mode,
+            mode=run.mode if self.ranks.alone else f"{run.mode}, {self.ranks.world_size} ranks",
             device="" if run.device == "auto" else run.device,
             history=tuple(self._history.points),
             checkpoint=checkpoint.last_saved(self.run_dir, time.time()),

@@ -19,12 +19,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sfactory.device.machine import BF16_FLAGS, affinity, cpu_flags, cpu_quota
+from sfactory.device.ranks import Ranks
+from sfactory.errors import SettingError
 from sfactory.shm.control_groups import control_groups, free_memory, memory_limit, smallest, version_1_groups
 from sfactory.supervisor.blas_threads import VARIABLES
 from sfactory.supervisor.limits import FDS_OF_OUR_OWN, FDS_PER_WORKER
@@ -169,6 +171,23 @@ def check_cuda(devices: list[str], driver: bool, torch: str | None) -> MachineFi
     return MachineFinding("ok", "cuda", "none: inference and learner run on the CPU")
 
 
+def check_learners(backends: Sequence[str], environ: Mapping[str, str], gpus: int) -> MachineFinding:
+    """Check what several learners need, and whether this process is one of several ranks."""
+    try:
+        ranks = Ranks.from_env(environ)
+    except SettingError as error:
+        return MachineFinding("bad", "learners", str(error), "start with torchrun (docs/distributed.md)")
+    own = "one" if ranks.alone else ranks.name
+    if not backends:
+        advice = "" if ranks.alone else "install a build of torch with torch.distributed"
+        level = "ok" if ranks.alone else "bad"
+        return MachineFinding(level, "learners", f"{own}; torch is built without torch.distributed", advice)
+    text = f"{own}; several can talk over {' or '.join(backends)}"
+    if gpus > 1 and "nccl" not in backends:
+        return MachineFinding("warn", "learners", text, "without NCCL several GPUs average gradients through the CPU")
+    return MachineFinding("ok", "learners", text)
+
+
 def check_bf16(flags: set[str]) -> MachineFinding:
     """Check CPU instructions that can make bf16 faster than fp32."""
     fast = [name for name in BF16_FLAGS if name in flags]
@@ -258,6 +277,7 @@ def examine(folder: Path | None = None) -> list[MachineFinding]:
         check_descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE)),
         check_process_exit(_death_signal(), hasattr(os, "pidfd_open"), _prctl_int(PR_GET_CHILD_SUBREAPER) is not None),
         check_cuda(torch.get("devices", []), driver, torch.get("version")),
+        check_learners(torch.get("backends", []), os.environ, len(torch.get("devices", []))),
         check_bf16(cpu_flags()),
         check_compiler(shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")),
         check_rendering(os.environ, importlib.util.find_spec("mujoco") is not None, libraries),
@@ -267,11 +287,14 @@ def examine(folder: Path | None = None) -> list[MachineFinding]:
 
 
 def _torch() -> dict[str, Any]:
-    """Return version and CUDA devices of torch, read in another process because a broken torch can crash."""
+    """Return version, CUDA devices and backends of torch, read in another process because a broken torch can crash."""
     code = (
         "import json, torch\n"
+        "import torch.distributed as d\n"
+        "known = ('gloo', 'nccl') if d.is_available() else ()\n"
+        "backends = [name for name in known if getattr(d, f'is_{name}_available')()]\n"
         "names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]\n"
-        "print(json.dumps({'version': torch.__version__, 'devices': names}))"
+        "print(json.dumps({'version': torch.__version__, 'devices': names, 'backends': backends}))"
     )
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

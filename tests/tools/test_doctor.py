@@ -6,6 +6,7 @@ import resource
 from pathlib import Path
 
 import pytest
+from ranks_helpers import variables
 
 from sfactory.tools import doctor
 from sfactory.tools.doctor import GIB, MachineFinding
@@ -91,6 +92,10 @@ def test_cpu_quota_of_a_parent_group_applies_to_its_children(tmp_path):
         (doctor.check_cuda(["H100", "H100"], True, "2.13"), "ok", "H100, H100"),
         (doctor.check_cuda([], True, "2.13+cpu"), "warn", "torch 2.13+cpu sees no device"),
         (doctor.check_cuda([], False, "2.13+cpu"), "ok", "on the CPU"),
+        (doctor.check_learners(["gloo"], {}, 0), "ok", "one; several can talk over gloo"),
+        (doctor.check_learners(["gloo"], variables(1, 4, 29500), 2), "warn", "rank 1 of 4; several can talk over gloo"),
+        (doctor.check_learners([], variables(1, 4, 29500), 0), "bad", "built without torch.distributed"),
+        (doctor.check_learners(["gloo"], {"RANK": "1", "WORLD_SIZE": "4"}, 0), "bad", "LOCAL_RANK"),
         (doctor.check_bf16({"avx512_bf16", "sse"}), "ok", "auto measures bf16"),
         (doctor.check_bf16({"sse"}), "ok", "run.precision auto is fp32"),
         (doctor.check_compiler("/usr/bin/g++"), "ok", "/usr/bin/g++"),
