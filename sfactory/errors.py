@@ -27,7 +27,7 @@ class Exit(IntEnum):
     ENVIRONMENT = 6
     """The environment cannot be built, or raises beyond the budget."""
     WORKER_LOST = 7
-    """A worker exited more often than the budget allows, or the learner exited."""
+    """A worker exited more often than the budget allows, or the learner exited, of this rank or of another one."""
     STALLED = 8
     """No environment step and no update for run.stall-timeout seconds."""
     NON_FINITE = 9
