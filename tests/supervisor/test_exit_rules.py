@@ -56,6 +56,20 @@ def test_on_exit_ends_the_run_when_the_learner_is_killed():
     assert ended(decide("learner", SIGKILL)) == ("worker lost", 7, sentence)
 
 
+@pytest.mark.parametrize(("code", "word"), [(Exit.WORKER_LOST, "worker lost"), (Exit.STALLED, "stalled")])
+def test_on_exit_ends_the_run_with_what_the_learner_says_of_another_learner(code, word):
+    assert ended(decide("learner", code, last_line="rank 1 is gone")) == (word, code, "rank 1 is gone")
+
+
+@pytest.mark.parametrize(
+    ("reported", "code"),
+    [(LearnerOutcome.INTERRUPTED, 130), (LearnerOutcome.TERMINATED, 143), (LearnerOutcome.REQUEUED, 75)],
+)
+def test_learner_outcome_is_that_of_the_signal_on_which_several_learners_agreed(reported, code):
+    run_spec = RunSpec(Config(env=Env("gymnasium/CartPole-v1")), None, "", 0)
+    assert learner_outcome(reported, run_spec).code == code
+
+
 def test_on_exit_reports_the_last_output_line_of_the_learner():
     action = decide("learner", 1, last_line="RuntimeError: out of memory")
     assert ended(action) == ("worker lost", 7, "the learner exited (exit code 1): RuntimeError: out of memory")
