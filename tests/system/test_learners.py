@@ -324,11 +324,12 @@ def test_random_kills_of_any_process_of_two_ranks_never_hang_them(tmp_path):
     one = Job(run_dir, "--checkpoint.every-seconds", "0.5", "--stop.env-steps", "1G")
     one.wait_for_steps(1000)
     while kills < SOAK_KILLS:
-        before = steps(run_dir)
         time.sleep(3.0 * dice.random())
         rank = dice.randrange(2)
         dice.choice(one.all_of(rank)).kill()
         kills += 1
+        time.sleep(3.0)  # rows of before the kill are written, and its effect is seen
+        before = steps(run_dir)
         deadline = time.monotonic() + 40.0
         while time.monotonic() < deadline and steps(run_dir) <= before + 500:
             if all(process.poll() is not None for process in one.processes):
