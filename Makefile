@@ -1,5 +1,6 @@
 # make train    install sfactory with MinAtar, then train Breakout (8 to 16 minutes)
-# make test     install everything, then run lint, types and all tests that CI runs (15 to 20 minutes on 2 cores)
+# make test     install everything, then run lint, types and all tests that CI runs (15 minutes on 2 cores)
+# make faults   kill, stop and starve real runs: the table of docs/faults.md (5 minutes)
 # make lint     ruff check and ruff format --check
 # make types    mypy
 # make slow     tests that take more than a few seconds, and the whole of large tables (20 minutes)
@@ -15,7 +16,7 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 .DEFAULT_GOAL := help
 # The tests start hundreds of processes: they must find the sources compiled.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help train test lint types slow learn soak gpu docs clean
+.PHONY: help train test lint types faults slow learn soak gpu docs clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -41,8 +42,6 @@ train: $(VENV)/.run
 test: lint types
 	$(BIN)/python -m pytest -n 2 --ignore tests/system
 	$(BIN)/python -m pytest -n 2 tests/system
-	$(BIN)/python -m pytest -n 2 tests/system -m 'faults and not soak and not slow and not alone'
-	$(BIN)/python -m pytest tests/system -m 'alone and not soak'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -50,6 +49,10 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 tests/system -m 'faults and not soak and not slow and not alone'
+	$(BIN)/python -m pytest tests/system -m 'alone and not soak'
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow or browser' --timeout 600

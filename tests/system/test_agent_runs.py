@@ -63,6 +63,7 @@ def test_training_of_agents_that_act_together_learns_resumes_and_evaluates(folde
     check_counts(folder / "run")
 
 
+@pytest.mark.slow
 def test_training_of_agents_that_act_in_turns_learns_from_rewards_that_come_later(folder, monkeypatch):
     target = "agent_envs:Turns"  # without the name of the family
     run(folder, "train", target, "--run.dir", "run", *TURNS, *SMALL)

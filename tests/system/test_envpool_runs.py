@@ -47,6 +47,7 @@ def test_envpool_pong_trains_resumes_and_evaluates(tmp_path):
     assert not any("obs_mean" in name for name in weights)  # bytes have no normalizer
 
 
+@pytest.mark.slow
 def test_envpool_halfcheetah_trains_resumes_and_evaluates_with_its_normalizer(tmp_path):
     run = tmp_path / "run"
     words = ["--env.settings.max-episode-steps", 50, "--normalize.obs"]

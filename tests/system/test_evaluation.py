@@ -46,6 +46,7 @@ def evaluations(run):
     return [row for row in rows(run) if "eval/env_steps" in row]
 
 
+@pytest.mark.slow
 def test_evaluator_completes_although_it_is_killed_once(tmp_path, games):
     run, log = tmp_path / "run", tmp_path / "run" / "log.txt"
     words = ["--sampling.num-samplers", 1, "--optim.lr", 1e-4, "--checkpoint.every-seconds", 1000]

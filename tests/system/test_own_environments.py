@@ -46,6 +46,7 @@ def run(folder, *words, script=None):
     return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_every_copy_that_is_alive_in_a_run_has_a_number_of_its_own(tmp_path):
     """24 training environments have 0 to 23, evaluations of the run 24 and up; replaced environments keep theirs."""
     (tmp_path / "own_envs.py").write_text(BASE + INDEXED)

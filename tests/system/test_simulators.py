@@ -208,6 +208,7 @@ def test_run_in_a_program_that_takes_the_exits_of_children_replaces_samplers_and
 # -- slow environments -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_slow_steps_are_no_stall_while_data_arrive(tmp_path):
     """8 environments take 0.8 s for a row of both groups: an update takes 6 s, and a step of a group 0.4 s."""
     words = [
@@ -337,6 +338,7 @@ def most_open(path, evaluator):
     return most
 
 
+@pytest.mark.slow
 def test_evaluations_have_no_more_environments_than_training(tmp_path):
     run, opened = tmp_path / "run", tmp_path / "opened"
     words = [*ONE, "--sampling.envs-per-group", 1, "--batch.minibatches", 1, "--stop.env-steps", 500]
@@ -357,6 +359,7 @@ def test_evaluations_have_no_more_environments_than_training(tmp_path):
     assert played("--envs", 3) == 3
 
 
+@pytest.mark.slow
 def test_output_of_environments_is_bounded_over_launches(tmp_path):
     run = tmp_path / "run"
     finish(train(run, "Chatty", *ONE, "--stop.env-steps", 2000, size=20_000), 0)

@@ -15,6 +15,7 @@ def run(*words, code=0):
     return done
 
 
+@pytest.mark.slow
 def test_multi_task_run_has_a_curve_and_an_evaluation_per_task(tmp_path):
     folder = tmp_path / "run"
     run("train", BOTH, "--run.dir", folder, *SMALL, "--stop.env-steps", "20k", "--quiet")
