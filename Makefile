@@ -41,7 +41,7 @@ train: $(VENV)/.run
 
 test: lint types
 	$(BIN)/python -m pytest -n 2 --ignore tests/system
-	$(BIN)/python -m pytest -n 2 tests/system
+	$(BIN)/python -m pytest -n 3 tests/system
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ def trained_resumed_and_evaluated(run, task, steps, evaluation, *words):
     return both, newest, report
 
 
+@pytest.mark.slow
 def test_envpool_pong_trains_resumes_and_evaluates(tmp_path):
     run = tmp_path / "run"
     evaluation = ["--episodes", 4, "--max-steps", 60]
