@@ -94,7 +94,7 @@ class Learners(Protocol):
         """LearnersDiffer if another learner has another digest of its weights. For `run.debug`."""
 
     def collect(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """For the leader the arrays of all learners, those of others as `NAME.RANK`. None where nobody has any."""
+        """For the leader the arrays of all learners, those of others as `NAME.RANK`. None where no learner has any."""
 
     def close(self) -> None:
         """Leave the job."""

@@ -11,7 +11,7 @@ from sfactory.learning.distributed import Learners, SingleLearner
 
 
 def join(ranks: Ranks, device: torch.device, stall_timeout: float, alive: Callable[[], None]) -> Learners:
-    """Join the learners of the job; waits until all of them have come. A single one needs nobody.
+    """Join the learners of the job; waits until all of them have come. A single one has no others.
 
     stall_timeout: seconds without a sign of life after which another learner is lost. alive: called about once a second
     while this learner waits for others that do live.

@@ -303,7 +303,7 @@ class SignsOfLife:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within this context the learner waits for others, so that nobody should wait for it."""
+        """Within this context the learner waits for others, so no other one should wait for it."""
         self._waiting.set()
         try:
             yield

@@ -46,7 +46,7 @@ def settings_of_rank(config: Config, ranks: Ranks) -> Config:
 def wait_for_leader(run_dir: Path, ranks: Ranks) -> None:
     """Wait until rank 0 has opened the folder of a new run. CommandError (exit 7) if it does not.
 
-    Rank 0 itself waits for nobody.
+    Rank 0 itself does not wait.
     """
     deadline = time.monotonic() + LEADER_S
     while not ranks.is_leader and not (is_run(run_dir) and _is_locked(run_dir)):

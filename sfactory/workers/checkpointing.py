@@ -68,7 +68,7 @@ class Checkpointing:
         self.finish_save(wait=False)
         if self.saver.busy:
             return False
-        if self.run_spec.ranks.alone:  # nobody has to be asked
+        if self.run_spec.ranks.alone:  # there is no other learner to ask
             self.agreed = self.wanted()
         if not (self.agreed or not self.started_one):
             return False

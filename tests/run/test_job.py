@@ -50,8 +50,8 @@ def test_wait_for_leader_returns_when_rank_0_has_opened_the_folder_and_not_befor
         (tmp_path / "config.toml").touch()
         opened.append(lock)
 
-    wait_for_leader(tmp_path, FIRST)  # rank 0 waits for nobody
-    (tmp_path / "config.toml").touch()  # of an earlier run: nobody trains in it
+    wait_for_leader(tmp_path, FIRST)  # rank 0 does not wait
+    (tmp_path / "config.toml").touch()  # of an earlier run, which has ended
     thread = threading.Thread(target=open_folder)
     thread.start()
     wait_for_leader(tmp_path, SECOND)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from builders import MY_ENV
 from ranks_helpers import start_ranks
 from run_helpers import all_exited, children, command, rows, steps, wait_for, workers_named
 from safetensors.numpy import load_file
@@ -272,25 +273,17 @@ def test_rank_that_hangs_ends_the_others_within_the_stall_timeout(job, whole):
     assert ends[1][0] in (7, 8)
 
 
-SLOW_ON_RANK_1 = """
+SLOW_ON_RANK_1 = f"""
 import os, time
-import numpy as np
-import gymnasium
-from gymnasium import spaces
-
-class Env(gymnasium.Env):
-    observation_space, action_space = spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2)
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        return np.zeros(3, np.float32), {}
+{MY_ENV}
+class Env(MyEnv):
+    steps = 0
     def step(self, action):
-        self.t += 1
-        self.steps = getattr(self, "steps", 0) + 1
+        self.steps += 1
         if self.steps == 200 and os.environ["RANK"] == "1" and not os.path.exists("slept"):
             open("slept", "w").close()
             time.sleep(7.0)
-        return np.full(3, 0.1, np.float32), 1.0, False, self.t >= 20, {}
+        return super().step(action)
 """
 
 

@@ -200,7 +200,7 @@ def test_raw_loop_of_agents_counts_those_that_act(name, together):
 def test_raw_loop_of_a_game_does_not_count_resets():
     step = raw_loop("envpool/ConnectFour-v1", 8, 1, {})
     counts = [step() for _ in range(300)]
-    assert counts[:7] == [8] * 7  # nobody wins earlier
+    assert counts[:7] == [8] * 7  # none wins earlier
     assert min(counts) < 8
     assert 8 * 280 < sum(counts) < 8 * 299
 
