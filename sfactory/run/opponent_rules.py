@@ -16,7 +16,7 @@ from sfactory.run.folder import run_of
 from sfactory.run.network_size import check_network_size
 from sfactory.run.obs_reading import check_reading
 from sfactory.run.recorded_spec import recorded_spec
-from sfactory.run.trust import vouched_code
+from sfactory.run.trust import vouched_opponent
 
 
 def check_self_play(config: Config, spec: EnvSpec) -> None:
@@ -43,17 +43,18 @@ def opponent_contents(path: Path, parts: Sequence[str] = ()) -> Contents:
 def opponent_code(run: Path, config: Config) -> Iterator[None]:
     """Within this context the encoder that an opponent's settings name may be imported.
 
-    CommandError (exit 2) if they name one and this user has not trained the run.
+    CommandError (exit 2) if they name one and this user has not trained the run, or if another module has its name.
     """
-    try:
-        with vouched_code(run, config, False, "", environments=False):
-            yield
-    except CommandError as error:
-        raise CommandError(
-            error.exit_code,
-            f"selfplay.opponents {run}: its settings name code that would be run, model.encoder "
-            f"{config.model.encoder}; with code of its own an opponent must be a run that this user has trained",
-        ) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(vouched_opponent(run, config, False, ""))
+        except CommandError as error:
+            reason = error.sentence.partition("; if you trust")[0]
+            raise CommandError(
+                error.exit_code,
+                f"selfplay.opponents: {reason}; with code of its own an opponent must be a run of this user",
+            ) from error
+        yield
 
 
 def check_opponent(path: Path, config: Config, spec: EnvSpec) -> None:
