@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from sfactory.algo.loss import total_loss
-from sfactory.algo.surrogate import SURROGATES, Options, SurrogateInput
+from sfactory.algo.surrogates.options import Options
+from sfactory.algo.surrogates.ratios import SurrogateInput
+from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.config import Config, with_settings
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers

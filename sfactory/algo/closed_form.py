@@ -1,6 +1,6 @@
 """Slopes of the loss of `decoupled` and `ppo` by formula, without recording and differentiating it.
 
-The loss is that of `surrogate.decoupled` and `loss.total_loss`; the tests hold the slopes to what autograd computes
+The loss is that of `clipped.decoupled` and `loss.total_loss`; the tests hold the slopes to what autograd computes
 from those. About 25 small operations instead of 60 and their derivatives.
 
 Where two arguments of a maximum or minimum are equal, autograd gives each half of the gradient. Here one of them gets
@@ -18,7 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfactory.algo.surrogate import LOG_WEIGHT_LIMIT, SURROGATES, decoupled, log_cap, log_interval, ppo
+from sfactory.algo.surrogates.clipped import decoupled, ppo
+from sfactory.algo.surrogates.ratios import LOG_WEIGHT_LIMIT, log_cap, log_interval
+from sfactory.algo.surrogates.registry import SURROGATES
 
 
 def has_slopes(objective: str) -> bool:
@@ -64,7 +66,7 @@ def pack(
     """All `Rows` of an update in one tensor [..., C], so that a minibatch selects its rows with one call.
 
     behavior, proximal, advantage, weight (of the trace), value, target: [...] float; valid: [...] bool. proximal: None
-    if it changes within the update. behavior_weight: as in `surrogate`.
+    if it changes within the update. behavior_weight: as in `surrogates`.
     """
     reset = ~valid
     if behavior_weight in ("trace", "twice"):
@@ -103,7 +105,7 @@ def loss_slopes(
         log_prob, value, proximal: [...] log policy of the actions, value and log proximal under the present weights.
         rows: the rest, see `Rows`.
         objective: decoupled or ppo.
-        behavior_weight, clip, dual_clip, weight_cap: as in `surrogate`.
+        behavior_weight, clip, dual_clip, weight_cap: as in `surrogates`.
         value_coef, value_clip, entropy_coef, num_valid: as in `loss.total_loss`.
     """
     share = rows.valid / (rows.valid.sum() if num_valid is None else num_valid).clamp(min=1.0)
@@ -126,7 +128,7 @@ def _policy_slope(
     dual_clip: float | None,
     weight_cap: float | None,
 ) -> Tensor:
-    """Derivative of the surrogate loss with respect to log_prob [...]; names as in `surrogate.decoupled`.
+    """Derivative of the surrogate loss with respect to log_prob [...]; names as in `clipped.decoupled`.
 
     gain [...]: -advantage, divided by the number of valid rows. Every term is gain * exp(log_prob + constant), so its
     slope is the term itself, or 0 where it is constant: outside the clip, and at the bound of ``dual_clip``.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfactory.algo.surrogate import LOG_WEIGHT_LIMIT, Surrogate, SurrogateInput
+from sfactory.algo.surrogates.ratios import LOG_WEIGHT_LIMIT, Surrogate, SurrogateInput
 
 
 class Loss(NamedTuple):

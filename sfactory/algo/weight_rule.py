@@ -1,6 +1,6 @@
 """Check that the behavior weight (proximal over behavior) is applied as often as configured. No torch.
 
-`sfactory.algo.surrogate` explains the choices: surrogate and trace count it once, none never, twice two times.
+`sfactory.algo.surrogates` explains the choices: surrogate and trace count it once, none never, twice two times.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The loss with its gradient, and the choice of actions, by the kernels of `kernels.c`.
 
-The formulas are those of `model/distributions.py`, `algo/surrogate.py` (decoupled and ppo) and `algo/loss.py`; tests
+The formulas are those of `model/distributions.py`, `algo/surrogates/clipped.py` and `algo/loss.py`; tests
 compare the results with autograd. Columns of a batch are read where they are: a minibatch is an index of rows.
 
 Legend: N rows of a batch, n rows of a minibatch, K distribution parameters.

@@ -7,7 +7,8 @@ import torch
 
 from sfactory.algo.closed_form import has_slopes, loss_slopes, pack, unpack
 from sfactory.algo.loss import total_loss
-from sfactory.algo.surrogate import SURROGATES, SurrogateInput
+from sfactory.algo.surrogates.ratios import SurrogateInput
+from sfactory.algo.surrogates.registry import SURROGATES
 
 torch.set_num_threads(1)
 SHAPE = (5, 400)

@@ -19,7 +19,8 @@ from sfactory.algo.normalize import (
 )
 from sfactory.algo.scaling import rescale
 from sfactory.algo.schedule import SCHEDULES, ScheduleState
-from sfactory.algo.surrogate import SURROGATES, Surrogate, SurrogateInput
+from sfactory.algo.surrogates.ratios import Surrogate, SurrogateInput
+from sfactory.algo.surrogates.registry import SURROGATES
 
 torch.set_num_threads(1)
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())

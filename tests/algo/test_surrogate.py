@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfactory.algo.surrogate import SURROGATES, Options, SurrogateInput, check_weights, unused_options
+from sfactory.algo.surrogates.options import Options, unused_options
+from sfactory.algo.surrogates.ratios import SurrogateInput
+from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.algo.trace import TRACES
-from sfactory.algo.weight_rule import NO_OWN_WEIGHT
+from sfactory.algo.weight_rule import NO_OWN_WEIGHT, check_weights
 from sfactory.config import Config
 
 torch.set_num_threads(1)

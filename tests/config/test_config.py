@@ -344,7 +344,7 @@ def test_the_weight_rule_names_flags_and_what_to_use():
 def test_choices_of_the_schema_are_the_names_of_the_registries():
     from sfactory.algo.proximal import PROXIMALS
     from sfactory.algo.schedule import SCHEDULES
-    from sfactory.algo.surrogate import SURROGATES
+    from sfactory.algo.surrogates.registry import SURROGATES
     from sfactory.algo.trace import TRACES
     from sfactory.model import encoders
     from sfactory.model.cores import CORES

@@ -136,16 +136,23 @@ def apply(checkout, number):
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
-    ("file", "test", "number", "flag", "name"),
+    ("file", "test", "diffs", "flag", "name"),
     [
-        ("sfactory/algo/surrogate.py", "tests/algo/test_bounded.py", 0, "--surrogate.objective", "bounded"),
-        ("sfactory/algo/trace.py", "tests/algo/test_cut.py", 1, "--trace.estimator", "cut"),
+        (
+            "sfactory/algo/surrogates/bounded.py",
+            "tests/algo/test_bounded.py",
+            range(4),
+            "--surrogate.objective",
+            "bounded",
+        ),
+        ("sfactory/algo/trace.py", "tests/algo/test_cut.py", [4], "--trace.estimator", "cut"),
     ],
 )
-def test_extending_function_is_added_tested_and_trained(checkout, tmp_path, file, test, number, flag, name):
+def test_extending_function_is_added_tested_and_trained(checkout, tmp_path, file, test, diffs, flag, name):
     with (checkout / file).open("a") as source:
         source.write("\n\n" + named(PAGE, file))
-    apply(checkout, number)
+    for number in diffs:
+        apply(checkout, number)
     (tmp_path / "test_added.py").write_text(named(PAGE, test))
     output = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_added.py", path=[checkout])
     assert "1 passed" in output
@@ -166,6 +173,7 @@ def test_extending_examples_are_all_tested():
     names = {block.text.partition("\n")[0].removeprefix("# ") for block in blocks(PAGE, "python")}
     assert names == {
         "my_file.py", "my_wrappers.py", "my_ports.py", "my_games.py", "my_net.py", "my_script.py",
-        "sfactory/algo/surrogate.py", "sfactory/algo/trace.py", "tests/algo/test_bounded.py", "tests/algo/test_cut.py",
+        "sfactory/algo/surrogates/bounded.py", "sfactory/algo/trace.py",
+        "tests/algo/test_bounded.py", "tests/algo/test_cut.py",
     }  # fmt: skip
-    assert len(blocks(PAGE, "diff")) == 2
+    assert len(blocks(PAGE, "diff")) == 5

@@ -14,8 +14,9 @@ from documents import DOCUMENTS, ROOT, blocks, commands, flags
 from sfactory.algo.proximal import PROXIMALS
 from sfactory.algo.scaling import RULES
 from sfactory.algo.schedule import SCHEDULES
-from sfactory.algo.surrogate import BEHAVIOR_WEIGHTS, SURROGATES
+from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.algo.trace import TRACES
+from sfactory.algo.weight_rule import BEHAVIOR_WEIGHTS
 from sfactory.cli import main as cli
 from sfactory.config import parsing, presets, values
 from sfactory.config.flags import split_flags

@@ -13,7 +13,7 @@ from test_recorded_updates import CASES, empty_batch, moved, trained, update_on
 from update_helpers import B, T, divide_into_parts, make_batch, make_update
 
 from sfactory.algo.proximal import PROXIMALS
-from sfactory.algo.surrogate import SURROGATES
+from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.device.accelerator import WARM
 from sfactory.envs import ActionLeaf
 from sfactory.learning import objectives, parts

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fake_accelerator import FakeAccelerator
 
-from sfactory.algo.surrogate import SURROGATES
+from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.algo.trace import TRACES
 from sfactory.config import Config, Model, Normalize, Optim, Run, Sampling, with_settings
 from sfactory.device.accelerator import WARM

@@ -7,7 +7,8 @@ import torch
 
 from sfactory.algo.loss import total_loss
 from sfactory.algo.proximal import interpolate_log_prob
-from sfactory.algo.surrogate import SURROGATES, SurrogateInput
+from sfactory.algo.surrogates.ratios import SurrogateInput
+from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.envs import ActionLeaf
 from sfactory.model.distributions import ActionDistribution
 from sfactory.native.head import LossColumns, NativeActor, NativeLoss

@@ -20,17 +20,11 @@ from sfactory.algo import closed_form
 from sfactory.algo.loss import Loss as LossTerms
 from sfactory.algo.loss import diagnostics, total_loss
 from sfactory.algo.proximal import PROXIMALS, Proximal, decay_from_center_of_mass
-from sfactory.algo.surrogate import (
-    SURROGATES,
-    Options,
-    Surrogate,
-    SurrogateInput,
-    check_weights,
-    log_cap,
-    log_interval,
-    unused_options,
-)
+from sfactory.algo.surrogates.options import Options, unused_options
+from sfactory.algo.surrogates.ratios import Surrogate, SurrogateInput, log_cap, log_interval
+from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.algo.trace import TRACES, Trace, TraceInput
+from sfactory.algo.weight_rule import check_weights
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
 from sfactory.learning.batch import Batch, BatchLanes, rows_of
