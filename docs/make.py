@@ -160,7 +160,11 @@ def configuration_page() -> str:
 def on_resume(flag: str) -> str:
     """What a resume does with a setting, and where the mode or the schedule makes a difference."""
     always = rule_of(flag)
-    others = {"lockstep": rule_of(flag, lockstep=True), "linear": rule_of(flag, linear=True)}
+    others = {
+        "lockstep": rule_of(flag, lockstep=True),
+        "linear": rule_of(flag, linear=True),
+        "adds or removes the median head": rule_of(flag, other_heads=True),
+    }
     return "; ".join([always.name.lower(), *(f"{n}: {r.name.lower()}" for n, r in others.items() if r is not always)])
 
 

@@ -17,7 +17,8 @@ class Loss(NamedTuple):
     """Parts of the loss of one minibatch."""
 
     total: Tensor
-    """[] policy + value_coef * value - entropy_coef * entropy; the tensor to differentiate."""
+    """[] policy + value_coef * (value + critic) - entropy_coef * entropy; the tensor to differentiate. critic: the mean
+    of `Surrogate.critic`, if there is one."""
     policy: Tensor
     """[] mean surrogate."""
     value: Tensor
@@ -66,6 +67,8 @@ def total_loss(
     value_loss = error.sum() / count
     mean_entropy = entropy.masked_fill(reset, 0.0).sum() / count
     total = policy_loss + value_coef * value_loss - entropy_coef * mean_entropy
+    if surrogate.critic is not None:
+        total = total + value_coef * (surrogate.critic.masked_fill(reset, 0.0).sum() / count)
     return Loss(total, policy_loss, value_loss, mean_entropy)
 
 

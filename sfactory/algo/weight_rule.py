@@ -33,6 +33,8 @@ def weight_conflict(trace: str, proximal: str, surrogate: str, behavior_weight: 
         return WeightConflict(f"expected one of {expected}", ({"behavior_weight": "surrogate"},))
     if in_trace and trace in UNWEIGHTED_TRACES:
         return WeightConflict(f"{trace} has no weight", ({"trace": "vtrace"}, {"behavior_weight": "surrogate"}))
+    if surrogate == "minpro" and behavior_weight != "surrogate":
+        return WeightConflict("minpro corrects by policy / behavior itself", ({"behavior_weight": "surrogate"},))
     if in_surrogate and surrogate == "impala":
         weighted = {"trace": "vtrace"} if trace in UNWEIGHTED_TRACES else {}
         return WeightConflict("impala takes its weight from the trace", ({"behavior_weight": "trace", **weighted},))

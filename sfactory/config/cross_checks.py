@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from sfactory.algo.surrogates.options import MASK_USES, Options, unused_options, users
 from sfactory.algo.weight_rule import weight_conflict
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def check_together(config: Config) -> None:
     check_batch(config)
     check_trace(config)
     check_behavior_weight(config)
+    check_surrogate(config)
 
 
 def check_options(config: Config) -> None:
@@ -133,3 +135,45 @@ def check_behavior_weight(config: Config) -> None:
         raise ValueError(
             f"{_FLAGS['behavior_weight']} {values['behavior_weight']} with {given}: {conflict.reason}; use {remedy}"
         )
+
+
+def check_surrogate(config: Config) -> None:
+    """Every setting of the surrogate has an effect, and the proximal policy has what the surrogate needs."""
+    s, proximal = config.surrogate, config.proximal
+    for name in unused_options(s.objective, s.mask, Options.read(s)):
+        default = Options._field_defaults[name]
+        raise ValueError(
+            f"surrogate.{name.replace('_', '-')} {_shown(getattr(s, name))} has no effect with surrogate.objective "
+            f"{s.objective}{f' and mask {s.mask}' if s.mask != 'none' else ''}; leave it at {_shown(default)}, or use "
+            f"{' or '.join(_selected(user) for user in users(name))}"
+        )
+    by_step = proximal.policy == "snapshot" and not proximal.snapshot_age
+    if s.mask == "erc" and (by_step or proximal.policy == "interpolate"):
+        raise ValueError(
+            f"surrogate.mask erc compares entropies, and proximal.policy {proximal.policy} "
+            f"{'with snapshot-age 0 ' if by_step else ''}has none; use recompute, ewma or behavior"
+        )
+    for low, high in (
+        ("weight_low", "weight_high"),
+        ("weight_low_negative", "weight_high_negative"),
+        ("entropy_ratio_low", "entropy_ratio_high"),
+        ("bound_low", "bound_high"),
+        ("bound_low_max", "bound_high"),
+    ):
+        if getattr(s, low) > getattr(s, high):
+            names = [f"surrogate.{name.replace('_', '-')} {getattr(s, name):g}" for name in (low, high)]
+            raise ValueError(f"{names[0]} is above {names[1]}; lower the first or raise the second")
+    if s.objective == "mdpo" and s.kl_anneal and not config.stop.env_steps:
+        raise ValueError(
+            "surrogate.kl-anneal ends at stop.env-steps, which is 0; set it, or use surrogate.kl-anneal false"
+        )
+
+
+def _selected(name: str) -> str:
+    """An objective or a mask as it is selected."""
+    return f"surrogate.{'mask' if name in MASK_USES else 'objective'} {name}"
+
+
+def _shown(value: float | None) -> str:
+    """A value of a setting as it is typed."""
+    return str(value).lower() if isinstance(value, bool) else f"{value or 0:g}"

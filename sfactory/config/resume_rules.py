@@ -73,11 +73,18 @@ class Rule(Enum):
     REFUSED = "refused (exit code 4)"
 
 
-def rule_of(name: str, lockstep: bool = False, linear: bool = False) -> Rule:
+HEADS = ("surrogate.objective", "surrogate.median-head")
+"""Settings that are refused where the network would get or lose its median head."""
+
+
+def rule_of(name: str, lockstep: bool = False, linear: bool = False, other_heads: bool = False) -> Rule:
     """The rule of a setting, by its name on the command line.
 
-    linear: whether the learning rate falls to 0 at stop.env-steps, before or after the change.
+    linear: whether something falls to 0 at stop.env-steps, before or after the change: the learning rate, or the step
+    size of mdpo. other_heads: whether the network gets or loses its median head.
     """
+    if other_heads and name in HEADS:
+        return Rule.REFUSED
     if name.startswith(FIXED) or (lockstep and name.startswith(FIXED_IN_LOCKSTEP)):
         return Rule.REFUSED
     if linear and name == "stop.env-steps":
@@ -98,8 +105,19 @@ def changes(before: Config, after: Config, rule: Rule) -> dict[str, tuple[Any, A
         for key, value in old[section].items()
     }
     lockstep = before.run.mode == "lockstep"
-    linear = "linear" in (before.optim.schedule, after.optim.schedule)
-    return {name: pair for name, pair in pairs.items() if not same(*pair) and rule_of(name, lockstep, linear) is rule}
+    linear = any(ends_at_env_steps(config) for config in (before, after))
+    other_heads = before.surrogate.has_median_head != after.surrogate.has_median_head
+    return {
+        name: pair
+        for name, pair in pairs.items()
+        if not same(*pair) and rule_of(name, lockstep, linear, other_heads) is rule
+    }
+
+
+def ends_at_env_steps(config: Config) -> bool:
+    """Whether what is learned depends on stop.env-steps."""
+    surrogate = config.surrogate
+    return config.optim.schedule == "linear" or (surrogate.objective == "mdpo" and surrogate.kl_anneal)
 
 
 def refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> None:

@@ -264,20 +264,114 @@ class SurrogateConfig:
     """The surrogate loss of the policy."""
 
     objective: Literal[
-        "ppo", "decoupled", "decoupled_kl", "impala", "is_pg", "cispo", "topr", "mdpo", "dppo_tv", "sapo", "mhpo"
+        "ppo",
+        "decoupled",
+        "decoupled_kl",
+        "impala",
+        "is_pg",
+        "cispo",
+        "topr",
+        "mdpo",
+        "dppo_tv",
+        "dppo_kl",
+        "sapo",
+        "mhpo",
+        "dispo",
+        "rec_one_side",
+        "rec_wide",
+        "rec_ring",
+        "opmd",
+        "asymre",
+        "geppo",
+        "minpro",
+        "bapo",
+        "r2vpo",
+        "bpo",
     ] = "decoupled"
     """The surrogate loss; docs/algorithms.md has the formulas."""
     behavior_weight: Literal["surrogate", "trace", "none", "twice"] = "surrogate"
     """Where the weight proximal/behavior is applied: in the surrogate, in the trace, nowhere (none), or in both (twice,
     as in Sample Factory, for comparison)."""
+    mask: Literal["none", "m2po", "erc"] = "none"
+    """Samples that are left out, with any objective. m2po: those with the largest weights of the update, until the rest
+    has a bounded second moment. erc: those where the entropy changed by too large a factor."""
     clip: Annotated[float, Gt(0)] = 0.2
-    """Trust region on the ratio over the proximal policy. Smaller: safer and slower."""
+    """Trust region on the ratio over the proximal policy. Smaller: safer and slower. geppo: of the weight, dppo_tv: of
+    the probability, dppo_kl: in nats. Objectives without a trust region count with it in losses/clipfrac only."""
     dual_clip: Annotated[float, ZeroOr(Gt(1))] = 0.0
     """Bound on the loss of bad actions in multiples of the advantage (3 to 10); 0: no bound."""
     kl_coef: Annotated[float, Ge(0)] = 1.0
     """Coefficient of the KL penalty of decoupled_kl and mdpo. More: smaller policy changes per update."""
+    kl_anneal: bool = True
+    """mdpo: divide kl_coef by the share of stop.env_steps that is left (at least 0.01), as in the paper."""
     weight_cap: Annotated[float, Ge(1)] = 100.0
     """Upper bound of the weight (policy over behavior). Smaller: less variance, more bias on old data."""
+    log_ratio_coef: Annotated[float, Ge(0)] = 0.1
+    """opmd: coefficient of the squared logarithm of the ratio. More: smaller policy changes per update."""
+    baseline_shift: Annotated[float, Ge(0)] = 0.1
+    """asymre: number added to every advantage. More: good actions count more than bad ones; 0: a plain gradient."""
+    outer_low: Annotated[float, Gt(0)] = 0.6
+    """rec_wide and rec_ring: distance of the outer lower bound of the ratio below 1; 1 or more: no bound."""
+    outer_high: Annotated[float, Gt(0)] = 2.0
+    """rec_wide and rec_ring: distance of the outer upper bound of the ratio above 1."""
+    ratio_weight: bool = True
+    """rec_one_side, rec_wide, rec_ring: weigh samples by the ratio over the proximal policy too."""
+    weight_low: Annotated[float, Ge(0)] = 0.8
+    """dispo: lower bound of the weight of good actions. More: they are imitated more after they became rare."""
+    weight_high: Annotated[float, Gt(0)] = 11.0
+    """dispo: upper bound of the weight of good actions."""
+    weight_low_negative: Annotated[float, Ge(0)] = 0.0
+    """dispo: lower bound of the weight of bad actions. More: they are avoided more after they became rare."""
+    weight_high_negative: Annotated[float, Gt(0)] = 101.0
+    """dispo: upper bound of the weight of bad actions."""
+    gate_temperature: Annotated[float, Gt(0)] = 1.0
+    """sapo: temperature of the gate of good actions. More: a narrower gate."""
+    gate_temperature_negative: Annotated[float, Gt(0)] = 1.05
+    """sapo: temperature of the gate of bad actions. More: a narrower gate."""
+    ratio_bound: Annotated[float, Gt(0)] = 1.5
+    """mhpo: bound of the logarithm of the ratio."""
+    hazard_shape: Annotated[float, Gt(0)] = 1.5
+    """mhpo: exponent of the damping of ratios above 1. More: large ratios are damped more."""
+    hazard_scale: Annotated[float, Gt(0)] = 1.0
+    """mhpo: scale of the damping of ratios above 1. More: it sets in later."""
+    hazard_shape_negative: Annotated[float, Gt(0)] = 2.0
+    """mhpo: exponent of the damping of ratios below 1. More: small ratios are damped more."""
+    hazard_scale_negative: Annotated[float, Gt(0)] = 0.8
+    """mhpo: scale of the damping of ratios below 1. More: it sets in later."""
+    balance: Annotated[float, Gt(0)] = 1.0
+    """bapo: good over bad contributions to the loss that the bounds of the ratio are moved for."""
+    bound_low: Annotated[float, Gt(0)] = 0.6
+    """bapo: lower bound of the ratio where the search starts."""
+    bound_low_max: Annotated[float, Gt(0)] = 0.9
+    """bapo: largest lower bound of the ratio; below bound_low: it does not move."""
+    bound_high: Annotated[float, Gt(0)] = 1.2
+    """bapo: upper bound of the ratio where the search starts."""
+    bound_high_max: Annotated[float, Between(0.001, 1000)] = 3.0
+    """bapo: largest upper bound of the ratio; below bound_high: it does not move."""
+    bound_high_step: Annotated[float, Ge(0.001)] = 0.1
+    """bapo: step of the upper bound."""
+    variance_target: Annotated[float, Gt(0)] = 0.02
+    """r2vpo: bound of the variance of the ratio, about twice the KL per update. More: larger policy changes."""
+    dual_rate: Annotated[float, Ge(0)] = 1.0
+    """r2vpo: step size of the coefficient of the variance; 0: it stays at dual_start."""
+    dual_start: Annotated[float, Ge(0)] = 1.0
+    """r2vpo: coefficient of the variance at the start of the run."""
+    target_temperature: Annotated[float, Gt(0)] = 0.001
+    """bpo: distance of an action value from the median over which the target of the ratio turns, in the units of the
+    value head."""
+    median_head: bool = True
+    """bpo: a further head of the network for the median of the action values; false: the value takes its place."""
+    second_moment: Annotated[float, Gt(0)] = 0.04
+    """m2po: bound of the mean squared logarithm of the weights that are kept. More: fewer samples are left out."""
+    entropy_ratio_low: Annotated[float, Ge(0)] = 0.95
+    """erc: samples whose entropy fell to less than this multiple of the proximal policy's are left out."""
+    entropy_ratio_high: Annotated[float, Gt(0)] = 1.05
+    """erc: samples whose entropy rose to more than this multiple of the proximal policy's are left out."""
+
+    @property
+    def has_median_head(self) -> bool:
+        """Whether the network has a head for the median of the action values."""
+        return self.objective == "bpo" and self.median_head
 
 
 @dataclass(frozen=True)

@@ -49,27 +49,25 @@ class ParallelNetwork:
     ) -> None:
         """flat: the parameters of the model; `backward` writes their gradients."""
         self.model, self.pool, self.autocast, self.flat = model, pool, autocast, flat
-        self._chunks: list[tuple[Tensor, Tensor]] = []  # outputs of each chunk, with their graphs
-        self._leaves: tuple[Tensor, Tensor] | None = None
+        self._chunks: list[tuple[Tensor, ...]] = []  # outputs of each chunk, with their graphs
+        self._leaves: tuple[Tensor, ...] | None = None
 
     def forward_eval(self, rows: Inputs) -> Output:
-        """Forward pass without gradients: params [T, B, K], value [T, B]."""
-        chunks = self._forward(rows.obs, rows.first, rows.state, train=False)
-        return self._join([params for params, _ in chunks], [value for _, value in chunks], rows.first.shape)
+        """Forward pass without gradients: params [T, B, K], value [T, B], and median [T, B] if the network has it."""
+        return self._join(self._forward(rows.obs, rows.first, rows.state, train=False), rows.first.shape)
 
     def forward_train(self, rows: Inputs) -> Output:
         """Forward pass with gradients: compute a loss from the result, then `loss.backward()` and `self.backward()`."""
         self._chunks = self._forward(rows.obs, rows.first, rows.state, train=True)
-        shape = rows.first.shape
-        out = self._join([p.detach() for p, _ in self._chunks], [v.detach() for _, v in self._chunks], shape)
-        self._leaves = (out.params.requires_grad_(), out.value.requires_grad_())
+        out = self._join([tuple(x.detach() for x in chunk) for chunk in self._chunks], rows.first.shape)
+        self._leaves = tuple(x.requires_grad_() for x in (out.params, out.value, out.median) if x is not None)
         return out
 
     def backward(self, gradient: tuple[Tensor, Tensor] | None = None) -> None:
         """Write the gradient of every parameter to its `.grad`, for the last `forward_train`.
 
-        gradient: of the loss with respect to params [T, B, K] and value [T, B]; None: as `loss.backward()` left it. An
-        output that the loss does not use contributes nothing.
+        gradient: of the loss with respect to params [T, B, K] and value [T, B]; None: as `loss.backward()` left it, and
+        that of median too. An output that the loss does not use contributes nothing.
         """
         assert self._leaves is not None, "backward() follows forward_train() and a loss"
         outputs, gradients = self._used_outputs(*(gradient or (leaf.grad for leaf in self._leaves)))
@@ -99,13 +97,13 @@ class ParallelNetwork:
 
     def _forward(
         self, obs: Mapping[str, Tensor], first: Tensor, state: Tensor | None, train: bool
-    ) -> list[tuple[Tensor, Tensor]]:
-        """(params, value) of every chunk."""
+    ) -> list[tuple[Tensor, ...]]:
+        """(params, value) of every chunk, and median if the network has it."""
         bounds = self._bounds(obs, first.shape)
         recurrent = bool(self.model.state_size)
         leaves = obs if recurrent else {name: leaf.flatten(0, 1) for name, leaf in obs.items()}
 
-        def forward(chunk: int) -> tuple[Tensor, Tensor]:
+        def forward(chunk: int) -> tuple[Tensor, ...]:
             cut = slice(bounds[chunk], bounds[chunk + 1])
             with torch.set_grad_enabled(train), self.autocast():
                 if recurrent:
@@ -114,21 +112,21 @@ class ParallelNetwork:
                     out = self.model.unroll(chunk_obs, first[:, cut], chunk_state)
                 else:
                     out = self.model({name: leaf[cut] for name, leaf in leaves.items()})
-            return out.params, out.value
+            return (out.params, out.value) if out.median is None else (out.params, out.value, out.median)
 
         return self.pool.map(forward, len(bounds) - 1)
 
-    def _join(self, params: list[Tensor], value: list[Tensor], shape: torch.Size) -> Output:
+    def _join(self, chunks: list[tuple[Tensor, ...]], shape: torch.Size) -> Output:
         if self.model.state_size:
-            return Output(torch.cat(params, 1), torch.cat(value, 1), None)
-        return Output(torch.cat(params).view(*shape, -1), torch.cat(value).view(shape), None)
+            params, value, *median = (torch.cat(x, 1) for x in zip(*chunks, strict=True))
+        else:
+            params, value, *median = (torch.cat(x).view(*shape, *x[0].shape[1:]) for x in zip(*chunks, strict=True))
+        return Output(params, value, None, *median)
 
-    def _used_outputs(
-        self, params_grad: Tensor | None, value_grad: Tensor | None
-    ) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+    def _used_outputs(self, *gradients: Tensor | None) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
         """Per chunk: the outputs the loss depends on, and their gradients, cut as the chunks were."""
-        used = [number for number, grad in enumerate((params_grad, value_grad)) if grad is not None]
-        grads = [grad for grad in (params_grad, value_grad) if grad is not None]
+        used = [number for number, grad in enumerate(gradients) if grad is not None]
+        grads = [grad for grad in gradients if grad is not None]
         if self.model.state_size:
             sizes = [chunk[0].shape[1] for chunk in self._chunks]
             cuts = [grad.split(sizes, 1) for grad in grads]

@@ -54,6 +54,7 @@ def divided(rows: Batch | BatchLanes) -> list[Tensor]:
 
 
 def joined(outputs: Sequence[Output]) -> Output:
-    """Detached outputs of all parts together: params [T, b, K], value [T, b], no state."""
+    """Detached outputs of all parts together: params [T, b, K], value [T, b], median [T, b] or None, no state."""
     params, value = [x.params.detach() for x in outputs], [x.value.detach() for x in outputs]
-    return Output(torch.cat(params, 1), torch.cat(value, 1), None)
+    medians = [x.median.detach() for x in outputs if x.median is not None]
+    return Output(torch.cat(params, 1), torch.cat(value, 1), None, torch.cat(medians, 1) if medians else None)

@@ -118,6 +118,7 @@ class Update:
         """
         o = self.config.optim
         self.lr = self.schedule(self.lr, ScheduleState(o.lr, progress, self.kl, self.ess, o.kl_target))
+        self.objective.set_progress(progress)
         if isinstance(self.optimizer.lr, Tensor):
             self.optimizer.lr.fill_(self.lr)
         else:
@@ -200,7 +201,7 @@ class Update:
         out = self.network.forward_train(batch)
         start = self.objective.start(batch, out)
         self.objective.begin_epochs(start)
-        part = Minibatch(batch, None, out._replace(params=out.params[:-1], value=out.value[:-1]))
+        part = Minibatch(batch, None, _without_last_row(out))
         loss = self.objective.loss(part, start, True)
         if loss.gradient is not None:
             loss = loss._replace(gradient=_with_last_row(loss.gradient))
@@ -331,6 +332,12 @@ def _with_last_row(gradient: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Gradients [T, B, ...] of outputs -> [T + 1, B, ...]: the loss does not depend on the outputs of the last row."""
     params, value = (torch.cat([x, torch.zeros_like(x[:1])]) for x in gradient)
     return params, value
+
+
+def _without_last_row(out: Output) -> Output:
+    """Outputs of T + 1 rows -> of T."""
+    median = None if out.median is None else out.median[:-1]
+    return out._replace(params=out.params[:-1], value=out.value[:-1], median=median)
 
 
 def _mean_norm(norms: list[Tensor], skipped: list[Tensor]) -> Tensor:

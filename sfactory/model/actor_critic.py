@@ -26,6 +26,8 @@ class Output(NamedTuple):
     """[N] or [T, B] float32."""
     state: Tensor | None
     """[N, H] or [B, H], the recurrent state after the (last) step; the input state if H = 0."""
+    median: Tensor | None = None
+    """[N] or [T, B] float32, output of the median head; None if the network has none."""
 
 
 class Trunk(nn.Module):
@@ -76,6 +78,7 @@ class ActorCritic(nn.Module):
         mask: name of the observation leaf with the action mask [N, logits], "" if there is none; no encoder gets it.
         acting: name of the leaf [N] bool, False where the agent does not act now: there the recurrent state is kept,
             and the action has no effect. "" if every row acts; no encoder gets it.
+        median: add a head beside the value head, for the median of the action values (surrogate.objective bpo).
 
     Raises:
         ValueError: unknown core, ``separate`` with a core, or a leaf that cannot be read (`treatment.treat`).
@@ -97,6 +100,7 @@ class ActorCritic(nn.Module):
         squash: bool = False,
         mask: str = "",
         acting: str = "",
+        median: bool = False,
     ) -> None:
         super().__init__()
         if core not in CORES:
@@ -119,7 +123,9 @@ class ActorCritic(nn.Module):
         dimensions = sum(part.sizes[0] for part in parts if not part.discrete)
         # Nearly uniform initial policy; more important than most settings (Andrychowicz et al. 2021).
         self.policy_head = orthogonal(nn.Linear(self.trunk.out_size, outputs), 0.01)
-        self.value_head = orthogonal(nn.Linear((self.critic or self.trunk).out_size, 1), 1.0)
+        critic_size = (self.critic or self.trunk).out_size
+        self.value_head = orthogonal(nn.Linear(critic_size, 1), 1.0)
+        self.median_head = orthogonal(nn.Linear(critic_size, 1), 1.0) if median else None
         self.log_std = nn.Parameter(torch.full((dimensions,), log_std_init)) if dimensions else None
 
         self.normalized = [n for n, leaf in self.treatments.items() if leaf.scaling is Scaling.NORMALIZED]
@@ -139,7 +145,8 @@ class ActorCritic(nn.Module):
             state = self.trunk.core.initial_state(x.shape[0]) if state is None else state
             x, state = self.trunk.core(x, state, first, obs.get(self.acting))
             state = at_least_single(state)
-        return Output(*self._heads(x, obs), state)
+        params, value, median = self._heads(x, obs)
+        return Output(params, value, state, median)
 
     def unroll(self, obs: Mapping[str, Tensor], first: Tensor, state: Tensor | None = None) -> Output:
         """Run a whole trajectory.
@@ -154,8 +161,9 @@ class ActorCritic(nn.Module):
             acting = obs[self.acting].view(steps, lanes) if self.acting else None
             x, state = self.trunk.core.unroll(x.view(steps, lanes, -1), state, first, acting)
             x, state = x.flatten(0, 1), at_least_single(state)
-        params, value = self._heads(x, obs)
-        return Output(params.view(steps, lanes, -1), value.view(steps, lanes), state)
+        params, value, median = self._heads(x, obs)
+        median = None if median is None else median.view(steps, lanes)
+        return Output(params.view(steps, lanes, -1), value.view(steps, lanes), state, median)
 
     def normalized_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the standardised leaves, by name."""
@@ -172,10 +180,12 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def rescale_value(self, factor: Tensor, shift: Tensor) -> None:
-        """Replace the output of the value head by factor * output + shift; both []."""
-        weight, bias = self.value_head.parameters()
-        weight.mul_(factor)
-        bias.mul_(factor).add_(shift)
+        """Replace the outputs of the value and the median head by factor * output + shift; both []."""
+        for head in (self.value_head, self.median_head):
+            if head is not None:
+                weight, bias = head.parameters()
+                weight.mul_(factor)
+                bias.mul_(factor).add_(shift)
 
     def flat_size(self) -> int:
         """P: number of float32 values in parameters and buffers."""
@@ -217,14 +227,19 @@ class ActorCritic(nn.Module):
         numbers = leaf.double() if leaf.dtype == torch.int64 else leaf.to(mean.dtype)
         return ((numbers - mean) * inv_std).clamp(-CLIP, CLIP).to(mean.dtype)
 
-    def _heads(self, x: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """x [N, F] -> params [N, K], value [N]; float32 even under autocast, as ratios need the precision."""
+    def _heads(self, x: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x [N, F] -> params [N, K], value and median [N]; float32 even under autocast: ratios need the precision."""
         y = x if self.critic is None else self.critic.encode(obs)
         device = x.device.type
         if not torch.is_autocast_enabled(device):
-            return self._params(self.policy_head(x), obs), self.value_head(y).squeeze(-1)
+            return self._params(self.policy_head(x), obs), self.value_head(y).squeeze(-1), self._median(y)
         with torch.autocast(device, enabled=False):
-            return self._params(self.policy_head(x.float()), obs), self.value_head(y.float()).squeeze(-1)
+            value, median = self.value_head(y.float()).squeeze(-1), self._median(y.float())
+            return self._params(self.policy_head(x.float()), obs), value, median
+
+    def _median(self, y: Tensor) -> Tensor | None:
+        """[N, F] -> [N], None without a median head."""
+        return None if self.median_head is None else self.median_head(y).squeeze(-1)
 
     def _params(self, raw: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """[N, logits and means] -> [N, K] in the order of `ActionDistribution`.

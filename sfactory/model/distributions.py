@@ -85,6 +85,8 @@ class ActionDistribution:
         self.num_params, self.num_noise = k, n
         first = self.parts[0]
         self._single = len(self.parts) == 1 and first.discrete and len(first.sizes) == 1
+        self.discrete = all(part.discrete for part in self.parts)
+        """Whether no leaf is a box: entropies are positive."""
 
     def sample(self, params: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Sample actions: params [..., K], noise [..., N] in [0, 1) -> name -> [..., *leaf.shape], int64 or float32.

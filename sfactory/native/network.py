@@ -74,6 +74,8 @@ def unsupported(model: ActorCritic) -> str:
         return "a recurrent core"
     if model.mask:
         return "an action mask"
+    if model.median_head is not None:
+        return "a median head"
     if len(parts) > MAX_PARTS or (len(parts) > 1 and not all(part.discrete for part in parts)):
         return "continuous actions of several leaves"
     if parts[0].log_span is not None:

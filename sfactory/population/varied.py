@@ -22,7 +22,7 @@ from sfactory.config import Config, with_settings
 from sfactory.config.bounds import Below, Between, bounds_of, check_bound
 from sfactory.config.parsing import check_name, convert, field_type, flag_name
 from sfactory.config.renamed import current_name
-from sfactory.config.resume_rules import Rule, rule_of
+from sfactory.config.resume_rules import Rule, ends_at_env_steps, rule_of
 from sfactory.config.tables import table_of
 from sfactory.errors import SettingError
 from sfactory.population.jobs import split_values
@@ -132,10 +132,10 @@ def _each_once(found: list[Any], option: str) -> list[Any]:
 
 def check_varied(names: Sequence[str], config: Config) -> None:
     """Raise SettingError if a setting cannot differ between members that take over each other's policies."""
-    lockstep, linear = config.run.mode == "lockstep", config.optim.schedule == "linear"
+    lockstep, linear = config.run.mode == "lockstep", ends_at_env_steps(config)
     for name in names:
         flag = flag_name(name)
-        if rule_of(flag, lockstep, linear) is Rule.REFUSED:
+        if rule_of(flag, lockstep, linear, config.surrogate.has_median_head) is Rule.REFUSED:
             raise SettingError(f"{flag} {FIXED}")
         if name.startswith("stop."):
             raise SettingError(f"{flag} says when the population ends; it is the same for all members")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sfactory.algo.surrogates.options import ONE_LEARNER
 from sfactory.config import Config, with_settings
 from sfactory.device.ranks import Ranks
 from sfactory.errors import CommandError, Exit
@@ -31,6 +32,10 @@ def check_job(config: Config, ranks: Ranks) -> None:
         )
     if config.selfplay.share:
         raise CommandError(Exit.USAGE, "selfplay.share needs a single rank: the pool of opponents has one learner")
+    for setting in ("objective", "mask"):
+        name = getattr(config.surrogate, setting)
+        if name in ONE_LEARNER:
+            raise CommandError(Exit.USAGE, f"surrogate.{setting} {name} needs a single rank: it {ONE_LEARNER[name]}")
 
 
 def settings_of_follower() -> dict[str, Any]:

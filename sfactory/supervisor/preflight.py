@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from sfactory.algo.surrogates.options import DISCRETE_ONLY
 from sfactory.config import Config, to_dict
 from sfactory.config.toml_file import from_toml
 from sfactory.device.machine import shows_gpu
@@ -24,10 +25,6 @@ def check_encoder(name: str) -> None:
         found = False
     if not found:
         raise ValueError(f"model.encoder {name}: no module {module} here ({os.getcwd()}) or among the packages")
-
-
-DISCRETE_ONLY = ("dppo_tv",)
-"""Objectives of probabilities, which continuous actions do not have; their densities may be far above 1."""
 
 
 def check_objective(name: str, spec: EnvSpec) -> None:
@@ -48,10 +45,13 @@ def check_init_from(config: Config, spec: EnvSpec) -> None:
     settings = path.parent.parent / "config.toml"
     if not settings.is_file():  # a checkpoint that was copied elsewhere: the learner compares the shapes
         return
-    loaded, current = (to_dict(c)["model"] for c in (from_toml(settings), config))
+    trained = from_toml(settings)
+    loaded, current = (to_dict(c)["model"] for c in (trained, config))
     differences = [
         f"model.{name} {loaded[name]!r}, not {current[name]!r}" for name in current if loaded[name] != current[name]
     ]
+    if trained.surrogate.has_median_head != config.surrogate.has_median_head:
+        differences.append("median head, which only surrogate.objective bpo with surrogate.median-head has")
     if differences:
         raise ValueError(f"run.init-from {config.run.init_from}: another network: its {', its '.join(differences)}")
 

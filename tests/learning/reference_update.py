@@ -46,7 +46,7 @@ class Policy:
                 mean, std = part[..., :size], part[..., size:].exp()
                 total = total - (((taken - mean) / std) ** 2 / 2 + std.log() + math.log(2 * math.pi) / 2).sum(-1)
                 if self.half_width:
-                    total = total - torch.log(self.half_width * (1 - torch.tanh(taken) ** 2)).sum(-1)
+                    total = total - (math.log(self.half_width) - 2 * torch.log(torch.cosh(taken))).sum(-1)
         return total
 
     def entropy(self, params):
@@ -87,6 +87,8 @@ class Reference:
         self.trajectory = [self.theta]  # weights that the averaged policy averages
         self.snapshots = []  # (weights, obs statistics) at the start of every update
         self.lr, self.kl, self.ess = settings["optim.lr"], settings["optim.kl_target"], 1.0
+        self.dual, self.variance, self.progress = settings["surrogate.dual_start"], 0.0, 0.0
+        self.output = None
 
     # -- network -----------------------------------------------------------------------------------------------------
 
@@ -96,7 +98,7 @@ class Reference:
         return self.obs_rows.mean(0), 1 / torch.sqrt(self.obs_rows.var(0, correction=0) + 1e-8)
 
     def forward(self, theta, obs, first, state, statistics=None):
-        """obs [T, b, ...] -> params [T, b, K], value [T, b]."""
+        """obs [T, b, ...] -> params [T, b, K], value [T, b]; the output of the median head is kept in `self.output`."""
         x = obs["obs"]
         if self.s["normalize.obs"]:
             mean, inv_std = self.obs_statistics() if statistics is None else statistics
@@ -119,6 +121,8 @@ class Reference:
                 dims += size
         inputs = encode("critic") if self.s["model.separate"] else features
         value = (inputs @ theta["value_head.weight"].T + theta["value_head.bias"])[..., 0]
+        if "median_head.weight" in theta:
+            self.output = (inputs @ theta["median_head.weight"].T + theta["median_head.bias"])[..., 0]
         return torch.cat(columns, -1), value
 
     def _core(self, theta, features, first, state):
@@ -227,7 +231,7 @@ class Reference:
         """log-probability and parameters (or None) of the proximal policy in a minibatch."""
         s, kind = self.s, self.s["proximal.policy"]
         if kind == "behavior":
-            return rows.log_prob, None
+            return rows.log_prob, rows.params
         if kind == "recompute":
             return start["log_prob"], start["params"]
         if kind == "interpolate":
@@ -259,16 +263,66 @@ class Reference:
             for name in self.theta
         }
 
-    def surrogate(self, log_prob, params, proximal, proximal_params, behavior, advantage, weight):
-        """Loss of every row, and its weight policy / anchor."""
+    def prefix(self, batch, log_rho):
+        """Smallest rho of the steps of an episode before each step, 1 at its first step in the batch."""
+        steps, lanes = log_rho.shape
+        found = torch.ones(steps, lanes).double()
+        for b in range(lanes):
+            for t in range(steps):
+                earlier = []
+                for k in reversed(range(t)):
+                    if batch.terminated[k, b] or batch.truncated[k, b] or not batch.valid[k, b]:
+                        break
+                    earlier.append(math.exp(log_rho[k, b]))
+                found[t, b] = min(earlier, default=1.0)
+        return found
+
+    def second_moment(self, log_rho, valid):
+        """Which rows M2PO keeps: it drops the row with the largest square, again and again."""
+        rows = sorted(((float(log_rho[t, b]) ** 2, t, b) for t, b in valid.nonzero().tolist()), reverse=True)
+        while len(rows) > 1 and not sum(x for x, _, _ in rows) / len(rows) < self.s["surrogate.second_moment"]:
+            rows = rows[1:]
+        keep = torch.zeros_like(valid)
+        for _, t, b in rows:
+            keep[t, b] = True
+        return keep
+
+    def entropy_ratio(self, params, proximal_params):
+        """Which rows ERC keeps."""
+        entropy, center = self.policy.entropy(params), self.policy.entropy(proximal_params)
+        discrete = all(kind == "discrete" for kind, _, _, _ in self.policy.heads)
+        ratio = (entropy + 1e-8) / (center + 1e-8) if discrete else torch.exp(entropy - center)
+        return (ratio > self.s["surrogate.entropy_ratio_low"]) & (ratio < self.s["surrogate.entropy_ratio_high"])
+
+    def bounds(self, ratio, advantage):
+        """Lower and upper bound of BAPO."""
+        s = {name.removeprefix("surrogate."): x for name, x in self.s.items() if name.startswith("surrogate.")}
+        low, high = s["bound_low"], s["bound_high"]
+
+        def share():
+            positive = sum(min(r, high) * a for r, a in zip(ratio, advantage, strict=True) if a >= 0)
+            negative = sum(-max(r, low) * a for r, a in zip(ratio, advantage, strict=True) if a < 0)
+            return positive / (negative + 1e-8) if negative > 0 else math.inf
+
+        while share() < s["balance"] and low < s["bound_low_max"]:
+            low = min(low + 0.05, s["bound_low_max"])
+        while share() < s["balance"] and high < s["bound_high_max"]:
+            high = min(high + s["bound_high_step"], s["bound_high_max"])
+        return low, high
+
+    def surrogate(self, log_prob, params, proximal, proximal_params, rows, start, value):
+        """Loss of every row."""
+        behavior, advantage, weight, valid = rows.log_prob, start["advantage"], start["weight"], rows.valid
+        opt = {name.removeprefix("surrogate."): x for name, x in self.s.items() if name.startswith("surrogate.")}
         s, kind, where = self.s, self.s["surrogate.objective"], self.s["surrogate.behavior_weight"]
         eps, cap = s["surrogate.clip"], s["surrogate.weight_cap"]
         anchored = where in ("surrogate", "twice") and kind not in ("ppo", "impala")
         if kind == "ppo" and where in ("surrogate", "twice"):
             anchored = False  # behavior is the proximal policy
-        if where in ("trace", "twice"):
+        in_trace = where in ("trace", "twice")
+        if in_trace:
             advantage = advantage * weight
-        if kind in ("impala", "topr"):
+        if kind in ("impala", "topr", "dispo"):
             cap = math.exp(LIMIT)
         anchor = torch.maximum(behavior if anchored else proximal, log_prob.detach() - math.log(cap))
         w, ratio, w_b = (log_prob - anchor).exp(), (log_prob - proximal).exp(), (proximal - anchor).exp()
@@ -291,13 +345,59 @@ class Reference:
             p, q = log_prob.detach().exp(), proximal.exp()
             outside = torch.where(advantage > 0, p - q > eps, q - p > eps)
             return torch.where(outside, 0.0, -frozen * advantage * log_prob)
-        if kind == "sapo":  # 2511.20347, temperatures 1 and 1.05
-            tau = torch.where(advantage > 0, 1.0, 1.05).double()
+        if kind == "dppo_kl":
+            p, q = log_prob.detach().exp(), proximal.exp()
+            distance = q * torch.log(q / p) + (1 - q) * torch.log((1 - q) / (1 - p))
+            away = torch.where(advantage > 0, p > q, p < q)
+            return torch.where(away & (distance > eps), 0.0, -frozen * advantage * log_prob)
+        if kind == "dispo":  # 2602.00983
+            good = frozen.clamp(opt["weight_low"], opt["weight_high"])
+            bad = frozen.clamp(opt["weight_low_negative"], opt["weight_high_negative"])
+            return -torch.where(advantage > 0, good, bad) * advantage * log_prob
+        if kind.startswith("rec_"):  # 2509.24203
+            low, high = (1 - eps, 1 + eps) if kind == "rec_one_side" else (1 - opt["outer_low"], 1 + opt["outer_high"])
+            r = ratio.detach()
+            keep = torch.where(advantage >= 0, r <= high, r >= low)
+            if kind == "rec_ring":
+                keep = ((r >= 1 - eps) & (r <= 1 + eps)) | torch.where(advantage >= 0, r <= low, r >= high)
+            return torch.where(keep, -(frozen if opt["ratio_weight"] else w_b) * advantage * log_prob, 0.0)
+        if kind == "opmd":  # 2501.12599
+            return -w_b * advantage * log_prob + opt["log_ratio_coef"] * torch.log(ratio) ** 2
+        if kind == "asymre":  # 2506.20520
+            shift = opt["baseline_shift"] * (weight if in_trace else 1.0)
+            return -w_b * (advantage + shift) * log_prob
+        if kind == "geppo":  # 2111.00565
+            return -torch.minimum(w * advantage, torch.maximum(torch.minimum(w, w_b + eps), w_b - eps) * advantage)
+        if kind == "minpro":  # 2601.22718
+            return -frozen * start["prefix"] * advantage * log_prob
+        if kind == "bapo":  # 2510.18927
+            low, high = self.bounds(ratio.detach()[valid].tolist(), advantage[valid].tolist())
+            loss = -w_b * torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+            if opt["dual_clip"]:
+                loss = torch.where(advantage < 0, torch.minimum(loss, -opt["dual_clip"] * w_b * advantage), loss)
+            return loss
+        if kind == "r2vpo":  # 2601.03320
+            variance = w_b * (ratio - 1) ** 2
+            self.variance = float(variance.detach()[valid].sum()) / max(1, int(valid.sum()))
+            return -w * advantage + self.dual * variance
+        if kind == "bpo":  # 2604.18578
+            q, v = start["action_value"], value.detach()
+            u = self.median if opt["median_head"] else v
+            above = ((q - u.detach()) / opt["target_temperature"]).clamp(-10, 10)
+            aim = 1 - eps + 2 * eps / (1 + torch.exp(-above))
+            loss = w_b * torch.abs((ratio - aim) * (q - v)) * (weight if in_trace else 1.0)
+            if opt["median_head"]:  # the loss of a quantile of 1/2, smoothed by the logistic distribution
+                self.critic = torch.log(1 + torch.exp(q - u)) - 0.5 * (q - u)
+            return loss
+        if kind == "sapo":  # 2511.20347
+            tau = torch.where(advantage > 0, opt["gate_temperature"], opt["gate_temperature_negative"]).double()
             return -w_b * 4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantage
-        if kind == "mhpo":  # 2603.16929: bound 1.5, rise (1.5, 1.0), fall (2.0, 0.8)
-            psi = 1.5 * torch.tanh(torch.log(ratio) / 1.5)
+        if kind == "mhpo":  # 2603.16929
+            psi = opt["ratio_bound"] * torch.tanh(torch.log(ratio) / opt["ratio_bound"])
             plus, minus = (torch.log(1 + torch.exp(x)) for x in (psi.detach(), -psi.detach()))
-            return -w_b * torch.exp(psi - plus**1.5 - (minus / 0.8) ** 2.0) * advantage
+            damping = (plus / opt["hazard_scale"]) ** opt["hazard_shape"]
+            damping = damping + (minus / opt["hazard_scale_negative"]) ** opt["hazard_shape_negative"]
+            return -w_b * torch.exp(psi - damping) * advantage
         assert kind in ("decoupled_kl", "mdpo")
         if proximal_params is None:
             distance = 0.5 * torch.log(ratio) ** 2
@@ -305,23 +405,30 @@ class Reference:
             distance = self.policy.kl(params, proximal_params)
         else:
             distance = self.policy.kl(proximal_params, params)
-        return s["surrogate.kl_coef"] * distance - w * advantage
+        coefficient = s["surrogate.kl_coef"]
+        if kind == "mdpo" and s["surrogate.kl_anneal"]:
+            coefficient = coefficient / max(0.01, 1 - self.progress)
+        return coefficient * distance - w * advantage
 
     def loss(self, theta, rows, start):
         """Loss of a minibatch, and its effective sample size."""
         s, valid = self.s, rows.valid
         params, value = self.forward(theta, rows.obs, rows.first, rows.state)
+        self.median = self.output
         log_prob = self.policy.log_prob(params, rows.action)
         proximal, proximal_params = self.proximal(rows, log_prob, start)
-        surrogate = self.surrogate(
-            log_prob, params, proximal, proximal_params, rows.log_prob, start["advantage"], start["weight"]
-        )
+        self.critic = 0.0  # a further loss of the value network
+        surrogate = self.surrogate(log_prob, params, proximal, proximal_params, rows, start, value)
+        if s["surrogate.mask"] == "m2po":
+            surrogate = torch.where(start["keep"], surrogate, 0.0)
+        if s["surrogate.mask"] == "erc":
+            surrogate = torch.where(self.entropy_ratio(params.detach(), proximal_params), surrogate, 0.0)
         error = (value - start["target"]) ** 2
         if s["loss.value_clip"]:
             clip = s["loss.value_clip"]
             held = start["value"] + (value - start["value"]).clamp(-clip, clip)
             error = torch.maximum(error, (held - start["target"]) ** 2)
-        per_row = surrogate + s["loss.value_coef"] * error
+        per_row = surrogate + s["loss.value_coef"] * (error + self.critic)
         if s["loss.entropy_coef"]:
             per_row = per_row - s["loss.entropy_coef"] * self.policy.entropy(params)
         weights = (log_prob - rows.log_prob)[valid].exp().detach()
@@ -370,13 +477,15 @@ class Reference:
     def run(self, batch, order, progress):
         """order: for every epoch the minibatches, as index of rows (by_rows) or lanes; None: everything."""
         s, valid = self.s, batch.valid
-        self.lr = self.rate(progress)
+        self.lr, self.progress = self.rate(progress), progress
         with torch.no_grad():
             params, output = self.forward(self.theta, batch.obs, batch.first, batch.state)
             params = params[:-1]
             value = output * self.target_std + self.target_mean
             log_prob = self.policy.log_prob(params, batch.action)
-            target, advantage, weight = self.trace(batch, value, log_prob - batch.log_prob)
+            log_rho = log_prob - batch.log_prob
+            target, advantage, weight = self.trace(batch, value, log_rho)
+            action_value = value[:-1] + advantage
             if s["normalize.value_targets"]:
                 self._move_value_head(target, valid)
             if s["normalize.advantage"]:
@@ -387,7 +496,12 @@ class Reference:
                 "log_prob": log_prob, "params": params, "advantage": advantage, "weight": weight,
                 "value": (value[:-1] - self.target_mean) / self.target_std,
                 "target": (target - self.target_mean) / self.target_std,
+                "action_value": (action_value - self.target_mean) / self.target_std,
             }  # fmt: skip
+            if s["surrogate.objective"] == "minpro":
+                start["prefix"] = self.prefix(batch, log_rho)
+            if s["surrogate.mask"] == "m2po":
+                start["keep"] = self.second_moment(log_rho, valid)
             self.snapshots.append((self.theta, self.obs_statistics()))
             before = params
         cut = batch._replace(obs={name: leaf[:-1] for name, leaf in batch.obs.items()}, first=batch.first[:-1])
@@ -402,7 +516,11 @@ class Reference:
                     name: torch.zeros_like(x) if g is None else g
                     for (name, x), g in zip(theta.items(), found, strict=True)
                 }
-                skipped += not self.step(gradient)
+                taken = self.step(gradient)
+                skipped += not taken
+                if taken and s["surrogate.objective"] == "r2vpo":
+                    rate, target_variance = s["surrogate.dual_rate"], s["surrogate.variance_target"]
+                    self.dual = max(0.0, self.dual + rate * (self.variance - target_variance))
         with torch.no_grad():
             after, _ = self.forward(self.theta, cut.obs, cut.first, cut.state)
             self.kl = float(self.policy.kl(before, after)[valid].sum() / max(1, int(valid.sum())))
@@ -423,6 +541,10 @@ class Reference:
         theta = dict(self.theta)
         theta["value_head.weight"] = theta["value_head.weight"] * old_std / self.target_std
         theta["value_head.bias"] = (theta["value_head.bias"] * old_std + old_mean - self.target_mean) / self.target_std
+        if "median_head.bias" in theta:
+            theta["median_head.weight"] = theta["median_head.weight"] * old_std / self.target_std
+            bias = theta["median_head.bias"] * old_std + old_mean - self.target_mean
+            theta["median_head.bias"] = bias / self.target_std
         self.theta = theta
 
 

@@ -19,6 +19,10 @@ class SurrogateObjective:
     """Options that the loss reads besides clip, which ``clipped`` always needs. Without weight_cap, w has no cap."""
     divides_by_behavior: bool = True
     """False: the loss has no behavior weight of its own, only that of the trace (`weight_rule.NO_OWN_WEIGHT`)."""
+    needs: tuple[str, ...] = ()
+    """Fields of `SurrogateInput` that the loss reads besides those that every minibatch has."""
+    whole_minibatch: bool = False
+    """Whether samples depend on each other: a minibatch cannot be divided into parts."""
 
     def own_weight(self, behavior_weight: str) -> str:
         """Where this objective applies the weight: it never divides by behavior itself if it is not built to."""
@@ -32,5 +36,6 @@ class SurrogateObjective:
         behavior_weight = self.own_weight(behavior_weight)
         q = compute_ratios(x, behavior_weight, o.clip, o.weight_cap if "weight_cap" in self.uses else None)
         result = self.loss(q, o)
-        loss, clipped = result if isinstance(result, Surrogate) else (result, q.clipped)
-        return Surrogate(loss.masked_fill(~x.valid, 0.0), clipped)
+        if not isinstance(result, Surrogate):
+            result = Surrogate(result, q.clipped)
+        return result._replace(loss=result.loss.masked_fill(~x.valid, 0.0))

@@ -4,6 +4,7 @@ Shapes: [...] is [N] or [T, b], the same for all; K distribution parameters.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -12,9 +13,16 @@ from torch import Tensor
 LOG_WEIGHT_LIMIT = 20.0  # the same bound as in the traces: no exponential here exceeds e^20
 
 
-class Divergence(Protocol):
+class Distribution(Protocol):
+    @property
+    def discrete(self) -> bool:
+        """Whether all actions are discrete: entropies are positive."""
+
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
         """p, q [..., K] -> KL(p || q) [...]."""
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """params [..., K] -> entropy [...], in nats."""
 
 
 class SurrogateInput(NamedTuple):
@@ -38,8 +46,20 @@ class SurrogateInput(NamedTuple):
     """[..., K], or None if the proximal policy has no distribution (interpolate)."""
     behavior_params: Tensor | None = None
     """[..., K] as stored at sampling time."""
-    distribution: Divergence | None = None
-    """Computes the exact KL of two sets of parameters."""
+    distribution: Distribution | None = None
+    """Computes the exact KL of two sets of parameters, and entropies."""
+    annealing: Tensor | None = None
+    """[] factor of the KL coefficient of mdpo; None: 1."""
+    dual: Tensor | None = None
+    """[] dual variable of r2vpo, at least 0."""
+    prefix: Tensor | None = None
+    """[...] minpro: `batch_rules.prefix_minimum` of the trajectory before the step."""
+    value: Tensor | None = None
+    """[...] bpo: output of the value head."""
+    action_value: Tensor | None = None
+    """[...] bpo: estimate of Q in units of the value head's output, constant in the gradient."""
+    median: Tensor | None = None
+    """[...] bpo: output of the median head, with gradient; None if there is none."""
 
 
 class Surrogate(NamedTuple):
@@ -50,6 +70,12 @@ class Surrogate(NamedTuple):
     clipped: Tensor
     """[...] bool: r outside [1 - clip, 1 + clip] on a valid row (openai/ppo-ewma's clipfrac), unless the objective has
     a clip rule of its own."""
+    critic: Tensor | None = None
+    """[...] further loss of the critic's heads, which `loss.total_loss` multiplies by the value coefficient."""
+    constraint: Tensor | None = None
+    """[...] detached: the quantity whose mean the dual variable bounds."""
+    metrics: Mapping[str, Tensor] = {}
+    """Metric name -> [], of objectives that adapt to the minibatch."""
 
 
 class Ratios(NamedTuple):
@@ -69,6 +95,8 @@ class Ratios(NamedTuple):
     """bool, r outside [1 - clip, 1 + clip]."""
     inputs: SurrogateInput
     """The minibatch itself."""
+    trace_weight: Tensor | None
+    """The trace's weight if ``behavior_weight`` selects it; None: 1."""
 
 
 def compute_ratios(x: SurrogateInput, behavior_weight: str, clip: float, weight_cap: float | None) -> Ratios:
@@ -82,7 +110,8 @@ def compute_ratios(x: SurrogateInput, behavior_weight: str, clip: float, weight_
     log_prob = x.log_prob.masked_fill(reset, 0.0)
     proximal = x.proximal.masked_fill(reset, 0.0)
     anchor = torch.maximum(anchor.masked_fill(reset, 0.0), log_prob.detach() - log_cap(weight_cap))
-    advantage = x.advantage * x.weight if behavior_weight in ("trace", "twice") else x.advantage
+    trace_weight = x.weight if behavior_weight in ("trace", "twice") else None
+    advantage = x.advantage if trace_weight is None else x.advantage * trace_weight
     log_r = log_prob - proximal
     low, high = log_interval(clip)
     clipped = (log_r > high) | (log_r < low)
@@ -94,6 +123,7 @@ def compute_ratios(x: SurrogateInput, behavior_weight: str, clip: float, weight_
         advantage=advantage.masked_fill(reset, 0.0),
         clipped=clipped,
         inputs=x,
+        trace_weight=trace_weight,
     )
 
 
@@ -102,6 +132,6 @@ def log_cap(weight_cap: float | None) -> float:
     return LOG_WEIGHT_LIMIT if not weight_cap else min(math.log(weight_cap), LOG_WEIGHT_LIMIT)
 
 
-def log_interval(clip: float) -> tuple[float, float]:
-    """log(1 - clip), log(1 + clip); a clip of 1 or more has no lower bound."""
-    return math.log1p(-clip) if clip < 1.0 else -math.inf, math.log1p(clip)
+def log_interval(clip: float, above: float | None = None) -> tuple[float, float]:
+    """log(1 - clip), log(1 + above); a clip of 1 or more has no lower bound. above: None if it is equal to clip."""
+    return math.log1p(-clip) if clip < 1.0 else -math.inf, math.log1p(clip if above is None else above)

@@ -9,7 +9,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple
 
@@ -20,7 +20,9 @@ from sfactory.algo import closed_form
 from sfactory.algo.loss import Loss as LossTerms
 from sfactory.algo.loss import diagnostics, total_loss
 from sfactory.algo.proximal import PROXIMALS, Proximal, decay_from_center_of_mass
-from sfactory.algo.surrogates.options import Options, unused_options
+from sfactory.algo.surrogates import batch_rules
+from sfactory.algo.surrogates.dual import DualVariable
+from sfactory.algo.surrogates.options import Options
 from sfactory.algo.surrogates.ratios import Surrogate, SurrogateInput, log_cap, log_interval
 from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.algo.trace import TRACES, Trace, TraceInput
@@ -36,6 +38,11 @@ from sfactory.model.distribution_gradient import HeadGradient, has_gradient
 from sfactory.model.distributions import at_least_single
 from sfactory.native.head import LossColumns, NativeLoss
 
+LEAST_LEFT = 0.01
+"""Share of the run that mdpo divides its coefficient by, at least: the last updates would not move the policy."""
+DUAL = "dual."
+"""Prefix of the dual variable in the state."""
+
 
 class ActorCriticStart(NamedTuple):
     """The batch under the weights at the start of the update. All tensors are detached."""
@@ -47,6 +54,9 @@ class ActorCriticStart(NamedTuple):
     log_prob: Tensor  # [T, B]
     params: Tensor  # [T, B, K]
     log_rho: Tensor  # [T, B] log policy - log behavior, 0 on reset rows
+    prefix: Tensor | None  # [T, B] smallest rho of the trajectory before each step, if the objective needs it
+    action_value: Tensor | None  # [T, B] value + unnormalized advantage, in the units of the value, if it needs it
+    keep: Tensor | None  # [T, B] bool, samples that a mask over the whole update keeps; None: all
     effective_lambda: Tensor  # []
     packed: Tensor | None  # [T, B, 5 or 6] what the closed form reads (`closed_form.pack`), None if it is not used
 
@@ -56,10 +66,13 @@ class ActorCriticStart(NamedTuple):
 
 
 class ActorCriticObjective(Objective[ActorCriticStart]):
-    """Settings: the sections `trace`, `proximal`, `surrogate` and `loss`."""
+    """Settings: the sections `trace`, `proximal`, `surrogate` and `loss`.
+
+    State besides the weights: the proximal policy's, and the dual variable of r2vpo. `loss` keeps the mean that this
+    variable bounds, for the step that follows.
+    """
 
     largest_metrics: ClassVar[tuple[str, ...]] = ("offpolicy/max_abs_log_rho", "offpolicy/max_discrepancy")
-    divisible: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -82,26 +95,29 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             center_of_mass=center_of_mass, age=config.proximal.snapshot_age, kept=config.proximal.snapshots_kept
         )
         self.proximal.reset(model)
+        settings = config.surrogate
+        self.surrogate = SURROGATES[settings.objective]
+        self.divisible = not self.surrogate.whole_minibatch
         self.by_formula = (
             config.run.kernels != "autograd"
             and has_gradient(self.distribution)
-            and closed_form.has_slopes(config.surrogate.objective)
+            and closed_form.has_slopes(settings.objective)
+            and settings.mask == "none"
         )
         self.native_loss: NativeLoss | None = None
-
-    def warnings(self) -> Sequence[str]:
-        settings = self.config.surrogate
-        return [
-            f"surrogate.{name.replace('_', '-')} {getattr(settings, name):g} has no effect: surrogate.objective "
-            f"{settings.objective} does not use it"
-            for name in unused_options(settings.objective, Options.read(settings))
-        ]
+        device = next(model.parameters()).device
+        self.annealing = torch.ones((), dtype=torch.float64, device=device)  # 1 / t_k of mdpo
+        self.dual = (
+            DualVariable(settings.dual_start, settings.dual_rate, settings.variance_target, device)
+            if "dual" in self.surrogate.needs
+            else None
+        )
 
     def use_native(self, network: NativeLearnerNetwork) -> None:
         super().use_native(network)
-        settings, surrogate = self.config.surrogate, SURROGATES[self.config.surrogate.objective]
-        weight_cap = settings.weight_cap if "weight_cap" in surrogate.uses else None
-        own_weight = surrogate.own_weight(settings.behavior_weight)
+        settings = self.config.surrogate
+        weight_cap = settings.weight_cap if "weight_cap" in self.surrogate.uses else None
+        own_weight = self.surrogate.own_weight(settings.behavior_weight)
         if self.by_formula:
             self.native_loss = NativeLoss(
                 self.distribution,
@@ -135,6 +151,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             squash=settings.squash,
             mask=spec.mask,
             acting=spec.acting,
+            median=config.surrogate.has_median_head,
         )
 
     @staticmethod
@@ -151,6 +168,10 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     def recordable(self) -> bool:
         return self.proximal.recordable
 
+    def set_progress(self, progress: float) -> None:
+        if "annealing" in self.surrogate.needs:
+            self.annealing.fill_(1.0 / max(1.0 - progress, LEAST_LEFT))
+
     @torch.no_grad()
     def start(self, batch: Batch, out: Output) -> ActorCriticStart:
         params, value = out.params[:-1].detach(), self.normalizers.value(at_least_single(out.value.detach()))
@@ -166,6 +187,13 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             log_prob=log_prob,
             params=params,
             log_rho=log_rho,
+            prefix=self._prefix(batch, log_rho) if "prefix" in self.surrogate.needs else None,
+            action_value=(
+                self.normalizers.target(value[:-1] + trace.advantage)
+                if "action_value" in self.surrogate.needs
+                else None
+            ),
+            keep=self._keep(log_rho, batch.valid) if self.config.surrogate.mask == "m2po" else None,
             effective_lambda=trace.effective_lambda,
             packed=None,
         )
@@ -195,6 +223,19 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         found = self._estimate(TraceInput(*(x.gather(0, order) for x in rows)))
         back = (x.scatter(0, order, x) if x.dim() else x for x in found)
         return Trace(*back)
+
+    def _prefix(self, batch: Batch, log_rho: Tensor) -> Tensor:
+        """[T, B] what minpro multiplies each step with, see `batch_rules.prefix_minimum`."""
+        rows = log_rho, batch.terminated | batch.truncated, batch.valid
+        if batch.order is None:
+            return batch_rules.prefix_minimum(*rows)
+        order = batch.order
+        found = batch_rules.prefix_minimum(*(x.gather(0, order) for x in rows))
+        return found.scatter(0, order, found)
+
+    def _keep(self, log_rho: Tensor, valid: Tensor) -> Tensor:
+        """[T, B] bool, the mask of M2PO over the whole update."""
+        return batch_rules.within_second_moment(log_rho, valid, self.config.surrogate.second_moment)
 
     def _estimate(self, rows: TraceInput) -> Trace:
         """Targets and advantages of rows in order."""
@@ -290,10 +331,13 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         """The loss, to be differentiated, and its metrics."""
         batch, lanes = part.batch, part.lanes
         if lanes is not None:  # of the tensors the loss reads
-            names = ("value", "target", "advantage", "weight", "log_rho")
-            start = start._replace(**{name: getattr(start, name).index_select(1, lanes) for name in names})
+            names = ("value", "target", "advantage", "weight", "log_rho", "prefix", "action_value", "keep")
+            whole = {name: getattr(start, name) for name in names}
+            start = start._replace(**{n: x.index_select(1, lanes) for n, x in whole.items() if x is not None})
         log_prob, entropy = self.distribution.log_prob_entropy(part.out.params, batch.action)
         proximal, proximal_params = self._proximal(part, log_prob)
+        if proximal_params is None and self.config.proximal.policy == "behavior":
+            proximal_params = batch.params
         x = SurrogateInput(
             log_prob=log_prob,
             proximal=proximal,
@@ -305,8 +349,19 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             proximal_params=proximal_params,
             behavior_params=batch.params,
             distribution=self.distribution,
+            annealing=self.annealing,
+            dual=None if self.dual is None else self.dual.value,
+            prefix=start.prefix,
+            value=at_least_single(part.out.value),
+            action_value=start.action_value,
+            median=None if part.out.median is None else at_least_single(part.out.median),
         )
         surrogate = self._surrogate(x)
+        keep = self._kept(x, start)
+        if keep is not None:
+            surrogate = batch_rules.masked(surrogate, keep)
+        if self.dual is not None and surrogate.constraint is not None:
+            self.dual.observe(surrogate.constraint.sum() / batch.valid.sum().clamp(min=1))
         terms = self._total(surrogate, part, start, entropy)
         if not report:
             return Loss(terms.total, {}, {})
@@ -314,7 +369,11 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             "losses/policy_loss": terms.policy.detach(),
             "losses/value_loss": terms.value.detach(),
             "losses/entropy": terms.entropy.detach(),
+            **surrogate.metrics,
         }
+        if keep is not None:
+            left_out = (batch.valid & ~keep).sum() / batch.valid.sum().clamp(min=1)
+            losses["losses/maskfrac"] = left_out.to(terms.policy.dtype)
         return Loss(terms.total, losses, self._diagnostics(x, surrogate, start))
 
     def _proximal(self, part: Minibatch, log_prob: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -330,7 +389,14 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     def _surrogate(self, x: SurrogateInput) -> Surrogate:
         settings = self.config.surrogate
         options = Options.read(settings)
-        return SURROGATES[settings.objective](x, behavior_weight=settings.behavior_weight, **options)
+        return self.surrogate(x, behavior_weight=settings.behavior_weight, **options)
+
+    def _kept(self, x: SurrogateInput, start: ActorCriticStart) -> Tensor | None:
+        """[T, b] bool, the samples that `surrogate.mask` keeps; None: all."""
+        settings = self.config.surrogate
+        if settings.mask == "erc":
+            return batch_rules.within_entropy_ratio(x, settings.entropy_ratio_low, settings.entropy_ratio_high)
+        return start.keep
 
     def _total(self, surrogate: Surrogate, part: Minibatch, start: ActorCriticStart, entropy: Tensor) -> LossTerms:
         return total_loss(
@@ -379,6 +445,8 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
 
     def after_step(self, skipped: Tensor) -> None:
         self.proximal.after_step(self.model, skipped)
+        if self.dual is not None:
+            self.dual.step(self.normalizers.learners.average_metric(self.dual.observed), skipped)
 
     @torch.no_grad()
     def kl_of_update(self, batch: Batch, start: ActorCriticStart, out: Output) -> Tensor:
@@ -391,12 +459,19 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.proximal.state_dict()
+        dual = {} if self.dual is None else {DUAL + name: x for name, x in self.dual.state_dict().items()}
+        return {**self.proximal.state_dict(), **dual}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        if self.proximal.wants(state):  # the setting may have changed: state of another kind is ignored
+        dual = {name.removeprefix(DUAL): x for name, x in state.items() if name.startswith(DUAL)}
+        state = {name: x for name, x in state.items() if not name.startswith(DUAL)}
+        if self.dual is not None and dual:  # the settings may have changed: state of another kind is ignored
+            self.dual.load_state_dict(dual)
+        if self.proximal.wants(state):
             device = next(self.model.parameters()).device
             self.proximal.load_state_dict({name: x.to(device) for name, x in state.items()})
 
     def reset(self) -> None:
         self.proximal.reset(self.model)
+        if self.dual is not None:
+            self.dual.reset()

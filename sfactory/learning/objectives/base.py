@@ -94,7 +94,7 @@ class Objective(ABC, Generic[S]):
     largest_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics whose largest value since the last row is logged; of all others the mean."""
 
-    divisible: ClassVar[bool] = False
+    divisible: bool = False
     """Whether `loss` divides by `Minibatch.num_valid` where that is given, so that the losses of the parts of a
     minibatch add up to its loss. If so, a GPU trains a large minibatch part by part, which limits the memory it needs;
     metrics are reported for whole minibatches only. If not, activations of all its rows are kept at the same time."""
@@ -142,6 +142,9 @@ class Objective(ABC, Generic[S]):
     def recordable(self) -> bool:
         """Whether every update runs the same operations on tensors that stay where they are."""
         return True
+
+    def set_progress(self, progress: float) -> None:
+        """Called before every update with the share of the run that is over, 0 to 1; never part of a recording."""
 
     @abstractmethod
     def start(self, batch: Batch, out: Output) -> S:
