@@ -145,7 +145,7 @@ def check_surrogate(config: Config) -> None:
         raise ValueError(
             f"surrogate.{name.replace('_', '-')} {_shown(getattr(s, name))} has no effect with surrogate.objective "
             f"{s.objective}{f' and mask {s.mask}' if s.mask != 'none' else ''}; leave it at {_shown(default)}, or use "
-            f"{' or '.join(_selected(user) for user in users(name))}"
+            f"surrogate.{'mask' if users(name)[0] in MASK_USES else 'objective'} {' or '.join(users(name))}"
         )
     by_step = proximal.policy == "snapshot" and not proximal.snapshot_age
     if s.mask == "erc" and (by_step or proximal.policy == "interpolate"):
@@ -167,11 +167,6 @@ def check_surrogate(config: Config) -> None:
         raise ValueError(
             "surrogate.kl-anneal ends at stop.env-steps, which is 0; set it, or use surrogate.kl-anneal false"
         )
-
-
-def _selected(name: str) -> str:
-    """An objective or a mask as it is selected."""
-    return f"surrogate.{'mask' if name in MASK_USES else 'objective'} {name}"
 
 
 def _shown(value: float | None) -> str:

@@ -21,6 +21,9 @@ from sfactory.workers.counters import Counters
 from sfactory.workers.opponent_pool import OpponentPool
 from sfactory.workers.shared import LearnerOutcome, LearnerWords, RunSpec, SupervisorWords
 
+OF_OBJECTIVE = ("weight", "dual.value")
+"""Numbers in the checkpoint part of the proximal policy: the weight of its average, and r2vpo's dual variable."""
+
 
 class Checkpointing:
     """Checkpoints of one learner, always between two updates and from the learner's own state."""
@@ -204,8 +207,8 @@ class Checkpointing:
         expected = {name: x for name, x in moments.items() if name.partition(".")[0] in stepped}
         checkpoint.require_same_network(found, expected, source, "optimizer")
         for name, tensor in contents.parts["proximal"].items():  # versions of the weights, by number or as `mean`
-            own = weights.get(name.partition(".")[2])
-            if name != "weight" and (own is None or own.shape != tensor.shape):
+            own = tensor.new_zeros(()) if name in OF_OBJECTIVE else weights.get(name.partition(".")[2])
+            if own is None or own.shape != tensor.shape:
                 raise checkpoint.CheckpointError(f"{source}: another proximal policy: {name!r} is not of this network")
 
     def initialize_from(self, path: Path) -> None:

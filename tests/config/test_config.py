@@ -341,9 +341,69 @@ def test_the_weight_rule_names_flags_and_what_to_use():
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--surrogate.kl-coef", "0.5"],
+            "surrogate.kl-coef 0.5 has no effect with surrogate.objective decoupled; leave it at 1, or use "
+            "surrogate.objective decoupled_kl or mdpo",
+        ),
+        (
+            ["--surrogate.objective", "cispo", "--surrogate.dual-clip", "3"],
+            "surrogate.dual-clip 3 has no effect with surrogate.objective cispo; leave it at 0, or use "
+            "surrogate.objective ppo or decoupled or bapo",
+        ),
+        (
+            ["--surrogate.mask", "erc", "--surrogate.second-moment", "0.1"],
+            "surrogate.second-moment 0.1 has no effect with surrogate.objective decoupled and mask erc; leave it at "
+            "0.04, or use surrogate.mask m2po",
+        ),
+        (
+            ["--surrogate.median-head", "false"],
+            "surrogate.median-head false has no effect with surrogate.objective decoupled; leave it at true, or use "
+            "surrogate.objective bpo",
+        ),
+        (
+            ["--surrogate.mask", "erc", "--proximal.policy", "interpolate"],
+            "surrogate.mask erc compares entropies, and proximal.policy interpolate has none; use recompute, ewma or "
+            "behavior",
+        ),
+        (
+            ["--surrogate.mask", "erc", "--proximal.policy", "snapshot", "--proximal.snapshot-age", "0"],
+            "surrogate.mask erc compares entropies, and proximal.policy snapshot with snapshot-age 0 has none; use "
+            "recompute, ewma or behavior",
+        ),
+        (
+            ["--surrogate.objective", "dispo", "--surrogate.weight-low", "12"],
+            "surrogate.weight-low 12 is above surrogate.weight-high 11; lower the first or raise the second",
+        ),
+        (
+            ["--surrogate.objective", "bapo", "--surrogate.bound-low-max", "1.3"],
+            "surrogate.bound-low-max 1.3 is above surrogate.bound-high 1.2; lower the first or raise the second",
+        ),
+        (
+            ["--surrogate.objective", "mdpo", "--stop.env-steps", "0", "--stop.seconds", "9"],
+            "surrogate.kl-anneal ends at stop.env-steps, which is 0; set it, or use surrogate.kl-anneal false",
+        ),
+        (
+            ["--surrogate.objective", "minpro", "--surrogate.behavior-weight", "none"],
+            "surrogate.behavior-weight none with trace.estimator gae, proximal.policy recompute, surrogate.objective "
+            "minpro: minpro corrects by policy / behavior itself; use surrogate.behavior-weight surrogate",
+        ),
+    ],
+)
+def test_settings_of_the_surrogate_without_effect_or_meaning_are_refused(words, message):
+    with pytest.raises(SettingError) as caught:
+        config("minatar/breakout", *words)
+    assert str(caught.value) == message
+    assert config("minatar/breakout", "--surrogate.objective", "mdpo", "--surrogate.kl-coef", "0.5")
+
+
 def test_choices_of_the_schema_are_the_names_of_the_registries():
     from sfactory.algo.proximal import PROXIMALS
     from sfactory.algo.schedule import SCHEDULES
+    from sfactory.algo.surrogates.options import MASK_USES
     from sfactory.algo.surrogates.registry import SURROGATES
     from sfactory.algo.trace import TRACES
     from sfactory.model import encoders
@@ -351,7 +411,7 @@ def test_choices_of_the_schema_are_the_names_of_the_registries():
 
     for name, registry in {
         "proximal.policy": PROXIMALS, "surrogate.objective": SURROGATES, "trace.estimator": TRACES,
-        "optim.schedule": SCHEDULES, "model.core": CORES,
+        "optim.schedule": SCHEDULES, "model.core": CORES, "surrogate.mask": MASK_USES,
     }.items():  # fmt: skip
         assert set(typing.get_args(field_types()[name])) == set(registry), name
     assert set(ENCODER_NAMES) == {"auto", *encoders.ENCODERS}

@@ -73,3 +73,30 @@ def test_changed_settings_tells_what_was_allowed_too(capsys):
     assert capsys.readouterr().err == "  run.seed                 1 -> 7\n"
     refuse_changes(before, after, ["run.seed"])
     assert [line.split()[1] for line in changed_settings(before, after)] == ["run.seed", "optim.beta1"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"surrogate.objective": "decoupled"}, {"surrogate.objective": "bpo"}),
+        ({"surrogate.objective": "bpo"}, {"surrogate.median_head": False}),
+    ],
+)
+def test_a_resume_cannot_add_or_remove_the_median_head(capsys, before, after):
+    start = with_settings(Config(env=Env("a/b")), before)
+    (name,) = map(flag_name, after)
+    for one, other in ((start, with_settings(start, after)), (with_settings(start, after), start)):
+        with pytest.raises(CommandError, match=name) as caught:
+            refuse_changes(one, other, [])
+        assert caught.value.exit_code == Exit.RESUME_REFUSED
+    without = with_settings(start, {"surrogate.objective": "bpo", "surrogate.median_head": False})
+    refuse_changes(without, with_settings(without, {"surrogate.objective": "sapo", "surrogate.median_head": True}), [])
+
+
+def test_changed_settings_tells_a_stretched_annealing():
+    before = with_settings(Config(env=Env("a/b")), {"stop.env_steps": 100_000, "surrogate.objective": "mdpo"})
+    after = with_settings(before, {"stop.env_steps": 200_000})
+    (line,) = changed_settings(before, after)
+    assert line.startswith("warning: stop.env-steps was 100000 and is 200000 from here on")
+    fixed = {"surrogate.kl_anneal": False}
+    assert changed_settings(with_settings(before, fixed), with_settings(after, fixed)) == []

@@ -144,15 +144,6 @@ def test_metrics_with_a_largest_value_are_reported_by_the_objective():
     assert make_update(proximal="ewma").objective.constants() == {"proximal/decay": pytest.approx(0.8)}
 
 
-def test_actor_critic_warns_of_settings_that_its_surrogate_does_not_use():
-    assert make_update().objective.warnings() == []
-    update = make_update(surrogate="cispo", dual_clip=3.0, kl_coef=2.0, weight_cap=20.0)
-    assert update.objective.warnings() == [
-        "surrogate.dual-clip 3 has no effect: surrogate.objective cispo does not use it",
-        "surrogate.kl-coef 2 has no effect: surrogate.objective cispo does not use it",
-    ]
-
-
 @pytest.mark.parametrize("minibatches", [1, 4])
 def test_another_objective_is_trained_by_the_same_update(monkeypatch, minibatches):
     monkeypatch.setitem(objectives.OBJECTIVES, "actor_critic", QObjective)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from fake_accelerator import FakeAccelerator
 
+from sfactory.algo.surrogates.options import MASK_USES
 from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.algo.trace import TRACES
 from sfactory.config import Config, Model, Normalize, Optim, Run, Sampling, with_settings
@@ -32,6 +33,7 @@ def update_on(
     squash=False,
     lines=None,
     learners=None,
+    mask="none",
     **learning,
 ):
     config = Config(
@@ -43,10 +45,11 @@ def update_on(
     )
     learning = {"epochs": 2, "minibatches": 4, **learning}
     config = with_settings(config, {f"learning.{name}": value for name, value in learning.items()})
+    config = with_settings(config, {"surrogate.mask": mask})
     torch.manual_seed(0)
     model = ActorCritic(
         OBS, actions, hidden=(16,), core=core, core_size=8 if core != "none" else 0,
-        normalize_obs=config.normalize.obs, squash=squash,
+        normalize_obs=config.normalize.obs, squash=squash, median=config.surrogate.has_median_head,
     )  # fmt: skip
     log = (lambda line: None) if lines is None else lines.append
     device = torch.device("cpu") if accelerator is None else accelerator.device
@@ -129,6 +132,7 @@ CASES = {
     "adaptive": {"optim": {"schedule": "kl_adaptive"}},
     "impala": {"surrogate": "impala", "behavior_weight": "trace", "trace": "vtrace"},
     **{f"surrogate {name}": {"surrogate": name} for name in SURROGATES if name not in ("ppo", "impala")},
+    **{f"mask {name}": {"mask": name} for name in MASK_USES},
     **{f"trace {name}": {"trace": name} for name in TRACES},
 }
 

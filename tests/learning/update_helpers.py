@@ -49,8 +49,9 @@ def make_update(
     torch.manual_seed(0)
     core_size = 8 if core != "none" else 0
     model = ActorCritic(
-        OBS, actions, hidden=hidden, core=core, core_size=core_size, normalize_obs=normalize, squash=squash
-    )
+        OBS, actions, hidden=hidden, core=core, core_size=core_size, normalize_obs=normalize, squash=squash,
+        median=config.surrogate.has_median_head,
+    )  # fmt: skip
     return Update(config, model, torch.device("cpu"), learners=learners)
 
 

@@ -26,6 +26,8 @@ def config(**sections):
         ({"run": {"dir": ""}}, "2 ranks need --run.dir"),
         ({"sampling": {"auto": True}}, "sampling.auto"),
         ({"selfplay": {"share": 0.5}}, "selfplay.share"),
+        ({"surrogate": {"objective": "bapo"}}, "surrogate.objective bapo needs a single rank: it moves its bounds"),
+        ({"surrogate": {"mask": "m2po"}}, "surrogate.mask m2po needs a single rank: it sorts the samples"),
     ],
 )
 def test_check_job_refuses_what_several_ranks_cannot_have(sections, named):

@@ -3,8 +3,9 @@
 import pytest
 
 import sfactory
+from sfactory.algo.surrogates.options import DISCRETE_ONLY
 from sfactory.envs import ActionLeaf, EnvSpec
-from sfactory.supervisor.preflight import DISCRETE_ONLY, check_objective
+from sfactory.supervisor.preflight import check_objective
 from sfactory.supervisor.train import train
 
 GO = ActionLeaf((), "int64", "discrete", (3,))
@@ -23,9 +24,10 @@ def test_check_objective_refuses_continuous_actions_of_objectives_of_probabiliti
     check_objective("decoupled", EnvSpec("my/env", {}, {"push": PUSH}))
 
 
-def test_train_refuses_an_objective_of_probabilities_before_it_writes_anything(tmp_path):
-    surrogate = {"objective": "dppo_tv"}
+@pytest.mark.parametrize("name", DISCRETE_ONLY)
+def test_train_refuses_an_objective_of_probabilities_before_it_writes_anything(tmp_path, name):
+    surrogate = {"objective": name}
     config = sfactory.make_config("classic/pendulum", run={"mode": "lockstep"}, surrogate=surrogate)
-    with pytest.raises(ValueError, match="dppo_tv needs discrete actions"):
+    with pytest.raises(ValueError, match=f"{name} needs discrete actions"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
