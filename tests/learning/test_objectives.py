@@ -11,6 +11,7 @@ from sfactory.config import Config, Model, Run
 from sfactory.envs import EnvSpec
 from sfactory.learning import objectives
 from sfactory.learning.batch import rows_of
+from sfactory.learning.distributed import SingleLearner
 from sfactory.learning.network import build_model
 from sfactory.learning.objectives import OBJECTIVES, Loss, Minibatch, Objective, Phase, objective_class
 from sfactory.learning.objectives.actor_critic import ActorCriticObjective
@@ -142,6 +143,58 @@ def test_metrics_with_a_largest_value_are_reported_by_the_objective():
     update = make_update()
     assert update.objective.constants() == {}
     assert make_update(proximal="ewma").objective.constants() == {"proximal/decay": pytest.approx(0.8)}
+
+
+class Shifted(SingleLearner):
+    """Several learners, as one of them sees it: the mean over all is 0.5 above its own."""
+
+    def average_metric(self, metric):
+        return metric + 0.5
+
+
+def test_dual_variable_moves_by_the_mean_over_all_learners():
+    own, all_of_them = (
+        make_update(surrogate="r2vpo", minibatches=1, epochs=2, learners=learners)
+        for learners in (SingleLearner(), Shifted())
+    )
+    batch = make_batch(own)
+    for update in (own, all_of_them):
+        update.run(batch, 0, 0.0)
+    settings = own.config.surrogate
+    first = settings.dual_start - settings.dual_rate * settings.variance_target  # r is 1 in the first step
+    found = own.objective.dual.observed
+    assert found > 0
+    assert own.objective.dual.value.item() == pytest.approx(first + found.item() - settings.variance_target)
+    moved = all_of_them.objective.dual.value.item() - own.objective.dual.value.item()
+    assert moved == pytest.approx(2 * 0.5, abs=0.05)  # the second step starts from other weights
+
+
+def test_state_of_another_kind_is_ignored():
+    """The objective or the proximal policy may have changed since the checkpoint."""
+    dual, snapshot = make_update(surrogate="r2vpo", proximal="ewma"), make_update(proximal="snapshot")
+    batch = make_batch(dual)
+    for update in (dual, snapshot):
+        update.run(batch, 0, 0.0)
+    value = dual.objective.dual.value.clone()
+    dual.objective.load_state_dict(snapshot.objective.state_dict())
+    assert torch.equal(dual.objective.dual.value, value)
+    snapshot.objective.load_state_dict(dual.objective.state_dict())
+    assert snapshot.objective.state_dict()
+    dual.objective.reset()
+    assert dual.objective.dual.value == dual.config.surrogate.dual_start
+
+
+def test_kl_to_behavior_is_exact():
+    """The parameters of behavior are stored; without them it would be 0.5 (log r)^2."""
+    update = make_update(surrogate="decoupled_kl", proximal="behavior", minibatches=1, kernels="torch")
+    batch = make_batch(update)
+    params = batch.params + 0.3 * torch.randn(batch.params.shape, generator=torch.Generator().manual_seed(3))
+    log_prob = update.model.distribution.log_prob(params, batch.action).masked_fill(~batch.valid, 0.0)
+    stale = batch._replace(params=params, log_prob=log_prob)
+    metrics = update.run(stale, 0, 0.0)
+    kl = update.model.distribution.kl(params, batch.params)[batch.valid].mean()
+    torch.testing.assert_close(metrics["offpolicy/kl_proximal_policy"], kl)
+    assert metrics["offpolicy/kl_behavior_proximal"] == 0.0
 
 
 @pytest.mark.parametrize("minibatches", [1, 4])
