@@ -21,6 +21,7 @@ def check_together(config: Config) -> None:
     check_options(config)
     check_inference_workers(config)
     check_batch(config)
+    check_replay(config)
     check_trace(config)
     check_behavior_weight(config)
     check_surrogate(config)
@@ -91,6 +92,36 @@ def check_batch(config: Config) -> None:
     if config.batch.forced_lag and config.run.mode != "lockstep" and s.slots_per_group != 1:
         raise ValueError(
             "batch.forced-lag needs run.mode lockstep or sampling.slots-per-group 1: otherwise the lag is not fixed"
+        )
+
+
+def check_replay(config: Config) -> None:
+    """Replayed slots are whole, there are enough of them, and they divide into the same minibatches."""
+    ratio, slots, minibatches = config.replay.ratio, config.batch_slots, config.batch.minibatches
+    replayed, lanes = config.replayed_slots, config.replayed_lanes
+    if not ratio:
+        return
+    if not replayed or abs(ratio * slots - replayed) > 1e-6:
+        near = sorted({max(1, math.floor(ratio * slots)), math.ceil(ratio * slots)})
+        raise ValueError(
+            f"replay.ratio {ratio:g} of a batch of {slots} slots is {ratio * slots:g} slots, which must be a whole "
+            f"number; try {' or '.join(f'{number / slots:g}' for number in near)}"
+        )
+    if ratio > config.replay.max_age:
+        raise ValueError(
+            f"replay.ratio {ratio:g} needs that many older batches, and replay.max-age {config.replay.max_age} keeps "
+            f"{config.replay.max_age}; set replay.max-age to {math.ceil(ratio)} or more"
+        )
+    if lanes % minibatches:
+        raise ValueError(
+            f"{lanes} replayed lanes ({replayed} slots x {config.sampling.envs_per_group} envs) must divide into "
+            f"{minibatches} minibatches, as the fresh ones; change batch.minibatches or replay.ratio"
+        )
+    held = config.held_slots * config.sampling.envs_per_group
+    if max(held, config.lanes + lanes) > MOST_ENVS:
+        raise ValueError(
+            f"replay.max-age {config.replay.max_age} with replay.ratio {ratio:g} holds {held:.3g} lanes and trains on "
+            f"{config.lanes + lanes:.3g}; at most {MOST_ENVS:,} are possible"
         )
 
 

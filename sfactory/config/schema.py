@@ -224,6 +224,17 @@ class BatchConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """Reuse of stale data: the learner trains again on slots it has had, beside fresh ones."""
+
+    ratio: Annotated[float, Between(0, 64)] = 0.0
+    """Replayed rows per fresh row of a batch, in whole slots. 1: every row is trained on twice on average. More: better
+    use of data, older data, longer updates. 0: off."""
+    max_age: Annotated[int, Between(1, 10_000)] = 4
+    """Updates after which a slot is trained on for the last time. More: older data, more memory (as many batches)."""
+
+
+@dataclass(frozen=True)
 class TraceConfig:
     """How value targets and advantages are estimated."""
 
@@ -531,6 +542,7 @@ class Config:
     env: Env = field(default_factory=Env)
     sampling: Sampling = field(default_factory=Sampling)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     proximal: ProximalConfig = field(default_factory=ProximalConfig)
     surrogate: SurrogateConfig = field(default_factory=SurrogateConfig)
@@ -574,6 +586,26 @@ class Config:
     def batch_rows(self) -> int:
         """Rows of one update: T x B, reset rows included."""
         return self.sampling.rollout_length * self.lanes
+
+    @property
+    def replayed_slots(self) -> int:
+        """Slots that an update trains on again, beside its fresh ones."""
+        return round(self.replay.ratio * self.batch_slots)
+
+    @property
+    def replayed_lanes(self) -> int:
+        """Environments in the replayed slots of one batch."""
+        return self.replayed_slots * self.sampling.envs_per_group
+
+    @property
+    def held_slots(self) -> int:
+        """Slots that the learner holds for replay."""
+        return self.replay.max_age * self.batch_slots if self.replay.ratio else 0
+
+    @property
+    def trained_rows(self) -> int:
+        """Rows that one update trains on, replayed ones included."""
+        return self.sampling.rollout_length * (self.lanes + self.replayed_lanes)
 
     @property
     def optimizer_steps_per_update(self) -> int:

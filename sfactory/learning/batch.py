@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     discounted_return: Tensor | None  # [T, B] running return of the raw reward
     successor: Tensor | None = None  # [T, B] int64, row that bootstraps each row; None: always the next one
     order: Tensor | None = None  # [T, B] int64, rows in the order of the agent's actions; None: all in order of time
+    fresh: Tensor | None = None  # [T, B] bool, False on rows that were trained on before (replay); None: all are fresh
 
     def as_rows(self) -> Batch:
         """[1, T x B]: every row becomes a lane, for policies without memory. A view."""

@@ -93,6 +93,8 @@ def _counted_in_updates(config: Config) -> Iterator[str]:
         yield "proximal.policy interpolate weighs by the lag in updates"
     if config.run.mode == "async" and config.sampling.slots_per_group > 1:
         yield f"sampling.slots_per_group {config.sampling.slots_per_group}: data stay as many updates old"
+    if config.replay.ratio:
+        yield f"replay.max_age {config.replay.max_age}: replayed slots are at most as many updates older"
     if config.run.mode == "lockstep":
         yield f"log.every_updates {config.log.every_updates}"
     yield f"loss.nonfinite_budget {config.loss.nonfinite_budget}, in updates"

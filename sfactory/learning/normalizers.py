@@ -81,8 +81,10 @@ class Normalizers:
     def update(self, batch: Batch, valid: Tensor) -> None:
         """Add a batch to the statistics of observations and rewards, and write the former into the network.
 
-        valid: rows that count, in the shape of `batch.valid`.
+        valid: rows that count, in the shape of `batch.valid`. Every row counts once: replayed ones are left out.
         """
+        if batch.fresh is not None:
+            valid = valid & batch.fresh
         found = {
             f"obs.{name}": masked_moments(batch.obs[name][:-1], valid, moments.shape)
             for name, moments in self.observations.items()

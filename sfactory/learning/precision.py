@@ -125,7 +125,7 @@ def measure(
 
         return [_prepared(partial(work, number), accelerator) for number in range(len(NAMES))]
 
-    acting, learning = config.sampling.envs_per_group, config.batch_rows // config.batch.minibatches
+    acting, learning = config.sampling.envs_per_group, config.trained_rows // config.batch.minibatches
     if accelerator is None:
         probe = passes(FEWEST_ROWS, True)[0]
         probe()  # libraries choose their kernels

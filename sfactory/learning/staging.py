@@ -10,18 +10,16 @@ Legend: T steps, E environments of a group, B lanes: slots of the batch times E.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 
 from sfactory.device.accelerator import DIRECT_BYTES, Accelerator
 from sfactory.learning.batch import Batch
+from sfactory.learning.batch_fields import batch_fields
 from sfactory.learning.own_time import own_time
 from sfactory.shm.trajectory import CURRENT, Schema, Trajectories
-
-NOT_LEARNED = ("noise", "value", "player", "outcome")
-"""Fields of slots that no update needs. Values are computed again."""
 
 
 class Staging:
@@ -38,14 +36,9 @@ class Staging:
         """lanes: lanes side by side in one batch. direct: the accelerator may read the slots itself. acting: the leaf
         of the observation that says whether an agent acts, see `own_time`."""
         self.schema, self.lanes, self.accelerator, self.acting = schema, lanes, accelerator, acting
-        rows = {**schema.rows(), "policy_version": (0, (), "int64"), "lag": (0, (), "float32")}
-        if acting:
-            rows |= {"successor": (0, (), "int64"), "order": (0, (), "int64")}
-        for name in NOT_LEARNED:
-            rows.pop(name, None)
         leaves = {
             name: np.zeros((schema.rollout_length + extra, lanes, *shape), dtype)
-            for name, (extra, shape, dtype) in rows.items()
+            for name, (extra, shape, dtype) in batch_fields(schema, acting).items()
         }
         if schema.state_size:
             leaves["state"] = np.zeros((lanes, schema.state_size), np.float32)
@@ -66,7 +59,7 @@ class Staging:
                 if not (direct and name in large and leaves[name].nbytes // slots >= DIRECT_BYTES)
             }
         self.versions, self.valid = (self.tensors[name].numpy() for name in ("policy_version", "valid"))
-        self.batch = self._batch()
+        self.batch = as_batch(schema, self.on_device)
 
     def copy(self, slots: list[tuple[int, int]], trajectories: Trajectories, updates: int) -> None:
         """Fill `batch` with the slots (group, slot) in this order; the slots are not read after the call.
@@ -124,26 +117,28 @@ class Staging:
         """Every leaf of the batch on the host, to be inspected."""
         return {name: tensor.cpu() for name, tensor in {**self.tensors, **self.on_device}.items()}
 
-    def _batch(self) -> Batch:
-        leaves = self.on_device
-        return Batch(
-            obs={name: leaves[name] for name in self.schema.obs},
-            first=leaves["first"],
-            action={name: leaves[name] for name in self.schema.actions},
-            log_prob=leaves["log_prob"],
-            params=leaves["params"],
-            reward=leaves["reward"],
-            terminated=leaves["terminated"],
-            truncated=leaves["truncated"],
-            valid=leaves["valid"],
-            lag=leaves["lag"],
-            state=leaves.get("state"),
-            discounted_return=leaves.get("discounted_return"),
-            successor=leaves.get("successor"),
-            order=leaves.get("order"),
-        )
-
     def _lanes(self) -> Iterator[slice]:
         """The lanes of every slot of the batch."""
         envs = self.schema.lanes
         return (slice(start, start + envs) for start in range(0, self.lanes, envs))
+
+
+def as_batch(schema: Schema, leaves: Mapping[str, torch.Tensor], fresh: torch.Tensor | None = None) -> Batch:
+    """The batch of these leaves, by name. fresh: see `Batch.fresh`."""
+    return Batch(
+        obs={name: leaves[name] for name in schema.obs},
+        first=leaves["first"],
+        action={name: leaves[name] for name in schema.actions},
+        log_prob=leaves["log_prob"],
+        params=leaves["params"],
+        reward=leaves["reward"],
+        terminated=leaves["terminated"],
+        truncated=leaves["truncated"],
+        valid=leaves["valid"],
+        lag=leaves["lag"],
+        state=leaves.get("state"),
+        discounted_return=leaves.get("discounted_return"),
+        successor=leaves.get("successor"),
+        order=leaves.get("order"),
+        fresh=fresh,
+    )

@@ -124,7 +124,9 @@ class Update:
         else:
             self.optimizer.lr = self.lr
         self._last = batch, self._order(batch, updates)
-        metrics = self.device_work(*self._last)
+        # With replay a batch without replayed lanes is smaller than the one that is recorded.
+        recorded = batch.fresh is not None or not self.config.replay.ratio
+        metrics = (self.device_work if recorded else self._device_work)(*self._last)
         if self.adaptive:  # the one synchronization that this schedule needs, and the next
             self.kl = float(metrics[KL_METRIC])
         if o.schedule == "ess":

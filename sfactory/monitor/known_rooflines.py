@@ -28,11 +28,13 @@ def rooflines_file() -> Path | None:
 def workload(config: Config) -> str:
     """Key of a stored roofline: everything the cost of a step depends on, as one line of JSON."""
     run = config.run
+    replay = {"replay": config.replay.ratio} if config.replay.ratio else {}
     key = {
         "roofline": LINE,
         "env": [config.env.name, config.env.options.as_dict(), config.sampling.envs_per_group],
         "model": asdict(config.model),
         "learning": [config.batch.epochs, config.optimizer_steps_per_update > 1, config.run.precision],
+        **replay,
         "machine": [processor(), cores(), run.device, shows_gpu()],
     }
     return json.dumps(key, sort_keys=True, default=str)

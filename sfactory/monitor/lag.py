@@ -13,21 +13,26 @@ LagCounts = Mapping[int, int]
 """Lag in updates -> number of steps with it. A few entries, however many steps."""
 
 
-def lag_row(counts: Mapping[str, LagCounts]) -> dict[str, float]:
+def lag_row(counts: Mapping[str, LagCounts], replayed: LagCounts | None = None) -> dict[str, float]:
     """Mean, 95th percentile and maximum of all steps and of each worker's, and the histogram over all steps.
 
-    counts: by worker.
+    counts: by worker. replayed: steps that were trained on again; they count among all steps only.
     """
-    all_counts: Counter[int] = Counter()
+    all_counts: Counter[int] = Counter(replayed or {})
     for of_worker in counts.values():
         all_counts.update(of_worker)
     row: dict[str, float] = {}
     for suffix, lags in {"": all_counts, **{f"/{worker}": lags for worker, lags in counts.items()}}.items():
         if lags:
-            row[f"lag/mean{suffix}"] = sum(lag * steps for lag, steps in lags.items()) / sum(lags.values())
+            row[f"lag/mean{suffix}"] = mean(lags)
             row[f"lag/p95{suffix}"] = percentile(lags, 95)
             row[f"lag/max{suffix}"] = float(max(lags))
     return row | _shares(all_counts)
+
+
+def mean(counts: LagCounts) -> float:
+    """Mean lag of all steps; there is at least one."""
+    return sum(lag * steps for lag, steps in counts.items()) / sum(counts.values())
 
 
 def percentile(counts: LagCounts, percent: float) -> float:

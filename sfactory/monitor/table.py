@@ -47,6 +47,7 @@ GROUPS = {
     "info": "Numbers of the environment",
     "losses": "Losses and diagnostics of an update",
     "lag": "Policy lag",
+    "replay": "Reuse of stale data",
     "offpolicy": "Distance between the policies",
     "proximal": "The averaged policy",
     "queue": "Slots and waiting times",
@@ -125,6 +126,17 @@ _LAG = {
     "lag/p95/<worker>": "updates between acting and learning, 95th percentile of one sampler's steps",
     "lag/max/<worker>": "updates between acting and learning, maximum of one sampler",
 }
+_REPLAY = {
+    "replay/share": "fraction of the trained steps that had been trained on before",
+    "replay/age": "updates since these steps were fresh, mean over steps",
+    "replay/oldest": "the same, maximum",
+    "replay/fresh_lag": "updates between acting and learning, mean over fresh steps; lag/mean is of all steps",
+    "replay/largest_fresh_lag": "the same, maximum",
+    "replay/held_slots": "slots that the learner holds, to train on them again",
+    "replay/memory_mb": "memory of the held slots and of the batch with replayed rows, in MB",
+    "replay/updates_without": "updates without replayed rows, because too few slots were held, since this launch "
+    "(after an exact resume: since the start)",
+}
 _FAULTS = {
     "faults/total": "faults since this launch (after an exact resume: since the start), of workers and environments",
     "faults/sampler": "faults of samplers, including their environments",
@@ -171,6 +183,7 @@ METRICS: dict[str, Metric] = {
         "largest |log rho| at the start of an update; about 0 on policy", "learner", "max"
     ),
     **_metrics("learner", "last", _LAG),
+    **_metrics("learner", "last", _REPLAY),
     "lag/seconds": Metric("lag/mean times the seconds an update takes", "supervisor"),
     "proximal/decay": Metric("decay of the averaged policy per optimizer step", "learner"),
     "queue/free": Metric("free slots; 0 means that samplers wait for the learner", "learner"),

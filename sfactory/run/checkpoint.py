@@ -56,6 +56,8 @@ __all__ = ["FORMAT", "LOCKSTEP", "MANIFEST", "PARTS", "STATE", "CheckpointError"
 
 DIGITS = range(12, 19)
 """Numbers of digits that the name of a checkpoint may have; env_steps have 64 bits."""
+LOCKSTEP_ARRAYS = ("arena", "state", "held")
+"""Arrays of a lockstep checkpoint; `held` only if slots are held for replay."""
 ATTEMPTS = 1000
 """Checkpoints that may be pruned one after the other while the newest is opened."""
 
@@ -250,7 +252,7 @@ def load_lockstep(path: Path, ranks: Ranks = ALONE) -> dict[str, np.ndarray]:
                     raise CheckpointError(f"{LOCKSTEP} is compressed, which this program never writes")
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name + suffix] for name in ("arena", "state") if name + suffix in arrays}
+                return {name: arrays[name + suffix] for name in LOCKSTEP_ARRAYS if name + suffix in arrays}
         except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
             raise CheckpointError(f"{LOCKSTEP} cannot be read ({error})") from error
 

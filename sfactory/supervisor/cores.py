@@ -142,13 +142,14 @@ def _num_inference(config: Config, samplers: int, num_cores: int) -> int:
     for_samplers = math.ceil(samplers / SAMPLERS_PER_WORKER)
     if on_gpu(run.device):
         return for_samplers
-    return min(for_samplers, math.ceil(_learner_cores(config, num_cores) / (UPDATE_COST * config.batch.epochs)))
+    passes = config.batch.epochs * (1 + config.replay.ratio)
+    return min(for_samplers, math.ceil(_learner_cores(config, num_cores) / (UPDATE_COST * passes)))
 
 
 def _learner_cores(config: Config, num_cores: int) -> int:
     if on_gpu(config.run.device):
         return 1
-    rows = config.batch_rows // config.batch.minibatches
+    rows = config.trained_rows // config.batch.minibatches
     return max(1, min(config.run.learner_threads or LEARNER_THREADS, num_cores // 2, max(2, rows // ROWS_PER_THREAD)))
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import resource
 
 from sfactory.errors import CommandError, Exit
+from sfactory.learning.batch_fields import replay_bytes
 from sfactory.shm.arena import arena_bytes
 from sfactory.shm.control_groups import free_memory, free_processes
+from sfactory.supervisor.cores import on_gpu
 from sfactory.workers.names import SAMPLER, parse_worker
 from sfactory.workers.shared import RunSpec
 
@@ -31,13 +33,15 @@ def check_limits(run_spec: RunSpec) -> None:
     samplers = sum(parse_worker(name).kind == SAMPLER for name in names)
     evaluators, spares = int(bool(run_spec.config.eval.every)), 1  # a spare of inference, see `spares.py`
     processes = 1 if lockstep else len(names) + evaluators
-    arena = arena_bytes(run_spec.layout())
-    check_file_size(arena)
+    arena, config = arena_bytes(run_spec.layout()), run_spec.config
+    replay = replay_bytes(config, run_spec.schema, run_spec.spec.acting)
+    check_file_size(arena + replay * (lockstep and config.checkpoint.exact))
     check_descriptors(len(names) + evaluators + spares)  # in lockstep too every worker has a doorbell
     check_processes(processes)
     without_torch = 0 if lockstep else samplers
     networks = 1 if lockstep else len(names) - samplers
-    check_memory(without_torch * SAMPLER_MIB * MIB + networks * NETWORK_MIB * MIB, arena)
+    workers = without_torch * SAMPLER_MIB * MIB + networks * NETWORK_MIB * MIB
+    check_memory(workers, arena, 0 if on_gpu(config.run.device) else replay)
 
 
 def check_descriptors(workers: int) -> None:
@@ -75,15 +79,17 @@ def check_processes(workers: int) -> None:
         )
 
 
-def check_memory(workers: int, arena: int) -> None:
-    """CommandError if the workers and the arena need more bytes than are free."""
-    free, need = free_memory(), workers + arena
+def check_memory(workers: int, arena: int, replay: int = 0) -> None:
+    """CommandError if the workers, the arena and the slots held for replay need more bytes than are free."""
+    free, need = free_memory(), workers + arena + replay
     if need > free.bytes:
+        held = f", the slots held for replay {replay / MIB:.0f} MiB" if replay else ""
+        lower = "--replay.max-age, --replay.ratio, " if replay else ""
         raise CommandError(
             Exit.RESOURCES,
-            f"the workers need at least {workers / MIB:.0f} MiB and the trajectories {arena / MIB:.0f} MiB of memory, "
-            f"{free.text}; lower --sampling.num-samplers, --sampling.envs-per-group, --sampling.rollout-length or "
-            "--sampling.slots-per-group",
+            f"the workers need at least {workers / MIB:.0f} MiB and the trajectories {arena / MIB:.0f} MiB of memory"
+            f"{held}, {free.text}; lower {lower}--sampling.num-samplers, --sampling.envs-per-group, "
+            "--sampling.rollout-length or --sampling.slots-per-group",
         )
 
 

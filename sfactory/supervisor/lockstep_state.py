@@ -1,8 +1,9 @@
 """State that lockstep saves besides the learner's, so that a resume is bit-identical.
 
 Captured between two turns, when no worker runs: the whole arena (slots, slot table), the mailbox, every group with its
-environments, the metrics since the last row, and the episodes of the training return. Randomness is counter-based
-(noise by request number, shuffles by update), so the environments' generators are the only ones to save.
+environments, the slots that are held for replay, the metrics since the last row, and the episodes of the training
+return. Randomness is counter-based (noise by request number, shuffles and replayed slots by update), so the
+environments' generators are the only ones to save.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def capture(run: Lockstep, board: dict[str, Any]) -> dict[str, np.ndarray]:
         "board": board,
     }
     text = json.dumps(encode(state)).encode()
-    return {"arena": run.shared.arena.dump(), "state": np.frombuffer(text, np.uint8)}
+    arrays = {"arena": run.shared.arena.dump(), "state": np.frombuffer(text, np.uint8)}
+    return {**arrays, **run.learner.held_slots()}
 
 
 def restore(run: Lockstep, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -44,6 +46,6 @@ def restore(run: Lockstep, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
             group.set_state(saved)
     for sampler, infos in zip(run.samplers, state.get("infos", [[]] * len(run.samplers)), strict=True):
         sampler.infos = list(infos)
-    run.learner.set_windows(state["learner"])
+    run.learner.set_windows(state["learner"], arrays.get("held"))
     board: dict[str, Any] = state["board"]
     return board

@@ -9,6 +9,7 @@ from sfactory.device.machine import cores
 from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import bounded
 from sfactory.errors import UNGUARDED, Exit
+from sfactory.learning.batch_fields import replay_line
 from sfactory.learning.batch_scaling import rescale_batch
 from sfactory.model.treatment import cost_lines, obs_lines
 from sfactory.monitor.writers import check_wandb
@@ -69,7 +70,10 @@ def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks) -> Outcome
     scaled = share_threads(scaled, ranks, num_cores)
     folder = Path(run_dir).resolve()  # the current folder may be removed before the end
     own_folder = str(ranks.folder(folder))
-    check_limits(RunSpec(scaled, specs[0], own_folder, 0))
+    planned = RunSpec(scaled, specs[0], own_folder, 0)
+    check_limits(planned)
+    if line := replay_line(scaled, planned.schema, specs[0].acting):
+        lines = [*lines, line]
     # Signals first: once the folder says that a run is under way, a signal ends it in order.
     with (
         Signals(config.run.requeue, ranks.alone) as signals,

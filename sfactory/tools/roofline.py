@@ -111,6 +111,9 @@ def roofline(
     epochs = config.batch.epochs
     again = config.optimizer_steps_per_update > 1  # a forward pass over the batch before the first optimizer step
     passes = f"{epochs} x forward and backward{' + 1 forward' if again else ''}"
+    times = 1.0 + config.replay.ratio  # every row is trained on so often, in the mean
+    if config.replay.ratio:
+        passes = f"{times:g} x ({passes})"
     samplers = {"samplers": config.sampling.samplers / here.seconds}
     if device != "cpu":
         nothing = Cost(0.0, f"on the device ({device}), no CPU time")
@@ -125,16 +128,17 @@ def roofline(
         training = _training(config, spec, seconds / 8)
     finally:
         torch.set_num_threads(threads)
-    all_passes = Cost(epochs * update.seconds + again * forward.seconds, update.how)
+    all_passes = Cost(times * (epochs * update.seconds + again * forward.seconds), update.how)
+    one_pass = Cost(times * update.seconds, update.how)
     processes = {**samplers, "inference": 1 / acting.wall, "learner": 1 / training.wall}
     return Roofline(
         cores,
         device,
         passes,
-        arithmetic=_line(cores, best, *(_passes(arithmetic, epochs, again))),
+        arithmetic=_line(cores, best, *(_passes(arithmetic, times * epochs, times * again))),
         best_batch=_line(cores, best, forward, all_passes),
         these_batches=_line(cores, here, acting, training, processes),
-        one_pass=_line(cores, best, forward, update),
+        one_pass=_line(cores, best, forward, one_pass),
     )
 
 
@@ -247,8 +251,8 @@ def _arithmetic(config: Config, spec: EnvSpec, cores: int, seconds: float) -> _A
     return _Arithmetic(*flops_per_row(config, spec), fastest, how)
 
 
-def _passes(found: _Arithmetic, epochs: int, again: bool) -> tuple[Cost, Cost]:
-    """The costs of inference and training."""
+def _passes(found: _Arithmetic, epochs: float, again: float) -> tuple[Cost, Cost]:
+    """The costs of inference and training. epochs, again: forward and backward, and forward passes per agent step."""
     acting, training = found.forward, epochs * found.forward_backward + again * found.forward
     return tuple(  # type: ignore[return-value]
         Cost(flops / found.flops_per_core_second, f"{flops / 1e6:.3g} MFLOP at {found.how}")
@@ -312,6 +316,8 @@ def _training(config: Config, spec: EnvSpec, seconds: float) -> Cost:
     batch = config.batch
     all_rows = (batch.slots or config.sampling.num_groups) * config.sampling.envs_per_group
     all_rows *= config.sampling.rollout_length * spec.rows
+    times = 1.0 + config.replay.ratio
+    all_rows = round(times * all_rows)
     rows = _at_most(spec, all_rows // batch.minibatches)
     step = _cheapest(config, spec, "training_step", (rows,), (learner_threads(config, spec, rows),), seconds / 2)
     core_time, wall = batch.epochs * step.seconds, batch.epochs * step.wall
@@ -319,7 +325,7 @@ def _training(config: Config, spec: EnvSpec, seconds: float) -> Cost:
         rows = _at_most(spec, all_rows)
         whole = _cheapest(config, spec, "forward", (rows,), (learner_threads(config, spec, rows),), seconds / 2)
         core_time, wall = core_time + whole.seconds, wall + whole.wall
-    return Cost(core_time, f"{step.how}, with loss and optimizer", wall)
+    return Cost(times * core_time, f"{step.how}, with loss and optimizer", times * wall)
 
 
 def learner_threads(config: Config, spec: EnvSpec, rows: int) -> int:

@@ -28,6 +28,7 @@ from sfactory.learning.distributed import Learners, Vote
 from sfactory.learning.join import join
 from sfactory.learning.network import build_model
 from sfactory.learning.precision import choose_precision
+from sfactory.learning.replay import HeldSlots
 from sfactory.learning.staging import Staging
 from sfactory.learning.update import Update
 from sfactory.monitor.episodes import Episodes
@@ -77,6 +78,8 @@ class Learner(Worker):
         self.staging = Staging(
             self.run_spec.schema, self.run_spec.batch_lanes, self.accelerator, direct, self.run_spec.spec.acting
         )
+        self.batch = self.staging.batch  # of the newest update
+        self.held = HeldSlots(self.config, self.staging, self.accelerator) if self.config.replay.ratio else None
         mailbox = shared.mailbox(self.model.flat_size(), policy)
         ring = partial(shared.ring_inference, policy)
         self.publisher = Publisher(self.model, mailbox, ring, self.accelerator, self.config.batch.forced_lag)
@@ -166,6 +169,9 @@ class Learner(Worker):
             self._release(slots)
         self._announce_counters()
         self.stages.mark("publish")
+        if self.held is not None and not self.counters.skipped_in_a_row:
+            self.held.hold(self.counters.updates - 1)
+            self.stages.mark("batch")
         if self.pool is not None and self.pool.due(self.env_steps):
             self._admit(self.pool)
             self.stages.mark("save")
@@ -221,13 +227,17 @@ class Learner(Worker):
             self.pool.count(slots, self.shared.trajectories)
         for (group, _), counts in zip(slots, self.staging.lag_counts(self.counters.updates), strict=True):
             self.metrics.add_lag(sampler_name(self.run_spec.sampler_of(group)), counts)
+        if self.held is not None:
+            self.batch, replayed = self.held.mix(self.counters.updates)
+            for one in replayed:
+                self.metrics.add_replayed(one.age, one.lags)
 
     def _update(self) -> dict[str, torch.Tensor]:
         """Train on the batch; returns metrics on the device."""
         total = self.config.stop.env_steps
         progress = min(self.counters.env_steps / total, 1.0) if total else 0.0
         self.learners.propose(self._vote(), self.staging.valid_rows)
-        metrics = self.update.run(self.staging.batch, self.counters.updates, progress)
+        metrics = self.update.run(self.batch, self.counters.updates, progress)
         if self.accelerator is not None:
             self.accelerator.wait()  # sleeping; reading a value would wait too, but keep a core busy
         if self.config.run.debug:
@@ -242,12 +252,12 @@ class Learner(Worker):
         self.words.waits += 1
 
     def _count(self, metrics: dict[str, torch.Tensor]) -> None:
-        """Count the update, and each of its rows as trained or as skipped."""
+        """Count the update, and each of its fresh rows as trained or as skipped."""
         rows = trained = self.run_spec.batch_rows
         valid_trained = self.staging.valid_rows
         skipped = bool(metrics.pop("skipped") > 0)  # the only synchronization of an update
         if skipped:
-            mask = self.update.trained()
+            mask = self.update.trained()[:, : self.staging.lanes]
             trained, valid_trained = int(mask.sum()), int((mask & self.staging.batch.valid).sum())
         self.counters.count(self.learners.total_rows(valid_trained, skipped), skipped)
         self.row_counts.trained += trained
@@ -280,7 +290,9 @@ class Learner(Worker):
     def _dump_nonfinite(self, metrics: dict[str, torch.Tensor]) -> None:
         """Write the batch and metrics of the update that ends the run."""
         try:
-            path = nonfinite_dump.write(self.run_spec.debug_dir, self.staging.to_host(), self.model, metrics)
+            held = self.held
+            leaves = self.staging.to_host() if held is None or self.batch.fresh is None else held.to_host()
+            path = nonfinite_dump.write(self.run_spec.debug_dir, leaves, self.model, metrics)
             self.log(f"the batch that was not finite and its statistics: {path}")
         except (OSError, MemoryError) as error:
             self.log(f"the batch that was not finite could not be written: {error}")
@@ -343,8 +355,10 @@ class Learner(Worker):
         self.logged_at, self.logged_updates = time.monotonic(), self.updates
         self.checkpointing.rows_until = self.env_steps
         self.counters.tick()
+        replay = {} if self.held is None else {**self.metrics.replay_row(), **self.held.row()}
         row = {
             **self.metrics.row(),
+            **replay,
             **self.update.objective.constants(),
             "charts/learning_rate": self.update.lr,
             "faults/skipped_updates": float(self.counters.skipped_updates),
@@ -387,10 +401,17 @@ class Learner(Worker):
             "held_back": publisher["held_back"],
             "skipped_in_a_row": self.counters.skipped_in_a_row,
             "mail": publisher["mail"],
+            "replay": None if self.held is None else self.held.state_dict(),
         }
 
-    def set_windows(self, windows: dict[str, Any]) -> None:
-        """Restore what `windows` returned; the arena is restored already."""
+    def held_slots(self) -> dict[str, np.ndarray]:
+        """The contents of the slots that are held for replay, as an array of a lockstep checkpoint; empty: none is."""
+        return {"held": self.held.dump()} if self.held is not None and self.held.births else {}
+
+    def set_windows(self, windows: dict[str, Any], held: np.ndarray | None = None) -> None:
+        """Restore what `windows` and `held_slots` returned; the arena is restored already."""
+        if self.held is not None and not self.held.load(windows.get("replay"), held, self.counters.updates):
+            self.log("replay: the checkpoint holds slots of another size; nothing is held at first")
         self.metrics.load_state_dict(windows, self.device)
         self.publisher.load_state_dict(windows)
         self.counters.skipped_in_a_row = windows["skipped_in_a_row"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfactory.monitor.lag import LagCounts, lag_row
+from sfactory.monitor.lag import LagCounts, lag_row, mean
 
 
 class LearnerMetrics:
@@ -20,6 +20,8 @@ class LearnerMetrics:
         self.largest = tuple(largest)
         self.updates: list[dict[str, torch.Tensor]] = []
         self.lags: dict[str, Counter[int]] = {}  # sampler -> lag -> valid steps
+        self.replayed_lags: Counter[int] = Counter()  # lag -> valid steps that were trained on again
+        self.ages: Counter[int] = Counter()  # updates since they were fresh -> the same steps
 
     def add_update(self, metrics: dict[str, torch.Tensor]) -> None:
         """Metrics of one update, [] each; the names are those of every other update."""
@@ -29,6 +31,11 @@ class LearnerMetrics:
         """Steps of a sampler, by lag in updates."""
         self.lags.setdefault(sampler, Counter()).update(counts)
 
+    def add_replayed(self, age: int, counts: LagCounts) -> None:
+        """Steps of a slot that is trained on again, by lag in updates. age: updates since it was fresh."""
+        self.replayed_lags.update(counts)
+        self.ages[age] += sum(counts.values())
+
     def row(self) -> dict[str, float]:
         """Metrics and lags since the last row: the only synchronization per log interval. Clears them."""
         row: dict[str, float] = {}
@@ -37,8 +44,24 @@ class LearnerMetrics:
             table = torch.stack([torch.stack([m[name].float() for name in names]) for m in self.updates])
             row = dict(zip(names, table.mean(0).tolist(), strict=True))
             row |= {name: float(table[:, names.index(name)].max()) for name in self.largest if name in row}
-        row |= lag_row(self.lags)
+        row |= lag_row(self.lags, self.replayed_lags)
         self.updates, self.lags = [], {}
+        self.replayed_lags, self.ages = Counter(), Counter()
+        return row
+
+    def replay_row(self) -> dict[str, float]:
+        """Share, age and lag of the steps that were trained on again since the last row; call it before `row`."""
+        fresh: Counter[int] = Counter()
+        for counts in self.lags.values():
+            fresh.update(counts)
+        replayed, row = sum(self.replayed_lags.values()), dict[str, float]()
+        if all_of := sum(fresh.values()) + replayed:
+            row["replay/share"] = replayed / all_of
+        if replayed:
+            row["replay/age"] = mean(self.ages)
+            row["replay/oldest"] = float(max(self.ages))
+        if fresh:
+            row |= {"replay/fresh_lag": mean(fresh), "replay/largest_fresh_lag": float(max(fresh))}
         return row
 
     # -- exact resume ------------------------------------------------------------------------------------------
@@ -47,6 +70,8 @@ class LearnerMetrics:
         return {
             "metrics": [{name: float(value) for name, value in row.items()} for row in self.updates],
             "lags": {sampler: [_repeated(counts)] for sampler, counts in self.lags.items()},
+            "replayed_lags": _repeated(self.replayed_lags),
+            "ages": _repeated(self.ages),
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
@@ -54,6 +79,7 @@ class LearnerMetrics:
             {name: torch.tensor(value, device=device) for name, value in row.items()} for row in state["metrics"]
         ]
         self.lags = {sampler: Counter(np.concatenate(lags).tolist()) for sampler, lags in state["lags"].items()}
+        self.replayed_lags, self.ages = (Counter(list(state.get(name, ()))) for name in ("replayed_lags", "ages"))
 
 
 def _repeated(counts: LagCounts) -> np.ndarray:
