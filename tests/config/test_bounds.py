@@ -8,7 +8,7 @@ import pytest
 
 import sfactory
 from sfactory.cli import main as cli
-from sfactory.config import Config, to_dict
+from sfactory.config import Config, to_dict, with_settings
 from sfactory.config.bounds import (
     LARGEST,
     AnyNumber,
@@ -214,3 +214,35 @@ def test_check_batch_names_minibatches_for_a_batch_of_any_size():
     sampling = {"num_samplers": 4000, "groups_per_sampler": 1, "envs_per_group": 200}
     with pytest.raises(ValueError, match=r"must divide into 7 minibatches; try batch.minibatches 5 or 8"):
         sfactory.make_config("classic/cartpole", sampling=sampling, batch={"minibatches": 7})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"replay.ratio": 0.3}, "replay.ratio 0.3 of a batch of 2 slots is 0.6 slots, .*; try 0.5"),
+        ({"replay.ratio": 1.2}, "is 2.4 slots, .*; try 1 or 1.5"),
+        ({"replay.ratio": 0.1}, "is 0.2 slots, .*; try 0.5"),
+        ({"replay.ratio": 5.0}, "replay.ratio 5 needs that many older batches, .*max-age 4 .*; set .* to 5 or more"),
+        (
+            {"replay.ratio": 0.5, "batch.minibatches": 32, "sampling.envs_per_group": 16},
+            "16 replayed lanes .* 32",
+        ),
+        ({"replay.ratio": 1.0, "replay.max_age": 10_000}, "holds 1.28e.06 lanes and trains on 256; at most 1,048,576"),
+        ({"replay.max_age": 0}, "replay.max-age is 0; it must be between 1 and 10000"),
+        ({"replay.ratio": -1.0}, "replay.ratio is -1.0; it must be between 0 and 64"),
+    ],
+)
+def test_replay_that_cannot_be_had_is_refused_with_what_to_change(settings, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        with_settings(Config(), settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_replay_may_have_any_whole_number_of_slots():
+    for ratio, slots in ((0.5, 1), (1.0, 2), (2.5, 5), (4.0, 8)):
+        config = with_settings(Config(), {"replay.ratio": ratio})
+        assert (config.replayed_slots, config.held_slots) == (slots, 8)
+        assert config.trained_rows == round((1 + ratio) * config.batch_rows)
+    thirds = with_settings(Config(), {"sampling.groups_per_sampler": 3, "replay.ratio": 1 / 3})
+    assert thirds.replayed_slots == 1
+    assert Config().held_slots == Config().replayed_slots == 0

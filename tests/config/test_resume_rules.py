@@ -20,7 +20,7 @@ def test_no_setting_is_both_free_and_fixed():
 
 
 @pytest.mark.parametrize(
-    "section", ["batch", "sampling", "trace", "proximal", "surrogate", "loss", "optim", "normalize", "model"]
+    "section", ["batch", "replay", "sampling", "trace", "proximal", "surrogate", "loss", "optim", "normalize", "model"]
 )
 def test_no_setting_of_learning_changes_silently(section):
     rules = {rule_of(name) for name in NAMES if name.startswith(f"{section}.")}

@@ -107,6 +107,12 @@ def test_bound_names_the_worker_that_is_always_busy_or_says_in_turns(waits, word
     assert bound({f"stage/{kind}/wait": share for kind, share in waits.items()}) == word
 
 
+def test_lag_row_counts_replayed_steps_among_all_and_not_among_those_of_a_sampler():
+    row = lag_row({"sampler-0": {0: 6}}, {2: 3, 8: 1})
+    assert (row["lag/mean"], row["lag/max"], row["lag/share_2"]) == (1.4, 8.0, 0.3)
+    assert (row["lag/mean/sampler-0"], row["lag/max/sampler-0"]) == (0.0, 0.0)
+
+
 def test_lag_row_has_mean_percentile_and_maximum_of_all_and_of_each_sampler():
     row = lag_row({"sampler-0": {0: 90, 1: 5}, "sampler-1": {4: 5}, "sampler-2": {}})
     assert row["lag/mean"] == pytest.approx(0.25)

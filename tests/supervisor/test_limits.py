@@ -52,6 +52,17 @@ def test_run_is_refused_if_too_few_processes_or_too_little_memory_is_free(typed,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_run_is_refused_if_the_slots_held_for_replay_need_more_memory_than_is_free(typed, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "free_memory", lambda: FreeMemory(250 * 2**20, "250 MiB are free"))
+    monkeypatch.setattr(limits, "check_processes", lambda number: None)
+    words = ("train", "classic/cartpole", "--run.dir", "runs/a", "--sampling.num-samplers", "1", "--run.device", "cpu")
+    code, _, line = typed(*words, "--replay.ratio", "1", "--replay.max-age", "10k")
+    assert code == Exit.RESOURCES
+    assert "the slots held for replay 2" in line
+    assert "lower --replay.max-age, --replay.ratio, --sampling.num-samplers" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("hard", "refused"), [(10**9, False), (2**20, True)])
 def test_check_file_size_raises_the_soft_limit_or_refuses(monkeypatch, hard, refused):
     chosen = []

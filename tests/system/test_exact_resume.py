@@ -50,6 +50,19 @@ def test_lockstep_run_killed_five_times_equals_an_uninterrupted_run(target, word
     assert verify(target, *words, steps=steps, kills=5) == []
 
 
+@pytest.mark.parametrize(
+    ("target", "words", "steps"),
+    [
+        ("classic/cartpole", ["--batch.forced-lag", "1", "--normalize.reward", "true"], 14_000),
+        pytest.param("minatar/breakout", TWO, 9_000, marks=pytest.mark.slow),
+        pytest.param("memory/tmaze", [], 14_000, marks=pytest.mark.slow),  # with a recurrent state
+    ],
+)
+def test_lockstep_run_with_replay_killed_and_resumed_equals_an_uninterrupted_run(target, words, steps):
+    replay = ["--replay.ratio", "1.5", "--replay.max-age", "3", "--batch.minibatches", "1"]
+    assert verify(target, *words, *replay, steps=steps, kills=3) == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # a minute alone on two slow cores; the other process of the suite doubles it
 def test_atari_lockstep_run_resumes_exactly():

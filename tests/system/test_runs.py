@@ -165,6 +165,28 @@ def test_on_policy_data_has_lag_0_and_rho_1(tmp_path):
     assert {row["lag/max"] for row in later} == {3.0}  # so the test above can fail
 
 
+def test_run_with_replay_trains_reports_and_goes_on_without_the_held_slots(tmp_path):
+    run = tmp_path / "run"
+    words = ["--replay.ratio", 1, "--replay.max-age", 3, "--log.every-seconds", 0.2]
+    finish(start(run, *words, "--stop.env-steps", 20_000), 0)
+    found = rows(run)
+    last = found[-1]
+    assert 0.4 < last["replay/share"] < 0.6
+    assert 1.0 <= last["replay/age"] <= last["replay/oldest"] <= 3.0
+    assert last["lag/mean"] > last["replay/fresh_lag"]
+    assert last["replay/held_slots"] == 18.0  # of three updates with a slot of each of six groups
+    assert last["replay/updates_without"] == 1.0
+    assert last["env_steps"] <= last["charts/updates"] * 6 * 4 * 8  # fresh rows alone
+    log = (run / "log.txt").read_text()
+    assert "replay.ratio 1: an update trains on 192 fresh rows and 192 replayed ones, at most 3 updates after" in log
+    again = command("resume", run, "--stop.env-steps", 30_000, "--replay.ratio", 0.5)
+    done = subprocess.run(again, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "warning: replay.ratio was 1.0 and is 0.5 from here on" in (run / "log.txt").read_text()
+    assert rows(run)[-1]["replay/updates_without"] == 1.0  # of this launch: async checkpoints hold no slots
+    assert 0.2 < rows(run)[-1]["replay/share"] < 0.45
+
+
 def test_learner_recomputes_behavior_log_probs_with_the_normalizer(tmp_path):
     """With data three updates old rho is not 1, but the two workers differ only by rounding."""
     run = tmp_path / "run"

@@ -15,6 +15,7 @@ from sfactory.envs import make_group, make_spec, raw_loop
 from sfactory.learning.flat import FlatParameters
 from sfactory.learning.network import build_model
 from sfactory.learning.parallel_network import ParallelNetwork
+from sfactory.monitor.known_rooflines import workload
 from sfactory.tools import plain_torch
 from sfactory.tools import roofline as module
 from sfactory.tools.roofline import (
@@ -88,6 +89,19 @@ def test_roofline_lines_add_the_costs_of_all_stages():
     forward, training = plain_torch.flops_per_row(SMALL, CARTPOLE)
     ratio = found.arithmetic.training.seconds / found.arithmetic.inference.seconds
     assert ratio == pytest.approx((3 * training + forward) / forward)
+
+
+def test_roofline_trains_on_replayed_rows_as_well():
+    replay = with_settings(SMALL, {"replay.ratio": 2.0})
+    found = roofline(replay, CARTPOLE, 2, seconds=0.3)
+    assert found.passes == "3 x (3 x forward and backward + 1 forward)"
+    forward, training = plain_torch.flops_per_row(SMALL, CARTPOLE)
+    ratio = found.arithmetic.training.seconds / found.arithmetic.inference.seconds
+    assert ratio == pytest.approx(3 * (3 * training + forward) / forward)
+    best, once = found.best_batch, found.one_pass
+    assert best.training.seconds == pytest.approx(3 * once.training.seconds + 3 * best.inference.seconds)
+    assert "batches of 96," in found.these_batches.training.how  # 3 x 2 x 4 x 8 rows in 2 parts
+    assert workload(replay) != workload(SMALL)
 
 
 def test_roofline_of_these_batches_is_limited_by_the_slowest_process():
