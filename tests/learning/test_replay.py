@@ -201,6 +201,8 @@ def test_what_is_drawn_depends_on_seed_and_update_alone(data):
         return found
 
     assert drawn(1) == drawn(1) != drawn(2)
+    ages = {tuple((updates - birth, slot) for birth, slot in found) for updates, found in enumerate(drawn(1))}
+    assert len(ages) > 8  # not the same slots of every batch
     counts = Counter(one for slots in drawn(1) for one in slots)
     assert 0.7 < sum(counts.values()) / (2 * 20) < 1.0  # once in the mean, but for the first update and the last ones
 
