@@ -159,10 +159,15 @@ class HeldSlots:
         assert self.batch.fresh is not None
         return sum(leaf.nbytes for leaf in (*self.ring.values(), *self.mixed.values(), self.batch.fresh))
 
+    @property
+    def num_held(self) -> int:
+        """Number of slots that are held."""
+        return len(self.births) * self.slots
+
     def row(self) -> dict[str, float]:
         """Metrics of what is held."""
         return {
-            "replay/held_slots": float(len(self.births) * self.slots),
+            "replay/held_slots": float(self.num_held),
             "replay/memory_mb": self.nbytes / 1e6,
             "replay/updates_without": float(self.updates_without),
         }

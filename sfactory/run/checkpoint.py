@@ -6,7 +6,8 @@
         optimizer.safetensors           Adam's moments
         normalizers.safetensors         float64 statistics
         state.json                      counters, seeds and other numbers
-        lockstep.npz                    lockstep only: memory, environments, unfinished windows, for an exact resume
+        lockstep.npz                    lockstep only, for an exact resume: memory, environments, slots held for replay,
+                                        unfinished windows
         manifest.json                   written last: format, versions, size and SHA-256 of every file, its own hash
 
 Every function that returns a checkpoint to load (`read_newest`, `newest`, `best`, `resolve`) verifies it first.

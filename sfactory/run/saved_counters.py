@@ -8,7 +8,7 @@ from typing import Any
 
 from sfactory.errors import CheckpointError
 
-WHOLE = ("env_steps", "updates", "frames", "skipped_updates", "launch", "rows_until", "schedule_end")
+WHOLE = ("env_steps", "updates", "frames", "skipped_updates", "launch", "rows_until", "schedule_end", "held_slots")
 LARGEST = 2**53
 """Whole numbers below it are exact also as floating-point numbers."""
 

@@ -19,7 +19,7 @@ from sfactory.errors import CheckpointError, FileRefused, NoCheckpointError
 from sfactory.files import folder_entries, is_file, is_folder, open_to_read
 from sfactory.monitor.format import printable
 from sfactory.run import checkpoint
-from sfactory.run.checkpoint import MANIFEST
+from sfactory.run.checkpoint import LOCKSTEP, MANIFEST
 from sfactory.run.checkpoint_files import read_manifest
 from sfactory.run.obs_reading import KEY as OBSERVATIONS
 from sfactory.run.pool_files import is_pool_state
@@ -68,6 +68,8 @@ class Info:
             rows.append(("trained", ", ".join(counts)))
         if isinstance(state.get("seconds"), int | float):
             rows.append(("time", f"{state['seconds']:,.0f} s of training"))
+        if isinstance(state.get("held_slots"), int | float):
+            rows.append(("replay", f"{state['held_slots']:,.0f} slots held, in {LOCKSTEP}"))
         rows += _opponents(state.get("selfplay"))
         if self.parameters:
             rows.append(("parameters", f"{sum(self.parameters.values()):,}"))

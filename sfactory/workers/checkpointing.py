@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sfactory.errors import FileRefused
+from sfactory.learning.replay import HeldSlots
 from sfactory.learning.resumed_rate import resumed_rate, schedule_state
 from sfactory.learning.update import Update
 from sfactory.monitor.episodes import Episodes, stored_episodes
@@ -53,6 +54,7 @@ class Checkpointing:
         self.stall = 0.0  # seconds of the longest save since `take_stall`
         self.rows_until = 0  # env_steps of the last row of metrics
         self.pool: OpponentPool | None = None
+        self.held: HeldSlots | None = None
         self.exact_state: Callable[[], dict[str, np.ndarray]] = dict  # lockstep: what an exact resume also needs
 
     # -- saving ------------------------------------------------------------------------------------------------
@@ -117,6 +119,8 @@ class Checkpointing:
             self.record_checkpoint(self.saved_steps)
             return
         state = {**self.state(), "rows_until": self.rows_until} if exact else self.state()
+        if exact and self.held is not None:
+            state["held_slots"] = self.held.num_held
         self.saver.start(checkpoint.Contents(state, self.update.state_dict(), lockstep=exact))
         if last or self.lockstep:  # nothing depends on a clock in lockstep
             self.finish_save(wait=True, last=last)

@@ -86,6 +86,7 @@ class Learner(Worker):
         self.checkpointing = Checkpointing(
             self.run_spec, self.update, self.counters, self.episodes, self.words, self.supervisor, self.log, policy
         )
+        self.checkpointing.held = self.held
         self.pool = None if shared.pool is None else OpponentPool(self.run_spec, shared.pool, self.log)
         if self.pool is not None:
             self.checkpointing.pool = self.pool

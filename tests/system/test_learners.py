@@ -178,6 +178,26 @@ def test_lockstep_of_two_ranks_killed_by_sigkill_and_resumed_is_bit_for_bit_the_
     assert {name: value.tobytes() for name, value in first.items()} == {n: v.tobytes() for n, v in second.items()}
 
 
+@pytest.mark.slow
+def test_two_ranks_with_replay_killed_and_resumed_are_bit_for_bit_the_unkilled_run(tmp_path):
+    """Each holds slots of its own, which the leader saves."""
+    words = [*LOCKSTEP, "--replay.ratio", "1", "--replay.max-age", "2", "--checkpoint.every-seconds", "0.5"]
+    whole = Job(tmp_path / "whole", *words, "--stop.env-steps", "8k")
+    assert whole.codes == [0, 0]
+    arrays = np.load(newest(whole.run_dir) / "lockstep.npz")
+    assert arrays["held"].nbytes == arrays["held.1"].nbytes > 0
+    assert arrays["held"].tobytes() != arrays["held.1"].tobytes()
+    killed = Job(tmp_path / "killed", *words, "--stop.env-steps", "8k").wait_for_steps(3000)
+    for process in killed.processes:
+        process.kill()
+        process.communicate()
+    again = Job(killed.run_dir, resume=True)
+    assert again.codes == [0, 0]
+    first, second = tensors(newest(whole.run_dir)), tensors(newest(killed.run_dir))
+    assert newest(whole.run_dir).name == newest(killed.run_dir).name
+    assert {name: value.tobytes() for name, value in first.items()} == {n: v.tobytes() for n, v in second.items()}
+
+
 # -- faults ----------------------------------------------------------------------------------------------------
 
 

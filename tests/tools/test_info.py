@@ -44,6 +44,13 @@ def test_info_describes_a_run_and_changes_nothing(typed, run):
     assert before == {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*")}
 
 
+def test_info_says_how_many_slots_a_checkpoint_holds_for_replay(typed, run, tmp_path):
+    assert "replay" not in typed("info", "runs/a")[1]
+    trained(tmp_path / "runs" / "b", "classic/cartpole", replay={"ratio": 1.0, "max_age": 2})
+    out = typed("info", "runs/b")[1]
+    assert "replay      4 slots held, in lockstep.npz" in out
+
+
 def test_info_json_holds_the_description(typed, run):
     code, out, _ = typed("info", "runs/a", "--json")
     found = json.loads(out)
