@@ -126,9 +126,8 @@ class HeldSlots:
         for name, target in self.mixed.items():
             _lanes(name, target, fresh).copy_(self.staged[name])
             for number, (birth, slot) in enumerate(chosen):
-                lanes = self._lanes_of(slot, self.fresh_lanes, number)
                 source = _lanes(name, self.ring[name][birth % self.max_age], self._lanes_of(slot))
-                copied = _lanes(name, target, lanes).copy_(source)
+                copied = _lanes(name, target, self._lanes_of(number, self.fresh_lanes)).copy_(source)
                 if name == "lag":
                     copied.add_(updates - birth)
 
@@ -136,9 +135,9 @@ class HeldSlots:
         for name, leaf in self.staged.items():
             self.ring[name][place].copy_(leaf)
 
-    def _lanes_of(self, slot: int, first: int = 0, number: int | None = None) -> slice:
-        """Lanes of a slot within its batch, or, with a number, of the number-th replayed slot after lane `first`."""
-        start = first + self.slot_lanes * (slot if number is None else number)
+    def _lanes_of(self, slot: int, first: int = 0) -> slice:
+        """Lanes of one of several slots side by side, which begin at lane `first`."""
+        start = first + slot * self.slot_lanes
         return slice(start, start + self.slot_lanes)
 
     def _replayed(self, birth: int, slot: int, updates: int) -> Replayed:
