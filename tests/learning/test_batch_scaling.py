@@ -66,6 +66,10 @@ def test_rescale_batch_names_what_stays_counted_in_updates():
     _, text = rescaled(2.0, "hilton", optim__schedule="kl_adaptive", proximal__policy="interpolate")
     for words in ("kl_adaptive", "interpolate", "slots_per_group", "nonfinite_budget"):
         assert any(words in line for line in text.splitlines() if "not rescaled:" in line), words
+    assert "replay" not in text
+    config, text = rescaled(2.0, "hilton", replay__ratio=1.0)
+    assert (config.replay.max_age, config.replay.ratio) == (4, 1.0)
+    assert "  not rescaled: replay.max_age 4: replayed slots are at most as many updates older" in text
     _, text = rescaled(2.0, "hilton", run__mode="lockstep")
     assert "log.every_updates" in text
     assert "slots_per_group" not in text

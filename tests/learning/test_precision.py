@@ -6,7 +6,7 @@ import pytest
 import torch
 from fake_accelerator import FakeAccelerator
 
-from sfactory.config import Config, Env, Model, Run, Sampling
+from sfactory.config import Config, Env, Model, Run, Sampling, with_settings
 from sfactory.envs import ActionLeaf, EnvSpec, Leaf
 from sfactory.learning import precision as module
 from sfactory.learning.network import build_model
@@ -93,6 +93,14 @@ def test_decide_takes_bf16_only_if_it_is_clearly_faster():
     assert decide(config, fp32, Cost(20e-6, 200e-6), "this GPU (H)").line.startswith(
         "precision: fp32, bf16 is 0.50 times as fast on this GPU (H)"
     )
+
+
+def test_measure_passes_as_many_rows_as_a_minibatch_has_with_replay(monkeypatch):
+    monkeypatch.setattr(module, "PASS_S", 100.0)
+    rows, draw = [], module._observations
+    monkeypatch.setattr(module, "_observations", lambda *given: rows.append(given[1]) or draw(*given))
+    measure(with_settings(CONFIG, {"replay.ratio": 1.0}), IMAGES, build_model(CONFIG, IMAGES))
+    assert max(rows) == 2 * CONFIG.batch_rows // CONFIG.batch.minibatches
 
 
 @pytest.mark.parametrize("accelerator", [None, FakeAccelerator(), FakeAccelerator(may_record=False)])

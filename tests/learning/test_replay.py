@@ -8,7 +8,7 @@ import pytest
 import torch
 from fake_accelerator import FakeAccelerator
 
-from sfactory.config import BatchConfig, Config, Env, Model, Normalize, ReplayConfig, Run, Sampling
+from sfactory.config import BatchConfig, Config, Env, Model, Normalize, ReplayConfig, Run, Sampling, with_settings
 from sfactory.envs import Leaf, make_spec
 from sfactory.learning.batch_fields import replay_bytes, replay_line
 from sfactory.learning.network import build_model
@@ -285,9 +285,15 @@ def test_statistics_of_observations_and_rewards_count_every_row_once(data):
 
 
 @pytest.mark.parametrize("kernels", ["torch", "auto"])
-@pytest.mark.parametrize("core", ["none", "gru"])
-def test_update_trains_on_batches_of_both_sizes(data, core, kernels):
+@pytest.mark.parametrize(
+    ("core", "proximal"),
+    [("gru", "recompute"), *(("none", name) for name in ("recompute", "behavior", "ewma", "interpolate", "snapshot"))],
+)
+def test_update_trains_on_batches_of_both_sizes(data, core, proximal, kernels):
     config = make_config(2.0, 3, core, kernels)
+    objective = "ppo" if proximal == "behavior" else "decoupled"
+    config = with_settings(config, {"proximal.policy": proximal, "surrogate.objective": objective})
+    config = with_settings(config, {"proximal.snapshot_age": 0, "proximal.snapshots_kept": 2})
     source = data(config)
     update = Update(config, build_model(config, source.run_spec.spec), torch.device("cpu"))
     held, shapes = HeldSlots(config, source.staging), []

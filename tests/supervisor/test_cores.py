@@ -126,6 +126,13 @@ def test_learner_share_is_the_number_of_threads_the_learner_uses():
     assert ROWS_PER_THREAD == CHUNK
 
 
+def test_learner_with_replay_has_the_cores_that_its_longer_updates_need():
+    """More rows of a minibatch have more threads, and inference has more time for a row."""
+    assert [cores._learner_cores(breakout(replay__ratio=ratio), 64) for ratio in (0.0, 1.0)] == [2, 4]
+    workers = [cores._num_inference(breakout(**ONCE, replay__ratio=ratio), 8, 64) for ratio in (0.0, 1.0)]
+    assert workers == [2, 1]
+
+
 def test_summary_names_all_numbers():
     text = "16 cores: 4 samplers x 2 groups x 4 environments, 2 inference workers"
     assert summary(by_cores(breakout(**ONCE), 16), 16) == text
