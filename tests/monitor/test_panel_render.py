@@ -122,6 +122,13 @@ def test_panel_shows_speed_as_a_share_of_a_known_roofline():
     assert "frames/s" not in field_text("speed", row={**ROW, "charts/FPS": 52_300.0})
 
 
+def test_panel_shows_what_is_replayed_and_how_old_it_is():
+    assert field_text("replayed") is None
+    row = {**ROW, "replay/share": 0.5, "replay/age": 2.49, "replay/memory_mb": 1234.5}
+    assert field_text("replayed", row=row) == "50%   age 2.5 updates   1,234 MB"
+    assert field_text("replayed", row={**ROW, "replay/share": 0.0, "replay/memory_mb": 3.0}) is None
+
+
 def test_panel_times_advance_between_rows_of_a_running_run():
     at = re.search(r"(\S+ min \S+ s|\S+ s) left   after (.*?) *│", render(snapshot(), 80).plain)
     later = re.search(r"(\S+ min \S+ s|\S+ s) left   after (.*?) *│", render(snapshot(since=4.0), 80).plain)

@@ -148,7 +148,7 @@ def queue(s: Snapshot, width: int) -> list[Line]:
 
 
 def staleness(s: Snapshot, width: int) -> list[Line]:
-    """Policy lag, effective sample size, and KL divergence."""
+    """Policy lag, replayed steps, effective sample size, and KL divergence."""
     lines: list[Line] = []
     if (mean := s.value("lag/mean")) is not None:
         fields: list[Line] = [[(f"{mean:.1f}", NUMBER), (" updates", "")]]
@@ -158,6 +158,13 @@ def staleness(s: Snapshot, width: int) -> list[Line]:
         if (seconds := s.value("lag/seconds")) is not None:
             fields.append([(f"{seconds:.2g} s", NUMBER)])
         lines.append(entry("lag", fields, width))
+    if share := s.value("replay/share"):
+        fields = [[(f"{100 * share:.0f}%", NUMBER)]]
+        if (age := s.value("replay/age")) is not None:
+            fields.append([("age ", ""), (f"{age:.1f}", NUMBER), (" updates", "")])
+        if (size := s.value("replay/memory_mb")) is not None:
+            fields.append([(f"{size:,.0f} MB", NUMBER)])
+        lines.append(entry("replayed", fields, width))
     if (ess := s.value("offpolicy/ess")) is not None:
         style = GOOD if ess >= 0.5 else WARN if ess >= 0.2 else BAD
         fields = [[(f"{ess:.2f} ", style), *bar(ess, min(20, max(width - LABEL - 5, 0)), style)]]
