@@ -308,7 +308,8 @@ class SurrogateConfig:
     has a bounded second moment. erc: those where the entropy changed by too large a factor."""
     clip: Annotated[float, Gt(0)] = 0.2
     """Trust region on the ratio over the proximal policy. Smaller: safer and slower. geppo: of the weight, dppo_tv: of
-    the probability, dppo_kl: in nats. Objectives without a trust region count with it in losses/clipfrac only."""
+    the probability, dppo_kl: in nats (0.02 is about a ratio's 0.2). Objectives without a trust region count with it in
+    losses/clipfrac only."""
     dual_clip: Annotated[float, ZeroOr(Gt(1))] = 0.0
     """Bound on the loss of bad actions in multiples of the advantage (3 to 10); 0: no bound."""
     kl_coef: Annotated[float, Ge(0)] = 1.0
