@@ -6,8 +6,9 @@ takes the same optimizer steps, holds the same statistics and stops at the same 
     average_gradients   once per optimizer step, between the backward pass and the clipping of gradients
     pool_moments        once per update for value targets, once for advantages, and once for all other normalizers
     average_metric      once per update, with optim.schedule kl_adaptive only
-    propose             before every update; its votes and row counts travel with the gradients
-    agree, total_rows   after every update; they cost nothing
+    propose             before every update; its votes, row counts and numbers travel with the gradients
+    agree, total_rows, numbers
+                        after every update; they cost nothing
 
 Dividing the sum of the gradients, each times its number of valid rows, by the sum of these numbers makes two learners
 with B rows equal to one with 2B rows. A gradient that is not finite on one learner makes the sum not finite on all of
@@ -65,8 +66,11 @@ class Learners(Protocol):
 
     # -- in every update ---------------------------------------------------------------------------------------
 
-    def propose(self, vote: Vote, rows: int) -> None:
-        """Say what this learner wants, and how many valid rows it has in the update that follows."""
+    def propose(self, vote: Vote, rows: int, numbers: np.ndarray) -> None:
+        """Say what this learner wants, and how many valid rows it has in the update that follows.
+
+        numbers: [K] float64, of which each is 0 on all learners but one; K is the same in all updates.
+        """
 
     def average_gradients(
         self, gradient: Tensor, valid: Tensor, metrics: Mapping[str, Tensor], largest: Sequence[str]
@@ -89,6 +93,12 @@ class Learners(Protocol):
 
     def agree(self, vote: Vote) -> Vote:
         """What all learners do after the update, by the votes before it; `vote` is what a single learner wants now."""
+
+    def numbers(self) -> np.ndarray:
+        """[K] float64: what all learners proposed before the update, each number from the learner that has it."""
+
+    def exchange(self, numbers: np.ndarray) -> np.ndarray:
+        """The same for the numbers of now, outside of an update. All learners call it."""
 
     def check_same(self, digest: Callable[[], int], update: int) -> None:
         """LearnersDiffer if another learner has another digest of its weights. For `run.debug`."""
@@ -116,8 +126,8 @@ class SingleLearner:
     def copy_from_leader(self, parts: Mapping[str, Mapping[str, Tensor]]) -> bool:
         return False
 
-    def propose(self, vote: Vote, rows: int) -> None:
-        pass
+    def propose(self, vote: Vote, rows: int, numbers: np.ndarray) -> None:
+        self._numbers = numbers
 
     def average_gradients(
         self, gradient: Tensor, valid: Tensor, metrics: Mapping[str, Tensor], largest: Sequence[str]
@@ -135,6 +145,12 @@ class SingleLearner:
 
     def agree(self, vote: Vote) -> Vote:
         return vote
+
+    def numbers(self) -> np.ndarray:
+        return self._numbers
+
+    def exchange(self, numbers: np.ndarray) -> np.ndarray:
+        return numbers
 
     def check_same(self, digest: Callable[[], int], update: int) -> None:
         pass

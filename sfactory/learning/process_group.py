@@ -8,6 +8,8 @@ One all-reduce per optimizer step carries a flat vector, all of it sums over lea
     votes                         [V]       learners that want a save, and that propose each outcome
     metrics times valid rows      [M]       of steps that have a report
     largest metrics               [L * W]   every learner writes its own numbers; the others are 0
+    numbers                       [4 * K]   the same, of steps that have a report: 16 bits in each element, so that the
+                                            sum in float32 is exact
 
 A learner that waits for others looks once a second whether they live. Every learner has a thread that counts up in the
 store of the job, and says whether the learner is waiting itself; a process that is stopped or gone does not count.
@@ -58,6 +60,7 @@ class ProcessGroup:
         self.recordable = dist.get_backend() == "nccl"
         self._notes = torch.zeros(NOTES, dtype=torch.float64, device=device)  # of this learner
         self._agreed = torch.zeros(NOTES, dtype=torch.float64, device=device)  # sums over learners
+        self._numbers = self._all_numbers = torch.zeros(0, device=device)  # packed; of this learner, and the sum
         self._messages: dict[int, Tensor] = {}
         self._signs = SignsOfLife(ranks, store, SILENT_SHARE * stall_timeout)
 
@@ -131,12 +134,16 @@ class ProcessGroup:
 
     # -- in every update ---------------------------------------------------------------------------------------
 
-    def propose(self, vote: Vote, rows: int) -> None:
+    def propose(self, vote: Vote, rows: int, numbers: np.ndarray) -> None:
         notes = torch.zeros(NOTES, dtype=torch.float64)
         notes[0], notes[1] = rows, vote.save
         notes[2 + vote.outcome] = 1.0
         self._notes.copy_(notes)
         self._agreed.zero_()
+        packed = _packed(numbers)
+        if len(self._numbers) != len(packed):  # before the first update, which a recording repeats with this memory
+            self._numbers, self._all_numbers = (torch.zeros(len(packed), device=self.device) for _ in range(2))
+        self._numbers.copy_(packed)
 
     @torch.no_grad()
     def average_gradients(
@@ -145,7 +152,8 @@ class ProcessGroup:
         means = [name for name in metrics if name not in largest]
         most = [name for name in metrics if name in largest]
         size, world = gradient.numel(), self.world_size
-        ends = np.cumsum([size, 1, NOTES, len(means), len(most) * world]).tolist()
+        numbers = self._numbers if metrics else self._numbers[:0]
+        ends = np.cumsum([size, 1, NOTES, len(means), len(most) * world, len(numbers)]).tolist()
         message = self._message(ends[-1], gradient)
         own_rows = valid.sum().to(gradient.dtype)
         torch.mul(gradient, own_rows, out=message[:size])
@@ -155,15 +163,20 @@ class ProcessGroup:
             values = torch.stack([metrics[name].detach().to(gradient) for name in means])
             message[ends[2] : ends[3]] = torch.where(own_rows > 0, values * own_rows, 0.0)
         if most:
-            slots = message[ends[3] :].view(len(most), world)
+            slots = message[ends[3] : ends[4]].view(len(most), world)
             slots.zero_()
             slots[:, self.ranks.rank] = torch.stack([metrics[name].detach().to(gradient) for name in most])
+        message[ends[4] :] = numbers
         self._sum(message)
         rows = message[size].clamp(min=1.0)
         torch.div(message[:size], rows, out=gradient)
         self._agreed.copy_(message[ends[1] : ends[2]])
         found = dict(zip(means, (message[ends[2] : ends[3]] / rows).unbind(), strict=True))
-        found |= dict(zip(most, message[ends[3] :].view(len(most), world).amax(1).unbind(), strict=True))
+        if most:
+            slots = message[ends[3] : ends[4]].view(len(most), world)
+            found |= dict(zip(most, slots.amax(1).unbind(), strict=True))
+        if metrics:
+            self._all_numbers.copy_(message[ends[4] :])
         return {name: found[name] for name in metrics}
 
     @torch.no_grad()
@@ -196,6 +209,14 @@ class ProcessGroup:
         agreed = self._agreed.tolist()
         outcomes = [outcome for outcome in range(OUTCOMES) if agreed[2 + outcome] > 0]
         return Vote(max(outcomes, default=0), agreed[1] > 0)
+
+    def numbers(self) -> np.ndarray:
+        return _unpacked(self._all_numbers)
+
+    def exchange(self, numbers: np.ndarray) -> np.ndarray:
+        table = torch.from_numpy(numbers.copy()).to(self.device)
+        self._sum(table)
+        return table.cpu().numpy()
 
     def check_same(self, digest: Callable[[], int], update: int) -> None:
         own = digest()
@@ -364,6 +385,16 @@ def _check_devices(kinds: list[str]) -> None:
             raise SettingError(
                 f"rank {rank} trains on {kind} and rank 0 on {kinds[0]}; set run.device, or use machines of one kind"
             )
+
+
+def _packed(numbers: np.ndarray) -> Tensor:
+    """[K] float64 -> [4 K] float32 without rounding: 16 bits in each."""
+    return torch.from_numpy(numbers.view(np.uint16).astype(np.float32))
+
+
+def _unpacked(packed: Tensor) -> np.ndarray:
+    """The inverse."""
+    return packed.cpu().numpy().astype(np.uint16).view(np.float64)
 
 
 def _left(deadline: float) -> timedelta:

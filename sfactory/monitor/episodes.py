@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sfactory.device.ranks import Ranks
 from sfactory.errors import CheckpointError
 from sfactory.monitor.rows import is_count, is_number
 from sfactory.monitor.table import EPISODES_IN_MEAN
@@ -61,6 +62,19 @@ class Episodes:
     def in_mean(self) -> int:
         """Episodes that the training return is the mean of; of several tasks the fewest."""
         return min((len(returns) for returns in self.returns if returns), default=0)
+
+    def of_rank(self, ranks: Ranks) -> Episodes:
+        """The part of these episodes that one rank of a job goes on from; those of all ranks together are these."""
+
+        def part(values: Sequence[float]) -> list[float]:
+            first, end = (len(values) * rank // ranks.world_size for rank in (ranks.rank, ranks.rank + 1))
+            return list(values)[first:end]
+
+        own = Episodes(len(self.returns))
+        returns, lengths = [part(window) for window in self.returns], part(self.lengths)
+        count = self.count if ranks.is_leader else 0
+        own.set_state({"count": count, "complete": self.complete, "returns": returns, "lengths": lengths})
+        return own
 
     # -- in a checkpoint ---------------------------------------------------------------------------------------
 

@@ -13,14 +13,17 @@ LagCounts = Mapping[int, int]
 """Lag in updates -> number of steps with it. A few entries, however many steps."""
 
 
-def lag_row(counts: Mapping[str, LagCounts], replayed: LagCounts | None = None) -> dict[str, float]:
+def lag_row(
+    counts: Mapping[str, LagCounts], replayed: LagCounts | None = None, of_job: LagCounts | None = None
+) -> dict[str, float]:
     """Mean, 95th percentile and maximum of all steps and of each worker's, and the histogram over all steps.
 
-    counts: by worker. replayed: steps that were trained on again; they count among all steps only.
+    counts: by worker. replayed: steps that were trained on again; they count among all steps only. of_job: of all steps
+    of all ranks, those that were trained on again among them, where there are several ranks.
     """
-    all_counts: Counter[int] = Counter(replayed or {})
-    for of_worker in counts.values():
-        all_counts.update(of_worker)
+    all_counts: Counter[int] = Counter()
+    for some in [of_job] if of_job else [*counts.values(), replayed or {}]:
+        all_counts.update(some)
     row: dict[str, float] = {}
     for suffix, lags in {"": all_counts, **{f"/{worker}": lags for worker, lags in counts.items()}}.items():
         if lags:

@@ -73,7 +73,7 @@ class RunRecorder:
         self.row_counts: RowCounts | None = None
         self.env_faults = EnvFaults(config.env.fault_budget, config.sampling.num_envs)  # of this launch
         tasks = {task: spec.reference for task, spec in zip(config.env.tasks, specs, strict=True)}
-        self.board = Board(self.env_steps, self.seconds, tasks, stored_episodes(state, len(specs)))
+        self.board = Board(self.env_steps, self.seconds, tasks, self.episodes.of_rank(ranks))
         self.writers = Writers(run_dir, config, rows_until(state) if resume_from else None, ranks.is_leader)
         self._row: dict[str, float] = {}
         self._history = ReturnHistory()

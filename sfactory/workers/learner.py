@@ -12,6 +12,7 @@ rule, or if updates are not finite; the supervisor decides every other end.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from sfactory.learning.replay import HeldSlots
 from sfactory.learning.staging import Staging
 from sfactory.learning.update import Update
 from sfactory.monitor.episodes import Episodes
+from sfactory.monitor.job_numbers import JobNumbers
 from sfactory.monitor.messages import END, LEARNER
 from sfactory.run.checkpoint import Contents, recorded_precision
 from sfactory.run.job import settings_of_follower
@@ -46,6 +48,7 @@ from sfactory.workers.publisher import Publisher
 from sfactory.workers.shared import LearnerOutcome, Precision, SharedState, StopOrder
 from sfactory.workers.worker import TelemetrySink, Worker
 
+NO_NUMBERS = np.zeros(0)
 Slot = tuple[int, int]
 """(group, slot)"""
 MACHINE_SETTINGS = ("run.learner_threads", "run.inference_threads", "run.inference_workers")
@@ -72,7 +75,11 @@ class Learner(Worker):
         self.update = Update(self.config, self.model, self.device, self.accelerator, self.log, self.learners)
         self.update.on_optimizer_step = self._count_optimizer_step
         self.log(self.update.kernels_line)
-        self.counters, self.episodes = Counters(), Episodes(len(self.config.env.tasks))
+        num_tasks = len(self.config.env.tasks)
+        self.counters, self.episodes = Counters(), Episodes(num_tasks)
+        self.job = None if ranks.alone else JobNumbers(ranks, num_tasks)
+        self.own_episodes = Episodes(num_tasks)  # of this rank; `episodes` are those of the job
+        self.batch_lags = Counter[int]()  # of the newest batch, where there are several ranks
         self.metrics = LearnerMetrics(self.update.objective.largest_metrics)
         direct = register(self.accelerator, shared.arena, self.log)
         self.staging = Staging(
@@ -226,18 +233,22 @@ class Learner(Worker):
         self.staging.copy(slots, self.shared.trajectories, self.counters.updates)
         if self.pool is not None:
             self.pool.count(slots, self.shared.trajectories)
-        for (group, _), counts in zip(slots, self.staging.lag_counts(self.counters.updates), strict=True):
+        lags = self.staging.lag_counts(self.counters.updates)
+        for (group, _), counts in zip(slots, lags, strict=True):
             self.metrics.add_lag(sampler_name(self.run_spec.sampler_of(group)), counts)
         if self.held is not None:
             self.batch, replayed = self.held.mix(self.counters.updates)
             for one in replayed:
                 self.metrics.add_replayed(one.age, one.lags)
+            lags += [one.lags for one in replayed]
+        if self.job is not None:
+            self.batch_lags = sum(lags, Counter())
 
     def _update(self) -> dict[str, torch.Tensor]:
         """Train on the batch; returns metrics on the device."""
         total = self.config.stop.env_steps
         progress = min(self.counters.env_steps / total, 1.0) if total else 0.0
-        self.learners.propose(self._vote(), self.staging.valid_rows)
+        self.learners.propose(self._vote(), self.staging.valid_rows, self._numbers())
         metrics = self.update.run(self.batch, self.counters.updates, progress)
         if self.accelerator is not None:
             self.accelerator.wait()  # sleeping; reading a value would wait too, but keep a core busy
@@ -267,8 +278,24 @@ class Learner(Worker):
             self._dump_nonfinite(metrics)
         if not skipped or _all_finite(metrics):
             self.metrics.add_update(metrics)
-        self.episodes.set_numbers(self.shared.episodes.read())  # once: its row and its checkpoint have the same
+        self._take_numbers(self.learners.numbers)  # once: its row and its checkpoint have the same
         self.row_counts.in_update = 0
+
+    def _numbers(self) -> np.ndarray:
+        """What the other learners of the job have to know of this one."""
+        if self.job is None:
+            return NO_NUMBERS
+        self.own_episodes.set_numbers(self.shared.episodes.read())
+        return self.job.own(self.own_episodes, self.batch_lags)
+
+    def _take_numbers(self, numbers: Callable[[], np.ndarray]) -> None:
+        """Take the episodes of the job, and of several learners their lags. numbers: those of all learners."""
+        if self.job is None:
+            self.episodes.set_numbers(self.shared.episodes.read())
+        else:
+            found = self.job.read(numbers())
+            self.episodes.set_state(found.episodes)
+            self.metrics.add_lag_of_job(found.lags)
 
     def _admit(self, pool: OpponentPool) -> None:
         """Put the policy as it is now into the pool of opponents."""
@@ -312,7 +339,7 @@ class Learner(Worker):
         """What this learner wants of all of them, because of things that only it knows."""
         outcome = self.supervisor.proposal
         if outcome == LearnerOutcome.RUNNING and self.learners.is_leader:
-            outcome = self._reached(self.counters.seconds, self.episodes.settled_return)
+            outcome = self._reached(self.counters.seconds)
         return Vote(outcome, self.checkpointing.wanted())
 
     def _wait_for_episodes(self) -> None:
@@ -326,19 +353,20 @@ class Learner(Worker):
         deadline = time.monotonic() + LAST_EPISODES_S
         while self.shared.episodes.publications < last and time.monotonic() < deadline:
             time.sleep(0.01)
-        self.episodes.set_numbers(self.shared.episodes.read())
+        self.batch_lags = Counter()  # counted already
+        self._take_numbers(lambda: self.learners.exchange(self._numbers()))
         self.counters.start_clock()  # this time was not spent training
 
     def _common_outcome(self) -> LearnerOutcome:
         """The outcome by what is the same on all learners."""
         if self.counters.skipped_in_a_row >= self.config.loss.nonfinite_budget:
             return LearnerOutcome.NON_FINITE
-        return self._reached(0.0, None)
+        return self._reached(0.0)
 
-    def _reached(self, seconds: float, settled_return: float | None) -> LearnerOutcome:
-        """Whether a stop rule is reached, with this time and training return."""
+    def _reached(self, seconds: float) -> LearnerOutcome:
+        """Whether a stop rule is reached, with this time."""
         frames = self.counters.env_steps * self.run_spec.spec.frame_skip
-        progress = Progress(self.counters.env_steps, frames, seconds, settled_return)
+        progress = Progress(self.counters.env_steps, frames, seconds, self.episodes.settled_return)
         return LearnerOutcome.STOP_RULE if reached_rules(self.config.stop, progress) else LearnerOutcome.RUNNING
 
     # -- metrics and checkpoints -------------------------------------------------------------------------------

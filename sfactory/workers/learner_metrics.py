@@ -22,6 +22,7 @@ class LearnerMetrics:
         self.lags: dict[str, Counter[int]] = {}  # sampler -> lag -> valid steps
         self.replayed_lags: Counter[int] = Counter()  # lag -> valid steps that were trained on again
         self.ages: Counter[int] = Counter()  # updates since they were fresh -> the same steps
+        self.job_lags: Counter[int] = Counter()  # of all ranks, where there are several
 
     def add_update(self, metrics: dict[str, torch.Tensor]) -> None:
         """Metrics of one update, [] each; the names are those of every other update."""
@@ -36,6 +37,10 @@ class LearnerMetrics:
         self.replayed_lags.update(counts)
         self.ages[age] += sum(counts.values())
 
+    def add_lag_of_job(self, counts: LagCounts) -> None:
+        """Steps of all ranks, by lag in updates."""
+        self.job_lags.update(counts)
+
     def row(self) -> dict[str, float]:
         """Metrics and lags since the last row: the only synchronization per log interval. Clears them."""
         row: dict[str, float] = {}
@@ -44,9 +49,9 @@ class LearnerMetrics:
             table = torch.stack([torch.stack([m[name].float() for name in names]) for m in self.updates])
             row = dict(zip(names, table.mean(0).tolist(), strict=True))
             row |= {name: float(table[:, names.index(name)].max()) for name in self.largest if name in row}
-        row |= lag_row(self.lags, self.replayed_lags)
+        row |= lag_row(self.lags, self.replayed_lags, self.job_lags)
         self.updates, self.lags = [], {}
-        self.replayed_lags, self.ages = Counter(), Counter()
+        self.replayed_lags, self.ages, self.job_lags = Counter(), Counter(), Counter()
         return row
 
     def replay_row(self) -> dict[str, float]:
@@ -72,6 +77,7 @@ class LearnerMetrics:
             "lags": {sampler: [_repeated(counts)] for sampler, counts in self.lags.items()},
             "replayed_lags": _repeated(self.replayed_lags),
             "ages": _repeated(self.ages),
+            **({"job_lags": [list(pair) for pair in self.job_lags.items()]} if self.job_lags else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
@@ -80,6 +86,7 @@ class LearnerMetrics:
         ]
         self.lags = {sampler: Counter(np.concatenate(lags).tolist()) for sampler, lags in state["lags"].items()}
         self.replayed_lags, self.ages = (Counter(list(state.get(name, ()))) for name in ("replayed_lags", "ages"))
+        self.job_lags = Counter(dict(state.get("job_lags", [])))
 
 
 def _repeated(counts: LagCounts) -> np.ndarray:

@@ -25,16 +25,24 @@ def batches(update):
         yield batch._replace(discounted_return=3.0 * batch.reward)
 
 
+def numbers_of(rank, update):
+    """Numbers that float32 cannot hold; each is written by one learner."""
+    numbers = np.zeros(4)
+    numbers[rank::2] = [0.1 + rank + update, (-1e300, 2**52 + 1)[rank]]
+    return numbers
+
+
 def train(update, lanes, learners=None):
     """Gradient of the first update, metrics of the last one, and everything that a checkpoint holds."""
     found = {}
     for number, batch in enumerate(batches(update)):
         if learners is not None:
-            learners.propose(Vote(save=number == 7), number)
+            learners.propose(Vote(save=number == 7), number, numbers_of(learners.ranks.rank, number))
         metrics = update.run(lanes_of(batch, lanes), number, 0.0)
         if number == 0:
             found["gradient"] = update.flat.gradient.numpy().copy()
         if learners is not None:
+            found[f"numbers.{number}"] = learners.numbers()
             learners.check_same(update.digest, number)
     for part, tensors in update.state_dict().items():
         found |= {f"{part}.{name}": tensor.numpy() for name, tensor in tensors.items()}
@@ -60,7 +68,7 @@ def votes(learners):
         (Vote(), Vote()),
     ]
     for vote in own:
-        learners.propose(vote[learners.ranks.rank], 10 + learners.ranks.rank)
+        learners.propose(vote[learners.ranks.rank], 10 + learners.ranks.rank, np.zeros(0))
         learners.average_gradients(gradient, valid, {}, ())
         agreed = learners.agree(Vote(7, True))
         found.append((agreed.outcome, agreed.save, learners.total_rows(0, False)))
@@ -84,6 +92,7 @@ def main(folder):
     found["pooled"] = torch.cat([pooled.mean, pooled.var, pooled.rows.view(1)]).numpy()
     arrays = learners.collect({"arena": np.arange(3 + rank, dtype=np.int64), "state": np.full(2, rank, np.uint8)})
     found |= {f"collected.{name}": array for name, array in arrays.items()}
+    found["exchanged"] = learners.exchange(numbers_of(rank, 50))
     found["leaders"] = learners.leaders("precision", f"of {rank}")
     update = make_update(learners=learners, **SETTINGS)
     with torch.no_grad():

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from update_helpers import B, T, divide_into_parts, make_batch, make_update
@@ -127,8 +128,10 @@ def test_single_learner_returns_its_arguments_and_leaves_gradients():
     assert learner.pool_moments(moments) is moments
     assert learner.average_metric(metrics["loss"]) is metrics["loss"]
     vote = Vote(3, True)
-    learner.propose(Vote(0, False), 5)
+    numbers = np.ones(3)
+    learner.propose(Vote(0, False), 5, numbers)
     assert (learner.total_rows(7, True), learner.agree(vote)) == (7, vote)
+    assert learner.numbers() is learner.exchange(numbers) is numbers
     assert (learner.world_size, learner.is_leader) == (1, True)
     assert not learner.copy_from_leader({})
 

@@ -77,6 +77,13 @@ def test_learners_agree_on_the_largest_outcome_on_any_save_and_on_the_sum_of_row
         assert found["skipped_rows"] == 11
 
 
+def test_learners_have_the_numbers_of_all_others_before_the_update_to_the_bit(ranks):
+    for found in ranks:
+        for update in range(50):
+            assert found[f"numbers.{update}"].tolist() == [0.1 + update, 1.1 + update, -1e300, 2**52 + 1]
+        assert found["exchanged"].tolist() == [50.1, 51.1, -1e300, 2**52 + 1]
+
+
 def test_leader_collects_the_arrays_of_all_learners(ranks):
     assert ranks[0]["collected.arena"].tolist() == [0, 1, 2]
     assert ranks[0]["collected.arena.1"].tolist() == [0, 1, 2, 3]

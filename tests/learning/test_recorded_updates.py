@@ -1,5 +1,6 @@
 """Recorded updates equal updates that are not recorded, on a device that replays only what was recorded."""
 
+import numpy as np
 import pytest
 import torch
 from fake_accelerator import FakeAccelerator
@@ -192,6 +193,7 @@ class Twins(ProcessGroup):
         self.ranks, self.world_size, self.is_leader = Ranks(0, 2, 0, 2), 2, True
         self.device, self.recordable, self._messages = torch.device("cpu"), recordable, {}
         self._notes, self._agreed = torch.zeros(NOTES, dtype=torch.float64), torch.zeros(NOTES, dtype=torch.float64)
+        self._numbers = self._all_numbers = torch.zeros(0)
 
     def _sum(self, message):
         message.mul_(2.0)
@@ -212,7 +214,7 @@ def test_recorded_update_with_learners_whose_collectives_can_be_recorded_sends_t
     for number in range(6):
         fill(batch, update, number)
         fill(other, plain, number)
-        twins.propose(Vote(number % 3, number == 4), 10 * number)
+        twins.propose(Vote(number % 3, number == 4), 10 * number, np.zeros(0))
         update.run(batch, number, 0.0)
         late.wait()
         agreed.append((*twins.agree(Vote()), twins.total_rows(0, False)))

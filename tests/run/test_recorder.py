@@ -5,6 +5,7 @@ import json
 import pytest
 
 from sfactory.config import Config, Env, Log, Stop
+from sfactory.device.ranks import Ranks
 from sfactory.envs import make_spec
 from sfactory.errors import Exit
 from sfactory.learning.network import build_model
@@ -65,16 +66,36 @@ def test_recorder_proposes_a_plain_resume_where_the_last_checkpoint_is_older(rec
     assert outcome.resume_settings == {}
 
 
-def test_recorder_keeps_what_a_run_has_reached_when_a_launch_fails(tmp_path):
-    config, run_dir = Config(env=Env(NAME)), tmp_path / "run"
-    with RunRecorder.open(config, run_dir, resume=False, specs=[make_spec(NAME)]):
-        pass
+def save_run(config, run_dir, returns):
+    """A checkpoint after 700 steps."""
     episodes = Episodes()
-    episodes.add([(0.5, 1, 0)] * 3)
+    episodes.add([(value, 1, 0) for value in returns])
     state = {"env_steps": 700, "updates": 7, "seconds": 1.5, "launch": 0, "episodes": episodes.state()}
     state |= {"skipped_updates": 0, "lr": 1e-3, "kl": 0.0, "ess": 1.0}
     model = build_model(config, make_spec(NAME))
     save(run_dir, Contents(state, {"model": dict(model.state_dict())}), keep=1)
+
+
+def test_ranks_go_on_from_a_part_of_the_episodes_each_and_report_the_return_of_all(tmp_path):
+    config, run_dir = Config(env=Env(NAME)), tmp_path / "run"
+    with RunRecorder.open(config, run_dir, resume=False, specs=[make_spec(NAME)]):
+        pass
+    save_run(config, run_dir, [1.0, 2.0, 3.0])
+    for rank, expected in enumerate([[1.0], [2.0, 3.0]]):
+        ranks = Ranks(rank, 2, rank, 2)
+        with RunRecorder.open(config, run_dir, resume=True, specs=[make_spec(NAME)], ranks=ranks) as recorder:
+            assert list(recorder.board.episodes.returns[0]) == expected
+            assert recorder.board.episodes.count == (3, 0)[rank]
+            assert recorder.episodes.training_return == 2.0
+    add_episodes(recorder, 9.0)
+    assert recorder.episodes.training_return == 2.0, "those of the job come from the learner"
+
+
+def test_recorder_keeps_what_a_run_has_reached_when_a_launch_fails(tmp_path):
+    config, run_dir = Config(env=Env(NAME)), tmp_path / "run"
+    with RunRecorder.open(config, run_dir, resume=False, specs=[make_spec(NAME)]):
+        pass
+    save_run(config, run_dir, [0.5] * 3)
     with (
         pytest.raises(ZeroDivisionError),
         RunRecorder.open(config, run_dir, resume=True, specs=[make_spec(NAME)]) as recorder,

@@ -111,7 +111,18 @@ def test_two_ranks_under_torchrun_train_one_policy_and_rank_0_alone_saves(tmp_pa
     assert done.stdout.count("trained") == 1
     own = rows(run_dir)
     assert own[-1]["charts/updates"] * 2 * 2 * 4 * 16 >= own[-1]["env_steps"] >= 2500  # of both ranks
-    assert rows(run_dir / "rank-1")[-1]["env_steps"] == own[-1]["env_steps"]
+    of_other = rows(run_dir / "rank-1")
+    assert [row["env_steps"] for row in of_other] == [row["env_steps"] for row in own]
+    for name in (
+        "charts/episodic_return",
+        "charts/episodic_length",
+        "charts/games",
+        "lag/mean",
+        "lag/max",
+        "lag/share_0",
+    ):
+        assert [row.get(name) for row in of_other] == [row.get(name) for row in own], name
+    assert own[-1]["charts/games"] > 20
     assert newest(run_dir).name == f"{own[-1]['env_steps']:012d}"
     assert json.loads((newest(run_dir) / "state.json").read_text())["world_size"] == 2
     assert not list((run_dir / "rank-1").glob("checkpoints/*"))
@@ -120,6 +131,46 @@ def test_two_ranks_under_torchrun_train_one_policy_and_rank_0_alone_saves(tmp_pa
     arrays = np.load(newest(run_dir) / "lockstep.npz")
     assert {"arena", "state", "arena.1", "state.1"} <= set(arrays)
     assert arrays["arena"].tobytes() != arrays["arena.1"].tobytes()
+
+
+RETURN_OF_RANK = f"""
+import os
+{MY_ENV}
+class Env(MyEnv):
+    def step(self, action):
+        obs, _, terminated, truncated, info = super().step(action)
+        return obs, float(int(os.environ["RANK"]) * 2 + 1), terminated, truncated, info
+"""
+
+
+def test_return_of_two_ranks_is_that_of_both_for_the_stop_rule_the_rows_the_checkpoint_and_a_resume(job, tmp_path):
+    (tmp_path / "rank_env.py").write_text(RETURN_OF_RANK)
+    options = {"target": "rank_env:Env", "cwd": tmp_path}
+    one = job("--stop.target-return", "40", "--stop.env-steps", "100k", **options)
+    ends = one.ends()
+    assert [code for code, _ in ends] == [0, 0]
+    assert all("stop.target-return 40 was reached (40)" in line for line in [ends[0][1], log_of(one.run_dir, 1)])
+    for rank in ("", "rank-1"):
+        status = json.loads((one.run_dir / rank / "status.json").read_text())
+        assert (status["training_return"], status["episodes"]) == (40.0, 100)
+        assert rows(one.run_dir / rank)[-1]["charts/episodic_return"] == 40.0
+    state = json.loads((newest(one.run_dir) / "state.json").read_text())
+    assert state["episodes"]["returns"] == [[20.0] * 50 + [60.0] * 50]
+    assert state["training_return"] == 40.0
+    again = subprocess.run(command("resume", one.run_dir), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0
+    assert "nothing to do: stop.target-return" in again.stderr, again.stderr
+
+
+@pytest.mark.slow
+def test_return_of_a_short_run_of_two_ranks_has_the_episodes_of_both_that_are_under_way(job, tmp_path):
+    """All updates are over before the supervisors have passed on an episode."""
+    (tmp_path / "rank_env.py").write_text(RETURN_OF_RANK)
+    one = job("--stop.env-steps", "300", target="rank_env:Env", cwd=tmp_path)
+    assert one.codes == [0, 0]
+    returns = json.loads((newest(one.run_dir) / "state.json").read_text())["episodes"]["returns"][0]
+    assert set(returns) == {20.0, 60.0}
+    assert rows(one.run_dir)[-1]["charts/games"] == len(returns)
 
 
 @pytest.mark.slow

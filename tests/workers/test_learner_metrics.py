@@ -34,6 +34,19 @@ def test_restored_learner_metrics_give_the_same_row():
     assert other.row() == one.row()
 
 
+def test_lag_of_a_row_is_that_of_all_ranks_where_there_are_several_and_is_restored():
+    one, other = filled(), LearnerMetrics(largest=["offpolicy/max_abs_log_rho"])
+    assert "job_lags" not in one.state_dict(), "the form of a single rank is as before"
+    one.add_lag_of_job({0: 1, 2: 1, 4: 1})
+    one.add_lag_of_job({2: 1, 9: 1})
+    other.load_state_dict(one.state_dict(), torch.device("cpu"))
+    row = one.row()
+    assert (row["lag/mean"], row["lag/max"], row["lag/max/sampler-1"]) == (3.4, 9.0, 4.0)
+    assert other.row() == row
+    one.add_lag("sampler-0", {1: 1})
+    assert one.row()["lag/mean"] == 1.0, "those of the row before are forgotten"
+
+
 def test_learner_metrics_restore_the_lags_of_a_checkpoint_of_an_older_version():
     """It has the lag of every step, in an array per slot."""
     metrics = LearnerMetrics()
