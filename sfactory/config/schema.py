@@ -565,13 +565,12 @@ class Config:
         """Environments that train, after `batch.factor`; they have the numbers (`env_index`) from 0 on."""
         return math.ceil(self.sampling.num_envs / self.batch.factor)
 
-    @property
-    def index_beside(self) -> int:
+    def index_beside(self, world_size: int = 1) -> int:
         """First number (`env_index`) of environments that are built beside a run, for example by `sfactory eval`.
 
-        The numbers in between belong to the evaluations of the run itself.
+        world_size: ranks that train. The numbers in between belong to the evaluations of the run itself.
         """
-        return self.training_envs + max(EVALUATION_ENVS, self.eval.num_envs)
+        return world_size * self.training_envs + max(EVALUATION_ENVS, self.eval.num_envs)
 
     @property
     def batch_slots(self) -> int:

@@ -228,7 +228,7 @@ class Evaluation:
 
         torch.set_num_threads(self.config.run.inference_threads)  # batches are small: more threads would only spin
         spec = recorded_spec(checkpoint.read_state(self.path)) or watched_spec(  # earlier versions recorded none
-            self.config.env.tasks[0], self.config.env.options, self.config.index_beside, clock
+            self.config.env.tasks[0], self.config.env.options, checkpoint.index_beside(self.path, self.config), clock
         )
         model, state = checkpoint.restore_policy(self.path, self.config, spec)
         results = tuple(self._play(task, spec, model, int(state["env_steps"]), clock) for task in self.config.env.tasks)
@@ -251,7 +251,7 @@ class Evaluation:
                 num_envs=self.num_envs or num_play_envs(config),
                 recorder=recorder,
                 clock=clock,
-                env_index=config.index_beside,
+                env_index=checkpoint.index_beside(self.path, config),
                 check=lambda spec: check_same_spaces(trained, spec),
             )
         return EvalResult(

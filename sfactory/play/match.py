@@ -318,7 +318,7 @@ class Match:
             max_steps=self.max_steps,
             num_envs=num_envs,
             clock=clock,
-            env_index=self.config.index_beside,
+            env_index=checkpoint.index_beside(self.path, self.config),
             check=load_players,
             seating=table,
         )

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sfactory.config import Config
 from sfactory.device.ranks import ALONE, Ranks
 from sfactory.errors import CheckpointError, FileRefused, NoCheckpointError
 from sfactory.files import folder_entries, is_file, is_folder, open_to_read, require
@@ -113,6 +114,11 @@ def recorded_kernels(path: Path) -> str:
     Versions that do not record it had those of `run.kernels autograd`.
     """
     return str(read_state(path).get("kernels", "autograd"))
+
+
+def index_beside(path: Path, config: Config) -> int:
+    """First number (`env_index`) of environments beside the run of a checkpoint. The checkpoint is verified."""
+    return config.index_beside(int(read_state(path).get("world_size", 1)))
 
 
 # -- choose --------------------------------------------------------------------------------------------------

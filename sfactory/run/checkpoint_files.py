@@ -22,7 +22,7 @@ import numpy as np
 from sfactory.errors import CheckpointError, FileRefused
 from sfactory.files import MiB, open_to_read, read_bytes
 from sfactory.monitor.episodes import is_episodes
-from sfactory.monitor.rows import is_number
+from sfactory.monitor.rows import is_count, is_number
 from sfactory.run.obs_reading import KEY as OBSERVATIONS
 from sfactory.run.saved_counters import check_counters
 from sfactory.run.tensor_file import TensorEntry, TensorFileError, first_not_finite, read_header
@@ -44,6 +44,7 @@ NUMBERS = ("lr", "initial_lr", "training_return")
 MAY_BE_NAN = ("kl", "ess")
 TEXTS = ("env", "protocol", "precision", "kernels", "schedule")
 """Entries of a state that are checked if they are there."""
+MOST_RANKS = 2**20
 RESUMED = ("launch", "updates", "seconds", "skipped_updates", "lr", "kl", "ess")
 """Entries of a state that a resume needs as well."""
 
@@ -233,6 +234,8 @@ def _state(data: bytes) -> dict[str, Any]:
             raise CheckpointError(f"{STATE} has no usable {name}")
     if "episodes" in state and not is_episodes(state["episodes"]):
         raise CheckpointError(f"{STATE} has no usable episodes")
+    if "world_size" in state and not (is_count(state["world_size"]) and 1 <= state["world_size"] <= MOST_RANKS):
+        raise CheckpointError(f"{STATE} has no usable world_size")
     lines = state.get(OBSERVATIONS, [])
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise CheckpointError(f"{STATE} has no usable {OBSERVATIONS}")

@@ -56,7 +56,7 @@ def spec_of_policy(path: Path, config: Config) -> EnvSpec:
     config: of the checkpoint's run. Raises CheckpointError, and what `read_specs` raises.
     """
     spec = recorded_spec(checkpoint.read_state(path))
-    return spec or _read(config, config.env.tasks[:1], config.index_beside)[0]
+    return spec or _read(config, config.env.tasks[:1], checkpoint.index_beside(path, config))[0]
 
 
 def _registered_here(tasks: Sequence[str]) -> EnvError | None:

@@ -381,6 +381,21 @@ def test_evaluation_takes_other_settings_of_the_environment_and_says_so(several)
         evaluation_of(checkpoint.candidates(several)[0], {"optim.lr": RawValue("1")})
 
 
+@pytest.mark.parametrize(("world_size", "ranks"), [(None, 1), (1, 1), (3, 3)])
+def test_evaluation_builds_environments_with_numbers_above_those_of_all_ranks(several, monkeypatch, world_size, ranks):
+    path = checkpoint.candidates(several)[0]
+    job, state, built = evaluation_of(path, {}, episodes=1), checkpoint.read_state(path), []
+    state.pop("world_size")
+    state |= {} if world_size is None else {"world_size": world_size}
+    monkeypatch.setattr(checkpoint, "read_state", lambda _: state)
+    make_group = episodes.make_group
+    monkeypatch.setattr(
+        episodes, "make_group", lambda *given, **o: (built.append(o["env_index"]), make_group(*given, **o))[1]
+    )
+    job.run()
+    assert set(built) == {MAX_ENVS + ranks * job.config.training_envs}
+
+
 def test_evaluation_prints_the_difference(several):
     changes = ("env.settings.gravity 20, trained with its default",)
     assert "changed   env.settings.gravity 20, trained with its default" in evaluation(changes=changes).report()

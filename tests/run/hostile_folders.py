@@ -668,6 +668,16 @@ def state_that_is_not_finite(run: Path, place: Path) -> None:
 
 
 @hostile(info=5, using=5)
+def state_of_no_ranks(run: Path, place: Path) -> None:
+    forge_state(run, world_size=0)
+
+
+@hostile(info=5, using=5)
+def state_of_too_many_ranks(run: Path, place: Path) -> None:
+    forge_state(run, world_size=2**60)
+
+
+@hostile(info=5, using=5)
 def state_without_end(run: Path, place: Path) -> None:
     forge(run, lambda files: files.update({STATE: b"[" * 1_000_000}))
 
