@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ from sfactory.device.ranks import Ranks
 from sfactory.errors import Exit, LearnerLost, LearnersDiffer, SettingError
 from sfactory.learning.distributed import BatchMoments, Vote
 
+REPORT_S = 10.0
+"""After which a learner says that it waits for the others to come."""
 JOIN_S = 300.0
 """For all learners to come: their packages are loaded meanwhile, and the environments' specs read."""
 LOOK_S = 1.0
@@ -53,7 +56,12 @@ class ProcessGroup:
     """One learner of several; see `distributed.Learners` for the meaning of everything."""
 
     def __init__(
-        self, ranks: Ranks, device: torch.device, store: Any, stall_timeout: float, alive: Callable[[], None]
+        self,
+        ranks: Ranks,
+        device: torch.device,
+        store: Any,
+        stall_timeout: float,
+        alive: Callable[[Sequence[int]], None],
     ) -> None:
         self.ranks, self.device, self.store, self.alive = ranks, device, store, alive
         self.world_size, self.is_leader = ranks.world_size, ranks.is_leader
@@ -65,9 +73,21 @@ class ProcessGroup:
         self._signs = SignsOfLife(ranks, store, SILENT_SHARE * stall_timeout)
 
     @classmethod
-    def join(cls, ranks: Ranks, device: torch.device, stall_timeout: float, alive: Callable[[], None]) -> ProcessGroup:
+    def join(
+        cls,
+        ranks: Ranks,
+        device: torch.device,
+        stall_timeout: float,
+        alive: Callable[[Sequence[int]], None],
+        log: Callable[[str], None],
+    ) -> ProcessGroup:
         """Join the job that the environment describes. LearnerLost if not all learners come."""
         deadline = time.monotonic() + JOIN_S
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        line = f"{ranks.name} waits at {place} for all others to come, for at most {JOIN_S:g} s"
+        report = threading.Timer(REPORT_S, log, [line])
+        report.daemon = True
+        report.start()
         backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
         if backend == "nccl":
             torch.cuda.set_device(device)
@@ -88,6 +108,8 @@ class ProcessGroup:
             raise LearnerLost(
                 f"{ranks.name}: not all learners came within {JOIN_S:g} s ({reason}); look at the log of the others"
             ) from error
+        finally:
+            report.cancel()
         return cls(ranks, device, store, stall_timeout, alive)
 
     # -- before training ---------------------------------------------------------------------------------------
@@ -289,8 +311,8 @@ class ProcessGroup:
             raise LearnerLost(
                 f"rank {names} has shown no sign of life for {seconds:.0f} s (run.stall-timeout)", Exit.STALLED
             )
-        if self._signs.others_work():
-            self.alive()
+        if working := self._signs.working():
+            self.alive(working)
 
     @contextlib.contextmanager
     def _translating(self) -> Iterator[None]:
@@ -344,10 +366,10 @@ class SignsOfLife:
                 found.append(rank)
         return found
 
-    def others_work(self) -> bool:
-        """Whether a learner that lives does something else than waiting, by the counts that were read last."""
+    def working(self) -> list[int]:
+        """Ranks whose learner lives and does something else than waiting, by the counts that were read last."""
         now = time.monotonic()
-        return any(not count.endswith(b"w") and now - at < 3 * LOOK_S for count, at in self._seen.values())
+        return [rank for rank, (count, at) in self._seen.items() if not count.endswith(b"w") and now - at < 3 * LOOK_S]
 
     def _key(self, rank: int) -> str:
         return f"life/{rank}"

@@ -24,8 +24,8 @@ class FirstUpdate:
         if self.done:
             return ""
         counts = self.shared.slot_table.row_counts()
-        if counts.trained or counts.skipped:
-            self.done = True  # the first update is over
+        if counts.trained or counts.skipped or counts.sampled >= self.run_spec.batch_rows:
+            self.done = True  # the batch of the first update is complete; other ranks may still fill theirs
             return ""
         if not counts.sampled:
             return ""

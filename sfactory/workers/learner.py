@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from sfactory.run.stop_rules import Progress, reached_rules
 from sfactory.shm.slots import FREE, LEARNING, READY
 from sfactory.workers.checkpointing import Checkpointing
 from sfactory.workers.counters import Counters
+from sfactory.workers.first_wait import FirstWait
 from sfactory.workers.learner_metrics import LearnerMetrics
 from sfactory.workers.names import POLICY, learner_name, sampler_name
 from sfactory.workers.opponent_pool import OpponentPool
@@ -70,7 +71,8 @@ class Learner(Worker):
         self.model = build_model(self.config, self.run_spec.spec).to(self.device)
         self.run_spec.check_model(self.model)
         self.accelerator = accelerator_of(self.device, exact=self.config.run.mode == "lockstep")
-        self.learners: Learners = join(ranks, self.device, self.config.run.stall_timeout, self._show_life)
+        self.first_wait = FirstWait(ranks, Path(self.run_spec.run_dir))
+        self.learners: Learners = join(ranks, self.device, self.config.run.stall_timeout, self._show_life, self.log)
         self.config = self._with_precision()
         self.update = Update(self.config, self.model, self.device, self.accelerator, self.log, self.learners)
         self.update.on_optimizer_step = self._count_optimizer_step
@@ -259,14 +261,17 @@ class Learner(Worker):
     def _count_optimizer_step(self) -> None:
         self.words.optimizer_steps += 1
 
-    def _show_life(self) -> None:
-        """Other learners live and this one waits for them: that is no stall of this one."""
+    def _show_life(self, ranks: Sequence[int]) -> None:
+        """Learners of other ranks live and this one waits for them: that is no stall of this one."""
         self.words.waits += 1
+        if line := self.first_wait.line(ranks):
+            self.log(line)
 
     def _count(self, metrics: dict[str, torch.Tensor]) -> None:
         """Count the update, and each of its fresh rows as trained or as skipped."""
         rows = trained = self.run_spec.batch_rows
         valid_trained = self.staging.valid_rows
+        self.first_wait.done = True
         skipped = bool(metrics.pop("skipped") > 0)  # the only synchronization of an update
         if skipped:
             mask = self.update.trained()[:, : self.staging.lanes]

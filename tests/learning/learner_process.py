@@ -79,7 +79,7 @@ def main(folder):
     torch.set_num_threads(1)
     ranks = Ranks.from_env(os.environ)
     rank = ranks.rank
-    learners = join(ranks, torch.device("cpu"), 60.0, lambda: None)
+    learners = join(ranks, torch.device("cpu"), 60.0, lambda ranks: None, print)
     found = {"votes": votes(learners), "skipped_rows": learners.total_rows(5 + rank, True)}
     gradient = torch.full((3,), float(1 + rank))
     report = {"mean": torch.tensor(float(rank)), "most": torch.tensor(-1.0 - rank)}

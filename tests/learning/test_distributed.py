@@ -192,7 +192,7 @@ def test_a_single_learner_does_not_import_the_process_group():
         "from sfactory.device.ranks import Ranks\n"
         "from sfactory.learning.join import join\n"
         "import sfactory.workers.learner\n"
-        "print(type(join(Ranks.from_env({}), torch.device('cpu'), 1.0, print)).__name__)\n"
+        "print(type(join(Ranks.from_env({}), torch.device('cpu'), 1.0, print, print)).__name__)\n"
         "assert 'sfactory.learning.process_group' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

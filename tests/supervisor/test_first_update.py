@@ -71,6 +71,15 @@ def test_first_update_is_not_announced_after_the_first_update(shared):
     assert first.line(100.0) == ""
 
 
+def test_first_update_is_not_announced_while_a_full_batch_waits_for_other_ranks(shared):
+    first = FirstUpdate(shared.run_spec, shared)
+    at(shared, 99)
+    assert first.line(0.0) == ""
+    at(shared, 100)  # 2 x 10 x 100 rows
+    assert first.line(90.0) == ""
+    assert first.done
+
+
 @pytest.mark.parametrize(
     ("rate", "word"), [(40.0, ""), (34.0, ""), (33.0, "1 min"), (1.0, "33 min"), (0.1, "5.6 hours")]
 )

@@ -351,9 +351,9 @@ class Env(MyEnv):
     steps = 0
     def step(self, action):
         self.steps += 1
-        if self.steps == 200 and os.environ["RANK"] == "1" and not os.path.exists("slept"):
+        if self.steps == 5 and os.environ["RANK"] == "1" and not os.path.exists("slept"):
             open("slept", "w").close()
-            time.sleep(7.0)
+            time.sleep(14.0)
         return super().step(action)
 """
 
@@ -366,6 +366,9 @@ def test_rank_that_is_slow_but_lives_is_waited_for_longer_than_the_stall_timeout
     one = job("--run.stall-timeout", "3", "--stop.env-steps", "4k", "--sampling.envs-per-group", "1", **options)
     assert one.codes == [0, 0]
     assert (tmp_path / "slept").exists()
+    waited = f"learner: the first update waits for rank 1, which starts or fills its first batch; see {one.run_dir}"
+    assert log_of(one.run_dir).count(waited) == 1
+    assert "first update waits" not in log_of(one.run_dir, 1)
 
 
 @pytest.mark.slow
