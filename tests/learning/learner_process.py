@@ -98,6 +98,10 @@ def main(folder):
     with torch.no_grad():
         update.flat.values.add_(0.5 * rank)
     different = refused(lambda: learners.check_same(update.digest, 12), LearnersDiffer)
+    # Not contiguous: what is sent is a copy of it.
+    leaders = {"weights": torch.full((2, 3), 1.0 + rank).T, "steps": torch.tensor(7 - rank)}
+    found["is_copied"] = learners.copy_from_leader({"part": leaders})
+    found |= {f"copied.{name}": tensor.numpy() for name, tensor in leaders.items()}
     state = update.state_dict()
     if learners.copy_from_leader(state):
         update.load_state_dict(state)

@@ -91,6 +91,13 @@ def test_leader_collects_the_arrays_of_all_learners(ranks):
     assert not [name for name in ranks[1] if name.startswith("collected")]
 
 
+def test_learners_copy_tensors_of_any_layout_from_the_leader_in_place(ranks):
+    for rank, found in enumerate(ranks):
+        assert found["copied.weights"].tolist() == [[1.0, 1.0]] * 3
+        assert found["copied.steps"] == 7
+        assert found["is_copied"] == (rank > 0)
+
+
 def test_learners_take_the_leaders_choice_and_refuse_other_settings_and_other_weights(ranks):
     for found in ranks:
         assert str(found["leaders"]) == "of 0"

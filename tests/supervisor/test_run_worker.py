@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sfactory.errors import Exit
+from sfactory.errors import CheckpointError, Exit, LearnerLost, SettingError
+from sfactory.run.outcome import Outcome
+from sfactory.supervisor import lockstep
 from sfactory.supervisor import run_worker as module
-from sfactory.workers.shared import StopOrder
+from sfactory.workers.shared import RunSpec, StopOrder
 from sfactory.workers.worker import QueueSink
 
 QUEUE_BYTES = 1 << 20
@@ -39,6 +41,55 @@ def test_run_sampler_reports_an_exception_of_any_length(monkeypatch, capfd, size
     assert ("characters) ..." in line) == (size > 1000)
     last = capfd.readouterr().err.splitlines()[-1]
     assert line == f"sampler-1: {last}"
+
+
+LOST = [(LearnerLost("rank 1 is gone"), 7), (LearnerLost("rank 1 shows no sign of life", Exit.STALLED), 8)]
+REFUSED = [(CheckpointError("other shapes"), 4), (SettingError("another optim.lr"), 2)]
+
+
+@pytest.mark.parametrize(("error", "code"), [*LOST, *REFUSED])
+def test_run_learner_exits_with_the_code_of_what_ends_it_before_it_trains(monkeypatch, capfd, error, code):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(module, "keep_memory", lambda: None)
+    monkeypatch.setattr("sfactory.workers.learner.Learner", fails)
+    assert module._run_learner(0, None, None) == code
+    assert capfd.readouterr().err == f"{error}\n"
+
+
+@pytest.mark.parametrize("method", ["run", "leave"])
+@pytest.mark.parametrize(("error", "code"), LOST)
+def test_run_learner_exits_with_7_or_8_if_another_learner_is_lost_while_it_trains(
+    monkeypatch, capfd, method, error, code
+):
+    def fails():
+        raise error
+
+    learner = SimpleNamespace(**{"run": lambda: None, "leave": lambda: None, method: fails})
+    monkeypatch.setattr(module, "keep_memory", lambda: None)
+    monkeypatch.setattr("sfactory.workers.learner.Learner", lambda *_: learner)
+    assert module._run_learner(0, None, None) == code
+    assert capfd.readouterr().err == f"{error}\n"
+
+
+@pytest.mark.parametrize(("error", "code"), LOST)
+def test_lockstep_ends_with_7_or_8_if_another_learner_is_lost(monkeypatch, error, code):
+    def fails(*_):
+        raise error
+
+    run = SimpleNamespace(
+        sink=SimpleNamespace(drain=list),
+        shared=SimpleNamespace(slot_table=SimpleNamespace(row_counts=lambda: None)),
+        close=lambda: None,
+    )
+    monkeypatch.setattr(lockstep, "Lockstep", lambda *_: run)
+    monkeypatch.setattr(lockstep, "SharedState", lambda *_: None)
+    monkeypatch.setattr(lockstep, "_prepare", lambda *_: None)
+    monkeypatch.setattr(lockstep, "_train", fails)
+    ends = []
+    lockstep.train(RunSpec(None, None, "", 0), None, SimpleNamespace(end=ends.append))
+    assert [end.outcome for end in ends] == [Outcome.of(Exit(code), str(error))]
 
 
 @pytest.fixture

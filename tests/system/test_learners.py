@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from ranks_helpers import start_ranks
 from run_helpers import all_exited, children, command, rows, steps, wait_for, workers_named
 from safetensors.numpy import load_file
 
+from sfactory.run import checkpoint
+
 SMALL = [
     "--sampling.num-samplers", "1", "--sampling.groups-per-sampler", "2", "--sampling.envs-per-group", "4",
     "--sampling.rollout-length", "16", "--batch.minibatches", "1", "--batch.epochs", "1", "--batch.rule", "none",
@@ -32,12 +36,15 @@ SOAK_KILLS = int(os.environ.get("SFACTORY_SOAK_KILLS", "50"))
 class Job:
     """The processes of a job, and how they end."""
 
-    def __init__(self, run_dir, *arguments, number=2, resume=False, target=CARTPOLE, of_ranks=None, cwd=None):
-        """of_ranks: further arguments of each rank."""
+    def __init__(self, run_dir, *arguments, number=2, resume=False, target=CARTPOLE, of_ranks=None, cwd=None, shell=""):
+        """of_ranks: further arguments of each rank. shell: what rank 0 does first, in a mount namespace of its own."""
         self.run_dir = Path(run_dir)
         words = ["resume", run_dir] if resume else ["train", target, "--run.dir", run_dir, *SMALL]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
         commands = [command(*words, *arguments, *own) for own in of_ranks or [[]] * number]
+        if shell:
+            own = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+            commands[0] = [*own, f"{shell}; exec {shlex.join(commands[0])}"]
         self.processes = start_ranks(commands, cwd=cwd, **pipes)
 
     def wait_for_steps(self, number):
@@ -52,13 +59,16 @@ class Job:
         return [psutil.Process(process.pid), *children(process)]
 
     def ends(self, seconds=60.0):
-        """[(exit code, last line)] of all ranks."""
+        """[(exit code, last line)] of all ranks. Each has one last line at most, and the newest checkpoint loads."""
         self.every = [one for process in self.processes if process.poll() is None for one in children(process)]
         found = []
         deadline = time.monotonic() + seconds
         for process in self.processes:
             _, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            assert len(re.findall(r"^sfactory: .*\(exit \d+\)", err, re.MULTILINE)) <= 1, err
             found.append((process.returncode, (err.strip().splitlines() or [""])[-1]))
+        if (self.run_dir / "checkpoints").exists():
+            assert checkpoint.newest(self.run_dir) is not None
         return found
 
     @property
@@ -369,6 +379,24 @@ def test_rank_that_is_slow_but_lives_is_waited_for_longer_than_the_stall_timeout
     waited = f"learner: the first update waits for rank 1, which starts or fills its first batch; see {one.run_dir}"
     assert log_of(one.run_dir).count(waited) == 1
     assert "first update waits" not in log_of(one.run_dir, 1)
+
+
+@pytest.mark.faults
+def test_full_disk_at_rank_0_keeps_the_previous_checkpoint_and_lets_all_ranks_train_to_the_end(job, tmp_path):
+    """Rank 0 sees a small file system under the checkpoints, which is full once the first one is there."""
+    disk, saved = tmp_path / "disk", tmp_path / "run" / "checkpoints"
+    disk.mkdir()
+    fill = (
+        f"until ls {saved}/0*/manifest.json; do sleep 0.1; done; mount -t tmpfs -o size=2m tmpfs {disk}; "
+        f"cp -r {saved}/. {disk}; head -c 9M /dev/zero > {disk}/ballast; mount --bind {disk} {saved}"
+    )
+    one = job("--stop.env-steps", "30k", shell=f"( ({fill}) > /dev/null 2>&1 & )")
+    ends = one.ends()
+    assert [code for code, _ in ends] == [10, 0]
+    assert "the last checkpoint could not be written, see log.txt; last checkpoint " in ends[0][1]
+    assert "No space left on device; the previous checkpoint is kept" in log_of(one.run_dir)
+    assert steps(one.run_dir) >= 30_000
+    assert int(newest(one.run_dir).name) < 30_000
 
 
 @pytest.mark.slow
