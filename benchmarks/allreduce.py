@@ -4,7 +4,8 @@
 
 Starts two processes that form a process group over gloo on this machine, measures the all-reduce of one number and of
 the gradient of each network, and in one process alone the time of an optimizer step (forward, backward, Adam) on a
-minibatch of the preset. The model and its assumptions are on the page that it writes.
+minibatch of the preset. The model and its assumptions are in the section that it writes; `learners.py` writes the other
+sections of the page.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from learners import TITLE
+from peers import with_section
 
 import sfactory
 from sfactory.device.machine import processor
@@ -34,6 +37,7 @@ from sfactory.learning.flat import FlatParameters
 from sfactory.learning.network import build_model
 from sfactory.model.actor_critic import ActorCritic
 
+HEADING = "The cost of averaging gradients"
 LEARNERS = (1, 8, 64)
 ROUNDS, REPEATS = 30, 10
 
@@ -155,20 +159,19 @@ def efficiency(link: Link, learners: int, size: float, step: float, minibatches:
     return alone / (alone + extra)
 
 
-def page(collectives: dict[int, float], steps: dict[str, float]) -> str:
+def section(collectives: dict[int, float], steps: dict[str, float]) -> str:
+    """What was measured, and what the model makes of it."""
     largest = max(collectives)
     # With two learners the model is 2 latency + size / bandwidth.
     here = Link(
         "this machine, gloo over loopback", collectives[1] / 2, 4 * largest / (collectives[largest] - collectives[1])
     )
     lines = [
-        "# Several learners: the cost of averaging gradients",
-        "",
         f"`python benchmarks/allreduce.py -o benchmarks/results/learners.md` on {os.cpu_count()} cores of "
         f"{processor()}, torch {torch.__version__}, Python {platform.python_version()}, {date.today()}. Load average "
         f"before the measurement: {LOAD:.1f}; on a busy machine all times are too long.",
         "",
-        "## Measured",
+        "### Measured",
         "",
         f"All-reduce of one number between two processes over gloo: {1e6 * collectives[1]:.0f} us. A step is forward, "
         "backward and Adam on one minibatch of the preset, in processor time of one thread. Each time is the smallest "
@@ -187,7 +190,7 @@ def page(collectives: dict[int, float], steps: dict[str, float]) -> str:
         )
     lines += [
         "",
-        "## Model",
+        "### Model",
         "",
         "A ring all-reduce over W learners sends 2 (W - 1) messages in sequence, each of a W-th part of the gradient. "
         "Nothing overlaps with computing. Per update the learners also exchange three small vectors of moments.",
@@ -210,7 +213,7 @@ def page(collectives: dict[int, float], steps: dict[str, float]) -> str:
             ]
             cells = [f"{n * e:.1f} times ({e:.0%})" for n, e in zip(LEARNERS, found, strict=True)]
             lines.append(f"| {w.name} | {1e3 * step:.3g} | {link.name} | {' | '.join(cells)} |")
-    lines += ["", ASSUMPTIONS, ""]
+    lines += ["", ASSUMPTIONS]
     return "\n".join(lines)
 
 
@@ -219,7 +222,7 @@ ASSUMPTIONS = """\
 the first row of each network shows what the measured latency and bandwidth would give if every learner had cores of its
 own.
 
-## When the prediction is wrong
+### When the prediction is wrong
 
 - **Each learner has cores of its own.** On this machine two learners with their samplers share two cores, so that two
   ranks are not faster than one; the prediction is about machines that are added, not processes.
@@ -246,10 +249,11 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure_collectives()))
         return
-    text = page(both_processes(), {w.name: step_seconds(w) for w in WORKLOADS})
+    text = section(both_processes(), {w.name: step_seconds(w) for w in WORKLOADS})
     print(text)
     if args.output:
-        args.output.write_text(text)
+        page = args.output.read_text() if args.output.exists() else TITLE
+        args.output.write_text(with_section(page, HEADING, text))
 
 
 LOAD = os.getloadavg()[0]
