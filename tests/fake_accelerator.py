@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import Work
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfactory.device.accelerator import NotRecordable
@@ -149,7 +150,10 @@ class FakeAccelerator:
                 if func.overloadpacket is aten.copy_ and _address(args[0]) in self.host:
                     self.downloads.append((args[0], args[1].clone()))
                     continue
-                repeated = [x for x in torch.utils._pytree.tree_leaves(func(*args, **kwargs)) if isinstance(x, Tensor)]
+                result = torch.utils._pytree.tree_leaves(func(*args, **kwargs))
+                for collective in (x for x in result if isinstance(x, torch.ScriptObject)):
+                    Work.unbox(collective).wait()  # as a stream waits for NCCL
+                repeated = [x for x in result if isinstance(x, Tensor)]
                 for old, new, copied in zip(out, repeated, fresh, strict=True):
                     if copied:
                         old.copy_(new)

@@ -5,7 +5,9 @@ import sys
 
 import numpy as np
 import torch
+from fake_accelerator import FakeAccelerator
 from test_distributed import lanes_of
+from test_recorded_updates import ALL_NORMALIZERS, empty_batch, fill, update_on
 from update_helpers import B, make_batch, make_update
 
 from sfactory.device.ranks import Ranks
@@ -75,6 +77,23 @@ def votes(learners):
     return np.array(found)
 
 
+def recorded(learners, as_nccl):
+    """Train on an accelerator with collectives as over NCCL, which may be part of a recording, or as over gloo."""
+    learners.recordable = as_nccl
+    rank, accelerator = learners.ranks.rank, FakeAccelerator()
+    update = update_on(accelerator, learners=learners, normalize=ALL_NORMALIZERS, epochs=1, minibatches=2)
+    batch, heard = empty_batch(update), []
+    for number in range(6):
+        fill(batch, update, 10 * number + rank)
+        learners.propose(Vote(number % 3 * rank, number == 4 - rank), number + rank, numbers_of(rank, number))
+        update.run(batch, number, 0.0)
+        accelerator.wait()
+        agreed = learners.agree(Vote())
+        heard.append([agreed.outcome, agreed.save, learners.total_rows(0, False), *learners.numbers()])
+    found = {"recordings": accelerator.recordings, "replays": accelerator.replays, "heard": np.array(heard)}
+    return {**found, "weights": update.flat.values.detach().numpy().copy()}
+
+
 def main(folder):
     torch.set_num_threads(1)
     ranks = Ranks.from_env(os.environ)
@@ -106,6 +125,8 @@ def main(folder):
     if learners.copy_from_leader(state):
         update.load_state_dict(state)
     found |= {"different": different, **train(update, HALVES[rank], learners)}
+    for name, as_nccl in (("nccl", True), ("gloo", False)):
+        found |= {f"{name}.{key}": value for key, value in recorded(learners, as_nccl).items()}
     found["facts"] = refused(lambda: learners.require_same({"a": "1", "optim.lr": str(rank)}), SettingError)
     learners.close()
     np.savez(f"{folder}/{rank}.npz", **found)

@@ -11,6 +11,8 @@ from learner_process import SETTINGS, train
 from ranks_helpers import start_ranks
 from update_helpers import make_update
 
+from sfactory.device.accelerator import WARM
+
 torch.set_num_threads(1)
 
 
@@ -82,6 +84,21 @@ def test_learners_have_the_numbers_of_all_others_before_the_update_to_the_bit(ra
         for update in range(50):
             assert found[f"numbers.{update}"].tolist() == [0.1 + update, 1.1 + update, -1e300, 2**52 + 1]
         assert found["exchanged"].tolist() == [50.1, 51.1, -1e300, 2**52 + 1]
+
+
+def test_all_reduce_of_learners_as_over_nccl_is_part_of_the_recorded_update_and_over_gloo_goes_step_by_step(ranks):
+    """The all-reduce is real in both cases: it is recorded, and repeated, on a fake accelerator."""
+    for rank, found in enumerate(ranks):
+        assert (found["nccl.recordings"], found["nccl.replays"]) == (1, 6 - WARM)
+        assert (found["gloo.recordings"], found["gloo.replays"]) == (0, 0)
+        for key in ("weights", "heard"):
+            assert found[f"nccl.{key}"].tobytes() == found[f"gloo.{key}"].tobytes(), key
+        assert found["gloo.weights"].tobytes() == ranks[0]["gloo.weights"].tobytes()
+        expected = [
+            [number % 3, number in (3, 4), 2 * number + 1, 0.1 + number, 1.1 + number, -1e300, 2**52 + 1]
+            for number in range(6)
+        ]
+        assert found["nccl.heard"].tolist() == expected, rank
 
 
 def test_leader_collects_the_arrays_of_all_learners(ranks):

@@ -108,12 +108,15 @@ def tensors(checkpoint):
     }
 
 
+def torchrun_of(ranks):
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+
+
 # -- training together -----------------------------------------------------------------------------------------
 
 
 def test_two_ranks_under_torchrun_train_one_policy_and_rank_0_alone_saves(tmp_path):
-    run_dir = tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run_dir, torchrun = tmp_path / "run", torchrun_of(2)
     words = ["-m", "sfactory", "train", CARTPOLE, "--run.dir", run_dir, *SMALL, *LOCKSTEP, "--stop.env-steps", "2500"]
     done = subprocess.run([*torchrun, *map(str, words)], capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -141,6 +144,16 @@ def test_two_ranks_under_torchrun_train_one_policy_and_rank_0_alone_saves(tmp_pa
     arrays = np.load(newest(run_dir) / "lockstep.npz")
     assert {"arena", "state", "arena.1", "state.1"} <= set(arrays)
     assert arrays["arena"].tobytes() != arrays["arena.1"].tobytes()
+
+
+def test_two_ranks_under_torchrun_learn_cartpole(tmp_path):
+    """The preset reaches 200 within 32k to 37k steps of both ranks; a random policy has 20."""
+    words = ["-m", "sfactory", "train", "classic/cartpole", "--run.dir", tmp_path / "run", "--quiet"]
+    words += ["--sampling.num-samplers", "1", "--stop.target-return", "200", "--stop.env-steps", "100k"]
+    done = subprocess.run([*torchrun_of(2), *map(str, words)], capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "sfactory: finished (exit 0): stop.target-return 200 was reached (2" in done.stderr, done.stderr[-3000:]
+    assert json.loads((newest(tmp_path / "run") / "state.json").read_text())["world_size"] == 2
 
 
 RETURN_OF_RANK = f"""
@@ -186,8 +199,7 @@ def test_return_of_a_short_run_of_two_ranks_has_the_episodes_of_both_that_are_un
 @pytest.mark.slow
 def test_one_rank_under_torchrun_in_lockstep_equals_a_run_without_it_bit_for_bit(tmp_path):
     words = [*SMALL, *LOCKSTEP, "--stop.env-steps", "6000"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    for name, beginning in {"with": [*torchrun, "-m", "sfactory"], "without": command()}.items():
+    for name, beginning in {"with": [*torchrun_of(1), "-m", "sfactory"], "without": command()}.items():
         line = [*beginning, "train", CARTPOLE, "--run.dir", str(tmp_path / name), *words]
         assert subprocess.run(line, capture_output=True, timeout=120).returncode == 0
     first, second = (tensors(newest(tmp_path / name)) for name in ("with", "without"))
