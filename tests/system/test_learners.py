@@ -223,10 +223,16 @@ def test_two_ranks_in_lockstep_equal_one_rank_with_twice_the_groups(tmp_path, up
     assert newest(two.run_dir).name == newest(one.run_dir).name
     first, second = tensors(newest(two.run_dir)), tensors(newest(one.run_dir))
     assert int(second["optimizer.0.step"]) >= updates
-    for name, value in second.items():
-        if value.dtype.kind == "f" and (largest := np.abs(value).max()) > 0:
-            of_squares = 2.0 if name.endswith("exp_avg_sq") else 1.0
-            assert np.abs(first[name] - value).max() <= of_squares * closest * largest, name
+    differences = {
+        name: float(np.abs(first[name] - value).max() / np.abs(value).max())
+        for name, value in second.items()
+        if value.dtype.kind == "f" and np.abs(value).any()
+    }
+    of_squares = {name: found for name, found in differences.items() if name.endswith("exp_avg_sq")}
+    others = {name: found for name, found in differences.items() if name not in of_squares}
+    print(f"{updates} updates: {max(others.values()):.1e} of the largest value, squares {max(of_squares.values()):.1e}")
+    assert max(others.values()) <= closest, others
+    assert max(of_squares.values()) <= 2 * closest, of_squares
 
 
 @pytest.mark.slow
