@@ -158,7 +158,7 @@ def slow_rank(kept: Kept, rounds: int, seconds: float) -> tuple[str, list[str]]:
                     train(ranks, words, run_dir, torchrun=ranks > 1, cwd=kept.out, **variables)
                     return speed(run_dir)
 
-                figures = kept.get(f"slow_{name}_{ranks}_{number}", measure)
+                figures = kept.get(f"slow_{name}_{ranks}_{seconds:g}s_{number}", measure)
                 every.append(figures)
                 speeds.append(figures["steps/s"])
             found[name].append((speeds[0], speeds[1]))
@@ -194,7 +194,7 @@ def torchrun(kept: Kept, rounds: int, seconds: float) -> tuple[str, list[str]]:
                 train(1, words, run_dir, torchrun=under)
                 return speed(run_dir)
 
-            figures = kept.get(f"torchrun_{'with' if under else 'without'}_{number}", measure)
+            figures = kept.get(f"torchrun_{'with' if under else 'without'}_{seconds:g}s_{number}", measure)
             every.append(figures)
             speeds[under] = figures["steps/s"]
         pairs.append((speeds[False], speeds[True]))
@@ -203,7 +203,7 @@ def torchrun(kept: Kept, rounds: int, seconds: float) -> tuple[str, list[str]]:
     ratio = statistics.median(ratios)
     return "One rank under torchrun", [
         *source(every, f"{rounds} pairs of runs of {seconds:g} s, in changing order"),
-        "`minatar/breakout`. With `--nproc-per-node 1` nothing of torch.distributed is imported by the run.",
+        "`minatar/breakout`. With `--nproc-per-node 1` the group of processes is not formed.",
         "",
         "| without torchrun, steps/s | with | ratio, median of the pairs (each) |",
         "|---|---|---|",
@@ -229,7 +229,7 @@ def breakout(kept: Kept, rounds: int, seconds: float) -> tuple[str, list[str]]:
                 reached = (last.get("charts/episodic_return") or 0.0) >= SCORE
                 return {"reached": reached, "seconds": spent, "steps": last["env_steps"], "steps/s": rate}
 
-            figures = kept.get(f"breakout_{name}_{seed}", measure)
+            figures = kept.get(f"breakout_{name}_{seconds:g}s_{seed}", measure)
             every.append(figures)
             runs[name].append(figures)
     for name, (what, _, _) in JOBS.items():
