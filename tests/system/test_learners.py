@@ -255,6 +255,11 @@ def test_lockstep_of_two_ranks_killed_by_sigkill_and_resumed_is_bit_for_bit_the_
     first, second = tensors(newest(tmp_path / "whole")), tensors(newest(run_dir))
     assert newest(tmp_path / "whole").name == newest(run_dir).name
     assert {name: value.tobytes() for name, value in first.items()} == {n: v.tobytes() for n, v in second.items()}
+    names = ("env_steps", "charts/episodic_return", "charts/games", "lag/mean", "lag/max", "losses/entropy")
+    whole_rows, killed_rows = (
+        [[row.get(name) for name in names] for row in rows(at)] for at in (whole.run_dir, run_dir)
+    )
+    assert killed_rows == whole_rows
 
 
 @pytest.mark.slow
