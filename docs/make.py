@@ -43,7 +43,8 @@ name the error message suggests the nearest one. In a TOML file the section is a
 sources override earlier ones:
 
 1. the defaults below
-2. the TOML file of the preset, or of its family ([presets](presets.md))
+2. the TOML file of the preset, or of its family ([presets](presets.md)); where `algorithm.name` is another one than the
+   preset's, the values of that algorithm ([algorithms](algorithms.md#families-algorithmname))
 3. every `--config FILE`, in order
 4. flags
 

@@ -13,6 +13,7 @@ present; all others are returned unchanged.
     forced_lag        in updates                     epochs        (only for a warning)
     snapshot_age      of the proximal policy, in updates
     snapshots_kept    versions, one per update
+    policy_updates    between two auxiliary phases of PPG, in updates
 """
 
 import math
@@ -57,6 +58,7 @@ _ENVS: dict[str, tuple[Rule, str]] = {
     "forced_lag": (lambda x, c: x * c, "c times as many updates in the same env steps"),
     "snapshot_age": (lambda x, c: x * c, "c times as many updates in the same env steps"),
     "snapshots_kept": (lambda x, c: max(1, math.ceil(x * c)), "versions of the same env steps, rounded up"),
+    "policy_updates": (lambda x, c: x * c, "auxiliary phase: after the same env steps, on as many rows"),
     "advantage_span": (rescaled_span, "advantage normalizer: the same span in env steps"),
     "target_span": (rescaled_span, "normalizer of value targets: the same span in env steps"),
 }
@@ -85,7 +87,7 @@ NONE: dict[str, tuple[Rule, str]] = {"envs_per_group": _ENVS["envs_per_group"]}
 """Only the batch changes."""
 
 RULES = {"hilton": HILTON, "more_minibatches": MORE_MINIBATCHES, "none": NONE}
-_INTEGERS = ("envs_per_group", "forced_lag", "minibatches", "snapshot_age", "snapshots_kept")
+_INTEGERS = ("envs_per_group", "forced_lag", "minibatches", "snapshot_age", "snapshots_kept", "policy_updates")
 
 
 def rescale(settings: Mapping[str, float], factor: float, rule: str = "hilton") -> Rescaled:

@@ -1,6 +1,7 @@
 """Settings of a run: schema, bounds, presets, files and flags. Standard library only at import."""
 
 from sfactory.config.schema import (
+    AlgorithmConfig,
     BatchConfig,
     Checkpoint,
     Config,
@@ -11,6 +12,8 @@ from sfactory.config.schema import (
     Model,
     Normalize,
     Optim,
+    PpgConfig,
+    PqnConfig,
     ProximalConfig,
     ReplayConfig,
     Run,
@@ -23,6 +26,7 @@ from sfactory.config.schema import (
 )
 
 __all__ = [
+    "AlgorithmConfig",
     "BatchConfig",
     "Checkpoint",
     "Config",
@@ -33,6 +37,8 @@ __all__ = [
     "Model",
     "Normalize",
     "Optim",
+    "PpgConfig",
+    "PqnConfig",
     "ProximalConfig",
     "ReplayConfig",
     "Run",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sfactory.algo.surrogates.options import MASK_USES, Options, unused_options, users
 from sfactory.algo.weight_rule import weight_conflict
+from sfactory.config.algorithms import unused_settings
 
 if TYPE_CHECKING:
     from sfactory.config import Config
@@ -18,6 +19,7 @@ MOST_ENVS = 2**20
 
 def check_together(config: Config) -> None:
     """All rules across settings. ValueError names the flags."""
+    check_algorithm(config)
     check_options(config)
     check_inference_workers(config)
     check_batch(config)
@@ -25,6 +27,44 @@ def check_together(config: Config) -> None:
     check_trace(config)
     check_behavior_weight(config)
     check_surrogate(config)
+
+
+def check_algorithm(config: Config) -> None:
+    """Settings without effect under `algorithm.name`, and what it cannot do."""
+    algorithm = config.algorithm.name
+    for name, (value, default) in unused_settings(config).items():
+        raise ValueError(
+            f"{name.replace('_', '-')} {_typed(value)} has no effect: algorithm.name {algorithm} does not use it; "
+            f"leave it at {_typed(default)}"
+        )
+    if config.ppg.phase_minibatches and config.lanes % config.ppg.phase_minibatches:
+        raise ValueError(
+            f"{config.lanes} lanes must divide into the {config.ppg.phase_minibatches} minibatches of "
+            "ppg.phase-minibatches; leave it at 0 for those of batch.minibatches"
+        )
+    if algorithm == "ppg" and config.replay.ratio:
+        raise ValueError(
+            f"replay.ratio {config.replay.ratio:g} with algorithm.name ppg: it trains again on the batches that it keeps "
+            "itself; set replay.ratio 0, or use actor_critic"
+        )
+    if algorithm != "pqn":
+        return
+    if config.optim.schedule in ("kl_adaptive", "ess"):
+        raise ValueError(
+            f"optim.schedule {config.optim.schedule} reads a policy's distance, and algorithm.name pqn has no policy; "
+            "use linear or constant"
+        )
+    moves = config.pqn.epsilon_start != config.pqn.epsilon_end
+    if moves and not config.stop.env_steps:
+        raise ValueError(
+            "pqn.epsilon-end is reached after a fraction of stop.env-steps, which is 0; set it, or make "
+            "pqn.epsilon-start and pqn.epsilon-end equal"
+        )
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed on the command line."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def check_options(config: Config) -> None:

@@ -20,6 +20,7 @@ from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from sfactory.config import Config
+from sfactory.config.algorithms import ALGORITHMS
 from sfactory.config.bounds import LARGEST, AnyNumber, check_bound
 from sfactory.config.renamed import RENAMED, current_name, report_old_names
 from sfactory.config.tables import SETTINGS, as_table, key_path, merge, table_of
@@ -41,11 +42,13 @@ class RawValue:
     """A value as it was given, and the file it came from; empty for flags and Python.
 
     path: keys below a free table (`sfactory.config.tables`), where dots in the name do not separate them.
+    preset: whether it is of a preset, so that it gives way to an algorithm that the preset was not made for.
     """
 
     value: Any
     origin: str = ""
     path: tuple[str, ...] = ()
+    preset: bool = False
 
 
 ConfigLayer = dict[str, RawValue]
@@ -106,9 +109,11 @@ def check_name(name: str, typed: str, options: Iterable[str] = ()) -> None:
 def build(*layers: ConfigLayer) -> Config:
     """Merge the layers, weakest first, and check everything.
 
-    Old names are accepted, with one line on stderr. Raises SettingError with one line.
+    Old names are accepted, with one line on stderr. Where `algorithm.name` is not that of the preset, the values of the
+    preset that the algorithm does not use are left out, and its own come before those it has values for. Raises
+    SettingError with one line.
     """
-    merged = _merge_layers(layers)
+    merged = _for_algorithm(_merge_layers(layers))
     report_old_names(one.given for one in merged if current_name(one.given) != one.given)
     sections: dict[str, dict[str, Any]] = {}
     for one in merged:
@@ -149,6 +154,20 @@ def _merge_layers(layers: Sequence[ConfigLayer]) -> list[_Entry]:
                 kept = [one for one in kept if (one.name, one.path) != (entry.name, entry.path)]
             kept.append(entry)
     return kept
+
+
+def _for_algorithm(entries: Sequence[_Entry]) -> list[_Entry]:
+    """The values that count where another algorithm is selected than that of the preset."""
+    chosen = next((one for one in reversed(entries) if one.name == "algorithm.name"), None)
+    if chosen is None or chosen.raw.preset:
+        return list(entries)
+    rules = ALGORITHMS.get(chosen.raw.value)
+    if rules is None:  # an error, reported with the others
+        return list(entries)
+    kept = [one for one in entries if not one.raw.preset or (rules.uses(one.name) and one.name not in rules.values)]
+    given = {one.name for one in kept}
+    own = [_Entry(name, (), name, RawValue(value)) for name, value in rules.values.items() if name not in given]
+    return own + kept
 
 
 def _with_current_names(layer: ConfigLayer) -> dict[str, tuple[str, RawValue]]:

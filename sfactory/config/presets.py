@@ -12,7 +12,7 @@ import importlib.metadata
 import importlib.util
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,11 @@ def read_toml(path: Path) -> ConfigLayer:
     return layer
 
 
+def preset_layer(path: Path) -> ConfigLayer:
+    """Read the file of a preset; see `RawValue.preset`."""
+    return {name: replace(raw, preset=True) for name, raw in read_toml(path).items()}
+
+
 def _table(path: Path) -> dict[str, Any]:
     """The contents of a TOML file. A config.toml may be a stranger's; others are named by the user, as `/dev/stdin`."""
     try:
@@ -118,7 +123,7 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
             raise SettingError(
                 "no TARGET; name a preset (see `sfactory presets`), FAMILY/ID (see `sfactory envs`) or my_file:MyEnv"
             )
-        return [read_toml(default_file(names[-1])), *from_files]
+        return [preset_layer(default_file(names[-1])), *from_files]
     if target.endswith(".toml"):
         raise SettingError(f"{target}: a file is given as --config {target}")
     family, slash, name = target.partition("/")
@@ -129,14 +134,14 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
             raise SettingError(f"{target}: {bare or 'an empty name'} is not FAMILY/ID{_lists()}")
         target, name = ",".join(tasks), "default"
     if is_python_target(target.partition(",")[0]):
-        return [read_toml(default_file(target)), *from_files, {"env.name": RawValue(target)}]
+        return [preset_layer(default_file(target)), *from_files, {"env.name": RawValue(target)}]
     if target.endswith(".py"):
         raise SettingError(f"{target}: name the class or function in it too, as {target}:MyEnv")
     if not slash or not family or not name or ".." in target:
         raise SettingError(f"{target}: no such preset{_suggestion(target)}{_lists()}")
     folder = presets_dir() / family
     if name != "default" and (folder / f"{name}.toml").is_file():
-        return [read_toml(folder / f"{name}.toml"), *from_files]
+        return [preset_layer(folder / f"{name}.toml"), *from_files]
     if family not in families():
         if folder.is_dir():
             raise SettingError(f"{target}: no such preset{_suggestion(target)}{_lists()}")
@@ -144,7 +149,7 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
         file, colon, code = target.partition(":")
         hint = f"; a file in a folder is written {file}.py:{code}" if colon else did_you_mean(family, known)
         raise SettingError(f"{target}: no environment family {family}{hint}{_lists()}")
-    return [read_toml(default_file(target)), *from_files, {"env.name": RawValue(target)}]
+    return [preset_layer(default_file(target)), *from_files, {"env.name": RawValue(target)}]
 
 
 TAKE_MODULES = ("gymnasium", "pettingzoo")

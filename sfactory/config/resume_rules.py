@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sfactory.config import Config
 
 FIXED = (
+    "algorithm.",
     "env.name",
     "env.protocol",
     "env.settings",
@@ -37,6 +38,7 @@ FIXED_IN_LOCKSTEP = (
     "sampling.",
     "batch.forced-lag",
     "batch.factor",
+    "ppg.policy-updates",
     "selfplay.share",
     "selfplay.pool",
     "selfplay.opponents",
@@ -80,8 +82,9 @@ HEADS = ("surrogate.objective", "surrogate.median-head")
 def rule_of(name: str, lockstep: bool = False, linear: bool = False, other_heads: bool = False) -> Rule:
     """The rule of a setting, by its name on the command line.
 
-    linear: whether something falls to 0 at stop.env-steps, before or after the change: the learning rate, or the step
-    size of mdpo. other_heads: whether the network gets or loses its median head.
+    linear: whether something follows a line that ends at a part of stop.env-steps, before or after the change: the
+    learning rate, the step size of mdpo, or the share of random actions. other_heads: whether the network gets or loses
+    its median head.
     """
     if other_heads and name in HEADS:
         return Rule.REFUSED
@@ -117,7 +120,8 @@ def changes(before: Config, after: Config, rule: Rule) -> dict[str, tuple[Any, A
 def ends_at_env_steps(config: Config) -> bool:
     """Whether what is learned depends on stop.env-steps."""
     surrogate = config.surrogate
-    return config.optim.schedule == "linear" or (surrogate.objective == "mdpo" and surrogate.kl_anneal)
+    anneals = surrogate.objective == "mdpo" and surrogate.kl_anneal
+    return config.optim.schedule == "linear" or anneals or config.algorithm.name == "pqn"
 
 
 def refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> None:

@@ -235,6 +235,42 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True)
+class AlgorithmConfig:
+    """What is learned from the data."""
+
+    name: Literal["actor_critic", "ppg", "pqn"] = "actor_critic"
+    """actor_critic: a policy and a value function; the sections trace, proximal and surrogate select its parts. ppg:
+    the same, and a phase every few updates in which the policy's network learns the values too. pqn: action values by
+    Q(lambda), without a policy of its own. docs/algorithms.md compares them."""
+
+
+@dataclass(frozen=True)
+class PpgConfig:
+    """algorithm.name ppg: the auxiliary phase."""
+
+    policy_updates: Annotated[int, Between(1, 10_000)] = 32
+    """Updates between two auxiliary phases. Their batches are kept in memory until then."""
+    phase_epochs: Annotated[int, Between(1, 1000)] = 6
+    """Passes over these batches in an auxiliary phase."""
+    phase_minibatches: Annotated[int, Between(0, 65_536)] = 0
+    """Minibatches per pass and batch in an auxiliary phase; 0: batch.minibatches. Must divide the number of lanes."""
+    clone_coef: Annotated[float, Ge(0)] = 1.0
+    """Weight of the KL from the policy before the phase. Smaller: the policy may move while values are learned."""
+
+
+@dataclass(frozen=True)
+class PqnConfig:
+    """algorithm.name pqn: how far its actions are random."""
+
+    epsilon_start: Annotated[float, Between(0, 1)] = 1.0
+    """Share of random actions at the start."""
+    epsilon_end: Annotated[float, Between(0, 1)] = 0.05
+    """Share of random actions after the first pqn.epsilon-fraction of the run."""
+    epsilon_fraction: Annotated[float, Between(0, 1)] = 0.1
+    """Part of stop.env-steps over which it changes from the first to the last value, in a line."""
+
+
+@dataclass(frozen=True)
 class TraceConfig:
     """How value targets and advantages are estimated."""
 
@@ -434,6 +470,9 @@ class Model:
     """Widths of the fully connected layers."""
     activation: Literal["relu", "tanh"] = "relu"
     """Activation function."""
+    layer_norm: bool = False
+    """LayerNorm before each activation; of convolutions over the channels of every place. Encoders of your own have
+    none, and impala has it in its fully connected layers only."""
     core: Literal["none", "gru", "lstm"] = "none"
     """Recurrent core: memory between steps. gru and lstm cost time and need complete lanes per minibatch."""
     core_size: Annotated[int, Between(1, 65_536)] = 128
@@ -544,6 +583,9 @@ class Config:
     sampling: Sampling = field(default_factory=Sampling)
     batch: BatchConfig = field(default_factory=BatchConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    ppg: PpgConfig = field(default_factory=PpgConfig)
+    pqn: PqnConfig = field(default_factory=PqnConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     proximal: ProximalConfig = field(default_factory=ProximalConfig)
     surrogate: SurrogateConfig = field(default_factory=SurrogateConfig)

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 SHUFFLE_STREAM = 3
+AUXILIARY_STREAM = 8
 
 
 class Batch(NamedTuple):
@@ -75,13 +76,13 @@ def rows_of(value: Any) -> Any:
     return None if value is None else value.flatten(0, 1).unsqueeze(0)
 
 
-def shuffled(lanes: int, epochs: int, seed: int, updates: int) -> np.ndarray:
+def shuffled(lanes: int, epochs: int, seed: int, updates: int, stream: int = SHUFFLE_STREAM) -> np.ndarray:
     """[epochs, lanes] int64, a permutation of the lanes for every epoch.
 
     Counter-based: the order depends on the seed and on the number of updates only, so a resumed run shuffles as the
     first one would have.
     """
-    key = [seed, SHUFFLE_STREAM]
+    key = [seed, stream]
     draws = (np.random.Generator(np.random.Philox(key=key, counter=[0, 0, epoch, updates])) for epoch in range(epochs))
     return np.stack([draw.permutation(lanes) for draw in draws])
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from sfactory.algo.scaling import RULES, TARGET_SPAN, Row, rescale, rescaled_span
 from sfactory.config import Config
+from sfactory.config.algorithms import rules_of
 
 CRITICAL_BATCH = 20_000  # rows: above this a larger batch of Atari-like tasks gains little (arXiv 1812.06162, fig. 4)
 SECTIONS = {  # what `rescale` may change
@@ -18,6 +19,7 @@ SECTIONS = {  # what `rescale` may change
     "batch": ("minibatches", "forced_lag", "epochs"),
     "proximal": ("center_of_mass", "snapshot_age", "snapshots_kept"),
     "optim": ("lr", "beta1", "beta2"),
+    "ppg": ("policy_updates",),
     "normalize": ("advantage_span",),
 }
 
@@ -78,8 +80,10 @@ def _settings(config: Config, place: dict[str, str]) -> dict[str, float]:
         unused.remove("center_of_mass")
     elif config.proximal.policy == "snapshot":
         unused.remove("snapshot_age" if config.proximal.snapshot_age else "snapshots_kept")
+    rules = rules_of(config)
+    unused |= {name for name, section in place.items() if not rules.uses(f"{section}.{name}")}
     for name in unused:
-        del settings[name]
+        settings.pop(name, None)
     if config.normalize.value_targets:
         settings["target_span"] = TARGET_SPAN
     return {**settings, "adam_eps": config.optim.eps}

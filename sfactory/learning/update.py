@@ -79,6 +79,7 @@ class Update:
         """What computes the network, for the checkpoint: equal names give equal bits."""
         self.kernels_line = f"kernels: torch ({reason})" if reason else "kernels: native"
         self.network = self._make_network(not reason, ThreadPool(threads), autocast)
+        self.objective.use_network(self.network.forward_eval)
         self.parameters = self.flat.parameters
         self.schedule = SCHEDULES[config.optim.schedule]
         self.lr = config.optim.lr
@@ -183,7 +184,7 @@ class Update:
             metrics, start = self._epochs(batch, order)
         for phase in self.objective.further_phases(batch):
             further, _ = self._run_phase(phase)
-            metrics = {**metrics, **further, "skipped": metrics["skipped"] + further["skipped"]}
+            metrics = {**further, **metrics, "skipped": metrics["skipped"] + further["skipped"]}
         if self.adaptive:
             metrics[KL_METRIC] = self.learners.average_metric(self._kl_of_update(batch, start, metrics["skipped"]))
         finite = metrics["skipped"] == 0  # a batch that was not finite, in whole or in part, is not added
@@ -328,6 +329,7 @@ class Update:
         self.model.load_state_dict(dict(weights))
         self.normalizers.initialize_from(normalizers)
         self.objective.reset()
+        self.objective.set_progress(0.0)
 
 
 def _with_last_row(gradient: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -41,11 +41,12 @@ class Trunk(nn.Module):
         activation: str,
         core: str,
         core_size: int,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.names = list(obs)
         encoders = [
-            make_encoder(leaf.encoder, leaf.encoder_shape, hidden=hidden, activation=activation)
+            make_encoder(leaf.encoder, leaf.encoder_shape, hidden=hidden, activation=activation, layer_norm=layer_norm)
             for leaf in obs.values()
         ]
         self.encoders = nn.ModuleList(encoders)
@@ -70,6 +71,7 @@ class ActorCritic(nn.Module):
         core: none, gru or lstm.
         core_size: width of the core.
         activation: relu or tanh.
+        layer_norm: LayerNorm before each activation of the encoders.
         separate: use a separate trunk for the critic (small control tasks); not together with a core.
         normalize_obs: standardise numbers inside the module, but those of pictures with bounds; the statistics are
             buffers. See `treatment`.
@@ -94,6 +96,7 @@ class ActorCritic(nn.Module):
         core: str = "none",
         core_size: int = 0,
         activation: str = "relu",
+        layer_norm: bool = False,
         separate: bool = False,
         normalize_obs: bool = False,
         log_std_init: float = 0.0,
@@ -109,24 +112,15 @@ class ActorCritic(nn.Module):
             raise ValueError(
                 f"model.separate and model.core={core} exclude each other: the core needs one shared trunk"
             )
-        self.distribution = ActionDistribution(actions, squash)
+        self.distribution = self._distribution(actions, squash)
         self.mask, self.acting = mask, acting
         self.treatments = treatments(obs, without=(mask, acting), encoder=encoder, normalize=normalize_obs)
         self.action_dtypes = {name: str(leaf.dtype) for name, leaf in actions.items()}
-        shared: dict[str, Any] = dict(hidden=hidden, activation=activation)
+        shared: dict[str, Any] = dict(hidden=hidden, activation=activation, layer_norm=layer_norm)
         self.trunk = Trunk(self.treatments, **shared, core=core, core_size=core_size)
         self.critic = Trunk(self.treatments, **shared, core="none", core_size=0) if separate else None
         self.state_size = self.trunk.core.state_size
-
-        parts = self.distribution.parts
-        outputs = sum(sum(part.sizes) for part in parts)  # logits, and means but not log_stds
-        dimensions = sum(part.sizes[0] for part in parts if not part.discrete)
-        # Nearly uniform initial policy; more important than most settings (Andrychowicz et al. 2021).
-        self.policy_head = orthogonal(nn.Linear(self.trunk.out_size, outputs), 0.01)
-        critic_size = (self.critic or self.trunk).out_size
-        self.value_head = orthogonal(nn.Linear(critic_size, 1), 1.0)
-        self.median_head = orthogonal(nn.Linear(critic_size, 1), 1.0) if median else None
-        self.log_std = nn.Parameter(torch.full((dimensions,), log_std_init)) if dimensions else None
+        self._add_heads(log_std_init, median)
 
         self.normalized = [n for n, leaf in self.treatments.items() if leaf.scaling is Scaling.NORMALIZED]
         for name in self.normalized:
@@ -136,6 +130,22 @@ class ActorCritic(nn.Module):
         inputs = [Input(leaf) for leaf in self.treatments.values()]
         self.inputs = nn.ModuleList(inputs)
         self._changed = [(name, i) for i, name in enumerate(self.treatments) if not inputs[i].identity]
+
+    def _distribution(self, actions: Mapping[str, ActionLeafLike], squash: bool) -> ActionDistribution:
+        """The distribution whose parameters the network computes."""
+        return ActionDistribution(actions, squash)
+
+    def _add_heads(self, log_std_init: float, median: bool) -> None:
+        """Create what computes the outputs from the features of the trunks."""
+        parts = self.distribution.parts
+        outputs = sum(sum(part.sizes) for part in parts)  # logits, and means but not log_stds
+        dimensions = sum(part.sizes[0] for part in parts if not part.discrete)
+        # Nearly uniform initial policy; more important than most settings (Andrychowicz et al. 2021).
+        self.policy_head = orthogonal(nn.Linear(self.trunk.out_size, outputs), 0.01)
+        critic_size = (self.critic or self.trunk).out_size
+        self.value_head = orthogonal(nn.Linear(critic_size, 1), 1.0)
+        self.median_head = orthogonal(nn.Linear(critic_size, 1), 1.0) if median else None
+        self.log_std = nn.Parameter(torch.full((dimensions,), log_std_init)) if dimensions else None
 
     def forward(self, obs: Mapping[str, Tensor], state: Tensor | None = None, first: Tensor | None = None) -> Output:
         """Run one step. obs [N, *shape] leaves, state [N, H] or None (zeros), first [N] bool or None (all False)."""
@@ -229,13 +239,21 @@ class ActorCritic(nn.Module):
 
     def _heads(self, x: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """x [N, F] -> params [N, K], value and median [N]; float32 even under autocast: ratios need the precision."""
-        y = x if self.critic is None else self.critic.encode(obs)
+        y = self._critic_features(x, obs)
         device = x.device.type
         if not torch.is_autocast_enabled(device):
-            return self._params(self.policy_head(x), obs), self.value_head(y).squeeze(-1), self._median(y)
+            return *self._outputs(x, y, obs), self._median(y)
         with torch.autocast(device, enabled=False):
-            value, median = self.value_head(y.float()).squeeze(-1), self._median(y.float())
-            return self._params(self.policy_head(x.float()), obs), value, median
+            x, y = x.float(), y.float()
+            return *self._outputs(x, y, obs), self._median(y)
+
+    def _critic_features(self, x: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """What the value head reads [N, F]; x: features of the policy."""
+        return x if self.critic is None else self.critic.encode(obs)
+
+    def _outputs(self, x: Tensor, y: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Features of the policy x and of the critic y [N, F] -> params [N, K], value [N]."""
+        return self._params(self.policy_head(x), obs), self.value_head(y).squeeze(-1)
 
     def _median(self, y: Tensor) -> Tensor | None:
         """[N, F] -> [N], None without a median head."""

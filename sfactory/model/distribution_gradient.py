@@ -20,8 +20,9 @@ Pullback = Callable[[Tensor, Tensor], Tensor]
 
 
 def has_gradient(distribution: ActionDistribution) -> bool:
-    """Whether `HeadGradient` knows the formulas: categorical heads and boxes that are not squashed."""
-    return all(part.log_span is None for part in distribution.parts)
+    """Whether `HeadGradient` knows the formulas: categorical heads, boxes that are not squashed, no further column."""
+    plain = type(distribution) is ActionDistribution
+    return plain and all(part.log_span is None for part in distribution.parts)
 
 
 class HeadGradient:

@@ -181,6 +181,10 @@ class ActionDistribution:
             action[part.name] = flat.reshape((*params.shape[:-1], *part.shape))
         return action
 
+    def shortfall(self, params: Tensor, action: Mapping[str, Tensor]) -> Tensor:
+        """How much worse than the most likely action an action is, [...]: the difference of log-probabilities, nats."""
+        return self.log_prob(params, self.mode(params)) - self.log_prob(params, action)
+
     def _log_prob_entropy(
         self, params: Tensor, action: Mapping[str, Tensor], *, with_entropy: bool
     ) -> tuple[Tensor, Tensor]:
@@ -204,6 +208,76 @@ class ActionDistribution:
                     entropy = _plus(entropy, _box_entropy(part, mean, log_std))
         assert log_prob is not None
         return log_prob, log_prob if entropy is None else entropy
+
+
+class WithFurtherColumn(ActionDistribution):
+    """`ActionDistribution` for ``params`` [..., K + 1] with one more column, which nothing here reads.
+
+    The other functions read the columns of every leaf by their places.
+    """
+
+    def __init__(self, actions: Mapping[str, ActionLeafLike], squash: bool = False) -> None:
+        super().__init__(actions, squash)
+        self.num_params += 1
+
+    def sample_and_log_prob(self, params: Tensor, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return super().sample_and_log_prob(params[..., :-1], noise)
+
+    def _log_prob_entropy(
+        self, params: Tensor, action: Mapping[str, Tensor], *, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        return super()._log_prob_entropy(params[..., :-1], action, with_entropy=with_entropy)
+
+
+class EpsilonGreedy(ActionDistribution):
+    """The action of highest value, or with probability epsilon any of those that are possible, each as often.
+
+    ``params`` are [..., k + 1]: the values of k actions, `MASKED_LOGIT` for impossible ones, then epsilon. Everything
+    that `ActionDistribution` computes is that of this policy. Raises ValueError unless there is one action, discrete,
+    with one head: the values of several would be those of all their combinations.
+    """
+
+    def __init__(self, actions: Mapping[str, ActionLeafLike]) -> None:
+        super().__init__(actions)
+        if not self._single:
+            raise ValueError("action values need one discrete action")
+        self.num_params += 1
+
+    def log_probs(self, params: Tensor) -> Tensor:
+        """Log-probability of every action [..., k]; `MASKED_LOGIT` where it is minus infinity."""
+        values, epsilon = at_least_single(params).tensor_split([-1], -1)
+        possible = values > 0.5 * MASKED_LOGIT
+        share = epsilon / possible.sum(-1, keepdim=True).clamp(min=1)
+        best = values.argmax(-1, keepdim=True)
+        p = torch.where(possible, share, 0.0).scatter_add(-1, best, 1.0 - epsilon)
+        return p.log().clamp(min=MASKED_LOGIT)
+
+    def sample_and_log_prob(self, params: Tensor, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return super().sample_and_log_prob(self.log_probs(params), noise)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        return super().entropy(self.log_probs(params))
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        return super().kl(self.log_probs(p), self.log_probs(q))
+
+    def mode(self, params: Tensor) -> dict[str, Tensor]:
+        part = self.parts[0]
+        return {part.name: params[..., :-1].argmax(-1).reshape((*params.shape[:-1], *part.shape))}
+
+    def shortfall(self, params: Tensor, action: Mapping[str, Tensor]) -> Tensor:
+        """Difference of the values, [...]: epsilon does not matter."""
+        return self.value(params, self.mode(params)) - self.value(params, action)
+
+    def value(self, params: Tensor, action: Mapping[str, Tensor]) -> Tensor:
+        """Values [...] of actions: params [..., k + 1], action name -> [..., *leaf.shape]."""
+        taken = action[self.parts[0].name].reshape(*params.shape[:-1], 1).long()
+        return params.gather(-1, taken).squeeze(-1)
+
+    def _log_prob_entropy(
+        self, params: Tensor, action: Mapping[str, Tensor], *, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        return super()._log_prob_entropy(self.log_probs(params), action, with_entropy=with_entropy)
 
 
 def at_least_single(x: Tensor) -> Tensor:

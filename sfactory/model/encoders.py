@@ -38,16 +38,25 @@ def orthogonal(layer: nn.Module, gain: float) -> nn.Module:
     return layer
 
 
-def fully_connected(size: int, hidden: Sequence[int], activation: str) -> nn.Sequential:
+def fully_connected(size: int, hidden: Sequence[int], activation: str, layer_norm: bool = False) -> nn.Sequential:
     """Layers [N, size] -> [N, hidden[-1]]."""
     layers: list[nn.Module] = []
     for width in hidden:
+        norm = [nn.LayerNorm(width)] if layer_norm else []
         layers += [
             orthogonal(Linear(size, width), GAINS[activation]),
+            *norm,
             ACTIVATIONS[activation](),
         ]
         size = width
     return nn.Sequential(*layers)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of every place of a picture [N, C, H, W], as flax's LayerNorm on [N, H, W, C]."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Encoder(nn.Module):
@@ -60,11 +69,13 @@ class Encoder(nn.Module):
 class Mlp(Encoder):
     """Fully connected layers on the flattened observation."""
 
-    def __init__(self, shape: Sequence[int], *, hidden: Sequence[int], activation: str) -> None:
+    def __init__(
+        self, shape: Sequence[int], *, hidden: Sequence[int], activation: str, layer_norm: bool = False
+    ) -> None:
         super().__init__()
         size = int(torch.Size(shape).numel())
         self.shape = tuple(shape)
-        self.layers = fully_connected(size, hidden, activation)
+        self.layers = fully_connected(size, hidden, activation, layer_norm)
         self.out_size = hidden[-1] if hidden else size
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -89,18 +100,22 @@ class MinAtar(Encoder):
 
     filters = 16
 
-    def __init__(self, shape: Sequence[int], *, hidden: Sequence[int], activation: str = "relu") -> None:
+    def __init__(
+        self, shape: Sequence[int], *, hidden: Sequence[int], activation: str = "relu", layer_norm: bool = False
+    ) -> None:
         super().__init__()
         self.shape = height, width, channels = tuple(shape)
         self.conv = orthogonal(nn.Conv2d(channels, self.filters, 3), GAINS["relu"])
+        self.norm = ChannelNorm(self.filters) if layer_norm else None
         size = self.filters * (height - 2) * (width - 2)
-        self.layers = fully_connected(size, hidden, activation)
+        self.layers = fully_connected(size, hidden, activation, layer_norm)
         self.out_size = hidden[-1] if hidden else size
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs [N, H, W, C] -> [N, out_size]."""
         x = obs.to(torch.float32).permute(0, 3, 1, 2)  # a view: channels-last already
-        x = self.conv(x).relu_()
+        x = self.conv(x)
+        x = x.relu_() if self.norm is None else self.norm(x).relu()
         return self.layers(x.permute(0, 2, 3, 1).reshape(x.shape[0], -1))
 
 
@@ -133,18 +148,21 @@ class Convolutions(Encoder):
     layout: tuple[tuple[int, int, int, int], ...]
     """Filters, kernel, stride and padding of every convolution."""
 
-    def __init__(self, shape: Sequence[int], *, hidden: Sequence[int], activation: str = "relu") -> None:
+    def __init__(
+        self, shape: Sequence[int], *, hidden: Sequence[int], activation: str = "relu", layer_norm: bool = False
+    ) -> None:
         super().__init__()
         gain = GAINS["relu"]
         layers: list[nn.Module] = []
         channels = shape[0]
         for filters, kernel, stride, padding in self.layout:
-            layers += [orthogonal(nn.Conv2d(channels, filters, kernel, stride, padding), gain), nn.ReLU()]
+            norm = [ChannelNorm(filters)] if layer_norm else []
+            layers += [orthogonal(nn.Conv2d(channels, filters, kernel, stride, padding), gain), *norm, nn.ReLU()]
             channels = filters
         self.convs = nn.Sequential(*layers, nn.Flatten()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
             size = self.convs(torch.zeros(1, *shape)).shape[1]
-        self.layers = fully_connected(size, hidden, activation)
+        self.layers = fully_connected(size, hidden, activation, layer_norm)
         self.out_size = hidden[-1] if hidden else size
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -183,7 +201,9 @@ class Impala(Encoder):
     default initialisation, as in torchbeast.
     """
 
-    def __init__(self, shape: Sequence[int], *, hidden: Sequence[int], activation: str = "relu") -> None:
+    def __init__(
+        self, shape: Sequence[int], *, hidden: Sequence[int], activation: str = "relu", layer_norm: bool = False
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = shape[0]
@@ -199,7 +219,7 @@ class Impala(Encoder):
         self.convs = nn.Sequential(*layers, nn.ReLU(), nn.Flatten()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
             size = self.convs(torch.zeros(1, *shape)).shape[1]
-        self.layers = fully_connected(size, hidden, activation)
+        self.layers = fully_connected(size, hidden, activation, layer_norm)
         self.out_size = hidden[-1] if hidden else size
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -248,9 +268,14 @@ def _differs_in_training(module: nn.Module) -> str:
     return ""
 
 
-def make_encoder(name: str, shape: Sequence[int], *, hidden: Sequence[int], activation: str) -> Encoder:
-    """Create the encoder of a `Treatment` for what it reads, ``shape``: see `Treatment.encoder_shape`."""
+def make_encoder(
+    name: str, shape: Sequence[int], *, hidden: Sequence[int], activation: str, layer_norm: bool = False
+) -> Encoder:
+    """Create the encoder of a `Treatment` for what it reads, ``shape``: see `Treatment.encoder_shape`.
+
+    layer_norm: of the encoders here; those of the user's own place their layers themselves.
+    """
     if ":" in name:
         module, _, attribute = name.partition(":")
         return getattr(importlib.import_module(module), attribute)(shape, hidden=hidden, activation=activation)
-    return ENCODERS[name](shape, hidden=hidden, activation=activation)
+    return ENCODERS[name](shape, hidden=hidden, activation=activation, layer_norm=layer_norm)

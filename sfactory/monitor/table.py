@@ -50,6 +50,8 @@ GROUPS = {
     "replay": "Reuse of stale data",
     "offpolicy": "Distance between the policies",
     "proximal": "The averaged policy",
+    "ppg": "The auxiliary phase",
+    "pqn": "Action values",
     "queue": "Slots and waiting times",
     "stage": "Time per worker and stage",
     "ledger": "Discarded rows",
@@ -96,6 +98,8 @@ _UPDATE = {
     "losses/policy_loss": "policy objective, as minimized",
     "losses/value_loss": "value loss before its coefficient",
     "losses/entropy": "mean entropy of the policy, in nats",
+    "losses/q_loss": "algorithm.name pqn: half the mean squared error of the action values",
+    "losses/q": "algorithm.name pqn: mean value of the actions that were taken",
     "losses/approx_kl": "estimate of KL(proximal || policy), in nats",
     "losses/clipfrac": "fraction of steps whose ratio was clipped",
     "losses/maskfrac": "fraction of steps that surrogate.mask left out",
@@ -186,6 +190,15 @@ METRICS: dict[str, Metric] = {
     **_metrics("learner", "last", _REPLAY),
     "lag/seconds": Metric("lag/mean times the seconds an update takes", "supervisor"),
     "proximal/decay": Metric("decay of the averaged policy per optimizer step", "learner"),
+    "ppg/auxiliary_loss": Metric(
+        "half the mean squared error of the auxiliary value; last minibatch of a phase", "learner", "mean"
+    ),
+    "ppg/value_loss": Metric("half the mean squared error of the value; last minibatch of a phase", "learner", "mean"),
+    "ppg/clone_kl": Metric(
+        "KL(policy before the phase || policy), in nats; last minibatch of a phase", "learner", "mean"
+    ),
+    "ppg/kept_mb": Metric("memory of the batches that wait for the next phase, in MB", "learner"),
+    "pqn/epsilon": Metric("share of random actions, published with the weights", "learner", "mean"),
     "queue/free": Metric("free slots; 0 means that samplers wait for the learner", "learner"),
     "queue/ready": Metric("full slots that wait for the learner", "learner"),
     "queue/inference_batch": Metric(

@@ -70,6 +70,8 @@ class _Network(ctypes.Structure):
 def unsupported(model: ActorCritic) -> str:
     """Why the kernels cannot compute this network, in a few words; empty if they can."""
     parts = model.distribution.parts
+    if type(model) is not ActorCritic:
+        return f"the network {type(model).__name__}"
     if model.state_size:
         return "a recurrent core"
     if model.mask:
@@ -95,6 +97,8 @@ def unsupported(model: ActorCritic) -> str:
             return f"the encoder {type(encoder).__name__}"
         if isinstance(encoder, MinAtar) and not (leaf.scaling is Scaling.NONE and _input(model).identity):
             return f"a grid that is {'normalized' if leaf.scaling is Scaling.NORMALIZED else 'scaled or transposed'}"
+        if any(isinstance(layer, nn.LayerNorm) for layer in encoder.modules()):
+            return "layer normalization"
         if len(list(encoder.layers)) // 2 + 1 > MAX_LAYERS:
             return f"more than {MAX_LAYERS - 1} fully connected layers"
         if isinstance(encoder, MinAtar) and (unfit := _unsupported_picture(*encoder.shape)):

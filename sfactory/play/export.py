@@ -233,7 +233,7 @@ def compare(policy: Policy, call: Call) -> float:
                     f"{name} is {tuple(other.shape)} {other.dtype}, expected {tuple(one.shape)} {one.dtype}"
                 )
             if not one.is_floating_point():
-                if count := int((_log_prob_loss(policy, expected["params"], name, other) > TOLERANCE).sum()):
+                if count := int((_shortfall(policy, expected["params"], name, other) > TOLERANCE).sum()):
                     raise ExportMismatch(f"{name} differs for {count} of {rows} random observations")
                 continue
             difference = float(((one - other).abs() / one.abs().clamp(min=1.0)).max())
@@ -243,16 +243,15 @@ def compare(policy: Policy, call: Call) -> float:
     return largest
 
 
-def _log_prob_loss(policy: Policy, params: Tensor, name: str, action: Tensor) -> Tensor:
-    """[N]: log-probability of the most likely action minus that of `action`, in nats.
+def _shortfall(policy: Policy, params: Tensor, name: str, action: Tensor) -> Tensor:
+    """[N]: how much worse than the most likely action `action` is, by its log-probability in nats, or by its value.
 
-    Two actions whose probabilities differ only by rounding are both correct.
+    Two actions that differ only by rounding are both correct.
     """
-    mode = policy.model.distribution.mode(params)
+    distribution = policy.model.distribution
     start = torch.as_tensor(policy.category_starts.get(name, 0))
-    changed = {**mode, name: action.view(-1, *policy.spec.actions[name].shape) - start}
-    log_prob = policy.model.distribution.log_prob
-    return log_prob(params, mode) - log_prob(params, changed)
+    changed = {**distribution.mode(params), name: action.view(-1, *policy.spec.actions[name].shape) - start}
+    return distribution.shortfall(params, changed)
 
 
 def _reference(policy: Policy, inputs: Inputs) -> Outputs:

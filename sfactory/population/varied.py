@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sfactory.config import Config, with_settings
+from sfactory.config.algorithms import rules_of
 from sfactory.config.bounds import Below, Between, bounds_of, check_bound
 from sfactory.config.parsing import check_name, convert, field_type, flag_name
 from sfactory.config.renamed import current_name
@@ -158,7 +159,8 @@ def default_mutate(sampled: Sequence[Sampled], config: Config) -> list[Mutated]:
     """What is mutated without --mutate: the sampled settings, else those of DEFAULT_MUTATE that are not 0."""
     if sampled:
         return [Mutated(one.name, one.values if not _is_number(one.name) else ()) for one in sampled]
-    return [Mutated(name) for name in DEFAULT_MUTATE if value_of(config, name)]
+    rules = rules_of(config)
+    return [Mutated(name) for name in DEFAULT_MUTATE if value_of(config, name) and rules.uses(name)]
 
 
 def value_of(config: Config, name: str) -> Any:

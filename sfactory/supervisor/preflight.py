@@ -37,6 +37,20 @@ def check_objective(name: str, spec: EnvSpec) -> None:
         )
 
 
+def check_algorithm(name: str, spec: EnvSpec) -> None:
+    """ValueError for an algorithm of action values where the action is not one choice."""
+    if name != "pqn":
+        return
+    action, *more = spec.actions.values()
+    if more or action.kind != "discrete" or len(action.sizes) != 1:
+        leaves = ", ".join(f"{leaf} {one.kind}" for leaf, one in spec.actions.items())
+        heads = f" of {len(action.sizes)} parts" if action.kind == "discrete" and not more else ""
+        raise ValueError(
+            f"algorithm.name {name} needs one discrete action, whose values it learns, and {spec.name} has {leaves}"
+            f"{heads}; use actor_critic"
+        )
+
+
 def check_init_from(config: Config, spec: EnvSpec) -> None:
     """ValueError or CheckpointError if the weights named by `run.init_from` are missing or of another network."""
     found = checkpoint.read_from(Path(config.run.init_from), ())
@@ -46,9 +60,16 @@ def check_init_from(config: Config, spec: EnvSpec) -> None:
     if not settings.is_file():  # a checkpoint that was copied elsewhere: the learner compares the shapes
         return
     trained = from_toml(settings)
-    loaded, current = (to_dict(c)["model"] for c in (trained, config))
+    loaded, current = (
+        {
+            f"{section}.{name}": value
+            for section in ("algorithm", "model")
+            for name, value in to_dict(c)[section].items()
+        }
+        for c in (trained, config)
+    )
     differences = [
-        f"model.{name} {loaded[name]!r}, not {current[name]!r}" for name in current if loaded[name] != current[name]
+        f"{name} {loaded[name]!r}, not {current[name]!r}" for name in current if loaded[name] != current[name]
     ]
     if trained.surrogate.has_median_head != config.surrogate.has_median_head:
         differences.append("median head, which only surrogate.objective bpo with surrogate.median-head has")

@@ -24,7 +24,13 @@ from sfactory.supervisor.cores import by_cores, share_threads, summary
 from sfactory.supervisor.limits import check_file_size, check_limits
 from sfactory.supervisor.lockstep_process import run_lockstep
 from sfactory.supervisor.main_script import UnguardedError
-from sfactory.supervisor.preflight import check_device, check_encoder, check_init_from, check_objective
+from sfactory.supervisor.preflight import (
+    check_algorithm,
+    check_device,
+    check_encoder,
+    check_init_from,
+    check_objective,
+)
 from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.signals import Signals, requeue_job
 from sfactory.supervisor.specs import read_specs
@@ -59,6 +65,7 @@ def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks) -> Outcome
         return Outcome("unguarded", UNGUARDED, "the script that trains has no guard")
     reading = obs_lines(specs[0], config) + cost_lines(specs[0], config)  # raises for observations that cannot be read
     bounded(specs[0], config.model.squash)  # raises for actions that cannot be squashed
+    check_algorithm(config.algorithm.name, specs[0])
     check_objective(config.surrogate.objective, specs[0])
     check_self_play(config, specs[0])
     if config.run.init_from and not resume:

@@ -436,6 +436,7 @@ class Learner(Worker):
             "skipped_in_a_row": self.counters.skipped_in_a_row,
             "mail": publisher["mail"],
             "replay": None if self.held is None else self.held.state_dict(),
+            "objective": self.update.objective.cycle_state(),
         }
 
     def held_slots(self) -> dict[str, np.ndarray]:
@@ -448,6 +449,7 @@ class Learner(Worker):
             self.log("replay: the checkpoint holds slots of another size; nothing is held at first")
         self.metrics.load_state_dict(windows, self.device)
         self.publisher.load_state_dict(windows)
+        self.update.objective.load_cycle_state(windows.get("objective", {}))
         self.counters.skipped_in_a_row = windows["skipped_in_a_row"]
         self.supervisor.stop, self.supervisor.proposal = StopOrder.RUN, LearnerOutcome.RUNNING
         self.words.outcome = LearnerOutcome.RUNNING

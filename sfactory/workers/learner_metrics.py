@@ -25,7 +25,7 @@ class LearnerMetrics:
         self.job_lags: Counter[int] = Counter()  # of all ranks, where there are several
 
     def add_update(self, metrics: dict[str, torch.Tensor]) -> None:
-        """Metrics of one update, [] each; the names are those of every other update."""
+        """Metrics of one update, [] each. Those of a further phase are missing in the updates without it."""
         self.updates.append(metrics)
 
     def add_lag(self, sampler: str, counts: LagCounts) -> None:
@@ -45,10 +45,12 @@ class LearnerMetrics:
         """Metrics and lags since the last row: the only synchronization per log interval. Clears them."""
         row: dict[str, float] = {}
         if self.updates:
-            names = list(self.updates[0])
+            names = [name for name in self.updates[0] if all(name in m for m in self.updates)]
             table = torch.stack([torch.stack([m[name].float() for name in names]) for m in self.updates])
             row = dict(zip(names, table.mean(0).tolist(), strict=True))
             row |= {name: float(table[:, names.index(name)].max()) for name in self.largest if name in row}
+            for name in sorted(set().union(*self.updates).difference(names)):
+                row[name] = float(torch.stack([m[name].float() for m in self.updates if name in m]).mean())
         row |= lag_row(self.lags, self.replayed_lags, self.job_lags)
         self.updates, self.lags = [], {}
         self.replayed_lags, self.ages, self.job_lags = Counter(), Counter(), Counter()

@@ -26,6 +26,7 @@ class Opponents:
         self.run_spec, self.device = run_spec, device
         paths = run_spec.config.selfplay.opponent_paths
         self.paths = {outside(i): Path(path) for i, path in enumerate(paths)}
+        self.num_params = run_spec.schema.num_params
         self.act_of = objective_class(run_spec.config).act
         self.most = 2 * run_spec.config.selfplay.pool + len(paths)
         self._loaded: OrderedDict[int, ActorCritic] = OrderedDict()
@@ -33,12 +34,14 @@ class Opponents:
     def outputs(self, number: int, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Act for rows [n, ...] on the device: leaves of the observation, `first`, `noise` and a recurrent `state`.
 
-        Returns actions, log_prob, params, value and state of the rows, in host memory.
+        Returns actions, log_prob, value, state and, if they are of the run's own kind, params, in host memory.
         """
         model = self._model(number)
         out = model(inputs, inputs.get("state") if model.state_size else None, inputs["first"])
         actions, log_prob = self.act_of(model, out, inputs["noise"])
-        found = {**actions, "log_prob": log_prob, "params": out.params, "value": out.value}
+        found = {**actions, "log_prob": log_prob, "value": out.value}
+        if out.params.shape[-1] == self.num_params:  # another algorithm has others; nothing is learned from them
+            found["params"] = out.params
         if model.state_size:
             found["state"] = out.state
         return {name: rows.cpu() for name, rows in found.items()}

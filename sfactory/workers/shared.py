@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sfactory.config import Config
+from sfactory.config.algorithms import rules_of
 from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import EnvSpec
 from sfactory.monitor.episodes import Episodes
@@ -178,7 +179,8 @@ class RunSpec:
             slots_per_group=s.slots_per_group,
             obs={name: (leaf.shape, leaf.dtype) for name, leaf in self.spec.obs.items()},
             actions={name: (leaf.shape, leaf.dtype) for name, leaf in self.spec.actions.items()},
-            num_params=sum(sum(a.sizes) * (2 if a.kind == "box" else 1) for a in actions),
+            num_params=rules_of(self.config).further_params
+            + sum(sum(a.sizes) * (2 if a.kind == "box" else 1) for a in actions),
             num_noise=sum(sum(a.sizes) if a.kind == "box" else len(a.sizes) for a in actions),
             state_size={"none": 0, "gru": size, "lstm": 2 * size}[core],
             discounted_return=self.config.normalize.reward,

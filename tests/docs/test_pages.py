@@ -19,6 +19,7 @@ from sfactory.algo.trace import TRACES
 from sfactory.algo.weight_rule import BEHAVIOR_WEIGHTS
 from sfactory.cli import main as cli
 from sfactory.config import parsing, presets, values
+from sfactory.config.algorithms import ALGORITHMS
 from sfactory.config.flags import split_flags
 from sfactory.monitor.table import METRICS
 from sfactory.supervisor.lockstep import Lockstep
@@ -59,6 +60,7 @@ def test_every_setting_and_every_metric_has_a_row():
 @pytest.mark.parametrize(
     ("setting", "registry"),
     [
+        ("algorithm.name", ALGORITHMS),
         ("trace.estimator", TRACES),
         ("proximal.policy", PROXIMALS),
         ("surrogate.objective", SURROGATES),

@@ -114,3 +114,20 @@ def test_rescale_batch_with_more_minibatches_keeps_their_size_over_all_learners(
     config = with_settings(Config(), {"batch.rule": "more_minibatches", "batch.minibatches": 2})
     two, _ = rescale_batch(config, 2)
     assert (two.batch.minibatches, two.optim) == (4, config.optim)
+
+
+def test_rescale_batch_leaves_alone_what_the_algorithm_does_not_use():
+    after, text = rescaled(2.0, "hilton", algorithm__name="pqn", optim__schedule="linear")
+    assert after.normalize.advantage_span == 1.0
+    assert "advantage_span" not in text
+    assert after.optim.lr == pytest.approx(Config().optim.lr / 2**0.5)
+
+
+@pytest.mark.parametrize("rule", ["hilton", "more_minibatches"])
+def test_rescale_batch_keeps_the_rows_of_an_auxiliary_phase(rule):
+    before = with_settings(Config(), {**BASE, "algorithm.name": "ppg"})
+    after, text = rescaled(0.5, rule, algorithm__name="ppg")
+    assert after.ppg.policy_updates == 16
+    assert after.ppg.policy_updates * after.batch_rows == before.ppg.policy_updates * before.batch_rows
+    assert "ppg.policy_updates" in text
+    assert rescaled(0.5, rule)[0].ppg == Config().ppg

@@ -8,7 +8,7 @@ from fake_accelerator import FakeAccelerator
 from sfactory.algo.surrogates.options import MASK_USES
 from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.algo.trace import TRACES
-from sfactory.config import Config, Model, Normalize, Optim, Run, Sampling, with_settings
+from sfactory.config import AlgorithmConfig, Config, Model, Normalize, Optim, Run, Sampling, with_settings
 from sfactory.device.accelerator import WARM
 from sfactory.device.ranks import Ranks
 from sfactory.envs import ActionLeaf, Leaf
@@ -17,6 +17,7 @@ from sfactory.learning.distributed import Vote
 from sfactory.learning.process_group import NOTES, ProcessGroup
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
+from sfactory.model.q_network import QNetwork
 
 torch.set_num_threads(1)
 T, B = 5, 8
@@ -35,9 +36,11 @@ def update_on(
     lines=None,
     learners=None,
     mask="none",
+    algorithm="actor_critic",
     **learning,
 ):
     config = Config(
+        algorithm=AlgorithmConfig(algorithm),
         run=Run(kernels="torch", learner_threads=2 if isinstance(accelerator, FakeAccelerator) else 1),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
         model=Model(hidden=(16,), core=core, core_size=8, squash=squash),
@@ -48,7 +51,7 @@ def update_on(
     config = with_settings(config, {f"learning.{name}": value for name, value in learning.items()})
     config = with_settings(config, {"surrogate.mask": mask})
     torch.manual_seed(0)
-    model = ActorCritic(
+    model = (QNetwork if algorithm == "pqn" else ActorCritic)(
         OBS, actions, hidden=(16,), core=core, core_size=8 if core != "none" else 0,
         normalize_obs=config.normalize.obs, squash=squash, median=config.surrogate.has_median_head,
     )  # fmt: skip
@@ -67,6 +70,8 @@ def fill(batch: Batch, update: Update, number: int) -> None:
     batch.obs["obs"].copy_(drawn(T + 1, B, 4) * (1 + number))
     # Drawn on the host for every device: one sample that rounds the other way would make it another batch.
     params = torch.randn(batch.params.shape, generator=g) / 2
+    if isinstance(update.model, QNetwork):
+        params[..., -1] = 0.3  # epsilon
     noise = torch.rand(T, B, update.model.distribution.num_noise, generator=g)
     action = update.model.distribution.sample(params, noise)
     batch.action["action"].copy_(action["action"])
@@ -130,6 +135,7 @@ CASES = {
     "box": {"actions": BOX},
     "squashed box": {"actions": BOX, "squash": True},
     "gradient limit": {"optim": {"max_grad_norm": 1e-3}},
+    "pqn": {"algorithm": "pqn"},
     "adaptive": {"optim": {"schedule": "kl_adaptive"}},
     "impala": {"surrogate": "impala", "behavior_weight": "trace", "trace": "vtrace"},
     **{f"surrogate {name}": {"surrogate": name} for name in SURROGATES if name not in ("ppo", "impala")},

@@ -22,7 +22,7 @@ def test_every_metric_of_the_table_has_a_meaning_in_one_line():
     assert all(metric.meaning and "\n" not in metric.meaning for metric in METRICS.values())
     assert {name.split("/")[0] for name in METRICS} == {
         "charts", "info", "losses", "lag", "offpolicy", "proximal", "queue", "ledger", "system", "faults", "eval",
-        "stage", "selfplay", "replay",
+        "stage", "selfplay", "replay", "ppg", "pqn",
     }  # fmt: skip
 
 

@@ -20,6 +20,8 @@ TARGETS = {
     "minatar": ("minatar/breakout", {}),
     "cartpole": ("classic/cartpole", {"normalize": {"obs": True, "value_targets": True}}),
     "squash": ("classic/pendulum", {"model": {"squash": True}}),
+    "pqn": ("minatar/breakout", {"algorithm": {"name": "pqn"}}),
+    "ppg": ("classic/pendulum", {"algorithm": {"name": "ppg"}, "ppg": {"policy_updates": 1, "phase_epochs": 1}}),
     "atari": ("atari/pong", {"stop": {"env_steps": 128}}),
     "gru": ("memory/tmaze", {"model": {"core": "gru", "core_size": 8}}),
 }

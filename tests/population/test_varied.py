@@ -93,6 +93,8 @@ def test_check_mutated_refuses_a_mutation_without_effect():
 def test_default_mutate_is_what_is_sampled_or_rate_and_entropy():
     assert default_mutate([], CONFIG) == [Mutated("optim.lr"), Mutated("loss.entropy_coef")]
     assert default_mutate([], varied.with_settings(CONFIG, {"loss.entropy_coef": 0.0})) == [Mutated("optim.lr")]
+    values = build(*presets.target_layers("pqn/minatar/breakout"))
+    assert default_mutate([], values) == [Mutated("optim.lr")], "action values have no entropy bonus"
     sampled = [Sampled("trace.gamma", (0.9, 0.99)), Sampled("optim.schedule", ("ess", "constant"))]
     assert default_mutate(sampled, CONFIG) == [
         Mutated("trace.gamma"), Mutated("optim.schedule", ("ess", "constant")),

@@ -5,7 +5,7 @@ import pytest
 import sfactory
 from sfactory.algo.surrogates.options import DISCRETE_ONLY
 from sfactory.envs import ActionLeaf, EnvSpec
-from sfactory.supervisor.preflight import check_objective
+from sfactory.supervisor.preflight import check_algorithm, check_objective
 from sfactory.supervisor.train import train
 
 GO = ActionLeaf((), "int64", "discrete", (3,))
@@ -31,3 +31,19 @@ def test_train_refuses_an_objective_of_probabilities_before_it_writes_anything(t
     with pytest.raises(ValueError, match=f"{name} needs discrete actions"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("actions", "shown"),
+    [
+        ({"push": PUSH}, "push box;"),
+        ({"go": GO, "push": PUSH}, "go discrete, push box;"),
+        ({"keys": ActionLeaf((2,), "int64", "discrete", (2, 3))}, "keys discrete of 2 parts;"),
+    ],
+)
+def test_check_algorithm_refuses_action_values_of_more_than_one_choice(actions, shown):
+    with pytest.raises(ValueError, match=r"algorithm\.name pqn needs one discrete action") as caught:
+        check_algorithm("pqn", EnvSpec("my/env", {}, actions))
+    assert f"my/env has {shown} use actor_critic" in str(caught.value)
+    check_algorithm("pqn", EnvSpec("my/env", {}, {"go": GO}))
+    check_algorithm("actor_critic", EnvSpec("my/env", {}, actions))

@@ -63,6 +63,17 @@ def test_lockstep_run_with_replay_killed_and_resumed_equals_an_uninterrupted_run
     assert verify(target, *words, *replay, steps=steps, kills=3) == []
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        ("pqn", ["--pqn.epsilon-fraction", "1", "--batch.forced-lag", "2"]),
+        ("ppg", ["--ppg.policy-updates", "5", "--ppg.phase-epochs", "2", "--proximal.policy", "ewma"]),
+    ],
+)
+def test_lockstep_run_of_another_algorithm_resumes_exactly(algorithm, words):
+    assert verify("classic/cartpole", "--algorithm.name", algorithm, *TWO, *words, steps=6000, kills=3) == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # a minute alone on two slow cores; the other process of the suite doubles it
 def test_atari_lockstep_run_resumes_exactly():

@@ -52,6 +52,8 @@ def test_init_from_refuses_another_network_and_lists_differences(teacher, tmp_pa
     assert not (tmp_path / "run").exists()
     line = train(tmp_path / "run", "--run.init-from", teacher, "--model.squash", "--run.mode", mode, code=2)
     assert "its model.squash False, not True" in line  # the same shapes, and another meaning
+    line = train(tmp_path / "run", "--run.init-from", teacher, "--algorithm.name", "ppg", "--run.mode", mode, code=2)
+    assert "another network: its algorithm.name 'actor_critic', not 'ppg'" in line
 
 
 @pytest.mark.sampled(2)

@@ -26,6 +26,7 @@ def pool_of(folder):
     return json.loads((folder / "pool/ratings.json").read_text())
 
 
+@pytest.mark.timeout(240)
 def test_self_play_trains_resumes_and_plays_against_other_runs(tmp_path):
     run(tmp_path, "train", GAME, "--run.dir", "a", *SMALL, "--stop.env-steps", "8k")
     last = rows(tmp_path / "a")[-1]
@@ -49,6 +50,9 @@ def test_self_play_trains_resumes_and_plays_against_other_runs(tmp_path):
     last = rows(tmp_path / "b")[-1]
     assert last["selfplay/pool"] == 1
     assert 0 <= last["selfplay/score/a"] <= 1
+    values = ["--algorithm.name", "pqn", *opponents]  # against a policy of another algorithm, with masks
+    run(tmp_path, "train", GAME, "--run.dir", "q", *SMALL, *values, "--stop.env-steps", "3k")
+    assert 0 <= rows(tmp_path / "q")[-1]["selfplay/score/a"] <= 1
     refused = run(tmp_path, "train", "gymnasium/CartPole-v1", "--run.dir", "c", *SMALL, code=2)
     assert "needs an environment with two agents or more" in refused.stderr
     assert not (tmp_path / "c").exists()

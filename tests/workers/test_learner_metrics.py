@@ -79,3 +79,12 @@ def test_counters_measure_seconds_without_excluded_time_and_restore_them():
     now[0] = 16.0
     other.tick()
     assert other.seconds == pytest.approx(4.0)
+
+
+def test_metrics_of_a_phase_are_averaged_over_the_updates_that_have_them():
+    metrics = LearnerMetrics(["high"])
+    for number in range(4):
+        phase = {"phase": torch.tensor(float(number))} if number % 2 == 0 else {}
+        metrics.add_update({**phase, "mean": torch.tensor(float(number)), "high": torch.tensor(float(number))})
+    assert metrics.row() == {"mean": 1.5, "high": 3.0, "phase": 1.0}
+    assert metrics.row() == {}

@@ -143,6 +143,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             encoder=settings.encoder,
             hidden=settings.hidden,
             activation=settings.activation,
+            layer_norm=settings.layer_norm,
             core=settings.core,
             core_size=settings.core_size,
             separate=settings.separate,
@@ -153,14 +154,6 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             acting=spec.acting,
             median=config.surrogate.has_median_head,
         )
-
-    @staticmethod
-    def act(model: ActorCritic, out: Output, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        return model.distribution.sample_and_log_prob(out.params, noise)
-
-    @staticmethod
-    def act_greedily(model: ActorCritic, out: Output) -> dict[str, Tensor]:
-        return model.distribution.mode(out.params)
 
     # -- once per update ---------------------------------------------------------------------------------------------
 

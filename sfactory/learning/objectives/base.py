@@ -10,7 +10,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch. Where minibatches
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from sfactory.envs import EnvSpec
 from sfactory.learning.batch import Batch, BatchLanes
 from sfactory.learning.native_network import NativeLearnerNetwork
 from sfactory.learning.normalizers import Normalizers
+from sfactory.learning.parallel_network import Inputs
 from sfactory.learning.parts import divided, joined
 from sfactory.model.actor_critic import ActorCritic, Output
 from sfactory.model.encoders import check_encoders
@@ -110,6 +111,11 @@ class Objective(ABC, Generic[S]):
         check_encoders(config.model.encoder, model)
         self.config, self.model, self.normalizers, self.autocast = config, model, normalizers, autocast
         self.native_network: NativeLearnerNetwork | None = None
+        self.outputs: Callable[[Inputs], Output] | None = None
+
+    def use_network(self, outputs: Callable[[Inputs], Output]) -> None:
+        """Called before the first update. outputs: of rows [T, B] under the present weights, without gradient."""
+        self.outputs = outputs
 
     def use_native(self, network: NativeLearnerNetwork) -> None:
         """Called before the first update if the native kernels compute the network; `evaluate` uses them too."""
@@ -127,14 +133,14 @@ class Objective(ABC, Generic[S]):
         """The network for an environment, its weights drawn from torch's global generator."""
 
     @staticmethod
-    @abstractmethod
     def act(model: ActorCritic, out: Output, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Choose actions: outputs of N rows, noise [N, K] in [0, 1) -> actions [N, ...] by leaf, log_prob [N]."""
+        return model.distribution.sample_and_log_prob(out.params, noise)
 
     @staticmethod
-    @abstractmethod
     def act_greedily(model: ActorCritic, out: Output) -> dict[str, Tensor]:
         """Choose the best actions: outputs of N rows -> actions [N, ...] by leaf."""
+        return model.distribution.mode(out.params)
 
     # -- one update --------------------------------------------------------------------------------------------------
 
@@ -144,7 +150,11 @@ class Objective(ABC, Generic[S]):
         return True
 
     def set_progress(self, progress: float) -> None:
-        """Called before every update with the share of the run that is over, 0 to 1; never part of a recording."""
+        """Called before every update with the share of the run that is over, 0 to 1; never part of a recording.
+
+        Also called with 0 when the weights were taken from another run. May change buffers of the network, which are
+        published with the weights.
+        """
 
     @abstractmethod
     def start(self, batch: Batch, out: Output) -> S:
@@ -164,15 +174,19 @@ class Objective(ABC, Generic[S]):
     def after_step(self, skipped: Tensor) -> None:
         """Called after every optimizer step. skipped: [] 1.0 if it was not taken and the weights are as before."""
 
-    @abstractmethod
     def kl_of_update(self, batch: Batch, start: S, out: Output) -> Tensor:
         """[] KL of the policy at the start of the update to the present one, in nats: mean over the valid rows.
 
         out: outputs of the T rows under the present weights. Called with the learning-rate schedule kl_adaptive only.
+        Without an implementation that schedule is refused.
         """
+        raise NotImplementedError(f"{type(self).__name__} has no distance between policies")
 
-    def further_phases(self, batch: Batch) -> Sequence[Phase]:
-        """Phases that follow the epochs of this update, for example an auxiliary phase every few updates."""
+    def further_phases(self, batch: Batch) -> Iterable[Phase]:
+        """Phases that follow the epochs of this update, for example an auxiliary phase every few updates.
+
+        A generator goes on after its phase was run. Metrics of a phase need names of their own.
+        """
         return ()
 
     def constants(self) -> Mapping[str, float]:
@@ -190,6 +204,16 @@ class Objective(ABC, Generic[S]):
 
     def reset(self) -> None:
         """Called when the weights were replaced."""
+
+    def cycle_state(self) -> dict[str, Any]:
+        """What an exact resume also needs, where several updates form a cycle: numbers and arrays.
+
+        Other resumes begin a cycle. It may be large, and each of several learners has its own.
+        """
+        return {}
+
+    def load_cycle_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `cycle_state` returned; {} from a version that did not save it."""
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ MAX_SQUARES = 16  # up to so many slots, each is drawn
 LOSSES = {
     "entropy": "losses/entropy", "explained": "losses/explained_variance", "value": "losses/value_loss",
     "policy": "losses/policy_loss", "KL": "losses/approx_kl", "clipped": "losses/clipfrac",
-    "grad": "losses/grad_norm", "lr": "charts/learning_rate",
+    "q": "losses/q", "q loss": "losses/q_loss", "grad": "losses/grad_norm", "lr": "charts/learning_rate",
 }  # fmt: skip
 MEANING = {
     "sampling-bound": "the others wait for environments",

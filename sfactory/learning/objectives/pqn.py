@@ -1,0 +1,121 @@
+"""PQN: action values by Q(lambda) on the newest data, without replay and without a target network.
+
+Gallici et al. 2024, arXiv 2407.04811. Once per update the targets are computed with the values under the weights at
+its start; in the paper with those that acted, which are the same weights at lag 0. Each minibatch moves the values of
+the actions that were taken to their targets. There is no ratio, so any data can be learned from; its lag only means
+that the rewards along a trace are those of an older policy, and lambda bounds how far that reaches.
+
+Legend: T steps, B lanes of the batch, b lanes of a minibatch, k actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfactory.algo.loss import explained_variance
+from sfactory.algo.q_lambda import q_lambda_targets
+from sfactory.algo.trace import TraceInput
+from sfactory.config import Config
+from sfactory.envs import EnvSpec
+from sfactory.learning.batch import Batch, rows_of
+from sfactory.learning.normalizers import Normalizers
+from sfactory.learning.objectives.base import Loss, Minibatch, Objective
+from sfactory.model.actor_critic import ActorCritic, Output
+from sfactory.model.q_network import QNetwork
+
+
+class PqnStart(NamedTuple):
+    """Computed once per update. All tensors are detached."""
+
+    target: Tensor  # [T, B]
+
+    def as_rows(self) -> PqnStart:
+        """[1, T x B]. A view."""
+        return PqnStart(rows_of(self.target))
+
+
+class PqnObjective(Objective[PqnStart]):
+    """Settings: section `pqn`, `trace.gamma` and `trace.trace_lambda`."""
+
+    divisible = True
+    model: QNetwork
+
+    def __init__(
+        self,
+        config: Config,
+        model: ActorCritic,
+        normalizers: Normalizers,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        assert isinstance(model, QNetwork)
+        super().__init__(config, model, normalizers, autocast)
+
+    @staticmethod
+    def build_model(config: Config, spec: EnvSpec) -> QNetwork:
+        """A head with one value per action. Raises ValueError unless the action is one choice."""
+        settings = config.model
+        return QNetwork(
+            spec.obs,
+            spec.actions,
+            encoder=settings.encoder,
+            hidden=settings.hidden,
+            activation=settings.activation,
+            layer_norm=settings.layer_norm,
+            core=settings.core,
+            core_size=settings.core_size,
+            normalize_obs=config.normalize.obs,
+            mask=spec.mask,
+            acting=spec.acting,
+            epsilon=epsilon(config, 0.0),
+        )
+
+    # -- once per update ---------------------------------------------------------------------------------------------
+
+    def set_progress(self, progress: float) -> None:
+        self.model.epsilon.fill_(epsilon(self.config, progress))
+
+    @torch.no_grad()
+    def start(self, batch: Batch, out: Output) -> PqnStart:
+        best = out.value.detach()
+        rows = TraceInput(
+            reward=self.normalizers.reward(batch.reward),
+            value=best[:-1],
+            next_value=best[1:] if batch.successor is None else best.gather(0, batch.successor),
+            terminated=batch.terminated,
+            truncated=batch.truncated,
+            valid=batch.valid,
+            log_rho=batch.log_prob,
+        )
+        settings = self.config.trace
+        if batch.order is not None:
+            rows = TraceInput(*(x.gather(0, batch.order) for x in rows))
+        target = q_lambda_targets(rows, gamma=settings.gamma, trace_lambda=settings.trace_lambda)
+        return PqnStart(target if batch.order is None else target.scatter(0, batch.order, target))
+
+    # -- the loss of a minibatch -------------------------------------------------------------------------------------
+
+    def loss(self, part: Minibatch, start: PqnStart, report: bool) -> Loss:
+        target = start.target if part.lanes is None else start.target.index_select(1, part.lanes)
+        valid = part.batch.valid
+        count = (valid.sum() if part.num_valid is None else part.num_valid).clamp(min=1)
+        q = self.model.distribution.value(part.out.params, part.batch.action)
+        error = (q - target).masked_fill(~valid, 0.0)
+        total = 0.5 * error.square().sum() / count
+        if not report:
+            return Loss(total, {}, {})
+        mean = q.detach().masked_fill(~valid, 0.0).sum() / count
+        losses = {"losses/q_loss": total.detach(), "losses/q": mean}
+        fit = {"losses/explained_variance": explained_variance(q.detach(), target, valid)}
+        return Loss(total, losses, {**fit, "pqn/epsilon": self.model.epsilon.clone()})
+
+
+def epsilon(config: Config, progress: float) -> float:
+    """Share of random actions after this share of the run."""
+    settings = config.pqn
+    moved = min(progress / settings.epsilon_fraction, 1.0) if settings.epsilon_fraction else 1.0
+    return settings.epsilon_start + moved * (settings.epsilon_end - settings.epsilon_start)
