@@ -256,3 +256,17 @@ def test_phases_shuffle_in_different_orders_and_the_averaged_policy_does_not_ste
     assert len(orders) == 2
     assert not torch.equal(*orders)
     assert len(steps) == 2 * 2, "two steps of the policy in each update"
+
+
+@pytest.mark.parametrize("settings", [{"mask": "m2po"}, {"objective": "bpo"}, {"objective": "r2vpo"}])
+def test_every_kind_of_surrogate_has_a_phase(settings):
+    """A mask over the whole update, a head of its own, and a dual variable, which the phase leaves alone."""
+    update = make(ppg__policy_updates=1, **{f"surrogate__{name}": value for name, value in settings.items()})
+    steps = []
+    if update.objective.dual is not None:
+        step = update.objective.dual.step
+        update.objective.dual.step = lambda *given: steps.append(given) or step(*given)
+    for row in run(update, 2):
+        assert row["skipped"] == 0
+        assert math.isfinite(row["ppg/clone_kl"])
+    assert len(steps) == (4 if update.objective.dual is not None else 0)
