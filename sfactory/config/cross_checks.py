@@ -44,8 +44,8 @@ def check_algorithm(config: Config) -> None:
         )
     if algorithm == "ppg" and config.replay.ratio:
         raise ValueError(
-            f"replay.ratio {config.replay.ratio:g} with algorithm.name ppg: it trains again on the batches that it keeps "
-            "itself; set replay.ratio 0, or use actor_critic"
+            f"replay.ratio {config.replay.ratio:g} with algorithm.name ppg, which trains again on batches that it "
+            "keeps itself; set replay.ratio 0, or use actor_critic"
         )
     if algorithm != "pqn":
         return
