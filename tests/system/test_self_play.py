@@ -100,3 +100,42 @@ def test_self_play_in_lockstep_repeats_itself(tmp_path):
     run(tmp_path, "resume", "a", "--stop.env-steps", "5k", "--quiet")
     refused = run(tmp_path, "resume", "a", "--selfplay.share", "0", "--stop.env-steps", "9k", code=4)
     assert "selfplay.share" in refused.stderr
+
+
+NETS = """
+import torch
+from torch import nn
+
+
+class Wide(nn.Module):
+    def __init__(self, shape, *, hidden, activation):
+        super().__init__()
+        self.out_size = 24
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), self.out_size), nn.Tanh())
+
+    def forward(self, obs):
+        return self.net(obs.float())
+"""
+
+
+def test_self_play_against_runs_with_another_network_and_an_encoder_of_ones_own_file(tmp_path):
+    """Both rivals are trained in other folders; that of this run has no such file."""
+    short = [*SMALL, "--stop.env-steps", "600", "--selfplay.every", "1M", "--selfplay.admit", "1"]
+    places = {name: tmp_path / name for name in ("wide", "memory", "here")}
+    for place in places.values():
+        place.mkdir()
+    (places["wide"] / "nets_of_a_rival.py").write_text(NETS)
+    run(places["wide"], "train", GAME, "--run.dir", "run", *short, "--model.encoder", "nets_of_a_rival:Wide")
+    core = ["--model.separate", "false", "--model.core", "gru", "--model.core-size", "16"]
+    run(places["memory"], "train", GAME, "--run.dir", "run", *short, *core, "--model.hidden", "32,16")
+    words = ["--selfplay.opponents", "../wide/run,../memory/run", *core, "--model.hidden", "8"]
+    run(places["here"], "train", GAME, "--run.dir", "run", *short, *words)
+    last = rows(places["here"] / "run")[-1]
+    assert last["selfplay/pool"] == 2
+    played = {
+        one["name"]: one["wins"] + one["draws"] + one["losses"] for one in pool_of(places["here"] / "run")["opponents"]
+    }
+    assert min(played.values()) > 5, played
+    assert set(played) == {"../wide/run", "../memory/run"}
+    run(places["here"], "resume", "run", "--stop.env-steps", "900", "--quiet")
+    assert pool_of(places["here"] / "run")["games"] > sum(played.values())
