@@ -19,7 +19,7 @@ from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.parsing import ConfigLayer, flag_name
 from sfactory.config.values import as_text
 from sfactory.envs import EnvSpec
-from sfactory.errors import CommandError, EnvError, Exit
+from sfactory.errors import CommandError, Exit
 from sfactory.monitor.format import percent
 from sfactory.monitor.statistics import bootstrap, human_normalized, iqm
 from sfactory.play.episodes import model_policy, num_play_envs, play_task
@@ -27,7 +27,7 @@ from sfactory.play.video import VideoFile, VideoRecorder, check_video, remove_un
 from sfactory.play.watched_group import NO_CLOCK, EnvClock, watched_spec
 from sfactory.run import checkpoint
 from sfactory.run.folder import require_run_or_checkpoint
-from sfactory.run.recorded_spec import recorded_spec
+from sfactory.run.recorded_spec import check_same_spaces, recorded_spec
 
 if TYPE_CHECKING:
     from sfactory.model.actor_critic import ActorCritic
@@ -352,19 +352,3 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 NOT_PLAYED = ("step_timeout", "build_timeout")
 """Settings that may change and do not alter what is played."""
-
-
-def check_same_spaces(trained: EnvSpec, spec: EnvSpec, who: str = "the policy") -> None:
-    """Raise EnvError if a policy cannot play in an environment, because it was trained with other spaces.
-
-    who: name of the policy in the message.
-    """
-    for what, before, now in (("obs", trained.obs, spec.obs), ("actions", trained.actions, spec.actions)):
-        old, new = ({n: (leaf.shape, leaf.dtype, getattr(leaf, "sizes", ())) for n, leaf in leaves.items()}
-                    for leaves in (before, now))  # fmt: skip
-        if old != new:
-            words = [", ".join(f"{n} {list(shape)} {dtype}" for n, (shape, dtype, _) in one.items())
-                     for one in (new, old)]  # fmt: skip
-            if words[0] == words[1]:
-                words = [", ".join(f"{n} of {list(sizes)}" for n, (_, _, sizes) in one.items()) for one in (new, old)]
-            raise EnvError(f"{spec.name}: {what} {words[0]}, but {who} was trained with {words[1]}")

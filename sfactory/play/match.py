@@ -29,7 +29,6 @@ from sfactory.play.evaluate import (
     broken_share,
     changed_config,
     check_counts,
-    check_same_spaces,
     cut_episodes,
     differences,
 )
@@ -37,7 +36,7 @@ from sfactory.play.policy import SEED_STREAM, Actor
 from sfactory.play.random_action import random_action
 from sfactory.play.watched_group import NO_CLOCK, EnvClock
 from sfactory.run import checkpoint
-from sfactory.run.recorded_spec import recorded_spec
+from sfactory.run.recorded_spec import check_same_spaces, recorded_spec
 
 RANDOM = "random"
 """The opponent that plays any legal action with the same probability."""
@@ -358,11 +357,6 @@ def load_player(path: Path, config: Config, spec: EnvSpec, who: str, **options: 
     """
     known = spec if config.env.agent_id else _without_agent_id(spec)
     trained = recorded_spec(checkpoint.read_state(path)) or known  # earlier versions recorded none
-    if spec.mask and set(known.obs) - set(trained.obs) == {spec.mask}:
-        raise EnvError(
-            f"{spec.name} says which actions are allowed, in {spec.mask}, and {who} was trained without it: it would "
-            "choose others"
-        )
     check_same_spaces(trained, known, who)
     model, state = checkpoint.restore_policy(path, config, trained)
     return NetworkPlayer(model, config, trained, **options), int(state["env_steps"])

@@ -15,7 +15,7 @@ from sfactory.run.checkpoint_files import Contents
 from sfactory.run.folder import run_of
 from sfactory.run.network_size import check_network_size
 from sfactory.run.obs_reading import check_reading
-from sfactory.run.recorded_spec import recorded_spec
+from sfactory.run.recorded_spec import check_same_spaces, recorded_spec
 from sfactory.run.trust import vouched_opponent
 
 
@@ -67,13 +67,14 @@ def check_opponent(path: Path, config: Config, spec: EnvSpec) -> None:
     own = from_toml(run / "config.toml")
     with opponent_code(run, own):
         check_network_size(own, contents.headers["model"])
-    check_reading(contents.state, spec, own)
-    found = recorded_spec(contents.state)
-    if found is not None:
-        for name in ("obs", "actions", "mask", "agents"):
-            theirs, ours = getattr(found, name), getattr(spec, name)
-            if theirs != ours:
-                raise ValueError(f"{where}: its {name} {theirs} are not those of {spec.name}: {ours}")
+    trained = recorded_spec(contents.state) or spec  # earlier versions recorded none
+    check_reading(contents.state, trained, own)
+    check_same_spaces(trained, spec, where, same_game=True)
+    if own.model.squash != config.model.squash:
+        raise ValueError(
+            f"{where}: its model.squash is {str(own.model.squash).lower()}, and actions of all seats reach the "
+            f"environment in the way of this run; use --model.squash {str(own.model.squash).lower()}"
+        )
     if own.model.core != "none" and (own.model.core, own.model.core_size) != (
         config.model.core,
         config.model.core_size,

@@ -14,7 +14,7 @@ from sfactory.errors import CommandError, Exit
 from sfactory.monitor.statistics import bootstrap, iqm
 from sfactory.play import episodes
 from sfactory.play.episodes import MAX_ENVS, MAX_FAULTS, model_policy, play, split_evenly
-from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult, check_same_spaces, chosen_checkpoint
+from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult, chosen_checkpoint
 from sfactory.play.evaluate import evaluation as evaluation_of
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import _write_manifest
@@ -400,14 +400,3 @@ def test_evaluation_prints_the_difference(several):
     changes = ("env.settings.gravity 20, trained with its default",)
     assert "changed   env.settings.gravity 20, trained with its default" in evaluation(changes=changes).report()
     assert evaluation(changes=changes).as_dict()["changes"] == changes
-
-
-def test_evaluation_refuses_an_environment_of_other_spaces(several):
-    spec, other = make_spec("gymnasium/Acrobot-v1"), make_spec("gymnasium/CartPole-v1")
-    check_same_spaces(spec, spec)
-    message = r"obs obs \[4\] float32, but the policy was trained with obs \[6\] float32"
-    with pytest.raises(EnvError, match=message) as error:
-        check_same_spaces(spec, other)
-    assert error.value.exit_code == Exit.USAGE
-    with pytest.raises(EnvError, match=r"actions action of \[2\], but the policy was trained with action of \[3\]"):
-        check_same_spaces(spec, replace(spec, actions=other.actions))

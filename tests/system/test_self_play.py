@@ -57,7 +57,8 @@ def test_self_play_trains_resumes_and_plays_against_other_runs(tmp_path):
     assert "needs an environment with two agents or more" in refused.stderr
     assert not (tmp_path / "c").exists()
     other = run(tmp_path, "train", "envpool/ConnectFour-v1", "--run.dir", "c", *SMALL, *opponents, code=2)
-    assert "selfplay.opponents a: its obs" in other.stderr
+    assert "envpool/ConnectFour-v1: obs obs [6, 7, 2] bool" in other.stderr
+    assert "but selfplay.opponents a was trained with obs [3, 3, 2] bool" in other.stderr
 
 
 @pytest.mark.faults

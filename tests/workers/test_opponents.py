@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,7 @@ def opponents_of(*paths, **sections):
     model = {"hidden": [4], "separate": False} | sections.pop("model", {})
     config = sfactory.make_config(GAME, selfplay=selfplay, model=model, **sections)
     spec = make_spec(GAME, config.env.options)
+    spec = replace(spec, obs=dict(reversed(spec.obs.items())))  # no rule says in which order the leaves come
     check_self_play(config, spec)
     return Opponents(RunSpec(config, spec, "unused", 0), torch.device("cpu"))
 
@@ -61,6 +63,7 @@ def inputs(rows=6, memory=0):
     rng = np.random.default_rng(0)
     found = {
         "obs": torch.from_numpy(3 * rng.random((rows, 2), np.float32)),
+        "agent_id": torch.eye(2, dtype=torch.bool).repeat(rows // 2, 1),
         "acting": torch.ones(rows, dtype=torch.bool),
         "first": torch.zeros(rows, dtype=torch.bool),
         "noise": torch.from_numpy(rng.random((rows, 1), np.float32)),
@@ -72,7 +75,7 @@ def inputs(rows=6, memory=0):
 def by_its_own_run(path, given):
     """What the policy of a run computes if it is loaded as `eval` does."""
     model = sfactory.load_policy(path, trust=True).model
-    return model({name: given[name] for name in ("obs", "acting")}, given.get("state"), given["first"])
+    return model({name: given[name] for name in ("obs", "agent_id", "acting")}, given.get("state"), given["first"])
 
 
 def test_opponents_act_with_the_network_of_their_own_run(tmp_path):
@@ -85,6 +88,13 @@ def test_opponents_act_with_the_network_of_their_own_run(tmp_path):
     torch.testing.assert_close(found["params"], expected.params)
     torch.testing.assert_close(found["value"], expected.value)
     assert found["params"].std() > 0
+
+
+def test_opponents_read_the_leaves_of_an_observation_in_the_order_of_their_own_run(tmp_path):
+    run = write_run(tmp_path / "run", GAME, 100, model={"hidden": [16]}, env={"agent_id": True})
+    given = inputs()
+    found = opponents_of(run, env={"agent_id": True}).outputs(outside(0), given)
+    torch.testing.assert_close(found["params"], by_its_own_run(run, given).params)
 
 
 def test_opponents_with_a_memory_use_that_of_the_run_and_others_leave_it(tmp_path):
