@@ -202,6 +202,46 @@ def test_agent_group_refuses_unequal_spaces_and_pads_them_if_told():
     assert "illegal action" in fault.message
 
 
+class Started(Scripted):
+    """Choices and observations of every agent begin with another number."""
+
+    script = ({}, {}, {"dead": "abc"})
+    choices: ClassVar = {
+        "a": spaces.Discrete(3, start=-1),
+        "b": spaces.Discrete(3, start=5),
+        "c": spaces.Discrete(2, dtype=np.int32),
+    }
+    shown: ClassVar = {"a": spaces.Discrete(4, start=-1), "b": spaces.Discrete(2, start=7), "c": spaces.Discrete(3)}
+
+    def observation_space(self, agent):
+        return self.shown[agent]
+
+    def action_space(self, agent):
+        return self.choices[agent]
+
+    def obs(self, agent):
+        return {"a": 2, "b": 7, "c": 1}[agent]
+
+    def step(self, acts):
+        assert all(self.choices[agent].contains(action) for agent, action in acts.items()), acts
+        return super().step(acts)
+
+
+def test_agent_group_counts_padded_choices_from_the_start_of_the_space_of_each_agent():
+    with pytest.raises(EnvError, match=r"a: Discrete\(3, start=-1\); b: Discrete\(3, start=5\); c: Discrete\(2"):
+        AgentGroup(type("Same", (Started,), {"shown": dict.fromkeys("abc", spaces.Discrete(9))}), 1, [0], name="x")
+    group = AgentGroup(Started, 1, [0], name="started", pad_spaces=True)
+    obs = group.reset()
+    assert group.spec.actions["action"].sizes == (3,)
+    assert obs[group.spec.mask].astype(int).tolist() == [[1, 1, 1], [1, 1, 1], [1, 1, 0]]
+    assert obs["obs"].astype(int).tolist() == [[0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
+    assert not group.step(actions(0, 0, 0)).faults
+    assert not group.step(actions(2, 1, 1)).faults
+    assert group.envs[0].seen == [{"a": -1, "b": 5, "c": 0}, {"a": 1, "b": 6, "c": 1}]
+    fault = group.step(actions(0, 0, 2)).faults[0]
+    assert "illegal action [[0, 0, 2]]" in fault.message
+
+
 class MaskInInfo(Scripted):
     script = ({}, {"dead": "abc"})
 
