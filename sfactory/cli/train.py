@@ -24,7 +24,7 @@ the settings used most:
   --run.seed N                  seed (1)
   --run.init-from RUN           start from the weights of another run
   --run.mode async|lockstep     as fast as possible, or deterministic
-  --stop.env-steps N            trained steps; 10M and 50k are numbers
+  --stop.env-steps N            trained steps (with several agents: of agents); 10M and 50k are numbers
   --stop.seconds S, --stop.target-return R
   --sampling.num-samplers N     processes that step environments
   --sampling.envs-per-group N   environments stepped together
@@ -107,13 +107,20 @@ def report(outcome: Outcome, config: Config, as_json: bool) -> int:
     if as_json:
         print(json.dumps(vars(outcome)))
     elif code is Exit.FINISHED:
-        print(f"\ntrained {outcome.env_steps:,} steps of {config.env.name}; training return {_score(outcome)}")
+        print(f"\ntrained {_steps(outcome)} of {config.env.name}; training return {_score(outcome)}")
         print(f"  run         {run_dir}")
         print(f"  evaluate    sfactory eval {shlex.quote(str(run_dir))}")
         print(f"  curves      tensorboard --logdir {shlex.quote(str(run_dir))}")
     resume = resume_command(run_dir, outcome.resume_settings)
     word = f"rank {outcome.rank}: {code.outcome}" if outcome.rank else code.outcome
     return print_exit_line(code, word, outcome.sentence, outcome.checkpoint, outcome.env_steps, resume)
+
+
+def _steps(outcome: Outcome) -> str:
+    """What was trained."""
+    if outcome.environment_steps is None:
+        return f"{outcome.env_steps:,} steps"
+    return f"{outcome.env_steps:,} agent steps ({outcome.environment_steps:,} env steps)"
 
 
 def _score(outcome: Outcome) -> str:

@@ -30,9 +30,11 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Follow the files of a run until it ends."""
+    from sfactory.monitor.format import step_words
     from sfactory.tools.watch import watch
 
     run_dir = Path(options.word)
     require_config_file(run_dir)
     snapshot = watch(run_dir)
-    return print_exit_line(Exit.FINISHED, "watched", f"{run_dir}: {snapshot.state}, {snapshot.env_steps:,} steps")
+    reached = f"{snapshot.env_steps:,} {step_words(snapshot.row)[0]}"
+    return print_exit_line(Exit.FINISHED, "watched", f"{run_dir}: {snapshot.state}, {reached}")

@@ -32,10 +32,14 @@ class Staging:
         accelerator: Accelerator | None = None,
         direct: bool = False,
         acting: str = "",
+        agents: int = 1,
     ) -> None:
         """lanes: lanes side by side in one batch. direct: the accelerator may read the slots itself. acting: the leaf
-        of the observation that says whether an agent acts, see `own_time`."""
-        self.schema, self.lanes, self.accelerator, self.acting = schema, lanes, accelerator, acting
+        of the observation that says whether an agent acts, see `own_time`. agents: lanes of one environment."""
+        self.schema, self.lanes, self.accelerator = schema, lanes, accelerator
+        self.acting, self.agents = acting, agents
+        self.environment_steps = 0
+        """Where there are several agents: steps of environments in the batch, without those that reset one."""
         leaves = {
             name: np.zeros((schema.rollout_length + extra, lanes, *shape), dtype)
             for name, (extra, shape, dtype) in batch_fields(schema, acting).items()
@@ -79,6 +83,7 @@ class Staging:
             if self.schema.players:  # nothing is learned from the actions of opponents
                 self.tensors[self.acting].numpy()[:, lanes] &= trajectories["player"][group, slot] == CURRENT
         if self.acting:
+            self.environment_steps = self._environment_steps()
             self._to_own_time()
         self.tensors["log_prob"].masked_fill_(~self.tensors["valid"], 0.0)  # finite on reset rows too
         np.maximum(updates - self.versions, 0, out=self.tensors["lag"].numpy(), casting="unsafe")
@@ -87,6 +92,12 @@ class Staging:
                 if name in self.tensors:
                     self.accelerator.copy(target, self.tensors[name])
             self.accelerator.wait()
+
+    def _environment_steps(self) -> int:
+        """Steps in which some agent acts or waits: the others are resets."""
+        valid, first = (self.tensors[name].numpy() for name in ("valid", "first"))
+        in_episode = valid | ~first[1:]
+        return int(in_episode.reshape(len(valid), -1, self.agents).any(axis=2).sum())
 
     def _to_own_time(self) -> None:
         """Give every action its outcome, which may have arrived while other agents acted."""

@@ -53,6 +53,7 @@ class Board:
         self.evaluated = 0  # trained steps of the policy that was evaluated last
         self._evaluations: list[dict[str, float]] = []  # results that no row has shown yet, oldest first
         self._steps_before, self._seconds_before = env_steps, seconds
+        self._environment_steps_before: float | None = None
         self._updates_before = -1
         self._speed: dict[str, float] = {}
         self._update_seconds: float | None = None
@@ -200,5 +201,16 @@ class Board:
             self._speed = {"charts/SPS": sps, "charts/FPS": sps * (frames / env_steps if env_steps else 1.0)}
             advanced = self._updates_before >= 0 and updates > self._updates_before
             self._update_seconds = window / (updates - self._updates_before) if advanced else None
+            self._speed |= self._environment_speed(env_steps, window)
             self._steps_before, self._seconds_before, self._updates_before = env_steps, seconds, updates
         return self._speed
+
+    def _environment_speed(self, env_steps: int, window: float) -> dict[str, float]:
+        """Steps of environments per second, where there are several agents. window: seconds since the previous row."""
+        steps = self._learner.get("charts/environment_steps")
+        before, self._environment_steps_before = self._environment_steps_before, steps
+        if steps is None:
+            return {}
+        if before is None:  # in the first row of a launch: by the share of all steps
+            return {"charts/environment_SPS": self._speed["charts/SPS"] * steps / env_steps if env_steps else 0.0}
+        return {"charts/environment_SPS": (steps - before) / window}

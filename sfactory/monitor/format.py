@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from sfactory.config import Stop
 from sfactory.monitor.bottleneck import bound, busy_shares
@@ -31,10 +31,21 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g}%" if share < 0.995 else f"{100 * share:.0f}%"
 
 
+def step_words(metrics: Container[str]) -> tuple[str, str]:
+    """Names of what env_steps count, and of steps of environments; the second is empty where there is one agent.
+
+    metrics: names in the newest row, or in all rows.
+    """
+    return ("agent steps", "env steps") if "charts/environment_steps" in metrics else ("steps", "")
+
+
 def console_line(row: Mapping[str, float], stop: Stop, env_steps: float, seconds: float) -> str:
     """One line of progress: speed, return, lag, busy workers, fraction done, time left."""
     sps, fps = row.get("charts/SPS", 0.0), row.get("charts/FPS", 0.0)
-    parts = [f"{human(env_steps)} steps", f"{human(sps)} steps/s"]
+    steps, others = step_words(row)
+    done_too = f" ({human(row['charts/environment_steps'])} {others})" if others else ""
+    speed_too = f" ({human(row.get('charts/environment_SPS', 0.0))} {others}/s)" if others else ""
+    parts = [f"{human(env_steps)} {steps}{done_too}", f"{human(sps)} {steps}/s{speed_too}"]
     if abs(fps - sps) > 0.01 * sps:
         parts.append(f"{human(fps)} frames/s")
     if "charts/episodic_return" in row:

@@ -83,14 +83,17 @@ def _metrics(source: Source, combine: Combine, entries: dict[str, str]) -> dict[
 
 _CHARTS = {
     "charts/episodic_return": "mean return of the last 100 episodes, unclipped",
-    "charts/episodic_length": "mean length of the last 100 episodes, in steps",
+    "charts/episodic_length": "mean length of the last 100 episodes, in steps; with several agents, of the environment",
     "charts/episodic_return/<task>": "one of several tasks: mean return of its last 100 episodes, unclipped",
     "charts/human_normalized": "return on the scale 0 = random policy, 1 = human tester; median over tasks",
     "charts/human_normalized/<task>": "one of several tasks: its return on that scale",
     "charts/games": "complete episodes since the start of the run, over all launches",
-    "charts/SPS": "trained agent steps per second",
-    "charts/FPS": "environment frames per second: SPS times frame skip",
-    "charts/frames": "environment frames trained so far",
+    "charts/SPS": "trained steps per second; with several agents, steps of agents",
+    "charts/environment_SPS": "with several agents: steps of environments per second, where SPS counts those of agents",
+    "charts/environment_steps": "with several agents: trained steps of environments so far, where env_steps counts "
+    "those of agents",
+    "charts/FPS": "frames per second: SPS times frame skip",
+    "charts/frames": "frames trained so far: env_steps times frame skip",
     "charts/updates": "updates of the learner so far",
 }
 LAST_MINIBATCH = "in the last minibatch of an update"
@@ -153,7 +156,8 @@ _FAULTS = {
 _EVALUATION = {
     "eval/episodic_return": "mean return of the newest evaluation since the previous row; mean over tasks",
     "eval/episodic_return/<task>": "one of several tasks: mean return of its episodes in the evaluation",
-    "eval/episodic_length": "mean length of the evaluation's episodes, in steps",
+    "eval/episodic_length": "mean length of the evaluation's episodes, in steps; with several agents, of the "
+    "environment",
     "eval/iqm": "interquartile mean of the evaluation's returns; mean over tasks",
     "eval/env_steps": "trained steps of the evaluated policy; TensorBoard shows eval/* at this step",
     "eval/seconds": "duration of the evaluation, in seconds",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,8 @@ class EvalResult:
     """The first episodes of environment 0, if they were recorded."""
     changes: tuple[str, ...] = ()
     """What differs from the settings of training, in words."""
+    agents: tuple[str, ...] = ()
+    """Names of the agents, where the environment has several. Lengths are steps of the environment."""
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -104,15 +106,15 @@ class EvalResult:
 
     def report(self) -> str:
         """Return the result as text."""
-        s = self.statistics
+        s, (steps, others) = self.statistics, steps_in_words(self.agents)
         lines = [
             f"{len(self.returns)} episodes of {self.env}, {actions_in_words(self.greedy)}",
-            f"policy    after {self.env_steps:,} steps of training; seed {self.seed}",
-            f"protocol  {self.protocol or self.env}; at most {self.max_steps:,} steps per episode",
+            f"policy    after {self.env_steps:,} {steps} of training; seed {self.seed}",
+            f"protocol  {self.protocol or self.env}; at most {self.max_steps:,} {others} per episode",
             f"mean      {s['mean']:.2f}   95% interval {s['mean_low']:.2f} to {s['mean_high']:.2f}",
             f"IQM       {s['iqm']:.2f}   95% interval {s['iqm_low']:.2f} to {s['iqm_high']:.2f}",
             f"median    {s['median']:.2f}   from {s['min']:.2f} to {s['max']:.2f}",
-            f"length    {s['length']:.1f} steps",
+            f"length    {s['length']:.1f} {others}",
         ]
         if self.infos:
             lines.append(f"info      {', '.join(f'{name} {value:.4g}' for name, value in self.infos.items())}")
@@ -120,7 +122,7 @@ class EvalResult:
             lines.append(f"human     {s['human_normalized']:.3f} (0 is a random policy, 1 a human tester)")
         lines += cut_episodes(len(self.returns), self.capped, self.max_steps, self.faults)
         lines += [f"changed   {change}" for change in self.changes]
-        lines += [f"video     {v.file}: {v.length:,} steps, return {v.episodic_return:g}" for v in self.videos]
+        lines += [f"video     {v.file}: {v.length:,} {others}, return {v.episodic_return:g}" for v in self.videos]
         return "\n".join(lines)
 
 
@@ -152,6 +154,11 @@ class MultiTaskEvalResult:
 def actions_in_words(greedy: bool) -> str:
     """How actions were chosen."""
     return "greedy actions (the most likely)" if greedy else "sampled actions (as in training)"
+
+
+def steps_in_words(agents: Sequence[str]) -> tuple[str, str]:
+    """Names of the steps of training and of the steps of an episode."""
+    return ("agent steps", "env steps") if agents else ("steps", "steps")
 
 
 def broken_share(complete: int, faults: int) -> float:
@@ -269,6 +276,7 @@ class Evaluation:
             reference=spec.reference,
             videos=tuple(replace(v, file=str(self._as_given(v.file))) for v in recorder.videos) if recorder else (),
             changes=self.changes,
+            agents=spec.agents,
         )
 
     def _as_given(self, file: str) -> Path:

@@ -31,6 +31,7 @@ from sfactory.play.evaluate import (
     check_counts,
     cut_episodes,
     differences,
+    steps_in_words,
 )
 from sfactory.play.policy import SEED_STREAM, Actor
 from sfactory.play.random_action import random_action
@@ -213,18 +214,19 @@ class MatchResult:
     def report(self) -> str:
         """Return the result as text."""
         found = self.score().as_dict()
-        after = "" if self.opponent_env_steps is None else f", after {self.opponent_env_steps:,} steps of training"
+        steps, others = steps_in_words(self.agents)
+        after = "" if self.opponent_env_steps is None else f", after {self.opponent_env_steps:,} {steps} of training"
         lines = [
             f"{len(self.outcomes)} episodes of {self.env}, {actions_in_words(self.greedy)}",
-            f"policy    after {self.env_steps:,} steps of training; seed {self.seed}",
+            f"policy    after {self.env_steps:,} {steps} of training; seed {self.seed}",
             f"against   {self.opponent}{after}",
-            f"protocol  {self.protocol or self.env}; at most {self.max_steps:,} steps per episode",
+            f"protocol  {self.protocol or self.env}; at most {self.max_steps:,} {others} per episode",
             f"result    {_counts(self.score())}",
             f"score     {found['score']:.3f}   95% interval {found['score_low']:.3f} to {found['score_high']:.3f}",
             f"Elo       {_elo(found['elo'], found['score'])}   95% interval "
             f"{_elo(found['elo_low'], 0.0)} to {_elo(found['elo_high'], 1.0)}",
             f"return    {np.mean(self.returns):.2f}; the other seats {np.mean(self.opponent_returns):.2f}",
-            f"length    {np.mean(self.lengths):.1f} steps",
+            f"length    {np.mean(self.lengths):.1f} {others}",
         ]
         for name, score in self.by_seat.items():
             mean, low, high = score_interval(*score)

@@ -45,6 +45,7 @@ def nothing_to_do(before: Config, config: Config, run_dir: Path, ranks: Ranks = 
         return None
     outcome = Outcome.of(Exit.FINISHED, f"nothing to do: {sentence_of(rules)}; nothing was changed")
     outcome.checkpoint, outcome.env_steps, outcome.run_dir = str(newest), env_steps, str(run_dir)
+    outcome.environment_steps = state.get("environment_steps") or None
     outcome.training_return, outcome.episodes = training_return, in_mean
     outcome.resume_settings, outcome.rank = raised_settings(rules), ranks.rank
     return outcome

@@ -66,6 +66,7 @@ class RunRecorder:
         self.launch, self.resume_from, self._lock = launch, resume_from, lock
         self.ranks, self.checkpoints = ranks, run_dir if ranks.is_leader else run_dir.parent
         self.env_steps, self.updates = int(state.get("env_steps", 0)), int(state.get("updates", 0))
+        self.environment_steps = int(state.get("environment_steps", 0)) if specs[0].agents else None
         self.seconds, self.episodes = float(state.get("seconds", 0.0)), stored_episodes(state, len(specs))
         self.created: list[Path] | None = None  # folder and parents, if a failed start must remove what is in it
         self._presence, self._presence_due = FolderPresence(run_dir), 0.0
@@ -195,6 +196,8 @@ class RunRecorder:
 
     def _write_row(self, worker: str, payload: dict[str, float]) -> None:
         metrics = self._take_counters(dict(payload))
+        if self.environment_steps is not None:
+            metrics["charts/environment_steps"] = float(self.environment_steps)
         self._write_evaluations(self.board.take_evaluations(keep=1), self.env_steps - 1)
         self.board.handle((messages.LEARNER, worker, metrics))
         frames = self.env_steps * self.spec.frame_skip
@@ -208,6 +211,8 @@ class RunRecorder:
         """Take the counters and the episodes out of a message of the learner; return the rest."""
         self.env_steps, self.updates = int(payload.pop("env_steps")), int(payload.pop("updates"))
         self.seconds = float(payload.pop("seconds"))
+        if self.environment_steps is not None:
+            self.environment_steps = int(payload.pop("environment_steps"))
         self.episodes.set_state(payload.pop("episodes"))
         return payload
 
@@ -216,6 +221,8 @@ class RunRecorder:
         if self._taken or self._presence.loss():  # another run may have taken the place already
             return
         reached = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
+        if self.environment_steps is not None:
+            reached["environment_steps"] = self.environment_steps
         returns = {"training_return": self.episodes.training_return, "episodes": self.episodes.in_mean}
         job = {} if self.ranks.alone else {"rank": self.ranks.rank, "world_size": self.ranks.world_size}
         self.writers.status({"state": state, **fields, **job, **reached, **returns})
@@ -310,7 +317,7 @@ class RunRecorder:
         rules = reached_rules(self.config.stop, self.progress)
         outcome.begin(sentence_of(rules) or "a stop rule was reached")
         self._write_evaluations(self.board.take_evaluations(keep=0), self.env_steps)  # rows come every few updates
-        outcome.env_steps = self.env_steps
+        outcome.env_steps, outcome.environment_steps = self.env_steps, self.environment_steps
         outcome.training_return, outcome.episodes = self.episodes.training_return, self.episodes.in_mean
         self.keep_folder()
         newest = None

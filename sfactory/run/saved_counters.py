@@ -8,7 +8,10 @@ from typing import Any
 
 from sfactory.errors import CheckpointError
 
-WHOLE = ("env_steps", "updates", "frames", "skipped_updates", "launch", "rows_until", "schedule_end", "held_slots")
+WHOLE = (
+    "env_steps", "environment_steps", "updates", "frames", "skipped_updates", "launch", "rows_until", "schedule_end",
+    "held_slots",
+)  # fmt: skip
 LARGEST = 2**53
 """Whole numbers below it are exact also as floating-point numbers."""
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sfactory.config import Stop
+from sfactory.config import Config, Stop
 from sfactory.config.parsing import flag_name
+from sfactory.envs import EnvSpec
 
 MARGIN = 1.5
 """A raised rule is at least this many times what was reached, so that training goes on for a while."""
@@ -66,6 +67,17 @@ def reached_rules(stop: Stop, progress: Progress) -> list[Reached]:
 def is_set(name: str, limit: float | None) -> bool:
     """Whether a rule is in use: 0 disables all but the target return, where 0 is a return."""
     return limit is not None if name == "target_return" else bool(limit)
+
+
+def agent_lines(spec: EnvSpec, config: Config) -> list[str]:
+    """A line that says what steps are in an environment with several agents; none where it has one."""
+    if not spec.agents:
+        return []
+    limit = f" {config.stop.env_steps:,}" if config.stop.env_steps else ""
+    return [
+        f"{len(spec.agents)} agents: stop.env-steps{limit} and all other numbers of training steps are agent steps; "
+        "env steps are those of environments"
+    ]
 
 
 def sentence_of(rules: Sequence[Reached]) -> str:

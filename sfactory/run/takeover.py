@@ -22,7 +22,7 @@ from sfactory.run.checkpoint import checkpoints_dir
 from sfactory.run.checkpoint_files import LOCKSTEP, STATE, read_manifest, read_state, verify
 from sfactory.run.checkpoint_writer import fsync, write_manifest
 
-OWN = ("env_steps", "frames", "updates", "seconds", "skipped_updates", "launch")
+OWN = ("env_steps", "environment_steps", "frames", "updates", "seconds", "skipped_updates", "launch")
 """Counters of the state that belong to the run and not to the policy."""
 POOL = "selfplay"
 """Entry about opponents: their policies are in the folder of the run."""
@@ -60,7 +60,7 @@ def stage(source: Path, staged: Path, own: Mapping[str, Any]) -> None:
 
 def _state(policy: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The state of the policy with the counters of the run."""
-    state = {name: value for name, value in policy.items() if name not in (*LEFT_OUT, POOL)}
+    state = {name: value for name, value in policy.items() if name not in (*LEFT_OUT, *OWN, POOL)}
     state |= counters_of(own)
     if "episodes" in state and "episodes" in own:
         state["episodes"] = {**state["episodes"], "count": own["episodes"]["count"]}

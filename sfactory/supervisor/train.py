@@ -18,6 +18,7 @@ from sfactory.run.job import settings_of_rank
 from sfactory.run.opponent_rules import check_self_play
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
+from sfactory.run.stop_rules import agent_lines
 from sfactory.run.trust import record_run
 from sfactory.supervisor.affinity import keep_to_nodes
 from sfactory.supervisor.cores import by_cores, share_threads, summary
@@ -63,7 +64,8 @@ def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks) -> Outcome
         specs = read_specs(config, ranks)
     except UnguardedError:
         return Outcome("unguarded", UNGUARDED, "the script that trains has no guard")
-    reading = obs_lines(specs[0], config) + cost_lines(specs[0], config)  # raises for observations that cannot be read
+    reading = agent_lines(specs[0], config)
+    reading += obs_lines(specs[0], config) + cost_lines(specs[0], config)  # raises for observations that cannot be read
     bounded(specs[0], config.model.squash)  # raises for actions that cannot be squashed
     check_algorithm(config.algorithm.name, specs[0])
     check_objective(config.surrogate.objective, specs[0])

@@ -13,10 +13,10 @@ def text(found: Comparison) -> str:
 
 def table(panel: ComparisonPanel) -> str:
     """Return one panel as a table: a row per group."""
-    where = f"{panel.end:,.0f} {UNITS[panel.by]}"
+    where = f"{panel.end:,.0f} {panel.steps if panel.by == 'env_steps' else UNITS[panel.by]}"
     lines = [f"{panel.title}: {panel.quantity} at {where} (mean of the last 100 episodes)"]
     rows = [panel.row(label) for label, _ in panel.groups]
-    other = "seconds" if panel.by == "env_steps" else "steps"
+    other = "seconds" if panel.by == "env_steps" else panel.steps
     first = rows[0]["label"]
     head = ["", "runs", "IQM", "95 % interval", "median", "min", "max"]
     head += [other] if len(panel.groups[0][1]) == 1 else []

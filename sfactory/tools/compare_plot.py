@@ -26,7 +26,6 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6, "grid.alpha": 0.7, "axes.axisbelow": True, "figure.facecolor": "white",
     "svg.fonttype": "path", "svg.hashsalt": "sfactory", "xtick.major.size": 0, "ytick.major.size": 0,
 }  # fmt: skip
-AXIS_LABELS = {"env_steps": "env steps", "seconds": "training time"}
 
 
 def targets(path: Path) -> list[Path]:
@@ -98,7 +97,7 @@ def _curves(plot: Any, panel: ComparisonPanel, axis: str, styles: dict[str, Any]
     """Plot the IQM over runs with its band; for a group of one run, only its line."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    plot.set_title(f"{panel.quantity} by {AXIS_LABELS[axis]}", loc="left", color=GREY)
+    plot.set_title(f"{panel.quantity} by {_axis_label(panel, axis)}", loc="left", color=GREY)
     x = panel.grids[axis]
     for label, (middle, low, high) in panel.bands(axis).items():
         color, dash = styles[label]
@@ -128,6 +127,13 @@ def _labels(plot: Any, panel: ComparisonPanel, styles: dict[str, Any]) -> None:
     plot.spines["left"].set_visible(False)
 
 
+def _axis_label(panel: ComparisonPanel, axis: str) -> str:
+    """Name of an axis. Steps of a single agent are those of its environment."""
+    if axis == "seconds":
+        return "training time"
+    return "env steps" if panel.steps == "steps" else panel.steps
+
+
 def _wrapped(label: str, panel: ComparisonPanel, dash: Any) -> str:
     """Return a label with one setting per line and the dash style; for a single group, the number of runs."""
     runs = sum(len(group.runs) for group in dict(panel.groups)[label])
@@ -137,7 +143,7 @@ def _wrapped(label: str, panel: ComparisonPanel, dash: Any) -> str:
 
 def _scores(plot: Any, panel: ComparisonPanel, styles: dict[str, Any]) -> None:
     """Plot every run as a dot and the IQM as a bar across its interval."""
-    end = f"{human(panel.end)} steps" if panel.by == "env_steps" else _time(panel.end)(round(panel.end), None)
+    end = f"{human(panel.end)} {panel.steps}" if panel.by == "env_steps" else _time(panel.end)(round(panel.end), None)
     plot.set_title(f"at {end}", loc="left", color=GREY)
     for position, (label, strata) in enumerate(panel.groups):
         color, row = styles[label][0], panel.row(label)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sfactory.config.values import same
+from sfactory.monitor.format import step_words
 from sfactory.monitor.statistics import bootstrap, improvement_interval, iqm, iqm_curve, probability_of_improvement
 from sfactory.run.reader import RunFolder, expand_folders, format_setting, read_run
 
@@ -64,6 +65,12 @@ class ComparisonPanel:
     """Axis -> [P]."""
     groups: tuple[tuple[str, tuple[RunGroup, ...]], ...]
     """(label, groups): one group, or one per task in the panel of all tasks."""
+
+    @property
+    def steps(self) -> str:
+        """What env_steps of these runs count, for text."""
+        runs = (run for _, strata in self.groups for group in strata for run in group.runs)
+        return next((words for run in runs if (words := step_words(run.rows)[0]) != "steps"), "steps")
 
     def bands(self, axis: str) -> dict[str, np.ndarray]:
         """Return label -> [3, P]: the IQM and the ends of its interval."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sfactory.run.checkpoint import LOCKSTEP, MANIFEST
 from sfactory.run.checkpoint_files import read_manifest
 from sfactory.run.obs_reading import KEY as OBSERVATIONS
 from sfactory.run.pool_files import is_pool_state
+from sfactory.run.recorded_spec import KEY as SPEC
 from sfactory.run.tensor_file import LONGEST_HEADER, TensorEntry, TensorFileError, read_header
 
 
@@ -64,7 +66,8 @@ class Info:
         for number, line in enumerate(observations if isinstance(observations, list) else []):
             rows.append(("" if number else "reads", str(line)))
         if state:
-            counts = [f"{state[k]:,} {k.replace('_', ' ')}" for k in COUNTS if isinstance(state.get(k), int)]
+            names = COUNTS_OF_AGENTS if _has_agents(state) else COUNTS
+            counts = [f"{state[k]:,} {name}" for k, name in names.items() if isinstance(state.get(k), int)]
             rows.append(("trained", ", ".join(counts)))
         if isinstance(state.get("seconds"), int | float):
             rows.append(("time", f"{state['seconds']:,.0f} s of training"))
@@ -82,6 +85,12 @@ class Info:
         return "\n".join(printable(f"{name:12}{text}".rstrip()).replace("\n", "\\n") for name, text in rows)
 
 
+def _has_agents(state: Mapping[str, Any]) -> bool:
+    """Whether the environment of a checkpoint has several agents, by its recorded spec."""
+    spec = state.get(SPEC)
+    return isinstance(spec, Mapping) and bool(spec.get("agents"))
+
+
 def _opponents(selfplay: Any) -> list[tuple[str, str]]:
     """Lines about the pool of opponents that a checkpoint's state describes."""
     if not is_pool_state(selfplay):
@@ -94,7 +103,10 @@ def _opponents(selfplay: Any) -> list[tuple[str, str]]:
     return rows
 
 
-COUNTS = ("env_steps", "frames", "updates", "episodes")
+COUNTS = {"env_steps": "env steps", "frames": "frames", "updates": "updates", "episodes": "episodes"}
+"""Entry of the state -> its name in the report."""
+COUNTS_OF_AGENTS = {"env_steps": "agent steps", "environment_steps": "env steps", "updates": "updates"}
+"""The same where an environment has several agents."""
 
 
 def info(path: Path) -> Info:

@@ -18,7 +18,7 @@ import numpy as np
 from sfactory.config import Config
 from sfactory.config.parsing import flag_name
 from sfactory.files import MiB, is_file, read_end
-from sfactory.monitor.format import duration, human, percent
+from sfactory.monitor.format import duration, human, percent, step_words
 from sfactory.monitor.table import LAG_SHARES, METRICS, STAGES, meaning
 from sfactory.run.checkpoint import candidates
 from sfactory.run.reader import RunFolder, flat_settings, format_value
@@ -106,18 +106,26 @@ def content(run: RunFolder, beside: Path) -> dict[str, Any]:
 
 def _tiles(run: RunFolder) -> list[Tile]:
     """The numbers in the header."""
-    steps = _last(run, "env_steps")
+    steps, unit = _last(run, "env_steps"), step_words(run.rows)[0]
     seconds = float(run.status.get("seconds") or _last(run, "seconds"))
     tiles = [
         Tile("return", svg.number(_final_return(run)), "mean of the last 100 episodes"),
-        Tile("steps", short(steps), f"{short(_last(run, 'charts/frames'))} frames"),
-        Tile("speed", f"{short(steps / seconds)}/s" if seconds > 0 else "-", "steps, over the whole training"),
+        _steps_tile(run, steps),
+        Tile("speed", f"{short(steps / seconds)}/s" if seconds > 0 else "-", f"{unit}, over the whole training"),
         Tile("training time", duration(seconds) if np.isfinite(seconds) else "-", run.config.run.mode),
         Tile("updates", short(_last(run, "charts/updates")), f"{run.config.batch_rows:,} rows each"),
     ]
     if np.isfinite(_last(run, HUMAN)):
         tiles.insert(1, Tile("human scale", f"{_last(run, HUMAN):.2f}", "0 random policy, 1 human tester"))
     return tiles
+
+
+def _steps_tile(run: RunFolder, steps: float) -> Tile:
+    """Trained steps, and the frames or the steps of environments that belong to them."""
+    unit, others = step_words(run.rows)
+    if others:
+        return Tile(unit, short(steps), f"{short(_last(run, 'charts/environment_steps'))} {others}")
+    return Tile(unit, short(steps), f"{short(_last(run, 'charts/frames'))} frames")
 
 
 def _final_return(run: RunFolder) -> float:
@@ -158,7 +166,10 @@ def _curves(run: RunFolder) -> list[Chart]:
     charts = [_chart(run, "training return", returns if several else {RETURN: "mean of 100 episodes"}, wide=True)]
     charts.append(_chart(run, "human-normalized return", relative if several else {HUMAN: "0 random, 1 human"}))
     for title, metrics in CURVES.items():
-        if title == "speed" and np.array_equal(run.column("charts/SPS"), run.column("charts/FPS"), equal_nan=True):
+        unit, others = step_words(run.rows)
+        if title == "speed" and others:
+            metrics = {"charts/SPS": f"{unit}/s", "charts/environment_SPS": f"{others}/s"}
+        elif title == "speed" and np.array_equal(run.column("charts/SPS"), run.column("charts/FPS"), equal_nan=True):
             metrics = {"charts/SPS": "steps/s"}
         charts.append(_chart(run, title, metrics))
     if np.nanmax(run.column(BROKEN), initial=0.0) > 0:  # of most runs the curve would be a line at 0

@@ -15,7 +15,10 @@ class Counters:
     clock: Callable[[], float] = time.monotonic
     updates: int = 0
     env_steps: int = 0
-    """Valid rows trained."""
+    """Valid rows trained: where an environment has several agents, steps of agents."""
+    environment_steps: int | None = 0
+    """Where an environment has several agents: its steps with these rows. None: a checkpoint of an earlier version has
+    not counted them; `count` then extrapolates."""
     seconds: float = 0.0
     """Time spent training, up to the last `tick`."""
     skipped_updates: int = 0
@@ -31,9 +34,16 @@ class Counters:
         """Count seconds from now on."""
         self.ticked_at = self.clock()
 
-    def count(self, rows: int, skipped: bool) -> None:
-        """Count one update. rows: valid ones that were trained on. skipped: a step, or all of them, was not taken."""
+    def count(self, rows: int, skipped: bool, environment_steps: float = 0.0) -> None:
+        """Count one update.
+
+        rows: valid ones that were trained on. skipped: a step, or all of them, was not taken. environment_steps: of
+        environments, for each of the rows.
+        """
         self.updates += 1
+        if self.environment_steps is None:
+            self.environment_steps = round(self.env_steps * environment_steps)
+        self.environment_steps += round(rows * environment_steps)
         self.env_steps += rows
         self.skipped_updates += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
@@ -50,9 +60,12 @@ class Counters:
     def state_dict(self) -> dict[str, Any]:
         """Entries of a checkpoint's state."""
         names = ("env_steps", "updates", "seconds", "skipped_updates")
-        return {name: getattr(self, name) for name in names}
+        known = {} if not self.environment_steps else {"environment_steps": self.environment_steps}
+        return {name: getattr(self, name) for name in names} | known
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned, from a checkpoint's state."""
         self.updates, self.env_steps = int(state["updates"]), int(state["env_steps"])
+        steps = state.get("environment_steps", None if self.env_steps else 0)
+        self.environment_steps = None if steps is None else int(steps)
         self.seconds, self.skipped_updates = float(state["seconds"]), int(state["skipped_updates"])

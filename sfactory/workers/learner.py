@@ -85,8 +85,9 @@ class Learner(Worker):
         self.metrics = LearnerMetrics(self.update.objective.largest_metrics)
         direct = register(self.accelerator, shared.arena, self.log)
         self.staging = Staging(
-            self.run_spec.schema, self.run_spec.batch_lanes, self.accelerator, direct, self.run_spec.spec.acting
-        )
+            self.run_spec.schema, self.run_spec.batch_lanes, self.accelerator, direct, self.run_spec.spec.acting,
+            self.run_spec.spec.rows,
+        )  # fmt: skip
         self.batch = self.staging.batch  # of the newest update
         self.held = HeldSlots(self.config, self.staging, self.accelerator) if self.config.replay.ratio else None
         mailbox = shared.mailbox(self.model.flat_size(), policy)
@@ -276,7 +277,8 @@ class Learner(Worker):
         if skipped:
             mask = self.update.trained()[:, : self.staging.lanes]
             trained, valid_trained = int(mask.sum()), int((mask & self.staging.batch.valid).sum())
-        self.counters.count(self.learners.total_rows(valid_trained, skipped), skipped)
+        per_row = self.staging.environment_steps / max(self.staging.valid_rows, 1)
+        self.counters.count(self.learners.total_rows(valid_trained, skipped), skipped, per_row)
         self.row_counts.trained += trained
         self.row_counts.skipped += rows - trained
         if self.counters.skipped_in_a_row == self.config.loss.nonfinite_budget:
@@ -409,6 +411,8 @@ class Learner(Worker):
     def _counts(self) -> dict[str, Any]:
         """The part of a message that is no metric."""
         counts = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
+        if self.run_spec.spec.agents:
+            counts["environment_steps"] = self.counters.environment_steps or 0
         return {**counts, "episodes": self.episodes.state()}
 
     def save_if_due(self) -> None:

@@ -120,3 +120,23 @@ def test_update_computes_advantages_of_each_agents_own_episode(tmp_path, name, e
             moved = max(moved, np.abs(column["log_rho"]).max())
     assert moved > 0.01  # the policy is another one than when it acted
     assert compared > 0.3 * UPDATES * T * ENVS * len(agents)
+
+
+@pytest.mark.parametrize(("name", "agent_steps"), [("Dies", 13), ("Born", 12), ("Game", 5)])
+def test_learner_counts_steps_of_agents_and_steps_of_environments(tmp_path, name, agent_steps):
+    """Episodes of five steps and a reset, two in every slot. An action before the end of a slot has its outcome."""
+    config = sfactory.make_config(
+        f"pettingzoo/agent_scripts:{name}",
+        run={"mode": "lockstep", "device": "cpu"},
+        sampling={"num_samplers": 1, "groups_per_sampler": 1, "envs_per_group": ENVS, "rollout_length": 12},
+        batch={"minibatches": 2, "epochs": 1},
+        checkpoint={"exact": False},
+    )
+    run = Lockstep(RunSpec(config, make_spec(config.env.name, config.env.options), str(tmp_path), 0))
+    try:
+        while run.learner.updates < 3:
+            run.turn()
+        counts = run.learner._counts()
+    finally:
+        run.close()
+    assert (counts["env_steps"], counts["environment_steps"]) == (3 * ENVS * 2 * agent_steps, 3 * ENVS * 2 * 5)

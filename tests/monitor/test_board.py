@@ -232,6 +232,29 @@ def test_console_line_has_speed_return_lag_bottleneck_percent_and_time_left():
     assert "frames/s" not in console_line({**row, "charts/FPS": 50_000.0}, Stop(), 1, 1.0)
 
 
+def test_console_line_of_agents_names_both_kinds_of_steps():
+    row = {
+        "charts/SPS": 3000.0,
+        "charts/FPS": 3000.0,
+        "charts/environment_SPS": 1000.0,
+        "charts/environment_steps": 5e5,
+    }
+    line = console_line(row, Stop(env_steps=3_000_000), 1_500_000, 50.0)
+    assert line.startswith("1.5M agent steps (500k env steps) | 3k agent steps/s (1k env steps/s)")
+    assert line.endswith("50%, 8 min 20 s left")
+
+
+def test_board_measures_the_speed_of_environments_with_several_agents():
+    board = Board(env_steps=600, seconds=10.0)
+    rows = []
+    for steps, seconds in ((300, 12.0), (400, 14.0)):
+        board.handle(("learner", "learner", {"charts/environment_steps": steps}))
+        rows.append(board.snapshot(3 * steps, 3 * steps, 1, seconds))
+    assert [row["charts/SPS"] for row in rows] == [150.0, 150.0]
+    assert [row["charts/environment_SPS"] for row in rows] == [50.0, 50.0], "of the first row by the share of all"
+    assert "charts/environment_SPS" not in Board().snapshot(10, 10, 1, 1.0)
+
+
 @pytest.mark.parametrize(("share", "text"), [(0.0, None), (0.0004, "0.04%"), (0.05, "5%"), (0.333, "33%"), (1, "100%")])
 def test_console_line_has_the_share_of_broken_episodes_if_there_are_any(share, text):
     line = console_line({"faults/broken_share": share, "faults/broken_episodes": 7.0}, Stop(), 1, 1.0)

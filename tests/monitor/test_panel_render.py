@@ -55,6 +55,22 @@ def test_panel_example_has_only_names_of_the_table():
     assert [meaning(name) for name in ROW]
 
 
+def test_panel_of_agents_names_both_kinds_of_steps_wherever_it_shows_any():
+    steps = {"charts/environment_steps": 1.85e6, "charts/environment_SPS": 26_150.0, "charts/FPS": ROW["charts/SPS"]}
+    row = {**ROW, **steps}
+    for width in (40, 80, 120, 200):
+        text = render(snapshot(row=row), width).plain
+        assert "52.3k agent steps/s" in text
+        assert "3.7M of 10M agent steps" in text
+        assert not re.search(r"(?<!agent)(?<!env) steps\b", text), text
+    assert field_text("speed", row=row) == "52.3k agent steps/s   85% roofline   812 updates"
+    assert "26.1k env steps/s   1.85M env steps" in text
+    assert "length 431.7 env steps" in field_text("return", row=row)
+    assert "at 3.5M agent steps, " in text
+    assert "96 rows/forward" in render(snapshot(row=row), 100).plain
+    assert render(snapshot(row=row), 60, 3).plain.startswith("faults 1 · 52.3k agent steps/s")
+
+
 @pytest.mark.parametrize("width", [40, 80, 120, 200])
 def test_panel_picture_equals_the_golden_file(width):
     assert render(snapshot(), width).plain + "\n" == (GOLDEN / f"{width}.txt").read_text()

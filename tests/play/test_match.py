@@ -397,12 +397,12 @@ def test_match_report_says_what_was_played_and_what_happened():
     text = result(faults=1, capped=2, changes=("env.settings.a 1, runs/b was trained with 2",)).report()
     for line in (
         "4 episodes of x/y, sampled actions (as in training)",
-        "policy    after 5,000 steps of training; seed 3",
-        "against   runs/b, after 700 steps of training",
-        "protocol  x/y rules 2; at most 100 steps per episode",
+        "policy    after 5,000 agent steps of training; seed 3",
+        "against   runs/b, after 700 agent steps of training",
+        "protocol  x/y rules 2; at most 100 env steps per episode",
         "result    2 won, 1 drawn, 1 lost",
         "return    0.62; the other seats 0.38",
-        "length    25.0 steps",
+        "length    25.0 env steps",
         "capped    2 of 4 episodes reached 100 steps",
         "faults    1 episodes were discarded after an environment failure and replaced: 20% of all; "
         "no return includes them",

@@ -45,9 +45,27 @@ def check_counts(folder):
     return status["env_steps"] / ledger["trained"]
 
 
+def check_words(folder, trained_line):
+    """Every output says which steps a number counts: two agents act in every step of the environment."""
+    status, last = json.loads((folder / "run/status.json").read_text()), rows(folder / "run")[-1]
+    steps, others = status["env_steps"], status["environment_steps"]
+    assert last["charts/environment_steps"] == others
+    assert steps - 200 <= 2 * others <= steps + 200, "the last actions of a batch may have no outcome yet"
+    assert last["charts/SPS"] == pytest.approx(2 * last["charts/environment_SPS"], rel=0.05)
+    assert f"trained {steps:,} agent steps ({others:,} env steps) of pettingzoo/agent_envs:Bits" in trained_line
+    assert f"{steps:,} agent steps, {others:,} env steps, " in run(folder, "info", "run")
+    log = (folder / "run/log.txt").read_text()
+    assert "2 agents: stop.env-steps 40,000 and all other numbers of training steps are agent steps; env steps" in log
+    assert f"after {steps:,} agent steps of training" in run(folder, "eval", "run", "--episodes", "2")
+    assert "agent steps" in run(folder, "compare", "run")
+    run(folder, "report", "run")
+    assert "env steps/s" in (folder / "run/report.html").read_text()
+
+
 def test_training_of_agents_that_act_together_learns_resumes_and_evaluates(folder):
     target = "pettingzoo/agent_envs:Bits"
-    run(folder, "train", target, "--run.dir", "run", *TOGETHER, *SMALL)
+    trained_line = run(folder, "train", target, "--run.dir", "run", *TOGETHER, *SMALL)
+    check_words(folder, trained_line)
     assert 0.9 < check_counts(folder / "run") < 1  # 20 of 21 rows; the others are resets
     last = rows(folder / "run")[-1]
     assert last["charts/episodic_return"] > 17 > CHANCE

@@ -67,6 +67,24 @@ def test_counters_count_the_rows_that_were_trained_and_the_updates_that_were_ski
     assert (counters.env_steps, counters.skipped_updates, counters.skipped_in_a_row) == (225, 2, 0)
 
 
+def test_counters_of_agents_count_steps_of_environments_and_extrapolate_those_of_earlier_versions():
+    counters = Counters()
+    counters.count(20, False, 0.35)
+    counters.count(10, False, 0.5)
+    assert (counters.env_steps, counters.environment_steps) == (30, 12)
+    assert counters.state_dict()["environment_steps"] == 12
+    resumed, old = Counters(), {name: x for name, x in counters.state_dict().items() if name != "environment_steps"}
+    resumed.load_state_dict(counters.state_dict())
+    assert resumed.environment_steps == 12
+    resumed.load_state_dict(old)
+    assert "environment_steps" not in resumed.state_dict()
+    resumed.count(10, False, 0.4)
+    assert resumed.environment_steps == 16
+    alone = Counters()
+    alone.count(20, False)
+    assert "environment_steps" not in alone.state_dict()
+
+
 def test_counters_measure_seconds_without_excluded_time_and_restore_them():
     now = [10.0]
     counters = Counters(clock=lambda: now[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sfactory.monitor.bottleneck import bottleneck, bound, busy_shares
-from sfactory.monitor.format import duration, human, percent, remaining
+from sfactory.monitor.format import duration, human, percent, remaining, step_words
 from sfactory.monitor.panel.lines import ACCENT, BAD, DIM, GOOD, LABEL, NUMBER, WARN, Line, bar, chart, entry, label
 from sfactory.monitor.panel.snapshot import Snapshot, return_trend
 from sfactory.monitor.table import STAGES
@@ -25,13 +25,14 @@ MEANING = {
 
 
 def progress(s: Snapshot, width: int) -> list[Line]:
-    """Speed, fraction of the roofline, fraction done, time left."""
+    """Speed, fraction of the roofline, fraction done, time left; with several agents, of them and of environments."""
     sps, fps = s.value("charts/SPS"), s.value("charts/FPS")
+    steps, others = step_words(s.numbers)
     running = s.state == "running"
     if sps is None:
         elapsed = f", {duration(s.since)} so far" if s.since >= 1 else ""
         return [entry("starting", [[("workers are loading", ""), (elapsed, DIM)]], width)]
-    speed: list[Line] = [[(human(sps), f"bold {ACCENT}"), (" steps/s", "")]]
+    speed: list[Line] = [[(human(sps), f"bold {ACCENT}"), (f" {steps}/s", "")]]
     if fps is not None and abs(fps - sps) > 0.01 * sps:
         speed.append([(human(fps), NUMBER), (" frames/s", "")])
     if s.roofline:
@@ -41,9 +42,12 @@ def progress(s: Snapshot, width: int) -> list[Line]:
     if not s.roofline and running:
         speed.append([("roofline: sfactory bench", DIM)])
     lines = [entry("speed", speed, width)]
+    if others:
+        rates = {f"{others}/s": s.value("charts/environment_SPS"), others: s.value("charts/environment_steps")}
+        lines.append(entry("", [[(human(x or 0.0), NUMBER), (f" {words}", "")] for words, x in rates.items()], width))
     done, left = remaining(s.numbers, s.stop, s.env_steps, s.seconds)
     goal = f" of {human(s.stop.env_steps)}" if s.stop.env_steps else ""
-    fields: list[Line] = [[(human(s.env_steps), NUMBER), (f"{goal} steps", "")]]
+    fields: list[Line] = [[(human(s.env_steps), NUMBER), (f"{goal} {steps}", "")]]
     if running and left is not None:
         fields.append([(duration(max(0.0, left - s.since)), NUMBER), (" left", "")])
     fields.append([("after ", ""), (duration(s.seconds + (s.since if running else 0.0)), NUMBER)])
@@ -73,7 +77,8 @@ def learning(s: Snapshot, width: int, rows: int) -> list[Line]:
     if (relative := s.value("charts/human_normalized")) is not None:
         fields.append([("human-normalized ", ""), (f"{relative:.3f}", NUMBER)])
     if (length := s.value("charts/episodic_length")) is not None:
-        fields.append([("length ", ""), (f"{length:.4g}", NUMBER)])
+        others = step_words(s.numbers)[1]
+        fields.append([("length ", ""), (f"{length:.4g}", NUMBER), (f" {others}" if others else "", "")])
     if (episodes := s.value("charts/games")) is not None:
         fields.append([(human(episodes), NUMBER), (" episodes", "")])
     lines = [entry("return", fields, width)]
@@ -138,7 +143,8 @@ def queue(s: Snapshot, width: int) -> list[Line]:
         if 0 < s.slots <= MAX_SQUARES and width >= 60:
             slots.insert(0, [("■" * int(ready), WARN), ("■" * in_use, ACCENT), ("□" * int(free), DIM)])
     if (batch := s.value("queue/inference_batch")) is not None:
-        slots.append([(f"{batch:.0f}", NUMBER), (" envs/forward", "")])
+        rows = "rows" if step_words(s.numbers)[1] else "envs"
+        slots.append([(f"{batch:.0f}", NUMBER), (f" {rows}/forward", "")])
     waits: list[Line] = [
         [(f"{kind} ", ""), (f"{wait:.3g} ms", NUMBER)]
         for kind in STAGES
@@ -197,7 +203,8 @@ def health(s: Snapshot, width: int, machine: bool = True) -> list[Line]:
     if s.checkpoint is not None:
         steps, age = s.checkpoint
         age += s.since if s.state == "running" else 0.0
-        saved = [("at ", ""), (human(steps), NUMBER), (" steps, ", ""), (duration(age), NUMBER), (" ago", "")]
+        unit = step_words(s.numbers)[0]
+        saved = [("at ", ""), (human(steps), NUMBER), (f" {unit}, ", ""), (duration(age), NUMBER), (" ago", "")]
     loads = {"CPU": s.value("system/cpu"), "memory": s.value("system/memory")} if machine else {}
     load: list[Line] = [[(f"{word} ", ""), (f"{x:.0f}%", NUMBER)] for word, x in loads.items() if x is not None]
     if width >= ONE_LINE:
@@ -212,7 +219,7 @@ def one_line(s: Snapshot) -> Line:
     if sps is None:
         return [("sfactory: starting", ACCENT)]
     done, left = remaining(s.numbers, s.stop, s.env_steps, s.seconds)
-    words = [f"{human(sps)} steps/s", "" if now is None else f"return {now:.4g}"]
+    words = [f"{human(sps)} {step_words(s.numbers)[0]}/s", "" if now is None else f"return {now:.4g}"]
     words += ["" if done is None else f"{100 * done:.0f}%"]
     words += ["" if left is None else f"{duration(max(0.0, left - s.since))} left", bound(s.numbers)]
     faults = int(s.value("faults/total") or 0)
