@@ -24,7 +24,7 @@ the settings used most:
   --run.seed N                  seed (1)
   --run.init-from RUN           start from the weights of another run
   --run.mode async|lockstep     as fast as possible, or deterministic
-  --stop.env-steps N            trained steps (with several agents: of agents); 10M and 50k are numbers
+  --stop.env-steps N            trained steps (of agents, if there are several); 10M is a number
   --stop.seconds S, --stop.target-return R
   --sampling.num-samplers N     processes that step environments
   --sampling.envs-per-group N   environments stepped together

@@ -56,6 +56,14 @@ def test_takeover_brings_the_policy_of_the_leader_to_the_steps_of_the_member(tmp
     assert weights_sha256(found.path) == weights_sha256(two[1])
 
 
+def test_takeover_leaves_a_counter_of_the_leader_that_the_member_does_not_have(tmp_path, two):
+    own, leader = two
+    state = read(leader, checkpoint.PARTS).state | {"environment_steps": 400}
+    save(tmp_path / "other", Contents(state, read(leader, checkpoint.PARTS).parts), keep=3)
+    found = taken(tmp_path, (own, tmp_path / "other/checkpoints" / leader.name))
+    assert "environment_steps" not in found.state
+
+
 def test_takeover_leaves_the_environments_of_the_leader_and_keeps_the_rows_of_the_member(tmp_path, two):
     found = taken(tmp_path, two)
     assert load_lockstep(found.path) == {}
