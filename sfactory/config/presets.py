@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sfactory.config.parsing import ConfigLayer, RawValue, table_layer
+from sfactory.config import Config, to_dict
+from sfactory.config.parsing import ConfigLayer, RawValue, build, flag_name, table_layer
 from sfactory.config.renamed import current_name
 from sfactory.config.tables import PLACEHOLDERS
+from sfactory.config.values import as_text
 from sfactory.errors import FileRefused, SettingError, did_you_mean
 from sfactory.files import MiB, read_bytes
 
@@ -27,6 +29,8 @@ LONGEST_FILE = 1 * MiB
 ENV_GROUP = "sfactory.envs"  # entry points of environment families
 FALLBACK = "gymnasium"
 """Family whose default.toml has the settings of environments without presets of their own."""
+OF_AGENTS = "pettingzoo"
+"""Family whose default.toml has the settings of environments with several agents."""
 
 
 # -- presets and files ---------------------------------------------------------------------------------------
@@ -183,6 +187,41 @@ def fallback_note(target: str) -> str:
         return ""
     shown = f"sfactory train {target} --print-config"
     return f"settings: those of {FALLBACK}/*, because there is no preset for {task}; {shown} lists them"
+
+
+def target_of_agents(target: str) -> str:
+    """The same environments of the user's own, named so that they have the settings for several agents."""
+    tasks = [task.strip() for task in target.split(",")]
+    return ",".join(f"{OF_AGENTS}/{task}" if is_python_target(task) else task for task in tasks)
+
+
+def several_agents_note(config: Config) -> str:
+    """One line for an environment of the user's own that has several agents, if its settings are those for one.
+
+    How many agents it has is known only when it is built, after its settings were chosen. Empty if every setting that
+    differs between one agent and several has another value than the default for one.
+    """
+    if not is_python_target(config.env.tasks[0]):
+        return ""
+    one, several = (to_dict(build(read_toml(presets_dir() / name / "default.toml"))) for name in (FALLBACK, OF_AGENTS))
+    given = to_dict(config)
+    parts = [
+        f"{flag_name(f'{section}.{name}')} {_typed(value)} ({_typed(several[section][name])})"
+        for section, values in one.items()
+        for name, value in values.items()
+        if value != several[section][name] and given[section][name] == value
+    ]
+    if not parts:
+        return ""
+    return (
+        f"{config.env.name} has several agents, and these settings are made for one (in parentheses: for several): "
+        f"{', '.join(parts)}; for several: sfactory train {target_of_agents(config.env.name)}"
+    )
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    return ",".join(map(as_text, value)) if isinstance(value, list | tuple) else as_text(value)
 
 
 def near_target(target: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sfactory.config import Config
+from sfactory.config.presets import several_agents_note
 from sfactory.device.machine import cores
 from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import bounded
@@ -65,6 +66,8 @@ def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks) -> Outcome
     except UnguardedError:
         return Outcome("unguarded", UNGUARDED, "the script that trains has no guard")
     reading = agent_lines(specs[0], config)
+    if specs[0].agents and not resume and (note := several_agents_note(config)):
+        reading.append(note)
     reading += obs_lines(specs[0], config) + cost_lines(specs[0], config)  # raises for observations that cannot be read
     bounded(specs[0], config.model.squash)  # raises for actions that cannot be squashed
     check_algorithm(config.algorithm.name, specs[0])

@@ -299,10 +299,12 @@ def nearest(name: str, spec: EnvSpec, target: str = "") -> tuple[list[str], str,
     if own_presets:
         chosen, why = target if target in own_presets else own_presets[0], "its preset"
     else:
-        family = name.partition("/")[0]
+        if spec.agents:
+            chosen = presets.target_of_agents(name)
+        family = chosen.partition("/")[0]
         own = (presets.presets_dir() / family / "default.toml").is_file()
         why = f"the defaults of {family if own else FALLBACK}"
-        if len(presets.target_layers(name)) == 1:  # the name alone
+        if len(presets.target_layers(chosen)) == 1:  # the name alone
             files = [presets.presets_dir() / FALLBACK / "default.toml"]
     settings = {key: value.value for layer in presets.target_layers(chosen, files) for key, value in layer.items()}
     return ["sfactory", "train", chosen, *(word for file in files for word in ("--config", str(file)))], why, settings

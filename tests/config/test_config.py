@@ -26,6 +26,7 @@ from sfactory.config.presets import (
     presets,
     presets_dir,
     read_toml,
+    several_agents_note,
     target_layers,
 )
 from sfactory.config.toml_file import from_toml, to_toml
@@ -172,6 +173,21 @@ def test_fallback_note_names_the_origin_of_the_settings(target):
         f"sfactory train {target} --print-config lists them"
     )
     assert fallback_note("") == fallback_note("mujoco/ant") == fallback_note("classic/cartpole") == ""
+
+
+def test_several_agents_note_names_the_settings_for_one_agent_and_the_target_with_those_for_several():
+    note = several_agents_note(config("my_file:MyEnv", "--optim.lr", "1e-3"))
+    assert note == (
+        "my_file:MyEnv has several agents, and these settings are made for one (in parentheses: for several): "
+        "sampling.envs-per-group 16 (8), trace.gamma 0.99 (0.95), model.hidden 64,64 (128,128); "
+        "for several: sfactory train pettingzoo/my_file:MyEnv"
+    )
+    assert "sfactory train pettingzoo/my_file:A,pettingzoo/my_file:B" in several_agents_note(
+        config("my_file:A,my_file:B")
+    )
+    own = presets_dir() / "pettingzoo" / "default.toml"
+    for other in (config("pettingzoo/my_file:MyEnv"), config("envpool/Go-v1"), config("my_file:MyEnv", files=[own])):
+        assert several_agents_note(other) == ""
 
 
 def test_the_settings_of_pictures_replace_those_of_gymnasium_as_a_file():

@@ -37,4 +37,11 @@ def test_agents_page_example_is_checked_trained_and_played(tmp_path, monkeypatch
     assert {"return_left", "return_right"} <= set(result["infos"])
     monkeypatch.chdir(tmp_path)
     policy = sfactory.load_policy(tmp_path / "run")
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "has several agents" not in log
+    words = [word.replace("pettingzoo/", "") for word in train]
+    run(tmp_path, *words, *SMALL[:-2], "--run.dir", "other", "--stop.env-steps", "100")
+    assert "my_agents:Agree has several agents, and these settings are made for one" in (
+        (tmp_path / "other/log.txt").read_text()
+    )
     assert policy.act(np.zeros(2, np.float32), agent="left", mask=None) in (0, 1)

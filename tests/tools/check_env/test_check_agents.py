@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from agent_envs import Bits, Turns
-from conforming_env import checked, levels, sentences
+from conforming_env import ConformingEnv, checked, levels, sentences
 from pettingzoo.utils.conversions import turn_based_aec_to_parallel
 
 from sfactory.config import parsing, presets
 from sfactory.envs.agent_group import AgentGroup
 from sfactory.learning.network import build_model
-from sfactory.tools.check_env import autoreset_of_agents
+from sfactory.tools.check_env import autoreset_of_agents, check
 from sfactory.tools.network_trial import _batch
 from sfactory.tools.random_rollout import KEPT, record
 
@@ -49,6 +49,15 @@ def test_check_of_agents_that_act_in_turns_counts_one_step_of_an_agent_in_each()
     assert {title for title, level in levels(report).items() if level != "ok"} == {"time limit"}  # always 40 moves
     assert "all 16 episodes are terminated after exactly 40 steps" in sentences(report, "time limit")
     assert report.steps == 4 * 80
+
+
+def test_check_of_an_environment_of_ones_own_suggests_the_settings_for_several_agents():
+    report = check("my_agents:Bits", make=group_of(Bits), steps=42)
+    assert report.train.startswith("sfactory train pettingzoo/my_agents:Bits")
+    assert report.settings_from == "the defaults of pettingzoo"
+    alone = check("my_agents:One", make=ConformingEnv, steps=42)
+    assert alone.train.startswith("sfactory train my_agents:One")
+    assert alone.settings_from == "the defaults of gymnasium"
 
 
 def put(name, row, value, at):
