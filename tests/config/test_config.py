@@ -28,6 +28,7 @@ from sfactory.config.presets import (
     read_toml,
     several_agents_note,
     target_layers,
+    target_of_agents,
 )
 from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.errors import SettingError
@@ -185,6 +186,7 @@ def test_several_agents_note_names_the_settings_for_one_agent_and_the_target_wit
     assert "sfactory train pettingzoo/my_file:A,pettingzoo/my_file:B" in several_agents_note(
         config("my_file:A,my_file:B")
     )
+    assert target_of_agents("my_file:A, mpe/simple_spread") == "pettingzoo/my_file:A,mpe/simple_spread"
     own = presets_dir() / "pettingzoo" / "default.toml"
     for other in (config("pettingzoo/my_file:MyEnv"), config("envpool/Go-v1"), config("my_file:MyEnv", files=[own])):
         assert several_agents_note(other) == ""
