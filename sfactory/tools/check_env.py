@@ -25,6 +25,7 @@ from sfactory.config.parsing import ConfigLayer, RawValue, flag_name
 from sfactory.config.schema import Env
 from sfactory.config.values import as_text
 from sfactory.envs import EnvOptions, EnvSpec, Group, make_group
+from sfactory.envs.agent_spaces import AGENT_ID
 from sfactory.model.treatment import Scaling, Treatment, obs_lines, obs_treatments
 from sfactory.play.watched_group import NO_CLOCK, EnvClock, WatchedGroup
 from sfactory.run.reader import format_value
@@ -34,6 +35,10 @@ ENVS, STEPS, SECONDS = 4, 2000, 3.0
 REPLAY = 200  # steps that are repeated with the same seeds and with others
 LARGE_OBS, LARGE_REWARD = 100.0, 10.0  # an untrained network expects numbers near 1 and adapts slowly to others
 SLOW_RESETS = 0.3  # fraction of the time
+STILL_STEPS, STILL_EPISODES = 300, 3  # of an agent, after which an observation that has not changed is reported
+SEE = (
+    "see what reset() and step() return; some environments draw pictures only with --env.settings.render-mode rgb_array"
+)
 FALLBACK = "gymnasium"  # the family whose settings suit most environments without settings of their own
 
 Make = Callable[[int, Sequence[int]], Group]
@@ -190,16 +195,19 @@ def _limit_flag(name: str) -> str:
 
 def observations(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """Leaves without information, or with numbers that the network gets as they are and that are too large for it."""
+    seen = [name for name in spec.obs if name not in (spec.mask, spec.acting, AGENT_ID)]
+    changes = False
     for name in spec.obs:
         constant_remedy = (
             f"if it never does, leave it out: --env.drop {name}"
-            if len(spec.obs) > 1
-            else "nothing can be learned from it: see what reset() and step() return"
+            if len(seen) > 1
+            else f"nothing can be learned from it: {SEE}"
         )
         low, high = t.obs_range[name]
         if not low.size:
             continue
         largest, constant = max(abs(float(low.min())), abs(float(high.max()))), (low == high).sum()
+        changes |= constant < low.size and name in seen
         interval = f"{name} is between {low.min():.4g} and {high.max():.4g}"
         reading = plan.readings.get(name)
         plain = reading is not None and reading.scaling is Scaling.NONE and ":" not in reading.encoder
@@ -216,6 +224,32 @@ def observations(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
             yield "warn", f"{interval}; a network expects numbers near 1: {flag}", flag
         else:
             yield "ok", interval + (f"; {constant} of {low.size} numbers never changed" if constant else "")
+
+    if changes:  # else it is reported already
+        yield from still(spec, t)
+
+
+def still(spec: EnvSpec, t: RandomRollout) -> RuleOutput:
+    """Observations that stay as the reset made them until the end of the episode, as of a picture that is never drawn.
+
+    Not looked at: a mask, and episodes of one step, as of a contextual bandit.
+    """
+    changed = t.under_way & (t.looks[1:] != t.looks[:-1])
+    lengths = np.where(t.ended & (t.age > 1), t.age, 0)  # of episodes, in the row of their end
+    frozen, ends = [], np.zeros(0, np.int64)
+    for agent in range(t.agents):
+        own = lengths[:, agent :: t.agents]
+        own = own[own > 0]
+        if not changed[:, agent :: t.agents].any() and own.sum() >= STILL_STEPS and len(own) >= STILL_EPISODES:
+            frozen.append(agent)
+            ends = np.append(ends, own)
+    if frozen:
+        whose = f" of {textwrap.shorten(', '.join(spec.agents[agent] for agent in frozen), 80)}" if spec.agents else ""
+        yield (
+            "warn",
+            f"the observation{whose} never changed within an episode, in {ends.sum():,} steps of {len(ends):,} "
+            f"episodes: what happens cannot be seen; {SEE}",
+        )
 
 
 def outside(reading: Treatment, low: np.ndarray, high: np.ndarray) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ class RandomRollout:
     reported: np.ndarray  # an Episode was reported with this row
     acting: np.ndarray  # [T + 1, E] the agent chooses an action; row 0 is the reset
     checksums: np.ndarray  # [T + 1, E] of the observations without `acting`; row 0 is the reset
+    looks: np.ndarray  # [T + 1, E] checksums of what a network reads: without the mask too
     seconds: np.ndarray  # [T] duration of a step
     obs_range: dict[str, tuple[np.ndarray, np.ndarray]]  # leaf -> minimum and maximum [*shape]
     kept: dict[str, np.ndarray]  # leaf -> [up to KEPT + 1, E, *shape] of the first observations
@@ -90,6 +91,11 @@ def spec_mismatch(spec: EnvSpec, num_rows: int, obs: Mapping[str, np.ndarray], s
     return ""
 
 
+def row_checksums(obs: Mapping[str, np.ndarray], names: Sequence[str], rows: int) -> list[int]:
+    """A checksum of some leaves for every row."""
+    return [zlib.crc32(b"".join(obs[name][row].tobytes() for name in names)) for row in range(rows)]
+
+
 def _reason(error: BaseException) -> str:
     """An exception of a group, and where it was raised if that is the user's own code."""
     cause = error.__cause__
@@ -103,14 +109,17 @@ def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout
     envs, num_rows = range(group.num_envs), group.num_envs * spec.rows
     obs_range: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     checksums: list[list[int]] = []
+    looks: list[list[int]] = []
     recorded: list[Step] = []
     durations, failed, reported, acting = [], [], [], []
     compared = [name for name in spec.obs if name != spec.acting]
+    read = [name for name in compared if name != spec.mask]
     kept: dict[str, list[np.ndarray]] = {name: [] for name in spec.obs}
 
     def observe(obs: Mapping[str, np.ndarray]) -> None:
         """Record checksums and ranges now: the next step may overwrite the arrays."""
-        checksums.append([zlib.crc32(b"".join(obs[n][row].tobytes() for n in compared)) for row in range(num_rows)])
+        checksums.append(row_checksums(obs, compared, num_rows))
+        looks.append(row_checksums(obs, read, num_rows) if spec.mask else checksums[-1])
         acting.append(obs[spec.acting].copy() if spec.acting else np.ones(num_rows, bool))
         for n, rows in obs.items():
             low, high = obs_range.get(n, (rows[0], rows[0]))
@@ -145,7 +154,7 @@ def record(group: Group, steps: int, seconds: float, seed: int) -> RandomRollout
         reported.append(np.repeat(np.isin(envs, [episode.env for episode in step.episodes]), spec.rows))
         recorded.append(step._replace(obs={}, **{name: getattr(step, name).copy() for name in COLUMNS}))
     columns: dict[str, Any] = {name: [getattr(step, name) for step in recorded] for name in COLUMNS}
-    columns |= {"failed": failed, "reported": reported, "acting": acting, "checksums": checksums}
+    columns |= {"failed": failed, "reported": reported, "acting": acting, "checksums": checksums, "looks": looks}
     episodes = [episode for step in recorded for episode in step.episodes]
     faults = [fault for step in recorded for fault in step.faults]
     arrays = {name: np.array(column).reshape(-1, num_rows) for name, column in columns.items()}

@@ -51,6 +51,35 @@ def test_check_of_agents_that_act_in_turns_counts_one_step_of_an_agent_in_each()
     assert report.steps == 4 * 80
 
 
+class HalfBlind(Bits):
+    """`b` sees the same picture as long as an episode lasts, and another one in the next."""
+
+    def observe(self, agent):
+        return super().observe(agent) if agent == "a" else np.full(3, self.shown, np.float32)
+
+    def reset(self, seed=None, options=None):
+        self.shown = 0.25 if getattr(self, "shown", 0) == 0.5 else 0.5
+        return super().reset(seed, options)
+
+
+def test_check_of_agents_names_those_whose_observation_never_changes_within_an_episode():
+    report = checked(group_of(HalfBlind), steps=126)
+    assert "the observation of b never changed within an episode, in 480 steps of 24 episodes" in sentences(
+        report, "observations"
+    )
+
+
+def test_check_of_agents_that_see_nothing_does_not_suggest_to_leave_the_only_observation_out():
+    class Blind(Bits):
+        def observe(self, agent):
+            return np.zeros(3, np.float32)
+
+    found = sentences(checked(group_of(Blind), steps=84), "observations")
+    assert "obs never changed in 84 steps; nothing can be learned from it: see what reset() and step() return" in found
+    assert "--env.drop" not in found
+    assert "within an episode" not in found, "said once"
+
+
 def test_check_of_an_environment_of_ones_own_suggests_the_settings_for_several_agents():
     report = check("my_agents:Bits", make=group_of(Bits), steps=42)
     assert report.train.startswith("sfactory train pettingzoo/my_agents:Bits")

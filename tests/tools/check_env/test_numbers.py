@@ -127,6 +127,59 @@ def test_observations_rule_warns_about_constant_observations():
     assert "final observation" not in levels(report)  # nothing can be seen of it
 
 
+def test_observations_rule_warns_about_observations_that_stay_as_the_reset_made_them():
+    """Every episode shows another number, so no leaf is constant."""
+
+    class NeverDrawn(ConformingEnv):
+        def observe(self):
+            return {"obs": self.position if self.start_positions is None else self.start_positions}
+
+    report = checked(NeverDrawn)
+    assert "the observation never changed within an episode, in " in sentences(report, "observations")
+    assert "what happens cannot be seen; see what reset() and step() return" in sentences(report, "observations")
+    assert levels(report)["observations"] == "warn"
+    assert "never changed within" not in sentences(checked(NeverDrawn, steps=60), "observations"), "too few steps"
+    assert levels(checked(ConformingEnv))["observations"] == "ok"
+
+
+def test_observations_rule_accepts_constant_parts_and_episodes_of_one_step():
+    class PartlyDrawn(ConformingEnv):
+        obs: ClassVar = {"obs/goal": Leaf((2,), "float32"), "obs/place": Leaf((2,), "float32")}
+
+        def observe(self):
+            start = self.position if self.start_positions is None else self.start_positions
+            return {"obs/goal": start, "obs/place": self.position}
+
+    class Bandit(ConformingEnv):
+        """A context, one action, the end; the last observation is the context again."""
+
+        limit = 1
+
+        def observe(self):
+            return {"obs": self.position if self.start_positions is None else self.start_positions}
+
+        def change(self, step):
+            ends = step.valid
+            self.over = ends.copy()
+            episodes = self.tally.end(np.flatnonzero(ends).tolist())
+            return step._replace(terminated=ends, truncated=~ends & False, episodes=episodes)
+
+    for group in (PartlyDrawn, Bandit):
+        assert "within an episode" not in sentences(checked(group, steps=900), "observations")
+
+
+def test_observations_rule_does_not_count_a_mask_as_something_to_see():
+    class Masked(ConformingEnv):
+        obs: ClassVar = {"obs": Leaf((2,), "float32"), "action_mask": Leaf((2,), "bool")}
+        mask = "action_mask"
+
+        def observe(self):
+            start = self.position if self.start_positions is None else self.start_positions
+            return {"obs": start, "action_mask": np.stack([self.position[:, 0] < 9, self.position[:, 1] > 0], axis=1)}
+
+    assert "never changed within an episode" in sentences(checked(Masked), "observations")
+
+
 def test_observations_rule_counts_constant_numbers():
     group = showing(Leaf((3,), "float32"), lambda place: np.pad(place, ((0, 0), (0, 1))))
     assert "1 of 3 numbers never changed" in sentences(checked(group), "observations")
