@@ -16,7 +16,7 @@ the environment whether its agent acts or not:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class AgentGroup(EnvCopies):
         except BaseException:
             self.close()
             raise
-        self.agents = self.spaces.agents
+        self.agents, self._known = self.spaces.agents, set(self.spaces.agents)
         self.observation_space, self.action_space = self.spaces.observation_space, self.spaces.action_space
         obs, agents = self.spaces.obs | {ACTING: Leaf((), "bool")}, tuple(map(str, self.agents))
         self.spec = EnvSpec(
@@ -153,7 +153,10 @@ class AgentGroup(EnvCopies):
         self._over[env] = False
         self._present[env] = self._took_part[env] = False
         self._returns[env], self._lengths[env] = 0.0, 0
-        self._enter(env, *result)
+        obs, infos = result
+        self._enter(env, self._agents_of(self.envs[env]), obs, infos, "reset")
+        if self._over[env]:
+            raise ValueError("reset() left no agent in the environment: agents is empty")
 
     def _take_step(
         self, env: int, result: Any, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
@@ -164,11 +167,14 @@ class AgentGroup(EnvCopies):
                 "step() must return five dicts by agent: observations, rewards, terminations, truncations, infos"
             )
         obs, rewards, ended, cut, infos = result
+        there = self._agents_of(self.envs[env])
         present, start, agents = self._present[env], self._rows(env)[0], self.agents
         write, arrays, false = self.spaces.write, self.obs, np.False_
         for i in np.flatnonzero(present).tolist():
             agent = agents[i]
-            value, over, stopped = rewards.get(agent, 0.0), ended.get(agent, False), cut.get(agent, False)
+            value, over, stopped = rewards.get(agent), ended.get(agent, False), cut.get(agent, False)
+            if value is None and agent not in rewards:
+                raise ValueError(f"step() returned no reward of {agent}")
             reward[i] = value if type(value) in PLAIN_NUMBERS else as_reward(value)
             if (over is not False and over is not false) or (stopped is not False and stopped is not false):
                 terminated[i], truncated[i] = as_flag(over, "terminated"), as_flag(stopped, "truncated")
@@ -177,18 +183,22 @@ class AgentGroup(EnvCopies):
                 write(arrays, start, i, obs[agent], infos.get(agent))
             elif present[i] or truncated[i]:
                 raise ValueError(f"step() returned no observation of {agent}")
-        self._enter(env, obs, infos)
+        self._enter(env, there, obs, infos, "step")
         return infos
 
-    def _enter(self, env: int, obs: Mapping[Any, Any], infos: Mapping[Any, Any]) -> None:
-        """Take the agents that were not there, and decide whose turn it is."""
+    def _enter(self, env: int, there: set[Any], obs: Mapping[Any, Any], infos: Mapping[Any, Any], call: str) -> None:
+        """Take the agents that were not there, and decide whose turn it is.
+
+        there: agents of the environment. call: what was called, for messages.
+        """
         instance, present = self.envs[env], self._present[env]
         start, stop = self._rows(env)
-        there = set(instance.agents)
         # Agents that have not been there since the reset: an agent comes once in an episode of the environment.
         for i in np.flatnonzero(~(present | self._took_part[env])).tolist():
             agent = self.agents[i]
-            if agent in obs and agent in there:
+            if agent in there:
+                if agent not in obs:
+                    raise ValueError(f"{call}() returned no observation of {agent}, which is among the agents")
                 self.spaces.write(self.obs, start, i, obs[agent], infos.get(agent))
                 present[i] = True
         left = [str(self.agents[i]) for i in np.flatnonzero(present).tolist() if self.agents[i] not in there]
@@ -199,6 +209,17 @@ class AgentGroup(EnvCopies):
         self.acting[start:stop] = present
         if (turn := turn_of(instance)) is not None:
             self.acting[start:stop] &= [agent == turn for agent in self.agents]
+
+    def _agents_of(self, instance: Any) -> set[Any]:
+        """The agents that an environment has now. Raises ValueError if these are not known."""
+        agents = instance.agents
+        if not isinstance(agents, Iterable):
+            raise ValueError(f"agents is {agents!r}, it must be the list of the agents that are there")
+        there = set(agents)
+        if not there <= self._known:
+            unknown = ", ".join(sorted(map(str, there - self._known)))
+            raise ValueError(f"agents has {unknown}, which possible_agents did not name when the environment was built")
+        return there
 
     def _fail(self, env: int, error: Exception) -> EnvFault:
         """Replace an environment that failed; return the report."""

@@ -36,6 +36,8 @@ class AgentSpaces:
             raise EnvError(
                 f"{name}: the environment has no possible_agents; all agents that can ever act must be known"
             )
+        if len(set(map(str, self.agents))) < len(self.agents):
+            raise EnvError(f"{name}: every agent needs a name of its own; possible_agents is {self.agents}")
         try:
             self._obs_spaces = [env.observation_space(agent) for agent in self.agents]
             self._action_spaces = [env.action_space(agent) for agent in self.agents]
@@ -177,6 +179,9 @@ class AgentSpaces:
             mask[...] = 1
             if isinstance(info, Mapping) and MASK in info:
                 given = np.asarray(info[MASK])
+                own = self._choices[index] if self._choices else mask.size
+                if given.size not in (own, mask.size) or given.ndim == 0:
+                    raise ValueError(f"{MASK} of {self.agents[index]} has shape {given.shape}, expected ({own},)")
                 mask[: given.size] = given.ravel() != 0
         elif not self._has_mask_leaf_of(index):
             mask[...] = 1
