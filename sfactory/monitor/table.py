@@ -88,10 +88,10 @@ _CHARTS = {
     "charts/human_normalized": "return on the scale 0 = random policy, 1 = human tester; median over tasks",
     "charts/human_normalized/<task>": "one of several tasks: its return on that scale",
     "charts/games": "complete episodes since the start of the run, over all launches",
-    "charts/SPS": "trained steps per second; with several agents, steps of agents",
-    "charts/environment_SPS": "with several agents: steps of environments per second, where SPS counts those of agents",
-    "charts/environment_steps": "with several agents: trained steps of environments so far, where env_steps counts "
-    "those of agents",
+    "charts/SPS": "trained steps per second; with several agents, agent steps",
+    "charts/environment_SPS": "with several agents: env steps (steps of environments) per second; SPS counts agent steps",
+    "charts/environment_steps": "with several agents: trained env steps (steps of environments) so far; env_steps "
+    "counts agent steps",
     "charts/FPS": "frames per second: SPS times frame skip",
     "charts/frames": "frames trained so far: env_steps times frame skip",
     "charts/updates": "updates of the learner so far",

@@ -36,7 +36,7 @@ class FirstUpdate:
         if seconds < MEASURE_S or steps < (MEASURE_STEPS if seconds < LONGEST_S else 1):
             return ""
         self.done = True
-        unit = "steps of agents" if self.run_spec.spec.agents else "environment steps"
+        unit = "agent steps" if self.run_spec.spec.agents else "environment steps"
         return first_update_line(self.run_spec.batch_rows, steps / seconds, unit)
 
     def _within_groups(self) -> int:

@@ -294,7 +294,7 @@ def speed(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
         usual, with_resets = float(np.median(durations[resets == 0])), resets > 0
         reset_s = max(0.0, float(np.median((durations[with_resets] - usual) / resets[with_resets])) + usual / envs)
     fraction = min(1.0, reset_s * resets.sum() / durations.sum())
-    unit, size = ("steps of agents", f" of {t.agents} agents") if spec.agents else ("steps", "")
+    unit, size = ("agent steps", f" of {t.agents} agents") if spec.agents else ("steps", "")
     summary = f"{t.valid.sum() / durations.sum():,.0f} {unit}/s on one core, {envs} environments{size} in a group"
     summary += f"; a reset takes {1e3 * reset_s:.3g} ms, {fraction:.0%} of the time" if reset_s else ""
     slow = fraction > SLOW_RESETS
@@ -417,17 +417,18 @@ class EnvReport:
     def text(self) -> str:
         """Return the report as text."""
         spec, limit = self.spec, self.spec.max_episode_steps
+        others = "env steps" if spec.agents else "steps"
         rows = [(name, f"{leaf.dtype} {list(leaf.shape)}{', the mask' * (name == spec.mask)}")
                 for name, leaf in spec.obs.items()]  # fmt: skip
         for name, leaf in spec.actions.items():
             box = f"{leaf.sizes[0]} numbers from {min(leaf.low, default=0):g} to {max(leaf.high, default=0):g}"
             rows.append((name, f"one of {' x '.join(map(str, leaf.sizes))}" if leaf.kind == "discrete" else box))
-        rows.append(("episode", f"at most {limit:,} steps" if limit else "no step limit in the spec"))
+        rows.append(("episode", f"at most {limit:,} {others}" if limit else "no step limit in the spec"))
         rows += [("frame skip", f"{spec.frame_skip}"), ("protocol", spec.protocol)]
         if spec.agents:
             rows.append(("agents", f"{len(spec.agents)}: {textwrap.shorten(', '.join(spec.agents), 80)}"))
-        of_agents = " of agents" if spec.agents else ""
-        lines = [f"{spec.name}, {self.steps:,} steps{of_agents} with random actions", ""]
+        steps = "agent steps" if spec.agents else "steps"
+        lines = [f"{spec.name}, {self.steps:,} {steps} with random actions", ""]
         lines += [f"{title:25}{value}" for title, value in rows] + [""]
         lines += [*self.reading, ""] if self.reading else []
         for level, title, sentence in self.findings:

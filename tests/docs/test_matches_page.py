@@ -24,7 +24,7 @@ def labels(text):
 
 def test_matches_page_commands_and_script_run(tmp_path, monkeypatch, typed):
     (tmp_path / "runs").mkdir()
-    for name in ("four", "other"):
+    for name in ("c4", "other"):
         run = write_run(tmp_path / "runs" / name, "pettingzoo/match_envs:Highest", 51_910, 200_039)
         record_run(run, from_toml(run / "config.toml"))  # as training in this folder does
     evaluations = [words for words in commands(PAGE) if words[0] == "eval" and "RUN" not in words]

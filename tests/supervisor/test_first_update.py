@@ -52,14 +52,14 @@ def test_first_update_counts_steps_within_a_group_that_is_slow(shared):
     assert "about 3.3 hours" in first.line(30.0)
 
 
-def test_first_update_of_agents_is_in_steps_of_agents(tmp_path):
+def test_first_update_of_agents_is_in_agent_steps(tmp_path):
     config = Config(env=Env("pettingzoo/mpe/simple_spread"), sampling=Sampling(1, 2, 10, 100))
     shared = SharedState.create(RunSpec(config, make_spec(config.env.name), str(tmp_path), 0))
     first = FirstUpdate(shared.run_spec, shared)
     at(shared, 1, env=0)
     assert first.line(0.0) == ""
     at(shared, 1, env=5)  # 5 environments of 3 agents in 30 s, and 6000 rows are needed
-    assert "3.3 hours: it needs 6,000 steps of agents, and there are 0.5 per second" in first.line(30.0)
+    assert "3.3 hours: it needs 6,000 agent steps, and there are 0.5 per second" in first.line(30.0)
 
 
 def test_first_update_is_not_announced_after_the_first_update(shared):

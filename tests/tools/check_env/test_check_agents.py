@@ -39,7 +39,7 @@ def test_check_of_agents_that_act_together_passes_and_counts_their_steps():
     assert report.steps == 8 * 80  # 4 environments of 2 agents; 4 of the 84 steps were resets
     assert sentences(report, "autoreset").startswith("32 ends of agents; 16 ends of environments")
     assert "0 terminated, 32 truncated, after 20 to 20 steps" in sentences(report, "time limit")
-    assert "steps of agents/s on one core, 4 environments of 2 agents" in sentences(report, "speed")
+    assert "agent steps/s on one core, 4 environments of 2 agents" in sentences(report, "speed")
     assert "means over the agents" in sentences(report, "rewards")
     assert "2: a, b" in report.text()
 
