@@ -94,8 +94,8 @@ class Stop:
 
     env_steps: Annotated[int, Ge(0)] = 10_000_000
     """Stop after this many steps that were trained on. Where an environment has several agents, these are agent
-    steps: three agents that act together take three in one step of the environment. Also the length of a linear learning-rate
-    schedule."""
+    steps: three agents that act together take three in one step of the environment. Also the length of a linear
+    learning-rate schedule."""
     frames: Annotated[int, Ge(0)] = 0
     """Stop after this many frames (env_steps times frame skip)."""
     seconds: Annotated[float, Ge(0)] = 0.0

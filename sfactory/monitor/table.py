@@ -89,8 +89,8 @@ _CHARTS = {
     "charts/human_normalized/<task>": "one of several tasks: its return on that scale",
     "charts/games": "complete episodes since the start of the run, over all launches",
     "charts/SPS": "trained steps per second; with several agents, agent steps",
-    "charts/environment_SPS": "with several agents: env steps (steps of environments) per second; SPS counts agent steps",
-    "charts/environment_steps": "with several agents: trained env steps (steps of environments) so far; env_steps "
+    "charts/environment_SPS": "with several agents: env steps (of environments) per second; SPS counts agent steps",
+    "charts/environment_steps": "with several agents: trained env steps (of environments) so far; env_steps "
     "counts agent steps",
     "charts/FPS": "frames per second: SPS times frame skip",
     "charts/frames": "frames trained so far: env_steps times frame skip",
