@@ -31,7 +31,17 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("model", "proximal", "optimizer", "normalizers")
-TIMED = ("seconds", "charts/SPS", "charts/FPS", "lag/seconds", "stage/", "queue/", "system/", "eval/seconds")
+TIMED = (
+    "seconds",
+    "charts/SPS",
+    "charts/environment_SPS",
+    "charts/FPS",
+    "lag/seconds",
+    "stage/",
+    "queue/",
+    "system/",
+    "eval/seconds",
+)
 """Prefixes of the metrics that measure wall-clock time or the machine, as in `sfactory verify-resume`."""
 
 

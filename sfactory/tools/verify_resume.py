@@ -23,7 +23,17 @@ from sfactory.monitor.rows import read_rows
 from sfactory.run import checkpoint
 from sfactory.run.reader import read_status
 
-WALL_CLOCK = ("seconds", "charts/SPS", "charts/FPS", "lag/seconds", "stage/", "queue/", "system/", "eval/seconds")
+WALL_CLOCK = (
+    "seconds",
+    "charts/SPS",
+    "charts/environment_SPS",
+    "charts/FPS",
+    "lag/seconds",
+    "stage/",
+    "queue/",
+    "system/",
+    "eval/seconds",
+)
 SAVE_EVERY_S = 0.3  # of B: often, so that kills happen before, between and during saves
 
 
