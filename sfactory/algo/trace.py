@@ -17,7 +17,7 @@ Advantages are UNWEIGHTED. The weight min(pg_rho_bar, rho) (leaky V-trace: mixed
 applied at most once (`surrogate.check_weights`); torchbeast's ``pg_advantages`` is ``weight * advantage``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -130,6 +130,90 @@ def leaky_vtrace(
 
 
 @torch.no_grad()
+def retrace(
+    rows: TraceInput,
+    *,
+    gamma: float,
+    trace_lambda: float,
+    rho_bar: float = 1.0,
+    pg_rho_bar: float = 1.0,
+    **unused: Any,
+) -> Trace:
+    """Retrace (Munos et al. 2016, arXiv 1606.02647; coefficients as in Daley et al. 2023, arXiv 2301.11321).
+
+        target_s    = value_s + sum_t gamma^(t-s) * beta_st * delta_t,   beta_ss = min(rho_bar, rho_s)
+        advantage_s =           sum_t gamma^(t-s) * beta_st * delta_t,   beta_ss = 1
+        beta_st     = lambda * min(1, rho_t) * beta_s,t-1
+
+    The advantage has the papers' (action-value) form. The target is the same rule for state values, which is not in the
+    papers: its first step needs a weight too. With rho_bar = 1 both are V-trace with rho_bar = c_bar = 1. Another
+    rho_bar weighs the first step only, where V-trace weighs every temporal difference with it.
+    """
+    rho = _rho(rows)
+    coefficient = trace_lambda * rho.clamp(max=1.0)
+    discount = _decay(rows, gamma)
+    advantage = _accumulate(_delta(rows, gamma), discount * _next(coefficient))
+    target = torch.addcmul(rows.value, rho.clamp(max=rho_bar), advantage)
+    return Trace(target, advantage, rho.clamp(max=pg_rho_bar), _mean(coefficient, rows.valid))
+
+
+@torch.no_grad()
+def truncated_is(
+    rows: TraceInput,
+    *,
+    gamma: float,
+    trace_lambda: float,
+    rho_bar: float = 1.0,
+    pg_rho_bar: float = 1.0,
+    **unused: Any,
+) -> Trace:
+    """Truncated importance sampling (as in Daley et al. 2023, arXiv 2301.11321).
+
+        beta_st = lambda^(t-s) * min(1, product of rho_i over i = s+1..t), in the target over i = s..t
+
+    beta_ss and the two forms are as in `retrace`. The product is clipped, not its factors, so that a trace that was cut
+    can grow back to lambda^(t-s). The cost is O(T^2 B), in T vector operations.
+    """
+    log_rho = rows.log_rho.clamp(-LOG_RHO_LIMIT, LOG_RHO_LIMIT).masked_fill(~rows.valid, 0.0)
+
+    def betas(first: Tensor) -> Iterator[Tensor]:
+        # As logarithms: a product of T ratios may exceed every number of float32.
+        product = torch.stack([log_rho, torch.zeros_like(log_rho)])
+        for offset in range(1, len(log_rho)):
+            product = product[:, :-1] + log_rho[offset:]
+            yield product.clamp(max=0.0).exp_().mul_(trace_lambda**offset)
+
+    return _sum_of_pairs(rows, betas, gamma, rho_bar, pg_rho_bar, trace_lambda * _rho(rows).clamp(max=1.0))
+
+
+@torch.no_grad()
+def recursive_retrace(
+    rows: TraceInput,
+    *,
+    gamma: float,
+    trace_lambda: float,
+    rho_bar: float = 1.0,
+    pg_rho_bar: float = 1.0,
+    **unused: Any,
+) -> Trace:
+    """Recursive Retrace (as in Daley et al. 2023, arXiv 2301.11321).
+
+        beta_st = lambda * min(1, rho_t * beta_s,t-1)
+
+    beta_ss and the two forms are as in `retrace`. A large ratio restores a trace to lambda, however long ago s was: on
+    old data it may be longer than that of GAE. The cost is O(T^2 B), in T vector operations.
+    """
+    rho = _rho(rows)
+
+    def betas(beta: Tensor) -> Iterator[Tensor]:
+        for offset in range(1, len(rho)):
+            beta = (beta[:, :-1] * rho[offset:]).clamp_(max=1.0).mul_(trace_lambda)
+            yield beta
+
+    return _sum_of_pairs(rows, betas, gamma, rho_bar, pg_rho_bar, trace_lambda * rho.clamp(max=1.0))
+
+
+@torch.no_grad()
 def rbis(
     rows: TraceInput,
     *,
@@ -150,30 +234,23 @@ def rbis(
     needs a weight too. There is no linear recursion; the cost is O(T^2 B), in T vector operations.
     ``effective_lambda`` is the mean one-step coefficient min(lambda, rho_t).
     """
-    valid = rows.valid
     rho = _rho(rows)
-    delta = _delta(rows, gamma)
-    discount = _decay(rows, gamma)  # zero at ends, so products stay zero
-    length = rho.shape[0]
-    # Both forms are computed together: [2, T, B], row 0 for the target, row 1 for the advantage.
-    beta = torch.stack([rho.clamp(max=rho_bar), valid.to(rho.dtype)])
-    alive = torch.ones_like(rho)  # gamma^(t-s) times "no end between s and t"
-    total = beta * delta
-    for offset in range(1, length):
-        stop = length - offset
-        beta = (beta[:, :stop] * rho[offset:]).clamp(max=trace_lambda**offset)
-        alive = alive[:stop] * discount[offset - 1 : length - 1]
-        total[:, :stop].addcmul_(beta, alive * delta[offset:])
-    target, advantage = total.unbind(0)
-    target = torch.where(valid, rows.value + target, rows.value)
-    advantage = advantage.masked_fill(~valid, 0.0)
-    return Trace(target, advantage, rho.clamp(max=pg_rho_bar), _mean(rho.clamp(max=trace_lambda), valid))
+
+    def betas(beta: Tensor) -> Iterator[Tensor]:
+        for offset in range(1, len(rho)):
+            beta = (beta[:, :-1] * rho[offset:]).clamp(max=trace_lambda**offset)
+            yield beta
+
+    return _sum_of_pairs(rows, betas, gamma, rho_bar, pg_rho_bar, rho.clamp(max=trace_lambda))
 
 
 TRACES: dict[str, Callable[..., Trace]] = {
     "gae": gae,
     "vtrace": vtrace,
     "leaky_vtrace": leaky_vtrace,
+    "retrace": retrace,
+    "truncated_is": truncated_is,
+    "recursive_retrace": recursive_retrace,
     "rbis": rbis,
 }
 """Signature: (rows, *, gamma, trace_lambda, rho_bar, c_bar, pg_rho_bar, leak), unused ones are ignored."""
@@ -206,6 +283,38 @@ def _accumulate(delta: Tensor, decay: Tensor) -> Tensor:
     for t in range(len(rows) - 2, -1, -1):
         acc = rows[t].addcmul_(factors[t], acc)
     return delta
+
+
+def _sum_of_pairs(
+    rows: TraceInput,
+    betas: Callable[[Tensor], Iterator[Tensor]],
+    gamma: float,
+    rho_bar: float,
+    pg_rho_bar: float,
+    coefficient: Tensor,
+) -> Trace:
+    """Traces without a linear recursion, target_s - value_s and advantage_s = sum_t gamma^(t-s) * beta_st * delta_t.
+
+    betas: for beta_ss it yields the beta_s,s+1, then beta_s,s+2 and so on: [2, T - offset, B], row 0 for the target and
+    row 1 for the advantage. coefficient: [T, B] of one step, for the effective lambda.
+    """
+    valid = rows.valid
+    rho = _rho(rows)
+    delta = _delta(rows, gamma)
+    discount = _decay(rows, gamma)  # zero at ends, so products stay zero
+    length = rho.shape[0]
+    # Both forms are computed together: [2, T, B], row 0 for the target, row 1 for the advantage.
+    first = torch.stack([rho.clamp(max=rho_bar), valid.to(rho.dtype)])
+    alive = torch.ones_like(rho)  # gamma^(t-s) times "no end between s and t"
+    total = first * delta
+    for offset, beta in enumerate(betas(first), 1):
+        stop = length - offset
+        alive = alive[:stop] * discount[offset - 1 : length - 1]
+        total[:, :stop].addcmul_(beta, alive * delta[offset:])
+    target, advantage = total.unbind(0)
+    target = torch.where(valid, rows.value + target, rows.value)
+    advantage = advantage.masked_fill(~valid, 0.0)
+    return Trace(target, advantage, rho.clamp(max=pg_rho_bar), _mean(coefficient, valid))
 
 
 def _next(acc: Tensor) -> Tensor:

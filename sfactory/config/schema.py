@@ -276,7 +276,7 @@ class PqnConfig:
 class TraceConfig:
     """How value targets and advantages are estimated."""
 
-    estimator: Literal["gae", "vtrace", "leaky_vtrace", "rbis"] = "gae"
+    estimator: Literal["gae", "vtrace", "leaky_vtrace", "retrace", "truncated_is", "recursive_retrace", "rbis"] = "gae"
     """Estimator of value targets and advantages. vtrace corrects for the policy that acted, with shorter traces."""
     gamma: Annotated[float, Between(0, 1)] = 0.99
     """Discount per agent step. More: a longer horizon, more variance."""

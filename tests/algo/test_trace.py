@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfactory.algo.trace import TRACES, Trace, TraceInput, gae, leaky_vtrace, rbis, vtrace
+from sfactory.algo.trace import (
+    TRACES,
+    Trace,
+    TraceInput,
+    gae,
+    leaky_vtrace,
+    rbis,
+    recursive_retrace,
+    retrace,
+    truncated_is,
+    vtrace,
+)
 
 torch.set_num_threads(1)
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
@@ -60,6 +71,16 @@ def random_rows(seed: int, steps: int = 17, lanes: int = 5, ends: float = 0.12) 
     return {**rows, "valid": valid}
 
 
+PAIRS = {  # beta_s,t-1, rho, lambda, s, t, whether the target has it -> beta_st; the definitions of 2301.11321
+    "rbis": lambda beta, rho, lam, s, t, of_values: min(lam ** (t - s), rho[t] * beta),
+    "retrace": lambda beta, rho, lam, s, t, of_values: beta * lam * min(1.0, rho[t]),
+    "recursive_retrace": lambda beta, rho, lam, s, t, of_values: lam * min(1.0, rho[t] * beta),
+    "truncated_is": lambda beta, rho, lam, s, t, of_values: (
+        lam ** (t - s) * min(1.0, math.prod(rho[s if of_values else s + 1 : t + 1]))
+    ),
+}
+
+
 def slow(
     kind: str, rows: dict[str, Tensor], *, gamma: float, lam: float, rho_bar=1.0, c_bar=1.0, pg_rho_bar=1.0, leak=1.0
 ) -> Trace:
@@ -84,10 +105,12 @@ def slow(
             v_beta, a_beta = min(rho_bar, rho[s]), 1.0
             for t in range(s, steps):
                 alive = all(cont[s:t]) and valid[s]
-                if kind == "rbis":
+                if kind in PAIRS:
                     if t > s:
-                        v_beta = min(lam ** (t - s), rho[t] * v_beta)
-                        a_beta = min(lam ** (t - s), rho[t] * a_beta)
+                        v_beta, a_beta = (
+                            PAIRS[kind](beta, rho, lam, s, t, of_values)
+                            for beta, of_values in ((v_beta, True), (a_beta, False))
+                        )
                     weights = v_beta, a_beta
                 elif kind == "gae":
                     weights = lam ** (t - s), lam ** (t - s)
@@ -131,8 +154,17 @@ def test_vtrace_agrees_with_the_reference_numbers(case: dict, dtype: torch.dtype
 
 
 @pytest.mark.parametrize(("dtype", "tol"), DTYPES)
-@pytest.mark.parametrize(("kind", "trace"), [("retrace", vtrace), ("rbis", rbis)])
-def test_retrace_and_rbis_weigh_td_errors_as_published(kind: str, trace, dtype: torch.dtype, tol: float) -> None:
+@pytest.mark.parametrize(
+    ("kind", "trace"),
+    [
+        ("retrace", vtrace),
+        ("retrace", retrace),
+        ("truncated_is", truncated_is),
+        ("recursive_retrace", recursive_retrace),
+        ("rbis", rbis),
+    ],
+)
+def test_traces_weigh_td_errors_as_published(kind: str, trace, dtype: torch.dtype, tol: float) -> None:
     """One TD error of 1 at step t shows the weight beta[s][t] in the advantage of step s. V-trace(lambda, 1,
     1) is Retrace there."""
     case = next(c for c in VECTORS["trace_weights_action_value_form"] if c["kind"] == kind)
@@ -144,7 +176,7 @@ def test_retrace_and_rbis_weigh_td_errors_as_published(kind: str, trace, dtype: 
     torch.testing.assert_close(out.advantage, torch.tensor(case["beta"], dtype=dtype), rtol=tol, atol=tol)
 
 
-@pytest.mark.parametrize("kind", ["gae", "vtrace", "rbis"])
+@pytest.mark.parametrize("kind", ["gae", "vtrace", *PAIRS])
 @pytest.mark.parametrize("lam", [0.0, 0.9, 1.0])
 @pytest.mark.parametrize("rho_bar", [0.8, 2.0])
 def test_trace_equals_its_definition_as_a_sum(kind: str, lam: float, rho_bar: float) -> None:
@@ -189,7 +221,7 @@ def test_every_trace_equals_gae_on_policy(seed: int, lam: float, gamma: float) -
     rows = random_rows(seed, steps=9, lanes=3)
     rows["log_rho"] = torch.zeros_like(rows["log_rho"])
     expected = gae(TraceInput(**rows), gamma=gamma, trace_lambda=lam)
-    for name, options in {"vtrace": {}, "leaky_vtrace": {"leak": 0.5}, "rbis": {}}.items():
+    for name, options in {"vtrace": {}, "leaky_vtrace": {"leak": 0.5}, **{name: {} for name in PAIRS}}.items():
         out = TRACES[name](TraceInput(**rows), gamma=gamma, trace_lambda=lam, **options)
         torch.testing.assert_close(out.target, expected.target, rtol=1e-11, atol=1e-11)
         torch.testing.assert_close(out.advantage, expected.advantage, rtol=1e-11, atol=1e-11)
@@ -243,6 +275,76 @@ def test_trace_stops_at_a_failed_row_and_bootstraps_the_row_before(kind: str) ->
     whole = TRACES[kind](TraceInput(**rows), **options)
     before = TRACES[kind](TraceInput(*(rows[name][:4] for name in ROWS)), **options)
     torch.testing.assert_close(whole.advantage[:4], before.advantage, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("lam", [0.8, 1.0])
+def test_retrace_is_vtrace_with_both_clips_at_one(lam: float) -> None:
+    rows, options = TraceInput(**random_rows(seed=9)), dict(gamma=0.95, trace_lambda=lam, pg_rho_bar=1.4)
+    for got, expected in zip(retrace(rows, **options), vtrace(rows, **options), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_traces_that_can_grow_back_are_never_shorter_than_retrace() -> None:
+    rows = random_rows(seed=10, steps=12, lanes=6, ends=0.0)
+    zero = torch.zeros_like(rows["value"])
+    rows |= {"reward": zero.clone(), "value": zero, "next_value": zero}
+    rows["reward"][-1] = 1.0  # the only TD error: the advantage of row s is beta_s,T-1
+    found = {name: TRACES[name](TraceInput(**rows), gamma=1.0, trace_lambda=0.9).advantage for name in PAIRS}
+    for name in ("rbis", "truncated_is", "recursive_retrace"):
+        assert (found[name] >= found["retrace"] - 1e-12).all(), name
+        assert (found[name] > found["retrace"] + 1e-3).any(), name
+    bound = 0.9 ** torch.arange(11, -1, -1, dtype=torch.float64).unsqueeze(1)
+    assert (found["rbis"] <= bound + 1e-12).all()
+    assert (found["truncated_is"] <= bound + 1e-12).all()
+    assert (found["recursive_retrace"] > bound + 1e-3).any(), "it forgets how long ago s was"
+
+
+def test_truncated_is_keeps_the_product_of_ratios_beyond_float32() -> None:
+    """Ten ratios of e^20 and then ten of e^-20 have a product of 1; float32 would overflow on the way."""
+    steps = 21
+    log_rho = torch.tensor([0.0, *[20.0] * 10, *[-20.0] * 10]).unsqueeze(1)
+    zero, no = torch.zeros(steps, 1), torch.zeros(steps, 1, dtype=torch.bool)
+    reward = zero.clone()
+    reward[-1] = 1.0
+    out = truncated_is(TraceInput(reward, zero, zero, no, no, ~no, log_rho), gamma=1.0, trace_lambda=1.0)
+    torch.testing.assert_close(out.advantage[0], torch.ones(1))
+    torch.testing.assert_close(out.target[0], torch.ones(1))
+
+
+def rlax_leaky_vtrace(reward, value, next_value, discount, rho, lam, alpha, clip_rho, clip_pg_rho):
+    """`leaky_vtrace_td_error_and_advantage` of rlax for one sequence, as it stands there, in Python floats.
+
+    rho and c are mixed in the errors, and rho again, with its own clip, in the policy gradient's advantage.
+    """
+    c = [lam * ((1 - alpha) * x + alpha * min(1.0, x)) for x in rho]
+    weight = [(1 - alpha) * x + alpha * min(clip_rho, x) for x in rho]
+    errors, acc = [0.0] * len(rho), 0.0
+    for t in reversed(range(len(rho))):
+        acc = weight[t] * (reward[t] + discount[t] * next_value[t] - value[t]) + discount[t] * c[t] * acc
+        errors[t] = acc
+    targets = [e + v for e, v in zip(errors, value, strict=True)]
+    q = [lam * target + (1 - lam) * v for target, v in zip(targets[1:], value[1:], strict=True)] + [next_value[-1]]
+    q = [r + d * x for r, d, x in zip(reward, discount, q, strict=True)]
+    pg_weight = [(1 - alpha) * x + alpha * min(clip_pg_rho, x) for x in rho]
+    return targets, [w * (x - v) for w, x, v in zip(pg_weight, q, value, strict=True)]
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.3, 1.0])
+def test_leaky_vtrace_equals_the_formula_of_rlax_policy_weight_included(leak: float) -> None:
+    rows = random_rows(seed=11, steps=9, lanes=1, ends=0.0)
+    rows["terminated"][4] = True
+    rows["next_value"] = torch.cat([rows["value"][1:], rows["next_value"][-1:]])
+    out = leaky_vtrace(
+        TraceInput(**rows), gamma=0.95, trace_lambda=0.9, leak=leak, rho_bar=1.3, c_bar=1.0, pg_rho_bar=1.1
+    )
+    columns = {name: rows[name][:, 0].tolist() for name in ("reward", "value", "next_value")}
+    discount = (0.95 * (~rows["terminated"][:, 0])).tolist()
+    rho = rows["log_rho"][:, 0].exp().tolist()
+    targets, advantages = rlax_leaky_vtrace(
+        **columns, discount=discount, rho=rho, lam=0.9, alpha=leak, clip_rho=1.3, clip_pg_rho=1.1
+    )
+    torch.testing.assert_close(out.target, column(targets, torch.float64))
+    torch.testing.assert_close(out.weight * out.advantage, column(advantages, torch.float64))
 
 
 def test_unclipped_vtrace_is_per_decision_importance_sampling() -> None:

@@ -5,6 +5,7 @@ computed from the whole history, where sfactory keeps running moments; the optim
 Only the gradient is torch's.
 
     traces      GAE 1506.02438 eq. 16 · V-trace 1802.01561 eq. 1 · leaky V-trace 2002.12928 · RBIS 2301.11321 eq. 9
+                and with it Retrace, truncated importance sampling and Recursive Retrace
     surrogates  2110.00641 and openai/ppo-ewma `compute_losses` · dual clip 1912.09729 · the others at `surrogate`
     proximal    EWMA 2110.00641 · A-3PO 2512.06547
     PopArt      1602.07714 alg. 1      Adam 1412.6980 alg. 1      LSTM, GRU as in torch's documentation
@@ -190,12 +191,17 @@ class Reference:
                 if kind == "gae":
                     advantage[t, b] = sum((gamma * lam) ** (k - t) * delta[k] for k in rows)
                     target[t, b] = value[t, b] + advantage[t, b]
-                elif kind == "rbis":
+                elif kind in ("retrace", "truncated_is", "recursive_retrace", "rbis"):
                     beta_target, beta = torch.clamp(rho[t, b], max=s["trace.rho_bar"]), torch.ones(()).double()
                     for k in rows:
-                        if k > t:
+                        if k > t and kind == "truncated_is":
                             beta_target, beta = (
-                                torch.clamp(rho[k, b] * x, max=lam ** (k - t)) for x in (beta_target, beta)
+                                lam ** (k - t) * torch.clamp(rho[first : k + 1, b].prod(), max=1.0)
+                                for first in (t, t + 1)
+                            )
+                        elif k > t:
+                            beta_target, beta = (
+                                self.trace_weight(kind, x, rho[k, b], k - t) for x in (beta_target, beta)
                             )
                         target[t, b] += gamma ** (k - t) * beta_target * delta[k]
                         advantage[t, b] += gamma ** (k - t) * beta * delta[k]
@@ -209,6 +215,15 @@ class Reference:
                     advantage[t, b] = delta[t] + gamma * lam * later
         weight = torch.ones_like(rho) if kind == "gae" else clipped(rho, s["trace.pg_rho_bar"])
         return target, advantage, weight
+
+    def trace_weight(self, kind, before, rho, age):
+        """2301.11321: the weight of a temporal difference so many steps later, from the one before it."""
+        lam = self.s["trace.trace_lambda"]
+        if kind == "retrace":
+            return before * lam * torch.clamp(rho, max=1.0)
+        if kind == "recursive_retrace":
+            return lam * torch.clamp(rho * before, max=1.0)
+        return torch.clamp(rho * before, max=lam**age)
 
     def averaged(self, batches, span, x, valid):
         """Mean and variance over the batches, the newest included, with weights that fall by the span; or None."""

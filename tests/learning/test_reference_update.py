@@ -104,7 +104,7 @@ CHOICES = {
     "surrogate.entropy_ratio_high": (1.05, 1.001),
     "surrogate.weight_cap": (1.5, 100.0),
     "trace.c_bar": (0.9, 1.0),
-    "trace.estimator": ("gae", "vtrace", "leaky_vtrace", "rbis"),
+    "trace.estimator": ("gae", "vtrace", "leaky_vtrace", "retrace", "truncated_is", "recursive_retrace", "rbis"),
     "trace.gamma": (0.9, 0.99, 1.0),
     "trace.leak": (0.0, 0.6),
     "trace.pg_rho_bar": (1.0, 1.4),
