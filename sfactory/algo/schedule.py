@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure functions of the current rate and of measurements of the last update.
 
-All numbers are Python floats. Copying ``kl`` and ``ess`` from the device costs one synchronization per update, and only
-the two schedules that use them do it.
+All numbers are Python floats. Copying ``kl``, ``ess`` or ``lag`` from the device costs one synchronization per update,
+and only the schedules that use them do it.
 """
 
 import math
@@ -26,6 +26,8 @@ class ScheduleState(NamedTuple):
     """kl_adaptive: smallest rate."""
     lr_max: float = 1e-2
     """kl_adaptive: largest rate."""
+    lag: float = 0.0
+    """Mean lag of the batch that is trained on next, in updates."""
 
 
 def constant(lr: float, state: ScheduleState) -> float:
@@ -51,9 +53,22 @@ def kl_adaptive(lr: float, state: ScheduleState) -> float:
 
 
 def ess(lr: float, state: ScheduleState) -> float:
-    """VCPO (arXiv 2602.17616): initial_lr * sqrt(ess), because a stale batch has fewer effective samples."""
+    """VCPO (arXiv 2602.17616): initial_lr * sqrt(min(1, ess / base)), because stale data have fewer effective samples.
+
+    base is 1, as in the authors' code. There every minibatch has a rate of its own, by the weights of its trajectories.
+    Ours is one rate per update, by the weights policy / behavior of the rows in the last minibatch of the one before.
+    """
     fraction = state.ess if math.isfinite(state.ess) else 0.0
     return state.initial_lr * math.sqrt(min(max(fraction, 0.0), 1.0))
+
+
+def staleness(lr: float, state: ScheduleState) -> float:
+    """Divide by the mean lag of the batch, where it is more than 1 (Zhang et al. 2016, arXiv 1511.05950).
+
+    There every gradient of an asynchronous worker is divided by its own lag. The bias of a gradient from data of lag S
+    is of order S * lr (arXiv 2607.01083), so that this rate keeps it constant.
+    """
+    return state.initial_lr / max(1.0, state.lag)
 
 
 SCHEDULES: dict[str, Callable[[float, ScheduleState], float]] = {
@@ -61,4 +76,5 @@ SCHEDULES: dict[str, Callable[[float, ScheduleState], float]] = {
     "linear": linear,
     "kl_adaptive": kl_adaptive,
     "ess": ess,
+    "staleness": staleness,
 }

@@ -25,6 +25,7 @@ def check_together(config: Config) -> None:
     check_batch(config)
     check_replay(config)
     check_trace(config)
+    check_steps(config)
     check_behavior_weight(config)
     check_surrogate(config)
 
@@ -178,6 +179,36 @@ def check_trace(config: Config) -> None:
         raise ValueError(
             f"trace.c-bar {trace.c_bar:g} with trace.rho-bar {trace.rho_bar:g}: {trace.estimator} needs rho-bar >= "
             f"c-bar (arXiv 1802.01561); lower trace.c-bar or raise trace.rho-bar"
+        )
+
+
+STEP_OPTIONS = {
+    "lr_min": ("optim.schedule kl_adaptive", lambda optim: optim.schedule == "kl_adaptive"),
+    "lr_max": ("optim.schedule kl_adaptive", lambda optim: optim.schedule == "kl_adaptive"),
+    "sfpo_alpha": ("optim.sfpo-steps above 0", lambda optim: optim.sfpo_steps > 0),
+    "sfpo_window": ("optim.sfpo-steps above 0", lambda optim: optim.sfpo_steps > 0),
+    "sfpo_threshold": ("optim.sfpo-steps above 0", lambda optim: optim.sfpo_steps > 0),
+}
+"""Options of `optim` -> what they belong to, in words and as a condition."""
+
+
+def check_steps(config: Config) -> None:
+    """Options of the optimizer that need each other, and the bounds of a rate that moves by itself."""
+    optim = config.optim
+    defaults = type(optim)()
+    for name, (what, holds) in STEP_OPTIONS.items():
+        if getattr(optim, name) != getattr(defaults, name) and not holds(optim):
+            flag = f"optim.{name.replace('_', '-')}"
+            raise ValueError(f"{flag} {getattr(optim, name):g} has no effect without {what}; set that, or leave it out")
+    if optim.schedule == "kl_adaptive" and not optim.lr_min <= optim.lr <= optim.lr_max:
+        raise ValueError(
+            f"optim.lr {optim.lr:g} is outside optim.lr-min {optim.lr_min:g} to optim.lr-max {optim.lr_max:g}, between "
+            f"which kl_adaptive moves it; change one of the three"
+        )
+    if optim.sfpo_steps and config.batch.epochs != 1:
+        raise ValueError(
+            f"optim.sfpo-steps {optim.sfpo_steps} makes its own passes over a batch, in place of batch.epochs "
+            f"{config.batch.epochs}; set batch.epochs 1"
         )
 
 

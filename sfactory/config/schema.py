@@ -291,6 +291,9 @@ class TraceConfig:
     variance."""
     leak: Annotated[float, Between(0, 1)] = 1.0
     """leaky_vtrace: 1 is V-trace, 0 is importance sampling without clipping."""
+    baseline: Literal["none", "optimal"] = "none"
+    """What is subtracted from the advantages at the start of an update, besides their mean. optimal: the constant with
+    the least variance of the policy gradient, weighted by ratios and by the size of each action's gradient."""
 
 
 @dataclass(frozen=True)
@@ -445,11 +448,15 @@ class Optim:
 
     lr: Annotated[float, Gt(0)] = 1e-3
     """Learning rate of Adam."""
-    schedule: Literal["constant", "linear", "kl_adaptive", "ess"] = "constant"
+    schedule: Literal["constant", "linear", "kl_adaptive", "ess", "staleness"] = "constant"
     """constant; linear to 0 at stop.env_steps; kl_adaptive: by the KL of every whole update, for which it computes one
-    more forward pass; ess: times sqrt(effective sample size)."""
+    more forward pass; ess: times sqrt(effective sample size); staleness: divided by the mean lag of the batch."""
     kl_target: Annotated[float, Gt(0)] = 0.01
     """kl_adaptive: target of the KL divergence per update. More: larger learning rates."""
+    lr_min: Annotated[float, Gt(0)] = 1e-6
+    """kl_adaptive: smallest learning rate."""
+    lr_max: Annotated[float, Gt(0)] = 1e-2
+    """kl_adaptive: largest learning rate."""
     beta1: Annotated[float, Below(0, 1)] = 0.9
     """Decay of Adam's first moment."""
     beta2: Annotated[float, Below(0, 1)] = 0.999
@@ -458,6 +465,17 @@ class Optim:
     """Adam's epsilon."""
     max_grad_norm: Annotated[float, Ge(0)] = 0.5
     """Scale gradients down to at most this norm; 0: no limit."""
+    adam_rel: bool = False
+    """Adam-Rel: begin the count of Adam's steps, with which it corrects its moments, again in every update."""
+    sfpo_steps: Annotated[int, Between(0, 100)] = 0
+    """SFPO: fast passes over the batch, after which the weights are pulled back, before the pass that counts. More: a
+    better direction, and as many times the cost of an update. 0: off. Needs batch.epochs 1."""
+    sfpo_alpha: Annotated[float, Between(0, 1)] = 0.8
+    """SFPO: share of the way of the fast passes that the weights keep."""
+    sfpo_window: Annotated[int, Between(2, 10_000)] = 30
+    """SFPO: updates whose entropies the newest one is compared with."""
+    sfpo_threshold: Annotated[float, Gt(0)] = 1.0
+    """SFPO: standard deviations above the mean entropy at which the fast passes stop for the rest of the run."""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,14 @@ class Adam:
         return norm, skipped
 
     @torch.no_grad()
+    def restart_count(self) -> None:
+        """Begin the count of steps again and keep the moments: Adam-Rel (arXiv 2412.17113), once per objective.
+
+        The moments are then corrected as if they were new, which makes the first steps after it shorter.
+        """
+        self.steps.zero_()
+
+    @torch.no_grad()
     def step(self, skipped: Tensor) -> None:
         """One step with the gradients of the parameters. skipped: 0-dim; 1.0: change nothing.
 

@@ -22,6 +22,10 @@ class NativeAdam(Adam):
         self._taken: float | None = 0.0
         """Steps taken, if the number is the same for all parameters; it saves reading `steps`."""
 
+    def restart_count(self) -> None:
+        super().restart_count()
+        self._taken = 0.0
+
     @torch.no_grad()
     def clip_and_step(self, limit: float) -> tuple[Tensor, Tensor]:
         if self._taken is None:  # moments of a run in which some parameters had no gradient

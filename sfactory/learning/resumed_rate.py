@@ -23,8 +23,8 @@ def schedule_state(config: Config) -> dict[str, Any]:
 def resumed_rate(config: Config, state: Mapping[str, Any], env_steps: int) -> tuple[float, str]:
     """The rate that the schedule continues from, and one line if the next update uses another one because of a setting.
 
-    state: of the checkpoint, with `lr`, `kl`, `ess` and, in newer ones, `schedule_state`. Where optim.lr was changed
-    since, kl_adaptive begins again with the new one; the other schedules depend on optim.lr alone.
+    state: of the checkpoint, with `lr`, `kl`, `ess` and, in newer ones, `lag` and `schedule_state`. Where optim.lr was
+    changed since, kl_adaptive begins again with the new one; the other schedules depend on optim.lr alone.
     """
     now = schedule_state(config)
     then = {name: state.get(name, value) for name, value in now.items()}
@@ -49,5 +49,7 @@ def _next(schedule: Mapping[str, Any], lr: float, state: Mapping[str, Any], env_
         return lr
     end = schedule["schedule_end"]
     progress = min(env_steps / end, 1.0) if end else 0.0
-    measured = ScheduleState(schedule["initial_lr"], progress, float(state["kl"]), float(state["ess"]))
+    measured = ScheduleState(
+        schedule["initial_lr"], progress, float(state["kl"]), float(state["ess"]), lag=float(state.get("lag", 0.0))
+    )
     return SCHEDULES.get(schedule["schedule"], SCHEDULES["constant"])(lr, measured)  # of another version: as constant

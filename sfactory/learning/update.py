@@ -6,6 +6,7 @@
     epochs x minibatches of rows (of whole lanes for a recurrent policy, or with `batch.shuffle lanes`):
         objective.loss -> gradient, averaged over learners -> optimizer step, unless it is not finite
         (a minibatch too large for a GPU: the gradients of its parts, one after the other, are added up)
+    with optim.sfpo_steps: as many passes before them, after which the weights are pulled back (`slow_fast`)
     with optim.schedule kl_adaptive: one more forward pass, for the KL of the whole update
     normalizers of observations and rewards are updated last: data of lag 0 have rho = 1
 
@@ -39,6 +40,7 @@ from sfactory.learning.objectives import Loss, Minibatch, Objective, Phase, Star
 from sfactory.learning.objectives.base import ESS_METRIC, KL_METRIC
 from sfactory.learning.parallel_network import ParallelNetwork
 from sfactory.learning.parts import divided, joined
+from sfactory.learning.slow_fast import SlowFast
 from sfactory.model.actor_critic import ActorCritic, Output
 from sfactory.native.choice import why_not_native
 from sfactory.native.library import identity
@@ -91,13 +93,22 @@ class Update:
         # Rows of one lane are correlated: minibatches of rows have a less noisy gradient. Memory needs whole lanes.
         self.by_rows = config.batch.shuffle == "rows" and not model.state_size
         self.kl, self.ess = config.optim.kl_target, 1.0  # of the last update, for the adaptive schedules
+        self.lag = 0.0  # of the batch, with the schedule staleness
         self.adaptive = config.optim.schedule == "kl_adaptive"
+        o = config.optim
+        self.slow_fast = SlowFast(o.sfpo_window, o.sfpo_threshold) if o.sfpo_steps else None
+        if o.sfpo_steps and type(self.objective).entropy_at_start is Objective.entropy_at_start:
+            raise ValueError(
+                f"optim.sfpo-steps needs the entropy of a policy, which {type(self.objective).__name__} lacks"
+            )
         self._skipped = torch.zeros(config.optimizer_steps_per_update, device=device)  # 1.0: the step was not taken
         self._last: tuple[Batch, Tensor | None] | None = None
         self.on_optimizer_step: Callable[[], None] = lambda: None
         """Called after every optimizer step that is not replayed from a recording."""
         self.device_work: Work = self._device_work
-        if accelerator is not None and self.objective.recordable and self.learners.recordable:
+        if accelerator is not None and self.slow_fast is not None:
+            log("updates are not recorded: optim.sfpo-steps reads the entropy of every batch before its passes")
+        elif accelerator is not None and self.objective.recordable and self.learners.recordable:
             self.device_work = Replay(accelerator, self._device_work, log)
 
     def _make_network(
@@ -118,16 +129,20 @@ class Update:
         because a loss or gradient was not finite; `trained` tells which rows were trained on nevertheless.
         """
         o = self.config.optim
-        self.lr = self.schedule(self.lr, ScheduleState(o.lr, progress, self.kl, self.ess, o.kl_target))
+        if o.schedule == "staleness":
+            self.lag = float(self.learners.average_metric(_mean_lag(batch)))
+        now = ScheduleState(o.lr, progress, self.kl, self.ess, o.kl_target, o.lr_min, o.lr_max, self.lag)
+        self.lr = self.schedule(self.lr, now)
         self.objective.set_progress(progress)
         if isinstance(self.optimizer.lr, Tensor):
             self.optimizer.lr.fill_(self.lr)
         else:
             self.optimizer.lr = self.lr
-        self._last = batch, self._order(batch, updates)
+        order = self._order(batch, updates)
+        self._last = batch, order if order is None else order[-self.config.batch.epochs :]
         # With replay a batch without replayed lanes is smaller than the one that is recorded.
         recorded = batch.fresh is not None or not self.config.replay.ratio
-        metrics = (self.device_work if recorded else self._device_work)(*self._last)
+        metrics = (self.device_work if recorded else self._device_work)(batch, order)
         if self.adaptive:  # the one synchronization that this schedule needs, and the next
             self.kl = float(metrics[KL_METRIC])
         if o.schedule == "ess":
@@ -151,12 +166,13 @@ class Update:
         return lanes.view_as(batch.valid) if self.by_rows else lanes.expand_as(batch.valid)
 
     def _order(self, batch: Batch, updates: int) -> Tensor | None:
-        """[epochs, lanes or rows]: the order of every epoch. None: one minibatch is the whole batch."""
+        """[fast passes + epochs, lanes or rows]: the order of each. None: one minibatch is the whole batch."""
         if self.config.batch.minibatches == 1:
             return None
         rows = self._acting_rows(batch)
         lanes = len(rows) if rows is not None else batch.valid.numel() if self.by_rows else batch.valid.shape[1]
-        order = torch.from_numpy(shuffled(lanes, self.config.batch.epochs, self.config.run.seed, updates))
+        passes = self.config.optim.sfpo_steps + self.config.batch.epochs
+        order = torch.from_numpy(shuffled(lanes, passes, self.config.run.seed, updates))
         return (order if rows is None else rows[order]).to(self.device)
 
     def _acting_rows(self, batch: Batch) -> Tensor | None:
@@ -175,7 +191,9 @@ class Update:
 
         Recordable: it never waits for the device, no decision depends on a value, and state changes in place.
         """
-        one_step = order is None and self.config.optimizer_steps_per_update == 1
+        if self.config.optim.adam_rel:
+            self.optimizer.restart_count()
+        one_step = order is None and self.config.optimizer_steps_per_update == 1 and self.slow_fast is None
         # One pass is not enough where the start needs the outputs of all parts, or changes the value head.
         by_parts = self.objective.divisible and divided(batch)
         if one_step and not by_parts and not self.normalizers.moves_value_head:
@@ -183,6 +201,8 @@ class Update:
         else:
             metrics, start = self._epochs(batch, order)
         for phase in self.objective.further_phases(batch):
+            if self.config.optim.adam_rel:  # another objective
+                self.optimizer.restart_count()
             further, _ = self._run_phase(phase)
             metrics = {**further, **metrics, "skipped": metrics["skipped"] + further["skipped"]}
         if self.adaptive:
@@ -229,12 +249,36 @@ class Update:
             minibatches=self.config.batch.minibatches,
             divisible=self.objective.divisible,
         )
+        skipped_fast = None
+        if self.slow_fast is not None:
+            skipped_fast = self._fast_passes(phase, batch, start)
+            phase = phase._replace(order=order if order is None else order[-phase.epochs :])
         metrics, skipped = self._run_phase(phase)
         self._skipped.copy_(skipped)
+        if skipped_fast is not None:
+            metrics["skipped"] = metrics["skipped"] + skipped_fast
         return metrics, start
 
-    def _run_phase(self, phase: Phase) -> tuple[dict[str, Tensor], Tensor]:
+    def _fast_passes(self, phase: Phase, batch: Batch, start: Start) -> Tensor | None:
+        """The fast passes of SFPO, and the way back; [] steps that were not taken, or None after the last such update.
+
+        They are not part of the averaged policy: nothing acts with their weights.
+        """
+        assert self.slow_fast is not None
+        entropy, o = self.objective.entropy_at_start(batch, start), self.config.optim
+        if not self.slow_fast.add(float(self.learners.average_metric(entropy))):
+            return None
+        before = self.flat.values.clone()
+        order = phase.order if phase.order is None else phase.order[: o.sfpo_steps]
+        metrics, _ = self._run_phase(phase._replace(order=order, epochs=o.sfpo_steps), fast=True)
+        with torch.no_grad():
+            self.flat.values.copy_(torch.lerp(before, self.flat.values, o.sfpo_alpha))
+        return metrics["skipped"]
+
+    def _run_phase(self, phase: Phase, fast: bool = False) -> tuple[dict[str, Tensor], Tensor]:
         """All optimizer steps of a phase; metrics with `skipped` of all, and of each [steps].
+
+        fast: passes that are taken back: there is no report, and the objective does not count their steps.
 
         A report costs more than the step itself, so only the last minibatch has one; the table of metrics says so. The
         norm of the gradient is the mean of all steps.
@@ -242,17 +286,17 @@ class Update:
         last, skipped, norms = phase.epochs * phase.minibatches - 1, [], []
         metrics: dict[str, Tensor] = {}
         for number, lanes in enumerate(_minibatches(phase)):
-            rows, report = phase.batch.lanes(lanes), number == last
+            rows, report = phase.batch.lanes(lanes), number == last and not fast
             parts = divided(rows) if phase.divisible else []
             if parts:
                 out = self._backward_by_parts(phase, parts, rows.valid.sum())
                 # One report from all outputs: reports of the parts could not be combined (ess, explained_variance).
                 loss = phase.loss(Minibatch(rows, lanes, out), phase.start, True) if report else Loss(None, {}, {})
-                metrics = self._step(loss, rows.valid)
+                metrics = self._step(loss, rows.valid, fast)
             else:
                 out = self.network.forward_train(rows)
                 loss = phase.loss(Minibatch(rows, lanes, out), phase.start, report)
-                metrics = self._optimizer_step(loss, rows.valid)
+                metrics = self._optimizer_step(loss, rows.valid, fast)
             skipped.append(metrics["skipped"])
             norms.append(metrics["losses/grad_norm"])
         of_steps = torch.stack(skipped)
@@ -275,10 +319,10 @@ class Update:
         self.flat.gradient.copy_(gradient)
         return joined(outputs)
 
-    def _optimizer_step(self, loss: Loss, valid: Tensor) -> dict[str, Tensor]:
+    def _optimizer_step(self, loss: Loss, valid: Tensor, fast: bool = False) -> dict[str, Tensor]:
         """One optimizer step; its metrics, and `skipped`: 1.0 if it was not taken because it is not finite."""
         self._backward(loss)
-        return self._step(loss, valid)
+        return self._step(loss, valid, fast)
 
     def _backward(self, loss: Loss) -> None:
         """Write the gradient of the last `forward_train`; it replaces the old one."""
@@ -287,12 +331,13 @@ class Update:
             loss.total.backward()  # as far as the network's outputs
         self.network.backward(loss.gradient)
 
-    def _step(self, loss: Loss, valid: Tensor) -> dict[str, Tensor]:
+    def _step(self, loss: Loss, valid: Tensor, fast: bool = False) -> dict[str, Tensor]:
         """As `_optimizer_step`, with the gradient that was written. loss: its metrics."""
         report = {**loss.losses, **loss.diagnostics}
         report = self.learners.average_gradients(self.flat.gradient, valid, report, self.objective.largest_metrics)
         norm, skipped = self.optimizer.clip_and_step(self.config.optim.max_grad_norm)
-        self.objective.after_step(skipped)
+        if not fast:
+            self.objective.after_step(skipped)
         self.on_optimizer_step()
         losses = {name: report.pop(name) for name in loss.losses}
         return {"skipped": skipped, **losses, "losses/grad_norm": norm, **report}
@@ -312,7 +357,7 @@ class Update:
         return {
             "model": dict(self.model.state_dict()),
             OBJECTIVE_PART: self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict() | ({} if self.slow_fast is None else self.slow_fast.state_dict()),
             "normalizers": self.normalizers.state_dict(),
         }
 
@@ -322,6 +367,8 @@ class Update:
         self.objective.reset()
         self.objective.load_state_dict(parts[OBJECTIVE_PART])
         self.optimizer.load_state_dict(parts["optimizer"])
+        if self.slow_fast is not None:
+            self.slow_fast.load_state_dict(parts["optimizer"])
         self.normalizers.load_state_dict(parts["normalizers"])
 
     def initialize_from(self, weights: Mapping[str, Tensor], normalizers: Mapping[str, Tensor]) -> None:
@@ -330,6 +377,11 @@ class Update:
         self.normalizers.initialize_from(normalizers)
         self.objective.reset()
         self.objective.set_progress(0.0)
+
+
+def _mean_lag(batch: Batch) -> Tensor:
+    """[] mean lag of the valid rows, in updates."""
+    return batch.lag.masked_fill(~batch.valid, 0.0).sum() / batch.valid.sum().clamp(min=1)
 
 
 def _with_last_row(gradient: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

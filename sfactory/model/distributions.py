@@ -168,6 +168,30 @@ class ActionDistribution:
         assert total is not None
         return total
 
+    def score_square(self, params: Tensor, action: Mapping[str, Tensor]) -> Tensor:
+        """Squared norm [...] of the derivative of `log_prob` with respect to params [..., K].
+
+        A head: 1 - 2 pi(a) + sum of pi^2. A dimension of a box, squashed or not: (z / std)^2 + (z^2 - 1)^2, with
+        z = (sample - mean) / std.
+        """
+        params = at_least_single(params)
+        total = None
+        for part in self.parts:
+            values = params[..., part.params]
+            taken = action[part.name].reshape(*params.shape[:-1], -1)
+            if part.discrete:
+                for head, log_p in enumerate(_heads(values, part)):
+                    p = log_p.exp()
+                    of_action = p.gather(-1, taken[..., head : head + 1].long()).squeeze(-1)
+                    total = _plus(total, 1.0 - 2.0 * of_action + p.square().sum(-1))
+            else:
+                mean, log_std = values.chunk(2, -1)
+                inv_std = torch.exp(-log_std)
+                z = (taken - mean) * inv_std
+                total = _plus(total, ((z * inv_std).square() + (z.square() - 1.0).square()).sum(-1))
+        assert total is not None
+        return total
+
     def mode(self, params: Tensor) -> dict[str, Tensor]:
         """Most likely action: params [..., K] -> name -> [..., *leaf.shape]."""
         action = {}

@@ -135,6 +135,7 @@ class Checkpointing:
             **schedule_state(self.config),
             "kl": self.update.kl,
             "ess": self.update.ess,
+            "lag": self.update.lag,
             "launch": self.run_spec.launch,
             "world_size": self.run_spec.ranks.world_size,
             "precision": self.update.config.run.precision,
@@ -184,6 +185,7 @@ class Checkpointing:
         self.update.load_state_dict(contents.parts)
         self.counters.load_state_dict(contents.state)
         self.update.kl, self.update.ess = (float(contents.state[name]) for name in ("kl", "ess"))
+        self.update.lag = float(contents.state.get("lag", 0.0))  # not in checkpoints of earlier versions
         self.update.lr, line = resumed_rate(self.config, contents.state, self.counters.env_steps)
         if line:
             self.log(line)

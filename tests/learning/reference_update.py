@@ -8,7 +8,9 @@ Only the gradient is torch's.
                 and with it Retrace, truncated importance sampling and Recursive Retrace
     surrogates  2110.00641 and openai/ppo-ewma `compute_losses` · dual clip 1912.09729 · the others at `surrogate`
     proximal    EWMA 2110.00641 · A-3PO 2512.06547
-    PopArt      1602.07714 alg. 1      Adam 1412.6980 alg. 1      LSTM, GRU as in torch's documentation
+    PopArt      1602.07714 alg. 1      Adam 1412.6980 alg. 1, Adam-Rel 2412.17113 alg. 1
+    SFPO        2510.04072 and its code                           baseline 2602.17616, with the norm of 2602.07078
+    LSTM, GRU as in torch's documentation
 
 Legend: T steps, B lanes, K parameters of the distribution. Names of settings and parameters are those of the run.
 """
@@ -88,6 +90,7 @@ class Reference:
         self.trajectory = [self.theta]  # weights that the averaged policy averages
         self.snapshots = []  # (weights, obs statistics) at the start of every update
         self.lr, self.kl, self.ess = settings["optim.lr"], settings["optim.kl_target"], 1.0
+        self.entropies, self.slow_only = [], False  # of SFPO
         self.dual, self.variance, self.progress = settings["surrogate.dual_start"], 0.0, 0.0
         self.output = None
 
@@ -239,6 +242,23 @@ class Reference:
             sum(share * batches[-1 - age][i] for age, share in enumerate(shares)) / sum(shares) for i in (1, 2)
         )
         return mean, square - mean**2
+
+    def baseline(self, batch, params, advantage, weight, log_rho):
+        """sum of (w^2 |d log policy / d params|^2 A) / sum of (w^2 |d log policy / d params|^2), over rows."""
+        where, above, below = self.s["surrogate.behavior_weight"], 0.0, 0.0
+        for t, b in batch.valid.nonzero().tolist():
+            taken = {name: leaf[t, b] for name, leaf in batch.action.items()}
+            row = params[t, b].clone().requires_grad_()
+            with torch.enable_grad():
+                (score,) = torch.autograd.grad(self.policy.log_prob(row, taken), row)
+            w = 1.0
+            if where in ("surrogate", "twice"):
+                w *= min(max(math.exp(log_rho[t, b]), math.exp(-LIMIT)), self.s["surrogate.weight_cap"])
+            if where in ("trace", "twice"):
+                w *= float(weight[t, b])
+            size = w**2 * float((score**2).sum())
+            above, below = above + size * float(advantage[t, b]), below + size
+        return above / below if below else 0.0
 
     # -- the loss ----------------------------------------------------------------------------------------------------
 
@@ -452,8 +472,8 @@ class Reference:
 
     # -- the optimizer -----------------------------------------------------------------------------------------------
 
-    def step(self, gradient):
-        """True if the step was taken: its gradient is finite."""
+    def step(self, gradient, counts=True):
+        """True if the step was taken: its gradient is finite. counts: the averaged policy has the new weights."""
         s = self.s
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradient.values()))
         if not math.isfinite(norm):
@@ -470,29 +490,35 @@ class Reference:
             m, v = self.m[name] / (1 - one**self.steps), self.v[name] / (1 - two**self.steps)
             new[name] = x - self.lr * m / (v.sqrt() + s["optim.eps"])
         self.theta = new
-        self.trajectory.append(new)
+        if counts:
+            self.trajectory.append(new)
         return True
 
-    def rate(self, progress):
+    def rate(self, progress, batch):
         o, initial = self.s["optim.schedule"], self.s["optim.lr"]
         if o == "linear":
             return initial * (1 - progress)
         if o == "ess":
             return initial * math.sqrt(self.ess) if math.isfinite(self.ess) else 0.0
+        if o == "staleness":
+            lags = batch.lag[batch.valid]
+            return initial / max(1.0, float(lags.mean()) if len(lags) else 0.0)
         if o == "constant":
             return initial
         if not self.kl <= 2 * self.s["optim.kl_target"]:
             lr = self.lr / 1.5
         else:
             lr = self.lr * 1.5 if self.kl < self.s["optim.kl_target"] / 2 else self.lr
-        return min(max(lr, 1e-6), 1e-2)
+        return min(max(lr, self.s["optim.lr_min"]), self.s["optim.lr_max"])
 
     # -- an update ---------------------------------------------------------------------------------------------------
 
     def run(self, batch, order, progress):
-        """order: for every epoch the minibatches, as index of rows (by_rows) or lanes; None: everything."""
+        """order: for every pass the minibatches, as index of rows (by_rows) or lanes; None: everything."""
         s, valid = self.s, batch.valid
-        self.lr, self.progress = self.rate(progress), progress
+        self.lr, self.progress = self.rate(progress, batch), progress
+        if s["optim.adam_rel"]:
+            self.steps = 0
         with torch.no_grad():
             params, output = self.forward(self.theta, batch.obs, batch.first, batch.state)
             params = params[:-1]
@@ -507,6 +533,8 @@ class Reference:
                 moments = self.averaged(self.advantage_batches, s["normalize.advantage_span"], advantage, valid)
                 mean, var = (0.0, 1.0) if moments is None else moments
                 advantage = (advantage - mean) / (math.sqrt(max(0.0, var)) + 1e-8)
+            if s["trace.baseline"] == "optimal":
+                advantage = advantage - self.baseline(batch, params, advantage, weight, log_prob - batch.log_prob)
             start = {
                 "log_prob": log_prob, "params": params, "advantage": advantage, "weight": weight,
                 "value": (value[:-1] - self.target_mean) / self.target_std,
@@ -520,22 +548,14 @@ class Reference:
             self.snapshots.append((self.theta, self.obs_statistics()))
             before = params
         cut = batch._replace(obs={name: leaf[:-1] for name, leaf in batch.obs.items()}, first=batch.first[:-1])
+        fast = s["optim.sfpo_steps"]
         skipped = 0
-        for epoch in order:
-            for index, by_rows in epoch:
-                rows, part = (cut, start) if index is None else _minibatch(cut, start, index, by_rows)
-                theta = {name: x.clone().requires_grad_() for name, x in self.theta.items()}
-                loss, self.ess = self.loss(theta, rows, part)
-                found = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
-                gradient = {
-                    name: torch.zeros_like(x) if g is None else g
-                    for (name, x), g in zip(theta.items(), found, strict=True)
-                }
-                taken = self.step(gradient)
-                skipped += not taken
-                if taken and s["surrogate.objective"] == "r2vpo":
-                    rate, target_variance = s["surrogate.dual_rate"], s["surrogate.variance_target"]
-                    self.dual = max(0.0, self.dual + rate * (self.variance - target_variance))
+        if fast and self.makes_fast_passes(float(self.policy.entropy(params)[valid].mean())):
+            origin = self.theta
+            skipped = sum(self.one_pass(cut, start, minibatches, counts=False) for minibatches in order[:fast])
+            alpha = s["optim.sfpo_alpha"]
+            self.theta = {name: x + alpha * (self.theta[name] - x) for name, x in origin.items()}
+        skipped += sum(self.one_pass(cut, start, minibatches) for minibatches in order[fast:])
         with torch.no_grad():
             after, _ = self.forward(self.theta, cut.obs, cut.first, cut.state)
             self.kl = float(self.policy.kl(before, after)[valid].sum() / max(1, int(valid.sum())))
@@ -543,6 +563,35 @@ class Reference:
         if not skipped:
             self.obs_rows = torch.cat([self.obs_rows, cut.obs["obs"][valid]])
             self.returns = torch.cat([self.returns, batch.discounted_return[valid] * s["env.reward_scale"]])
+        return skipped
+
+    def makes_fast_passes(self, entropy):
+        """Whether the z-score of the entropies of the last updates has always been below the threshold."""
+        if math.isfinite(entropy):
+            self.entropies.append(entropy)
+            newest = self.entropies[-self.s["optim.sfpo_window"] :]
+            if len(newest) == self.s["optim.sfpo_window"]:
+                mean = sum(newest) / len(newest)
+                deviation = math.sqrt(sum((x - mean) ** 2 for x in newest) / len(newest))
+                self.slow_only |= (entropy - mean) / (deviation + 1e-9) >= self.s["optim.sfpo_threshold"]
+        return not self.slow_only
+
+    def one_pass(self, batch, start, minibatches, counts=True):
+        """An optimizer step with every minibatch; the number of those that were not taken."""
+        skipped = 0
+        for index, by_rows in minibatches:
+            rows, part = (batch, start) if index is None else _minibatch(batch, start, index, by_rows)
+            theta = {name: x.clone().requires_grad_() for name, x in self.theta.items()}
+            loss, self.ess = self.loss(theta, rows, part)
+            found = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
+            gradient = {
+                name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(theta.items(), found, strict=True)
+            }
+            taken = self.step(gradient, counts)
+            skipped += not taken
+            if taken and counts and self.s["surrogate.objective"] == "r2vpo":
+                rate, target_variance = self.s["surrogate.dual_rate"], self.s["surrogate.variance_target"]
+                self.dual = max(0.0, self.dual + rate * (self.variance - target_variance))
         return skipped
 
     def _move_value_head(self, target, valid):

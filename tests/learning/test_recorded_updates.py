@@ -48,7 +48,8 @@ def update_on(
         optim=Optim(**{"lr": 1e-2, "schedule": "linear", **(optim or {})}),
     )
     learning = {"epochs": 2, "minibatches": 4, **learning}
-    config = with_settings(config, {f"learning.{name}": value for name, value in learning.items()})
+    names = {name: name.replace("__", ".") if "__" in name else f"learning.{name}" for name in learning}
+    config = with_settings(config, {names[name]: value for name, value in learning.items()})
     config = with_settings(config, {"surrogate.mask": mask})
     torch.manual_seed(0)
     model = (QNetwork if algorithm == "pqn" else ActorCritic)(
@@ -137,6 +138,10 @@ CASES = {
     "gradient limit": {"optim": {"max_grad_norm": 1e-3}},
     "pqn": {"algorithm": "pqn"},
     "adaptive": {"optim": {"schedule": "kl_adaptive"}},
+    "staleness": {"optim": {"schedule": "staleness"}},
+    "Adam-Rel": {"optim": {"adam_rel": True}},
+    "baseline": {"trace__baseline": "optimal", "behavior_weight": "twice", "trace": "vtrace"},
+    "baseline of a box": {"trace__baseline": "optimal", "actions": BOX},
     "impala": {"surrogate": "impala", "behavior_weight": "trace", "trace": "vtrace"},
     **{f"surrogate {name}": {"surrogate": name} for name in SURROGATES if name not in ("ppo", "impala")},
     **{f"mask {name}": {"mask": name} for name in MASK_USES},

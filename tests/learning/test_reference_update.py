@@ -5,6 +5,7 @@ the random order of minibatches.
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from reference_update import MASKED, Policy, Reference
 from sfactory.algo.surrogates.options import DISCRETE_ONLY, MASK_USES, USES, Options
 from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.config import Config, with_settings
+from sfactory.config.cross_checks import STEP_OPTIONS
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning.batch import Batch, shuffled
 from sfactory.learning.native_network import NativeLearnerNetwork
@@ -54,13 +56,20 @@ CHOICES = {
     "normalize.obs": (False, True),
     "normalize.reward": (False, True),
     "normalize.value_targets": (False, True),
+    "optim.adam_rel": (False, False, True),
     "optim.beta1": (0.9, 0.0),
     "optim.beta2": (0.999, 0.9),
     "optim.eps": (1e-5, 0.1),
     "optim.kl_target": (0.01, 1e-4),
     "optim.lr": (1e-3, 1e-2),
+    "optim.lr_max": (1e-2, 1e-2, 1e-2, 1.2e-2),
+    "optim.lr_min": (1e-6, 1e-6, 1e-6, 9e-4),
     "optim.max_grad_norm": (0.0, 0.1, 0.5),
-    "optim.schedule": ("constant", "linear", "kl_adaptive", "ess"),
+    "optim.schedule": ("constant", "linear", "kl_adaptive", "ess", "staleness"),
+    "optim.sfpo_alpha": (0.8, 0.8, 0.3),
+    "optim.sfpo_steps": (0, 0, 1, 2),
+    "optim.sfpo_threshold": (1.0, 1.0, 0.3),
+    "optim.sfpo_window": (30, 30, 2),
     "proximal.center_of_mass": (0.0, 3.0),
     "proximal.policy": ("behavior", "recompute", "ewma", "interpolate", "snapshot"),
     "proximal.snapshot_age": (0, 1, 2),
@@ -103,6 +112,7 @@ CHOICES = {
     "surrogate.entropy_ratio_low": (0.95, 0.999),
     "surrogate.entropy_ratio_high": (1.05, 1.001),
     "surrogate.weight_cap": (1.5, 100.0),
+    "trace.baseline": ("none", "none", "optimal"),
     "trace.c_bar": (0.9, 1.0),
     "trace.estimator": ("gae", "vtrace", "leaky_vtrace", "retrace", "truncated_is", "recursive_retrace", "rbis"),
     "trace.gamma": (0.9, 0.99, 1.0),
@@ -158,17 +168,24 @@ class SetUp:
         return values[int(self.draw.integers(len(values)))]
 
     def _leave_unused(self):
-        """Options that neither the objective nor the mask reads stay at their default."""
+        """Options that nothing reads stay at their default."""
         s, defaults = self.settings, vars(Config().surrogate)
         used = ("clip", *USES[s["surrogate.objective"]], *MASK_USES[s["surrogate.mask"]])
         for name in Options._fields:
             if name not in used:
                 s[f"surrogate.{name}"] = defaults[name]
+        optim = SimpleNamespace(schedule=s["optim.schedule"], sfpo_steps=s["optim.sfpo_steps"])
+        for name, (_, applies) in STEP_OPTIONS.items():
+            if not applies(optim):
+                s[f"optim.{name}"] = getattr(Config().optim, name)
+        if s["optim.sfpo_steps"]:
+            s["batch.epochs"] = 1
 
     def _fits(self):
         s = self.settings
         if self.actions == "squashed":
             s["loss.entropy_coef"] = 0.0  # the entropy is an approximation
+            s["optim.sfpo_window"] = 30  # and nothing is decided by it
             if s["surrogate.mask"] == "erc":
                 return False
         return not (s["model.separate"] and s["model.core"] != "none")
@@ -265,6 +282,7 @@ class SetUp:
     def minibatches(self, update, number):
         """For every epoch the minibatches as the reference takes them: index, and whether it is one of rows."""
         epochs, count = self.settings["batch.epochs"], self.settings["batch.minibatches"]
+        epochs += self.settings["optim.sfpo_steps"]
         by_rows = self.settings["batch.shuffle"] == "rows" and self.settings["model.core"] == "none"
         if count == 1:
             return [[(None, False)]] * epochs
@@ -302,6 +320,8 @@ def state_of(update):
     if normalizers.targets is not None:
         state |= {"target mean": normalizers.targets.mean, "target std": normalizers.targets.std}
     state |= {"lr": update.lr, "kl": update.kl if update.config.optim.schedule == "kl_adaptive" else 0.0}
+    if update.slow_fast is not None:
+        state["slow only"] = update.slow_fast.stopped
     return {name: torch.as_tensor(x).double() for name, x in state.items()}
 
 
@@ -322,6 +342,8 @@ def state_of_reference(reference):
     if s["normalize.value_targets"]:
         state |= {"target mean": reference.target_mean, "target std": reference.target_std}
     state |= {"lr": reference.lr, "kl": reference.kl if s["optim.schedule"] == "kl_adaptive" else 0.0}
+    if s["optim.sfpo_steps"]:
+        state["slow only"] = reference.slow_only
     return {name: torch.as_tensor(x).double() for name, x in state.items()}
 
 
@@ -354,7 +376,7 @@ def test_update_in_float64_equals_the_reference(number):
         assert found.keys() == expected.keys()
         for name, x in expected.items():
             torch.testing.assert_close(
-                found[name], x, rtol=tolerance, atol=tolerance * 1e-2, equal_nan=True, check_dtype=False,
+                found[name], x, rtol=tolerance, atol=tolerance * 3e-2, equal_nan=True, check_dtype=False,
                 msg=lambda text, name=name, kernels=kernels: f"{kernels} {name}: {text} {setup.settings}",
             )  # fmt: skip
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sfactory.algo import closed_form
+from sfactory.algo.baseline import baseline_means, optimal_baseline
 from sfactory.algo.loss import Loss as LossTerms
 from sfactory.algo.loss import diagnostics, total_loss
 from sfactory.algo.proximal import PROXIMALS, Proximal, decay_from_center_of_mass
@@ -25,11 +26,12 @@ from sfactory.algo.surrogates.dual import DualVariable
 from sfactory.algo.surrogates.options import Options
 from sfactory.algo.surrogates.ratios import Surrogate, SurrogateInput, log_cap, log_interval
 from sfactory.algo.surrogates.registry import SURROGATES
-from sfactory.algo.trace import TRACES, Trace, TraceInput
+from sfactory.algo.trace import LOG_RHO_LIMIT, TRACES, Trace, TraceInput
 from sfactory.algo.weight_rule import check_weights
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
 from sfactory.learning.batch import Batch, BatchLanes, rows_of
+from sfactory.learning.distributed import BatchMoments
 from sfactory.learning.native_network import NativeLearnerNetwork, row_numbers
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives.base import ESS_METRIC, Loss, Minibatch, Objective
@@ -172,10 +174,13 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         log_rho = (log_prob - batch.log_prob).masked_fill(~batch.valid, 0.0)
         trace = self._trace(batch, value, log_rho)
         self.normalizers.add_targets(trace.target, batch.valid)
+        advantage = self.normalizers.advantage(trace.advantage, batch.valid)
+        if self.config.trace.baseline == "optimal":
+            advantage = self._above_baseline(advantage, trace.weight, log_rho, batch, params)
         start = ActorCriticStart(
             value=self.normalizers.target(value[:-1]),
             target=self.normalizers.target(trace.target),
-            advantage=self.normalizers.advantage(trace.advantage, batch.valid),
+            advantage=advantage,
             weight=trace.weight,
             log_prob=log_prob,
             params=params,
@@ -241,6 +246,24 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             pg_rho_bar=self.config.trace.pg_rho_bar,
             leak=self.config.trace.leak,
         )
+
+    def _above_baseline(
+        self, advantage: Tensor, trace_weight: Tensor, log_rho: Tensor, batch: Batch, params: Tensor
+    ) -> Tensor:
+        """Advantages [T, B] minus the optimal baseline of the whole batch, over all learners.
+
+        The weight of a row is that of its first gradient, before the clip: the ratio where the surrogate has it, the
+        trace's weight where it is used.
+        """
+        settings, weight = self.config.surrogate, torch.ones_like(advantage)
+        if settings.behavior_weight in ("surrogate", "twice"):
+            weight = weight * log_rho.clamp(-LOG_RHO_LIMIT, log_cap(settings.weight_cap)).exp()
+        if settings.behavior_weight in ("trace", "twice"):
+            weight = weight * trace_weight
+        means = baseline_means(advantage, weight, self.distribution.score_square(params, batch.action), batch.valid)
+        rows = batch.valid.sum().double()
+        ((means, _, _),) = self.normalizers.learners.pool_moments([BatchMoments(means, torch.zeros_like(means), rows)])
+        return (advantage - optimal_baseline(means).to(advantage.dtype)).masked_fill(~batch.valid, 0.0)
 
     # -- the loss of a minibatch -------------------------------------------------------------------------------------
 
@@ -445,6 +468,11 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     def kl_of_update(self, batch: Batch, start: ActorCriticStart, out: Output) -> Tensor:
         kl = self.distribution.kl(start.params, out.params).masked_fill(~batch.valid, 0.0)
         return kl.sum() / batch.valid.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def entropy_at_start(self, batch: Batch, start: ActorCriticStart) -> Tensor:
+        entropy = self.distribution.entropy(start.params).masked_fill(~batch.valid, 0.0)
+        return entropy.sum() / batch.valid.sum().clamp(min=1)
 
     def constants(self) -> Mapping[str, float]:
         return {} if self.decay is None else {"proximal/decay": self.decay}

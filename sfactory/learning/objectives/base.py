@@ -182,6 +182,13 @@ class Objective(ABC, Generic[S]):
         """
         raise NotImplementedError(f"{type(self).__name__} has no distance between policies")
 
+    def entropy_at_start(self, batch: Batch, start: S) -> Tensor:
+        """[] mean entropy of the policy before the first optimizer step, over the valid rows.
+
+        Called with `optim.sfpo_steps` only, which is refused for an objective that does not override this.
+        """
+        raise NotImplementedError
+
     def further_phases(self, batch: Batch) -> Iterable[Phase]:
         """Phases that follow the epochs of this update, for example an auxiliary phase every few updates.
 
