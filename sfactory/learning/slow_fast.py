@@ -13,27 +13,26 @@ alpha is 0 for the rest of the run: updates are ordinary ones, without fast pass
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
 
-
-def z_score(values: Tensor) -> float:
-    """(last - mean) / standard deviation of values [n], the last one included, as the authors compute it."""
-    return float((values[-1] - values.mean()) / (values.std(correction=0) + 1e-9))
+def z_score(values: Sequence[float]) -> float:
+    """(last - mean) / standard deviation of the values, the last one included, as the authors compute it."""
+    mean = math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    return (values[-1] - mean) / (deviation + 1e-9)
 
 
 class SlowFast:
-    """The newest entropies, and whether fast passes have stopped."""
+    """The newest entropies, one per update, and whether fast passes have stopped."""
 
     def __init__(self, window: int, threshold: float) -> None:
-        """window: entropies that the z-score compares, one per update; nothing stops before there are as many."""
+        """window: entropies that the z-score compares; nothing stops before there are as many."""
         self.threshold = threshold
-        # Tensors, because the parts of a checkpoint are; the newest entropy is the last.
-        self.entropies = torch.zeros(window, dtype=torch.float64)
-        self.known = torch.zeros((), dtype=torch.int64)
-        self.stopped = torch.zeros((), dtype=torch.bool)
+        self.entropies: deque[float] = deque(maxlen=window)
+        self.stopped = False
 
     def add(self, entropy: float) -> bool:
         """Add the entropy at the start of an update; True if this update makes fast passes.
@@ -41,21 +40,17 @@ class SlowFast:
         An entropy that is not finite is left out: the update it belongs to will be skipped.
         """
         if math.isfinite(entropy):
-            self.entropies.copy_(torch.cat([self.entropies[1:], self.entropies.new_tensor([entropy])]))
-            self.known.add_(1)
-            if self.known >= len(self.entropies) and z_score(self.entropies) >= self.threshold:
-                self.stopped.fill_(True)
+            self.entropies.append(entropy)
+            if len(self.entropies) == self.entropies.maxlen and z_score(self.entropies) >= self.threshold:
+                self.stopped = True
         return not self.stopped
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {f"sfpo.{name}": getattr(self, name) for name in ("entropies", "known", "stopped")}
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: a list of numbers and a truth value."""
+        return {"entropies": list(self.entropies), "stopped": self.stopped}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned, also of another window; nothing if SFPO was off."""
-        if "sfpo.known" not in state:
-            return
-        old, window = state["sfpo.entropies"].to(self.entropies.dtype), len(self.entropies)
-        kept = old[-window:]
-        self.entropies.zero_()[window - len(kept) :] = kept
-        self.known.fill_(min(int(state["sfpo.known"]), len(old)))
-        self.stopped.copy_(state["sfpo.stopped"])
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned; of a longer window the newest entropies."""
+        self.entropies.clear()
+        self.entropies.extend(map(float, state["entropies"]))
+        self.stopped = bool(state["stopped"])

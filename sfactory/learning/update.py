@@ -357,7 +357,7 @@ class Update:
         return {
             "model": dict(self.model.state_dict()),
             OBJECTIVE_PART: self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict() | ({} if self.slow_fast is None else self.slow_fast.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
             "normalizers": self.normalizers.state_dict(),
         }
 
@@ -367,8 +367,6 @@ class Update:
         self.objective.reset()
         self.objective.load_state_dict(parts[OBJECTIVE_PART])
         self.optimizer.load_state_dict(parts["optimizer"])
-        if self.slow_fast is not None:
-            self.slow_fast.load_state_dict(parts["optimizer"])
         self.normalizers.load_state_dict(parts["normalizers"])
 
     def initialize_from(self, weights: Mapping[str, Tensor], normalizers: Mapping[str, Tensor]) -> None:

@@ -150,6 +150,8 @@ class Checkpointing:
             state["training_return"] = self.episodes.training_return
         if self.pool is not None:
             state["selfplay"] = self.pool.state_dict()
+        if self.update.slow_fast is not None:
+            state["sfpo"] = self.update.slow_fast.state()
         return state
 
     def finish_save(self, wait: bool, last: bool = False) -> None:
@@ -189,6 +191,8 @@ class Checkpointing:
         self.update.lr, line = resumed_rate(self.config, contents.state, self.counters.env_steps)
         if line:
             self.log(line)
+        if self.update.slow_fast is not None and "sfpo" in contents.state:  # without: it was off before
+            self.update.slow_fast.set_state(contents.state["sfpo"])
         recorded = str(contents.state.get("kernels", self.update.kernels))
         if recorded != self.update.kernels and not self.lockstep:  # lockstep says more
             self.log(f"kernels: {self.update.kernels}, but {recorded} before: the last bits of results differ")

@@ -1,5 +1,6 @@
 """SFPO: fast passes, the way back and a slow pass; and when the fast passes stop."""
 
+import json
 import math
 
 import numpy as np
@@ -48,8 +49,8 @@ def test_fast_passes_stop_when_the_authors_rule_says_so_and_for_good(window, thr
 
 
 def test_z_score_counts_the_newest_value_in_the_mean():
-    assert z_score(torch.tensor([1.0, 3.0], dtype=torch.float64)) == pytest.approx(1.0)
-    assert z_score(torch.tensor([2.0, 2.0], dtype=torch.float64)) == 0.0
+    assert z_score([1.0, 3.0]) == pytest.approx(1.0)
+    assert z_score([2.0, 2.0]) == 0.0
 
 
 def test_fast_passes_go_on_after_an_entropy_that_is_not_finite():
@@ -65,13 +66,8 @@ def test_entropies_survive_a_resume_with_another_window(window):
     state, resumed = SlowFast(4, 9.0), SlowFast(window, 9.0)
     for entropy in (1.0, 2.0, 3.0, 4.0, 5.0):
         state.add(entropy)
-    resumed.load_state_dict({name: x.clone() for name, x in state.state_dict().items()})
-    kept = min(window, 4)
-    assert resumed.entropies[-kept:].tolist() == [2.0, 3.0, 4.0, 5.0][-kept:]
-    assert int(resumed.known) == 4
-    fresh = SlowFast(4, 9.0)
-    fresh.load_state_dict({})
-    assert int(fresh.known) == 0
+    resumed.set_state(json.loads(json.dumps(state.state())))
+    assert list(resumed.entropies) == [2.0, 3.0, 4.0, 5.0][-window:]
 
 
 def weights(update):
@@ -113,7 +109,7 @@ def test_update_with_sfpo_is_two_passes_a_step_back_and_a_third_pass(kernels):
 
 def test_update_after_the_last_fast_pass_is_an_ordinary_one():
     update, plain = sfpo(), make_update()
-    update.slow_fast.stopped.fill_(True)
+    update.slow_fast.stopped = True
     batch = make_batch(plain)
     order = update._order(batch, 0)
     one_pass(plain, batch, 0, order[2:])
@@ -174,7 +170,7 @@ def test_sfpo_reads_the_mean_entropy_over_learners():
 
     update = sfpo(learners=Other())
     update.run(make_batch(update), 0, 0.0)
-    assert float(update.slow_fast.entropies[-1]) == 0.25
+    assert update.slow_fast.entropies[-1] == 0.25
 
 
 def test_sfpo_reads_the_entropy_of_the_whole_batch_before_the_update():
@@ -183,7 +179,7 @@ def test_sfpo_reads_the_entropy_of_the_whole_batch_before_the_update():
     log_p = batch.params.double().log_softmax(-1)  # of the same weights
     expected = -(log_p.exp() * log_p).sum(-1)[batch.valid].mean()
     update.run(batch, 0, 0.0)
-    assert float(update.slow_fast.entropies[-1]) == pytest.approx(float(expected), rel=1e-5)
+    assert update.slow_fast.entropies[-1] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_update_with_sfpo_is_not_recorded_and_says_so():
@@ -200,11 +196,10 @@ def test_update_with_sfpo_resumes_from_its_state():
     for number in range(4):
         update.run(make_batch(update, seed=number), number, 0.0)
     resumed.load_state_dict(update.state_dict())
-    assert torch.equal(resumed.slow_fast.entropies, update.slow_fast.entropies)
+    resumed.slow_fast.set_state(update.slow_fast.state())
     for one in (update, resumed):
         one.run(make_batch(make_update(), seed=9), 4, 0.0)
     assert torch.equal(weights(resumed), weights(update))
-    make_update().load_state_dict(update.state_dict())  # sfpo_steps 0: its entropies are ignored
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ def verify(*words, kills=2, steps=9000):
 
 
 TWO = ["--batch.minibatches", "2"]
+STEPS = ["--optim.sfpo-steps", "2", "--optim.sfpo-window", "8", "--optim.adam-rel", "true", "--optim.schedule"]
+STEPS += ["staleness", "--batch.forced-lag", "2", "--trace.baseline", "optimal"]
 
 
 @pytest.mark.sampled(2)
@@ -41,6 +43,7 @@ TWO = ["--batch.minibatches", "2"]
                 ("mujoco/hopper", TWO, 12_000),
                 ("gymnasium/Ant-v5", TWO, 8_000),
                 ("memory/tmaze", [], 16_000),
+                ("classic/cartpole", [*TWO, *STEPS], 12_000),
                 ("atari/pong", TWO, 4_000),
             )
         ),
