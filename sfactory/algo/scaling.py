@@ -4,7 +4,7 @@
 settings to settings, applied once at start-up and printed. Only the settings below are considered, and only if
 present; all others are returned unchanged.
 
-    lr                learning rate of Adam
+    lr                learning rate of Adam          lr_min, lr_max   its bounds, with kl_adaptive
     beta1, beta2      decays of Adam                 adam_eps      its epsilon (only for a warning)
     center_of_mass    of the EWMA proximal policy, in optimizer steps
     advantage_span    of the advantage normalizer, in updates
@@ -66,6 +66,8 @@ _ENVS: dict[str, tuple[Rule, str]] = {
 HILTON: dict[str, tuple[Rule, str]] = {
     **_ENVS,
     "lr": (lambda x, c: x / math.sqrt(c), "Adam: divided by sqrt(c)"),
+    "lr_min": (lambda x, c: x / math.sqrt(c), "bound of the learning rate, as the rate itself"),
+    "lr_max": (lambda x, c: x / math.sqrt(c), "bound of the learning rate, as the rate itself"),
     "beta1": (lambda x, c: x ** (1.0 / c), "Adam: beta^(1/c), the same memory in env steps"),
     "beta2": (lambda x, c: x ** (1.0 / c), "Adam: beta^(1/c), the same memory in env steps"),
     "center_of_mass": (lambda x, c: x * c, "proximal average: the same age in env steps"),

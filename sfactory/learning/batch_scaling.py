@@ -18,7 +18,7 @@ SECTIONS = {  # what `rescale` may change
     "sampling": ("envs_per_group",),
     "batch": ("minibatches", "forced_lag", "epochs"),
     "proximal": ("center_of_mass", "snapshot_age", "snapshots_kept"),
-    "optim": ("lr", "beta1", "beta2"),
+    "optim": ("lr", "lr_min", "lr_max", "beta1", "beta2"),
     "ppg": ("policy_updates",),
     "normalize": ("advantage_span",),
 }
@@ -63,7 +63,7 @@ def _rescaled(
         if row.name in place:
             changed[place[row.name]][row.name] = row.after
         lines.append(f"  {name:26} {row.before:<10.6g} -> {row.after:<10.6g} {row.why}")
-    lines += [f"  not rescaled: {text}" for text in _counted_in_updates(config)]
+    lines += [f"  not rescaled: {text}" for text in (*_counted_in_updates(config), *_norms(config))]
     lines += [f"  warning: {warning}" for warning in result.warnings]
     new = replace(config, **{s: replace(getattr(config, s), **values) for s, values in changed.items() if values})
     if (of_all := learners * new.batch_rows) > CRITICAL_BATCH:
@@ -82,6 +82,8 @@ def _settings(config: Config, place: dict[str, str]) -> dict[str, float]:
         unused.remove("snapshot_age" if config.proximal.snapshot_age else "snapshots_kept")
     rules = rules_of(config)
     unused |= {name for name, section in place.items() if not rules.uses(f"{section}.{name}")}
+    if config.optim.schedule != "kl_adaptive":
+        unused |= {"lr_min", "lr_max"}
     for name in unused:
         settings.pop(name, None)
     if config.normalize.value_targets:
@@ -93,6 +95,12 @@ def _counted_in_updates(config: Config) -> Iterator[str]:
     """What is counted in updates and stays as it is, so that it is another number of env steps than before."""
     if config.optim.schedule == "kl_adaptive":
         yield "optim.schedule kl_adaptive changes the learning rate once per update"
+    if config.optim.schedule == "staleness":
+        yield "optim.schedule staleness divides by the lag in updates"
+    if config.optim.adam_rel:
+        yield "optim.adam_rel begins the count of Adam's steps again once per update"
+    if config.optim.sfpo_steps:
+        yield f"optim.sfpo_window {config.optim.sfpo_window}, in updates"
     if config.proximal.policy == "interpolate":
         yield "proximal.policy interpolate weighs by the lag in updates"
     if config.run.mode == "async" and config.sampling.slots_per_group > 1:
@@ -102,3 +110,12 @@ def _counted_in_updates(config: Config) -> Iterator[str]:
     if config.run.mode == "lockstep":
         yield f"log.every_updates {config.log.every_updates}"
     yield f"loss.nonfinite_budget {config.loss.nonfinite_budget}, in updates"
+
+
+def _norms(config: Config) -> Iterator[str]:
+    """Limits on what depends on the size of a minibatch, which all rules but more_minibatches change."""
+    if config.optim.max_grad_norm and config.batch.rule != "more_minibatches":
+        yield (
+            f"optim.max_grad_norm {config.optim.max_grad_norm:g}: gradients of smaller minibatches have more noise and "
+            f"larger norms"
+        )

@@ -57,6 +57,49 @@ def test_rescale_batch_rescales_every_number_of_updates(rule):
     assert "center_of_mass" not in text
 
 
+def test_rescale_batch_names_the_limit_of_gradient_norms_where_the_size_of_minibatches_changes():
+    """With more minibatches of the same size, norms stay what they were."""
+    for rule, named in (("hilton", True), ("none", True), ("more_minibatches", False)):
+        assert ("max_grad_norm" in rescaled(4.0, rule)[1]) == named, rule
+    assert "max_grad_norm" not in rescaled(4.0, "hilton", optim__max_grad_norm=0.0)[1]
+
+
+@pytest.mark.parametrize("factor", [4.0, 0.25])
+def test_rescale_batch_moves_the_bounds_of_an_adaptive_rate_with_it(factor):
+    settings = {"optim__schedule": "kl_adaptive", "optim__lr": 8e-3}
+    config, text = rescaled(factor, "hilton", **settings)
+    expected = (8e-3 / factor**0.5, 1e-6 / factor**0.5, 1e-2 / factor**0.5)
+    assert (config.optim.lr, config.optim.lr_min, config.optim.lr_max) == pytest.approx(expected)
+    assert "optim.lr_max" in text
+    kept, text = rescaled(factor, "more_minibatches", **settings)
+    assert (kept.optim.lr, kept.optim.lr_min, kept.optim.lr_max) == (8e-3, 1e-6, 1e-2)
+
+
+def optimizer_average_ages(config):
+    """Mean age in env steps of what Adam's moments average, (beta / (1 - beta)) steps."""
+    per_step = config.batch_rows / config.optimizer_steps_per_update
+    return [beta / (1 - beta) * per_step for beta in (config.optim.beta1, config.optim.beta2)]
+
+
+@pytest.mark.parametrize("factor", [2.0, 4.0, 0.5])
+def test_more_minibatches_keeps_every_average_it_says_it_keeps(factor):
+    """Averages over optimizer steps, of the same number of rows, keep their setting; those over updates follow."""
+    settings = {
+        "proximal__policy": "ewma", "normalize__advantage_span": 4.0, "normalize__value_targets": True,
+        "run__mode": "lockstep", "batch__forced_lag": 4,
+    }  # fmt: skip
+    before, _ = rescaled(1.0, "more_minibatches", **settings)
+    after, _ = rescaled(factor, "more_minibatches", **settings)
+    assert after.batch_rows / after.batch.minibatches == before.batch_rows / before.batch.minibatches
+    assert after.optim == before.optim
+    assert optimizer_average_ages(after) == pytest.approx(optimizer_average_ages(before))
+    assert average_age_in_env_steps(after) == pytest.approx(average_age_in_env_steps(before))
+    for of_updates in (
+        lambda c: c.normalize.advantage_span, lambda c: c.batch.forced_lag, lambda c: target_span(c, 1)
+    ):  # fmt: skip
+        assert of_updates(after) * after.batch_rows == pytest.approx(of_updates(before) * before.batch_rows)
+
+
 def test_rescale_batch_refuses_an_age_that_is_no_number_of_updates():
     with pytest.raises(ValueError, match=r"snapshot_age 1 becomes 0\.5"):
         rescaled(0.5, "hilton", proximal__policy="snapshot", proximal__snapshot_age=1)
@@ -70,8 +113,13 @@ def test_rescale_batch_names_what_stays_counted_in_updates():
     config, text = rescaled(2.0, "hilton", replay__ratio=1.0)
     assert (config.replay.max_age, config.replay.ratio) == (4, 1.0)
     assert "  not rescaled: replay.max_age 4: replayed slots are at most as many updates older" in text
+    steps = {"optim__adam_rel": True, "optim__sfpo_steps": 2, "optim__schedule": "staleness"}
+    _, text = rescaled(2.0, "hilton", **steps)
+    for words in ("adam_rel", "sfpo_window 30", "staleness", "max_grad_norm 0.5"):
+        assert any(words in line for line in text.splitlines() if "not rescaled:" in line), words
     _, text = rescaled(2.0, "hilton", run__mode="lockstep")
     assert "log.every_updates" in text
+    assert not any(words in text for words in ("adam_rel", "sfpo", "staleness", "lr_max"))
     assert "slots_per_group" not in text
     assert rescaled(1.0, "hilton")[1] == ""
 

@@ -34,10 +34,10 @@ def recorded_lags(config, folder, updates):
         run.close()
 
 
-@pytest.mark.parametrize("forced_lag", [0, 2])
+@pytest.mark.parametrize("forced_lag", [0, 2, 3])
 @pytest.mark.parametrize(
     ("samplers", "groups", "slots_per_group", "slots"),
-    [(1, 2, 1, 0), (1, 2, 2, 0), (1, 2, 2, 4), (2, 1, 3, 4), (2, 2, 2, 4), (1, 1, 2, 2)],
+    [(1, 2, 1, 0), (1, 2, 2, 0), (1, 2, 2, 4), (2, 1, 3, 4), (2, 2, 2, 4), (1, 1, 2, 2), (1, 4, 2, 0)],
 )
 def test_lockstep_updates_record_the_lag_that_was_set(samplers, groups, slots_per_group, slots, forced_lag, tmp_path):
     config = make_config(samplers, groups, slots_per_group, slots, forced_lag)
@@ -45,7 +45,7 @@ def test_lockstep_updates_record_the_lag_that_was_set(samplers, groups, slots_pe
     assert lags == [(float(min(update, forced_lag)),) * 2 for update in range(6)]
 
 
-@pytest.mark.parametrize("forced_lag", [0, 2])
+@pytest.mark.parametrize("forced_lag", [0, 2, 3])
 @pytest.mark.parametrize(("groups", "slots"), [(2, 1), (2, 3), (4, 2), (3, 2)])
 def test_lockstep_is_refused_where_an_update_leaves_out_a_group(groups, slots, forced_lag, tmp_path, monkeypatch):
     """Its data would wait for a later update: the lags of a run without the check vary."""
