@@ -76,12 +76,12 @@ def test_completion_offers_every_setting_to_commands_that_take_settings(offered)
     for command in ("train", "resume", "verify-resume"):
         assert set(offered(command, "--")) >= SETTINGS
     assert not SETTINGS & set(offered("eval", "--"))
-    assert offered("train", "--optim.l") == ["--optim.lr"]
+    assert offered("train", "--optim.l") == ["--optim.lr", "--optim.lr-min", "--optim.lr-max"]
     assert not [name for name in offered("train", "--env") if name.endswith(".KEY")]
 
 
 def test_completion_offers_the_choices_of_a_setting_after_a_space_and_an_equals_sign(offered):
-    traces = ["gae", "vtrace", "leaky_vtrace", "rbis"]
+    traces = ["gae", "vtrace", "leaky_vtrace", "retrace", "truncated_is", "recursive_retrace", "rbis"]
     assert offered("train", "minatar/breakout", "--trace.estimator", "") == traces
     assert offered("train", "minatar/breakout", "--trace.estimator", "v") == ["vtrace"]
     assert offered("train", "--trace.estimator", "=", "v") == ["vtrace"]  # bash splits the word there
@@ -122,7 +122,7 @@ def test_completion_scripts_of_all_shells_contain_commands_settings_choices_and_
     words = [
         *cli.COMMANDS,
         *SETTINGS,
-        "gae vtrace leaky_vtrace rbis",
+        "gae vtrace leaky_vtrace retrace truncated_is recursive_retrace rbis",
         " ".join(ENCODER_NAMES),
         "minatar/breakout",
         "runs/",
