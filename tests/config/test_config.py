@@ -245,7 +245,8 @@ def test_underscores_and_dashes_in_flags_are_equal():
         (["--optim.lr", "abc"], "optim.lr: 'abc' is not a number; write for example 2.5e-4, 2000, 50k or 10M"),
         (["--stop.env-steps", "1.5"], "stop.env-steps: 1.5 is not a whole number"),
         (["--trace.estimator", "gea"],
-         "trace.estimator: 'gea' is not one of gae, vtrace, leaky_vtrace, retrace, truncated_is, recursive_retrace, rbis; did you mean gae?"),
+         "trace.estimator: 'gea' is not one of gae, vtrace, leaky_vtrace, retrace, truncated_is, "
+         "recursive_retrace, rbis; did you mean gae?"),
         (["--normalize.obs=maybe"], "normalize.obs: 'maybe' is neither true nor false"),
         (["--model.hidden", "64.5"], "model.hidden: 64.5 is not a whole number"),
         (["--trace.gamma", "2"], "trace.gamma is 2.0; it must be between 0 and 1"),

@@ -141,7 +141,8 @@ def test_errors_use_the_name_that_was_typed():
     with pytest.raises(SettingError) as caught:
         build(flags("--learning.trace", "gea"))
     assert str(caught.value) == (
-        "learning.trace: 'gea' is not one of gae, vtrace, leaky_vtrace, retrace, truncated_is, recursive_retrace, rbis; did you mean gae?"
+        "learning.trace: 'gea' is not one of gae, vtrace, leaky_vtrace, retrace, truncated_is, "
+        "recursive_retrace, rbis; did you mean gae?"
     )
 
 
