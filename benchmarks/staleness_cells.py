@@ -1,0 +1,181 @@
+"""The settings that staleness.py compares: tasks, corrections, objectives with their knobs, and learning rates.
+
+To add an objective, add one line to `OBJECTIVES`: its name in `surrogate.objective`, its label, its flags, its knob and
+three values of it. tests/benchmarks/test_staleness.py checks that every objective has a line and every flag is known.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from grid import Cell
+
+from sfactory.config.schema import SurrogateConfig
+
+
+class Task(NamedTuple):
+    target: str
+    steps: int
+    lags: tuple[int, ...]
+    """Of the corrections."""
+    short_lags: tuple[int, ...]
+    """Of the objectives, which have three settings each."""
+    lr: float
+    flags: str
+
+
+TASKS = {
+    # The set-up of the batch size-invariance pilot: 1,024 rows per update, 8 minibatches, one epoch.
+    "cartpole": Task("classic/cartpole", 102_400, (0, 1, 2, 4, 8, 16), (0, 4, 16), 2.5e-3, """
+        --sampling.envs-per-group 8 --sampling.rollout-length 64 --batch.epochs 1 --batch.minibatches 8
+        --trace.gamma 0.99 --trace.trace-lambda 0.95 --loss.entropy-coef 0.01 --surrogate.clip 0.2
+        --optim.lr 2.5e-3 --env.reward-scale 0.1 --log.every-updates 2
+    """),
+    # The preset as it is, 4 epochs: with one epoch it does not leave the plateau near 6 within 1.5M steps.
+    "breakout": Task("minatar/breakout", 500_000, (0, 2, 8), (0, 2, 8), 2e-3, "--log.every-updates 4"),
+    # What the bar at lag 8 is about.
+    "long_breakout": Task("minatar/breakout", 1_500_000, (0, 8), (), 2e-3, "--log.every-updates 10"),
+}  # fmt: skip
+ONLY = {  # the rest learns nothing of Breakout in 500k steps
+    "breakout": ("none", "recent", "behavior", "impala", "decoupled", "ewma", "a3po"),
+    "long_breakout": ("behavior", "decoupled", "ewma"),
+}
+
+METHODS = {
+    "none": ("no correction", "--surrogate.objective impala --surrogate.behavior-weight none"),
+    "recent": ("PPO around recent weights, no behavior weight",
+               "--surrogate.objective ppo --proximal.policy recompute --surrogate.behavior-weight none"),
+    "behavior": ("PPO around behavior", "--surrogate.objective ppo --proximal.policy behavior"),
+    "impala": ("V-trace and IMPALA's policy gradient",
+               "--trace.estimator vtrace --surrogate.objective impala --surrogate.behavior-weight trace"),
+    "impala_once": ("the same, one step per update",
+                    "--trace.estimator vtrace --surrogate.objective impala --surrogate.behavior-weight trace "
+                    "--batch.minibatches 1 --optim.lr 5e-3"),
+    "decoupled": ("decoupled PPO, recompute", "--surrogate.objective decoupled --proximal.policy recompute"),
+    "ewma": ("decoupled PPO, EWMA", "--surrogate.objective decoupled --proximal.policy ewma"),
+    "a3po": ("decoupled PPO, A-3PO", "--surrogate.objective decoupled --proximal.policy interpolate"),
+}  # fmt: skip
+SAME_ON_POLICY = ("recent", "behavior", "a3po")  # at lag 0 they are decoupled PPO with recompute: run once
+
+
+class Row(NamedTuple):
+    """An objective, tuned by three values of its own knob."""
+
+    label: str
+    flags: str
+    knob: str
+    """Flag of a setting; `lr`: a factor on the task's learning rate, for those without a knob of their own."""
+    values: tuple[float, float, float]
+    objective: str = ""
+    """Its name in `surrogate.objective`, if the name of the row is another one."""
+
+
+OBJECTIVES = {
+    "decoupled": Row("decoupled PPO", "", "surrogate.clip", (0.1, 0.2, 0.4)),
+    "ewma": Row("decoupled PPO, EWMA", "--proximal.policy ewma", "surrogate.clip", (0.1, 0.2, 0.4), "decoupled"),
+    "a3po": Row("decoupled PPO, A-3PO", "--proximal.policy interpolate", "surrogate.clip", (0.1, 0.2, 0.4),
+                "decoupled"),
+    "ppo": Row("PPO around behavior", "--proximal.policy behavior", "surrogate.clip", (0.1, 0.2, 0.4)),
+    "impala": Row("IMPALA", "--trace.estimator vtrace --surrogate.behavior-weight trace", "trace.pg-rho-bar",
+                  (1, 2, 4)),
+    "decoupled_kl": Row("decoupled KL penalty", "", "surrogate.kl-coef", (0.3, 1, 3)),
+    "mdpo": Row("MDPO", "", "surrogate.kl-coef", (0.3, 1, 3)),
+    "is_pg": Row("importance-sampled policy gradient", "", "surrogate.weight-cap", (2, 10, 100)),
+    "cispo": Row("CISPO", "", "surrogate.clip", (0.28, 1, 4)),
+    "topr": Row("TOPR", "", "lr", (0.5, 1, 2)),
+    "dppo_tv": Row("DPPO-TV", "", "surrogate.clip", (0.05, 0.15, 0.3)),
+    "dppo_kl": Row("DPPO-KL", "", "surrogate.clip", (0.01, 0.05, 0.2)),
+    "sapo": Row("SAPO", "", "surrogate.gate-temperature", (0.5, 1, 2)),
+    "mhpo": Row("MHPO", "", "surrogate.ratio-bound", (0.75, 1.5, 3)),
+    "dispo": Row("DISPO", "", "surrogate.weight-high", (2, 11, 100)),
+    "rec_one_side": Row("REC, one side", "", "surrogate.clip", (0.1, 0.2, 0.4)),
+    "rec_wide": Row("REC, wide", "", "surrogate.outer-high", (1, 2, 4)),
+    "rec_ring": Row("REC, ring", "", "surrogate.outer-high", (1, 2, 4)),
+    "opmd": Row("OPMD", "", "surrogate.log-ratio-coef", (0.1, 1, 10)),
+    "asymre": Row("AsymRE", "", "surrogate.baseline-shift", (0.03, 0.1, 0.3)),
+    "geppo": Row("GePPO", "", "surrogate.clip", (0.1, 0.2, 0.4)),
+    "minpro": Row("MinPRO", "", "surrogate.weight-cap", (2, 10, 100)),
+    "bapo": Row("BAPO", "", "surrogate.balance", (0.7, 1, 1.5)),
+    "r2vpo": Row("R2VPO", "", "surrogate.variance-target", (0.005, 0.02, 0.08)),
+    "bpo": Row("BPO", "", "surrogate.clip", (0.1, 0.2, 0.3)),
+    "bpo_value": Row("BPO without median head", "--surrogate.median-head false", "surrogate.clip", (0.1, 0.2, 0.3),
+                     "bpo"),
+    "m2po": Row("decoupled PPO, M2PO mask", "--surrogate.mask m2po", "surrogate.second-moment", (0.01, 0.04, 0.16),
+                "decoupled"),
+    "erc": Row("decoupled PPO, ERC mask", "--surrogate.mask erc", "surrogate.entropy-ratio-high", (1.02, 1.05, 1.2),
+               "decoupled"),
+}  # fmt: skip
+
+RATES = {
+    "constant": ("constant", "--optim.schedule constant"),
+    "ess": ("by effective sample size", "--optim.schedule ess"),
+    "staleness": ("divided by the lag", "--optim.schedule staleness"),
+    "adam_rel": ("constant, Adam-Rel", "--optim.schedule constant --optim.adam-rel true"),
+}
+FACTORS = (0.25, 0.5, 1, 2, 4)
+RATE_LAG = 8
+
+
+def known_objectives() -> tuple[str, ...]:
+    """The choices of `surrogate.objective`."""
+    return typing.get_args(typing.get_type_hints(SurrogateConfig)["objective"])
+
+
+def rows() -> dict[str, Row]:
+    """The rows whose objective and settings exist."""
+    settings = {f"surrogate.{name.replace('_', '-')}" for name in SurrogateConfig.__dataclass_fields__}
+
+    def exists(name: str, row: Row) -> bool:
+        names = [row.knob, *(word.removeprefix("--") for word in row.flags.split())]
+        of_surrogate = [word for word in names if word.startswith("surrogate.")]
+        return (row.objective or name) in known_objectives() and settings.issuperset(of_surrogate)
+
+    return {name: row for name, row in OBJECTIVES.items() if exists(name, row)}
+
+
+def corrections() -> dict[tuple[str, str, int], Cell]:
+    """(task, method, lag) -> cell."""
+    found = {}
+    for name, task in TASKS.items():
+        for lag in task.lags:
+            for method, (_, words) in METHODS.items():
+                if method not in ONLY.get(name, METHODS) or (lag == 0 and method in SAME_ON_POLICY):
+                    continue
+                flags = (*task.flags.split(), *words.split(), "--batch.forced-lag", str(lag))
+                found[name, method, lag] = Cell(f"staleness/{name}_{method}_lag{lag}", task.target, flags, task.steps)
+        for method in SAME_ON_POLICY:
+            if method in ONLY.get(name, METHODS):
+                found[name, method, 0] = found[name, "decoupled", 0]
+    return found
+
+
+def objectives(all_lags: bool = False) -> dict[tuple[str, str, int, float], Cell]:
+    """(task, row, lag, value of its knob) -> cell. all_lags: those of the corrections."""
+    found = {}
+    for name, task in TASKS.items():
+        for lag in task.lags if all_lags and task.short_lags else task.short_lags:
+            for row, (_, words, knob, values, objective) in rows().items():
+                for number, value in enumerate(values):
+                    setting = f"--optim.lr {value * task.lr:g}" if knob == "lr" else f"--{knob} {value:g}"
+                    flags = f"{task.flags} --surrogate.objective {objective or row} {words} {setting}"
+                    cell = Cell(
+                        f"objectives/{name}_{row}_{number}_lag{lag}", task.target,
+                        (*flags.split(), "--batch.forced-lag", str(lag)), task.steps,
+                    )  # fmt: skip
+                    found[name, row, lag, value] = cell
+    return found
+
+
+def rates(tasks: Iterable[str] = ("cartpole", "breakout")) -> dict[tuple[str, str, float], Cell]:
+    """(task, rule, factor on the learning rate) -> cell, at one lag."""
+    found = {}
+    for name in tasks:
+        task = TASKS[name]
+        for rule, (_, words) in RATES.items():
+            for factor in FACTORS:
+                flags = f"{task.flags} {words} --optim.lr {factor * task.lr:g} --batch.forced-lag {RATE_LAG}"
+                cell = Cell(f"rates/{name}_{rule}_{factor:g}", task.target, tuple(flags.split()), task.steps)
+                found[name, rule, factor] = cell
+    return found

@@ -1,0 +1,181 @@
+"""Grids of runs: what is skipped, resumed, started again, and how much time is left."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from grid import Cell, Grid, Run, curve, run
+
+from sfactory.config.toml_file import to_toml
+from sfactory.errors import CommandError, Exit
+
+FLAGS = (
+    "--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "--batch.minibatches", "2",
+    "--batch.epochs", "1", "--optim.schedule", "constant", "--log.every-updates", "2",
+)  # fmt: skip
+CELLS = [Cell("tiny/a", "classic/cartpole", FLAGS, 1000), Cell("tiny/b", "classic/cartpole", FLAGS, 4000)]
+
+
+class Finished:
+    """A process that ends when it is asked, with a last line."""
+
+    def __init__(self, code, output, line):
+        self.code, self.output, self.line = code, output, line
+
+    def poll(self):
+        self.output.write_text(self.line)
+        return self.code
+
+    def cancel(self, number):
+        pass
+
+
+class Recorder:
+    """A launcher that runs nothing. `outcomes`: name of a run -> what its processes do, one after the other."""
+
+    def __init__(self, grid, outcomes=None):
+        self.grid, self.outcomes, self.commands = grid, outcomes or {}, []
+        grid.launcher = self
+
+    def submit(self, command, resources):
+        self.commands.append(command)
+        words, names = command.arguments[3:], self.outcomes.get(command.name, [])
+        what = names.pop(0) if names else "finished"
+        folder = Path(words[1]) if words[0] == "resume" else Path(words[words.index("--run.dir") + 1])
+        leave(folder, what)
+        return Finished({"finished": 0, "lost": 7, "refused": 4}[what], command.output, f"sfactory: {what}\n")
+
+    @property
+    def words(self):
+        return [(command.name, command.arguments[3]) for command in self.commands]
+
+
+def leave(folder, state, seconds=10.0, steps=500, checkpoint=False, config=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "status.json").write_text(json.dumps({"state": state, "seconds": seconds, "env_steps": steps}))
+    if checkpoint:
+        (folder / "checkpoints" / f"{steps:012d}").mkdir(parents=True)
+    if config is not None:
+        (folder / "config.toml").write_text(to_toml(config))
+
+
+def folder_of(tmp_path, cell, seed):
+    return tmp_path / cell.name / str(seed)
+
+
+def test_grid_skips_finished_runs_resumes_those_with_a_checkpoint_and_starts_the_rest_again(tmp_path):
+    leave(folder_of(tmp_path, CELLS[0], 0), "finished")
+    leave(folder_of(tmp_path, CELLS[1], 0), "killed", checkpoint=True)
+    leave(folder_of(tmp_path, CELLS[0], 1), "killed")
+    (folder_of(tmp_path, CELLS[0], 1) / "metrics.jsonl").write_text("rubbish")
+    grid = Grid(CELLS, tmp_path, 2, 1)
+    recorder = Recorder(grid)
+    assert grid.left == 3
+    grid.run()
+    assert recorder.words == [("tiny/b seed 0", "resume"), ("tiny/a seed 1", "train"), ("tiny/b seed 1", "train")]
+    assert not (folder_of(tmp_path, CELLS[0], 1) / "metrics.jsonl").exists()
+    assert grid.left == 0
+    assert {command.environment["OMP_NUM_THREADS"] for command in recorder.commands} == {"1"}
+    assert "1001" in recorder.commands[1].arguments, "the second seed"
+
+
+def test_grid_counts_no_run_that_ended_without_finishing(tmp_path):
+    grid = Grid(CELLS[:1], tmp_path, 2, 1)
+    Recorder(grid, {"tiny/a seed 0": ["lost"]})
+    with pytest.raises(SystemExit, match="tiny/a seed 0: lost"):
+        grid.run()
+    assert grid.left == 1
+
+
+def test_grid_starts_a_run_again_once_if_its_checkpoint_cannot_be_continued(tmp_path):
+    leave(folder_of(tmp_path, CELLS[0], 0), "killed", checkpoint=True)
+    grid = Grid(CELLS[:1], tmp_path, 1, 1)
+    recorder = Recorder(grid, {"tiny/a seed 0": ["refused"]})
+    grid.run()
+    assert recorder.words == [("tiny/a seed 0", "resume"), ("tiny/a seed 0", "train")]
+
+
+def test_grid_refuses_a_folder_with_other_settings(tmp_path):
+    other = Run(Cell("tiny/a", "classic/cartpole", (*FLAGS, "--optim.lr", "0.5"), 1000), 0, tmp_path).config()
+    leave(folder_of(tmp_path, CELLS[0], 0), "finished", config=other)
+    with pytest.raises(CommandError, match=r"holds a run with another optim\.lr"):
+        Grid(CELLS, tmp_path, 1, 1)
+
+
+def test_grid_estimates_by_task_and_length_and_else_by_steps(tmp_path, capsys):
+    leave(folder_of(tmp_path, CELLS[0], 0), "finished", seconds=10.0)
+    grid = Grid(CELLS, tmp_path, 2, 1)
+    # Left: b seed 0, a seed 1, b seed 1; a takes 10 s, b four times as many steps.
+    assert grid._time_left() == "; 3 left, about 1 min 30 s"
+    leave(folder_of(tmp_path, CELLS[1], 0), "finished", seconds=100.0)
+    grid = Grid(CELLS, tmp_path, 2, 1)
+    assert grid._time_left() == "; 2 left, about 1 min 50 s"
+    assert Grid(CELLS, tmp_path, 2, 2)._time_left() == "; 2 left, about 1 min 40 s", "the longest one"
+    Recorder(grid)
+    grid.run()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "4 runs, 2 finished before; 2 left, about 1 min 50 s"
+    assert lines[1].startswith("[3/4] tiny/a seed 1  ")
+    assert "; 1 left, about 1 min 40 s" in lines[1]
+    assert "left" not in lines[2]
+    assert Grid([Cell("x", "classic/cartpole", FLAGS, 10)], tmp_path, 1, 1)._time_left() == "; 1 left"
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = [sys.argv[1], sys.argv[2]]
+from pathlib import Path
+from grid import run
+from test_grid import STOPPED_CELLS
+run(STOPPED_CELLS, Path(sys.argv[3]), 1, 1)
+"""
+STOPPED_CELLS = [Cell("tiny/c", "classic/cartpole", FLAGS, 12_000)]
+
+
+def started(out):
+    here = Path(__file__).parent
+    benchmarks = here.parents[1] / "benchmarks"
+    words = [sys.executable, "-c", SCRIPT, str(benchmarks), str(here), str(out)]
+    return subprocess.Popen(words, start_new_session=True)
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_grid_that_was_stopped_or_killed_goes_on_to_the_same_curve(number, tmp_path):
+    folder = tmp_path / "stopped" / "tiny/c/0"
+
+    def status():
+        try:
+            return json.loads((folder / "status.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    process = started(tmp_path / "stopped")
+    wait_for(lambda: status().get("env_steps", 0) > 1000)
+    os.kill(process.pid, number)
+    code = process.wait(60)
+    assert code == (Exit.INTERRUPTED if number == signal.SIGINT else -signal.SIGKILL)
+    wait_for(lambda: status().get("state") not in ("running", None))  # also of an orphan: it saves and ends
+    assert status()["state"] != "finished"
+    before = status()["env_steps"]
+    assert run(STOPPED_CELLS, tmp_path / "stopped", 1, 1) > 0
+    run(STOPPED_CELLS, tmp_path / "whole", 1, 1)
+    assert status()["state"] == "finished"
+    assert (folder / "log.txt").read_text().count("learner: kernels") == 2, "two launches of one run"
+    assert 0 < before < 12_000
+    whole = curve(tmp_path / "whole" / "tiny/c/0", 12_000)
+    assert curve(folder, 12_000).tolist() == whole.tolist()
+    shutil.rmtree(tmp_path / "stopped")
