@@ -76,6 +76,8 @@ CORRECTIONS = {
     "decoupled PPO, recompute, weight in the trace (V-trace)": settings_of(weight="trace", trace="vtrace"),
     "decoupled PPO, recompute, V-trace": settings_of(trace="vtrace"),
     "decoupled PPO, recompute, RBIS": settings_of(trace="rbis"),
+    "decoupled PPO, recompute, truncated importance sampling": settings_of(trace="truncated_is"),
+    "decoupled PPO, recompute, Recursive Retrace": settings_of(trace="recursive_retrace"),
     "decoupled PPO, recompute, weight twice": settings_of(weight="twice", trace="vtrace"),
     "decoupled PPO, EWMA": settings_of(proximal="ewma"),
     "decoupled PPO, A-3PO": settings_of(proximal="interpolate"),

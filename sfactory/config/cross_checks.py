@@ -172,9 +172,19 @@ def _divisors(number: int) -> list[int]:
     return sorted({*small, *(number // n for n in small)})
 
 
+WITHOUT_ADVANTAGES = ("bpo",)
+"""Objectives that compare action values with a threshold of their own."""
+
+
 def check_trace(config: Config) -> None:
-    """V-trace's clips: a trace coefficient above the weight of the temporal differences has no theory."""
-    trace = config.trace
+    """V-trace's clips: a trace coefficient above the weight of the temporal differences has no theory. A baseline needs
+    an objective that reads advantages."""
+    trace, objective = config.trace, str(config.surrogate.objective)
+    if trace.baseline != "none" and objective in WITHOUT_ADVANTAGES:
+        raise ValueError(
+            f"trace.baseline {trace.baseline} has no effect with surrogate.objective {objective}, which has no "
+            f"advantages; use trace.baseline none"
+        )
     if trace.estimator in ("vtrace", "leaky_vtrace") and trace.c_bar > trace.rho_bar:
         raise ValueError(
             f"trace.c-bar {trace.c_bar:g} with trace.rho-bar {trace.rho_bar:g}: {trace.estimator} needs rho-bar >= "

@@ -153,7 +153,7 @@ def wait_for(condition, seconds=60):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_grid_that_was_stopped_or_killed_goes_on_to_the_same_curve(number, tmp_path):
     folder = tmp_path / "stopped" / "tiny/c/0"
 
@@ -167,7 +167,7 @@ def test_grid_that_was_stopped_or_killed_goes_on_to_the_same_curve(number, tmp_p
     wait_for(lambda: status().get("env_steps", 0) > 1000)
     os.kill(process.pid, number)
     code = process.wait(60)
-    assert code == (Exit.INTERRUPTED if number == signal.SIGINT else -signal.SIGKILL)
+    assert code == (Exit.TERMINATED if number == signal.SIGTERM else -signal.SIGKILL)
     wait_for(lambda: status().get("state") not in ("running", None))  # also of an orphan: it saves and ends
     assert status()["state"] != "finished"
     before = status()["env_steps"]

@@ -10,13 +10,15 @@ import tomllib
 import typing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import sfactory
-from sfactory.config import Config, Env, Model, Run, Stop, to_dict, with_settings
+from sfactory.config import Config, Env, Model, Run, Stop, TraceConfig, to_dict, with_settings
 from sfactory.config.bounds import ENCODER_NAMES
+from sfactory.config.cross_checks import WITHOUT_ADVANTAGES, check_trace
 from sfactory.config.flags import field_help, split_flags
 from sfactory.config.parsing import build, convert, field_types, number
 from sfactory.config.presets import (
@@ -588,3 +590,13 @@ def test_run_folders_of_a_configuration_begin_at_the_home_folder(monkeypatch, tm
     assert [(run.dir, run.init_from) for run in results] == [("/home/me/runs/x", "/home/me/runs/y")] * 3
     assert config("minatar/breakout", "--run.dir=runs/~x").run.dir == "runs/~x"
     assert config("~/a.py:A,~/b.py:B").env.name == "/home/me/a.py:A,/home/me/b.py:B"
+
+
+@pytest.mark.parametrize("objective", WITHOUT_ADVANTAGES)
+def test_a_baseline_is_refused_for_objectives_without_advantages(objective):
+    trace = TraceConfig(baseline="optimal")
+    config = SimpleNamespace(trace=trace, surrogate=SimpleNamespace(objective=objective))
+    with pytest.raises(ValueError, match=f"trace.baseline optimal has no effect with surrogate.objective {objective}"):
+        check_trace(config)
+    check_trace(SimpleNamespace(trace=TraceConfig(), surrogate=config.surrogate))
+    check_trace(SimpleNamespace(trace=trace, surrogate=SimpleNamespace(objective="ppo")))
