@@ -158,6 +158,10 @@ def test_rows_of_an_update_with_sfpo_are_trained_where_the_slow_pass_took_a_step
     assert steps == [(True, 8), (False, 4)]
     assert int(metrics["skipped"]) == 0
     assert bool(update.trained().all())
+    update._skipped[1] = 1.0  # as if the second step of the slow pass had not been taken
+    expected = torch.ones(batch.valid.numel(), dtype=torch.bool)
+    expected[update._order(batch, 0)[-1].tensor_split(4)[1]] = False
+    assert torch.equal(update.trained().flatten(), expected)
     broken = update.run(batch._replace(reward=torch.full_like(batch.reward, math.nan)), 1, 0.0)
     assert int(broken["skipped"]) == 12
     assert not bool(update.trained().any())
