@@ -44,7 +44,15 @@ def make_checkpointing(monkeypatch, env_steps=1500, leader=True, **sections):
     learners = SingleLearner()
     learners.is_leader = leader
     update = SimpleNamespace(
-        config=config, kernels="torch", lr=1e-3, kl=0.0, ess=1.0, learners=learners, state_dict=dict
+        config=config,
+        kernels="torch",
+        lr=1e-3,
+        kl=0.0,
+        ess=1.0,
+        lag=0.0,
+        slow_fast=None,
+        learners=learners,
+        state_dict=dict,
     )
     words = SimpleNamespace(checkpoint=0, saved=0, outcome=LearnerOutcome.RUNNING)
     supervisor = SimpleNamespace(save_requests=0)
