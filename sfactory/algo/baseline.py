@@ -5,7 +5,7 @@ matrices; products of different rows left out) with
 
     b = mean(w^2 * |grad log policy|^2 * A) / mean(w^2 * |grad log policy|^2)
 
-(Greensmith et al. 2004, JMLR 5, theorem 8; with weights: VCPO, arXiv 2602.17616). The norm of every row's gradient in
+(Greensmith et al. 2004, JMLR 5; with weights: VCPO, arXiv 2602.17616). The norm of every row's gradient in
 the network's weights would need a backward pass of its own. Its stand-in is the norm in the parameters of the action
 distribution, as in the optimal token baseline (arXiv 2602.07078): for logits 1 - 2 pi(a) + sum of pi^2.
 """

@@ -8,7 +8,7 @@ Only the gradient is torch's.
                 and with it Retrace, truncated importance sampling and Recursive Retrace
     surrogates  2110.00641 and openai/ppo-ewma `compute_losses` · dual clip 1912.09729 · the others at `surrogate`
     proximal    EWMA 2110.00641 · A-3PO 2512.06547
-    PopArt      1602.07714 alg. 1      Adam 1412.6980 alg. 1, Adam-Rel 2412.17113 alg. 1
+    PopArt      1602.07714 alg. 1      Adam 1412.6980 alg. 1, Adam-Rel 2412.17113
     SFPO        2510.04072 and its code                           baseline 2602.17616, with the norm of 2602.07078
     LSTM, GRU as in torch's documentation
 

@@ -111,7 +111,7 @@ def test_a_rate_at_a_bound_is_allowed():
 
 
 def paper(gradients, updates, lr, beta1, beta2, eps):
-    """Algorithm 1 of arXiv 2412.17113 for one number: t begins again with every update, the moments do not."""
+    """The optimizer of arXiv 2412.17113 for one number: t begins again with every update, the moments do not."""
     x, m, v, trail = 0.0, 0.0, 0.0, []
     for update in range(updates):
         for t, g in enumerate(gradients[update], 1):
