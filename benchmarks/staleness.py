@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from grid import Cell, Score, add_arguments, finished_seeds, run, score, show
-from staleness_cells import FACTORS, METHODS, ONLY, RATE_LAG, RATES, TASKS, corrections, objectives, rates, rows
+from staleness_cells import FACTORS, METHODS, OBJECTIVES, ONLY, RATE_LAG, RATES, TASKS, corrections, objectives, rates
 
 HERE = Path(__file__).parent
 SETS: dict[str, Callable[[], Mapping[Any, Cell]]] = {
@@ -66,7 +66,7 @@ def best(
     task: str, scores: Mapping[tuple[str, str, int, float], Score], row: str, lag: int
 ) -> tuple[float, Score] | None:
     """The value of the knob with the highest mean over the run, and its score; None while one of them is missing."""
-    found = {value: scores.get((task, row, lag, value)) for value in rows()[row].values}
+    found = {value: scores.get((task, row, lag, value)) for value in OBJECTIVES[row].values}
     done = {value: one for value, one in found.items() if one is not None}
     if len(done) < len(found):
         return None
@@ -83,17 +83,17 @@ def objective_tables(task: str, scores: Mapping[tuple[str, str, int, float], Sco
         return f"{show(found[1].interval(getattr(found[1], what)), digits)} at {found[0]:g}" if found else "not run"
 
     def median(row: str, lag: int) -> str:
-        found = [scores.get((task, row, lag, value)) for value in rows()[row].values]
+        found = [scores.get((task, row, lag, value)) for value in OBJECTIVES[row].values]
         middle = [s.interval(s.area)[0] for s in found if s is not None]
         return f"{statistics.median(middle):.{digits}f}" if len(middle) == len(found) else "not run"
 
     for what, words in SHOWN.items():
         page += [f"Training return of the best of three settings (which one), {words}:", "", *head("objective", lags)]
-        for row, (label, _, knob, *_) in rows().items():
+        for row, (label, _, knob, *_) in OBJECTIVES.items():
             page.append(f"| {label}, `{knob}` | " + " | ".join(shown(row, lag, what) for lag in lags) + " |")
         page.append("")
     page += ["Median of the three settings, mean over the whole run:", "", *head("objective", lags)]
-    for row, (label, _, knob, *_) in rows().items():
+    for row, (label, _, knob, *_) in OBJECTIVES.items():
         page.append(f"| {label}, `{knob}` | " + " | ".join(median(row, lag) for lag in lags) + " |")
     return [*page, ""]
 
@@ -161,7 +161,7 @@ def objectives_picture(task: str, scores: Mapping[tuple[str, str, int, float], S
     import matplotlib.pyplot as plt
 
     lags = objective_lags(task, scores)
-    found = {row: [best(task, scores, row, lag) for lag in lags] for row in rows()}
+    found = {row: [best(task, scores, row, lag) for lag in lags] for row in OBJECTIVES}
     found = {row: values for row, values in found.items() if any(values)}
 
     def last(row: str) -> float:
@@ -179,7 +179,7 @@ def objectives_picture(task: str, scores: Mapping[tuple[str, str, int, float], S
             label = f"lag {lag}" if place == len(order) - 1 else None
             at, reach = place + 0.22 * (1 - number), [[middle - low], [high - middle]]
             axis.errorbar(middle, at, xerr=reach, marker="o", capsize=2, color=f"C{number}", label=label)
-    axis.set_yticks(range(len(order)), [rows()[row].label for row in order])
+    axis.set_yticks(range(len(order)), [OBJECTIVES[row].label for row in order])
     axis.set(xlabel="training return, mean over the run; best of three settings, 95 % intervals",
              title=f"{TASKS[task].target}, {TASKS[task].steps:,} steps")  # fmt: skip
     axis.grid(alpha=0.3, axis="x")

@@ -6,13 +6,10 @@ three values of it. tests/benchmarks/test_staleness.py checks that every objecti
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from grid import Cell
-
-from sfactory.config.schema import SurrogateConfig
 
 
 class Task(NamedTuple):
@@ -118,23 +115,6 @@ FACTORS = (0.25, 0.5, 1, 2, 4)
 RATE_LAG = 8
 
 
-def known_objectives() -> tuple[str, ...]:
-    """The choices of `surrogate.objective`."""
-    return typing.get_args(typing.get_type_hints(SurrogateConfig)["objective"])
-
-
-def rows() -> dict[str, Row]:
-    """The rows whose objective and settings exist."""
-    settings = {f"surrogate.{name.replace('_', '-')}" for name in SurrogateConfig.__dataclass_fields__}
-
-    def exists(name: str, row: Row) -> bool:
-        names = [row.knob, *(word.removeprefix("--") for word in row.flags.split())]
-        of_surrogate = [word for word in names if word.startswith("surrogate.")]
-        return (row.objective or name) in known_objectives() and settings.issuperset(of_surrogate)
-
-    return {name: row for name, row in OBJECTIVES.items() if exists(name, row)}
-
-
 def corrections() -> dict[tuple[str, str, int], Cell]:
     """(task, method, lag) -> cell."""
     found = {}
@@ -156,7 +136,7 @@ def objectives(all_lags: bool = False) -> dict[tuple[str, str, int, float], Cell
     found = {}
     for name, task in TASKS.items():
         for lag in task.lags if all_lags and task.short_lags else task.short_lags:
-            for row, (_, words, knob, values, objective) in rows().items():
+            for row, (_, words, knob, values, objective) in OBJECTIVES.items():
                 for number, value in enumerate(values):
                     setting = f"--optim.lr {value * task.lr:g}" if knob == "lr" else f"--{knob} {value:g}"
                     flags = f"{task.flags} --surrogate.objective {objective or row} {words} {setting}"
