@@ -42,6 +42,7 @@ ALGORITHMS = {
             "loss.value_",
             "loss.entropy_coef",
             "optim.kl_target",
+            "optim.sfpo_",
             "model.separate",
             "model.log_std_init",
             "model.squash",

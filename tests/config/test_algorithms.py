@@ -43,6 +43,8 @@ def test_no_default_is_without_effect():
         (["--normalize.advantage", "false"], "normalize.advantage false has no effect"),
         (["--loss.entropy-coef", "0"], "loss.entropy-coef 0 has no effect"),
         (["--proximal.policy", "ewma"], "proximal.policy ewma has no effect"),
+        (["--optim.sfpo-steps", "3", "--batch.epochs", "1"], "optim.sfpo-steps 3 has no effect"),
+        (["--trace.baseline", "optimal"], "trace.baseline optimal has no effect"),
         (["--optim.schedule", "ess"], "optim.schedule ess reads a policy's distance"),
         (["--optim.schedule", "kl_adaptive"], "optim.schedule kl_adaptive reads"),
         (["--stop.env-steps", "0", "--optim.schedule", "constant"], "pqn.epsilon-end is reached after a fraction of"),
