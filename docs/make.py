@@ -44,7 +44,7 @@ sources override earlier ones:
 
 1. the defaults below
 2. the TOML file of the preset, or of its family ([presets](presets.md)); where `algorithm.name` is another one than the
-   preset's, the values of that algorithm ([algorithms](algorithms.md#families-algorithmname))
+   preset's, the values of that algorithm ([algorithms](algorithms.md#other-algorithms-algorithmname))
 3. every `--config FILE`, in order
 4. flags
 
