@@ -16,9 +16,10 @@ from torch import Tensor
 
 @torch.no_grad()
 def baseline_means(advantage: Tensor, weight: Tensor, score_square: Tensor, valid: Tensor) -> Tensor:
-    """[2] float64: means over valid rows of weight^2 * score_square * advantage, and of weight^2 * score_square.
+    """Means over valid rows for `optimal_baseline`, [2] float64.
 
-    All [...]; valid bool. Means of several learners are pooled before they are divided.
+    Of weight^2 * score_square * advantage, and of weight^2 * score_square. All inputs [...]; valid bool. Means of
+    several learners are pooled before they are divided.
     """
     factor = (weight.double().square() * score_square.double()).masked_fill(~valid, 0.0)
     product = factor * advantage.double().masked_fill(~valid, 0.0)
@@ -26,5 +27,5 @@ def baseline_means(advantage: Tensor, weight: Tensor, score_square: Tensor, vali
 
 
 def optimal_baseline(means: Tensor) -> Tensor:
-    """[] the baseline from `baseline_means`; 0 where no action has a gradient."""
+    """The baseline [] from `baseline_means`; 0 where no action has a gradient."""
     return means[0] / means[1].clamp(min=1e-30)

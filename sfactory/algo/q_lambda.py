@@ -13,7 +13,7 @@ from sfactory.algo.trace import TraceInput, gae
 
 @torch.no_grad()
 def q_lambda_targets(rows: TraceInput, *, gamma: float, trace_lambda: float) -> Tensor:
-    """Peng's Q(lambda), as in PQN (Gallici et al. 2024, arXiv 2407.04811; purejaxql) [T, B].
+    """Targets [T, B] by Peng's Q(lambda), as in PQN (Gallici et al. 2024, arXiv 2407.04811; purejaxql).
 
         G_t = r_t + gamma nonterminal_t ((1 - lambda) q_{t+1} + lambda G_{t+1}),    q_t = max over a of Q(x_t, a)
 

@@ -14,7 +14,7 @@ and the advantage are *set* to zero, never multiplied by zero: their contents, i
 row. All inputs except the booleans are float32 or float64; the outputs have the same dtype.
 
 Advantages are UNWEIGHTED. The weight min(pg_rho_bar, rho) (leaky V-trace: mixed with rho) is returned separately and
-applied at most once (`surrogate.check_weights`); torchbeast's ``pg_advantages`` is ``weight * advantage``.
+applied at most once (`weight_rule.check_weights`); torchbeast's ``pg_advantages`` is ``weight * advantage``.
 """
 
 from collections.abc import Callable, Iterator

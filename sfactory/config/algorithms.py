@@ -1,4 +1,4 @@
-"""What the settings mean to each algorithm: those without effect, and its own values in place of a preset's.
+"""Settings of each algorithm: those without effect, and its own values in place of a preset's.
 
 `algorithm.name` selects the class that is trained (`sfactory.learning.objectives`). Standard library only.
 """

@@ -262,14 +262,14 @@ class PpgConfig:
 
 @dataclass(frozen=True)
 class PqnConfig:
-    """algorithm.name pqn: how far its actions are random."""
+    """algorithm.name pqn: the share of random actions."""
 
     epsilon_start: Annotated[float, Between(0, 1)] = 1.0
     """Share of random actions at the start."""
     epsilon_end: Annotated[float, Between(0, 1)] = 0.05
     """Share of random actions after the first pqn.epsilon-fraction of the run."""
     epsilon_fraction: Annotated[float, Between(0, 1)] = 0.1
-    """Part of stop.env-steps over which it changes from the first to the last value, in a line."""
+    """Fraction of stop.env-steps over which the share changes from the first to the last value, in a straight line."""
 
 
 @dataclass(frozen=True)
@@ -277,15 +277,17 @@ class TraceConfig:
     """How value targets and advantages are estimated."""
 
     estimator: Literal["gae", "vtrace", "leaky_vtrace", "retrace", "truncated_is", "recursive_retrace", "rbis"] = "gae"
-    """Estimator of value targets and advantages. vtrace corrects for the policy that acted, with shorter traces."""
+    """Estimator of value targets and advantages. All but gae correct for the policy that acted; docs/algorithms.md has
+    the formulas."""
     gamma: Annotated[float, Between(0, 1)] = 0.99
     """Discount per agent step. More: a longer horizon, more variance."""
     trace_lambda: Annotated[float, Between(0, 1)] = 0.95
     """Lambda of the trace. 0: trust the value function (bias). 1: trust the rewards (variance)."""
     rho_bar: Annotated[float, Gt(0)] = 1.0
-    """V-trace clip of the weight on each temporal difference. Sets which policy the values belong to."""
+    """V-trace: clip of the weight on each temporal difference; sets which policy the values belong to. retrace,
+    truncated_is, recursive_retrace, rbis: clip of the weight on the first one of a target only."""
     c_bar: Annotated[float, Gt(0)] = 1.0
-    """V-trace clip of the trace coefficient, at most rho_bar. More: faster propagation of rewards, more variance."""
+    """V-trace: clip of the trace coefficient, at most rho_bar. More: faster propagation of rewards, more variance."""
     pg_rho_bar: Annotated[float, Gt(0)] = 1.0
     """Clip of the weight on the policy gradient when surrogate.behavior_weight is trace. More: less bias, more
     variance."""
@@ -392,7 +394,7 @@ class SurrogateConfig:
     hazard_scale_negative: Annotated[float, Gt(0)] = 0.8
     """mhpo: scale of the damping of ratios below 1. More: it sets in later."""
     balance: Annotated[float, Gt(0)] = 1.0
-    """bapo: good over bad contributions to the loss that the bounds of the ratio are moved for."""
+    """bapo: the bounds of the ratio are moved until good over bad contributions to the loss are at least this."""
     bound_low: Annotated[float, Gt(0)] = 0.6
     """bapo: lower bound of the ratio where the search starts."""
     bound_low_max: Annotated[float, Gt(0)] = 0.9
@@ -410,8 +412,8 @@ class SurrogateConfig:
     dual_start: Annotated[float, Ge(0)] = 1.0
     """r2vpo: coefficient of the variance at the start of the run."""
     target_temperature: Annotated[float, Gt(0)] = 0.001
-    """bpo: distance of an action value from the median over which the target of the ratio turns, in the units of the
-    value head."""
+    """bpo: distance of an action value from the median over which the target of the ratio changes from
+    1 - clip to 1 + clip, in the units of the value head."""
     median_head: bool = True
     """bpo: a further head of the network for the median of the action values; false: the value takes its place."""
     second_moment: Annotated[float, Gt(0)] = 0.04
@@ -466,10 +468,10 @@ class Optim:
     max_grad_norm: Annotated[float, Ge(0)] = 0.5
     """Scale gradients down to at most this norm; 0: no limit."""
     adam_rel: bool = False
-    """Adam-Rel: begin the count of Adam's steps, with which it corrects its moments, again in every update."""
+    """Adam-Rel: in every update, count Adam's steps from 0 again, by which it corrects its moments."""
     sfpo_steps: Annotated[int, Between(0, 100)] = 0
-    """SFPO: fast passes over the batch, after which the weights are pulled back, before the pass that counts. More: a
-    better direction, and as many times the cost of an update. 0: off. Needs batch.epochs 1."""
+    """SFPO: fast passes over the batch, after which the weights are partly pulled back and one more pass follows. More:
+    a better direction, and as many more passes per update. 0: off. Needs batch.epochs 1."""
     sfpo_alpha: Annotated[float, Between(0, 1)] = 0.8
     """SFPO: share of the way of the fast passes that the weights keep."""
     sfpo_window: Annotated[int, Between(2, 10_000)] = 30
@@ -491,7 +493,7 @@ class Model:
     activation: Literal["relu", "tanh"] = "relu"
     """Activation function."""
     layer_norm: bool = False
-    """LayerNorm before each activation; of convolutions over the channels of every place. Encoders of your own have
+    """LayerNorm before each activation; in convolutions over the channels at each position. Encoders of your own have
     none, and impala has it in its fully connected layers only."""
     core: Literal["none", "gru", "lstm"] = "none"
     """Recurrent core: memory between steps. gru and lstm cost time and need complete lanes per minibatch."""

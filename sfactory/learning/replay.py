@@ -178,12 +178,12 @@ class HeldSlots:
     # -- exact resume ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What is held, without its contents."""
+        """Which slots are held, without their contents."""
         births = [(birth, [dict(of_slot) for of_slot in self.births[birth]]) for birth in sorted(self.births)]
         return {"births": births, "without": self.updates_without}
 
     def dump(self) -> np.ndarray:
-        """[bytes] uint8, the contents of everything that is held: batch after batch, field after field."""
+        """Contents of all held slots, [bytes] uint8: batch after batch, field after field."""
         leaves = [self.ring[name][birth % self.max_age] for birth in sorted(self.births) for name in sorted(self.ring)]
         found, start = np.empty(sum(leaf.nbytes for leaf in leaves), np.uint8), 0
         for leaf in leaves:

@@ -1,4 +1,4 @@
-"""Numbers of all ranks of a job as one: the last episodes, and the lag of an update. Free of torch.
+"""Combine the numbers of all ranks of a job: the last episodes, and the lag of an update. No torch.
 
 Each rank fills a vector of the same size. Every number in it is written by one rank, the others leave it at 0, so that
 the sum of the vectors holds what all of them have written, to the bit:
@@ -30,7 +30,7 @@ _TOTALS = 2
 
 
 class OfJob(NamedTuple):
-    """What the ranks of a job have found together."""
+    """Episodes and lags of all ranks of a job."""
 
     episodes: dict[str, Any]
     """State of `Episodes`."""
@@ -61,7 +61,7 @@ class JobNumbers:
         return numbers
 
     def read(self, numbers: np.ndarray) -> OfJob:
-        """What the sum [size] of all vectors says."""
+        """Episodes and lags of the job, from the sum [size] of all vectors."""
         windows, of_rank = self._parts(numbers)
         merged: list[list[float]] = [[] for _ in range(self.rows)]
         lags: Counter[int] = Counter()

@@ -26,7 +26,7 @@ w_b belongs in the loss exactly once. ``behavior_weight`` selects where it is ap
     smooth            gates and targets instead of a clip
     batch_rules       what depends on a whole batch: bounds, masks, the prefix of a trajectory
     dual              a dual variable, the only state
-    registry          all objectives and masks by name
+    registry          all objectives by name
 
 An objective is a function ``(q: Ratios, o: Options) -> Tensor`` with one entry in `registry.SURROGATES`. To add a
 hyper-parameter, add a field to `options.Options`, its name to `options.USES`, and a setting of the same name to

@@ -1,4 +1,4 @@
-"""What depends on more than one sample: bounds of a minibatch, masks, the prefix of a trajectory.
+"""Rules that depend on more than one sample: bounds of a minibatch, masks, the prefix of a trajectory.
 
 Recordable: nothing here waits for the device, and shapes do not depend on values. Legend: T steps, B lanes.
 """
@@ -11,7 +11,7 @@ from sfactory.algo.surrogates.ratios import LOG_WEIGHT_LIMIT, Surrogate, Surroga
 
 
 def masked(surrogate: Surrogate, keep: Tensor) -> Surrogate:
-    """Loss 0 where ``keep`` [...] is False. Such samples stay in the denominator of the mean."""
+    """Set the loss to 0 where ``keep`` [...] is False. Such samples stay in the denominator of the mean."""
     return surrogate._replace(loss=surrogate.loss.masked_fill(~keep, 0.0))
 
 

@@ -25,7 +25,7 @@ class SurrogateObjective:
     """Whether samples depend on each other: a minibatch cannot be divided into parts."""
 
     def own_weight(self, behavior_weight: str) -> str:
-        """Where this objective applies the weight: it never divides by behavior itself if it is not built to."""
+        """Where this objective applies the weight; in the trace or nowhere, unless it divides by behavior itself."""
         if self.divides_by_behavior:
             return behavior_weight
         return {"surrogate": "none", "twice": "trace"}.get(behavior_weight, behavior_weight)

@@ -1,4 +1,4 @@
-"""What an objective is given: one minibatch, and the ratios of its three policies, safe on reset rows.
+"""Input of an objective: one minibatch and the ratios of its three policies, safe on reset rows.
 
 Shapes: [...] is [N] or [T, b], the same for all; K distribution parameters.
 """
