@@ -304,7 +304,7 @@ class ProximalConfig:
 
     policy: Literal["behavior", "recompute", "ewma", "interpolate", "snapshot"] = "recompute"
     """Center of the trust region: behavior (the policy that acted), recompute (start of the update), ewma (average of
-    weights; costs 24 to 43 % more time), interpolate (between behavior and policy), snapshot (older weights)."""
+    weights; costs 33 to 51 % more time), interpolate (between behavior and policy), snapshot (older weights)."""
     center_of_mass: Annotated[float, Ge(0)] = 0.0
     """ewma: mean age of the averaged weights in optimizer steps; 0: the optimizer steps of one update."""
     snapshot_age: Annotated[int, Between(0, 10_000)] = 1
