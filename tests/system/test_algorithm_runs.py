@@ -14,8 +14,15 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("mode", ["lockstep", "async"])
-@pytest.mark.parametrize("algorithm", WORDS)
+@pytest.mark.parametrize(
+    ("algorithm", "mode"),
+    [
+        ("pqn", "async"),
+        ("ppg", "lockstep"),
+        pytest.param("pqn", "lockstep", marks=pytest.mark.slow),
+        pytest.param("ppg", "async", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_trains_saves_and_plays(tmp_path, algorithm, mode):
     folder = tmp_path / "run"
     words = ["--run.dir", folder, "--run.mode", mode, "--algorithm.name", algorithm, "--stop.env-steps", "3000"]

@@ -69,7 +69,7 @@ def test_lockstep_run_with_replay_killed_and_resumed_equals_an_uninterrupted_run
 @pytest.mark.parametrize(
     ("algorithm", "words"),
     [
-        ("pqn", ["--pqn.epsilon-fraction", "1", "--batch.forced-lag", "2"]),
+        pytest.param("pqn", ["--pqn.epsilon-fraction", "1", "--batch.forced-lag", "2"], marks=pytest.mark.slow),
         ("ppg", ["--ppg.policy-updates", "5", "--ppg.phase-epochs", "2", "--proximal.policy", "ewma"]),
     ],
 )
@@ -87,6 +87,7 @@ def test_atari_lockstep_run_resumes_exactly():
     assert verify("atari/breakout", *TWO, steps=2000) == []
 
 
+@pytest.mark.slow
 def test_verify_resume_detects_missing_environment_snapshots():
     """Negative control: verify-resume must fail if environments are not saved."""
     assert verify("minatar/breakout", "--checkpoint.exact", "false", *TWO)

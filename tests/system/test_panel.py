@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import statistics
 import struct
 import subprocess
 import termios
@@ -63,6 +64,8 @@ def test_lockstep_stage_shares_of_all_workers_sum_to_one(tmp_path):
     words = ["--run.mode", "lockstep", "--run.dir", tmp_path / "run", *SMALL, "--sampling.num-samplers", "1"]
     words += ["--stop.env-steps", "8k", "--log.every-updates", "10", "--quiet", "--checkpoint.exact", "false"]
     subprocess.run(command("train", "gymnasium/CartPole-v1", *words), check=True, timeout=90, capture_output=True)
-    for row in rows(tmp_path / "run")[1:]:
-        busy = sum(1.0 - row[f"stage/{kind}/wait"] for kind in STAGES)
-        assert 0.5 < busy < 1.2  # writing rows is in no stage; windows are one update apart
+    busy = [sum(1.0 - row[f"stage/{kind}/wait"] for kind in STAGES) for row in rows(tmp_path / "run")[1:]]
+    # Writing rows is in no stage, and takes long where other programs use the disk; windows are one update apart.
+    assert len(busy) > 5
+    assert 0.5 < statistics.median(busy) < 1.1
+    assert max(busy) < 1.3

@@ -119,6 +119,7 @@ class Wide(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_self_play_against_runs_with_another_network_and_an_encoder_of_ones_own_file(tmp_path):
     """Both rivals are trained in other folders; that of this run has no such file."""
     short = [*SMALL, "--stop.env-steps", "600", "--selfplay.every", "1M", "--selfplay.admit", "1"]
