@@ -361,7 +361,7 @@ def _continue(
 
 def _config_of(run_dir: Path) -> Config:
     """The settings a run was started with."""
-    return parsing.build(presets.read_toml(require_config_file(run_dir)))
+    return parsing.build(presets.recorded_layer(require_config_file(run_dir)))
 
 
 def _train(config: Config, run_dir: Path, ranks: Ranks, *, resume: bool) -> Outcome:

@@ -90,7 +90,7 @@ class SettingError(ValueError):
 
 
 class SettingNote(UserWarning):
-    """A setting that is accepted under an old name; the command line prints it as `sfactory: note: ...`."""
+    """A setting under an old name, or a recorded one that is replaced; the command line prints `sfactory: note: ...`."""
 
 
 class EnvError(ValueError):

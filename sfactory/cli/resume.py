@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from sfactory.run.folder import require_config_file as file_of
 
     run_dir = Path(options.word)
-    files = [presets.read_toml(path) for path in [file_of(run_dir), *options.config]]
+    files = [presets.recorded_layer(file_of(run_dir)), *(presets.read_toml(path) for path in options.config)]
     config = parsing.build(*files, settings_of(options))
     if options.print_config:
         return print_config(config)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from sfactory.algo.surrogates.options import MASK_USES, Options, unused_options, users
 from sfactory.algo.weight_rule import weight_conflict
@@ -17,9 +18,19 @@ MOST_ENVS = 2**20
 """Environments of a run, and lanes of a batch."""
 
 
+class ReplaceableValue(ValueError):
+    """A value that a new run cannot have, and another one with which a run that has it would be the same."""
+
+    def __init__(self, setting: str, other: Any, fact: str, advice: str) -> None:
+        """setting: dotted name. other: the value that means the same. fact, advice: the two parts of the message."""
+        super().__init__(f"{fact}; {advice}")
+        self.setting, self.other, self.fact = setting, other, fact
+
+
 def check_together(config: Config) -> None:
     """All rules across settings. ValueError names the flags."""
     check_algorithm(config)
+    check_effects(config)
     check_options(config)
     check_inference_workers(config)
     check_batch(config)
@@ -34,9 +45,11 @@ def check_algorithm(config: Config) -> None:
     """Settings without effect under `algorithm.name`, and what it cannot do."""
     algorithm = config.algorithm.name
     for name, (value, default) in unused_settings(config).items():
-        raise ValueError(
-            f"{name.replace('_', '-')} {_typed(value)} has no effect: algorithm.name {algorithm} does not use it; "
-            f"leave it at {_typed(default)}"
+        raise ReplaceableValue(
+            name,
+            default,
+            f"{name.replace('_', '-')} {_typed(value)} has no effect: algorithm.name {algorithm} does not use it",
+            f"leave it at {_typed(default)}",
         )
     if config.ppg.phase_minibatches and config.lanes % config.ppg.phase_minibatches:
         raise ValueError(
@@ -66,6 +79,50 @@ def check_algorithm(config: Config) -> None:
 def _typed(value: object) -> str:
     """A value as it is typed on the command line."""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _adapts_rate(config: Config) -> bool:
+    return config.optim.schedule == "kl_adaptive"
+
+
+def _has_fast_passes(config: Config) -> bool:
+    return config.optim.sfpo_steps > 0
+
+
+EFFECTS: dict[str, tuple[str, Callable[[Config], bool]]] = {
+    "trace.rho_bar": ("a trace.estimator other than gae", lambda config: config.trace.estimator != "gae"),
+    "trace.c_bar": (
+        "trace.estimator vtrace or leaky_vtrace",
+        lambda config: config.trace.estimator in ("vtrace", "leaky_vtrace"),
+    ),
+    "trace.pg_rho_bar": (
+        "surrogate.behavior-weight trace or twice",
+        lambda config: config.surrogate.behavior_weight in ("trace", "twice"),
+    ),
+    "trace.leak": ("trace.estimator leaky_vtrace", lambda config: config.trace.estimator == "leaky_vtrace"),
+    "optim.kl_target": ("optim.schedule kl_adaptive", _adapts_rate),
+    "optim.lr_min": ("optim.schedule kl_adaptive", _adapts_rate),
+    "optim.lr_max": ("optim.schedule kl_adaptive", _adapts_rate),
+    "optim.sfpo_alpha": ("optim.sfpo-steps above 0", _has_fast_passes),
+    "optim.sfpo_window": ("optim.sfpo-steps above 0", _has_fast_passes),
+    "optim.sfpo_threshold": ("optim.sfpo-steps above 0", _has_fast_passes),
+}
+"""Options of a trace or of the optimizer, by dotted name -> what they need, in words and as a condition."""
+
+
+def check_effects(config: Config) -> None:
+    """Options of traces and of the optimizer that nothing reads."""
+    for name, (what, holds) in EFFECTS.items():
+        section, _, key = name.partition(".")
+        own = getattr(config, section)
+        value, default = getattr(own, key), getattr(type(own)(), key)
+        if value != default and not holds(config):
+            raise ReplaceableValue(
+                name,
+                default,
+                f"{name.replace('_', '-')} {value:g} has no effect without {what}",
+                "set that, or leave it out",
+            )
 
 
 def check_options(config: Config) -> None:
@@ -181,9 +238,12 @@ def check_trace(config: Config) -> None:
     an objective that reads advantages."""
     trace, objective = config.trace, str(config.surrogate.objective)
     if trace.baseline != "none" and objective in WITHOUT_ADVANTAGES:
-        raise ValueError(
+        raise ReplaceableValue(
+            "trace.baseline",
+            "none",
             f"trace.baseline {trace.baseline} has no effect with surrogate.objective {objective}, which has no "
-            f"advantages; use trace.baseline none"
+            "advantages",
+            "use trace.baseline none",
         )
     if trace.estimator in ("vtrace", "leaky_vtrace") and trace.c_bar > trace.rho_bar:
         raise ValueError(
@@ -192,28 +252,16 @@ def check_trace(config: Config) -> None:
         )
 
 
-STEP_OPTIONS = {
-    "lr_min": ("optim.schedule kl_adaptive", lambda optim: optim.schedule == "kl_adaptive"),
-    "lr_max": ("optim.schedule kl_adaptive", lambda optim: optim.schedule == "kl_adaptive"),
-    "sfpo_alpha": ("optim.sfpo-steps above 0", lambda optim: optim.sfpo_steps > 0),
-    "sfpo_window": ("optim.sfpo-steps above 0", lambda optim: optim.sfpo_steps > 0),
-    "sfpo_threshold": ("optim.sfpo-steps above 0", lambda optim: optim.sfpo_steps > 0),
-}
-"""Options of `optim` -> what they belong to, in words and as a condition."""
-
-
 def check_steps(config: Config) -> None:
-    """Options of the optimizer that need each other, and the bounds of a rate that moves by itself."""
+    """The bounds of a rate that moves by itself, and passes that exclude each other."""
     optim = config.optim
-    defaults = type(optim)()
-    for name, (what, holds) in STEP_OPTIONS.items():
-        if getattr(optim, name) != getattr(defaults, name) and not holds(optim):
-            flag = f"optim.{name.replace('_', '-')}"
-            raise ValueError(f"{flag} {getattr(optim, name):g} has no effect without {what}; set that, or leave it out")
     if optim.schedule == "kl_adaptive" and not optim.lr_min <= optim.lr <= optim.lr_max:
-        raise ValueError(
+        raise ReplaceableValue(
+            "optim.lr",
+            min(max(optim.lr, optim.lr_min), optim.lr_max),
             f"optim.lr {optim.lr:g} is outside optim.lr-min {optim.lr_min:g} to optim.lr-max {optim.lr_max:g}, between "
-            f"which kl_adaptive moves it; change one of the three"
+            "which kl_adaptive moves it",
+            "change one of the three",
         )
     if optim.sfpo_steps and config.batch.epochs != 1:
         raise ValueError(
@@ -254,10 +302,13 @@ def check_surrogate(config: Config) -> None:
     s, proximal = config.surrogate, config.proximal
     for name in unused_options(s.objective, s.mask, Options.read(s)):
         default = Options._field_defaults[name]
-        raise ValueError(
+        raise ReplaceableValue(
+            f"surrogate.{name}",
+            getattr(type(s)(), name),
             f"surrogate.{name.replace('_', '-')} {_shown(getattr(s, name))} has no effect with surrogate.objective "
-            f"{s.objective}{f' and mask {s.mask}' if s.mask != 'none' else ''}; leave it at {_shown(default)}, or use "
-            f"surrogate.{'mask' if users(name)[0] in MASK_USES else 'objective'} {' or '.join(users(name))}"
+            f"{s.objective}{f' and mask {s.mask}' if s.mask != 'none' else ''}",
+            f"leave it at {_shown(default)}, or use "
+            f"surrogate.{'mask' if users(name)[0] in MASK_USES else 'objective'} {' or '.join(users(name))}",
         )
     by_step = proximal.policy == "snapshot" and not proximal.snapshot_age
     if s.mask == "erc" and (by_step or proximal.policy == "interpolate"):

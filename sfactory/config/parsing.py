@@ -14,6 +14,7 @@ import numbers
 import os
 import re
 import typing
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
@@ -22,10 +23,11 @@ from typing import Any, Literal, NamedTuple
 from sfactory.config import Config
 from sfactory.config.algorithms import ALGORITHMS
 from sfactory.config.bounds import LARGEST, AnyNumber, check_bound
+from sfactory.config.cross_checks import ReplaceableValue
 from sfactory.config.renamed import RENAMED, current_name, report_old_names
 from sfactory.config.tables import SETTINGS, as_table, key_path, merge, table_of
-from sfactory.config.values import SWITCHES, UNITS, is_none
-from sfactory.errors import SettingError, did_you_mean
+from sfactory.config.values import SWITCHES, UNITS, as_text, is_none
+from sfactory.errors import SettingError, SettingNote, did_you_mean
 
 PATHS = ("run.dir", "run.init_from", "env.name")
 """Settings that name a folder or file: `~` is the home folder."""
@@ -43,12 +45,14 @@ class RawValue:
 
     path: keys below a free table (`sfactory.config.tables`), where dots in the name do not separate them.
     preset: whether it is of a preset, so that it gives way to an algorithm that the preset was not made for.
+    recorded: whether it is of a run that was started, so that a rule which refuses it in a new run replaces it here.
     """
 
     value: Any
     origin: str = ""
     path: tuple[str, ...] = ()
     preset: bool = False
+    recorded: bool = False
 
 
 ConfigLayer = dict[str, RawValue]
@@ -110,8 +114,9 @@ def build(*layers: ConfigLayer) -> Config:
     """Merge the layers, weakest first, and check everything.
 
     Old names are accepted, with one line on stderr. Where `algorithm.name` is not that of the preset, the values of the
-    preset that the algorithm does not use are left out, and its own come before those it has values for. Raises
-    SettingError with one line.
+    preset that the algorithm does not use are left out, and its own come before those it has values for. Recorded
+    values that a new run could not have are replaced by what they mean, with one line each. Raises SettingError with one
+    line.
     """
     merged = _for_algorithm(_merge_layers(layers))
     report_old_names(one.given for one in merged if current_name(one.given) != one.given)
@@ -128,10 +133,28 @@ def build(*layers: ConfigLayer) -> Config:
         except ValueError as error:
             raise _with_origin(one.raw.origin, error) from None
     classes = typing.get_type_hints(Config)
-    try:
-        return Config(**{section: classes[section](**values) for section, values in sections.items()})
-    except ValueError as error:
-        raise SettingError(str(error)) from None
+    recorded = {one.name: one.raw.origin for one in merged if one.raw.recorded}
+    while True:
+        try:
+            return Config(**{section: classes[section](**values) for section, values in sections.items()})
+        except ReplaceableValue as error:
+            if error.setting not in recorded:
+                raise SettingError(str(error)) from None
+            section, _, key = error.setting.partition(".")
+            sections[section][key] = error.other
+            _report_replaced(error, recorded.pop(error.setting))  # each once: the loop ends
+        except ValueError as error:
+            raise SettingError(str(error)) from None
+
+
+_reported: set[str] = set()
+
+
+def _report_replaced(error: ReplaceableValue, origin: str) -> None:
+    """Warn (`SettingNote`, one line) about a recorded value that is replaced; once per process, as it is read often."""
+    if (line := f"{origin}: {error.fact}; read as {as_text(error.other)}") not in _reported:
+        _reported.add(line)
+        warnings.warn(line, SettingNote, stacklevel=3)
 
 
 class _Entry(NamedTuple):

@@ -102,6 +102,11 @@ def preset_layer(path: Path) -> ConfigLayer:
     return {name: replace(raw, preset=True) for name, raw in read_toml(path).items()}
 
 
+def recorded_layer(path: Path) -> ConfigLayer:
+    """Read the settings of a run that was started; see `RawValue.recorded`."""
+    return {name: replace(raw, recorded=True) for name, raw in read_toml(path).items()}
+
+
 def _table(path: Path) -> dict[str, Any]:
     """The contents of a TOML file. A config.toml may be a stranger's; others are named by the user, as `/dev/stdin`."""
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sfactory.config import Config, to_dict
 from sfactory.config.parsing import build
-from sfactory.config.presets import read_toml
+from sfactory.config.presets import recorded_layer
 from sfactory.config.values import for_toml
 
 
@@ -42,4 +42,4 @@ def from_toml(path: Path) -> Config:
 
     The file may be a stranger's: it is read as a layer of settings, whose types are checked before any rule.
     """
-    return build(read_toml(Path(path)))
+    return build(recorded_layer(Path(path)))

@@ -298,7 +298,7 @@ def evaluation(path: Path, changes: ConfigLayer, **options: Any) -> Evaluation:
 def changed_config(path: Path, changes: ConfigLayer) -> tuple[Config, Config]:
     """The settings of a checkpoint's run, without and with changes. CommandError for what cannot be changed."""
     _refuse_other_settings(changes)
-    layer = presets.read_toml(path.parent.parent / "config.toml")
+    layer = presets.recorded_layer(path.parent.parent / "config.toml")
     return parsing.build(layer), parsing.build(layer, changes)
 
 

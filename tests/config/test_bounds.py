@@ -207,7 +207,6 @@ def test_check_trace_refuses_a_trace_coefficient_above_rho_bar(estimator):
         "trace.c-bar or raise trace.rho-bar"
     )
     assert sfactory.make_config("classic/cartpole", trace={"estimator": estimator, "c_bar": 1.5, "rho_bar": 1.5})
-    assert sfactory.make_config("classic/cartpole", trace={"c_bar": 1.5})  # gae does not read them
 
 
 def test_check_batch_names_minibatches_for_a_batch_of_any_size():

@@ -15,7 +15,7 @@ from reference_update import MASKED, Policy, Reference
 from sfactory.algo.surrogates.options import DISCRETE_ONLY, MASK_USES, USES, Options
 from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.config import Config, with_settings
-from sfactory.config.cross_checks import STEP_OPTIONS
+from sfactory.config.cross_checks import EFFECTS
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning.batch import Batch, shuffled
 from sfactory.learning.native_network import NativeLearnerNetwork
@@ -174,10 +174,15 @@ class SetUp:
         for name in Options._fields:
             if name not in used:
                 s[f"surrogate.{name}"] = defaults[name]
-        optim = SimpleNamespace(schedule=s["optim.schedule"], sfpo_steps=s["optim.sfpo_steps"])
-        for name, (_, applies) in STEP_OPTIONS.items():
-            if not applies(optim):
-                s[f"optim.{name}"] = getattr(Config().optim, name)
+        sections: dict[str, dict] = {}
+        for name, value in s.items():
+            section, _, key = name.partition(".")
+            sections.setdefault(section, {})[key] = value
+        chosen = SimpleNamespace(**{section: SimpleNamespace(**values) for section, values in sections.items()})
+        for name, (_, applies) in EFFECTS.items():
+            if not applies(chosen):
+                section, _, key = name.partition(".")
+                s[name] = getattr(getattr(Config(), section), key)
         if s["optim.sfpo_steps"]:
             s["batch.epochs"] = 1
 

@@ -53,3 +53,14 @@ def test_old_run_folder_is_evaluated_described_reported_and_compared(old_run, tm
     compared = command("compare", old_run, shutil.copytree(other, tmp_path / "other"), "--json")
     assert compared.returncode == 0, compared.stderr
     assert json.loads(compared.stdout)["panels"]
+
+
+def test_recorded_option_without_effect_is_a_note_in_eval_and_resume(old_run):
+    settings = (old_run / "config.toml").read_text()
+    (old_run / "config.toml").write_text(settings.replace("kl_target = 0.01", "kl_target = 0.02"))
+    note = "optim.kl-target 0.02 has no effect without optim.schedule kl_adaptive; read as 0.01"
+    for words in (("eval", old_run, "--episodes", "2"), ("resume", old_run, "--stop.env-steps", "5000", "--quiet")):
+        done = command(*words)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count(note) == 1, done.stderr
+        assert "->" not in done.stderr
