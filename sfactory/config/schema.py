@@ -673,7 +673,19 @@ class Config:
 
     @property
     def optimizer_steps_per_update(self) -> int:
+        """Steps of the epochs: without the fast passes of SFPO and the auxiliary phases of PPG."""
         return self.batch.epochs * self.batch.minibatches
+
+    @property
+    def passes_over_batch(self) -> int:
+        """Passes with optimizer steps over a batch, in the mean: epochs, fast passes (SFPO), auxiliary epochs (PPG)."""
+        auxiliary = self.ppg.phase_epochs if self.algorithm.name == "ppg" else 0
+        return self.batch.epochs + self.optim.sfpo_steps + auxiliary
+
+    @property
+    def starts_with_forward_pass(self) -> bool:
+        """Whether an update computes the outputs of the whole batch before its first optimizer step."""
+        return self.optimizer_steps_per_update > 1 or self.optim.sfpo_steps > 0
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:

@@ -56,9 +56,9 @@ class Cost(NamedTuple):
     """Forward and backward pass."""
 
     def of_step(self, config: Config) -> float:
-        """Seconds of all passes of one environment step: acting, the targets of an update, its epochs."""
-        forward_passes = 1 if config.optimizer_steps_per_update == 1 else 2
-        return forward_passes * self.inference + config.batch.epochs * self.learner
+        """Seconds of all passes of one environment step: acting, the targets of an update, its optimizer steps."""
+        forward_passes = 1 + config.starts_with_forward_pass
+        return forward_passes * self.inference + config.passes_over_batch * self.learner
 
 
 def choose_precision(

@@ -193,7 +193,7 @@ class Update:
         """
         if self.config.optim.adam_rel:
             self.optimizer.restart_count()
-        one_step = order is None and self.config.optimizer_steps_per_update == 1 and self.slow_fast is None
+        one_step = order is None and not self.config.starts_with_forward_pass
         # One pass is not enough where the start needs the outputs of all parts, or changes the value head.
         by_parts = self.objective.divisible and divided(batch)
         if one_step and not by_parts and not self.normalizers.moves_value_head:

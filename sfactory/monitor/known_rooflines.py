@@ -33,7 +33,7 @@ def workload(config: Config) -> str:
         "roofline": LINE,
         "env": [config.env.name, config.env.options.as_dict(), config.sampling.envs_per_group],
         "model": asdict(config.model),
-        "learning": [config.batch.epochs, config.optimizer_steps_per_update > 1, config.run.precision],
+        "learning": [config.passes_over_batch, config.starts_with_forward_pass, config.run.precision],
         **replay,
         "machine": [processor(), cores(), run.device, shows_gpu()],
     }

@@ -129,7 +129,7 @@ def _divides(samplers: int, size: int, factor: float) -> bool:
 def _num_inference(config: Config, samplers: int, num_cores: int) -> int:
     """Number of inference workers for a number of samplers.
 
-    On a CPU a row takes the learner UPDATE_COST x epochs as long as inference, but the learner has several threads. One
+    On a CPU a row takes the learner UPDATE_COST x passes as long as inference, but the learner has several threads. One
     worker keeps up unless there are more threads than that, or the learner runs on a GPU.
     """
     run = config.run
@@ -142,7 +142,7 @@ def _num_inference(config: Config, samplers: int, num_cores: int) -> int:
     for_samplers = math.ceil(samplers / SAMPLERS_PER_WORKER)
     if on_gpu(run.device):
         return for_samplers
-    passes = config.batch.epochs * (1 + config.replay.ratio)
+    passes = config.passes_over_batch * (1 + config.replay.ratio)
     return min(for_samplers, math.ceil(_learner_cores(config, num_cores) / (UPDATE_COST * passes)))
 
 

@@ -108,8 +108,8 @@ def roofline(
     """
     environment = environment_costs(config, seconds / 4)
     best, here = min(environment.values()), environment[config.sampling.envs_per_group]
-    epochs = config.batch.epochs
-    again = config.optimizer_steps_per_update > 1  # a forward pass over the batch before the first optimizer step
+    epochs = config.passes_over_batch
+    again = config.starts_with_forward_pass  # a forward pass over the batch before the first optimizer step
     passes = f"{epochs} x forward and backward{' + 1 forward' if again else ''}"
     times = 1.0 + config.replay.ratio  # every row is trained on so often, in the mean
     if config.replay.ratio:
@@ -320,8 +320,8 @@ def _training(config: Config, spec: EnvSpec, seconds: float) -> Cost:
     all_rows = round(times * all_rows)
     rows = _at_most(spec, all_rows // batch.minibatches)
     step = _cheapest(config, spec, "training_step", (rows,), (learner_threads(config, spec, rows),), seconds / 2)
-    core_time, wall = batch.epochs * step.seconds, batch.epochs * step.wall
-    if config.optimizer_steps_per_update > 1:
+    core_time, wall = config.passes_over_batch * step.seconds, config.passes_over_batch * step.wall
+    if config.starts_with_forward_pass:
         rows = _at_most(spec, all_rows)
         whole = _cheapest(config, spec, "forward", (rows,), (learner_threads(config, spec, rows),), seconds / 2)
         core_time, wall = core_time + whole.seconds, wall + whole.wall

@@ -390,6 +390,8 @@ def test_reference_set_ups_cover_every_choice():
     """A choice that no set-up makes, or that only refused ones make, would not be compared."""
     setups = [SetUp(number) for number in range(SET_UPS)]
     for name, values in CHOICES.items():
-        assert {setup.settings[name] for setup in setups} == set(values), name
+        section, _, key = name.partition(".")
+        unused = {getattr(getattr(Config(), section), key)} if name in EFFECTS else set()
+        assert {setup.settings[name] for setup in setups} | unused == {*values, *unused}, name
     assert {setup.actions for setup in setups} == set(ACTIONS)
     assert {setup.broken for setup in setups} == {setup.native for setup in setups} == {False, True}

@@ -133,6 +133,11 @@ def test_learner_with_replay_has_the_cores_that_its_longer_updates_need():
     assert workers == [2, 1]
 
 
+def test_learner_with_fast_passes_leaves_inference_more_time_for_a_row():
+    workers = [cores._num_inference(breakout(**ONCE, optim__sfpo_steps=steps), 8, 64) for steps in (0, 2)]
+    assert workers == [2, 1]
+
+
 def test_summary_names_all_numbers():
     text = "16 cores: 4 samplers x 2 groups x 4 environments, 2 inference workers"
     assert summary(by_cores(breakout(**ONCE), 16), 16) == text

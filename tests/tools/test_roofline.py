@@ -104,6 +104,19 @@ def test_roofline_trains_on_replayed_rows_as_well():
     assert workload(replay) != workload(SMALL)
 
 
+def test_roofline_counts_the_fast_passes_of_sfpo_and_the_auxiliary_epochs_of_ppg():
+    once = with_settings(SMALL, {"batch.epochs": 1, "batch.minibatches": 1})
+    fast = with_settings(once, {"optim.sfpo_steps": 2})
+    ppg = with_settings(once, {"algorithm.name": "ppg", "ppg.phase_epochs": 4})
+    assert roofline(once, CARTPOLE, 2, "cuda", seconds=0.1).passes == "1 x forward and backward"
+    assert roofline(fast, CARTPOLE, 2, "cuda", seconds=0.1).passes == "3 x forward and backward + 1 forward"
+    assert roofline(ppg, CARTPOLE, 2, "cuda", seconds=0.1).passes == "5 x forward and backward"
+    assert len({workload(one) for one in (once, fast, ppg)}) == 3
+    found = roofline(fast, CARTPOLE, 2, seconds=0.3)
+    best = found.best_batch
+    assert best.training.seconds == pytest.approx(3 * found.one_pass.training.seconds + best.inference.seconds)
+
+
 def test_roofline_of_these_batches_is_limited_by_the_slowest_process():
     found = roofline(SMALL, CARTPOLE, 64, seconds=0.3, inference_rows=7)
     line = found.these_batches
