@@ -90,7 +90,7 @@ class SettingError(ValueError):
 
 
 class SettingNote(UserWarning):
-    """A setting under an old name, or a recorded one that is replaced; the command line prints `sfactory: note: ...`."""
+    """A setting under an old name, or a recorded value that is replaced; printed as `sfactory: note: ...`."""
 
 
 class EnvError(ValueError):

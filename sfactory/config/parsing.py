@@ -115,8 +115,8 @@ def build(*layers: ConfigLayer) -> Config:
 
     Old names are accepted, with one line on stderr. Where `algorithm.name` is not that of the preset, the values of the
     preset that the algorithm does not use are left out, and its own come before those it has values for. Recorded
-    values that a new run could not have are replaced by what they mean, with one line each. Raises SettingError with one
-    line.
+    values that a new run could not have are replaced by those with the same meaning, with one line each. Raises
+    SettingError with one line.
     """
     merged = _for_algorithm(_merge_layers(layers))
     report_old_names(one.given for one in merged if current_name(one.given) != one.given)

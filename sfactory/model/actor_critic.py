@@ -190,12 +190,15 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def rescale_value(self, factor: Tensor, shift: Tensor) -> None:
-        """Replace the outputs of the value and the median head by factor * output + shift; both []."""
-        for head in (self.value_head, self.median_head):
-            if head is not None:
-                weight, bias = head.parameters()
-                weight.mul_(factor)
-                bias.mul_(factor).add_(shift)
+        """Replace the outputs of all value heads by factor * output + shift; both []."""
+        for head in self._value_heads():
+            weight, bias = head.parameters()
+            weight.mul_(factor)
+            bias.mul_(factor).add_(shift)
+
+    def _value_heads(self) -> list[nn.Module]:
+        """Heads whose outputs have the units of the value target."""
+        return [head for head in (self.value_head, self.median_head) if head is not None]
 
     def flat_size(self) -> int:
         """P: number of float32 values in parameters and buffers."""

@@ -257,8 +257,8 @@ class EpsilonGreedy(ActionDistribution):
     """The action of highest value, or with probability epsilon any of those that are possible, each as often.
 
     ``params`` are [..., k + 1]: the values of k actions, `MASKED_LOGIT` for impossible ones, then epsilon. Everything
-    that `ActionDistribution` computes is that of this policy. Raises ValueError unless there is one action, discrete,
-    with one head: the values of several would be those of all their combinations.
+    that `ActionDistribution` computes, but for `score_square`, is that of this policy. Raises ValueError unless there is
+    one action, discrete, with one head: the values of several would be those of all their combinations.
     """
 
     def __init__(self, actions: Mapping[str, ActionLeafLike]) -> None:
@@ -284,6 +284,9 @@ class EpsilonGreedy(ActionDistribution):
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
         return super().kl(self.log_probs(p), self.log_probs(q))
+
+    def score_square(self, params: Tensor, action: Mapping[str, Tensor]) -> Tensor:
+        raise NotImplementedError("the log-probability of an epsilon-greedy action has no derivative in the values")
 
     def mode(self, params: Tensor) -> dict[str, Tensor]:
         part = self.parts[0]

@@ -36,10 +36,5 @@ class PhasicNetwork(ActorCritic):
         params, value = super()._outputs(x, y, obs)
         return torch.cat([params, self.auxiliary_head(x)], -1), value
 
-    @torch.no_grad()
-    def rescale_value(self, factor: Tensor, shift: Tensor) -> None:
-        """As in `ActorCritic`, of both value heads."""
-        super().rescale_value(factor, shift)
-        weight, bias = self.auxiliary_head.parameters()
-        weight.mul_(factor)
-        bias.mul_(factor).add_(shift)
+    def _value_heads(self) -> list[nn.Module]:
+        return [*super()._value_heads(), self.auxiliary_head]

@@ -270,3 +270,22 @@ def test_every_kind_of_surrogate_has_a_phase(settings):
         assert row["skipped"] == 0
         assert math.isfinite(row["ppg/clone_kl"])
     assert len(steps) == (4 if update.objective.dual is not None else 0)
+
+
+def test_a_cycle_begins_again_where_batches_or_cycles_have_another_size():
+    """A lockstep run may be resumed with another batch.slots, or with another ppg.policy-updates by --allow."""
+    first = make()
+    run(first, 2)
+    wide = [make_batch(first, seed=number) for number in range(2)]
+    state = first.objective.cycle_state()
+    assert state["batches"] == 2
+    shorter = make(ppg__policy_updates=2)
+    shorter.objective.load_cycle_state(state)
+    assert shorter.objective.batches == 0
+    other = make()
+    other.objective.load_cycle_state(state)
+    whole = wide[0].lanes(torch.arange(B // 2))
+    half = wide[0]._replace(**{name: getattr(whole, name) for name in wide[0]._fields})
+    for number in range(3):
+        assert ("ppg/clone_kl" in other.run(half, 2 + number, 0.0)) == (number == 2)
+    assert other.objective.kept["target"].shape == (T, 3 * (B // 2))

@@ -163,3 +163,8 @@ def test_native_kernels_leave_these_networks_to_torch():
     assert unsupported(QNetwork({"obs": GRID}, ACTIONS, encoder="minatar")) == "the network QNetwork"
     model = ActorCritic({"obs": GRID}, ACTIONS, encoder="minatar", layer_norm=True)
     assert unsupported(model) == "layer normalization"
+
+
+def test_epsilon_greedy_has_no_gradient_of_its_log_probability():
+    with pytest.raises(NotImplementedError, match="no derivative"):
+        EpsilonGreedy(ACTIONS).score_square(params(0.2), {"action": torch.zeros(1, dtype=torch.int64)})

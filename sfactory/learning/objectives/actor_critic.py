@@ -34,7 +34,7 @@ from sfactory.learning.batch import Batch, BatchLanes, rows_of
 from sfactory.learning.distributed import BatchMoments
 from sfactory.learning.native_network import NativeLearnerNetwork, row_numbers
 from sfactory.learning.normalizers import Normalizers
-from sfactory.learning.objectives.base import ESS_METRIC, Loss, Minibatch, Objective
+from sfactory.learning.objectives.base import ESS_METRIC, Loss, Minibatch, Objective, network_arguments
 from sfactory.model.actor_critic import ActorCritic, Output
 from sfactory.model.distribution_gradient import HeadGradient, has_gradient
 from sfactory.model.distributions import at_least_single
@@ -74,6 +74,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     variable bounds, for the step that follows.
     """
 
+    network: ClassVar[type[ActorCritic]] = ActorCritic
     largest_metrics: ClassVar[tuple[str, ...]] = ("offpolicy/max_abs_log_rho", "offpolicy/max_discrepancy")
 
     def __init__(
@@ -135,25 +136,15 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
 
     # -- the network and how it acts -----------------------------------------------------------------------------------
 
-    @staticmethod
-    def build_model(config: Config, spec: EnvSpec) -> ActorCritic:
+    @classmethod
+    def build_model(cls, config: Config, spec: EnvSpec) -> ActorCritic:
         """A policy head and a value head."""
         settings = config.model
-        return ActorCritic(
-            spec.obs,
-            spec.actions,
-            encoder=settings.encoder,
-            hidden=settings.hidden,
-            activation=settings.activation,
-            layer_norm=settings.layer_norm,
-            core=settings.core,
-            core_size=settings.core_size,
+        return cls.network(
+            **network_arguments(config, spec),
             separate=settings.separate,
-            normalize_obs=config.normalize.obs,
             log_std_init=settings.log_std_init,
             squash=settings.squash,
-            mask=spec.mask,
-            acting=spec.acting,
             median=config.surrogate.has_median_head,
         )
 

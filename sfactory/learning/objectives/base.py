@@ -127,9 +127,9 @@ class Objective(ABC, Generic[S]):
 
     # -- the network and how it acts; used by every process that holds one ---------------------------------------------
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def build_model(config: Config, spec: EnvSpec) -> ActorCritic:
+    def build_model(cls, config: Config, spec: EnvSpec) -> ActorCritic:
         """The network for an environment, its weights drawn from torch's global generator."""
 
     @staticmethod
@@ -244,6 +244,24 @@ class Objective(ABC, Generic[S]):
         whole = batch.whole if isinstance(batch, BatchLanes) else batch
         parts = divided(batch)
         return joined([unroll(whole.lanes(lanes)) for lanes in parts]) if parts else unroll(batch)
+
+
+def network_arguments(config: Config, spec: EnvSpec) -> dict[str, Any]:
+    """Arguments of `ActorCritic` that all of its kinds have: what is read, and the layers before the heads."""
+    settings = config.model
+    return {
+        "obs": spec.obs,
+        "actions": spec.actions,
+        "encoder": settings.encoder,
+        "hidden": settings.hidden,
+        "activation": settings.activation,
+        "layer_norm": settings.layer_norm,
+        "core": settings.core,
+        "core_size": settings.core_size,
+        "normalize_obs": config.normalize.obs,
+        "mask": spec.mask,
+        "acting": spec.acting,
+    }
 
 
 class _Unroll(torch.nn.Module):

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from sfactory.algo.auxiliary import auxiliary_loss
 from sfactory.config import Config
-from sfactory.envs import EnvSpec
 from sfactory.learning.batch import AUXILIARY_STREAM, Batch, rows_of, shuffled
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives.actor_critic import ActorCriticObjective, ActorCriticStart
@@ -43,7 +42,9 @@ class PhaseStart(NamedTuple):
 
 
 class PpgObjective(ActorCriticObjective):
-    """Settings: those of the actor-critic, and section `ppg`."""
+    """Settings: those of the actor-critic, and section `ppg`. The network has an auxiliary value head."""
+
+    network = PhasicNetwork
 
     def __init__(
         self,
@@ -60,28 +61,6 @@ class PpgObjective(ActorCriticObjective):
         self.batches = 0  # kept since the last phase
         self.phases = 0
         self.in_phase = False
-
-    @staticmethod
-    def build_model(config: Config, spec: EnvSpec) -> PhasicNetwork:
-        """The network of the actor-critic with an auxiliary value head."""
-        settings = config.model
-        return PhasicNetwork(
-            spec.obs,
-            spec.actions,
-            encoder=settings.encoder,
-            hidden=settings.hidden,
-            activation=settings.activation,
-            layer_norm=settings.layer_norm,
-            core=settings.core,
-            core_size=settings.core_size,
-            separate=settings.separate,
-            normalize_obs=config.normalize.obs,
-            log_std_init=settings.log_std_init,
-            squash=settings.squash,
-            mask=spec.mask,
-            acting=spec.acting,
-            median=config.surrogate.has_median_head,
-        )
 
     @property
     def recordable(self) -> bool:
@@ -111,6 +90,8 @@ class PpgObjective(ActorCriticObjective):
         if batch.state is not None:
             leaves["state"] = batch.state
         lanes, most = target.shape[1], self.config.ppg.policy_updates
+        if self.kept and self.kept["target"].shape != (len(target), most * lanes):  # settings changed since the save
+            self.kept, self.batches = {}, 0
         for name, leaf in leaves.items():
             axis = 0 if name == "state" else 1
             if name not in self.kept:
@@ -197,7 +178,7 @@ class PpgObjective(ActorCriticObjective):
         return {"batches": self.batches, "phases": self.phases, "kept": used}
 
     def load_cycle_state(self, state: Mapping[str, Any]) -> None:
-        if not state:
+        if not state or state["batches"] >= self.config.ppg.policy_updates:  # fewer than when it was saved
             return
         self.batches, self.phases = state["batches"], state["phases"]
         device = next(self.model.parameters()).device

@@ -24,7 +24,7 @@ from sfactory.config import Config
 from sfactory.envs import EnvSpec
 from sfactory.learning.batch import Batch, rows_of
 from sfactory.learning.normalizers import Normalizers
-from sfactory.learning.objectives.base import Loss, Minibatch, Objective
+from sfactory.learning.objectives.base import Loss, Minibatch, Objective, network_arguments
 from sfactory.model.actor_critic import ActorCritic, Output
 from sfactory.model.q_network import QNetwork
 
@@ -55,24 +55,10 @@ class PqnObjective(Objective[PqnStart]):
         assert isinstance(model, QNetwork)
         super().__init__(config, model, normalizers, autocast)
 
-    @staticmethod
-    def build_model(config: Config, spec: EnvSpec) -> QNetwork:
+    @classmethod
+    def build_model(cls, config: Config, spec: EnvSpec) -> QNetwork:
         """A head with one value per action. Raises ValueError unless the action is one choice."""
-        settings = config.model
-        return QNetwork(
-            spec.obs,
-            spec.actions,
-            encoder=settings.encoder,
-            hidden=settings.hidden,
-            activation=settings.activation,
-            layer_norm=settings.layer_norm,
-            core=settings.core,
-            core_size=settings.core_size,
-            normalize_obs=config.normalize.obs,
-            mask=spec.mask,
-            acting=spec.acting,
-            epsilon=epsilon(config, 0.0),
-        )
+        return QNetwork(**network_arguments(config, spec), epsilon=epsilon(config, 0.0))
 
     # -- once per update ---------------------------------------------------------------------------------------------
 
