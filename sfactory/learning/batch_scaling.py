@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sfactory.algo.scaling import RULES, TARGET_SPAN, Row, rescale, rescaled_span
+from sfactory.algo.surrogates.options import USES
 from sfactory.config import Config
 from sfactory.config.algorithms import rules_of
 
@@ -92,13 +93,15 @@ def _settings(config: Config, place: dict[str, str]) -> dict[str, float]:
 
 
 def _counted_in_updates(config: Config) -> Iterator[str]:
-    """What is counted in updates and stays as it is, so that it is another number of env steps than before."""
+    """What is counted in updates or their steps and stays as it is: it is another number of env steps than before."""
     if config.optim.schedule == "kl_adaptive":
         yield "optim.schedule kl_adaptive changes the learning rate once per update"
     if config.optim.schedule == "staleness":
         yield "optim.schedule staleness divides by the lag in updates"
     if config.optim.adam_rel:
         yield "optim.adam_rel begins the count of Adam's steps again once per update"
+    if "dual_rate" in USES[config.surrogate.objective] and config.batch.rule != "more_minibatches":
+        yield f"surrogate.dual_rate {config.surrogate.dual_rate:g}, once per optimizer step"
     if config.optim.sfpo_steps:
         yield f"optim.sfpo_window {config.optim.sfpo_window}, in updates"
     if config.proximal.policy == "interpolate":

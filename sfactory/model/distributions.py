@@ -256,9 +256,9 @@ class WithFurtherColumn(ActionDistribution):
 class EpsilonGreedy(ActionDistribution):
     """The action of highest value, or with probability epsilon any of those that are possible, each as often.
 
-    ``params`` are [..., k + 1]: the values of k actions, `MASKED_LOGIT` for impossible ones, then epsilon. Everything
-    that `ActionDistribution` computes, but for `score_square`, is that of this policy. Raises ValueError unless there is
-    one action, discrete, with one head: the values of several would be those of all their combinations.
+    ``params`` are [..., k + 1]: the values of k actions, `MASKED_LOGIT` for impossible ones, then epsilon. All that
+    `ActionDistribution` computes, but for `score_square`, is that of this policy. Raises ValueError unless there is one
+    action, discrete, with one head: the values of several would be those of all their combinations.
     """
 
     def __init__(self, actions: Mapping[str, ActionLeafLike]) -> None:

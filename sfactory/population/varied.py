@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from sfactory.config import Config, with_settings
+from sfactory.config import Config, SurrogateConfig, with_settings
 from sfactory.config.algorithms import rules_of
 from sfactory.config.bounds import Below, Between, bounds_of, check_bound
 from sfactory.config.parsing import check_name, convert, field_type, flag_name
@@ -131,17 +131,27 @@ def _each_once(found: list[Any], option: str) -> list[Any]:
     return found
 
 
-def check_varied(names: Sequence[str], config: Config) -> None:
-    """Raise SettingError if a setting cannot differ between members that take over each other's policies."""
+def check_varied(names: Sequence[str], config: Config, values: Sequence[tuple[str, Any]] = ()) -> None:
+    """Raise SettingError if a setting cannot differ between members that take over each other's policies.
+
+    values: (name, value) of those that come from a list.
+    """
     lockstep, linear = config.run.mode == "lockstep", ends_at_env_steps(config)
+    surrogates = [config.surrogate, *(_with_value(config.surrogate, *one) for one in values)]
+    other_heads = any(one.has_median_head for one in surrogates)
     for name in names:
         flag = flag_name(name)
-        if rule_of(flag, lockstep, linear, config.surrogate.has_median_head) is Rule.REFUSED:
+        if rule_of(flag, lockstep, linear, other_heads) is Rule.REFUSED:
             raise SettingError(f"{flag} {FIXED}")
         if name.startswith("stop."):
             raise SettingError(f"{flag} says when the population ends; it is the same for all members")
         if name.startswith(NOT_LEARNED):
             raise SettingError(f"{flag} does not change what is learned; leave it out")
+
+
+def _with_value(surrogate: SurrogateConfig, name: str, value: Any) -> SurrogateConfig:
+    section, _, key = name.partition(".")
+    return replace(surrogate, **{key: value}) if section == "surrogate" else surrogate
 
 
 def check_mutated(sampled: Sequence[Sampled], mutated: Sequence[Mutated], config: Config) -> None:

@@ -117,6 +117,9 @@ def test_rescale_batch_names_what_stays_counted_in_updates():
     _, text = rescaled(2.0, "hilton", **steps)
     for words in ("adam_rel", "sfpo_window 30", "staleness", "max_grad_norm 0.5"):
         assert any(words in line for line in text.splitlines() if "not rescaled:" in line), words
+    _, text = rescaled(2.0, "hilton", surrogate__objective="r2vpo", surrogate__dual_rate=0.5)
+    assert "  not rescaled: surrogate.dual_rate 0.5, once per optimizer step" in text
+    assert "dual_rate" not in rescaled(2.0, "more_minibatches", surrogate__objective="r2vpo")[1], "as many as before"
     _, text = rescaled(2.0, "hilton", run__mode="lockstep")
     assert "log.every_updates" in text
     assert not any(words in text for words in ("adam_rel", "sfpo", "staleness", "lr_max"))

@@ -81,6 +81,24 @@ def test_check_varied_refuses_settings_that_no_member_could_take_over(name, mode
     check_varied(["optim.lr", "loss.entropy_coef", "trace.gamma", "surrogate.clip"], config)
 
 
+@pytest.mark.parametrize(
+    ("base", "name", "other", "refused"),
+    [
+        ({}, "surrogate.objective", "bpo", True),
+        ({}, "surrogate.objective", "cispo", False),
+        ({"surrogate.objective": "bpo", "surrogate.median_head": False}, "surrogate.objective", "ppo", False),
+        ({"surrogate.objective": "bpo", "surrogate.median_head": False}, "surrogate.median_head", True, True),
+    ],
+)
+def test_check_varied_refuses_members_of_which_some_have_a_median_head(base, name, other, refused):
+    config = varied.with_settings(CONFIG, base)
+    if not refused:
+        check_varied([name], config, [(name, other)])
+        return
+    with pytest.raises(SettingError, match=f"{name.replace('_', '-')} cannot change in the middle of a run"):
+        check_varied([name], config, [(name, other), ("optim.lr", 1e-3)])
+
+
 def test_check_mutated_refuses_a_mutation_without_effect():
     config = varied.with_settings(CONFIG, {"loss.entropy_coef": 0.0})
     with pytest.raises(SettingError, match=r"loss\.entropy-coef: it is 0, and no factor changes that; give a list"):
