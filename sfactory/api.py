@@ -93,7 +93,8 @@ def resume(
     """
     refuse_worker()
     run_dir = _path(run_dir)
-    return resume_config(run_dir, make_config(_config_of(run_dir), **sections), allow, trust)
+    config = parsing.build(presets.recorded_layer(require_config_file(run_dir)), _layer(sections))
+    return resume_config(run_dir, config, allow, trust)
 
 
 def evaluate(

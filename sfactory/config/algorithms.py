@@ -22,6 +22,10 @@ class AlgorithmRules:
     """Settings that have an effect although a prefix in `unused` covers them."""
     values: dict[str, Any] = field(default_factory=dict)
     """Its values where the preset was made for another algorithm. Files and flags replace them."""
+    action_values: bool = False
+    """Whether it learns the values of one discrete action and has no policy of its own; epsilon moves with the run."""
+    keeps_batches: bool = False
+    """Whether it trains again on batches that it keeps itself, in auxiliary phases."""
     further_params: int = 0
     """Numbers of a row that the network computes besides the parameters of the distribution."""
 
@@ -32,7 +36,7 @@ class AlgorithmRules:
 
 ALGORITHMS = {
     "actor_critic": AlgorithmRules(unused=("ppg.", "pqn.")),
-    "ppg": AlgorithmRules(unused=("pqn.",), further_params=1),  # the auxiliary value
+    "ppg": AlgorithmRules(unused=("pqn.",), keeps_batches=True, further_params=1),  # the auxiliary value
     "pqn": AlgorithmRules(
         unused=(
             "ppg.",
@@ -64,6 +68,7 @@ ALGORITHMS = {
             "optim.max_grad_norm": 10.0,
             "model.layer_norm": True,
         },
+        action_values=True,
         further_params=1,  # epsilon
     ),
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfactory.algo.surrogates.options import MASK_USES, Options, unused_options, users
 from sfactory.algo.weight_rule import weight_conflict
-from sfactory.config.algorithms import unused_settings
+from sfactory.config.algorithms import rules_of, unused_settings
 
 if TYPE_CHECKING:
     from sfactory.config import Config
@@ -56,17 +56,18 @@ def check_algorithm(config: Config) -> None:
             f"{config.lanes} lanes must divide into the {config.ppg.phase_minibatches} minibatches of "
             "ppg.phase-minibatches; leave it at 0 for those of batch.minibatches"
         )
-    if algorithm == "ppg" and config.replay.ratio:
+    rules = rules_of(config)
+    if rules.keeps_batches and config.replay.ratio:
         raise ValueError(
-            f"replay.ratio {config.replay.ratio:g} with algorithm.name ppg, which trains again on batches that it "
-            "keeps itself; set replay.ratio 0, or use actor_critic"
+            f"replay.ratio {config.replay.ratio:g} with algorithm.name {algorithm}, which trains again on batches "
+            "that it keeps itself; set replay.ratio 0, or use actor_critic"
         )
-    if algorithm != "pqn":
+    if not rules.action_values:
         return
     if config.optim.schedule in ("kl_adaptive", "ess"):
         raise ValueError(
-            f"optim.schedule {config.optim.schedule} reads a policy's distance, and algorithm.name pqn has no policy; "
-            "use linear or constant"
+            f"optim.schedule {config.optim.schedule} reads a policy's distance, and algorithm.name {algorithm} has no "
+            "policy; use linear or constant"
         )
     moves = config.pqn.epsilon_start != config.pqn.epsilon_end
     if moves and not config.stop.env_steps:

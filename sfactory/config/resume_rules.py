@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from sfactory.config.algorithms import rules_of
 from sfactory.errors import CommandError, Exit
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def ends_at_env_steps(config: Config) -> bool:
     """Whether what is learned depends on stop.env-steps."""
     surrogate = config.surrogate
     anneals = surrogate.objective == "mdpo" and surrogate.kl_anneal
-    return config.optim.schedule == "linear" or anneals or config.algorithm.name == "pqn"
+    return config.optim.schedule == "linear" or anneals or rules_of(config).action_values
 
 
 def refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> None:

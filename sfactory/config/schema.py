@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from sfactory.config.algorithms import rules_of
 from sfactory.config.bounds import (
     DEVICE,
     DEVICE_OR_EMPTY,
@@ -679,7 +680,7 @@ class Config:
     @property
     def passes_over_batch(self) -> int:
         """Passes with optimizer steps over a batch, in the mean: epochs, fast passes (SFPO), auxiliary epochs (PPG)."""
-        auxiliary = self.ppg.phase_epochs if self.algorithm.name == "ppg" else 0
+        auxiliary = self.ppg.phase_epochs if rules_of(self).keeps_batches else 0
         return self.batch.epochs + self.optim.sfpo_steps + auxiliary
 
     @property

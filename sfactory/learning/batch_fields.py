@@ -1,4 +1,4 @@
-"""Fields of the learner's batch, and the memory that slots held for replay need. Free of torch.
+"""Fields of the learner's batch, and the memory that held slots and kept batches need. Free of torch.
 
 Legend: T steps, lanes: of a slot or of a batch.
 """
@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from sfactory.config import Config
+from sfactory.config.algorithms import rules_of
 from sfactory.shm.trajectory import Schema
 
 NOT_LEARNED = ("noise", "value", "player", "outcome")
@@ -47,6 +48,16 @@ def replay_bytes(config: Config, schema: Schema, acting: str = "") -> int:
     slots = config.held_slots + config.batch_slots + config.replayed_slots
     fresh_mask = schema.rollout_length * (config.batch_slots + config.replayed_slots) * schema.lanes
     return slots * schema.lanes * bytes_of_lane(schema, acting) + fresh_mask
+
+
+def kept_bytes(config: Config, schema: Schema) -> int:
+    """Bytes of the batches that an algorithm with auxiliary phases keeps for the next one; 0 for others."""
+    if not rules_of(config).keeps_batches:
+        return 0
+    obs = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in schema.obs.values())
+    of_row = obs + 4 + 2  # and the target, `first` and `valid`
+    lanes = config.ppg.policy_updates * config.batch_slots * schema.lanes
+    return lanes * (schema.rollout_length * of_row + 4 * schema.state_size)
 
 
 def replay_line(config: Config, schema: Schema, acting: str = "") -> str:

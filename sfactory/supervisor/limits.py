@@ -7,9 +7,10 @@ needs are lower bounds, so that nothing is refused that could work.
 from __future__ import annotations
 
 import resource
+from typing import NamedTuple
 
 from sfactory.errors import CommandError, Exit
-from sfactory.learning.batch_fields import replay_bytes
+from sfactory.learning.batch_fields import kept_bytes, replay_bytes
 from sfactory.shm.arena import arena_bytes
 from sfactory.shm.control_groups import free_memory, free_processes
 from sfactory.supervisor.cores import on_gpu
@@ -27,6 +28,18 @@ FILE_MIB = 16
 """Size of the largest file of a small run: log files, telemetry, checkpoints."""
 
 
+class Held(NamedTuple):
+    """Batches in the memory of the learner besides the one it trains on."""
+
+    bytes: int
+    what: str
+    flags: str
+    """Settings that make it less, each with a comma."""
+
+
+NOTHING_HELD = Held(0, "", "")
+
+
 def check_limits(run_spec: RunSpec) -> None:
     """Raise soft limits to what a run needs. CommandError (exit 11) if something is too small for it."""
     lockstep, names = run_spec.config.run.mode == "lockstep", run_spec.workers
@@ -41,7 +54,10 @@ def check_limits(run_spec: RunSpec) -> None:
     without_torch = 0 if lockstep else samplers
     networks = 1 if lockstep else len(names) - samplers
     workers = without_torch * SAMPLER_MIB * MIB + networks * NETWORK_MIB * MIB
-    check_memory(workers, arena, 0 if on_gpu(config.run.device) else replay)
+    held = Held(replay, "the slots held for replay", "--replay.max-age, --replay.ratio, ")
+    if kept := kept_bytes(config, run_spec.schema):
+        held = Held(kept, "the batches kept for an auxiliary phase", "--ppg.policy-updates, ")
+    check_memory(workers, arena, NOTHING_HELD if on_gpu(config.run.device) else held)
 
 
 def check_descriptors(workers: int) -> None:
@@ -79,16 +95,16 @@ def check_processes(workers: int) -> None:
         )
 
 
-def check_memory(workers: int, arena: int, replay: int = 0) -> None:
-    """CommandError if the workers, the arena and the slots held for replay need more bytes than are free."""
-    free, need = free_memory(), workers + arena + replay
+def check_memory(workers: int, arena: int, held: Held = NOTHING_HELD) -> None:
+    """CommandError if the workers, the arena and what the learner holds need more bytes than are free."""
+    free, need = free_memory(), workers + arena + held.bytes
     if need > free.bytes:
-        held = f", the slots held for replay {replay / MIB:.0f} MiB" if replay else ""
-        lower = "--replay.max-age, --replay.ratio, " if replay else ""
+        also = f", {held.what} {held.bytes / MIB:.0f} MiB" if held.bytes else ""
+        lower = held.flags if held.bytes else ""
         raise CommandError(
             Exit.RESOURCES,
             f"the workers need at least {workers / MIB:.0f} MiB and the trajectories {arena / MIB:.0f} MiB of memory"
-            f"{held}, {free.text}; lower {lower}--sampling.num-samplers, --sampling.envs-per-group, "
+            f"{also}, {free.text}; lower {lower}--sampling.num-samplers, --sampling.envs-per-group, "
             "--sampling.rollout-length or --sampling.slots-per-group",
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sfactory.algo.surrogates.options import DISCRETE_ONLY
 from sfactory.config import Config, to_dict
+from sfactory.config.algorithms import ALGORITHMS
 from sfactory.config.toml_file import from_toml
 from sfactory.device.machine import shows_gpu
 from sfactory.envs import EnvSpec
@@ -39,7 +40,7 @@ def check_objective(name: str, spec: EnvSpec) -> None:
 
 def check_algorithm(name: str, spec: EnvSpec) -> None:
     """ValueError for an algorithm of action values where the action is not one choice."""
-    if name != "pqn":
+    if not ALGORITHMS[name].action_values:
         return
     action, *more = spec.actions.values()
     if more or action.kind != "discrete" or len(action.sizes) != 1:

@@ -4,6 +4,8 @@ import warnings
 
 import pytest
 
+import sfactory
+import sfactory.api
 from sfactory.config import Config, Env, parsing, with_settings
 from sfactory.config.cross_checks import EFFECTS, ReplaceableValue
 from sfactory.config.flags import split_flags
@@ -118,6 +120,14 @@ def test_recorded_option_gives_way_to_a_changed_objective(recorded):
         assert from_toml(path).surrogate.gate_temperature == 0.5
     with pytest.warns(SettingNote, match=r"gate-temperature 0\.5 has no effect .*objective cispo; read as 1"):
         changed = build(recorded_layer(path), flags("--surrogate.objective", "cispo"))
+    assert (changed.surrogate.objective, changed.surrogate.gate_temperature) == ("cispo", 1.0)
+
+
+def test_resume_from_python_reads_recorded_options_as_the_command_does(recorded, monkeypatch):
+    path = recorded({"surrogate.objective": "sapo", "surrogate.gate_temperature": 0.5})
+    monkeypatch.setattr(sfactory.api, "resume_config", lambda run_dir, config, allow, trust: config)
+    with pytest.warns(SettingNote, match="gate-temperature"):
+        changed = sfactory.resume(path.parent, surrogate={"objective": "cispo"})
     assert (changed.surrogate.objective, changed.surrogate.gate_temperature) == ("cispo", 1.0)
 
 

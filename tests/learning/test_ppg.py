@@ -12,11 +12,13 @@ from sfactory.config import Config, Model, Normalize, Optim, Run, Sampling, with
 from sfactory.envs import EnvSpec
 from sfactory.envs.saved_state import decode, encode
 from sfactory.learning.batch import AUXILIARY_STREAM, shuffled
+from sfactory.learning.batch_fields import kept_bytes
 from sfactory.learning.network import build_model
 from sfactory.learning.objectives import Minibatch
 from sfactory.learning.objectives.ppg import PhaseStart
 from sfactory.learning.update import Update
 from sfactory.monitor.table import meaning
+from sfactory.workers.shared import RunSpec
 
 torch.set_num_threads(1)
 
@@ -289,3 +291,16 @@ def test_a_cycle_begins_again_where_batches_or_cycles_have_another_size():
     for number in range(3):
         assert ("ppg/clone_kl" in other.run(half, 2 + number, 0.0)) == (number == 2)
     assert other.objective.kept["target"].shape == (T, 3 * (B // 2))
+
+
+@pytest.mark.parametrize("core", ["none", "gru"])
+def test_kept_bytes_are_those_of_the_kept_batches(core):
+    update = make(core=core)
+    run(update, 1)
+    schema = RunSpec(update.config, EnvSpec("test", OBS, ACTIONS), "", 0).schema
+    kept = update.objective.kept.values()
+    assert kept_bytes(update.config, schema) == sum(x.nbytes for x in kept)
+    assert kept_bytes(with_settings(update.config, {"algorithm.name": "actor_critic", **NO_PPG}), schema) == 0
+
+
+NO_PPG = {f"ppg.{name}": value for name, value in vars(Config().ppg).items()}
