@@ -5,7 +5,8 @@ takes the same optimizer steps, holds the same statistics and stops at the same 
 
     average_gradients   once per optimizer step, between the backward pass and the clipping of gradients
     pool_moments        once per update for value targets, once for advantages, and once for all other normalizers
-    average_metric      once per update, with optim.schedule kl_adaptive only
+    average_metric      once per update with optim.schedule kl_adaptive, staleness and optim.sfpo-steps each; once per
+                        optimizer step with surrogate.objective r2vpo
     propose             before every update; its votes, row counts and numbers travel with the gradients
     agree, total_rows, numbers
                         after every update; they cost nothing

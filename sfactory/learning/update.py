@@ -7,6 +7,7 @@
         objective.loss -> gradient, averaged over learners -> optimizer step, unless it is not finite
         (a minibatch too large for a GPU: the gradients of its parts, one after the other, are added up)
     with optim.sfpo_steps: as many passes before them, after which the weights are pulled back (`slow_fast`)
+    objective.further_phases: now and then epochs of another loss, as the auxiliary phase of PPG
     with optim.schedule kl_adaptive: one more forward pass, for the KL of the whole update
     normalizers of observations and rewards are updated last: data of lag 0 have rho = 1
 

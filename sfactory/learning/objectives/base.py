@@ -169,7 +169,7 @@ class Objective(ABC, Generic[S]):
 
     @abstractmethod
     def loss(self, part: Minibatch, start: S, report: bool) -> Loss:
-        """Loss of a minibatch. Changes nothing. report: also compute the metrics."""
+        """Loss of a minibatch. Changes nothing that a loss reads. report: also compute the metrics."""
 
     def after_step(self, skipped: Tensor) -> None:
         """Called after every optimizer step. skipped: [] 1.0 if it was not taken and the weights are as before."""
