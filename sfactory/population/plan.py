@@ -152,7 +152,8 @@ def make_plan(
     sampled = parse_sample(sample)
     mutated = parse_mutate(mutate) or default_mutate(sampled, config)
     names = list(dict.fromkeys([*(one.name for one in sampled), *(one.name for one in mutated)]))
-    check_varied(names, config, [(one.name, value) for one in (*sampled, *mutated) for value in one.values])
+    values = [(one.name, value) for one in sampled for value in one.values]
+    check_varied(names, config, values + [(one.name, value) for one in mutated for value in one.values])
     check_mutated(sampled, mutated, config)
     first = first_settings(sampled, names, config, options.members, config.run.seed)
     for settings in first:
