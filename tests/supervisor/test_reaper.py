@@ -248,13 +248,13 @@ def test_nothing_is_left_if_supervisor_and_reapers_are_killed_at_the_same_moment
     seconds = str(secrets.randbelow(10**6) + 10**7)
 
     def running():
-        found = psutil.process_iter(["cmdline", "status"])
+        found = psutil.process_iter(["cmdline", "status", "name"])
         return [p for p in found if seconds in " ".join(p.info["cmdline"] or ()) and p.info["status"] != "zombie"]
 
     words = [sys.executable, "-c", SUPERVISOR_OF_FIVE, seconds]
     supervisors = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(5)]
     reapers = [[int(word) for word in process.stdout.readline().split()] for process in supervisors]
-    simulators = lambda: [p for p in running() if p.name() == "sleep"]  # noqa: E731
+    simulators = lambda: [p for p in running() if p.info["name"] == "sleep"]  # noqa: E731
     eventually(lambda: len(simulators()) == 5 * 5 * 4, 30.0)
     for process, its_reapers in zip(supervisors, reapers, strict=True):
         victims = [process.pid, *its_reapers]
