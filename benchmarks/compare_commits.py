@@ -29,20 +29,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sfactory.tools.verify_resume import WALL_CLOCK
+
 ROOT = Path(__file__).parent.parent
 PARTS = ("model", "proximal", "optimizer", "normalizers")
-TIMED = (
-    "seconds",
-    "charts/SPS",
-    "charts/environment_SPS",
-    "charts/FPS",
-    "lag/seconds",
-    "stage/",
-    "queue/",
-    "system/",
-    "eval/seconds",
-)
-"""Prefixes of the metrics that measure wall-clock time or the machine, as in `sfactory verify-resume`."""
 
 
 class Run(NamedTuple):
@@ -116,7 +106,7 @@ def digest(run_dir: Path) -> dict[str, str]:
     found = {}
     for number, line in enumerate((run_dir / "metrics.jsonl").read_text().splitlines()):
         for name, value in sorted(json.loads(line).items()):
-            if not name.startswith(TIMED):
+            if not name.startswith(WALL_CLOCK):
                 found[f"metrics row {number}, {name}"] = repr(value)
     checkpoint = max(
         (path for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit()), key=lambda p: p.name

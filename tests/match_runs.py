@@ -11,6 +11,22 @@ from sfactory.run.checkpoint_writer import save
 from sfactory.run.obs_reading import reading
 from sfactory.run.recorded_spec import spec_entry
 
+NETS = """
+import torch
+from torch import nn
+
+
+class Wide(nn.Module):
+    def __init__(self, shape, *, hidden, activation):
+        super().__init__()
+        self.out_size = 24
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), self.out_size), nn.Tanh())
+
+    def forward(self, obs):
+        return self.net(obs.float())
+"""
+"""A file with an encoder of one's own, `Wide`."""
+
 
 def write_run(folder, target, *env_steps, **sections):
     """A run folder with checkpoints of random weights, as if it had been trained; the newest is the last."""

@@ -34,6 +34,7 @@ WALL_CLOCK = (
     "system/",
     "eval/seconds",
 )
+"""Prefixes of the metrics that measure wall-clock time or the machine."""
 SAVE_EVERY_S = 0.3  # of B: often, so that kills happen before, between and during saves
 
 

@@ -5,6 +5,7 @@ import subprocess
 import time
 
 import pytest
+from match_runs import NETS
 from run_helpers import command, rows, workers_named
 
 GAME = "envpool/TicTacToe-v1"
@@ -101,22 +102,6 @@ def test_self_play_in_lockstep_repeats_itself(tmp_path):
     run(tmp_path, "resume", "a", "--stop.env-steps", "5k", "--quiet")
     refused = run(tmp_path, "resume", "a", "--selfplay.share", "0", "--stop.env-steps", "9k", code=4)
     assert "selfplay.share" in refused.stderr
-
-
-NETS = """
-import torch
-from torch import nn
-
-
-class Wide(nn.Module):
-    def __init__(self, shape, *, hidden, activation):
-        super().__init__()
-        self.out_size = 24
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), self.out_size), nn.Tanh())
-
-    def forward(self, obs):
-        return self.net(obs.float())
-"""
 
 
 @pytest.mark.slow

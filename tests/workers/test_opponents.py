@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from match_runs import write_run
+from match_runs import NETS, write_run
 
 import sfactory
 from sfactory.config.toml_file import from_toml
@@ -21,20 +21,6 @@ from sfactory.workers.shared import RunSpec
 
 torch.set_num_threads(1)
 GAME = "pettingzoo/match_envs:Highest"
-NETS = """
-import torch
-from torch import nn
-
-
-class Wide(nn.Module):
-    def __init__(self, shape, *, hidden, activation):
-        super().__init__()
-        self.out_size = 24
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), self.out_size), nn.Tanh())
-
-    def forward(self, obs):
-        return self.net(obs.float())
-"""
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ class Objective(ABC, Generic[S]):
 
         Called with `optim.sfpo_steps` only, which is refused for an objective that does not override this.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no entropy of a policy")
 
     def further_phases(self, batch: Batch) -> Iterable[Phase]:
         """Phases that follow the epochs of this update, for example an auxiliary phase every few updates.

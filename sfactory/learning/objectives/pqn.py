@@ -10,8 +10,6 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch, k actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -23,9 +21,8 @@ from sfactory.algo.trace import TraceInput
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
 from sfactory.learning.batch import Batch, rows_of
-from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives.base import Loss, Minibatch, Objective, network_arguments
-from sfactory.model.actor_critic import ActorCritic, Output
+from sfactory.model.actor_critic import Output
 from sfactory.model.q_network import QNetwork
 
 
@@ -44,16 +41,6 @@ class PqnObjective(Objective[PqnStart]):
 
     divisible = True
     model: QNetwork
-
-    def __init__(
-        self,
-        config: Config,
-        model: ActorCritic,
-        normalizers: Normalizers,
-        autocast: Callable[[], AbstractContextManager[object]],
-    ) -> None:
-        assert isinstance(model, QNetwork)
-        super().__init__(config, model, normalizers, autocast)
 
     @classmethod
     def build_model(cls, config: Config, spec: EnvSpec) -> QNetwork:
