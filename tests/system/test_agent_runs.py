@@ -18,8 +18,15 @@ SMALL = [
     "--batch.minibatches", "4", "--batch.epochs", "6", "--optim.lr", "1e-3",
     "--log.every-seconds", "0.5", "--run.device", "cpu", "--quiet",
 ]  # fmt: skip
-TOGETHER = ["--sampling.rollout-length", "16", "--loss.entropy-coef", "0.02", "--stop.env-steps", "40k"]
-TURNS = ["--sampling.rollout-length", "32", "--env.agent-id", "true", "--stop.env-steps", "40k"]
+# It stops when it has learned, not after a number of steps: how many it needs depends on the load of the machine.
+TOGETHER = [
+    "--sampling.rollout-length", "16", "--loss.entropy-coef", "0.02",
+    "--stop.target-return", "19.8", "--stop.env-steps", "400k",
+]  # fmt: skip
+TURNS = [
+    "--sampling.rollout-length", "32", "--env.agent-id", "true",
+    "--stop.target-return", "19.5", "--stop.env-steps", "400k",
+]  # fmt: skip
 PERFECT, CHANCE = 20, 10
 
 
@@ -55,7 +62,7 @@ def check_words(folder, trained_line):
     assert f"trained {steps:,} agent steps ({others:,} env steps) of pettingzoo/agent_envs:Bits" in trained_line
     assert f"{steps:,} agent steps, {others:,} env steps, " in run(folder, "info", "run")
     log = (folder / "run/log.txt").read_text()
-    assert "2 agents: stop.env-steps 40,000 and all other numbers of training steps are agent steps; env steps" in log
+    assert "2 agents: stop.env-steps 400,000 and all other numbers of training steps are agent steps; env steps" in log
     assert f"after {steps:,} agent steps of training" in run(folder, "eval", "run", "--episodes", "2")
     assert "agent steps" in run(folder, "compare", "run")
     run(folder, "report", "run")
@@ -68,7 +75,7 @@ def test_training_of_agents_that_act_together_learns_resumes_and_evaluates(folde
     check_words(folder, trained_line)
     assert 0.9 < check_counts(folder / "run") < 1  # 20 of 21 rows; the others are resets
     last = rows(folder / "run")[-1]
-    assert last["charts/episodic_return"] > 17 > CHANCE
+    assert last["charts/episodic_return"] >= 19.8 > CHANCE, "it did not learn in 400,000 steps"
     assert last["charts/episodic_length"] == 20
     assert {"info/return_a", "info/return_b"} <= set(last)
     result = json.loads(run(folder, "eval", "run", "--episodes", "20", "--json"))
@@ -76,8 +83,9 @@ def test_training_of_agents_that_act_together_learns_resumes_and_evaluates(folde
     assert result["lengths"] == [20] * 20
     assert result["mean"] == pytest.approx((result["infos"]["return_a"] + result["infos"]["return_b"]) / 2)
     before = last["env_steps"]
-    run(folder, "resume", "run", "--stop.env-steps", "44k", "--quiet")
-    assert rows(folder / "run")[-1]["env_steps"] >= 44_000 > before
+    more = ["--stop.target-return", "none", "--stop.env-steps", str(before + 4_000)]
+    run(folder, "resume", "run", *more, "--quiet")
+    assert rows(folder / "run")[-1]["env_steps"] >= before + 4_000
     check_counts(folder / "run")
 
 
