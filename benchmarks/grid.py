@@ -1,9 +1,10 @@
-"""Run grids of short lockstep runs and compute their scores; used by staleness.py and invariance.py.
+"""Run grids of short lockstep runs and compute their scores; used by staleness.py, invariance.py and replay.py.
 
 A cell is one setting; it is run once per seed, each run one process with one thread in OUT/CELL/SEED. A grid goes on
 where it was stopped: finished runs are skipped, runs with a checkpoint are resumed (in lockstep this changes no bit),
 all others start again. Ctrl-C lets the runs save; if the grid itself is killed they save too, because their parent is
-gone. Only runs whose status is `finished` have a score.
+gone. Only runs whose status is `finished` have a score; it is kept in a file of the repository (scores.py), and a run
+that is there is finished, whether its folder is there or not.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scores import Curve, Scores
 
 from sfactory.config import Config
 from sfactory.config.flags import split_flags
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
 from sfactory.monitor.format import duration
-from sfactory.monitor.rows import read_rows
 from sfactory.monitor.statistics import bootstrap, iqm
 from sfactory.population.commands import Command, Resources
 from sfactory.population.jobs import Job
@@ -35,7 +36,7 @@ from sfactory.run import checkpoint
 from sfactory.run.reader import read_run, read_status
 from sfactory.supervisor.output_file import OutputFile
 
-POINTS = 100  # learning curves are read at this many equally spaced env steps
+RESULTS = Path(__file__).parent / "results"
 SAVE_S = 60  # seconds between checkpoints: what a run loses at most
 
 
@@ -46,6 +47,8 @@ class Cell(NamedTuple):
     """Flags of `sfactory train`."""
     steps: int
     """Length of the run in env steps."""
+    first_seed: int = 0
+    """Number of its first seed: cells that must not share seeds have others."""
 
 
 class Run(NamedTuple):
@@ -60,7 +63,7 @@ class Run(NamedTuple):
     def flags(self) -> list[str]:
         cell = self.cell
         return [*cell.flags, "--run.mode", "lockstep", "--stop.env-steps", str(cell.steps), "--run.seed",
-                str(1 + 1000 * self.seed)]  # fmt: skip
+                str(1 + 1000 * (self.cell.first_seed + self.seed))]  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -69,6 +72,18 @@ class Run(NamedTuple):
     def config(self) -> Config:
         """The settings that the run has. SettingError if its flags are refused."""
         return build(*target_layers(self.cell.target), split_flags(self.flags)[0])
+
+    def curve(self, scores: Scores) -> Curve | None:
+        """What is kept of it; None if it has not finished."""
+        return scores.find(*self._what)
+
+    def keep(self, scores: Scores, seconds: float) -> Curve:
+        """Keep the curve of the finished run in its folder."""
+        return scores.add(*self._what, self.folder, seconds)
+
+    @property
+    def _what(self) -> tuple[str, int, str, int, list[str]]:
+        return self.cell.name, self.seed, self.cell.target, self.cell.steps, self.flags
 
 
 class Score(NamedTuple):
@@ -80,22 +95,23 @@ class Score(NamedTuple):
     """[seeds] mean training return over the last tenth of the run."""
     extra: dict[str, float]
     """Mean over seeds and the second half of the run of some metrics."""
+    curves: np.ndarray = np.zeros((0, 0))
+    """[seeds, parts] training return in equal parts of the run."""
 
     def interval(self, values: np.ndarray) -> tuple[float, float, float]:
         """Interquartile mean over seeds and its 95 % bootstrap interval."""
         return float(iqm(values)), *bootstrap([values], iqm)
 
 
-EXTRA = ("offpolicy/ess", "losses/clipfrac", "offpolicy/effective_lambda", "losses/entropy")
-
-
-def arguments(description: str) -> argparse.Namespace:
+def arguments(description: str, scores: str) -> argparse.Namespace:
+    """The options of a script. scores: name of its file of scores."""
     parser = argparse.ArgumentParser(description=description)
-    add_arguments(parser)
+    add_arguments(parser, scores)
     return parser.parse_args()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, scores: str) -> None:
+    parser.add_argument("--scores", type=Path, default=RESULTS / scores, help="file with the curves of finished runs")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at the same time")
     parser.add_argument("--seeds", type=int, default=5)
@@ -106,10 +122,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Grid:
     """The runs of one command, at most `jobs` at a time."""
 
-    def __init__(self, cells: Sequence[Cell], out: Path, seeds: int, jobs: int) -> None:
+    def __init__(self, cells: Sequence[Cell], scores: Scores, out: Path, seeds: int, jobs: int) -> None:
         """Raises CommandError if a folder holds a run of other settings."""
         runs = [Run(c, s, out / c.name / str(s)) for s in range(seeds) for c in cells]  # an incomplete grid has seeds
-        self.total = len(runs)
+        self.total, self.scores = len(runs), scores
         self.launcher, self.resources = LocalLauncher(), Resources()
         self.processes = SideBySide[Run](jobs, self._start, self._record, lambda run: is_free(run.folder))
         self.seconds: dict[tuple[str, int], list[float]] = {}
@@ -118,10 +134,13 @@ class Grid:
         self.again: set[Path] = set()
         """Folders that are started again although they hold checkpoints: those could not be continued."""
         for run in runs:
+            if (kept := run.curve(scores)) is not None:
+                self._count(run, kept.seconds)
+                continue
             if (run.folder / "config.toml").is_file():
                 check_same_settings(Job(run.name, run.folder, run.config()), read_run(run.folder).config)
             if _finished(run.folder):
-                self._count(run)
+                self._keep(run)
             else:
                 self.processes.queue.append(run)
 
@@ -157,7 +176,7 @@ class Grid:
     def _record(self, ended: Running[Run], code: int) -> None:
         run = ended.job
         if _finished(run.folder):
-            self._count(run, ended.seconds)
+            self._keep(run, ended.seconds)
             print(f"[{self.total - self.left}/{self.total}] {run.name}  {duration(ended.seconds)}{self._time_left()}",
                   flush=True)  # fmt: skip
         elif code in STOPPED or self.processes.num_signals:
@@ -170,9 +189,13 @@ class Grid:
             self.failed.append(f"{run.name}: {ended.last_line() or f'exit {code}'}")
             print(f"FAILED {self.failed[-1]}", flush=True)
 
-    def _count(self, run: Run, wall_s: float = 0.0) -> None:
+    def _keep(self, run: Run, wall_s: float = 0.0) -> None:
         """wall_s: of the process that finished it, which may be only the rest of the run."""
         seconds = max(wall_s, float(read_status(run.folder).get("seconds", 0.0)))
+        run.keep(self.scores, seconds)
+        self._count(run, seconds)
+
+    def _count(self, run: Run, seconds: float) -> None:
         self.seconds.setdefault((run.cell.target, run.cell.steps), []).append(seconds)
 
     def _time_left(self) -> str:
@@ -189,13 +212,13 @@ class Grid:
         return f"; {len(waiting)} left, about {duration(seconds)}"
 
 
-def run(cells: Sequence[Cell], out: Path, seeds: int, jobs: int) -> float:
+def run(cells: Sequence[Cell], scores: Scores, out: Path, seeds: int, jobs: int) -> float:
     """Run every missing (cell, seed), seeds outermost so that an interrupted grid is a complete smaller one.
 
     Returns the seconds it took. SystemExit after a signal, or if a run failed, with its last line.
     """
     started = time.monotonic()
-    Grid(cells, out, seeds, jobs).run()
+    Grid(cells, scores, out, seeds, jobs).run()
     return time.monotonic() - started
 
 
@@ -203,35 +226,29 @@ def _finished(folder: Path) -> bool:
     return read_status(folder).get("state") == "finished"
 
 
-def finished_seeds(cell: Cell, out: Path, seeds: int) -> int:
+def _curves(cell: Cell, scores: Scores, seeds: int) -> list[Curve]:
+    """The curves of a cell's first seeds, up to the first one that is missing."""
+    found: list[Curve] = []
+    for seed in range(seeds):
+        if (one := Run(cell, seed, Path()).curve(scores)) is None:
+            break
+        found.append(one)
+    return found
+
+
+def finished_seeds(cell: Cell, scores: Scores, seeds: int) -> int:
     """Return the number of finished seeds of a cell, counted from the first."""
-    return next((seed for seed in range(seeds) if not _finished(out / cell.name / str(seed))), seeds)
+    return len(_curves(cell, scores, seeds))
 
 
-def score(cell: Cell, out: Path, seeds: int) -> Score | None:
+def score(cell: Cell, scores: Scores, seeds: int) -> Score | None:
     """Return the score of a cell; None while a seed is missing."""
-    folders = [out / cell.name / str(seed) for seed in range(seeds)]
-    if not all(map(_finished, folders)):
+    curves = _curves(cell, scores, seeds)
+    if len(curves) < seeds:
         return None
-    curves = np.stack([curve(folder, cell.steps) for folder in folders])
-    extra = {name: float(np.mean([_late(folder, name) for folder in folders])) for name in EXTRA}
-    return Score(curves.mean(1), curves[:, -POINTS // 10 :].mean(1), extra)
-
-
-def _rows(folder: Path) -> list[dict[str, float]]:
-    return read_rows(folder)
-
-
-def curve(folder: Path, steps: int) -> np.ndarray:
-    """Return [POINTS] training returns (last 100 episodes) at equally spaced env steps; constant before the first."""
-    rows = [row for row in _rows(folder) if "charts/episodic_return" in row]
-    at = np.linspace(steps / POINTS, steps, POINTS)
-    return np.interp(at, [row["env_steps"] for row in rows], [row["charts/episodic_return"] for row in rows])
-
-
-def _late(folder: Path, name: str) -> float:
-    values = [row[name] for row in _rows(folder) if name in row]
-    return float(np.mean(values[len(values) // 2 :])) if values else float("nan")
+    extra = {name: float(np.mean([one.extra[name] for one in curves])) for name in curves[0].extra}
+    area, final = (np.array([getattr(one, name) for one in curves]) for name in ("area", "final"))
+    return Score(area, final, extra, np.stack([one.values for one in curves]))
 
 
 def show(value: tuple[float, float, float], digits: int = 0) -> str:

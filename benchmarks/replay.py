@@ -7,7 +7,7 @@
 Every run is lockstep: fresh data have lag 0, and the lag of replayed data is their age. All runs of a task have equally
 many *fresh* env steps. With ratio r every row is trained on 1 + r times in the mean. "larger steps": the preset's
 number of optimizer steps, 1 + r times as large; "more steps": 1 + r times as many, of the preset's size. Writes
-benchmarks/results/replay_tables.md.
+benchmarks/results/replay_tables.md, and the curves of finished runs to replay_scores.csv beside it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 
 from grid import Cell, Score, arguments, finished_seeds, run, score, show
+from scores import Scores
 
 HERE = Path(__file__).parent
 RATIOS = (0, 1, 3)
@@ -65,11 +66,11 @@ def table(task: str, scores: dict[tuple[str, str, str, int], Score], what: str, 
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0])
-    grid = cells()
+    options = arguments(__doc__.splitlines()[0], "replay_scores.csv")
+    grid, kept = cells(), Scores(options.scores)
     if not options.report:
         chosen = {cell.name: cell for cell in grid.values() if options.only in cell.name}
-        took = run(list(chosen.values()), options.out, options.seeds, options.jobs)
+        took = run(list(chosen.values()), kept, options.out, options.seeds, options.jobs)
         print(f"{took / 60:.1f} minutes with {options.jobs} jobs")
     page = [
         f"`python benchmarks/replay.py`, {datetime.date.today()}, {os.cpu_count()} cores; interquartile mean over "
@@ -77,11 +78,11 @@ def main() -> None:
     ]  # fmt: skip
     for task, (target, _, length, flags) in TASKS.items():
         of_task = {key: cell for key, cell in grid.items() if key[0] == task}
-        there = {key: finished_seeds(cell, options.out, options.seeds) for key, cell in of_task.items()}
+        there = {key: finished_seeds(cell, kept, options.seeds) for key, cell in of_task.items()}
         seeds = min((count for count in there.values() if count), default=0)
         if not seeds:
             continue
-        found = {key: score(of_task[key], options.out, seeds) for key, count in there.items() if count}
+        found = {key: score(of_task[key], kept, seeds) for key, count in there.items() if count}
         scores = {key: value for key, value in found.items() if value is not None}
         digits = 0 if task == "hopper" else 1
         page += [f"## {target}, {length:,} fresh steps per run, seeds: {seeds}", "", f"`{flags}`", ""]

@@ -2,14 +2,17 @@
 
     python benchmarks/staleness.py                     # corrections; can be stopped and goes on where it was
     python benchmarks/staleness.py --only cartpole --seeds 10
-    python benchmarks/staleness.py objectives --only objectives/breakout --seeds 3
+    python benchmarks/staleness.py objectives --only breakout --seeds 3
+    python benchmarks/staleness.py options             # traces, step rules, ...: the default with one thing changed
     python benchmarks/staleness.py rates               # learning rates x 1/4 to 4 at lag 8
     python benchmarks/staleness.py --report            # tables and pictures of the finished runs, of all sets
 
 Every run is lockstep, so that update u trains on data made by version max(0, u - lag) exactly. All runs of a task share
 the network, the seeds and the number of environment steps. Every objective, the baselines included, has three settings
-of its own knob, and the table shows the best one at each lag. The settings are in staleness_cells.py. Writes
-benchmarks/results/staleness_tables.md, staleness_TASK.svg / .png, objectives_TASK.svg / .png and rates_TASK.svg / .png.
+of its own knob. The best one at each lag is chosen by runs of its own (shorter or fewer, with other seeds than the
+comparison, so that the choice does not flatter it). The settings are in staleness_cells.py. Writes
+benchmarks/results/staleness_tables.md, staleness_TASK.svg / .png, objectives_TASK.svg / .png and rates_TASK.svg / .png,
+and the curves of finished runs to staleness_scores.csv there: those are not run again.
 """
 
 from __future__ import annotations
@@ -17,34 +20,58 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import statistics
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from grid import Cell, Score, add_arguments, finished_seeds, run, score, show
-from staleness_cells import FACTORS, METHODS, OBJECTIVES, ONLY, RATE_LAG, RATES, TASKS, corrections, objectives, rates
+from grid import RESULTS, Cell, Score, add_arguments, finished_seeds, run, score, show
+from scores import Scores
+from staleness_cells import (
+    FACTORS,
+    METHODS,
+    OBJECTIVES,
+    ONLY,
+    OPTIONS,
+    RATE_LAG,
+    RATES,
+    TASKS,
+    corrections,
+    objectives,
+    options,
+    rates,
+    tuning,
+)
 
-HERE = Path(__file__).parent
-SETS: dict[str, Callable[[], Mapping[Any, Cell]]] = {
-    "corrections": corrections,
-    "objectives": objectives,
-    "rates": rates,
-}
+SETS = ("corrections", "objectives", "options", "rates")
 Key = TypeVar("Key", bound=tuple[Any, ...])
 SHOWN = {"area": "mean over the whole run (area under the curve)", "final": "last tenth of the run"}
 
 
-def scores_of(cells: Mapping[Key, Cell], out: Path, seeds: int) -> tuple[dict[Key, Score], dict[str, int]]:
+def scores_of(cells: Mapping[Key, Cell], kept: Scores, seeds: int) -> tuple[dict[Key, Score], dict[str, int]]:
     """Scores of finished cells, and the seeds of every task that all of them have: compared on the same ones."""
     found: dict[Key, Score] = {}
     common = {}
     for task in TASKS:
-        there = {key: finished_seeds(cell, out, seeds) for key, cell in cells.items() if key[0] == task}
+        there = {key: finished_seeds(cell, kept, seeds) for key, cell in cells.items() if key[0] == task}
         common[task] = min((count for count in there.values() if count), default=0)
-        values = {key: score(cells[key], out, common[task]) for key, count in there.items() if count}
+        values = {key: score(cells[key], kept, common[task]) for key, count in there.items() if count}
         found |= {key: value for key, value in values.items() if value is not None}
     return found, common
+
+
+def tuned(kept: Scores) -> dict[tuple[str, str, int], dict[float, float]]:
+    """(task, row, lag) -> value of its knob -> mean return of the runs that choose it; those with all three values."""
+    cells, found = tuning(all_lags=True), {}
+    for task, row, lag in dict.fromkeys(key[:3] for key in cells):
+        values = OBJECTIVES[row].values
+        of_values = {x: score(cells[task, row, lag, x], kept, TASKS[task].tuning_seeds) for x in values}
+        if all(of_values.values()):
+            found[task, row, lag] = {x: float(one.area.mean()) for x, one in of_values.items() if one is not None}
+    return found
+
+
+def chosen(of_tuning: Mapping[tuple[str, str, int], Mapping[float, float]]) -> dict[tuple[str, str, int], float]:
+    """(task, row, lag) -> the value with the highest mean return."""
+    return {key: max(found, key=lambda value: found[value]) for key, found in of_tuning.items()}
 
 
 def table(task: str, scores: dict[tuple[str, str, int], Score], text: Callable[[Score], str]) -> list[str]:
@@ -62,46 +89,57 @@ def head(first: str, lags: tuple[int, ...]) -> list[str]:
     return [f"| {first} | " + " | ".join(f"lag {lag}" for lag in lags) + " |", "|---|" + "---|" * len(lags)]
 
 
-def best(
-    task: str, scores: Mapping[tuple[str, str, int, float], Score], row: str, lag: int
-) -> tuple[float, Score] | None:
-    """The value of the knob with the highest mean over the run, and its score; None while one of them is missing."""
-    found = {value: scores.get((task, row, lag, value)) for value in OBJECTIVES[row].values}
-    done = {value: one for value, one in found.items() if one is not None}
-    if len(done) < len(found):
-        return None
-    value = max(done, key=lambda value: done[value].interval(done[value].area)[0])
-    return value, done[value]
+class Objectives(NamedTuple):
+    """What was measured of the objectives: (task, row, lag) -> ..."""
+
+    scores: Mapping[tuple[str, str, int], Score]
+    chosen: Mapping[tuple[str, str, int], float]
+    tuned: Mapping[tuple[str, str, int], Mapping[float, float]]
+
+    def lags(self, task: str) -> tuple[int, ...]:
+        """The lags that have a score, and those that are always measured."""
+        return tuple(sorted({lag for name, _, lag in self.scores if name == task} | set(TASKS[task].short_lags)))
 
 
-def objective_tables(task: str, scores: Mapping[tuple[str, str, int, float], Score], digits: int) -> list[str]:
-    """Best of three settings at each lag, with the setting; then the median of the three."""
-    lags, page = objective_lags(task, scores), []
+def objective_tables(task: str, found: Objectives, digits: int) -> list[str]:
+    """The scores at each lag with the setting that was chosen; then what the three settings had in the runs for it."""
+    lags, page = found.lags(task), []
 
     def shown(row: str, lag: int, what: str) -> str:
-        found = best(task, scores, row, lag)
-        return f"{show(found[1].interval(getattr(found[1], what)), digits)} at {found[0]:g}" if found else "not run"
+        one = found.scores.get((task, row, lag))
+        text = show(one.interval(getattr(one, what)), digits) if one else "not run"
+        return f"{text} at {found.chosen[task, row, lag]:g}" if one else text
 
-    def median(row: str, lag: int) -> str:
-        found = [scores.get((task, row, lag, value)) for value in OBJECTIVES[row].values]
-        middle = [s.interval(s.area)[0] for s in found if s is not None]
-        return f"{statistics.median(middle):.{digits}f}" if len(middle) == len(found) else "not run"
+    def three(row: str, lag: int) -> str:
+        values = found.tuned.get((task, row, lag), {})
+        return " / ".join(f"{values[x]:.{digits}f}" for x in OBJECTIVES[row].values) if values else "not run"
 
     for what, words in SHOWN.items():
-        page += [f"Training return of the best of three settings (which one), {words}:", "", *head("objective", lags)]
+        page += [f"Training return with the chosen setting (which one), {words}:", "", *head("objective", lags)]
         for row, (label, _, knob, *_) in OBJECTIVES.items():
             page.append(f"| {label}, `{knob}` | " + " | ".join(shown(row, lag, what) for lag in lags) + " |")
         page.append("")
-    page += ["Median of the three settings, mean over the whole run:", "", *head("objective", lags)]
-    for row, (label, _, knob, *_) in OBJECTIVES.items():
-        page.append(f"| {label}, `{knob}` | " + " | ".join(median(row, lag) for lag in lags) + " |")
+    one = TASKS[task]
+    page.append(f"The choice: mean over runs of {one.tuning_steps:,} steps with each of three settings, in the order "
+                f"of the first column; seeds: {one.tuning_seeds}, not those above:")  # fmt: skip
+    page += ["", *head("objective", lags)]
+    for row, (label, _, knob, values, _) in OBJECTIVES.items():
+        settings = ", ".join(f"{x:g}" for x in values)
+        page.append(f"| {label}, `{knob}` {settings} | " + " | ".join(three(row, lag) for lag in lags) + " |")
     return [*page, ""]
 
 
-def objective_lags(task: str, scores: Mapping[tuple[str, str, int, float], Score]) -> tuple[int, ...]:
-    """The lags of a task that have a score, and those that are always measured."""
-    there = {lag for name, _, lag, _ in scores if name == task}
-    return tuple(sorted(there | set(TASKS[task].short_lags)))
+def option_tables(task: str, scores: Mapping[tuple[str, str, int], Score], digits: int) -> list[str]:
+    """A row per option, a column per lag."""
+    page, lags = [], TASKS[task].short_lags
+    for what, words in SHOWN.items():
+        page += [f"Training return, {words}:", "", *head("the default with", lags)]
+        for option, (label, _) in OPTIONS.items():
+            row = [scores.get((task, option, lag)) for lag in lags]
+            shown = [show(s.interval(getattr(s, what)), digits) if s else "not run" for s in row]
+            page.append(f"| {label} | " + " | ".join(shown) + " |")
+        page.append("")
+    return page
 
 
 def rate_tables(task: str, scores: Mapping[tuple[str, str, float], Score], digits: int) -> list[str]:
@@ -124,7 +162,7 @@ def save(figure: Any, name: str) -> None:
 
     figure.tight_layout()
     for kind in ("svg", "png"):
-        figure.savefig(HERE / "results" / f"{name}.{kind}", dpi=110)
+        figure.savefig(RESULTS / f"{name}.{kind}", dpi=110)
     plt.close(figure)
 
 
@@ -153,32 +191,34 @@ def lines_picture(name: str, title: str, ticks: list[str], label: str, curves: d
     save(figure, name)
 
 
-def objectives_picture(task: str, scores: Mapping[tuple[str, str, int, float], Score]) -> None:
+def objectives_picture(task: str, found: Objectives) -> None:
     """One row per objective, one point with its interval per lag, the best at the largest lag on top."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lags = objective_lags(task, scores)
-    found = {row: [best(task, scores, row, lag) for lag in lags] for row in OBJECTIVES}
-    found = {row: values for row, values in found.items() if any(values)}
+    lags = found.lags(task)
+    scores = {row: [found.scores.get((task, row, lag)) for lag in lags] for row in OBJECTIVES}
+    scores = {row: values for row, values in scores.items() if any(values)}
 
     def last(row: str) -> float:
-        one = found[row][-1]
-        return one[1].interval(one[1].area)[0] if one else float("-inf")
+        one = scores[row][-1]
+        return one.interval(one.area)[0] if one else float("-inf")
 
-    order = sorted(found, key=last)
+    order = sorted(scores, key=last)
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.32 * len(order)))
     for number, lag in enumerate(lags):
+        drawn = False
         for place, row in enumerate(order):
-            one = found[row][number]
+            one = scores[row][number]
             if one is None:
                 continue
-            middle, low, high = one[1].interval(one[1].area)
-            label = f"lag {lag}" if place == len(order) - 1 else None
+            middle, low, high = one.interval(one.area)
             at, reach = place + 0.22 * (1 - number), [[middle - low], [high - middle]]
-            axis.errorbar(middle, at, xerr=reach, marker="o", capsize=2, color=f"C{number}", label=label)
+            axis.errorbar(middle, at, xerr=reach, marker="o", capsize=2, color=f"C{number}",
+                          label=None if drawn else f"lag {lag}")  # fmt: skip
+            drawn = True
     axis.set_yticks(range(len(order)), [OBJECTIVES[row].label for row in order])
     axis.set(xlabel="training return, mean over the run; best of three settings, 95 % intervals",
              title=f"{TASKS[task].target}, {TASKS[task].steps:,} steps")  # fmt: skip
@@ -187,15 +227,18 @@ def objectives_picture(task: str, scores: Mapping[tuple[str, str, int, float], S
     save(figure, f"objectives_{task}")
 
 
-def report(out: Path, seeds: int) -> list[str]:
+def report(kept: Scores, seeds: int) -> list[str]:
     """The page with all tables; writes the pictures."""
     page = [
         f"`python benchmarks/staleness.py`, {datetime.date.today()}, {os.cpu_count()} cores; interquartile mean over "
         "seeds (95 % bootstrap interval).", "",
     ]  # fmt: skip
-    of_corrections, seeds_of = scores_of(corrections(), out, seeds)
-    of_objectives, seeds_of_objectives = scores_of(objectives(all_lags=True), out, seeds)
-    of_rates, seeds_of_rates = scores_of(rates(), out, seeds)
+    of_corrections, seeds_of = scores_of(corrections(), kept, seeds)
+    of_tuning = tuned(kept)
+    of_objectives, seeds_of_objectives = scores_of(objectives(chosen(of_tuning)), kept, seeds)
+    found = Objectives(of_objectives, chosen(of_tuning), of_tuning)
+    of_options, seeds_of_options = scores_of(options(), kept, seeds)
+    of_rates, seeds_of_rates = scores_of(rates(), kept, seeds)
     for name, task in TASKS.items():
         digits = 0 if name == "cartpole" else 1
         title = f"{task.target}, {task.steps:,} steps per run"
@@ -212,9 +255,12 @@ def report(out: Path, seeds: int) -> list[str]:
             page += ["Effective sample size of the weights, second half of the run:", ""]
             page += [*table(name, of_corrections, lambda s: f"{s.extra['offpolicy/ess']:.2f}"), ""]
         if any(key[0] == name for key in of_objectives):
-            objectives_picture(name, of_objectives)
+            objectives_picture(name, found)
             page += [f"## Objectives: {title}, {seeds_of_objectives[name]} seeds", ""]
-            page += [f"![objectives](objectives_{name}.svg)", "", *objective_tables(name, of_objectives, digits)]
+            page += [f"![objectives](objectives_{name}.svg)", "", *objective_tables(name, found, digits)]
+        if any(key[0] == name for key in of_options):
+            page += [f"## Options: {title}, {seeds_of_options[name]} seeds", ""]
+            page += [*option_tables(name, of_options, digits)]
         if any(key[0] == name for key in of_rates):
             curves = {label: [of_rates.get((name, rule, factor)) for factor in FACTORS]
                       for rule, (label, _) in RATES.items()}  # fmt: skip
@@ -227,20 +273,30 @@ def report(out: Path, seeds: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sets", nargs="*", choices=[*SETS], default="corrections", help="what to compare")
+    parser.add_argument("sets", nargs="*", choices=SETS, default="corrections", help="what to compare")
     parser.add_argument("--all-lags", action="store_true", help="objectives at the lags of the corrections")
-    add_arguments(parser)
-    options = parser.parse_args()
-    if not options.report:
-        chosen = [options.sets] if isinstance(options.sets, str) else options.sets
-        cells = {}
-        for name in chosen:
-            found = objectives(options.all_lags) if name == "objectives" else SETS[name]()
-            cells |= {cell.name: cell for cell in found.values() if options.only in cell.name}
-        took = run(list(cells.values()), options.out, options.seeds, options.jobs)
-        print(f"{took / 60:.1f} minutes with {options.jobs} jobs")
-    page = report(options.out, options.seeds)
-    (HERE / "results" / "staleness_tables.md").write_text("\n".join(page))
+    add_arguments(parser, "staleness_scores.csv")
+    given = parser.parse_args()
+    kept = Scores(given.scores)
+    if not given.report:
+        names = [given.sets] if isinstance(given.sets, str) else given.sets
+
+        def run_all(cells: Mapping[Any, Cell], seeds: int) -> None:
+            unique = {cell.name: cell for cell in cells.values() if given.only in cell.name}
+            if unique:
+                took = run(list(unique.values()), kept, given.out, seeds, given.jobs)
+                print(f"{took / 60:.1f} minutes with {given.jobs} jobs")
+
+        for name, cells in {"corrections": corrections, "options": options, "rates": rates}.items():
+            if name in names:
+                run_all(cells(), given.seeds)
+        if "objectives" in names:
+            cells_of_tuning = tuning(given.all_lags)
+            for name, task in TASKS.items():
+                run_all({key: cell for key, cell in cells_of_tuning.items() if key[0] == name}, task.tuning_seeds)
+            run_all(objectives(chosen(tuned(kept))), given.seeds)
+    page = report(kept, given.seeds)
+    (RESULTS / "staleness_tables.md").write_text("\n".join(page))
     print("\n".join(page))
 
 

@@ -1,4 +1,4 @@
-"""The settings that staleness.py compares: tasks, corrections, objectives with their knobs, and learning rates.
+"""The settings that staleness.py compares: tasks, corrections, objectives with their knobs, options, rates.
 
 To add an objective, add one line to `OBJECTIVES`: its name in `surrogate.objective`, its label, its flags, its knob and
 three values of it. tests/benchmarks/test_staleness.py checks that every objective has a line and every flag is known.
@@ -6,7 +6,7 @@ three values of it. tests/benchmarks/test_staleness.py checks that every objecti
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from grid import Cell
@@ -21,6 +21,9 @@ class Task(NamedTuple):
     """Of the objectives, which have three settings each."""
     lr: float
     flags: str
+    tuning_steps: int = 0
+    tuning_seeds: int = 0
+    """Length and number of the runs that choose the setting of an objective; 0: objectives are not compared."""
 
 
 TASKS = {
@@ -29,9 +32,10 @@ TASKS = {
         --sampling.envs-per-group 8 --sampling.rollout-length 64 --batch.epochs 1 --batch.minibatches 8
         --trace.gamma 0.99 --trace.trace-lambda 0.95 --loss.entropy-coef 0.01 --surrogate.clip 0.2
         --optim.lr 2.5e-3 --env.reward-scale 0.1 --log.every-updates 2
-    """),
+    """, tuning_steps=102_400, tuning_seeds=2),
     # The preset as it is, 4 epochs: with one epoch it does not leave the plateau near 6 within 1.5M steps.
-    "breakout": Task("minatar/breakout", 500_000, (0, 2, 8), (0, 2, 8), 2e-3, "--log.every-updates 4"),
+    "breakout": Task("minatar/breakout", 500_000, (0, 2, 8), (0, 2, 8), 2e-3, "--log.every-updates 4",
+                     tuning_steps=250_000, tuning_seeds=1),
     # What the bar at lag 8 is about.
     "long_breakout": Task("minatar/breakout", 1_500_000, (0, 8), (), 2e-3, "--log.every-updates 10"),
 }  # fmt: skip
@@ -111,6 +115,26 @@ RATES = {
     "staleness": ("divided by the lag", "--optim.schedule staleness"),
     "adam_rel": ("constant, Adam-Rel", "--optim.schedule constant --optim.adam-rel true"),
 }
+OPTIONS = {
+    "default": ("the default", ""),
+    "vtrace": ("V-trace", "--trace.estimator vtrace"),
+    "leaky": ("leaky V-trace", "--trace.estimator leaky_vtrace --surrogate.behavior-weight trace"),
+    "retrace": ("Retrace", "--trace.estimator retrace"),
+    "truncated_is": ("truncated importance sampling", "--trace.estimator truncated_is"),
+    "recursive_retrace": ("recursive Retrace", "--trace.estimator recursive_retrace"),
+    "rbis": ("RBIS", "--trace.estimator rbis"),
+    "baseline": ("optimal baseline", "--trace.baseline optimal"),
+    "snapshot": ("proximal policy of who acted", "--proximal.policy snapshot --proximal.snapshot-age 0"),
+    "snapshot_2": ("proximal policy of 2 updates ago", "--proximal.policy snapshot --proximal.snapshot-age 2"),
+    "dual_clip": ("dual clip 3", "--surrogate.dual-clip 3"),
+    "ess": ("rate by effective sample size", "--optim.schedule ess"),
+    "staleness": ("rate divided by the lag", "--optim.schedule staleness"),
+    "kl_adaptive": ("rate by KL", "--optim.schedule kl_adaptive"),
+    "adam_rel": ("Adam-Rel", "--optim.adam-rel true"),
+    "sfpo": ("SFPO, 3 fast passes", "--optim.sfpo-steps 3 --batch.epochs 1"),
+}
+"""The default (decoupled PPO, recompute, GAE) with one thing changed."""
+TUNING_SEED = 100
 FACTORS = (0.25, 0.5, 1, 2, 4)
 RATE_LAG = 8
 
@@ -131,20 +155,50 @@ def corrections() -> dict[tuple[str, str, int], Cell]:
     return found
 
 
-def objectives(all_lags: bool = False) -> dict[tuple[str, str, int, float], Cell]:
-    """(task, row, lag, value of its knob) -> cell. all_lags: those of the corrections."""
+def tuning(all_lags: bool = False) -> dict[tuple[str, str, int, float], Cell]:
+    """(task, row, lag, value of its knob) -> cell, on seeds that the comparison does not use.
+
+    all_lags: those of the corrections.
+    """
     found = {}
     for name, task in TASKS.items():
-        for lag in task.lags if all_lags and task.short_lags else task.short_lags:
-            for row, (_, words, knob, values, objective) in OBJECTIVES.items():
-                for number, value in enumerate(values):
-                    setting = f"--optim.lr {value * task.lr:g}" if knob == "lr" else f"--{knob} {value:g}"
-                    flags = f"{task.flags} --surrogate.objective {objective or row} {words} {setting}"
-                    cell = Cell(
-                        f"objectives/{name}_{row}_{number}_lag{lag}", task.target,
-                        (*flags.split(), "--batch.forced-lag", str(lag)), task.steps,
-                    )  # fmt: skip
+        for lag in (task.lags if all_lags else task.short_lags) if task.tuning_seeds else ():
+            for row, line in OBJECTIVES.items():
+                for number, value in enumerate(line.values):
+                    cell = Cell(f"tuning/{name}_{row}_{number}_lag{lag}", task.target,
+                                _flags(task, row, value, lag), task.tuning_steps, TUNING_SEED)  # fmt: skip
                     found[name, row, lag, value] = cell
+    return found
+
+
+def objectives(chosen: Mapping[tuple[str, str, int], float]) -> dict[tuple[str, str, int], Cell]:
+    """(task, row, lag) -> cell with the setting that was chosen for it."""
+    found = {}
+    for (name, row, lag), value in chosen.items():
+        task, number = TASKS[name], OBJECTIVES[row].values.index(value)
+        cell = Cell(
+            f"objectives/{name}_{row}_{number}_lag{lag}", task.target, _flags(task, row, value, lag), task.steps
+        )
+        found[name, row, lag] = cell
+    return found
+
+
+def _flags(task: Task, row: str, value: float, lag: int) -> tuple[str, ...]:
+    _, words, knob, _, objective = OBJECTIVES[row]
+    setting = f"--optim.lr {value * task.lr:g}" if knob == "lr" else f"--{knob} {value:g}"
+    flags = f"{task.flags} --surrogate.objective {objective or row} {words} {setting} --batch.forced-lag {lag}"
+    return tuple(flags.split())
+
+
+def options() -> dict[tuple[str, str, int], Cell]:
+    """(task, option, lag) -> cell: the default with one thing changed."""
+    found = {}
+    for name in ("cartpole", "breakout"):
+        task = TASKS[name]
+        for lag in task.short_lags:
+            for option, (_, words) in OPTIONS.items():
+                flags = tuple(f"{task.flags} {words} --batch.forced-lag {lag}".split())
+                found[name, option, lag] = Cell(f"options/{name}_{option}_lag{lag}", task.target, flags, task.steps)
     return found
 
 

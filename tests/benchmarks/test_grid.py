@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from grid import Cell, Grid, Run, curve, run
+from grid import Cell, Grid, Run, finished_seeds, run, score
+from scores import BLOCKS, Scores, curve
 
 from sfactory.config.toml_file import to_toml
 from sfactory.errors import CommandError, Exit
@@ -59,10 +60,16 @@ class Recorder:
 def leave(folder, state, seconds=10.0, steps=500, checkpoint=False, config=None):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "status.json").write_text(json.dumps({"state": state, "seconds": seconds, "env_steps": steps}))
+    row = {"env_steps": steps, "charts/episodic_return": 7.0, "offpolicy/ess": 0.5}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     if checkpoint:
         (folder / "checkpoints" / f"{steps:012d}").mkdir(parents=True)
     if config is not None:
         (folder / "config.toml").write_text(to_toml(config))
+
+
+def grid_of(cells, tmp_path, seeds, jobs):
+    return Grid(cells, Scores(tmp_path / "scores.csv"), tmp_path, seeds, jobs)
 
 
 def folder_of(tmp_path, cell, seed):
@@ -73,20 +80,20 @@ def test_grid_skips_finished_runs_resumes_those_with_a_checkpoint_and_starts_the
     leave(folder_of(tmp_path, CELLS[0], 0), "finished")
     leave(folder_of(tmp_path, CELLS[1], 0), "killed", checkpoint=True)
     leave(folder_of(tmp_path, CELLS[0], 1), "killed")
-    (folder_of(tmp_path, CELLS[0], 1) / "metrics.jsonl").write_text("rubbish")
-    grid = Grid(CELLS, tmp_path, 2, 1)
+    (folder_of(tmp_path, CELLS[0], 1) / "old").write_text("rubbish")
+    grid = grid_of(CELLS, tmp_path, 2, 1)
     recorder = Recorder(grid)
     assert grid.left == 3
     grid.run()
     assert recorder.words == [("tiny/b seed 0", "resume"), ("tiny/a seed 1", "train"), ("tiny/b seed 1", "train")]
-    assert not (folder_of(tmp_path, CELLS[0], 1) / "metrics.jsonl").exists()
+    assert not (folder_of(tmp_path, CELLS[0], 1) / "old").exists()
     assert grid.left == 0
     assert {command.environment["OMP_NUM_THREADS"] for command in recorder.commands} == {"1"}
     assert "1001" in recorder.commands[1].arguments, "the second seed"
 
 
 def test_grid_counts_no_run_that_ended_without_finishing(tmp_path):
-    grid = Grid(CELLS[:1], tmp_path, 2, 1)
+    grid = grid_of(CELLS[:1], tmp_path, 2, 1)
     Recorder(grid, {"tiny/a seed 0": ["lost"]})
     with pytest.raises(SystemExit, match="tiny/a seed 0: lost"):
         grid.run()
@@ -95,7 +102,7 @@ def test_grid_counts_no_run_that_ended_without_finishing(tmp_path):
 
 def test_grid_starts_a_run_again_once_if_its_checkpoint_cannot_be_continued(tmp_path):
     leave(folder_of(tmp_path, CELLS[0], 0), "killed", checkpoint=True)
-    grid = Grid(CELLS[:1], tmp_path, 1, 1)
+    grid = grid_of(CELLS[:1], tmp_path, 1, 1)
     recorder = Recorder(grid, {"tiny/a seed 0": ["refused"]})
     grid.run()
     assert recorder.words == [("tiny/a seed 0", "resume"), ("tiny/a seed 0", "train")]
@@ -105,18 +112,18 @@ def test_grid_refuses_a_folder_with_other_settings(tmp_path):
     other = Run(Cell("tiny/a", "classic/cartpole", (*FLAGS, "--optim.lr", "0.5"), 1000), 0, tmp_path).config()
     leave(folder_of(tmp_path, CELLS[0], 0), "finished", config=other)
     with pytest.raises(CommandError, match=r"holds a run with another optim\.lr"):
-        Grid(CELLS, tmp_path, 1, 1)
+        grid_of(CELLS, tmp_path, 1, 1)
 
 
 def test_grid_estimates_by_task_and_length_and_else_by_steps(tmp_path, capsys):
     leave(folder_of(tmp_path, CELLS[0], 0), "finished", seconds=10.0)
-    grid = Grid(CELLS, tmp_path, 2, 1)
+    grid = grid_of(CELLS, tmp_path, 2, 1)
     # Left: b seed 0, a seed 1, b seed 1; a takes 10 s, b four times as many steps.
     assert grid._time_left() == "; 3 left, about 1 min 30 s"
     leave(folder_of(tmp_path, CELLS[1], 0), "finished", seconds=100.0)
-    grid = Grid(CELLS, tmp_path, 2, 1)
+    grid = grid_of(CELLS, tmp_path, 2, 1)
     assert grid._time_left() == "; 2 left, about 1 min 50 s"
-    assert Grid(CELLS, tmp_path, 2, 2)._time_left() == "; 2 left, about 1 min 40 s", "the longest one"
+    assert grid_of(CELLS, tmp_path, 2, 2)._time_left() == "; 2 left, about 1 min 40 s", "the longest one"
     Recorder(grid)
     grid.run()
     lines = capsys.readouterr().out.splitlines()
@@ -124,7 +131,38 @@ def test_grid_estimates_by_task_and_length_and_else_by_steps(tmp_path, capsys):
     assert lines[1].startswith("[3/4] tiny/a seed 1  ")
     assert "; 1 left, about 1 min 40 s" in lines[1]
     assert "left" not in lines[2]
-    assert Grid([Cell("x", "classic/cartpole", FLAGS, 10)], tmp_path, 1, 1)._time_left() == "; 1 left"
+    assert grid_of([Cell("x", "classic/cartpole", FLAGS, 10)], tmp_path, 1, 1)._time_left() == "; 1 left"
+
+
+def test_kept_curves_need_no_folder_and_count_only_for_the_same_flags(tmp_path):
+    leave(folder_of(tmp_path, CELLS[0], 0), "finished", seconds=33.0)
+    leave(folder_of(tmp_path, CELLS[0], 1), "killed")
+    grid_of(CELLS[:1], tmp_path, 2, 1)
+    shutil.rmtree(tmp_path / "tiny")
+    kept = Scores(tmp_path / "scores.csv")
+    assert finished_seeds(CELLS[0], kept, 2) == 1
+    assert score(CELLS[0], kept, 2) is None
+    found = score(CELLS[0], kept, 1)
+    assert found.area.tolist() == found.final.tolist() == [7.0]
+    assert found.curves.shape == (1, BLOCKS)
+    assert found.extra["offpolicy/ess"] == 0.5
+    grid = grid_of(CELLS[:1], tmp_path, 2, 1)
+    assert grid.left == 1
+    assert grid.seconds == {("classic/cartpole", 1000): [33.0]}
+    for other in (CELLS[0]._replace(flags=(*FLAGS, "--optim.lr", "0.5")), CELLS[0]._replace(first_seed=1)):
+        assert finished_seeds(other, kept, 1) == 0
+
+
+def test_area_is_the_mean_of_the_curve_and_final_that_of_its_last_tenth(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    rows = [{"env_steps": step, "charts/episodic_return": step / 10} for step in range(10, 1001, 10)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = Scores(tmp_path / "scores.csv").add("cell", 0, "target", 1000, ["--a"], folder, 1.0)
+    assert kept.area == pytest.approx(50.5)
+    assert kept.final == pytest.approx(95.5)
+    again = Scores(tmp_path / "scores.csv").find("cell", 0, "target", 1000, ["--a"])
+    assert again.values.tolist() == pytest.approx(kept.values.tolist())
 
 
 SCRIPT = """
@@ -133,7 +171,9 @@ sys.path[:0] = [sys.argv[1], sys.argv[2]]
 from pathlib import Path
 from grid import run
 from test_grid import STOPPED_CELLS
-run(STOPPED_CELLS, Path(sys.argv[3]), 1, 1)
+from scores import Scores
+out = Path(sys.argv[3])
+run(STOPPED_CELLS, Scores(out / "scores.csv"), out, 1, 1)
 """
 STOPPED_CELLS = [Cell("tiny/c", "classic/cartpole", FLAGS, 12_000)]
 
@@ -171,8 +211,9 @@ def test_grid_that_was_stopped_or_killed_goes_on_to_the_same_curve(number, tmp_p
     wait_for(lambda: status().get("state") not in ("running", None))  # also of an orphan: it saves and ends
     assert status()["state"] != "finished"
     before = status()["env_steps"]
-    assert run(STOPPED_CELLS, tmp_path / "stopped", 1, 1) > 0
-    run(STOPPED_CELLS, tmp_path / "whole", 1, 1)
+    kept = Scores(tmp_path / "stopped" / "scores.csv")
+    assert run(STOPPED_CELLS, kept, tmp_path / "stopped", 1, 1) > 0
+    run(STOPPED_CELLS, Scores(tmp_path / "whole" / "scores.csv"), tmp_path / "whole", 1, 1)
     assert status()["state"] == "finished"
     assert (folder / "log.txt").read_text().count("learner: kernels") == 2, "two launches of one run"
     assert 0 < before < 12_000

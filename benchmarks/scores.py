@@ -1,0 +1,114 @@
+"""Keep the learning curves of finished runs in one file, so that a grid needs no folder of runs to go on.
+
+The file is a table (CSV) with a row per finished run: what was run (cell, seed, target, steps, flags), where and when
+(processor, commit, date), and its training return over the run in `BLOCKS` equal parts. It is kept in the repository as
+the raw data of the tables and pictures. A row counts only for a run with the same flags; to measure it again, delete
+the row.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sfactory.device.machine import processor
+from sfactory.monitor.rows import read_rows
+
+POINTS = 100  # learning curves are read at this many equally spaced env steps
+BLOCKS = 20  # and kept as means over equal parts
+EXTRA = ("offpolicy/ess", "losses/clipfrac", "offpolicy/effective_lambda", "losses/entropy")
+FIELDS = ("cell", "seed", "target", "steps", "flags", "seconds", "processor", "commit", "date", *EXTRA, "curve")
+
+
+class Curve(NamedTuple):
+    """What is kept of one finished run."""
+
+    values: np.ndarray
+    """[BLOCKS] mean training return in each part of the run."""
+    extra: dict[str, float]
+    """Some metrics, mean over the second half of the run."""
+    seconds: float
+
+    @property
+    def area(self) -> float:
+        """Mean training return over the whole run: area under the learning curve, per env step."""
+        return float(self.values.mean())
+
+    @property
+    def final(self) -> float:
+        """Mean training return over the last tenth of the run."""
+        return float(self.values[-BLOCKS // 10 :].mean())
+
+
+class Scores:
+    """The table of finished runs in one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.curves: dict[tuple[str, ...], Curve] = {}
+        if path.is_file():
+            with open(path, newline="") as file:
+                for row in csv.DictReader(file):
+                    values = np.array(row["curve"].split(), float)
+                    extra = {name: float(row[name]) for name in EXTRA}
+                    self.curves[_key(row)] = Curve(values, extra, float(row["seconds"]))
+
+    def find(self, cell: str, seed: int, target: str, steps: int, flags: Sequence[str]) -> Curve | None:
+        """The curve of a run; None if it is not there, or was run with other flags."""
+        return self.curves.get((cell, str(seed), target, str(steps), " ".join(flags)))
+
+    def add(
+        self, cell: str, seed: int, target: str, steps: int, flags: Sequence[str], folder: Path, seconds: float
+    ) -> Curve:
+        """Read the curve of a finished run from its folder, and write its row at the end of the file at once."""
+        found = Curve(curve(folder, steps).reshape(BLOCKS, -1).mean(1), _late(folder), seconds)
+        row = {
+            "cell": cell, "seed": seed, "target": target, "steps": steps, "flags": " ".join(flags),
+            "seconds": f"{seconds:.1f}", "processor": processor(), "commit": commit(),
+            "date": datetime.date.today().isoformat(), **{name: f"{x:.4g}" for name, x in found.extra.items()},
+            "curve": " ".join(f"{x:.5g}" for x in found.values),
+        }  # fmt: skip
+        new = not self.path.is_file()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        self.curves[_key({name: str(x) for name, x in row.items()})] = found
+        return found
+
+
+def _key(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("cell", "seed", "target", "steps", "flags"))
+
+
+def commit() -> str:
+    """The short name of the commit that runs, with + if files differ from it; empty without git."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude", "*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def curve(folder: Path, steps: int) -> np.ndarray:
+    """Return [POINTS] training returns (last 100 episodes) at equally spaced env steps; constant before the first."""
+    rows = [row for row in read_rows(folder) if "charts/episodic_return" in row]
+    at = np.linspace(steps / POINTS, steps, POINTS)
+    return np.interp(at, [row["env_steps"] for row in rows], [row["charts/episodic_return"] for row in rows])
+
+
+def _late(folder: Path) -> dict[str, float]:
+    rows = read_rows(folder)
+    found = {}
+    for name in EXTRA:
+        values = [row[name] for row in rows if name in row]
+        found[name] = float(np.mean(values[len(values) // 2 :])) if values else float("nan")
+    return found
