@@ -1,11 +1,13 @@
-"""Test batch-size invariance: a quarter and a sixteenth of the batch, with all rules and with each left out.
+"""Test batch-size invariance: smaller and larger batches, with all rules and with each left out.
 
     python benchmarks/invariance.py --seeds 5
     python benchmarks/invariance.py --report
 
 After Hilton et al. 2021 (arXiv 2110.00641), figure 2: CartPole, decoupled PPO with an EWMA proximal policy, one
-epoch, lockstep with a forced lag so that the trust region binds. The batch shrinks through the number of environments.
-Writes benchmarks/results/invariance_tables.md and invariance.svg / .png.
+epoch, lockstep with a forced lag so that the trust region binds. The theory assumes many small steps: the reference
+takes 2,000 updates with a small learning rate, and gradients are not limited in their norm, because the norm depends on
+the batch. The batch changes through the number of environments. Writes benchmarks/results/invariance_tables.md and
+invariance.svg / .png, and the curves of finished runs to invariance_scores.csv there.
 """
 
 from __future__ import annotations
@@ -13,96 +15,121 @@ from __future__ import annotations
 import datetime
 import math
 import os
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
-from grid import POINTS, Cell, arguments, curve, run, score, show
+from grid import RESULTS, Cell, Score, arguments, run, score, show
+from scores import BLOCKS, Scores
 
-HERE = Path(__file__).parent
-TARGET, STEPS, FACTORS = "classic/cartpole", 102_400, (4, 16)
+TARGET, STEPS = "classic/cartpole", 512_000
+SMALLER, LARGER = (4, 16), 0.25
 REFERENCE = {
-    "sampling.envs_per_group": 16, "sampling.rollout_length": 32, "batch.epochs": 1, "batch.minibatches": 2,
-    "trace.gamma": 0.99, "trace.trace_lambda": 0.95, "loss.entropy_coef": 0.01, "surrogate.clip": 0.2,
-    "proximal.policy": "ewma", "proximal.center_of_mass": 2.0, "batch.forced_lag": 2,
-    "optim.lr": 2.5e-3, "optim.eps": 1e-8, "optim.beta1": 0.9, "optim.beta2": 0.999, "optim.schedule": "constant",
-    "normalize.advantage_span": 1.0, "env.reward_scale": 0.1,
+    "sampling.num_samplers": 1, "sampling.groups_per_sampler": 1, "sampling.envs_per_group": 32,
+    "sampling.rollout_length": 8, "batch.epochs": 1, "batch.minibatches": 2, "batch.shuffle": "rows",
+    "batch.forced_lag": 4, "trace.gamma": 0.99, "trace.trace_lambda": 0.95, "loss.entropy_coef": 0.01,
+    "surrogate.clip": 0.05, "proximal.policy": "ewma", "proximal.center_of_mass": 16.0, "optim.lr": 4e-4,
+    "optim.eps": 1e-8, "optim.beta1": 0.9, "optim.beta2": 0.999, "optim.schedule": "constant", "optim.max_grad_norm": 0,
+    "normalize.advantage_span": 16.0, "env.reward_scale": 0.1,
 }  # fmt: skip
+Change = Callable[[float, float], float]
 
 # What stands against a rule beforehand, so that after the rule the setting is what it was: c -> value before.
-LEFT_OUT = {
-    "all rules": {},
+LEFT_OUT: dict[str, dict[str, Change]] = {
     "without the learning rate": {"optim.lr": lambda x, c: x * math.sqrt(c)},
     "learning rate divided by c, not its root": {"optim.lr": lambda x, c: x / math.sqrt(c)},
     "without Adam's betas": {"optim.beta1": lambda x, c: x**c, "optim.beta2": lambda x, c: x**c},
     "without the proximal average": {"proximal.center_of_mass": lambda x, c: x / c},
     "without the advantage span": {"normalize.advantage_span": lambda x, c: x / c},
 }
-LEFT_OUT["no rule at all"] = {key: change for rules in list(LEFT_OUT.values()) for key, change in rules.items()}
-LEFT_OUT["no rule at all"]["optim.lr"] = LEFT_OUT["without the learning rate"]["optim.lr"]
 
 
-def cells() -> dict[tuple[str, int], Cell]:
+def cells() -> dict[tuple[str, float], Cell]:
     """Return (variant, factor) -> cell; the reference is ("all rules", 1)."""
-    found = {}
-    for factor in (1, *FACTORS):
-        for number, (variant, changes) in enumerate(LEFT_OUT.items()):
-            if factor == 1 and number:
-                continue
-            values = dict(REFERENCE) | {key: change(REFERENCE[key], factor) for key, change in changes.items()}
-            flags = [w for k, v in values.items() for w in (f"--{k.replace('_', '-')}", str(v))]
-            flags += ["--batch.factor", str(factor), "--log.every-updates", str(2 * factor)]
-            found[variant, factor] = Cell(f"invariance/{factor}_{number}", TARGET, tuple(flags), STEPS)
+    found = {("all rules", 1.0): _cell("reference", REFERENCE, 1, "hilton")}
+    for factor in (*SMALLER, LARGER):
+        found["all rules", factor] = _cell("all", REFERENCE, factor, "hilton")
+        found["no rule at all", factor] = _cell("none", REFERENCE, factor, "none")
+    found["more minibatches", LARGER] = _cell("minibatches", REFERENCE, LARGER, "more_minibatches")
+    smallest = max(SMALLER)  # the batch / 16
+    for number, (variant, changes) in enumerate(LEFT_OUT.items()):
+        values = {key: change(REFERENCE[key], smallest) for key, change in changes.items()}
+        found[variant, smallest] = _cell(f"without_{number}", {**REFERENCE, **values}, smallest, "hilton")
     return found
 
 
-def picture(out: Path, seeds: int, scores: dict) -> None:
-    """Plot learning curves: all rules against none, and with each rule left out."""
+def _cell(name: str, values: dict, factor: float, rule: str) -> Cell:
+    flags = [word for key, value in values.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    flags += ["--batch.factor", f"{factor:g}", "--batch.rule", rule]
+    flags += ["--log.every-updates", str(round(20 * factor))]
+    return Cell(f"invariance/{factor:g}_{name}", TARGET, tuple(flags), STEPS)
+
+
+def picture(scores: dict[tuple[str, float], Score]) -> None:
+    """Plot learning curves: the reference and all rules at every batch; each rule left out at the smallest."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(FACTORS), figsize=(12, 4.4), sharey=True)
-    at = np.linspace(STEPS / POINTS, STEPS, POINTS)
-    for axis, factor in zip(axes, FACTORS, strict=True):
-        for number, variant in enumerate(["reference", *LEFT_OUT]):
-            key = ("all rules", 1) if variant == "reference" else (variant, factor)
-            if key not in scores:
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True)
+    at = (np.arange(BLOCKS) + 0.5) * STEPS / BLOCKS / 1000
+    first = [key for key in scores if key[0] in ("all rules", "more minibatches")]
+    second = [("all rules", 1), *(key for key in scores if key[1] == max(SMALLER))]
+    for axis, keys, title in zip(axes, (first, second), ("all rules", f"batch / {max(SMALLER)}"), strict=True):
+        for number, (variant, factor) in enumerate(keys):
+            if (variant, factor) not in scores:
                 continue
-            curves = np.stack([curve(out / cells()[key].name / str(seed), STEPS) for seed in range(seeds)])
-            color = "black" if variant == "reference" else f"C{number}"
-            axis.plot(at / 1000, curves.mean(0), label=variant, color=color, linewidth=2 if number < 2 else 1)
-        axis.set(title=f"batch / {factor}", xlabel="thousand env steps")
+            label = "reference" if factor == 1 else f"{batch_of(factor)}, {variant}" if axis is axes[0] else variant
+            color = "black" if factor == 1 else f"C{number}"
+            axis.plot(at, scores[variant, factor].curves.mean(0), label=label, color=color)
+        axis.set(title=title, xlabel="thousand env steps")
         axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, frameon=False)
     axes[0].set_ylabel("training return")
-    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.tight_layout()
     for kind in ("svg", "png"):
-        figure.savefig(HERE / "results" / f"invariance.{kind}", dpi=110)
+        figure.savefig(RESULTS / f"invariance.{kind}", dpi=110)
+
+
+def batch_of(factor: float) -> str:
+    """The batch against that of the reference."""
+    return "reference" if factor == 1 else f"/ {factor:g}" if factor > 1 else f"x {1 / factor:g}"
+
+
+def report(kept: Scores, seeds: int) -> list[str]:
+    """The page; writes the picture."""
+    found = {key: score(cell, kept, seeds) for key, cell in cells().items()}
+    scores = {key: value for key, value in found.items() if value is not None}
+    flags = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in REFERENCE.items())
+    rows = REFERENCE["sampling.envs_per_group"] * REFERENCE["sampling.rollout_length"]
+    page = [
+        "# Batch-size invariance", "",
+        f"`python benchmarks/invariance.py --seeds {seeds}`, {datetime.date.today()}, {os.cpu_count()} cores, "
+        f"{seeds} seeds, interquartile mean (95 % bootstrap interval), {STEPS:,} steps per run.", "",
+        f"Reference, {rows} rows per update, {STEPS // rows:,} updates: `{TARGET} {flags}`", "",
+        "![learning curves](invariance.svg)", "",
+        "| batch | rules | mean over the run | of the reference | last tenth | clip fraction |", "|---" * 6 + "|",
+    ]  # fmt: skip
+    reference = scores.get(("all rules", 1))
+    for (variant, factor), s in scores.items():
+        clipped = f"{100 * s.extra['losses/clipfrac']:.1f} %"
+        share = f"{s.interval(s.area)[0] / reference.interval(reference.area)[0]:.2f}" if reference else ""
+        page.append(f"| {batch_of(factor)} | {variant} | {show(s.interval(s.area))} | {share} | "
+                    f"{show(s.interval(s.final))} | {clipped} |")  # fmt: skip
+    if scores:
+        picture(scores)
+    return [*page, ""]
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0])
-    grid = cells()
+    options = arguments(__doc__.splitlines()[0], "invariance_scores.csv")
+    kept = Scores(options.scores)
     if not options.report:
-        took = run([c for c in grid.values() if options.only in c.name], options.out, options.seeds, options.jobs)
+        chosen = [cell for cell in cells().values() if options.only in cell.name]
+        took = run(chosen, kept, options.out, options.seeds, options.jobs)
         print(f"{took / 60:.1f} minutes with {options.jobs} jobs")
-    found = {key: score(cell, options.out, options.seeds) for key, cell in grid.items()}
-    scores = {key: value for key, value in found.items() if value is not None}
-    flags = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in REFERENCE.items())
-    page = [
-        "# Batch-size invariance", "",
-        f"`python benchmarks/invariance.py --seeds {options.seeds}`, {datetime.date.today()}, {os.cpu_count()} cores, "
-        f"{options.seeds} seeds, interquartile mean (95 % bootstrap interval), {STEPS:,} steps per run.", "",
-        f"Reference, 1,024 rows per update: `{TARGET} {flags}`", "", "![learning curves](invariance.svg)", "",
-        "| batch | rules | mean over the run | last tenth | clip fraction |", "|---|---|---|---|---|",
-    ]  # fmt: skip
-    for (variant, factor), s in scores.items():
-        batch = "reference" if factor == 1 else f"/ {factor}"
-        clipped = f"{100 * s.extra['losses/clipfrac']:.1f} %"
-        page.append(f"| {batch} | {variant} | {show(s.interval(s.area))} | {show(s.interval(s.final))} | {clipped} |")
-    (HERE / "results" / "invariance_tables.md").write_text("\n".join([*page, ""]))
-    picture(options.out, options.seeds, scores)
+    page = report(kept, options.seeds)
+    (RESULTS / "invariance_tables.md").write_text("\n".join(page))
     print("\n".join(page))
 
 
