@@ -96,7 +96,7 @@ def loss_slopes(
     weight_cap: float | None,
     value_coef: float,
     value_clip: float | None,
-    entropy_coef: float,
+    entropy_coef: float | Tensor,
     num_valid: Tensor | None = None,
 ) -> Slopes:
     """Slopes of `loss.total_loss` of one minibatch, or of a part of it.

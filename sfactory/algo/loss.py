@@ -35,7 +35,7 @@ def total_loss(
     valid: Tensor,
     *,
     value_coef: float,
-    entropy_coef: float,
+    entropy_coef: float | Tensor,
     old_value: Tensor | None = None,
     value_clip: float | None = None,
     num_valid: Tensor | None = None,

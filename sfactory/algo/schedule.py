@@ -28,6 +28,8 @@ class ScheduleState(NamedTuple):
     """kl_adaptive: largest rate."""
     lag: float = 0.0
     """Mean lag of the batch that is trained on next, in updates."""
+    decay_share: float = 1.0
+    """linear: share of the run, at its end, in which the rate falls."""
 
 
 def constant(lr: float, state: ScheduleState) -> float:
@@ -36,8 +38,9 @@ def constant(lr: float, state: ScheduleState) -> float:
 
 
 def linear(lr: float, state: ScheduleState) -> float:
-    """Decrease linearly to zero at the end of the run."""
-    return state.initial_lr * (1.0 - min(max(state.progress, 0.0), 1.0))
+    """Decrease linearly to zero at the end of the run, in its last `decay_share`."""
+    left = 1.0 - min(max(state.progress, 0.0), 1.0)
+    return state.initial_lr * min(left / state.decay_share, 1.0)
 
 
 def kl_adaptive(lr: float, state: ScheduleState) -> float:
@@ -69,6 +72,11 @@ def staleness(lr: float, state: ScheduleState) -> float:
     is of order S * lr (arXiv 2607.01083), so that this rate keeps it constant.
     """
     return state.initial_lr / max(1.0, state.lag)
+
+
+def between(first: float, last: float, progress: float) -> float:
+    """The value on the line from `first` to `last` at this share of the run."""
+    return first + (last - first) * min(max(progress, 0.0), 1.0)
 
 
 SCHEDULES: dict[str, Callable[[float, ScheduleState], float]] = {

@@ -44,7 +44,7 @@ ALGORITHMS = {
             "proximal.",
             "trace.",
             "loss.value_",
-            "loss.entropy_coef",
+            "loss.entropy_",
             "optim.kl_target",
             "optim.sfpo_",
             "model.separate",

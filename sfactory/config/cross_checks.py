@@ -101,6 +101,7 @@ EFFECTS: dict[str, tuple[str, Callable[[Config], bool]]] = {
         lambda config: config.surrogate.behavior_weight in ("trace", "twice"),
     ),
     "trace.leak": ("trace.estimator leaky_vtrace", lambda config: config.trace.estimator == "leaky_vtrace"),
+    "optim.decay_share": ("optim.schedule linear", lambda config: config.optim.schedule == "linear"),
     "optim.kl_target": ("optim.schedule kl_adaptive", _adapts_rate),
     "optim.lr_min": ("optim.schedule kl_adaptive", _adapts_rate),
     "optim.lr_max": ("optim.schedule kl_adaptive", _adapts_rate),
@@ -132,6 +133,8 @@ def check_options(config: Config) -> None:
         raise ValueError("sampling.auto searches for the fastest split over processes; lockstep uses one process")
     if config.optim.schedule == "linear" and not config.stop.env_steps:
         raise ValueError("optim.schedule linear ends at stop.env-steps, which is 0; set it, or use constant")
+    if config.loss.entropy_final is not None and not config.stop.env_steps:
+        raise ValueError("loss.entropy-final is reached at stop.env-steps, which is 0; set it, or leave it out")
     if config.model.separate and config.model.core != "none":
         raise ValueError(
             f"model.separate and model.core {config.model.core} exclude each other: a recurrent core needs one trunk"

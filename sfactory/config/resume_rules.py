@@ -84,8 +84,8 @@ def rule_of(name: str, lockstep: bool = False, linear: bool = False, other_heads
     """The rule of a setting, by its name on the command line.
 
     linear: whether something follows a line that ends at a part of stop.env-steps, before or after the change: the
-    learning rate, the step size of mdpo, or the share of random actions. other_heads: whether the network gets or loses
-    its median head.
+    learning rate, the entropy bonus, the step size of mdpo, or the share of random actions. other_heads: whether the
+    network gets or loses its median head.
     """
     if other_heads and name in HEADS:
         return Rule.REFUSED
@@ -122,7 +122,8 @@ def ends_at_env_steps(config: Config) -> bool:
     """Whether what is learned depends on stop.env-steps."""
     surrogate = config.surrogate
     anneals = surrogate.objective == "mdpo" and surrogate.kl_anneal
-    return config.optim.schedule == "linear" or anneals or rules_of(config).action_values
+    entropy = config.loss.entropy_final is not None
+    return config.optim.schedule == "linear" or entropy or anneals or rules_of(config).action_values
 
 
 def refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> None:

@@ -440,6 +440,8 @@ class LossConfig:
     """Clip of the change of the value per update, PPO style; 0: no clipping."""
     entropy_coef: Annotated[float, Ge(0)] = 0.01
     """Weight of the entropy bonus. More: more exploration, less exploitation."""
+    entropy_final: Annotated[float | None, Ge(0)] = None
+    """Weight of the entropy bonus at stop.env_steps, to which it moves on a line from entropy_coef. none: it stays."""
     nonfinite_budget: Annotated[int, Ge(1)] = 5
     """Updates in a row that may be skipped, wholly or in part, for a non-finite loss or gradient before the run ends
     (exit 9)."""
@@ -454,6 +456,8 @@ class Optim:
     schedule: Literal["constant", "linear", "kl_adaptive", "ess", "staleness"] = "constant"
     """constant; linear to 0 at stop.env_steps; kl_adaptive: by the KL of every whole update, for which it computes one
     more forward pass; ess: times sqrt(effective sample size); staleness: divided by the mean lag of the batch."""
+    decay_share: Annotated[float, Between(0.001, 1)] = 1.0
+    """linear: share of the run, at its end, in which the rate falls to 0; before, it is optim.lr. 1: the whole run."""
     kl_target: Annotated[float, Gt(0)] = 0.01
     """kl_adaptive: target of the KL divergence per update. More: larger learning rates."""
     lr_min: Annotated[float, Gt(0)] = 1e-6

@@ -17,7 +17,10 @@ LAST_PART = 0.95
 
 def schedule_state(config: Config) -> dict[str, Any]:
     """Entries of a checkpoint's state: everything that the learning rate depends on, but measurements."""
-    return {"initial_lr": config.optim.lr, "schedule": config.optim.schedule, "schedule_end": config.stop.env_steps}
+    o = config.optim
+    return {
+        "initial_lr": o.lr, "schedule": o.schedule, "schedule_end": config.stop.env_steps, "decay_share": o.decay_share
+    }  # fmt: skip
 
 
 def resumed_rate(config: Config, state: Mapping[str, Any], env_steps: int) -> tuple[float, str]:
@@ -27,7 +30,8 @@ def resumed_rate(config: Config, state: Mapping[str, Any], env_steps: int) -> tu
     changed since, kl_adaptive begins again with the new one; the other schedules depend on optim.lr alone.
     """
     now = schedule_state(config)
-    then = {name: state.get(name, value) for name, value in now.items()}
+    # Checkpoints of earlier versions do not have all of them. Theirs had no decay_share: it was 1.
+    then = {name: state.get(name, value) for name, value in {**now, "decay_share": 1.0}.items()}
     last = float(state["lr"])
     lr = last if then["initial_lr"] == now["initial_lr"] else config.optim.lr
     following = _next(now, lr, state, env_steps)
@@ -50,6 +54,7 @@ def _next(schedule: Mapping[str, Any], lr: float, state: Mapping[str, Any], env_
     end = schedule["schedule_end"]
     progress = min(env_steps / end, 1.0) if end else 0.0
     measured = ScheduleState(
-        schedule["initial_lr"], progress, float(state["kl"]), float(state["ess"]), lag=float(state.get("lag", 0.0))
-    )
+        schedule["initial_lr"], progress, float(state["kl"]), float(state["ess"]), lag=float(state.get("lag", 0.0)),
+        decay_share=schedule["decay_share"],
+    )  # fmt: skip
     return SCHEDULES.get(schedule["schedule"], SCHEDULES["constant"])(lr, measured)  # of another version: as constant

@@ -132,7 +132,7 @@ class Update:
         o = self.config.optim
         if o.schedule == "staleness":
             self.lag = float(self.learners.average_metric(_mean_lag(batch)))
-        now = ScheduleState(o.lr, progress, self.kl, self.ess, o.kl_target, o.lr_min, o.lr_max, self.lag)
+        now = ScheduleState(o.lr, progress, self.kl, self.ess, o.kl_target, o.lr_min, o.lr_max, self.lag, o.decay_share)
         self.lr = self.schedule(self.lr, now)
         self.objective.set_progress(progress)
         if isinstance(self.optimizer.lr, Tensor):

@@ -181,6 +181,7 @@ METRICS: dict[str, Metric] = {
         "a number that `info` has at the end of episodes, mean of the last 100 that have it", "supervisor"
     ),
     "charts/learning_rate": Metric("learning rate of the optimizer", "learner"),
+    "charts/entropy_coef": Metric("weight of the entropy bonus, where loss.entropy_final is set", "learner"),
     **_metrics(
         "learner",
         "mean",

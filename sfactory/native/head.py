@@ -114,6 +114,10 @@ class NativeLoss:
         self.input.value_clip, self.input.value_coef, self.input.entropy_coef = value_clip, value_coef, entropy_coef
         self.address = ctypes.addressof(self.input)
 
+    def set_entropy_coef(self, value: float) -> None:
+        """Use this weight of the entropy bonus from now on."""
+        self.input.entropy_coef = value
+
     def bind(self, columns: LossColumns) -> None:
         """Read these columns until the next call."""
         self.columns = columns  # keeps the memory

@@ -18,6 +18,7 @@ import numpy as np
 
 from sfactory.config import Config, to_dict, with_settings
 from sfactory.config.parsing import flag_name
+from sfactory.config.resume_rules import ends_at_env_steps
 from sfactory.config.tables import PLACEHOLDERS
 from sfactory.config.toml_file import from_toml
 from sfactory.config.values import as_text
@@ -215,7 +216,7 @@ def learning_settings(config: Config) -> dict[str, Any]:
         groups = len(config.env.tasks)
         one = {"num_samplers": 1, "groups_per_sampler": groups, "envs_per_group": config.sampling.num_envs // groups}
         config = with_settings(config, {f"sampling.{name}": value for name, value in one.items()})
-    length_matters = config.optim.schedule == "linear"
+    length_matters = ends_at_env_steps(config)
     return {
         name: value
         for name, value in flat_settings(config).items()

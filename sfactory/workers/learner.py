@@ -395,7 +395,7 @@ class Learner(Worker):
         row = {
             **self.metrics.row(),
             **replay,
-            **self.update.objective.constants(),
+            **self.update.objective.row(),
             "charts/learning_rate": self.update.lr,
             "faults/skipped_updates": float(self.counters.skipped_updates),
             "system/save_stall_ms": 1000.0 * self.checkpointing.take_stall(),

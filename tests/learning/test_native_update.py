@@ -59,7 +59,7 @@ def trained(kernels, actions=DISCRETE, obs=VECTOR, threads=1, **settings):
     settings = {name.replace("__", "."): value for name, value in settings.items()}
     update = make_update(kernels, actions, obs, threads, settings)
     assert isinstance(update.network, NativeLearnerNetwork) == (kernels == "native")
-    metrics = [update.run(make_batch(update, obs, number), number, 0.0) for number in range(3)]
+    metrics = [update.run(make_batch(update, obs, number), number, number / 4) for number in range(3)]
     update.network.pool.close()
     state = {f"{part}/{name}": x for part, xs in update.state_dict().items() for name, x in xs.items()}
     return state, metrics
@@ -74,6 +74,7 @@ CASES = {
     "box": {"actions": BOX},
     "separate, normalized": {"actions": BOX, "model__separate": True, "normalize.obs": True, "normalize__reward": True},
     "value targets": {"normalize__value_targets": True},
+    "entropy on a line": {"loss__entropy_coef": 0.5, "loss__entropy_final": 0.0},
     "value clip": {"loss__value_clip": 0.1},
     "dual clip": {"surrogate__dual_clip": 2.0},
     "ewma": {"proximal__policy": "ewma"},

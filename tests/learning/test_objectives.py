@@ -141,8 +141,8 @@ def test_metrics_with_a_largest_value_are_reported_by_the_objective():
     metrics = update.run(make_batch(update), 0, 0.0)
     assert set(update.objective.largest_metrics) <= set(metrics)
     update = make_update()
-    assert update.objective.constants() == {}
-    assert make_update(proximal="ewma").objective.constants() == {"proximal/decay": pytest.approx(0.8)}
+    assert update.objective.row() == {}
+    assert make_update(proximal="ewma").objective.row() == {"proximal/decay": pytest.approx(0.8)}
 
 
 class Shifted(SingleLearner):

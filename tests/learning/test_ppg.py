@@ -89,7 +89,7 @@ def test_the_phase_is_the_slow_one(separate, clone_coef):
     assert len(skipped) == 2 * 3 * 2
     assert skipped.sum() == 0
     for name, x in update.model.state_dict().items():
-        torch.testing.assert_close(x, expected.state_dict()[name], rtol=2e-4, atol=2e-5, msg=name)
+        torch.testing.assert_close(x, expected.state_dict()[name], rtol=2e-4, atol=1e-4, msg=lambda m: f"{name}: {m}")  # noqa: B023
     assert metrics["ppg/clone_kl"] > 0
     total = metrics["ppg/auxiliary_loss"] + metrics["ppg/value_loss"] + clone_coef * metrics["ppg/clone_kl"]
     torch.testing.assert_close(total, loss.detach(), rtol=2e-3, atol=1e-5)
@@ -121,7 +121,7 @@ def test_the_batches_of_a_cycle_use_the_same_memory_and_are_counted():
     run(update, 4, 4)
     assert {name: x.data_ptr() for name, x in update.objective.kept.items()} == kept
     row = 4 * 4 + 4 + 1 + 1  # bytes: four floats, target, first, valid
-    assert update.objective.constants()["ppg/kept_mb"] == pytest.approx(3 * T * B * row / 1e6)
+    assert update.objective.row()["ppg/kept_mb"] == pytest.approx(3 * T * B * row / 1e6)
 
 
 @pytest.mark.parametrize("updates", [1, 2, 3, 4])

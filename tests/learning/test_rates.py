@@ -27,6 +27,33 @@ def with_lag(batch, lags):
     return batch._replace(lag=row.expand_as(batch.lag).clone())
 
 
+@pytest.mark.parametrize(
+    ("share", "progress", "factor"),
+    [(1.0, 0.0, 1), (1.0, 0.25, 0.75), (0.1, 0.25, 1), (0.1, 0.9, 1), (0.1, 0.95, 0.5), (0.1, 1.0, 0), (0.5, 1.2, 0)],
+)
+def test_linear_rate_falls_in_the_last_share_of_the_run(share, progress, factor):
+    update = updated({"schedule": "linear", "decay_share": share})
+    update.run(make_batch(update), 0, progress)
+    assert update.lr == pytest.approx(1e-2 * factor)
+
+
+@pytest.mark.parametrize("kernels", ["autograd", "torch", "native"])
+@pytest.mark.parametrize(("progress", "coefficient"), [(0.0, 0.4), (0.25, 0.3), (0.5, 0.2), (1.0, 0.0), (1.5, 0.0)])
+def test_entropy_bonus_moves_to_its_final_weight(kernels, progress, coefficient):
+    def trained(settings, progress):
+        plain = make_update(kernels=kernels)
+        update = Update(with_settings(plain.config, settings), plain.model, plain.device)
+        update.run(make_batch(update), 0, progress)
+        return update
+
+    moved = trained({"loss.entropy_coef": 0.4, "loss.entropy_final": 0.0}, progress)
+    fixed = trained({"loss.entropy_coef": coefficient}, 0.0)
+    for name, x in moved.model.state_dict().items():
+        torch.testing.assert_close(x, fixed.model.state_dict()[name], rtol=1e-5, atol=1e-7)
+    assert moved.objective.row()["charts/entropy_coef"] == pytest.approx(coefficient)
+    assert "charts/entropy_coef" not in fixed.objective.row()
+
+
 @pytest.mark.parametrize(("lags", "factor"), [([0], 1), ([1], 1), ([4], 4), ([2, 4], 2.9), ([0, 1], 1)])
 def test_staleness_divides_the_rate_by_the_mean_lag_of_the_batch_it_is_used_for(lags, factor):
     update = updated({"schedule": "staleness"})

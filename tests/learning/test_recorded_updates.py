@@ -138,6 +138,7 @@ CASES = {
     "gradient limit": {"optim": {"max_grad_norm": 1e-3}},
     "pqn": {"algorithm": "pqn"},
     "adaptive": {"optim": {"schedule": "kl_adaptive"}},
+    "entropy on a line": {"loss__entropy_coef": 0.5, "loss__entropy_final": 0.0},
     "staleness": {"optim": {"schedule": "staleness"}},
     "Adam-Rel": {"optim": {"adam_rel": True}},
     "baseline": {"trace__baseline": "optimal", "behavior_weight": "twice", "trace": "vtrace"},

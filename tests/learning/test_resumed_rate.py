@@ -34,6 +34,13 @@ THEN = {"lr": 5.1e-4, "initial_lr": 1e-3, "schedule": "linear", "schedule_end": 
 """What a checkpoint stores, at half of a linear schedule."""
 
 
+def test_checkpoint_of_a_version_without_a_decay_share_fell_over_the_whole_run():
+    config = Config(env=Env("a/b"), optim=Optim(schedule="linear", decay_share=0.5), stop=Stop(env_steps=100_000))
+    state = {"kl": 0.01, "ess": 0.5, **THEN}
+    assert "before, 0.001 from here on" in resumed_rate(config, state, 50_000)[1]
+    assert resumed_rate(config, {**state, "decay_share": 0.5, "lr": 1e-3}, 50_000) == (1e-3, "")
+
+
 @pytest.mark.parametrize(
     ("schedule", "stop", "state", "text"),
     [

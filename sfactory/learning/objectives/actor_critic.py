@@ -21,6 +21,7 @@ from sfactory.algo.baseline import baseline_means, optimal_baseline
 from sfactory.algo.loss import Loss as LossTerms
 from sfactory.algo.loss import diagnostics, total_loss
 from sfactory.algo.proximal import PROXIMALS, Proximal, decay_from_center_of_mass
+from sfactory.algo.schedule import between
 from sfactory.algo.surrogates import batch_rules
 from sfactory.algo.surrogates.dual import DualVariable
 from sfactory.algo.surrogates.options import Options
@@ -109,6 +110,10 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         )
         self.native_loss: NativeLoss | None = None
         device = next(model.parameters()).device
+        # A tensor where it changes, because recorded updates read the same memory every time.
+        self.entropy_coef: float | Tensor = config.loss.entropy_coef
+        if config.loss.entropy_final is not None:
+            self.entropy_coef = torch.full((), config.loss.entropy_coef, device=device)
         self.annealing = torch.ones((), dtype=torch.float64, device=device)  # 1 / t_k of mdpo
         self.dual = (
             DualVariable(settings.dual_start, settings.dual_rate, settings.variance_target, device)
@@ -157,6 +162,12 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     def set_progress(self, progress: float) -> None:
         if "annealing" in self.surrogate.needs:
             self.annealing.fill_(1.0 / max(1.0 - progress, LEAST_LEFT))
+        final = self.config.loss.entropy_final
+        if final is not None and isinstance(self.entropy_coef, Tensor):
+            now = between(self.config.loss.entropy_coef, final, progress)
+            self.entropy_coef.fill_(now)
+            if self.native_loss is not None:
+                self.native_loss.set_entropy_coef(now)
 
     @torch.no_grad()
     def start(self, batch: Batch, out: Output) -> ActorCriticStart:
@@ -329,7 +340,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             weight_cap=settings.weight_cap,
             value_coef=self.config.loss.value_coef,
             value_clip=self.config.loss.value_clip,
-            entropy_coef=self.config.loss.entropy_coef,
+            entropy_coef=self.entropy_coef,
             num_valid=part.num_valid,
         )
         return head(slopes.log_prob, slopes.entropy), slopes.value
@@ -413,7 +424,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             entropy,
             part.batch.valid,
             value_coef=self.config.loss.value_coef,
-            entropy_coef=self.config.loss.entropy_coef,
+            entropy_coef=self.entropy_coef,
             old_value=start.value,
             value_clip=self.config.loss.value_clip or None,
             num_valid=part.num_valid,
@@ -465,8 +476,11 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         entropy = self.distribution.entropy(start.params).masked_fill(~batch.valid, 0.0)
         return entropy.sum() / batch.valid.sum().clamp(min=1)
 
-    def constants(self) -> Mapping[str, float]:
-        return {} if self.decay is None else {"proximal/decay": self.decay}
+    def row(self) -> Mapping[str, float]:
+        row = {} if self.decay is None else {"proximal/decay": self.decay}
+        if isinstance(self.entropy_coef, Tensor):
+            row["charts/entropy_coef"] = float(self.entropy_coef)  # once per row: it waits for the device
+        return row
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -196,8 +196,8 @@ class Objective(ABC, Generic[S]):
         """
         return ()
 
-    def constants(self) -> Mapping[str, float]:
-        """Metrics that do not change during a run."""
+    def row(self) -> Mapping[str, float]:
+        """Metrics of the objective itself, which no batch is needed for."""
         return {}
 
     # -- checkpoints -------------------------------------------------------------------------------------------------

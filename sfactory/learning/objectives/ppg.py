@@ -76,9 +76,9 @@ class PpgObjective(ActorCriticObjective):
         if not self.in_phase:
             super().after_step(skipped)
 
-    def constants(self) -> Mapping[str, float]:
+    def row(self) -> Mapping[str, float]:
         size = sum(x.numel() * x.element_size() for x in self.kept.values())
-        return {**super().constants(), "ppg/kept_mb": size / 1e6}
+        return {**super().row(), "ppg/kept_mb": size / 1e6}
 
     # -- the auxiliary phase -----------------------------------------------------------------------------------------
 
