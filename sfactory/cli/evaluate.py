@@ -38,6 +38,8 @@ def add_parser(commands: Commands) -> None:
         default="newest",
         help="newest, best (highest training return), or the trained steps of one (newest)",
     )
+    text = "the same as --checkpoint best"
+    parser.add_argument("--best", dest="checkpoint", action="store_const", const="best", help=text)
     text = "a match: a run, a checkpoint, RUN/pool/NAME, or random plays all agents but one"
     complete(parser.add_argument("--against", metavar="OPPONENT", help=text), "run")
     parser.add_argument("--episodes", metavar="N", type=whole(1), help="episodes to play (100; with --against 500)")

@@ -110,6 +110,8 @@ def report(outcome: Outcome, config: Config, as_json: bool) -> int:
         print(f"\ntrained {_steps(outcome)} of {config.env.name}; training return {_score(outcome)}")
         print(f"  run         {run_dir}")
         print(f"  evaluate    sfactory eval {shlex.quote(str(run_dir))}")
+        if line := _better(run_dir, outcome):
+            print(f"  best        {line}")
         print(f"  curves      tensorboard --logdir {shlex.quote(str(run_dir))}")
     resume = resume_command(run_dir, outcome.resume_settings)
     word = f"rank {outcome.rank}: {code.outcome}" if outcome.rank else code.outcome
@@ -121,6 +123,17 @@ def _steps(outcome: Outcome) -> str:
     if outcome.environment_steps is None:
         return f"{outcome.env_steps:,} steps"
     return f"{outcome.env_steps:,} agent steps ({outcome.environment_steps:,} env steps)"
+
+
+def _better(run_dir: Path, outcome: Outcome) -> str:
+    """What an earlier checkpoint reached, and how to play it, if it was better than the end; else empty."""
+    from sfactory.run import checkpoint
+
+    path = checkpoint.best(run_dir)
+    value = None if path is None else checkpoint.settled_return(path)
+    if path is None or value is None or outcome.training_return is None or value <= outcome.training_return:
+        return ""
+    return f"{value:.2f} at {int(path.name):,} steps; sfactory eval {shlex.quote(str(run_dir))} --best"
 
 
 def _score(outcome: Outcome) -> str:
