@@ -1,7 +1,7 @@
-"""Run grids of short lockstep runs and compute their scores; used by staleness.py, invariance.py and replay.py.
+"""Run grids of short runs and compute their scores; used by staleness.py, invariance.py and replay.py.
 
-A cell is one setting; it is run once per seed, each run one process with one thread in OUT/CELL/SEED. A grid goes on
-where it was stopped: finished runs are skipped, runs with a checkpoint are resumed (in lockstep this changes no bit),
+A cell is one setting; it is run once per seed, in OUT/CELL/SEED; in lockstep this is one process with one thread. A grid
+goes on where it was stopped: finished runs are skipped, runs with a checkpoint are resumed (in lockstep this changes no bit),
 all others start again. Ctrl-C lets the runs save; if the grid itself is killed they save too, because their parent is
 gone. Only runs whose status is `finished` have a score; it is kept in a file of the repository (scores.py), and a run
 that is there is finished, whether its folder is there or not.
@@ -49,6 +49,8 @@ class Cell(NamedTuple):
     """Length of the run in env steps."""
     first_seed: int = 0
     """Number of its first seed: cells that must not share seeds have others."""
+    mode: str = "lockstep"
+    """async: processes and threads as typed, for times; then one run at a time."""
 
 
 class Run(NamedTuple):
@@ -62,7 +64,7 @@ class Run(NamedTuple):
     @property
     def flags(self) -> list[str]:
         cell = self.cell
-        return [*cell.flags, "--run.mode", "lockstep", "--stop.env-steps", str(cell.steps), "--run.seed",
+        return [*cell.flags, "--run.mode", cell.mode, "--stop.env-steps", str(cell.steps), "--run.seed",
                 str(1 + 1000 * (self.cell.first_seed + self.seed))]  # fmt: skip
 
     @property
@@ -169,7 +171,7 @@ class Grid:
             words += ["--checkpoint.every-seconds", str(SAVE_S), "--checkpoint.keep", "1"]
         output = run.folder.with_name(f"{run.seed}.txt")
         output.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if run.cell.mode == "lockstep" else {})}
         command = Command(run.name, [sys.executable, "-m", "sfactory", *words], output, environment)
         return Running(run, self.launcher.submit(command, self.resources), time.monotonic(), OutputFile(output))
 
