@@ -1,10 +1,10 @@
 """Run grids of short runs and compute their scores; used by staleness.py, invariance.py and replay.py.
 
-A cell is one setting; it is run once per seed, in OUT/CELL/SEED; in lockstep this is one process with one thread. A grid
-goes on where it was stopped: finished runs are skipped, runs with a checkpoint are resumed (in lockstep this changes no bit),
-all others start again. Ctrl-C lets the runs save; if the grid itself is killed they save too, because their parent is
-gone. Only runs whose status is `finished` have a score; it is kept in a file of the repository (scores.py), and a run
-that is there is finished, whether its folder is there or not.
+A cell is one setting; it is run once per seed, in OUT/CELL/SEED; in lockstep this is one process with one thread. A
+grid goes on where it was stopped: finished runs are skipped, runs with a checkpoint are resumed (in lockstep this
+changes no bit), all others start again. Ctrl-C lets the runs save; if the grid itself is killed they save too, because
+their parent is gone. Only runs whose status is `finished` have a score; it is kept in a file of the repository
+(scores.py), and a run that is there is finished, whether its folder is there or not.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python benchmarks/pqn.py --only breakout --seeds 1
     python benchmarks/pqn.py --report                 # table of the finished runs
 
-The presets as typed, in async mode, one run at a time: nothing else may run. The two algorithms take turns within a game, so
-that a slow hour of the machine hits both. "At equal seconds": the slower one's curve is read at the time at which the
+The presets as typed, in async mode, one run at a time: nothing else may run. The two algorithms take turns, so that a
+slow hour of the machine hits both. "At equal seconds": the slower one's curve is read at the time at which the
 faster one had all its steps; within a run, steps per second are taken as constant. Writes
 benchmarks/results/pqn_tables.md, and the curves of finished runs to pqn_scores.csv there.
 """
@@ -50,15 +50,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 def table(kept: Scores, seeds: int) -> list[str]:
     """A row per game and algorithm."""
-    head = [
-        "game",
-        "algorithm",
-        "seeds",
-        "last tenth",
-        "mean over the run",
-        "seconds",
-        "at the seconds of the faster one",
-    ]
+    head = ["game", "algorithm", "seeds", "last tenth", "mean over the run", "seconds", "at equal seconds"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     grid = cells()
     for game in GAMES:
@@ -89,8 +81,8 @@ def main() -> None:
         print(f"{took / 60:.1f} minutes")
     page = [
         "# PQN against the PPO presets", "",
-        f"`python benchmarks/pqn.py`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores; {STEPS:,} steps per "
-        "run, training return, interquartile mean over seeds (95 % bootstrap interval).", "",
+        f"`python benchmarks/pqn.py`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores; {STEPS:,} steps "
+        "per run, training return, interquartile mean over seeds (95 % bootstrap interval).", "",
         *table(kept, options.seeds), "",
     ]  # fmt: skip
     (RESULTS / "pqn_tables.md").write_text("\n".join(page))
