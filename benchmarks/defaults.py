@@ -1,0 +1,171 @@
+"""Compare candidates for the defaults with the presets as they are, over a suite of tasks.
+
+    python benchmarks/defaults.py --seeds 3                    # hours; can be interrupted and continued
+    python benchmarks/defaults.py --only adam_rel --seeds 3    # one candidate; the presets must be there too
+    python benchmarks/defaults.py --only _default --seeds 3    # the presets
+    python benchmarks/defaults.py --report                     # tables of the finished runs
+
+Every run is lockstep with a forced lag of one update, the least that data of an async run have: the result does not
+depend on the load of the machine. A candidate is the preset with one thing changed, with the same seeds. It becomes the
+default if it is better on the suite (the probability that a run with it scores higher than one without has an interval
+above one half) and worse on no task (intervals below one half). Seconds are those of a run beside others on the same
+machine: candidates that cost time are read at the seconds of the preset as well. Writes
+benchmarks/results/defaults_tables.md, and the curves of finished runs to defaults_scores.csv there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import NamedTuple
+
+import numpy as np
+from grid import RESULTS, Cell, Run, arguments, finished_seeds, run
+from scores import BLOCKS, Curve, Scores
+
+from sfactory.config import Config
+from sfactory.config.flags import split_flags
+from sfactory.config.parsing import build
+from sfactory.config.presets import target_layers
+from sfactory.device.machine import processor
+from sfactory.monitor.statistics import improvement_interval, iqm, probability_of_improvement
+
+TASKS = {  # target -> steps
+    "minatar/breakout": 1_000_000,
+    "minatar/asterix": 1_000_000,
+    "minatar/space_invaders": 1_000_000,
+    "classic/cartpole": 150_000,
+    "mujoco/hopper": 1_000_000,
+    "mujoco/walker2d": 1_000_000,
+}
+DEFAULT = "default"
+CANDIDATES = {
+    DEFAULT: ("the presets", ""),
+    "adam_rel": ("Adam-Rel", "--optim.adam-rel true"),
+    "layer_norm": ("LayerNorm", "--model.layer-norm true"),
+    "lambda_80": ("lambda 0.8", "--trace.trace-lambda 0.8"),
+    "lambda_90": ("lambda 0.9", "--trace.trace-lambda 0.9"),
+    "lambda_95": ("lambda 0.95", "--trace.trace-lambda 0.95"),
+    "lambda_98": ("lambda 0.98", "--trace.trace-lambda 0.98"),
+    "ewma": ("EWMA", "--proximal.policy ewma"),
+    "vtrace_ewma": ("V-trace with EWMA", "--trace.estimator vtrace --proximal.policy ewma"),
+    "value_targets": ("normalized value targets", "--normalize.value-targets true"),
+    "entropy": ("entropy bonus to 0", "--loss.entropy-final 0"),
+    "wide": ("twice as wide", ""),
+    "late_decay": ("rate to 0 in the last tenth", "--optim.schedule linear --optim.decay-share 0.1"),
+    "decay": ("rate to 0 over the run", "--optim.schedule linear"),
+    "constant": ("constant rate", "--optim.schedule constant"),
+}
+SHARED = "--batch.forced-lag 1 --log.every-updates 4"
+
+
+class Pair(NamedTuple):
+    """The runs of a candidate and of the preset on one task, with the same seeds."""
+
+    candidate: list[Curve]
+    default: list[Curve]
+
+
+def cells() -> dict[tuple[str, str], Cell]:
+    """(target, candidate) -> cell; without candidates that change nothing of a preset."""
+    found = {}
+    for target, steps in TASKS.items():
+        preset = settings(target, "")
+        for name, (_, words) in CANDIDATES.items():
+            if name == "wide":
+                words = f"--model.hidden {','.join(str(2 * width) for width in preset.model.hidden)}"
+            if name != DEFAULT and settings(target, words) == preset:
+                continue
+            label = f"defaults/{target.replace('/', '_')}_{name}"
+            found[target, name] = Cell(label, target, tuple(f"{words} {SHARED}".split()), steps)
+    return found
+
+
+def settings(target: str, words: str) -> Config:
+    """The settings of a preset with some flags."""
+    return build(*target_layers(target), split_flags(words.split())[0])
+
+
+def pairs(name: str, kept: Scores, seeds: int) -> dict[str, Pair]:
+    """Target -> the runs of a candidate and of the preset, of the seeds that both have."""
+    found, grid = {}, cells()
+    for target in TASKS:
+        if (target, name) not in grid:
+            continue
+        both = grid[target, name], grid[target, DEFAULT]
+        common = min(finished_seeds(cell, kept, seeds) for cell in both)
+        curves = [[Run(cell, seed, RESULTS).curve(kept) for seed in range(common)] for cell in both]
+        if common:
+            found[target] = Pair(*([one for one in own if one is not None] for own in curves))
+    return found
+
+
+def at_seconds(curve: Curve, seconds: float) -> float:
+    """Mean training return over a tenth of the run, at this many seconds after its start or at its end."""
+    end = min(max(round(BLOCKS * seconds / curve.seconds), 2), BLOCKS)
+    return float(curve.values[end - 2 : end].mean())
+
+
+def finals(pair: Pair, equal_time: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The last tenth of every run; equal_time: of the candidate's at the seconds at which the preset's were over."""
+    limit = float(np.median([one.seconds for one in pair.default]))
+    first = [at_seconds(one, limit) if equal_time else one.final for one in pair.candidate]
+    return np.array(first), np.array([one.final for one in pair.default])
+
+
+def verdict(low: float, high: float) -> str:
+    """What an interval of the probability of improvement says."""
+    return "better" if low > 0.5 else "worse" if high < 0.5 else "not distinguishable"
+
+
+def row(name: str, found: dict[str, Pair], equal_time: bool) -> str:
+    """The line of a candidate: its score by that of the preset on every task, and the verdict on the suite."""
+    cells_of_row, both = [], {target: finals(pair, equal_time) for target, pair in found.items()}
+    for target in TASKS:
+        if target not in both:
+            cells_of_row.append("")
+            continue
+        own, preset = both[target]
+        word = verdict(*improvement_interval([own], [preset]))
+        mark = {"better": " +", "worse": " -"}.get(word, "")
+        cells_of_row.append(f"{iqm(own):.4g} / {iqm(preset):.4g}{mark}")
+    own, preset = zip(*both.values(), strict=True)
+    low, high = improvement_interval(own, preset)
+    seconds = np.median([np.median([x.seconds for x in p.candidate]) / np.median([x.seconds for x in p.default])
+                         for p in found.values()])  # fmt: skip
+    cells_of_row += [f"{probability_of_improvement(own, preset):.2f} ({low:.2f} to {high:.2f})", verdict(low, high)]
+    return "| " + " | ".join([CANDIDATES[name][0], *cells_of_row, f"{seconds:.2f}"]) + " |"
+
+
+def report(kept: Scores, seeds: int) -> list[str]:
+    """The page."""
+    head = ["candidate / preset", *TASKS, "runs that score higher", "on the suite", "seconds"]
+    page = [
+        "# Candidates for the defaults", "",
+        f"`python benchmarks/defaults.py`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores. Lockstep, "
+        "forced lag 1. Training return of the candidate / of the preset, interquartile mean over seeds; + and -: the 95 % "
+        "interval of the probability that a run with it scores higher than one without is above or below one half.", "",
+    ]  # fmt: skip
+    for equal_time, words in ((False, "last tenth of the run"), (True, "last tenth, at the seconds of the preset")):
+        page += [f"## {words.capitalize()}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        for name in CANDIDATES:
+            if name != DEFAULT and (found := pairs(name, kept, seeds)):
+                page.append(row(name, found, equal_time))
+        page.append("")
+    return page
+
+
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0], "defaults_scores.csv")
+    kept = Scores(options.scores)
+    if not options.report:
+        chosen = [cell for cell in cells().values() if options.only in cell.name]
+        took = run(chosen, kept, options.out, options.seeds, options.jobs)
+        print(f"{took / 60:.1f} minutes with {options.jobs} jobs")
+    page = report(kept, options.seeds)
+    (RESULTS / "defaults_tables.md").write_text("\n".join(page))
+    print("\n".join(page))
+
+
+if __name__ == "__main__":
+    main()
