@@ -143,8 +143,9 @@ def report(kept: Scores, seeds: int) -> list[str]:
     page = [
         "# Candidates for the defaults", "",
         f"`python benchmarks/defaults.py`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores. Lockstep, "
-        "forced lag 1. Training return of the candidate / of the preset, interquartile mean over seeds; + and -: the 95 % "
-        "interval of the probability that a run with it scores higher than one without is above or below one half.", "",
+        "forced lag 1. Training return of the candidate / of the preset, interquartile mean over seeds. + and -: the "
+        "probability that a run with the candidate scores higher than one without has a 95 % interval above or below "
+        "one half.", "",
     ]  # fmt: skip
     for equal_time, words in ((False, "last tenth of the run"), (True, "last tenth, at the seconds of the preset")):
         page += [f"## {words.capitalize()}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
