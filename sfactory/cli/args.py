@@ -129,6 +129,13 @@ def add_config(parser: CommandParser) -> None:
     complete(parser.add_argument("--config", metavar="FILE", type=path, action="append", default=[], help=text), "file")
 
 
+def add_dir(parser: CommandParser, help: str) -> None:
+    """--dir, and its short form --name."""
+    complete(parser.add_argument("--dir", metavar="DIR", type=path, help=help), "directory")
+    text = "the same as --dir runs/NAME"
+    parser.add_argument("--name", dest="dir", metavar="NAME", type=named_folder, help=text)
+
+
 def add_json(parser: CommandParser, help: str = "print the result as one JSON object on stdout") -> None:
     """--json."""
     parser.add_argument("--json", action="store_true", help=help)
@@ -162,6 +169,17 @@ def complete(action: argparse.Action, what: str) -> None:
 def path(text: str) -> Path:
     """Type of an option: a file or folder; `~` is the home folder, which shells do not replace in --option=~/x."""
     return Path(os.path.expanduser(text))
+
+
+def named_folder(text: str) -> Path:
+    """Type of an option: the folder runs/NAME, by its name."""
+    from sfactory.config.short_forms import folder_of
+    from sfactory.errors import SettingError
+
+    try:
+        return Path(folder_of(text))
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("name: ")) from None
 
 
 def whole(minimum: int) -> Callable[[str], int]:
