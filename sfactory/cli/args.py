@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sfactory.config.parsing import ConfigLayer
     from sfactory.population.commands import Launcher, Resources
 
+DOCUMENTATION = "Documentation: docs/README.md; every setting: docs/configuration.md, or --help-all"
+
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
@@ -60,6 +62,8 @@ class CommandParser(Parser):
     """Why the command takes no settings, or only some; empty if it takes all."""
     accepted = ""
     """Beginning of the settings that the command takes in spite of `refusal`; empty: none."""
+    help_all: Callable[[argparse.Namespace], None] | None = None
+    """Prints every setting for `--help-all`, of a command that has it; the options have the word, or an empty one."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         from sfactory.config.flags import split_flags
@@ -74,8 +78,14 @@ class CommandParser(Parser):
             raise CommandError(Exit.USAGE, f"{flag_name(refused[0])}: {self.refusal}; see --help")
         if positionals and not self._get_positional_actions():
             raise CommandError(Exit.USAGE, f"{positionals[0]}: this command takes no arguments")
+        if "--help-all" in own and self.help_all is not None and not positionals:
+            self.help_all(argparse.Namespace(word=""))
+            self.exit()
         found, rest = super().parse_known_args([*own, *positionals], namespace)
         found.settings = settings
+        if self.help_all is not None and found.help_all:
+            self.help_all(found)
+            self.exit()
         return found, rest
 
 

@@ -15,9 +15,15 @@ from typing import Protocol
 
 ATARI, MINATAR, GYMNASIUM = "atari", "minatar", "gymnasium"
 _VERSION = re.compile(r"[-_]v(\d+)$")
-_ATARI_VARIANT = re.compile(r"(-ram)?(NoFrameskip|Deterministic)?$")
+_ATARI_VARIANT = re.compile(r"(NoFrameskip|Deterministic)$")
 _PREFIX = re.compile(r"(atari|minatar|mujoco|procgen)[-_]", re.IGNORECASE)
-_NAMESPACES = {"ale": ATARI, "atari": ATARI, "minatar": MINATAR}
+_NAMESPACES = {
+    "ale": ATARI,
+    "atari": ATARI,
+    "minatar": MINATAR,
+    **dict.fromkeys(("", "gym", "gymnasium", "mujoco", "classic", "procgen", "mpe", "butterfly"), ""),
+}
+"""What stands in front of a slash -> the family it means, or empty for any. Others may be misspelled families."""
 _USABLE_BEHIND_NEWEST = 1
 """Versions of an id, counted from the newest, that gymnasium still builds: v4 and v5 of MuJoCo, not v3."""
 
@@ -33,7 +39,9 @@ class Preset(Protocol):
 
 @dataclass(frozen=True)
 class Name:
-    """The parts of a foreign name. family: the one it must belong to, or empty. stem: letters and digits only."""
+    """The parts of a foreign name. family: the one it must belong to, or empty. stem: letters and digits only, empty
+    if nothing is known about the name.
+    """
 
     family: str
     stem: str
@@ -43,7 +51,9 @@ class Name:
     @classmethod
     def of(cls, target: str) -> Name:
         namespace, _, base = target.rpartition(":")[2].rpartition("/")
-        family = _NAMESPACES.get(namespace.lower(), "")
+        if namespace.lower() not in _NAMESPACES:
+            return cls("", "", "", None)
+        family = _NAMESPACES[namespace.lower()]
         found = _VERSION.search(base)
         base = _VERSION.sub("", base)
         if prefix := _PREFIX.match(base):
@@ -76,7 +86,9 @@ def _fits(preset: Preset, name: Name) -> bool:
     family, _, env_id = preset.env.partition("/")
     if name.family and family != name.family:
         return False
-    env = Name.of(env_id)
+    if not name.family and name.version is not None and family == MINATAR:  # Breakout-v5 is the Atari game
+        return False
+    env = Name.of(env_id.rpartition("/")[2])
     return name.stem in (_letters(preset.name.rpartition("/")[2]), env.stem)
 
 
@@ -84,11 +96,12 @@ def _plain_ids(target: str, name: Name) -> list[str]:
     """Names of environments of this name, in families that load quickly."""
     found = []
     if name.family in ("", ATARI):
-        games = [game for game in _ids(ATARI) if _letters(game) == name.stem]
-        if not games and name.family == ATARI:  # ale-py is not installed, or has another spelling
+        known = _ids(ATARI)
+        games = [game for game in known if _letters(game) == name.stem]
+        if not known and name.family == ATARI:  # ale-py is not installed
             games = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.base).lower()]
         found += [f"{ATARI}/{game}" for game in games]
-    if name.family == "":
+    if not name.family and not found:  # ale-py registers its games with gymnasium too
         found += [f"{GYMNASIUM}/{env_id}" for env_id in _registered(target, name)]
     return found
 

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from sfactory.config.short_forms import SHORT_FORMS
+
 PROGRAMS = {
     "sf": "Sample Factory",
     "cleanrl": "CleanRL",
@@ -19,6 +21,8 @@ PROGRAMS = {
     "puffer": "PufferLib",
 }
 """Field of `Known` -> name of the program. Those of Stable-Baselines3 include its zoo's command line."""
+
+_SETTING = re.compile(r"[a-z]+\.[a-z][a-z0-9-]*")
 
 EVAL = "sfactory eval runs/NAME"
 
@@ -61,8 +65,9 @@ KNOWN = (
     Known("stop.env-steps", "decisions; Sample Factory counts frames: divide by its env_frameskip",
           sf="train_for_env_steps"),
     Known("stop.seconds", "seconds of training", sf="train_for_seconds", rllib="time_total_s"),
-    Known("stop.target-return", "mean of the last 100 episodes", rllib="episode_reward_mean episode_return_mean stop-reward"),
-    Known("", "an update has no fixed number; stop.env-steps counts steps", cleanrl="num-iterations num-updates",
+    Known("stop.target-return", "mean of the last 100 episodes",
+          rllib="episode_reward_mean episode_return_mean stop-reward"),
+    Known("", "the length of a run is not counted in updates; stop.env-steps counts steps", cleanrl="num-iterations num-updates",
           rllib="training_iteration stop-iters"),
     Known("TARGET", "the environment is the first word, as in sfactory train classic/cartpole", sf="env",
           cleanrl="env-id gym-id", sb3="env", rllib="env", puffer="env_name"),
@@ -132,7 +137,8 @@ KNOWN = (
           cleanrl="buffer-size", sb3="buffer_size learning_starts"),
     Known("", "all lanes have the same weight", puffer="train.prio_alpha train.prio_beta0"),
     # -- the algorithm
-    Known("algorithm.name", "actor_critic, ppg, pqn; surrogate.objective has the variants of PPO", sf="algo", sb3="algo"),
+    Known("algorithm.name", "actor_critic, ppg, pqn; surrogate.objective has the variants of PPO", sf="algo",
+          sb3="algo"),
     Known("trace.gamma", sf="gamma", cleanrl="gamma", sb3="gamma", rllib="gamma", puffer="train.gamma"),
     Known("trace.trace-lambda", sf="gae_lambda", cleanrl="gae-lambda", sb3="gae_lambda", rllib="lambda_ lambda",
           puffer="train.gae_lambda"),
@@ -153,7 +159,8 @@ KNOWN = (
     Known("loss.value-clip", "distance from the value before the update; 0: none", sf="ppo_clip_value",
           sb3="clip_range_vf", puffer="train.vf_clip_coef"),
     Known("loss.value-clip", "the distance itself; there clip-coef", cleanrl="clip-vloss"),
-    Known("loss.value-clip", "bounds the change of the value; there it bounds the squared error", rllib="vf_clip_param"),
+    Known("loss.value-clip", "bounds the change of the value; there it bounds the squared error",
+          rllib="vf_clip_param"),
     Known("loss.entropy-coef", sf="exploration_loss_coeff", cleanrl="ent-coef", sb3="ent_coef",
           rllib="entropy_coeff", puffer="train.ent_coef"),
     Known("", "the bonus is always the entropy, with the constant loss.entropy-coef", sf="exploration_loss",
@@ -245,29 +252,23 @@ def answer(name: str) -> str:
     """What a setting of another program is here, as `here stop.env-steps`; empty if no program has the name.
 
     name: as it was typed, also with the section that it has there, as `train.learning-rate`, or one of ours, as
-    `optim.learning-rate`. Where programs mean different things by it, all of them are named.
+    `optim.learning-rate`.
     """
     section, _, last = name.strip("-").rpartition(".")
-    found = _index().get(_key(name), ())
-    if not found:
-        found = _index().get(_key(last), ()) or _index().get(_key(re.sub(r"^no[-_]", "", last)), ())
-        if section in OWN_PHASE:
-            found = tuple(known for known in found if known.here.startswith(f"{section}."))
-    answers = {known.answer: known for known in found}
-    if len(answers) <= 1:
-        return "".join(answers)
-    return "; ".join(f"{_programs_of(known)}: {text}" for text, known in answers.items())
+    if whole := _index().get(_key(name)):
+        return whole.answer
+    known = _index().get(_key(last)) or _index().get(_key(re.sub(r"^no[-_]", "", last)))
+    if known is None or (section in OWN_PHASE and not known.here.startswith(f"{section}.")):
+        return ""
+    return known.answer
 
 
 def setting_of(name: str) -> str:
-    """The one setting of ours that a name stands for, as `stop.env-steps`; empty if it is none, or several."""
-    section = r"[a-z]+\.[a-z][a-z0-9.-]+"
-    settings = {known.here for known in _index().get(_key(name), ()) if re.fullmatch(section, known.here)}
-    return settings.pop() if len(settings) == 1 else ""
-
-
-def _programs_of(known: Known) -> str:
-    return " and ".join(title for program, title in PROGRAMS.items() if known.names(program))
+    """The setting here that a name without a section stands for, as `stop.env-steps`; empty if there is none."""
+    if name in SHORT_FORMS:
+        return SHORT_FORMS[name].replace("_", "-")
+    known = _index().get(_key(name))
+    return known.here if known and _SETTING.fullmatch(known.here) else ""
 
 
 def _key(name: str) -> str:
@@ -276,12 +277,12 @@ def _key(name: str) -> str:
 
 
 @cache
-def _index() -> dict[str, tuple[Known, ...]]:
-    """Key of a name -> its rows. A name with a section is found without it, unless another row has the rest."""
-    whole: dict[str, list[Known]] = {}
-    rest: dict[str, list[Known]] = {}
+def _index() -> dict[str, Known]:
+    """Key of a name -> its row. A name with a section is found without it, unless another row has the rest."""
+    whole: dict[str, Known] = {}
+    rest: dict[str, Known] = {}
     for known in KNOWN:
         for name in (name for program in PROGRAMS for name in known.names(program)):
-            whole.setdefault(_key(name), []).append(known)
-            rest.setdefault(_key(name.rpartition(".")[2]), [known])
-    return {name: tuple(dict.fromkeys(rows)) for name, rows in {**rest, **whole}.items()}
+            whole.setdefault(_key(name), known)
+            rest.setdefault(_key(name.rpartition(".")[2]), known)
+    return {**rest, **whole}

@@ -109,6 +109,19 @@ def check_name(name: str, typed: str, options: Iterable[str] = ()) -> None:
     raise SettingError(f"{typed}: no such setting{hint}")
 
 
+def without_section(name: str, value: Any, python: bool = False) -> SettingError:
+    """The error for a setting that stands where sections do: at the top of a file, or among the keywords in Python."""
+    if setting := known_names.setting_of(name):
+        section, _, key = setting.replace("-", "_").partition(".")
+        where = f"{section}={{{key!r}: {shown(value)}}}" if python else f"[{section}] with {key} below it"
+        return SettingError(f"{name}: settings belong in sections; here {setting}: write {where}")
+    if answer := known_names.answer(name):
+        return SettingError(f"{name}: settings belong in sections; {answer}")
+    if python:
+        return SettingError(f"{name}: expected a dict of settings, as optim={{'lr': 1e-3}}, got {shown(value)}")
+    return SettingError(f"{name}: settings belong in sections; write [section] above it")
+
+
 # -- building a configuration --------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from sfactory.config import Config, to_dict
 from sfactory.config.known_envs import instead_of
-from sfactory.config.parsing import ConfigLayer, RawValue, build, flag_name, table_layer
+from sfactory.config.parsing import ConfigLayer, RawValue, build, flag_name, table_layer, without_section
 from sfactory.config.renamed import current_name
 from sfactory.config.tables import PLACEHOLDERS
 from sfactory.config.values import as_text
@@ -88,7 +88,7 @@ def read_toml(path: Path) -> ConfigLayer:
     layer: ConfigLayer = {}
     for section, values in table.items():
         if not isinstance(values, dict):
-            raise SettingError(f"{path}: {section}: settings belong in sections; write [section] above it")
+            raise SettingError(f"{path}: {without_section(section, values)}")
         for key, value in values.items():
             name = f"{section}.{key}".replace("-", "_")
             name = current_name(name) if path.name == CONFIG_FILE else name
@@ -142,7 +142,7 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
         tasks = [task.strip() for task in target.split(",")]
         bare = next((task for task in tasks if "/" not in task and not is_python_target(task)), None)
         if bare is not None:
-            hint = f"; {known}" if (known := instead_of(bare, presets())) else ""
+            hint = f"; {instead}" if (instead := instead_of(bare, presets())) else ""
             raise SettingError(f"{target}: {bare or 'an empty name'} is not FAMILY/ID{hint}{_lists()}")
         target, name = ",".join(tasks), "default"
     if is_python_target(target.partition(",")[0]):
