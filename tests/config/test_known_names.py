@@ -54,7 +54,7 @@ FLAGS = {
     "--lr_adaptive_max": "here optim.lr-max (",
     "--optimizer": "no counterpart here: the optimizer is Adam",
     "--decorrelate_experience_max_seconds": "no counterpart here: rollouts of all environments start",
-    "--train_for_env_steps": "here stop.env-steps (decisions; Sample Factory counts frames: divide by its env_frameskip)",
+    "--train_for_env_steps": "here stop.env-steps (decisions; Sample Factory counts frames: divide by its ",
     "--train_for_seconds": "here stop.seconds (",
     "--save_every_sec": "here checkpoint.every-seconds (",
     "--keep_checkpoints": "here checkpoint.keep (",
@@ -70,7 +70,7 @@ FLAGS = {
     "--env_framestack": "here env.wrappers FrameStackObservation (",
     "--with_wandb": "here log.wandb",
     "--with_pbt": "here sfactory pbt (",
-    "--pbt_period_env_steps": "here sfactory pbt TARGET --period N",
+    "--pbt_period_env_steps": "here sfactory pbt TARGET --period 5M",
     # CleanRL
     "--env-id": "here TARGET (",
     "--exp-name": "here run.dir (",
