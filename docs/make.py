@@ -41,8 +41,9 @@ CONFIGURATION_INTRO = """\
 All settings of a run. On the command line a setting is `--section.field value`; dashes and underscores are the same,
 and `10M`, `50k` and `2.5e-4` are numbers. Values of `env.settings` are read by [a rule of their
 own](environments.md#settings-of-an-environment). `~` at the beginning of a folder is the home folder. For a mistyped
-name the error message suggests the nearest one. In a TOML file the section is a table and the field a key. Later
-sources override earlier ones:
+name the error message suggests the nearest one, and for a name of another program the one here. The settings used most
+have [short forms](coming-from.md#short-forms), as `--lr`. In a TOML file the section is a table and the field a key.
+Later sources override earlier ones:
 
 1. the defaults below
 2. the TOML file of the preset, or of its family ([presets](presets.md)); where `algorithm.name` is another one than the

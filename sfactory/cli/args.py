@@ -105,11 +105,14 @@ class OneWord(argparse.Action):
 
 def _as_setting(word: str) -> str:
     """Suggest the flag for a setting written as `lr=3`; empty if there is no setting of a similar name."""
+    from sfactory.config.known_names import setting_of
     from sfactory.config.parsing import field_types, flag_name
     from sfactory.errors import did_you_mean
 
     name, _, value = word.partition("=")
-    hint = did_you_mean(flag_name(name), map(flag_name, field_types()))
+    if setting := setting_of(name):
+        return f"; did you mean --{setting} {value}?"
+    hint = did_you_mean(flag_name(name), map(flag_name, field_types()), 0.8, 0.85)
     return f"{hint.removesuffix('?').replace('mean ', 'mean --')} {value}?" if hint else ""
 
 

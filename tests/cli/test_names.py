@@ -131,6 +131,20 @@ def completion_words(script, command):
     return set(re.findall(r"--[\w.-]+", line))
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("lr=3", "did you mean --optim.lr 3?"),
+        ("n_steps=128", "did you mean --sampling.rollout-length 128?"),
+        ("optim.lrr=3", "did you mean --optim.lr 3?"),
+        ("n_step=3", "settings are written --section.field value"),
+    ],
+)
+def test_a_setting_without_dashes_is_answered_with_its_flag(typed, word, hint):
+    _, _, line = typed("train", "classic/cartpole", word)
+    assert line.endswith(hint)
+
+
 # -- environments
 
 TARGETS = {
