@@ -1,10 +1,10 @@
-"""Generate docs/configuration.md, metrics.md, presets.md and the table of exit codes in faults.md from the code.
+"""Generate docs/configuration.md, metrics.md, presets.md and tables in faults.md and coming-from.md from the code.
 
     python docs/make.py             write the pages
     python docs/make.py --check     exit 1 if a page is not up to date
 
 Sources: the docstring under each configuration field, the rules of a resume, the table of metrics, the comment at the
-top of each preset, the docstrings of the exit codes.
+top of each preset, the docstrings of the exit codes, the table of names in other programs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import re
 import sys
 import textwrap
 import typing
@@ -25,6 +26,7 @@ import sfactory.errors
 from sfactory.config import Config, presets
 from sfactory.config.bounds import bounds_of
 from sfactory.config.flags import field_help
+from sfactory.config.known_names import KNOWN, PROGRAMS, Known
 from sfactory.config.parsing import field_types, flag_name
 from sfactory.config.resume_rules import rule_of
 from sfactory.errors import Exit
@@ -33,14 +35,15 @@ from sfactory.monitor.table import GROUPS, METRICS
 
 HERE = Path(__file__).parent
 HEADER = "<!-- made by `python docs/make.py`; edit {source} instead -->"
-BEGIN, END = "<!-- made by `python docs/make.py` from sfactory/errors.py -->", "<!-- end -->"
+BEGIN, END = "<!-- made by `python docs/make.py` from {source} -->", "<!-- end -->"
 
 CONFIGURATION_INTRO = """\
 All settings of a run. On the command line a setting is `--section.field value`; dashes and underscores are the same,
 and `10M`, `50k` and `2.5e-4` are numbers. Values of `env.settings` are read by [a rule of their
 own](environments.md#settings-of-an-environment). `~` at the beginning of a folder is the home folder. For a mistyped
-name the error message suggests the nearest one. In a TOML file the section is a table and the field a key. Later
-sources override earlier ones:
+name the error message suggests the nearest one, and for a name of another program the one here. The settings used most
+have [short forms](coming-from.md#short-forms), as `--lr`. In a TOML file the section is a table and the field a key.
+Later sources override earlier ones:
 
 1. the defaults below
 2. the TOML file of the preset, or of its family ([presets](presets.md)); where `algorithm.name` is another one than the
@@ -206,25 +209,42 @@ def escape_text(text: str) -> str:
     return text.replace("<", "&lt;").replace("*", "\\*")
 
 
-# -- exit codes, in a page that is otherwise written by hand -------------------------------------------------------
+# -- tables in pages that are otherwise written by hand -----------------------------------------------------------
+
+
+def with_tables(name: str, source: str, lines: list[str]) -> str:
+    """The page `name` with these lines between its two markers."""
+    marker = BEGIN.format(source=source)
+    before, begin, rest = (HERE / name).read_text().partition(marker)
+    _, end, after = rest.partition(END)
+    assert end, f"docs/{name} lacks one of its markers, {marker} and {END}"
+    return before + begin + "\n" + "\n".join(["", *lines, ""]) + "\n" + end + after
 
 
 def faults_page() -> str:
-    """docs/faults.md with the table of exit codes between its two markers."""
     meanings = docstrings(sfactory.errors)
     rows = [(str(int(code)), code.outcome, escape_cell(meanings[f"Exit.{code.name}"])) for code in Exit]
-    before, begin, rest = (HERE / "faults.md").read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert end, f"docs/faults.md lacks one of its markers, {BEGIN} and {END}"
-    return (
-        before
-        + begin
-        + "\n"
-        + "\n".join(["", *markdown_table(("exit", "outcome", "meaning"), rows), ""])
-        + "\n"
-        + end
-        + after
-    )
+    return with_tables("faults.md", "sfactory/errors.py", markdown_table(("exit", "outcome", "meaning"), rows))
+
+
+def coming_from_page() -> str:
+    lines: list[str] = []
+    for program, title in PROGRAMS.items():
+        rows = [
+            (", ".join(f"`{name}`" for name in known.names(program)), name_here(known), escape_cell(known.note))
+            for known in KNOWN
+            if known.names(program)
+        ]
+        lines += [f"## Names in {title}", "", *markdown_table(("there", "here", "difference"), rows), ""]
+    return with_tables("coming-from.md", "sfactory/config/known_names.py", lines[:-1])
+
+
+def name_here(known: Known) -> str:
+    """What something is called here, as it is typed."""
+    if not known.here:
+        return "none"
+    typed = re.match(r"[a-z]+\.[a-z]", known.here)
+    return f"`--{known.here}`" if typed else f"`{known.here}`" if " " in known.here else known.here
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -232,6 +252,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "metrics.md": metrics_page,
     "presets.md": presets_page,
     "faults.md": faults_page,
+    "coming-from.md": coming_from_page,
 }
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -196,6 +197,13 @@ def redirect_mujoco_warnings(spec: EnvSpec | None) -> None:
             mujoco.set_mju_user_warning(warn_of_mujoco)
 
 
+def atari_hint(env_id: str) -> str:
+    """The end of an error message for an id of ale-py, which nothing has imported; empty for other ids."""
+    if not re.match(r"ALE/|\w+(NoFrameskip|Deterministic)-v\d", env_id):
+        return ""
+    return f"; Atari games are atari/ID, see `sfactory envs atari`, or gymnasium/ale_py:{env_id}"
+
+
 @contextmanager
 def readable_errors(env_id: str, spec: EnvSpec | None = None) -> Iterator[None]:
     """Convert gymnasium's errors to EnvError, one line with the remedy."""
@@ -203,7 +211,7 @@ def readable_errors(env_id: str, spec: EnvSpec | None = None) -> Iterator[None]:
     try:
         yield
     except (NameNotFound, NamespaceNotFound, VersionNotFound) as error:
-        hint = suggest(env_id.rpartition(":")[2], gymnasium.registry)
+        hint = atari_hint(env_id) or suggest(env_id.rpartition(":")[2], gymnasium.registry)
         raise UnknownEnvError(f"gymnasium knows no environment {env_id!r}{hint}") from error
     except DependencyNotInstalled as error:
         if "mujoco" in str(error).lower():

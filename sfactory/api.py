@@ -388,7 +388,7 @@ def _layer(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:
     layer: parsing.ConfigLayer = {}
     for section, values in sections.items():
         if not isinstance(values, Mapping):
-            raise ValueError(f"{section}: expected a dict of settings, as optim={{'lr': 1e-3}}, got {values!r}")
+            raise parsing.without_section(section, values, python=True)
         for key, value in values.items():
             name = f"{section}.{key}"
             if name in PLACEHOLDERS and isinstance(value, Mapping):

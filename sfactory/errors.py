@@ -182,10 +182,11 @@ def own_place(error: BaseException | None) -> str:
     return place
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], whole_near: float = 0.6, part_near: float = 0.75) -> str:
     """`; did you mean X?` with the nearest of `known`, or an empty string where nothing is near.
 
     Upper and lower case are the same. Of a dotted name the last part is enough: lr -> optim.lr.
+    whole_near, part_near: similarity, as difflib measures it, from which a whole name or a last part is near.
     """
     import difflib
 
@@ -194,10 +195,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     for name in known:
         whole.setdefault(name.lower(), name)
         last_part.setdefault(name.lower().rpartition(".")[2], name)
-    near = [whole[hit] for hit in difflib.get_close_matches(word.lower(), whole, 1, 0.6)]
+    near = [whole[hit] for hit in difflib.get_close_matches(word.lower(), whole, 1, whole_near)]
     if not near:
         last = word.lower().rpartition(".")[2]
-        near = [last_part[hit] for hit in difflib.get_close_matches(last, last_part, 1, 0.75)]
+        near = [last_part[hit] for hit in difflib.get_close_matches(last, last_part, 1, part_near)]
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sfactory.config.parsing import ConfigLayer
     from sfactory.population.commands import Launcher, Resources
 
+DOCUMENTATION = "Documentation: docs/README.md; every setting: docs/configuration.md, or --help-all"
+
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
@@ -60,6 +62,8 @@ class CommandParser(Parser):
     """Why the command takes no settings, or only some; empty if it takes all."""
     accepted = ""
     """Beginning of the settings that the command takes in spite of `refusal`; empty: none."""
+    help_all: Callable[[argparse.Namespace], None] | None = None
+    """Prints every setting for `--help-all`, of a command that has it; the options have the word, or an empty one."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         from sfactory.config.flags import split_flags
@@ -74,8 +78,14 @@ class CommandParser(Parser):
             raise CommandError(Exit.USAGE, f"{flag_name(refused[0])}: {self.refusal}; see --help")
         if positionals and not self._get_positional_actions():
             raise CommandError(Exit.USAGE, f"{positionals[0]}: this command takes no arguments")
+        if "--help-all" in own and self.help_all is not None and not positionals:
+            self.help_all(argparse.Namespace(word=""))
+            self.exit()
         found, rest = super().parse_known_args([*own, *positionals], namespace)
         found.settings = settings
+        if self.help_all is not None and found.help_all:
+            self.help_all(found)
+            self.exit()
         return found, rest
 
 
@@ -95,11 +105,14 @@ class OneWord(argparse.Action):
 
 def _as_setting(word: str) -> str:
     """Suggest the flag for a setting written as `lr=3`; empty if there is no setting of a similar name."""
+    from sfactory.config.known_names import setting_of
     from sfactory.config.parsing import field_types, flag_name
     from sfactory.errors import did_you_mean
 
     name, _, value = word.partition("=")
-    hint = did_you_mean(flag_name(name), map(flag_name, field_types()))
+    if setting := setting_of(name):
+        return f"; did you mean --{setting} {value}?"
+    hint = did_you_mean(flag_name(name), map(flag_name, field_types()), 0.8, 0.85)
     return f"{hint.removesuffix('?').replace('mean ', 'mean --')} {value}?" if hint else ""
 
 
@@ -127,6 +140,13 @@ def add_config(parser: CommandParser) -> None:
     """--config FILE, repeatable."""
     text = "TOML with [sections], stronger than the preset; repeatable"
     complete(parser.add_argument("--config", metavar="FILE", type=path, action="append", default=[], help=text), "file")
+
+
+def add_dir(parser: CommandParser, help: str) -> None:
+    """--dir, and its short form --name."""
+    complete(parser.add_argument("--dir", metavar="DIR", type=path, help=help), "directory")
+    text = "the same as --dir runs/NAME"
+    parser.add_argument("--name", dest="dir", metavar="NAME", type=named_folder, help=text)
 
 
 def add_json(parser: CommandParser, help: str = "print the result as one JSON object on stdout") -> None:
@@ -162,6 +182,17 @@ def complete(action: argparse.Action, what: str) -> None:
 def path(text: str) -> Path:
     """Type of an option: a file or folder; `~` is the home folder, which shells do not replace in --option=~/x."""
     return Path(os.path.expanduser(text))
+
+
+def named_folder(text: str) -> Path:
+    """Type of an option: the folder runs/NAME, by its name."""
+    from sfactory.config.short_forms import folder_of
+    from sfactory.errors import SettingError
+
+    try:
+        return Path(folder_of(text))
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("name: ")) from None
 
 
 def whole(minimum: int) -> Callable[[str], int]:

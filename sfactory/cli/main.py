@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import threading
 import warnings
@@ -36,7 +37,7 @@ from sfactory.cli import (
     verify_resume,
     watch,
 )
-from sfactory.cli.args import CommandParser, Parser
+from sfactory.cli.args import DOCUMENTATION, CommandParser, Parser
 from sfactory.cli.exit_line import exit_of, print_exit_line
 from sfactory.cli.output import flush_stdout, open_streams, silence_stdout_at_exit
 from sfactory.errors import CommandError, EnvError, Exit, SettingNote, resume_command
@@ -62,6 +63,26 @@ COMMANDS = {
     "envs": envs,
     "completion": completion,
 }
+
+_VIDEO = "sfactory eval {run} --video out.mp4"
+_LISTS = "sfactory presets, or sfactory envs"
+ELSEWHERE = {
+    **dict.fromkeys(("enjoy", "play", "render", "record", "video", "visualize"), _VIDEO),
+    **dict.fromkeys(("test", "evaluate", "evaluation", "score"), "sfactory eval {run}"),
+    **dict.fromkeys(("run", "learn", "fit", "start"), "sfactory train {target}"),
+    **dict.fromkeys(("continue", "restart", "load"), "sfactory resume {run}"),
+    **dict.fromkeys(("benchmark", "speed"), "sfactory bench {target}"),
+    **dict.fromkeys(("tune", "optimize", "search"), "sfactory sweep {target} --grid optim.lr=1e-4,1e-3"),
+    **dict.fromkeys(("list", "ls"), _LISTS),
+    **dict.fromkeys(("monitor", "dashboard", "status", "show"), "sfactory watch {run}"),
+    **dict.fromkeys(("plot", "curves"), "sfactory compare {run} -o plot.png, or sfactory report {run}"),
+    "tensorboard": "tensorboard --logdir {run}",
+    **dict.fromkeys(("config", "settings"), "sfactory train {target} --print-config"),
+    "save": "sfactory export {run} -o policy.onnx",
+    "check": "sfactory check-env {target}, or sfactory doctor",
+    "version": "sfactory --version",
+}
+"""First words that other programs have -> the command here."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -128,12 +149,15 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         SystemExit: --help and --version, after printing.
     """
     parser = build_parser()
-    command = args[0] if args else "--help"
-    if command == "help":
-        command = "--help"
+    words = list(args) or ["--help"]
+    if words[0] == "help":
+        words = [*words[1:2], "--help"]
+    command = words[0]
+    if command in ELSEWHERE:
+        raise CommandError(Exit.USAGE, f"{command}: no such command; here {_elsewhere(words)}")
     if command not in COMMANDS and command not in parser.own_options():
         raise CommandError(Exit.USAGE, f"{command}: no such command{_meant(command)}; there are {', '.join(COMMANDS)}")
-    options = parser.parse_args([command, *args[1:]])
+    options = parser.parse_args(words)
     options.parser = parser
     return options
 
@@ -144,7 +168,7 @@ def build_parser() -> Parser:
         prog="sfactory",
         usage="sfactory COMMAND [options]",
         description="Train a policy as fast as one machine allows.",
-        epilog="sfactory COMMAND --help shows its options. To begin: sfactory train minatar/breakout",
+        epilog=f"sfactory help COMMAND shows its options. To begin: sfactory train minatar/breakout\n{DOCUMENTATION}",
     )
     parser.add_argument("-V", "--version", action="version", version=f"sfactory {__version__}")
     commands = parser.add_subparsers(
@@ -153,6 +177,12 @@ def build_parser() -> Parser:
     for command in COMMANDS.values():
         command.add_parser(commands)
     return parser
+
+
+def _elsewhere(words: Sequence[str]) -> str:
+    """The command to type instead, with the run or target that was typed."""
+    typed = shlex.quote(words[1]) if len(words) > 1 and not words[1].startswith("-") else ""
+    return ELSEWHERE[words[0]].format(run=typed or "runs/NAME", target=typed or "TARGET")
 
 
 def _meant(command: str) -> str:

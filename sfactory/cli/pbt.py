@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from sfactory.cli.args import (
     Commands,
     add_config,
+    add_dir,
     add_json,
     add_launcher,
     add_target,
-    complete,
     decimal,
     launcher_options,
     opened_launcher,
-    path,
     whole,
 )
 from sfactory.cli.exit_line import print_exit_line
@@ -28,9 +27,8 @@ if TYPE_CHECKING:
     from sfactory.run.history import History
 
 DESCRIPTION = """\
-  sfactory pbt minatar/breakout --members 8 --jobs 2 --dir runs/pbt --sample optim.lr=5e-4..5e-3
-
 Members that are clearly below take over the policy and the settings of a leader, changed a little.
+  sfactory pbt minatar/breakout --members 8 --jobs 2 --dir runs/pbt --sample optim.lr=5e-4..5e-3
 """
 
 
@@ -43,7 +41,7 @@ def add_parser(commands: Commands) -> None:
         description=DESCRIPTION,
     )
     add_target(parser)
-    complete(parser.add_argument("--dir", metavar="DIR", type=path, help="folder of the population"), "directory")
+    add_dir(parser, "folder of the population")
     parser.add_argument("--members", metavar="N", type=whole(2), default=8, help="members (%(default)s)")
     text = "first values: NAME=V1,V2 or NAME=LOW..HIGH; repeatable"
     parser.add_argument("--sample", metavar="NAME=VALUES", action="append", default=[], help=text)

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 from sfactory.cli.args import (
     Commands,
     add_config,
+    add_dir,
     add_json,
     add_launcher,
     add_target,
-    complete,
     launcher_options,
     opened_launcher,
-    path,
 )
 from sfactory.cli.exit_line import print_exit_line
 
@@ -46,8 +45,7 @@ def add_parser(commands: Commands) -> None:
     text = "values of a setting, as model.hidden=64,128+32; repeatable"
     parser.add_argument("--grid", metavar="NAME=V1,V2", action="append", default=[], help=text)
     add_launcher(parser)
-    text = "folder of the sweep (runs/<preset>_sweep_<settings>)"
-    complete(parser.add_argument("--dir", metavar="DIR", type=path, help=text), "directory")
+    add_dir(parser, "folder of the sweep (runs/<preset>_sweep_<settings>)")
     parser.add_argument("--retry", action="store_true", help="train failed runs again")
     add_config(parser)
     add_json(parser, "print the table as JSON on stdout, as compare does")

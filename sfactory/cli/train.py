@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sfactory.cli.args import CommandParser, Commands, add_config, add_target, config_of
+from sfactory.cli.args import DOCUMENTATION, CommandParser, Commands, add_config, add_target, config_of
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import CommandError, Exit, resume_command
@@ -18,22 +19,22 @@ if TYPE_CHECKING:
     from sfactory.config import Config
     from sfactory.run.outcome import Outcome
 
-SETTINGS = """\
-the settings used most:
-  --run.dir DIR                 folder of the run (runs/<preset>_s<seed>_<date-time>)
-  --run.seed N                  seed (1)
-  --run.init-from RUN           start from the weights of another run
-  --run.mode async|lockstep     as fast as possible, or deterministic
-  --stop.env-steps N            trained steps (of agents, if there are several); 10M is a number
-  --stop.seconds S, --stop.target-return R
-  --sampling.num-samplers N     processes that step environments
-  --sampling.envs-per-group N   environments stepped together
-  --optim.lr X                  learning rate
+SETTINGS = f"""\
+the settings used most, some with a short form:
+  --name NAME                   folder runs/NAME (runs/<preset>_s<seed>_<date-time>); or --run.dir DIR
+  --steps N, --stop.env-steps   trained steps (of agents, if there are several); 10M is a number
+  --seconds S, --stop.seconds; --stop.target-return R
+  --lr X, --optim.lr            learning rate
+  --seed N, --run.seed (1);  --device D, --run.device: auto, cpu, cuda
+  --samplers N, --sampling.num-samplers      processes that step environments
+  --envs N, --sampling.envs-per-group        environments of a group, stepped together
+  --run.mode lockstep           deterministic;  --run.init-from RUN: start from its weights
   --eval.every N                evaluate every N steps in a process of its own
   --env.settings.KEY VALUE      setting of the environment itself
 
-  sfactory train minatar/breakout --optim.lr 1e-3 --stop.env-steps 50k --run.seed 3
+  sfactory train minatar/breakout --lr 1e-3 --steps 50k --seed 3
   sfactory train atari/pong,atari/boxing --config my.toml     one policy for several tasks
+{DOCUMENTATION}
 """
 
 
@@ -46,7 +47,7 @@ def add_parser(commands: Commands) -> None:
         epilog=SETTINGS,
     )
     add_target(parser, optional=True)
-    add_run_options(parser)
+    add_run_options(parser, config_of)
     parser.set_defaults(run=run)
 
 
@@ -68,26 +69,26 @@ def run(options: argparse.Namespace) -> int:
 # -- shared with resume --------------------------------------------------------------------------------------
 
 
-def add_run_options(parser: CommandParser) -> None:
-    """Options of train and resume."""
+def add_run_options(parser: CommandParser, config_of: Callable[[argparse.Namespace], Config]) -> None:
+    """Options of train and resume. config_of: the settings that a command line of the command means."""
     add_config(parser)
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings as TOML and exit")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
-    parser.add_argument("--help-all", action=HelpAll, nargs=0, help="list every setting with its meaning and exit")
+    text = "list every setting, with the values of TARGET, and exit"
+    parser.add_argument("--help-all", action="store_true", help=text)
+    parser.help_all = lambda options: print_settings(parser, config_of(options) if options.word else None, options.word)
 
 
-class HelpAll(argparse.Action):
-    """Print every setting and exit."""
+def print_settings(parser: CommandParser, config: Config | None, word: str) -> None:
+    """Print every setting with its meaning and, as default, its value in `config`."""
+    from sfactory.cli.args import Parser
+    from sfactory.config.flags import add_settings
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        from sfactory.cli.args import Parser
-        from sfactory.config.flags import add_settings
-
-        every = Parser(prog=parser.prog, usage=parser.usage, add_help=False)
-        add_settings(every)
-        print(every.format_help(), end="")
-        parser.exit()
+    of = f"Defaults are the values of {word}, with the files and flags of this command." if word else None
+    every = Parser(prog=parser.prog, usage=parser.usage, add_help=False, description=of)
+    add_settings(every, config=config)
+    print(every.format_help(), end="")
 
 
 def print_config(config: Config) -> int:

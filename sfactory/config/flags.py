@@ -2,7 +2,7 @@
 
 Accepted forms: dashes or underscores, `--name value` and `--name=value`, several values for a tuple, a bare flag and
 `--section.no-flag` for booleans, `--env.settings.KEY VALUE` for settings of the environment, where KEY may be a path
-into tables, as config.vehicles. The last one wins.
+into tables, as config.vehicles, and short forms (`sfactory.config.short_forms`). The last one wins, whatever its form.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from sfactory.config import schema
 from sfactory.config.bounds import ENCODER_NAMES
 from sfactory.config.parsing import WORDS, ConfigLayer, RawValue, check_name, field_type, field_types, flag_name
 from sfactory.config.schema import Config
+from sfactory.config.short_forms import RUNS, SHORT_FORMS, folder_of, long_name
 from sfactory.config.tables import PLACEHOLDERS, key_path, table_of, typed_name
-from sfactory.config.values import from_text
+from sfactory.config.values import as_text, from_text
 from sfactory.errors import SettingError
 
 COMPLETED = {"run.dir": "directory", "run.init_from": "run"}
@@ -73,7 +74,9 @@ def _next(flag: str, rest: list[str]) -> str:
 
 def _setting(flag: str, inline: str | None, rest: list[str], options: Mapping[str, bool]) -> tuple[str, Any]:
     """Name and value of one `--section.field`; values are removed from the front of `rest`."""
-    name = typed_name(flag.lstrip("-"))
+    name = long_name(typed_name(flag.lstrip("-")))
+    if name == "run.dir" and "." not in flag:
+        return name, folder_of(inline if inline is not None else _next(flag, rest))
     if (table := table_of(name)) and name != table:
         if not all(key_path(name) or [""]):
             raise SettingError(f"{flag.lstrip('-')}: a key is missing; write --{PLACEHOLDERS[table]} value")
@@ -109,27 +112,33 @@ def _value(flag: str, text: str) -> Any:
 # -- help and completion -------------------------------------------------------------------------------------
 
 
-def add_settings(parser: argparse.ArgumentParser, keys: bool = True) -> None:
+def add_settings(parser: argparse.ArgumentParser, keys: bool = True, config: Config | None = None) -> None:
     """Declare every setting on `parser` with its meaning, default and choices, one group per section.
 
     For --help-all and shell completion. Command lines are read by `split_flags`, which also takes the forms that
-    argparse does not know. keys: declare the placeholder `--env.settings.KEY` instead of a complete table.
+    argparse does not know.
+
+    Args:
+        keys: declare the placeholder `--env.settings.KEY` instead of a complete table.
+        config: the values that are shown as defaults; None: those of a run without a preset.
     """
     meanings = field_help()
-    defaults = {section: cls() for section, cls in typing.get_type_hints(Config).items()}
+    config = config or Config()
+    defaults = {section: getattr(config, section) for section in typing.get_type_hints(Config)}
     groups: dict[str, Any] = {}
     for name, kind in field_types().items():
         section, _, key = name.partition(".")
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
         group = groups[section]
-        meaning = meanings.get(name, "").replace("%", "%%")
+        meaning = _help(meanings.get(name, ""))
+        default = getattr(defaults[section], key)
         if name in PLACEHOLDERS:
             flag = PLACEHOLDERS[name] if keys else flag_name(name)
-            group.add_argument(f"--{flag}", metavar="VALUE" if keys else "TABLE", help=meaning)
+            text = f"{meaning} (default: {_help(as_text(default))})" if default else meaning
+            group.add_argument(f"--{flag}", metavar="VALUE" if keys else "TABLE", help=text)
             continue
-        default = getattr(defaults[section], key)
-        text = f"{meaning} (default: {_shown_value(default)})".replace("%)", "%%)")
+        text = f"{meaning} (default: {_help(_shown_value(default))})"
         names = [f"--{flag_name(name)}"]
         if kind is bool:
             group.add_argument(*names, f"--{section}.no-{flag_name(key)}", action="store_true", help=text)
@@ -137,6 +146,21 @@ def add_settings(parser: argparse.ArgumentParser, keys: bool = True) -> None:
             action = group.add_argument(*names, metavar=_metavar(kind), choices=_choices(name, kind), help=text)
             if name in COMPLETED:
                 action.complete = COMPLETED[name]
+    _add_short_forms(parser)
+
+
+def _add_short_forms(parser: argparse.ArgumentParser) -> None:
+    """Declare the short forms, except those that are options of the command itself, as `bench --seconds`."""
+    group = parser.add_argument_group("short forms")
+    for short, name in SHORT_FORMS.items():
+        if f"--{short}" in parser._option_string_actions:
+            continue
+        kind = field_types()[name]
+        if short == "name":
+            group.add_argument("--name", metavar="NAME", help=f"the same as --{flag_name(name)} {RUNS}/NAME")
+            continue
+        text = f"the same as --{flag_name(name)}"
+        group.add_argument(f"--{short}", metavar=_metavar(kind), choices=_choices(name, kind), help=text)
 
 
 @functools.cache
@@ -153,6 +177,11 @@ def field_help() -> dict[str, str]:
                 text = " ".join(ast.literal_eval(after.value).split())
                 found[f"{section}.{ast.unparse(statement.target)}"] = text
     return found
+
+
+def _help(text: str) -> str:
+    """Text as argparse takes it in help."""
+    return text.replace("%", "%%")
 
 
 def _choices(name: str, kind: Any) -> tuple[str, ...] | None:

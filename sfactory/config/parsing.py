@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
-from sfactory.config import Config
+from sfactory.config import Config, known_names
 from sfactory.config.algorithms import ALGORITHMS
 from sfactory.config.bounds import LARGEST, AnyNumber, check_bound
 from sfactory.config.cross_checks import ReplaceableValue
@@ -96,15 +96,30 @@ def flag_name(name: str) -> str:
 
 
 def check_name(name: str, typed: str, options: Iterable[str] = ()) -> None:
-    """Raise SettingError if there is no such setting, with the nearest existing name."""
+    """Raise SettingError if there is no such setting: with its name here, if other programs have it, or a near one."""
     if field_type(name) is not None or table_of(name):
         return
+    if answer := known_names.answer(name):
+        raise SettingError(f"{typed}: no such setting; {answer}")
     known = [*map(flag_name, field_types()), *(option.lstrip("-") for option in options)]
-    hint = did_you_mean(flag_name(name), known)
+    hint = did_you_mean(flag_name(name), known, 0.8, 0.85)  # a wrong suggestion is worse than none
     if not hint and name.startswith("learning."):  # near an old name: suggest the current one
         old = did_you_mean(flag_name(name), map(flag_name, RENAMED)).removeprefix("; did you mean ").removesuffix("?")
         hint = f"; did you mean {flag_name(current_name(old.replace('-', '_')))}?" if old else ""
     raise SettingError(f"{typed}: no such setting{hint}")
+
+
+def without_section(name: str, value: Any, python: bool = False) -> SettingError:
+    """The error for a setting that stands where sections do: at the top of a file, or among the keywords in Python."""
+    if setting := known_names.setting_of(name):
+        section, _, key = setting.replace("-", "_").partition(".")
+        where = f"{section}={{{key!r}: {shown(value)}}}" if python else f"[{section}] with {key} below it"
+        return SettingError(f"{name}: settings belong in sections; here {setting}: write {where}")
+    if answer := known_names.answer(name):
+        return SettingError(f"{name}: settings belong in sections; {answer}")
+    if python:
+        return SettingError(f"{name}: expected a dict of settings, as optim={{'lr': 1e-3}}, got {shown(value)}")
+    return SettingError(f"{name}: settings belong in sections; write [section] above it")
 
 
 # -- building a configuration --------------------------------------------------------------------------------

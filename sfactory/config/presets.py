@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import importlib.util
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sfactory.config import Config, to_dict
-from sfactory.config.parsing import ConfigLayer, RawValue, build, flag_name, table_layer
+from sfactory.config.known_envs import instead_of
+from sfactory.config.parsing import ConfigLayer, RawValue, build, flag_name, table_layer, without_section
 from sfactory.config.renamed import current_name
 from sfactory.config.tables import PLACEHOLDERS
 from sfactory.config.values import as_text
@@ -86,7 +88,7 @@ def read_toml(path: Path) -> ConfigLayer:
     layer: ConfigLayer = {}
     for section, values in table.items():
         if not isinstance(values, dict):
-            raise SettingError(f"{path}: {section}: settings belong in sections; write [section] above it")
+            raise SettingError(f"{path}: {without_section(section, values)}")
         for key, value in values.items():
             name = f"{section}.{key}".replace("-", "_")
             name = current_name(name) if path.name == CONFIG_FILE else name
@@ -140,9 +142,11 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
         tasks = [task.strip() for task in target.split(",")]
         bare = next((task for task in tasks if "/" not in task and not is_python_target(task)), None)
         if bare is not None:
-            raise SettingError(f"{target}: {bare or 'an empty name'} is not FAMILY/ID{_lists()}")
+            hint = f"; {instead}" if (instead := instead_of(bare, presets())) else ""
+            raise SettingError(f"{target}: {bare or 'an empty name'} is not FAMILY/ID{hint}{_lists()}")
         target, name = ",".join(tasks), "default"
     if is_python_target(target.partition(",")[0]):
+        _refuse_registered_id(target)
         return [preset_layer(default_file(target)), *from_files, {"env.name": RawValue(target)}]
     if target.endswith(".py"):
         raise SettingError(f"{target}: name the class or function in it too, as {target}:MyEnv")
@@ -152,7 +156,7 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
     if name != "default" and (folder / f"{name}.toml").is_file():
         return [preset_layer(folder / f"{name}.toml"), *from_files]
     if family not in families():
-        if folder.is_dir():
+        if folder.is_dir() or instead_of(target, presets()):
             raise SettingError(f"{target}: no such preset{_suggestion(target)}{_lists()}")
         known = sorted({*families(), *(p.name.partition("/")[0] for p in presets())})
         file, colon, code = target.partition(":")
@@ -246,8 +250,20 @@ def near_target(target: str) -> str:
 
 
 def _suggestion(target: str) -> str:
+    if known := instead_of(target, presets()):
+        return f"; {known}"
     near = near_target(target)
     return f"; did you mean {near}?" if near else ""
+
+
+def _refuse_registered_id(target: str) -> None:
+    """Raise SettingError for `my_file:Mine-v0`, an id that a module registers: its family is gymnasium."""
+    module, _, env_id = target.partition(":")
+    if not re.fullmatch(r"[\w.]+", module) or not re.fullmatch(r"(\w+/)?\w[\w-]*-v\d+", env_id):
+        return
+    known = instead_of(target, presets()) if env_id.startswith("ALE/") else ""
+    hint = f"{known}, or" if known else "an id that a module registers; write"
+    raise SettingError(f"{target}: {hint} gymnasium/{target}{_lists()}")
 
 
 def _lists() -> str:

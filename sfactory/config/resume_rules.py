@@ -129,12 +129,13 @@ def ends_at_env_steps(config: Config) -> bool:
 def refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> None:
     """Raise CommandError (exit 4) if settings changed that a run must keep; prints the differences on stderr.
 
-    allowed: names of settings, also old ones, that may change nevertheless.
+    allowed: names of settings, also old ones and short forms, that may change nevertheless.
     """
     from sfactory.config.parsing import flag_name
     from sfactory.config.renamed import current_name, report_old_names
+    from sfactory.config.short_forms import long_name
 
-    names = [name.replace("-", "_") for name in allowed]
+    names = [long_name(name.replace("-", "_")) for name in allowed]
     report_old_names(name for name in names if current_name(name) != name)
     accepted = {flag_name(current_name(name)) for name in names}
     refused = {n: v for n, v in changes(before, after, Rule.REFUSED).items() if n not in accepted}

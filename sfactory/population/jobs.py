@@ -13,6 +13,7 @@ from sfactory.config import Config, parsing
 from sfactory.config.flags import split_flags
 from sfactory.config.parsing import ConfigLayer, RawValue
 from sfactory.config.renamed import current_name, original_name
+from sfactory.config.short_forms import long_name
 from sfactory.errors import SettingError
 from sfactory.run.folder import LONGEST_LABEL, path_component
 from sfactory.run.reader import flat_settings, format_setting, learning_settings
@@ -50,7 +51,7 @@ def grid_cells(grid: Sequence[str]) -> list[ConfigLayer]:
     axes: list[list[ConfigLayer]] = []
     for text in grid:
         typed, equals, values = text.partition("=")
-        name = typed.lstrip("-").replace("-", "_")
+        name = long_name(typed.lstrip("-").replace("-", "_"))
         if not equals or not all(split_values(values)):
             raise SettingError(f"grid: {text!r} is not NAME=V1,V2")
         if name in RESERVED:

@@ -24,6 +24,7 @@ from sfactory.config.bounds import Below, Between, bounds_of, check_bound
 from sfactory.config.parsing import check_name, convert, field_type, flag_name
 from sfactory.config.renamed import current_name
 from sfactory.config.resume_rules import Rule, ends_at_env_steps, rule_of
+from sfactory.config.short_forms import long_name
 from sfactory.config.tables import table_of
 from sfactory.errors import SettingError
 from sfactory.population.jobs import split_values
@@ -100,7 +101,7 @@ def parse_mutate(texts: Sequence[str]) -> list[Mutated]:
 
 def _named(text: str) -> tuple[str, str, str]:
     typed, equals, values = text.partition("=")
-    given = typed.strip().lstrip("-").replace("-", "_")
+    given = long_name(typed.strip().lstrip("-").replace("-", "_"))
     check_name(given, typed)
     if table_of(given):
         raise SettingError(f"{typed} {FIXED}")

@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from sfactory.envs import make_group, make_spec
+from sfactory.envs import EnvError, make_group, make_spec
 
 
 def actions_of(spec, steps, num_envs):
@@ -150,3 +150,13 @@ def test_gymnasium_cartpole_without_a_limit_runs_until_it_terminates():
     group.reset()
     step = group.step({"action": np.zeros(8, np.int64)})
     assert not (step.terminated | step.truncated).any()
+
+
+@pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "BreakoutNoFrameskip-v4", "PongDeterministic-v4"])
+def test_an_atari_id_that_is_not_registered_names_the_family_and_the_module(monkeypatch, env_id):
+    for name in [name for name in gymnasium.registry if name == env_id]:  # ale-py may be loaded by another test
+        monkeypatch.delitem(gymnasium.registry, name)
+    with pytest.raises(EnvError) as caught:
+        make_group(f"gymnasium/{env_id}", 1, [0])
+    hint = f"; Atari games are atari/ID, see `sfactory envs atari`, or gymnasium/ale_py:{env_id}"
+    assert str(caught.value) == f"gymnasium knows no environment {env_id!r}{hint}"
