@@ -8,6 +8,8 @@
 # make soak     minutes of random faults (25 minutes)
 # make gpu      tests and benchmarks that need CUDA
 # make docs     write the generated pages and pictures of docs/ (3 minutes)
+# make site     build the documentation site, build/site/index.html, without a network (half a minute)
+# make dist     build a source archive and a wheel in dist/, and check them
 # make clean    delete the virtual environment and build files
 PYTHON ?= python3
 VENV   ?= .venv
@@ -16,7 +18,7 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 .DEFAULT_GOAL := help
 # The tests start hundreds of processes: they must find the sources compiled.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help train test lint types faults slow learn soak gpu docs clean
+.PHONY: help train test lint types faults slow learn soak gpu docs site dist clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -70,6 +72,21 @@ gpu: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make.py
 	$(BIN)/python docs/pictures.py
+
+# Links and warnings are errors, because a page that GitHub shows wrongly is wrong here too.
+$(VENV)/.site: $(BIN)/python setup.cfg constraints.txt
+	$(BIN)/python -m pip install -q -e '.[docs]' -c constraints.txt
+	@touch $@
+
+site: $(VENV)/.site
+	rm -rf build/site
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html -c docs . build/site
+	@echo build/site/index.html
+
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

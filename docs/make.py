@@ -1,16 +1,17 @@
-"""Generate docs/configuration.md, metrics.md, presets.md and tables in faults.md and coming-from.md from the code.
+"""Generate configuration.md, metrics.md, presets.md, api.md and tables in faults.md and coming-from.md from the code.
 
     python docs/make.py             write the pages
     python docs/make.py --check     exit 1 if a page is not up to date
 
 Sources: the docstring under each configuration field, the rules of a resume, the table of metrics, the comment at the
-top of each preset, the docstrings of the exit codes, the table of names in other programs.
+top of each preset, the docstrings of the exit codes and of everything public, the table of names in other programs.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import itertools
 import re
@@ -22,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import sfactory.api
 import sfactory.errors
 from sfactory.config import Config, presets
 from sfactory.config.bounds import bounds_of
@@ -84,6 +86,33 @@ Tasks with tested settings: `sfactory train NAME`. Each preset is one TOML file 
 at its top, with the source of its settings and the measured results, if any. `FAMILY/*` has the settings of every other
 environment of the family.
 """
+
+API_INTRO = """\
+`import sfactory` gives these names; it loads neither torch nor gymnasium until one of them is used. [Extending](extending.md#from-python)
+has an example. A script that trains, evaluates or plays a match needs a guard, because its workers import it again:
+
+```py
+import sfactory
+
+if __name__ == "__main__":
+    outcome = sfactory.train("classic/cartpole", optim={"lr": 1e-3}, stop={"env_steps": 100_000})
+```
+
+Settings are given by section, one dict each, under their names in [configuration](configuration.md). Every wrong argument is a
+`ValueError` with a message of one line.
+"""
+
+RESULTS = {
+    "Outcome": "sfactory.run.outcome",
+    "EvalResult": "sfactory.play.evaluate",
+    "MultiTaskEvalResult": "sfactory.play.evaluate",
+    "MatchResult": "sfactory.play.match",
+    "Score": "sfactory.play.match",
+    "Export": "sfactory.play.export",
+}
+"""What public functions return: class -> its module."""
+INTERNAL = {"Outcome.begin"}
+"""Methods that only sfactory calls."""
 
 
 def escape_cell(text: str) -> str:
@@ -205,8 +234,106 @@ def presets_page() -> str:
 
 
 def escape_text(text: str) -> str:
-    """Escape text outside of tables."""
-    return text.replace("<", "&lt;").replace("*", "\\*")
+    """Escape text outside of tables, except code between backticks."""
+    parts = re.split(r"(`[^`]+`)", text.replace("``", "`"))
+    return "".join(p if p.startswith("`") else p.replace("<", "&lt;").replace("*", "\\*") for p in parts)
+
+
+# -- Python ----------------------------------------------------------------------------------------------------
+
+
+def api_page() -> str:
+    """Functions, classes and results of the Python interface."""
+    public = {name: getattr(sfactory, name) for name in sfactory.__all__ if not name.startswith("_")}
+    functions = {f"sfactory.{name}": thing for name, thing in public.items() if inspect.isfunction(thing)}
+    functions["sfactory.api.export"] = sfactory.api.export
+    classes = {name: thing for name, thing in public.items() if inspect.isclass(thing)}
+    results = {name: getattr(importlib.import_module(module), name) for name, module in RESULTS.items()}
+    lines = [API_INTRO, "## Functions", ""]
+    for name, function in sorted(functions.items()):
+        lines += function_lines("###", name, function)
+    lines += ["## Classes", ""]
+    for name, cls in sorted(classes.items()):
+        lines += class_lines(f"sfactory.{name}", cls)
+    lines += ["## Results", ""]
+    for name, cls in results.items():
+        if name not in classes:
+            lines += class_lines(name, cls)
+    return page("Python reference", "the docstrings", *lines)
+
+
+def function_lines(level: str, name: str, function: Callable[..., Any]) -> list[str]:
+    """A heading, the signature and the docstring of a function or method."""
+    text = inspect.getdoc(function)
+    assert text, f"{name} has no docstring"
+    parameters = [p for p in inspect.signature(function).parameters if p != "self"]
+    shown = signature(name, function)
+    return [f"{level} {name.rpartition('.')[2]}", "", "```py", shown, "```", "", *docstring_lines(text, parameters)]
+
+
+def signature(name: str, function: Callable[..., Any]) -> str:
+    """The signature as it is written in the source: on one line, or with one parameter on each."""
+    whole = inspect.signature(function)
+    parts: list[str] = []
+    for parameter in whole.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not any(part.startswith("*") for part in parts):
+            parts.append("*")
+        if parameter.name != "self":
+            stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+            default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+            parts.append(f"{stars}{parameter.name}: {parameter.annotation}{default}")
+    returns = "" if whole.return_annotation is whole.empty else f" -> {whole.return_annotation}"
+    line = f"{name}({', '.join(parts)}){returns}"
+    if len(line) <= 100:
+        return line
+    return f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){returns}"
+
+
+def class_lines(name: str, cls: type) -> list[str]:
+    """A heading, the docstring, the fields and the public methods of a class."""
+    texts = docstrings(sys.modules[cls.__module__])
+    lines = [f"### {name.rpartition('.')[2]}", "", *docstring_lines(inspect.getdoc(cls) or "", [])]
+    if cls is Config:
+        return [*lines, "Its sections and their fields: [configuration](configuration.md).", ""]
+    fields = cls.__annotations__ if dataclasses.is_dataclass(cls) or hasattr(cls, "_fields") else {}
+    rows = [
+        (
+            f"`{field}`",
+            f"`{escape_cell(getattr(kind, '__forward_arg__', kind))}`",
+            escape_cell(texts.get(f"{cls.__name__}.{field}", "")),
+        )
+        for field, kind in fields.items()
+    ]
+    members = {member: value for member, value in vars(cls).items() if not member.startswith("_")}
+    for member, value in members.items():
+        if isinstance(value, property):
+            kind = inspect.signature(value.fget).return_annotation
+            meaning = " ".join((inspect.getdoc(value) or "").split())
+            rows.append((f"`{member}`", f"`{escape_cell(kind)}`", escape_cell(meaning)))
+    lines += [*markdown_table(("attribute", "type", "meaning"), rows), ""] if rows else []
+    for member, value in members.items():
+        if inspect.isfunction(value) and inspect.getdoc(value) and f"{cls.__name__}.{member}" not in INTERNAL:
+            lines += function_lines("####", f"{cls.__name__}.{member}", value)
+    return lines
+
+
+def docstring_lines(text: str, parameters: list[str]) -> list[str]:
+    """Markdown of a docstring: paragraphs; `Args`, `Raises` and lines that begin with a parameter become lists."""
+    lines, opened = [], False
+    for line in text.splitlines():
+        section = re.fullmatch(r"(Args|Raises|Returns|Yields):?\s*(.*)", line)
+        entry = re.fullmatch(r"(?:    )?([*\w]+(?: \([\w, ]+\))?(?:, [\w]+)*): (.*)", line)
+        if section and line.startswith(section[1] + ":"):
+            heading = {"Args": "Arguments"}.get(section[1], section[1])
+            lines += ["", f"{heading}: {escape_text(section[2])}".rstrip(), *([] if section[2] else [""])]
+        elif entry and (line.startswith("    ") or entry[1] in parameters):
+            lines += [] if opened else [""]
+            lines.append(f"- `{entry[1]}`: {escape_text(entry[2])}")
+        else:
+            lines.append(("  " if opened and line.startswith("    ") else "") + escape_text(line.strip()))
+        opened = bool(lines[-1].startswith(("- ", "  ")))
+    joined = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+    return [joined, ""]
 
 
 # -- tables in pages that are otherwise written by hand -----------------------------------------------------------
@@ -251,6 +378,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration_page,
     "metrics.md": metrics_page,
     "presets.md": presets_page,
+    "api.md": api_page,
     "faults.md": faults_page,
     "coming-from.md": coming_from_page,
 }
