@@ -61,14 +61,16 @@ def add_title(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Append one hidden table of contents per section to the index page."""
+    """Append one hidden table of contents per section to the index page; pages without a link are in the last one."""
     if docname != INDEX:
         return
-    seen: set[str] = set()
-    for heading, documents in sections(source[0]).items():
-        entries = [f"/{name}" for name in documents if name not in seen]
+    found = sections(source[0])
+    seen = {INDEX}
+    found["More"] = sorted(app.env.found_docs)
+    for heading, documents in found.items():
+        entries = [f"/{name}" for name in dict.fromkeys(documents) if name not in seen]
         seen.update(documents)
-        source[0] += "\n".join(["\n\n```{toctree}", ":hidden:", f":caption: {heading}", "", *entries, "```\n"])
+        source[0] += "" if not entries else "\n".join(["\n\n```{toctree}", ":hidden:", f":caption: {heading}", "", *entries, "```\n"])
 
 
 def write_entry_page(app: Sphinx, exception: Exception | None) -> None:

@@ -537,7 +537,7 @@ class SelfPlay:
     """Share of episodes in which one agent is the policy that learns and all others are an opponent from the pool, who
     does not learn. In the other episodes all agents are the policy that learns. 0: there is no pool."""
     pool: Annotated[int, Between(1, 1000)] = 16
-    """Earlier policies in the pool. With more, one between the oldest and the newest leaves: the one whose neighbours
+    """Earlier policies in the pool. With more, one between the oldest and the newest leaves: the one whose neighbors
     are closest in time."""
     games: Annotated[int, Ge(1)] = 200
     """Games against the pool that decide whether the policy is admitted, and that selfplay/score is the mean of."""
