@@ -70,7 +70,9 @@ def add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:
     for heading, documents in found.items():
         entries = [f"/{name}" for name in dict.fromkeys(documents) if name not in seen]
         seen.update(documents)
-        source[0] += "" if not entries else "\n".join(["\n\n```{toctree}", ":hidden:", f":caption: {heading}", "", *entries, "```\n"])
+        if entries:
+            lines = ["\n\n```{toctree}", ":hidden:", f":caption: {heading}", "", *entries, "```\n"]
+            source[0] += "\n".join(lines)
 
 
 def write_entry_page(app: Sphinx, exception: Exception | None) -> None:

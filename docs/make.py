@@ -88,8 +88,9 @@ environment of the family.
 """
 
 API_INTRO = """\
-`import sfactory` gives these names; it loads neither torch nor gymnasium until one of them is used. [Extending](extending.md#from-python)
-has an example. A script that trains, evaluates or plays a match needs a guard, because its workers import it again:
+`import sfactory` gives these names; it loads neither torch nor gymnasium until one of them is used.
+[Extending](extending.md#from-python) has an example. A script that trains, evaluates or plays a match needs a guard,
+because its workers import it again:
 
 ```py
 import sfactory
@@ -98,8 +99,8 @@ if __name__ == "__main__":
     outcome = sfactory.train("classic/cartpole", optim={"lr": 1e-3}, stop={"env_steps": 100_000})
 ```
 
-Settings are given by section, one dict each, under their names in [configuration](configuration.md). Every wrong argument is a
-`ValueError` with a message of one line.
+Settings are given by section, one dict each, under their names in [configuration](configuration.md). Every wrong
+argument is a `ValueError` with a message of one line.
 """
 
 RESULTS = {
