@@ -1,11 +1,18 @@
 """Packaging: setup.cfg and the wheel match the folders."""
 
 import configparser
+import email
+import json
+import os
+import re
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +32,8 @@ def test_setup_cfg_lists_every_package():
 
 def test_setup_cfg_has_every_extra():
     extras = set(read_setup()["options.extras_require"])
-    assert {"minatar", "atari", "mujoco", "envpool", "video", "plots", "slurm", "ray", "wandb", "dev", "all"} <= extras
+    assert {"minatar", "atari", "mujoco", "envpool", "video", "plots", "slurm", "ray", "wandb", "docs", "dev"} <= extras
+    assert "all" in extras
 
 
 def test_constraints_pin_every_requirement():
@@ -36,18 +44,87 @@ def test_constraints_pin_every_requirement():
     assert {name.lower() for name in required} <= pinned
 
 
-def test_wheel_contains_every_module_and_preset(tmp_path):
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of this checkout."""
+    out = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    (wheel,) = tmp_path.glob("*.whl")
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_wheel_contains_every_module_and_preset(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     moved = {"sfactory": "sfactory", "envs": "sfactory_envs", "configs": "sfactory_configs"}
     for folder, package in moved.items():
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".toml", ".j2") or path.name == "py.typed":
+            if path.suffix in (".py", ".toml", ".j2", ".c") or path.name == "py.typed":
                 assert f"{package}/{path.relative_to(ROOT / folder)}" in names
     assert not any(name.startswith(("envs/", "configs/", "tests/")) for name in names)
+
+
+def test_wheel_has_a_description_that_an_index_can_show(wheel):
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", str(wheel)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_metadata_of_the_wheel_is_complete_and_names_no_address_that_does_not_exist(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    (version,) = re.findall(r'"(.+)"', (ROOT / "sfactory/_version.py").read_text())
+    assert metadata["Version"] == version
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata["Author"] == "sfactory developers"
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert "Operating System :: POSIX :: Linux" in metadata.get_all("Classifier")
+    assert metadata.get_all("Project-URL") is None
+    assert metadata["Summary"].startswith("Asynchronous PPO and its off-policy-corrected relatives")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_wheel_in_an_environment_of_its_own_trains_cartpole(wheel, tmp_path):
+    home, away = tmp_path / "clean", tmp_path / "away"
+    venv.create(home)
+    away.mkdir()
+    python = home / "bin/python"
+    (packages,) = (home / "lib").glob("python*/site-packages")
+    borrowed = [path for path in sys.path if path.endswith("site-packages")]  # torch and the other dependencies
+    (packages / "borrowed.pth").write_text("\n".join(borrowed))
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(away)}
+    where = subprocess.run([python, "-c", "import sfactory; print(sfactory.__file__)"], capture_output=True, text=True)
+    assert Path(where.stdout.strip()).is_relative_to(packages)
+    words = [
+        home / "bin/sfactory",
+        "train",
+        "classic/cartpole",
+        "--stop.env-steps",
+        "4k",
+        "--run.dir",
+        "run",
+        "--quiet",
+    ]
+    done = subprocess.run(words, cwd=away, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((away / "run/status.json").read_text())["env_steps"] >= 4000
+
+
+def test_changelog_has_the_form_of_keep_a_changelog():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    for heading in headings[1:]:
+        assert re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d{2}-\d{2}", heading), heading
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.+)$", text, re.MULTILINE)) <= kinds
+    assert "https://keepachangelog.com/en/1.1.0/" in text
 
 
 def test_every_preset_is_valid_toml():

@@ -60,9 +60,10 @@ def expected(page, mark):
 
 
 def first_words(text):
-    """First word of every line, with numbers left out: what makes two outputs the same but for their values."""
-    words = [line.split()[0] for line in text.splitlines() if line.split()]
-    return [word for word in words if not re.match(r"[\d.]+[kM]?$", word) and word != "time]"]
+    """First word of every line, or the name of a finding; without numbers and the continuation of a wrapped line."""
+    lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith(" " * 8)]
+    words = [line[1] if line[0] in ("ok", "warn") else line[0] for line in lines]
+    return [word for word in words if not re.match(r"[\d.]+[kM]?$", word)]
 
 
 def same_lines(page, mark, output, varying=()):
