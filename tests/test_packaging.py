@@ -99,7 +99,8 @@ def test_wheel_in_an_environment_of_its_own_trains_cartpole(wheel, tmp_path):
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index"]
     subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
     environment = {"PATH": os.environ["PATH"], "HOME": str(away)}
-    where = subprocess.run([python, "-c", "import sfactory; print(sfactory.__file__)"], capture_output=True, text=True)
+    imported = [python, "-c", "import sfactory; print(sfactory.__file__)"]
+    where = subprocess.run(imported, cwd=away, env=environment, capture_output=True, text=True, check=True)
     assert Path(where.stdout.strip()).is_relative_to(packages)
     words = [
         home / "bin/sfactory",
