@@ -48,7 +48,7 @@ class MachineFinding:
     advice: str = ""
 
 
-NOT_CHECKED = {"all", "classic", "dev"}  # extras: of extras, of an option of a package, of developers
+NOT_CHECKED = {"all", "classic", "dev", "docs"}  # extras: of extras, of an option of a package, of developers (2)
 
 
 def extras() -> dict[str, list[str]]:
