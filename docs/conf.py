@@ -30,6 +30,8 @@ myst_heading_anchors = 4  # the anchors that GitHub gives to headings
 
 html_theme = "furo"
 html_title = f"sfactory {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {"top_of_page_buttons": []}
