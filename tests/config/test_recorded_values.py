@@ -20,6 +20,7 @@ USED = {
     "trace.c_bar": {"trace.estimator": "vtrace"},
     "trace.pg_rho_bar": {"trace.estimator": "vtrace", "surrogate.behavior_weight": "trace"},
     "trace.leak": {"trace.estimator": "leaky_vtrace"},
+    "optim.decay_share": {"optim.schedule": "linear", "stop.env_steps": 1000},
     "optim.kl_target": {"optim.schedule": "kl_adaptive"},
     "optim.lr_min": {"optim.schedule": "kl_adaptive"},
     "optim.lr_max": {"optim.schedule": "kl_adaptive"},
