@@ -21,6 +21,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from sfactory import pickled
 from sfactory.errors import SettingError
 from sfactory.model.linear import Linear
 
@@ -275,6 +276,8 @@ def make_encoder(
 
     layer_norm: of the encoders here; those of the user's own place their layers themselves.
     """
+    if pickled.is_pickled(name):
+        return pickled.load(name)(shape, hidden=hidden, activation=activation)
     if ":" in name:
         module, _, attribute = name.partition(":")
         return getattr(importlib.import_module(module), attribute)(shape, hidden=hidden, activation=activation)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from sfactory import pickled
 from sfactory.algo.surrogates.options import DISCRETE_ONLY
 from sfactory.config import Config, to_dict
 from sfactory.config.algorithms import ALGORITHMS
@@ -20,6 +21,8 @@ from sfactory.run.obs_reading import check_reading
 def check_encoder(name: str) -> None:
     """ValueError for an encoder module:Class whose module does not exist. It is not imported: it needs torch."""
     module, colon, _ = name.partition(":")
+    if pickled.is_pickled(name):
+        return
     try:
         found = not colon or importlib.util.find_spec(module.partition(".")[0]) is not None
     except ValueError:  # a module without a spec, such as __main__
