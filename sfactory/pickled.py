@@ -56,7 +56,8 @@ def load(name: str) -> Any:
     """The class or function of a name, every time a new one. Raises SettingError if there is no such pickle."""
     import cloudpickle
 
-    file = next((path for folder in _folders() if kind(path := folder / file_name(name)) == "a file"), None)
+    wanted = file_name(name)
+    file = next((path for folder in _folders() if kind(path := folder / wanted) == "a file"), None)
     if file is None:
         raise SettingError(
             f"{name} was passed to sfactory.train in Python, and its code is in the folder {FOLDER} of that run, which "
@@ -137,7 +138,7 @@ def _pickle(code: Callable[..., Any], setting: str) -> str:
     import cloudpickle
 
     try:
-        data = cloudpickle.dumps(code)
+        data = _with_fixed_ids(cloudpickle.dumps(code))
     except Exception as error:  # of any object in a closure
         raise SettingError(
             f"{setting}: {_shown(code)} cannot be sent to worker processes ({type(error).__name__}: "
@@ -153,8 +154,27 @@ def _pickle(code: Callable[..., Any], setting: str) -> str:
         target = _own_folder() / file_name(name)
         if not target.exists():
             _write(target, data)
+        if target.parent not in (folders := _folders()):
+            _set_folders(map(str, [*folders, target.parent]))
         _made.add(name)
     return name
+
+
+def _with_fixed_ids(data: bytes) -> bytes:
+    """The pickle with ids of its classes that depend on its contents, so that the same code has the same digest.
+
+    cloudpickle gives every class of the main script a random id, by which it knows a class that it loads twice.
+    """
+    from cloudpickle import cloudpickle
+
+    known = [one.encode() for one in list(getattr(cloudpickle, "_DYNAMIC_CLASS_TRACKER_BY_ID", ()))]
+    ids = sorted((one for one in known if one in data), key=data.index)
+    plain = data
+    for number, one in enumerate(ids):
+        plain = plain.replace(one, b"%032x" % number)
+    for number, one in enumerate(ids):
+        data = data.replace(one, hashlib.sha256(plain + b"%d" % number).hexdigest()[:32].encode())
+    return data
 
 
 def _shown(code: Any) -> str:
@@ -198,7 +218,6 @@ def _own_folder() -> Path:
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)
-    _set_folders([*map(str, _folders()), str(folder)])
     return folder
 
 

@@ -49,8 +49,8 @@ def verify_resume(
 ) -> list[str]:
     """Run A and B in `folder` (a temporary one if None). arguments: TARGET and flags of `sfactory train`.
 
-    Returns the differences, one line each; empty if the runs are equal bit for bit. Raises TrialRunFailed if a run fails or
-    finishes before it was killed `kills` times.
+    Returns the differences, one line each; empty if the runs are equal bit for bit. Raises TrialRunFailed if a run
+    fails or finishes before it was killed `kills` times.
     """
     with tempfile.TemporaryDirectory(prefix="sfactory-verify-") as temporary:
         place = folder or Path(temporary)
