@@ -562,7 +562,8 @@ CODE_SETTINGS = ("env.name", "env.wrappers", "model.encoder")
 def _named(value: Any, setting: str) -> Any:
     """A value in which classes and functions are replaced by their names."""
     if isinstance(value, list):
-        return [_named(one, setting) for one in value]
+        names = [_named(one, setting) for one in value]
+        return ",".join(names) if all(isinstance(name, str) for name in names) else names
     if not callable(value):
         return value
     wrappers: Any = sys.modules.get("gymnasium.wrappers")
