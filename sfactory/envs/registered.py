@@ -18,4 +18,4 @@ class RegisteredEnv:
     def __call__(self, **settings: Any) -> Any:
         import gymnasium
 
-        return gymnasium.make(self.spec, disable_env_checker=True, **settings)
+        return gymnasium.make(self.spec, **{"disable_env_checker": True, **settings})

@@ -1,5 +1,6 @@
 """`sfactory.train` with code of the user's own and with callbacks: real runs from a script, stdin, IPython, threads."""
 
+import functools
 import json
 import os
 import signal
@@ -105,7 +106,8 @@ def test_train_with_a_closure_wrappers_and_an_encoder_can_be_resumed_and_evaluat
     assert json.loads(done.stdout)["mean"] <= limit
 
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "somebody"))  # another user, who did not train it
-    for refused in (sfactory.load_policy, sfactory.resume, sfactory.evaluate):
+    further = functools.partial(sfactory.resume, stop={"env_steps": 500})
+    for refused in (sfactory.load_policy, further, sfactory.evaluate):
         with pytest.raises(CommandError, match=r"names code that would be run: .* this user has not trained it here"):
             refused("runs/a")
     assert sfactory.load_policy("runs/a", trust=True).act([0.0, 0.0, 0.0, 0.0]) in (0, 1)
@@ -159,7 +161,9 @@ def test_train_with_a_class_and_an_id_that_only_the_main_process_knows(how):
 def test_train_refuses_what_is_no_environment_before_anything_starts(folder):
     with pytest.raises(SettingError, match="every process builds its own; pass the class, or a function"):
         sfactory.train(gymnasium.make("CartPole-v1"))
-    with pytest.raises(SettingError, match=r"expected a preset, FAMILY/ID, a Config, or a class or function .* got int"):
+    with pytest.raises(
+        SettingError, match=r"expected a preset, FAMILY/ID, a Config, or a class or function .* got int"
+    ):
         sfactory.train(3)
     with pytest.raises(EnvError, match=r"expected a gymnasium environment .* got an object of type dict"):
         sfactory.train(lambda: {}, **TINY)
