@@ -555,7 +555,7 @@ def _path(name: str | Path) -> Path:
     return Path(os.path.expanduser(name))
 
 
-CODE_SETTINGS = ("env.name", "env.wrappers", "model.encoder")
+CODE_SETTINGS = ("env.name", "env.wrappers", "model.encoder", "model.network")
 """Settings that take `module:Class`, and from Python the class or function itself."""
 
 

@@ -63,6 +63,8 @@ def modules_of(config: Config, environments: bool = True) -> dict[str, str]:
     encoder, env = config.model.encoder, config.env
     if ":" in encoder:
         found[_module_of(encoder)] = f"model.encoder {encoder}"
+    if network := config.model.network:
+        found[_module_of(network)] = f"model.network {network}"
     if not environments:
         return found
     for task in env.tasks:

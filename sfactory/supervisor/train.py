@@ -30,9 +30,9 @@ from sfactory.supervisor.main_script import UnguardedError
 from sfactory.supervisor.preflight import (
     check_algorithm,
     check_device,
-    check_encoder,
     check_init_from,
     check_objective,
+    check_own_code,
 )
 from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.signals import Signals, requeue_job
@@ -64,7 +64,8 @@ def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks, callbacks:
     if config.run.kernels in ("auto", "native"):
         build_in_background()
     check_file_size(0)  # before the first shared memory
-    check_encoder(config.model.encoder)
+    check_own_code("model.encoder", config.model.encoder)
+    check_own_code("model.network", config.model.network)
     check_device("run.device", config.run.device)
     check_device("run.inference-device", config.run.inference_device)
     check_wandb(config)
