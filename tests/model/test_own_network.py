@@ -34,12 +34,6 @@ class NoValue(Shared):
         return super().forward(obs)[0]
 
 
-class Dropping(Shared):
-    def __init__(self, shapes, *, outputs):
-        super().__init__(shapes, outputs=outputs)
-        self.drop = nn.Dropout(0.5)
-
-
 def built(env, network, **sections):
     config = sfactory.make_config(env, model={"network": network}, **sections)
     return build_model(config, make_spec(config.env.name)), config

@@ -213,6 +213,9 @@ def test_modules_of_names_pickles_with_their_digest():
     found = modules_of(config(PICKLE, encoder=PICKLE, wrappers=PICKLE))
     assert list(found) == [PICKLE]
     assert list(modules_of(config(PICKLE), environments=False)) == []
+    base = Config()
+    own = modules_of(replace(base, model=replace(base.model, network="net:Both")), environments=False)
+    assert own == {"net": "model.network net:Both"}
 
 
 def test_vouched_code_refuses_a_pickle_that_this_user_did_not_train_with(home):

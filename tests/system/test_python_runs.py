@@ -158,6 +158,34 @@ def test_train_with_a_class_and_an_id_that_only_the_main_process_knows(how):
     assert in_python(text, *words, stdin=stdin).splitlines()[-2:] == EXPECTED
 
 
+def test_train_with_a_whole_network_of_ones_own_and_refuses_one_that_drops_out(folder):
+    from torch import nn
+
+    class Shared(nn.Module):
+        def __init__(self, shapes, *, outputs, dropout=0.0):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(*shapes["obs"], 16), nn.Tanh(), nn.Dropout(dropout))
+            self.heads = nn.Linear(16, outputs + 1)
+
+        def forward(self, obs):
+            out = self.heads(self.body(obs["obs"]))
+            return out[:, :-1], out[:, -1]
+
+    continuous = {**TINY, "normalize": {"obs": True}}
+    outcome = sfactory.train("gymnasium/Pendulum-v1", **continuous, model={"network": Shared, "hidden": (8,)})
+    policy = sfactory.load_policy(outcome.run_dir)
+    assert {"trunk.network.body.0.weight", "log_std"} < set(policy.model.state_dict())
+    start = sfactory.load_policy(f"{outcome.run_dir}/checkpoints/{0:012d}")
+    moved = policy.model.trunk.network.heads.weight - start.model.trunk.network.heads.weight
+    assert moved.abs().max() > 0, "it was trained"
+    assert policy.act([1.0, 0.0, 0.0]).shape == (1,)
+    log = Path(outcome.run_dir, "log.txt").read_text()
+    assert "obs: 3 float32 -> cloudpickle:Shared-" in log
+    assert sfactory.resume(outcome.run_dir, stop={"env_steps": 300}).code == 0
+    with pytest.raises(ValueError, match=r"model.network cloudpickle:Shared-\w+ contains Dropout"):
+        sfactory.train("gymnasium/CartPole-v1", **TINY, model={"network": functools.partial(Shared, dropout=0.5)})
+
+
 def test_train_refuses_what_is_no_environment_before_anything_starts(folder):
     with pytest.raises(SettingError, match="every process builds its own; pass the class, or a function"):
         sfactory.train(gymnasium.make("CartPole-v1"))
