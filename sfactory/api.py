@@ -33,7 +33,7 @@ from sfactory.config.resume_rules import changed_settings, refuse_changes
 from sfactory.config.tables import PLACEHOLDERS
 from sfactory.device.ranks import Ranks
 from sfactory.envs.registered import RegisteredEnv
-from sfactory.errors import UNGUARDED, CommandError, Exit, OnlyRegisteredHere, RunBusy, RunFailed, SettingError
+from sfactory.errors import UNGUARDED, CommandError, EnvError, Exit, OnlyRegisteredHere, RunBusy, RunFailed, SettingError
 from sfactory.run.callbacks import Callback, Callbacks, RunHandle, as_callbacks
 from sfactory.run.folder import (
     FolderTaken,
@@ -535,7 +535,7 @@ def _with_registered(config: Config, error: OnlyRegisteredHere) -> Config:
     try:
         name = pickled.name_of(RegisteredEnv(spec), error.task)
     except SettingError as problem:
-        raise error from problem
+        raise EnvError(str(error)) from problem
     tasks = [name if task == error.task else task for task in config.env.tasks]
     return replace(config, env=replace(config.env, name=",".join(tasks)))
 

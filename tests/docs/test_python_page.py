@@ -49,7 +49,6 @@ def test_python_page_policy_acts_predicts_and_values(tmp_path):
 
 
 def test_python_page_optuna_prunes_trials(tmp_path):
-    pytest.importorskip("optuna")
     assert output(tmp_path, "tuned.py") == ["['PRUNED', 'PRUNED']"]
     log = (tmp_path / "runs" / "trial-1" / "log.txt").read_text()
     assert "finished (exit 0): stopped by a callback: pruned by Optuna" in log

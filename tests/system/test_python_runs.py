@@ -149,7 +149,6 @@ def test_train_with_a_class_and_an_id_that_only_the_main_process_knows(how):
     elif how == "stdin":
         text, words, stdin = "", ("-",), STDIN
     else:
-        pytest.importorskip("IPython")
         text, words, stdin = (
             "",
             ("-m", "IPython", "--no-banner", "--no-confirm-exit", "--colors=NoColor", "-c", STDIN),
