@@ -33,7 +33,16 @@ from sfactory.config.resume_rules import changed_settings, refuse_changes
 from sfactory.config.tables import PLACEHOLDERS
 from sfactory.device.ranks import Ranks
 from sfactory.envs.registered import RegisteredEnv
-from sfactory.errors import UNGUARDED, CommandError, EnvError, Exit, OnlyRegisteredHere, RunBusy, RunFailed, SettingError
+from sfactory.errors import (
+    UNGUARDED,
+    CommandError,
+    EnvError,
+    Exit,
+    OnlyRegisteredHere,
+    RunBusy,
+    RunFailed,
+    SettingError,
+)
 from sfactory.run.callbacks import Callback, Callbacks, RunHandle, as_callbacks
 from sfactory.run.folder import (
     FolderTaken,
