@@ -24,8 +24,9 @@ def counting(limit):
 
 
 @pytest.fixture(autouse=True)
-def restored(monkeypatch):
-    """Folders that are searched, as before."""
+def restored(tmp_path, monkeypatch):
+    """Folders that are searched, as before; an empty current folder."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(pickled.FOLDERS, os.environ.get(pickled.FOLDERS, ""))
 
 
