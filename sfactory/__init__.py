@@ -9,29 +9,39 @@ from sfactory import _moved
 from sfactory._version import __version__
 
 if TYPE_CHECKING:
-    from sfactory.api import evaluate, load_policy, make_config, play_match, resume, train
+    from sfactory.api import compare, evaluate, load_policy, make_config, play_match, report, resume, train
     from sfactory.config import Config
+    from sfactory.errors import RunFailed
     from sfactory.play.policy import Policy
+    from sfactory.run.callbacks import Callback
 
 __all__ = [
+    "Callback",
     "Config",
     "Policy",
+    "RunFailed",
     "__version__",
+    "compare",
     "evaluate",
     "load_policy",
     "make_config",
     "play_match",
+    "report",
     "resume",
     "train",
 ]
 
 _HOMES = {
+    "Callback": "run.callbacks",
     "Config": "config",
     "Policy": "play.policy",
+    "RunFailed": "errors",
+    "compare": "api",
     "evaluate": "api",
     "load_policy": "api",
     "make_config": "api",
     "play_match": "api",
+    "report": "api",
     "resume": "api",
     "train": "api",
 }

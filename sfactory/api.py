@@ -17,20 +17,33 @@ at its top level; imports that only training needs are better placed below the g
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfactory import pickled
 from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.resume_rules import changed_settings, refuse_changes
 from sfactory.config.tables import PLACEHOLDERS
 from sfactory.device.ranks import Ranks
-from sfactory.errors import UNGUARDED, CommandError, Exit, RunBusy
+from sfactory.envs.registered import RegisteredEnv
+from sfactory.errors import (
+    UNGUARDED,
+    CommandError,
+    EnvError,
+    Exit,
+    OnlyRegisteredHere,
+    RunBusy,
+    RunFailed,
+    SettingError,
+)
+from sfactory.run.callbacks import Callback, Callbacks, RunHandle, as_callbacks
 from sfactory.run.folder import (
     FolderTaken,
     has_checkpoint,
@@ -52,39 +65,86 @@ if TYPE_CHECKING:
     from sfactory.play.policy import Policy
     from sfactory.run.outcome import Outcome
     from sfactory.tools.check_env import EnvReport
+    from sfactory.tools.comparison import Comparison
 
 
-def make_config(target: str | Config = "", **sections: Mapping[str, Any]) -> Config:
-    """Build a checked configuration from a preset, FAMILY/ID or another `Config`, and changes.
+Code = Callable[..., Any]
+"""A class or function of the user's own."""
+CallbackLike = Callback | Callable[[RunHandle, dict[str, float]], None]
+
+
+def make_config(
+    target: str | Config | Code = "", *, wrappers: Sequence[str | Code] | None = None, **sections: Mapping[str, Any]
+) -> Config:
+    """Build a checked configuration from a preset, FAMILY/ID, code or another `Config`, and changes.
 
     Args:
-        target: preset, FAMILY/ID, or a configuration to change.
-        sections: one dict per section, as ``optim={"lr": 1e-3}, stop={"env_steps": 50_000}``.
+        target: preset, FAMILY/ID, a configuration to change, or an environment of your own: its class, or a function
+            that returns a gymnasium.Env (or a ParallelEnv or AECEnv of PettingZoo). It is called in other processes,
+            once for every copy, with `env.settings` as arguments. A lambda, a closure or what a notebook defines is
+            pickled (`sfactory.pickled`); what a module defines is named `module:Class`, as on the command line.
+        wrappers: `env.wrappers`, the innermost first: classes or functions that take the environment, or names.
+        sections: one dict per section, as ``optim={"lr": 1e-3}, stop={"env_steps": 50_000}``. Classes may stand where
+            the command line takes `module:Class`, as ``model={"encoder": MyEncoder}``.
 
     Raises:
-        ValueError: one line, the same as on the command line.
+        ValueError: one line, the same as on the command line; code that cannot be pickled.
     """
-    layers = [_layer(to_dict(target))] if isinstance(target, Config) else presets.target_layers(target)
-    return parsing.build(*layers, _layer(sections))
+    if wrappers is not None:
+        env = dict(sections.get("env", {}))
+        if "wrappers" in env:
+            raise SettingError("env.wrappers is given twice, as wrappers= and in env=; leave one out")
+        sections["env"] = {**env, "wrappers": list(wrappers)}
+    if isinstance(target, Config):
+        return parsing.build(_layer(to_dict(target)), _layer(sections))
+    return parsing.build(*presets.target_layers(_target_name(target)), _layer(sections))
 
 
-def train(target: str | Config = "", **sections: Mapping[str, Any]) -> Outcome:
+def train(
+    target: str | Config | Code = "",
+    *,
+    wrappers: Sequence[str | Code] | None = None,
+    callbacks: CallbackLike | Sequence[CallbackLike] = (),
+    check: bool = True,
+    **sections: Mapping[str, Any],
+) -> Outcome:
     """Start a new run in this process, and return how it ended and where (`outcome.run_dir`).
 
-    Arguments as in `make_config`. Progress goes to stderr, unless ``log={"quiet": True}``. Ctrl-C saves and returns.
-    A script needs a guard (see this module). With ``run={"requeue": True, "dir": ...}`` an existing run is continued,
-    as on the command line.
+    target, wrappers and sections as in `make_config`. Progress goes to stderr, unless ``log={"quiet": True}``. A script
+    needs a guard (see this module). With ``run={"requeue": True, "dir": ...}`` an existing run is continued, as on the
+    command line.
+
+    Ctrl-C, SIGTERM and SIGHUP end the run: it is saved and its outcome is returned, with `outcome.stopped`. A second
+    one does not wait for the checkpoint; if training is lost by it, RunFailed is raised. In another thread than the
+    main one Python has no signal handlers: there only a stop rule or a callback ends a run.
+
+    Args:
+        callbacks: `sfactory.Callback`, or a function of (run, row), or several of them.
+        check: raise RunFailed if the run fails; False returns the outcome of a failed run too.
 
     Raises:
-        ValueError (EnvError, CommandError, SettingError), RunBusy: a wrong request; nothing was started. A run that
-            fails later is returned as an outcome with a `code` other than 0.
+        ValueError (EnvError, CommandError, SettingError), RunBusy: a wrong request; nothing was started.
+        RunFailed: the run failed later. It has the outcome, the sentence, and the path of log.txt.
     """
     refuse_worker()
-    return train_config(make_config(target, **sections), target if isinstance(target, str) else "")
+    found = as_callbacks(callbacks)
+    config = make_config(target, wrappers=wrappers, **sections)
+    label = _label_of(target)
+    while True:
+        try:
+            return _checked(train_config(config, label, found), check, found)
+        except OnlyRegisteredHere as error:  # before anything was started: read specs first
+            config, label = _with_registered(config, error), label or config.env.name
 
 
 def resume(
-    run_dir: str | Path, *, allow: Sequence[str] = (), trust: bool = False, **sections: Mapping[str, Any]
+    run_dir: str | Path,
+    *,
+    allow: Sequence[str] = (),
+    trust: bool = False,
+    callbacks: CallbackLike | Sequence[CallbackLike] = (),
+    check: bool = True,
+    **sections: Mapping[str, Any],
 ) -> Outcome:
     """Continue a run from its newest checkpoint, with some settings changed; otherwise as `train`.
 
@@ -92,9 +152,9 @@ def resume(
     trust: run the code that its settings name, also if it was trained by somebody else (`sfactory.run.trust`).
     """
     refuse_worker()
-    run_dir = _path(run_dir)
+    run_dir, found = _path(run_dir), as_callbacks(callbacks)
     config = parsing.build(presets.recorded_layer(require_config_file(run_dir)), _layer(sections))
-    return resume_config(run_dir, config, allow, trust)
+    return _checked(resume_config(run_dir, config, allow, trust, found), check, found)
 
 
 def evaluate(
@@ -218,14 +278,71 @@ def export(run: str | Path, out: str | Path, trust: bool = False) -> Export:
     return write(_load_policy(_path(run), 0, trust, "sfactory export"), _path(out))
 
 
+def compare(
+    runs: str | Path | Sequence[str | Path],
+    *,
+    by: str = "env_steps",
+    output: str | Path | None = None,
+    **options: Any,
+) -> Comparison:
+    """Compare runs, as `sfactory compare`: groups of seeds, interquartile mean, intervals, improvement.
+
+    `print` shows the table, `as_dict()` is what `--json` prints.
+
+    Args:
+        runs: folders of runs or of sweeps, or patterns such as "runs/a*".
+        by: "env_steps" or "seconds", where runs are compared.
+        output: a picture to write too: .png, .svg or .pdf. Needs matplotlib.
+        options: the others of `sfactory.tools.comparison.compare`.
+
+    Raises:
+        ValueError: no such run, or runs that cannot be compared.
+    """
+    from sfactory.tools import compare_plot
+    from sfactory.tools.comparison import AXES
+    from sfactory.tools.comparison import compare as compare_runs
+    from sfactory.tools.shown_comparison import shown
+
+    if by not in AXES:
+        raise ValueError(f"by: expected one of {', '.join(AXES)}, got {by!r}")
+    pictures = [] if output is None else compare_plot.targets(_path(output))  # refused before the work
+    found = shown(compare_runs(_folders(runs), by, **options))
+    if pictures:
+        compare_plot.save(found, pictures, (by,))
+    return found
+
+
+def report(run_dir: str | Path, output: str | Path | None = None) -> Path:
+    """Write a run as one HTML page, as `sfactory report`; return its path, by default RUN/report.html.
+
+    Raises:
+        ValueError: no such run; a folder that does not exist.
+    """
+    from sfactory.files import replace_text
+    from sfactory.run.reader import read_run
+    from sfactory.tools.report import page
+
+    folder = read_run(_path(run_dir))
+    target = folder.path / "report.html" if output is None else _path(output)
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: the folder {target.parent} does not exist")
+    text = page(folder, target.parent)
+    if output is None:
+        replace_text(target, text)
+    else:  # the user's own file, or link to one
+        target.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+    return target
+
+
 # -- the same with a complete configuration ------------------------------------------------------------------
 
 
-def train_config(config: Config, label: str = "") -> Outcome:
-    """Start the run of `config`; with run.requeue and an existing folder, continue it.
+def train_config(config: Config, label: str = "", callbacks: Callbacks | None = None) -> Outcome:
+    """Start the run of `config`; with run.requeue and an existing folder, continue it. Returns failures too.
 
     label: name of the run's folder where run.dir is empty; the environment's name if it is empty too.
     """
+    callbacks = callbacks or Callbacks()
     ranks = Ranks.from_env(os.environ)
     check_job(config, ranks)
     if config.run.requeue and not config.run.dir:
@@ -235,7 +352,7 @@ def train_config(config: Config, label: str = "") -> Outcome:
     if config.run.dir:
         run_dir = Path(config.run.dir)
         if config.run.requeue and is_run(run_dir):
-            return _requeued(config, run_dir, ranks)
+            return _requeued(config, run_dir, ranks, callbacks)
         if ranks.is_leader:
             refuse_existing(run_dir)
     if config.sampling.auto:
@@ -244,11 +361,11 @@ def train_config(config: Config, label: str = "") -> Outcome:
         config = tuned(config, lambda line: None if config.log.quiet else print(line, file=sys.stderr, flush=True))
     if config.run.dir:
         wait_for_leader(run_dir, ranks)
-        return _train(config, run_dir, ranks, resume=False)
+        return _train(config, run_dir, ranks, callbacks, resume=False)
     while True:
         run_dir = new_run_dir(label or config.env.name, config.run.seed)
         try:
-            return _train(config, run_dir, ranks, resume=False)
+            return _train(config, run_dir, ranks, callbacks, resume=False)
         except (RunBusy, FolderTaken):
             if not run_dir.exists():
                 raise
@@ -315,7 +432,13 @@ def check_envs(config: Config, **options: Any) -> list[EnvReport]:
     return reports
 
 
-def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = (), trust: bool = False) -> Outcome:
+def resume_config(
+    run_dir: Path,
+    config: Config,
+    allow: Sequence[str] = (),
+    trust: bool = False,
+    callbacks: Callbacks | None = None,
+) -> Outcome:
     """Continue a run with the settings of `config`. Raises CommandError (exit 4) for changes a run cannot make.
 
     Code that `config` names and the run did not comes from this user, who is trusted.
@@ -323,21 +446,27 @@ def resume_config(run_dir: Path, config: Config, allow: Sequence[str] = (), trus
     ranks = Ranks.from_env(os.environ)
     check_job(config, ranks)
     require_checkpoint(run_dir)
-    return _continue(_config_of(run_dir), config, run_dir, ranks, allow, trust)
+    return _continue(_config_of(run_dir), config, run_dir, ranks, allow, trust, callbacks or Callbacks())
 
 
-def _requeued(config: Config, run_dir: Path, ranks: Ranks) -> Outcome:
+def _requeued(config: Config, run_dir: Path, ranks: Ranks, callbacks: Callbacks) -> Outcome:
     """Continue a run whose command the scheduler started again; from the beginning if it has no checkpoint yet."""
     before = _config_of(run_dir)
     if config.sampling.auto:  # keep the split that the first launch found
         names = ("learner_threads", "inference_threads", "inference_workers")
         found = {name: getattr(before.run, name) for name in names}
         config = replace(config, sampling=before.sampling, run=replace(config.run, **found))
-    return _continue(before, config, run_dir, ranks, [], trust=True)  # the command names the code itself
+    return _continue(before, config, run_dir, ranks, [], True, callbacks)  # the command names the code itself
 
 
 def _continue(
-    before: Config, config: Config, run_dir: Path, ranks: Ranks, allow: Sequence[str], trust: bool
+    before: Config,
+    config: Config,
+    run_dir: Path,
+    ranks: Ranks,
+    allow: Sequence[str],
+    trust: bool,
+    callbacks: Callbacks,
 ) -> Outcome:
     """Check the changes, say them, and train on if there is anything to train. before: the settings of the run."""
     from sfactory.device.machine import cores
@@ -357,7 +486,7 @@ def _continue(
     for line in changed_settings(settled, config) if ranks.is_leader else []:
         print(printable(line), file=sys.stderr)
     with vouched_code(run_dir, before, trust, "sfactory resume"):
-        return _train(config, run_dir, ranks, resume=resume)
+        return _train(config, run_dir, ranks, callbacks, resume=resume)
 
 
 def _config_of(run_dir: Path) -> Config:
@@ -365,11 +494,11 @@ def _config_of(run_dir: Path) -> Config:
     return parsing.build(presets.recorded_layer(require_config_file(run_dir)))
 
 
-def _train(config: Config, run_dir: Path, ranks: Ranks, *, resume: bool) -> Outcome:
+def _train(config: Config, run_dir: Path, ranks: Ranks, callbacks: Callbacks, *, resume: bool) -> Outcome:
     from sfactory.supervisor import train as supervisor
 
     with MISSING_MAIN_FILE:
-        outcome = supervisor.train(config, run_dir, resume, ranks)
+        outcome = supervisor.train(config, run_dir, resume, ranks, callbacks)
     outcome.run_dir = str(run_dir)
     if outcome.code == UNGUARDED:
         if not resume:
@@ -378,9 +507,79 @@ def _train(config: Config, run_dir: Path, ranks: Ranks, *, resume: bool) -> Outc
     return outcome
 
 
+def _checked(outcome: Outcome, check: bool, callbacks: Callbacks) -> Outcome:
+    """The outcome; RunFailed if the run failed and `check` is set."""
+    if check and outcome.failed:
+        raise RunFailed(outcome) from callbacks.error
+    return outcome
+
+
+def _target_name(target: str | Code) -> str:
+    """A target as the command line names it."""
+    if isinstance(target, str):
+        return target
+    if callable(target):
+        return pickled.name_of(target, "target")
+    if (gymnasium := sys.modules.get("gymnasium")) and isinstance(target, gymnasium.Env):
+        raise SettingError(
+            f"target: {type(target).__name__} is an environment, and every process builds its own; pass the class, or "
+            "a function that returns an environment, for example lambda: gymnasium.make(ID)"
+        )
+    raise SettingError(
+        f"target: expected a preset, FAMILY/ID, a Config, or a class or function that returns an environment, got "
+        f"{type(target).__name__}"
+    )
+
+
+def _label_of(target: str | Config | Code) -> str:
+    """Name of a new run's folder; empty: that of the environment."""
+    if isinstance(target, str):
+        return target
+    return "" if isinstance(target, Config) else str(getattr(target, "__qualname__", "")).rpartition(".")[2]
+
+
+def _with_registered(config: Config, error: OnlyRegisteredHere) -> Config:
+    """The configuration with the id of an environment, that only this process knows, replaced by its code."""
+    spec = sys.modules["gymnasium"].registry[error.task.partition("/")[2]]
+    try:
+        name = pickled.name_of(RegisteredEnv(spec), error.task)
+    except SettingError as problem:
+        raise EnvError(str(error)) from problem
+    tasks = [name if task == error.task else task for task in config.env.tasks]
+    return replace(config, env=replace(config.env, name=",".join(tasks)))
+
+
+def _folders(runs: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Folders of runs; patterns are replaced by the folders that they fit, in order."""
+    found: list[Path] = []
+    for name in [runs] if isinstance(runs, str | Path) else runs:
+        path = _path(name)
+        fitting = [] if path.exists() else sorted(glob.glob(str(path)))
+        found += map(Path, fitting) if fitting else [path]
+    return found
+
+
 def _path(name: str | Path) -> Path:
     """A path in which `~` is the home folder."""
     return Path(os.path.expanduser(name))
+
+
+CODE_SETTINGS = ("env.name", "env.wrappers", "model.encoder", "model.network")
+"""Settings that take `module:Class`, and from Python the class or function itself."""
+
+
+def _named(value: Any, setting: str) -> Any:
+    """A value in which classes and functions are replaced by their names."""
+    if isinstance(value, list):
+        names = [_named(one, setting) for one in value]
+        return ",".join(names) if all(isinstance(name, str) for name in names) else names
+    if not callable(value):
+        return value
+    wrappers: Any = sys.modules.get("gymnasium.wrappers")
+    name = getattr(value, "__name__", "")
+    if getattr(wrappers, name, None) is value:  # known by its name alone
+        return name
+    return pickled.name_of(value, setting)
 
 
 def _layer(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:
@@ -394,5 +593,6 @@ def _layer(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:
             if name in PLACEHOLDERS and isinstance(value, Mapping):
                 layer.update(parsing.table_layer(name, value))
             elif value is not None:
-                layer[name] = parsing.RawValue(list(value) if isinstance(value, tuple) else value)
+                value = list(value) if isinstance(value, tuple) else value
+                layer[name] = parsing.RawValue(_named(value, name) if name in CODE_SETTINGS else value)
     return layer

@@ -112,6 +112,17 @@ class UnknownEnvError(EnvError):
     """An id that is not registered in this process; it may be in another one."""
 
 
+class OnlyRegisteredHere(EnvError):
+    """An id that the process which asks has registered with gymnasium, and new processes do not know."""
+
+    def __init__(self, message: str, task: str) -> None:
+        super().__init__(message)
+        self.task = task
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.task)
+
+
 class FileRefused(ValueError):
     """A file of a run folder that is not opened: a link, a pipe, a folder, or too large; the message names it."""
 
@@ -134,6 +145,27 @@ class RunBusy(RuntimeError):
     """A run folder that another process trains in."""
 
     exit_code = Exit.BUSY
+
+
+class RunFailed(RuntimeError):
+    """A run that Python code started or resumed, and that failed (`sfactory.train`, `sfactory.resume`).
+
+    outcome: how it ended (`sfactory.run.outcome.Outcome`). sentence: why, in one sentence. log: path of its log.txt.
+    The exception of a callback that ended the run is the cause (`__cause__`).
+    """
+
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
+        self.sentence: str = outcome.sentence
+        self.log = str(Path(outcome.run_dir) / "log.txt")
+        super().__init__(f"{outcome.name} (exit {outcome.code}): {self.sentence}; see {self.log}")
+
+    @property
+    def exit_code(self) -> Exit:
+        return Exit(self.outcome.code)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.outcome,)  # errors come from other processes too
 
 
 class LearnerLost(RuntimeError):

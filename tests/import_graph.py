@@ -28,6 +28,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "native",
         "device config",
         "algo model shm envs",
+        "pickled",
         "files",
         "errors",
         "_version _moved",

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ import sfactory
 from sfactory import _moved, errors
 from sfactory.errors import Exit
 from sfactory.play.export import ExportMismatch
+from sfactory.run.outcome import Outcome
 from sfactory.tools.bench import BenchFailed
-from sfactory.tools.verify_resume import RunFailed
+from sfactory.tools.verify_resume import TrialRunFailed
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parent.parent
     [
         *(kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)),
         BenchFailed,
-        RunFailed,
+        TrialRunFailed,
         ExportMismatch,
     ],
     ids=lambda kind: kind.__name__,
@@ -33,9 +35,17 @@ ROOT = Path(__file__).parent.parent
 def test_error_carries_its_exit_code(error):
     if issubclass(error, Warning):
         return
-    raised = error(Exit.USAGE, "why") if error is errors.CommandError else error("why")
+    outcome = Outcome("busy", 3, "why", run_dir="runs/a")
+    arguments = {
+        errors.CommandError: (Exit.USAGE, "why"),
+        errors.OnlyRegisteredHere: ("why", "gymnasium/Mine-v0"),
+        errors.RunFailed: (outcome,),
+    }
+    raised = error(*arguments.get(error, ("why",)))
     assert isinstance(raised.exit_code, Exit)
-    assert str(raised) == "why"
+    assert str(raised) == ("busy (exit 3): why; see runs/a/log.txt" if error is errors.RunFailed else "why")
+    again = pickle.loads(pickle.dumps(raised))
+    assert (type(again), str(again), again.exit_code) == (error, str(raised), raised.exit_code)
 
 
 def test_every_exit_code_has_a_word():

@@ -34,13 +34,13 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train both runs and compare them."""
-    from sfactory.tools.verify_resume import RunFailed, verify_resume
+    from sfactory.tools.verify_resume import TrialRunFailed, verify_resume
 
     config_of(options)  # report mistakes before any run starts
     flags = [f"--{name.replace('_', '-')}={_typed(given.value)}" for name, given in options.settings.items()]
     try:
         differences = verify_resume([options.word, *flags], options.steps, options.kills, options.seed, print)
-    except RunFailed as error:
+    except TrialRunFailed as error:
         raise CommandError(error.exit_code, f"nothing was verified: {error}") from error
     if differences:
         print("not equal:", *differences, sep="\n  ")

@@ -47,6 +47,7 @@ ALGORITHMS = {
             "loss.entropy_",
             "optim.kl_target",
             "optim.sfpo_",
+            "model.network",
             "model.separate",
             "model.log_std_init",
             "model.squash",

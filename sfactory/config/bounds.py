@@ -162,6 +162,7 @@ class Matches:
 DEVICE = Matches(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
 DEVICE_OR_EMPTY = Matches(f"({DEVICE.pattern})?", DEVICE.text)
 ENCODER = Matches(rf"{'|'.join(ENCODER_NAMES)}|.*:.*", f"{', '.join(ENCODER_NAMES)} or module:Class")
+NETWORK = Matches(r"|.*:.*", "module:Class")
 
 
 @functools.cache

@@ -135,10 +135,26 @@ def check_options(config: Config) -> None:
         raise ValueError("optim.schedule linear ends at stop.env-steps, which is 0; set it, or use constant")
     if config.loss.entropy_final is not None and not config.stop.env_steps:
         raise ValueError("loss.entropy-final is reached at stop.env-steps, which is 0; set it, or leave it out")
+    check_own_network(config)
     if config.model.separate and config.model.core != "none":
         raise ValueError(
             f"model.separate and model.core {config.model.core} exclude each other: a recurrent core needs one trunk"
         )
+
+
+def check_own_network(config: Config) -> None:
+    """What a network of the user's own cannot have."""
+    if not config.model.network:
+        return
+    refused = {
+        f"model.core {config.model.core}": config.model.core != "none",
+        "normalize.value-targets true": config.normalize.value_targets,
+        "surrogate.median-head true": config.surrogate.has_median_head,
+        f"algorithm.name {config.algorithm.name}": config.algorithm.name != "actor_critic",
+    }
+    for setting, holds in refused.items():
+        if holds:
+            raise ValueError(f"{setting} and model.network {config.model.network} exclude each other; leave one out")
 
 
 def check_inference_workers(config: Config) -> None:

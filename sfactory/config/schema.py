@@ -20,6 +20,7 @@ from sfactory.config.bounds import (
     DEVICE_OR_EMPTY,
     ENCODER,
     LARGEST,
+    NETWORK,
     AnyNumber,
     Below,
     Between,
@@ -493,6 +494,9 @@ class Model:
     """auto (by shape, dtype and bounds of each observation; the choice is printed), mlp, cnn (pictures from 12 pixels),
     nature (from 36), impala, minatar (small grids), or your own as module:Class. Where a shape does not say which axes
     are the picture, nature, cnn and impala read channels first, minatar channels last; mlp takes it as a vector."""
+    network: Annotated[str, NETWORK] = ""
+    """A whole actor-critic network of your own as module:Class, in place of all layers: encoder, hidden, activation,
+    layer_norm and separate have no effect then. It has no core, and needs algorithm.name actor_critic. Empty: none."""
     hidden: Annotated[tuple[int, ...], Each(Between(1, 65_536))] = (128,)
     """Widths of the fully connected layers."""
     activation: Literal["relu", "tanh"] = "relu"
@@ -510,6 +514,11 @@ class Model:
     """Continuous actions: initial logarithm of the standard deviation."""
     squash: bool = False
     """Continuous actions: tanh of the sample, scaled to the bounds, instead of clipping to them."""
+
+    @property
+    def reader(self) -> str:
+        """What reads the observations: the network of the user's own, or else the encoder."""
+        return self.network or self.encoder
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Load a class or function of the user's own: `my_file:MyEnv`, `sub/my_file.py:MyEnv`, `package.module:factory`.
 
 Environments, wrappers and modules that register ids with gymnasium are found in this way. A file of the current folder
-is preferred to an installed module of the same name. This module does not import gymnasium.
+is preferred to an installed module of the same name. `cloudpickle:NAME-DIGEST` is what was passed to `sfactory.train`
+as an object (`sfactory.pickled`). This module does not import gymnasium.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sfactory import pickled
 from sfactory.envs.spec import one_line
-from sfactory.errors import EnvError, did_you_mean, suggest
+from sfactory.errors import EnvError, SettingError, did_you_mean, suggest
 
 KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 CODE_FOLDER = "SFACTORY_CODE_FOLDER"
@@ -51,6 +53,8 @@ def load_target(target: str) -> Callable[..., Any]:
     Raises EnvError, one line, for a module or name that does not exist, and for what cannot be called. It has `fault`
     set if the module itself raises an error.
     """
+    if pickled.is_pickled(target):
+        return _unpickled(target)
     module_name, _, attribute = target.rpartition(":")
     if not module_name or not attribute:
         raise EnvError(f"{target}: write MODULE:NAME, for example my_file:MyEnv")
@@ -69,6 +73,21 @@ def load_target(target: str) -> Callable[..., Any]:
             "called for every copy"
         )
     return value
+
+
+def _unpickled(target: str) -> Callable[..., Any]:
+    """The class or function of a pickle."""
+    if (folder := str(code_folder())) not in sys.path:
+        sys.path.append(folder)  # for the modules that it refers to
+    try:
+        found: Callable[..., Any] = pickled.load(target)
+        return found
+    except SettingError as error:
+        raise EnvError(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise EnvError(f"{target} uses {error.name}, which is not installed and not in {folder}") from error
+    except Exception as error:
+        raise EnvError(f"{target} cannot be loaded: {one_line(error)}{_place(error)}", fault=True) from error
 
 
 def not_in_main(attribute: str) -> str:

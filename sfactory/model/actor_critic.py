@@ -117,7 +117,7 @@ class ActorCritic(nn.Module):
         self.treatments = treatments(obs, without=(mask, acting), encoder=encoder, normalize=normalize_obs)
         self.action_dtypes = {name: str(leaf.dtype) for name, leaf in actions.items()}
         shared: dict[str, Any] = dict(hidden=hidden, activation=activation, layer_norm=layer_norm)
-        self.trunk = Trunk(self.treatments, **shared, core=core, core_size=core_size)
+        self.trunk = self._trunk(**shared, core=core, core_size=core_size)
         self.critic = Trunk(self.treatments, **shared, core="none", core_size=0) if separate else None
         self.state_size = self.trunk.core.state_size
         self._add_heads(log_std_init, median)
@@ -130,6 +130,10 @@ class ActorCritic(nn.Module):
         inputs = [Input(leaf) for leaf in self.treatments.values()]
         self.inputs = nn.ModuleList(inputs)
         self._changed = [(name, i) for i, name in enumerate(self.treatments) if not inputs[i].identity]
+
+    def _trunk(self, **arguments: Any) -> Trunk:
+        """What computes the features of the policy."""
+        return Trunk(self.treatments, **arguments)
 
     def _distribution(self, actions: Mapping[str, ActionLeafLike], squash: bool) -> ActionDistribution:
         """The distribution whose parameters the network computes."""

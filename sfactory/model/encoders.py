@@ -21,6 +21,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from sfactory import pickled
 from sfactory.errors import SettingError
 from sfactory.model.linear import Linear
 
@@ -236,17 +237,17 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
 }
 
 
-def check_encoders(name: str, encoders: nn.Module) -> None:
+def check_encoders(name: str, encoders: nn.Module, setting: str = "model.encoder") -> None:
     """SettingError if a module inside computes something else in training than in acting.
 
     The learner runs the network in training mode, inference in evaluation mode and on other batches. A difference would
-    be taken for a change of the policy: the ratio of both would not be 1 on fresh data. name: `model.encoder`.
+    be taken for a change of the policy: the ratio of both would not be 1 on fresh data. name: value of the setting.
     """
     for path, module in encoders.named_modules():
         reason = _differs_in_training(module)
         if reason:
             raise SettingError(
-                f"model.encoder {name} contains {type(module).__name__} ({path}), which {reason}: the policy that is "
+                f"{setting} {name} contains {type(module).__name__} ({path}), which {reason}: the policy that is "
                 "trained would not be the one that acts; remove it, or use LayerNorm or GroupNorm"
             )
 
@@ -275,6 +276,8 @@ def make_encoder(
 
     layer_norm: of the encoders here; those of the user's own place their layers themselves.
     """
+    if pickled.is_pickled(name):
+        return pickled.load(name)(shape, hidden=hidden, activation=activation)
     if ":" in name:
         module, _, attribute = name.partition(":")
         return getattr(importlib.import_module(module), attribute)(shape, hidden=hidden, activation=activation)

@@ -234,7 +234,7 @@ def treatments(
 def obs_treatments(spec: Any, config: Any) -> dict[str, Treatment]:
     """The treatments of a run: `EnvSpec` and `Config`. Raises ValueError as `treat`."""
     return treatments(
-        spec.obs, without=(spec.mask, spec.acting), encoder=config.model.encoder, normalize=config.normalize.obs
+        spec.obs, without=(spec.mask, spec.acting), encoder=config.model.reader, normalize=config.normalize.obs
     )
 
 

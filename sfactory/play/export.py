@@ -29,7 +29,6 @@ from sfactory._version import __version__
 from sfactory.envs import Leaf
 from sfactory.errors import Exit
 from sfactory.play.policy import Policy
-from sfactory.run import checkpoint
 
 TOLERANCE = 1e-4  # of params, values, states and continuous actions: absolute up to 1, relative beyond
 BATCH_SIZES = (1, 64, 7)  # that are compared, in this order
@@ -128,7 +127,7 @@ def export(policy: Policy, out: Path) -> Export:
     Raises ValueError for an invalid path or a missing package, ExportMismatch if the file differs from the policy.
     """
     check_file(out)
-    _unscale_value(policy)
+    policy.rescale_value_head()
     module = ExportedPolicy(policy).eval()
     metadata = _metadata(policy)
     temporary = out.with_name(f".{out.stem}.part{out.suffix}")
@@ -304,13 +303,6 @@ def _metadata(policy: Policy) -> dict[str, Any]:
         "obs": {name: [list(leaf.shape), leaf.dtype] for name, leaf in spec.obs.items()},
         "state_size": policy.model.state_size,
     }
-
-
-def _unscale_value(policy: Policy) -> None:
-    """Rescale the value head of a run with normalize.value-targets from targets of variance 1 to returns."""
-    target = checkpoint.read(policy.path, ("normalizers",)).parts["normalizers"]
-    if "target.std" in target:
-        policy.model.rescale_value(target["target.std"], target["target.mean"])
 
 
 def _buffer(kind: str, name: str) -> str:

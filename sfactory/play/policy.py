@@ -22,13 +22,14 @@ from sfactory.envs.obs_leaf import Encode, obs_leaves
 from sfactory.envs.saved_spec import spaces_from_json
 from sfactory.envs.space_leaves import space_leaves
 from sfactory.errors import CheckpointError
+from sfactory.play.policy_distribution import ATANH_LIMIT, PolicyDistribution
 from sfactory.run import checkpoint
 
 if TYPE_CHECKING:
     import torch
 
     from sfactory.config import Config
-    from sfactory.model.actor_critic import ActorCritic
+    from sfactory.model.actor_critic import ActorCritic, Output
 
 SEED_STREAM = 5  # keeps these random numbers apart from those of training
 
@@ -52,12 +53,19 @@ class Actor:
             leaves = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in obs.items()}
             out = self.model(leaves, self.state, torch.from_numpy(first))
             self.state = out.state
+            return self.choose(out.params, greedy)
+
+    def choose(self, params: torch.Tensor, greedy: bool) -> dict[str, np.ndarray]:
+        """Parameters of the distribution [N, K] -> action leaves [N, ...]."""
+        import torch
+
+        with torch.inference_mode():
             distribution = self.model.distribution
             if greedy:
-                actions = distribution.mode(out.params)
+                actions = distribution.mode(params)
             else:
-                noise = self.generator.random((len(first), distribution.num_noise), dtype=np.float32)
-                actions = distribution.sample(out.params, torch.from_numpy(noise))
+                noise = self.generator.random((len(params), distribution.num_noise), dtype=np.float32)
+                actions = distribution.sample(params, torch.from_numpy(noise))
             return {name: action.numpy() for name, action in actions.items()}
 
     def of_rows(
@@ -91,11 +99,20 @@ class Policy:
     """A trained policy that maps observations of the environment to actions. Created by `load_policy`."""
 
     def __init__(
-        self, model: ActorCritic, spec: EnvSpec, config: Config, path: Path, env_steps: int, seed: int
+        self,
+        model: ActorCritic,
+        spec: EnvSpec,
+        config: Config,
+        path: Path,
+        env_steps: int,
+        seed: int,
+        value_scale: tuple[float, float] = (1.0, 0.0),
     ) -> None:
+        """value_scale: factor and shift from the output of the value head to units of reward."""
         self.model, self.spec, self.config, self.path = model, spec, config, path
         self.env_steps = env_steps
         """Trained steps."""
+        self._value_scale = value_scale
         self._actor = Actor(model, seed)
         spaces: tuple[Any, Any] = spaces_from_json(spec.spaces) if spec.spaces else (None, None)
         self.observation_space, self.action_space = spaces
@@ -132,18 +149,127 @@ class Policy:
             env.pad-spaces a category is counted from 0: add the start of the agent's own space, if it has another one.
         Raises ValueError for an observation of another shape or dtype.
         """
+        leaves, begins, single = self._inputs(obs, first, agent, mask)
+        return self._as_env_takes(self._actor(leaves, begins, greedy), single)
+
+    def predict(
+        self,
+        obs: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        *,
+        agent: Any = None,
+        mask: Any = None,
+    ) -> tuple[Any, Any]:
+        """Return the action and the next recurrent state, as `predict` of stable-baselines3.
+
+        `act` keeps the recurrent state itself; here it is an argument and a result: [N, H], None without memory. None
+        as an argument: zeros. episode_start: as `first` of `act`. deterministic: the most likely action.
+        """
+        import torch
+
+        leaves, begins, single = self._inputs(obs, episode_start, agent, mask)
+        memory = None if state is None else torch.from_numpy(np.array(state, np.float32))
+        out = self._outputs(leaves, begins, memory)
+        action = self._as_env_takes(self._actor.choose(out.params, deterministic), single)
+        return action, None if out.state is None or not self.model.state_size else out.state.numpy()
+
+    def value(self, obs: Any, first: Any = None, *, agent: Any = None, mask: Any = None) -> Any:
+        """Return the expected discounted return from an observation: a number, or [N] for a batch.
+
+        In units of the rewards that were learned from, which `env.reward_scale`, `env.reward_clip` and
+        `normalize.reward` change. Arguments as `act`. The recurrent state is read and stays as it is: call this before
+        `act`.
+        """
+        leaves, begins, single = self._inputs(obs, first, agent, mask)
+        scale, shift = self._value_scale
+        value = self._outputs(leaves, begins, self._state(len(begins))).value.numpy() * scale + shift
+        return float(value[0]) if single else value
+
+    def rescale_value_head(self) -> None:
+        """Let the network itself compute values in units of reward, for export."""
+        if self._value_scale != (1.0, 0.0):
+            import torch
+
+            self.model.rescale_value(*map(torch.tensor, self._value_scale))
+            self._value_scale = (1.0, 0.0)
+
+    def distribution(self, obs: Any, first: Any = None, *, agent: Any = None, mask: Any = None) -> PolicyDistribution:
+        """Return the distribution of the action: probabilities, mean and deviation, entropy. Arguments as `value`."""
+        leaves, begins, single = self._inputs(obs, first, agent, mask)
+        params = self._outputs(leaves, begins, self._state(len(begins))).params
+        return PolicyDistribution(self.model.distribution, params, single, self._leaves_of)
+
+    def _inputs(self, obs: Any, first: Any, agent: Any, mask: Any) -> tuple[dict[str, np.ndarray], np.ndarray, bool]:
+        """Leaves [N, ...], flags [N] where episodes begin, and whether it is a single observation."""
         leaves, count = self._read(obs)
         rows = 1 if count is None else count
         leaves |= self._complete(rows, agent, mask)
         begins = np.zeros(rows, bool)
         begins[:] = False if first is None else first
-        action = self.env_actions(self._actor(leaves, begins, greedy))
+        return leaves, begins, count is None
+
+    def _outputs(self, leaves: Mapping[str, np.ndarray], begins: np.ndarray, state: torch.Tensor | None) -> Output:
+        """What the network computes; the recurrent state of `act` is not changed."""
+        import torch
+
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in leaves.items()}
+            out: Output = self.model(tensors, state, torch.from_numpy(begins))
+            return out
+
+    def _state(self, rows: int) -> torch.Tensor | None:
+        """The recurrent state of `act`, if it belongs to as many environments."""
+        state = self._actor.state
+        return state if state is not None and len(state) == rows else None
+
+    def _as_env_takes(self, leaves: dict[str, np.ndarray], single: bool) -> Any:
+        """Action leaves [N, ...] of the distribution -> what `env.step` takes."""
+        action = self.env_actions(leaves)
         if self._actions is not None:
             parts = zip(self._actions.parts, action.values(), strict=True)
-            return self._actions.nest([part.rows(values)[0] if count is None else values for part, values in parts])
-        if count is None:
+            return self._actions.nest([part.rows(values)[0] if single else values for part, values in parts])
+        if single:
             action = {name: value[0] for name, value in action.items()}
         return action["action"] if list(action) == ["action"] else action
+
+    def _leaves_of(self, action: Any, rows: int) -> dict[str, np.ndarray]:
+        """The inverse of `_as_env_takes` for `rows` observations, but for what is clipped."""
+        parts = self._actions.parts if self._actions is not None else None
+        paths = {name: () if list(self.spec.actions) == ["action"] else (name,) for name in self.spec.actions}
+        if parts is not None:
+            paths = {part.name: part.path for part in parts if not part.empty}
+        leaves = {}
+        for name, leaf in self.spec.actions.items():
+            value = action
+            for key in paths[name]:
+                value = value[key]
+            try:
+                flat = np.asarray(value, leaf.dtype).reshape(rows, *leaf.shape)
+            except (TypeError, ValueError):
+                shape = (*([] if rows == 1 else [rows]), *self.action_shapes.get(name, leaf.shape))
+                raise ValueError(f"{name} has shape {np.shape(value)}, expected {shape}") from None
+            if leaf.kind == "discrete":
+                flat = flat - self.category_starts.get(name, 0)
+                if (flat < 0).any() or (flat >= np.reshape(leaf.sizes, leaf.shape)).any():
+                    raise ValueError(f"{name} {value!r} is not one of the choices of {self.spec.name}")
+            elif self.config.model.squash:
+                low, high = (np.asarray(bound, np.float32).reshape(leaf.shape) for bound in (leaf.low, leaf.high))
+                share = (2.0 * flat - low - high) / (high - low)
+                flat = np.arctanh(share.clip(-ATANH_LIMIT, ATANH_LIMIT)).astype(np.float32)
+            leaves[name] = flat
+        return leaves
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        memory = f", {self.config.model.core} of {self.model.state_size}" if self.model.state_size else ""
+        reads = ", ".join(f"{name} {leaf.shape} {leaf.dtype}" for name, leaf in self.spec.obs.items())
+        acts = self.action_space if self.action_space is not None else ", ".join(self.spec.actions)
+        return (
+            f"<Policy of {self.spec.name} after {self.env_steps:,} steps: {reads} -> {acts}; {count:,} parameters"
+            f"{memory}; {str(self.path)!r}>"
+        )
 
     def env_actions(self, action: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Convert action leaves [N, ...] of the distribution to what the environment takes.
@@ -236,8 +362,13 @@ def load_policy(path: Path, config: Config, spec: EnvSpec, seed: int = 0) -> Pol
     config: of its run. spec: of its environment. seed: of sampled actions. Raises CheckpointError.
     """
     model, state = checkpoint.restore_policy(path, config, spec)
+    scale = (1.0, 0.0)
+    if config.normalize.value_targets:  # the network computes targets of mean 0 and variance 1
+        target = checkpoint.read(path, ("normalizers",)).parts["normalizers"]
+        if "target.std" in target:
+            scale = (float(target["target.std"]), float(target["target.mean"]))
     try:
-        return Policy(model, spec, config, path, int(state["env_steps"]), seed)
+        return Policy(model, spec, config, path, int(state["env_steps"]), seed, scale)
     except ValueError as error:
         raise CheckpointError(f"{path}: the environment's spaces in state.json cannot be used: {error}") from error
 

@@ -71,7 +71,7 @@ def clear_folder(folder: Path) -> None:
 
 
 FILES = (".lock", "config.toml", "status.json", "metrics.jsonl", "log.txt", "report.html", "run_id")
-FOLDERS = ("checkpoints", "corrupt", "debug", "tb", "wandb")
+FOLDERS = ("checkpoints", "code", "corrupt", "debug", "tb", "wandb")
 """What a command writes in a run folder."""
 
 
@@ -84,7 +84,7 @@ def refuse_links(run_dir: Path) -> None:
         require(run_dir / name, "a file")
     for name in FOLDERS:
         for path in folder_entries(run_dir / name):
-            if name in ("debug", "tb", "wandb") and not is_folder(path):
+            if name in ("code", "debug", "tb", "wandb") and not is_folder(path):
                 require(path, "a file")
 
 

@@ -17,7 +17,7 @@ def check_network_size(config: Config, tensors: Mapping[str, TensorEntry]) -> No
     """CheckpointError if no tensor of the model has a width that the configuration names, or it has too few tensors."""
     model = config.model
     widths: dict[str, tuple[int, ...]] = {"model.core_size": (model.core_size,) if model.core != "none" else ()}
-    if ":" not in model.encoder:  # one of the user's own may use the widths in any way
+    if ":" not in model.reader:  # one of the user's own may use the widths in any way
         widths["model.hidden"] = model.hidden
     sizes = {size for entry in tensors.values() if 0 not in entry.shape for size in entry.shape}
     for name, values in widths.items():

@@ -27,6 +27,7 @@ from sfactory.monitor.panel import ReturnHistory, Snapshot, keep_stage_times
 from sfactory.monitor.rows import read_rows, rows_until
 from sfactory.monitor.writers import Writers, last_evaluated
 from sfactory.run import checkpoint
+from sfactory.run.callbacks import Callbacks
 from sfactory.run.checkpoint_files import Contents, require_resumable
 from sfactory.run.env_faults import EnvFaults, is_env_fault, with_traceback
 from sfactory.run.folder import clear_folder, is_run, make_folder, refuse_links, refuse_run, remove_empty
@@ -72,6 +73,7 @@ class RunRecorder:
         self._presence, self._presence_due = FolderPresence(run_dir), 0.0
         self._taken = False  # another run is in the folder's place: nothing more is written there
         self.row_counts: RowCounts | None = None
+        self.callbacks = Callbacks()
         self.env_faults = EnvFaults(config.env.fault_budget, config.sampling.num_envs)  # of this launch
         tasks = {task: spec.reference for task, spec in zip(config.env.tasks, specs, strict=True)}
         self.board = Board(self.env_steps, self.seconds, tasks, self.episodes.of_rank(ranks))
@@ -202,7 +204,7 @@ class RunRecorder:
         self.board.handle((messages.LEARNER, worker, metrics))
         frames = self.env_steps * self.spec.frame_skip
         row = self.board.snapshot(self.env_steps, frames, self.updates, self.seconds, self.episodes)
-        self._row = keep_stage_times(self._row, self.writers.row(self.env_steps, self.seconds, row))
+        self._row = keep_stage_times(self._row, self._to_writers(self.env_steps, row))
         self._history.add(self.env_steps, self.seconds, row)
         self._update_console()
         self._write_status("running", pid=os.getpid())
@@ -234,7 +236,15 @@ class RunRecorder:
         """
         for waiting, scores in zip(range(len(evaluations) - 1, -1, -1), evaluations, strict=True):
             env_steps = max(self.writers.last_step + 1, min(int(scores["eval/env_steps"]), end - waiting))
-            self.writers.row(env_steps, self.seconds, scores)
+            self._to_writers(env_steps, scores)
+
+    def _to_writers(self, env_steps: int, row: Mapping[str, float]) -> dict[str, float]:
+        """Write a row and report it to the callbacks; returns it with the load of the machine added."""
+        is_new = env_steps > self.writers.last_step
+        values = self.writers.row(env_steps, self.seconds, row)
+        if is_new:
+            self.callbacks.row({"env_steps": env_steps, "seconds": self.seconds, **values})
+        return values
 
     def _update_console(self, state: str = "running") -> None:
         """Pass the newest numbers to the panel or the progress line."""

@@ -7,7 +7,9 @@ beside them in the folder. It is imported only if
                                  modules and the folder where training began; they are looked for there
     the user says so             `--trust`, in Python `trust=True`
     the process has it already   a module of the user's own script; installed packages and the standard library do not
-                                 count, because settings could name any function of them
+                                 count, because settings could name any function of them; a pickle made by this process
+
+The same holds for pickles in the folder (`sfactory.pickled`), whose names have a digest of what they contain.
 
 Environments and encoders of this package, and ids that installed packages register with gymnasium, need no trust.
 """
@@ -26,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from sfactory import pickled
 from sfactory.config import Config
 from sfactory.envs.python_target import CODE_FOLDER, TAKE_MODULES, code_folder, is_python_target
 from sfactory.errors import CommandError, Exit
@@ -59,23 +62,39 @@ def modules_of(config: Config, environments: bool = True) -> dict[str, str]:
     found: dict[str, str] = {}
     encoder, env = config.model.encoder, config.env
     if ":" in encoder:
-        found[encoder.partition(":")[0]] = f"model.encoder {encoder}"
+        found[_module_of(encoder)] = f"model.encoder {encoder}"
+    if network := config.model.network:
+        found[_module_of(network)] = f"model.network {network}"
     if not environments:
         return found
     for task in env.tasks:
         family, _, env_id = task.partition("/")
         if is_python_target(task):
-            found[task.rpartition(":")[0]] = f"env.name {task}"
+            found[_module_of(task)] = f"env.name {task}"
         elif family in TAKE_MODULES and ":" in env_id:
             found[env_id.rpartition(":")[0]] = f"env.name {task}"
         elif family in WRITING_FAMILIES:
             found[f"sfactory_envs.{family}"] = f"env.name {task}"
     for wrapper in env.options.wrappers:
         if ":" in wrapper:
-            found[wrapper.rpartition(":")[0]] = f"env.wrappers {wrapper}"
+            found[_module_of(wrapper)] = f"env.wrappers {wrapper}"
         elif wrapper in WRITES_FILES:
             found[f"gymnasium.wrappers.{wrapper}"] = f"env.wrappers {wrapper}"
     return found
+
+
+def _module_of(name: str) -> str:
+    """The module of `MODULE:NAME`; a pickle is one of its own."""
+    return name if pickled.is_pickled(name) else name.rpartition(":")[0]
+
+
+@contextlib.contextmanager
+def kept_code(run_dir: Path, config: Config) -> Iterator[None]:
+    """Copy the pickles that these settings name into the run folder, and look for them there within this context."""
+    names = list(filter(pickled.is_pickled, modules_of(config)))
+    pickled.keep(names, run_dir)
+    with pickled.searching(run_dir) if names else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager
@@ -88,10 +107,11 @@ def vouched_code(run_dir: Path, config: Config, trust: bool, command: str, envir
     """
     modules, record = modules_of(config, environments), read_record(run_dir)
     known = _require_trust(run_dir, modules, record, trust, command)
-    if modules and known and record is not None:
-        with _searching(record.folder):
-            yield
-    else:
+    with contextlib.ExitStack() as places:
+        if any(map(pickled.is_pickled, modules)):
+            places.enter_context(pickled.searching(run_dir))
+        if modules and known and record is not None:
+            places.enter_context(_searching(record.folder))
         yield
 
 
@@ -109,8 +129,10 @@ def vouched_opponent(run_dir: Path, config: Config, trust: bool, command: str) -
         sys.path.append(str(folder))  # last: the modules of the other run are found as without this one
     try:
         for name, setting in modules.items():
-            _refuse_hidden(name, setting, folder)
-        yield
+            if not pickled.is_pickled(name):
+                _refuse_hidden(name, setting, folder)
+        with pickled.searching(run_dir):
+            yield
     finally:
         sys.path[:] = before
 
@@ -191,7 +213,9 @@ def _records_folder() -> Path | None:
 
 
 def _is_loaded(name: str) -> bool:
-    """Whether this process has imported a module of the user's own under this name."""
+    """Whether this process has imported a module of the user's own under this name, or made the pickle."""
+    if pickled.is_pickled(name):
+        return pickled.made_here(name)
     module = sys.modules.get(Path(name).stem if name.endswith(".py") else name)
     file = getattr(module, "__file__", None)
     if file is None or Path(name).stem in ("__main__", "__mp_main__"):

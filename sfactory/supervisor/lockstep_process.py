@@ -35,7 +35,7 @@ from sfactory.supervisor.signals import SECOND_SIGNAL, Signals
 from sfactory.supervisor.spawn import OrphanKiller, spawn
 from sfactory.supervisor.supervisor import LONGEST_TICK_S, STACK_DUMP_S, TICK_S
 from sfactory.supervisor.worker_process import WorkerProcess
-from sfactory.workers.names import LOCKSTEP
+from sfactory.workers.names import LOCKSTEP, POLICY
 from sfactory.workers.shared import RunSpec, SharedState
 
 
@@ -205,7 +205,9 @@ class LockstepProcess:
     def _on_record(self, messages: list[Message], updated: bool) -> None:
         for message in messages:
             self.recorder.handle(message)
-        stopped = self.signals.outcome() if updated else None
+        callbacks = self.recorder.callbacks
+        callbacks.look(self.shared.learner[POLICY])
+        stopped = self.signals.outcome() or callbacks.outcome() if updated else None
         self.signals.propose(self.shared)
         self._answer(self._orders(stopped or self.recorder.outcome_from_messages()))
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from sfactory import pickled
 from sfactory.algo.surrogates.options import DISCRETE_ONLY
 from sfactory.config import Config, to_dict
 from sfactory.config.algorithms import ALGORITHMS
@@ -17,15 +18,17 @@ from sfactory.run import checkpoint
 from sfactory.run.obs_reading import check_reading
 
 
-def check_encoder(name: str) -> None:
-    """ValueError for an encoder module:Class whose module does not exist. It is not imported: it needs torch."""
+def check_own_code(setting: str, name: str) -> None:
+    """ValueError for a network module:Class whose module does not exist. It is not imported: it needs torch."""
     module, colon, _ = name.partition(":")
+    if pickled.is_pickled(name):
+        return
     try:
         found = not colon or importlib.util.find_spec(module.partition(".")[0]) is not None
     except ValueError:  # a module without a spec, such as __main__
         found = False
     if not found:
-        raise ValueError(f"model.encoder {name}: no module {module} here ({os.getcwd()}) or among the packages")
+        raise ValueError(f"{setting} {name}: no module {module} here ({os.getcwd()}) or among the packages")
 
 
 def check_objective(name: str, spec: EnvSpec) -> None:

@@ -87,6 +87,10 @@ class Signals:
         if self._exit is not None and not self.alone:
             shared.supervisor.proposal = PROPOSALS[self._exit]
 
+    def request_save(self) -> None:
+        """Ask for a checkpoint, as SIGUSR1 does."""
+        self.save_count += 1
+
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGUSR1:
             self.save_count += 1

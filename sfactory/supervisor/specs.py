@@ -10,7 +10,7 @@ from pathlib import Path
 from sfactory.config import Config
 from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import EnvError, EnvOptions, EnvSpec, listen_to_builds, make_specs
-from sfactory.errors import UnknownEnvError
+from sfactory.errors import OnlyRegisteredHere, UnknownEnvError
 from sfactory.run import checkpoint
 from sfactory.run.recorded_spec import recorded_spec
 from sfactory.supervisor.env_child import ChildClock
@@ -65,9 +65,10 @@ def _registered_here(tasks: Sequence[str]) -> EnvError | None:
     for task in tasks:
         family, _, env_id = task.partition("/")
         if family == "gymnasium" and env_id in registry:
-            return EnvError(
+            return OnlyRegisteredHere(
                 f"{task} is registered in the main process only: workers do not run what stands below the guard of a "
                 "script, or in a notebook; register it in a file of its own, for example my_envs.py, and train "
-                f"gymnasium/my_envs:{env_id}"
+                f"gymnasium/my_envs:{env_id}",
+                task,
             )
     return None

@@ -113,7 +113,7 @@ class Supervisor:
 
         a signal (`signals.py`); the learner's outcome: a stop rule, updates that are not finite (`workers/learner.py`);
         the exit of a worker (`exit_rules.py`); a stall (`deadlines.py`); too many environment faults
-        (`RunRecorder.outcome_from_messages`). A failed last checkpoint changes the outcome to exit code 10
+        (`RunRecorder.outcome_from_messages`); a callback. A failed last checkpoint changes the outcome to exit code 10
         (`exit_rules.add_last_save`).
         """
         while True:
@@ -127,6 +127,7 @@ class Supervisor:
                 or self._check_exits()
                 or self._check_deadlines()
                 or self.recorder.outcome_from_messages()
+                or self.recorder.callbacks.outcome()
             )
             if outcome is not None:
                 return outcome
@@ -153,6 +154,7 @@ class Supervisor:
             self.last_row.handle(messages)
         self.shared.episodes.write(self.recorder.board.episodes.numbers())
         self.updates = self.shared.learner[POLICY].updates
+        self.recorder.callbacks.look(self.shared.learner[POLICY])
         if self.recorder.board.evaluated != self.evaluated:
             self.evaluated = self.recorder.board.evaluated
             self.faults[evaluator_name()] = 0

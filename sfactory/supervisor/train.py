@@ -9,18 +9,19 @@ from sfactory.config.presets import several_agents_note
 from sfactory.device.machine import cores
 from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import bounded
-from sfactory.errors import UNGUARDED, Exit
+from sfactory.errors import UNGUARDED, CommandError, Exit
 from sfactory.learning.batch_fields import replay_line
 from sfactory.learning.batch_scaling import rescale_batch
 from sfactory.model.treatment import cost_lines, obs_lines
 from sfactory.monitor.writers import check_wandb
 from sfactory.native.library import build_in_background
+from sfactory.run.callbacks import Callbacks
 from sfactory.run.job import settings_of_rank
 from sfactory.run.opponent_rules import check_self_play
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.run.stop_rules import agent_lines
-from sfactory.run.trust import record_run
+from sfactory.run.trust import kept_code, record_run
 from sfactory.supervisor.affinity import keep_to_nodes
 from sfactory.supervisor.cores import by_cores, share_threads, summary
 from sfactory.supervisor.limits import check_file_size, check_limits
@@ -29,9 +30,9 @@ from sfactory.supervisor.main_script import UnguardedError
 from sfactory.supervisor.preflight import (
     check_algorithm,
     check_device,
-    check_encoder,
     check_init_from,
     check_objective,
+    check_own_code,
 )
 from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.signals import Signals, requeue_job
@@ -39,25 +40,32 @@ from sfactory.supervisor.specs import read_specs
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.workers.shared import RunSpec
 
+NO_CALLBACKS = Callbacks()
 
-def train(config: Config, run_dir: Path, resume: bool = False, ranks: Ranks = ALONE) -> Outcome:
+
+def train(
+    config: Config, run_dir: Path, resume: bool = False, ranks: Ranks = ALONE, callbacks: Callbacks = NO_CALLBACKS
+) -> Outcome:
     """Train in `run_dir`, from its newest checkpoint if `resume`; return how the run ended.
 
-    ranks: the place of this process in a job of several learners.
+    ranks: the place of this process in a job of several learners. callbacks: called while it trains.
 
     Raises ValueError, EnvError or RunBusy for wrong arguments, before anything is written.
     """
     with exits_are_reported():
-        return _train(settings_of_rank(config, ranks), run_dir, resume, ranks)
+        return _train(settings_of_rank(config, ranks), run_dir, resume, ranks, callbacks)
 
 
-def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks) -> Outcome:
+def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks, callbacks: Callbacks) -> Outcome:
+    if callbacks and not ranks.alone:
+        raise CommandError(Exit.USAGE, "callbacks are for runs with one learner: learners stop and save together")
     keep_to_nodes(ranks)
     num_cores = ranks.share(cores())
     if config.run.kernels in ("auto", "native"):
         build_in_background()
     check_file_size(0)  # before the first shared memory
-    check_encoder(config.model.encoder)
+    check_own_code("model.encoder", config.model.encoder)
+    check_own_code("model.network", config.model.network)
     check_device("run.device", config.run.device)
     check_device("run.inference-device", config.run.inference_device)
     check_wandb(config)
@@ -90,17 +98,24 @@ def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks) -> Outcome
     with (
         Signals(config.run.requeue, ranks.alone) as signals,
         RunRecorder.open(config, folder, resume, specs, ranks) as recorder,
+        kept_code(Path(run_dir), config),
     ):
         record_run(Path(run_dir), config)
         for line in [*reading, *lines]:
             recorder.writers.log(line)
         run_spec = RunSpec(scaled, specs[0], own_folder, recorder.launch, recorder.resume_from, ranks)
+        callbacks.begin(Path(run_dir), config, signals.request_save, recorder.writers.log, recorder.resume_from)
+        recorder.callbacks = callbacks
         if config.run.mode == "lockstep":
             outcome = run_lockstep(run_spec, recorder, signals)
         else:
             outcome = Supervisor(run_spec, recorder, signals).run()
         outcome.run_dir, outcome.rank = str(run_dir), ranks.rank
+        callbacks.end()
+        callbacks.amend(outcome)
         recorder.finish(outcome)
+        if callbacks.amend(outcome):  # by a row that was written there
+            recorder.finish(outcome)
         if outcome.checkpoint:
             outcome.checkpoint = str(run_dir / Path(outcome.checkpoint).relative_to(folder))
         if outcome.code == Exit.REQUEUE and ranks.is_leader:  # last of all: the scheduler may kill this process at once

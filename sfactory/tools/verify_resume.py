@@ -38,7 +38,7 @@ WALL_CLOCK = (
 SAVE_EVERY_S = 0.3  # of B: often, so that kills happen before, between and during saves
 
 
-class RunFailed(RuntimeError):
+class TrialRunFailed(RuntimeError):
     """One of the two runs failed or ended too early, so that they cannot be compared."""
 
     exit_code = Exit.USAGE
@@ -49,8 +49,8 @@ def verify_resume(
 ) -> list[str]:
     """Run A and B in `folder` (a temporary one if None). arguments: TARGET and flags of `sfactory train`.
 
-    Returns the differences, one line each; empty if the runs are equal bit for bit. Raises RunFailed if a run fails or
-    finishes before it was killed `kills` times.
+    Returns the differences, one line each; empty if the runs are equal bit for bit. Raises TrialRunFailed if a run
+    fails or finishes before it was killed `kills` times.
     """
     with tempfile.TemporaryDirectory(prefix="sfactory-verify-") as temporary:
         place = folder or Path(temporary)
@@ -64,7 +64,7 @@ def verify_resume(
         process = _start("train", *arguments, str(SAVE_EVERY_S), "--run.dir", str(b))
         for number, moment in enumerate(moments):
             if not _kill_at(process, b, moment):
-                raise RunFailed(f"run B finished after {number} of {kills} kills; increase --steps")
+                raise TrialRunFailed(f"run B finished after {number} of {kills} kills; increase --steps")
             newest = checkpoint.newest(b)
             log(f"B: killed at {_reached(b):,} steps, resumed from {int(newest.name) if newest else 0:,}")
             process = _start("resume", str(b), "--quiet", "--trust")
@@ -101,7 +101,7 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
 def _finish(process: subprocess.Popen[str]) -> None:
     _, err = process.communicate()
     if process.returncode != 0:
-        raise RunFailed(err.strip().splitlines()[-1].removeprefix("sfactory: ") if err.strip() else "no output")
+        raise TrialRunFailed(err.strip().splitlines()[-1].removeprefix("sfactory: ") if err.strip() else "no output")
 
 
 def _kill_at(process: subprocess.Popen[str], run: Path, moment: float) -> bool:

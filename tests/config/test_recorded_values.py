@@ -126,9 +126,9 @@ def test_recorded_option_gives_way_to_a_changed_objective(recorded):
 
 def test_resume_from_python_reads_recorded_options_as_the_command_does(recorded, monkeypatch):
     path = recorded({"surrogate.objective": "sapo", "surrogate.gate_temperature": 0.5})
-    monkeypatch.setattr(sfactory.api, "resume_config", lambda run_dir, config, allow, trust: config)
+    monkeypatch.setattr(sfactory.api, "resume_config", lambda run_dir, config, *others: config)
     with pytest.warns(SettingNote, match="gate-temperature"):
-        changed = sfactory.resume(path.parent, surrogate={"objective": "cispo"})
+        changed = sfactory.resume(path.parent, check=False, surrogate={"objective": "cispo"})
     assert (changed.surrogate.objective, changed.surrogate.gate_temperature) == ("cispo", 1.0)
 
 

@@ -114,6 +114,13 @@ def test_extending_encoder_trains_and_evaluates(tmp_path):
     assert json.loads(run(tmp_path, "eval", "run", "--episodes", "2", "--json"))["episodes"] == 2
 
 
+def test_extending_whole_network_trains_and_evaluates(tmp_path):
+    (tmp_path / "my_both.py").write_text(named(PAGE, "my_both.py"))
+    run(tmp_path, *typed("my_both:Both"), *SMALL)
+    assert 'network = "my_both:Both"' in trained(tmp_path)[1]
+    assert json.loads(run(tmp_path, "eval", "run", "--episodes", "2", "--json"))["episodes"] == 2
+
+
 @pytest.fixture
 def checkout(tmp_path):
     """A copy of the installed packages."""
@@ -162,17 +169,10 @@ def test_extending_function_is_added_tested_and_trained(checkout, tmp_path, file
     assert f'= "{name}"' in settings
 
 
-def test_extending_script_trains_and_its_policy_acts(tmp_path):
-    (tmp_path / "my_script.py").write_text(named(PAGE, "my_script.py"))
-    steps, action = run(tmp_path, "my_script.py").split()
-    assert int(steps) >= 2000
-    assert action in ("0", "1")
-
-
 def test_extending_examples_are_all_tested():
     names = {block.text.partition("\n")[0].removeprefix("# ") for block in blocks(PAGE, "python")}
     assert names == {
-        "my_file.py", "my_wrappers.py", "my_ports.py", "my_games.py", "my_net.py", "my_script.py",
+        "my_file.py", "my_wrappers.py", "my_ports.py", "my_games.py", "my_both.py", "my_net.py",
         "sfactory/algo/surrogates/bounded.py", "sfactory/algo/trace.py",
         "tests/algo/test_bounded.py", "tests/algo/test_cut.py",
     }  # fmt: skip

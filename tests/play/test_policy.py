@@ -197,3 +197,102 @@ def test_policy_returns_actions_of_the_shape_and_dtype_of_their_spaces(tmp_path)
         assert Odd.action_space.contains(policy.act({"x": some[0]}, greedy=greedy))
     single = policy.act({"x": some[0]})
     assert {key: type(value) for key, value in single.items()} == dict.fromkeys(Odd.action_space, np.ndarray)
+
+
+@pytest.fixture(scope="module")
+def tmaze(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("runs") / "tmaze", "memory/tmaze", model={"core": "gru", "core_size": 8})
+
+
+def test_policy_predict_is_act_with_the_state_as_an_argument(tmaze):
+    policy, other = sfactory.load_policy(tmaze), sfactory.load_policy(tmaze)
+    obs = np.array([[1, 0, 1], [0, 1, 1]], np.float32)
+    state = None
+    for step in range(3):
+        first = [step == 0, step != 1]
+        action, state = other.predict(obs, state, first, deterministic=True)
+        assert action.tolist() == policy.act(obs, first).tolist()
+        np.testing.assert_array_equal(state, policy._actor.state.numpy())
+    assert other._actor.state is None, "predict keeps no state"
+    assert state.shape == (2, 8)
+    sampled = {int(other.predict(obs[0])[0]) for _ in range(60)}
+    assert len(sampled) > 1, "sampled unless deterministic"
+
+
+def test_policy_predict_returns_no_state_without_memory(cartpole):
+    action, state = sfactory.load_policy(cartpole).predict(np.zeros(4, np.float32))
+    assert state is None
+    assert action in (0, 1)
+
+
+def test_policy_value_and_distribution_read_the_state_of_act_and_keep_it(tmaze):
+    policy, (cue, corridor) = sfactory.load_policy(tmaze), np.array([[1, 0, 1], [0, 0, 1]], np.float32)
+    before = policy.value(corridor)
+    policy.act(cue)
+    state = policy._actor.state.numpy().copy()
+    after, probs = policy.value(corridor), policy.distribution(corridor).probs
+    np.testing.assert_array_equal(policy._actor.state.numpy(), state)
+    assert after != before
+    assert policy.value(corridor, first=True) == before
+    assert policy.act(corridor) == probs.argmax()
+
+
+def test_policy_distribution_of_choices(cartpole):
+    policy = sfactory.load_policy(cartpole)
+    obs = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    found = policy.distribution(obs)
+    assert found.probs.shape == (5, 2)
+    np.testing.assert_allclose(found.probs.sum(-1), 1.0, rtol=1e-6)
+    assert policy.act(obs).tolist() == found.probs.argmax(-1).tolist()
+    np.testing.assert_allclose(
+        found.log_prob(np.array([0, 1, 0, 1, 1])), np.log(found.probs[range(5), [0, 1, 0, 1, 1]]), atol=1e-6
+    )
+    np.testing.assert_allclose(found.entropy, -(found.probs * np.log(found.probs)).sum(-1), atol=1e-6)
+    assert found.mean is found.std is None
+    one = policy.distribution(obs[0])
+    np.testing.assert_allclose(one.probs, found.probs[0], rtol=1e-6)
+    assert isinstance(one.entropy, float)
+    assert one.log_prob(1) == pytest.approx(np.log(one.probs[1]))
+    draws = np.array([policy.act(obs[0], greedy=False) for _ in range(400)])
+    assert draws.mean() == pytest.approx(one.probs[1], abs=0.1)
+    with pytest.raises(ValueError, match="is not one of the choices"):
+        one.log_prob(2)
+    with pytest.raises(ValueError, match="expected"):
+        one.log_prob([0, 1])
+    assert "probs=[" in repr(one)
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_policy_distribution_of_numbers_is_the_density_of_samples(tmp_path, squash):
+    run = trained(tmp_path / "run", "gymnasium/Pendulum-v1", model={"squash": squash, "log_std_init": -1.0})
+    policy = sfactory.load_policy(run)
+    obs = np.array([1.0, 0.0, 0.3], np.float32)
+    found = policy.distribution(obs)
+    assert found.probs is None
+    assert found.mean.shape == found.std.shape == (1,)
+    grid = np.linspace(-1.999, 1.999, 4001, dtype=np.float32)[:, None]  # the torque is within +-2
+    density = np.exp(policy.distribution(np.repeat(obs[None], 4001, 0)).log_prob(grid))
+    mass = density.sum() * (grid[1, 0] - grid[0, 0])
+    assert mass == pytest.approx(1.0, abs=0.01)
+    draws = np.array([policy.act(obs, greedy=False)[0] for _ in range(400)])
+    assert draws.mean() == pytest.approx((density * grid[:, 0]).sum() / density.sum(), abs=0.15)
+
+
+def test_policy_value_is_in_units_of_reward_where_targets_were_normalized(tmp_path):
+    run = trained(tmp_path / "run", "classic/cartpole", normalize={"value_targets": True}, stop={"env_steps": 5000})
+    policy = sfactory.load_policy(run)
+    obs = np.zeros((3, 4), np.float32)
+    values = policy.value(obs)
+    assert (values > 3.0).all(), "the network itself computes numbers about 0"
+    output = policy._outputs(*policy._inputs(obs, None, None, None)[:2], None).value.numpy()
+    assert np.abs(output).max() < 3.0
+    policy.rescale_value_head()
+    np.testing.assert_allclose(policy.value(obs), values, rtol=1e-4)
+    assert isinstance(policy.value(obs[0]), float)
+
+
+def test_policy_repr_says_what_it_reads_and_where_it_is_from(cartpole):
+    text = repr(sfactory.load_policy(cartpole))
+    assert text.startswith("<Policy of gymnasium/CartPole-v1 after 5,")
+    assert "obs (4,) float32 -> Discrete(2); " in text
+    assert str(cartpole) in text

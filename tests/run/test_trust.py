@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pytest
 
+from sfactory import pickled
 from sfactory.config import Config
 from sfactory.envs.python_target import CODE_FOLDER, code_folder, load_target
 from sfactory.errors import CommandError
 from sfactory.run import trust
-from sfactory.run.trust import modules_of, read_record, record_run, vouched_code, vouched_opponent
+from sfactory.run.trust import kept_code, modules_of, read_record, record_run, vouched_code, vouched_opponent
 
 
 @pytest.fixture
@@ -203,3 +204,44 @@ def test_vouched_opponent_refuses_a_network_that_a_module_of_the_same_name_hides
     with vouched_code(run, NETWORK, False, "eval"):
         with pytest.raises(CommandError, match=r"has a module net_of_trust, but .*work/net_of_trust\.py would be used"):
             vouched_opponent(rival, NETWORK, False, "eval").__enter__()
+
+
+PICKLE = "cloudpickle:Mine-0123456789abcdef"
+
+
+def test_modules_of_names_pickles_with_their_digest():
+    found = modules_of(config(PICKLE, encoder=PICKLE, wrappers=PICKLE))
+    assert list(found) == [PICKLE]
+    assert list(modules_of(config(PICKLE), environments=False)) == []
+    base = Config()
+    own = modules_of(replace(base, model=replace(base.model, network="net:Both")), environments=False)
+    assert own == {"net": "model.network net:Both"}
+
+
+def test_vouched_code_refuses_a_pickle_that_this_user_did_not_train_with(home):
+    run, settings = run_folder(home), config(PICKLE)
+    (run / "code").mkdir()
+    with pytest.raises(CommandError, match=f"names code that would be run: env.name {PICKLE}; this user has not"):
+        vouched(run, settings)
+    assert pickled.FOLDERS not in os.environ or str(run) not in os.environ[pickled.FOLDERS]
+    with vouched_code(run, settings, True, "sfactory eval"):
+        assert str(run / "code") in os.environ[pickled.FOLDERS]
+
+
+def test_vouched_code_knows_a_pickle_by_its_digest(home):
+    """The record names it; another pickle in the same run is another name."""
+    run = run_folder(home)
+    (run / "code").mkdir()
+    record_run(run, config(PICKLE))
+    with vouched_code(run, config(PICKLE), False, "sfactory eval"):
+        assert str(run / "code") in os.environ[pickled.FOLDERS]
+    with pytest.raises(CommandError, match="it was trained with other modules"):
+        vouched(run, config(PICKLE.replace("0", "1")))
+
+
+def test_vouched_code_accepts_what_this_process_has_pickled(home):
+    name = pickled.name_of(lambda: home, "target")
+    run = run_folder(home)
+    with kept_code(run, config(name)), vouched_code(run, config(name), False, "sfactory eval"):
+        assert pickled.load(name)() == home
+    assert [path.name for path in (run / "code").iterdir()] == [pickled.file_name(name)]

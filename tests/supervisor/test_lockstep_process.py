@@ -14,6 +14,7 @@ from sfactory.config import Config, Env, Sampling
 from sfactory.envs import EnvError, make_spec
 from sfactory.errors import Exit
 from sfactory.monitor.board import Board
+from sfactory.run.callbacks import Callbacks, as_callbacks
 from sfactory.run.outcome import Outcome
 from sfactory.shm import atomics
 from sfactory.shm.slots import RowCounts
@@ -139,6 +140,7 @@ class FakeRecorder:
         self.board, self.messages, self.lines = Board(), [], []
         self.writers = SimpleNamespace(log=self.lines.append)
         self.handle, self.record_row_counts = self.messages.append, self.lines.append
+        self.callbacks = Callbacks()
 
     def outcome_from_messages(self):
         return Outcome.of(Exit.FINISHED, "the target") if len(self.messages) == 3 else None
@@ -229,6 +231,22 @@ def test_lockstep_process_passes_on_a_signal_after_an_update_only(parent):
     outcome, [[within, after]] = child(parent, work)
     assert within.outcome is None
     assert after.outcome == outcome == Outcome.of(Exit.INTERRUPTED, "stopped by signal")
+
+
+def test_lockstep_process_passes_on_the_stop_of_a_callback_after_an_update_only(parent, tmp_path):
+    parent.recorder.callbacks = callbacks = as_callbacks(lambda run, row: run.stop("enough"))
+    callbacks.begin(tmp_path, parent.run_spec.config, parent.signals.request_save, print, "")
+    callbacks.row({"env_steps": 1})
+
+    def work(link):
+        orders = link.record([], updated=False), link.record([], updated=True)
+        link.end(End(orders[1].outcome, COUNTS, []))
+        parent.worker.exit_code = 0
+        return orders
+
+    outcome, [[within, after]] = child(parent, work)
+    assert within.outcome is None
+    assert after.outcome == outcome == Outcome.of(Exit.FINISHED, "stopped by a callback: enough")
 
 
 def test_lockstep_process_passes_on_the_outcome_of_messages_at_once(parent):

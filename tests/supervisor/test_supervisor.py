@@ -10,6 +10,7 @@ import pytest
 from sfactory.config import Config, Env, Eval, Sampling
 from sfactory.envs import make_spec
 from sfactory.monitor.board import Board
+from sfactory.run.callbacks import Callbacks
 from sfactory.run.outcome import Outcome
 from sfactory.shm import atomics
 from sfactory.shm.slots import FREE, READY, SAMPLING, Request
@@ -38,6 +39,7 @@ class FakeRecorder:
 
     def __init__(self):
         self.board, self.messages, self.writers = Board(), [], SimpleNamespace(log=print)
+        self.callbacks = Callbacks()
 
     def handle(self, message):
         self.messages.append(message)

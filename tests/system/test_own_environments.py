@@ -88,11 +88,12 @@ def test_wrappers_and_drop_of_a_configuration_file_train_and_evaluate(tmp_path):
 
 
 LATE = """
-import gymnasium, sfactory
+import gymnasium, sfactory, threading
 from own_envs import MyEnv
 
 if __name__ == "__main__":
-    gymnasium.register("Late-v0", entry_point=MyEnv)
+    lock = threading.Lock()
+    gymnasium.register("Late-v0", entry_point=lambda: lock and MyEnv())
     outcome = sfactory.train("gymnasium/Late-v0", stop={"env_steps": 3000}, run={"dir": "run"}, log={"quiet": True})
     print(outcome.code, outcome.sentence)
 """
@@ -100,7 +101,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("way", ["script", "notebook"])
 def test_an_environment_that_workers_do_not_know_is_answered_with_what_to_do(tmp_path, way):
-    """Registered below the guard of a script, or in a notebook, which has no file."""
+    """Registered below the guard of a script, or in a notebook, which has no file; it cannot be pickled."""
     (tmp_path / "own_envs.py").write_text(BASE)
     (tmp_path / "late.py").write_text(LATE)
     done = run(tmp_path, script=["late.py"] if way == "script" else ["-c", LATE])

@@ -8,6 +8,7 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution pa
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -39,6 +40,7 @@ from sfactory.learning.objectives.base import ESS_METRIC, Loss, Minibatch, Objec
 from sfactory.model.actor_critic import ActorCritic, Output
 from sfactory.model.distribution_gradient import HeadGradient, has_gradient
 from sfactory.model.distributions import at_least_single
+from sfactory.model.own_network import OwnNetwork
 from sfactory.native.head import LossColumns, NativeLoss
 
 LEAST_LEFT = 0.01
@@ -145,7 +147,8 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     def build_model(cls, config: Config, spec: EnvSpec) -> ActorCritic:
         """A policy head and a value head."""
         settings = config.model
-        return cls.network(
+        kind = functools.partial(OwnNetwork, network=settings.network) if settings.network else cls.network
+        return kind(
             **network_arguments(config, spec),
             separate=settings.separate,
             log_std_init=settings.log_std_init,
