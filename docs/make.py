@@ -110,6 +110,7 @@ RESULTS = {
     "MatchResult": "sfactory.play.match",
     "Score": "sfactory.play.match",
     "Export": "sfactory.play.export",
+    "Comparison": "sfactory.tools.comparison",
 }
 """What public functions return: class -> its module."""
 INTERNAL = {"Outcome.begin"}
