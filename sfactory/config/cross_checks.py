@@ -360,7 +360,8 @@ def check_dae(config: Config) -> None:
     s, proximal = config.surrogate, config.proximal
     if s.objective in WITHOUT_ADVANTAGES:
         raise ValueError(
-            f"surrogate.objective {s.objective} with algorithm.name dae, whose advantages it does not read; use decoupled"
+            f"surrogate.objective {s.objective} with algorithm.name dae, whose advantages it does not read; use "
+            "decoupled"
         )
     if config.dae.actions == "taken":
         return
@@ -379,7 +380,8 @@ def check_dae(config: Config) -> None:
     if by_step or proximal.policy == "interpolate":
         raise ValueError(
             f"dae.actions all needs the probabilities of all actions, and proximal.policy {proximal.policy} "
-            f"{'with snapshot-age 0 ' if by_step else ''}has none; use recompute, ewma or behavior, or dae.actions taken"
+            f"{'with snapshot-age 0 ' if by_step else ''}has none; use recompute, ewma or behavior, or "
+            "dae.actions taken"
         )
 
 

@@ -1,13 +1,14 @@
 """DAE: a policy gradient whose advantages are learned, by regression on whole trajectories without importance ratios.
 
-Pan et al. 2022, arXiv 2109.06093; on data of other policies Pan & Schoelkopf 2024, arXiv 2402.12874, without their model
-of the transitions (B = 0). The network has a number f(x, a) for every action besides the value of the state. Centered
-under a policy it is the advantage, A(x, a) = f(x, a) - sum_a policy(a|x) f(x, a). Values and advantages are those of the
-policy at the start of the update, through all of its epochs: on policy this is the policy that acted, as in hrpan/dae.
+Pan et al. 2022, arXiv 2109.06093; on data of other policies Pan & Schoelkopf 2024, arXiv 2402.12874, without their
+model of the transitions (B = 0). The network has a number f(x, a) for every action besides the value of the state.
+Centered under a policy it is the advantage, A(x, a) = f(x, a) - sum_a policy(a|x) f(x, a). Values and advantages are
+those of the policy at the start of the update, through all of its epochs: on policy this is the policy that acted, as
+in hrpan/dae.
 
 The critic's loss is the squared error between the value and what was received until the rollout or the episode ended,
-less the advantages on the way. The policy is improved by the advantages as the network has them in the minibatch, scaled
-by their root mean square: those of all actions, or of the one that was taken.
+less the advantages on the way. The policy is improved by the advantages as the network has them in the minibatch,
+scaled by their root mean square: those of all actions, or of the one that was taken.
 
 Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution parameters, k actions.
 """
