@@ -39,8 +39,8 @@ def drawn(steps=7, lanes=6, seed=0):
         reward,
         value,
         next_value,
-        terminated=[(1, 0), (4, 0), (6, 1)],
-        truncated=[(2, 2), (6, 3), (0, 4)],
+        terminated=[(1, 0), (4, 0), (6, 1), (2, 5)],
+        truncated=[(2, 2), (6, 3), (0, 4), (3, 3)],  # (3, 3) and (2, 5): the next row is the next episode's first
         invalid=[(2, 0), (5, 0), (3, 2), (1, 4), (6, 5)],
     )
 
