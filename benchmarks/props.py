@@ -75,7 +75,7 @@ def run(seed: int, lanes: int, steps: int, kept: int, every: int, late: bool, co
         older = batches[-(kept - 1) :] if kept > 1 else []
         if late:
             older = batches[-kept:-1]
-        for part in range(max(every, 1)):
+        for _ in range(max(every, 1)):
             data = sum(older, np.zeros_like(counts)) + counts
             if every and data.sum():
                 phi = fit(pi, data, coef)
