@@ -363,7 +363,7 @@ def check_dae(config: Config) -> None:
             f"surrogate.objective {s.objective} with algorithm.name dae, whose advantages it does not read; use "
             "decoupled"
         )
-    if config.dae.actions == "taken":
+    if config.dae.advantages != "all":
         return
     for name, value, only in (
         ("surrogate.objective", s.objective, "decoupled"),
@@ -373,15 +373,15 @@ def check_dae(config: Config) -> None:
     ):
         if value != only:
             raise ValueError(
-                f"{name} {_typed(value)} has no effect with dae.actions all, whose loss has no weights: leave it at "
-                f"{_typed(only)}, or use dae.actions taken"
+                f"{name} {_typed(value)} has no effect with dae.advantages all, whose loss has no weights: leave it at "
+                f"{_typed(only)}, or use dae.advantages returns or taken"
             )
     by_step = proximal.policy == "snapshot" and not proximal.snapshot_age
     if by_step or proximal.policy == "interpolate":
         raise ValueError(
-            f"dae.actions all needs the probabilities of all actions, and proximal.policy {proximal.policy} "
+            f"dae.advantages all needs the probabilities of all actions, and proximal.policy {proximal.policy} "
             f"{'with snapshot-age 0 ' if by_step else ''}has none; use recompute, ewma or behavior, or "
-            "dae.actions taken"
+            "dae.advantages returns or taken"
         )
 
 

@@ -254,9 +254,10 @@ class AlgorithmConfig:
 class DaeConfig:
     """algorithm.name dae: what the learned advantages are used for."""
 
-    actions: Literal["all", "taken"] = "all"
-    """Actions whose advantages improve the policy. all: every action of a state, by its probability under the proximal
-    policy, which needs no weight for stale data. taken: the one that was taken, by surrogate.objective."""
+    advantages: Literal["returns", "taken", "all"] = "returns"
+    """What improves the policy. returns: the learned advantage of the action that was taken plus the error of the
+    critic, that is what was received after it, corrected for later actions. taken: the learned advantage alone, as in
+    the paper. all: the learned advantages of all actions, with no weight for stale data."""
 
 
 @dataclass(frozen=True)

@@ -68,12 +68,12 @@ def test_what_has_no_effect_is_refused_in_one_line(flags, line):
         (["--normalize.advantage-span", "3"], "normalize.advantage-span 3 has no effect"),
         (["--pqn.epsilon-end", "0.1"], "pqn.epsilon-end 0.1 has no effect"),
         (["--surrogate.objective", "bpo"], "surrogate.objective bpo with algorithm.name dae, whose advantages it does"),
-        (["--surrogate.objective", "cispo"], "surrogate.objective cispo has no effect with dae.actions all, whose"),
-        (["--surrogate.mask", "erc"], "surrogate.mask erc has no effect with dae.actions all"),
-        (["--surrogate.weight-cap", "5"], "surrogate.weight-cap 5 has no effect with dae.actions all"),
-        (["--surrogate.behavior-weight", "none"], "surrogate.behavior-weight none has no effect with dae.actions all"),
-        (["--proximal.policy", "interpolate"], "dae.actions all needs the probabilities of all actions, and proximal"),
-        (["--proximal.policy", "snapshot", "--proximal.snapshot-age", "0"], "snapshot with snapshot-age 0 has none"),
+        (["--dae.advantages", "all", "--surrogate.objective", "cispo"], "surrogate.objective cispo has no effect with"),
+        (["--dae.advantages", "all", "--surrogate.mask", "erc"], "surrogate.mask erc has no effect with"),
+        (["--dae.advantages", "all", "--surrogate.weight-cap", "5"], "surrogate.weight-cap 5 has no effect"),
+        (["--dae.advantages", "all", "--surrogate.behavior-weight", "none"], "surrogate.behavior-weight none has no"),
+        (["--dae.advantages", "all", "--proximal.policy", "interpolate"], "dae.advantages all needs the probabilities"),
+        (["--dae.advantages", "all", "--proximal.policy", "snapshot", "--proximal.snapshot-age", "0"], "snapshot-age 0 has none"),
     ],
 )  # fmt: skip
 def test_what_learned_advantages_exclude_is_refused_in_one_line(flags, line):
@@ -84,14 +84,16 @@ def test_what_learned_advantages_exclude_is_refused_in_one_line(flags, line):
 
 
 def test_dae_accepts_what_its_loss_of_actions_taken_reads():
-    flags = ("--algorithm.name", "dae", "--dae.actions", "taken", "--surrogate.mask", "erc")
+    flags = ("--algorithm.name", "dae", "--dae.advantages", "taken", "--surrogate.mask", "erc")
     assert config("minatar/breakout", *flags, "--surrogate.objective", "cispo").surrogate.mask == "erc"
-    assert config("minatar/breakout", *flags[:4], "--proximal.policy", "interpolate").dae.actions == "taken"
-    for setting in ("all", "taken"):
+    assert config("minatar/breakout", *flags[:4], "--proximal.policy", "interpolate").dae.advantages == "taken"
+    for setting in ("all", "taken", "returns"):
         with pytest.raises(SettingError, match=r"surrogate\.objective bpo with algorithm\.name dae"):
             config("minatar/breakout", *flags[:3], setting, "--surrogate.objective", "bpo")
-    with pytest.raises(SettingError, match=r"dae\.actions taken has no effect: algorithm\.name actor_critic does not"):
-        config("minatar/breakout", "--dae.actions", "taken")
+    with pytest.raises(
+        SettingError, match=r"dae\.advantages taken has no effect: algorithm\.name actor_critic does not"
+    ):
+        config("minatar/breakout", "--dae.advantages", "taken")
 
 
 def test_settings_of_another_algorithm_are_refused():

@@ -63,37 +63,45 @@ def slow_loss(update, model, batch, start_model, lanes, bootstrap):
     out = model.unroll(batch.obs, batch.first, batch.state)
     policy, f = Categorical(logits=out.params[..., :3]), out.params[..., 3:]
     rows = [(t, b) for b in lanes for t in range(T) if batch.valid[t, b]]
+    form, clip, total = config.dae.advantages, config.surrogate.clip, 0.0
     advantage = {(t, b): f[t, b] - sum(start[t, b, a].exp() * f[t, b, a] for a in range(3)) for t, b in rows}
-    square = sum(float((start[t, b].exp() * advantage[t, b].detach() ** 2).sum()) for t, b in rows) / len(rows)
-    scale = math.sqrt(square) if config.normalize.advantage else 1.0
-    clip, total = config.surrogate.clip, 0.0
-    for t, b in rows:
-        taken = int(batch.action["action"][t, b])
-        # the critic: what was received until the end, less the advantages on the way
+    taken = {(t, b): int(batch.action["action"][t, b]) for t, b in rows}
+    errors = {}
+    for t, b in rows:  # what was received until the end, less the advantages on the way
         error, factor = -out.value[t, b], 1.0
         for s in range(t, T):
-            error = error + factor * (batch.reward[s, b] - advantage[s, b][int(batch.action["action"][s, b])])
+            error = error + factor * (batch.reward[s, b] - advantage[s, b][taken[s, b]])
             factor *= GAMMA
             if batch.terminated[s, b]:
                 break
             if batch.truncated[s, b] or s == T - 1:
                 error = error + factor * bootstrap[s + 1, b]
                 break
-        total = total + config.loss.value_coef * error**2
+        errors[t, b] = error
+    with torch.no_grad():
+        if form == "returns":
+            gains = {row: {taken[row]: advantage[row][taken[row]] + errors[row]} for row in rows}
+            square = sum(float(x) ** 2 for row in rows for x in gains[row].values()) / len(rows)
+        else:
+            every = {row: dict(enumerate(advantage[row])) for row in rows}
+            gains = every if form == "all" else {row: {taken[row]: every[row][taken[row]]} for row in rows}
+            square = sum(float((start[row].exp() * advantage[row] ** 2).sum()) for row in rows) / len(rows)
+    scale = math.sqrt(square) if config.normalize.advantage else 1.0
+    for t, b in rows:
+        total = total + config.loss.value_coef * errors[t, b] ** 2
         total = total - config.loss.entropy_coef * policy.entropy()[t, b]
-        for a in [taken] if config.dae.actions == "taken" else range(3):
-            scaled = advantage[t, b][a].item() / scale
-            ratio = (policy.logits[t, b, a] - start[t, b, a]).exp()
-            gain = torch.minimum(ratio * scaled, ratio.clamp(1 - clip, 1 + clip) * scaled)
-            behavior = batch.log_prob[t, b] if config.dae.actions == "taken" else 0.0
-            total = total - (start[t, b, a] - behavior).exp() * gain
+        for a, gain in gains[t, b].items():
+            ratio, scaled = (policy.logits[t, b, a] - start[t, b, a]).exp(), gain.item() / scale
+            behavior = 0.0 if form == "all" else batch.log_prob[t, b]
+            clipped = torch.minimum(ratio * scaled, ratio.clamp(1 - clip, 1 + clip) * scaled)
+            total = total - (start[t, b, a] - behavior).exp() * clipped
     return total / len(rows)
 
 
-@pytest.mark.parametrize("actions", ["all", "taken"])
+@pytest.mark.parametrize("advantages", ["returns", "taken", "all"])
 @pytest.mark.parametrize(("core", "separate"), [("none", False), ("none", True), ("gru", False)])
-def test_loss_and_gradient_are_the_slow_ones(actions, core, separate):
-    update = make(core=core, separate=separate, dae__actions=actions, surrogate__clip=0.1)
+def test_loss_and_gradient_are_the_slow_ones(advantages, core, separate):
+    update = make(core=core, separate=separate, dae__advantages=advantages, surrogate__clip=0.1)
     batch, model = stale_batch(update), update.model
     if core == "gru":
         batch = batch._replace(state=torch.randn(B, 8, generator=torch.Generator().manual_seed(4)))
@@ -233,7 +241,7 @@ def test_values_and_advantages_of_the_policy_are_found_from_uniform_actions(core
     reward = torch.tensor([0.0, 2.0, 4.0])
     mean = (start.log_probs.exp() * reward).sum(-1, keepdim=True)
     assert (mean - 2.0).mean() > 0.5, "the policy is better than the uniform one"
-    torch.testing.assert_close(found.mean((0, 1)), (reward - mean).mean((0, 1)), rtol=0, atol=0.2)
+    torch.testing.assert_close(found.mean((0, 1)), (reward - mean).mean((0, 1)), rtol=0, atol=0.3)
     # All steps have that mean reward: V = mean / (1 - gamma), not the 4 of uniform actions.
     value = update.normalizers.value(out.value)
     torch.testing.assert_close(value.mean(), (mean / 0.5).mean(), rtol=0.06, atol=0.0)
@@ -256,13 +264,13 @@ def test_advantages_have_one_scale_on_all_learners():
             start = update.objective.start(batch, update.model.unroll(batch.obs, batch.first))
             part = Minibatch(rows, None, update.model.unroll(rows.obs, rows.first))
             scaled.append(update.objective._start_of(part, start).advantage)
-    torch.testing.assert_close(scaled[1] * math.sqrt(2.5), scaled[0])
+    torch.testing.assert_close(scaled[1] * math.sqrt(2.5), scaled[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["recompute", "ewma", "behavior", "snapshot"])
-@pytest.mark.parametrize("actions", ["all", "taken"])
-def test_every_proximal_policy_with_a_distribution_can_be_the_center(policy, actions):
-    update = make(epochs=2, dae__actions=actions, proximal__policy=policy)
+@pytest.mark.parametrize("advantages", ["returns", "taken", "all"])
+def test_every_proximal_policy_with_a_distribution_can_be_the_center(policy, advantages):
+    update = make(epochs=2, dae__advantages=advantages, proximal__policy=policy)
     for number in range(2):
         batch = stale_batch(update, seed=number)
         assert update.run(batch._replace(params=batch.params.nan_to_num()), number, 0.0)["skipped"] == 0

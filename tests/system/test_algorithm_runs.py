@@ -12,7 +12,7 @@ from sfactory.run import checkpoint
 WORDS = {
     "pqn": ["--pqn.epsilon-fraction", "0.5"],
     "ppg": ["--ppg.policy-updates", "2", "--ppg.phase-epochs", "1"],
-    "dae": ["--dae.actions", "all"],
+    "dae": ["--dae.advantages", "returns"],
 }
 
 

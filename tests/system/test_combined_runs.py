@@ -56,6 +56,7 @@ CASES = {
     "replay, dae, ewma, forced lag, value targets": {
         "replay": REPLAY,
         "algorithm": {"name": "dae"},
+        "dae": {"advantages": "all"},
         "proximal": {"policy": "ewma"},
         "batch": {"forced_lag": 2},
         "normalize": {"value_targets": True, "reward": True},
@@ -63,7 +64,7 @@ CASES = {
     },
     "dae, actions taken, r2vpo, m2po, SFPO, gru": {
         "algorithm": {"name": "dae"},
-        "dae": {"actions": "taken"},
+        "dae": {"advantages": "taken"},
         "surrogate": {"objective": "r2vpo", "mask": "m2po"},
         "batch": {"epochs": 1},
         "optim": {"sfpo_steps": 2, "sfpo_window": 3, "schedule": "ess"},

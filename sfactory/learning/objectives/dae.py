@@ -8,7 +8,7 @@ in hrpan/dae.
 
 The critic's loss is the squared error between the value and what was received until the rollout or the episode ended,
 less the advantages on the way. The policy is improved by the advantages as the network has them in the minibatch,
-scaled by their root mean square: those of all actions, or of the one that was taken.
+scaled by their root mean square: that of the action taken, with or without the critic's error, or those of all actions.
 
 Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution parameters, k actions.
 """
@@ -90,19 +90,22 @@ class DaeObjective(ActorCriticObjective):
 
     @torch.no_grad()
     def _start_of(self, part: Minibatch, start: ActorCriticStart) -> ActorCriticStart:
-        """With the present advantages, scaled: [T, b, k], or [T, b] of the actions taken."""
+        """With the present advantages, scaled: [T, b] of the actions taken, or [T, b, k]."""
         start = super()._start_of(part, start)
         assert start.log_probs is not None
         advantages = self._centered(part.out.params, start.log_probs)
-        if self.config.normalize.advantage:
-            square = direct_advantage.mean_square(advantages, start.log_probs)
-            advantages = advantages / (self._mean(square, part.batch.valid).sqrt() + 1e-8)
-        if self.config.dae.actions == "taken":
+        square = direct_advantage.mean_square(advantages, start.log_probs)
+        if self.config.dae.advantages != "all":
             advantages = self.distribution.of_action(advantages, part.batch.action)
+        if self.config.dae.advantages == "returns":
+            advantages = advantages + self._errors_of(part, start, advantages)
+            square = advantages.square()
+        if self.config.normalize.advantage:
+            advantages = advantages / (self._mean(square, part.batch.valid).sqrt() + 1e-8)
         return start._replace(advantage=advantages)
 
     def _surrogate(self, x: SurrogateInput) -> Surrogate:
-        if self.config.dae.actions == "taken":
+        if self.config.dae.advantages != "all":
             return super()._surrogate(x)
         assert x.params is not None
         assert x.proximal_params is not None, "refused: a proximal policy without a distribution"
@@ -117,12 +120,8 @@ class DaeObjective(ActorCriticObjective):
 
     def _total(self, surrogate: Surrogate, part: Minibatch, start: ActorCriticStart, entropy: Tensor) -> LossTerms:
         """The error of the regression takes the place of that of the value."""
-        assert start.returns is not None
-        assert start.decay is not None
         assert start.log_probs is not None
-        advantage = self._of_action(part.out.params, start.log_probs, part.batch)
-        found = direct_advantage.Backup(start.returns, start.decay)
-        error = self._errors(found, advantage, at_least_single(part.out.value), part.batch)
+        error = self._errors_of(part, start, self._of_action(part.out.params, start.log_probs, part.batch))
         return total_loss(
             surrogate,
             error,
@@ -150,6 +149,13 @@ class DaeObjective(ActorCriticObjective):
     def _of_action(self, params: Tensor, log_probs: Tensor, batch: Batch | BatchLanes) -> Tensor:
         """Advantages of the actions taken [T, b], in the units of the value head's output."""
         return self.distribution.of_action(self._centered(params, log_probs), batch.action)
+
+    def _errors_of(self, part: Minibatch, start: ActorCriticStart, advantage: Tensor) -> Tensor:
+        """Errors [T, b] of the network's outputs. start, advantage: of the rows of the minibatch."""
+        assert start.returns is not None
+        assert start.decay is not None
+        found = direct_advantage.Backup(start.returns, start.decay)
+        return self._errors(found, advantage, at_least_single(part.out.value), part.batch)
 
     def _errors(
         self, found: direct_advantage.Backup, advantage: Tensor, value: Tensor, batch: Batch | BatchLanes
