@@ -73,7 +73,7 @@ def test_what_has_no_effect_is_refused_in_one_line(flags, line):
         (["--dae.advantages", "all", "--surrogate.weight-cap", "5"], "surrogate.weight-cap 5 has no effect"),
         (["--dae.advantages", "all", "--surrogate.behavior-weight", "none"], "surrogate.behavior-weight none has no"),
         (["--dae.advantages", "all", "--proximal.policy", "interpolate"], "dae.advantages all needs the probabilities"),
-        (["--dae.advantages", "all", "--proximal.policy", "snapshot", "--proximal.snapshot-age", "0"], "snapshot-age 0 has none"),
+        (["--dae.advantages", "all", "--proximal.policy", "snapshot", "--proximal.snapshot-age", "0"], "0 has none"),
     ],
 )  # fmt: skip
 def test_what_learned_advantages_exclude_is_refused_in_one_line(flags, line):
@@ -84,12 +84,14 @@ def test_what_learned_advantages_exclude_is_refused_in_one_line(flags, line):
 
 
 def test_dae_accepts_what_its_loss_of_actions_taken_reads():
-    flags = ("--algorithm.name", "dae", "--dae.advantages", "taken", "--surrogate.mask", "erc")
-    assert config("minatar/breakout", *flags, "--surrogate.objective", "cispo").surrogate.mask == "erc"
-    assert config("minatar/breakout", *flags[:4], "--proximal.policy", "interpolate").dae.advantages == "taken"
+    flags = ("--algorithm.name", "dae", "--dae.advantages")
+    for setting in ("taken", "returns"):
+        found = config("minatar/breakout", *flags, setting, "--surrogate.mask", "erc", "--surrogate.objective", "cispo")
+        assert (found.surrogate.mask, found.surrogate.objective) == ("erc", "cispo")
+        assert config("minatar/breakout", *flags, setting, "--proximal.policy", "interpolate").dae.advantages == setting
     for setting in ("all", "taken", "returns"):
         with pytest.raises(SettingError, match=r"surrogate\.objective bpo with algorithm\.name dae"):
-            config("minatar/breakout", *flags[:3], setting, "--surrogate.objective", "bpo")
+            config("minatar/breakout", *flags, setting, "--surrogate.objective", "bpo")
     with pytest.raises(
         SettingError, match=r"dae\.advantages taken has no effect: algorithm\.name actor_critic does not"
     ):
