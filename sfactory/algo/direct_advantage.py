@@ -22,9 +22,9 @@ class Backup(NamedTuple):
     """What the regression needs of the rewards; no tensor carries a gradient."""
 
     returns: Tensor
-    """[T, B] discounted rewards until the episode or the rows end, with the bootstrap there; 0 on reset rows."""
+    """[T, B] discounted rewards until the episode or the rows end, with the bootstraps; 0 on reset rows."""
     decay: Tensor
-    """[T, B] gamma where the sum goes on in the next row, else 0."""
+    """[T, B] gamma lambda where the sum goes on in the next row, else 0."""
 
 
 class PolicyLoss(NamedTuple):
@@ -45,23 +45,24 @@ def centered(advantages: Tensor, log_probs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def backup(rows: TraceInput, *, gamma: float) -> Backup:
+def backup(rows: TraceInput, *, gamma: float, trace_lambda: float = 1.0) -> Backup:
     """Discounted rewards and bootstraps of all rows.
 
-        returns_t = r_t + gamma returns_{t+1}      within an episode
-        returns_t = r_t + gamma V(x_{t+1})         before a truncation and in the last row
-        returns_t = r_t                            before a termination
+        returns_t = r_t + gamma (lambda returns_{t+1} + (1 - lambda) V(x_{t+1}))    within an episode
+        returns_t = r_t + gamma V(x_{t+1})                                          before a truncation, in the last row
+        returns_t = r_t                                                             before a termination
 
-    rows: value and log_rho are not used.
+    The papers have lambda = 1. rows: value and log_rho are not used.
     """
     valid = rows.valid
     ends = rows.terminated | rows.truncated | ~valid
     goes_on = ~ends
     goes_on[:-1] &= valid[1:]  # an action whose outcome is not known, see `own_time`: the one before it bootstraps
     goes_on[-1] = False
-    bootstrap = rows.next_value.masked_fill(goes_on | rows.terminated, 0.0)
+    share = torch.ones_like(rows.reward).masked_fill(goes_on, 1.0 - trace_lambda)
+    bootstrap = share * rows.next_value.masked_fill(rows.terminated, 0.0)
     own = torch.add(rows.reward, bootstrap, alpha=gamma).masked_fill(~valid, 0.0)
-    decay = torch.zeros_like(own).masked_fill(goes_on, gamma)
+    decay = torch.zeros_like(own).masked_fill(goes_on, gamma * trace_lambda)
     return Backup(discounted_sum(own, decay), decay)
 
 
@@ -76,8 +77,9 @@ def errors(found: Backup, advantage: Tensor, value: Tensor, valid: Tensor) -> Te
 
         error_t = sum over s >= t of gamma^(s-t) (r_s - A(x_s, a_s)) + gamma^n V_start(x_{t+n}) - V(x_t)
 
-    until the episode or the rows end n rows later (2109.06093, eq. 13; 2402.12874 with B = 0). The bootstrap has the
-    values at the start of the update. No importance ratio: where the action was not that of the policy, A is what it
+    until the episode or the rows end n rows later (2109.06093, eq. 13; 2402.12874 with B = 0); with lambda < 1 the
+    mean of that over all n, n of them weighted by (1 - lambda) lambda^(n-1). The bootstrap has the values at the start
+    of the update. No importance ratio: where the action was not that of the policy, A is what it
     cost. Exact if transitions are deterministic or the data on policy.
 
     found: in the units of `value`. advantage: of the actions taken, centered, on reset rows anything. value: of x_t.

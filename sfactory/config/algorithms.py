@@ -52,7 +52,7 @@ ALGORITHMS = {
             "model.log_std_init",
             "model.squash",
         ),
-        used=("trace.gamma",),
+        used=("trace.gamma", "trace.trace_lambda"),
         one_action="advantages",
         whole_lanes=True,
         per_choice=1,

@@ -45,24 +45,24 @@ def drawn(steps=7, lanes=6, seed=0):
     )
 
 
-def slow_errors(rows, advantage, value, gamma):
-    """The paper's sum, for every row by itself. advantage, value [T, B] -> [T, B]."""
+def slow_errors(rows, advantage, value, gamma, lam=1.0):
+    """The paper's sum, for every row by itself; with lambda the mean over its lengths. advantage, value [T, B]."""
     steps, lanes = rows.reward.shape
     out = torch.zeros(steps, lanes, dtype=F64)
     for b, t in itertools.product(range(lanes), range(steps)):
         if not rows.valid[t, b]:
             continue
-        total, factor, s = -value[t, b], 1.0, t
+        total, factor, weight, s = -value[t, b], 1.0, 1.0, t
         while True:
             total = total + factor * (rows.reward[s, b] - advantage[s, b])
             factor *= gamma
-            if rows.terminated[s, b]:
+            ends = rows.terminated[s, b] or rows.truncated[s, b] or s + 1 == steps or not rows.valid[s + 1, b]
+            of_this_length = total if rows.terminated[s, b] else total + factor * rows.next_value[s, b]
+            out[t, b] = out[t, b] + weight * (1.0 if ends else 1.0 - lam) * of_this_length
+            if ends:
                 break
-            if rows.truncated[s, b] or s + 1 == steps or not rows.valid[s + 1, b]:
-                total = total + factor * rows.next_value[s, b]
-                break
+            weight *= lam
             s += 1
-        out[t, b] = total
     return out
 
 
@@ -86,13 +86,13 @@ def test_errors_are_the_numbers_worked_out_by_hand():
     assert errors(found, advantage, value, rows.valid).tolist() == [[0.5, 6.0], [-1.0, 6.0], [95.0, 0.0]]
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
-def test_errors_and_their_gradient_are_those_of_the_sum(gamma):
+@pytest.mark.parametrize(("gamma", "lam"), [(0.0, 1.0), (0.9, 1.0), (1.0, 1.0), (0.9, 0.7), (0.9, 0.0)])
+def test_errors_and_their_gradient_are_those_of_the_sum(gamma, lam):
     rows = drawn()
     g = torch.Generator().manual_seed(1)
     advantage, value = (torch.randn(7, 6, generator=g, dtype=F64, requires_grad=True) for _ in range(2))
-    slow = slow_errors(rows, advantage, value, gamma)
-    fast = errors(backup(rows, gamma=gamma), advantage, value, rows.valid)
+    slow = slow_errors(rows, advantage, value, gamma, lam)
+    fast = errors(backup(rows, gamma=gamma, trace_lambda=lam), advantage, value, rows.valid)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
     expected = torch.autograd.grad(slow.square().sum(), (advantage, value))
     for got, wanted in zip(torch.autograd.grad(fast.square().sum(), (advantage, value)), expected, strict=True):
@@ -116,9 +116,22 @@ def test_what_a_reset_row_holds_changes_nothing():
     reward, next_value = rows.reward.clone(), rows.next_value.clone()
     reward[~rows.valid], next_value[~rows.valid] = float("nan"), float("inf")
     next_value[rows.terminated] = float("nan")
-    other = backup(rows._replace(reward=reward, next_value=next_value), gamma=0.9)
-    for a, b in zip(backup(rows, gamma=0.9), other, strict=True):
-        assert torch.equal(a, b)
+    for lam in (1.0, 0.5):
+        other = backup(rows._replace(reward=reward, next_value=next_value), gamma=0.9, trace_lambda=lam)
+        for a, b in zip(backup(rows, gamma=0.9, trace_lambda=lam), other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_lambda_gives_the_targets_of_gae_where_there_are_no_advantages():
+    rows = drawn()
+    # GAE bootstraps within an episode with the value of the next row itself.
+    chained = rows.next_value.clone()
+    goes_on = rows.valid[:-1] & rows.valid[1:] & ~(rows.terminated | rows.truncated)[:-1]
+    chained[:-1][goes_on] = rows.value[1:][goes_on]
+    rows = rows._replace(next_value=chained)
+    found = errors(backup(rows, gamma=0.9, trace_lambda=0.7), torch.zeros(7, 6, dtype=F64), rows.value, rows.valid)
+    expected = gae(rows, gamma=0.9, trace_lambda=0.7).advantage
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_centered_advantages_have_mean_zero_under_the_policy():
@@ -200,12 +213,12 @@ def all_rollouts(steps):
     return rows, state, after, action
 
 
-def fitted(rows, state, after, action, policy, weight=None):
+def fitted(rows, state, after, action, policy, weight=None, lam=1.0):
     """The minimum of the squared errors over a table of f [3, 2] and V [3], with its own V as the next bootstrap."""
     weight = torch.ones_like(rows.reward) if weight is None else weight.sqrt()
 
     def error(table, bootstrap):
-        found = backup(rows._replace(next_value=bootstrap[after]), gamma=GAMMA)
+        found = backup(rows._replace(next_value=bootstrap[after]), gamma=GAMMA, trace_lambda=lam)
         a = centered(table[:, :2], policy.log())
         return (weight * errors(found, a[state, action], table[:, 2][state], rows.valid)).flatten()
 
@@ -218,12 +231,12 @@ def fitted(rows, state, after, action, policy, weight=None):
     return value, centered(table[:, :2], policy.log())
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_the_regression_finds_values_and_advantages_of_a_policy_that_did_not_act(steps):
+@pytest.mark.parametrize(("steps", "lam"), [(1, 1.0), (2, 1.0), (5, 1.0), (5, 0.6)])
+def test_the_regression_finds_values_and_advantages_of_a_policy_that_did_not_act(steps, lam):
     rows, state, after, action = all_rollouts(steps)
     value, advantage = true_values(POLICY)
     assert advantage.abs().max() > 0.5
-    got_value, got_advantage = fitted(rows, state, after, action, POLICY)
+    got_value, got_advantage = fitted(rows, state, after, action, POLICY, lam=lam)
     torch.testing.assert_close(got_value, value, rtol=0, atol=1e-5)
     torch.testing.assert_close(got_advantage, advantage, rtol=0, atol=1e-5)
 

@@ -62,7 +62,6 @@ def test_what_has_no_effect_is_refused_in_one_line(flags, line):
     ("flags", "line"),
     [
         (["--trace.estimator", "vtrace"], "trace.estimator vtrace has no effect: algorithm.name dae does not use it"),
-        (["--trace.trace-lambda", "0.9"], "trace.trace-lambda 0.9 has no effect"),
         (["--trace.baseline", "optimal"], "trace.baseline optimal has no effect"),
         (["--loss.value-clip", "0.2"], "loss.value-clip 0.2 has no effect"),
         (["--normalize.advantage-span", "3"], "normalize.advantage-span 3 has no effect"),

@@ -19,7 +19,7 @@ from sfactory.monitor.table import meaning
 from sfactory.workers.shared import RunSpec
 
 torch.set_num_threads(1)
-GAMMA = 0.9
+GAMMA, LAMBDA = 0.9, 0.8
 
 
 def make(minibatches=4, epochs=1, core="none", separate=False, value_targets=False, learners=None, **settings):
@@ -30,7 +30,12 @@ def make(minibatches=4, epochs=1, core="none", separate=False, value_targets=Fal
         normalize=Normalize(value_targets=value_targets),
         optim=Optim(lr=1e-2, eps=1e-3),
     )
-    given = {"batch.minibatches": minibatches, "batch.epochs": epochs, "trace.gamma": GAMMA}
+    given = {
+        "batch.minibatches": minibatches,
+        "batch.epochs": epochs,
+        "trace.gamma": GAMMA,
+        "trace.trace_lambda": LAMBDA,
+    }
     given |= {name.replace("__", "."): value for name, value in settings.items()}
     config = with_settings(config, {"algorithm.name": "dae", **given})
     model = build_model(config, EnvSpec("test", OBS, ACTIONS))
@@ -68,16 +73,16 @@ def slow_loss(update, model, batch, start_model, lanes, bootstrap):
     taken = {(t, b): int(batch.action["action"][t, b]) for t, b in rows}
     errors = {}
     for t, b in rows:  # what was received until the end, less the advantages on the way
-        error, factor = -out.value[t, b], 1.0
+        error, factor, weight, errors[t, b] = -out.value[t, b], 1.0, 1.0, 0.0
         for s in range(t, T):
             error = error + factor * (batch.reward[s, b] - advantage[s, b][taken[s, b]])
             factor *= GAMMA
-            if batch.terminated[s, b]:
+            ends = batch.terminated[s, b] or batch.truncated[s, b] or s == T - 1
+            known = error if batch.terminated[s, b] else error + factor * bootstrap[s + 1, b]
+            errors[t, b] = errors[t, b] + weight * (1.0 if ends else 1.0 - LAMBDA) * known
+            if ends:
                 break
-            if batch.truncated[s, b] or s == T - 1:
-                error = error + factor * bootstrap[s + 1, b]
-                break
-        errors[t, b] = error
+            weight *= LAMBDA
     with torch.no_grad():
         if form == "returns":
             gains = {row: {taken[row]: advantage[row][taken[row]] + errors[row]} for row in rows}

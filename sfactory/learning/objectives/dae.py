@@ -61,9 +61,8 @@ class DaeObjective(ActorCriticObjective):
         params, output = out.params[:-1].detach(), at_least_single(out.value.detach())
         log_prob, log_probs = self.distribution.log_prob(params, batch.action), self.distribution.log_probs(params)
         log_rho = (log_prob - batch.log_prob).masked_fill(~batch.valid, 0.0)
-        found = direct_advantage.backup(
-            self._rows(batch, self.normalizers.value(output), log_rho), gamma=self.config.trace.gamma
-        )
+        rows, settings = self._rows(batch, self.normalizers.value(output), log_rho), self.config.trace
+        found = direct_advantage.backup(rows, gamma=settings.gamma, trace_lambda=settings.trace_lambda)
         before = found._replace(returns=self.normalizers.target(found.returns))
         error = self._errors(before, self._of_action(params, log_probs, batch), output[:-1], batch)
         target, value = self.normalizers.value(output[:-1] + error), self.normalizers.value(output[:-1])
