@@ -38,7 +38,7 @@ from sfactory.model.distributions import WithAdvantages, at_least_single
 
 
 class DaeObjective(ActorCriticObjective):
-    """Settings: section `dae`, `trace.gamma`, `trace.trace_lambda`, and the sections `proximal`, `surrogate` and `loss`."""
+    """Settings: sections `dae`, `proximal`, `surrogate` and `loss`, `trace.gamma` and `trace.trace_lambda`."""
 
     network = AdvantageNetwork
     distribution: WithAdvantages
