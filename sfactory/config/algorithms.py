@@ -24,10 +24,16 @@ class AlgorithmRules:
     """Its values where the preset was made for another algorithm. Files and flags replace them."""
     action_values: bool = False
     """Whether it learns the values of one discrete action and has no policy of its own; epsilon moves with the run."""
+    one_action: str = ""
+    """What it learns for each choice of one discrete action; other actions are refused. Empty: it learns from any."""
+    whole_lanes: bool = False
+    """Whether minibatches always are whole lanes, because its loss is one of trajectories."""
     keeps_batches: bool = False
     """Whether it trains again on batches that it keeps itself, in auxiliary phases."""
     further_params: int = 0
     """Numbers of a row that the network computes besides the parameters of the distribution."""
+    per_choice: int = 0
+    """The same, for every choice of a discrete action."""
 
     def uses(self, name: str) -> bool:
         """Whether a setting (dotted name) has an effect."""
@@ -35,10 +41,26 @@ class AlgorithmRules:
 
 
 ALGORITHMS = {
-    "actor_critic": AlgorithmRules(unused=("ppg.", "pqn.")),
-    "ppg": AlgorithmRules(unused=("pqn.",), keeps_batches=True, further_params=1),  # the auxiliary value
+    "actor_critic": AlgorithmRules(unused=("dae.", "ppg.", "pqn.")),
+    "dae": AlgorithmRules(
+        unused=(
+            "ppg.",
+            "pqn.",
+            "trace.",
+            "loss.value_clip",
+            "normalize.advantage_span",
+            "model.log_std_init",
+            "model.squash",
+        ),
+        used=("trace.gamma", "trace.trace_lambda"),
+        one_action="advantages",
+        whole_lanes=True,
+        per_choice=1,
+    ),
+    "ppg": AlgorithmRules(unused=("dae.", "pqn."), keeps_batches=True, further_params=1),  # the auxiliary value
     "pqn": AlgorithmRules(
         unused=(
+            "dae.",
             "ppg.",
             "surrogate.",
             "proximal.",
@@ -70,6 +92,7 @@ ALGORITHMS = {
             "model.layer_norm": True,
         },
         action_values=True,
+        one_action="values",
         further_params=1,  # epsilon
     ),
 }

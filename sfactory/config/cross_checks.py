@@ -39,6 +39,7 @@ def check_together(config: Config) -> None:
     check_steps(config)
     check_behavior_weight(config)
     check_surrogate(config)
+    check_dae(config)
 
 
 def check_algorithm(config: Config) -> None:
@@ -349,6 +350,38 @@ def check_surrogate(config: Config) -> None:
     if s.objective == "mdpo" and s.kl_anneal and not config.stop.env_steps:
         raise ValueError(
             "surrogate.kl-anneal ends at stop.env-steps, which is 0; set it, or use surrogate.kl-anneal false"
+        )
+
+
+def check_dae(config: Config) -> None:
+    """What learned advantages cannot be combined with."""
+    if config.algorithm.name != "dae":
+        return
+    s, proximal = config.surrogate, config.proximal
+    if s.objective in WITHOUT_ADVANTAGES:
+        raise ValueError(
+            f"surrogate.objective {s.objective} with algorithm.name dae, whose advantages it does not read; use "
+            "decoupled"
+        )
+    if config.dae.advantages != "all":
+        return
+    for name, value, only in (
+        ("surrogate.objective", s.objective, "decoupled"),
+        ("surrogate.behavior-weight", s.behavior_weight, "surrogate"),
+        ("surrogate.mask", s.mask, "none"),
+        ("surrogate.weight-cap", s.weight_cap, type(s)().weight_cap),
+    ):
+        if value != only:
+            raise ValueError(
+                f"{name} {_typed(value)} has no effect with dae.advantages all, whose loss has no weights: leave it at "
+                f"{_typed(only)}, or use dae.advantages returns or taken"
+            )
+    by_step = proximal.policy == "snapshot" and not proximal.snapshot_age
+    if by_step or proximal.policy == "interpolate":
+        raise ValueError(
+            f"dae.advantages all needs the probabilities of all actions, and proximal.policy {proximal.policy} "
+            f"{'with snapshot-age 0 ' if by_step else ''}has none; use recompute, ewma or behavior, or "
+            "dae.advantages returns or taken"
         )
 
 

@@ -218,7 +218,8 @@ class BatchConfig:
     """Optimizer steps per epoch. Must divide the number of lanes (environments in the batch). More: noisier steps,
     further from the policy that acted."""
     shuffle: Literal["rows", "lanes"] = "rows"
-    """Unit of minibatches: single rows, or complete lanes (rollouts), which recurrent policies always use."""
+    """Unit of minibatches: single rows, or complete lanes (rollouts), which recurrent policies and algorithm.name dae
+    always use."""
     forced_lag: Annotated[int, Between(0, 10_000)] = 0
     """Train on data k updates old by publishing weights late. Lockstep or sampling.slots_per_group 1 only."""
     factor: Annotated[float, Gt(0)] = 1.0
@@ -242,10 +243,21 @@ class ReplayConfig:
 class AlgorithmConfig:
     """What is learned from the data."""
 
-    name: Literal["actor_critic", "ppg", "pqn"] = "actor_critic"
-    """actor_critic: a policy and a value function; the sections trace, proximal and surrogate select its parts. ppg:
-    the same, and a phase every few updates in which the policy's network learns the values too. pqn: action values by
-    Q(lambda), without a policy of its own. docs/algorithms.md compares them."""
+    name: Literal["actor_critic", "dae", "ppg", "pqn"] = "actor_critic"
+    """actor_critic: a policy and a value function; the sections trace, proximal and surrogate select its parts. dae: a
+    policy whose advantages are learned by the network, without importance ratios in the critic. ppg: actor_critic, and
+    a phase every few updates in which the policy's network learns the values too. pqn: action values by Q(lambda),
+    without a policy of its own. docs/algorithms.md compares them."""
+
+
+@dataclass(frozen=True)
+class DaeConfig:
+    """algorithm.name dae: what the learned advantages are used for."""
+
+    advantages: Literal["returns", "taken", "all"] = "returns"
+    """What improves the policy. returns: the learned advantage of the action that was taken plus the error of the
+    critic, that is what was received after it, corrected for later actions. taken: the learned advantage alone, as in
+    the paper. all: the learned advantages of all actions, with no weight for stale data."""
 
 
 @dataclass(frozen=True)
@@ -620,6 +632,7 @@ class Config:
     batch: BatchConfig = field(default_factory=BatchConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    dae: DaeConfig = field(default_factory=DaeConfig)
     ppg: PpgConfig = field(default_factory=PpgConfig)
     pqn: PqnConfig = field(default_factory=PqnConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)

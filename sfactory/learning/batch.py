@@ -57,6 +57,7 @@ class BatchLanes:
     valid: Tensor  # [T, b] bool
     lag: Tensor  # [T, b] float
     state: Tensor | None  # [b, H]
+    order: Tensor | None  # [T, b] int64
     whole: Batch  # [T, B]
     index: Tensor  # [b] int64
 

@@ -4,7 +4,8 @@
 takes the same optimizer steps, holds the same statistics and stops at the same update:
 
     average_gradients   once per optimizer step, between the backward pass and the clipping of gradients
-    pool_moments        once per update for value targets, once for advantages, and once for all other normalizers
+    pool_moments        once per update for value targets, once for advantages, and once for all other normalizers; with
+                        algorithm.name dae once per optimizer step for advantages
     average_metric      once per update with optim.schedule kl_adaptive, staleness and optim.sfpo-steps each; once per
                         optimizer step with surrogate.objective r2vpo
     propose             before every update; its votes, row counts and numbers travel with the gradients

@@ -3,7 +3,8 @@
     outputs of the whole batch under the weights as published (one forward pass)
     objective.start: targets and whatever else is computed once per update; the statistics of value targets and the
         value head move here, before the targets are normalized
-    epochs x minibatches of rows (of whole lanes for a recurrent policy, or with `batch.shuffle lanes`):
+    epochs x minibatches of rows (of whole lanes for a recurrent policy, a loss over trajectories, or `batch.shuffle
+        lanes`):
         objective.loss -> gradient, averaged over learners -> optimizer step, unless it is not finite
         (a minibatch too large for a GPU: the gradients of its parts, one after the other, are added up)
     with optim.sfpo_steps: as many passes before them, after which the weights are pulled back (`slow_fast`)
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from sfactory.algo.schedule import SCHEDULES, ScheduleState
 from sfactory.config import Config
+from sfactory.config.algorithms import rules_of
 from sfactory.device.accelerator import Accelerator, Replay, Work
 from sfactory.device.selection import precision
 from sfactory.device.thread_pool import ThreadPool, pool_size
@@ -92,7 +94,8 @@ class Update:
         adam = NativeAdam if isinstance(self.network, NativeLearnerNetwork) else Adam
         self.optimizer = adam(self.flat, lr, betas, config.optim.eps, exact=config.run.kernels == "autograd")
         # Rows of one lane are correlated: minibatches of rows have a less noisy gradient. Memory needs whole lanes.
-        self.by_rows = config.batch.shuffle == "rows" and not model.state_size
+        # So does a loss over trajectories.
+        self.by_rows = config.batch.shuffle == "rows" and not model.state_size and not rules_of(config).whole_lanes
         self.kl, self.ess = config.optim.kl_target, 1.0  # of the last update, for the adaptive schedules
         self.lag = 0.0  # of the batch, with the schedule staleness
         self.adaptive = config.optim.schedule == "kl_adaptive"

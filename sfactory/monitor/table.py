@@ -103,6 +103,8 @@ _UPDATE = {
     "losses/entropy": "mean entropy of the policy, in nats",
     "losses/q_loss": "algorithm.name pqn: half the mean squared error of the action values",
     "losses/q": "algorithm.name pqn: mean value of the actions that were taken",
+    "losses/advantage": "algorithm.name dae: root mean square of the learned advantages under the policy at the start "
+    "of the update, in units of the value head",
     "losses/approx_kl": "estimate of KL(proximal || policy), in nats",
     "losses/clipfrac": "fraction of steps whose ratio was clipped",
     "losses/maskfrac": "fraction of steps that surrogate.mask left out",

@@ -42,15 +42,16 @@ def check_objective(name: str, spec: EnvSpec) -> None:
 
 
 def check_algorithm(name: str, spec: EnvSpec) -> None:
-    """ValueError for an algorithm of action values where the action is not one choice."""
-    if not ALGORITHMS[name].action_values:
+    """ValueError for an algorithm that learns something of every choice where the action is not one choice."""
+    learned = ALGORITHMS[name].one_action
+    if not learned:
         return
     action, *more = spec.actions.values()
     if more or action.kind != "discrete" or len(action.sizes) != 1:
         leaves = ", ".join(f"{leaf} {one.kind}" for leaf, one in spec.actions.items())
         heads = f" of {len(action.sizes)} parts" if action.kind == "discrete" and not more else ""
         raise ValueError(
-            f"algorithm.name {name} needs one discrete action, whose values it learns, and {spec.name} has {leaves}"
+            f"algorithm.name {name} needs one discrete action, whose {learned} it learns, and {spec.name} has {leaves}"
             f"{heads}; use actor_critic"
         )
 

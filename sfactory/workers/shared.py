@@ -180,7 +180,7 @@ class RunSpec:
             obs={name: (leaf.shape, leaf.dtype) for name, leaf in self.spec.obs.items()},
             actions={name: (leaf.shape, leaf.dtype) for name, leaf in self.spec.actions.items()},
             num_params=rules_of(self.config).further_params
-            + sum(sum(a.sizes) * (2 if a.kind == "box" else 1) for a in actions),
+            + sum(sum(a.sizes) * (2 if a.kind == "box" else 1 + rules_of(self.config).per_choice) for a in actions),
             num_noise=sum(sum(a.sizes) if a.kind == "box" else len(a.sizes) for a in actions),
             state_size={"none": 0, "gru": size, "lstm": 2 * size}[core],
             discounted_return=self.config.normalize.reward,

@@ -58,6 +58,45 @@ def test_what_has_no_effect_is_refused_in_one_line(flags, line):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--trace.estimator", "vtrace"], "trace.estimator vtrace has no effect: algorithm.name dae does not use it"),
+        (["--trace.baseline", "optimal"], "trace.baseline optimal has no effect"),
+        (["--loss.value-clip", "0.2"], "loss.value-clip 0.2 has no effect"),
+        (["--normalize.advantage-span", "3"], "normalize.advantage-span 3 has no effect"),
+        (["--pqn.epsilon-end", "0.1"], "pqn.epsilon-end 0.1 has no effect"),
+        (["--surrogate.objective", "bpo"], "surrogate.objective bpo with algorithm.name dae, whose advantages it does"),
+        (["--dae.advantages", "all", "--surrogate.objective", "cispo"], "surrogate.objective cispo has no effect with"),
+        (["--dae.advantages", "all", "--surrogate.mask", "erc"], "surrogate.mask erc has no effect with"),
+        (["--dae.advantages", "all", "--surrogate.weight-cap", "5"], "surrogate.weight-cap 5 has no effect"),
+        (["--dae.advantages", "all", "--surrogate.behavior-weight", "none"], "surrogate.behavior-weight none has no"),
+        (["--dae.advantages", "all", "--proximal.policy", "interpolate"], "dae.advantages all needs the probabilities"),
+        (["--dae.advantages", "all", "--proximal.policy", "snapshot", "--proximal.snapshot-age", "0"], "0 has none"),
+    ],
+)  # fmt: skip
+def test_what_learned_advantages_exclude_is_refused_in_one_line(flags, line):
+    with pytest.raises(SettingError) as caught:
+        config("minatar/breakout", "--algorithm.name", "dae", *flags)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_dae_accepts_what_its_loss_of_actions_taken_reads():
+    flags = ("--algorithm.name", "dae", "--dae.advantages")
+    for setting in ("taken", "returns"):
+        found = config("minatar/breakout", *flags, setting, "--surrogate.mask", "erc", "--surrogate.objective", "cispo")
+        assert (found.surrogate.mask, found.surrogate.objective) == ("erc", "cispo")
+        assert config("minatar/breakout", *flags, setting, "--proximal.policy", "interpolate").dae.advantages == setting
+    for setting in ("all", "taken", "returns"):
+        with pytest.raises(SettingError, match=r"surrogate\.objective bpo with algorithm\.name dae"):
+            config("minatar/breakout", *flags, setting, "--surrogate.objective", "bpo")
+    with pytest.raises(
+        SettingError, match=r"dae\.advantages taken has no effect: algorithm\.name actor_critic does not"
+    ):
+        config("minatar/breakout", "--dae.advantages", "taken")
+
+
 def test_settings_of_another_algorithm_are_refused():
     with pytest.raises(SettingError, match=r"pqn\.epsilon-end 0\.1 has no effect: algorithm\.name actor_critic"):
         config("minatar/breakout", "--pqn.epsilon-end", "0.1")
@@ -114,7 +153,7 @@ def test_the_flag_wins_over_the_algorithm_of_a_file(tmp_path):
 
 
 def test_an_unknown_algorithm_is_reported_as_such():
-    with pytest.raises(SettingError, match=r"algorithm\.name: 'pqm' is not one of actor_critic, ppg, pqn"):
+    with pytest.raises(SettingError, match=r"algorithm\.name: 'pqm' is not one of actor_critic, dae, ppg, pqn"):
         config("minatar/breakout", "--algorithm.name", "pqm")
 
 

@@ -17,6 +17,7 @@ from sfactory.learning.distributed import Vote
 from sfactory.learning.process_group import NOTES, ProcessGroup
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
+from sfactory.model.advantage_network import AdvantageNetwork
 from sfactory.model.q_network import QNetwork
 
 torch.set_num_threads(1)
@@ -52,7 +53,7 @@ def update_on(
     config = with_settings(config, {names[name]: value for name, value in learning.items()})
     config = with_settings(config, {"surrogate.mask": mask})
     torch.manual_seed(0)
-    model = (QNetwork if algorithm == "pqn" else ActorCritic)(
+    model = {"pqn": QNetwork, "dae": AdvantageNetwork}.get(algorithm, ActorCritic)(
         OBS, actions, hidden=(16,), core=core, core_size=8 if core != "none" else 0,
         normalize_obs=config.normalize.obs, squash=squash, median=config.surrogate.has_median_head,
     )  # fmt: skip
@@ -137,6 +138,9 @@ CASES = {
     "squashed box": {"actions": BOX, "squash": True},
     "gradient limit": {"optim": {"max_grad_norm": 1e-3}},
     "pqn": {"algorithm": "pqn"},
+    "dae": {"algorithm": "dae", "normalize": {"value_targets": True}},
+    "dae, all actions": {"algorithm": "dae", "dae__advantages": "all", "proximal": "ewma"},
+    "dae, actions taken": {"algorithm": "dae", "dae__advantages": "taken", "surrogate": "r2vpo", "core": "gru"},
     "adaptive": {"optim": {"schedule": "kl_adaptive"}},
     "entropy on a line": {"loss__entropy_coef": 0.5, "loss__entropy_final": 0.0},
     "staleness": {"optim": {"schedule": "staleness"}},

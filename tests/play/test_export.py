@@ -22,6 +22,7 @@ TARGETS = {
     "squash": ("classic/pendulum", {"model": {"squash": True}}),
     "pqn": ("minatar/breakout", {"algorithm": {"name": "pqn"}}),
     "ppg": ("classic/pendulum", {"algorithm": {"name": "ppg"}, "ppg": {"policy_updates": 1, "phase_epochs": 1}}),
+    "dae": ("minatar/breakout", {"algorithm": {"name": "dae"}}),
     "atari": ("atari/pong", {"stop": {"env_steps": 128}}),
     "gru": ("memory/tmaze", {"model": {"core": "gru", "core_size": 8}}),
 }

@@ -41,9 +41,10 @@ def test_train_refuses_an_objective_of_probabilities_before_it_writes_anything(t
         ({"keys": ActionLeaf((2,), "int64", "discrete", (2, 3))}, "keys discrete of 2 parts;"),
     ],
 )
-def test_check_algorithm_refuses_action_values_of_more_than_one_choice(actions, shown):
-    with pytest.raises(ValueError, match=r"algorithm\.name pqn needs one discrete action") as caught:
-        check_algorithm("pqn", EnvSpec("my/env", {}, actions))
-    assert f"my/env has {shown} use actor_critic" in str(caught.value)
-    check_algorithm("pqn", EnvSpec("my/env", {}, {"go": GO}))
+@pytest.mark.parametrize(("algorithm", "learned"), [("pqn", "values"), ("dae", "advantages")])
+def test_check_algorithm_refuses_to_learn_of_more_than_one_choice(actions, shown, algorithm, learned):
+    with pytest.raises(ValueError, match=rf"algorithm\.name {algorithm} needs one discrete action") as caught:
+        check_algorithm(algorithm, EnvSpec("my/env", {}, actions))
+    assert f"whose {learned} it learns, and my/env has {shown} use actor_critic" in str(caught.value)
+    check_algorithm(algorithm, EnvSpec("my/env", {}, {"go": GO}))
     check_algorithm("actor_critic", EnvSpec("my/env", {}, actions))

@@ -12,6 +12,7 @@ from sfactory.run import checkpoint
 WORDS = {
     "pqn": ["--pqn.epsilon-fraction", "0.5"],
     "ppg": ["--ppg.policy-updates", "2", "--ppg.phase-epochs", "1"],
+    "dae": ["--dae.advantages", "returns"],
 }
 
 
@@ -20,8 +21,10 @@ WORDS = {
     [
         ("pqn", "async"),
         ("ppg", "lockstep"),
+        ("dae", "lockstep"),
         pytest.param("pqn", "lockstep", marks=pytest.mark.slow),
         pytest.param("ppg", "async", marks=pytest.mark.slow),
+        pytest.param("dae", "async", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_trains_saves_and_plays(tmp_path, algorithm, mode):
@@ -39,6 +42,8 @@ def test_a_run_trains_saves_and_plays(tmp_path, algorithm, mode):
         assert checkpoint.read_from(folder).parts["model"]["epsilon"].item() == pytest.approx(0.05)
         assert last["pqn/epsilon"] >= 0.049, "the mean since the row before"
         assert last["losses/q_loss"] > 0
+    elif algorithm == "dae":
+        assert last["losses/advantage"] > 0
     else:
         assert last["ppg/kept_mb"] > 0
         assert last["ppg/clone_kl"] >= 0

@@ -53,6 +53,23 @@ CASES = {
         "optim": {"sfpo_steps": 1, "adam_rel": True, "schedule": "kl_adaptive"},
         "normalize": {"value_targets": True},
     },
+    "replay, dae, ewma, forced lag, value targets": {
+        "replay": REPLAY,
+        "algorithm": {"name": "dae"},
+        "dae": {"advantages": "all"},
+        "proximal": {"policy": "ewma"},
+        "batch": {"forced_lag": 2},
+        "normalize": {"value_targets": True, "reward": True},
+        "optim": {"schedule": "kl_adaptive"},
+    },
+    "dae, actions taken, r2vpo, m2po, SFPO, gru": {
+        "algorithm": {"name": "dae"},
+        "dae": {"advantages": "taken"},
+        "surrogate": {"objective": "r2vpo", "mask": "m2po"},
+        "batch": {"epochs": 1},
+        "optim": {"sfpo_steps": 2, "sfpo_window": 3, "schedule": "ess"},
+        "model": {"core": "gru", "core_size": 8, "separate": False},
+    },
     "ppg, bpo, erc, gru": {
         **PPG,
         "surrogate": {"objective": "bpo", "mask": "erc"},

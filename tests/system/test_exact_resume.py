@@ -71,6 +71,7 @@ def test_lockstep_run_with_replay_killed_and_resumed_equals_an_uninterrupted_run
     [
         pytest.param("pqn", ["--pqn.epsilon-fraction", "1", "--batch.forced-lag", "2"], marks=pytest.mark.slow),
         ("ppg", ["--ppg.policy-updates", "5", "--ppg.phase-epochs", "2", "--proximal.policy", "ewma"]),
+        ("dae", ["--batch.forced-lag", "2", "--proximal.policy", "ewma", "--normalize.value-targets", "true"]),
     ],
 )
 def test_lockstep_run_of_another_algorithm_resumes_exactly(algorithm, words):

@@ -7,11 +7,13 @@ from typing import Any
 from sfactory.config import Config
 from sfactory.learning.objectives.actor_critic import ActorCriticObjective
 from sfactory.learning.objectives.base import Loss, Minibatch, Objective, Phase, Start
+from sfactory.learning.objectives.dae import DaeObjective
 from sfactory.learning.objectives.ppg import PpgObjective
 from sfactory.learning.objectives.pqn import PqnObjective
 
 OBJECTIVES: dict[str, type[Objective[Any]]] = {
     "actor_critic": ActorCriticObjective,
+    "dae": DaeObjective,
     "ppg": PpgObjective,
     "pqn": PqnObjective,
 }

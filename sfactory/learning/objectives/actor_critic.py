@@ -45,6 +45,11 @@ from sfactory.native.head import LossColumns, NativeLoss
 
 LEAST_LEFT = 0.01
 """Share of the run that mdpo divides its coefficient by, at least: the last updates would not move the policy."""
+READ_BY_LOSS = (
+    "value", "target", "advantage", "weight", "log_rho", "prefix", "action_value", "keep", "returns", "decay",
+    "log_probs",
+)  # fmt: skip
+"""Fields of `ActorCriticStart` with rows that `_loss` reads."""
 DUAL = "dual."
 """Prefix of the dual variable in the state."""
 
@@ -64,6 +69,9 @@ class ActorCriticStart(NamedTuple):
     keep: Tensor | None  # [T, B] bool, samples that a mask over the whole update keeps; None: all
     effective_lambda: Tensor  # []
     packed: Tensor | None  # [T, B, 5 or 6] what the closed form reads (`closed_form.pack`), None if it is not used
+    returns: Tensor | None = None  # [T, B] dae: see `direct_advantage.Backup`, in the units of the value
+    decay: Tensor | None = None  # [T, B] dae: the same, both in the order of the agent's actions
+    log_probs: Tensor | None = None  # [T, B, k] dae: of all actions
 
     def as_rows(self) -> ActorCriticStart:
         """Every [T, B] tensor as [1, T x B]. A view."""
@@ -211,6 +219,14 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
 
     def _trace(self, batch: Batch, value: Tensor, log_rho: Tensor) -> Trace:
         """Targets and advantages. value [T + 1, B] in units of reward; log_rho [T, B]."""
+        found = self._estimate(self._rows(batch, value, log_rho))
+        if batch.order is None:
+            return found
+        back = (x.scatter(0, batch.order, x) if x.dim() else x for x in found)
+        return Trace(*back)
+
+    def _rows(self, batch: Batch, value: Tensor, log_rho: Tensor) -> TraceInput:
+        """Rows of a trace, in the order of the agent's actions. value [T + 1, B] in units of reward."""
         rows = TraceInput(
             reward=self.normalizers.reward(batch.reward),
             value=value[:-1],
@@ -220,12 +236,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             valid=batch.valid,
             log_rho=log_rho,
         )
-        if batch.order is None:
-            return self._estimate(rows)
-        order = batch.order
-        found = self._estimate(TraceInput(*(x.gather(0, order) for x in rows)))
-        back = (x.scatter(0, order, x) if x.dim() else x for x in found)
-        return Trace(*back)
+        return rows if batch.order is None else TraceInput(*(x.gather(0, batch.order) for x in rows))
 
     def _prefix(self, batch: Batch, log_rho: Tensor) -> Tensor:
         """[T, B] what minpro multiplies each step with, see `batch_rules.prefix_minimum`."""
@@ -350,11 +361,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
 
     def _loss(self, part: Minibatch, start: ActorCriticStart, report: bool) -> Loss:
         """The loss, to be differentiated, and its metrics."""
-        batch, lanes = part.batch, part.lanes
-        if lanes is not None:  # of the tensors the loss reads
-            names = ("value", "target", "advantage", "weight", "log_rho", "prefix", "action_value", "keep")
-            whole = {name: getattr(start, name) for name in names}
-            start = start._replace(**{n: x.index_select(1, lanes) for n, x in whole.items() if x is not None})
+        batch, start = part.batch, self._start_of(part, start)
         log_prob, entropy = self.distribution.log_prob_entropy(part.out.params, batch.action)
         proximal, proximal_params = self._proximal(part, log_prob)
         if proximal_params is None and self.config.proximal.policy == "behavior":
@@ -396,6 +403,13 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             left_out = (batch.valid & ~keep).sum() / batch.valid.sum().clamp(min=1)
             losses["losses/maskfrac"] = left_out.to(terms.policy.dtype)
         return Loss(terms.total, losses, self._diagnostics(x, surrogate, start))
+
+    def _start_of(self, part: Minibatch, start: ActorCriticStart) -> ActorCriticStart:
+        """The start with the rows of a minibatch, in the tensors that the loss reads."""
+        if part.lanes is None:
+            return start
+        whole = {name: getattr(start, name) for name in READ_BY_LOSS}
+        return start._replace(**{n: x.index_select(1, part.lanes) for n, x in whole.items() if x is not None})
 
     def _proximal(self, part: Minibatch, log_prob: Tensor) -> tuple[Tensor, Tensor | None]:
         """log pi_proximal [T, b] of the minibatch's actions and its parameters [T, b, K], detached."""
