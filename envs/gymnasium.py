@@ -10,7 +10,8 @@ the samplers and an evaluation see the same one:
     vector environment   ids of gymnasium itself that have one (CartPole), if its spaces are those of the single one,
                          and ids that have nothing else
     MuJoCo group         HalfCheetah, Hopper, Walker2d, Swimmer, Ant, Humanoid, v5 (`mujoco_group.py`)
-    single environments  everything else, and whatever has wrappers, `env.drop`, or arguments that differ by copy
+    single environments  everything else, and whatever has wrappers, `env.drop`, `env.info_keys`, or arguments that
+                         differ by copy
 
 Exact resume and videos step CartPole as single environments. An id of another package with a vector environment of its
 own (ALE/Pong-v5) is stepped as single ones, because nothing says that rewards and resets of the two are the same.
@@ -252,13 +253,14 @@ def raw_loop(env_id: str, num_envs: int, seed: int, *, settings: Settings = NO_S
 def make(
     env_id: str, *, num_envs: int, seeds: Sequence[int], settings: Settings = NO_SETTINGS, exact: bool = False,
     render_mode: str | None = None, env_index: int = 0, wrap: Wrappers | None = None, drop: Sequence[str] = (),
+    info_keys: Sequence[str] = (),
 ) -> Group:  # fmt: skip
     """Build a group of `gymnasium.make(env_id, **settings)`; the top of this file says of which kind."""
     registered = find(env_id, settings)
     protocol = protocol_of(env_id, settings, wrap)
     if registered.only_vector:
         return _only_vector(registered, num_envs, seeds, protocol, env_index, wrap, drop)
-    plain = not (render_mode or wrap or drop or differs_by_copy(registered.creator, registered.of_env))
+    plain = not (render_mode or wrap or drop or info_keys or differs_by_copy(registered.creator, registered.of_env))
     if plain and not exact and registered.has_twin:
         group = _vector_twin(registered, num_envs, seeds, protocol)
         if group is not None:

@@ -43,6 +43,7 @@ FIXED_IN_LOCKSTEP = (
     "selfplay.share",
     "selfplay.pool",
     "selfplay.opponents",
+    "env.info-keys",
 )
 """Refused in lockstep too: the checkpoint holds the state of every group."""
 

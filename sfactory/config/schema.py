@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 
 EVALUATION_ENVS = 32
+MOST_INFO_KEYS = 20
 """Copies of an environment that an evaluation builds, at most."""
 
 
@@ -131,6 +132,10 @@ class Env:
     pad_spaces: bool = False
     """Agents may have spaces of different sizes: smaller observations are padded with zeros, and choices that an agent
     does not have are masked."""
+    info_keys: str = ""
+    """Numbers in `info` at the end of an episode that become curves info/NAME, with commas; `goal.reached` is the entry
+    `reached` of the table `goal`. Empty: all plain numbers, at most 20. With names, CartPole and MuJoCo are stepped as
+    single environments, because native code reports no numbers."""
     reward_scale: Annotated[float, Not(0)] = 1.0
     """Factor on rewards in the learner; negative: the return is minimized. Reported returns stay unscaled."""
     reward_clip: Annotated[float, Ge(0)] = 0.0
@@ -146,6 +151,8 @@ class Env:
     A smaller one is a number of failures in the newest million steps. 0: the first failure ends the run."""
 
     def __post_init__(self) -> None:
+        if (listed := len(_listed(self.info_keys))) > MOST_INFO_KEYS:
+            raise ValueError(f"env.info-keys lists {listed} numbers, at most {MOST_INFO_KEYS} are recorded; list fewer")
         for name in ("settings", "wrapper_settings"):  # only what config.toml can hold
             object.__setattr__(self, name, plain_table(getattr(self, name), f"env.{name.replace('_', '-')}"))
 
@@ -167,6 +174,7 @@ class Env:
             drop=_listed(self.drop),
             agent_id=self.agent_id,
             pad_spaces=self.pad_spaces,
+            info_keys=_listed(self.info_keys),
         )
 
 
@@ -613,6 +621,9 @@ class Log:
     """Seconds between rows of metrics (async). Fewer: finer curves, larger files."""
     every_updates: Annotated[int, Ge(1)] = 20
     """Updates between rows of metrics (lockstep, where results must not depend on time)."""
+    episodes: bool = False
+    """Write episodes.csv, a line for every complete episode: its number, the trained env steps and seconds at its end,
+    task, return, length, numbers of `info`. About 50 bytes per episode."""
     wandb: bool = False
     """Also log to Weights & Biases (needs the extra wandb)."""
     console_seconds: Annotated[float, Ge(0)] = 10.0

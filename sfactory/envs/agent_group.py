@@ -242,7 +242,7 @@ class AgentGroup(EnvCopies):
                 returns = {agent: float(self._returns[env, i]) for i, agent in enumerate(self.agents) if took_part[i]}
                 episodes.append(Episode(env, float(np.mean(list(returns.values()))), int(self._lengths[env])))
                 numbers = {f"return_{agent}": value for agent, value in returns.items()}
-                found.append((env, numbers | _mean_numbers(infos[env])))
+                found.append((env, numbers | _mean_numbers(infos[env], self.info_keys)))
         return tuple(episodes), tuple(found)
 
 
@@ -292,10 +292,10 @@ def turn_of(env: Any) -> Any:
     return None
 
 
-def _mean_numbers(infos: Mapping[Any, Any]) -> dict[str, float]:
-    """Means over the agents of the numbers in their infos."""
+def _mean_numbers(infos: Mapping[Any, Any], keys: Sequence[str]) -> dict[str, float]:
+    """Means over the agents of the numbers in their infos. keys: see `info_numbers`."""
     values: dict[str, list[float]] = {}
     for info in infos.values():
-        for name, value in info_numbers(info).items():
+        for name, value in info_numbers(info, keys).items():
             values.setdefault(name, []).append(value)
     return {name: float(np.mean(numbers)) for name, numbers in values.items()}

@@ -27,6 +27,9 @@ class EnvCopies(ABC):
     Raises EnvError, with the original message, if a constructor or the first reset fails.
     """
 
+    info_keys: tuple[str, ...] = ()
+    """Numbers of `info` that are reported; empty: all (`sfactory.envs.info_numbers`). Set by `make_group`."""
+
     def __init__(
         self, factory: Callable[..., Any], num_envs: int, seeds: Sequence[int], name: str, env_index: int | None
     ) -> None:

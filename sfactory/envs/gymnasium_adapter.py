@@ -138,7 +138,7 @@ class EnvGroup(EnvCopies):
         ends = terminated | truncated
         self._over = ends.tolist()
         episodes = self.tally.end(np.flatnonzero(ends).tolist())
-        found = tuple((e.env, numbers) for e in episodes if (numbers := info_numbers(infos[e.env])))
+        found = tuple((e.env, numbers) for e in episodes if (numbers := info_numbers(infos[e.env], self.info_keys)))
         return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults), found)
 
     def _not_finite(self, env: int, reward: np.ndarray) -> ValueError:

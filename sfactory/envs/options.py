@@ -29,6 +29,8 @@ class EnvOptions:
     """Append the number of the agent to observations of environments with several agents."""
     pad_spaces: bool = False
     """Agents of one environment may have spaces of different sizes."""
+    info_keys: tuple[str, ...] = ()
+    """Numbers of `info` that are recorded; empty: all (`sfactory.envs.info_numbers`)."""
 
     @classmethod
     def of(cls, given: EnvOptions | Settings | None) -> EnvOptions:
@@ -36,5 +38,5 @@ class EnvOptions:
         return given if isinstance(given, EnvOptions) else cls(settings=dict(given or {}))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the options as plain data."""
-        return dataclasses.asdict(self)
+        """Return the options as plain data; `info_keys`, which earlier versions did not have, only if it is used."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "info_keys" or value}

@@ -38,7 +38,7 @@ from sfactory.errors import EnvError, suggest
 
 OURS = frozenset({"num_envs", "seeds", "exact", "render_mode"})
 """Parameters of a family's `make` that are never settings."""
-OURS_BESIDE_SETTINGS = frozenset({"settings", "env_index", "wrap", "drop", "agent_id", "pad_spaces"})
+OURS_BESIDE_SETTINGS = frozenset({"settings", "env_index", "wrap", "drop", "agent_id", "pad_spaces", "info_keys"})
 """The same for a family that takes its settings as one mapping."""
 
 
@@ -123,6 +123,8 @@ def make_group(
         if "render_mode" not in parameters and ("settings" in parameters or not any_keyword):
             raise EnvError(f"{name}: no video, because make() of the family {family} has no parameter render_mode")
         arguments["render_mode"] = "rgb_array"
+    if options.info_keys and "settings" in parameters and "info_keys" in parameters:
+        arguments["info_keys"] = options.info_keys
     wrap = Wrappers(options)
     if "settings" in parameters and "env_index" in parameters:
         arguments["env_index"] = env_index
@@ -148,6 +150,14 @@ def make_group(
     if render and not hasattr(group, "render"):
         group.close()
         raise EnvError(f"{name}: no video, because its group has no method render")
+    if options.info_keys:
+        if not hasattr(group, "info_keys"):
+            group.close()
+            raise EnvError(
+                f"{name}: env.info-keys {','.join(options.info_keys)}: the family {family} steps its environments in "
+                "native code, which reports no numbers of info; leave the setting out"
+            )
+        group.info_keys = options.info_keys
     return group
 
 

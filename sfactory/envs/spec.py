@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -222,10 +222,17 @@ def shortened(text: str, size: int) -> str:
     return text if left_out <= 0 else f"{text[: size // 2]} ... ({left_out:,} characters) ... {text[-size // 2 :]}"
 
 
-def info_numbers(info: Any) -> dict[str, float]:
-    """The finite numbers and truth values in what `step` returned as `info`, at most MAX_INFOS, by name."""
+def info_numbers(info: Any, keys: Sequence[str] = ()) -> dict[str, float]:
+    """The finite numbers and truth values in what `step` returned as `info`, by name.
+
+    keys: the names that are wanted, `a.b` for the entry b of the table a; an array of one number counts as a number.
+    Without keys: all plain numbers of the table itself, at most MAX_INFOS.
+    """
     if not isinstance(info, Mapping):
         return {}
+    if keys:
+        numbers = {key: _number(_entry(info, key)) for key in keys}
+        return {key: number for key, number in numbers.items() if number is not None}
     found = {}
     for name, value in info.items():
         plain = isinstance(value, bool | int | float | np.number | np.bool_) and not isinstance(value, complex)
@@ -236,6 +243,27 @@ def info_numbers(info: Any) -> dict[str, float]:
         if len(found) == MAX_INFOS:
             break
     return found
+
+
+def _entry(info: Mapping[Any, Any], key: str) -> Any:
+    """The value of a key, also of one with dots; None if there is none."""
+    if key in info:
+        return info[key]
+    first, dot, rest = key.partition(".")
+    inside = info.get(first)
+    return _entry(inside, rest) if dot and isinstance(inside, Mapping) else None
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; None for everything else."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if not isinstance(value, bool | int | float | np.number | np.bool_) or isinstance(value, complex):
+        return None
+    with contextlib.suppress(OverflowError, TypeError, ValueError):  # 2**2000, a complex number of NumPy
+        number = float(value)
+        return number if math.isfinite(number) else None
+    return None
 
 
 def next_seed(seed: int) -> int:

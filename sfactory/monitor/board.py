@@ -14,7 +14,7 @@ from sfactory.monitor.accumulator import Accumulator
 from sfactory.monitor.episodes import Episodes
 from sfactory.monitor.format import console_line
 from sfactory.monitor.messages import Message
-from sfactory.monitor.statistics import human_normalized
+from sfactory.monitor.statistics import human_normalized, spread
 from sfactory.monitor.table import (
     EPISODES_IN_MEAN,
     EPISODES_IN_SHARE,
@@ -45,7 +45,7 @@ class Board:
         self.episodes = episodes or Episodes(len(self._tasks))
         self.num_broken = 0
         self._ends: deque[bool] = deque(maxlen=EPISODES_IN_SHARE)  # whether an episode was cut by a failure
-        self._infos: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=EPISODES_IN_MEAN))
+        self.infos: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=EPISODES_IN_MEAN))  # of the last ones
         self._learner: dict[str, float] = {}  # kept from row to row
         self._recorded = Accumulator()
         self._stages: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))  # kind -> stage -> seconds
@@ -65,11 +65,9 @@ class Board:
         if kind == messages.EPISODES:
             self.episodes.add(payload)
             self._ends.extend([False] * len(payload))
-        elif kind == messages.INFOS:
-            for numbers in payload:
-                for name, value in numbers.items():
-                    if name in self._infos or len(self._infos) < MAX_INFOS:
-                        self._infos[name].append(value)
+            for name, value in (item for episode in payload for numbers in episode[3:] for item in numbers.items()):
+                if name in self.infos or len(self.infos) < MAX_INFOS:
+                    self.infos[name].append(value)
         elif kind == messages.STEPS:
             _, broken = payload
             self.num_broken += broken
@@ -113,7 +111,7 @@ class Board:
             "faults": dict(self._faults),
             "eval": evaluation,
             "broken": [self.num_broken, list(self._ends)],
-            "infos": {name: list(values) for name, values in self._infos.items()},
+            "infos": {name: list(values) for name, values in self.infos.items()},
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -127,7 +125,7 @@ class Board:
         self.num_broken, ends = state.get("broken", [0, []])
         self._ends.extend(ends)
         for name, values in state.get("infos", {}).items():
-            self._infos[name].extend(values)
+            self.infos[name].extend(values)
 
     def snapshot(
         self, env_steps: int, frames: int, updates: int, seconds: float, episodes: Episodes | None = None
@@ -147,7 +145,7 @@ class Board:
         row["faults/broken_episodes"] = float(self.num_broken)
         if self._ends:
             row["faults/broken_share"] = float(np.mean(self._ends))
-        row |= {f"info/{name}": float(np.mean(values)) for name, values in self._infos.items()}
+        row |= {f"info/{name}": float(np.mean(values)) for name, values in self.infos.items()}
         row |= self._recorded.drain_row()
         row |= self._stage_shares()
         if self._evaluations:  # in one row only: a curve has a point where there was an evaluation
@@ -176,17 +174,20 @@ class Board:
         length = float(np.mean(episodes.lengths))
         row = {"charts/episodic_return": episodes.training_return, "charts/episodic_length": length}
         normalized = {}
+        several = len(self._tasks) > 1
         for (task, reference), returns in zip(self._tasks.items(), episodes.returns, strict=True):
             if not returns:
                 continue
             mean = float(np.mean(returns))
-            if len(self._tasks) > 1:
+            if several:
                 row[f"charts/episodic_return/{task}"] = mean
+            for name, value in spread(returns).items():
+                row[f"charts/episodic_return_{name}" + (f"/{task}" if several else "")] = value
             if reference is not None:
                 normalized[f"charts/human_normalized/{task}"] = human_normalized(mean, reference)
         if normalized:
             row["charts/human_normalized"] = float(np.median(list(normalized.values())))
-            row |= normalized if len(self._tasks) > 1 else {}
+            row |= normalized if several else {}
         return row
 
     def console_line(self, row: Mapping[str, float], stop: Stop) -> str:

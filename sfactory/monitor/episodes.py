@@ -32,9 +32,9 @@ class Episodes:
         self.complete = True
         """False after a resume from a checkpoint without episodes: fewer than 100 are then no training return."""
 
-    def add(self, episodes: Iterable[tuple[float, int, int]]) -> None:
-        """Add complete episodes: return, length and index of the task of each."""
-        for episodic_return, length, task in episodes:
+    def add(self, episodes: Iterable[tuple[Any, ...]]) -> None:
+        """Add complete episodes: return, length and index of the task of each, further entries are ignored."""
+        for episodic_return, length, task, *_ in episodes:
             self.returns[task].append(float(episodic_return))
             self.lengths.append(int(length))
             self.count += 1

@@ -23,6 +23,12 @@ def human_normalized(score: float, reference: tuple[float, float]) -> float:
     return (score - random) / (human - random)
 
 
+def spread(returns: Sequence[float]) -> dict[str, float]:
+    """Standard deviation (of these values, not of a larger population), minimum and maximum by name."""
+    values = np.asarray(returns, float)
+    return {"std": float(values.std()), "min": float(values.min()), "max": float(values.max())}
+
+
 def iqm(scores: np.ndarray, axis: int | None = None) -> Any:
     """Interquartile mean: the mean without the lowest and the highest quarter (rounded down), as in rliable."""
     ordered = np.sort(scores, axis=axis)

@@ -84,7 +84,13 @@ def _metrics(source: Source, combine: Combine, entries: dict[str, str]) -> dict[
 _CHARTS = {
     "charts/episodic_return": "mean return of the last 100 episodes, unclipped",
     "charts/episodic_length": "mean length of the last 100 episodes, in steps; with several agents, of the environment",
+    "charts/episodic_return_std": "standard deviation of the returns of these episodes",
+    "charts/episodic_return_min": "lowest return of these episodes",
+    "charts/episodic_return_max": "highest return of these episodes",
     "charts/episodic_return/<task>": "one of several tasks: mean return of its last 100 episodes, unclipped",
+    "charts/episodic_return_std/<task>": "one of several tasks: standard deviation of these returns",
+    "charts/episodic_return_min/<task>": "one of several tasks: lowest of these returns",
+    "charts/episodic_return_max/<task>": "one of several tasks: highest of these returns",
     "charts/human_normalized": "return on the scale 0 = random policy, 1 = human tester; median over tasks",
     "charts/human_normalized/<task>": "one of several tasks: its return on that scale",
     "charts/games": "complete episodes since the start of the run, over all launches",
@@ -160,6 +166,10 @@ _EVALUATION = {
     "eval/episodic_return/<task>": "one of several tasks: mean return of its episodes in the evaluation",
     "eval/episodic_length": "mean length of the evaluation's episodes, in steps; with several agents, of the "
     "environment",
+    "eval/std": "standard deviation of the evaluation's returns; mean over tasks",
+    "eval/min": "lowest of the evaluation's returns; mean over tasks",
+    "eval/max": "highest of the evaluation's returns; mean over tasks",
+    "eval/info/<name>": "a number that `info` has at the end of the evaluation's episodes, mean of those that have it",
     "eval/iqm": "interquartile mean of the evaluation's returns; mean over tasks",
     "eval/env_steps": "trained steps of the evaluated policy; TensorBoard shows eval/* at this step",
     "eval/seconds": "duration of the evaluation, in seconds",
@@ -238,15 +248,15 @@ METRICS: dict[str, Metric] = {
 a name that an environment chose, `<opponent>` for a folder of `selfplay.opponents`."""
 
 _WORKER = re.compile(r"/(sampler|inference|learner)(-\d+)?$")
-_TASK = re.compile(r"^((?:charts|eval)/(?:episodic_return|human_normalized))/.+$")
-_INFO = re.compile(r"^info/.+$", re.DOTALL)
+_TASK = re.compile(r"^((?:charts|eval)/(?:episodic_return(?:_std|_min|_max)?|human_normalized))/.+$")
+_INFO = re.compile(r"^(eval/)?info/.+$", re.DOTALL)
 _OPPONENT = re.compile(r"^selfplay/score/.+$", re.DOTALL)
 
 
 def find_metric(name: str) -> Metric:
     """Entry of a metric, also of one with a worker's or a task's name. KeyError if the table has none."""
-    if _INFO.match(name):
-        return METRICS["info/<name>"]
+    if found := _INFO.match(name):
+        return METRICS[f"{found[1] or ''}info/<name>"]
     if _OPPONENT.match(name):
         return METRICS["selfplay/score/<opponent>"]
     for entry in (name, _WORKER.sub("/<worker>", name), _TASK.sub(r"\1/<task>", name)):

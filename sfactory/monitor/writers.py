@@ -1,4 +1,4 @@
-"""Write metrics and events: metrics.jsonl, TensorBoard, console, log.txt, status.json, Weights & Biases.
+"""Write metrics and events: metrics.jsonl, episodes.csv, TensorBoard, console, log.txt, status.json, Weights & Biases.
 
 No error here stops training: a full disk or a missing folder is reported once per output and then ignored. TensorBoard
 files are written with `RecordWriter`, not `EventFileWriter`: when the thread of the latter fails on a full disk, its
@@ -16,13 +16,14 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from sfactory.config import Config, to_dict
 from sfactory.files import is_file, open_to_append, open_to_read, read_text, replace_text
 from sfactory.monitor.console import ConsoleStream, console_stream, left_out_note
+from sfactory.monitor.episode_file import EPISODES_FILE, EpisodeFile, EpisodeLine
 from sfactory.monitor.format import printable
 from sfactory.monitor.panel import Snapshot
 from sfactory.monitor.rows import METRICS_FILE, lines_of, parse_row, read_rows
@@ -40,6 +41,8 @@ class Writers:
         self._last = -1
         self._log_file: TextIO | None = None
         self._rows: TextIO | None = None
+        self._episodes: EpisodeFile | None = None
+        self._episodes_kept = False
         self._tensorboard: TensorBoard | None = None
         self._wandb: Any = None
         self._console = ProgressOutput(config.log.console_seconds, config.log.quiet)
@@ -61,8 +64,12 @@ class Writers:
 
     def reopen(self) -> None:
         """Continue in new files: the folder was replaced by a new one."""
+        written = self._episodes.count if self._episodes is not None else 0
         self._close_files()
         self._open_files(self._last)
+        if self._episodes_kept and self.config.log.episodes:
+            self._episodes_kept = False
+            self.keep_episodes(written, self._last)
 
     @property
     def last_step(self) -> int:
@@ -98,6 +105,29 @@ class Writers:
             if self._wandb is not None:
                 self._wandb.log({**values, "env_steps": env_steps, "seconds": seconds}, step=env_steps)
         return values
+
+    def keep_episodes(self, count: int | None, env_steps: int) -> None:
+        """Open episodes.csv once; episodes beyond `count` are dropped (None: beyond `env_steps`). No-op later on.
+
+        A file of an earlier launch is shortened also if no more episodes are written.
+        """
+        if self._episodes_kept:
+            return
+        self._episodes_kept = True
+        wanted = self.config.log.episodes
+        with self._ignoring_errors(EPISODES_FILE):
+            if wanted or (self.run_dir / EPISODES_FILE).exists():
+                names = self.config.env.options.info_keys
+                self._episodes = EpisodeFile(self.run_dir, names if wanted else (), count, env_steps)
+            if not wanted and self._episodes is not None:
+                self._episodes.close()
+                self._episodes = None
+
+    def episodes(self, episodes: Sequence[EpisodeLine]) -> None:
+        """Write complete episodes to episodes.csv, if that is wanted."""
+        with self._ignoring_errors(EPISODES_FILE):
+            if self._episodes is not None:
+                self._episodes.add(episodes)
 
     def console(self, snapshot: Snapshot) -> None:
         """Show the newest snapshot on the console."""
@@ -136,12 +166,13 @@ class Writers:
         self._wandb = None
 
     def _close_files(self) -> None:
-        parts = {METRICS_FILE: self._rows, "TensorBoard": self._tensorboard, "log.txt": self._log_file}
+        parts: dict[str, Any] = {METRICS_FILE: self._rows, EPISODES_FILE: self._episodes}
+        parts |= {"TensorBoard": self._tensorboard, "log.txt": self._log_file}
         for name, part in parts.items():
             with self._ignoring_errors(name):
                 if part is not None:
                     part.close()
-        self._rows = self._tensorboard = self._log_file = None
+        self._rows = self._tensorboard = self._log_file = self._episodes = None
 
     @contextlib.contextmanager
     def _ignoring_errors(self, output: str) -> Iterator[None]:

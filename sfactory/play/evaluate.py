@@ -113,7 +113,7 @@ class EvalResult:
             f"protocol  {self.protocol or self.env}; at most {self.max_steps:,} {others} per episode",
             f"mean      {s['mean']:.2f}   95% interval {s['mean_low']:.2f} to {s['mean_high']:.2f}",
             f"IQM       {s['iqm']:.2f}   95% interval {s['iqm_low']:.2f} to {s['iqm_high']:.2f}",
-            f"median    {s['median']:.2f}   from {s['min']:.2f} to {s['max']:.2f}",
+            f"median    {s['median']:.2f}   standard deviation {s['std']:.2f}, from {s['min']:.2f} to {s['max']:.2f}",
             f"length    {s['length']:.1f} {others}",
         ]
         if self.infos:
@@ -187,7 +187,7 @@ def check_counts(episodes: int, max_steps: int, num_envs: int) -> None:
 
 NEWEST, BEST = "newest", "best"
 EVAL_SETTINGS = ("env.settings", "env.wrappers", "env.wrapper_settings", "env.protocol", "env.step_timeout",
-                 "env.build_timeout")  # fmt: skip
+                 "env.build_timeout", "env.info_keys")  # fmt: skip
 """Settings that an evaluation may change."""
 
 
@@ -358,5 +358,5 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-NOT_PLAYED = ("step_timeout", "build_timeout")
+NOT_PLAYED = ("step_timeout", "build_timeout", "info_keys")
 """Settings that may change and do not alter what is played."""

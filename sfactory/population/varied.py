@@ -34,7 +34,8 @@ LEAST, MOST = 1.1, 1.5
 DEFAULT_MUTATE = ("optim.lr", "loss.entropy_coef")
 NEAR_ONE = 0.5
 """Shares above it (gamma, lambda, beta) are changed by their distance from 1: 0.99 times 1.2 is none."""
-NOT_LEARNED = ("run.", "log.", "checkpoint.", "eval.", "env.step_timeout", "env.build_timeout", "env.fault_budget")
+NOT_LEARNED = ("run.", "log.", "checkpoint.", "eval.", "env.step_timeout", "env.build_timeout", "env.fault_budget",
+               "env.info_keys")  # fmt: skip
 FIXED = "cannot change in the middle of a run, so no member could take it over; leave it out"
 FIRST_VALUES, SOURCE, MUTATES, FACTOR = range(4)
 """What a random number is for."""

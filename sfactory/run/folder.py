@@ -70,7 +70,8 @@ def clear_folder(folder: Path) -> None:
             path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path, ignore_errors=True)
 
 
-FILES = (".lock", "config.toml", "status.json", "metrics.jsonl", "log.txt", "report.html", "run_id")
+FILES = (".lock", "config.toml", "status.json", "metrics.jsonl", "episodes.csv", "log.txt", "report.html",
+         "provenance.json", "run_id")  # fmt: skip
 FOLDERS = ("checkpoints", "code", "corrupt", "debug", "tb", "wandb")
 """What a command writes in a run folder."""
 

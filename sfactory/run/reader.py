@@ -36,7 +36,7 @@ MOST_METRICS = 1024 * MiB
 NOT_LEARNING = (
     "run.dir", "run.seed", "run.debug", "run.inference_workers", "run.requeue", "run.spare_restarts",
     "run.stall_timeout", "log.", "checkpoint.", "stop.", "env.step_timeout", "env.build_timeout", "env.fault_budget",
-    "env.protocol", "eval.num_envs",
+    "env.protocol", "env.info_keys", "eval.num_envs",
 )  # fmt: skip
 """Settings that do not change what is learned at a given step. Lengths of runs may differ: curves are cut to the
 shortest; only a linear learning rate depends on the end from the start. Protocols are compared elsewhere."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,11 +20,13 @@ from sfactory.errors import CheckpointError, CommandError, Exit, FileRefused, No
 from sfactory.files import replace_text, require
 from sfactory.monitor import messages
 from sfactory.monitor.board import Board
+from sfactory.monitor.episode_file import EpisodeLine
 from sfactory.monitor.episodes import stored_episodes
 from sfactory.monitor.known_rooflines import known_roofline
 from sfactory.monitor.messages import Message
 from sfactory.monitor.panel import ReturnHistory, Snapshot, keep_stage_times
 from sfactory.monitor.rows import read_rows, rows_until
+from sfactory.monitor.table import EPISODES_IN_MEAN
 from sfactory.monitor.writers import Writers, last_evaluated
 from sfactory.run import checkpoint
 from sfactory.run.callbacks import Callbacks
@@ -79,6 +81,10 @@ class RunRecorder:
         self.board = Board(self.env_steps, self.seconds, tasks, self.episodes.of_rank(ranks))
         self.writers = Writers(run_dir, config, rows_until(state) if resume_from else None, ranks.is_leader)
         self._row: dict[str, float] = {}
+        self.trained_steps: Callable[[], int] = lambda: self.env_steps
+        """Trained steps at the moment; the process that trains replaces it, because rows come every few seconds."""
+        self._anchor: tuple[float, float] | None = None  # seconds of training, and the clock at the same moment
+        self._num_episodes, self._looking_for_infos = 0, True  # of this launch
         self._history = ReturnHistory()
         self._roofline = known_roofline(config)  # read once: it stays the same during a run
         if resume_from:
@@ -165,7 +171,9 @@ class RunRecorder:
         if kind == messages.LOG:
             self.writers.log(f"{worker}: {payload}")
         elif kind == messages.LEARNER:
+            self._keep_episodes()
             self._write_row(worker, payload)
+            self._anchor = self.seconds, time.monotonic()
         elif kind == messages.END:
             self._take_counters(dict(payload))
         else:
@@ -177,11 +185,50 @@ class RunRecorder:
                 self.writers.log(f"no evaluation at {payload[0]:,} steps: {payload[1]}")
             elif kind == messages.EPISODES:
                 self.env_faults.add_episodes(len(payload))
+                self._write_episodes(payload)
             elif kind == messages.STEPS:
                 self.env_faults.add_steps(*payload)
                 if warning := self.env_faults.warning():
                     self.writers.log(warning)
             self.board.handle(message)
+            if kind == messages.EPISODES and self._looking_for_infos:
+                self._num_episodes += len(payload)
+                self._tell_missing_infos()
+
+    def _keep_episodes(self) -> None:
+        """Open episodes.csv, once the board has the episodes that this launch goes on from.
+
+        Ranks of a job count their own episodes: of their files the steps of the checkpoint are the measure.
+        """
+        count = self.board.episodes.count if self.ranks.alone else None
+        self.writers.keep_episodes(count, self.env_steps if self.resume_from else -1)
+
+    def _write_episodes(self, episodes: Sequence[tuple[Any, ...]]) -> None:
+        """Write a line for every episode; the learner hears of them afterwards."""
+        self._keep_episodes()
+        if not self.config.log.episodes:
+            return
+        self._anchor = self._anchor or (self.seconds, time.monotonic())
+        seconds, since = self._anchor
+        when = max(self.env_steps, self.trained_steps()), seconds + time.monotonic() - since
+        tasks = self.config.env.tasks
+        self.writers.episodes(
+            [
+                EpisodeLine(*when, tasks[task], value, length, *(infos or ({},)))
+                for value, length, task, *infos in episodes
+            ]
+        )
+
+    def _tell_missing_infos(self) -> None:
+        """Warn once, after a hundred episodes, of listed numbers that none of them had: a typing error, perhaps."""
+        keys = self.config.env.options.info_keys
+        if not keys or self._num_episodes >= EPISODES_IN_MEAN:
+            self._looking_for_infos = False
+            if missing := [key for key in keys if key not in self.board.infos]:
+                self.writers.log(
+                    f"warning: env.info-keys: {', '.join(missing)}: no number of this name was in info at the end of "
+                    f"{self._num_episodes:,} episodes; without the setting all plain numbers of info are recorded"
+                )
 
     def _log_fault(self, text: str) -> None:
         self._faults.append(text.partition("\n")[0])
@@ -326,6 +373,7 @@ class RunRecorder:
         """Add the newest checkpoint and what was reached to the outcome, log it, and write the final status."""
         rules = reached_rules(self.config.stop, self.progress)
         outcome.begin(sentence_of(rules) or "a stop rule was reached")
+        self._keep_episodes()
         self._write_evaluations(self.board.take_evaluations(keep=0), self.env_steps)  # rows come every few updates
         outcome.env_steps, outcome.environment_steps = self.env_steps, self.environment_steps
         outcome.training_return, outcome.episodes = self.episodes.training_return, self.episodes.in_mean

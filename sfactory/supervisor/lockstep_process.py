@@ -91,6 +91,7 @@ class LockstepProcess:
     ) -> None:
         self.run_spec, self.recorder, self.signals = run_spec, recorder, signals
         self.shared, self.connection, self.worker = shared, connection, worker
+        recorder.trained_steps = lambda: shared.learner[POLICY].env_steps
         self.limits = LockstepClock(run_spec, shared)
         self.now, self._last_tick = 0.0, time.monotonic()  # seconds that this process could run
         self.connected = True

@@ -9,6 +9,7 @@ environments' generators are the only ones to save.
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,6 @@ def capture(run: Lockstep, board: dict[str, Any]) -> dict[str, np.ndarray]:
     state = {
         "groups": [[group.state() for group in sampler.runs] for sampler in run.samplers],
         "episodes": [sampler.episodes for sampler in run.samplers],
-        "infos": [sampler.infos for sampler in run.samplers],
         "learner": run.learner.windows(),
         "board": board,
     }
@@ -40,12 +40,14 @@ def restore(run: Lockstep, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """
     state = decode(json.loads(arrays["state"].tobytes()))
     run.shared.arena.load(arrays["arena"])
-    for sampler, groups, episodes in zip(run.samplers, state["groups"], state["episodes"], strict=True):
-        sampler.episodes = episodes
+    infos = state.get("infos", [[]] * len(run.samplers))  # earlier versions kept them beside the episodes
+    for sampler, groups, episodes, own in zip(run.samplers, state["groups"], state["episodes"], infos, strict=True):
+        sampler.episodes = [
+            (*episode, *([numbers] if numbers else [])) for episode, numbers in zip_longest(episodes, own)
+        ]
+        sampler.num_infos = sum(len(episode) > 3 for episode in sampler.episodes)
         for group, saved in zip(sampler.runs, groups, strict=True):
             group.set_state(saved)
-    for sampler, infos in zip(run.samplers, state.get("infos", [[]] * len(run.samplers)), strict=True):
-        sampler.infos = list(infos)
     run.learner.set_windows(state["learner"], arrays.get("held"))
     board: dict[str, Any] = state["board"]
     return board

@@ -73,6 +73,7 @@ class Supervisor:
     def share(self, shared: SharedState) -> None:
         """Use the shared memory of the run."""
         self.shared = shared
+        self.recorder.trained_steps = lambda: shared.learner[POLICY].env_steps
         shared.episodes.write(self.recorder.board.episodes.numbers())
         self.deadlines, self.first_update = Deadlines(self.run_spec, shared), FirstUpdate(self.run_spec, shared)
 

@@ -384,6 +384,7 @@ def env_flags(options: EnvOptions) -> dict[str, Any]:
         "env.drop": ",".join(options.drop),
         "env.agent-id": options.agent_id,
         "env.pad-spaces": options.pad_spaces,
+        "env.info-keys": ",".join(options.info_keys),
     }
     flags = {f"env.settings.{name}": value for name, value in options.settings.items()}
     return flags | {name: value for name, value in others.items() if value}
@@ -439,7 +440,7 @@ class EnvReport:
 
 
 OWN_FLAGS = ("env.name", "env.protocol", "env.settings", "env.wrappers", "env.wrapper_settings", "env.drop",
-             "env.agent_id", "env.pad_spaces")  # fmt: skip
+             "env.agent_id", "env.pad_spaces", "env.info_keys")  # fmt: skip
 """Settings of the environment itself: they are part of `settings`."""
 RULES: tuple[Callable[[EnvSpec, RandomRollout, Plan], RuleOutput], ...] = (
     data, autoreset, final_observation, time_limit, observations, rewards, speed,

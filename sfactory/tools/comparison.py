@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,8 @@ def _protocols(runs: Sequence[RunFolder]) -> dict[int, str]:
 
     The environment is not built to ask it: a run folder may be a stranger's, and its code is not run.
     """
-    return {id(run): json.dumps(run.config.env.options.as_dict(), sort_keys=True, default=str) for run in runs}
+    options = ((run, replace(run.config.env.options, info_keys=())) for run in runs)  # these change no episode
+    return {id(run): json.dumps(env.as_dict(), sort_keys=True, default=str) for run, env in options}
 
 
 def _curve(run: RunFolder, task: str, metric: str, axis: str) -> tuple[np.ndarray, np.ndarray]:

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import faulthandler
 import time
+from collections import defaultdict
+from typing import Any
 
 import numpy as np
 
 from sfactory.envs import EnvError
 from sfactory.learning.network import build_model
 from sfactory.monitor.messages import LOG, NO_EVALUATION, Message
-from sfactory.monitor.statistics import iqm
+from sfactory.monitor.statistics import iqm, spread
 from sfactory.play.episodes import model_policy, num_play_envs, play_task
 from sfactory.play.watched_group import NO_CLOCK, EnvClock
 from sfactory.run import checkpoint
@@ -74,7 +76,7 @@ class PolicyPlayer:
         """
         config, start = self.run_spec.config, time.perf_counter()
         seed, row = config.run.seed, {}
-        returns, lengths, iqms = [], [], []
+        means: dict[str, list[float]] = defaultdict(list)
         for task in config.env.tasks:
             _, _, played = play_task(
                 task,
@@ -87,13 +89,15 @@ class PolicyPlayer:
                 clock=clock,
                 env_index=self.run_spec.ranks.world_size * config.sampling.num_envs,  # those below train
             )
-            returns.append(float(np.mean(played.returns)))
-            lengths.append(float(np.mean(played.lengths)))
-            iqms.append(float(iqm(np.asarray(played.returns))))
+            mean = float(np.mean(played.returns))
+            own: dict[str, Any] = {"episodic_return": mean, "episodic_length": np.mean(played.lengths)}
+            own |= {"iqm": iqm(np.asarray(played.returns)), **spread(played.returns)}
+            own |= {f"info/{name}": np.mean(values) for name, values in played.infos.items()}
+            for name, value in own.items():
+                means[name].append(float(value))
             if len(config.env.tasks) > 1:
-                row[f"eval/episodic_return/{task}"] = returns[-1]
-        means = zip(("episodic_return", "episodic_length", "iqm"), (returns, lengths, iqms), strict=True)
-        row |= {f"eval/{name}": float(np.mean(values)) for name, values in means}
+                row[f"eval/episodic_return/{task}"] = mean
+        row |= {f"eval/{name}": float(np.mean(values)) for name, values in means.items()}
         row |= {"eval/env_steps": float(env_steps), "eval/seconds": time.perf_counter() - start}
         return "eval", self.name, row
 

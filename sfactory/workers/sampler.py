@@ -220,8 +220,8 @@ class Sampler(Worker):
             self._beat()
             self.runs.append(GroupRun(group, envs, shared, self._beat))
         self._outside = Phase.ENVIRONMENT
-        self.episodes: list[tuple[float, int, int]] = []  # return, length, task
-        self.infos: list[Mapping[str, float]] = []  # of episodes
+        self.episodes: list[tuple[Any, ...]] = []  # see `messages.EPISODES`
+        self.num_infos = 0  # of these episodes, how many have numbers
         self.steps = 0  # valid ones since the last message
         self._next_results = 0.0
         self.stages.drain()
@@ -264,10 +264,14 @@ class Sampler(Worker):
             run.learner_bell.ring()
             run.begin()
         run.inference_bell.ring()
-        self.episodes += [(episode.episodic_return, episode.length, run.task) for episode in step.episodes]
-        self.infos += [numbers for _, numbers in step.infos]
+        if step.episodes:
+            numbers = dict(step.infos)
+            for env, episodic_return, length in step.episodes:
+                own = (numbers[env],) if env in numbers else ()
+                self.episodes.append((episodic_return, length, run.task, *own))
+            self.num_infos += len(numbers)
         self.steps += int(np.count_nonzero(step.valid))
-        if len(self.infos) >= MOST_INFOS:
+        if self.num_infos >= MOST_INFOS:
             self._send_results()
         if step.faults:
             self._send_results(run.broken)  # first: what was good before decides what a failure means
@@ -280,10 +284,7 @@ class Sampler(Worker):
         """Send complete episodes with their numbers, and how many steps and broken episodes there were."""
         if self.episodes:
             self.sink.put((messages.EPISODES, self.name, self.episodes))
-            self.episodes = []
-        if self.infos:
-            self.sink.put((messages.INFOS, self.name, self.infos))
-            self.infos = []
+            self.episodes, self.num_infos = [], 0
         if self.steps or broken:
             self.sink.put((messages.STEPS, self.name, (self.steps, broken)))
             self.steps = 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sfactory.envs import EnvError, env_copies, info_numbers
+from sfactory.envs import EnvError, EnvOptions, env_copies, info_numbers, make_group
 from sfactory.envs.gymnasium_adapter import EnvGroup
 
 
@@ -322,3 +322,41 @@ def test_info_numbers_takes_any_info_and_limits_its_size():
     assert info_numbers(None) == info_numbers([1.0]) == info_numbers({}) == {}
     assert len(info_numbers({f"number {i}": i for i in range(1000)})) == 20
     assert info_numbers({"a" * 61: 1, "": 1, "a\nb": 1}) == {}
+
+
+def test_info_numbers_takes_the_listed_names_also_from_tables_and_arrays_of_one_number():
+    info = {"success": True, "goal": {"x": np.float32(0.5), "deep": {"y": 2}}, "a.b": 3, "one": np.array([4.0]), "n": 9}
+    info |= {"many": np.zeros(2), "text": "5", "nan": np.nan, "complex": np.complex64(1), "huge": 2**2000, "none": None}
+    names = (
+        "goal.x",
+        "goal.deep.y",
+        "a.b",
+        "one",
+        "success",
+        "goal",
+        "goal.z",
+        "many",
+        "text",
+        "nan",
+        "complex",
+        "huge",
+        "none",
+    )
+    found = info_numbers(info, names)
+    assert found == {"goal.x": 0.5, "goal.deep.y": 2.0, "a.b": 3.0, "one": 4.0, "success": 1.0}
+    assert list(found) == ["goal.x", "goal.deep.y", "a.b", "one", "success"]
+
+
+@pytest.mark.parametrize("name", ["gymnasium/CartPole-v1", "gymnasium/Hopper-v5", "memory/tmaze"])
+def test_listed_infos_are_read_from_single_environments(name):
+    group = make_group(name, 1, [0], EnvOptions(info_keys=("x_position",)))
+    try:
+        assert type(group) is EnvGroup
+        assert group.info_keys == ("x_position",)
+    finally:
+        group.close()
+
+
+def test_listed_infos_are_refused_where_native_code_reports_none():
+    with pytest.raises(EnvError, match="env.info-keys is_success: the family minatar steps its environments in native"):
+        make_group("minatar/breakout", 1, [0], EnvOptions(info_keys=("is_success",)))

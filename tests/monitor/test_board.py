@@ -189,14 +189,14 @@ def test_broken_episodes_are_counted_beside_the_complete_ones():
 
 def test_numbers_of_info_are_means_of_the_last_hundred_episodes():
     board = Board()
-    board.handle(("infos", "sampler-0", [{"is_success": 0.0, "distance": 0.5}] * 50))
-    board.handle(("infos", "sampler-1", [{"is_success": 1.0}] * 75))
+    board.handle(("episodes", "sampler-0", [(1.0, 2, 0, {"is_success": 0.0, "distance": 0.5})] * 50))
+    board.handle(("episodes", "sampler-1", [(1.0, 2, 0, {"is_success": 1.0}), (1.0, 2, 0)] * 75))
     other = Board()
     other.set_state(board.state())
     for row in (board.snapshot(1, 1, 1, 1.0), other.snapshot(1, 1, 1, 1.0)):
         assert (row["info/is_success"], row["info/distance"]) == (0.75, 0.5)
     assert meaning("info/is_success") == meaning("info/a/b-3") == METRICS["info/<name>"].meaning
-    board.handle(("infos", "sampler-0", [{f"number {i}": 1.0} for i in range(1000)]))
+    board.handle(("episodes", "sampler-0", [(1.0, 2, 0, {f"number {i}": 1.0}) for i in range(1000)]))
     assert sum(name.startswith("info/") for name in board.snapshot(2, 2, 2, 2.0)) == 40
 
 
@@ -315,12 +315,27 @@ def test_each_of_several_tasks_has_its_return_and_the_same_weight():
     assert other.snapshot(1, 1, 1, 1.0) == row
 
 
+def test_board_reports_the_spread_of_the_last_hundred_returns_by_task():
+    board = Board()
+    board.handle(("episodes", "sampler-0", [(9e9, 1, 0)] + [(2.0, 1, 0), (6.0, 1, 0)] * 50))
+    row = board.snapshot(1, 1, 1, 1.0)
+    assert [row[f"charts/episodic_return_{name}"] for name in ("std", "min", "max")] == [2.0, 2.0, 6.0]
+    board = Board(tasks={"atari/pong": None, "atari/boxing": None})
+    board.handle(("episodes", "sampler-0", [(1.0, 1, 0), (5.0, 1, 1), (7.0, 1, 1)]))
+    row = board.snapshot(1, 1, 1, 1.0)
+    spread = [(row[f"charts/episodic_return_{n}/atari/boxing"]) for n in ("std", "min", "max")]
+    assert spread == [1.0, 5.0, 7.0]
+    assert "charts/episodic_return_std" not in row
+    assert "one of several tasks: highest" in meaning("charts/episodic_return_max/atari/boxing")
+
+
 def test_one_task_has_no_metric_of_its_own_and_no_human_score_without_reference():
     board = Board(tasks={"minatar/breakout": None})
     board.handle(("episodes", "sampler-0", [(5.0, 9, 0)]))
     row = board.snapshot(1, 1, 1, 1.0)
     assert {name for name in row if name.startswith("charts/epis")} == {
-        "charts/episodic_return", "charts/episodic_length",
+        "charts/episodic_return", "charts/episodic_length", "charts/episodic_return_std",
+        "charts/episodic_return_min", "charts/episodic_return_max",
     }  # fmt: skip
     assert not [name for name in row if "human" in name]
 

@@ -5,11 +5,12 @@ import json
 import pytest
 
 from sfactory.config import Config, Env, Log, Stop
-from sfactory.device.ranks import Ranks
+from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import make_spec
 from sfactory.errors import Exit
 from sfactory.learning.network import build_model
 from sfactory.monitor import messages
+from sfactory.monitor.episode_file import read_episodes
 from sfactory.monitor.episodes import Episodes
 from sfactory.monitor.rows import read_rows
 from sfactory.run.checkpoint import Contents
@@ -212,3 +213,56 @@ def test_recorder_writes_the_evaluations_that_no_row_follows(recorder):
     recorder.env_steps = 500  # of the learner, beyond the last row
     recorder.finish(Outcome.of(Exit.FINISHED, "the stop rule was reached"))
     assert [row["env_steps"] for row in read_rows(recorder.run_dir)] == [300, 400, 500]
+
+
+# -- episodes ------------------------------------------------------------------------------------------------------
+
+
+def episode_lines(run_dir):
+    return list(read_episodes(run_dir / "episodes.csv"))
+
+
+def recorded(run_dir, *, resume=False, keys="", wanted=True, ranks=ALONE):
+    config = Config(env=Env(NAME, info_keys=keys), log=Log(episodes=wanted))
+    return RunRecorder.open(config, run_dir, resume, [make_spec(NAME)], ranks)
+
+
+def test_recorder_writes_episodes_only_if_it_is_told_to(tmp_path):
+    with recorded(tmp_path / "run", wanted=False) as recorder:
+        add_episodes(recorder, 1.0)
+    assert not (tmp_path / "run" / "episodes.csv").exists()
+
+
+def test_recorder_writes_an_episode_with_the_steps_that_are_trained_by_then(tmp_path):
+    with recorded(tmp_path / "run") as recorder:
+        recorder.trained_steps = lambda: 64
+        recorder.handle((messages.EPISODES, "sampler-0", [(1.5, 20, 0, {"is_success": 1.0}), (2.0, 30, 0)]))
+        lines = episode_lines(recorder.run_dir)
+    assert [
+        (line["episode"], line["env_steps"], line["task"], line["return"], line["is_success"]) for line in lines
+    ] == [
+        ("1", "64", NAME, "1.5", "1"),
+        ("2", "64", NAME, "2", ""),
+    ]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_recorder_drops_the_episodes_that_the_checkpoint_does_not_count(tmp_path, wanted):
+    run_dir = tmp_path / "run"
+    with recorded(run_dir) as recorder:
+        add_episodes(recorder, 1.0, 2.0, 3.0, 4.0, 5.0)
+    save_run(recorder.config, run_dir, [1.0, 2.0, 3.0])
+    with recorded(run_dir, resume=True, wanted=wanted) as recorder:
+        add_episodes(recorder, 6.0)
+        recorder.finish(Outcome.of(Exit.INTERRUPTED, "stopped"))
+    expected = [("1", "1"), ("2", "2"), ("3", "3")] + [("4", "6")] * wanted
+    assert [(line["episode"], line["return"]) for line in episode_lines(run_dir)] == expected
+
+
+def test_recorder_warns_of_listed_numbers_that_no_episode_has(tmp_path):
+    with recorded(tmp_path / "run", keys="is_sucess,speed", wanted=False) as recorder:
+        for count in (60, 60, 60):
+            recorder.handle((messages.EPISODES, "sampler-0", [(1.0, 2, 0, {"speed": 1.0})] * count))
+        log = (recorder.run_dir / "log.txt").read_text()
+    assert log.count("env.info-keys") == 1
+    assert "env.info-keys: is_sucess: no number of this name was in info at the end of 120 episodes" in log

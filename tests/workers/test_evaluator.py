@@ -10,6 +10,7 @@ import pytest
 from sfactory.config import Config, Env, Eval, Model, Sampling
 from sfactory.envs import EnvError, make_spec
 from sfactory.learning.network import build_model
+from sfactory.monitor.table import meaning
 from sfactory.play import episodes
 from sfactory.run import checkpoint, checkpoint_writer
 from sfactory.workers import evaluator as module
@@ -136,6 +137,16 @@ def test_policy_player_reports_the_return_of_every_task_and_their_mean(tmp_path)
     each = [row[f"eval/episodic_return/{task}"] for task in tasks]
     assert row["eval/episodic_return"] == pytest.approx(sum(each) / 2)
     assert row["eval/episodic_length"] == row["eval/episodic_return"] >= row["eval/iqm"] - 50
+
+
+def test_policy_player_reports_the_spread_of_returns_and_the_numbers_of_info(run_spec, monkeypatch):
+    results = episodes.EpisodeResults([1.0, 3.0, 5.0, 7.0], [2, 2, 2, 2], infos={"is_success": [1.0, 0.0, 1.0, 1.0]})
+    monkeypatch.setattr(module, "play_task", lambda *_, **__: (run_spec.spec, 10, results))
+    _, _, row = PolicyPlayer(run_spec).evaluate(100)
+    assert (row["eval/min"], row["eval/max"], row["eval/std"]) == (1.0, 7.0, pytest.approx(5**0.5))
+    assert row["eval/info/is_success"] == 0.75
+    for name in row:
+        assert meaning(name)
 
 
 HANG = """

@@ -9,6 +9,7 @@ import pytest
 from sfactory.config import BatchConfig, Config, Env, Run, Sampling
 from sfactory.device.ranks import Ranks
 from sfactory.envs import EnvFault, make_spec
+from sfactory.envs.spec import Episode
 from sfactory.shm import atomics
 from sfactory.shm.slots import FREE, LEARNING, READY, unpack
 from sfactory.workers.sampler import MOST_INFOS, Sampler, env_seeds, slot_noise
@@ -279,12 +280,19 @@ def test_sampler_sends_the_numbers_of_info_with_the_episodes(tmp_path):
     sampler, sink = played(tmp_path, 6, informed)
     sampler.flush()
     sampler.flush()
-    assert of_kind(sink, "infos") == [[{"success": float(env)} for env in range(E)]]
+    (episodes,) = of_kind(sink, "episodes")
+    assert [episode[3:] for episode in episodes] == [({"success": float(env)},) for env in range(E)]
+
+
+MANY = tuple(Episode(env, 1.0, 3) for env in range(MOST_INFOS))
 
 
 @pytest.mark.parametrize(
     "step",
-    [{"faults": (EnvFault(2, "ValueError: " + "x" * 3_000_000),)}, {"infos": ((0, {"a": 1.0}),) * MOST_INFOS}],
+    [
+        {"faults": (EnvFault(2, "ValueError: " + "x" * 3_000_000),)},
+        {"infos": tuple((env, {"a": 1.0}) for env in range(MOST_INFOS)), "episodes": MANY},
+    ],
     ids=["a long fault", "many infos"],
 )
 def test_sampler_sends_no_message_that_does_not_fit_into_the_queue(shared, monkeypatch, step):
@@ -300,8 +308,9 @@ def test_sampler_sends_no_message_that_does_not_fit_into_the_queue(shared, monke
         assert sent["fault"].startswith("environment 2: ValueError: xxx")
         assert len(sent["fault"]) < 100_000
     else:
-        assert len(sent["infos"]) == MOST_INFOS
-        assert not sampler.infos
+        assert [episode[3] for episode in sent["episodes"]] == [{"a": 1.0}] * MOST_INFOS
+        assert not sampler.episodes
+        assert not sampler.num_infos
 
 
 def test_environments_and_noise_of_all_ranks_have_seeds_of_their_own_as_if_they_were_one_run(tmp_path):
