@@ -258,9 +258,9 @@ def _number(value: Any) -> float | None:
     """A finite number; None for everything else."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
-    if not isinstance(value, bool | int | float | np.number | np.bool_) or isinstance(value, complex):
+    if not isinstance(value, bool | int | float | np.integer | np.floating | np.bool_):
         return None
-    with contextlib.suppress(OverflowError, TypeError, ValueError):  # 2**2000, a complex number of NumPy
+    with contextlib.suppress(OverflowError):  # 2**2000
         number = float(value)
         return number if math.isfinite(number) else None
     return None

@@ -358,5 +358,7 @@ def test_listed_infos_are_read_from_single_environments(name):
 
 
 def test_listed_infos_are_refused_where_native_code_reports_none():
-    with pytest.raises(EnvError, match="env.info-keys is_success: the family minatar steps its environments in native"):
+    with pytest.raises(
+        EnvError, match=r"env.info-keys is_success: the family minatar steps its environments in native"
+    ):
         make_group("minatar/breakout", 1, [0], EnvOptions(info_keys=("is_success",)))

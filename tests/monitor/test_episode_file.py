@@ -1,4 +1,4 @@
-"""episodes.csv: one line for every complete episode, also after a resume, a crash in the middle of a line, new numbers."""
+"""episodes.csv: one line for every complete episode, also after a resume, a crash, and new numbers."""
 
 import csv
 
