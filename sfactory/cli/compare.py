@@ -21,6 +21,8 @@ Runs with the same settings except their seed form one group. Scores (interquart
 95 % stratified-bootstrap interval, probability of improvement over the first group) are taken where
 the shortest run ends. Each task has its own table; human-normalized scores (Atari) are averaged over
 tasks too. Runs under different protocols are refused.
+
+  sfactory compare runs/a* runs/b* --metric eval/iqm --labels ours,baseline
 """
 AXES = ("env_steps", "seconds")
 
@@ -30,7 +32,7 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "compare",
         help="compare curves and scores of several runs, with intervals",
-        usage="sfactory compare RUNS... [-o plot.png] [--by env_steps|seconds]",
+        usage="sfactory compare RUNS... [-o plot.png] [--by env_steps|seconds] [--metric NAME] [--labels A,B]",
         description=DESCRIPTION,
     )
     parser.refusal = "compare takes runs as they are"
@@ -40,6 +42,10 @@ def add_parser(commands: Commands) -> None:
     complete(output, "file")
     text = "compare at the same env_steps or seconds (env_steps; a picture shows both)"
     parser.add_argument("--by", metavar="AXIS", type=axis, help=text)
+    text = "what is compared: a metric that the runs have, as eval/iqm or info/is_success (charts/episodic_return)"
+    parser.add_argument("--metric", metavar="NAME", default=None, help=text)
+    text = "names of the groups, in the order of the table (settings that differ; folders if these are more than 3)"
+    parser.add_argument("--labels", metavar="A,B,...", type=names, default=[], help=text)
     add_json(parser, "print everything, curves too, as one JSON object on stdout")
     parser.set_defaults(run=run)
 
@@ -51,6 +57,11 @@ def axis(text: str) -> str:
     if text not in AXES:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(AXES)}{did_you_mean(text, AXES)}")
     return text
+
+
+def names(text: str) -> list[str]:
+    """Type of --labels."""
+    return [name.strip() for name in text.split(",")]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -66,7 +77,8 @@ def run(options: argparse.Namespace) -> int:
 
         pictures = [path for name in options.output for path in compare_plot.targets(name)]
     with stdout_to_stderr():
-        found = compare(options.runs, options.by or AXES[0])
+        chosen = {} if options.metric is None else {"metric": options.metric}
+        found = compare(options.runs, options.by or AXES[0], labels=options.labels, **chosen)
     print(json.dumps(found.as_dict()) if options.json else text(found))
     if options.output:
         compare_plot.save(found, pictures, (options.by,) if options.by else AXES)

@@ -14,13 +14,13 @@ def text(found: Comparison) -> str:
 def table(panel: ComparisonPanel) -> str:
     """Return one panel as a table: a row per group."""
     where = f"{panel.end:,.0f} {panel.steps if panel.by == 'env_steps' else UNITS[panel.by]}"
-    lines = [f"{panel.title}: {panel.quantity} at {where} (mean of the last 100 episodes)"]
+    lines = [f"{panel.title}: {panel.quantity} at {where}" + (f" ({panel.meaning})" if panel.meaning else "")]
     rows = [panel.row(label) for label, _ in panel.groups]
     other = "seconds" if panel.by == "env_steps" else panel.steps
     first = rows[0]["label"]
     head = ["", "runs", "IQM", "95 % interval", "median", "min", "max"]
     head += [other] if len(panel.groups[0][1]) == 1 else []
-    head += ["P(improvement)"] if len(rows) > 1 else []
+    head += [f"P({chance_of(panel)})"] if len(rows) > 1 else []
     cells = [head]
     for row in rows:
         line = [row["label"] or "all runs", str(len(row["runs"])), _short(row["iqm"])]
@@ -39,6 +39,11 @@ def table(panel: ComparisonPanel) -> str:
         numbers = (text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))
         lines.append(f"  {line[0].ljust(widths[0])}  {'  '.join(numbers)}")
     return "\n".join(lines)
+
+
+def chance_of(panel: ComparisonPanel) -> str:
+    """What a higher value is, in a word."""
+    return "improvement" if panel.is_score else "higher"
 
 
 def _short(value: float) -> str:

@@ -6,10 +6,14 @@ group is labeled beside its score in its color, so that no legend is needed.
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sfactory.errors import CommandError, Exit
 from sfactory.monitor.format import human
@@ -18,6 +22,7 @@ from sfactory.tools.comparison import Comparison, ComparisonPanel
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))  # once all colors are used
 SUFFIXES = (".png", ".svg", ".pdf")
+LABEL = 24  # characters in a line of a label
 INK, GREY, LINE = "#1f2328", "#656d76", "#d0d7de"
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "text.color": INK,
@@ -94,13 +99,17 @@ def _rows(figure: Any, count: int) -> list[Any]:
 
 
 def _curves(plot: Any, panel: ComparisonPanel, axis: str, styles: dict[str, Any]) -> None:
-    """Plot the IQM over runs with its band; for a group of one run, only its line."""
+    """Plot the IQM over runs with its band; for a group of one run, only its line. A single point is a marker."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     plot.set_title(f"{panel.quantity} by {_axis_label(panel, axis)}", loc="left", color=GREY)
     x = panel.grids[axis]
     for label, (middle, low, high) in panel.bands(axis).items():
         color, dash = styles[label]
+        if len(set(x[np.isfinite(middle)])) == 1:  # a line of no length
+            error = np.maximum([[middle[-1] - low[-1]], [high[-1] - middle[-1]]], 0.0)
+            plot.errorbar(x[-1:], middle[-1:], error, color=color, marker="o", elinewidth=1.8, zorder=3, clip_on=False)
+            continue
         plot.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
         plot.plot(x, middle, color=color, linestyle=dash, linewidth=1.8, solid_capstyle="round")
     plot.set_xlim(min(0.0, x[0]), x[-1] * 1.01 if x[-1] else 1.0)
@@ -135,10 +144,15 @@ def _axis_label(panel: ComparisonPanel, axis: str) -> str:
 
 
 def _wrapped(label: str, panel: ComparisonPanel, dash: Any) -> str:
-    """Return a label with one setting per line and the dash style; for a single group, the number of runs."""
+    """Return a label with its dash style; for a single group, the number of runs.
+
+    A label has one setting per line. Others are broken between words and after `_`, `-` and `/`.
+    """
     runs = sum(len(group.runs) for group in dict(panel.groups)[label])
     style = ("", " (dashed)", " (dotted)", " (dash-dot)")[DASHES.index(dash)]
-    return "\n".join(label.split(" ")) + style if label else f"{runs} run{'s' * (runs > 1)}"
+    lines = label.split(" ") if "=" in label else textwrap.wrap(re.sub(r"([_/-])", r"\1 ", label), LABEL)
+    lines = [line if "=" in label else re.sub(r"([_/-]) ", r"\1", line) for line in lines]
+    return "\n".join(lines) + style if label else f"{runs} run{'s' * (runs > 1)}"
 
 
 def _scores(plot: Any, panel: ComparisonPanel, styles: dict[str, Any]) -> None:
@@ -163,7 +177,7 @@ def _improvement(plot: Any, panel: ComparisonPanel, styles: dict[str, Any]) -> N
     if len(panel.groups) == 1:
         plot.set_axis_off()
         return
-    plot.set_title("P(improvement over first)", loc="left", color=GREY)
+    plot.set_title("P(improvement over first)" if panel.is_score else "P(higher than first)", loc="left", color=GREY)
     plot.axvline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
     for position, (label, _) in enumerate(panel.groups):
         color, improvement = styles[label][0], panel.improvement(label)

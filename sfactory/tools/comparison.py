@@ -4,7 +4,8 @@ Runs whose settings differ only in the seed form one group, labeled by the setti
 task is a panel of its own. Curves and scores are read where the shortest run of the panel ends: a longer run would win
 by its length. Scores under different protocols are refused. Statistics: `sfactory.monitor.statistics`.
 
-A score is the training return at that point: the mean of the last 100 episodes. Shapes: n runs of a group, P points.
+A score is the value of one metric at that point, by default the training return: the mean of the last 100 episodes.
+Shapes: n runs of a group, P points.
 """
 
 from __future__ import annotations
@@ -18,15 +19,23 @@ from typing import Any
 import numpy as np
 
 from sfactory.config.values import same
+from sfactory.errors import did_you_mean
 from sfactory.monitor.format import step_words
 from sfactory.monitor.statistics import bootstrap, improvement_interval, iqm, iqm_curve, probability_of_improvement
-from sfactory.run.reader import RunFolder, expand_folders, format_setting, read_run
+from sfactory.monitor.table import meaning
+from sfactory.run.reader import RunFolder, expand_folders, read_run
+from sfactory.tools.comparison_notes import Notes
+from sfactory.tools.group_labels import given_labels, labels_of
 
 NUM_POINTS = 120  # of a curve
 MIN_RUNS = 5  # of a group; with fewer, bootstrap intervals are too narrow
 AXES = ("env_steps", "seconds")
 UNITS = {"env_steps": "steps", "seconds": "s"}
 RETURN, HUMAN = "charts/episodic_return", "charts/human_normalized"
+QUANTITIES = {RETURN: "training return", HUMAN: "human-normalized return"}
+EVALUATED = "eval/env_steps"
+SCORES = (RETURN, HUMAN, "eval/episodic_return", "eval/iqm", "selfplay/score", "selfplay/elo")
+"""Beginnings of metrics of which more is better, so that a higher value is an improvement."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class RunGroup:
     other: float
     """Median over runs of the other axis at the end of the panel: seconds if compared by env_steps, else steps."""
     curves: dict[str, np.ndarray]
-    """Axis -> [n, P]."""
+    """Axis -> [n, P]; NaN before the first value of a run."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the scores and their statistics, for --json and the table."""
@@ -65,6 +74,23 @@ class ComparisonPanel:
     """Axis -> [P]."""
     groups: tuple[tuple[str, tuple[RunGroup, ...]], ...]
     """(label, groups): one group, or one per task in the panel of all tasks."""
+    metric: str = RETURN
+    """Name of what is compared, as in metrics.jsonl."""
+
+    @property
+    def is_score(self) -> bool:
+        """Whether more is better."""
+        return self.metric.startswith(SCORES)
+
+    @property
+    def meaning(self) -> str:
+        """What the quantity is; empty for a metric of another version."""
+        if self.metric in QUANTITIES:
+            return "mean of the last 100 episodes"
+        try:
+            return meaning(self.metric)
+        except KeyError:
+            return ""
 
     @property
     def steps(self) -> str:
@@ -73,8 +99,8 @@ class ComparisonPanel:
         return next((words for run in runs if (words := step_words(run.rows)[0]) != "steps"), "steps")
 
     def bands(self, axis: str) -> dict[str, np.ndarray]:
-        """Return label -> [3, P]: the IQM and the ends of its interval."""
-        return {label: iqm_curve([g.curves[axis] for g in strata]) for label, strata in self.groups}
+        """Return label -> [3, P]: the IQM and the ends of its interval; NaN where a run of the group has no value."""
+        return {label: _band([g.curves[axis] for g in strata]) for label, strata in self.groups}
 
     def improvement(self, label: str) -> tuple[float, float, float] | None:
         """Return the probability of improvement over the first group and its interval; None for the first group.
@@ -120,61 +146,119 @@ class Comparison:
         panels = []
         for panel in self.panels:
             curves = {
-                axis: {"x": panel.grids[axis].tolist(), **{n: b.tolist() for n, b in panel.bands(axis).items()}}
+                axis: {"x": panel.grids[axis].tolist(), **{n: _json(b) for n, b in panel.bands(axis).items()}}
                 for axis in panel.grids
             }
             groups = [panel.row(label) for label, _ in panel.groups]
             panels.append({
-                "title": panel.title, "quantity": panel.quantity, "by": panel.by, "at": panel.end,
+                "title": panel.title, "quantity": panel.quantity, "metric": panel.metric, "by": panel.by,
+                "at": panel.end,
                 "groups": groups, "curves": curves,
             })  # fmt: skip
         return {"panels": panels, "notes": list(self.notes)}
 
 
-def compare(paths: Sequence[Path], by: str = "env_steps") -> Comparison:
-    """Read the runs and compare them. Raises ValueError, naming the run, if they cannot be compared."""
-    notes: list[str] = []
-    runs = _usable(expand_folders(list(paths)), notes)
-    tasks = list(dict.fromkeys(task for run in runs for task in run.config.env.tasks))
+def _band(curves: Sequence[np.ndarray]) -> np.ndarray:
+    known = np.all([np.isfinite(curve).all(axis=0) for curve in curves], axis=0)
+    band = np.full((3, len(known)), np.nan)
+    if known.any():
+        band[:, known] = iqm_curve([curve[:, known] for curve in curves])
+    return band
+
+
+def _json(band: np.ndarray) -> list[list[float | None]]:
+    """A band as JSON can hold it: it has no NaN."""
+    return [[value if np.isfinite(value) else None for value in row] for row in band.tolist()]
+
+
+def compare(
+    paths: Sequence[Path], by: str = "env_steps", metric: str = RETURN, labels: Sequence[str] = ()
+) -> Comparison:
+    """Read the runs and compare them. Raises ValueError, naming the run, if they cannot be compared.
+
+    by: env_steps or seconds. metric: what is compared, a name in the rows of metrics. labels: names of the groups, in
+    the order in which these appear; empty: by their settings or folders.
+    """
+    notes = Notes()
+    runs = _usable(expand_folders(list(paths)), metric, notes)
+    tasks = list(dict.fromkeys(task for run in runs for task in _tasks(run, metric)))
     panels = []
     for task in tasks:
-        _one_protocol(task, [run for run in runs if task in run.config.env.tasks])
-        panels.append(_panel(task, runs, by, RETURN, notes))
-    if len(tasks) > 1:
+        _one_protocol(task, [run for run in runs if task in _tasks(run, metric)])
+        panels.append(_panel(task, runs, by, metric, notes))
+    if len(tasks) > 1 and metric == RETURN:
         together = _all_tasks(tasks, runs, by)
         if together is None:
-            notes.append("Scores of tasks with different scales are not averaged: each task has its own table.")
+            notes.add("Scores of tasks with different scales are not averaged: each task has its own table.")
         else:
             panels.append(together)
-    return Comparison(tuple(panels), tuple(dict.fromkeys(notes)))
+    if labels:
+        panels = _renamed(panels, labels)
+    return Comparison(tuple(panels), notes.lines())
+
+
+def _renamed(panels: Sequence[ComparisonPanel], labels: Sequence[str]) -> list[ComparisonPanel]:
+    """The panels with the labels of the user."""
+    new = given_labels(list(dict.fromkeys(label for panel in panels for label, _ in panel.groups)), labels)
+    return [
+        replace(
+            panel,
+            groups=tuple(
+                (new[label], tuple(replace(group, label=new[label]) for group in strata))
+                for label, strata in panel.groups
+            ),
+        )
+        for panel in panels
+    ]
 
 
 # -- what is compared ----------------------------------------------------------------------------------------
 
 
-def _usable(paths: list[Path], notes: list[str]) -> list[RunFolder]:
-    """Return the runs that have a return; add notes about the others and about unfinished runs."""
-    runs = []
+def _usable(paths: list[Path], metric: str, notes: Notes) -> list[RunFolder]:
+    """Return the runs that have the metric; add notes about the others and about unfinished runs."""
+    runs, known, what = list[RunFolder](), set[str](), QUANTITIES.get(metric, metric)
     for path in paths:
         if path.is_dir() and not (path / "config.toml").is_file():
-            notes.append(f"{path} contains no run; it is left out.")
+            notes.of(str(path), " contains no run; it is left out.", " contain no run; they are left out.")
             continue
         run = read_run(path)
+        known |= {name for name in run.rows if np.isfinite(run.column(name)).any()} - set(AXES)
         if run.unreadable_lines:
             lines = "1 line" if run.unreadable_lines == 1 else f"{run.unreadable_lines} lines"
-            notes.append(f"{path}: {lines} of metrics.jsonl left out (unreadable).")
-        if not all(np.isfinite(_curve(run, task, RETURN, "env_steps")[1]).any() for task in run.config.env.tasks):
-            notes.append(f"{path} has no training return yet; it is left out.")
+            notes.add(f"{path}: {lines} of metrics.jsonl left out (unreadable).")
+        if not all(len(_curve(run, task, metric, "env_steps")[1]) for task in _tasks(run, metric)):
+            notes.of(str(path), f" has no {what} yet; it is left out.", f" have no {what} yet; they are left out.")
             continue
         if run.state == "running":
-            notes.append(f"{path} is still running; the comparison uses its rows so far.")
+            rest = " still running; the comparison uses "
+            notes.of(str(path), f" is{rest}its rows so far.", f" are{rest}their rows so far.")
         elif run.state != "finished":
-            notes.append(f"{path} did not finish ({run.state}); the comparison uses the rows it has.")
+            rest = f" did not finish ({run.state}); the comparison uses the rows "
+            notes.of(str(path), f"{rest}it has.", f"{rest}they have.")
         runs.append(run)
     if not runs:
-        why = f"; {notes[0].rstrip('.')}" if notes else ""
-        raise ValueError(f"none of the {len(paths)} folders contains a run with a training return{why}")
+        if known and metric not in known:
+            hint = did_you_mean(metric, known) or _hint(metric)
+            raise ValueError(f"--metric {metric}: no row of these runs has it{hint}")
+        why = f"; {notes.lines()[0].rstrip('.')}" if notes.lines() else ""
+        raise ValueError(f"none of the {len(paths)} folders contains a run with a {what}{why}")
     return runs
+
+
+def _hint(metric: str) -> str:
+    """What makes a run have a metric, where a setting does."""
+    if metric.startswith("eval/"):
+        return "; a run evaluates its policy with --eval.every"
+    return "; docs/metrics.md lists all names"
+
+
+def _tasks(run: RunFolder, metric: str) -> tuple[str, ...]:
+    """The tasks of which a run has the metric; all together as one name if there is one value for all of them."""
+    tasks = run.config.env.tasks
+    if metric in (RETURN, HUMAN) or len(tasks) == 1 or f"{metric}/{tasks[0]}" in run.rows:
+        return tasks
+    return (", ".join(tasks),)
 
 
 def _one_protocol(task: str, runs: Sequence[RunFolder]) -> None:
@@ -203,55 +287,74 @@ def _protocols(runs: Sequence[RunFolder]) -> dict[int, str]:
 
 def _curve(run: RunFolder, task: str, metric: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (positions, values) of a metric without the rows that have no value."""
-    values = run.column(metric if len(run.config.env.tasks) == 1 else f"{metric}/{task}")
-    known = np.isfinite(values) & np.isfinite(run.column(axis))
-    return run.column(axis)[known], values[known]
+    of_task = len(run.config.env.tasks) > 1 and task in run.config.env.tasks
+    values, positions = run.column(f"{metric}/{task}" if of_task else metric), run.column(axis)
+    if axis == "env_steps" and metric.startswith("eval/"):  # the steps of the policy that was evaluated
+        positions = np.where(np.isfinite(run.column(EVALUATED)), run.column(EVALUATED), positions)
+    known = np.isfinite(values) & np.isfinite(positions)
+    positions, values = positions[known], values[known]
+    order = np.argsort(positions, kind="stable")
+    return positions[order], values[order]
 
 
-def _panel(task: str, runs: Sequence[RunFolder], by: str, metric: str, notes: list[str]) -> ComparisonPanel:
+def _panel(task: str, runs: Sequence[RunFolder], by: str, metric: str, notes: Notes) -> ComparisonPanel:
     """Return the panel of one task: runs cut where the shortest one ends, grouped and labeled."""
-    runs = [run for run in runs if task in run.config.env.tasks]
+    runs = [run for run in runs if task in _tasks(run, metric)]
+    together = _grouped(runs)
     ends = {axis: [_curve(run, task, metric, axis)[0][-1] for run in runs] for axis in AXES}
-    grids = {
-        axis: np.linspace(
-            min(max(_curve(run, task, metric, axis)[0][0] for run in runs), min(ends[axis])),
-            min(ends[axis]),
-            NUM_POINTS,
-        )
-        for axis in AXES
-    }
+    grids = {axis: _grid(together, task, metric, axis) for axis in AXES}
     shortest, longest = int(np.argmin(ends[by])), int(np.argmax(ends[by]))
     if ends[by][longest] > 1.02 * ends[by][shortest]:
         unit = UNITS[by]
-        notes.append(
+        notes.add(
             f"{task}: compared at {ends[by][shortest]:,.0f} {unit}, where {runs[shortest].path} ends; the longest run "
             f"is {runs[longest].path} with {ends[by][longest]:,.0f} {unit}."
         )
     other = AXES[1 - AXES.index(by)]
     groups = []
-    for label, members in _grouped(runs):
+    labels, differ = labels_of(together)
+    if differ:
+        notes.add(
+            f"The settings differ in {len(differ)} places, so groups have the names of their folders; --labels A,B,... "
+            "names them otherwise."
+        )
+    for label, members in zip(labels, together, strict=True):
         seeds = [run.config.run.seed for run in members]
         if len(set(seeds)) < len(seeds):
-            notes.append(f"{label or task}: several runs have the same seed; they are treated as independent.")
-        curves = {
-            axis: np.stack([np.interp(grids[axis], *_curve(run, task, metric, axis)) for run in members])
-            for axis in AXES
-        }
+            rest = ": several runs have the same seed; they are treated as independent."
+            notes.of(label or task, rest, rest)
+        curves = {axis: np.stack([_at(grids[axis], run, task, metric, axis) for run in members]) for axis in AXES}
         others = [np.interp(grids[by][-1], run.column(by), run.column(other)) for run in members]
-        group = RunGroup(label, tuple(members), curves[by][:, -1].copy(), float(np.median(others)), curves)
+        scores = [np.interp(grids[by][-1], *_curve(run, task, metric, by)) for run in members]
+        group = RunGroup(label, tuple(members), np.array(scores), float(np.median(others)), curves)
         groups.append((label, (group,)))
         if len(members) == 1:
-            notes.append(f"{label or task}: a single run has no interval; train more seeds.")
+            rest = "no interval; train more seeds."
+            notes.of(label or task, f": a single run has {rest}", f": single runs have {rest}")
         elif len(members) < MIN_RUNS:
-            notes.append(
-                f"Groups of fewer than {MIN_RUNS} runs: true intervals are wider than the bootstrap intervals."
-            )
-    quantity = "training return" if metric == RETURN else "human-normalized return"
-    return ComparisonPanel(task, quantity, by, float(grids[by][-1]), grids, tuple(groups))
+            notes.add(f"Groups of fewer than {MIN_RUNS} runs: true intervals are wider than the bootstrap intervals.")
+    quantity = QUANTITIES.get(metric, metric)
+    return ComparisonPanel(task, quantity, by, float(grids[by][-1]), grids, tuple(groups), metric)
 
 
-def _grouped(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
-    """Return (label, runs) by settings, in the given order. A label lists the settings that differ between groups."""
+def _grid(groups: Sequence[Sequence[RunFolder]], task: str, metric: str, axis: str) -> np.ndarray:
+    """[P] positions from where the first group has a value of each of its runs, to where the shortest run ends."""
+    curves = [[_curve(run, task, metric, axis)[0] for run in members] for members in groups]
+    end = min(x[-1] for members in curves for x in members)
+    start = min(max(x[0] for x in members) for members in curves)
+    return np.linspace(min(start, end), end, NUM_POINTS)
+
+
+def _at(grid: np.ndarray, run: RunFolder, task: str, metric: str, axis: str) -> np.ndarray:
+    """[P] values of a run between its rows. NaN before the first one, except at the end, where scores are read."""
+    x, y = _curve(run, task, metric, axis)
+    values: np.ndarray = np.interp(grid, x, y, left=np.nan)
+    values[-1] = np.interp(grid[-1], x, y)
+    return values
+
+
+def _grouped(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
+    """Return the runs by their settings, in the given order."""
     settings: list[dict[str, Any]] = []
     together: list[list[RunFolder]] = []
     for run in runs:
@@ -261,12 +364,7 @@ def _grouped(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
             settings.append(own)
             together.append([])
         together[at].append(run)
-    names = dict.fromkeys(name for each in settings for name in each)
-    differ = [name for name in names if len({repr(each.get(name)) for each in settings}) > 1]
-    labels = [" ".join(format_setting(n, each[n]) for n in differ if n in each) or "default" for each in settings]
-    if len(labels) == 1:
-        labels = [""]
-    return list(zip(labels, together, strict=True))
+    return together
 
 
 def _all_tasks(tasks: Sequence[str], runs: Sequence[RunFolder], by: str) -> ComparisonPanel | None:
@@ -279,11 +377,11 @@ def _all_tasks(tasks: Sequence[str], runs: Sequence[RunFolder], by: str) -> Comp
         for run in runs:
             if task in run.config.env.tasks and not len(_curve(run, task, HUMAN, "env_steps")[0]):
                 return None
-    panels = [_panel(task, runs, by, HUMAN, []) for task in tasks]
+    panels = [_panel(task, runs, by, HUMAN, Notes()) for task in tasks]
     common = [label for label, _ in panels[0].groups if all(label in dict(panel.groups) for panel in panels)]
     if not common:
         return None
     groups = tuple((label, tuple(dict(panel.groups)[label][0] for panel in panels)) for label in common)
     end = float(np.median([panel.end for panel in panels]))
     grids = {axis: np.median([panel.grids[axis] for panel in panels], axis=0) for axis in AXES}
-    return ComparisonPanel(f"all {len(tasks)} tasks", "human-normalized return", by, end, grids, groups)
+    return ComparisonPanel(f"all {len(tasks)} tasks", QUANTITIES[HUMAN], by, end, grids, groups, HUMAN)

@@ -10,6 +10,7 @@ import pytest
 from sfactory.monitor.statistics import bootstrap, iqm
 from sfactory.run.lock import lock_folder
 from sfactory.tools.comparison import compare
+from sfactory.tools.group_labels import folder_labels
 
 
 def test_compare_groups_runs_of_the_same_settings_and_labels_differences(fabricate, runs):
@@ -169,7 +170,7 @@ def test_compare_notes_empty_and_running_runs(fabricate, runs):
     os.close(lock)
     assert len(found.panels[0].row("")["runs"]) == 3
     notes = " ".join(found.notes)
-    for text in ("a2 has no training return yet", "a3 has no training return yet", "a4 did not finish (killed)",
+    for text in ("runs/a3 have no training return yet; they are left out", "a4 did not finish (killed)",
                   "a5 is still running", "notes contains no run"):  # fmt: skip
         assert text in notes
 
@@ -205,6 +206,122 @@ def test_compare_plot_without_matplotlib_is_refused_before_any_work(fabricate, t
     code, out, line = typed("compare", "runs/a1", "-o", "plot.png")
     assert (code, out) == (2, "")
     assert "pip install 'sfactory[plots]'" in line
+
+
+# -- metrics, labels, notes
+
+
+def evaluated(**scores):
+    """Rows of evaluations: step -> (step of the policy, score)."""
+    return [{"eval/env_steps": at, "eval/iqm": value, "charts/episodic_return": 1.0} for at, value in scores.values()]
+
+
+def test_compare_reads_any_metric_at_the_steps_of_the_evaluated_policies(fabricate, runs, typed):
+    fabricate("a1", evaluated(x=(900, 1.0), y=(1800, 3.0)), **{"optim.lr": 1e-3})
+    fabricate("b1", evaluated(x=(900, 5.0), y=(1800, 7.0)), **{"optim.lr": 1e-4})
+    panel = compare([runs], metric="eval/iqm").panels[0]
+    assert (panel.end, panel.quantity) == (1800, "eval/iqm")
+    assert [panel.row(label)["iqm"] for label, _ in panel.groups] == [3, 7]
+    assert panel.bands("env_steps")["optim.lr=1e-3"][0][[0, -1]].tolist() == [1.0, 3.0]
+    out = typed("compare", "runs", "--metric", "eval/iqm")[1]
+    assert "minatar/breakout: eval/iqm at 1,800 steps (interquartile mean of the evaluation's returns" in out
+    assert "P(improvement)" in out
+    assert "P(higher)" in typed("compare", "runs", "--metric", "eval/env_steps")[1]
+
+
+def test_compare_says_what_to_do_where_no_run_has_the_metric(fabricate, typed):
+    fabricate("a1", evaluated(x=(900, 1.0)))
+    for metric, hint in (
+        ("eval/iqn", "did you mean eval/iqm?"),
+        ("eval/seconds_per_day", "a run evaluates its policy with --eval.every"),
+        ("my score", "docs/metrics.md lists all names"),
+    ):
+        code, out, line = typed("compare", "runs", "--metric", metric)
+        assert (code, out) == (2, "")
+        assert f"--metric {metric}: no row of these runs has it; {hint}" in line
+
+
+def test_compare_leaves_out_runs_without_the_metric(fabricate, runs):
+    fabricate("a1", evaluated(x=(900, 1.0)))
+    fabricate("a2", [1.0], **{"run.seed": 2})
+    found = compare([runs], metric="eval/iqm")
+    assert found.panels[0].row("")["runs"] == [str(runs / "a1")]
+    assert "a2 has no eval/iqm yet" in found.notes[0]
+
+
+def test_compare_shows_a_metric_of_all_tasks_together_once(fabricate, runs):
+    row = {"charts/episodic_return": 3.0, "eval/iqm": 2.0, "eval/env_steps": 900}
+    fabricate("m", [row], target="minatar/breakout,minatar/asterix")
+    assert [p.title for p in compare([runs], metric="eval/iqm").panels] == ["minatar/breakout, minatar/asterix"]
+
+
+def test_compare_begins_the_curve_of_a_group_where_all_its_runs_have_values(fabricate, runs):
+    fabricate("a1", [1, 2, 3, 4], **{"optim.lr": 1e-3})
+    fabricate("b1", [None, None, 6, 8], **{"optim.lr": 1e-4})
+    panel = compare([runs]).panels[0]
+    first, second = (panel.bands("env_steps")[label][0] for label, _ in panel.groups)
+    assert np.isfinite(first).all()
+    assert panel.grids["env_steps"][np.isfinite(second)][0] == pytest.approx(3000, abs=30)
+    json_band = compare([runs]).as_dict()["panels"][0]["curves"]["env_steps"]["optim.lr=1e-4"]
+    assert json_band[0][0] is None
+    json.dumps(json_band, allow_nan=False)
+
+
+MANY = ("optim.lr", "optim.eps", "trace.gamma", "trace.trace_lambda")
+
+
+def test_compare_names_groups_by_their_folders_where_many_settings_differ(fabricate, runs):
+    for name, factor in (("ours", 1.0), ("base", 0.5)):
+        for seed in (11, 12):
+            values = {setting: 0.5 * factor for setting in MANY}
+            fabricate(f"{name}_s{seed}", [0, seed * factor], **values, **{"run.seed": seed})
+    found = compare([runs / f"{name}_s{seed}" for name in ("ours", "base") for seed in (11, 12)])
+    assert [label for label, _ in found.panels[0].groups] == ["ours", "base"]
+    assert "settings differ in 4 places" in " ".join(found.notes)
+    few = compare([runs / "ours_s11", fabricate("x", [1], **{name: 0.5 for name in MANY[:1]})])
+    assert "optim.lr" not in few.panels[0].groups[0][0]
+
+
+@pytest.mark.parametrize(
+    ("groups", "labels"),
+    [
+        ([["a/ppo_s1", "a/ppo_s2"], ["a/atlas1", "a/atlas2"]], ["ppo", "atlas"]),
+        ([["x/7/1", "x/7/2"], ["x/8/1", "x/8/2"]], ["x/7", "x/8"]),
+        ([["a/ppo_seed=1", "b/ppo_seed=2"], ["c/best"]], ["ppo", "best"]),
+        ([["a/run"], ["b/run"]], ["a/run", "b/run"]),
+    ],
+)
+def test_folder_labels_are_short_and_unique(groups, labels, tmp_path):
+    found = folder_labels([[tmp_path / folder for folder in folders] for folders in groups])
+    assert found == labels
+
+
+def test_compare_takes_labels_in_the_order_of_the_groups(fabricate, typed):
+    for name, lr in (("a", 1e-3), ("b", 1e-4)):
+        fabricate(name, [0, 1], **{"optim.lr": lr})
+    groups = json.loads(typed("compare", "runs", "--labels", "new, old", "--json")[1])["panels"][0]["groups"]
+    assert [group["label"] for group in groups] == ["new", "old"]
+    assert groups[1]["improvement"] is not None
+    line = typed("compare", "runs", "--labels", "one,two,three")[2]
+    assert "--labels has 3 names, and there are 2 groups, in this order: optim.lr=1e-3, optim.lr=1e-4" in line
+    assert "every group needs a name of its own" in typed("compare", "runs", "--labels", "one,one")[2]
+
+
+def test_compare_says_the_same_about_many_groups_once(fabricate, runs):
+    for number in range(9):
+        fabricate(f"a{number}", [0, 1], **{"optim.lr": (number + 1) / 1000})
+    (note,) = compare([runs]).notes
+    assert note.endswith("optim.lr=5e-3 and 4 more: single runs have no interval; train more seeds.")
+
+
+def test_compare_plot_draws_a_single_point_as_a_marker(fabricate, runs):
+    from sfactory.tools import compare_plot
+
+    fabricate("a1", evaluated(x=(900, 1.0)), **{"optim.lr": 1e-3})
+    fabricate("b1", evaluated(x=(300, 1.0), y=(900, 2.0)), **{"optim.lr": 1e-4})
+    figure = compare_plot.draw(compare([runs], metric="eval/iqm"), ["env_steps"])
+    lines = [line for line in figure.axes[0].get_lines() if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in lines] == [([900.0], [1.0])]
 
 
 # -- output
