@@ -28,7 +28,7 @@ from sfactory.monitor.panel import ReturnHistory, Snapshot, keep_stage_times
 from sfactory.monitor.rows import read_rows, rows_until
 from sfactory.monitor.table import EPISODES_IN_MEAN
 from sfactory.monitor.writers import Writers, last_evaluated
-from sfactory.run import checkpoint
+from sfactory.run import checkpoint, provenance
 from sfactory.run.callbacks import Callbacks
 from sfactory.run.checkpoint_files import Contents, require_resumable
 from sfactory.run.env_faults import EnvFaults, is_env_fault, with_traceback
@@ -158,6 +158,7 @@ class RunRecorder:
                 raise CommandError(Exit.RESUME_REFUSED, str(error)) from error
             changes = changed_settings(from_toml(checkpoints / "config.toml"), config)
         replace_text(run_dir / "config.toml", to_toml(config))
+        provenance.record(run_dir, launch, resume_from)
         recorder = cls(config, run_dir, specs, lock, launch, resume_from, state, ranks)
         for warning in warnings:
             recorder.writers.log(warning)
@@ -340,6 +341,7 @@ class RunRecorder:
                 lock = lock_folder(self.run_dir, self.writers.log)
                 undo.callback(os.close, lock)
                 replace_text(self.run_dir / "config.toml", to_toml(self.config))
+                provenance.record(self.run_dir, self.launch, self.resume_from)
                 (self.run_dir / "debug").mkdir(exist_ok=True)
                 presence = FolderPresence(self.run_dir)
             except RunBusy:

@@ -19,7 +19,7 @@ from sfactory.config.values import as_text
 from sfactory.errors import CheckpointError, FileRefused, NoCheckpointError
 from sfactory.files import folder_entries, is_file, is_folder, open_to_read
 from sfactory.monitor.format import printable
-from sfactory.run import checkpoint
+from sfactory.run import checkpoint, provenance
 from sfactory.run.checkpoint import LOCKSTEP, MANIFEST
 from sfactory.run.checkpoint_files import read_manifest
 from sfactory.run.obs_reading import KEY as OBSERVATIONS
@@ -44,6 +44,8 @@ class Info:
     parameters: dict[str, int] = field(default_factory=dict)
     """Module -> number of parameters."""
     task: dict[str, Any] = field(default_factory=dict)
+    launches: list[dict[str, Any]] = field(default_factory=list)
+    """Where and how the run was started, oldest first (`sfactory.run.provenance`)."""
     others: dict[str, str] = field(default_factory=dict)
     """Other checkpoints of the run -> why verification failed, or an empty string."""
 
@@ -74,6 +76,13 @@ class Info:
         if isinstance(state.get("held_slots"), int | float):
             rows.append(("replay", f"{state['held_slots']:,.0f} slots held, in {LOCKSTEP}"))
         rows += _opponents(state.get("selfplay"))
+        if self.launches:
+            rows += provenance.rows(self.launches[0])
+            if len(self.launches) > 1:
+                last = dict(provenance.rows(self.launches[-1]))
+                newest = ", ".join(last[name] for name in ("started", "command", "code", "host") if name in last)
+                count = len(self.launches) - 1
+                rows.append(("resumed", f"{'once' if count == 1 else f'{count:,} times'}, the last: {newest}"))
         if self.parameters:
             rows.append(("parameters", f"{sum(self.parameters.values()):,}"))
             rows += [("", f"{count:>12,}  {name}") for name, count in self.parameters.items()]
@@ -130,6 +139,7 @@ def info(path: Path) -> Info:
     found.others |= {f"corrupt/{p.name}": _wrong(p) for p in folder_entries(run_dir / "corrupt") if is_folder(p)}
     _read(Path(found.path), found)
     _read_settings(run_dir, found)
+    found.launches = provenance.read(run_dir)
     return found
 
 

@@ -20,6 +20,7 @@ from sfactory.config.parsing import flag_name
 from sfactory.files import MiB, is_file, read_end
 from sfactory.monitor.format import duration, human, percent, step_words
 from sfactory.monitor.table import LAG_SHARES, METRICS, STAGES, meaning
+from sfactory.run import provenance
 from sfactory.run.checkpoint import candidates
 from sfactory.run.reader import RunFolder, flat_settings, format_value
 from sfactory.tools import svg
@@ -94,6 +95,7 @@ def content(run: RunFolder, beside: Path) -> dict[str, Any]:
         "faults": _faults(run),
         "events": [line[:300] for line in events[-MAX_EVENTS:]],
         "events_omitted": omitted or len(events) > MAX_EVENTS,
+        "launches": _launches(run),
         "changed_settings": changed,
         "default_settings": default,
         "checkpoints": _checkpoints(run),
@@ -241,6 +243,15 @@ def _settings(config: Config) -> tuple[list[tuple[str, str, str]], list[tuple[st
                 (flag_name(name), format_value(value), format_value(defaults[name]) if name in defaults else "")
             )
     return changed, unchanged
+
+
+def _launches(run: RunFolder) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What is known of the first launch and of the newest one: heading, and rows of name and text."""
+    entries = provenance.read(run.path)
+    if len(entries) < 2:
+        return [("", provenance.rows(entry)) for entry in entries]
+    first = [("First launch", provenance.rows(entries[0]))]
+    return [*first, (f"Newest of {len(entries):,} launches", provenance.rows(entries[-1]))]
 
 
 def _checkpoints(run: RunFolder) -> list[tuple[str, str, str, str]]:

@@ -3,16 +3,19 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import trained
 from safetensors.torch import load_file
 
+from sfactory.run import provenance
 from sfactory.run.checkpoint import MANIFEST, candidates
 from sfactory.tools.info import info
 
@@ -154,3 +157,15 @@ def test_info_usage_errors(typed, run, arguments, code, message):
     got, _, line = typed(*arguments.split())
     assert got == code
     assert message in line
+
+
+def test_info_says_how_a_run_was_started_and_resumed(typed, run):
+    code, out, _ = typed("info", "runs/a")
+    assert code == 0
+    for name in ("started", "command", "folder", "host", "CPU", "versions"):
+        assert re.search(rf"^{name} +\S", out, re.MULTILINE)
+    assert f"numpy {np.__version__}" in out
+    assert "resumed" not in out
+    provenance.record(run, 1, "")
+    assert re.search(r"^resumed +once, the last: 20", typed("info", "runs/a")[1], re.MULTILINE)
+    assert len(json.loads(typed("info", "runs/a", "--json")[1])["launches"]) == 2
