@@ -625,7 +625,18 @@ class Log:
     """Write episodes.csv, a line for every complete episode: its number, the trained env steps and seconds at its end,
     task, return, length, numbers of `info`. About 50 bytes per episode."""
     wandb: bool = False
-    """Also log to Weights & Biases (needs the extra wandb)."""
+    """Also log to Weights & Biases (needs the extra wandb). The settings below win over its environment variables, and
+    these over the defaults."""
+    wandb_project: str = ""
+    """Project. Empty: WANDB_PROJECT, or sfactory."""
+    wandb_name: str = ""
+    """Name of the run. Empty: WANDB_NAME, or the name of the run folder."""
+    wandb_group: str = ""
+    """Group, for example of the seeds of one experiment. Empty: WANDB_RUN_GROUP, or none."""
+    wandb_tags: str = ""
+    """Tags, with commas. Empty: WANDB_TAGS, or none."""
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """offline: only files in the run folder, for `wandb sync`. auto: WANDB_MODE, or online."""
     console_seconds: Annotated[float, Ge(0)] = 10.0
     """Seconds between lines of progress where stderr is not a terminal."""
     quiet: bool = False

@@ -20,7 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from sfactory.config import Config, to_dict
+from sfactory.config import Config, Log, to_dict
+from sfactory.config.toml_file import to_toml
 from sfactory.files import is_file, open_to_append, open_to_read, read_text, replace_text
 from sfactory.monitor.console import ConsoleStream, console_stream, left_out_note
 from sfactory.monitor.episode_file import EPISODES_FILE, EpisodeFile, EpisodeLine
@@ -61,6 +62,8 @@ class Writers:
         with self._ignoring_errors("TensorBoard"):
             if self._to_tensorboard:
                 self._tensorboard = TensorBoard(self.run_dir / "tb", resume_env_steps)
+                indented = "".join(f"    {line}\n" for line in to_toml(self.config).splitlines())  # code in Markdown
+                self._tensorboard.text("settings", indented, max(0, resume_env_steps or 0))
 
     def reopen(self) -> None:
         """Continue in new files: the folder was replaced by a new one."""
@@ -214,6 +217,21 @@ class TensorBoard:
         summary = self._summary.Summary(value=tags)
         self._write(self._event.Event(wall_time=time.time(), step=env_steps, summary=summary))
 
+    def text(self, tag: str, markdown: str, env_steps: int) -> None:
+        """Write a text, which TensorBoard shows as Markdown."""
+        from tensorboard.compat.proto import tensor_pb2, tensor_shape_pb2, types_pb2
+
+        plugin = self._summary.SummaryMetadata.PluginData(plugin_name="text")
+        shape = tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=1)])
+        tensor = tensor_pb2.TensorProto(
+            dtype=types_pb2.DT_STRING, string_val=[markdown.encode("utf-8", "replace")], tensor_shape=shape
+        )
+        value = self._summary.Summary.Value(
+            tag=f"{tag}/text_summary", metadata=self._summary.SummaryMetadata(plugin_data=plugin), tensor=tensor
+        )
+        summary = self._summary.Summary(value=[value])
+        self._write(self._event.Event(wall_time=time.time(), step=env_steps, summary=summary))
+
     def _write(self, event: Any) -> None:
         self._writer.write(event.SerializeToString())
         self._writer.flush()
@@ -342,13 +360,28 @@ def wandb_id(run_dir: Path, new: bool) -> str:
     return name
 
 
+def wandb_arguments(log: Log, run_dir: Path) -> dict[str, Any]:
+    """Arguments of `wandb.init` that a user chooses. An environment variable that decides is left to wandb."""
+    tags = [tag.strip() for tag in log.wandb_tags.split(",") if tag.strip()]
+    choices: tuple[tuple[str, str, Any, Any], ...] = (
+        ("project", "WANDB_PROJECT", log.wandb_project, "sfactory"),
+        ("name", "WANDB_NAME", log.wandb_name, run_dir.resolve().name),
+        ("group", "WANDB_RUN_GROUP", log.wandb_group, None),
+        ("tags", "WANDB_TAGS", tags, None),
+        ("mode", "WANDB_MODE", "" if log.wandb_mode == "auto" else log.wandb_mode, None),
+    )
+    wanted = {
+        name: value or (None if os.environ.get(variable) else default) for name, variable, value, default in choices
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
 def _open_wandb(run_dir: Path, config: Config, new: bool) -> Any:
     import wandb
 
     run = wandb.init(
-        project="sfactory",
+        **wandb_arguments(config.log, run_dir),
         id=wandb_id(run_dir, new),
-        name=run_dir.name,
         dir=run_dir,
         config=to_dict(config),
         resume="allow",

@@ -85,8 +85,17 @@ def refuse_links(run_dir: Path) -> None:
         require(run_dir / name, "a file")
     for name in FOLDERS:
         for path in folder_entries(run_dir / name):
+            if name == "wandb" and _leads_inside(path):
+                continue  # wandb's own, as latest-run; it makes them again
             if name in ("code", "debug", "tb", "wandb") and not is_folder(path):
                 require(path, "a file")
+
+
+def _leads_inside(link: Path) -> bool:
+    """Whether a path is a link to something beside it or below that."""
+    with contextlib.suppress(OSError, RuntimeError):  # a loop of links
+        return link.is_symlink() and link.name != "id" and link.resolve().is_relative_to(link.parent.resolve())
+    return False
 
 
 def is_run(path: Path) -> bool:

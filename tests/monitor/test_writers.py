@@ -13,7 +13,7 @@ from sfactory.config import Config, Log, Stop
 from sfactory.files import replace_text
 from sfactory.monitor import writers as writers_module
 from sfactory.monitor.panel import Snapshot
-from sfactory.monitor.writers import METRICS_FILE, Writers, drop_rows_after, last_evaluated, wandb_id
+from sfactory.monitor.writers import METRICS_FILE, Writers, drop_rows_after, last_evaluated, wandb_arguments, wandb_id
 
 
 @pytest.fixture
@@ -199,6 +199,42 @@ def test_wandb_gets_the_same_names_and_continues_after_a_resume(tmp_path, monkey
     assert axes[0] == ("eval/*", "eval/env_steps")
     assert calls[0]["config"]["log"]["wandb"] is True
     assert calls[0]["settings"]["silent"] is False
+
+
+def test_tensorboard_has_the_settings_of_every_launch_as_text(tmp_path, config):
+    write(tmp_path, config, [10])
+    write(tmp_path, config, [20], resume=10)
+    accumulator = EventAccumulator(str(tmp_path / "tb"))
+    accumulator.Reload()
+    assert accumulator.Tags()["tensors"] == ["settings/text_summary"]
+    events = accumulator.Tensors("settings/text_summary")
+    assert [event.step for event in events] == [0, 10]
+    text = events[-1].tensor_proto.string_val[0].decode()
+    assert "    [optim]\n" in text
+    assert "console_seconds = 0.0" in text
+    metadata = accumulator.SummaryMetadata("settings/text_summary")
+    assert metadata.plugin_data.plugin_name == "text"
+
+
+@pytest.mark.parametrize(
+    ("settings", "variables", "expected"),
+    [
+        ({}, {}, {"project": "sfactory", "name": "run"}),
+        ({}, {"WANDB_PROJECT": "p", "WANDB_NAME": "n", "WANDB_RUN_GROUP": "g", "WANDB_MODE": "offline"}, {}),
+        ({"wandb_mode": "offline", "wandb_group": "g"}, {"WANDB_MODE": "disabled", "WANDB_PROJECT": "p"},
+         {"mode": "offline", "group": "g", "name": "run"}),
+        ({"wandb_project": "mine", "wandb_name": "first", "wandb_tags": "a, b,"}, {"WANDB_TAGS": "c"},
+         {"project": "mine", "name": "first", "tags": ["a", "b"]}),
+    ],
+)  # fmt: skip
+def test_wandb_settings_win_over_its_variables_and_these_over_defaults(
+    tmp_path, monkeypatch, settings, variables, expected
+):
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_arguments(Log(wandb=True, **settings), tmp_path / "run") == expected
 
 
 def test_wandb_id_stays_with_its_folder_and_is_unique(tmp_path):

@@ -59,7 +59,8 @@ def test_read_status_leaves_out_values_of_wrong_types(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", "status.json", "config.toml", ".lock", "report.html"])
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", "status.json", "config.toml", ".lock", "report.html",
+                                  "episodes.csv", "provenance.json"])  # fmt: skip
 def test_refuse_links_names_a_file_that_leads_elsewhere(tmp_path, name):
     refuse_links(tmp_path)
     (tmp_path / name).symlink_to("/dev/null")
@@ -72,6 +73,20 @@ def test_refuse_links_names_a_folder_that_leads_elsewhere(tmp_path, name):
     (tmp_path / name).symlink_to("/tmp")
     with pytest.raises(FileRefused, match=f"{name} is a link"):
         refuse_links(tmp_path)
+
+
+def test_refuse_links_accepts_the_links_that_wandb_makes_to_its_own_files(tmp_path):
+    (tmp_path / "wandb/offline-run-1/logs").mkdir(parents=True)
+    (tmp_path / "wandb/latest-run").symlink_to("offline-run-1")
+    (tmp_path / "wandb/debug.log").symlink_to("offline-run-1/logs/debug.log")
+    refuse_links(tmp_path)
+    for name, target in (("id", "offline-run-1"), ("debug.log", "../../elsewhere"), ("loop", "loop")):
+        path = tmp_path / "wandb" / name
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+        with pytest.raises(FileRefused, match=f"{name} is a link"):
+            refuse_links(tmp_path)
+        path.unlink()
 
 
 def test_natural_key_sorts_any_name(tmp_path):
