@@ -41,6 +41,8 @@ class Chart:
     svg: str
     keys: tuple[LegendKey, ...] = ()
     wide: bool = False
+    narrow: str = ""
+    """The same chart for a narrow screen, where a wide one would have tiny letters."""
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -29,6 +30,7 @@ from sfactory.tools.page import Chart, Tile, legend, render, short
 MAX_EVENTS = 200  # newest lines of log.txt on the page
 MOST_LOG = 1 * MiB  # bytes of log.txt that are read
 MAX_VIDEOS, MAX_FOLDERS = 1000, 10_000  # that are listed, and searched
+MAX_EVALUATIONS, MAX_INFO_COLUMNS = 10, 4  # in the table
 RETURN, HUMAN = "charts/episodic_return", "charts/human_normalized"
 BROKEN = "faults/broken_share"
 CURVES: dict[str, dict[str, str]] = {  # title -> metric -> name in the legend
@@ -61,6 +63,20 @@ class Outcome(NamedTuple):
     code: str
 
 
+class Evaluations(NamedTuple):
+    """The evaluations of a run: curves, and a table with the newest ones and the best."""
+
+    charts: list[Chart]
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    total: int
+
+    @property
+    def omitted(self) -> bool:
+        """Whether the table leaves some out."""
+        return self.total > len(self.rows)
+
+
 class VideoLink(NamedTuple):
     """A video of the run folder; `link` is relative to the page."""
 
@@ -89,6 +105,8 @@ def content(run: RunFolder, beside: Path) -> dict[str, Any]:
         "has_rows": len(run.rows["env_steps"]) > 0,
         "curves": _curves(run),
         "torn": run.unreadable_lines,
+        "evaluations": _evaluations(run),
+        "evaluation_rules": _evaluation_rules(run.config),
         "lag": lag,
         "lag_histogram": lag_histogram,
         "stages": _stages(run),
@@ -166,6 +184,9 @@ def _curves(run: RunFolder) -> list[Chart]:
     returns = {f"{RETURN}/{task}": task for task in run.config.env.tasks}
     relative = {f"{HUMAN}/{task}": task for task in run.config.env.tasks}
     charts = [_chart(run, "training return", returns if several else {RETURN: "mean of 100 episodes"}, wide=True)]
+    if not several:
+        spread = {"max": "highest", "std": "standard deviation", "min": "lowest"}
+        charts.append(_chart(run, "returns of 100 episodes", {f"{RETURN}_{key}": text for key, text in spread.items()}))
     charts.append(_chart(run, "human-normalized return", relative if several else {HUMAN: "0 random, 1 human"}))
     for title, metrics in CURVES.items():
         unit, others = step_words(run.rows)
@@ -174,9 +195,56 @@ def _curves(run: RunFolder) -> list[Chart]:
         elif title == "speed" and np.array_equal(run.column("charts/SPS"), run.column("charts/FPS"), equal_nan=True):
             metrics = {"charts/SPS": "steps/s"}
         charts.append(_chart(run, title, metrics))
+    for name in [name for name in run.rows if name.startswith("info/")]:
+        charts.append(_chart(run, name.removeprefix("info/"), {name: "mean of 100 episodes"}))
     if np.nanmax(run.column(BROKEN), initial=0.0) > 0:  # of most runs the curve would be a line at 0
         charts.append(_chart(run, "broken episodes", {BROKEN: "share of the last 1,000"}))
     return [chart for chart in charts if chart is not None]
+
+
+def _evaluations(run: RunFolder) -> Evaluations | None:
+    """Curves by the steps of the evaluated policy, and a table of the newest ones and the best; None without any."""
+    at = np.flatnonzero(np.isfinite(run.column("eval/env_steps")) & np.isfinite(run.column("eval/episodic_return")))
+    if not at.size:
+        return None
+    columns = {name: run.column(name)[at] for name in run.rows if name.startswith("eval/")}
+    missing = np.full(len(at), np.nan)
+    x = columns["eval/env_steps"]
+
+    def chart(title: str, names: dict[str, str], wide: bool = False) -> Chart:
+        known = {name: text for name, text in names.items() if name in columns}
+        curves = [svg.Line(text or title, columns[name], points=True) for name, text in known.items()]
+        if wide and "eval/min" in columns:
+            curves[0] = replace(curves[0], low=columns["eval/min"], high=columns.get("eval/max", missing))
+        return _drawn(title, x, curves, list(known.values()), [columns[name][-1] for name in known], wide)
+
+    tasks = run.config.env.tasks
+    each = {f"eval/episodic_return/{task}": task for task in tasks} if len(tasks) > 1 else {}
+    charts = [chart("evaluated return", {"eval/episodic_return": "mean", "eval/iqm": "IQM"}, wide=True)]
+    charts += [chart("by task", each)] if set(each) & set(columns) else []
+    charts.append(chart("evaluated length", {"eval/episodic_length": "steps"}))
+    infos = [name for name in columns if name.startswith("eval/info/")]
+    charts += [chart(name.removeprefix("eval/info/"), {name: "mean"}) for name in infos]
+    shown = {"eval/env_steps": "steps", "eval/episodic_return": "mean", "eval/iqm": "IQM", "eval/std": "std",
+             "eval/min": "lowest", "eval/max": "highest", "eval/episodic_length": "length"}  # fmt: skip
+    shown = {name: text for name, text in shown.items() if name in columns}
+    shown |= {name: name.removeprefix("eval/info/") for name in infos[:MAX_INFO_COLUMNS]}
+    best = int(np.argmax(columns["eval/episodic_return"]))
+    chosen = sorted({best, *range(max(0, len(x) - MAX_EVALUATIONS), len(x))}, reverse=True)
+    rows = [
+        tuple(f"{columns[n][i]:,.0f}" if n == "eval/env_steps" else svg.number(columns[n][i]) for n in shown)
+        + ("best" if i == best and len(x) > 1 else "",)
+        for i in chosen
+    ]
+    return Evaluations(charts, (*shown.values(), ""), rows, len(x))
+
+
+def _evaluation_rules(config: Config) -> str:
+    """How many episodes an evaluation has, and how actions are chosen."""
+    if not config.eval.every:
+        return ""
+    actions = "the most likely action" if config.eval.greedy else "sampled actions"
+    return f": {config.eval.episodes:,} episodes, {actions}; the band reaches from the lowest to the highest return"
 
 
 def _lag(run: RunFolder) -> tuple[list[Chart], bool]:
@@ -294,5 +362,14 @@ def _chart(run: RunFolder, title: str, metrics: dict[str, str], wide: bool = Fal
     if not known:
         return None
     curves = [svg.Line(name or title, run.column(metric)) for metric, name in known.items()]
-    drawing = svg.lines(run.rows["env_steps"], curves, human, size=svg.WIDE if wide else svg.SMALL)
-    return Chart(title, drawing, legend(list(known.values()), [_last(run, metric) for metric in known]), wide)
+    newest = [_last(run, metric) for metric in known]
+    return _drawn(title, run.rows["env_steps"], curves, list(known.values()), newest, wide)
+
+
+def _drawn(
+    title: str, x: np.ndarray, curves: list[svg.Line], names: list[str], newest: list[float], wide: bool
+) -> Chart:
+    """A card with curves; a wide one has a second drawing for narrow screens."""
+    drawing = svg.lines(x, curves, human, size=svg.WIDE if wide else svg.SMALL)
+    narrow = svg.lines(x, curves, human, size=svg.NARROW) if wide else ""
+    return Chart(title, drawing, legend(names, newest), wide, narrow)

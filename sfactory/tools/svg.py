@@ -13,10 +13,12 @@ from html import escape
 
 import numpy as np
 
-SMALL, WIDE = (340, 150), (690, 318)  # width and height on the page, so that text keeps its size
+SMALL, WIDE, NARROW = (340, 150), (690, 318), (340, 220)  # width and height on the page, so that text keeps its size
 LEFT, RIGHT, TOP, BOTTOM = 42, 8, 8, 22
 MAX_POINTS = 240  # per line: more are not visible at this width
+MAX_MARKERS = 40  # points of a curve that are drawn one by one
 STRIPS = 32
+CHARACTER = 6.4  # pixels of a digit, at most
 
 Format = Callable[[float], str]
 Size = tuple[int, int]
@@ -24,12 +26,16 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Line:
-    """One curve [rows], with an optional band from `low` to `high`. NaN where there is no value."""
+    """One curve [rows], with an optional band from `low` to `high`. NaN where there is no value.
+
+    points: mark every value, of curves with few of them.
+    """
 
     name: str
     y: np.ndarray
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    points: bool = False
 
 
 def number(value: float) -> str:
@@ -71,6 +77,9 @@ def lines(
         if curve.low is not None and curve.high is not None:
             parts.append(frame.area(curve.low, curve.high, f"c{i} band"))
         parts.append(frame.path(curve.y, f"c{i} line"))
+        count = int(np.isfinite(curve.y).sum())
+        if count == 1 or (curve.points and count <= MAX_MARKERS):
+            parts.append(frame.markers(curve.y, f"c{i} bar"))
     return frame.svg(parts, [(c.name, c.y) for c in curves], ", ".join(c.name for c in curves))
 
 
@@ -127,42 +136,51 @@ class _Frame:
         self.x, (self.low, self.high), (self.width, self.height) = x, span, size
         self.x_format, self.y_format = x_format, y_format
         self.start, self.end = (0.0, float(x[-1])) if x[-1] > 0 else (float(x[0]), float(x[0]) + 1.0)
+        self.y_labels = [(value, y_format(value)) for value in ticks(self.low, self.high)]
+        longest = max((len(label) for _, label in self.y_labels), default=0)
+        self.left = max(LEFT, 8 + math.ceil(CHARACTER * longest))  # long labels are not cut
 
     def x_pixels(self, x: np.ndarray | float) -> np.ndarray:
-        return LEFT + (np.asarray(x) - self.start) / (self.end - self.start) * (self.width - LEFT - RIGHT)
+        return self.left + (np.asarray(x) - self.start) / (self.end - self.start) * (self.width - self.left - RIGHT)
 
-    def y_pixels(self, y: np.ndarray | float) -> np.ndarray:
+    def y_pixels(self, y: np.ndarray | list[float] | float) -> np.ndarray:
         return self.height - BOTTOM - (np.asarray(y) - self.low) / (self.high - self.low) * (self.height - TOP - BOTTOM)
 
     def axes(self) -> str:
         elements = []
-        for value in ticks(self.low, self.high):
+        for value, label in self.y_labels:
             y = float(self.y_pixels(value))
-            elements.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{self.width - RIGHT}"/>')
-            label = escape(self.y_format(value))
-            elements.append(f'<text x="{LEFT - 5}" y="{y + 3:.1f}" text-anchor="end">{label}</text>')
+            elements.append(f'<path class="grid" d="M{self.left} {y:.1f}H{self.width - RIGHT}"/>')
+            elements.append(f'<text x="{self.left - 5}" y="{y + 3:.1f}" text-anchor="end">{escape(label)}</text>')
         for value in ticks(self.start, self.end, 5):
-            x = min(float(self.x_pixels(value)), self.width - RIGHT - 10)
-            label = escape(self.x_format(value))
-            elements.append(f'<text x="{x:.1f}" y="{self.height - 7}" text-anchor="middle">{label}</text>')
+            label = self.x_format(value)
+            x = min(float(self.x_pixels(value)), self.width - 2 - CHARACTER / 2 * len(label))
+            elements.append(f'<text x="{x:.1f}" y="{self.height - 7}" text-anchor="middle">{escape(label)}</text>')
         return "".join(elements)
 
     def path(self, y: np.ndarray, css_class: str) -> str:
-        """Draw a line, interrupted where values are missing. A single point is a dot."""
+        """Draw a line, interrupted where values are missing."""
         x, y = _extremes(self.x, y)
         xs, ys, pieces, pen = self.x_pixels(x), self.y_pixels(y), [], "M"
         for a, b, known in zip(xs, ys, np.isfinite(y), strict=True):
             if known:
                 pieces.append(f"{pen}{a:.1f} {b:.1f}")
             pen = "L" if known else "M"
-        if len(pieces) == 1:
-            pieces.append("h.1")
         return f'<path class="{css_class}" d="{"".join(pieces)}"/>'
 
+    def markers(self, y: np.ndarray, css_class: str) -> str:
+        """Draw a dot for every value."""
+        known = np.isfinite(y)
+        dots = zip(self.x_pixels(self.x[known]), self.y_pixels(y[known]), strict=True)
+        return "".join(f'<circle class="{css_class}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in dots)
+
     def area(self, low: np.ndarray, high: np.ndarray, css_class: str) -> str:
-        """Fill the area between two curves; rows without both values are left out."""
+        """Fill the area between two curves; rows without both values are left out. A single row is a bar."""
         known = np.isfinite(low) & np.isfinite(high)
-        if known.sum() < 2:
+        if known.sum() == 1:
+            x, (bottom, top) = self.x_pixels(self.x[known])[0], self.y_pixels([low[known][0], high[known][0]])
+            return f'<path class="{css_class}" d="M{x - 4:.1f} {bottom:.1f}V{top:.1f}h8V{bottom:.1f}Z"/>'
+        if not known.any():
             return ""
         x, low, high = (_means(v[known]) for v in (self.x, low, high))
         forth = [f"{a:.1f} {b:.1f}" for a, b in zip(self.x_pixels(x), self.y_pixels(high), strict=True)]
@@ -172,7 +190,7 @@ class _Frame:
     def svg(self, parts: Sequence[str], values: Sequence[tuple[str, np.ndarray]], label: str) -> str:
         """Return the SVG element, with invisible strips whose tooltips hold the values."""
         edges = np.linspace(self.start, self.end, STRIPS + 1)
-        width, strips = (self.width - LEFT - RIGHT) / STRIPS, []
+        width, strips = (self.width - self.left - RIGHT) / STRIPS, []
         for i in range(STRIPS):
             here = (self.x >= edges[i]) & (self.x <= edges[i + 1])
             texts = []
@@ -183,7 +201,7 @@ class _Frame:
             if texts:
                 tooltip = escape(f"{self.x_format(float(self.x[here].mean()))}: {', '.join(texts)}")
                 strips.append(
-                    f'<rect class="strip" x="{LEFT + i * width:.1f}" y="{TOP}" width="{width:.1f}" '
+                    f'<rect class="strip" x="{self.left + i * width:.1f}" y="{TOP}" width="{width:.1f}" '
                     f'height="{self.height - TOP - BOTTOM}"><title>{tooltip}</title></rect>'
                 )
         return element([*parts, *strips], label, (self.width, self.height))
