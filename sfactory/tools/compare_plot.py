@@ -177,7 +177,7 @@ def _improvement(plot: Any, panel: ComparisonPanel, styles: dict[str, Any]) -> N
     if len(panel.groups) == 1:
         plot.set_axis_off()
         return
-    plot.set_title("P(improvement over first)" if panel.is_score else "P(higher than first)", loc="left", color=GREY)
+    plot.set_title("P(improvement)" if panel.is_score else "P(higher)", loc="left", color=GREY)
     plot.axvline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
     for position, (label, _) in enumerate(panel.groups):
         color, improvement = styles[label][0], panel.improvement(label)

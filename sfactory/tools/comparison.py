@@ -182,34 +182,26 @@ def compare(
     notes = Notes()
     runs = _usable(expand_folders(list(paths)), metric, notes)
     tasks = list(dict.fromkeys(task for run in runs for task in _tasks(run, metric)))
+    names = _names(tasks, runs, metric, labels)
     panels = []
     for task in tasks:
         _one_protocol(task, [run for run in runs if task in _tasks(run, metric)])
-        panels.append(_panel(task, runs, by, metric, notes))
+        panels.append(_panel(task, runs, by, metric, notes, names))
     if len(tasks) > 1 and metric == RETURN:
-        together = _all_tasks(tasks, runs, by)
+        together = _all_tasks(tasks, runs, by, names)
         if together is None:
             notes.add("Scores of tasks with different scales are not averaged: each task has its own table.")
         else:
             panels.append(together)
-    if labels:
-        panels = _renamed(panels, labels)
     return Comparison(tuple(panels), notes.lines())
 
 
-def _renamed(panels: Sequence[ComparisonPanel], labels: Sequence[str]) -> list[ComparisonPanel]:
-    """The panels with the labels of the user."""
-    new = given_labels(list(dict.fromkeys(label for panel in panels for label, _ in panel.groups)), labels)
-    return [
-        replace(
-            panel,
-            groups=tuple(
-                (new[label], tuple(replace(group, label=new[label]) for group in strata))
-                for label, strata in panel.groups
-            ),
-        )
-        for panel in panels
-    ]
+def _names(tasks: Sequence[str], runs: Sequence[RunFolder], metric: str, labels: Sequence[str]) -> dict[str, str]:
+    """Label of a group by its settings or folders -> label of the user, in the order of the tables."""
+    if not labels:
+        return {}
+    groups = [_grouped([run for run in runs if task in _tasks(run, metric)]) for task in tasks]
+    return given_labels(list(dict.fromkeys(label for each in groups for label in labels_of(each)[0])), labels)
 
 
 # -- what is compared ----------------------------------------------------------------------------------------
@@ -297,8 +289,10 @@ def _curve(run: RunFolder, task: str, metric: str, axis: str) -> tuple[np.ndarra
     return positions[order], values[order]
 
 
-def _panel(task: str, runs: Sequence[RunFolder], by: str, metric: str, notes: Notes) -> ComparisonPanel:
-    """Return the panel of one task: runs cut where the shortest one ends, grouped and labeled."""
+def _panel(
+    task: str, runs: Sequence[RunFolder], by: str, metric: str, notes: Notes, names: dict[str, str]
+) -> ComparisonPanel:
+    """Return the panel of one task: runs cut where the shortest one ends, grouped and labeled. names: see `_names`."""
     runs = [run for run in runs if task in _tasks(run, metric)]
     together = _grouped(runs)
     ends = {axis: [_curve(run, task, metric, axis)[0][-1] for run in runs] for axis in AXES}
@@ -313,12 +307,12 @@ def _panel(task: str, runs: Sequence[RunFolder], by: str, metric: str, notes: No
     other = AXES[1 - AXES.index(by)]
     groups = []
     labels, differ = labels_of(together)
-    if differ:
+    if differ and not names:
         notes.add(
             f"The settings differ in {len(differ)} places, so groups have the names of their folders; --labels A,B,... "
             "names them otherwise."
         )
-    for label, members in zip(labels, together, strict=True):
+    for label, members in zip([names.get(label, label) for label in labels], together, strict=True):
         seeds = [run.config.run.seed for run in members]
         if len(set(seeds)) < len(seeds):
             rest = ": several runs have the same seed; they are treated as independent."
@@ -367,7 +361,9 @@ def _grouped(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
     return together
 
 
-def _all_tasks(tasks: Sequence[str], runs: Sequence[RunFolder], by: str) -> ComparisonPanel | None:
+def _all_tasks(
+    tasks: Sequence[str], runs: Sequence[RunFolder], by: str, names: dict[str, str]
+) -> ComparisonPanel | None:
     """Return the panel of all tasks on the scale 0 = random policy, 1 = human tester; None if a task has no such scale.
 
     Groups of different tasks are matched by label and must have runs of every task. The axis is in fractions of each
@@ -377,7 +373,7 @@ def _all_tasks(tasks: Sequence[str], runs: Sequence[RunFolder], by: str) -> Comp
         for run in runs:
             if task in run.config.env.tasks and not len(_curve(run, task, HUMAN, "env_steps")[0]):
                 return None
-    panels = [_panel(task, runs, by, HUMAN, Notes()) for task in tasks]
+    panels = [_panel(task, runs, by, HUMAN, Notes(), names) for task in tasks]
     common = [label for label, _ in panels[0].groups if all(label in dict(panel.groups) for panel in panels)]
     if not common:
         return None

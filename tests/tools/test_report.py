@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sfactory.monitor.table import LAG_SHARES, STAGES
+from sfactory.run import provenance
 from sfactory.tools import svg
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -230,3 +231,80 @@ def test_chromium_renders_the_report_page(reported, tmp_path):
     pixels = (imread(picture)[..., :3] * 255).round().astype(int)
     blue = (abs(pixels - (0x00, 0x72, 0xB2)).sum(axis=-1) < 12).sum()
     assert blue > 1000, "curves and bars are drawn in the first color"
+
+
+# -- evaluations, numbers of info, provenance
+
+
+def evaluation(i):
+    """The i-th row with an evaluation of the policy 100 steps before."""
+    scores = {
+        "eval/episodic_return": 10.0 - abs(3 - i),
+        "eval/iqm": 9.0,
+        "eval/std": 1.5,
+        "eval/min": 2.0,
+        "eval/max": 12.0,
+    }
+    return {**scores, "eval/episodic_length": 40.0, "eval/env_steps": 1000 * i - 100, "eval/info/is_success": 0.5}
+
+
+def evaluations_of(html):
+    return html[html.index("<h2>Evaluations</h2>") : html.index("<h2>Faults")]
+
+
+def test_report_shows_the_newest_evaluations_and_the_best(fabricate, typed):
+    folder = fabricate("a", [1.0] * 14, extra=evaluation, **{"eval.every": 1000, "eval.episodes": 7})
+    typed("report", folder)
+    part = evaluations_of((folder / "report.html").read_text())
+    assert ": 7 episodes, sampled actions;" in part
+    rows = [re.findall(r"<td>(.*?)</td>", line) for line in re.findall(r"<tr>(<td>.*?)</tr>", part)]
+    assert [row[0] for row in rows] == [f"{1000 * i - 100:,}" for i in range(14, 4, -1)] + ["2,900"]
+    assert rows[-1] == ["2,900", "10", "9", "1.5", "2", "12", "40", "0.5", "best"]
+    assert "best and the newest of 14 evaluations" in part
+    assert part.count('<circle class="c0 bar"') >= 14 * 3, "every evaluation is a point of its curves"
+
+
+def test_report_draws_a_single_evaluation_and_none_without_one(fabricate, typed):
+    folder = fabricate("a", [1.0], extra=evaluation)
+    typed("report", folder)
+    part = evaluations_of((folder / "report.html").read_text())
+    assert part.count("<circle") >= 3
+    assert re.search(r'<path class="c0 band" d="M[\d. ]+V', part), "the range of its returns"
+    folder = fabricate("b", [1.0, 2.0])
+    typed("report", folder)
+    assert "Evaluations" not in (folder / "report.html").read_text()
+
+
+def test_report_has_a_curve_of_every_number_of_info(fabricate, typed):
+    folder = fabricate("a", [1.0, 2.0], extra=lambda i: {"info/is_success": i / 2, "charts/episodic_return_max": 7.0})
+    typed("report", folder)
+    visible = " ".join(" ".join(Page((folder / "report.html").read_text()).text).split())
+    assert "is_success mean of 100 episodes 1" in visible
+    assert "returns of 100 episodes highest 7" in visible
+
+
+def test_report_says_how_the_first_and_the_newest_launch_were_started(fabricate, typed, monkeypatch):
+    folder = fabricate("a", [1.0])
+    for number, name in enumerate(("first <b>", "second", "third")):
+        monkeypatch.setattr("sys.argv", ["sfactory", "train", name])
+        provenance.record(folder, number, "")
+    typed("report", folder)
+    visible = " ".join(" ".join(Page((folder / "report.html").read_text()).text).split())
+    assert "sfactory train 'first <b>'" in visible
+    assert "Newest of 3 launches" in visible
+    assert "sfactory train third" in visible
+    assert "sfactory train second" not in visible
+
+
+def test_svg_labels_of_an_axis_are_not_cut():
+    drawn = svg.lines(np.arange(1.0, 4.0), [svg.Line("a", np.array([-2e-9, 1e-9, 2.5e-9]))], lambda x: "123,456,789")
+    for x, anchor, text in re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)">(.*?)</text>', drawn):
+        width = 6.4 * len(text)
+        left, right = (float(x) - width, float(x)) if anchor == "end" else (float(x) - width / 2, float(x) + width / 2)
+        assert 0 <= left < right <= svg.SMALL[0], text
+
+
+def test_report_has_a_drawing_of_wide_charts_for_narrow_screens(reported):
+    _, text = reported
+    wide, narrow = (f'viewBox="0 0 {width} {height}"' for width, height in (svg.WIDE, svg.NARROW))
+    assert text.count(wide) == text.count(narrow) == text.count('<div class="on-narrow">') > 0
