@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from sfactory.cli.args import Commands, add_json, add_run, add_trust, complete, path, whole
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Play whole episodes with a policy in separate environments, or a match against another policy. Only
-videos are written. The settings of the run apply; --env.settings.KEY, --env.wrappers,
---env.wrapper-settings and --env.protocol change the environment, and the result says how.
+videos are written, and the TensorBoard of the run shows them. The settings of the run apply;
+--env.settings.KEY, --env.wrappers, --env.wrapper-settings and --env.protocol change the environment,
+and the result says how.
 """
 
 
@@ -76,6 +78,8 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(Exit.USAGE, "--video-games is the number of episodes to record; add --video FILE.mp4")
     result = _evaluated(options) if options.against is None else _matched(options)
     print(json.dumps(result.as_dict()) if options.json else printable(result.report()))
+    if options.video is not None:
+        _show_videos(options.word, result)
     return print_exit_line(Exit.FINISHED, "evaluated", result.sentence)
 
 
@@ -86,6 +90,20 @@ def _evaluated(options: argparse.Namespace) -> EvalResult | MultiTaskEvalResult:
     return api.evaluate_layer(
         options.word, options.settings, options.checkpoint, options.trust, **_chosen(options), **video
     )
+
+
+def _show_videos(word: str, result: Any) -> None:
+    """Add the videos to the TensorBoard folder of the run; a problem there is a note, the videos exist."""
+    from pathlib import Path
+
+    from sfactory.play.video_event import show_videos
+
+    results = getattr(result, "tasks", (result,))
+    files = [Path(video.file) for one in results for video in one.videos]
+    try:
+        show_videos(Path(word), files, results[0].env_steps)
+    except (OSError, ValueError) as error:
+        print(f"sfactory: note: TensorBoard does not show the video: {error}", file=sys.stderr)
 
 
 def _matched(options: argparse.Namespace) -> MatchResult:

@@ -196,7 +196,8 @@ class TensorBoard:
     of earlier files, so that it shows one increasing curve.
     """
 
-    def __init__(self, folder: Path, resume_env_steps: int | None) -> None:
+    def __init__(self, folder: Path, resume_env_steps: int | None, start: bool = True) -> None:
+        """start: later events of earlier files are dropped."""
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -206,15 +207,23 @@ class TensorBoard:
         name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((folder / name).open("xb"))
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if len(list(folder.iterdir())) > 1:  # after an earlier launch; all of it is dropped if it had no checkpoint
+        if (
+            start and len(list(folder.glob("events.*"))) > 1
+        ):  # after an earlier launch; all of it is dropped if it had no checkpoint
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             step = 0 if resume_env_steps is None else resume_env_steps + 1  # the step of the checkpoint is kept
-            self._write(event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
+            self._write(event_pb2.Event(wall_time=time.time(), step=step, session_log=begin))
 
     def row(self, env_steps: int, values: Mapping[str, float]) -> None:
         """Write all values of one step as one event."""
         tags = [self._summary.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         summary = self._summary.Summary(value=tags)
+        self._write(self._event.Event(wall_time=time.time(), step=env_steps, summary=summary))
+
+    def picture(self, tag: str, encoded: bytes, width: int, height: int, env_steps: int) -> None:
+        """Write an encoded picture, which may be animated."""
+        image = self._summary.Summary.Image(encoded_image_string=encoded, width=width, height=height, colorspace=3)
+        summary = self._summary.Summary(value=[self._summary.Summary.Value(tag=tag, image=image)])
         self._write(self._event.Event(wall_time=time.time(), step=env_steps, summary=summary))
 
     def text(self, tag: str, markdown: str, env_steps: int) -> None:

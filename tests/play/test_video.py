@@ -1,15 +1,19 @@
 """Videos hold every frame of the episode that was counted, and no frame of another one."""
 
+import io
 from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sfactory.envs import EnvFault, Episode, Step
+from sfactory.errors import FileRefused
 from sfactory.play import video
 from sfactory.play.episodes import play
 from sfactory.play.video import VideoRecorder, check_video, prepare_frame, task_video_path
+from sfactory.play.video_event import animated, show_videos
 
 
 class CountingGroup:
@@ -176,3 +180,59 @@ def test_video_games_requires_video(typed):
 def test_task_video_path_inserts_the_task(tmp_path):
     assert task_video_path(tmp_path / "out.mp4", "atari/pong").name == "out-atari-pong.mp4"
     assert task_video_path(tmp_path / "out.mp4", "").name == "out.mp4"
+
+
+def test_animated_video_is_a_small_gif_of_the_whole_episode(tmp_path):
+    path = tmp_path / "a.mp4"
+    with VideoRecorder(path) as recorder:
+        group = Scene(frames=400)
+        recorder.begin(group)
+        for _ in range(399):
+            recorder.add(group)
+        recorder.end(1.0, 399)
+    picture, width, height = animated(path)
+    assert picture.startswith(b"GIF89a")
+    assert max(width, height) <= 240
+    with av.open(io.BytesIO(picture)) as video:
+        shades = [frame.to_ndarray(format="gray").mean() for frame in video.decode(video=0)]
+    assert 100 <= len(shades) <= 150
+    assert shades[0] < 20
+    assert shades[-1] > 200, "the end is seen too"
+
+
+class Scene:
+    """Environments whose image becomes brighter with every step."""
+
+    render_fps = 50
+
+    def __init__(self, frames):
+        self.frames, self.t = frames, 0
+
+    def render(self, env):
+        self.t += 1
+        return np.full((300, 400, 3), 255 * self.t // self.frames, np.uint8)
+
+
+def test_videos_are_shown_in_tensorboard_at_the_steps_of_the_policy(tmp_path):
+    path = tmp_path / "a.mp4"
+    with VideoRecorder(path) as recorder:
+        recorder.begin(group := Scene(frames=2))
+        recorder.add(group)
+        recorder.end(1.0, 1)
+    assert show_videos(tmp_path / "run", [path], 700) is None
+    (tmp_path / "run/tb").mkdir(parents=True)
+    for steps in (700, 300):  # an older policy after a newer one: both are kept
+        folder = show_videos(tmp_path / "run", [path], steps)
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    images = found.Images("eval/video")
+    assert sorted(image.step for image in images) == [300, 700]
+    assert images[0].encoded_image_string.startswith(b"GIF89a")
+    assert not list((tmp_path / "run/tb").glob("events.*")), "training writes there"
+
+
+def test_videos_are_not_written_through_a_link(tmp_path):
+    (tmp_path / "run/tb").mkdir(parents=True)
+    (tmp_path / "run/tb/videos").symlink_to(tmp_path)
+    with pytest.raises(FileRefused):
+        show_videos(tmp_path / "run", [tmp_path / "a.mp4"], 1)
