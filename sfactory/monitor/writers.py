@@ -207,10 +207,8 @@ class TensorBoard:
         name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((folder / name).open("xb"))
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if (
-            start and len(list(folder.glob("events.*"))) > 1
-        ):  # after an earlier launch; all of it is dropped if it had no checkpoint
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        if start and len(list(folder.glob("events.*"))) > 1:  # without a checkpoint, all of earlier launches is dropped
+            begin = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             step = 0 if resume_env_steps is None else resume_env_steps + 1  # the step of the checkpoint is kept
             self._write(event_pb2.Event(wall_time=time.time(), step=step, session_log=begin))
 
