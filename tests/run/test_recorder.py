@@ -259,6 +259,15 @@ def test_recorder_drops_the_episodes_that_the_checkpoint_does_not_count(tmp_path
     assert [(line["episode"], line["return"]) for line in episode_lines(run_dir)] == expected
 
 
+def test_recorder_drops_episodes_also_if_none_comes_after_the_resume(tmp_path):
+    with recorded(tmp_path / "run") as recorder:
+        add_episodes(recorder, 1.0, 2.0, 3.0)
+    save_run(recorder.config, recorder.run_dir, [1.0])
+    with recorded(recorder.run_dir, resume=True) as recorder:
+        recorder.finish(Outcome.of(Exit.INTERRUPTED, "stopped"))
+    assert [line["return"] for line in episode_lines(recorder.run_dir)] == ["1"]
+
+
 def test_recorder_warns_of_listed_numbers_that_no_episode_has(tmp_path):
     with recorded(tmp_path / "run", keys="is_sucess,speed", wanted=False) as recorder:
         for count in (60, 60, 60):

@@ -189,6 +189,11 @@ def test_svg_extremes_keep_every_spike():
     assert {7.0, -3.0} <= set(kept.tolist())
 
 
+def test_svg_draws_a_curve_of_one_value_as_a_dot():
+    assert svg.lines(np.arange(1.0, 4.0), [svg.Line("a", np.array([np.nan, 2.0, np.nan]))], str).count("<circle") == 1
+    assert "<circle" not in svg.lines(np.arange(1.0, 4.0), [svg.Line("a", np.array([1.0, 2.0, 3.0]))], str)
+
+
 def test_svg_lines_are_interrupted_at_missing_values():
     drawn = svg.lines(np.arange(1.0, 6.0), [svg.Line("a", np.array([1.0, 2.0, np.nan, 3.0, 4.0]))], str)
     (path,) = re.findall(r'class="c0 line" d="([^"]*)"', drawn)
