@@ -163,7 +163,7 @@ def test_tables_of_the_guide_repeat_measured_figures():
 
 
 def test_table_of_effective_sample_sizes_is_the_measured_one():
-    text = (ROOT / "benchmarks/results/staleness_tables.md").read_text()
+    text = (ROOT / "benchmarks/results/2026-11-21-staleness-tables.md").read_text()
     part = text.partition("## classic/cartpole")[2].partition("Effective sample size")[2].partition("\n## ")[0]
     (row,) = re.findall(r"^\| decoupled PPO, recompute \| (.+) \|$", part, re.MULTILINE)
     assert f"| effective sample size | {row} |" in SETTINGS.read_text()
