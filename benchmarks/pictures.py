@@ -1,6 +1,6 @@
 """Draw the live panel of a run as SVG, for the documentation.
 
-    python benchmarks/pictures.py panel runs/NAME panel.svg [--width 100]
+    python benchmarks/pictures.py panel runs/NAME panel.svg [--width 100] [--height 40]
 
 Shows the panel as a terminal does, from the files of the run folder.
 """
@@ -28,13 +28,13 @@ NIGHT = TerminalTheme(
 )  # fmt: skip
 
 
-def panel(run_dir: Path, out: Path, width: int) -> None:
-    """Return the newest panel of a run as SVG, `width` columns wide."""
+def panel(run_dir: Path, out: Path, width: int, height: int) -> None:
+    """Write the newest panel of a run as SVG, as a terminal of this many columns and lines shows it."""
     snapshot = RunWatcher(run_dir).read(time.time())
     if not snapshot.row:
         sys.exit(f"{run_dir} has no rows of metrics yet")
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, legacy_windows=False)
-    console.print(render(snapshot, width))
+    console.print(render(snapshot, width, height))
     out.parent.mkdir(parents=True, exist_ok=True)
     console.save_svg(str(out), title=f"sfactory train {snapshot.env}", theme=NIGHT)
 
@@ -46,8 +46,9 @@ def main() -> None:
     one.add_argument("run_dir", type=Path)
     one.add_argument("out", type=Path)
     one.add_argument("--width", type=int, default=100)
+    one.add_argument("--height", type=int, default=1000)
     given = parser.parse_args()
-    panel(given.run_dir, given.out, given.width)
+    panel(given.run_dir, given.out, given.width, given.height)
 
 
 if __name__ == "__main__":

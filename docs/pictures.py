@@ -1,11 +1,13 @@
 """Make the pictures of the documentation from short runs: `make docs`.
 
-    python docs/pictures.py [panel] [compare] [report]        without arguments: all of them
+    python docs/pictures.py [panel] [compare] [report] [site]      without arguments: all of them
 
-panel.svg       the live panel of MinAtar Breakout, half-way through 400k steps
+panel*.svg      the live panel of MinAtar Breakout, half-way through 400k steps; also in terminals of three sizes
 compare.png     `sfactory compare` of six runs of CartPole: two learning rates, three seeds
-report.png      `sfactory report` of that Breakout run, the top of the page; not updated without Chromium
+report*.png     `sfactory report` of that Breakout run, the top of the page
+site*.png       the first page of the site, which `make site` must have built
 
+The pages are drawn 1280 and 400 pixels wide, light and dark; without Chromium they are not updated.
 Takes a few minutes on two cores. The pictures illustrate the commands; they are no measurements.
 """
 
@@ -20,9 +22,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from PIL import Image
+
 from sfactory.monitor.rows import read_rows
 
 OUT = Path(__file__).resolve().parent / "pictures"
+SITE = Path(__file__).resolve().parents[1] / "build" / "site" / "index.html"
 PANEL = Path(__file__).resolve().parents[1] / "benchmarks" / "pictures.py"
 STEPS = 400_000
 BREAKOUT = ["minatar/breakout", "--stop.env-steps", str(STEPS), "--eval.every", "100k", "--log.every-seconds", "2"]
@@ -64,33 +69,70 @@ def breakout() -> Iterator[Path]:
             process.wait(60)
 
 
-def screenshot(page: Path, picture: Path, profile: Path) -> None:
-    """Save the top 1200 x 1500 pixels of a page with Chromium."""
+def screenshots(page: Path, name: str, folder: Path) -> None:
+    """Save the top of a page as NAME.png, and narrow and dark as NAME-400.png, NAME-dark.png and NAME-400-dark.png.
+
+    folder: for temporary files.
+    """
+    for width, height in ((1280, 1500), (400, 1500)):
+        for dark in (False, True):
+            picture = OUT / f"{name}{'' if width == 1280 else f'-{width}'}{'-dark' if dark else ''}.png"
+            # A window of the browser cannot be as narrow as a phone; a frame within it can.
+            frame = folder / f"{width}.html"
+            frame.write_text(
+                f'<body style="margin:0"><iframe src="{page.as_uri()}" '
+                f'style="border:0;width:{width}px;height:{height}px"></iframe>'
+            )
+            screenshot(frame, picture, (width, height), dark, folder / f"profile-{picture.stem}")
+
+
+def screenshot(page: Path, picture: Path, size: tuple[int, int], dark: bool, profile: Path) -> None:
+    """Save the top left corner of a page with Chromium."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         print(f"Chromium is not installed: {picture.name} is not updated")
         return
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    size = ["--hide-scrollbars", "--window-size=1200,1500", f"--screenshot={picture}"]
-    subprocess.run([browser, *quiet, *size, f"--user-data-dir={profile}", page.as_uri()], check=True, timeout=120)
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    window = f"--window-size={max(size[0], 500)},{size[1]}"
+    # Without the budget the picture may be taken before the frame is loaded.
+    shown = [
+        "--hide-scrollbars",
+        "--allow-file-access-from-files",
+        "--virtual-time-budget=5000",
+        scheme,
+        window,
+        f"--screenshot={picture}",
+    ]
+    subprocess.run([browser, *quiet, *shown, f"--user-data-dir={profile}", page.as_uri()], check=True, timeout=120)
+    with Image.open(picture) as whole:
+        whole.crop((0, 0, *size)).quantize(64).save(picture, optimize=True)
 
 
 def main() -> None:
-    names = sys.argv[1:] or ["panel", "compare", "report"]
-    if set(names) - {"panel", "compare", "report"}:
+    names = sys.argv[1:] or ["panel", "compare", "report", "site"]
+    if set(names) - {"panel", "compare", "report", "site"}:
         sys.exit(__doc__)
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # short names in the pictures
         if {"panel", "report"} & set(names):
             with breakout() as run:
                 if "panel" in names:
-                    subprocess.run([sys.executable, PANEL, "panel", run, OUT / "panel.svg"], check=True)
+                    for size in ("", "80x24", "120x40", "200x50"):
+                        out = OUT / f"panel{'-' * bool(size)}{size}.svg"
+                        words = ["--width", size.split("x")[0], "--height", size.split("x")[1]] if size else []
+                        subprocess.run([sys.executable, PANEL, "panel", run, out, *words], check=True)
             if "report" in names:
                 subprocess.run(sfactory("report", run), check=True)
-                screenshot(Path(folder).resolve() / run / "report.html", OUT / "report.png", Path(folder) / "profile")
+                screenshots(Path(folder).resolve() / run / "report.html", "report", Path(folder))
         if "compare" in names:
             subprocess.run(sfactory("sweep", *CARTPOLE, "--jobs", "2", "--dir", "runs/sweep"), check=True)
             subprocess.run(sfactory("compare", "runs/sweep", "-o", OUT / "compare.png"), check=True)
+        if "site" in names:
+            if SITE.is_file():
+                screenshots(SITE, "site", Path(folder))
+            else:
+                print(f"{SITE} is not there, run make site: the pictures of the site are not updated")
     print("\n".join(f"docs/pictures/{path.name}  {path.stat().st_size // 1024} KiB" for path in sorted(OUT.iterdir())))
 
 

@@ -35,7 +35,9 @@ def test_name_of_an_importable_class_or_function_is_its_import_path():
     assert pickled.name_of(of_this_module, "target") == f"{__name__}:of_this_module"
 
 
-@pytest.mark.parametrize("code", [AT_TOP_LEVEL, counting(1), functools.partial(counting, 3)], ids=["lambda", "closure", "partial"])
+@pytest.mark.parametrize(
+    "code", [AT_TOP_LEVEL, counting(1), functools.partial(counting, 3)], ids=["lambda", "closure", "partial"]
+)
 def test_name_of_what_cannot_be_imported_is_that_of_a_pickle(code):
     name = pickled.name_of(code, "target")
     assert pickled.is_pickled(name)

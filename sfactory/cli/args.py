@@ -170,7 +170,7 @@ def add_launcher(parser: CommandParser, jobs: str = "runs at the same time") -> 
 
 def add_trust(parser: CommandParser) -> None:
     """--trust."""
-    text = "run the code that the settings of the run name, although this user did not train it"
+    text = "run the code that the settings of the run name, if it is another user's"
     parser.add_argument("--trust", action="store_true", help=text)
 
 

@@ -60,7 +60,7 @@ def add_parser(commands: Commands) -> None:
         "--video",
         metavar="OUT.mp4",
         type=path,
-        help="record the first episode of environment 0 (atari, minatar, classic control, MuJoCo)",
+        help="record the first episode of environment 0",
     )
     complete(video, "file")
     text = "record its first N episodes: OUT-1.mp4, OUT-2.mp4, ... (1)"

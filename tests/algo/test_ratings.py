@@ -30,7 +30,7 @@ def test_updated_ratings_keep_their_sum_and_do_not_depend_on_who_is_named_first(
     after = updated_ratings(rating, other, score, k)
     assert sum(after) == pytest.approx(rating + other, abs=1e-9)
     assert after[::-1] == pytest.approx(updated_ratings(other, rating, 1 - score, k), abs=1e-9)
-    assert abs(after[0] - rating) <= k
+    assert abs(after[0] - rating) <= k + 1e-9  # the sum is rounded
 
 
 def test_updated_ratings_move_half_of_k_for_a_win_among_equals():

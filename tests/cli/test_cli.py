@@ -42,7 +42,7 @@ def supervisor(monkeypatch):
 
     fake = SimpleNamespace(calls=[], error=None, outcome=("finished", 0, "a reason"))
 
-    def train(config, run_dir, resume=False, ranks=None):
+    def train(config, run_dir, resume=False, ranks=None, callbacks=()):
         fake.calls.append((config, run_dir, resume))
         if fake.error is not None:
             raise fake.error

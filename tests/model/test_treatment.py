@@ -3,10 +3,10 @@
 import math
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
+from sfactory.config import Config, Model, Normalize
 from sfactory.envs import EnvSpec, Leaf
 from sfactory.model.treatment import MOST_LINES, cost_lines, obs_lines, treat
 
@@ -169,9 +169,7 @@ def test_affine_maps_bounds_to_the_ends_of_the_interval():
 
 
 def config(encoder="auto", normalize=False, separate=False):
-    return SimpleNamespace(
-        model=SimpleNamespace(encoder=encoder, separate=separate), normalize=SimpleNamespace(obs=normalize)
-    )
+    return Config(model=Model(encoder=encoder, separate=separate), normalize=Normalize(obs=normalize))
 
 
 def test_obs_lines_name_every_leaf_the_mask_and_what_is_left_out():
