@@ -47,6 +47,7 @@ def run_on(accelerator, tmp_path, monkeypatch, **model):
         run.close()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model", [{}, {"core": "gru", "core_size": 8}])
 def test_lockstep_run_on_an_accelerator_equals_the_run_on_the_cpu(tmp_path, monkeypatch, model):
     """Episodes, batches, weights: with or without pinned memory, recorded or not, the run is the same."""

@@ -27,6 +27,7 @@ def run(folder, *words):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_agents_page_example_is_checked_trained_and_played(tmp_path, monkeypatch):
     (tmp_path / "my_agents.py").write_text(named(PAGE, "my_agents.py"))
     check, train = (words for words in commands(PAGE) if "pettingzoo/my_agents:Agree" in words)

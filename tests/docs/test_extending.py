@@ -68,6 +68,7 @@ def last_row(folder):
     return json.loads((folder / "run/metrics.jsonl").read_text().splitlines()[-1])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("needle", "metric", "low", "high"),
     [
@@ -93,6 +94,7 @@ def test_extending_number_for_every_copy_reaches_the_factory(tmp_path):
     assert all(log == f"game-{int(port) - 6000}.txt" for log, port in built.items())
 
 
+@pytest.mark.slow
 def test_extending_family_is_installed_checked_and_trained(tmp_path):
     source, site = tmp_path / "source", tmp_path / "site"
     source.mkdir()
@@ -114,6 +116,7 @@ def test_extending_encoder_trains_and_evaluates(tmp_path):
     assert json.loads(run(tmp_path, "eval", "run", "--episodes", "2", "--json"))["episodes"] == 2
 
 
+@pytest.mark.slow
 def test_extending_whole_network_trains_and_evaluates(tmp_path):
     (tmp_path / "my_both.py").write_text(named(PAGE, "my_both.py"))
     run(tmp_path, *typed("my_both:Both"), *SMALL)

@@ -32,6 +32,7 @@ def examples(mark):
     return [words for words in commands(PAGE) if f"sfactory {' '.join(words)}" in block.text.splitlines()]
 
 
+@pytest.mark.slow
 def test_populations_page_example_trains_a_population_whose_members_are_runs(tmp_path):
     pbt, *others = examples("pbt")
     last = run(tmp_path, pbt)

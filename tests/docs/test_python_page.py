@@ -28,10 +28,12 @@ def test_python_page_first_run_has_an_outcome_a_history_and_a_policy(tmp_path):
     assert action in ("0", "1")
 
 
+@pytest.mark.slow
 def test_python_page_environment_of_the_main_script_trains_and_is_evaluated(tmp_path):
     assert output(tmp_path, "own.py") == ["finished 10.0", "4"]
 
 
+@pytest.mark.slow
 def test_python_page_callback_stops_the_run(tmp_path):
     *rows, sentence, newest = output(tmp_path, "watched.py")
     assert sentence == "stopped by a callback: no better return for 3 rows"

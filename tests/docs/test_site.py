@@ -118,6 +118,7 @@ def test_every_markdown_page_is_reachable_in_two_clicks_from_the_readme():
     assert pages <= first | second
 
 
+@pytest.mark.slow
 def test_site_with_a_broken_link_is_not_built(tmp_path):
     (tmp_path / "docs").mkdir()
     links = "[page](gone.md), [heading](#lost), [other](page.md#away), ![picture](none.png)"
@@ -128,6 +129,7 @@ def test_site_with_a_broken_link_is_not_built(tmp_path):
     assert [name for name in ("gone.md", "lost", "away", "none.png") if name not in done.stderr] == []
 
 
+@pytest.mark.slow
 def test_site_shows_a_page_that_the_index_does_not_name_yet(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/README.md").write_text("# Index\n\n## Start\n\n[here](page.md)\n")

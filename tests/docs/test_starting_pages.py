@@ -113,6 +113,7 @@ def test_your_environment_is_solved_by_the_command_of_the_page(tmp_path, monkeyp
     assert script(tmp_path, named(OWN, "use.py")) == "10 balls caught\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [SETTINGS, CORRECTIONS], ids=lambda page: page.name)
 def test_commands_of_a_page_run_one_after_the_other(page, tmp_path):
     (block,) = blocks(page, "bash")
