@@ -25,6 +25,7 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.mark.slow
 def test_bench_reports_costs_roofline_share_and_bottleneck(tmp_path):
     words = command("bench", "classic/cartpole", "--seconds", 3, "--json", *FAST)
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)

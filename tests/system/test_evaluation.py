@@ -80,6 +80,7 @@ def test_evaluator_completes_although_it_is_killed_once(tmp_path, games):
         assert again[-1] // 3000 == last // 3000 > axis[-1] // 3000, "the last multiple was evaluated"
 
 
+@pytest.mark.slow
 def test_hanging_environment_in_the_evaluator_affects_only_the_evaluation(tmp_path, games):
     run = tmp_path / "run"
     words = ["--env.step-timeout", 4, "--sampling.num-samplers", 1, *EVERY]

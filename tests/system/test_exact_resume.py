@@ -70,7 +70,11 @@ def test_lockstep_run_with_replay_killed_and_resumed_equals_an_uninterrupted_run
     ("algorithm", "words"),
     [
         pytest.param("pqn", ["--pqn.epsilon-fraction", "1", "--batch.forced-lag", "2"], marks=pytest.mark.slow),
-        ("ppg", ["--ppg.policy-updates", "5", "--ppg.phase-epochs", "2", "--proximal.policy", "ewma"]),
+        pytest.param(
+            "ppg",
+            ["--ppg.policy-updates", "5", "--ppg.phase-epochs", "2", "--proximal.policy", "ewma"],
+            marks=pytest.mark.slow,
+        ),
         ("dae", ["--batch.forced-lag", "2", "--proximal.policy", "ewma", "--normalize.value-targets", "true"]),
     ],
 )

@@ -178,7 +178,7 @@ def test_environment_that_cannot_be_rebuilt_at_once_costs_a_pause_only(folder):
     assert "restarted" not in done.stderr
 
 
-@pytest.mark.parametrize(("p", "code"), [(0.03, 0), (1.0, 6)])
+@pytest.mark.parametrize(("p", "code"), [(0.03, 0), pytest.param(1.0, 6, marks=pytest.mark.slow)])
 def test_failed_first_reset_is_tried_again_unless_it_always_fails(folder, p, code):
     begun = time.monotonic()
     done = train("BadReset", "--stop.env-steps", "3k", p=p)

@@ -37,6 +37,7 @@ def smoke(line):
 
 @pytest.mark.newcomer
 @pytest.mark.timeout(400)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_every_readme_command_works_as_written(tmp_path, number):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

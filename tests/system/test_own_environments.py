@@ -69,6 +69,7 @@ def test_every_copy_that_is_alive_in_a_run_has_a_number_of_its_own(tmp_path):
     assert [int(line) for line in (copies / "built").read_text().split()][len(built) :][:3] == [56, 56, 57]
 
 
+@pytest.mark.slow
 def test_wrappers_and_drop_of_a_configuration_file_train_and_evaluate(tmp_path):
     (tmp_path / "own_envs.py").write_text(BASE + TEXT)
     (tmp_path / "own.toml").write_text(

@@ -157,6 +157,7 @@ def test_train_with_a_class_and_an_id_that_only_the_main_process_knows(how):
     assert in_python(text, *words, stdin=stdin).splitlines()[-2:] == EXPECTED
 
 
+@pytest.mark.slow
 def test_train_with_a_whole_network_of_ones_own_and_refuses_one_that_drops_out(folder):
     from torch import nn
 
@@ -334,6 +335,7 @@ def test_callbacks_of_a_run_in_a_thread_are_called_there_and_stop_it():
 # -- compare and report ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compare_and_report_are_the_commands_as_functions():
     sections = {**TINY, "stop": {"env_steps": 400}}
     runs = [sfactory.train("classic/cartpole", **{**sections, "run": {"mode": "lockstep", "seed": s}}) for s in (1, 2)]

@@ -26,7 +26,11 @@ LEARN = {
     ("name", "line"),
     [
         ("Counters", "obs: vector of 2 int64, 0 to 10000 -> mlp, normalized"),
-        ("Bar", "obs: picture 12x12x3 uint8, channels last -> small CNN (cnn), scaled by 1/255"),
+        pytest.param(
+            "Bar",
+            "obs: picture 12x12x3 uint8, channels last -> small CNN (cnn), scaled by 1/255",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_only_the_observation_tells_is_learned(tmp_path, name, line):
