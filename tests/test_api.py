@@ -311,6 +311,7 @@ def test_evaluate_plays_episodes_of_a_run(tmp_path, monkeypatch):
         sfactory.evaluate("runs/absent")
 
 
+@pytest.mark.slow
 def test_paths_begin_at_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

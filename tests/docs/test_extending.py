@@ -83,6 +83,7 @@ def test_extending_wrappers_train(tmp_path, needle, metric, low, high):
     assert low <= last_row(tmp_path)[metric] <= high
 
 
+@pytest.mark.slow
 def test_extending_number_for_every_copy_reaches_the_factory(tmp_path):
     write(tmp_path, "my_file.py", "my_ports.py")
     shown = '    print(env.log, env.address[1], file=open("built.txt", "a"))\n    return env\n'
@@ -109,6 +110,7 @@ def test_extending_family_is_installed_checked_and_trained(tmp_path):
     assert status["training_return"] >= 9, status  # a random policy has 2.5
 
 
+@pytest.mark.slow
 def test_extending_encoder_trains_and_evaluates(tmp_path):
     (tmp_path / "my_net.py").write_text(named(PAGE, "my_net.py"))
     run(tmp_path, *typed("my_net:Wide"), *SMALL)

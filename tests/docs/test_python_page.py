@@ -42,6 +42,7 @@ def test_python_page_callback_stops_the_run(tmp_path):
     assert all(re.fullmatch(r"\d+ charts/FPS", row) for row in rows)
 
 
+@pytest.mark.slow
 def test_python_page_policy_acts_predicts_and_values(tmp_path):
     policy, actions, shapes, predicted = output(tmp_path, "acting.py")
     assert policy.startswith("<Policy of gymnasium/CartPole-v1 after ")

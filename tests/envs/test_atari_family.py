@@ -51,6 +51,7 @@ def test_atari_spec_describes_the_game():
     assert group_of("breakout", full_action_space=True).spec.actions["action"].sizes == (18,)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("protocol", ["dqn", "machado"])
 def test_atari_group_repeats_episodes_for_equal_seeds_only(protocol):
     one, two = (play(group_of("breakout", protocol=protocol), 250) for _ in range(2))

@@ -68,6 +68,7 @@ def test_signal_saves_exits_with_its_code_and_ends_all_processes(tmp_path, numbe
     wait_for(lambda: all_exited(family), seconds=1.0)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", ["async", "lockstep"])
 def test_best_and_milestone_checkpoints_are_kept_with_the_return_of_their_row(tmp_path, mode):
     run = tmp_path / "run"
