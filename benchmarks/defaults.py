@@ -20,8 +20,8 @@ import os
 from typing import NamedTuple
 
 import numpy as np
-from grid import RESULTS, Cell, Run, arguments, finished_seeds, run
-from scores import BLOCKS, Curve, Scores
+from grid import RESULTS, Cell, Run, finished_seeds, measure
+from scores import Curve, Scores
 
 from sfactory.config import Config
 from sfactory.config.flags import split_flags
@@ -100,16 +100,10 @@ def pairs(name: str, kept: Scores, seeds: int) -> dict[str, Pair]:
     return found
 
 
-def at_seconds(curve: Curve, seconds: float) -> float:
-    """Mean training return over a tenth of the run, at this many seconds after its start or at its end."""
-    end = min(max(round(BLOCKS * seconds / curve.seconds), 2), BLOCKS)
-    return float(curve.values[end - 2 : end].mean())
-
-
 def finals(pair: Pair, equal_time: bool) -> tuple[np.ndarray, np.ndarray]:
     """The last tenth of every run; equal_time: of the candidate's at the seconds at which the preset's were over."""
     limit = float(np.median([one.seconds for one in pair.default]))
-    first = [at_seconds(one, limit) if equal_time else one.final for one in pair.candidate]
+    first = [one.at_seconds(limit) if equal_time else one.final for one in pair.candidate]
     return np.array(first), np.array([one.final for one in pair.default])
 
 
@@ -157,15 +151,7 @@ def report(kept: Scores, seeds: int) -> list[str]:
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0], "defaults_scores.csv")
-    kept = Scores(options.scores)
-    if not options.report:
-        chosen = [cell for cell in cells().values() if options.only in cell.name]
-        took = run(chosen, kept, options.out, options.seeds, options.jobs)
-        print(f"{took / 60:.1f} minutes with {options.jobs} jobs")
-    page = report(kept, options.seeds)
-    (RESULTS / "defaults_tables.md").write_text("\n".join(page))
-    print("\n".join(page))
+    measure(__doc__.splitlines()[0], "defaults", cells().values(), report)
 
 
 if __name__ == "__main__":

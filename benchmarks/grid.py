@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -222,6 +222,28 @@ def run(cells: Sequence[Cell], scores: Scores, out: Path, seeds: int, jobs: int)
     started = time.monotonic()
     Grid(cells, scores, out, seeds, jobs).run()
     return time.monotonic() - started
+
+
+def measure(
+    description: str,
+    name: str,
+    cells: Iterable[Cell],
+    report: Callable[[Scores, int], list[str]],
+    most_jobs: int | None = None,
+) -> None:
+    """What a script with one grid does: run what is missing, print its page and write it to NAME_tables.md.
+
+    report: makes the lines of the page from the scores and the number of seeds. most_jobs: bound of --jobs.
+    """
+    options = arguments(description, f"{name}_scores.csv")
+    kept, jobs = Scores(options.scores), min(options.jobs, most_jobs or options.jobs)
+    if not options.report:
+        chosen = [cell for cell in cells if options.only in cell.name]
+        took = run(chosen, kept, options.out, options.seeds, jobs)
+        print(f"{took / 60:.1f} minutes with {jobs} jobs")
+    page = "\n".join(report(kept, options.seeds))
+    (RESULTS / f"{name}_tables.md").write_text(page)
+    print(page)
 
 
 def _finished(folder: Path) -> bool:

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable
 
 import numpy as np
-from grid import RESULTS, Cell, Score, arguments, run, score, show
+from grid import RESULTS, Cell, Score, measure, score, show
 from scores import BLOCKS, Scores
 
 TARGET, STEPS = "classic/cartpole", 512_000
@@ -122,15 +122,7 @@ def report(kept: Scores, seeds: int) -> list[str]:
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0], "invariance_scores.csv")
-    kept = Scores(options.scores)
-    if not options.report:
-        chosen = [cell for cell in cells().values() if options.only in cell.name]
-        took = run(chosen, kept, options.out, options.seeds, options.jobs)
-        print(f"{took / 60:.1f} minutes with {options.jobs} jobs")
-    page = report(kept, options.seeds)
-    (RESULTS / "invariance_tables.md").write_text("\n".join(page))
-    print("\n".join(page))
+    measure(__doc__.splitlines()[0], "invariance", cells().values(), report)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 
 The presets as typed, in async mode, one run at a time: nothing else may run. The two algorithms take turns, so that a
 slow hour of the machine hits both. "At equal seconds": the slower one's curve is read at the time at which the
-faster one had all its steps; within a run, steps per second are taken as constant. Writes
-benchmarks/results/pqn_tables.md, and the curves of finished runs to pqn_scores.csv there.
+faster one had all its steps (a tenth of the run before it); within a run, steps per second are taken as constant.
+Writes benchmarks/results/pqn_tables.md, and the curves of finished runs to pqn_scores.csv there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import datetime
 import os
 
 import numpy as np
-from grid import RESULTS, Cell, Run, arguments, finished_seeds, run, show
-from scores import BLOCKS, Curve, Scores
+from grid import RESULTS, Cell, Run, finished_seeds, measure, show
+from scores import Curve, Scores
 
 from sfactory.device.machine import processor
 from sfactory.monitor.statistics import bootstrap, iqm
@@ -34,12 +34,6 @@ def cells() -> dict[tuple[str, str], Cell]:
         for game in GAMES
         for name, (_, target) in ALGORITHMS.items()
     }
-
-
-def at_seconds(curve: Curve, seconds: float) -> float:
-    """Training return this many seconds after the start of a run, or at its end."""
-    at = (np.arange(BLOCKS) + 0.5) / BLOCKS * curve.seconds
-    return float(np.interp(seconds, at, curve.values))
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
@@ -64,7 +58,7 @@ def table(kept: Scores, seeds: int) -> list[str]:
         for name, (label, _) in ALGORITHMS.items() if common else ():
             own = curves[name]
             fastest = [min(one.seconds for one in pair) for pair in zip(*curves.values(), strict=True)]
-            cut = [at_seconds(one, limit) for one, limit in zip(own, fastest, strict=True)]
+            cut = [one.at_seconds(limit) for one, limit in zip(own, fastest, strict=True)]
             row = [game, label, str(common), show(interval([one.final for one in own]), 1),
                    show(interval([one.area for one in own]), 1), f"{np.median([one.seconds for one in own]):.0f}",
                    show(interval(cut), 1)]  # fmt: skip
@@ -72,21 +66,18 @@ def table(kept: Scores, seeds: int) -> list[str]:
     return lines
 
 
-def main() -> None:
-    options = arguments(__doc__.splitlines()[0], "pqn_scores.csv")
-    kept = Scores(options.scores)
-    if not options.report:
-        chosen = [cell for cell in cells().values() if options.only in cell.name]
-        took = run(chosen, kept, options.out, options.seeds, 1)
-        print(f"{took / 60:.1f} minutes")
-    page = [
+def report(kept: Scores, seeds: int) -> list[str]:
+    """The page."""
+    return [
         "# PQN against the PPO presets", "",
         f"`python benchmarks/pqn.py`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores; {STEPS:,} steps "
         "per run, training return, interquartile mean over seeds (95 % bootstrap interval).", "",
-        *table(kept, options.seeds), "",
+        *table(kept, seeds), "",
     ]  # fmt: skip
-    (RESULTS / "pqn_tables.md").write_text("\n".join(page))
-    print("\n".join(page))
+
+
+def main() -> None:
+    measure(__doc__.splitlines()[0], "pqn", cells().values(), report, most_jobs=1)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,15 @@ class Curve(NamedTuple):
         """Mean training return over the last tenth of the run."""
         return float(self.values[-BLOCKS // 10 :].mean())
 
+    def at_seconds(self, seconds: float) -> float:
+        """Mean training return over a tenth of the run that ends this many seconds after its start, or at its end.
+
+        Steps per second are taken as constant within the run.
+        """
+        tenth = BLOCKS // 10
+        end = min(max(round(BLOCKS * seconds / self.seconds), tenth), BLOCKS)
+        return float(self.values[end - tenth : end].mean())
+
 
 class Scores:
     """The table of finished runs in one file."""

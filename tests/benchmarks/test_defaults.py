@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from defaults import CANDIDATES, DEFAULT, TASKS, Pair, at_seconds, cells, finals, row, verdict
+from defaults import CANDIDATES, DEFAULT, TASKS, Pair, cells, finals, row, verdict
 from grid import Run
 from scores import BLOCKS, Curve
 
@@ -32,7 +32,7 @@ def test_slow_candidate_is_read_where_the_preset_was_over():
     own, preset = finals(pair, equal_time=True)
     assert own.mean() < preset.mean()
     assert own.mean() == pytest.approx(np.linspace(0, 10, BLOCKS)[8:10].mean())
-    assert at_seconds(curve(10.0, 50.0), 100.0) == curve(10.0).final
+    assert curve(10.0, 50.0).at_seconds(100.0) == curve(10.0).final
 
 
 def test_verdict_needs_the_whole_interval_on_one_side_of_one_half():
