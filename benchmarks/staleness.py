@@ -9,10 +9,10 @@
 
 Every run is lockstep, so that update u trains on data made by version max(0, u - lag) exactly. All runs of a task share
 the network, the seeds and the number of environment steps. Every objective, the baselines included, has three settings
-of its own knob. The best one at each lag is chosen by runs of its own (shorter or fewer, with other seeds than the
-comparison, so that the choice does not flatter it). The settings are in staleness_cells.py. Writes
-benchmarks/results/staleness_tables.md, staleness_TASK.svg / .png, objectives_TASK.svg / .png and rates_TASK.svg / .png,
-and the curves of finished runs to staleness_scores.csv there: those are not run again.
+of its own knob. The best one is chosen by runs of its own (shorter or fewer, with other seeds than the comparison, so
+that the choice does not flatter it), at each lag or at the nearest lag that has such runs. The settings are in
+staleness_cells.py. Writes benchmarks/results/staleness_tables.md, staleness_TASK.svg / .png, objectives_TASK.svg / .png
+and rates_TASK.svg / .png, and the curves of finished runs to staleness_scores.csv there: those are not run again.
 """
 
 from __future__ import annotations
@@ -70,8 +70,16 @@ def tuned(kept: Scores) -> dict[tuple[str, str, int], dict[float, float]]:
 
 
 def chosen(of_tuning: Mapping[tuple[str, str, int], Mapping[float, float]]) -> dict[tuple[str, str, int], float]:
-    """(task, row, lag) -> the value with the highest mean return."""
-    return {key: max(found, key=lambda value: found[value]) for key, found in of_tuning.items()}
+    """(task, row, lag) -> the value with the highest mean return at that lag, or at the nearest one that chooses."""
+    best = {key: max(found, key=lambda value: found[value]) for key, found in of_tuning.items()}
+    choices = dict(best)
+    for name, row in dict.fromkeys(key[:2] for key in best):
+        there = [lag for lag in TASKS[name].tuning_lags if (name, row, lag) in best]
+        if len(there) == len(TASKS[name].tuning_lags):  # before that the nearest one may still be missing
+            for lag in TASKS[name].short_lags:
+                nearest = min((abs(one - lag), one) for one in there)[1]
+                choices.setdefault((name, row, lag), best[name, row, nearest])
+    return choices
 
 
 def table(task: str, scores: dict[tuple[str, str, int], Score], text: Callable[[Score], str]) -> list[str]:
@@ -112,7 +120,8 @@ def objective_tables(task: str, found: Objectives, digits: int) -> list[str]:
 
     def three(row: str, lag: int) -> str:
         values = found.tuned.get((task, row, lag), {})
-        return " / ".join(f"{values[x]:.{digits}f}" for x in OBJECTIVES[row].values) if values else "not run"
+        empty = "not run" if lag in TASKS[task].tuning_lags else ""
+        return " / ".join(f"{values[x]:.{digits}f}" for x in OBJECTIVES[row].values) if values else empty
 
     for what, words in SHOWN.items():
         page += [f"Training return with the chosen setting (which one), {words}:", "", *head("objective", lags)]
