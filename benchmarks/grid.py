@@ -14,8 +14,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -79,9 +80,9 @@ class Run(NamedTuple):
         """What is kept of it; None if it has not finished."""
         return scores.find(*self._what)
 
-    def keep(self, scores: Scores, seconds: float) -> Curve:
-        """Keep the curve of the finished run in its folder."""
-        return scores.add(*self._what, self.folder, seconds)
+    def keep(self, scores: Scores, seconds: float, columns: Mapping[str, str] = MappingProxyType({})) -> Curve:
+        """Keep the curve of the finished run in its folder. columns: further ones of the file."""
+        return scores.add(*self._what, self.folder, seconds, columns)
 
     @property
     def _what(self) -> tuple[str, int, str, int, list[str]]:
@@ -124,9 +125,8 @@ def add_arguments(parser: argparse.ArgumentParser, scores: str) -> None:
 class Grid:
     """The runs of one command, at most `jobs` at a time."""
 
-    def __init__(self, cells: Sequence[Cell], scores: Scores, out: Path, seeds: int, jobs: int) -> None:
-        """Raises CommandError if a folder holds a run of other settings."""
-        runs = [Run(c, s, out / c.name / str(s)) for s in range(seeds) for c in cells]  # an incomplete grid has seeds
+    def __init__(self, runs: Sequence[Run], scores: Scores, jobs: int) -> None:
+        """runs: in the order in which they begin. Raises CommandError if a folder holds a run of other settings."""
         self.total, self.scores = len(runs), scores
         self.launcher, self.resources = LocalLauncher(), Resources()
         self.processes = SideBySide[Run](jobs, self._start, self._record, lambda run: is_free(run.folder))
@@ -141,7 +141,7 @@ class Grid:
                 continue
             if (run.folder / "config.toml").is_file():
                 check_same_settings(Job(run.name, run.folder, run.config()), read_run(run.folder).config)
-            if _finished(run.folder):
+            if finished(run.folder):
                 self._keep(run)
             else:
                 self.processes.queue.append(run)
@@ -177,7 +177,7 @@ class Grid:
 
     def _record(self, ended: Running[Run], code: int) -> None:
         run = ended.job
-        if _finished(run.folder):
+        if finished(run.folder):
             self._keep(run, ended.seconds)
             print(f"[{self.total - self.left}/{self.total}] {run.name}  {duration(ended.seconds)}{self._time_left()}",
                   flush=True)  # fmt: skip
@@ -203,24 +203,33 @@ class Grid:
     def _time_left(self) -> str:
         """The remaining time by the finished runs: the same task and length, or else by the number of steps."""
         waiting = [*self.processes.queue, *(one.job for one in self.processes.running)]
-        known = {key: sum(values) / len(values) for key, values in self.seconds.items()}
-        steps = sum(length * len(values) for (_, length), values in self.seconds.items())
-        if not waiting or not steps:
+        expected = [seconds for run in waiting if (seconds := self._expected(run)) is not None]
+        if not expected:
             return f"; {len(waiting)} left" if waiting else ""
-        per_step = sum(map(sum, self.seconds.values())) / steps
-        expected = [known.get((run.cell.target, run.cell.steps), per_step * run.cell.steps) for run in waiting]
         # Never less than the longest one that has not begun; what the running ones have done is not known.
         seconds = max(sum(expected) / self.processes.max_running, max(expected))
         return f"; {len(waiting)} left, about {duration(seconds)}"
 
+    def _expected(self, run: Run) -> float | None:
+        """Seconds that a run may take; None while no run is finished."""
+        if same := self.seconds.get((run.cell.target, run.cell.steps)):
+            return sum(same) / len(same)
+        steps = sum(length * len(values) for (_, length), values in self.seconds.items())
+        return sum(map(sum, self.seconds.values())) / steps * run.cell.steps if steps else None
+
+
+def runs_of(cells: Sequence[Cell], out: Path, seeds: int) -> list[Run]:
+    """Every (cell, seed), seeds outermost so that an interrupted grid is a complete smaller one."""
+    return [Run(cell, seed, out / cell.name / str(seed)) for seed in range(seeds) for cell in cells]
+
 
 def run(cells: Sequence[Cell], scores: Scores, out: Path, seeds: int, jobs: int) -> float:
-    """Run every missing (cell, seed), seeds outermost so that an interrupted grid is a complete smaller one.
+    """Run every missing (cell, seed).
 
     Returns the seconds it took. SystemExit after a signal, or if a run failed, with its last line.
     """
     started = time.monotonic()
-    Grid(cells, scores, out, seeds, jobs).run()
+    Grid(runs_of(cells, out, seeds), scores, jobs).run()
     return time.monotonic() - started
 
 
@@ -246,7 +255,7 @@ def measure(
     print(page)
 
 
-def _finished(folder: Path) -> bool:
+def finished(folder: Path) -> bool:
     return read_status(folder).get("state") == "finished"
 
 

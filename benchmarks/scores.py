@@ -11,8 +11,9 @@ from __future__ import annotations
 import csv
 import datetime
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,8 @@ class Curve(NamedTuple):
     extra: dict[str, float]
     """Some metrics, mean over the second half of the run."""
     seconds: float
+    row: Mapping[str, str] = MappingProxyType({})
+    """Its row of the file: processor, commit, date and further columns are read from here."""
 
     @property
     def area(self) -> float:
@@ -58,58 +61,83 @@ class Curve(NamedTuple):
 class Scores:
     """The table of finished runs in one file."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, columns: Sequence[str] = ()) -> None:
+        """columns: those of this file that other files do not have."""
+        self.path, self.fields = path, (*FIELDS[:-1], *columns, FIELDS[-1])
         self.curves: dict[tuple[str, ...], Curve] = {}
         if path.is_file():
             with open(path, newline="") as file:
                 for row in csv.DictReader(file):
                     values = np.array(row["curve"].split(), float)
                     extra = {name: float(row[name]) for name in EXTRA}
-                    self.curves[_key(row)] = Curve(values, extra, float(row["seconds"]))
+                    self.curves[_key(row)] = Curve(values, extra, float(row["seconds"]), row)
 
     def find(self, cell: str, seed: int, target: str, steps: int, flags: Sequence[str]) -> Curve | None:
         """The curve of a run; None if it is not there, or was run with other flags."""
         return self.curves.get((cell, str(seed), target, str(steps), " ".join(flags)))
 
     def add(
-        self, cell: str, seed: int, target: str, steps: int, flags: Sequence[str], folder: Path, seconds: float
+        self,
+        cell: str,
+        seed: int,
+        target: str,
+        steps: int,
+        flags: Sequence[str],
+        folder: Path,
+        seconds: float,
+        columns: Mapping[str, str] = MappingProxyType({}),
     ) -> Curve:
-        """Read the curve of a finished run from its folder, and write its row at the end of the file at once."""
-        found = Curve(curve(folder, steps).reshape(BLOCKS, -1).mean(1), _late(folder), seconds)
+        """Read the curve of a finished run from its folder, and write its row at the end of the file at once.
+
+        columns: values of this file's own columns.
+        """
+        values, extra = curve(folder, steps).reshape(BLOCKS, -1).mean(1), _late(folder)
         row = {
-            "cell": cell, "seed": seed, "target": target, "steps": steps, "flags": " ".join(flags),
+            "cell": cell, "seed": str(seed), "target": target, "steps": str(steps), "flags": " ".join(flags),
             "seconds": f"{seconds:.1f}", "processor": processor(), "commit": commit(),
-            "date": datetime.date.today().isoformat(), **{name: f"{x:.4g}" for name, x in found.extra.items()},
-            "curve": " ".join(f"{x:.5g}" for x in found.values),
+            "date": datetime.date.today().isoformat(), **{name: f"{x:.4g}" for name, x in extra.items()}, **columns,
+            "curve": " ".join(f"{x:.5g}" for x in values),
         }  # fmt: skip
+        found = Curve(values, extra, seconds, row)
         new = not self.path.is_file()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer = csv.DictWriter(file, self.fields, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)
-        self.curves[_key({name: str(x) for name, x in row.items()})] = found
+        self.curves[_key(row)] = found
         return found
 
 
-def _key(row: dict[str, str]) -> tuple[str, ...]:
+def _key(row: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(row[name] for name in ("cell", "seed", "target", "steps", "flags"))
 
 
+PROGRAM = ("sfactory", "configs/*/**", "envs")
+"""What decides how a run goes; the results and pages that a grid writes do not."""
+
+
 def commit() -> str:
-    """The short name of the commit that runs, with + if files differ from it; empty without git."""
-    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude", "*"]
+    """The short name of the commit that runs, with + if files of the program differ from it; empty without git."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=20).stdout.strip()
+        words = [*git, "rev-parse", "--short", "HEAD"]
+        name = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *PROGRAM], timeout=20).returncode
     except (OSError, subprocess.SubprocessError):
         return ""
+    return f"{name}{'+' * bool(changed)}"
 
 
 def curve(folder: Path, steps: int) -> np.ndarray:
-    """Return [POINTS] training returns (last 100 episodes) at equally spaced env steps; constant before the first."""
+    """Return [POINTS] training returns (last 100 episodes) at equally spaced env steps; constant before the first.
+
+    NaN for a run without a complete episode.
+    """
     rows = [row for row in read_rows(folder) if "charts/episodic_return" in row]
+    if not rows:
+        return np.full(POINTS, np.nan)
     at = np.linspace(steps / POINTS, steps, POINTS)
     return np.interp(at, [row["env_steps"] for row in rows], [row["charts/episodic_return"] for row in rows])
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from grid import Cell, Grid, Run, finished_seeds, run, score
+from grid import Cell, Grid, Run, finished_seeds, run, runs_of, score
 from scores import BLOCKS, Scores, curve
 
 from sfactory.config.toml_file import to_toml
@@ -69,7 +69,7 @@ def leave(folder, state, seconds=10.0, steps=500, checkpoint=False, config=None)
 
 
 def grid_of(cells, tmp_path, seeds, jobs):
-    return Grid(cells, Scores(tmp_path / "scores.csv"), tmp_path, seeds, jobs)
+    return Grid(runs_of(cells, tmp_path, seeds), Scores(tmp_path / "scores.csv"), jobs)
 
 
 def folder_of(tmp_path, cell, seed):
