@@ -8,6 +8,7 @@
 # make soak     minutes of random faults (25 minutes)
 # make gpu      tests and benchmarks that need CUDA
 # make docs     write the generated pages and pictures of docs/ (3 minutes)
+# make scores   train every preset and write docs/scores.md (20 hours; run again to continue; ARGS='--only classic/')
 # make site     build the documentation site, build/site/index.html, without a network (half a minute)
 # make dist     build a source archive and a wheel in dist/, and check them
 # make clean    delete the virtual environment and build files
@@ -18,7 +19,7 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 .DEFAULT_GOAL := help
 # The tests start hundreds of processes: they must find the sources compiled.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help train test lint types faults slow learn soak gpu docs site dist clean
+.PHONY: help train test lint types faults slow learn soak gpu docs scores site dist clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -72,6 +73,9 @@ gpu: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make.py
 	$(BIN)/python docs/pictures.py
+
+scores: $(VENV)/.dev
+	$(BIN)/python benchmarks/preset_scores.py $(ARGS)
 
 # Links and warnings are errors, because a page that GitHub shows wrongly is wrong here too.
 $(VENV)/.site: $(BIN)/python setup.cfg constraints.txt

@@ -23,6 +23,7 @@ from sfactory.monitor.rows import read_rows
 
 POINTS = 100  # learning curves are read at this many equally spaced env steps
 BLOCKS = 20  # and kept as means over equal parts
+RETURN = "charts/episodic_return"
 EXTRA = ("offpolicy/ess", "losses/clipfrac", "offpolicy/effective_lambda", "losses/entropy")
 FIELDS = ("cell", "seed", "target", "steps", "flags", "seconds", "processor", "commit", "date", *EXTRA, "curve")
 
@@ -72,6 +73,10 @@ class Scores:
                     extra = {name: float(row[name]) for name in EXTRA}
                     self.curves[_key(row)] = Curve(values, extra, float(row["seconds"]), row)
 
+    def metric(self, target: str) -> str:
+        """The metric whose curve is kept for a target."""
+        return RETURN
+
     def find(self, cell: str, seed: int, target: str, steps: int, flags: Sequence[str]) -> Curve | None:
         """The curve of a run; None if it is not there, or was run with other flags."""
         return self.curves.get((cell, str(seed), target, str(steps), " ".join(flags)))
@@ -91,7 +96,8 @@ class Scores:
 
         columns: values of this file's own columns.
         """
-        values, extra = curve(folder, steps).reshape(BLOCKS, -1).mean(1), _late(folder)
+        values = curve(folder, steps, self.metric(target)).reshape(BLOCKS, -1).mean(1)
+        extra = _late(folder)
         row = {
             "cell": cell, "seed": str(seed), "target": target, "steps": str(steps), "flags": " ".join(flags),
             "seconds": f"{seconds:.1f}", "processor": processor(), "commit": commit(),
@@ -130,16 +136,16 @@ def commit() -> str:
     return f"{name}{'+' * bool(changed)}"
 
 
-def curve(folder: Path, steps: int) -> np.ndarray:
+def curve(folder: Path, steps: int, metric: str = RETURN) -> np.ndarray:
     """Return [POINTS] training returns (last 100 episodes) at equally spaced env steps; constant before the first.
 
-    NaN for a run without a complete episode.
+    metric: another one than the return. NaN for a run without it, as one without a complete episode.
     """
-    rows = [row for row in read_rows(folder) if "charts/episodic_return" in row]
+    rows = [row for row in read_rows(folder) if metric in row]
     if not rows:
         return np.full(POINTS, np.nan)
     at = np.linspace(steps / POINTS, steps, POINTS)
-    return np.interp(at, [row["env_steps"] for row in rows], [row["charts/episodic_return"] for row in rows])
+    return np.interp(at, [row["env_steps"] for row in rows], [row[metric] for row in rows])
 
 
 def _late(folder: Path) -> dict[str, float]:

@@ -1,16 +1,18 @@
-"""Generate configuration.md, metrics.md, presets.md, api.md and tables in faults.md and coming-from.md from the code.
+"""Generate configuration.md, metrics.md, presets.md, api.md, scores.md and parts of other pages.
 
     python docs/make.py             write the pages
     python docs/make.py --check     exit 1 if a page is not up to date
 
 Sources: the docstring under each configuration field, the rules of a resume, the table of metrics, the comment at the
-top of each preset, the docstrings of the exit codes and of everything public, the table of names in other programs.
+top of each preset, the docstrings of the exit codes and of everything public, the table of names in other programs, the
+kept runs of the presets.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
 import itertools
@@ -36,6 +38,7 @@ from sfactory.monitor.format import human
 from sfactory.monitor.table import GROUPS, METRICS
 
 HERE = Path(__file__).parent
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 HEADER = "<!-- made by `python docs/make.py`; edit {source} instead -->"
 BEGIN, END = "<!-- made by `python docs/make.py` from {source} -->", "<!-- end -->"
 
@@ -83,8 +86,8 @@ is and how much of it is effective; then `queue/free` and `stage/*/wait`, which 
 
 PRESETS_INTRO = """\
 Tasks with tested settings: `sfactory train NAME`. Each preset is one TOML file in `configs/`. This page has the comment
-at its top, with the source of its settings and the measured results, if any. `FAMILY/*` has the settings of every other
-environment of the family.
+at its top, with the source of its settings and the measured results, if any; [scores](scores.md) has learning curves,
+scores with intervals, times and published numbers. `FAMILY/*` has the settings of all other environments of a family.
 """
 
 API_INTRO = """\
@@ -376,6 +379,19 @@ def name_here(known: Known) -> str:
     return f"`--{known.here}`" if typed else f"`{known.here}`" if " " in known.here else known.here
 
 
+# -- scores ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def score_files() -> dict[str, str]:
+    """What `python benchmarks/preset_scores.py --report` writes: file below the repository -> its text."""
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.append(str(BENCHMARKS))
+    import preset_scores
+
+    return preset_scores.files()
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration_page,
     "metrics.md": metrics_page,
@@ -383,6 +399,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "api.md": api_page,
     "faults.md": faults_page,
     "coming-from.md": coming_from_page,
+    "scores.md": lambda: score_files()["docs/scores.md"],
+    "gallery.md": lambda: score_files()["docs/gallery.md"],
 }
 
 

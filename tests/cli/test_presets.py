@@ -1,0 +1,98 @@
+"""`sfactory presets`: recorded scores beside the presets."""
+
+import pytest
+
+from sfactory.config import scores
+from sfactory.errors import SettingError
+
+ENTRY = {
+    "what": '"mean return in 100 episodes"', "score": "497.25", "low": "490.0", "high": "500.0", "seeds": "3",
+    "steps": "150000", "seconds": "90.0", "machine": '"2 cores of Chip 9"', "busy": "false", "date": '"2026-12-01"',
+}  # fmt: skip
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Write the file of scores: preset -> what differs from ENTRY."""
+
+    def record(**entries):
+        parts = [
+            f'["{name}"]\n' + "".join(f"{key} = {value}\n" for key, value in {**ENTRY, **changed}.items())
+            for name, changed in entries.items()
+        ]
+        (tmp_path / "scores.toml").write_text("\n".join(parts))
+
+    monkeypatch.setattr(scores, "SCORES_FILE", str(tmp_path / "scores.toml"))
+    return record
+
+
+def row_of(out, name):
+    return next(row for row in out.splitlines() if row.startswith(f"{name} "))
+
+
+def test_presets_shows_score_steps_and_minutes_where_they_are_recorded(typed, recorded):
+    recorded(**{"classic/cartpole": {}})
+    code, out, _ = typed("presets")
+    assert code == 0
+    head = out.splitlines()[0]
+    assert head.split() == ["preset", "environment", "score", "steps", "minutes", "description"]
+    assert row_of(out, "classic/cartpole").split()[1:5] == ["gymnasium/CartPole-v1", "497.2", "150k", "1.5"]
+    assert row_of(out, "classic/acrobot").split()[2:5] == ["-", "-", "-"]
+    assert {line.find("CartPole: ") for line in out.splitlines() if "CartPole: " in line} == {head.find("description")}
+    assert out.splitlines()[-2:] == [
+        "score: mean return in 100 episodes of the last policy, over seeds",
+        "minutes: of one run, on 2 cores of Chip 9, 2026-12-01",
+    ]
+
+
+def test_presets_names_the_presets_of_each_machine_and_marks_busy_ones(typed, recorded):
+    other = {"machine": '"8 cores of Chip 1"', "busy": "true", "date": '"2026-11-30"', "seconds": "1500.0"}
+    other |= {"what": '"score against random play in 500 episodes"', "score": "0.96"}
+    recorded(**{"classic/cartpole": {}, "selfplay/connect_four": other, "my/gone": {}})
+    out = typed("presets")[1]
+    assert row_of(out, "selfplay/connect_four").split()[2:5] == ["0.96", "150k", "25*"]
+    assert out.splitlines()[-5:] == [
+        "score: mean return in 100 episodes of the last policy, over seeds: classic/cartpole",
+        "score: score against random play in 500 episodes of the last policy, over seeds: selfplay/connect_four",
+        "minutes: of one run, on 2 cores of Chip 9, 2026-12-01: classic/cartpole",
+        "minutes: of one run, on 8 cores of Chip 1, 2026-11-30: selfplay/connect_four",
+        "*: other programs used the processor too, so it took longer",
+    ]
+
+
+def test_presets_without_scores_says_so(typed, recorded):
+    code, out, line = typed("presets")
+    assert code == 0
+    assert out.splitlines()[-1] == "No scores are recorded."
+    assert "minutes" not in out
+    assert line == ""
+    recorded()  # a file without entries
+    assert typed("presets")[1] == out
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('["classic/cartpole"]\nscore = 1.0\n', "Object missing required field `what`"),
+        ('["classic/cartpole"\n', "Expected ']' at the end of a table declaration"),
+        ("", "Expected `float`, got `str`"),
+    ],
+)
+def test_presets_lists_presets_although_the_scores_cannot_be_read(typed, recorded, tmp_path, text, reason):
+    recorded(**{"classic/cartpole": {"score": '"high"'}})
+    if text:
+        (tmp_path / "scores.toml").write_text(text)
+    with pytest.raises(SettingError, match="the scores of presets cannot be read"):
+        scores.read_scores()
+    code, out, line = typed("presets")
+    assert code == 0
+    assert line.startswith(f"sfactory: note: {tmp_path}/scores.toml: the scores of presets cannot be read: {reason}")
+    assert row_of(out, "classic/cartpole")
+    assert out.splitlines()[-1] == "No scores are recorded."
+
+
+def test_installed_scores_are_of_presets_that_exist():
+    from sfactory.config.presets import presets
+
+    names = {one.name for one in presets()}
+    assert {name for name in scores.read_scores() if not name.startswith("memory/")} <= names
