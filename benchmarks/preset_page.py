@@ -32,9 +32,9 @@ Measured = Mapping[str, Sequence[Curve]]
 """Preset -> the curves of its finished runs."""
 
 INTRO = """\
-What the [presets](presets.md) reach, trained as they are typed: `sfactory train PRESET --stop.env-steps STEPS`, one run
-at a time. `make scores` trains what is missing, the cheapest first, goes on where it was stopped, and writes this page;
-`make scores ARGS='--only classic/'` trains only some of them.
+What the [presets](presets.md) reach, trained as they are typed for the steps below, one run at a time. `make scores`
+trains what is missing, the cheapest first, goes on where it was stopped, and writes this page. Only some of them:
+`make scores ARGS='--only classic/'`.
 
 - **evaluation**: mean return of the episodes that the last policy plays in environments which training has not seen.
   Actions are sampled as in training. In `selfplay/` it is the score of a match: the share of episodes won, where a draw

@@ -129,7 +129,7 @@ def test_changelog_has_the_form_of_keep_a_changelog():
 
 
 def test_every_preset_is_valid_toml():
-    presets = sorted((ROOT / "configs").rglob("*.toml"))
+    presets = sorted((ROOT / "configs").glob("*/**/*.toml"))  # beside them: scores.toml
     assert len(presets) >= 9
     for path in presets:
         assert tomllib.loads(path.read_text())["env"]

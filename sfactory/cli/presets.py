@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from sfactory.config.scores import PresetScore
 
 UNKNOWN = "-"
+DESCRIPTION = """\
+List the presets: settings that work, with their environment and a description, and where they were
+measured the score, the steps and the minutes of a run.
+"""
 
 
 def add_parser(commands: Commands) -> None:
@@ -21,8 +25,7 @@ def add_parser(commands: Commands) -> None:
         "presets",
         help="list the presets",
         usage="sfactory presets",
-        description="List the presets: settings that work, with their environment, a description, and the recorded "
-        "score, steps and minutes, where they were measured.",
+        description=DESCRIPTION,
     )
     parser.refusal = "presets takes no settings"
     parser.set_defaults(run=run)
