@@ -48,7 +48,10 @@ COLUMNS = (
     "score_low",
     "score_high",
 )
-"""Columns of this file alone. others: cores that other programs used during the run, on average; empty if not known.
+"""Columns of this file alone.
+
+others: cores that other programs used during the run, on average; empty if not known. Of a run that was interrupted,
+during its last part.
 
 score: mean return of the episodes with its 95 % interval, or the score of a match.
 """
@@ -87,7 +90,7 @@ class OtherWork:
 
 
 def _busy_seconds() -> float:
-    """Processor time of the cores that this process may use, spent by anybody."""
+    """Processor time of the cores that this process may use, of all processes."""
     own = os.sched_getaffinity(0)
     times = [one for core, one in enumerate(psutil.cpu_times(percpu=True)) if core in own]
     return sum(one.user + one.nice + one.system + one.irq + one.softirq + one.steal for one in times)
@@ -135,17 +138,28 @@ class PresetGrid(Grid):
     def _record_evaluation(self, ended: Running[Run], code: int) -> None:
         run = ended.job
         if code == 0:
-            trained, seconds = _trained(run)
-            columns = {**trained, **evaluation_columns(ended.output.path, run, self._row(run))}
-            run.keep(self.scores, seconds, columns)
-            self._count(run, seconds)
-            print(f"[{self.total - self.left}/{self.total}] {run.name}  {duration(seconds)}, score {columns['score']}"
-                  f"{self._time_left()}", flush=True)  # fmt: skip
+            self._keep_evaluated(ended)
         elif code in STOPPED or self.processes.num_signals:
             print(f"{run.name} is finished; its evaluation was stopped", flush=True)
         else:
-            self.failed.append(f"evaluation of {run.name}: {ended.last_line() or f'exit {code}'}")
-            print(f"FAILED {self.failed[-1]}", flush=True)
+            self._fail(f"evaluation of {run.name}: {ended.last_line() or f'exit {code}'}")
+
+    def _keep_evaluated(self, ended: Running[Run]) -> None:
+        """Keep a run with the evaluation that has ended; one of another checkpoint counts as failed."""
+        run, (trained, seconds) = ended.job, _trained(ended.job)
+        try:
+            columns = {**trained, **evaluation_columns(ended.output.path, run, self._row(run))}
+        except ValueError as error:
+            self._fail(f"evaluation of {run.name}: {error}")
+            return
+        run.keep(self.scores, seconds, columns)
+        self._count(run, seconds)
+        print(f"[{self.total - self.left}/{self.total}] {run.name}  {duration(seconds)}, score {columns['score']}"
+              f"{self._time_left()}", flush=True)  # fmt: skip
+
+    def _fail(self, text: str) -> None:
+        self.failed.append(text)
+        print(f"FAILED {text}", flush=True)
 
     def _row(self, run: Run) -> Row:
         return self.table[run.cell.target]
@@ -175,10 +189,15 @@ def _trained(run: Run) -> tuple[dict[str, str], float]:
 
 
 def evaluation_columns(output: Path, run: Run, row: Row) -> dict[str, str]:
-    """Columns of an evaluation, from what `sfactory eval --json` printed. Refuses one of another checkpoint."""
-    result = json.loads(next(line for line in output.read_text().splitlines() if line.startswith("{")))
-    last = read_status(run.folder)["env_steps"]
-    assert result["env_steps"] == last, f"evaluated after {result['env_steps']} steps, the run has {last}"
+    """Columns of an evaluation, from what `sfactory eval --json` printed.
+
+    ValueError for one of another checkpoint than the last, which happens when the last one is damaged.
+    """
+    result = json.loads(next((line for line in output.read_text().splitlines() if line.startswith("{")), "{}"))
+    steps, last = result.get("env_steps"), read_status(run.folder)["env_steps"]
+    if steps != last:
+        again = f"delete {run.folder} to train it again"
+        raise ValueError(f"the checkpoint is of {steps} steps, the run has {last}; {again}")
     names = MATCH if "opponent" in result else MEAN
     score, low, high = (f"{result[name]:.5g}" for name in names)
     return {
