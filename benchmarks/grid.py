@@ -162,8 +162,7 @@ class Grid:
         return self.total - sum(map(len, self.seconds.values()))
 
     def _start(self, run: Run) -> Running[Run]:
-        goes_on = run.folder not in self.again and run.folder.is_dir() and bool(checkpoint.candidates(run.folder))
-        if goes_on:
+        if self._goes_on(run):
             words = ["resume", str(run.folder), "--quiet"]
         else:
             shutil.rmtree(run.folder, ignore_errors=True)
@@ -175,6 +174,10 @@ class Grid:
         command = Command(run.name, [sys.executable, "-m", "sfactory", *words], output, environment)
         return Running(run, self.launcher.submit(command, self.resources), time.monotonic(), OutputFile(output))
 
+    def _goes_on(self, run: Run) -> bool:
+        """Whether a run has a checkpoint from which it is continued."""
+        return run.folder not in self.again and run.folder.is_dir() and bool(checkpoint.candidates(run.folder))
+
     def _record(self, ended: Running[Run], code: int) -> None:
         run = ended.job
         if finished(run.folder):
@@ -183,7 +186,7 @@ class Grid:
                   flush=True)  # fmt: skip
         elif code in STOPPED or self.processes.num_signals:
             print(f"{run.name} stopped at {read_status(run.folder).get('env_steps', 0):,} steps", flush=True)
-        elif run.folder not in self.again and run.folder.is_dir() and checkpoint.candidates(run.folder):
+        elif self._goes_on(run):
             print(f"{run.name} is started again: {ended.last_line()}", flush=True)
             self.again.add(run.folder)
             self.processes.queue.append(run)

@@ -111,8 +111,14 @@ def is_busy(runs: Sequence[Curve]) -> bool:
     return any(float(one.row["others"] or 0) >= BUSY for one in runs)
 
 
+def in_one(runs: Sequence[Curve]) -> list[Curve]:
+    """The runs whose seconds are those of one command; all of them if every one was interrupted."""
+    return [one for one in runs if one.row["continued"] == "no"] or list(runs)
+
+
 def seconds(runs: Sequence[Curve]) -> float:
-    return float(np.median([one.seconds for one in runs]))
+    """Median over the runs that were not interrupted."""
+    return float(np.median([one.seconds for one in in_one(runs)]))
 
 
 def each(runs: Sequence[Curve], column: str) -> list[str]:
@@ -173,7 +179,7 @@ def _section(name: str, row: Row, runs: Sequence[Curve]) -> list[str]:
         if picture(name, row, runs):
             lines += [f"![Learning curve of {name}]({picture_name(name).removeprefix('docs/')})", ""]
         own = ", ".join(number(value) for value in evaluations(runs))
-        few = f" of {row.seeds}" if len(runs) < row.seeds else ""
+        few = f"{len(runs)} of " if len(runs) < row.seeds else ""
         what = f"{_count(int(max(each(runs, 'episodes'), key=int)), 'episode')}" + (
             " against random play" if is_match(row) else ""
         )
@@ -182,7 +188,7 @@ def _section(name: str, row: Row, runs: Sequence[Curve]) -> list[str]:
         lines += [f"- protocol: {', '.join(protocols)}"] if protocols else []
         if not is_match(row):
             lines.append(f"- training, last tenth: {show(np.array([one.final for one in runs]))}")
-        lines.append(f"- {human(row.steps)} steps, {_count(len(runs), 'seed')}{few}, {_times(runs)}")
+        lines.append(f"- {human(row.steps)} steps, {few}{_count(row.seeds, 'seed')}, {_times(runs)}")
         lines.append(f"- {_machine(runs)}, {', '.join(each(runs, 'date'))}, commit {', '.join(each(runs, 'commit'))}")
     lines.append(f"- commands: {', then '.join(commands)}")
     lines += [f"- published: {_published(one)}; {one.source}" for one in row.published]
@@ -201,7 +207,7 @@ def _rough(minutes: float) -> str:
 
 
 def _times(runs: Sequence[Curve]) -> str:
-    times = [one.seconds for one in runs]
+    times = [one.seconds for one in in_one(runs)]
     text = f"{duration(seconds(runs))} a run"
     text += f" ({duration(min(times))} to {duration(max(times))})" if len(times) > 1 else ""
     others = [float(one.row["others"]) for one in runs if one.row["others"]]
@@ -209,6 +215,9 @@ def _times(runs: Sequence[Curve]) -> str:
         text += f"; other programs used up to {max(others):.1f} cores meanwhile"
     if len(others) < len(runs):
         text += "; whether other programs ran is not known of every run"
+    if interrupted := sum(one.row["continued"] == "yes" for one in runs):
+        left_out = "the time is of training alone" if interrupted == len(runs) else "not counted in the time"
+        text += f"; {_count(interrupted, 'run')} interrupted and continued, {left_out}"
     return text
 
 

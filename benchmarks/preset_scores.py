@@ -40,6 +40,7 @@ SCORES = RESULTS / "preset_scores.csv"
 COLUMNS = (
     "cores",
     "others",
+    "continued",
     "evaluation",
     "evaluated_steps",
     "episodes",
@@ -50,9 +51,8 @@ COLUMNS = (
 )
 """Columns of this file alone.
 
-others: cores that other programs used during the run, on average; empty if not known. Of a run that was interrupted,
-during its last part.
-
+others: cores that other programs used during the run, on average; empty if not known.
+continued: yes if the run was interrupted, so that its seconds are not those of one command; else no.
 score: mean return of the episodes with its 95 % interval, or the score of a match.
 """
 MEAN = ("mean", "mean_low", "mean_high")
@@ -108,11 +108,12 @@ class PresetGrid(Grid):
     def __init__(self, runs: Sequence[Run], scores: PresetScores) -> None:
         self.table = scores.table
         self._work: OtherWork | None = None
+        self._continued = False
         super().__init__(runs, scores, 1)
 
     def _start(self, run: Run) -> Running[Run]:
         if not finished(run.folder):
-            self._work = OtherWork()
+            self._work, self._continued = OtherWork(), self._goes_on(run)
             return super()._start(run)
         output = _beside(run, "evaluation.txt")
         output.unlink(missing_ok=True)
@@ -125,7 +126,7 @@ class PresetGrid(Grid):
             self._record_evaluation(ended, code)
         elif finished(ended.job.folder):
             assert self._work is not None
-            trained = {"seconds": ended.seconds, "others": self._work.cores()}
+            trained = {"seconds": ended.seconds, "others": self._work.cores(), "continued": self._continued}
             _beside(ended.job, "trained.json").write_text(json.dumps(trained))
             self._keep(ended.job)
         else:
@@ -182,10 +183,11 @@ def _trained(run: Run) -> tuple[dict[str, str], float]:
     """What the machine was while a run was trained, as columns, and the seconds of the run."""
     path = _beside(run, "trained.json")
     trained = json.loads(path.read_text()) if path.is_file() else {}
-    # If the run was interrupted, the process that finished it made only the rest.
+    # If the run was interrupted, the process that finished it made only the rest. Without the file it was killed then.
     seconds = max(trained.get("seconds", 0.0), float(read_status(run.folder).get("seconds", 0.0)))
     others = f"{trained['others']:.2f}" if trained else ""
-    return {"cores": str(cores()), "others": others}, seconds
+    continued = "yes" if trained.get("continued", True) else "no"
+    return {"cores": str(cores()), "others": others, "continued": continued}, seconds
 
 
 def evaluation_columns(output: Path, run: Run, row: Row) -> dict[str, str]:

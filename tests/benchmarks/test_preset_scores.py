@@ -87,13 +87,12 @@ class Launcher:
             result = {"env_steps": steps, "episodes": 3, "protocol": "v9", **scores}
             result |= {"opponent": "random"} if "--against" in words else {}
             return Finished(code, command.output, f"a warning\n{json.dumps(result)}\nsfactory: evaluated (exit 0): x\n")
-        folder = Path(words[words.index("--run.dir") + 1])
-        leave(
-            folder,
-            "finished" if code == 0 else "lost",
-            seconds=5.0,
-            steps=int(words[words.index("--stop.env-steps") + 1]) + 4,
-        )
+        if words[0] == "resume":
+            folder, steps = Path(words[1]), 504
+        else:
+            folder = Path(words[words.index("--run.dir") + 1])
+            steps = int(words[words.index("--stop.env-steps") + 1]) + 4  # of the last batch too
+        leave(folder, "finished" if code == 0 else "lost", seconds=5.0, steps=steps)
         return Finished(code, command.output, "sfactory: done\n")
 
 
@@ -153,13 +152,30 @@ def test_preset_grid_only_evaluates_a_run_whose_evaluation_is_missing(tmp_path):
     first.run()
     assert first.left == 1, "a run without an evaluation is not kept"
     trained = tmp_path / "scores/classic/cartpole/1.trained.json"
-    trained.write_text(json.dumps({"seconds": 77.0, "others": 0.5}))
+    assert json.loads(trained.read_text())["continued"] is False
+    trained.write_text(json.dumps({"seconds": 77.0, "others": 0.5, "continued": False}))
     again = grid_of(tmp_path, names=["classic/cartpole"])
     again.run()
     assert named(again.launcher) == [("evaluation of scores/classic/cartpole seed 1", "eval")]
     kept = measured(OURS, again.scores)["classic/cartpole"][1]
     assert kept.seconds == 77.0, "of the process that trained it"
-    assert kept.row["others"] == "0.50"
+    assert (kept.row["others"], kept.row["continued"]) == ("0.50", "no")
+
+
+def test_preset_grid_marks_runs_whose_seconds_are_not_of_one_command(tmp_path):
+    for seed, state in enumerate(("killed", "finished")):  # one has a checkpoint, one was finished by an orphan
+        config = runs_of(OURS, ["classic/cartpole"], tmp_path)[seed].config()
+        leave(tmp_path / f"scores/classic/cartpole/{seed}", state, steps=504, checkpoint=True, config=config)
+    grid = grid_of(tmp_path, names=["classic/cartpole"])
+    grid.run()
+    name = "scores/classic/cartpole seed"
+    assert named(grid.launcher) == [
+        (f"evaluation of {name} 1", "eval"), (f"{name} 0", "resume"), (f"evaluation of {name} 0", "eval")
+    ]  # fmt: skip
+    first, second = measured(OURS, grid.scores)["classic/cartpole"]
+    assert first.row["continued"] == second.row["continued"] == "yes"
+    assert first.row["others"]
+    assert second.row["others"] == ""
 
 
 def test_preset_grid_tells_failures_at_the_end_and_runs_the_others(tmp_path):
@@ -320,8 +336,11 @@ def test_main_trains_cartpole_evaluates_its_final_checkpoint_and_runs_it_once(ro
 # -- pages
 
 
-def kept_runs(tmp_path, name, values, seconds=10.0, others="0.00", date="2026-12-01", table=OURS):
-    """Runs of a preset, one per value: its return rises to the value, its evaluation has it."""
+def kept_runs(tmp_path, name, values, others="0.00", date="2026-12-01", continued=(), table=OURS):
+    """Runs of a preset, one per value: its return rises to the value, its evaluation has it; 10 s, 11 s and so on.
+
+    continued: seeds of those that were interrupted.
+    """
     scores, row = PresetScores(tmp_path / "scores.csv", table), table[name]
     for seed, value in enumerate(values):
         folder = tmp_path / f"{name}/{seed}"
@@ -330,11 +349,12 @@ def kept_runs(tmp_path, name, values, seconds=10.0, others="0.00", date="2026-12
         rows = [one for one in rows if np.isfinite(value)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
         columns = {
-            "cores": "2", "others": others, "evaluation": " ".join(row.evaluation), "evaluated_steps": str(row.steps),
+            "cores": "2", "others": others, "continued": "yes" if seed in continued else "no",
+            "evaluation": " ".join(row.evaluation), "evaluated_steps": str(row.steps),
             "episodes": "3", "protocol": "v9", "score": str(value), "score_low": "0", "score_high": "9",
         }  # fmt: skip
         run = runs_of(table, [name], tmp_path)[seed]
-        scores.add(cell_of(name, row).name, seed, name, row.steps, run.flags, folder, seconds + seed,
+        scores.add(cell_of(name, row).name, seed, name, row.steps, run.flags, folder, 10.0 + seed,
                    columns | {"processor": "Chip 9", "commit": "abc1234", "date": date})  # fmt: skip
 
 
@@ -362,10 +382,22 @@ def test_page_marks_times_beside_other_work_and_incomplete_seeds(root):
     kept_runs(root, "classic/acrobot", [-5.0], others="")
     page = outputs(OURS, measured(OURS, PresetScores(root / "scores.csv", OURS)), root)["docs/scores.md"]
     assert "| 1 of 2 | 10.0 |" in page
+    assert "- 500 steps, 1 of 2 seeds, 10 s a run" in page
     assert "| 10 s, busy |" in page
     assert "10 s a run; other programs used up to 1.2 cores meanwhile" in page
     assert re.search(r"\| -5\.00 \| -4\.7[78] \| 10 s \|", page), "no mark where it is not known"
     assert "whether other programs ran is not known of every run" in page
+
+
+def test_page_leaves_interrupted_runs_out_of_the_time(root):
+    kept_runs(root, "classic/cartpole", [10.0, 20.0], continued=[0])
+    kept_runs(root, "classic/acrobot", [-5.0], continued=[0])
+    files = outputs(OURS, measured(OURS, PresetScores(root / "scores.csv", OURS)), root)
+    assert "2 seeds, 11 s a run; 1 run interrupted and continued, not counted in the time" in files["docs/scores.md"]
+    assert (
+        "1 seed, 10 s a run; 1 run interrupted and continued, the time is of training alone" in files["docs/scores.md"]
+    )
+    assert "seconds = 11.0" in files["configs/scores.toml"]
 
 
 def test_page_without_complete_episodes_has_no_picture(root):
