@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sfactory.config.parsing import ConfigLayer
     from sfactory.population.commands import Launcher, Resources
 
-DOCUMENTATION = "Documentation: docs/README.md; every setting: docs/configuration.md, or --help-all"
+DOCUMENTATION = "docs/README.md; every setting: docs/configuration.md, or --help-all"
+"""The first pages to read, as the help names them."""
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
@@ -64,6 +65,14 @@ class CommandParser(Parser):
     """Beginning of the settings that the command takes in spite of `refusal`; empty: none."""
     help_all: Callable[[argparse.Namespace], None] | None = None
     """Prints every setting for `--help-all`, of a command that has it; the options have the word, or an empty one."""
+
+    def __init__(self, *, pages: str, **options: Any) -> None:
+        """pages: the documentation of the command, its page first, as the last line of the help names it."""
+        super().__init__(**options)
+        self.pages = pages
+
+    def format_help(self) -> str:
+        return f"{super().format_help()}Documentation: {self.pages}\n"
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         from sfactory.config.flags import split_flags

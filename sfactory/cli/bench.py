@@ -46,6 +46,7 @@ def add_parser(commands: Commands) -> None:
         help="measure speed, its share of three rooflines, and the bottleneck",
         usage="sfactory bench TARGET [options] [--section.field value ...]",
         epilog=NOTES,
+        pages="docs/performance.md",
     )
     add_target(parser)
     parser.add_argument(

@@ -24,6 +24,7 @@ def add_parser(commands: Commands) -> None:
         help="check an environment with random actions",
         usage="sfactory check-env TARGET [options] [--env.settings.KEY VALUE] [--section.field value]",
         description=DESCRIPTION,
+        pages="docs/your-environment.md; requirements: docs/environments.md",
     )
     add_target(parser)
     parser.add_argument("--seconds", metavar="S", type=decimal(0), default=3.0, help="at most (3)")

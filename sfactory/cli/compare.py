@@ -34,6 +34,7 @@ def add_parser(commands: Commands) -> None:
         help="compare curves and scores of several runs, with intervals",
         usage="sfactory compare RUNS... [-o plot.png] [--by env_steps|seconds] [--metric NAME] [--labels A,B]",
         description=DESCRIPTION,
+        pages="docs/quick-tour.md; corrections for stale data: docs/corrections.md",
     )
     parser.refusal = "compare takes runs as they are"
     complete(parser.add_argument("runs", nargs="*", metavar="RUNS", type=path, help="folders of runs or sweeps"), "run")

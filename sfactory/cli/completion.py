@@ -41,6 +41,7 @@ def add_parser(commands: Commands) -> None:
         help="print a script that completes all of this in a shell",
         usage="sfactory completion bash|zsh|fish",
         description=INSTALL,
+        pages="docs/installing.md",
     )
     parser.refusal = "completion takes no settings"
     add_word(parser, " or ".join(SHELLS), "shell to print the script for", "shell")

@@ -25,6 +25,7 @@ def add_parser(commands: Commands) -> None:
         help="check this machine",
         usage="sfactory doctor [options]",
         description=DESCRIPTION,
+        pages="docs/installing.md",
     )
     parser.refusal = "doctor takes no settings"
     text = "where runs would be written (./runs)"

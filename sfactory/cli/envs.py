@@ -22,6 +22,7 @@ def add_parser(commands: Commands) -> None:
         help="list environment families, or the ids of one",
         usage="sfactory envs [FAMILY]",
         description="List environment families and how to install them; with FAMILY the ids of that family.",
+        pages="docs/environments.md",
     )
     parser.refusal = "envs takes no settings"
     add_word(parser, "FAMILY", "as minatar or atari", "family", optional=True)

@@ -31,6 +31,7 @@ def add_parser(commands: Commands) -> None:
         usage="sfactory eval runs/NAME [--against OPPONENT] [options] [--env.settings.KEY VALUE]",
         description=DESCRIPTION,
         epilog="During training: the setting eval.every of sfactory train; the curves are eval/*.",
+        pages="docs/quick-tour.md; matches: docs/matches.md",
     )
     parser.refusal, parser.accepted = "eval plays with the settings of the run", "env."
     add_run(parser, help="folder of a run or of a checkpoint")

@@ -28,6 +28,7 @@ def add_parser(commands: Commands) -> None:
         help="write the policy as one file that does not need sfactory",
         usage="sfactory export RUN -o policy.onnx | policy.pt2",
         description=DESCRIPTION,
+        pages="docs/your-environment.md",
     )
     parser.refusal = "export takes no settings"
     add_run(parser, help="folder of a run or of a checkpoint")

@@ -25,6 +25,7 @@ def add_parser(commands: Commands) -> None:
         help="describe a checkpoint and verify its files",
         usage="sfactory info runs/NAME | runs/NAME/checkpoints/N",
         description=DESCRIPTION,
+        pages="docs/faults.md",
     )
     parser.refusal = "info takes no settings"
     add_run(parser, "runs/NAME or checkpoint", "folder of a run or of a checkpoint")

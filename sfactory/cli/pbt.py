@@ -39,6 +39,7 @@ def add_parser(commands: Commands) -> None:
         help="train a population that exchanges policies and settings",
         usage="sfactory pbt TARGET --dir DIR [options] [--section.field value ...]",
         description=DESCRIPTION,
+        pages="docs/populations.md",
     )
     add_target(parser)
     add_dir(parser, "folder of the population")

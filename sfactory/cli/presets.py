@@ -26,6 +26,7 @@ def add_parser(commands: Commands) -> None:
         help="list the presets",
         usage="sfactory presets",
         description=DESCRIPTION,
+        pages="docs/presets.md",
     )
     parser.refusal = "presets takes no settings"
     parser.set_defaults(run=run)

@@ -26,6 +26,7 @@ def add_parser(commands: Commands) -> None:
         help="record one timeline of all processes",
         usage="sfactory profile TARGET [options] [--section.field value ...]",
         epilog=NOTES,
+        pages="docs/performance.md",
     )
     add_target(parser)
     text = "the timeline, in the Trace Event Format (trace.json)"

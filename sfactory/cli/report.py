@@ -21,6 +21,7 @@ def add_parser(commands: Commands) -> None:
         help="write one run as an HTML page",
         usage="sfactory report runs/NAME [-o report.html]",
         description=DESCRIPTION,
+        pages="docs/quick-tour.md; its metrics: docs/metrics.md",
     )
     parser.refusal = "report shows a run as it is"
     add_run(parser)

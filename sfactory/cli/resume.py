@@ -29,6 +29,7 @@ def add_parser(commands: Commands) -> None:
         usage="sfactory resume runs/NAME [options] [--section.field value ...]",
         description="Continue from the newest usable checkpoint with the settings in config.toml; flags change them.",
         epilog=EXAMPLES,
+        pages="docs/faults.md; every setting: docs/configuration.md, or --help-all",
     )
     add_run(parser)
     parser.add_argument("--allow", metavar="FIELD", action="append", default=[], help="accept a change of this setting")

@@ -39,6 +39,7 @@ def add_parser(commands: Commands) -> None:
         usage="sfactory sweep TARGET [options] [--section.field value ...]",
         description=DESCRIPTION,
         epilog="Exit code: 0, or that of the first failed run; 130 after Ctrl-C, 143 after SIGTERM, all saved.",
+        pages="docs/populations.md",
     )
     add_target(parser)
     parser.add_argument("--seeds", metavar="S", default="0..2", help="0..4 (five seeds) or 1,5,7 (%(default)s)")

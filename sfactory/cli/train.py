@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sfactory.config import Config
     from sfactory.run.outcome import Outcome
 
-SETTINGS = f"""\
+SETTINGS = """\
 the settings used most, some with a short form:
   --name NAME                   folder runs/NAME (runs/<preset>_s<seed>_<date-time>); or --run.dir DIR
   --steps N, --stop.env-steps   trained steps (of agents, if there are several); 10M is a number
@@ -34,7 +34,6 @@ the settings used most, some with a short form:
 
   sfactory train minatar/breakout --lr 1e-3 --steps 50k --seed 3
   sfactory train atari/pong,atari/boxing --config my.toml     one policy for several tasks
-{DOCUMENTATION}
 """
 
 
@@ -45,6 +44,7 @@ def add_parser(commands: Commands) -> None:
         help="start a run",
         usage="sfactory train TARGET [options] [--section.field value ...]",
         epilog=SETTINGS,
+        pages=DOCUMENTATION,
     )
     add_target(parser, optional=True)
     add_run_options(parser, config_of)

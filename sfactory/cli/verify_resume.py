@@ -22,6 +22,7 @@ def add_parser(commands: Commands) -> None:
         help="kill and resume a run, and compare it bit for bit",
         usage="sfactory verify-resume TARGET [options] [--section.field value ...]",
         description=DESCRIPTION,
+        pages="docs/faults.md",
     )
     add_target(parser)
     text = "length of both runs in env steps (%(default)s)"

@@ -22,6 +22,7 @@ def add_parser(commands: Commands) -> None:
             "its files, until it ends. Ctrl-C ends this command, not the run. Without a terminal: one line\n"
             "from time to time."
         ),
+        pages="docs/quick-tour.md",
     )
     parser.refusal = "watch takes no settings"
     add_run(parser)

@@ -282,8 +282,17 @@ def test_help_names_the_documentation(typed):
         code, out, _ = typed(*words)
         assert code == 0
         assert "Documentation: docs/README.md" in out
-        for page in re.findall(r"docs/\w+\.md", out):
-            assert (Path(__file__).parents[2] / page).is_file()
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_a_command_names_the_pages_of_the_documentation_that_speak_of_it(typed, command):
+    _, out, _ = typed(command, "-h")
+    last = out.splitlines()[-1]
+    assert last.startswith("Documentation: docs/")
+    pages = re.findall(r"docs/[\w-]+\.md", last)
+    texts = [(Path(__file__).parents[2] / page).read_text() for page in pages]
+    if command != "train":  # its page is the first one, of which all others are reached
+        assert f"sfactory {command}" in texts[0]
 
 
 @pytest.mark.parametrize("words", [("--help-all", "classic/cartpole"), ("classic/cartpole", "--help-all")])
