@@ -168,7 +168,8 @@ def build_parser() -> Parser:
         prog="sfactory",
         usage="sfactory COMMAND [options]",
         description="Train a policy as fast as one machine allows.",
-        epilog=f"sfactory help COMMAND shows its options. To begin: sfactory train minatar/breakout\nDocumentation: {DOCUMENTATION}",
+        epilog="sfactory help COMMAND shows its options. To begin: sfactory train minatar/breakout\n"
+        f"Documentation: {DOCUMENTATION}",
     )
     parser.add_argument("-V", "--version", action="version", version=f"sfactory {__version__}")
     commands = parser.add_subparsers(

@@ -109,12 +109,13 @@ EFFECTS: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "optim.sfpo_alpha": ("optim.sfpo-steps above 0", _has_fast_passes),
     "optim.sfpo_window": ("optim.sfpo-steps above 0", _has_fast_passes),
     "optim.sfpo_threshold": ("optim.sfpo-steps above 0", _has_fast_passes),
+    "eval.video": ("eval.every above 0", lambda config: config.eval.every > 0),
 }
-"""Options of a trace or of the optimizer, by dotted name -> what they need, in words and as a condition."""
+"""Settings by dotted name -> what they need, in words and as a condition."""
 
 
 def check_effects(config: Config) -> None:
-    """Options of traces and of the optimizer that nothing reads."""
+    """Settings that nothing reads, because another setting is as it is."""
     for name, (what, holds) in EFFECTS.items():
         section, _, key = name.partition(".")
         own = getattr(config, section)
@@ -123,7 +124,7 @@ def check_effects(config: Config) -> None:
             raise ReplaceableValue(
                 name,
                 default,
-                f"{name.replace('_', '-')} {value:g} has no effect without {what}",
+                f"{name.replace('_', '-')} {_typed(value)} has no effect without {what}",
                 "set that, or leave it out",
             )
 

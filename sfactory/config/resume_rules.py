@@ -64,6 +64,7 @@ FREE = (
     "env.fault-budget",
     "eval.every",
     "eval.num-envs",
+    "eval.video",
 )
 """Prefixes of settings that change silently: they do not change what an update learns. All others are accepted with a
 warning, because the curve continues under another setting."""

@@ -611,6 +611,10 @@ class Eval:
     """Play the most likely action instead of a sampled one."""
     num_envs: Annotated[int, Between(0, 1_000_000)] = 0
     """Environments that play at the same time, also in `sfactory eval`. 0: 32, but not more than training has."""
+    video: bool = False
+    """Also play one episode of each task, which TensorBoard shows under images (run tb/videos): at most 150 pictures of
+    its first 3,000 steps, about 0.1 to 1 MB, in at most 20 s. Needs the extra video and environments that can be
+    rendered."""
 
 
 @dataclass(frozen=True)

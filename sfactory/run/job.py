@@ -40,7 +40,7 @@ def check_job(config: Config, ranks: Ranks) -> None:
 
 def settings_of_follower() -> dict[str, Any]:
     """Settings that only rank 0 has: it alone evaluates and reports."""
-    return {"eval.every": 0, "log.wandb": False, "log.quiet": True}
+    return {"eval.every": 0, "eval.video": False, "log.wandb": False, "log.quiet": True}
 
 
 def settings_of_rank(config: Config, ranks: Ranks) -> Config:

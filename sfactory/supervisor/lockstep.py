@@ -113,13 +113,15 @@ class Evaluation:
         start = time.monotonic()
         player.model.load_state_dict(learner.model.state_dict())
         message: Message
+        notes = list[Message]()
         try:
             message = player.evaluate(learner.env_steps, clock)
+            notes = player.film(learner.env_steps, clock)
         except (EnvError, RuntimeError) as error:
             message = messages.NO_EVALUATION, player.name, (learner.env_steps, str(error))
         clock.stop()
         learner.counters.exclude(time.monotonic() - start)
-        return [message]
+        return [message, *notes]
 
 
 def train(run_spec: RunSpec, handles: SharedHandles, link: Link) -> None:

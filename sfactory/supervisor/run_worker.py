@@ -155,7 +155,7 @@ def _run_evaluator(policy: int, args: WorkerArgs) -> int:
     from sfactory.workers.evaluator import Evaluator
 
     torch.set_num_threads(1)
-    Evaluator(args.run_spec, QueueSink(args.queue), args.evaluated, policy).run()
+    Evaluator(args.run_spec, QueueSink(args.queue), args.evaluated, policy, args.generation).run()
     return 0
 
 

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sfactory.config import Config
 from sfactory.device.ranks import ALONE, Ranks
-from sfactory.envs import EnvError, EnvOptions, EnvSpec, listen_to_builds, make_specs
+from sfactory.envs import EnvError, EnvOptions, EnvSpec, listen_to_builds, make_group, make_specs
 from sfactory.errors import OnlyRegisteredHere, UnknownEnvError
 from sfactory.run import checkpoint
 from sfactory.run.recorded_spec import recorded_spec
@@ -33,13 +34,48 @@ class SpecJob:
             return make_specs(self.names, self.options, self.env_index)
 
 
+@dataclass(frozen=True)
+class RenderJob:
+    """Renders the first observation of one environment of every task."""
+
+    names: Sequence[str]
+    options: EnvOptions
+    env_index: int
+    """Number of each of the environments."""
+
+    def run(self, clock: ChildClock) -> None:
+        """See `env_child.Job`."""
+        for name in self.names:
+            clock.build(1)
+            group: Any = make_group(name, 1, [0], self.options, render=True, env_index=self.env_index)
+            group.reset()
+            group.render(0)
+            clock.build(1)
+            group.close()
+
+
+def check_rendering(config: Config, ranks: Ranks = ALONE) -> None:
+    """EnvError if eval.video is set and an environment cannot be rendered here. Graphics libraries may even crash."""
+    if not config.eval.video:
+        return
+    try:
+        run_env_task(RenderJob(config.env.tasks, config.env.options, _first_beside(config, ranks)), config.env)
+    except EnvError as error:
+        raise EnvError(f"eval.video: {error}; train without it: --eval.video false") from error
+
+
 def read_specs(config: Config, ranks: Ranks = ALONE) -> tuple[EnvSpec, ...]:
     """Return the specs of a run's tasks. ranks: each builds an environment with a number of its own.
 
     Raises EnvError if an environment cannot be built, crashes, or takes longer than `env.build_timeout`;
     UnguardedError.
     """
-    return _read(config, config.env.tasks, ranks.world_size * config.training_envs + ranks.rank)
+    return _read(config, config.env.tasks, _first_beside(config, ranks))
+
+
+def _first_beside(config: Config, ranks: Ranks) -> int:
+    """Number of an environment that a rank builds beside those of training."""
+    return ranks.world_size * config.training_envs + ranks.rank
 
 
 def _read(config: Config, tasks: Sequence[str], env_index: int) -> tuple[EnvSpec, ...]:

@@ -15,6 +15,7 @@ from sfactory.learning.batch_scaling import rescale_batch
 from sfactory.model.treatment import cost_lines, obs_lines
 from sfactory.monitor.writers import check_wandb
 from sfactory.native.library import build_in_background
+from sfactory.play.eval_video import check_eval_video
 from sfactory.run.callbacks import Callbacks
 from sfactory.run.job import settings_of_rank
 from sfactory.run.opponent_rules import check_self_play
@@ -36,7 +37,7 @@ from sfactory.supervisor.preflight import (
 )
 from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.signals import Signals, requeue_job
-from sfactory.supervisor.specs import read_specs
+from sfactory.supervisor.specs import check_rendering, read_specs
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.workers.shared import RunSpec
 
@@ -69,8 +70,10 @@ def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks, callbacks:
     check_device("run.device", config.run.device)
     check_device("run.inference-device", config.run.inference_device)
     check_wandb(config)
+    check_eval_video(config)
     try:
         specs = read_specs(config, ranks)
+        check_rendering(config, ranks)
     except UnguardedError:
         return Outcome("unguarded", UNGUARDED, "the script that trains has no guard")
     reading = agent_lines(specs[0], config)

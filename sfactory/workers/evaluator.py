@@ -15,6 +15,7 @@ from __future__ import annotations
 import faulthandler
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from sfactory.learning.network import build_model
 from sfactory.monitor.messages import LOG, NO_EVALUATION, Message
 from sfactory.monitor.statistics import iqm, spread
 from sfactory.play.episodes import model_policy, num_play_envs, play_task
+from sfactory.play.eval_video import show_episodes
 from sfactory.play.watched_group import NO_CLOCK, EnvClock
 from sfactory.run import checkpoint
 from sfactory.workers.names import POLICY, evaluator_name
@@ -68,6 +70,9 @@ class PolicyPlayer:
     def __init__(self, run_spec: RunSpec, policy: int = POLICY) -> None:
         self.name = evaluator_name(policy)
         self.run_spec, self.model = run_spec, build_model(run_spec.config, run_spec.spec).eval()
+        self.filming = run_spec.config.eval.video
+        self.lengths: dict[str, float] = {}  # task -> mean length of an episode in the last evaluation
+        self.env_index = run_spec.ranks.world_size * run_spec.config.sampling.num_envs  # those below train
 
     def evaluate(self, env_steps: int, clock: EnvClock = NO_CLOCK) -> Message:
         """Play eval.episodes episodes of every task; return the results as telemetry.
@@ -87,9 +92,10 @@ class PolicyPlayer:
                 squash=config.model.squash,
                 num_envs=num_play_envs(config),
                 clock=clock,
-                env_index=self.run_spec.ranks.world_size * config.sampling.num_envs,  # those below train
+                env_index=self.env_index,
             )
             mean = float(np.mean(played.returns))
+            self.lengths[task] = float(np.mean(played.lengths))
             own: dict[str, Any] = {"episodic_return": mean, "episodic_length": np.mean(played.lengths)}
             own |= {"iqm": iqm(np.asarray(played.returns)), **spread(played.returns)}
             own |= {f"info/{name}": np.mean(values) for name, values in played.infos.items()}
@@ -100,6 +106,30 @@ class PolicyPlayer:
         row |= {f"eval/{name}": float(np.mean(values)) for name, values in means.items()}
         row |= {"eval/env_steps": float(env_steps), "eval/seconds": time.perf_counter() - start}
         return "eval", self.name, row
+
+    def film(self, env_steps: int, clock: EnvClock = NO_CLOCK) -> list[Message]:
+        """Show an episode of the policy in TensorBoard, if eval.video says so; return what the log is told.
+
+        Training does not need it: after an error no more episodes are filmed.
+        """
+        if not self.filming:
+            return []
+        config = self.run_spec.config
+        try:
+            show_episodes(
+                Path(self.run_spec.run_dir),
+                config,
+                lambda: model_policy(self.model, config.eval.greedy, config.run.seed),
+                env_steps,
+                self.lengths,
+                clock,
+                self.env_index,
+            )
+        except Exception as error:
+            self.filming = False
+            text = f"no video of the policy after {env_steps:,} steps, and none of later ones: {error}"
+            return [(LOG, self.name, text)]
+        return []
 
 
 class EvaluatorClock:
@@ -124,14 +154,20 @@ class EvaluatorClock:
 class Evaluator:
     """Evaluates new checkpoints in a process of its own; see the top of this file."""
 
-    def __init__(self, run_spec: RunSpec, sink: TelemetrySink, evaluated: int, policy: int = POLICY) -> None:
+    def __init__(
+        self, run_spec: RunSpec, sink: TelemetrySink, evaluated: int, policy: int = POLICY, generation: int = 0
+    ) -> None:
+        """evaluated: trained steps of the policy that was evaluated last. generation: how often it was restarted."""
         self.run_spec, self.sink = run_spec, sink
         self.checkpoint_dir = run_spec.policy_dir(policy)
-        self.evaluated = evaluated  # trained steps of the policy that was evaluated last
+        self.evaluated = evaluated
         self.player = PolicyPlayer(run_spec, policy)
         env = run_spec.config.env
         self.clock = EvaluatorClock(env.step_timeout, env.build_timeout)
         self._reason = "the evaluator was starting"  # why multiples of eval.every are skipped, if they are
+        if generation and self.player.filming:  # rendering may have ended it: scores are needed, videos are not
+            self.player.filming = False
+            sink.put((LOG, self.player.name, "no more videos of policies: the evaluator was restarted"))
 
     def step(self) -> bool:
         """One evaluation, if the newest checkpoint is due for one."""
@@ -149,6 +185,8 @@ class Evaluator:
         message: Message
         try:
             message = self.player.evaluate(int(newest.name), self.clock)
+            for note in self.player.film(int(newest.name), self.clock):  # first: the end waits for the result alone
+                self.sink.put(note)
         except EnvError as error:  # the environment's fault; a later policy may do better
             message = NO_EVALUATION, self.player.name, (int(newest.name), str(error))
         self.sink.put(message)

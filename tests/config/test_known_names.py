@@ -78,7 +78,7 @@ FLAGS = {
     "--cuda": "here run.device (",
     "--no-cuda": "here run.device (",
     "--track": "here log.wandb",
-    "--capture-video": "here sfactory eval runs/NAME --video out.mp4 (after training)",
+    "--capture-video": "here eval.video (with eval.every; after training: sfactory eval runs/NAME --video out.mp4)",
     "--save-model": "no counterpart here: checkpoints are always saved",
     "--total-timesteps": "here stop.env-steps",
     "--learning-rate": "here optim.lr",

@@ -27,6 +27,7 @@ USED = {
     "optim.sfpo_alpha": {"optim.sfpo_steps": 2},
     "optim.sfpo_window": {"optim.sfpo_steps": 2},
     "optim.sfpo_threshold": {"optim.sfpo_steps": 2},
+    "eval.video": {"eval.every": 1000},
 }
 """Setting -> what gives it an effect."""
 
@@ -63,6 +64,8 @@ def another(name):
     """A value besides the default that is within the bounds."""
     section, _, key = name.partition(".")
     value = getattr(getattr(Config(), section), key)
+    if isinstance(value, bool):
+        return not value
     return value * 2 if field_type(name) is int else value * 0.75
 
 

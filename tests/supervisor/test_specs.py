@@ -9,10 +9,11 @@ import time
 import psutil
 import pytest
 
-from sfactory.config import Config, Env, Run
+from sfactory.config import Config, Env, Eval, Run
 from sfactory.envs import EnvError, make_spec
+from sfactory.supervisor import specs as specs_module
 from sfactory.supervisor.process_signals import exits_are_reported
-from sfactory.supervisor.specs import read_specs
+from sfactory.supervisor.specs import check_rendering, read_specs
 
 ENVIRONMENTS = """
 import ctypes, os, signal, subprocess, sys, time
@@ -51,7 +52,19 @@ class Odd(CartPoleEnv):
         if self.how == "never ends":
             time.sleep(600)
 
+class Pictures(CartPoleEnv):
+    def __init__(self, how, render_mode=None):
+        self.how = how
+        super().__init__(render_mode=render_mode)
+    def render(self):
+        if self.how == "has no display":
+            raise RuntimeError("no display")
+        if self.how == "crashes in render":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().render()
+
 gymnasium.register("Odd-v0", Odd)
+gymnasium.register("Pictures-v0", Pictures)
 """
 
 
@@ -74,6 +87,24 @@ def test_read_specs_returns_what_make_spec_returns(specs):
     assert (spec.obs, spec.actions) == (plain.obs, plain.actions)
     tasks = "gymnasium/CartPole-v1", "gymnasium/CartPole-v0"
     assert [spec.name for spec in read_specs(Config(env=Env(",".join(tasks))))] == list(tasks)
+
+
+def test_check_rendering_refuses_environments_that_cannot_be_rendered_here(specs, monkeypatch):
+    def check(name, how="is fine", video=True):
+        env = Env(name, settings={"how": how} if "odd" in name else {})
+        check_rendering(Config(env=env, eval=Eval(every=1000, video=video)))
+
+    check("gymnasium/CartPole-v1")
+    check("gymnasium/odd_envs:Pictures-v0")
+    for name, how, reason in [
+        ("gymnasium/odd_envs:Odd-v0", "is fine", "Odd-v0"),
+        ("gymnasium/odd_envs:Pictures-v0", "has no display", "cannot be rendered on this machine"),
+        ("gymnasium/odd_envs:Pictures-v0", "crashes in render", r"it ended its process \(killed by SIGSEGV\)"),
+    ]:
+        with pytest.raises(EnvError, match=rf"^eval\.video: .*{reason}.*; train without it: --eval\.video false$"):
+            check(name, how)
+    monkeypatch.setattr(specs_module, "run_env_task", lambda *_: pytest.fail("nothing is started"))
+    check("gymnasium/CartPole-v1", video=False)
 
 
 def test_read_specs_sends_what_an_environment_prints_to_stderr(specs, capfd):

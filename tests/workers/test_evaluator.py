@@ -1,11 +1,16 @@
 """The evaluator plays due checkpoints with the same seeds every time, and only checkpoints that it has verified."""
 
+import io
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 
+import av
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sfactory.config import Config, Env, Eval, Model, Sampling
 from sfactory.envs import EnvError, make_spec
@@ -147,6 +152,69 @@ def test_policy_player_reports_the_spread_of_returns_and_the_numbers_of_info(run
     assert row["eval/info/is_success"] == 0.75
     for name in row:
         assert meaning(name)
+
+
+def with_video(run_spec):
+    config = replace(run_spec.config, eval=replace(run_spec.config.eval, video=True))
+    return replace(run_spec, config=config)
+
+
+def pictures(run_spec):
+    """(step, picture) of every episode that TensorBoard shows."""
+    found = EventAccumulator(f"{run_spec.run_dir}/tb/videos", size_guidance={"images": 0})
+    found.Reload()
+    return [(image.step, image.encoded_image_string) for image in found.Images("eval/video")]
+
+
+def test_evaluator_shows_an_episode_in_tensorboard_and_the_scores_do_not_depend_on_it(run_spec):
+    (Path(run_spec.run_dir) / "tb").mkdir()
+    paths = save(run_spec, 100), save(run_spec, 200, shift=0.5)
+    rows = []
+    for spec in (run_spec, with_video(run_spec)):
+        player = PolicyPlayer(spec)
+        for path in paths:
+            player.model.load_state_dict(checkpoint.read(path, ("model",)).parts["model"])
+            _, _, row = player.evaluate(int(path.name))
+            assert player.film(int(path.name)) == []
+            rows.append({name: value for name, value in row.items() if name != "eval/seconds"})
+    assert rows[:2] == rows[2:]
+    (first, gif), (second, _) = pictures(run_spec)
+    assert (first, second) == (100, 200)
+    with av.open(io.BytesIO(gif)) as video:
+        frames = list(video.decode(video=0))
+    assert 9 <= len(frames) <= 150
+    assert max(frames[0].width, frames[0].height) == 240
+
+
+def test_evaluator_films_no_more_after_an_error_and_goes_on(run_spec, monkeypatch):
+    def failing(*_):
+        raise EnvError("no display")
+
+    monkeypatch.setattr(module, "show_episodes", failing)
+    evaluator = Evaluator(with_video(run_spec), ListSink(), evaluated=0)
+    save(run_spec, 100)
+    assert evaluator.step()
+    text = "no video of the policy after 100 steps, and none of later ones: no display"
+    note, (kind, _, row) = evaluator.sink.drain()
+    assert note == ("log", "evaluator", text)
+    assert (kind, row["eval/env_steps"]) == ("eval", 100)
+    save(run_spec, 200)
+    assert evaluator.step()
+    assert [kind for kind, _, _ in evaluator.sink.drain()] == ["eval"], "neither a video nor a second line"
+
+
+def test_restarted_evaluator_films_no_more_because_rendering_may_have_ended_it(run_spec, monkeypatch):
+    filmed = []
+    monkeypatch.setattr(module, "show_episodes", lambda *_: filmed.append(1))
+    save(run_spec, 100)
+    for generation in (1, 0):
+        evaluator = Evaluator(with_video(run_spec), ListSink(), evaluated=0, generation=generation)
+        assert evaluator.step()
+        texts = [text for kind, _, text in evaluator.sink.drain() if kind == "log"]
+        assert texts == ["no more videos of policies: the evaluator was restarted"][:generation]
+        assert len(filmed) == 1 - generation
+    plain = Evaluator(run_spec, ListSink(), evaluated=0, generation=1)
+    assert plain.sink.drain() == []
 
 
 HANG = """
