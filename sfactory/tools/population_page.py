@@ -46,7 +46,12 @@ def content(folder: Path, history: History) -> dict[str, Any]:
         "finished": history.finished,
         "winner": winner,
         "tiles": _tiles(history, runs),
-        "lineage": Chart("who took over whose policy", lineage(len(members), history.records), wide=True),
+        "lineage": Chart(
+            "who took over whose policy",
+            lineage(len(members), history.records),
+            wide=True,
+            narrow=lineage(len(members), history.records, svg.NARROW[0]),
+        ),
         "curves": _curves(history, runs),
         "settings": _settings(history),
         "members": [_row(history, member, runs.get(member)) for member in members],
@@ -132,8 +137,10 @@ def _chart(
         here = np.log10(y) if uses_logs else y
         curves.append(svg.Line(name, _on_axis(axis, x, here, steps=setting)))
     y_format = (lambda value: svg.number(10.0**value)) if uses_logs else svg.number
-    drawing = svg.lines(axis, curves, human, y_format, svg.WIDE if wide else svg.SMALL, zero=not uses_logs)
-    return [Chart(title, drawing, legend(list(known), [float(y[-1]) for _, y in known.values()]), wide)]
+    sizes = (svg.WIDE, svg.NARROW) if wide else (svg.SMALL,)
+    drawing, *narrow = (svg.lines(axis, curves, human, y_format, size, zero=not uses_logs) for size in sizes)
+    newest = [float(y[-1]) for _, y in known.values()]
+    return [Chart(title, drawing, legend(list(known), newest), wide, "".join(narrow))]
 
 
 def _on_axis(axis: np.ndarray, x: np.ndarray, y: np.ndarray, steps: bool) -> np.ndarray:
