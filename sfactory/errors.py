@@ -214,6 +214,10 @@ def own_place(error: BaseException | None) -> str:
     return place
 
 
+PART_OF_SECTION = 0.6
+"""Similarity of the last parts of two names from which whole names can be near each other."""
+
+
 def did_you_mean(word: str, known: Iterable[str], whole_near: float = 0.6, part_near: float = 0.75) -> str:
     """`; did you mean X?` with the nearest of `known`, or an empty string where nothing is near.
 
@@ -227,9 +231,13 @@ def did_you_mean(word: str, known: Iterable[str], whole_near: float = 0.6, part_
     for name in known:
         whole.setdefault(name.lower(), name)
         last_part.setdefault(name.lower().rpartition(".")[2], name)
-    near = [whole[hit] for hit in difflib.get_close_matches(word.lower(), whole, 1, whole_near)]
+    last = word.lower().rpartition(".")[2]
+    hits = difflib.get_close_matches(word.lower(), whole, 5, whole_near)
+    if "." in word:  # names of one long section are near each other whatever their last parts are
+        parts = {hit: hit.rpartition(".")[2] for hit in hits}
+        hits = [hit for hit in hits if difflib.SequenceMatcher(None, last, parts[hit]).ratio() >= PART_OF_SECTION]
+    near = [whole[hit] for hit in hits[:1]]
     if not near:
-        last = word.lower().rpartition(".")[2]
         near = [last_part[hit] for hit in difflib.get_close_matches(last, last_part, 1, part_near)]
     return f"; did you mean {near[0]}?" if near else ""
 

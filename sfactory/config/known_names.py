@@ -33,6 +33,8 @@ class Known:
 
     here: settings or a command; empty if there is no counterpart.
     note: what differs in meaning or unit; without a counterpart, why there is none.
+    exact: the names count only as they are written there, with their section if they have one. Their last part means
+        something else in other sections, or is near a name of ours.
     """
 
     here: str
@@ -42,6 +44,7 @@ class Known:
     sb3: str = ""
     rllib: str = ""
     puffer: str = ""
+    exact: bool = False
 
     def names(self, program: str) -> tuple[str, ...]:
         """The names in one program, as they are written there."""
@@ -85,7 +88,8 @@ KNOWN = (
           rllib="num_learners"),
     Known("run.mode lockstep", "deterministic to the last bit, in one process", sf="serial_mode",
           cleanrl="torch-deterministic", puffer="train.torch_deterministic"),
-    Known("run.mode", "async: processes; lockstep: one process", sb3="vec-env vec_env_cls", puffer="vec.backend"),
+    Known("run.mode", "async: processes; lockstep: one process", sb3="vec-env vec_env_cls", puffer="vec.backend",
+          exact=True),
     Known("run.dir", "the folder of the run; --name NAME is runs/NAME", sf="experiment train_dir",
           cleanrl="exp-name", sb3="log-folder", puffer="train.data_dir"),
     Known("run.dir", "TensorBoard files are in the folder of the run", sb3="tensorboard_log tb_log_name"),
@@ -95,7 +99,7 @@ KNOWN = (
           sb3="trained-agent", puffer="load_model_path"),
     Known("run.precision", "auto, fp32, bf16", puffer="train.precision"),
     Known("run.kernels", "native needs no compilation by torch", puffer="train.compile", rllib="torch_compile_learner"),
-    Known("run.learner-threads", sb3="num-threads"),
+    Known("run.learner-threads", sb3="num-threads", exact=True),
     Known("", "torch is the only framework", rllib="framework"),
     # -- sampling
     Known("sampling.num-samplers", "processes; 0: by cores", sf="num_workers",
@@ -137,7 +141,7 @@ KNOWN = (
           cleanrl="buffer-size", sb3="buffer_size learning_starts"),
     Known("", "all lanes have the same weight", puffer="train.prio_alpha train.prio_beta0"),
     # -- the algorithm
-    Known("algorithm.name", "actor_critic, ppg, pqn; surrogate.objective has the variants of PPO", sf="algo",
+    Known("algorithm.name", "actor_critic, dae, ppg, pqn; surrogate.objective has the variants of PPO", sf="algo",
           sb3="algo"),
     Known("trace.gamma", sf="gamma", cleanrl="gamma", sb3="gamma", rllib="gamma", puffer="train.gamma"),
     Known("trace.trace-lambda", sf="gae_lambda", cleanrl="gae-lambda", sb3="gae_lambda", rllib="lambda_ lambda",
@@ -163,8 +167,15 @@ KNOWN = (
           rllib="vf_clip_param"),
     Known("loss.entropy-coef", sf="exploration_loss_coeff", cleanrl="ent-coef", sb3="ent_coef",
           rllib="entropy_coeff", puffer="train.ent_coef"),
-    Known("", "the bonus is always the entropy, with the constant loss.entropy-coef", sf="exploration_loss",
+    Known("loss.entropy-final", "at the end, on a straight line from loss.entropy-coef",
           rllib="entropy_coeff_schedule"),
+    Known("", "the bonus is always the entropy", sf="exploration_loss"),
+    Known("ppg.policy-updates", "with algorithm.name ppg", cleanrl="n-iteration", exact=True),
+    Known("batch.epochs", "with algorithm.name ppg", cleanrl="e-policy", exact=True),
+    Known("ppg.phase-epochs", "with algorithm.name ppg", cleanrl="e-auxiliary"),
+    Known("ppg.clone-coef", "with algorithm.name ppg", cleanrl="beta-clone"),
+    Known("", "there is no learning from recorded data", rllib="beta input_ input_config", exact=True),
+    Known("", "there is no model of the environment", rllib="model_size", exact=True),
     Known("", "episodes that a time limit ends always bootstrap", sf="value_bootstrap"),
     Known("", "noise does not depend on the state; model.log-std-init is its start", sf="adaptive_stddev",
           sb3="use_sde sde_sample_freq"),
@@ -202,13 +213,13 @@ KNOWN = (
     Known("model.encoder", "auto, mlp, cnn, nature, impala, minatar or module:Class", sf="encoder_conv_architecture",
           sb3="features_extractor_class", rllib="model.custom_model custom_model", puffer="policy_name"),
     Known("model.encoder", "MlpPolicy: mlp, CnnPolicy: nature; proximal.policy is the center of the trust region",
-          sb3="policy"),
+          sb3="policy", exact=True),
     Known("model.core", "none, gru, lstm", sf="use_rnn rnn_type", rllib="model.use_lstm use_lstm", puffer="rnn_name"),
     Known("model.core-size", sf="rnn_size", sb3="lstm_hidden_size", rllib="model.lstm_cell_size lstm_cell_size",
           puffer="rnn.hidden_size"),
     Known("", "a recurrent core has one layer, of model.core-size", sf="rnn_num_layers", sb3="n_lstm_layers"),
     Known("model.activation", "relu or tanh", sf="nonlinearity", sb3="activation_fn",
-          rllib="model.fcnet_activation fcnet_activation"),
+          rllib="model.fcnet_activation fcnet_activation model.conv_activation"),
     Known("model.separate", "the opposite: true has two networks", sf="actor_critic_share_weights",
           rllib="model.vf_share_layers vf_share_layers"),
     Known("model.log-std-init", "the logarithm of it", sf="initial_stddev"),
@@ -217,6 +228,7 @@ KNOWN = (
     Known("", "weights are always initialized orthogonally", sf="policy_initialization policy_init_gain",
           sb3="ortho_init"),
     Known("the section model", "as --model.hidden 256,256", sb3="policy_kwargs"),
+    Known("the section model", "one flag for each setting", rllib="model model_config", exact=True),
     # -- saving, evaluation, logs
     Known("checkpoint.every-seconds", "in seconds", sf="save_every_sec", sb3="save-freq",
           rllib="checkpoint_frequency", puffer="train.checkpoint_interval"),
@@ -235,6 +247,22 @@ KNOWN = (
     Known("log.every-seconds", "in seconds", sf="experiment_summaries_interval", sb3="log-interval"),
     Known("log.quiet", sb3="verbose"),
     Known("log.wandb", sf="with_wandb", cleanrl="track", sb3="track", puffer="wandb"),
+    Known("log.wandb-project", sf="wandb_project", cleanrl="wandb-project-name", sb3="wandb-project-name",
+          rllib="wandb-project", puffer="wandb-project"),
+    Known("log.wandb-group", sf="wandb_group", sb3="wandb-group", puffer="wandb-group"),
+    Known("log.wandb-name", rllib="wandb-run-name"),
+    Known("log.wandb-tags", "with commas", sf="wandb_tags", sb3="wandb-tags"),
+    Known("log.wandb-tags", "with commas", puffer="tag", exact=True),
+    Known("", "wandb reads it from the environment variable WANDB_ENTITY", sf="wandb_user", cleanrl="wandb-entity",
+          sb3="wandb-entity"),
+    Known("", "wandb reads it from the environment variable WANDB_JOB_TYPE", sf="wandb_job_type"),
+    Known("", "wandb reads it from the environment variable WANDB_API_KEY, or wandb login asks for it",
+          rllib="wandb-key"),
+    Known("", "metrics go to TensorBoard and Weights & Biases (log.wandb), not to Neptune",
+          puffer="neptune neptune-name neptune-project"),
+    Known("", "there it names a workspace of Neptune; here --name NAME is the folder runs/NAME",
+          puffer="train.name train.project", exact=True),
+    Known("sfactory sweep TARGET --seeds 0..4", "the number of runs", rllib="num-samples", exact=True),
     Known("", "returns are means of the last 100 episodes", sf="stats_avg",
           rllib="metrics_num_episodes_for_smoothing"),
     Known("sfactory pbt", "a command of its own, with --members, --period and others", sf="with_pbt num_policies"),
@@ -258,7 +286,8 @@ def answer(name: str) -> str:
     section, _, last = name.strip("-").rpartition(".")
     if whole := _index().get(_key(name)):
         return whole.answer
-    known = _index().get(_key(last)) or _index().get(_key(re.sub(r"^no[-_]", "", last)))
+    parts = _last_parts()
+    known = parts.get(_key(last)) or parts.get(_key(re.sub(r"^no[-_]", "", last)))
     if known is None or (section in OWN_PHASE and not known.here.startswith(f"{section}.")):
         return ""
     return known.answer
@@ -279,11 +308,22 @@ def _key(name: str) -> str:
 
 @cache
 def _index() -> dict[str, Known]:
-    """Key of a name -> its row. A name with a section is found without it, unless another row has the rest."""
+    """Key of a name as it is written -> its row. A name with a section counts without it, unless another row has it."""
     whole: dict[str, Known] = {}
-    rest: dict[str, Known] = {}
     for known in KNOWN:
         for name in (name for program in PROGRAMS for name in known.names(program)):
             whole.setdefault(_key(name), known)
-            rest.setdefault(_key(name.rpartition(".")[2]), known)
-    return {**rest, **whole}
+    return {**_last_parts(), **whole}
+
+
+@cache
+def _last_parts() -> dict[str, Known]:
+    """Key of a name without its section -> its row, of the rows that are not exact."""
+    last: dict[str, Known] = {}
+    whole: dict[str, Known] = {}
+    for known in (known for known in KNOWN if not known.exact):
+        for name in (name for program in PROGRAMS for name in known.names(program)):
+            if "." not in name:
+                whole.setdefault(_key(name), known)
+            last.setdefault(_key(name.rpartition(".")[2]), known)
+    return {**last, **whole}

@@ -25,6 +25,7 @@ from sfactory.config.algorithms import ALGORITHMS
 from sfactory.config.bounds import LARGEST, AnyNumber, check_bound
 from sfactory.config.cross_checks import ReplaceableValue
 from sfactory.config.renamed import RENAMED, current_name, report_old_names
+from sfactory.config.short_forms import SHORT_FORMS
 from sfactory.config.tables import SETTINGS, as_table, key_path, merge, table_of
 from sfactory.config.values import SWITCHES, UNITS, as_text, is_none
 from sfactory.errors import SettingError, SettingNote, did_you_mean
@@ -101,6 +102,9 @@ def check_name(name: str, typed: str, options: Iterable[str] = ()) -> None:
         return
     if answer := known_names.answer(name):
         raise SettingError(f"{typed}: no such setting; {answer}")
+    section, _, last = name.rpartition(".")
+    if section and SHORT_FORMS.get(last, "").startswith(f"{section}."):  # run.name, stop.steps
+        raise SettingError(f"{typed}: no such setting; did you mean {flag_name(SHORT_FORMS[last])}, or --{last}?")
     known = [*map(flag_name, field_types()), *(option.lstrip("-") for option in options)]
     hint = did_you_mean(flag_name(name), known, 0.8, 0.85)  # a wrong suggestion is worse than none
     if not hint and name.startswith("learning."):  # near an old name: suggest the current one

@@ -98,6 +98,9 @@ FLAGS = {
     "--max-grad-norm": "here optim.max-grad-norm",
     "--target-kl": "no counterpart here: an update never stops early",
     "--buffer-size": "no counterpart here: there is no buffer of old transitions",
+    "--n-iteration": "here ppg.policy-updates (with algorithm.name ppg)",
+    "--e-policy": "here batch.epochs (with algorithm.name ppg)",
+    "--beta-clone": "here ppg.clone-coef (with algorithm.name ppg)",
     # Stable-Baselines3
     "--n_steps": "here sampling.rollout-length",
     "--n-steps": "here sampling.rollout-length",
@@ -133,6 +136,21 @@ FLAGS = {
     "--training.lr": "here optim.lr",
     "--env_runners.num_env_runners": "here sampling.num-samplers (",
     "--evaluation_interval": "here eval.every (",
+    "--entropy_coeff_schedule": "here loss.entropy-final (at the end, on a straight line from loss.entropy-coef)",
+    "--beta": "no counterpart here: there is no learning from recorded data",
+    "--model": "here the section model (one flag for each setting)",
+    "--model_size": "no counterpart here: there is no model of the environment",
+    "--num-samples": "here sfactory sweep TARGET --seeds 0..4 (the number of runs)",
+    "--wandb-key": "no counterpart here: wandb reads it from the environment variable WANDB_API_KEY",
+    "--wandb-run-name": "here log.wandb-name",
+    # Weights & Biases in several programs
+    "--wandb_project": "here log.wandb-project",
+    "--wandb-project-name": "here log.wandb-project",
+    "--wandb_group": "here log.wandb-group",
+    "--wandb_tags": "here log.wandb-tags (with commas)",
+    "--wandb_user": "no counterpart here: wandb reads it from the environment variable WANDB_ENTITY",
+    "--wandb-entity": "no counterpart here: wandb reads it from the environment variable WANDB_ENTITY",
+    "--wandb_job_type": "no counterpart here: wandb reads it from the environment variable WANDB_JOB_TYPE",
     # PufferLib
     "--train.total-timesteps": "here stop.env-steps",
     "--train.learning-rate": "here optim.lr",
@@ -147,6 +165,10 @@ FLAGS = {
     "--train.vtrace-rho-clip": "here trace.rho-bar",
     "--train.anneal-lr": "here optim.schedule linear (to 0 at stop.env-steps, in a straight line; there a cosine)",
     "--train.prio-alpha": "no counterpart here: all lanes have the same weight",
+    "--train.name": "no counterpart here: there it names a workspace of Neptune; here --name NAME is the folder",
+    "--train.project": "no counterpart here: there it names a workspace of Neptune",
+    "--neptune": "no counterpart here: metrics go to TensorBoard and Weights & Biases (log.wandb), not to Neptune",
+    "--tag": "here log.wandb-tags (with commas)",
     "--rnn.hidden-size": "here model.core-size",
 }  # fmt: skip
 
@@ -164,6 +186,69 @@ def test_a_foreign_flag_is_answered_with_the_name_here(flag, expected):
 
 def test_sixty_foreign_flags_are_tested():
     assert len(FLAGS) >= 60
+
+
+WITHOUT_COUNTERPART = {
+    "Sample Factory": "normalize_input_keys actor_worker_gpus set_workers_cpu_affinity force_envs_single_thread "
+    "default_niceness log_to_file flush_summaries_interval summaries_use_frameskip heartbeat_interval "
+    "heartbeat_reporting_interval save_best_metric save_best_after benchmark decoder_mlp_layers use_env_info_cache "
+    "env_gpu_actions env_gpu_observations pixel_format use_record_episode_statistics eval_env_frameskip no_render "
+    "video_frames video_name max_num_frames push_to_hub hf_repository policy_index train_script enjoy_script "
+    "pbt_mix_policies_in_one_env pbt_optimize_gamma pbt_target_objective pbt_perturb_min pbt_perturb_max",
+    "CleanRL": "upload-model hf-entity rpo-alpha target-network-frequency start-e end-e exploration-fraction "
+    "train-frequency n-atoms v-min v-max policy-lr q-lr policy-frequency noise-clip exploration-noise autotune "
+    "int-coef ext-coef int-gamma update-proportion num-iterations-obs-norm-init v-value num-aux-rollouts "
+    "n-aux-grad-accum backend device-ids actor-device-ids learner-device-ids num-actor-threads "
+    "trxl-num-layers trxl-memory-length reconstruction-coef",
+    "PufferLib": "package max-suggestion-cost load-id render-mode save-frames gif-path fps max-runs local-rank "
+    "vec.zero-copy vec.overwork vec.num-threads train.cpu-offload train.max-minibatch-size train.compile-mode "
+    "train.compile-fullgraph rnn.input-size sweep.method sweep.metric sweep.goal sweep.downsample",
+    "RLlib": "placement_strategy custom_resources_per_worker local_gpu_idx eager_tracing render_env "
+    "disable_env_checking sample_timeout_s episode_lookback_horizon compress_observations explore "
+    "preprocessor_pref policy_mapping_fn policies_to_train count_steps_by keep_per_episode_custom_metrics "
+    "min_time_s_per_iteration log_sys_usage fake_sampler worker_health_probe_timeout_s grad_clip_by "
+    "num_gpu_loader_threads minibatch_buffer_size broadcast_interval target_worker_clipping simple_queue_size "
+    "evaluation_parallel_to_training evaluation_duration_unit off_policy_estimation_methods tau momentum "
+    "model.conv_filters model.use_attention model.zero_mean stop-timesteps-total checkpoint-at-end as-test",
+}
+"""Settings that do something else than every setting here, so that any suggestion would be wrong."""
+
+
+@pytest.mark.parametrize(
+    ("program", "name"), [(program, name) for program, names in WITHOUT_COUNTERPART.items() for name in names.split()]
+)
+def test_a_foreign_flag_without_a_counterpart_gets_no_suggestion(program, name):
+    with pytest.raises(SettingError) as caught:
+        split_flags([f"--{name}", "1"], {})
+    assert str(caught.value) == f"{name}: no such setting"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("optim.beta", "did you mean optim.beta"),  # not RLlib's beta
+        ("model.size", "did you mean model.core-size?"),  # nor its model_size
+        ("sampling.num-samples", "did you mean sampling.num-samplers?"),
+        ("surrogate.policy", "did you mean proximal.policy?"),
+        ("log.wandb-projct", "did you mean log.wandb-project?"),
+        ("surrogate.clipp", "did you mean surrogate.clip?"),
+        ("run.name", "did you mean run.dir, or --name?"),  # and not env.name
+        ("stop.steps", "did you mean stop.env-steps, or --steps?"),
+    ],
+)
+def test_a_setting_of_ours_is_suggested_where_the_name_of_another_program_is_near_it(typed, expected):
+    with pytest.raises(SettingError) as caught:
+        split_flags([f"--{typed}", "1"], {})
+    assert f"no such setting; {expected}" in str(caught.value)
+
+
+def test_names_that_count_only_as_they_are_written_are_not_found_by_their_last_part():
+    rows = [known for known in KNOWN if known.exact]
+    assert len(rows) > 6
+    for known in rows:
+        for name in (name for program in PROGRAMS for name in known.names(program)):
+            assert answer(name) == known.answer
+            assert answer(f"somewhere.{name.rpartition('.')[2]}") != known.answer, name
 
 
 @pytest.mark.parametrize("typed", ["TOTAL_TIMESTEPS", "total-timesteps", "totalTimesteps", "Total_Timesteps"])
