@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -31,7 +32,8 @@ PREFIX = "cloudpickle:"
 FOLDER = "code"
 """Of a run folder, with its pickles."""
 FOLDERS = "SFACTORY_PICKLES"
-"""Environment variable: the folders in which pickles are looked for, here and in processes that are started."""
+"""Environment variable: the folders in which pickles are looked for, here and in processes that are started; a list in
+JSON, because a name may hold any character."""
 LARGEST = 256 * MiB
 DIGITS = 16
 LONGEST_NAME = 40
@@ -197,13 +199,13 @@ def _digest(data: bytes) -> str:
 
 
 def _folders() -> list[Path]:
-    return [Path(folder) for folder in os.environ.get(FOLDERS, "").split(os.pathsep) if folder]
+    listed = json.loads(os.environ.get(FOLDERS) or "[]")
+    return [Path(folder) for folder in listed]
 
 
 def _set_folders(folders: Iterable[str]) -> None:
-    joined = os.pathsep.join(folders)
-    if joined:
-        os.environ[FOLDERS] = joined
+    if listed := list(folders):
+        os.environ[FOLDERS] = json.dumps(listed)  # ASCII, also for bytes of a name that are not UTF-8
     else:
         os.environ.pop(FOLDERS, None)
 

@@ -1,6 +1,7 @@
 """Classes and functions from Python: named by import path, or pickled under the digest of their bytes."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -124,7 +125,23 @@ def test_searching_ends_with_its_context_and_not_that_of_another_run(tmp_path, m
     first, second = pickled.searching(tmp_path / "a"), pickled.searching(tmp_path / "b")
     first.__enter__()
     with second:
-        assert len(os.environ[pickled.FOLDERS].split(os.pathsep)) == 2
+        assert len(json.loads(os.environ[pickled.FOLDERS])) == 2
         first.__exit__(None, None, None)
-        assert os.environ[pickled.FOLDERS] == str(tmp_path / "b" / "code")
+        assert json.loads(os.environ[pickled.FOLDERS]) == [str(tmp_path / "b" / "code")]
     assert pickled.FOLDERS not in os.environ
+
+
+@pytest.mark.parametrize("name", ["10:30:00", "a;b", "two\nlines", "ünï", "not utf-8 \udcff", 'quo"te\\', " "])
+def test_searching_finds_a_pickle_in_a_folder_of_any_name_also_in_another_process(tmp_path, monkeypatch, name):
+    made = pickled.name_of(counting(7), "target")
+    run = tmp_path / name
+    run.mkdir()
+    pickled.keep([made], run)
+    monkeypatch.setenv(pickled.FOLDERS, "")
+    with pickled.searching(run):
+        assert pickled.load(made)() == 7
+        program = f"from sfactory import pickled; print(pickled.load({made!r})())"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "7\n", done.stderr
+    with pytest.raises(SettingError):
+        pickled.load(made)
