@@ -7,6 +7,7 @@ from sfactory.workers.shared import Phase, RunSpec, SharedState, heartbeat_phase
 
 MEASURE_S = 5.0  # of stepping, before a rate is trusted
 MEASURE_STEPS = 10
+WARM_UP_S = 15.0  # the first actions and steps of a process take longer: what was measured sooner is measured again
 LONGEST_S = 30.0  # after which fewer steps are enough
 REPORT_S = 60.0
 
@@ -17,7 +18,8 @@ class FirstUpdate:
     def __init__(self, run_spec: RunSpec, shared: SharedState) -> None:
         self.run_spec, self.shared = run_spec, shared
         self.done = False
-        self._begun: tuple[float, int] | None = None  # time and steps when the first step was seen
+        self._begun: tuple[float, int] | None = None  # time and steps when the measurement began
+        self._first = 0.0  # time when the first step was seen
 
     def line(self, now: float) -> str:
         """The line to report, the first time it is known; otherwise an empty string."""
@@ -31,13 +33,16 @@ class FirstUpdate:
             return ""
         steps = counts.sampled + self._within_groups()
         if self._begun is None:
+            self._begun, self._first = (now, steps), now
+        seconds, new = now - self._begun[0], steps - self._begun[1]
+        if seconds < MEASURE_S or new < (MEASURE_STEPS if seconds < LONGEST_S else 1):
+            return ""
+        if now - self._first < WARM_UP_S:
             self._begun = now, steps
-        seconds, steps = now - self._begun[0], steps - self._begun[1]
-        if seconds < MEASURE_S or steps < (MEASURE_STEPS if seconds < LONGEST_S else 1):
             return ""
         self.done = True
         unit = "agent steps" if self.run_spec.spec.agents else "environment steps"
-        return first_update_line(self.run_spec.batch_rows, steps / seconds, unit)
+        return first_update_line(self.run_spec.batch_rows, new / seconds, unit, seconds)
 
     def _within_groups(self) -> int:
         """Environment steps of group steps that are not complete."""
@@ -49,14 +54,18 @@ class FirstUpdate:
         return steps
 
 
-def first_update_line(rows: int, rate: float, unit: str = "environment steps") -> str:
-    """The line for an update of so many rows at so many steps per second; empty if it takes less than a minute."""
+def first_update_line(rows: int, rate: float, unit: str = "environment steps", measured_s: float = MEASURE_S) -> str:
+    """The line for an update of so many rows at so many steps per second; empty if it takes less than a minute.
+
+    measured_s: seconds over which the rate was measured. On a busy machine it may become another one.
+    """
     seconds = rows / rate
     if seconds <= REPORT_S:
         return ""
     return (
-        f"the first update will take about {_duration(seconds)}: it needs {rows:,} {unit}, and there are "
-        f"{rate:.3g} per second; fewer: --sampling.rollout-length, --sampling.envs-per-group"
+        f"the first update will take about {_duration(seconds)} if the speed stays as it is: it needs {rows:,} {unit}, "
+        f"and there were {rate:.3g} per second in the last {measured_s:.0f} s; fewer: --sampling.rollout-length, "
+        "--sampling.envs-per-group"
     )
 
 

@@ -34,11 +34,38 @@ def test_first_update_is_announced_once_from_the_measured_rate(shared):
     at(shared, 2)
     assert first.line(204.0) == "", "too short to tell"
     at(shared, 3)
-    line = first.line(210.0)  # 40 steps in 10 s, and 2000 are needed
+    line = first.line(220.0)  # 40 steps in 20 s, and 2000 are needed
     assert line.startswith(
-        "the first update will take about 8 min: it needs 2,000 environment steps, and there are 4 per"
+        "the first update will take about 17 min if the speed stays as it is: it needs 2,000 environment steps, and "
+        "there were 2 per second in the last 20 s; fewer: --sampling"
     )
     assert first.line(300.0) == ""
+
+
+def test_first_update_measures_again_what_was_slow_while_processes_warmed_up(shared):
+    """On a busy machine the first actions can take seconds: the rate of that time says nothing."""
+    first = FirstUpdate(shared.run_spec, shared)
+    at(shared, 1)
+    assert first.line(100.0) == ""
+    at(shared, 2)
+    assert first.line(106.0) == "", "20 steps in 6 s would be 10 minutes"
+    at(shared, 50)
+    assert first.line(112.0) == "", "960 steps in 6 s, and still before the end of the warm-up"
+    at(shared, 60)
+    assert first.line(118.0) == "", "200 steps in 6 s: the update takes a minute at most"
+    assert first.done
+
+
+def test_first_update_is_announced_after_the_warm_up_if_it_stays_slow(shared):
+    first = FirstUpdate(shared.run_spec, shared)
+    told = []
+    for number in range(1, 13):
+        at(shared, number)
+        told.append(first.line(100.0 + 2 * number))  # 10 steps per second
+    assert told.count("") == 11
+    (line,) = filter(None, told)
+    assert "about 3 min if" in line
+    assert told.index(line) >= 7, "after 15 s"
 
 
 def test_first_update_counts_steps_within_a_group_that_is_slow(shared):
@@ -59,7 +86,8 @@ def test_first_update_of_agents_is_in_agent_steps(tmp_path):
     at(shared, 1, env=0)
     assert first.line(0.0) == ""
     at(shared, 1, env=5)  # 5 environments of 3 agents in 30 s, and 6000 rows are needed
-    assert "3.3 hours: it needs 6,000 agent steps, and there are 0.5 per second" in first.line(30.0)
+    line = first.line(30.0)
+    assert "3.3 hours if the speed stays as it is: it needs 6,000 agent steps, and there were 0.5 per second" in line
 
 
 def test_first_update_is_not_announced_after_the_first_update(shared):
