@@ -334,6 +334,8 @@ class Update:
             assert loss.total is not None, "a loss without a gradient has a total"
             loss.total.backward()  # as far as the network's outputs
         self.network.backward(loss.gradient)
+        if loss.total is not None:  # clamp and where have finite gradients where the loss is NaN, as in sapo
+            self.flat.gradient[:1].masked_fill_(~loss.total.detach().isfinite(), math.inf)
 
     def _step(self, loss: Loss, valid: Tensor, fast: bool = False) -> dict[str, Tensor]:
         """As `_optimizer_step`, with the gradient that was written. loss: its metrics."""

@@ -139,8 +139,7 @@ class SetUp:
             if self.settings["surrogate.objective"] in DISCRETE_ONLY and self.actions in ("box", "squashed", "mixed"):
                 self.actions = "several"  # a difference of densities has no meaning
             self.kernels = self.choose(("torch", "autograd"))
-            # Other estimators spread what is not a number; torch's clamp, in sapo, has no gradient for it.
-            may_break = self.settings["trace.estimator"] == "gae" and self.settings["surrogate.objective"] != "sapo"
+            may_break = self.settings["trace.estimator"] == "gae"  # other estimators spread what is not a number
             may_break &= self.settings["surrogate.mask"] != "m2po"  # which rows are the largest is not defined
             self.broken = may_break and self.choose((False, False, True))
             if not self._fits():
@@ -178,7 +177,8 @@ class SetUp:
         for name, value in s.items():
             section, _, key = name.partition(".")
             sections.setdefault(section, {})[key] = value
-        chosen = SimpleNamespace(**{section: SimpleNamespace(**values) for section, values in sections.items()})
+        whole = {section: {**vars(own), **sections.get(section, {})} for section, own in vars(Config()).items()}
+        chosen = SimpleNamespace(**{section: SimpleNamespace(**values) for section, values in whole.items()})
         for name, (_, applies) in EFFECTS.items():
             if not applies(chosen):
                 section, _, key = name.partition(".")

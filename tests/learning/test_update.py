@@ -1,5 +1,7 @@
 """One update: minibatches, normalized value targets, updates that are not finite, saved state."""
 
+import math
+
 import pytest
 import torch
 from update_helpers import ACTIONS, B, T, make_batch, make_update
@@ -7,6 +9,7 @@ from update_helpers import ACTIONS, B, T, make_batch, make_update
 from sfactory.algo.normalize import TargetScale
 from sfactory.config import BatchConfig, Config, Sampling
 from sfactory.envs import ActionLeaf, Leaf
+from sfactory.learning import parts
 from sfactory.learning.objectives import Minibatch
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
@@ -249,3 +252,22 @@ def test_update_differentiates_what_has_no_formula():
         update = make_update(kernels="auto", **settings)
         assert not update.objective.by_formula
         assert update.run(make_batch(update), 0, 0.0)["skipped"] == 0
+
+
+@pytest.mark.parametrize("kernels", ["torch", "autograd"])
+@pytest.mark.parametrize("most", [None, 2 * 4])
+def test_update_skips_a_step_whose_loss_is_nan_and_whose_gradient_is_finite(kernels, most, monkeypatch):
+    """The clamp of sapo has the gradient 0 where the ratio is NaN. most: numbers of a part; None: undivided."""
+    monkeypatch.setattr(parts, "most_numbers", lambda device: most)
+    update = make_update(surrogate="sapo", proximal="behavior", kernels=kernels, minibatches=2, epochs=2)
+    update.run(make_batch(update), 0, 0.0)
+    before = update.flat.values.clone()
+    batch = make_batch(update)
+    assert batch.valid[4, 1]
+    log_prob = batch.log_prob.clone()
+    log_prob[4, 1] = math.nan
+    stats = update.run(batch._replace(log_prob=log_prob), 1, 0.0)
+    assert stats["skipped"] == 2, "one of the two minibatches, in both epochs"
+    assert torch.isfinite(update.flat.values).all()
+    assert not torch.equal(update.flat.values, before), "the other minibatch is trained on"
+    assert update.run(make_batch(update), 2, 0.0)["skipped"] == 0
