@@ -91,6 +91,15 @@ def _has_fast_passes(config: Config) -> bool:
     return config.optim.sfpo_steps > 0
 
 
+def reads_advantages(config: Config) -> bool:
+    """Whether the objective reads advantages."""
+    return str(config.surrogate.objective) not in WITHOUT_ADVANTAGES
+
+
+WITHOUT_ADVANTAGES = ("bpo",)
+"""Objectives that compare action values with a threshold of their own."""
+_ADVANTAGES = f"a surrogate.objective other than {', '.join(WITHOUT_ADVANTAGES)}"
+
 EFFECTS: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "trace.rho_bar": ("a trace.estimator other than gae", lambda config: config.trace.estimator != "gae"),
     "trace.c_bar": (
@@ -109,6 +118,18 @@ EFFECTS: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "optim.sfpo_alpha": ("optim.sfpo-steps above 0", _has_fast_passes),
     "optim.sfpo_window": ("optim.sfpo-steps above 0", _has_fast_passes),
     "optim.sfpo_threshold": ("optim.sfpo-steps above 0", _has_fast_passes),
+    "proximal.center_of_mass": ("proximal.policy ewma", lambda config: config.proximal.policy == "ewma"),
+    "proximal.snapshot_age": ("proximal.policy snapshot", lambda config: config.proximal.policy == "snapshot"),
+    "proximal.snapshots_kept": (
+        "proximal.policy snapshot and proximal.snapshot-age 0",
+        lambda config: config.proximal.policy == "snapshot" and not config.proximal.snapshot_age,
+    ),
+    "replay.max_age": ("replay.ratio above 0", lambda config: config.replay.ratio > 0),
+    "normalize.advantage": (_ADVANTAGES, reads_advantages),
+    "normalize.advantage_span": (
+        f"normalize.advantage true and {_ADVANTAGES}",
+        lambda config: config.normalize.advantage and reads_advantages(config),
+    ),
     "eval.video": ("eval.every above 0", lambda config: config.eval.every > 0),
 }
 """Settings by dotted name -> what they need, in words and as a condition."""
@@ -249,10 +270,6 @@ def _divisors(number: int) -> list[int]:
     """All divisors, the smallest first, in as many steps as the root of the number: there may be 10^12 lanes."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     return sorted({*small, *(number // n for n in small)})
-
-
-WITHOUT_ADVANTAGES = ("bpo",)
-"""Objectives that compare action values with a threshold of their own."""
 
 
 def check_trace(config: Config) -> None:

@@ -13,6 +13,7 @@ from sfactory.algo.scaling import RULES, TARGET_SPAN, Row, rescale, rescaled_spa
 from sfactory.algo.surrogates.options import USES
 from sfactory.config import Config
 from sfactory.config.algorithms import rules_of
+from sfactory.config.cross_checks import reads_advantages
 
 CRITICAL_BATCH = 20_000  # rows: above this a larger batch of Atari-like tasks gains little (arXiv 1812.06162, fig. 4)
 SECTIONS = {  # what `rescale` may change
@@ -85,6 +86,8 @@ def _settings(config: Config, place: dict[str, str]) -> dict[str, float]:
     unused |= {name for name, section in place.items() if not rules.uses(f"{section}.{name}")}
     if config.optim.schedule != "kl_adaptive":
         unused |= {"lr_min", "lr_max"}
+    if not (config.normalize.advantage and reads_advantages(config)):
+        unused.add("advantage_span")
     for name in unused:
         settings.pop(name, None)
     if config.normalize.value_targets:

@@ -28,8 +28,19 @@ USED = {
     "optim.sfpo_window": {"optim.sfpo_steps": 2},
     "optim.sfpo_threshold": {"optim.sfpo_steps": 2},
     "eval.video": {"eval.every": 1000},
+    "proximal.center_of_mass": {"proximal.policy": "ewma"},
+    "proximal.snapshot_age": {"proximal.policy": "snapshot"},
+    "proximal.snapshots_kept": {"proximal.policy": "snapshot", "proximal.snapshot_age": 0},
+    "replay.max_age": {"replay.ratio": 1.0},
+    "normalize.advantage": {"surrogate.objective": "decoupled"},
+    "normalize.advantage_span": {"normalize.advantage": True},
 }
 """Setting -> what gives it an effect."""
+UNUSED = {
+    "normalize.advantage": {"surrogate.objective": "bpo"},
+    "normalize.advantage_span": {"normalize.advantage": False},
+}
+"""Setting -> what takes its effect away, where it has one by default."""
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +77,14 @@ def another(name):
     value = getattr(getattr(Config(), section), key)
     if isinstance(value, bool):
         return not value
-    return value * 2 if field_type(name) is int else value * 0.75
+    if field_type(name) is int:
+        return value * 2
+    return value * 0.75 if value > 1 or name.startswith(("trace", "optim")) else value + 1.5
 
 
 @pytest.mark.parametrize("name", EFFECTS)
 def test_option_without_effect_is_refused_and_accepted_where_it_is_read(name):
-    config = Config(env=Env("classic/cartpole"))
+    config = with_settings(Config(env=Env("classic/cartpole")), UNUSED.get(name, {}))
     with pytest.raises(ReplaceableValue, match=f"^{flag_name(name)} .* has no effect without") as caught:
         with_settings(config, {name: another(name)})
     section, _, key = name.partition(".")

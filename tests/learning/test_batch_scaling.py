@@ -57,6 +57,13 @@ def test_rescale_batch_rescales_every_number_of_updates(rule):
     assert "center_of_mass" not in text
 
 
+@pytest.mark.parametrize("unused", [{"normalize__advantage": False}, {"surrogate__objective": "bpo"}])
+def test_rescale_batch_leaves_the_span_of_advantages_that_nothing_normalizes(unused):
+    config, text = rescaled(4.0, "hilton", **unused)
+    assert config.normalize.advantage_span == 1.0
+    assert "advantage_span" not in text
+
+
 def test_rescale_batch_names_the_limit_of_gradient_norms_where_the_size_of_minibatches_changes():
     """With more minibatches of the same size, norms stay what they were."""
     for rule, named in (("hilton", True), ("none", True), ("more_minibatches", False)):

@@ -28,7 +28,7 @@ def make_config(ratio=1.0, max_age=3, core="none", kernels="torch", minibatches=
         run=Run(kernels=kernels, learner_threads=1, seed=7),
         sampling=Sampling(1, GROUPS, E, T, 2),
         batch=BatchConfig(epochs=1, minibatches=minibatches),
-        replay=ReplayConfig(ratio=ratio, max_age=max_age),
+        replay=ReplayConfig(ratio=ratio, max_age=max_age) if ratio else ReplayConfig(),
         model=Model(core=core, core_size=8, hidden=(16,)),
         normalize=Normalize(obs=normalize, reward=normalize, advantage=False),
     )
@@ -293,7 +293,8 @@ def test_update_trains_on_batches_of_both_sizes(data, core, proximal, kernels):
     config = make_config(2.0, 3, core, kernels)
     objective = "ppo" if proximal == "behavior" else "decoupled"
     config = with_settings(config, {"proximal.policy": proximal, "surrogate.objective": objective})
-    config = with_settings(config, {"proximal.snapshot_age": 0, "proximal.snapshots_kept": 2})
+    if proximal == "snapshot":
+        config = with_settings(config, {"proximal.snapshot_age": 0, "proximal.snapshots_kept": 2})
     source = data(config)
     update = Update(config, build_model(config, source.run_spec.spec), torch.device("cpu"))
     held, shapes = HeldSlots(config, source.staging), []

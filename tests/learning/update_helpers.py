@@ -45,6 +45,8 @@ def make_update(
         optim=Optim(lr=1e-2, max_grad_norm=max_grad_norm),
     )
     learning = {"epochs": 1, "minibatches": 4, **learning}
+    if learning.get("proximal") != "snapshot":  # for others they have no effect
+        learning = {name: value for name, value in learning.items() if not name.startswith("snapshot")}
     config = with_settings(config, {f"learning.{name}": value for name, value in learning.items()})
     torch.manual_seed(0)
     core_size = 8 if core != "none" else 0

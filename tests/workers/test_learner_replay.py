@@ -30,6 +30,8 @@ def make(tmp_path):
 
     def start(**sections):
         merged = {name: {**SECTIONS.get(name, {}), **sections.get(name, {})} for name in {*SECTIONS, *sections}}
+        if not merged["replay"]["ratio"]:
+            merged["replay"] = {}
         config = sfactory.make_config("classic/cartpole", **merged)
         made.append(Lockstep(RunSpec(config, make_spec(config.env.name, {}), str(tmp_path), 0)))
         return made[-1]
