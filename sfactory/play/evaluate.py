@@ -18,6 +18,7 @@ import numpy as np
 from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.parsing import ConfigLayer, flag_name
 from sfactory.config.values import as_text
+from sfactory.device.loading import loading_torch
 from sfactory.envs import EnvSpec
 from sfactory.errors import CommandError, Exit
 from sfactory.monitor.format import percent
@@ -231,7 +232,8 @@ class Evaluation:
 
     def run(self, clock: EnvClock = NO_CLOCK) -> EvalResult | MultiTaskEvalResult:
         """Play. Writes nothing but videos. Raises ValueError or EnvError for what cannot be played or recorded."""
-        import torch
+        with loading_torch():
+            import torch
 
         torch.set_num_threads(self.config.run.inference_threads)  # batches are small: more threads would only spin
         spec = recorded_spec(checkpoint.read_state(self.path)) or watched_spec(  # earlier versions recorded none

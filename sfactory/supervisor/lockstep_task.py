@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from sfactory.device.loading import loading_torch
 from sfactory.supervisor.lockstep_link import Link
 from sfactory.supervisor.run_worker import handles_from_fds, keep_memory
 from sfactory.workers.shared import RunSpec
@@ -20,9 +21,10 @@ class LockstepTask:
     def run(self, name: str, fds: tuple[int, ...]) -> int:
         """See `child_main.Task`. A SystemExit or KeyboardInterrupt is not caught: an environment raised it."""
         keep_memory()
-        import torch
+        with loading_torch():
+            import torch
 
-        from sfactory.supervisor.lockstep import train
+            from sfactory.supervisor.lockstep import train
 
         torch.set_num_threads(1)
         link = Link(self.connection)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sfactory.device.loading import loading_torch
 from sfactory.device.machine import numa_nodes
 from sfactory.envs import one_line, shortened
 from sfactory.envs.spec import LONGEST_TRACE
@@ -83,9 +84,10 @@ def run_worker(name: str, fds: tuple[int, ...], args: WorkerArgs) -> int:
 
 def _run_learner(policy: int, shared: SharedState, sink: QueueSink) -> int:
     keep_memory()
-    import torch
+    with loading_torch():
+        import torch
 
-    from sfactory.workers.learner import Learner
+        from sfactory.workers.learner import Learner
 
     torch.set_num_threads(1)  # its own thread pool splits rows, not operations
     try:
@@ -107,9 +109,10 @@ def _run_learner(policy: int, shared: SharedState, sink: QueueSink) -> int:
 
 def _run_inference(number: int, shared: SharedState, sink: QueueSink, generation: int) -> int:
     keep_memory()
-    import torch
+    with loading_torch():
+        import torch
 
-    from sfactory.workers.inference import Inference
+        from sfactory.workers.inference import Inference
 
     torch.set_num_threads(shared.run_spec.config.run.inference_threads)
     if not _in_charge(inference_name(number), shared, generation):
@@ -150,9 +153,10 @@ def _run_sampler(index: int, shared: SharedState, sink: QueueSink, generation: i
 def _run_evaluator(policy: int, args: WorkerArgs) -> int:
     os.nice(19)  # before any heavy import: it uses idle cores only
     _set_oom_score(1000)
-    import torch
+    with loading_torch():
+        import torch
 
-    from sfactory.workers.evaluator import Evaluator
+        from sfactory.workers.evaluator import Evaluator
 
     torch.set_num_threads(1)
     Evaluator(args.run_spec, QueueSink(args.queue), args.evaluated, policy, args.generation).run()

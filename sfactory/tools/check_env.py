@@ -24,6 +24,7 @@ from sfactory.config.flags import split_flags
 from sfactory.config.parsing import ConfigLayer, RawValue, flag_name
 from sfactory.config.schema import Env
 from sfactory.config.values import as_text
+from sfactory.device.loading import loading_torch
 from sfactory.envs import EnvOptions, EnvSpec, Group, make_group
 from sfactory.envs.agent_spaces import AGENT_ID
 from sfactory.model.treatment import Scaling, Treatment, obs_lines, obs_treatments
@@ -361,7 +362,8 @@ def plan_of(spec: EnvSpec, settings: Mapping[str, Any], flags: ConfigLayer, sugg
 
 def network(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """Whether the network of the plan can read the observations, act, and train for two updates."""
-    from sfactory.tools.network_trial import try_network  # imports torch
+    with loading_torch():
+        from sfactory.tools.network_trial import try_network
 
     try:
         obs_treatments(spec, plan.config)
