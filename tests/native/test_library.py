@@ -16,6 +16,14 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "sfactory" / "kernels"
 
 
+@pytest.fixture
+def small_source(tmp_path, monkeypatch):
+    """A source that is compiled at once: the kernels take 2 s."""
+    source = tmp_path / "small.c"
+    source.write_text("int answer(void) { return 42; }\n")
+    monkeypatch.setattr(library, "SOURCE", source)
+
+
 def fake_compiler(folder, text):
     path = folder / "own-cc"
     path.write_text(f"#!/bin/sh\n{text}\n")
@@ -23,7 +31,7 @@ def fake_compiler(folder, text):
     return path
 
 
-def test_build_compiles_once_and_finds_the_library_again(cache):
+def test_build_compiles_once_and_finds_the_library_again(cache, small_source):
     path = build()
     assert path.parent == cache
     written = path.stat().st_mtime_ns
@@ -31,7 +39,7 @@ def test_build_compiles_once_and_finds_the_library_again(cache):
     assert path.stat().st_mtime_ns == written
 
 
-def test_build_in_several_threads_compiles_once(cache, tmp_path, monkeypatch):
+def test_build_in_several_threads_compiles_once(cache, small_source, tmp_path, monkeypatch):
     count = tmp_path / "count"
     monkeypatch.setenv("CC", str(fake_compiler(tmp_path, f'[ "$1" = --version ] || echo x >> {count}\nexec cc "$@"')))
     threads = [threading.Thread(target=build) for _ in range(3)]
@@ -76,7 +84,7 @@ def test_build_reports_the_first_line_of_a_failing_compiler(cache, tmp_path, mon
     assert not list(cache.glob("*.so"))
 
 
-def test_build_without_a_writable_cache_uses_a_folder_among_temporary_files(tmp_path, monkeypatch):
+def test_build_without_a_writable_cache_uses_a_folder_among_temporary_files(small_source, tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file, not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(library.tempfile, "gettempdir", lambda: str(tmp_path))
