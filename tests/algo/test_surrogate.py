@@ -369,6 +369,7 @@ def test_other_values_are_tried_for_every_option_of_a_loss() -> None:
     assert set(OTHER) == set(Options._fields) - of_dual - of_masks
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("option", "value"), list(OTHER.items()), ids=list(OTHER))
 @pytest.mark.parametrize("name", list(SURROGATES))
 def test_unused_options_names_exactly_what_a_surrogate_does_not_use(name: str, option: str, value: float) -> None:

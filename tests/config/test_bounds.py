@@ -122,6 +122,7 @@ def test_bounds_allow_the_values_at_their_edges(name):
         assert replace(part, **{key: value})
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("name", "value"), CASES)
 def test_values_outside_a_bound_are_refused_from_command_line_toml_and_python(tmp_path, capsys, name, value):
     section, key = name.split(".")

@@ -159,6 +159,7 @@ TYPED = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("text", TYPED)
 def test_typed_values_are_read_by_one_rule(text):
     for flags in ((f"--env.settings.x={text}",), ("--env.settings.x", text)):

@@ -45,6 +45,7 @@ def compare(game, steps, seeds=SEEDS, **settings):
     return ends
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("protocol", ["dqn", "machado"])
 @pytest.mark.parametrize(("game", "seeds"), [("breakout", [0]), ("space_invaders", [5]), ("pong", [2**31 - 1])])
 def test_stepped_atari_equals_the_vector_environment(game, seeds, protocol):
