@@ -37,8 +37,11 @@ class MyEnv(gymnasium.Env):
 
 def trained(folder, target, **sections):
     """Train a tiny run in `folder` and return the folder."""
+    from forked_processes import forked_workers  # imports torch, which processes with environments of this file do not
+
     merged = {name: {**TINY.get(name, {}), **sections.get(name, {})} for name in {*TINY, *sections}}
-    outcome = training.train(sfactory.make_config(target, **merged), folder)
+    with forked_workers():
+        outcome = training.train(sfactory.make_config(target, **merged), folder)
     assert outcome.code == 0, outcome.sentence
     return folder
 

@@ -26,7 +26,19 @@ def state_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def typed(tmp_path, monkeypatch, capsys):
+def forked(monkeypatch):
+    """Workers of runs that are started in the process of the tests are copies of it (`forked_processes.py`)."""
+
+    def start(words, fds):
+        from forked_processes import fork_reaper  # imports torch, which most tests of a command do not need
+
+        return fork_reaper(words, fds)
+
+    monkeypatch.setattr("sfactory.supervisor.reaped_process.start_reaper", start)
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch, capsys, forked):
     """Run a command in an empty folder; return exit code, stdout and the last line of stderr."""
     monkeypatch.chdir(tmp_path)
 

@@ -22,6 +22,8 @@ from sfactory.envs import EnvError
 from sfactory.errors import CommandError, Exit
 from sfactory.run.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SHORT = {
     "stop": {"env_steps": 2000},
     "sampling": {"num_samplers": 2, "envs_per_group": 4, "rollout_length": 16},

@@ -44,7 +44,7 @@ class _ReapedPopen(popen_spawn_posix.Popen):
             command = spawn.get_command_line(tracker_fd=tracker_fd, pipe_handle=child_r)
             words = [*reaper_command(), "worker", str(os.getpid()), str(code_w), *process_obj.reaper_words]
             words += ["--", *command]
-            self.pid = util.spawnv_passfds(os.fsencode(words[0]), words, self._fds)
+            self.pid = start_reaper(words, self._fds)
             self.sentinel = parent_r
             with open(parent_w, "wb", closefd=False) as file:
                 file.write(message.getbuffer())
@@ -96,6 +96,12 @@ class ReapedProcess(context.SpawnProcess):
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:
         return _ReapedPopen(process_obj)
+
+
+def start_reaper(words: list[str], fds: list[int]) -> int:
+    """Start the command line of a reaper, which inherits the descriptors `fds`; return its process id."""
+    pid: int = util.spawnv_passfds(os.fsencode(words[0]), words, fds)
+    return pid
 
 
 def reaper_command() -> list[str]:

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from documents import ROOT, commands, named
+from forked_processes import run_forked
 
 import sfactory
 
@@ -22,7 +22,7 @@ SMALL = [
 def run(folder, *words):
     environment = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     words = [sys.executable, "-m", "sfactory", *words]
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=110)
+    done = run_forked(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from documents import ROOT, blocks, commands, named
+from forked_processes import run_forked
 
 SFACTORY = str(
     Path(sys.executable).parent / "sfactory"
@@ -39,7 +40,8 @@ def run(folder, *words, path=()):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     plain = words[0] == "-m" or words[0].endswith(".py")
     command = [sys.executable, *words] if plain else [SFACTORY, *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=110)
+    start = subprocess.run if path or plain else run_forked  # `path` may have another sfactory
+    done = start(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
 

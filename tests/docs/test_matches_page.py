@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
 from documents import ROOT, blocks, commands, named
+from forked_processes import run_forked
 from match_runs import write_run
 
 from sfactory.config.toml_file import from_toml
@@ -42,7 +42,7 @@ def test_matches_page_commands_and_script_run(tmp_path, monkeypatch, typed):
                 assert labels(out) == labels(blocks(PAGE, "text")[0].text)
     (tmp_path / "match.py").write_text(named(PAGE, "match.py"))
     shutil.copy(ROOT / "tests" / "match_envs.py", tmp_path)
-    done = subprocess.run([sys.executable, "match.py"], capture_output=True, text=True, timeout=110)
+    done = run_forked([sys.executable, "match.py"], capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("40 0.")
     assert "{'p0': Score(wins=" in done.stdout

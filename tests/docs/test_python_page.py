@@ -1,11 +1,11 @@
 """docs/python.md: every example is taken from the page and run."""
 
 import re
-import subprocess
 import sys
 
 import pytest
 from documents import ROOT, blocks, named
+from forked_processes import run_forked
 
 import sfactory
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(300)
 def output(folder, name):
     """Lines that an example of the page prints."""
     (folder / name).write_text(named(PAGE, name))
-    done = subprocess.run([sys.executable, name], cwd=folder, capture_output=True, text=True, timeout=250)
+    done = run_forked([sys.executable, name], cwd=folder, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.splitlines()
 

@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from documents import ROOT, commands
+from forked_processes import run_forked
 
 import sfactory
 from sfactory.monitor.table import find_metric
@@ -25,7 +25,7 @@ SMALL = [
 def test_selfplay_page_command_trains_with_a_pool(tmp_path):
     (train,) = (words for words in commands(PAGE) if "envpool/TicTacToe-v1" in words)
     words = [sys.executable, "-m", "sfactory", *train, *SMALL]
-    done = subprocess.run(words, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=200)
+    done = run_forked(words, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     members = sorted(path for path in (tmp_path / "run/pool").iterdir() if path.is_dir())
     assert len(members) >= 1

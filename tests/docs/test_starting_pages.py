@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from documents import ROOT, blocks, commands, named
+from forked_processes import run_forked
 
 import sfactory
 from sfactory.cli import main as cli
@@ -36,7 +37,7 @@ def run(folder, line, less=None):
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
     words = shlex.split(f"{line} {less}")
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(words, cwd=folder, env=environment, text=True, timeout=110, **both)
+    done = run_forked(words, cwd=folder, env=environment, text=True, timeout=110, **both)
     assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}"
     return done.stdout
 
@@ -44,7 +45,7 @@ def run(folder, line, less=None):
 def script(folder, text):
     """Run a Python example of a page."""
     (folder / "example.py").write_text(text)
-    done = subprocess.run([sys.executable, "example.py"], cwd=folder, capture_output=True, text=True, timeout=110)
+    done = run_forked([sys.executable, "example.py"], cwd=folder, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -12,6 +12,7 @@ import pytest
 
 from sfactory.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("forked")
 CORPUS = Path(__file__).with_name("corpus")
 MODULES = ("pictures", "vectors", "structures", "actions", "results", "arguments")
 SHORT = (

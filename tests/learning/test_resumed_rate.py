@@ -9,6 +9,8 @@ import sfactory
 from sfactory.config import Config, Env, Optim, Stop
 from sfactory.learning.resumed_rate import resumed_rate
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def resumed(schedule, lr, steps, state, stop=100_000):
     config = Config(env=Env("a/b"), optim=Optim(lr=lr, schedule=schedule), stop=Stop(env_steps=stop))

@@ -19,6 +19,8 @@ from sfactory.play.evaluate import evaluation as evaluation_of
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import _write_manifest
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 class FakeGroup:
     """Environment `number` plays episodes of `length(number)` steps with reward 1; next-step autoreset."""

@@ -13,6 +13,8 @@ import sfactory
 from sfactory.envs import make_group
 from sfactory.play.policy import SEED_STREAM
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory):

@@ -11,6 +11,8 @@ import sfactory
 from sfactory.errors import RunBusy
 from sfactory.run.lock import lock_folder
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 TINY = {
     "run": {"mode": "lockstep", "dir": "runs/a"},
     "stop": {"env_steps": 300},

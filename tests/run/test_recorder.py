@@ -18,6 +18,8 @@ from sfactory.run.checkpoint_writer import save
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 NAME = "gymnasium/CartPole-v1"
 
 

@@ -20,9 +20,10 @@ def command(*arguments):
     return [sys.executable, "-m", "sfactory", *map(str, arguments)]
 
 
-def start(run_dir, *arguments, target="gymnasium/CartPole-v1"):
+def start(run_dir, *arguments, target="gymnasium/CartPole-v1", popen=subprocess.Popen):
+    """Start a run. popen: `ForkedCommand` where only what the run does is looked at, not how its processes start."""
     options = ["--run.dir", run_dir, *SMALL, *arguments]
-    return subprocess.Popen(
+    return popen(
         command("train", target, *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

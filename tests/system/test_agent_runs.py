@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import agent_envs
 import numpy as np
 import pytest
 from builders import trained
+from forked_processes import run_forked
 from run_helpers import command, rows
 
 import sfactory
@@ -31,7 +31,7 @@ PERFECT, CHANCE = 20, 10
 
 
 def run(folder, *words):
-    done = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True, timeout=120)
+    done = run_forked(command(*words), cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

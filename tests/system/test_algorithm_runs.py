@@ -1,9 +1,8 @@
 """Every algorithm trains, publishes, is saved and plays, with several processes and in lockstep."""
 
-import subprocess
-
 import numpy as np
 import pytest
+from forked_processes import run_forked
 from run_helpers import SMALL, command, rows
 
 import sfactory
@@ -30,7 +29,7 @@ WORDS = {
 def test_a_run_trains_saves_and_plays(tmp_path, algorithm, mode):
     folder = tmp_path / "run"
     words = ["--run.dir", folder, "--run.mode", mode, "--algorithm.name", algorithm, "--stop.env-steps", "3000"]
-    done = subprocess.run(
+    done = run_forked(
         command("train", "classic/cartpole", *SMALL, *words, *WORDS[algorithm], "--log.every-updates", "1", "--quiet"),
         capture_output=True,
         text=True,
@@ -53,7 +52,7 @@ def test_a_run_trains_saves_and_plays(tmp_path, algorithm, mode):
     assert set(greedy.tolist()) <= {0, 1}
     assert (greedy != sampled).any(), "5 % of the actions, or more, are random"
     assert (greedy == policy.act(obs)).all()
-    evaluated = subprocess.run(
+    evaluated = run_forked(
         command("eval", folder, "--episodes", "2", "--greedy"), capture_output=True, text=True, timeout=60
     )
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]

@@ -1,10 +1,10 @@
 """`sfactory bench` and `sfactory profile` on real runs."""
 
 import json
-import subprocess
 import time
 
 import pytest
+from forked_processes import run_forked
 from run_helpers import command
 
 from sfactory.config import with_settings
@@ -28,7 +28,7 @@ def cache(tmp_path_factory, monkeypatch):
 @pytest.mark.slow
 def test_bench_reports_costs_roofline_share_and_bottleneck(tmp_path):
     words = command("bench", "classic/cartpole", "--seconds", 3, "--json", *FAST)
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    done = run_forked(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
     lines, whole = report["rooflines"], report["whole"]
@@ -54,7 +54,7 @@ def test_bench_measures_one_pass_beside_the_given_settings(tmp_path):
     words = command(
         "bench", "classic/cartpole", "--seconds", 2, "--json", *SMALL, "--batch.epochs", 64, "--batch.minibatches", 1
     )
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    done = run_forked(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
     assert report["one_pass"]["steps_per_second"] > report["whole"]["steps_per_second"]
@@ -78,10 +78,10 @@ def test_trial_goes_on_until_a_slow_run_has_enough_rows():
 def test_bench_search_writes_settings_that_train_reads(tmp_path):
     best = tmp_path / "best.toml"
     words = command("bench", "classic/cartpole", "--seconds", 2, "--search", 1, "--write", best, *FAST)
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    done = run_forked(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "as given" in done.stdout
-    shown = subprocess.run(
+    shown = run_forked(
         command("train", "classic/cartpole", "--config", best, "--print-config"), capture_output=True, text=True
     )
     assert shown.returncode == 0, shown.stderr
@@ -90,7 +90,7 @@ def test_bench_search_writes_settings_that_train_reads(tmp_path):
 def test_profile_writes_a_timeline_of_every_worker(tmp_path):
     trace = tmp_path / "trace.json"
     words = command("profile", "classic/cartpole", "--seconds", 2, "-o", trace, *FAST)
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    done = run_forked(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     events = json.loads(trace.read_text())["traceEvents"]
     workers = [event["args"]["name"] for event in events if event["name"] == "process_name"]
@@ -101,6 +101,6 @@ def test_profile_writes_a_timeline_of_every_worker(tmp_path):
 
 def test_bench_reports_a_failing_workload_in_one_line(tmp_path):
     words = command("bench", "faults/count", "--seconds", 2, "--env.settings.raise-at", 5, "--env.fault-budget", 1)
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    done = run_forked(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert "environments failed more than 1 times" in done.stderr.strip().splitlines()[-1]

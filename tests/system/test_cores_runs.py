@@ -1,7 +1,6 @@
 """A preset on the cores of this machine: the numbers of a run are printed, written down and kept."""
 
-import subprocess
-
+from forked_processes import run_forked
 from run_helpers import command
 
 from sfactory.config import parsing, presets
@@ -14,7 +13,7 @@ def test_preset_runs_with_the_processes_that_by_cores_settles(tmp_path):
     run = tmp_path / "run"
 
     def finished(*words):
-        done = subprocess.run(command(*words), capture_output=True, text=True, timeout=90)
+        done = run_forked(command(*words), capture_output=True, text=True, timeout=90)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stderr
 

@@ -1,9 +1,9 @@
 """Whole runs of envpool tasks from the command line: image and vector observations."""
 
 import json
-import subprocess
 
 import pytest
+from forked_processes import ForkedCommand, run_forked
 from run_helpers import command, finish, rows, start
 from safetensors.numpy import load_file
 
@@ -13,10 +13,10 @@ pytestmark = [pytest.mark.envpool, pytest.mark.timeout(300)]  # three commands e
 def trained_resumed_and_evaluated(run, task, steps, evaluation, *words):
     """Train `steps`, resume to twice as many, evaluate; (rows of both, newest checkpoint, evaluation)."""
     one = ["--sampling.num-samplers", 1]  # of them all: what is asked here is not about many processes
-    finish(start(run, *one, "--stop.env-steps", steps, *words, target=task), 0)
+    finish(start(run, *one, "--stop.env-steps", steps, *words, target=task, popen=ForkedCommand), 0)
     first = rows(run)
     assert first[-1]["env_steps"] >= steps
-    resumed = subprocess.run(
+    resumed = run_forked(
         command("resume", run, "--stop.env-steps", 2 * steps), capture_output=True, text=True, timeout=90
     )
     assert resumed.returncode == 0, resumed.stderr[-3000:]
@@ -26,7 +26,7 @@ def trained_resumed_and_evaluated(run, task, steps, evaluation, *words):
     assert axis == sorted(set(axis)), "one strictly increasing curve"
     assert axis[-1] >= 2 * steps
     assert both[-1]["faults/total"] == 0
-    played = subprocess.run(command("eval", run, "--json", *evaluation), capture_output=True, text=True, timeout=90)
+    played = run_forked(command("eval", run, "--json", *evaluation), capture_output=True, text=True, timeout=90)
     assert played.returncode == 0, played.stderr[-3000:]
     newest = max((run / "checkpoints").iterdir(), key=lambda path: path.name)
     state = json.loads((newest / "state.json").read_text())

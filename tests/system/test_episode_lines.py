@@ -2,10 +2,13 @@
 
 import csv
 
+import pytest
 from builders import trained
 
 import sfactory
 from sfactory.monitor.rows import read_rows
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 TASK = {"env": {"settings": {"length": 3}}, "log": {"episodes": True, "every_updates": 2}}
 

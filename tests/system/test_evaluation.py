@@ -2,12 +2,12 @@
 
 import json
 import signal
-import subprocess
 from itertools import pairwise
 from pathlib import Path
 
 import av
 import pytest
+from forked_processes import ForkedCommand, run_forked
 from run_helpers import command, finish, rows, start, steps, wait_for, workers_named
 
 EVERY = ["--eval.every", 3000, "--eval.episodes", 4]
@@ -50,7 +50,7 @@ def evaluations(run):
 def test_evaluator_completes_although_it_is_killed_once(tmp_path, games):
     run, log = tmp_path / "run", tmp_path / "run" / "log.txt"
     words = ["--sampling.num-samplers", 1, "--optim.lr", 1e-4, "--checkpoint.every-seconds", 1000]
-    process = start(run, *words, *EVERY, target="gymnasium/games:Calm-v0")
+    process = start(run, *words, *EVERY, target="gymnasium/games:Calm-v0", popen=ForkedCommand)
     wait_for(lambda: evaluations(run), seconds=120, process=process)
     (evaluator,) = workers_named(process, "evaluator")
     assert evaluator.nice() == 19
@@ -71,7 +71,7 @@ def test_evaluator_completes_although_it_is_killed_once(tmp_path, games):
     assert f"evaluation at {at[-1]:,} steps: mean return {found[-1]['eval/episodic_return']:.2f}" in log.read_text()
 
     words = ["--stop.env-steps", axis[-1] + 4000]
-    done = subprocess.run(command("resume", run, *words), capture_output=True, text=True, timeout=150)
+    done = run_forked(command("resume", run, *words), capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr[-3000:]
     again = [int(row["eval/env_steps"]) for row in evaluations(run)]
     assert all(one // 3000 < two // 3000 for one, two in pairwise(again)), "no policy is evaluated twice"
@@ -84,7 +84,7 @@ def test_evaluator_completes_although_it_is_killed_once(tmp_path, games):
 def test_hanging_environment_in_the_evaluator_affects_only_the_evaluation(tmp_path, games):
     run = tmp_path / "run"
     words = ["--env.step-timeout", 4, "--sampling.num-samplers", 1, *EVERY]
-    process = start(run, *words, target="gymnasium/games:Hanging-v0")
+    process = start(run, *words, target="gymnasium/games:Hanging-v0", popen=ForkedCommand)
     log = run / "log.txt"
     wait_for(lambda: log.exists() and "evaluator exited (exit code 1" in log.read_text(), seconds=120, process=process)
     before = steps(run)
@@ -102,7 +102,7 @@ def test_hanging_environment_in_the_evaluator_affects_only_the_evaluation(tmp_pa
 
 def lockstep(run, *words):
     args = ["--run.mode", "lockstep", "--stop.env-steps", 6000, "--log.every-updates", 5, "--sampling.num-samplers", 1]
-    finish(start(run, *args, *words), 0)
+    finish(start(run, *args, *words, popen=ForkedCommand), 0)
     newest = max(path for path in (run / "checkpoints").iterdir() if path.name.isdigit())
     return {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}
 
@@ -116,7 +116,7 @@ def test_lockstep_evaluation_changes_no_bit_of_the_run_and_videos_work(tmp_path)
     assert len({row["eval/episodic_return"] for row in evaluations(tmp_path / "b")}) > 2, "the policy changes"
     assert not evaluations(tmp_path / "a")
     film = tmp_path / "game.mp4"
-    done = subprocess.run(
+    done = run_forked(
         command("eval", tmp_path / "b", "--episodes", 3, "--video", film, "--json"), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr

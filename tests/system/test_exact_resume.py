@@ -6,15 +6,23 @@ import subprocess
 import sys
 
 import pytest
+from forked_processes import ForkedCommand, run_forked
 
 from sfactory.tools.verify_resume import verify_resume
 
 SMALL = ["--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "--batch.epochs", "1"]
 
 
+def start_forked(*arguments):
+    words = [sys.executable, "-m", "sfactory", *arguments]
+    return ForkedCommand(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
 def verify(*words, kills=2, steps=9000):
     lines = []
-    found = verify_resume([*words, *SMALL], steps, kills, seed=5, log=lines.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sfactory.tools.verify_resume._start", start_forked)
+        found = verify_resume([*words, *SMALL], steps, kills, seed=5, log=lines.append)
     assert sum(line.startswith("B: killed") for line in lines) == kills, lines
     return found
 
@@ -100,7 +108,7 @@ def test_verify_resume_detects_missing_environment_snapshots():
 
 def test_verify_resume_refuses_environments_without_snapshots(tmp_path):
     command = [sys.executable, "-m", "sfactory", "train", "faults/count", "--run.mode", "lockstep"]
-    done = subprocess.run([*command, "--run.dir", tmp_path / "run"], capture_output=True, text=True)
+    done = run_forked([*command, "--run.dir", tmp_path / "run"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "faults/count cannot be saved exactly" in done.stderr
     assert "--checkpoint.exact false" in done.stderr
@@ -112,10 +120,11 @@ def resumed_log(folder, first, *words):
     small = [*SMALL, *TWO, "--run.mode", "lockstep", "--run.dir", str(run), "--quiet"]
     sfactory = [sys.executable, "-m", "sfactory"]
     train = [*sfactory, "train", "classic/cartpole", *small, "--stop.env-steps", "1000"]
-    assert subprocess.run([*train, *first], capture_output=True).returncode == 0
+    assert run_forked([*train, *first], capture_output=True).returncode == 0
     environment = {**os.environ, "CC": "none"} if "no compiler" in words else None
     resume = [*sfactory, "resume", str(run), "--stop.env-steps", "2000", *(w for w in words if w != "no compiler")]
-    done = subprocess.run(resume, env=environment, capture_output=True, text=True)
+    start = run_forked if environment is None else subprocess.run  # a copy has the kernels loaded
+    done = start(resume, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return (run / "log.txt").read_text()
 

@@ -20,6 +20,8 @@ from sfactory.run.reader import read_run, read_status
 from sfactory.tools import report
 from sfactory.tools.verify_resume import differences
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 TINY = {
     "sampling": {"num_samplers": 1, "envs_per_group": 4, "rollout_length": 8},
     "batch": {"minibatches": 1},

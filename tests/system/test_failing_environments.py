@@ -2,10 +2,10 @@
 
 import json
 import re
-import subprocess
 import time
 
 import pytest
+from forked_processes import run_forked
 from run_helpers import SMALL, command, rows
 
 ENVIRONMENTS = '''
@@ -98,7 +98,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def sfactory(*words):
-    return subprocess.run(command(*words), capture_output=True, text=True, timeout=110)
+    return run_forked(command(*words), capture_output=True, text=True, timeout=110)
 
 
 def train(name, *words, p=None):

@@ -1,10 +1,10 @@
 """Start a new run from the weights of another one: `--run.init-from`."""
 
 import shutil
-import subprocess
 
 import pytest
 import torch
+from forked_processes import run_forked
 from run_helpers import SMALL, command, rows
 
 from sfactory.run import checkpoint
@@ -14,7 +14,7 @@ TARGET = "gymnasium/Pendulum-v1"
 
 def train(folder, *words, code=0):
     words = [TARGET, "--run.dir", folder, *SMALL, "--quiet", *words]
-    done = subprocess.run(command("train", *words), capture_output=True, text=True, timeout=90)
+    done = run_forked(command("train", *words), capture_output=True, text=True, timeout=90)
     assert done.returncode == code, done.stderr[-2000:]
     return done.stderr.splitlines()[-1] if done.stderr else ""
 

@@ -2,10 +2,10 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from forked_processes import run_forked
 from run_helpers import command as words_of
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "run_folders"
@@ -14,7 +14,7 @@ STEPS = {"lockstep": 1592, "async": 3114}
 
 def command(*words):
     """Run one command to its end."""
-    return subprocess.run(words_of(*words), capture_output=True, text=True, timeout=90, check=False)
+    return run_forked(words_of(*words), capture_output=True, text=True, timeout=90, check=False)
 
 
 @pytest.fixture(params=sorted(STEPS))

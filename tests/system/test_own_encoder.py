@@ -1,17 +1,17 @@
 """A custom encoder that cannot be imported (a working one: tests/docs/test_extending.py)."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked_processes import run_forked
 
 SFACTORY = str(Path(sys.executable).parent / "sfactory")  # the console script: unlike -m, it has no folder on its path
 
 
 def test_missing_custom_encoder_is_refused_before_training_starts(tmp_path):
     words = [SFACTORY, "train", "gymnasium/CartPole-v1", "--run.dir", "run", "--model.encoder", "my_nets:Wide"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = run_forked(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "model.encoder my_nets:Wide: no module my_nets here" in done.stderr
     assert not (tmp_path / "run").exists()
@@ -38,7 +38,7 @@ class Noisy(nn.Module):
 def test_encoder_with_dropout_ends_the_run_as_a_mistake_in_one_line(tmp_path, mode):
     (tmp_path / "my_nets.py").write_text(NOISY)
     words = [SFACTORY, "train", "gymnasium/CartPole-v1", "--model.encoder", "my_nets:Noisy", "--run.mode", mode]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = run_forked(words, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith("sfactory: usage (exit 2): model.encoder my_nets:Noisy contains Dropout (")

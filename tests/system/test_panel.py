@@ -6,10 +6,10 @@ import pty
 import re
 import statistics
 import struct
-import subprocess
 import termios
 import time
 
+from forked_processes import run_forked
 from run_helpers import SMALL, command, rows
 
 from sfactory.config.flags import split_flags
@@ -63,7 +63,7 @@ def test_panel_is_shown_on_a_terminal_and_ctrl_c_restores_the_terminal(tmp_path,
 def test_lockstep_stage_shares_of_all_workers_sum_to_one(tmp_path):
     words = ["--run.mode", "lockstep", "--run.dir", tmp_path / "run", *SMALL, "--sampling.num-samplers", "1"]
     words += ["--stop.env-steps", "8k", "--log.every-updates", "10", "--quiet", "--checkpoint.exact", "false"]
-    subprocess.run(command("train", "gymnasium/CartPole-v1", *words), check=True, timeout=90, capture_output=True)
+    run_forked(command("train", "gymnasium/CartPole-v1", *words), check=True, timeout=90, capture_output=True)
     busy = [sum(1.0 - row[f"stage/{kind}/wait"] for kind in STAGES) for row in rows(tmp_path / "run")[1:]]
     # Writing rows is in no stage, and takes long where other programs use the disk; windows are one update apart.
     assert len(busy) > 5

@@ -157,6 +157,7 @@ def test_train_with_a_class_and_an_id_that_only_the_main_process_knows(how):
     assert in_python(text, *words, stdin=stdin).splitlines()[-2:] == EXPECTED
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.slow
 def test_train_with_a_whole_network_of_ones_own_and_refuses_one_that_drops_out(folder):
     from torch import nn
@@ -217,6 +218,7 @@ class Breaks(gymnasium.Wrapper):
         raise RuntimeError("broken for good")
 
 
+@pytest.mark.usefixtures("forked")
 def test_train_raises_run_failed_unless_it_is_told_not_to_check():
     broken = {**TINY, "env": {"fault_budget": 0.0}}
     with pytest.raises(sfactory.RunFailed) as raised:
@@ -269,6 +271,7 @@ class StopsAndSaves(Recorder):
             run.stop("saved")
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", ["lockstep", "async"])
 def test_callback_saves_and_stops_a_run(mode):
@@ -281,6 +284,7 @@ def test_callback_saves_and_stops_a_run(mode):
     assert json.loads((Path(outcome.run_dir) / "status.json").read_text())["sentence"] == outcome.sentence
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", ["async", "lockstep"])
 def test_callback_that_raises_ends_the_run_after_a_checkpoint(mode):
@@ -307,6 +311,7 @@ def test_callback_that_raises_ends_the_run_after_a_checkpoint(mode):
     assert again.env_steps > outcome.env_steps
 
 
+@pytest.mark.usefixtures("forked")
 def test_callbacks_of_a_run_in_a_thread_are_called_there_and_stop_it():
     """No signal reaches such a run: a callback is the way to end it."""
     found, threads = [], set()
@@ -335,6 +340,7 @@ def test_callbacks_of_a_run_in_a_thread_are_called_there_and_stop_it():
 # -- compare and report ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.slow
 def test_compare_and_report_are_the_commands_as_functions():
     sections = {**TINY, "stop": {"env_steps": 400}}

@@ -13,6 +13,8 @@ from sfactory.run.obs_reading import KEY
 from sfactory.supervisor import train as training
 from sfactory.tools.info import info
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 LEARN = {
     "stop": {"env_steps": 12_000},
     "sampling": {"num_samplers": 1, "envs_per_group": 8, "rollout_length": 32},

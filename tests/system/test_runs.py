@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from forked_processes import ForkedCommand, run_forked
 from run_helpers import all_exited, children, command, finish, rows, start, steps, wait_for, workers_named
 
 from sfactory.run import checkpoint
@@ -73,7 +74,7 @@ def test_signal_saves_exits_with_its_code_and_ends_all_processes(tmp_path, numbe
 def test_best_and_milestone_checkpoints_are_kept_with_the_return_of_their_row(tmp_path, mode):
     run = tmp_path / "run"
     words = ["--run.mode", mode, "--checkpoint.milestones", 5000, "--checkpoint.keep", 1, "--stop.env-steps", 22_000]
-    finish(start(run, *words, "--log.every-seconds", 0.1, "--log.every-updates", 2), 0)
+    finish(start(run, *words, "--log.every-seconds", 0.1, "--log.every-updates", 2, popen=ForkedCommand), 0)
     kept = checkpoint.candidates(run)
     marks = {int(path.name) // 5000 for path in kept}
     assert marks >= {1, 2, 3, 4}
@@ -127,7 +128,7 @@ def test_killed_learner_ends_the_run_and_the_last_checkpoint_is_kept(tmp_path):
 
 
 def test_environment_that_cannot_be_built_ends_the_run_with_its_message(tmp_path):
-    process = start(tmp_path / "run", "--env.settings.raise-at", "-1", target="faults/count")
+    process = start(tmp_path / "run", "--env.settings.raise-at", "-1", target="faults/count", popen=ForkedCommand)
     _, err = finish(process, 6)
     assert "faults/count" in err.strip().splitlines()[-1]
     assert not (tmp_path / "run").exists()
@@ -135,7 +136,7 @@ def test_environment_that_cannot_be_built_ends_the_run_with_its_message(tmp_path
 
 def lockstep(run_dir, seed=1, *words):
     args = ["--run.mode", "lockstep", "--run.seed", seed, "--stop.env-steps", 8000, "--log.every-updates", 5]
-    finish(start(run_dir, *args, *words), 0)
+    finish(start(run_dir, *args, *words, popen=ForkedCommand), 0)
     wall = {"seconds", "charts/SPS", "charts/FPS"}
     kept = [
         {k: v for k, v in row.items() if k not in wall and not k.startswith(("stage/", "system/"))}
@@ -155,12 +156,12 @@ def test_lockstep_runs_of_the_same_seed_are_equal_bit_for_bit(tmp_path):
 
 def test_on_policy_data_has_lag_0_and_rho_1(tmp_path):
     run = tmp_path / "run"
-    finish(start(run, "--sampling.slots-per-group", 1, "--stop.env-steps", 5000), 0)
+    finish(start(run, "--sampling.slots-per-group", 1, "--stop.env-steps", 5000, popen=ForkedCommand), 0)
     assert all(r["lag/max"] == 0 for r in rows(run) if "lag/max" in r)
     assert all(r["offpolicy/max_abs_log_rho"] < 1e-4 for r in rows(run) if "offpolicy/max_abs_log_rho" in r)
     stale = tmp_path / "stale"
     words = ["--log.every-seconds", 0.2, "--sampling.slots-per-group", 1, "--batch.forced-lag", 3]
-    finish(start(stale, *words, "--stop.env-steps", 8000), 0)
+    finish(start(stale, *words, "--stop.env-steps", 8000, popen=ForkedCommand), 0)
     found = rows(stale)
     later = [row for before, row in pairwise(found) if before["charts/updates"] >= 3 and "lag/max" in row]
     assert {row["lag/max"] for row in later} == {3.0}  # so the test above can fail
@@ -169,7 +170,7 @@ def test_on_policy_data_has_lag_0_and_rho_1(tmp_path):
 def test_run_with_replay_trains_reports_and_goes_on_without_the_held_slots(tmp_path):
     run = tmp_path / "run"
     words = ["--replay.ratio", 1, "--replay.max-age", 3, "--log.every-seconds", 0.2]
-    finish(start(run, *words, "--stop.env-steps", 20_000), 0)
+    finish(start(run, *words, "--stop.env-steps", 20_000, popen=ForkedCommand), 0)
     found = rows(run)
     last = found[-1]
     assert 0.4 < last["replay/share"] < 0.6
@@ -181,7 +182,7 @@ def test_run_with_replay_trains_reports_and_goes_on_without_the_held_slots(tmp_p
     log = (run / "log.txt").read_text()
     assert "replay.ratio 1: an update trains on 192 fresh rows and 192 replayed ones, at most 3 updates after" in log
     again = command("resume", run, "--stop.env-steps", 30_000, "--replay.ratio", 0.5)
-    done = subprocess.run(again, capture_output=True, text=True, timeout=90)
+    done = run_forked(again, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "warning: replay.ratio was 1.0 and is 0.5 from here on" in (run / "log.txt").read_text()
     assert rows(run)[-1]["replay/updates_without"] == 1.0  # of this launch: async checkpoints hold no slots
@@ -193,7 +194,7 @@ def test_learner_recomputes_behavior_log_probs_with_the_normalizer(tmp_path):
     run = tmp_path / "run"
     words = ["--run.mode", "lockstep", "--batch.forced-lag", 3, "--normalize.obs", "--log.every-updates", 1]
     words += ["--proximal.policy", "snapshot", "--proximal.snapshot-age", 0, "--stop.env-steps", 4000]
-    finish(start(run, *words, target="gymnasium/Pendulum-v1"), 0)
+    finish(start(run, *words, target="gymnasium/Pendulum-v1", popen=ForkedCommand), 0)
     assert all(r["offpolicy/max_discrepancy"] < 1e-4 for r in rows(run))
     assert rows(run)[-1]["lag/mean"] == 3.0
     assert rows(run)[-1]["offpolicy/max_abs_log_rho"] > 1e-2
@@ -231,11 +232,11 @@ def test_masked_actions_are_never_taken_and_the_learner_uses_the_same_mask(tmp_p
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run = tmp_path / "run"
     words = ["--sampling.slots-per-group", 1, "--stop.env-steps", 6000]
-    finish(start(run, *words, target="gymnasium/masked_game:Masked-v0"), 0)
+    finish(start(run, *words, target="gymnasium/masked_game:Masked-v0", popen=ForkedCommand), 0)
     last = rows(run)[-1]
     assert last["faults/total"] == 0
     assert "forbidden" not in (run / "log.txt").read_text()
     assert all(row["offpolicy/max_abs_log_rho"] < 1e-4 for row in rows(run))
     assert last["losses/entropy"] < 0.7  # ln 2: the forbidden half does not count
-    found = subprocess.run(command("eval", run, "--episodes", 4), capture_output=True, text=True)
+    found = run_forked(command("eval", run, "--episodes", 4), capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

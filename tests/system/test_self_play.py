@@ -5,6 +5,7 @@ import subprocess
 import time
 
 import pytest
+from forked_processes import run_forked
 from match_runs import NETS
 from run_helpers import command, rows, workers_named
 
@@ -18,7 +19,7 @@ SMALL = [
 
 
 def run(folder, *words, code=0):
-    done = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True, timeout=120)
+    done = run_forked(command(*words), cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stderr[-3000:]
     return done
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from forked_processes import ForkedCommand
 from run_helpers import children, command, finish, start, steps, wait_for, workers_named
 
 from sfactory.supervisor.blas_threads import VARIABLES
@@ -39,9 +40,9 @@ def simulators(tag):
     return [p for p in found if p.info["cmdline"] == ["sleep", tag] and p.info["status"] != psutil.STATUS_ZOMBIE]
 
 
-def train(run, name, *words, **settings):
+def train(run, name, *words, popen=subprocess.Popen, **settings):
     flags = [word for key, value in settings.items() for word in (f"--env.settings.{key.replace('_', '-')}", value)]
-    return start(run, *flags, *words, target=f"gymnasium/simulators:{name}-v0")
+    return start(run, *flags, *words, target=f"gymnasium/simulators:{name}-v0", popen=popen)
 
 
 def worker(process, name):
@@ -66,7 +67,7 @@ def test_simulators_are_closed_one_after_the_other_at_the_end_and_none_is_left(t
     """In the 2 s that a worker has to exit, 8 closes of 0.5 s would not fit."""
     run, closed = tmp_path / "run", tmp_path / "closed"
     words = [*ONE, "--stop.env-steps", 500]
-    finish(train(run, "Simulator", *words, tag=tag, close_s=0.5, closed=closed), 0)
+    finish(train(run, "Simulator", *words, tag=tag, close_s=0.5, closed=closed, popen=ForkedCommand), 0)
     assert not simulators(tag)
     assert closed.read_text().count("closed") == 1 + 8, "the one of the spec, and those of the sampler"
 
@@ -248,21 +249,21 @@ def test_slow_first_reset_of_a_group_that_does_not_report_is_no_slow_step(tmp_pa
     """Its four environments have 4 x 0.5 s for a step, but the time of building for their first reset."""
     run = tmp_path / "run"
     words = [*ONE, "--env.step-timeout", 0.5, "--env.settings.slow-reset", 3, "--stop.env-steps", 500]
-    finish(start(run, *words, target="faults/count"), 0)
+    finish(start(run, *words, target="faults/count", popen=ForkedCommand), 0)
     assert "restarted" not in log_of(run)
 
 
 def test_slow_replacement_of_a_broken_environment_is_no_slow_step(tmp_path):
     run, marker = tmp_path / "run", tmp_path / "broken"
     words = [*ONE, "--env.step-timeout", 1.5, "--stop.env-steps", 500]
-    finish(train(run, "SlowAgain", *words, marker=marker, build_s=3.0), 0)
+    finish(train(run, "SlowAgain", *words, marker=marker, build_s=3.0, popen=ForkedCommand), 0)
     assert "RuntimeError: crash" in log_of(run)
     assert "restarted" not in log_of(run)
 
 
 def test_run_says_how_long_a_slow_first_update_will_take(tmp_path):
     run = tmp_path / "run"
-    process = train(run, "Slow", *ONE, "--sampling.rollout-length", 1000, step_s=0.05)
+    process = train(run, "Slow", *ONE, "--sampling.rollout-length", 1000, step_s=0.05, popen=ForkedCommand)
     wait_for(lambda: (run / "log.txt").exists() and "first update" in log_of(run), process=process)
     process.send_signal(signal.SIGTERM)
     _, err = finish(process, 143)
@@ -274,7 +275,9 @@ def test_run_says_how_long_a_slow_first_update_will_take(tmp_path):
 def test_environment_that_takes_too_long_to_build_ends_the_run_with_its_number(tmp_path):
     """The first one is that of the spec, the fourth of the sampler hangs."""
     run = tmp_path / "run"
-    _, err = finish(train(run, "Stuck", *ONE, "--env.build-timeout", 2, count=tmp_path / "count", times=4), 6)
+    _, err = finish(
+        train(run, "Stuck", *ONE, "--env.build-timeout", 2, count=tmp_path / "count", times=4, popen=ForkedCommand), 6
+    )
     assert "could not build its environments" in err.splitlines()[-1]
     assert "building an environment exceeded 2 s (env.build-timeout, building environment 3)" in err.splitlines()[-1]
     assert "simulators.py" in (run / "debug" / "sampler-0.txt").read_text(), "its stack"

@@ -20,6 +20,8 @@ from sfactory.supervisor import train as training
 from sfactory.supervisor.lockstep import Lockstep
 from sfactory.workers.shared import RunSpec
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 CASES = {
     **{name: {"objective": name} for name in SURROGATES},
     "impala": {"objective": "impala", "behavior_weight": "trace"},

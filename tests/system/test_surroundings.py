@@ -14,6 +14,7 @@ import termios
 from pathlib import Path
 
 import pytest
+from forked_processes import ForkedCommand, run_forked
 from run_helpers import children, command, rows, steps, wait_for, workers_named
 
 TINY = ("--stop.env-steps", "2k", "--sampling.num-samplers", "1", "--run.device", "cpu")
@@ -25,7 +26,7 @@ FOREVER = ("--stop.env-steps", "100M", "--log.every-seconds", "0.2", "--log.cons
 def trained(tmp_path_factory):
     """A folder with a finished run `good` and one whose only checkpoints are damaged, `damaged`."""
     folder = tmp_path_factory.mktemp("surroundings")
-    done = subprocess.run(
+    done = run_forked(
         command("train", "classic/cartpole", *TINY, "--run.dir", "good"), cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -88,8 +89,10 @@ NO_HOME = "unshare --user --map-user=54321 env -u HOME"  # a user without an acc
     [
         ("sfactory train classic/cartpole {tiny} --run.dir ü && sfactory info ü && sfactory report ü", NO_UTF8),
         (f"{NO_HOME} {SFACTORY} train classic/cartpole {{tiny}} --run.dir run", {}),
-        ("sfactory train classic/cartpole {tiny} --run.dir run", {"PYTHONIOENCODING": "ascii", "HOME": "/proc",
-         "TMPDIR": "/nowhere", "TERM": None, "PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "COLUMNS": "0"}),
+        # In lockstep: every process compiles the packages it imports for PYTHONOPTIMIZE.
+        ("sfactory train classic/cartpole {tiny} --run.dir run --run.mode lockstep",
+         {"PYTHONIOENCODING": "ascii", "HOME": "/proc", "TMPDIR": "/nowhere", "TERM": None, "PYTHONOPTIMIZE": "2",
+          "PYTHONWARNINGS": "error", "COLUMNS": "0"}),
         ("unshare --user --map-root-user --mount sh -c 'mount -t tmpfs -o ro tmpfs /dev/shm && mount -t tmpfs tmpfs "
          f"/proc && {SFACTORY} train classic/cartpole {{tiny}} --run.dir run'", {}),
     ],
@@ -146,10 +149,10 @@ def running(tmp_path):
     """Start a run in tmp_path/run; the process is killed at the end of the test."""
     started = []
 
-    def start(*words, **options):
+    def start(*words, popen=subprocess.Popen, **options):
         options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, **options}
         words = command("train", "classic/cartpole", *FOREVER, "--run.dir", tmp_path / "run", *words)
-        process = subprocess.Popen(words, start_new_session=True, **{"cwd": tmp_path, **options})
+        process = popen(words, start_new_session=True, **{"cwd": tmp_path, **options})
         started.append(process)
         wait_for(lambda: steps(tmp_path / "run") > 0, 120, process)
         return process
@@ -221,7 +224,8 @@ def test_terminal_that_is_closed_ends_a_run_in_order(tmp_path, running):
 
 @pytest.mark.parametrize("moved", [True, False])
 def test_run_goes_on_in_a_new_folder_if_its_own_is_removed_or_moved(tmp_path, running, moved):
-    process, run, elsewhere = running("--checkpoint.every-seconds", "0.5"), tmp_path / "run", tmp_path / "elsewhere"
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    process = running("--checkpoint.every-seconds", "0.5", popen=ForkedCommand)
     run.rename(elsewhere)
     if not moved:
         shutil.rmtree(elsewhere)
@@ -233,12 +237,12 @@ def test_run_goes_on_in_a_new_folder_if_its_own_is_removed_or_moved(tmp_path, ru
     assert f"{run} {what}" in err
     assert "; training continues in a new folder of this name" in err
     assert f"resume: sfactory resume {run}" in err.splitlines()[-1]
-    done = subprocess.run(command("info", run), capture_output=True, text=True)
+    done = run_forked(command("info", run), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_run_leaves_a_folder_alone_that_another_run_has_taken(tmp_path, running):
-    process, run = running("--checkpoint.every-seconds", "1000"), tmp_path / "run"
+    process, run = running("--checkpoint.every-seconds", "1000", popen=ForkedCommand), tmp_path / "run"
     new = tmp_path / "new"
     new.mkdir()
     (new / "config.toml").write_text("")
@@ -254,7 +258,7 @@ def test_run_outlives_the_folder_where_it_was_started(tmp_path, running):
     """A sampler can be started again there, too."""
     start = tmp_path / "start"
     start.mkdir()
-    process = running("--run.dir", "../run", "--stop.env-steps", "40k", cwd=start)
+    process = running("--run.dir", "../run", "--stop.env-steps", "40k", cwd=start, popen=ForkedCommand)
     start.rmdir()
     workers_named(process, "sampler")[0].kill()
     _, err = process.communicate(timeout=120)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 import psutil
+from forked_processes import ForkedCommand
 from run_helpers import all_exited, command, steps, wait_for
 
 SHORT = ["--sampling.envs-per-group", "4", "--batch.minibatches", "2", "--log.every-seconds", "0.5"]
@@ -31,7 +32,7 @@ def test_sweep_of_two_runs_finishes_and_is_skipped_when_repeated(tmp_path):
 def test_sweep_signal_stops_every_run_with_a_checkpoint(tmp_path):
     options = ["--seeds", "0..2", "--jobs", 2, "--stop.env-steps", "10M", "--dir", "s", *SHORT]
     arguments = command("sweep", "classic/cartpole", *options)
-    process = subprocess.Popen(
+    process = ForkedCommand(
         arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     wait_for(lambda: min(steps(tmp_path / "s/s0"), steps(tmp_path / "s/s1")) > 0, 90.0, process)

@@ -1,16 +1,16 @@
 """Multi-task policies, squashed actions and normalized value targets, from training to evaluation."""
 
 import json
-import subprocess
 
 import pytest
+from forked_processes import run_forked
 from run_helpers import SMALL, command, rows
 
 BOTH = "gymnasium/CartPole-v0,gymnasium/CartPole-v1"  # the same spaces, other time limits
 
 
 def run(*words, code=0):
-    done = subprocess.run(command(*words), capture_output=True, text=True, timeout=120)
+    done = run_forked(command(*words), capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stderr[-2000:]
     return done
 

@@ -19,6 +19,8 @@ from sfactory.run import provenance
 from sfactory.run.checkpoint import MANIFEST, candidates
 from sfactory.tools.info import info
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
