@@ -1,10 +1,19 @@
 """Fixtures for all tests."""
 
+import gc
 import os
 
 import pytest
 
 from sfactory.cli import main as cli
+
+gc.disable()  # while the tests are collected: what is loaded and made then stays
+
+
+def pytest_collection_finish():
+    """Collect garbage from here on, and never look at what was loaded before."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests that are marked slow are deselected
