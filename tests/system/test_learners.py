@@ -146,6 +146,7 @@ def test_two_ranks_under_torchrun_train_one_policy_and_rank_0_alone_saves(tmp_pa
     assert arrays["arena"].tobytes() != arrays["arena.1"].tobytes()
 
 
+@pytest.mark.slow
 def test_two_ranks_under_torchrun_learn_cartpole(tmp_path):
     """The preset reaches 200 within 32k to 37k steps of both ranks; a random policy has 20."""
     words = ["-m", "sfactory", "train", "classic/cartpole", "--run.dir", tmp_path / "run", "--quiet"]
