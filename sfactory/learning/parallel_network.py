@@ -49,28 +49,32 @@ class ParallelNetwork:
     ) -> None:
         """flat: the parameters of the model; `backward` writes their gradients."""
         self.model, self.pool, self.autocast, self.flat = model, pool, autocast, flat
-        self._chunks: list[tuple[Tensor, ...]] = []  # outputs of each chunk, with their graphs
-        self._leaves: tuple[Tensor, ...] | None = None
+        self._chunks: list[dict[str, Tensor]] = []  # outputs of each chunk by name, with their graphs
+        self._leaves: dict[str, Tensor] | None = None
 
     def forward_eval(self, rows: Inputs) -> Output:
-        """Forward pass without gradients: params [T, B, K], value [T, B], and median [T, B] if the network has it."""
+        """Forward pass without gradients: params [T, B, K], value [T, B], and other outputs that the network has."""
         return self._join(self._forward(rows.obs, rows.first, rows.state, train=False), rows.first.shape)
 
     def forward_train(self, rows: Inputs) -> Output:
         """Forward pass with gradients: compute a loss from the result, then `loss.backward()` and `self.backward()`."""
         self._chunks = self._forward(rows.obs, rows.first, rows.state, train=True)
-        out = self._join([tuple(x.detach() for x in chunk) for chunk in self._chunks], rows.first.shape)
-        self._leaves = tuple(x.requires_grad_() for x in (out.params, out.value, out.median) if x is not None)
+        detached = [{name: x.detach() for name, x in chunk.items()} for chunk in self._chunks]
+        out = self._join(detached, rows.first.shape)
+        self._leaves = {name: x.requires_grad_() for name, x in out.of_rows().items()}
         return out
 
     def backward(self, gradient: tuple[Tensor, Tensor] | None = None) -> None:
         """Write the gradient of every parameter to its `.grad`, for the last `forward_train`.
 
         gradient: of the loss with respect to params [T, B, K] and value [T, B]; None: as `loss.backward()` left it, and
-        that of median too. An output that the loss does not use contributes nothing.
+        that of other outputs too. An output that the loss does not use contributes nothing.
         """
         assert self._leaves is not None, "backward() follows forward_train() and a loss"
-        outputs, gradients = self._used_outputs(*(gradient or (leaf.grad for leaf in self._leaves)))
+        found = {name: leaf.grad for name, leaf in self._leaves.items()}
+        if gradient is not None:
+            found = dict(zip(("params", "value"), gradient, strict=True))
+        outputs, gradients = self._used_outputs({name: x for name, x in found.items() if x is not None})
 
         def backward(chunk: int) -> tuple[Tensor | None, ...]:
             return torch.autograd.grad(outputs[chunk], self.flat.parameters, gradients[chunk], allow_unused=True)
@@ -97,13 +101,13 @@ class ParallelNetwork:
 
     def _forward(
         self, obs: Mapping[str, Tensor], first: Tensor, state: Tensor | None, train: bool
-    ) -> list[tuple[Tensor, ...]]:
-        """(params, value) of every chunk, and median if the network has it."""
+    ) -> list[dict[str, Tensor]]:
+        """The outputs of every chunk, by name."""
         bounds = self._bounds(obs, first.shape)
         recurrent = bool(self.model.state_size)
         leaves = obs if recurrent else {name: leaf.flatten(0, 1) for name, leaf in obs.items()}
 
-        def forward(chunk: int) -> tuple[Tensor, ...]:
+        def forward(chunk: int) -> dict[str, Tensor]:
             cut = slice(bounds[chunk], bounds[chunk + 1])
             with torch.set_grad_enabled(train), self.autocast():
                 if recurrent:
@@ -112,26 +116,27 @@ class ParallelNetwork:
                     out = self.model.unroll(chunk_obs, first[:, cut], chunk_state)
                 else:
                     out = self.model({name: leaf[cut] for name, leaf in leaves.items()})
-            return (out.params, out.value) if out.median is None else (out.params, out.value, out.median)
+            return out.of_rows()
 
         return self.pool.map(forward, len(bounds) - 1)
 
-    def _join(self, chunks: list[tuple[Tensor, ...]], shape: torch.Size) -> Output:
+    def _join(self, chunks: list[dict[str, Tensor]], shape: torch.Size) -> Output:
+        columns = {name: [chunk[name] for chunk in chunks] for name in chunks[0]}
         if self.model.state_size:
-            params, value, *median = (torch.cat(x, 1) for x in zip(*chunks, strict=True))
+            rows = {name: torch.cat(x, 1) for name, x in columns.items()}
         else:
-            params, value, *median = (torch.cat(x).view(*shape, *x[0].shape[1:]) for x in zip(*chunks, strict=True))
-        return Output(params, value, None, *median)
+            rows = {name: torch.cat(x).view(*shape, *x[0].shape[1:]) for name, x in columns.items()}
+        return Output(**rows, state=None)
 
-    def _used_outputs(self, *gradients: Tensor | None) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+    def _used_outputs(
+        self, gradients: Mapping[str, Tensor]
+    ) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
         """Per chunk: the outputs the loss depends on, and their gradients, cut as the chunks were."""
-        used = [number for number, grad in enumerate(gradients) if grad is not None]
-        grads = [grad for grad in gradients if grad is not None]
         if self.model.state_size:
-            sizes = [chunk[0].shape[1] for chunk in self._chunks]
-            cuts = [grad.split(sizes, 1) for grad in grads]
+            sizes = [chunk["params"].shape[1] for chunk in self._chunks]
+            cuts = [grad.split(sizes, 1) for grad in gradients.values()]
         else:
-            sizes = [chunk[0].shape[0] for chunk in self._chunks]
-            cuts = [grad.flatten(0, 1).split(sizes) for grad in grads]
-        outputs = [tuple(chunk[number] for number in used) for chunk in self._chunks]
+            sizes = [chunk["params"].shape[0] for chunk in self._chunks]
+            cuts = [grad.flatten(0, 1).split(sizes) for grad in gradients.values()]
+        outputs = [tuple(chunk[name] for name in gradients) for chunk in self._chunks]
         return outputs, list(zip(*cuts, strict=True))

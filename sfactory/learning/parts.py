@@ -54,7 +54,6 @@ def divided(rows: Batch | BatchLanes) -> list[Tensor]:
 
 
 def joined(outputs: Sequence[Output]) -> Output:
-    """Detached outputs of all parts together: params [T, b, K], value [T, b], median [T, b] or None, no state."""
-    params, value = [x.params.detach() for x in outputs], [x.value.detach() for x in outputs]
-    medians = [x.median.detach() for x in outputs if x.median is not None]
-    return Output(torch.cat(params, 1), torch.cat(value, 1), None, torch.cat(medians, 1) if medians else None)
+    """Detached outputs of all parts together: params [T, b, K], value [T, b] and others that there are, no state."""
+    parts = [x.of_rows() for x in outputs]
+    return Output(**{name: torch.cat([part[name].detach() for part in parts], 1) for name in parts[0]}, state=None)

@@ -396,8 +396,7 @@ def _with_last_row(gradient: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 def _without_last_row(out: Output) -> Output:
     """Outputs of T + 1 rows -> of T."""
-    median = None if out.median is None else out.median[:-1]
-    return out._replace(params=out.params[:-1], value=out.value[:-1], median=median)
+    return out._replace(**{name: x[:-1] for name, x in out.of_rows().items()})
 
 
 def _mean_norm(norms: list[Tensor], skipped: list[Tensor]) -> Tensor:

@@ -29,6 +29,10 @@ class Output(NamedTuple):
     median: Tensor | None = None
     """[N] or [T, B] float32, output of the median head; None if the network has none."""
 
+    def of_rows(self) -> dict[str, Tensor]:
+        """The outputs that belong to a row, by name: those that there are, without the recurrent state."""
+        return {name: x for name, x in self._asdict().items() if name != "state" and x is not None}
+
 
 class Trunk(nn.Module):
     """One encoder per leaf, concatenated features, then the core."""
