@@ -159,6 +159,13 @@ def check_options(config: Config) -> None:
     if config.loss.entropy_final is not None and not config.stop.env_steps:
         raise ValueError("loss.entropy-final is reached at stop.env-steps, which is 0; set it, or leave it out")
     check_own_network(config)
+    if config.model.pooling != "none" and config.model.encoder != "impala":
+        raise ReplaceableValue(
+            "model.pooling",
+            "none",
+            f"model.pooling {config.model.pooling} has no effect with model.encoder {config.model.encoder}",
+            "use model.encoder impala, or leave it out",
+        )
     if config.model.separate and config.model.core != "none":
         raise ValueError(
             f"model.separate and model.core {config.model.core} exclude each other: a recurrent core needs one trunk"
@@ -173,6 +180,7 @@ def check_own_network(config: Config) -> None:
         f"model.core {config.model.core}": config.model.core != "none",
         "normalize.value-targets true": config.normalize.value_targets,
         "surrogate.median-head true": config.surrogate.has_median_head,
+        f"model.pooling {config.model.pooling}": config.model.pooling != "none",
         f"algorithm.name {config.algorithm.name}": config.algorithm.name != "actor_critic",
     }
     for setting, holds in refused.items():

@@ -534,6 +534,9 @@ class Model:
     """Continuous actions: initial logarithm of the standard deviation."""
     squash: bool = False
     """Continuous actions: tanh of the sample, scaled to the bounds, instead of clipping to them."""
+    pooling: Literal["none", "average"] = "none"
+    """impala: average pools each channel over the picture after the last convolution (Impoola, arXiv 2503.05546). Fewer
+    weights, and less knowledge of where things are in the picture."""
 
     @property
     def reader(self) -> str:

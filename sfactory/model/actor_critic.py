@@ -41,18 +41,14 @@ class Trunk(nn.Module):
         self,
         obs: Mapping[str, Treatment],
         *,
-        hidden: Sequence[int],
-        activation: str,
         core: str,
         core_size: int,
-        layer_norm: bool = False,
+        **layers: Any,
     ) -> None:
+        """layers: `hidden`, `activation` and other arguments of `make_encoder`."""
         super().__init__()
         self.names = list(obs)
-        encoders = [
-            make_encoder(leaf.encoder, leaf.encoder_shape, hidden=hidden, activation=activation, layer_norm=layer_norm)
-            for leaf in obs.values()
-        ]
+        encoders = [make_encoder(leaf.encoder, leaf.encoder_shape, **layers) for leaf in obs.values()]
         self.encoders = nn.ModuleList(encoders)
         features = sum(module.out_size for module in encoders)
         self.core: Core = CORES[core](features, core_size)
@@ -76,6 +72,7 @@ class ActorCritic(nn.Module):
         core_size: width of the core.
         activation: relu or tanh.
         layer_norm: LayerNorm before each activation of the encoders.
+        pooling: none, or average after the last convolution (encoder impala).
         separate: use a separate trunk for the critic (small control tasks); not together with a core.
         normalize_obs: standardise numbers inside the module, but those of pictures with bounds; the statistics are
             buffers. See `treatment`.
@@ -101,6 +98,7 @@ class ActorCritic(nn.Module):
         core_size: int = 0,
         activation: str = "relu",
         layer_norm: bool = False,
+        pooling: str = "none",
         separate: bool = False,
         normalize_obs: bool = False,
         log_std_init: float = 0.0,
@@ -120,7 +118,7 @@ class ActorCritic(nn.Module):
         self.mask, self.acting = mask, acting
         self.treatments = treatments(obs, without=(mask, acting), encoder=encoder, normalize=normalize_obs)
         self.action_dtypes = {name: str(leaf.dtype) for name, leaf in actions.items()}
-        shared: dict[str, Any] = dict(hidden=hidden, activation=activation, layer_norm=layer_norm)
+        shared: dict[str, Any] = dict(hidden=hidden, activation=activation, layer_norm=layer_norm, pooling=pooling)
         self.trunk = self._trunk(**shared, core=core, core_size=core_size)
         self.critic = Trunk(self.treatments, **shared, core="none", core_size=0) if separate else None
         self.state_size = self.trunk.core.state_size

@@ -183,6 +183,13 @@ class SmallCnn(Convolutions):
     layout = ((16, 4, 2, 1), (32, 3, 2, 1), (32, 3, 1, 0))
 
 
+class _Average(nn.Module):
+    """Mean of every channel over all places, [N, C, H, W] -> [N, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
 class _Residual(nn.Module):
     """Residual block of two convolutions."""
 
@@ -199,11 +206,18 @@ class Impala(Encoder):
     """Deep network of IMPALA (Espeholt et al. 2018, arXiv 1802.01561, fig. 3) without its LSTM.
 
     Takes [N, C, H, W]. Stages of 16, 32, 32 filters: convolution, max pooling, two residual blocks. Torch's
-    default initialisation, as in torchbeast.
+    default initialisation, as in torchbeast. pooling average: the fully connected layers read the mean of each channel
+    in place of all its places (Impoola, Trumpp et al. 2025, arXiv 2503.05546).
     """
 
     def __init__(
-        self, shape: Sequence[int], *, hidden: Sequence[int], activation: str = "relu", layer_norm: bool = False
+        self,
+        shape: Sequence[int],
+        *,
+        hidden: Sequence[int],
+        activation: str = "relu",
+        layer_norm: bool = False,
+        pooling: str = "none",
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -217,7 +231,8 @@ class Impala(Encoder):
                 _Residual(filters),
             ]
             channels = filters
-        self.convs = nn.Sequential(*layers, nn.ReLU(), nn.Flatten()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        end = _Average() if pooling == "average" else nn.Flatten()
+        self.convs = nn.Sequential(*layers, nn.ReLU(), end).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
             size = self.convs(torch.zeros(1, *shape)).shape[1]
         self.layers = fully_connected(size, hidden, activation, layer_norm)
@@ -270,15 +285,23 @@ def _differs_in_training(module: nn.Module) -> str:
 
 
 def make_encoder(
-    name: str, shape: Sequence[int], *, hidden: Sequence[int], activation: str, layer_norm: bool = False
+    name: str,
+    shape: Sequence[int],
+    *,
+    hidden: Sequence[int],
+    activation: str,
+    layer_norm: bool = False,
+    pooling: str = "none",
 ) -> Encoder:
     """Create the encoder of a `Treatment` for what it reads, ``shape``: see `Treatment.encoder_shape`.
 
-    layer_norm: of the encoders here; those of the user's own place their layers themselves.
+    layer_norm: of the encoders here; those of the user's own place their layers themselves. pooling: of impala; another
+    encoder, as that of a vector beside the picture, has none.
     """
     if pickled.is_pickled(name):
         return pickled.load(name)(shape, hidden=hidden, activation=activation)
     if ":" in name:
         module, _, attribute = name.partition(":")
         return getattr(importlib.import_module(module), attribute)(shape, hidden=hidden, activation=activation)
-    return ENCODERS[name](shape, hidden=hidden, activation=activation, layer_norm=layer_norm)
+    own = {"pooling": pooling} if name == "impala" else {}
+    return ENCODERS[name](shape, hidden=hidden, activation=activation, layer_norm=layer_norm, **own)

@@ -256,6 +256,7 @@ def network_arguments(config: Config, spec: EnvSpec) -> dict[str, Any]:
         "hidden": settings.hidden,
         "activation": settings.activation,
         "layer_norm": settings.layer_norm,
+        "pooling": settings.pooling,
         "core": settings.core,
         "core_size": settings.core_size,
         "normalize_obs": config.normalize.obs,
