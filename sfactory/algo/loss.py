@@ -22,7 +22,7 @@ class Loss(NamedTuple):
     policy: Tensor
     """[] mean surrogate."""
     value: Tensor
-    """[] mean squared error of the value (no factor 1/2, as in openai/ppo-ewma)."""
+    """[] mean squared error of the value (no factor 1/2, as in openai/ppo-ewma), or the mean of ``value_error``."""
     entropy: Tensor
     """[] mean entropy of the policy; the loss raises it."""
 
@@ -38,6 +38,7 @@ def total_loss(
     entropy_coef: float | Tensor,
     old_value: Tensor | None = None,
     value_clip: float | None = None,
+    value_error: Tensor | None = None,
     num_valid: Tensor | None = None,
 ) -> Loss:
     """Sum of policy, value and entropy loss (Schulman et al. 2017, arXiv 1707.06347, eq. 9, signs of a loss).
@@ -49,14 +50,20 @@ def total_loss(
         old_value: [...] value at the start of the update, required with value_clip.
         value_clip: distance from old_value beyond which the value gains nothing from moving:
             max((v - g)^2, (v_old + clip(v - v_old) - g)^2), as in OpenAI baselines. None or 0: plain squared error.
+        value_error: [...] another loss of the value, in place of the squared error; not with value_clip.
         num_valid: [] valid rows of the minibatch, if these rows are a part of it: the means divide by them, so that the
             losses of the parts add up to that of the minibatch. None: these rows are the minibatch.
 
     Raises:
-        ValueError: value_clip without old_value.
+        ValueError: value_clip without old_value, or with value_error.
     """
     reset = ~valid
-    error = (value - target).masked_fill(reset, 0.0).square()
+    if value_clip and value_error is not None:
+        raise ValueError("value_clip is defined for the squared error only, not for value_error")
+    if value_error is None:
+        error = (value - target).masked_fill(reset, 0.0).square()
+    else:
+        error = value_error.masked_fill(reset, 0.0)
     if value_clip:
         if old_value is None:
             raise ValueError("value_clip requires old_value, the value at the start of the update")

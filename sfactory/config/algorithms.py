@@ -48,16 +48,22 @@ ALGORITHMS = {
             "pqn.",
             "trace.",
             "loss.value_clip",
+            "loss.value_sigma",
             "normalize.advantage_span",
             "model.log_std_init",
             "model.squash",
+            "model.value_",
         ),
         used=("trace.gamma", "trace.trace_lambda"),
         one_action="advantages",
         whole_lanes=True,
         per_choice=1,
     ),
-    "ppg": AlgorithmRules(unused=("dae.", "pqn."), keeps_batches=True, further_params=1),  # the auxiliary value
+    "ppg": AlgorithmRules(
+        unused=("dae.", "pqn.", "model.value_", "loss.value_sigma"),
+        keeps_batches=True,
+        further_params=1,  # the auxiliary value
+    ),
     "pqn": AlgorithmRules(
         unused=(
             "dae.",
@@ -73,6 +79,7 @@ ALGORITHMS = {
             "model.separate",
             "model.log_std_init",
             "model.squash",
+            "model.value_",
             "normalize.value_targets",
             "normalize.advantage",
         ),

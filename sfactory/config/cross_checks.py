@@ -111,6 +111,10 @@ EFFECTS: dict[str, tuple[str, Callable[[Config], bool]]] = {
         lambda config: config.surrogate.behavior_weight in ("trace", "twice"),
     ),
     "trace.leak": ("trace.estimator leaky_vtrace", lambda config: config.trace.estimator == "leaky_vtrace"),
+    **dict.fromkeys(
+        ("model.value_bins", "model.value_low", "model.value_high", "loss.value_sigma"),
+        ("model.value-head hl_gauss", lambda config: config.model.value_head == "hl_gauss"),
+    ),
     "optim.decay_share": ("optim.schedule linear", lambda config: config.optim.schedule == "linear"),
     "optim.kl_target": ("optim.schedule kl_adaptive", _adapts_rate),
     "optim.lr_min": ("optim.schedule kl_adaptive", _adapts_rate),
@@ -159,6 +163,7 @@ def check_options(config: Config) -> None:
     if config.loss.entropy_final is not None and not config.stop.env_steps:
         raise ValueError("loss.entropy-final is reached at stop.env-steps, which is 0; set it, or leave it out")
     check_own_network(config)
+    check_value_head(config)
     if config.model.pooling != "none" and config.model.encoder != "impala":
         raise ReplaceableValue(
             "model.pooling",
@@ -180,12 +185,35 @@ def check_own_network(config: Config) -> None:
         f"model.core {config.model.core}": config.model.core != "none",
         "normalize.value-targets true": config.normalize.value_targets,
         "surrogate.median-head true": config.surrogate.has_median_head,
+        f"model.value-head {config.model.value_head}": config.model.value_head != "scalar",
         f"model.pooling {config.model.pooling}": config.model.pooling != "none",
         f"algorithm.name {config.algorithm.name}": config.algorithm.name != "actor_critic",
     }
     for setting, holds in refused.items():
         if holds:
             raise ValueError(f"{setting} and model.network {config.model.network} exclude each other; leave one out")
+
+
+def check_value_head(config: Config) -> None:
+    """Bins have a range, and a loss that is not the squared error."""
+    model, head = config.model, f"model.value-head {config.model.value_head}"
+    if model.value_head == "scalar":
+        return
+    if not model.value_low < model.value_high:
+        raise ValueError(
+            f"model.value-low {model.value_low:g} is not below model.value-high {model.value_high:g}; lower the first "
+            "or raise the second"
+        )
+    if config.loss.value_clip:
+        raise ValueError(
+            f"loss.value-clip {config.loss.value_clip:g} clips a squared error, and the loss of {head} is a "
+            "cross-entropy; set loss.value-clip 0"
+        )
+    if config.surrogate.has_median_head:
+        raise ValueError(
+            f"surrogate.median-head true and {head} exclude each other: the median head is one number beside one "
+            "number; set surrogate.median-head false"
+        )
 
 
 def check_inference_workers(config: Config) -> None:

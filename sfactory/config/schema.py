@@ -459,6 +459,9 @@ class LossConfig:
     """Weight of the value loss."""
     value_clip: Annotated[float, Ge(0)] = 0.0
     """Clip of the change of the value per update, PPO style; 0: no clipping."""
+    value_sigma: Annotated[float, Between(0.01, 100)] = 0.75
+    """model.value_head hl_gauss: standard deviation of a target's distribution, in widths of a bin. More: a target
+    reaches more bins."""
     entropy_coef: Annotated[float, Ge(0)] = 0.01
     """Weight of the entropy bonus. More: more exploration, less exploitation."""
     entropy_final: Annotated[float | None, Ge(0)] = None
@@ -537,6 +540,16 @@ class Model:
     pooling: Literal["none", "average"] = "none"
     """impala: average pools each channel over the picture after the last convolution (Impoola, arXiv 2503.05546). Fewer
     weights, and less knowledge of where things are in the picture."""
+    value_head: Literal["scalar", "hl_gauss"] = "scalar"
+    """scalar: the value is one number, trained by its squared error. hl_gauss: it is the expectation over bins, trained
+    by cross-entropy (arXiv 2403.03950); torch computes the network. Not with dae, ppg, pqn or loss.value_clip."""
+    value_bins: Annotated[int, Between(2, 4096)] = 151
+    """hl_gauss: number of bins. More: finer values, a larger head."""
+    value_low: Annotated[float, AnyNumber()] = -10.0
+    """hl_gauss: lower end of the bins: in standard deviations from the mean with normalize.value_targets, otherwise in
+    units of the rewards that are learned from. Targets outside count as the nearest end (losses/value_outside)."""
+    value_high: Annotated[float, AnyNumber()] = 10.0
+    """hl_gauss: upper end of the bins, in the same units. A wider range: coarser values."""
 
     @property
     def reader(self) -> str:

@@ -64,18 +64,21 @@ class Normalizers:
     @property
     def moves_value_head(self) -> bool:
         """Whether `add_targets` changes weights, so that outputs computed before have other units."""
-        return self.targets is not None
+        return self.targets is not None and self.model.value_bins is None
 
     @torch.no_grad()
     def add_targets(self, target: Tensor, valid: Tensor) -> None:
         """Add value targets [T, B] in units of reward, where valid, to their statistics, before they are normalized.
 
-        The value head is rescaled with them: `value` of its output stays the same (PopArt, arXiv 1602.07714, alg. 1).
+        The value head is rescaled with them: `value` of its output stays the same (PopArt, arXiv 1602.07714, alg. 1). A
+        head with bins stays as it is (`model.histogram_head`).
         """
         if self.targets is None:
             return
         (moments,) = self.learners.pool_moments([BatchMoments(*masked_moments(target, valid))])
-        self.model.rescale_value(*self.targets.merge(*moments))
+        correction = self.targets.merge(*moments)
+        if self.moves_value_head:
+            self.model.rescale_value(*correction)
 
     @torch.no_grad()
     def update(self, batch: Batch, valid: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Actor-critic network: encoders, a recurrent core, policy and value heads.
 
-Legend: N samples, T steps, B lanes, K distribution parameters, H width of the recurrent state (0: none), P size of the
-flat weights. Observations are a dict of leaves [N, *shape] or [T, B, *shape].
+Legend: N samples, T steps, B lanes, K distribution parameters, H width of the recurrent state (0: none), M bins of the
+value, P size of the flat weights. Observations are a dict of leaves [N, *shape] or [T, B, *shape].
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sfactory.model.cores import CORES, Core
 from sfactory.model.distributions import MASKED_LOGIT, ActionDistribution, ActionLeafLike, at_least_single
 from sfactory.model.encoders import make_encoder, orthogonal
+from sfactory.model.histogram_head import HistogramHead, ValueBins
 from sfactory.model.inputs import CLIP, Input
 from sfactory.model.treatment import ObsLeaf, Scaling, Treatment, treatments
 
@@ -28,6 +29,8 @@ class Output(NamedTuple):
     """[N, H] or [B, H], the recurrent state after the (last) step; the input state if H = 0."""
     median: Tensor | None = None
     """[N] or [T, B] float32, output of the median head; None if the network has none."""
+    value_logits: Tensor | None = None
+    """[N, M] or [T, B, M] float32, logits of the bins whose expectation is the value; None without bins."""
 
     def of_rows(self) -> dict[str, Tensor]:
         """The outputs that belong to a row, by name: those that there are, without the recurrent state."""
@@ -82,6 +85,7 @@ class ActorCritic(nn.Module):
         acting: name of the leaf [N] bool, False where the agent does not act now: there the recurrent state is kept,
             and the action has no effect. "" if every row acts; no encoder gets it.
         median: add a head beside the value head, for the median of the action values (surrogate.objective bpo).
+        value_bins: the value is the expectation over these bins (model.value-head hl_gauss); None: one number.
 
     Raises:
         ValueError: unknown core, ``separate`` with a core, or a leaf that cannot be read (`treatment.treat`).
@@ -106,6 +110,7 @@ class ActorCritic(nn.Module):
         mask: str = "",
         acting: str = "",
         median: bool = False,
+        value_bins: ValueBins | None = None,
     ) -> None:
         super().__init__()
         if core not in CORES:
@@ -122,6 +127,7 @@ class ActorCritic(nn.Module):
         self.trunk = self._trunk(**shared, core=core, core_size=core_size)
         self.critic = Trunk(self.treatments, **shared, core="none", core_size=0) if separate else None
         self.state_size = self.trunk.core.state_size
+        self.value_bins = value_bins
         self._add_heads(log_std_init, median)
 
         self.normalized = [n for n, leaf in self.treatments.items() if leaf.scaling is Scaling.NORMALIZED]
@@ -149,9 +155,15 @@ class ActorCritic(nn.Module):
         # Nearly uniform initial policy; more important than most settings (Andrychowicz et al. 2021).
         self.policy_head = orthogonal(nn.Linear(self.trunk.out_size, outputs), 0.01)
         critic_size = (self.critic or self.trunk).out_size
-        self.value_head = orthogonal(nn.Linear(critic_size, 1), 1.0)
+        self.value_head = self._value_head(critic_size)
         self.median_head = orthogonal(nn.Linear(critic_size, 1), 1.0) if median else None
         self.log_std = nn.Parameter(torch.full((dimensions,), log_std_init)) if dimensions else None
+
+    def _value_head(self, features: int) -> nn.Module:
+        """What computes the value, or the logits of its bins, from the features of the critic."""
+        if self.value_bins is None:
+            return orthogonal(nn.Linear(features, 1), 1.0)
+        return HistogramHead(features, self.value_bins)
 
     def forward(self, obs: Mapping[str, Tensor], state: Tensor | None = None, first: Tensor | None = None) -> Output:
         """Run one step. obs [N, *shape] leaves, state [N, H] or None (zeros), first [N] bool or None (all False)."""
@@ -161,8 +173,7 @@ class ActorCritic(nn.Module):
             state = self.trunk.core.initial_state(x.shape[0]) if state is None else state
             x, state = self.trunk.core(x, state, first, obs.get(self.acting))
             state = at_least_single(state)
-        params, value, median = self._heads(x, obs)
-        return Output(params, value, state, median)
+        return self._heads(x, obs)._replace(state=state)
 
     def unroll(self, obs: Mapping[str, Tensor], first: Tensor, state: Tensor | None = None) -> Output:
         """Run a whole trajectory.
@@ -177,9 +188,8 @@ class ActorCritic(nn.Module):
             acting = obs[self.acting].view(steps, lanes) if self.acting else None
             x, state = self.trunk.core.unroll(x.view(steps, lanes, -1), state, first, acting)
             x, state = x.flatten(0, 1), at_least_single(state)
-        params, value, median = self._heads(x, obs)
-        median = None if median is None else median.view(steps, lanes)
-        return Output(params.view(steps, lanes, -1), value.view(steps, lanes), state, median)
+        rows = self._heads(x, obs).of_rows()
+        return Output(**{name: x.view(steps, lanes, *x.shape[1:]) for name, x in rows.items()}, state=state)
 
     def normalized_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the standardised leaves, by name."""
@@ -196,11 +206,25 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def rescale_value(self, factor: Tensor, shift: Tensor) -> None:
-        """Replace the outputs of all value heads by factor * output + shift; both []."""
+        """Replace the outputs of all value heads by factor * output + shift; both []. Not for a value with bins."""
+        assert self.value_bins is None, "bins of a network in training do not move"
         for head in self._value_heads():
             weight, bias = head.parameters()
             weight.mul_(factor)
             bias.mul_(factor).add_(shift)
+
+    def rescale_finished_value(self, factor: float, shift: float) -> None:
+        """As `rescale_value`, for a network that is not trained any more; bins move."""
+        if self.value_bins is None:
+            self.rescale_value(torch.tensor(factor), torch.tensor(shift))
+        else:
+            self.bins_head.move_bins(factor, shift)
+
+    @property
+    def bins_head(self) -> HistogramHead:
+        """The value head of a network with bins."""
+        assert isinstance(self.value_head, HistogramHead)
+        return self.value_head
 
     def _value_heads(self) -> list[nn.Module]:
         """Heads whose outputs have the units of the value target."""
@@ -228,7 +252,8 @@ class ActorCritic(nn.Module):
         torch._foreach_copy_(weights, [part.view(x.shape) for part, x in zip(parts, weights, strict=True)])
 
     def _weights(self) -> list[Tensor]:
-        buffers = (buffer for name, buffer in self.named_buffers() if not name.startswith("inputs."))  # constants
+        constants = ("inputs.", "value_head.offsets")
+        buffers = (buffer for name, buffer in self.named_buffers() if not name.startswith(constants))
         return [*(x.detach() for x in self.parameters()), *buffers]
 
     def _read(self, obs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -246,23 +271,30 @@ class ActorCritic(nn.Module):
         numbers = leaf.double() if leaf.dtype == torch.int64 else leaf.to(mean.dtype)
         return ((numbers - mean) * inv_std).clamp(-CLIP, CLIP).to(mean.dtype)
 
-    def _heads(self, x: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x [N, F] -> params [N, K], value and median [N]; float32 even under autocast: ratios need the precision."""
+    def _heads(self, x: Tensor, obs: Mapping[str, Tensor]) -> Output:
+        """x [N, F] -> outputs of N rows, no state; float32 even under autocast: ratios need the precision."""
         y = self._critic_features(x, obs)
         device = x.device.type
         if not torch.is_autocast_enabled(device):
-            return *self._outputs(x, y, obs), self._median(y)
+            return self._of_features(x, y, obs)
         with torch.autocast(device, enabled=False):
-            x, y = x.float(), y.float()
-            return *self._outputs(x, y, obs), self._median(y)
+            return self._of_features(x.float(), y.float(), obs)
+
+    def _of_features(self, x: Tensor, y: Tensor, obs: Mapping[str, Tensor]) -> Output:
+        """Features of the policy x and of the critic y [N, F] -> outputs of N rows, no state."""
+        params, value = self._outputs(x, y, obs)
+        if self.value_bins is None:
+            return Output(params, value, None, self._median(y))
+        return Output(params, self.bins_head.expected(value), None, self._median(y), value)
 
     def _critic_features(self, x: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """What the value head reads [N, F]; x: features of the policy."""
         return x if self.critic is None else self.critic.encode(obs)
 
     def _outputs(self, x: Tensor, y: Tensor, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Features of the policy x and of the critic y [N, F] -> params [N, K], value [N]."""
-        return self._params(self.policy_head(x), obs), self.value_head(y).squeeze(-1)
+        """Features of the policy x and of the critic y [N, F] -> params [N, K], value [N], or its logits [N, M]."""
+        value = self.value_head(y)
+        return self._params(self.policy_head(x), obs), value.squeeze(-1) if self.value_bins is None else value
 
     def _median(self, y: Tensor) -> Tensor | None:
         """[N, F] -> [N], None without a median head."""

@@ -105,7 +105,10 @@ _CHARTS = {
 LAST_MINIBATCH = "in the last minibatch of an update"
 _UPDATE = {
     "losses/policy_loss": "policy objective, as minimized",
-    "losses/value_loss": "value loss before its coefficient",
+    "losses/value_loss": "value loss before its coefficient: mean squared error, or cross-entropy in nats with "
+    "model.value_head hl_gauss",
+    "losses/value_outside": "model.value_head hl_gauss: fraction of the value targets outside model.value_low to "
+    "model.value_high, which count as the nearest end",
     "losses/entropy": "mean entropy of the policy, in nats",
     "losses/q_loss": "algorithm.name pqn: half the mean squared error of the action values",
     "losses/q": "algorithm.name pqn: mean value of the actions that were taken",
@@ -129,7 +132,9 @@ _UPDATE = {
     "offpolicy/effective_lambda": "mean trace coefficient",
     "offpolicy/discrepancy": "snapshot_age 0: mean |log prob in the learner - as stored when acting|, same weights",
 }
-OF_WHOLE_UPDATE = ("losses/grad_norm", "offpolicy/effective_lambda", "offpolicy/kl_of_update")
+OF_WHOLE_UPDATE = (
+    "losses/value_outside", "losses/grad_norm", "offpolicy/effective_lambda", "offpolicy/kl_of_update",
+)  # fmt: skip
 """Metrics of `_UPDATE` that cover a whole update. All others are measured in its last minibatch, where the policy has
 moved furthest: in every minibatch they would make an update of the CartPole preset 2.3 times as long."""
 _LAG = {

@@ -78,6 +78,8 @@ def unsupported(model: ActorCritic) -> str:
         return "an action mask"
     if model.median_head is not None:
         return "a median head"
+    if model.value_bins is not None:
+        return "a value head with bins"
     if len(parts) > MAX_PARTS or (len(parts) > 1 and not all(part.discrete for part in parts)):
         return "continuous actions of several leaves"
     if parts[0].log_span is not None:

@@ -190,9 +190,7 @@ class Policy:
     def rescale_value_head(self) -> None:
         """Let the network itself compute values in units of reward, for export."""
         if self._value_scale != (1.0, 0.0):
-            import torch
-
-            self.model.rescale_value(*map(torch.tensor, self._value_scale))
+            self.model.rescale_finished_value(*self._value_scale)
             self._value_scale = (1.0, 0.0)
 
     def distribution(self, obs: Any, first: Any = None, *, agent: Any = None, mask: Any = None) -> PolicyDistribution:

@@ -78,6 +78,9 @@ def check_init_from(config: Config, spec: EnvSpec) -> None:
     ]
     if trained.surrogate.has_median_head != config.surrogate.has_median_head:
         differences.append("median head, which only surrogate.objective bpo with surrogate.median-head has")
+    targets = [c.normalize.value_targets for c in (trained, config)]
+    if config.model.value_head != "scalar" and targets[0] != targets[1]:
+        differences.append(f"normalize.value_targets {targets[0]!r}, not {targets[1]!r}: the units of its bins")
     if differences:
         raise ValueError(f"run.init-from {config.run.init_from}: another network: its {', its '.join(differences)}")
 

@@ -31,11 +31,11 @@ def plain_network(config: Config, spec: EnvSpec) -> nn.Module | None:
     """Build the same layers in plain torch: observation [N, ...] -> [N, outputs + 1], the value last.
 
     The outputs are logits and means. Returns None if there is no plain form (several observations, a recurrent core, a
-    mask, LayerNorm, a custom encoder or IMPALA's).
+    mask, LayerNorm, a value head with bins, a custom encoder or IMPALA's).
     """
     model = config.model
     treatment, *more = obs_treatments(spec, config).values()
-    if more or model.core != "none" or model.layer_norm or spec.mask:
+    if more or model.core != "none" or model.layer_norm or model.value_head != "scalar" or spec.mask:
         return None
     encoder, shape = treatment.encoder, treatment.encoder_shape
     outputs = sum(sum(action.sizes) for action in spec.actions.values())

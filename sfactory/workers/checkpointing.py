@@ -226,4 +226,9 @@ class Checkpointing:
         contents = checkpoint.read_from(path, ("model", "normalizers"))
         weights = contents.parts["model"]
         checkpoint.require_same_network(weights, self.update.model.state_dict(), f"run.init-from {path}")
+        normalized = "target.std" in contents.parts["normalizers"]
+        if self.update.model.value_bins is not None and normalized != self.config.normalize.value_targets:
+            raise checkpoint.CheckpointError(
+                f"run.init-from {path}: bins in other units: its normalize.value-targets is {str(normalized).lower()}"
+            )
         self.update.initialize_from(weights, contents.parts["normalizers"])

@@ -8,6 +8,7 @@ Only the gradient is torch's.
                 and with it Retrace, truncated importance sampling and Recursive Retrace
     surrogates  2110.00641 and openai/ppo-ewma `compute_losses` · dual clip 1912.09729 · the others at `surrogate`
     proximal    EWMA 2110.00641 · A-3PO 2512.06547
+    HL-Gauss    2403.03950 eq. 4 and 5
     PopArt      1602.07714 alg. 1      Adam 1412.6980 alg. 1, Adam-Rel 2412.17113
     SFPO        2510.04072 and its code                           baseline 2602.17616, with the norm of 2602.07078
     LSTM, GRU as in torch's documentation
@@ -92,7 +93,7 @@ class Reference:
         self.lr, self.kl, self.ess = settings["optim.lr"], settings["optim.kl_target"], 1.0
         self.entropies, self.slow_only = [], False  # of SFPO
         self.dual, self.variance, self.progress = settings["surrogate.dual_start"], 0.0, 0.0
-        self.output = None
+        self.output = self.logits = None
 
     # -- network -----------------------------------------------------------------------------------------------------
 
@@ -102,7 +103,10 @@ class Reference:
         return self.obs_rows.mean(0), 1 / torch.sqrt(self.obs_rows.var(0, correction=0) + 1e-8)
 
     def forward(self, theta, obs, first, state, statistics=None):
-        """obs [T, b, ...] -> params [T, b, K], value [T, b]; the output of the median head is kept in `self.output`."""
+        """obs [T, b, ...] -> params [T, b, K], value [T, b]; the output of the median head is kept in `self.output`.
+
+        The logits of the bins of the value are kept in `self.logits`.
+        """
         x = obs["obs"]
         if self.s["normalize.obs"]:
             mean, inv_std = self.obs_statistics() if statistics is None else statistics
@@ -124,10 +128,31 @@ class Reference:
                 columns.append(theta["log_std"][dims : dims + size].expand(*raw.shape[:-1], size))
                 dims += size
         inputs = encode("critic") if self.s["model.separate"] else features
-        value = (inputs @ theta["value_head.weight"].T + theta["value_head.bias"])[..., 0]
+        value = inputs @ theta["value_head.weight"].T + theta["value_head.bias"]
+        if self.s["model.value_head"] == "hl_gauss":
+            self.logits = value
+            edges = self.edges()
+            probabilities = value.exp() / value.exp().sum(-1, keepdim=True)
+            value = (probabilities * (edges[:-1] + edges[1:]) / 2).sum(-1)
+        else:
+            value = value[..., 0]
         if "median_head.weight" in theta:
             self.output = (inputs @ theta["median_head.weight"].T + theta["median_head.bias"])[..., 0]
         return torch.cat(columns, -1), value
+
+    def edges(self):
+        """Of the bins of the value, one more than there are bins."""
+        low, high, bins = (self.s[f"model.value_{name}"] for name in ("low", "high", "bins"))
+        return torch.tensor([low + (high - low) * n / bins for n in range(bins + 1)], dtype=torch.float64)
+
+    def cross_entropy(self, target):
+        """Of the bins under a normal distribution around the target, cut off at the ends of the range."""
+        edges = self.edges()
+        deviation = self.s["loss.value_sigma"] * float(edges[1] - edges[0])
+        center = target.clamp(float(edges[0]), float(edges[-1]))[..., None]
+        below = torch.distributions.Normal(center, deviation).cdf(edges)
+        wanted = (below[..., 1:] - below[..., :-1]) / (below[..., -1:] - below[..., :1])
+        return -(wanted * (self.logits - self.logits.logsumexp(-1, keepdim=True))).sum(-1)
 
     def _core(self, theta, features, first, state):
         kind = self.s["model.core"]
@@ -450,6 +475,10 @@ class Reference:
         s, valid = self.s, rows.valid
         params, value = self.forward(theta, rows.obs, rows.first, rows.state)
         self.median = self.output
+        error = (value - start["target"]) ** 2
+        if s["model.value_head"] == "hl_gauss":
+            valid_target = torch.where(valid, start["target"], 0.0)
+            error = self.cross_entropy(valid_target)
         log_prob = self.policy.log_prob(params, rows.action)
         proximal, proximal_params = self.proximal(rows, log_prob, start)
         self.critic = 0.0  # a further loss of the value network
@@ -458,7 +487,6 @@ class Reference:
             surrogate = torch.where(start["keep"], surrogate, 0.0)
         if s["surrogate.mask"] == "erc":
             surrogate = torch.where(self.entropy_ratio(params.detach(), proximal_params), surrogate, 0.0)
-        error = (value - start["target"]) ** 2
         if s["loss.value_clip"]:
             clip = s["loss.value_clip"]
             held = start["value"] + (value - start["value"]).clamp(-clip, clip)
@@ -603,6 +631,8 @@ class Reference:
         old_mean, old_std = self.target_mean, self.target_std
         self.target_mean, self.target_std = float(moments[0]), max(1e-4, math.sqrt(max(0.0, float(moments[1]))))
         theta = dict(self.theta)
+        if self.s["model.value_head"] == "hl_gauss":  # its bins are those of normalized values
+            return
         theta["value_head.weight"] = theta["value_head.weight"] * old_std / self.target_std
         theta["value_head.bias"] = (theta["value_head.bias"] * old_std + old_mean - self.target_mean) / self.target_std
         if "median_head.bias" in theta:

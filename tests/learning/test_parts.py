@@ -136,6 +136,12 @@ def test_every_proximal_policy_can_be_used_in_parts(proximal, core, monkeypatch,
 
 
 @pytest.mark.parametrize("division", DIVISIONS)
+def test_value_with_bins_can_be_trained_in_parts(division, monkeypatch, float64):
+    settings, most, num_parts = DIVISIONS[division]
+    compare(monkeypatch, most, num_parts, 1e-12, 1e-12, value_head="hl_gauss", value_targets=True, **settings)
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
 def test_update_in_parts_learns_what_the_undivided_update_learns_in_float32(division, monkeypatch):
     settings, most, num_parts = DIVISIONS[division]
     compare(monkeypatch, most, num_parts, 1e-3, 1e-5, **settings)

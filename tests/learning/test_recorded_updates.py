@@ -14,6 +14,7 @@ from sfactory.device.ranks import Ranks
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning.batch import Batch
 from sfactory.learning.distributed import Vote
+from sfactory.learning.objectives.actor_critic import value_bins
 from sfactory.learning.process_group import NOTES, ProcessGroup
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
@@ -56,6 +57,7 @@ def update_on(
     model = {"pqn": QNetwork, "dae": AdvantageNetwork}.get(algorithm, ActorCritic)(
         OBS, actions, hidden=(16,), core=core, core_size=8 if core != "none" else 0,
         normalize_obs=config.normalize.obs, squash=squash, median=config.surrogate.has_median_head,
+        value_bins=value_bins(config),
     )  # fmt: skip
     log = (lambda line: None) if lines is None else lines.append
     device = torch.device("cpu") if accelerator is None else accelerator.device
@@ -136,6 +138,8 @@ CASES = {
     "normalizers": {"normalize": {"obs": True, "reward": True, "value_targets": True, "advantage_span": 8.0}},
     "box": {"actions": BOX},
     "squashed box": {"actions": BOX, "squash": True},
+    "bins of the value": {"model__value_head": "hl_gauss", "normalize": {"value_targets": True}},
+    "bins of the value, one pass": {"model__value_head": "hl_gauss", "core": "gru", "epochs": 1, "minibatches": 1},
     "gradient limit": {"optim": {"max_grad_norm": 1e-3}},
     "pqn": {"algorithm": "pqn"},
     "dae": {"algorithm": "dae", "normalize": {"value_targets": True}},

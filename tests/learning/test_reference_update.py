@@ -19,6 +19,7 @@ from sfactory.config.cross_checks import EFFECTS
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning.batch import Batch, shuffled
 from sfactory.learning.native_network import NativeLearnerNetwork
+from sfactory.learning.objectives.actor_critic import value_bins
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
 
@@ -49,8 +50,13 @@ CHOICES = {
     "loss.entropy_coef": (0.0, 0.01, 0.1),
     "loss.value_clip": (0.0, 0.2),
     "loss.value_coef": (0.5, 1.3),
+    "loss.value_sigma": (0.75, 2.0),
     "model.core": ("none", "none", "gru", "lstm"),
     "model.separate": (False, False, True),
+    "model.value_bins": (9, 16),
+    "model.value_head": ("scalar", "scalar", "hl_gauss"),
+    "model.value_high": (4.0, 1.2),
+    "model.value_low": (-4.0, -1.5),
     "normalize.advantage": (True, True, False),
     "normalize.advantage_span": (1.0, 4.0),
     "normalize.obs": (False, True),
@@ -155,6 +161,7 @@ class SetUp:
             and self.actions not in ("masked", "squashed", "mixed")
             and self.settings["optim.eps"] == 0.1
             and not self.config.surrogate.has_median_head
+            and self.settings["model.value_head"] == "scalar"
             and not self._turns_on_rounding()
         )
 
@@ -185,6 +192,8 @@ class SetUp:
                 s[name] = getattr(getattr(Config(), section), key)
         if s["optim.sfpo_steps"]:
             s["batch.epochs"] = 1
+        if s["model.value_head"] == "hl_gauss":
+            s["loss.value_clip"] = 0.0
 
     def _fits(self):
         s = self.settings
@@ -217,6 +226,7 @@ class SetUp:
             core_size=3 if s["model.core"] != "none" else 0, separate=s["model.separate"],
             normalize_obs=s["normalize.obs"], squash=self.actions == "squashed",
             mask="mask" if self.actions == "masked" else "", median=config.surrogate.has_median_head,
+            value_bins=value_bins(config),
         ).double()  # fmt: skip
         generator = torch.Generator().manual_seed(self.number)
         for parameter in model.parameters():  # no weight is special at the start

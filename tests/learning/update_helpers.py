@@ -6,6 +6,7 @@ from sfactory.config import Config, Model, Normalize, Optim, Run, Sampling, with
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning import parallel_network, parts
 from sfactory.learning.batch import Batch
+from sfactory.learning.objectives.actor_critic import value_bins
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
 
@@ -32,13 +33,18 @@ def make_update(
     squash=False,
     hidden=(16,),
     span=1.0,
+    value_head="scalar",
     **learning,
 ):
-    """An update of a small network. normalize: observations and rewards. span: of the advantage statistics."""
+    """An update of a small network.
+
+    normalize: observations and rewards. span: of the advantage statistics. learning: other settings, those with two
+    underscores by section and name.
+    """
     config = Config(
         run=Run(kernels=kernels),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
-        model=Model(hidden=hidden, core=core, core_size=8, squash=squash),
+        model=Model(hidden=hidden, core=core, core_size=8, squash=squash, value_head=value_head),
         normalize=Normalize(
             value_targets=value_targets, obs=normalize, reward=normalize, advantage=advantage, advantage_span=span
         ),
@@ -47,12 +53,13 @@ def make_update(
     learning = {"epochs": 1, "minibatches": 4, **learning}
     if learning.get("proximal") != "snapshot":  # for others they have no effect
         learning = {name: value for name, value in learning.items() if not name.startswith("snapshot")}
-    config = with_settings(config, {f"learning.{name}": value for name, value in learning.items()})
+    names = {name: name.replace("__", ".") if "__" in name else f"learning.{name}" for name in learning}
+    config = with_settings(config, {names[name]: value for name, value in learning.items()})
     torch.manual_seed(0)
     core_size = 8 if core != "none" else 0
     model = ActorCritic(
         OBS, actions, hidden=hidden, core=core, core_size=core_size, normalize_obs=normalize, squash=squash,
-        median=config.surrogate.has_median_head,
+        median=config.surrogate.has_median_head, value_bins=value_bins(config),
     )  # fmt: skip
     return Update(config, model, torch.device("cpu"), learners=learners)
 

@@ -19,6 +19,7 @@ from sfactory.run import checkpoint
 TARGETS = {
     "minatar": ("minatar/breakout", {}),
     "cartpole": ("classic/cartpole", {"normalize": {"obs": True, "value_targets": True}}),
+    "bins": ("classic/cartpole", {"model": {"value_head": "hl_gauss"}, "normalize": {"value_targets": True}}),
     "squash": ("classic/pendulum", {"model": {"squash": True}}),
     "pqn": ("minatar/breakout", {"algorithm": {"name": "pqn"}}),
     "ppg": ("classic/pendulum", {"algorithm": {"name": "ppg"}, "ppg": {"policy_updates": 1, "phase_epochs": 1}}),
@@ -118,8 +119,9 @@ def test_exported_recurrent_state_is_an_input_and_an_output(run, tmp_path):
         np.testing.assert_allclose(state, policy._actor.state.numpy(), atol=1e-5)
 
 
-def test_exported_value_is_in_units_of_reward_with_normalized_value_targets(run, tmp_path):
-    folder = run("cartpole")
+@pytest.mark.parametrize("name", ["cartpole", "bins"])
+def test_exported_value_is_in_units_of_reward_with_normalized_value_targets(run, tmp_path, name):
+    folder = run(name)
     program = torch.export.load(export(folder, tmp_path / "policy.pt2").path).module()
     scale = checkpoint.read(checkpoint.newest(folder), ("normalizers",)).parts["normalizers"]
     mean, std = float(scale["target.mean"]), float(scale["target.std"])

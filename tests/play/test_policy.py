@@ -280,8 +280,12 @@ def test_policy_distribution_of_numbers_is_the_density_of_samples(tmp_path, squa
     assert draws.mean() == pytest.approx((density * grid[:, 0]).sum() / density.sum(), abs=0.15)
 
 
-def test_policy_value_is_in_units_of_reward_where_targets_were_normalized(tmp_path):
-    run = trained(tmp_path / "run", "classic/cartpole", normalize={"value_targets": True}, stop={"env_steps": 5000})
+@pytest.mark.parametrize("value_head", ["scalar", "hl_gauss"])
+def test_policy_value_is_in_units_of_reward_where_targets_were_normalized(tmp_path, value_head):
+    run = trained(
+        tmp_path / "run", "classic/cartpole", normalize={"value_targets": True}, stop={"env_steps": 5000},
+        model={"value_head": value_head},
+    )  # fmt: skip
     policy = sfactory.load_policy(run)
     obs = np.zeros((3, 4), np.float32)
     values = policy.value(obs)

@@ -90,6 +90,11 @@ def test_lockstep_run_of_another_algorithm_resumes_exactly(algorithm, words):
     assert verify("classic/cartpole", "--algorithm.name", algorithm, *TWO, *words, steps=6000, kills=3) == []
 
 
+def test_lockstep_run_with_bins_of_the_value_resumes_exactly():
+    words = ["--batch.forced-lag", "1", "--model.value-head", "hl_gauss", "--normalize.value-targets", "true"]
+    assert verify("classic/cartpole", *TWO, *words, steps=3000, kills=1) == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # a minute alone on two slow cores; the other process of the suite doubles it
 def test_atari_lockstep_run_resumes_exactly():

@@ -37,6 +37,8 @@ def test_plain_network_has_the_parameters_of_the_model(target):
 
 def test_plain_network_is_none_without_a_plain_form():
     assert plain_network(*preset("memory/tmaze")) is None
+    config, spec = preset("classic/cartpole")
+    assert plain_network(with_settings(config, {"model.value_head": "hl_gauss"}), spec) is None
 
 
 def test_plain_torch_has_the_probabilities_and_entropies_of_the_policy():

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sfactory.algo import closed_form
 from sfactory.algo.baseline import baseline_means, optimal_baseline
+from sfactory.algo.histogram import histogram_error, outside_fraction
 from sfactory.algo.loss import Loss as LossTerms
 from sfactory.algo.loss import diagnostics, total_loss
 from sfactory.algo.proximal import PROXIMALS, Proximal, decay_from_center_of_mass
@@ -40,6 +41,7 @@ from sfactory.learning.objectives.base import ESS_METRIC, Loss, Minibatch, Objec
 from sfactory.model.actor_critic import ActorCritic, Output
 from sfactory.model.distribution_gradient import HeadGradient, has_gradient
 from sfactory.model.distributions import at_least_single
+from sfactory.model.histogram_head import ValueBins
 from sfactory.model.own_network import OwnNetwork
 from sfactory.native.head import LossColumns, NativeLoss
 
@@ -72,6 +74,7 @@ class ActorCriticStart(NamedTuple):
     returns: Tensor | None = None  # [T, B] dae: see `direct_advantage.Backup`, in the units of the value
     decay: Tensor | None = None  # [T, B] dae: the same, both in the order of the agent's actions
     log_probs: Tensor | None = None  # [T, B, k] dae: of all actions
+    outside: Tensor | None = None  # [] share of the targets outside the bins of the value; None without bins
 
     def as_rows(self) -> ActorCriticStart:
         """Every [T, B] tensor as [1, T x B]. A view."""
@@ -111,12 +114,14 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         self.proximal.reset(model)
         settings = config.surrogate
         self.surrogate = SURROGATES[settings.objective]
+        self.bins = model.value_bins
         self.divisible = not self.surrogate.whole_minibatch
         self.by_formula = (
             config.run.kernels != "autograd"
             and has_gradient(self.distribution)
             and closed_form.has_slopes(settings.objective)
             and settings.mask == "none"
+            and model.value_bins is None
         )
         self.native_loss: NativeLoss | None = None
         device = next(model.parameters()).device
@@ -162,6 +167,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             log_std_init=settings.log_std_init,
             squash=settings.squash,
             median=config.surrogate.has_median_head,
+            value_bins=value_bins(config),
         )
 
     # -- once per update ---------------------------------------------------------------------------------------------
@@ -208,6 +214,9 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             effective_lambda=trace.effective_lambda,
             packed=None,
         )
+        if self.bins is not None:
+            outside = outside_fraction(start.target, batch.valid, low=self.bins.low, high=self.bins.high)
+            start = start._replace(outside=outside.to(start.target.dtype))
         if self.native_loss is not None:
             self.native_loss.bind(self._columns(batch, start))
         elif self.by_formula:
@@ -444,7 +453,22 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             entropy_coef=self.entropy_coef,
             old_value=start.value,
             value_clip=self.config.loss.value_clip or None,
+            value_error=self._histogram_error(part, start),
             num_valid=part.num_valid,
+        )
+
+    def _histogram_error(self, part: Minibatch, start: ActorCriticStart) -> Tensor | None:
+        """Loss of the value [T, b] where it is the expectation over bins; None: the squared error."""
+        if self.bins is None:
+            return None
+        assert part.out.value_logits is not None, "a network with bins has logits of them"
+        return histogram_error(
+            at_least_single(part.out.value_logits),
+            start.target,
+            part.batch.valid,
+            low=self.bins.low,
+            high=self.bins.high,
+            sigma=self.config.loss.value_sigma,
         )
 
     def _diagnostics(self, x: SurrogateInput, surrogate: Surrogate, start: ActorCriticStart) -> dict[str, Tensor]:
@@ -471,6 +495,8 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             "offpolicy/effective_lambda": start.effective_lambda,
             "offpolicy/max_abs_log_rho": start.log_rho.abs().max(),
         }
+        if start.outside is not None:
+            row["losses/value_outside"] = start.outside
         # The same weights in two workers: what is left of the difference is rounding.
         if self.config.proximal.policy == "snapshot" and not self.config.proximal.snapshot_age:
             difference = (x.proximal - x.behavior).masked_fill(~x.valid, 0.0).abs()
@@ -518,3 +544,11 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         self.proximal.reset(self.model)
         if self.dual is not None:
             self.dual.reset()
+
+
+def value_bins(config: Config) -> ValueBins | None:
+    """Bins of the value head by the settings of a run; None: the value is one number."""
+    settings = config.model
+    if settings.value_head == "scalar":
+        return None
+    return ValueBins(settings.value_low, settings.value_high, settings.value_bins)
