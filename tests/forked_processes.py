@@ -46,6 +46,7 @@ def fork_reaper(words, fds):
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):  # no test goes on in the copy
+            _close_all_but(fds)  # a lock file, for example, is not held by the workers of a run
             _forget_handlers()
             os.execv = _run_interpreter
             reaper.main(words[words.index("worker") :])
@@ -58,6 +59,13 @@ def _run_interpreter(path, command):
     os.execv = EXECV
     _as_a_new_process(["-c", command[-1]])
     exec(command[-2])
+
+
+def _close_all_but(fds):
+    """Close all files but the standard streams and these, as a new program has them."""
+    kept = sorted({0, 1, 2, *fds})
+    for before, after in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+        os.closerange(before + 1, after)
 
 
 def _forget_handlers():

@@ -13,6 +13,7 @@ from forked_processes import ForkedCommand, run_forked
 import sfactory
 from sfactory.run import checkpoint
 from sfactory.supervisor import train as training
+from sfactory.supervisor.lockstep_task import LockstepTask
 
 SFACTORY = [sys.executable, "-m", "sfactory"]
 PIPES = {"capture_output": True, "text": True, "timeout": 60}
@@ -69,3 +70,19 @@ def test_forked_command_has_none_of_the_files_of_the_tests(tmp_path):
     assert len(numbers) <= 5, "besides these a pipe to the resource tracker, and the listed folder"
     assert Path.cwd() != tmp_path
     assert os.getpid() != process.pid
+
+
+def test_forked_worker_has_none_of_the_files_of_the_process_that_trains(tmp_path, monkeypatch):
+    train = LockstepTask.run
+
+    def list_files(self, *arguments):  # runs in the worker
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]  # without the listing's own
+        (tmp_path / "files.txt").write_text("\n".join(os.readlink(link) for link in links))
+        return train(self, *arguments)
+
+    monkeypatch.setattr(LockstepTask, "run", list_files)
+    with (tmp_path / "open").open("w"):
+        trained(tmp_path / "run", "classic/cartpole")
+    files = (tmp_path / "files.txt").read_text().splitlines()
+    assert not [name for name in files if name.startswith(str(tmp_path)) and not name.endswith("lockstep.txt")], files
+    assert any(name.startswith("pipe:") for name in files)

@@ -90,14 +90,15 @@ FREE_CHANGES = {
     "env": {"step_timeout": 99.0, "build_timeout": 99.0, "fault_budget": 500},
     "eval": {"every": 400, "num_envs": 2, "episodes": 1},
 }  # fmt: skip
-"""Every setting that a resume changes silently, but those of other outputs (rows, Weights & Biases) and exactness."""
+"""Every setting that a resume changes silently, but those of other outputs (rows, videos, Weights & Biases) and
+exactness."""
 
 
 def test_settings_that_change_silently_do_not_change_what_is_learned(tmp_path, capsys):
     every = {flag_name(f"{section}.{key}") for section, values in FREE_CHANGES.items() for key in values}
     free = {name for name in map(flag_name, field_types()) if rule_of(name) is Rule.FREE}
     of_wandb = {name for name in free if name.startswith("log.wandb")}
-    assert free - every - of_wandb == {"log.every-updates", "log.quiet", "checkpoint.exact"}
+    assert free - every - of_wandb == {"log.every-updates", "log.quiet", "checkpoint.exact", "eval.video"}
     train(tmp_path / "once", stop={"env_steps": 1500}, eval={"episodes": 1})
     train(tmp_path / "twice", stop={"env_steps": 700}, eval={"episodes": 1})
     assert sfactory.resume(tmp_path / "twice", **FREE_CHANGES).code == 0

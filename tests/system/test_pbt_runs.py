@@ -9,7 +9,7 @@ import time
 
 import psutil
 import pytest
-from forked_processes import ForkedCommand, run_forked
+from forked_processes import run_forked
 from run_helpers import command, wait_for
 
 from sfactory.run.history import read_history
@@ -52,7 +52,7 @@ def finish_with_kills(arguments, victims, seed):
     clock, victims = random.Random(seed), list(victims)
     kills = 0
     while True:
-        process = ForkedCommand(arguments, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
         while victims and process.poll() is None:
             wait_for(lambda p=process: members_of(p) or p.poll() is not None, 60)
             time.sleep(clock.uniform(0.3, 4.0))
