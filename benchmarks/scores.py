@@ -69,9 +69,13 @@ class Scores:
         if path.is_file():
             with open(path, newline="") as file:
                 for row in csv.DictReader(file):
-                    values = np.array(row["curve"].split(), float)
-                    extra = {name: float(row[name]) for name in EXTRA}
-                    self.curves[_key(row)] = Curve(values, extra, float(row["seconds"]), row)
+                    self._read(row)
+
+    def _read(self, row: dict[str, str]) -> Curve:
+        """Keep what is written in a row."""
+        values, extra = np.array(row["curve"].split(), float), {name: float(row[name]) for name in EXTRA}
+        found = self.curves[_key(row)] = Curve(values, extra, float(row["seconds"]), row)
+        return found
 
     def metric(self, target: str) -> str:
         """The metric whose curve is kept for a target."""
@@ -97,14 +101,12 @@ class Scores:
         columns: values of this file's own columns.
         """
         values = curve(folder, steps, self.metric(target)).reshape(BLOCKS, -1).mean(1)
-        extra = _late(folder)
         row = {
             "cell": cell, "seed": str(seed), "target": target, "steps": str(steps), "flags": " ".join(flags),
             "seconds": f"{seconds:.1f}", "processor": processor(), "commit": commit(),
-            "date": datetime.date.today().isoformat(), **{name: f"{x:.4g}" for name, x in extra.items()}, **columns,
+            "date": datetime.date.today().isoformat(), **{name: f"{x:.4g}" for name, x in _late(folder).items()}, **columns,
             "curve": " ".join(f"{x:.5g}" for x in values),
         }  # fmt: skip
-        found = Curve(values, extra, seconds, row)
         new = not self.path.is_file()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", newline="") as file:
@@ -112,8 +114,7 @@ class Scores:
             if new:
                 writer.writeheader()
             writer.writerow(row)
-        self.curves[_key(row)] = found
-        return found
+        return self._read(row)  # rounded, so that a page written now is that of a later command
 
 
 def _key(row: Mapping[str, str]) -> tuple[str, ...]:

@@ -161,8 +161,17 @@ def test_area_is_the_mean_of_the_curve_and_final_that_of_its_last_tenth(tmp_path
     kept = Scores(tmp_path / "scores.csv").add("cell", 0, "target", 1000, ["--a"], folder, 1.0)
     assert kept.area == pytest.approx(50.5)
     assert kept.final == pytest.approx(95.5)
+
+
+def test_a_kept_curve_is_that_of_a_later_command(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    rows = [{"env_steps": step, "charts/episodic_return": step / 7, "losses/entropy": 1 / 7} for step in (10, 1000)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = Scores(tmp_path / "scores.csv").add("cell", 0, "target", 1000, ["--a"], folder, 1 / 7)
     again = Scores(tmp_path / "scores.csv").find("cell", 0, "target", 1000, ["--a"])
-    assert again.values.tolist() == pytest.approx(kept.values.tolist())
+    assert (again.values.tolist(), again.seconds) == (kept.values.tolist(), kept.seconds)
+    assert again.extra["losses/entropy"] == kept.extra["losses/entropy"]
 
 
 SCRIPT = """

@@ -118,11 +118,11 @@ def test_the_readme_and_architecture_quote_lockstep_turn_as_it_is(page):
 
 def test_pictures_are_small_and_used():
     text = "".join(document.read_text() for document in DOCUMENTS)
-    pictures = sorted((DOCS / "pictures").iterdir())
+    pictures = sorted(path for path in (DOCS / "pictures").rglob("*") if path.is_file())
     assert len(pictures) >= 3
     for picture in pictures:
         assert picture.stat().st_size < 300_000, picture.name
-        assert f"pictures/{picture.name})" in text
+        assert f"{picture.relative_to(DOCS)})" in text
 
 
 # -- commands
