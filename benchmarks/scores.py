@@ -104,7 +104,8 @@ class Scores:
         row = {
             "cell": cell, "seed": str(seed), "target": target, "steps": str(steps), "flags": " ".join(flags),
             "seconds": f"{seconds:.1f}", "processor": processor(), "commit": commit(),
-            "date": datetime.date.today().isoformat(), **{name: f"{x:.4g}" for name, x in _late(folder).items()}, **columns,
+            "date": datetime.date.today().isoformat(), **columns,
+            **{name: f"{x:.4g}" for name, x in _late(folder).items()},
             "curve": " ".join(f"{x:.5g}" for x in values),
         }  # fmt: skip
         new = not self.path.is_file()
