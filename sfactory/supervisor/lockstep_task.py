@@ -21,7 +21,7 @@ class LockstepTask:
     def run(self, name: str, fds: tuple[int, ...]) -> int:
         """See `child_main.Task`. A SystemExit or KeyboardInterrupt is not caught: an environment raised it."""
         keep_memory()
-        with loading_torch():
+        with loading_torch(frozen=True):
             import torch
 
             from sfactory.supervisor.lockstep import train

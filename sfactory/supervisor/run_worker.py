@@ -84,7 +84,7 @@ def run_worker(name: str, fds: tuple[int, ...], args: WorkerArgs) -> int:
 
 def _run_learner(policy: int, shared: SharedState, sink: QueueSink) -> int:
     keep_memory()
-    with loading_torch():
+    with loading_torch(frozen=True):
         import torch
 
         from sfactory.workers.learner import Learner
@@ -109,7 +109,7 @@ def _run_learner(policy: int, shared: SharedState, sink: QueueSink) -> int:
 
 def _run_inference(number: int, shared: SharedState, sink: QueueSink, generation: int) -> int:
     keep_memory()
-    with loading_torch():
+    with loading_torch(frozen=True):
         import torch
 
         from sfactory.workers.inference import Inference
@@ -153,7 +153,7 @@ def _run_sampler(index: int, shared: SharedState, sink: QueueSink, generation: i
 def _run_evaluator(policy: int, args: WorkerArgs) -> int:
     os.nice(19)  # before any heavy import: it uses idle cores only
     _set_oom_score(1000)
-    with loading_torch():
+    with loading_torch(frozen=True):
         import torch
 
         from sfactory.workers.evaluator import Evaluator

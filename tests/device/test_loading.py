@@ -17,12 +17,20 @@ def without_torch(monkeypatch):
 
 
 def test_loading_torch_collects_nothing_inside_and_never_looks_at_what_was_loaded(without_torch):
-    with loading_torch():
+    with loading_torch(frozen=True):
         assert not gc.isenabled()
         loaded = [[] for _ in range(1000)]
         before = gc.get_freeze_count()
     assert gc.isenabled()
     assert gc.get_freeze_count() - before > len(loaded)
+
+
+def test_loading_torch_in_the_process_of_a_user_still_finds_later_garbage(without_torch):
+    before = gc.get_freeze_count()
+    with loading_torch():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == before
 
 
 def test_loading_torch_that_fails_collects_again(without_torch):
