@@ -77,6 +77,7 @@ def _forward(network: NativeNetwork, rows: Inputs, keep: bool) -> Output:
     steps, all_lanes = whole.first.shape
     index = None if lanes is None else row_numbers(lanes, steps, all_lanes)
     shape = steps, all_lanes if lanes is None else len(lanes)
-    leaf = whole.obs[network.plan.leaf].flatten(0, 1)
-    params, value = network.forward(leaf, index, shape[0] * shape[1], keep)
+    leaf, name = whole.obs[network.plan.leaf].flatten(0, 1), network.model.mask
+    mask = whole.obs[name].flatten(0, 1) if name else None
+    params, value = network.forward(leaf, index, shape[0] * shape[1], keep, mask=mask)
     return Output(params.view(*shape, -1), value.view(shape), None)

@@ -2,8 +2,8 @@
 
 Which networks: fully connected layers on one leaf of float32 or bytes, normalized, scaled by its bounds or as it is; or
 3x3 convolutions of 16 filters on one small picture of unscaled bytes (the encoder `minatar`), followed by fully
-connected layers; with or without a separate critic; categorical actions, or one Gaussian. `unsupported` says why
-another network is not among them.
+connected layers; with or without a separate critic; categorical actions, with or without an action mask, or one
+Gaussian. `unsupported` says why another network is not among them.
 
 Rows are divided into chunks of `CHUNK`, and chunks into at most `SHARES` shares, each on one thread of the pool. The
 division depends on the number of rows only, and gradients are added in the order of chunks and shares: threads do not
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sfactory.device.thread_pool import ThreadPool
 from sfactory.model.actor_critic import ActorCritic, Trunk
+from sfactory.model.distributions import MASKED_LOGIT
 from sfactory.model.encoders import MinAtar, Mlp
 from sfactory.model.inputs import Input
 from sfactory.model.treatment import Scaling
@@ -74,8 +75,6 @@ def unsupported(model: ActorCritic) -> str:
         return f"the network {type(model).__name__}"
     if model.state_size:
         return "a recurrent core"
-    if model.mask:
-        return "an action mask"
     if model.median_head is not None:
         return "a median head"
     if model.value_bins is not None:
@@ -256,6 +255,7 @@ class NativeNetwork:
         self.threads = pool.size if 2 * CHUNK * weights >= SHARED_FLOPS else 1
         self.address = ctypes.addressof(self.plan.network)
         reader = _input(model)
+        self.heads = _heads(model) if model.mask else []
         self.scale = reader.constants() if reader.scaled else None
         self.packed = torch.zeros(self.plan.packed_size)
         self.areas = torch.zeros(1, self.plan.area_size)  # [chunks, area]: activations of the last forward pass
@@ -267,12 +267,19 @@ class NativeNetwork:
         self.library.sf_pack(self.address, pointer(flat), pointer(self.packed), int(backward))
 
     def forward(
-        self, leaf: Tensor, index: Tensor | None, rows: int, keep: bool, out: tuple[Tensor, Tensor] | None = None
+        self,
+        leaf: Tensor,
+        index: Tensor | None,
+        rows: int,
+        keep: bool,
+        out: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Outputs of `rows` rows: params [rows, K], value [rows].
 
         leaf: the observations, contiguous [N, *shape]; index: [rows] int64, or None for the first rows.
         keep: keep the activations for `backward`. out: memory for the outputs, of as many rows or more.
+        mask: the action mask [N, K], 0 for what is not allowed, if the network has one.
         """
         params, value = out or (torch.empty(rows, self.plan.width), torch.empty(rows))
         chunks = -(-rows // CHUNK)
@@ -292,15 +299,21 @@ class NativeNetwork:
             )  # fmt: skip
 
         self._share(compute, chunks, shares)
-        self.kept = (leaf, index, rows)
+        blocked = None
+        if mask is not None:
+            blocked = (mask[:rows] if index is None else mask[index]) == 0
+            self._block(params[:rows], blocked)
+        self.kept = (leaf, index, rows, blocked)
         return params, value
 
     def backward(self, params_grad: Tensor, value_grad: Tensor, flat: Tensor) -> None:
         """Write the gradient of all parameters to flat [P], from those of the outputs of the last `forward`.
 
-        params_grad [rows, K], value_grad [rows], contiguous float32.
+        params_grad [rows, K], value_grad [rows], contiguous float32. The gradient of a masked parameter is not used.
         """
-        leaf, index, rows = self.kept
+        leaf, index, rows, blocked = self.kept
+        if blocked is not None:
+            params_grad = params_grad.masked_fill(blocked, 0.0)
         chunks = -(-rows // CHUNK)
         # One chunk per share, in order, gives the same sum as all of them in one call.
         shares = 1 if self.threads == 1 and chunks <= SHARES else min(chunks, SHARES)
@@ -334,11 +347,29 @@ class NativeNetwork:
             for share in range(shares):
                 one(share)
 
+    def _block(self, params: Tensor, blocked: Tensor) -> None:
+        """Replace the logits of blocked actions, as `ActorCritic` does. Both [n, K].
+
+        Where a head allows nothing, as in a last observation, its logits are equal: with 0 they keep all their digits.
+        """
+        params.masked_fill_(blocked, MASKED_LOGIT)
+        for head in self.heads:
+            params[:, head].masked_fill_(blocked[:, head].all(-1, keepdim=True), 0.0)
+
     def _statistics(self) -> tuple[int | None, int | None]:
         if not self.plan.network.normalized:
             return None, None
         mean, inv_std = self.scale or self.model.normalizer(self.plan.leaf)
         return pointer(mean), pointer(inv_std)
+
+
+def _heads(model: ActorCritic) -> list[slice]:
+    """The columns of the logits of every choice."""
+    found = []
+    for part in model.distribution.parts:
+        ends = itertools.accumulate(part.sizes, initial=part.params.start)
+        found += [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+    return found
 
 
 def pointer(tensor: Tensor, offset: int = 0) -> int:

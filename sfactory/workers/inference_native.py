@@ -26,6 +26,7 @@ class NativeTurn:
         self.rows = load().sf_rows
         self.network = NativeNetwork(model, ThreadPool(threads))
         self.leaf = torch.from_numpy(trajectories[self.network.plan.leaf]).flatten(0, 3)
+        self.mask = torch.from_numpy(trajectories[model.mask]).flatten(0, 3) if model.mask else None
         names = (*schema.actions, "noise", "log_prob", "params", "value")
         self.actor = NativeActor(model.distribution, {name: trajectories[name] for name in names})
         self.versions = torch.from_numpy(trajectories["policy_version"])  # keeps the memory
@@ -46,5 +47,7 @@ class NativeTurn:
         """
         rows = len(groups) * self.schema.lanes
         self.rows(groups.ctypes.data, len(groups), words.ctypes.data, *self.sizes, *self.places, version)
-        params, value = self.network.forward(self.leaf, self.observed, rows, keep=False, out=self.outputs)
+        params, value = self.network.forward(
+            self.leaf, self.observed[:rows], rows, keep=False, out=self.outputs, mask=self.mask
+        )
         self.actor.act(self.written, rows, params, value)

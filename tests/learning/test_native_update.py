@@ -9,6 +9,7 @@ from sfactory.learning.batch import Batch
 from sfactory.learning.native_network import NativeLearnerNetwork
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
+from sfactory.model.distributions import MASKED_LOGIT
 
 T, B = 5, 8
 DISCRETE = {"action": ActionLeaf((), "int64", "discrete", (3,))}
@@ -18,7 +19,7 @@ BOX = {"action": ActionLeaf((2,), "float32", "box", (2,), (-1.0, -1.0), (1.0, 1.
 VECTOR = Leaf((4,), "float32")
 
 
-def make_update(kernels, actions, obs, threads, settings):
+def make_update(kernels, actions, obs, threads, settings, mask=False):
     config = Config(
         run=Run(kernels=kernels, learner_threads=threads),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
@@ -28,9 +29,10 @@ def make_update(kernels, actions, obs, threads, settings):
     )
     config = with_settings(config, {"batch.epochs": 2, "batch.minibatches": 4, **settings})
     torch.manual_seed(0)
+    leaves = {"obs": obs, "mask": Leaf((3,), "bool")} if mask else {"obs": obs}
     model = ActorCritic(
-        {"obs": obs}, actions, hidden=(16,), activation="tanh", separate=config.model.separate,
-        normalize_obs=config.normalize.obs,
+        leaves, actions, hidden=(16,), activation="tanh", separate=config.model.separate,
+        normalize_obs=config.normalize.obs, mask="mask" if mask else "",
     )  # fmt: skip
     return Update(config, model, torch.device("cpu"))
 
@@ -43,21 +45,27 @@ def make_batch(update, obs, number):
     distribution = update.model.distribution
     leaf = torch.randn(T + 1, B, *obs.shape, generator=g)
     leaf = leaf > 1.0 if obs.dtype == "bool" else leaf
+    leaves = {"obs": leaf}
     params = torch.randn(T, B, distribution.num_params, generator=g) / 2
+    if update.model.mask:
+        leaves["mask"] = torch.rand(T + 1, B, 3, generator=g) < 0.6
+        leaves["mask"][..., 1] |= ~leaves["mask"].any(-1)
+        leaves["mask"][T, 0] = leaves["mask"][2, 0] = False  # the last observation, and a row that is not trained
+        params = params.masked_fill(~leaves["mask"][:T], MASKED_LOGIT)
     action = distribution.sample(params, torch.rand(T, B, distribution.num_noise, generator=g))
     log_prob = distribution.log_prob(params, action).masked_fill(~valid, 0.0)
     reward = torch.randn(T, B, generator=g).masked_fill(~valid, 0.0)
     lag = torch.randint(0, 4, (T, B), generator=g).float()
     return Batch(
-        {"obs": leaf}, first, action, log_prob, params, reward, ends, torch.zeros_like(ends), valid, lag, None,
+        leaves, first, action, log_prob, params, reward, ends, torch.zeros_like(ends), valid, lag, None,
         torch.randn(T, B, generator=g),
     )  # fmt: skip
 
 
-def trained(kernels, actions=DISCRETE, obs=VECTOR, threads=1, **settings):
+def trained(kernels, actions=DISCRETE, obs=VECTOR, threads=1, mask=False, **settings):
     """State and metrics after three updates."""
     settings = {name.replace("__", "."): value for name, value in settings.items()}
-    update = make_update(kernels, actions, obs, threads, settings)
+    update = make_update(kernels, actions, obs, threads, settings, mask)
     assert isinstance(update.network, NativeLearnerNetwork) == (kernels == "native")
     metrics = [update.run(make_batch(update, obs, number), number, number / 4) for number in range(3)]
     update.network.pool.close()
@@ -88,6 +96,9 @@ CASES = {
     "vtrace": {"trace__estimator": "vtrace", "surrogate__behavior_weight": "trace"},
     "cispo": {"surrogate__objective": "cispo"},
     "decoupled_kl": {"surrogate__objective": "decoupled_kl"},
+    "mask": {"mask": True, "loss__entropy_coef": 0.1},
+    "mask, lanes, ewma": {"mask": True, "batch__shuffle": "lanes", "proximal__policy": "ewma"},
+    "mask, exact KL": {"mask": True, "surrogate__objective": "decoupled_kl", "proximal__policy": "behavior"},
 }
 
 

@@ -34,6 +34,8 @@ NETWORKS = {
     "several heads": (VECTOR, SEVERAL, dict(hidden=(130, 17), activation="relu")),
     "control": (VECTOR, BOX, dict(hidden=(64, 64), activation="tanh", separate=True, normalize_obs=True)),
     "control, shared": (VECTOR, BOX, dict(hidden=(16,), normalize_obs=True)),
+    "grid with a mask": (GRID, DISCRETE, dict(encoder="minatar", mask="mask")),
+    "several heads with a mask": (VECTOR, SEVERAL, dict(hidden=(16,), separate=True, mask="mask")),
 }
 
 
@@ -41,7 +43,9 @@ def make(name, seed=0):
     """A network whose biases, deviations and statistics are not those of the start."""
     torch.manual_seed(seed)
     leaf, actions, settings = NETWORKS[name]
-    model = ActorCritic({"obs": leaf}, actions, **settings)
+    size = sum(sum(action.sizes) for action in actions.values())
+    masks = {"mask": Leaf((size,), "int8")} if "mask" in settings else {}
+    model = ActorCritic({"obs": leaf, **masks}, actions, **settings)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -57,6 +61,17 @@ def observations(leaf, rows, seed=1):
     if leaf.dtype == "bool":
         return torch.rand(rows, *leaf.shape, generator=g) < 0.1
     return torch.randint(0, 3, (rows, *leaf.shape), generator=g, dtype=torch.uint8)
+
+
+def masks(model, rows, seed=3):
+    """An action mask for every row that allows the first action of every head, or None."""
+    if not model.mask:
+        return None
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.randint(0, 2, (rows, model.distribution.num_params), generator=g, dtype=torch.int8)
+    for part in model.distribution.parts:
+        mask[:, [part.params.start + sum(part.sizes[:head]) for head in range(len(part.sizes))]] = 1
+    return mask
 
 
 def flat(model):
@@ -75,12 +90,12 @@ def test_native_network_equals_the_torch_network_forward_and_backward(name, rows
     model = make(name)
     leaf = observations(NETWORKS[name][0], 1500)
     index = torch.randperm(1500, generator=torch.Generator().manual_seed(2))[:rows].contiguous()
-    network = native(model)
-    params, value = network.forward(leaf, index, rows, keep=True)
+    network, mask = native(model), masks(model, 1500)
+    params, value = network.forward(leaf, index, rows, keep=True, mask=mask)
 
     exact = copy.deepcopy(model).double()
     chosen = model._read({"obs": leaf[index]})["obs"]  # scaled in float32 by both
-    x = _features(exact, chosen)
+    x = _features(exact, chosen, {} if mask is None else {"mask": mask[index]})
     torch.testing.assert_close(params.double(), x[0], rtol=2e-5, atol=2e-5)
     torch.testing.assert_close(value.double(), x[1], rtol=2e-5, atol=2e-5)
 
@@ -92,7 +107,7 @@ def test_native_network_equals_the_torch_network_forward_and_backward(name, rows
     torch.testing.assert_close(gradient.double(), expected, rtol=2e-4, atol=2e-5 * float(expected.abs().max()))
 
 
-def _features(model, obs):
+def _features(model, obs, leaves):
     """Outputs in float64: the encoders convert to float32, so their layers are called one by one."""
 
     def encode(trunk):
@@ -104,7 +119,22 @@ def _features(model, obs):
 
     x = encode(model.trunk)
     y = x if model.critic is None else encode(model.critic)
-    return model._params(model.policy_head(x), {}), model.value_head(y).squeeze(-1)
+    return model._params(model.policy_head(x), leaves), model.value_head(y).squeeze(-1)
+
+
+def test_native_network_with_a_mask_blocks_actions_and_has_equal_logits_where_a_head_allows_none():
+    model, network = make("several heads with a mask"), native(make("several heads with a mask"))
+    leaf, mask = observations(VECTOR, 3), torch.ones(3, 47, dtype=torch.uint8)
+    mask[0], mask[1, 2:7], mask[2, 3] = 0, 0, 0  # nothing, nothing in the second head, all but one action
+    free = network.forward(leaf, None, 3, keep=False)[0].clone()
+    params, _ = network.forward(leaf, None, 3, keep=True, mask=mask)
+    assert torch.equal(params[:2, 2:7], torch.zeros(2, 5))
+    assert torch.equal(params[0], torch.zeros(47))
+    assert torch.equal(params[1, mask[1] != 0], free[1, mask[1] != 0])
+    assert params[2, 2:7].softmax(-1)[1] == 0.0
+    expected = model({"obs": leaf, "mask": mask}, None, torch.zeros(3, dtype=torch.bool)).params
+    for head in slice(0, 2), slice(2, 7), slice(7, 47):
+        torch.testing.assert_close(params[:, head].softmax(-1), expected[:, head].softmax(-1))
 
 
 @pytest.mark.parametrize("name", ["grid", "control"])
@@ -198,9 +228,7 @@ def test_unsupported_names_what_the_kernels_do_not_know():
 
     assert all(unsupported(make(name)) == "" for name in NETWORKS)
     bounded = ActionLeaf((1,), "float32", "box", (1,), low=(-1.0,), high=(1.0,))
-    mask = Leaf((3,), "bool")
     assert reason(core="gru", core_size=4) == "a recurrent core"
-    assert reason({"obs": VECTOR, "mask": mask}, mask="mask") == "an action mask"
     assert reason(actions={"action": bounded}, squash=True) == "squashed actions"
     assert reason(actions={**DISCRETE, "b": bounded}) == "continuous actions of several leaves"
     assert reason({"a": VECTOR, "b": VECTOR}) == "observations of several leaves"

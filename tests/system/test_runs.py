@@ -227,11 +227,12 @@ gymnasium.register("Masked-v0", Masked)
 """
 
 
-def test_masked_actions_are_never_taken_and_the_learner_uses_the_same_mask(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_masked_actions_are_never_taken_and_the_learner_uses_the_same_mask(tmp_path, monkeypatch, kernels):
     (tmp_path / "masked_game.py").write_text(MASKED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run = tmp_path / "run"
-    words = ["--sampling.slots-per-group", 1, "--stop.env-steps", 6000]
+    words = ["--sampling.slots-per-group", 1, "--stop.env-steps", 6000, "--run.kernels", kernels]
     finish(start(run, *words, target="gymnasium/masked_game:Masked-v0", popen=ForkedCommand), 0)
     last = rows(run)[-1]
     assert last["faults/total"] == 0
