@@ -20,6 +20,9 @@ SAMPLE_FACTORY = (
     "[Sample Factory](https://github.com/alex-petrenko/sample-factory/blob/master/docs/09-environment-integrations/"
     "mujoco.md), the best of its runs, evaluated"
 )
+BASELINES = (
+    "[OpenAI Baselines](https://github.com/openai/baselines/blob/master/benchmarks_mujoco1M.htm), ppo2, 6 seeds, training"
+)
 IPPO = "[Papoudakis et al. 2021](https://arxiv.org/abs/2006.07869), IPPO with shared parameters, converted to mpe2"
 
 SAMPLED = ("--episodes", "100", "--seed", "1000000")
@@ -80,6 +83,12 @@ TABLE: dict[str, Row] = {
     "pqn/minatar/space_invaders": Row(PQN, 5.5, seeds=5),
     "mujoco/inverted_pendulum": Row(MUJOCO, 7, published=(
         Published("963.1 ± 22.2", "v4, 1M steps", CLEANRL), Published("1000 ± 0", "v4, 10M steps", SAMPLE_FACTORY))),
+    "mujoco/inverted_double_pendulum": Row(MUJOCO, 8, published=(
+        Published("7103", "v2, 1M steps", BASELINES),)),
+    "mujoco/reacher": Row(MUJOCO, 8, published=(
+        Published("-6.7", "v2, 1M steps", BASELINES),)),
+    "mujoco/swimmer": Row(MUJOCO, 8, published=(
+        Published("111", "v2, 1M steps, gamma 0.99", BASELINES), Published("281.6", "v3, 1M steps, gamma 0.9999", ZOO))),
     "mujoco/hopper": Row(MUJOCO, 8, published=(
         Published("2383 ± 272", "v4, 1M steps", CLEANRL), Published("2793 ± 643", "v4, 10M steps", SAMPLE_FACTORY))),
     "mujoco/walker2d": Row(MUJOCO, 8, published=(
@@ -87,7 +96,8 @@ TABLE: dict[str, Row] = {
     "mujoco/halfcheetah": Row(MUJOCO, 8, published=(
         Published("1443 ± 46", "v4, 1M steps", CLEANRL), Published("6263 ± 67", "v4, 10M steps", SAMPLE_FACTORY))),
     "mujoco/ant": Row(MUJOCO, 12, published=(
-        Published("5876 ± 167", "v4, another task: 27 observations, not 105; 10M steps", SAMPLE_FACTORY),)),
+        Published("1327.2", "v3, 1M steps", ZOO),
+        Published("5876 ± 167", "v4, another task: 27 observations, not 105; 10M steps", SAMPLE_FACTORY))),
     "mujoco/humanoid": Row(MUJOCO, 15, published=(
         Published("716 ± 49", "v4, 1M steps", CLEANRL), Published("5439 ± 1314", "v4, 10M steps", SAMPLE_FACTORY))),
     "selfplay/connect_four": Row(1_500_000, 15, evaluation=AGAINST_RANDOM, metric="selfplay/elo"),
