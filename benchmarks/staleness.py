@@ -11,8 +11,8 @@ Every run is lockstep, so that update u trains on data made by version max(0, u 
 the network, the seeds and the number of environment steps. Every objective, the baselines included, has three settings
 of its own knob. The best one is chosen by runs of its own (shorter or fewer, with other seeds than the comparison, so
 that the choice does not flatter it), at each lag or at the nearest lag that has such runs. The settings are in
-staleness_cells.py. Writes benchmarks/results/staleness_tables.md, staleness_TASK.svg / .png, objectives_TASK.svg / .png
-and rates_TASK.svg / .png, and the curves of finished runs to staleness_scores.csv there: those are not run again.
+staleness_cells.py. Writes benchmarks/results/staleness_tables.md, staleness_TASK.svg / .png, objectives.svg / .png and
+rates_TASK.svg / .png, and the curves of finished runs to staleness_scores.csv there: those are not run again.
 """
 
 from __future__ import annotations
@@ -200,40 +200,44 @@ def lines_picture(name: str, title: str, ticks: list[str], label: str, curves: d
     save(figure, name)
 
 
-def objectives_picture(task: str, found: Objectives) -> None:
-    """One row per objective, one point with its interval per lag, the best at the largest lag on top."""
+def objectives_picture(found: Objectives) -> None:
+    """One panel per task, one row per objective, one point with its interval per lag.
+
+    On top is what keeps most at the largest lag: the mean over tasks of its return divided by that of decoupled PPO.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lags = found.lags(task)
-    scores = {row: [found.scores.get((task, row, lag)) for lag in lags] for row in OBJECTIVES}
-    scores = {row: values for row, values in scores.items() if any(values)}
+    tasks = [task for task in TASKS if any(key[0] == task for key in found.scores)]
 
-    def last(row: str) -> float:
-        one = scores[row][-1]
-        return one.interval(one.area)[0] if one else float("-inf")
+    def middle(task: str, row: str) -> float:
+        one = found.scores.get((task, row, found.lags(task)[-1]))
+        return one.interval(one.area)[0] if one else 0.0
 
-    order = sorted(scores, key=last)
-    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.32 * len(order)))
-    for number, lag in enumerate(lags):
-        drawn = False
-        for place, row in enumerate(order):
-            one = scores[row][number]
-            if one is None:
-                continue
-            middle, low, high = one.interval(one.area)
-            at, reach = place + 0.22 * (1 - number), [[middle - low], [high - middle]]
-            axis.errorbar(middle, at, xerr=reach, marker="o", capsize=2, color=f"C{number}",
-                          label=None if drawn else f"lag {lag}")  # fmt: skip
-            drawn = True
-    axis.set_yticks(range(len(order)), [OBJECTIVES[row].label for row in order])
-    axis.set(xlabel="training return, mean over the run; best of three settings, 95 % intervals",
-             title=f"{TASKS[task].target}, {TASKS[task].steps:,} steps")  # fmt: skip
-    axis.grid(alpha=0.3, axis="x")
-    axis.legend(frameon=False)
-    save(figure, f"objectives_{task}")
+    references = {task: middle(task, "decoupled") or 1.0 for task in tasks}
+    kept = {row: sum(middle(task, row) / of for task, of in references.items()) for row in OBJECTIVES}
+    order = sorted((row for row in OBJECTIVES if kept[row]), key=lambda row: kept[row])
+    size = (4 + 4 * len(tasks), 1.4 + 0.32 * len(order))
+    figure, axes = plt.subplots(1, len(tasks), figsize=size, sharey=True, squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for number, lag in enumerate(found.lags(task)):
+            points = [(place, found.scores.get((task, row, lag))) for place, row in enumerate(order)]
+            there = [(place, one.interval(one.area)) for place, one in points if one is not None]
+            reach = [[m - low for _, (m, low, _) in there], [high - m for _, (m, _, high) in there]]
+            at = [place + 0.22 * (1 - number) for place, _ in there]
+            axis.errorbar([m for _, (m, _, _) in there], at, xerr=reach, fmt="o", markersize=5, capsize=2,
+                          color=f"C{number}", label=f"lag {lag}")  # fmt: skip
+        axis.set_yticks(range(len(order)), [OBJECTIVES[row].label for row in order])
+        axis.set_title(f"{TASKS[task].target}, {TASKS[task].steps:,} steps", fontsize=10)
+        axis.set_ylim(-0.7, len(order) - 0.3)
+        axis.grid(alpha=0.3, axis="x")
+        axis.grid(alpha=0.15, axis="y")
+        axis.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.03), fontsize=9)
+    figure.suptitle("training return, mean over the run, at the best of three settings, 95 % intervals; sorted by the largest lag",
+                    fontsize=10)  # fmt: skip
+    save(figure, "objectives")
 
 
 def report(kept: Scores, seeds: int) -> list[str]:
@@ -248,6 +252,8 @@ def report(kept: Scores, seeds: int) -> list[str]:
     found = Objectives(of_objectives, chosen(of_tuning), of_tuning)
     of_options, seeds_of_options = scores_of(options(), kept, seeds)
     of_rates, seeds_of_rates = scores_of(rates(), kept, seeds)
+    if of_objectives:
+        objectives_picture(found)
     for name, task in TASKS.items():
         digits = 0 if name == "cartpole" else 1
         title = f"{task.target}, {task.steps:,} steps per run"
@@ -264,9 +270,8 @@ def report(kept: Scores, seeds: int) -> list[str]:
             page += ["Effective sample size of the weights, second half of the run:", ""]
             page += [*table(name, of_corrections, lambda s: f"{s.extra['offpolicy/ess']:.2f}"), ""]
         if any(key[0] == name for key in of_objectives):
-            objectives_picture(name, found)
             page += [f"## Objectives: {title}, {seeds_of_objectives[name]} seeds", ""]
-            page += [f"![objectives](objectives_{name}.svg)", "", *objective_tables(name, found, digits)]
+            page += ["![objectives](objectives.svg)", "", *objective_tables(name, found, digits)]
         if any(key[0] == name for key in of_options):
             page += [f"## Options: {title}, {seeds_of_options[name]} seeds", ""]
             page += [*option_tables(name, of_options, digits)]
