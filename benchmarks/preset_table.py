@@ -21,7 +21,8 @@ SAMPLE_FACTORY = (
     "mujoco.md), the best of its runs, evaluated"
 )
 BASELINES = (
-    "[OpenAI Baselines](https://github.com/openai/baselines/blob/master/benchmarks_mujoco1M.htm), ppo2, 6 seeds, training"
+    "[OpenAI Baselines](https://github.com/openai/baselines/blob/master/benchmarks_mujoco1M.htm), ppo2, 6 seeds, in "
+    "training"
 )
 IPPO = "[Papoudakis et al. 2021](https://arxiv.org/abs/2006.07869), IPPO with shared parameters, converted to mpe2"
 
@@ -88,7 +89,8 @@ TABLE: dict[str, Row] = {
     "mujoco/reacher": Row(MUJOCO, 8, published=(
         Published("-6.7", "v2, 1M steps", BASELINES),)),
     "mujoco/swimmer": Row(MUJOCO, 8, published=(
-        Published("111", "v2, 1M steps, gamma 0.99", BASELINES), Published("281.6", "v3, 1M steps, gamma 0.9999", ZOO))),
+        Published("111", "v2, 1M steps, gamma 0.99", BASELINES),
+        Published("281.6", "v3, 1M steps, gamma 0.9999", ZOO))),
     "mujoco/hopper": Row(MUJOCO, 8, published=(
         Published("2383 ± 272", "v4, 1M steps", CLEANRL), Published("2793 ± 643", "v4, 10M steps", SAMPLE_FACTORY))),
     "mujoco/walker2d": Row(MUJOCO, 8, published=(
