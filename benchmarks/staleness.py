@@ -235,7 +235,9 @@ def objectives_picture(found: Objectives) -> None:
         axis.grid(alpha=0.3, axis="x")
         axis.grid(alpha=0.15, axis="y")
         axis.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.03), fontsize=9)
-    words = "training return, mean over the run, at the best of three settings, 95 % intervals; sorted by the largest lag"
+    words = (
+        "training return, mean over the run, at the best of three settings, 95 % intervals; sorted by the largest lag"
+    )
     figure.suptitle(words, fontsize=10)
     save(figure, "objectives")
 
