@@ -169,6 +169,16 @@ def test_one_step_per_update_is_that_of_a_phase_with_one_minibatch():
     assert not torch.equal(steps[0], steps[1])
 
 
+def test_entropy_bonus_of_dae_moves_to_its_final_weight():
+    moved = make(loss__entropy_coef=0.4, loss__entropy_final=0.0)
+    fixed, first = make(loss__entropy_coef=0.1), make(loss__entropy_coef=0.4)
+    batch = stale_batch(moved)
+    for update, progress in ((moved, 0.75), (fixed, 0.0), (first, 0.0)):
+        update.run(batch, 0, progress)
+    torch.testing.assert_close(moved.flat.values, fixed.flat.values, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(moved.flat.values, first.flat.values, rtol=1e-3, atol=1e-5)
+
+
 def test_scaled_targets_change_nothing_but_the_units():
     """With the first statistics the head is rescaled; errors in units of reward stay the same."""
     plain, scaled = make(), make(value_targets=True)

@@ -128,7 +128,7 @@ class DaeObjective(ActorCriticObjective):
             entropy,
             part.batch.valid,
             value_coef=self.config.loss.value_coef,
-            entropy_coef=self.config.loss.entropy_coef,
+            entropy_coef=self.entropy_coef,
             num_valid=part.num_valid,
         )
 
