@@ -22,7 +22,6 @@ import torch
 from sfactory.device.accelerator import accelerator_of, register
 from sfactory.device.selection import pick_device, precision
 from sfactory.learning.network import build_model
-from sfactory.learning.objectives import objective_class
 from sfactory.native.choice import why_not_native
 from sfactory.shm.mailbox import NOTHING
 from sfactory.shm.slots import unpack
@@ -51,7 +50,6 @@ class Inference(Worker):
         self.device = pick_device(device, self.run_spec.ranks.local_rank)
         self.model = build_model(self.config, self.run_spec.spec).to(self.device).eval()
         self.run_spec.check_model(self.model)
-        self.objective = objective_class(self.config)
         weights = self.model.flat_size()
         policy = self.run_spec.policy_served(number)
         self.mailbox = shared.mailbox(weights, policy)
@@ -186,7 +184,7 @@ class Inference(Worker):
         """One forward pass, so that one version acts in the whole batch."""
         with precision(self.precision, self.device)():
             out = self.model({name: inputs[name] for name in self.obs_names}, inputs.get("state"), inputs["first"])
-        actions, log_prob = self.objective.act(self.model, out, inputs["noise"])
+        actions, log_prob = self.model.distribution.sample_and_log_prob(out.params, inputs["noise"])
         outputs = {**actions, "log_prob": log_prob, "params": out.params, "value": out.value}
         if self.has_state:
             outputs["state"] = out.state

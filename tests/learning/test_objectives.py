@@ -37,16 +37,6 @@ class QObjective(Objective[QStart]):
     def build_model(config, spec):
         return ActorCriticObjective.build_model(config, spec)
 
-    @staticmethod
-    def act(model, out, noise):
-        best = out.params.argmax(-1)
-        explore = noise[:, 0] < 0.1
-        return {"action": torch.where(explore, torch.zeros_like(best), best)}, torch.zeros(len(best))
-
-    @staticmethod
-    def act_greedily(model, out):
-        return {"action": out.params.argmax(-1)}
-
     def kl_of_update(self, batch, start, out):
         return torch.zeros(())  # a greedy policy has no useful one
 
@@ -92,14 +82,6 @@ def test_build_model_builds_the_network_of_the_objective_with_the_weights_of_the
     for name, x in one.state_dict().items():
         assert torch.equal(x, two.state_dict()[name])
     assert not torch.equal(one.policy_head.weight, other.policy_head.weight)
-
-
-def test_actor_critic_acts_by_sampling_or_by_the_most_likely_action():
-    model = make_update().model
-    out, noise = model({"obs": torch.randn(5, 4)}), torch.rand(5, 1)
-    action, log_prob = ActorCriticObjective.act(model, out, noise)
-    assert torch.equal(log_prob, model.distribution.log_prob(out.params, action))
-    assert torch.equal(ActorCriticObjective.act_greedily(model, out)["action"], out.params.argmax(-1))
 
 
 @pytest.mark.parametrize("kernels", ["torch", "autograd"])

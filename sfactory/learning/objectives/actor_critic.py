@@ -154,7 +154,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
                 entropy_coef=self.config.loss.entropy_coef,
             )
 
-    # -- the network and how it acts -----------------------------------------------------------------------------------
+    # -- the network ---------------------------------------------------------------------------------------------------
 
     @classmethod
     def build_model(cls, config: Config, spec: EnvSpec) -> ActorCritic:

@@ -1,8 +1,8 @@
 """Interface of an objective: what a network learns from a batch, and how it acts.
 
 `Update` owns epochs, minibatches, the optimizer and the guard against values that are not finite. Everything that
-depends on the algorithm is an `Objective`: the heads of the network, how actions are chosen from them, what is computed
-once per update, and the loss of a minibatch.
+depends on the algorithm is an `Objective`: the network with the distribution of its actions, what is computed once per
+update, and the loss of a minibatch.
 
 Legend: T steps, B lanes of the batch, b lanes of a minibatch. Where minibatches hold rows, T is 1 and B all rows.
 """
@@ -125,22 +125,15 @@ class Objective(ABC, Generic[S]):
         """Lines for the log about settings that have no effect; read once, when the learner starts."""
         return ()
 
-    # -- the network and how it acts; used by every process that holds one ---------------------------------------------
+    # -- the network, built by every process that holds one -----------------------------------------------------------
 
     @classmethod
     @abstractmethod
     def build_model(cls, config: Config, spec: EnvSpec) -> ActorCritic:
-        """The network for an environment, its weights drawn from torch's global generator."""
+        """The network for an environment, its weights drawn from torch's global generator.
 
-    @staticmethod
-    def act(model: ActorCritic, out: Output, noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Choose actions: outputs of N rows, noise [N, K] in [0, 1) -> actions [N, ...] by leaf, log_prob [N]."""
-        return model.distribution.sample_and_log_prob(out.params, noise)
-
-    @staticmethod
-    def act_greedily(model: ActorCritic, out: Output) -> dict[str, Tensor]:
-        """Choose the best actions: outputs of N rows -> actions [N, ...] by leaf."""
-        return model.distribution.mode(out.params)
+        How it acts is a matter of its `distribution` alone: inference, evaluations and exported files all read that.
+        """
 
     # -- one update --------------------------------------------------------------------------------------------------
 
