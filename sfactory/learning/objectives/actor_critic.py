@@ -33,6 +33,7 @@ from sfactory.algo.trace import LOG_RHO_LIMIT, TRACES, Trace, TraceInput
 from sfactory.algo.weight_rule import check_weights
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
+from sfactory.learning.agent_order import by_agent, by_time, trace_rows
 from sfactory.learning.batch import Batch, BatchLanes, rows_of
 from sfactory.learning.distributed import BatchMoments
 from sfactory.learning.native_network import NativeLearnerNetwork, row_numbers
@@ -204,13 +205,13 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             log_prob=log_prob,
             params=params,
             log_rho=log_rho,
-            prefix=self._prefix(batch, log_rho) if "prefix" in self.surrogate.needs else None,
+            prefix=self._prefix(batch, log_rho),
             action_value=(
                 self.normalizers.target(value[:-1] + trace.advantage)
                 if "action_value" in self.surrogate.needs
                 else None
             ),
-            keep=self._keep(log_rho, batch.valid) if self.config.surrogate.mask == "m2po" else None,
+            keep=self._keep(log_rho, batch.valid),
             effective_lambda=trace.effective_lambda,
             packed=None,
         )
@@ -229,35 +230,24 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     def _trace(self, batch: Batch, value: Tensor, log_rho: Tensor) -> Trace:
         """Targets and advantages. value [T + 1, B] in units of reward; log_rho [T, B]."""
         found = self._estimate(self._rows(batch, value, log_rho))
-        if batch.order is None:
-            return found
-        back = (x.scatter(0, batch.order, x) if x.dim() else x for x in found)
-        return Trace(*back)
+        return Trace(*(by_time(x, batch.order) if x.dim() else x for x in found))
 
     def _rows(self, batch: Batch, value: Tensor, log_rho: Tensor) -> TraceInput:
         """Rows of a trace, in the order of the agent's actions. value [T + 1, B] in units of reward."""
-        rows = TraceInput(
-            reward=self.normalizers.reward(batch.reward),
-            value=value[:-1],
-            next_value=value[1:] if batch.successor is None else value.gather(0, batch.successor),
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            valid=batch.valid,
-            log_rho=log_rho,
-        )
-        return rows if batch.order is None else TraceInput(*(x.gather(0, batch.order) for x in rows))
+        return trace_rows(batch, reward=self.normalizers.reward(batch.reward), value=value, log_rho=log_rho)
 
-    def _prefix(self, batch: Batch, log_rho: Tensor) -> Tensor:
-        """[T, B] what minpro multiplies each step with, see `batch_rules.prefix_minimum`."""
+    def _prefix(self, batch: Batch, log_rho: Tensor) -> Tensor | None:
+        """[T, B] what minpro multiplies each step with, see `batch_rules.prefix_minimum`; None for other objectives."""
+        if "prefix" not in self.surrogate.needs:
+            return None
         rows = log_rho, batch.terminated | batch.truncated, batch.valid
-        if batch.order is None:
-            return batch_rules.prefix_minimum(*rows)
-        order = batch.order
-        found = batch_rules.prefix_minimum(*(x.gather(0, order) for x in rows))
-        return found.scatter(0, order, found)
+        found = batch_rules.prefix_minimum(*(by_agent(x, batch.order) for x in rows))
+        return by_time(found, batch.order)
 
-    def _keep(self, log_rho: Tensor, valid: Tensor) -> Tensor:
-        """[T, B] bool, the mask of M2PO over the whole update."""
+    def _keep(self, log_rho: Tensor, valid: Tensor) -> Tensor | None:
+        """[T, B] bool, the mask of M2PO over the whole update; None with another mask."""
+        if self.config.surrogate.mask != "m2po":
+            return None
         return batch_rules.within_second_moment(log_rho, valid, self.config.surrogate.second_moment)
 
     def _estimate(self, rows: TraceInput) -> Trace:

@@ -27,6 +27,7 @@ from sfactory.algo.loss import total_loss
 from sfactory.algo.normalize import masked_moments
 from sfactory.algo.surrogates.ratios import Surrogate, SurrogateInput
 from sfactory.config import Config
+from sfactory.learning.agent_order import by_agent, by_time
 from sfactory.learning.batch import Batch, BatchLanes
 from sfactory.learning.distributed import BatchMoments
 from sfactory.learning.normalizers import Normalizers
@@ -75,9 +76,9 @@ class DaeObjective(ActorCriticObjective):
             log_prob=log_prob,
             params=params,
             log_rho=log_rho,
-            prefix=self._prefix(batch, log_rho) if "prefix" in self.surrogate.needs else None,
+            prefix=self._prefix(batch, log_rho),
             action_value=None,
-            keep=self._keep(log_rho, batch.valid) if self.config.surrogate.mask == "m2po" else None,
+            keep=self._keep(log_rho, batch.valid),
             effective_lambda=torch.ones((), device=output.device),
             packed=None,
             returns=self.normalizers.target(found.returns),
@@ -160,11 +161,8 @@ class DaeObjective(ActorCriticObjective):
         self, found: direct_advantage.Backup, advantage: Tensor, value: Tensor, batch: Batch | BatchLanes
     ) -> Tensor:
         """Errors of the regression [T, b], of rows in order of time; the backup is in the order of the actions."""
-        order = batch.order
-        if order is None:
-            return direct_advantage.errors(found, advantage, value, batch.valid)
-        error = direct_advantage.errors(found, *(x.gather(0, order) for x in (advantage, value, batch.valid)))
-        return torch.zeros_like(error).scatter(0, order, error)
+        rows = (by_agent(x, batch.order) for x in (advantage, value, batch.valid))
+        return by_time(direct_advantage.errors(found, *rows), batch.order)
 
     def _mean(self, x: Tensor, valid: Tensor) -> Tensor:
         """[] mean of x [T, b] over the valid rows of all learners."""

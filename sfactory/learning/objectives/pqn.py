@@ -17,9 +17,9 @@ from torch import Tensor
 
 from sfactory.algo.loss import explained_variance
 from sfactory.algo.q_lambda import q_lambda_targets
-from sfactory.algo.trace import TraceInput
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
+from sfactory.learning.agent_order import by_time, trace_rows
 from sfactory.learning.batch import Batch, rows_of
 from sfactory.learning.objectives.base import Loss, Minibatch, Objective, network_arguments
 from sfactory.model.actor_critic import Output
@@ -54,21 +54,10 @@ class PqnObjective(Objective[PqnStart]):
 
     @torch.no_grad()
     def start(self, batch: Batch, out: Output) -> PqnStart:
-        best = out.value.detach()
-        rows = TraceInput(
-            reward=self.normalizers.reward(batch.reward),
-            value=best[:-1],
-            next_value=best[1:] if batch.successor is None else best.gather(0, batch.successor),
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            valid=batch.valid,
-            log_rho=batch.log_prob,
-        )
-        settings = self.config.trace
-        if batch.order is not None:
-            rows = TraceInput(*(x.gather(0, batch.order) for x in rows))
+        best, reward, settings = out.value.detach(), self.normalizers.reward(batch.reward), self.config.trace
+        rows = trace_rows(batch, reward=reward, value=best, log_rho=batch.log_prob)  # the last is not used
         target = q_lambda_targets(rows, gamma=settings.gamma, trace_lambda=settings.trace_lambda)
-        return PqnStart(target if batch.order is None else target.scatter(0, batch.order, target))
+        return PqnStart(by_time(target, batch.order))
 
     # -- the loss of a minibatch -------------------------------------------------------------------------------------
 
