@@ -91,8 +91,7 @@ def _has_fast_passes(config: Config) -> bool:
     return config.optim.sfpo_steps > 0
 
 
-def reads_advantages(config: Config) -> bool:
-    """Whether the objective reads advantages."""
+def _reads_advantages(config: Config) -> bool:
     return str(config.surrogate.objective) not in WITHOUT_ADVANTAGES
 
 
@@ -111,6 +110,8 @@ EFFECTS: dict[str, tuple[str, Callable[[Config], bool]]] = {
         lambda config: config.surrogate.behavior_weight in ("trace", "twice"),
     ),
     "trace.leak": ("trace.estimator leaky_vtrace", lambda config: config.trace.estimator == "leaky_vtrace"),
+    "trace.baseline": (_ADVANTAGES, _reads_advantages),
+    "model.pooling": ("model.encoder impala", lambda config: config.model.encoder == "impala"),
     **dict.fromkeys(
         ("model.value_bins", "model.value_low", "model.value_high", "loss.value_sigma"),
         ("model.value-head hl_gauss", lambda config: config.model.value_head == "hl_gauss"),
@@ -126,17 +127,22 @@ EFFECTS: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "proximal.snapshot_age": ("proximal.policy snapshot", lambda config: config.proximal.policy == "snapshot"),
     "proximal.snapshots_kept": (
         "proximal.policy snapshot and proximal.snapshot-age 0",
-        lambda config: config.proximal.policy == "snapshot" and not config.proximal.snapshot_age,
+        lambda config: config.proximal.by_step,
     ),
     "replay.max_age": ("replay.ratio above 0", lambda config: config.replay.ratio > 0),
-    "normalize.advantage": (_ADVANTAGES, reads_advantages),
+    "normalize.advantage": (_ADVANTAGES, _reads_advantages),
     "normalize.advantage_span": (
         f"normalize.advantage true and {_ADVANTAGES}",
-        lambda config: config.normalize.advantage and reads_advantages(config),
+        lambda config: config.normalize.advantage and _reads_advantages(config),
     ),
     "eval.video": ("eval.every above 0", lambda config: config.eval.every > 0),
 }
 """Settings by dotted name -> what they need, in words and as a condition."""
+
+
+def has_effect(config: Config, name: str) -> bool:
+    """Whether a setting (dotted name) is read where all others are as in `config`."""
+    return rules_of(config).uses(name) and (name not in EFFECTS or EFFECTS[name][1](config))
 
 
 def check_effects(config: Config) -> None:
@@ -164,13 +170,6 @@ def check_options(config: Config) -> None:
         raise ValueError("loss.entropy-final is reached at stop.env-steps, which is 0; set it, or leave it out")
     check_own_network(config)
     check_value_head(config)
-    if config.model.pooling != "none" and config.model.encoder != "impala":
-        raise ReplaceableValue(
-            "model.pooling",
-            "none",
-            f"model.pooling {config.model.pooling} has no effect with model.encoder {config.model.encoder}",
-            "use model.encoder impala, or leave it out",
-        )
     if config.model.separate and config.model.core != "none":
         raise ValueError(
             f"model.separate and model.core {config.model.core} exclude each other: a recurrent core needs one trunk"
@@ -309,17 +308,8 @@ def _divisors(number: int) -> list[int]:
 
 
 def check_trace(config: Config) -> None:
-    """V-trace's clips: a trace coefficient above the weight of the temporal differences has no theory. A baseline needs
-    an objective that reads advantages."""
-    trace, objective = config.trace, str(config.surrogate.objective)
-    if trace.baseline != "none" and objective in WITHOUT_ADVANTAGES:
-        raise ReplaceableValue(
-            "trace.baseline",
-            "none",
-            f"trace.baseline {trace.baseline} has no effect with surrogate.objective {objective}, which has no "
-            "advantages",
-            "use trace.baseline none",
-        )
+    """V-trace's clips: a trace coefficient above the weight of the temporal differences has no theory."""
+    trace = config.trace
     if trace.estimator in ("vtrace", "leaky_vtrace") and trace.c_bar > trace.rho_bar:
         raise ValueError(
             f"trace.c-bar {trace.c_bar:g} with trace.rho-bar {trace.rho_bar:g}: {trace.estimator} needs rho-bar >= "
@@ -374,22 +364,20 @@ def check_behavior_weight(config: Config) -> None:
 
 def check_surrogate(config: Config) -> None:
     """Every setting of the surrogate has an effect, and the proximal policy has what the surrogate needs."""
-    s, proximal = config.surrogate, config.proximal
+    s = config.surrogate
     for name in unused_options(s.objective, s.mask, Options.read(s)):
-        default = Options._field_defaults[name]
+        default = getattr(type(s)(), name)
         raise ReplaceableValue(
             f"surrogate.{name}",
-            getattr(type(s)(), name),
-            f"surrogate.{name.replace('_', '-')} {_shown(getattr(s, name))} has no effect with surrogate.objective "
+            default,
+            f"surrogate.{name.replace('_', '-')} {_typed(getattr(s, name))} has no effect with surrogate.objective "
             f"{s.objective}{f' and mask {s.mask}' if s.mask != 'none' else ''}",
-            f"leave it at {_shown(default)}, or use "
+            f"leave it at {_typed(default)}, or use "
             f"surrogate.{'mask' if users(name)[0] in MASK_USES else 'objective'} {' or '.join(users(name))}",
         )
-    by_step = proximal.policy == "snapshot" and not proximal.snapshot_age
-    if s.mask == "erc" and (by_step or proximal.policy == "interpolate"):
+    if s.mask == "erc" and not config.proximal.has_distribution:
         raise ValueError(
-            f"surrogate.mask erc compares entropies, and proximal.policy {proximal.policy} "
-            f"{'with snapshot-age 0 ' if by_step else ''}has none; use recompute, ewma or behavior"
+            f"surrogate.mask erc compares entropies, and {_proximal(config)} has none; use recompute, ewma or behavior"
         )
     for low, high in (
         ("weight_low", "weight_high"),
@@ -411,7 +399,7 @@ def check_dae(config: Config) -> None:
     """What learned advantages cannot be combined with."""
     if config.algorithm.name != "dae":
         return
-    s, proximal = config.surrogate, config.proximal
+    s = config.surrogate
     if s.objective in WITHOUT_ADVANTAGES:
         raise ValueError(
             f"surrogate.objective {s.objective} with algorithm.name dae, whose advantages it does not read; use "
@@ -430,15 +418,13 @@ def check_dae(config: Config) -> None:
                 f"{name} {_typed(value)} has no effect with dae.advantages all, whose loss has no weights: leave it at "
                 f"{_typed(only)}, or use dae.advantages returns or taken"
             )
-    by_step = proximal.policy == "snapshot" and not proximal.snapshot_age
-    if by_step or proximal.policy == "interpolate":
+    if not config.proximal.has_distribution:
         raise ValueError(
-            f"dae.advantages all needs the probabilities of all actions, and proximal.policy {proximal.policy} "
-            f"{'with snapshot-age 0 ' if by_step else ''}has none; use recompute, ewma or behavior, or "
-            "dae.advantages returns or taken"
+            f"dae.advantages all needs the probabilities of all actions, and {_proximal(config)} has none; use "
+            "recompute, ewma or behavior, or dae.advantages returns or taken"
         )
 
 
-def _shown(value: float | None) -> str:
-    """A value of a setting as it is typed."""
-    return str(value).lower() if isinstance(value, bool) else f"{value or 0:g}"
+def _proximal(config: Config) -> str:
+    """The settings that choose the proximal policy, as in `proximal.policy snapshot with snapshot-age 0`."""
+    return f"proximal.policy {config.proximal.policy}{' with snapshot-age 0' if config.proximal.by_step else ''}"

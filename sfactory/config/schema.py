@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
 
 EVALUATION_ENVS = 32
+"""Copies of an environment that an evaluation builds, at most, unless eval.num_envs says otherwise."""
 MOST_INFO_KEYS = 20
-"""Copies of an environment that an evaluation builds, at most."""
+"""Numbers of `info` that become curves, at most."""
 
 
 @dataclass(frozen=True)
@@ -333,6 +334,16 @@ class ProximalConfig:
     """snapshot: use the weights of this many updates ago; 0: for each step, the weights that acted."""
     snapshots_kept: Annotated[int, Between(1, 10_000)] = 8
     """snapshot with age 0: versions kept in memory. Steps older than that use the stored log-probability."""
+
+    @property
+    def by_step(self) -> bool:
+        """Whether every step has the weights that selected its action, so that there are several versions."""
+        return self.policy == "snapshot" and not self.snapshot_age
+
+    @property
+    def has_distribution(self) -> bool:
+        """Whether the probabilities of all actions are known, and not only of those that were taken."""
+        return self.policy != "interpolate" and not self.by_step
 
 
 @dataclass(frozen=True)

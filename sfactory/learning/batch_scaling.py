@@ -12,8 +12,7 @@ from dataclasses import replace
 from sfactory.algo.scaling import RULES, TARGET_SPAN, Row, rescale, rescaled_span
 from sfactory.algo.surrogates.options import USES
 from sfactory.config import Config
-from sfactory.config.algorithms import rules_of
-from sfactory.config.cross_checks import reads_advantages
+from sfactory.config.cross_checks import has_effect
 
 CRITICAL_BATCH = 20_000  # rows: above this a larger batch of Atari-like tasks gains little (arXiv 1812.06162, fig. 4)
 SECTIONS = {  # what `rescale` may change
@@ -75,21 +74,13 @@ def _rescaled(
 
 def _settings(config: Config, place: dict[str, str]) -> dict[str, float]:
     """The settings that `rescale` may change, of the parts that this run uses."""
-    settings = {name: getattr(getattr(config, section), name) for name, section in place.items()}
-    unused = set(SECTIONS["proximal"])
+    settings = {
+        name: getattr(getattr(config, section), name)
+        for name, section in place.items()
+        if has_effect(config, f"{section}.{name}")
+    }
     if config.proximal.policy == "ewma":
         settings["center_of_mass"] = config.proximal.center_of_mass or float(config.optimizer_steps_per_update)
-        unused.remove("center_of_mass")
-    elif config.proximal.policy == "snapshot":
-        unused.remove("snapshot_age" if config.proximal.snapshot_age else "snapshots_kept")
-    rules = rules_of(config)
-    unused |= {name for name, section in place.items() if not rules.uses(f"{section}.{name}")}
-    if config.optim.schedule != "kl_adaptive":
-        unused |= {"lr_min", "lr_max"}
-    if not (config.normalize.advantage and reads_advantages(config)):
-        unused.add("advantage_span")
-    for name in unused:
-        settings.pop(name, None)
     if config.normalize.value_targets:
         settings["target_span"] = TARGET_SPAN
     return {**settings, "adam_eps": config.optim.eps}

@@ -10,15 +10,14 @@ import tomllib
 import typing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import sfactory
-from sfactory.config import Config, Env, Model, Run, Stop, TraceConfig, to_dict, with_settings
+from sfactory.config import Config, Env, Model, Run, Stop, to_dict, with_settings
 from sfactory.config.bounds import ENCODER_NAMES
-from sfactory.config.cross_checks import WITHOUT_ADVANTAGES, check_trace
+from sfactory.config.cross_checks import WITHOUT_ADVANTAGES, has_effect
 from sfactory.config.flags import field_help, split_flags
 from sfactory.config.parsing import build, convert, field_types, number
 from sfactory.config.presets import (
@@ -594,9 +593,8 @@ def test_run_folders_of_a_configuration_begin_at_the_home_folder(monkeypatch, tm
 
 @pytest.mark.parametrize("objective", WITHOUT_ADVANTAGES)
 def test_a_baseline_is_refused_for_objectives_without_advantages(objective):
-    trace = TraceConfig(baseline="optimal")
-    config = SimpleNamespace(trace=trace, surrogate=SimpleNamespace(objective=objective))
-    with pytest.raises(ValueError, match=f"trace.baseline optimal has no effect with surrogate.objective {objective}"):
-        check_trace(config)
-    check_trace(SimpleNamespace(trace=TraceConfig(), surrogate=config.surrogate))
-    check_trace(SimpleNamespace(trace=trace, surrogate=SimpleNamespace(objective="ppo")))
+    plain = with_settings(Config(env=Env("classic/cartpole")), {"surrogate.objective": objective})
+    with pytest.raises(ValueError, match=r"trace\.baseline optimal has no effect without a surrogate\.objective other"):
+        with_settings(plain, {"trace.baseline": "optimal"})
+    assert not has_effect(plain, "trace.baseline")
+    assert has_effect(with_settings(plain, {"surrogate.objective": "cispo"}), "trace.baseline")

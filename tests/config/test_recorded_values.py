@@ -20,6 +20,8 @@ USED = {
     "trace.c_bar": {"trace.estimator": "vtrace"},
     "trace.pg_rho_bar": {"trace.estimator": "vtrace", "surrogate.behavior_weight": "trace"},
     "trace.leak": {"trace.estimator": "leaky_vtrace"},
+    "trace.baseline": {"surrogate.objective": "decoupled"},
+    "model.pooling": {"model.encoder": "impala"},
     "model.value_bins": {"model.value_head": "hl_gauss"},
     "model.value_low": {"model.value_head": "hl_gauss"},
     "model.value_high": {"model.value_head": "hl_gauss"},
@@ -41,6 +43,7 @@ USED = {
 }
 """Setting -> what gives it an effect."""
 UNUSED = {
+    "trace.baseline": {"surrogate.objective": "bpo"},
     "normalize.advantage": {"surrogate.objective": "bpo"},
     "normalize.advantage_span": {"normalize.advantage": False},
 }
@@ -76,7 +79,10 @@ def flags(*words):
 
 
 def another(name):
-    """A value besides the default that is within the bounds."""
+    """A value besides the default that is within the bounds, or among the choices."""
+    choices = {"trace.baseline": "optimal", "model.pooling": "average"}
+    if name in choices:
+        return choices[name]
     section, _, key = name.partition(".")
     value = getattr(getattr(Config(), section), key)
     if isinstance(value, bool):

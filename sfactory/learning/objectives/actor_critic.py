@@ -488,7 +488,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         if start.outside is not None:
             row["losses/value_outside"] = start.outside
         # The same weights in two workers: what is left of the difference is rounding.
-        if self.config.proximal.policy == "snapshot" and not self.config.proximal.snapshot_age:
+        if self.config.proximal.by_step:
             difference = (x.proximal - x.behavior).masked_fill(~x.valid, 0.0).abs()
             row["offpolicy/discrepancy"] = difference.sum() / x.valid.sum().clamp(min=1)
             row["offpolicy/max_discrepancy"] = difference.max()
