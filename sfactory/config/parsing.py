@@ -34,8 +34,6 @@ PATHS = ("run.dir", "run.init_from", "env.name")
 """Settings that name a folder or file: `~` is the home folder."""
 _NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?)([kKMGB]?)")
 WORDS = {**SWITCHES, "1": True, "0": False}
-LARGEST_WHOLE = 2**63
-"""Counters have 64 bits."""
 LARGEST_EXPONENT = 300
 LONGEST_SHOWN = 80
 
@@ -287,8 +285,8 @@ def _from_python(value: Any, kind: Any) -> Any:
     if origin is tuple:
         return [_from_python(value, int)]
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if isinstance(value, int) and not -LARGEST_WHOLE < value < LARGEST_WHOLE:
-            raise SettingError(f"a whole number must be below {LARGEST_WHOLE:.0e}")  # it may have a million digits
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise SettingError(f"a whole number must be below {LARGEST:.0e}")  # it may have a million digits
         if not math.isfinite(value):
             return number(str(value))  # an error
         return _whole(str(value)) if kind is int else float(value)

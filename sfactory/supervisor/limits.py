@@ -10,6 +10,7 @@ import resource
 from typing import NamedTuple
 
 from sfactory.errors import CommandError, Exit
+from sfactory.files import MiB
 from sfactory.learning.batch_fields import kept_bytes, replay_bytes
 from sfactory.shm.arena import arena_bytes
 from sfactory.shm.control_groups import free_memory, free_processes
@@ -17,7 +18,6 @@ from sfactory.supervisor.cores import on_gpu
 from sfactory.workers.names import SAMPLER, parse_worker
 from sfactory.workers.shared import RunSpec
 
-MIB = 2**20
 FDS_PER_WORKER, FDS_OF_OUR_OWN = 16, 64
 """File descriptors: pipes of doorbell, queue and spawn, sentinel and pidfd per worker; files and libraries."""
 TASKS_PER_WORKER, TASKS_OF_OUR_OWN = 3, 4
@@ -53,7 +53,7 @@ def check_limits(run_spec: RunSpec) -> None:
     check_processes(processes)
     without_torch = 0 if lockstep else samplers
     networks = 1 if lockstep else len(names) - samplers
-    workers = without_torch * SAMPLER_MIB * MIB + networks * NETWORK_MIB * MIB
+    workers = without_torch * SAMPLER_MIB * MiB + networks * NETWORK_MIB * MiB
     held = Held(replay, "the slots held for replay", "--replay.max-age, --replay.ratio, ")
     if kept := kept_bytes(config, run_spec.schema):
         held = Held(kept, "the batches kept for an auxiliary phase", "--ppg.policy-updates, ")
@@ -73,11 +73,11 @@ def check_descriptors(workers: int) -> None:
 
 def check_file_size(largest: int) -> None:
     """Raise the soft limit of file sizes to the largest file a run needs. CommandError if it cannot."""
-    need = max(largest, FILE_MIB * MIB)
+    need = max(largest, FILE_MIB * MiB)
     if (limit := _raise_soft(resource.RLIMIT_FSIZE, need)) is not None:
         raise CommandError(
             Exit.RESOURCES,
-            f"a run writes files of {need / MIB:.0f} MiB, the limit of file sizes is {limit / MIB:.3g} MiB; raise it "
+            f"a run writes files of {need / MiB:.0f} MiB, the limit of file sizes is {limit / MiB:.3g} MiB; raise it "
             "(ulimit -Hf unlimited)",
         )
 
@@ -99,11 +99,11 @@ def check_memory(workers: int, arena: int, held: Held = NOTHING_HELD) -> None:
     """CommandError if the workers, the arena and what the learner holds need more bytes than are free."""
     free, need = free_memory(), workers + arena + held.bytes
     if need > free.bytes:
-        also = f", {held.what} {held.bytes / MIB:.0f} MiB" if held.bytes else ""
+        also = f", {held.what} {held.bytes / MiB:.0f} MiB" if held.bytes else ""
         lower = held.flags if held.bytes else ""
         raise CommandError(
             Exit.RESOURCES,
-            f"the workers need at least {workers / MIB:.0f} MiB and the trajectories {arena / MIB:.0f} MiB of memory"
+            f"the workers need at least {workers / MiB:.0f} MiB and the trajectories {arena / MiB:.0f} MiB of memory"
             f"{also}, {free.text}; lower {lower}--sampling.num-samplers, --sampling.envs-per-group, "
             "--sampling.rollout-length or --sampling.slots-per-group",
         )

@@ -21,6 +21,7 @@ from collections import Counter
 
 from sfactory.device.machine import numa_nodes
 from sfactory.errors import Exit
+from sfactory.monitor.messages import FAULT
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.shm import atomics
@@ -260,7 +261,7 @@ class Supervisor:
             self.kills[name] += 1
             if parse_worker(name).kind == INFERENCE:
                 self.spares.on_kill(name, self.clock)
-        self.recorder.handle(("fault", name, action.message))
+        self.recorder.handle((FAULT, name, action.message))
         self.restarts[name] = self.clock + action.pause_s
         self._start_due()
         return None
@@ -289,7 +290,7 @@ class Supervisor:
             if exceeded := self.deadlines.exceeded(worker, self.clock):
                 worker.exceeded, worker.hung_s = exceeded, self.clock - worker.heartbeat_at
                 worker.heartbeat_at = self.clock
-                self.recorder.handle(("fault", worker.name, f"{worker.name}: {exceeded}"))
+                self.recorder.handle((FAULT, worker.name, f"{worker.name}: {exceeded}"))
                 worker.request_stack_dump()
                 time.sleep(STACK_DUMP_S)
                 worker.kill()

@@ -313,12 +313,8 @@ def _acting(config: Config, spec: EnvSpec, rows: int, seconds: float) -> Cost:
 
 def _training(config: Config, spec: EnvSpec, seconds: float) -> Cost:
     """All optimizer steps of an update at the run's minibatches, and the pass over the whole batch before them."""
-    batch = config.batch
-    all_rows = (batch.slots or config.sampling.num_groups) * config.sampling.envs_per_group
-    all_rows *= config.sampling.rollout_length * spec.rows
-    times = 1.0 + config.replay.ratio
-    all_rows = round(times * all_rows)
-    rows = _at_most(spec, all_rows // batch.minibatches)
+    all_rows, times = config.trained_rows * spec.rows, 1.0 + config.replay.ratio
+    rows = _at_most(spec, all_rows // config.batch.minibatches)
     step = _cheapest(config, spec, "training_step", (rows,), (learner_threads(config, spec, rows),), seconds / 2)
     core_time, wall = config.passes_over_batch * step.seconds, config.passes_over_batch * step.wall
     if config.starts_with_forward_pass:

@@ -22,7 +22,7 @@ import numpy as np
 
 from sfactory.envs import EnvError
 from sfactory.learning.network import build_model
-from sfactory.monitor.messages import LOG, NO_EVALUATION, Message
+from sfactory.monitor.messages import EVALUATION, LOG, NO_EVALUATION, Message
 from sfactory.monitor.statistics import iqm, spread
 from sfactory.play.episodes import model_policy, num_play_envs, play_task
 from sfactory.play.eval_video import show_episodes
@@ -105,7 +105,7 @@ class PolicyPlayer:
                 row[f"eval/episodic_return/{task}"] = mean
         row |= {f"eval/{name}": float(np.mean(values)) for name, values in means.items()}
         row |= {"eval/env_steps": float(env_steps), "eval/seconds": time.perf_counter() - start}
-        return "eval", self.name, row
+        return EVALUATION, self.name, row
 
     def film(self, env_steps: int, clock: EnvClock = NO_CLOCK) -> list[Message]:
         """Show an episode of the policy in TensorBoard, if eval.video says so; return what the log is told.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sfactory.monitor.accumulator import Accumulator
-from sfactory.monitor.messages import METRICS, Message
+from sfactory.monitor.messages import LOG, METRICS, STAGES, Message
 from sfactory.monitor.table import worker_kind
 from sfactory.shm import atomics
 from sfactory.shm.doorbell import Doorbell
@@ -134,7 +134,7 @@ class Worker(ABC):
 
     def log(self, line: str) -> None:
         """Send a line for the log of the run."""
-        self.sink.put(("log", self.name, line))
+        self.sink.put((LOG, self.name, line))
 
     def record(self, name: str, value: float, count: float = 1.0) -> None:
         """Add a value of a metric to the next message; the table of metrics says how values are combined."""
@@ -147,7 +147,7 @@ class Worker(ABC):
         if self.turns:  # a wait that is longer than the interval of messages belongs to the turn that ends it
             self.record(f"queue/{worker_kind(self.name)}_wait_ms", 1000.0 * self._waited, self.turns)
             self.turns, self._waited = 0, 0.0
-        self.sink.put(("stages", self.name, seconds))
+        self.sink.put((STAGES, self.name, seconds))
         if recorded := self._recorded.drain():
             self.sink.put((METRICS, self.name, recorded))
 
