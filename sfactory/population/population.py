@@ -32,7 +32,7 @@ from sfactory.population.exchange import leader_of, taken_over, winner_of
 from sfactory.population.plan import Plan, name_of
 from sfactory.population.publication import publication
 from sfactory.population.runner import as_exit, is_free, move_aside, run_command
-from sfactory.population.side_by_side import STOPPED, Running, SideBySide, log
+from sfactory.population.side_by_side import STOPPED, LostJobs, Running, SideBySide, log
 from sfactory.run import checkpoint
 from sfactory.run.history import History, Record, read_history, write_history
 from sfactory.run.reader import format_setting, read_status
@@ -71,8 +71,8 @@ class Population:
         """Anytime: members whose losses were not finite, while no other member has published a score."""
         self.failures: dict[int, tuple[int, str]] = {}
         """Member -> exit code and last line of those that cannot go on."""
-        self.lost: dict[int, tuple[int, int]] = {}
-        """Member -> times in a row that it was killed, and the steps it had saved then."""
+        self.lost = LostJobs(MOST_LOST)
+        """Members that were killed."""
 
     def run(self) -> tuple[Exit, str]:
         """Train until all members have finished; returns the exit code and one sentence."""
@@ -147,7 +147,7 @@ class Population:
             log(f"{name_of(member)}  stopped at {saved:,} steps")
         elif code == Exit.NON_FINITE:
             self._publish(member, round, failed=True)
-        elif (code < 0 or code in RUN_AGAIN) and self._starts_again(member, code, saved):
+        elif (code < 0 or code in RUN_AGAIN) and self.lost.starts_again(member, code, saved):
             log(f"{name_of(member)}  {_how(code)} at {saved:,} steps; it is started again")
             self.processes.queue.insert(0, ended.job)
         else:
@@ -157,11 +157,6 @@ class Population:
         """Note that a member cannot go on. The others do, as far as they can."""
         log(f"{name_of(member)}  FAILED  {line or _how(code)}")
         self.failures[member] = (code or Exit.WORKER_LOST, line)
-
-    def _starts_again(self, member: int, code: int, saved: int) -> bool:
-        times, before = self.lost.get(member, (0, -1))
-        self.lost[member] = (1 if saved > before or code == Exit.REQUEUE else times + 1), saved
-        return self.lost[member][0] <= MOST_LOST
 
     def _saved_steps(self, member: int) -> int:
         found = checkpoint.last_saved(self.plan.run_dir(member), time.time())

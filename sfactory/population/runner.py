@@ -31,7 +31,7 @@ from sfactory.files import replace_text
 from sfactory.monitor.format import duration
 from sfactory.population.commands import Command, Launcher, Resources
 from sfactory.population.jobs import Job
-from sfactory.population.side_by_side import STOPPED, Running, SideBySide, log
+from sfactory.population.side_by_side import STOPPED, LostJobs, Running, SideBySide, log
 from sfactory.run import checkpoint
 from sfactory.run.lock import lock_folder
 from sfactory.run.reader import learning_settings, read_run, read_status
@@ -144,8 +144,8 @@ class Sweep:
         """Exit code of a job that was stopped by a signal of its own."""
         self.num_finished = 0
         self.durations_s: list[float] = []
-        self.lost: dict[str, tuple[int, int]] = {}
-        """Job name -> times in a row that it was lost, and the steps it had reached then."""
+        self.lost = LostJobs(MOST_LOST)
+        """Jobs by name that the scheduler stopped, or whose machine was lost."""
 
     def run(self) -> tuple[Exit, str]:
         """Run all jobs; returns the sweep's exit code and one sentence."""
@@ -224,11 +224,8 @@ class Sweep:
 
     def _starts_again(self, name: str, code: int, steps: int) -> bool:
         """Whether a job goes on at once: the scheduler stopped it, or its machine was lost."""
-        if not self.launcher.reruns or not (code in CLUSTER_STOPS or code < 0):
-            return False
-        times, before = self.lost.get(name, (0, -1))
-        self.lost[name] = (1 if steps > before or code == Exit.REQUEUE else times + 1), steps
-        return self.lost[name][0] <= MOST_LOST
+        stopped = code in CLUSTER_STOPS or code < 0
+        return self.launcher.reruns and stopped and self.lost.starts_again(name, code, steps)
 
     def _time_left(self) -> str:
         """Estimate the remaining time from the mean duration of the jobs so far."""

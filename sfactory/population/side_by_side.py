@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Generic, TypeVar
@@ -104,6 +104,28 @@ class SideBySide(Generic[Job]):
 
     def _note_signal(self, number: int, _: FrameType | None) -> None:
         self.signal, self.num_signals = self.signal or number, self.num_signals + 1
+
+
+class LostJobs:
+    """Jobs whose process was lost, and how often in a row without getting any further."""
+
+    def __init__(self, most: int) -> None:
+        """most: times in a row that a job is started again."""
+        self.most = most
+        self._lost: dict[Hashable, tuple[int, int]] = {}  # job -> times in a row, and the steps it had reached then
+
+    def __contains__(self, job: Hashable) -> bool:
+        return job in self._lost
+
+    def starts_again(self, job: Hashable, code: int, steps: int) -> bool:
+        """Count a loss, and return whether the job is started again. code: its exit code; steps: those it has reached.
+
+        Each stop by a scheduler is the first loss: a time limit says nothing against the job.
+        """
+        times, before = self._lost.get(job, (0, -1))
+        times = 1 if steps > before or code == Exit.REQUEUE else times + 1
+        self._lost[job] = times, steps
+        return times <= self.most
 
 
 def log(line: str) -> None:
