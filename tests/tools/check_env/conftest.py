@@ -2,10 +2,10 @@
 
 import pytest
 
-from sfactory.tools import check_env
+from sfactory.tools import env_rules
 
 
 @pytest.fixture(autouse=True)
 def _no_slow_machine(monkeypatch):
     """Disable the rule on slow resets, which depends on the machine; it has a test with a fake clock."""
-    monkeypatch.setattr(check_env, "SLOW_RESETS", 2.0)
+    monkeypatch.setattr(env_rules, "SLOW_RESETS", 2.0)

@@ -9,7 +9,8 @@ from pettingzoo.utils.conversions import turn_based_aec_to_parallel
 from sfactory.config import parsing, presets
 from sfactory.envs.agent_group import AgentGroup
 from sfactory.learning.network import build_model
-from sfactory.tools.check_env import autoreset_of_agents, check
+from sfactory.tools.check_env import check
+from sfactory.tools.env_rules import autoreset_of_agents
 from sfactory.tools.network_trial import _batch
 from sfactory.tools.random_rollout import KEPT, record
 

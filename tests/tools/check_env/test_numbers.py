@@ -11,7 +11,8 @@ from conforming_env import ConformingEnv, checked, expect, levels, sentences
 from sfactory.config.parsing import RawValue
 from sfactory.envs import ActionLeaf, EnvError, EnvFault, Leaf, Step, Tally
 from sfactory.tools import check_env
-from sfactory.tools.check_env import check, first_difference
+from sfactory.tools.check_env import check
+from sfactory.tools.env_rules import first_difference
 from sfactory.tools.random_rollout import COLUMNS, record
 
 # -- data ----------------------------------------------------------------------------------------------------
