@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfactory.config import Config, parsing, presets, to_dict
+from sfactory.config import Config, parsing, presets
 from sfactory.config.parsing import ConfigLayer, flag_name
 from sfactory.config.values import as_text
 from sfactory.device.loading import loading_torch
@@ -28,6 +28,7 @@ from sfactory.play.video import VideoFile, VideoRecorder, check_video, remove_un
 from sfactory.play.watched_group import NO_CLOCK, EnvClock, watched_spec
 from sfactory.run import checkpoint
 from sfactory.run.folder import require_run_or_checkpoint
+from sfactory.run.reader import flat_settings
 from sfactory.run.recorded_spec import check_same_spaces, recorded_spec
 
 if TYPE_CHECKING:
@@ -341,24 +342,13 @@ def differences(trained: Config, config: Config, who: str = "") -> tuple[str, ..
     who: written before `trained`, where several policies play: `NAME was `.
     """
     found = []
-    before, after = (_flat(to_dict(one)["env"]) for one in (trained, config))
-    for name in sorted({*before, *after}):
+    before, after = flat_settings(trained), flat_settings(config)
+    for name in sorted(name for name in {*before, *after} if name.startswith("env.") and name not in NOT_PLAYED):
         old, new = (as_text(values[name]) if name in values else "its default" for values in (before, after))
-        if old != new and name not in NOT_PLAYED:
-            found.append(f"{flag_name(f'env.{name}')} {new or 'empty'}, {who}trained with {old or 'empty'}")
+        if old != new:
+            found.append(f"{flag_name(name)} {new or 'empty'}, {who}trained with {old or 'empty'}")
     return tuple(found)
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a section by name, the keys of its tables as `settings.gravity`."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            found[name] = value
-    return found
-
-
-NOT_PLAYED = ("step_timeout", "build_timeout", "info_keys")
+NOT_PLAYED = ("env.step_timeout", "env.build_timeout", "env.info_keys")
 """Settings that may change and do not alter what is played."""

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from builders import trained
 
+from sfactory.config import Config, Env
 from sfactory.config.parsing import RawValue
 from sfactory.envs import EnvError, EnvFault, Episode, Step, make_spec
 from sfactory.errors import CommandError, Exit
 from sfactory.monitor.statistics import bootstrap, iqm
 from sfactory.play import episodes
 from sfactory.play.episodes import MAX_ENVS, MAX_FAULTS, model_policy, play, split_evenly
-from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult, chosen_checkpoint
+from sfactory.play.evaluate import EvalResult, MultiTaskEvalResult, chosen_checkpoint, differences
 from sfactory.play.evaluate import evaluation as evaluation_of
 from sfactory.run import checkpoint
 from sfactory.run.checkpoint_writer import _write_manifest
@@ -369,6 +370,15 @@ def test_chosen_checkpoint_is_the_newest_the_best_or_one_by_its_steps(several):
         chosen_checkpoint(several, "7")
     with pytest.raises(CommandError, match="is a checkpoint already"):
         chosen_checkpoint(found[0], "best")
+
+
+def test_differences_name_the_value_in_a_table_of_tables():
+    trained, config = (
+        Config(env=Env("gymnasium/Road-v0", settings={"road": {"lanes": lanes, "length": 9}}, step_timeout=timeout))
+        for lanes, timeout in ((3, 5.0), (4, 6.0))
+    )
+    assert differences(trained, config) == ("env.settings.road.lanes 4, trained with 3",)
+    assert differences(config, config) == ()
 
 
 def test_evaluation_takes_other_settings_of_the_environment_and_says_so(several):
