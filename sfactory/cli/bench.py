@@ -33,9 +33,10 @@ Core time per step of every stage, and the speed that N cores reach with it, by 
   torch, these batches  plain torch at the run's batches and threads, with loss and optimizer
 
 The environment is its own library in a plain loop. sfactory can be faster: a share above 100% is
-possible. With a GPU each line is the environment alone. "this run" are sfactory's stages, each
-measured alone. Several epochs or minibatches: a second run has one pass over the data. All figures
-are medians of stretches; on a busy machine all are too low. With several agents: steps of agents.
+possible. With a GPU each line is the environment alone. The column "this run" has sfactory's own
+stages, each measured alone. With several epochs or minibatches a second run is measured, with one
+pass over the data. All figures are medians over parts of a run; on a busy machine they are too low.
+With several agents all steps are steps of agents.
 """
 
 

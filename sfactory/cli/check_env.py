@@ -27,8 +27,9 @@ def add_parser(commands: Commands) -> None:
         pages="docs/your-environment.md; requirements: docs/environments.md",
     )
     add_target(parser)
-    parser.add_argument("--seconds", metavar="S", type=decimal(0), default=3.0, help="at most (3)")
-    parser.add_argument("--seed", metavar="N", type=whole(0), default=0, help="of environments and actions (0)")
+    text = "take random steps for at most S seconds (3)"
+    parser.add_argument("--seconds", metavar="S", type=decimal(0), default=3.0, help=text)
+    parser.add_argument("--seed", metavar="N", type=whole(0), default=0, help="seed of environments and actions (0)")
     add_json(parser)
     parser.set_defaults(run=run)
 

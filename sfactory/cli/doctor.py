@@ -14,7 +14,7 @@ DESCRIPTION = """\
 Check this machine, one line per finding, ok, warn or bad, with advice: Python and torch, cores and
 the container's quota, BLAS threads, memory, shared memory, file descriptors, CUDA, bf16, a compiler,
 rendering without a display, the folder of runs, and the extras with the command that installs them.
-Exit 0: nothing prevents training, warnings included. Exit 11: something does.
+Exit 0: nothing prevents training; there may be warnings. Exit 11: something prevents it.
 """
 
 

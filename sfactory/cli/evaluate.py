@@ -56,7 +56,7 @@ def add_parser(commands: Commands) -> None:
     )
     text = "environments that play at the same time (default: 32, but not more than the run has for training)"
     parser.add_argument("--envs", metavar="N", type=whole(1), default=0, help=text)
-    parser.add_argument("--seed", metavar="N", type=whole(0), default=0, help="of environments and sampling (0)")
+    parser.add_argument("--seed", metavar="N", type=whole(0), default=0, help="seed of environments and sampling (0)")
     video = parser.add_argument(
         "--video",
         metavar="OUT.mp4",

@@ -46,14 +46,14 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--members", metavar="N", type=whole(2), default=8, help="members (%(default)s)")
     text = "first values: NAME=V1,V2 or NAME=LOW..HIGH; repeatable"
     parser.add_argument("--sample", metavar="NAME=VALUES", action="append", default=[], help=text)
-    text = "settings that change: names, or NAME=V1,V2; repeatable (the sampled)"
+    text = "settings that change: names, or NAME=V1,V2; repeatable (those of --sample)"
     parser.add_argument("--mutate", metavar="NAMES", action="append", default=[], help=text)
     parser.add_argument("--period", metavar="N", type=whole(1), default=5_000_000, help="steps between exchanges (5M)")
     text = "steps before the first exchange (20M)"
     parser.add_argument("--start", metavar="N", type=whole(0), default=20_000_000, help=text)
     text = "share that may be replaced, and share of the leaders (%(default)s)"
     parser.add_argument("--replace", metavar="X", type=decimal(0), default=0.3, help=text)
-    text = "difference of scores that is not enough (0)"
+    text = "replace a member only if its score is lower by more than this (0)"
     parser.add_argument("--gap", metavar="X", type=decimal(0), default=0.0, help=text)
     text = "probability that a setting changes (%(default)s)"
     parser.add_argument("--mutation-rate", metavar="P", type=decimal(0), default=0.15, help=text)

@@ -29,7 +29,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--steps", metavar="N", type=whole(1), default=20_000, help=text)
     text = "how many times the second run is killed (%(default)s)"
     parser.add_argument("--kills", metavar="N", type=whole(0), default=3, help=text)
-    parser.add_argument("--seed", metavar="N", type=whole(0), default=1, help="of the runs and of the times (1)")
+    text = "seed of the runs, and of the times of the kills (1)"
+    parser.add_argument("--seed", metavar="N", type=whole(0), default=1, help=text)
     parser.set_defaults(run=run)
 
 
