@@ -27,16 +27,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfactory import pickled
 from sfactory.config import Config, parsing, presets, to_dict
+from sfactory.config.python_values import Code, label_of, layer_of, target_name, with_registered
 from sfactory.config.resume_rules import changed_settings, refuse_changes
-from sfactory.config.tables import PLACEHOLDERS
 from sfactory.device.ranks import Ranks
-from sfactory.envs.registered import RegisteredEnv
 from sfactory.errors import (
     UNGUARDED,
     CommandError,
-    EnvError,
     Exit,
     OnlyRegisteredHere,
     RunBusy,
@@ -68,8 +65,6 @@ if TYPE_CHECKING:
     from sfactory.tools.comparison import Comparison
 
 
-Code = Callable[..., Any]
-"""A class or function of the user's own."""
 CallbackLike = Callback | Callable[[RunHandle, dict[str, float]], None]
 
 
@@ -96,8 +91,8 @@ def make_config(
             raise SettingError("env.wrappers is given twice, as wrappers= and in env=; leave one out")
         sections["env"] = {**env, "wrappers": list(wrappers)}
     if isinstance(target, Config):
-        return parsing.build(_layer(to_dict(target)), _layer(sections))
-    return parsing.build(*presets.target_layers(_target_name(target)), _layer(sections))
+        return parsing.build(layer_of(to_dict(target)), layer_of(sections))
+    return parsing.build(*presets.target_layers(target_name(target)), layer_of(sections))
 
 
 def train(
@@ -129,12 +124,12 @@ def train(
     refuse_worker()
     found = as_callbacks(callbacks)
     config = make_config(target, wrappers=wrappers, **sections)
-    label = _label_of(target)
+    label = label_of(target)
     while True:
         try:
             return _checked(train_config(config, label, found), check, found)
         except OnlyRegisteredHere as error:  # before anything was started: read specs first
-            config, label = _with_registered(config, error), label or config.env.name
+            config, label = with_registered(config, error), label or config.env.name
 
 
 def resume(
@@ -153,7 +148,7 @@ def resume(
     """
     refuse_worker()
     run_dir, found = _path(run_dir), as_callbacks(callbacks)
-    config = parsing.build(presets.recorded_layer(require_config_file(run_dir)), _layer(sections))
+    config = parsing.build(presets.recorded_layer(require_config_file(run_dir)), layer_of(sections))
     return _checked(resume_config(run_dir, config, allow, trust, found), check, found)
 
 
@@ -191,7 +186,7 @@ def evaluate(
         ValueError, EnvError: no such run or checkpoint; nothing that can be played or recorded.
     """
     return evaluate_layer(
-        run_dir, _layer(sections), str(checkpoint), trust, episodes=episodes, greedy=greedy, max_steps=max_steps,
+        run_dir, layer_of(sections), str(checkpoint), trust, episodes=episodes, greedy=greedy, max_steps=max_steps,
         seed=seed, video=None if video is None else _path(video), video_games=video_episodes, num_envs=num_envs,
     )  # fmt: skip
 
@@ -226,7 +221,7 @@ def play_match(
             either policy was trained with.
     """
     return match_layer(
-        run_dir, opponent, _layer(sections), str(checkpoint), trust, episodes=episodes, greedy=greedy,
+        run_dir, opponent, layer_of(sections), str(checkpoint), trust, episodes=episodes, greedy=greedy,
         max_steps=max_steps, seed=seed, num_envs=num_envs,
     )  # fmt: skip
 
@@ -514,41 +509,6 @@ def _checked(outcome: Outcome, check: bool, callbacks: Callbacks) -> Outcome:
     return outcome
 
 
-def _target_name(target: str | Code) -> str:
-    """A target as the command line names it."""
-    if isinstance(target, str):
-        return target
-    if callable(target):
-        return pickled.name_of(target, "target")
-    if (gymnasium := sys.modules.get("gymnasium")) and isinstance(target, gymnasium.Env):
-        raise SettingError(
-            f"target: {type(target).__name__} is an environment, and every process builds its own; pass the class, or "
-            "a function that returns an environment, for example lambda: gymnasium.make(ID)"
-        )
-    raise SettingError(
-        f"target: expected a preset, FAMILY/ID, a Config, or a class or function that returns an environment, got "
-        f"{type(target).__name__}"
-    )
-
-
-def _label_of(target: str | Config | Code) -> str:
-    """Name of a new run's folder; empty: that of the environment."""
-    if isinstance(target, str):
-        return target
-    return "" if isinstance(target, Config) else str(getattr(target, "__qualname__", "")).rpartition(".")[2]
-
-
-def _with_registered(config: Config, error: OnlyRegisteredHere) -> Config:
-    """The configuration with the id of an environment, that only this process knows, replaced by its code."""
-    spec = sys.modules["gymnasium"].registry[error.task.partition("/")[2]]
-    try:
-        name = pickled.name_of(RegisteredEnv(spec), error.task)
-    except SettingError as problem:
-        raise EnvError(str(error)) from problem
-    tasks = [name if task == error.task else task for task in config.env.tasks]
-    return replace(config, env=replace(config.env, name=",".join(tasks)))
-
-
 def _folders(runs: str | Path | Sequence[str | Path]) -> list[Path]:
     """Folders of runs; patterns are replaced by the folders that they fit, in order."""
     found: list[Path] = []
@@ -562,37 +522,3 @@ def _folders(runs: str | Path | Sequence[str | Path]) -> list[Path]:
 def _path(name: str | Path) -> Path:
     """A path in which `~` is the home folder."""
     return Path(os.path.expanduser(name))
-
-
-CODE_SETTINGS = ("env.name", "env.wrappers", "model.encoder", "model.network")
-"""Settings that take `module:Class`, and from Python the class or function itself."""
-
-
-def _named(value: Any, setting: str) -> Any:
-    """A value in which classes and functions are replaced by their names."""
-    if isinstance(value, list):
-        names = [_named(one, setting) for one in value]
-        return ",".join(names) if all(isinstance(name, str) for name in names) else names
-    if not callable(value):
-        return value
-    wrappers: Any = sys.modules.get("gymnasium.wrappers")
-    name = getattr(value, "__name__", "")
-    if getattr(wrappers, name, None) is value:  # known by its name alone
-        return name
-    return pickled.name_of(value, setting)
-
-
-def _layer(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:
-    """Nested values as a layer of settings. None is the default, as in a file without the key."""
-    layer: parsing.ConfigLayer = {}
-    for section, values in sections.items():
-        if not isinstance(values, Mapping):
-            raise parsing.without_section(section, values, python=True)
-        for key, value in values.items():
-            name = f"{section}.{key}"
-            if name in PLACEHOLDERS and isinstance(value, Mapping):
-                layer.update(parsing.table_layer(name, value))
-            elif value is not None:
-                value = list(value) if isinstance(value, tuple) else value
-                layer[name] = parsing.RawValue(_named(value, name) if name in CODE_SETTINGS else value)
-    return layer

@@ -1,0 +1,84 @@
+"""Settings from Python: values, classes and functions, as the names and layers of the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sfactory import pickled
+from sfactory.config import Config, parsing
+from sfactory.config.tables import PLACEHOLDERS
+from sfactory.envs.registered import RegisteredEnv
+from sfactory.errors import EnvError, OnlyRegisteredHere, SettingError
+
+Code = Callable[..., Any]
+"""A class or function of the user's own."""
+CODE_SETTINGS = ("env.name", "env.wrappers", "model.encoder", "model.network")
+"""Settings that take `module:Class`, and from Python the class or function itself."""
+
+
+def layer_of(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:
+    """Nested values as a layer of settings. None is the default, as in a file without the key."""
+    layer: parsing.ConfigLayer = {}
+    for section, values in sections.items():
+        if not isinstance(values, Mapping):
+            raise parsing.without_section(section, values, python=True)
+        for key, value in values.items():
+            name = f"{section}.{key}"
+            if name in PLACEHOLDERS and isinstance(value, Mapping):
+                layer.update(parsing.table_layer(name, value))
+            elif value is not None:
+                value = list(value) if isinstance(value, tuple) else value
+                layer[name] = parsing.RawValue(_named(value, name) if name in CODE_SETTINGS else value)
+    return layer
+
+
+def _named(value: Any, setting: str) -> Any:
+    """A value in which classes and functions are replaced by their names."""
+    if isinstance(value, list):
+        names = [_named(one, setting) for one in value]
+        return ",".join(names) if all(isinstance(name, str) for name in names) else names
+    if not callable(value):
+        return value
+    wrappers: Any = sys.modules.get("gymnasium.wrappers")
+    name = getattr(value, "__name__", "")
+    if getattr(wrappers, name, None) is value:  # known by its name alone
+        return name
+    return pickled.name_of(value, setting)
+
+
+def target_name(target: str | Code) -> str:
+    """A target as the command line names it. SettingError for what names no environment."""
+    if isinstance(target, str):
+        return target
+    if callable(target):
+        return pickled.name_of(target, "target")
+    if (gymnasium := sys.modules.get("gymnasium")) and isinstance(target, gymnasium.Env):
+        raise SettingError(
+            f"target: {type(target).__name__} is an environment, and every process builds its own; pass the class, or "
+            "a function that returns an environment, for example lambda: gymnasium.make(ID)"
+        )
+    raise SettingError(
+        f"target: expected a preset, FAMILY/ID, a Config, or a class or function that returns an environment, got "
+        f"{type(target).__name__}"
+    )
+
+
+def label_of(target: str | Config | Code) -> str:
+    """Name of a new run's folder; empty: that of the environment."""
+    if isinstance(target, str):
+        return target
+    return "" if isinstance(target, Config) else str(getattr(target, "__qualname__", "")).rpartition(".")[2]
+
+
+def with_registered(config: Config, error: OnlyRegisteredHere) -> Config:
+    """The configuration with the id of an environment, that only this process knows, replaced by its code."""
+    spec = sys.modules["gymnasium"].registry[error.task.partition("/")[2]]
+    try:
+        name = pickled.name_of(RegisteredEnv(spec), error.task)
+    except SettingError as problem:
+        raise EnvError(str(error)) from problem
+    tasks = [name if task == error.task else task for task in config.env.tasks]
+    return replace(config, env=replace(config.env, name=",".join(tasks)))
