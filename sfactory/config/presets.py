@@ -241,9 +241,7 @@ def near_target(target: str) -> str:
         for name in (preset.name.lower(), preset.env.lower()):
             if not slash:
                 named.setdefault(name.rpartition("/")[2], preset.name)
-            elif family not in families() or name.startswith(
-                f"{family}/"
-            ):  # never suggest minatar/breakout for atari/breakout
+            elif family not in families() or name.startswith(f"{family}/"):  # of atari/breakout, no minatar/breakout
                 named.setdefault(name, preset.name)
     near = difflib.get_close_matches(target.lower(), named, 1, 0.75)
     return named[near[0]] if near else ""

@@ -174,7 +174,7 @@ def play(
         group = make(len(shares), used)
         used += len(shares)
         try:
-            _play_round(group, act, shares, max_steps, results, recorder or NoRecorder(), seating)
+            _Round(group, shares, max_steps, results, recorder or NoRecorder(), seating).run(act)
         finally:
             group.close()
         shares = [left for left in shares if left]
@@ -183,73 +183,88 @@ def play(
     return results
 
 
-def _play_round(
-    group: Any,
-    act: ActFunction,
-    shares: list[list[int]],
-    max_steps: int,
-    results: EpisodeResults,
-    recorder: Recorder,
-    seating: Seating,
-) -> None:
-    """Step one group until all its environments have stopped; removes what was played from `shares`."""
-    num_envs = len(shares)
-    playing = np.ones(num_envs, bool)
-    obs = group.reset()
-    first = np.ones(len(next(iter(obs.values()))), bool)
-    returns = np.zeros((num_envs, len(first) // num_envs))  # of the current episodes, by agent
-    took_part = np.zeros(returns.shape, bool)  # agents that have been there in the current episode
-    lengths = np.zeros(num_envs, np.int64)
-    recording = recorder.wanted
-    if recording:
-        recorder.begin(group)
-    for env, share in enumerate(shares):
-        seating.begin(env, share[0])
+class _Round:
+    """One group whose environments play their shares of the episodes, until all of them have stopped."""
 
-    def count(env: int, episodic_return: float, length: int) -> None:
-        results.returns.append(episodic_return)
-        results.lengths.append(length)
-        results.agent_returns.append(returns[env].copy())
-        results.seats.append(shares[env].pop(0))
-        if env == 0 and recording:
-            recorder.end(episodic_return, length)
-
-    while playing.any():
-        step = group.step(act(obs, first))
-        obs, first = step.obs, step.first
-        stepped = ~_reset_rows(step, num_envs)
-        recording = recorder.wanted and bool(playing[0])  # environment 0 may have stopped before the others
-        if recording and stepped[0]:
-            recorder.add(group)
-        returns += np.where(stepped[:, None], step.reward.reshape(returns.shape), 0.0)
-        took_part |= stepped[:, None] & (step.valid | ~step.first).reshape(returns.shape)
-        lengths += stepped
-        for fault in step.faults:
-            if playing[fault.env]:
-                results.faults += 1
-                results.first_fault = results.first_fault or fault.message.partition("\n")[0]
-                playing[fault.env] = False
-        for env, numbers in step.infos:
-            for name, value in numbers.items() if playing[env] else ():
-                results.infos.setdefault(name, []).append(value)
-        for env, episodic_return, length in step.episodes:
-            if playing[env]:
-                count(env, episodic_return, length)
-                playing[env] = bool(shares[env])
-            returns[env], took_part[env], lengths[env] = 0.0, False, 0
-        for env in np.flatnonzero(playing & (lengths >= max_steps)).tolist():
-            count(env, float(returns[env, took_part[env]].mean()), int(lengths[env]))
-            results.capped += 1
-            playing[env] = False
-        for env in np.flatnonzero(playing & ~stepped).tolist():  # a reset row holds the next first observation
-            returns[env], took_part[env], lengths[env] = (
-                0.0,
-                False,
-                0,
-            )  # native code may have reset it because another one failed
-            seating.begin(env, shares[env][0])
-        if recorder.wanted and playing[0] and not stepped[0]:
+    def __init__(
+        self,
+        group: Any,
+        shares: list[list[int]],
+        max_steps: int,
+        results: EpisodeResults,
+        recorder: Recorder,
+        seating: Seating,
+    ) -> None:
+        """shares: seats of the episodes of each environment; those of episodes that were played are removed."""
+        self.group, self.shares, self.max_steps = group, shares, max_steps
+        self.results, self.recorder, self.seating = results, recorder, seating
+        self.playing = np.ones(len(shares), bool)
+        self.obs = group.reset()
+        self.first = np.ones(len(next(iter(self.obs.values()))), bool)
+        self.returns = np.zeros((len(shares), len(self.first) // len(shares)))  # of the current episodes, by agent
+        self.took_part = np.zeros(self.returns.shape, bool)  # agents that have been there in the current episode
+        self.lengths = np.zeros(len(shares), np.int64)
+        self.recording = recorder.wanted
+        if self.recording:
             recorder.begin(group)
+        for env, share in enumerate(shares):
+            seating.begin(env, share[0])
+
+    def run(self, act: ActFunction) -> None:
+        """Play until all environments have stopped."""
+        while self.playing.any():
+            self._count(self.group.step(act(self.obs, self.first)))
+
+    def _count(self, step: Step) -> None:
+        """Add one step to the current episodes, and the episodes that it ends to the results."""
+        self.obs, self.first = step.obs, step.first
+        stepped = ~_reset_rows(step, len(self.shares))
+        self.recording = self.recorder.wanted and bool(self.playing[0])  # environment 0 may stop before the others
+        if self.recording and stepped[0]:
+            self.recorder.add(self.group)
+        self.returns += np.where(stepped[:, None], step.reward.reshape(self.returns.shape), 0.0)
+        self.took_part |= stepped[:, None] & (step.valid | ~step.first).reshape(self.returns.shape)
+        self.lengths += stepped
+        self._count_faults(step)
+        for env, episodic_return, length in step.episodes:
+            if self.playing[env]:
+                self._end(env, episodic_return, length)
+                self.playing[env] = bool(self.shares[env])
+            self._clear(env)
+        for env in np.flatnonzero(self.playing & (self.lengths >= self.max_steps)).tolist():
+            self._end(env, float(self.returns[env, self.took_part[env]].mean()), int(self.lengths[env]))
+            self.results.capped += 1
+            self.playing[env] = False
+        # A reset row holds the next first observation. Native code also resets environments because another one failed.
+        for env in np.flatnonzero(self.playing & ~stepped).tolist():
+            self._clear(env)
+            self.seating.begin(env, self.shares[env][0])
+        if self.recorder.wanted and self.playing[0] and not stepped[0]:
+            self.recorder.begin(self.group)
+
+    def _count_faults(self, step: Step) -> None:
+        """Stop environments that failed; add the numbers of `info` of the others."""
+        for fault in step.faults:
+            if self.playing[fault.env]:
+                self.results.faults += 1
+                self.results.first_fault = self.results.first_fault or fault.message.partition("\n")[0]
+                self.playing[fault.env] = False
+        for env, numbers in step.infos:
+            for name, value in numbers.items() if self.playing[env] else ():
+                self.results.infos.setdefault(name, []).append(value)
+
+    def _end(self, env: int, episodic_return: float, length: int) -> None:
+        """Add a complete episode to the results."""
+        self.results.returns.append(episodic_return)
+        self.results.lengths.append(length)
+        self.results.agent_returns.append(self.returns[env].copy())
+        self.results.seats.append(self.shares[env].pop(0))
+        if env == 0 and self.recording:
+            self.recorder.end(episodic_return, length)
+
+    def _clear(self, env: int) -> None:
+        """Forget the current episode of an environment."""
+        self.returns[env], self.took_part[env], self.lengths[env] = 0.0, False, 0
 
 
 def _reset_rows(step: Step, num_envs: int) -> np.ndarray:

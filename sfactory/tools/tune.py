@@ -167,10 +167,7 @@ def search(
                 break
     if not settings:
         return TuneResult({}, first, first, tried, False)
-    again, after = (
-        measure(config),
-        measure(best),
-    )  # measured again: the machine may have been busy during the first measurement
+    again, after = measure(config), measure(best)  # the machine may have been busy during the first measurement
     before, after = (first + again) / 2, (speed + after) / 2
     if after <= before:
         return TuneResult({}, before, before, tried, False)

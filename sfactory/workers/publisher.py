@@ -26,9 +26,7 @@ class Publisher:
     ) -> None:
         """ring: wakes the inference workers. forced_lag: publish the weights of this many updates ago."""
         self.model, self.mailbox, self.ring, self.forced_lag = model, mailbox, ring, forced_lag
-        self.held_back: deque[tuple[int, torch.Tensor]] = deque(
-            maxlen=forced_lag + 1
-        )  # (version, weights), newest last
+        self.held_back = deque[tuple[int, torch.Tensor]](maxlen=forced_lag + 1)  # (version, weights), newest last
         # A GPU writes into memory of this process only, never into the arena.
         self.pinned = None if accelerator is None else accelerator.pinned(torch.empty(model.flat_size()))
 
