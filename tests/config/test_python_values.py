@@ -1,0 +1,55 @@
+"""Classes, functions and nested dicts from Python, as the command line would name them."""
+
+import threading
+
+import gymnasium
+import pytest
+
+from sfactory.config import Config, Env
+from sfactory.config.python_values import label_of, layer_of, target_name, with_registered
+from sfactory.errors import EnvError, OnlyRegisteredHere, SettingError
+
+
+def made_here():
+    class Game(gymnasium.Env):
+        pass
+
+    return Game
+
+
+def test_target_name_pickles_code_that_no_module_defines_and_refuses_what_is_no_environment():
+    game = made_here()
+    assert target_name("minatar/breakout") == "minatar/breakout"
+    assert target_name(gymnasium.wrappers.TimeLimit).startswith("gymnasium.wrappers.")
+    assert target_name(game).startswith("cloudpickle:Game-")
+    assert (label_of(game), label_of("a/b"), label_of(Config())) == ("Game", "a/b", "")
+    with pytest.raises(SettingError, match="pass the class, or a function"):
+        target_name(game())
+    with pytest.raises(SettingError, match="got int"):
+        target_name(3)
+
+
+def test_layer_of_names_code_and_leaves_none_out():
+    sections = {
+        "env": {"wrappers": [gymnasium.wrappers.TimeLimit, "my_file:wrap"], "settings": {"a.b": 1}},
+        "model": {"hidden": (8, 4)},
+        "optim": {"lr": None, "beta1": 0.8},
+    }
+    found = {name: raw.value for name, raw in layer_of(sections).items()}
+    expected = {"env.wrappers": "TimeLimit,my_file:wrap", "env.settings.a.b": 1, "model.hidden": [8, 4]}
+    assert found == {**expected, "optim.beta1": 0.8}
+    with pytest.raises(SettingError, match=r"^lr: "):
+        layer_of({"lr": 1e-3})
+
+
+def test_with_registered_replaces_one_task_by_its_code(monkeypatch):
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
+    monkeypatch.setattr(gymnasium, "registry", gymnasium.envs.registration.registry)
+    gymnasium.register("Late-v0", entry_point=made_here())
+    config = Config(env=Env("gymnasium/Late-v0,gymnasium/CartPole-v1"))
+    first, second = with_registered(config, OnlyRegisteredHere("why", "gymnasium/Late-v0")).env.tasks
+    assert first.startswith("cloudpickle:Late_v0-")
+    assert second == "gymnasium/CartPole-v1"
+    gymnasium.register("Late-v1", entry_point=made_here(), kwargs={"lock": threading.Lock()})  # cannot be pickled
+    with pytest.raises(EnvError, match="why"):
+        with_registered(config, OnlyRegisteredHere("why", "gymnasium/Late-v1"))
