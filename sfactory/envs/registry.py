@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -116,29 +116,14 @@ def make_group(
     family, env_id, make = _family_of(name)
     arguments = _arguments(name, make, options, positional=1)
     parameters = inspect.signature(make).parameters
-    any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if "exact" in parameters:
         arguments["exact"] = exact
     if render:
+        any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         if "render_mode" not in parameters and ("settings" in parameters or not any_keyword):
             raise EnvError(f"{name}: no video, because make() of the family {family} has no parameter render_mode")
         arguments["render_mode"] = "rgb_array"
-    if options.info_keys and "settings" in parameters and "info_keys" in parameters:
-        arguments["info_keys"] = options.info_keys
-    wrap = Wrappers(options)
-    if "settings" in parameters and "env_index" in parameters:
-        arguments["env_index"] = env_index
-    ours = (
-        ("wrap", wrap, "env.wrappers"),
-        ("drop", options.drop, "env.drop"),
-        ("agent_id", options.agent_id, "env.agent-id"),
-        ("pad_spaces", options.pad_spaces, "env.pad-spaces"),
-    )
-    for parameter, value, flag in ours:
-        if value:
-            if "settings" not in parameters or parameter not in parameters:
-                raise EnvError(f"{name}: {flag} {_UNSUPPORTED[parameter].format(family=family)}")
-            arguments[parameter] = value
+    arguments |= _beside_settings(name, family, parameters, options, env_index)
     try:
         group = make(env_id, num_envs=num_envs, seeds=list(seeds), **arguments)
     except EnvError:
@@ -159,6 +144,33 @@ def make_group(
             )
         group.info_keys = options.info_keys
     return group
+
+
+def _beside_settings(
+    name: str, family: str, parameters: Container[str], options: EnvOptions, env_index: int
+) -> dict[str, Any]:
+    """Return the arguments OURS_BESIDE_SETTINGS, but for the settings, as far as `make` has parameters for them.
+
+    Raises EnvError for what the user asked for and `make` cannot do.
+    """
+    arguments: dict[str, Any] = {}
+    wrap, takes_settings = Wrappers(options), "settings" in parameters
+    if takes_settings and "env_index" in parameters:
+        arguments["env_index"] = env_index
+    if options.info_keys and takes_settings and "info_keys" in parameters:
+        arguments["info_keys"] = options.info_keys
+    ours = (
+        ("wrap", wrap, "env.wrappers"),
+        ("drop", options.drop, "env.drop"),
+        ("agent_id", options.agent_id, "env.agent-id"),
+        ("pad_spaces", options.pad_spaces, "env.pad-spaces"),
+    )
+    for parameter, value, flag in ours:
+        if value:
+            if not takes_settings or parameter not in parameters:
+                raise EnvError(f"{name}: {flag} {_UNSUPPORTED[parameter].format(family=family)}")
+            arguments[parameter] = value
+    return arguments
 
 
 _UNSUPPORTED = {

@@ -8,7 +8,7 @@ from sfactory.config import Config
 from sfactory.config.presets import several_agents_note
 from sfactory.device.machine import cores
 from sfactory.device.ranks import ALONE, Ranks
-from sfactory.envs import bounded
+from sfactory.envs import EnvSpec, bounded
 from sfactory.errors import UNGUARDED, CommandError, Exit
 from sfactory.learning.batch_fields import replay_line
 from sfactory.learning.batch_scaling import rescale_batch
@@ -64,28 +64,13 @@ def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks, callbacks:
     num_cores = ranks.share(cores())
     if config.run.kernels in ("auto", "native"):
         build_in_background()
-    check_file_size(0)  # before the first shared memory
-    check_own_code("model.encoder", config.model.encoder)
-    check_own_code("model.network", config.model.network)
-    check_device("run.device", config.run.device)
-    check_device("run.inference-device", config.run.inference_device)
-    check_wandb(config)
-    check_eval_video(config)
+    _check_machine(config)
     try:
         specs = read_specs(config, ranks)
         check_rendering(config, ranks)
     except UnguardedError:
         return Outcome("unguarded", UNGUARDED, "the script that trains has no guard")
-    reading = agent_lines(specs[0], config)
-    if specs[0].agents and not resume and (note := several_agents_note(config)):
-        reading.append(note)
-    reading += obs_lines(specs[0], config) + cost_lines(specs[0], config)  # raises for observations that cannot be read
-    bounded(specs[0], config.model.squash)  # raises for actions that cannot be squashed
-    check_algorithm(config.algorithm.name, specs[0])
-    check_objective(config.surrogate.objective, specs[0])
-    check_self_play(config, specs[0])
-    if config.run.init_from and not resume:
-        check_init_from(config, specs[0])
+    reading = _check_environment(config, specs[0], resume)
     config, given = by_cores(config, num_cores), config
     scaled, lines = rescale_batch(config, ranks.world_size)
     if config != given and config.run.mode != "lockstep":
@@ -124,3 +109,29 @@ def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks, callbacks:
         if outcome.code == Exit.REQUEUE and ranks.is_leader:  # last of all: the scheduler may kill this process at once
             recorder.writers.log(requeue_job())
         return outcome
+
+
+def _check_machine(config: Config) -> None:
+    """Raise ValueError or CommandError for settings that this machine, or what is installed on it, does not allow."""
+    check_file_size(0)  # before the first shared memory
+    check_own_code("model.encoder", config.model.encoder)
+    check_own_code("model.network", config.model.network)
+    check_device("run.device", config.run.device)
+    check_device("run.inference-device", config.run.inference_device)
+    check_wandb(config)
+    check_eval_video(config)
+
+
+def _check_environment(config: Config, spec: EnvSpec, resume: bool) -> list[str]:
+    """Return lines about how the environment is read. Raises ValueError or CommandError if settings do not fit it."""
+    lines = agent_lines(spec, config)
+    if spec.agents and not resume and (note := several_agents_note(config)):
+        lines.append(note)
+    lines += obs_lines(spec, config) + cost_lines(spec, config)  # raises for observations that cannot be read
+    bounded(spec, config.model.squash)  # raises for actions that cannot be squashed
+    check_algorithm(config.algorithm.name, spec)
+    check_objective(config.surrogate.objective, spec)
+    check_self_play(config, spec)
+    if config.run.init_from and not resume:
+        check_init_from(config, spec)
+    return lines
