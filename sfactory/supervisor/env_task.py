@@ -27,12 +27,11 @@ from sfactory.supervisor.env_child import CLOCK, FAILED, ClockWord, Doing, EnvCh
 from sfactory.supervisor.main_script import MISSING_MAIN_FILE, UnguardedError, refuse_worker
 from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.spawn import STDERR, spawn
+from sfactory.supervisor.ticks import STACK_DUMP_S, Ticks
 from sfactory.workers.names import ENVIRONMENTS
 
 START_S = 300.0  # for the interpreter and the imports of the user's script, and for what is no environment's code
 POLL_S = 0.05
-LONGEST_TICK_S = 1.0  # the most that one tick adds to the clock, which so pauses while this process is stopped
-STACK_DUMP_S = 0.2  # time for the process to write its stacks
 
 
 def run_env_task(job: Job, env: Env, single_threaded: bool = True) -> Any:
@@ -80,8 +79,8 @@ class Wait:
         self.receiver, self.process, self.env, self.what = receiver, process, env, what
         self._words = arena["clock"]
         self._seen = ClockWord.read(self._words)
-        self._clock = self._changed_at = 0.0  # seconds in which this process could run
-        self._last_tick = time.monotonic()
+        self._clock = self._changed_at = 0.0  # seconds that this process could run
+        self._ticks = Ticks()
 
     def result(self) -> Any:
         """What the child sends; an EnvError if it sends nothing. Raises UnguardedError."""
@@ -103,9 +102,7 @@ class Wait:
                 return EnvError(f"{self.what} {late}", fault=True)
 
     def _tick(self) -> None:
-        now = time.monotonic()
-        self._clock += min(now - self._last_tick, LONGEST_TICK_S)
-        self._last_tick = now
+        self._clock += self._ticks.passed()
         word = ClockWord.read(self._words)
         if word != self._seen:
             self._seen, self._changed_at = word, self._clock

@@ -33,7 +33,7 @@ from sfactory.supervisor.run_worker import fds_of_handles
 from sfactory.supervisor.shutdown import CLOSE_ALL_S, CLOSE_S
 from sfactory.supervisor.signals import SECOND_SIGNAL, Signals
 from sfactory.supervisor.spawn import OrphanKiller, spawn
-from sfactory.supervisor.supervisor import LONGEST_TICK_S, STACK_DUMP_S, TICK_S
+from sfactory.supervisor.ticks import STACK_DUMP_S, TICK_S, Ticks
 from sfactory.supervisor.worker_process import WorkerProcess
 from sfactory.workers.names import LOCKSTEP, POLICY
 from sfactory.workers.shared import RunSpec, SharedState
@@ -93,7 +93,7 @@ class LockstepProcess:
         self.shared, self.connection, self.worker = shared, connection, worker
         recorder.trained_steps = lambda: shared.learner[POLICY].env_steps
         self.limits = LockstepClock(run_spec, shared)
-        self.now, self._last_tick = 0.0, time.monotonic()  # seconds that this process could run
+        self.now, self._ticks = 0.0, Ticks()  # seconds that this process could run
         self.connected = True
         self.ended: Outcome | None = None  # what the child reported
 
@@ -118,9 +118,7 @@ class LockstepProcess:
         if self.worker.pidfd >= 0:
             poll.register(self.worker.pidfd, select.POLLIN)
         poll.poll(TICK_S * 1000)
-        now = time.monotonic()
-        self.now += min(now - self._last_tick, LONGEST_TICK_S)
-        self._last_tick = now
+        self.now += self._ticks.passed()
         self.worker.output.trim()
 
     def _wait_for_exit(self) -> None:

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sfactory.errors import Exit
-from sfactory.monitor.messages import Message
+from sfactory.monitor.messages import LEARNER, Message
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor.exit_rules import add_last_save
@@ -41,7 +41,7 @@ class LastRow:
     def handle(self, messages: list[Message]) -> None:
         """Record all messages but the newest row."""
         for message in messages:
-            if message[0] == "learner":
+            if message[0] == LEARNER:
                 self._rows.append(message)
             else:
                 self.recorder.handle(message)

@@ -39,13 +39,11 @@ from sfactory.supervisor.signals import Signals
 from sfactory.supervisor.spares import Spares
 from sfactory.supervisor.spawn import OrphanKiller, spawn
 from sfactory.supervisor.telemetry import Telemetry
+from sfactory.supervisor.ticks import STACK_DUMP_S, TICK_S, Ticks
 from sfactory.supervisor.worker_process import WorkerProcess
 from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, POLICY, SAMPLER, evaluator_name, parse_worker
 from sfactory.workers.shared import Phase, RunSpec, SharedState
 
-TICK_S = 0.1
-LONGEST_TICK_S = 1.0  # the most that one tick adds to the supervisor's clock
-STACK_DUMP_S = 0.2  # time for a worker to write its stacks
 SLOTS_PER_FAULT = 5
 """Slots that a worker helps to fill after which one of its faults is forgotten."""
 HANGING_SHARE = 0.25
@@ -66,8 +64,7 @@ class Supervisor:
         self.generations: Counter[str] = Counter()  # per worker: processes that were started, and its spares
         self.spares = Spares(self._spawn_next, self.reap)
         self.restarts: dict[str, float] = {}  # worker -> when it is due, on the clock
-        # Seconds this process could run: deadlines pause while everything is stopped (SIGSTOP, a suspended laptop).
-        self.clock, self._last_tick = 0.0, time.monotonic()
+        self.clock, self._ticks = 0.0, Ticks()  # seconds that this process could run
         self.updates, self.evaluated = -1, recorder.board.evaluated
         self.last_row = LastRow(recorder)
 
@@ -141,9 +138,7 @@ class Supervisor:
             if worker.pidfd >= 0:
                 poll.register(worker.pidfd, select.POLLIN)
         poll.poll(TICK_S * 1000)
-        now = time.monotonic()
-        self.clock += min(now - self._last_tick, LONGEST_TICK_S)
-        self._last_tick = now
+        self.clock += self._ticks.passed()
 
     def _record(self) -> None:
         """Record telemetry; forget the evaluator's faults after a result. Keep the output of workers small."""
