@@ -50,7 +50,6 @@ from sfactory.run.obs_reading import check_reading
 if TYPE_CHECKING:  # the supervisor lists checkpoints and must not import torch
     import torch
 
-    from sfactory.config import Config
     from sfactory.envs import EnvSpec
     from sfactory.model.actor_critic import ActorCritic
 

@@ -70,6 +70,8 @@ class Info:
         if state:
             names = COUNTS_OF_AGENTS if _has_agents(state) else COUNTS
             counts = [f"{state[k]:,} {name}" for k, name in names.items() if isinstance(state.get(k), int)]
+            if "episodes" in state:  # not in those of earlier versions
+                counts.append(f"{state['episodes']['count']:,} episodes")
             rows.append(("trained", ", ".join(counts)))
         if isinstance(state.get("seconds"), int | float):
             rows.append(("time", f"{state['seconds']:,.0f} s of training"))
@@ -112,7 +114,7 @@ def _opponents(selfplay: Any) -> list[tuple[str, str]]:
     return rows
 
 
-COUNTS = {"env_steps": "env steps", "frames": "frames", "updates": "updates", "episodes": "episodes"}
+COUNTS = {"env_steps": "env steps", "frames": "frames", "updates": "updates"}
 """Entry of the state -> its name in the report."""
 COUNTS_OF_AGENTS = {"env_steps": "agent steps", "environment_steps": "env steps", "updates": "updates"}
 """The same where an environment has several agents."""

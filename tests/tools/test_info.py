@@ -16,7 +16,7 @@ from builders import trained
 from safetensors.torch import load_file
 
 from sfactory.run import provenance
-from sfactory.run.checkpoint import MANIFEST, candidates
+from sfactory.run.checkpoint import MANIFEST, candidates, read_state
 from sfactory.tools.info import info
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -43,6 +43,7 @@ def test_info_describes_a_run_and_changes_nothing(typed, run):
     core = sum(x.numel() for name, x in weights.items() if name.startswith("trunk.core"))
     assert f"{core:,}  trunk.core" in out
     assert f"trained     {int(newest.name):,} env steps" in out
+    assert f", {read_state(newest)['episodes']['count']:,} episodes\n" in out
     assert "task        memory/tmaze" in out
     assert f"by sfactory 0.1.0 and torch {torch.__version__}" in out
     assert f"others      {oldest.name}  good" in out
