@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sfactory.model.actor_critic import ActorCritic
-from sfactory.model.distributions import ActionDistribution, ActionLeafLike, WithAdvantages
+from sfactory.model.distributions import ActionDistribution, ActionLeafLike
 from sfactory.model.encoders import orthogonal
+from sfactory.model.further_columns import WithAdvantages
 
 
 class AdvantageNetwork(ActorCritic):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sfactory.model.actor_critic import ActorCritic
-from sfactory.model.distributions import MASKED_LOGIT, ActionDistribution, ActionLeafLike, EpsilonGreedy
+from sfactory.model.distributions import MASKED_LOGIT, ActionDistribution, ActionLeafLike
 from sfactory.model.encoders import orthogonal
+from sfactory.model.epsilon_greedy import EpsilonGreedy
 
 
 class QNetwork(ActorCritic):

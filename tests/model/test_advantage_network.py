@@ -7,7 +7,8 @@ from sfactory.envs import ActionLeaf, Leaf
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.model.advantage_network import AdvantageNetwork
 from sfactory.model.distribution_gradient import has_gradient
-from sfactory.model.distributions import MASKED_LOGIT, ActionDistribution, WithAdvantages
+from sfactory.model.distributions import MASKED_LOGIT, ActionDistribution
+from sfactory.model.further_columns import WithAdvantages
 from sfactory.native.network import unsupported
 
 torch.set_num_threads(1)

@@ -6,7 +6,8 @@ import torch
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.model.distribution_gradient import has_gradient
-from sfactory.model.distributions import ActionDistribution, WithFurtherColumn
+from sfactory.model.distributions import ActionDistribution
+from sfactory.model.further_columns import WithFurtherColumn
 from sfactory.model.phasic_network import PhasicNetwork
 from sfactory.native.network import unsupported
 

@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.model.actor_critic import ActorCritic
-from sfactory.model.distributions import MASKED_LOGIT, UNIFORM_MAX, EpsilonGreedy
+from sfactory.model.distributions import MASKED_LOGIT, UNIFORM_MAX
+from sfactory.model.epsilon_greedy import EpsilonGreedy
 from sfactory.model.q_network import QNetwork
 from sfactory.native.network import unsupported
 

@@ -35,7 +35,8 @@ from sfactory.learning.objectives.actor_critic import ActorCriticObjective, Acto
 from sfactory.learning.objectives.base import Minibatch
 from sfactory.model.actor_critic import ActorCritic, Output
 from sfactory.model.advantage_network import AdvantageNetwork
-from sfactory.model.distributions import WithAdvantages, at_least_single
+from sfactory.model.distributions import at_least_single
+from sfactory.model.further_columns import WithAdvantages
 
 
 class DaeObjective(ActorCriticObjective):
