@@ -161,6 +161,8 @@ class Checkpointing:
             return
         if saved.error is None:
             self.record_checkpoint(saved.env_steps)
+            if self.pool is not None:
+                self.pool.delete_unused()
         elif isinstance(saved.error, OSError | checkpoint.CheckpointError | FileRefused):
             self.log(f"checkpoint at {saved.env_steps} failed: {saved.error}; the previous checkpoint is kept")
             if last:

@@ -5,15 +5,17 @@
 
 The learner owns the pool. It announces the numbers of the opponents in shared memory: env_steps of a member, or
 `outside(i)` for the i-th of `selfplay.opponents`. Samplers choose among these, inference loads their policies. What has
-left the pool still finishes its games: its files stay until as many others have left after it.
+left the pool still finishes its games: it stays known until as many others have left after it and no game with it goes
+on. Its files stay longer: a resume needs those that its checkpoint knows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ import numpy as np
 from sfactory.algo.ratings import updated_ratings
 from sfactory.errors import CheckpointError, FileRefused
 from sfactory.files import folder_entries, replace_text, require
-from sfactory.run.checkpoint import Contents
+from sfactory.run.checkpoint import Contents, candidates
+from sfactory.run.checkpoint_files import read_state
 from sfactory.run.checkpoint_writer import write
 from sfactory.run.pool_files import FIRST_RATING, RATINGS, SCORES, PoolEntry, is_pool_state, member_path, pool_dir
 from sfactory.shm.published import Published
@@ -41,6 +44,7 @@ class OpponentPool:
 
     def __init__(self, run_spec: RunSpec, announced: Published, log: Callable[[str], None]) -> None:
         self.settings, self.run_dir, self.agents = run_spec.config.selfplay, Path(run_spec.run_dir), run_spec.spec.rows
+        self.checkpoints_kept = run_spec.config.checkpoint.keep
         self.announced, self.log = announced, log
         self.rating = FIRST_RATING
         """Of the policy that learns."""
@@ -59,13 +63,17 @@ class OpponentPool:
     # -- games -------------------------------------------------------------------------------------------------
 
     def count(self, slots: Sequence[tuple[int, int]], trajectories: Trajectories) -> None:
-        """Count the games that ended in these slots (group, slot)."""
+        """Count the games that ended in these slots (group, slot), and forget members that nobody plays with any more.
+
+        Before the slots are released.
+        """
         for slot in slots:
             outcomes, players = trajectories["outcome"][slot], trajectories["player"][slot]
             for t, lane in zip(*np.nonzero(~np.isnan(outcomes)), strict=True):
                 env = lane // self.agents * self.agents
                 seats = players[t, env : env + self.agents]
                 self._count_game(int(seats[seats != CURRENT][0]), int(outcomes[t, lane]))
+        self._forget(trajectories["player"])
 
     def _count_game(self, number: int, outcome: int) -> None:
         score = SCORES[outcome]
@@ -109,16 +117,43 @@ class OpponentPool:
         self.write_ratings()
 
     def _retire(self) -> None:
-        """Take members out of the pool if there are too many, and delete those that left long ago."""
+        """Take a member out of the pool if there are too many."""
         members = [one for one in self.playing if one.inside]
         if len(members) > self.settings.pool:
             between = range(1, len(members) - 1) or range(1)
             gap = {i: members[i + 1].number - members[max(i - 1, 0)].number for i in between}
-            members[min(gap, key=lambda i: gap[i])].retired = True
+            number = members[min(gap, key=lambda i: gap[i])].number
+            self.opponents[number] = self.opponents.pop(number)  # to the end: in the order in which they left
+            self.opponents[number].retired = True
+
+    def _forget(self, players: np.ndarray) -> None:
+        """Forget members after which as many others have left, once no game with them goes on.
+
+        players: of all rows of all slots; among them are those of the games that go on, and of some that have ended.
+        """
         gone = [one for one in self.opponents.values() if one.retired]
         for one in gone[: max(0, len(gone) - self.settings.pool)]:
-            del self.opponents[one.number]
-            shutil.rmtree(member_path(self.run_dir, one.number), ignore_errors=True)
+            if not (players == one.number).any():
+                del self.opponents[one.number]
+
+    def delete_unused(self) -> None:
+        """Delete the files of policies that neither this pool nor one of the checkpoints knows that a resume may use.
+
+        Called after a checkpoint was saved, not when a member is forgotten: a run that is killed between the two goes
+        on from a checkpoint that knows it.
+        """
+        with contextlib.suppress(OSError, ValueError, CheckpointError, FileRefused):  # another time
+            kept = {member_path(self.run_dir, number) for number in {*self.opponents, *self._of_checkpoints()}}
+            for path in folder_entries(pool_dir(self.run_dir)):
+                if path not in kept and path.name != RATINGS:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _of_checkpoints(self) -> Iterator[int]:
+        """Numbers of the members that the newest checkpoints of the run know, as many as are kept."""
+        for path in candidates(self.run_dir)[: self.checkpoints_kept]:
+            state = read_state(path).get("selfplay", {})
+            if is_pool_state(state):
+                yield from (one["number"] for one in state["opponents"] if one["number"] > CURRENT)
 
     def announce(self) -> None:
         """Tell the samplers whom new games may be played against."""
@@ -197,8 +232,6 @@ class OpponentPool:
             if not path.is_dir():
                 raise CheckpointError(f"{path} is missing: the pool of this run is not complete; it cannot be resumed")
         require(pool_dir(self.run_dir), "a folder")
-        for path in folder_entries(pool_dir(self.run_dir)):
-            if path not in paths and path.name != RATINGS:  # of a launch that was killed after its last checkpoint
-                shutil.rmtree(path, ignore_errors=True)
+        self.delete_unused()  # of a launch that was killed after its last checkpoint
         while len([one for one in self.playing if one.inside]) > self.settings.pool:  # it was made smaller
             self._retire()

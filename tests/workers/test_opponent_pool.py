@@ -11,7 +11,8 @@ import sfactory
 from sfactory.algo.ratings import expected_score
 from sfactory.envs import make_spec
 from sfactory.errors import CheckpointError
-from sfactory.run.checkpoint import Contents, read
+from sfactory.run.checkpoint import STATE, Contents, candidates, read
+from sfactory.run.checkpoint_writer import save
 from sfactory.run.opponent_rules import check_self_play
 from sfactory.run.pool_files import RATINGS, is_pool_state, member_path, pool_dir
 from sfactory.shm.trajectory import CURRENT
@@ -46,6 +47,10 @@ def build(tmp_path):
         return made
 
     return pool
+
+
+def folders_of(tmp_path):
+    return {int(path.name) for path in pool_dir(tmp_path).iterdir() if path.name != RATINGS}
 
 
 def play(pool, *outcomes, against=0):
@@ -118,9 +123,86 @@ def test_pool_keeps_members_of_all_ages_and_files_of_those_that_left(build, tmp_
         pool.admit(contents(steps))
     assert len(pool.announced.numbers) == 3
     assert {1000, 9000} <= set(pool.announced.numbers)
-    folders = {int(path.name) for path in pool_dir(tmp_path).iterdir() if path.name != RATINGS}
-    assert folders == set(pool.opponents)
-    assert len(folders) == 6
+    play(pool, 1, against=1000)
+    pool.delete_unused()
+    assert folders_of(tmp_path) == set(pool.opponents)
+    assert len(pool.opponents) == 6
+
+
+def test_pool_forgets_the_members_that_left_first_not_the_oldest_ones(build, tmp_path):
+    pool, left = build(pool=4), []
+    for steps in range(1000, 31_000, 1000):
+        before = pool.announced.numbers or ()
+        pool.admit(contents(steps))
+        left += sorted(set(before) - set(pool.announced.numbers))
+        play(pool, 1, against=steps)
+        pool.delete_unused()
+        assert set(left[-4:]) <= set(pool.opponents), "as many others have not left after them"
+        assert folders_of(tmp_path) == set(pool.opponents)
+    assert left != sorted(left), "some left after newer ones"
+    assert len(pool.opponents) == 8
+
+
+def test_pool_knows_a_member_until_no_game_with_it_goes_on(build, tmp_path):
+    pool = build(pool=1)
+    for steps in (1000, 2000, 3000, 4000):
+        pool.admit(contents(steps))
+    play(pool, 1, against=1000)
+    pool.delete_unused()
+    assert set(pool.opponents) == {1000, 3000, 4000}, "a row of a slot has 1000, so its game may go on"
+    assert folders_of(tmp_path) == {1000, 3000, 4000}
+    assert pool.opponents[1000].wins == 1
+    play(pool, 1, against=4000)
+    pool.delete_unused()
+    assert folders_of(tmp_path) == set(pool.opponents) == {3000, 4000}
+
+
+def checkpoint_of(pool, env_steps):
+    state = {"env_steps": env_steps, "updates": 1, "seconds": 1.0, "selfplay": pool.state_dict()}
+    return Contents(state, {"model": {"w": torch.zeros(2)}})
+
+
+def test_pool_keeps_the_files_that_the_newest_checkpoints_know(build, tmp_path):
+    pool = build(pool=1)
+    pool.checkpoints_kept = 2
+    for steps in (1000, 2000, 3000):
+        pool.admit(contents(steps))
+        save(tmp_path, checkpoint_of(pool, steps), keep=10)
+    for steps in (4000, 5000):
+        pool.admit(contents(steps))
+        play(pool, 1, against=steps)
+    assert set(pool.opponents) == {4000, 5000}
+    pool.delete_unused()
+    assert folders_of(tmp_path) == {1000, 2000, 3000, 4000, 5000}, "the newest two checkpoints know the first three"
+    for steps in (6000, 7000):
+        pool.admit(contents(steps))
+        play(pool, 1, against=steps)
+        save(tmp_path, checkpoint_of(pool, steps), keep=10)
+    pool.delete_unused()
+    assert folders_of(tmp_path) == {5000, 6000, 7000}
+    (candidates(tmp_path)[0] / STATE).write_text("{")
+    pool.admit(contents(8000))
+    play(pool, 1, against=8000)
+    pool.delete_unused()
+    assert folders_of(tmp_path) == {5000, 6000, 7000, 8000}, "what a checkpoint knows cannot be read, so nothing goes"
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_pool_of_a_run_that_was_killed_after_members_were_forgotten_can_be_resumed(build, tmp_path, damaged):
+    pool = build(pool=1)
+    for steps in (1000, 2000, 3000, 4000):
+        pool.admit(contents(steps))
+        play(pool, 1, against=steps)
+        save(tmp_path, checkpoint_of(pool, steps), keep=10)
+        pool.delete_unused()
+    for steps in (5000, 6000):
+        pool.admit(contents(steps))
+        play(pool, 1, against=steps)
+    known = read(candidates(tmp_path)[damaged]).state["selfplay"]
+    resumed = build(pool=1)
+    resumed.load_state_dict(known)
+    assert set(resumed.opponents) == {one["number"] for one in known["opponents"]}
+    assert not {5000, 6000} & folders_of(tmp_path)
 
 
 def test_pool_of_one_has_the_newest_policy(build):

@@ -7,10 +7,11 @@ import torch
 import sfactory
 from sfactory.envs import Episode, Step, make_spec
 from sfactory.run import checkpoint
-from sfactory.run.pool_files import member_path
+from sfactory.run.pool_files import RATINGS, member_path, pool_dir
 from sfactory.shm.slots import unpack
 from sfactory.shm.trajectory import CURRENT
 from sfactory.supervisor.lockstep import Lockstep
+from sfactory.workers.opponent_pool import OpponentPool
 from sfactory.workers.seats import Seats
 from sfactory.workers.shared import RunSpec, SharedState
 
@@ -292,3 +293,25 @@ def test_seats_depend_on_seed_group_environment_and_request_only(seats):
     seats.begin(np.ones(4, bool), 9)
     seats.set_state(state)
     np.testing.assert_array_equal(seats.player, before)
+
+
+def test_files_of_forgotten_opponents_are_deleted_when_a_checkpoint_is_saved_and_not_before(tmp_path):
+    run = lockstep(tmp_path, every=60, pool=2, initial=True)
+    learner, known = run.learner, set[int]()
+
+    def folders():
+        return {int(path.name) for path in pool_dir(tmp_path).iterdir() if path.name != RATINGS}
+
+    while learner.updates < 25:
+        run.turn()
+        known |= set(learner.pool.opponents)
+        assert folders() == known, "no checkpoint was saved"
+    assert len(known) > len(learner.pool.opponents) >= 4
+    learner.checkpointing.save()
+    assert folders() == set(learner.pool.opponents)
+    state = learner.checkpointing.state()
+    while learner.updates < 50:
+        run.turn()
+    resumed = OpponentPool(learner.run_spec, run.shared.pool, print)
+    resumed.load_state_dict(state["selfplay"])
+    run.close()
