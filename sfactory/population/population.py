@@ -18,7 +18,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +68,8 @@ class Population:
         self.published: dict[int, Record] = {}
         """In rounds: what members have published, that wait for the others."""
         self.waiting: dict[int, Record] = {}
-        """Anytime: members whose losses were not finite, while no other member has published a score."""
+        """Members whose losses were not finite, while no other member has published a score. In rounds: in the last
+        one only, and if there is no other member; before, such a member takes part in the next exchange."""
         self.failures: dict[int, tuple[int, str]] = {}
         """Member -> exit code and last line of those that cannot go on."""
         self.lost = LostJobs(MOST_LOST)
@@ -104,14 +105,24 @@ class Population:
     def _continue(self, member: int) -> None:
         """Queue the round that a member is in, unless it has ended it already."""
         done = len(self.history.of(member))
-        if done >= self.plan.num_rounds or member in self.failures or member in self.waiting:
+        if self._is_done(member) or member in self.failures or member in self.waiting:
             return
         round = done + 1
+        if done and self._has_no_policy(self.history.of(member)[-1]):
+            self._publish(member, round, failed=True)
+            return
         if self._has_ended(member, round):
             self._publish(member, round, failed=False)
             return
         self.processes.queue.append(Segment(member, round))
         self.processes.queue.sort(key=lambda segment: (segment.round, segment.member))
+
+    def _has_no_policy(self, newest: Record) -> bool:
+        """Whether a member's losses were not finite and there was no policy that it could take over."""
+        return newest.failed and newest.source is None
+
+    def _is_done(self, member: int) -> bool:
+        return len(self.history.of(member)) >= self.plan.num_rounds
 
     def _has_ended(self, member: int, round: int) -> bool:
         """Whether a member has trained to the end of a round, by its status and its newest checkpoint."""
@@ -177,13 +188,13 @@ class Population:
                 self._continue(one)
             return
         self.published[member] = record
-        if len(self.published) == len(self.plan.members):
+        if all(one in self.published or self._is_done(one) for one in self.plan.members):
             published, self.published = self.published, {}
-            self._exchange(published, sorted(published))
+            self._exchange({**self.history.newest(), **published}, sorted(published))
             for one in self.plan.members:
                 self._continue(one)
 
-    def _exchange(self, published: dict[int, Record], members: Sequence[int]) -> None:
+    def _exchange(self, published: Mapping[int, Record], members: Sequence[int]) -> None:
         """Decide for some members, stage what they take over, record everything, install.
 
         published: the newest records of all members that have one, with those of `members`.
@@ -201,7 +212,7 @@ class Population:
                 rate = options.mutation_rate
                 own = taken_over(own, published[leader], steps, plan.mutated, plan.config, rate, plan.seed)
                 staged.append((folder, own))
-            elif own.failed:
+            elif own.failed and not (plan.in_rounds and own.round < plan.num_rounds and _some_go_on(published)):
                 self.waiting[member] = own
                 continue
             self.waiting.pop(member, None)
@@ -251,6 +262,11 @@ class Population:
                 self._install(folder, recorded[folder])
             else:
                 shutil.rmtree(folder)
+
+
+def _some_go_on(published: Mapping[int, Record]) -> bool:
+    """Whether not all members have failed: the others may have a score after the next round."""
+    return not all(record.failed for record in published.values())
 
 
 def _how(code: int) -> str:

@@ -163,8 +163,14 @@ def check_mutated(sampled: Sequence[Sampled], mutated: Sequence[Mutated], config
         flag = flag_name(one.name)
         if not one.values and not _is_number(one.name):
             raise SettingError(f"--mutate {flag}: it is no number; give a list, as {flag}=V1,V2")
-        if not one.values and one.name not in first and not value_of(config, one.name):
+        if one.values or one.name in first:
+            continue
+        if not value_of(config, one.name):
             raise SettingError(f"--mutate {flag}: it is 0, and no factor changes that; give a list, as {flag}=0,0.01")
+        if _is_share(one.name) and value_of(config, one.name) == 1:
+            raise SettingError(
+                f"--mutate {flag}: it is 1, and no factor changes its distance from 1; give a list, as {flag}=0.95,1"
+            )
 
 
 def default_mutate(sampled: Sequence[Sampled], config: Config) -> list[Mutated]:

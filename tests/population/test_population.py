@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -217,6 +218,47 @@ def test_pbt_anytime_member_whose_losses_are_not_finite_waits_for_the_first_scor
     assert [(record.member, record.failed) for record in history.records[:3]] == [(2, False), (0, True), (1, True)]
     assert decisions(history) == [(1, 0, 2), (1, 1, 2)]
     assert [len(history.of(member)) for member in range(4)] == [4] * 4
+
+
+def unknown_scores(monkeypatch, rounds):
+    """Let no episode end in these rounds."""
+    known = population.publication
+
+    def publication(plan, history, member, round, failed):
+        record = known(plan, history, member, round, failed)
+        return replace(record, score=None) if round in rounds else record
+
+    monkeypatch.setattr(population, "publication", publication)
+
+
+def test_pbt_member_whose_losses_are_not_finite_waits_in_rounds_for_the_first_score(trainer, typed, monkeypatch):
+    unknown_scores(monkeypatch, [1])
+    trainer.codes = {"m1": [9]}
+    arguments = (*ROUNDS[:-1], "0.3", "--gap", "1000")
+    code, _, _ = typed(*arguments)
+    whole = read_history(Path("p"))
+    assert code == 0
+    assert [(record.round, record.source is None) for record in whole.of(1) if record.failed] == [(1, True), (2, False)]
+    assert [(round, member) for round, member, _ in decisions(whole)] == [(2, 1)]
+    assert [len(whole.of(member)) for member in range(4)] == [4] * 4
+    assert [end for _, name, end in trainer.started if name == "m1"] == [10_000, 30_000, 40_000]
+    shutil.rmtree("p")
+    trainer.codes = {"m1": [9], "m2": [0, 6]}
+    assert typed(*arguments)[0] == 6, "the command ends in the second round"
+    assert typed(*arguments)[0] == 0
+    assert read_history(Path("p")) == whole
+
+
+def test_pbt_in_rounds_goes_on_with_a_member_that_failed_last_and_had_no_leader(trainer, typed, monkeypatch):
+    unknown_scores(monkeypatch, [1, 2, 3, 4])
+    trainer.codes = {"m1": [0, 0, 0, 9]}
+    code, _, line = typed(*ROUNDS)
+    assert (code, "m1: losses were not finite, and no other member can be taken over" in line) == (9, True)
+    trainer.started.clear()
+    code, _, line = typed(*ROUNDS)
+    assert (code, "no score is known" in line) == (0, True)
+    assert trainer.started == [("resume", "m1", 40_000)]
+    assert [len(read_history(Path("p")).of(member)) for member in range(4)] == [4] * 4
 
 
 @pytest.mark.parametrize("exchange", ["rounds", "anytime"])

@@ -103,6 +103,11 @@ def test_check_mutated_refuses_a_mutation_without_effect():
     config = varied.with_settings(CONFIG, {"loss.entropy_coef": 0.0})
     with pytest.raises(SettingError, match=r"loss\.entropy-coef: it is 0, and no factor changes that; give a list"):
         check_mutated([], [Mutated("loss.entropy_coef")], config)
+    config = varied.with_settings(CONFIG, {"trace.trace_lambda": 1.0})
+    with pytest.raises(SettingError, match=r"trace-lambda: it is 1, and no factor changes its distance from 1; give a"):
+        check_mutated([], [Mutated("trace.trace_lambda")], config)
+    check_mutated([], [Mutated("trace.trace_lambda", (0.9, 1.0))], config)
+    check_mutated([Sampled("trace.trace_lambda", low=0.9, high=1.0)], [Mutated("trace.trace_lambda")], config)
     with pytest.raises(SettingError, match=r"optim\.schedule: it is no number"):
         check_mutated([], [Mutated("optim.schedule")], config)
     check_mutated([Sampled("loss.entropy_coef", (0.0, 0.1))], [Mutated("loss.entropy_coef")], config)
