@@ -106,6 +106,9 @@ class Staging:
         found = own_time(**fields, acting=self.tensors[self.acting].numpy())
         for name, values in found._asdict().items():
             self.tensors[name].numpy()[...] = values
+        if self.schema.discounted_return:  # with the rewards that have come until the agent acts again, or at its end
+            running, rows = self.tensors["discounted_return"].numpy(), np.arange(self.schema.rollout_length)
+            running[...] = np.take_along_axis(running, np.maximum(found.successor - 1, rows[:, None]), axis=0)
 
     @property
     def valid_rows(self) -> int:

@@ -80,6 +80,7 @@ class GroupRun:
             envs.at = self.position[1:]
         if hasattr(envs, "beat"):
             envs.beat = beat
+        self.acting = bool(run_spec.spec.acting)
         self.obs_names, self.action_names = tuple(run_spec.spec.obs), tuple(run_spec.spec.actions)
         self.obs: Mapping[str, np.ndarray] = envs.reset()
         self.first = np.ones(self.rows, bool)
@@ -127,7 +128,8 @@ class GroupRun:
         view["reward"][t] = step.reward
         view["terminated"][t], view["truncated"][t], view["valid"][t] = step.terminated, step.truncated, step.valid
         if self.schema.discounted_return:
-            self.discounted_return *= self.gamma
+            # In the agent's own time: what comes while it waits follows the same action.
+            np.multiply(self.discounted_return, self.gamma, out=self.discounted_return, where=self._own_steps(step))
             self.discounted_return += step.reward
             view["discounted_return"][t] = self.discounted_return
             self.discounted_return[step.terminated | step.truncated | step.first] = 0.0
@@ -177,6 +179,10 @@ class GroupRun:
         """Flags of rows -> flags of environments, [E]: those of all agents."""
         of_envs: np.ndarray = np.logical_and.reduce(rows.reshape(self.E, -1), axis=1)
         return of_envs
+
+    def _own_steps(self, step: Step) -> Any:
+        """Rows whose agent has acted; all of them where an environment has one agent."""
+        return step.valid if self.acting else True
 
     def _record_seeds(self) -> None:
         """Write the seeds into shared memory, for the error message if an environment ends the whole process."""
