@@ -26,8 +26,8 @@ OWN = ("env_steps", "environment_steps", "frames", "updates", "seconds", "skippe
 """Counters of the state that belong to the run and not to the policy."""
 POOL = "selfplay"
 """Entry about opponents: their policies are in the folder of the run."""
-LEFT_OUT = ("rows_until",)
-"""Entries that belong to the state of the source's environments."""
+LEFT_OUT = ("rows_until", "held_slots")
+"""Entries that belong to what lockstep saves of the source beside its policy."""
 
 
 def counters_of(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def saved(run_dir, env_steps, value, mean, launch=0):
         "env_steps": env_steps, "frames": 4 * env_steps, "updates": env_steps // 10, "seconds": env_steps / 100,
         "skipped_updates": value, "launch": launch, "lr": value / 100, "initial_lr": 0.5, "kl": 0.1, "ess": 0.9,
         "training_return": mean, "episodes": episodes(mean, env_steps // 5), "rows_until": env_steps - 5,
+        "held_slots": 6,
     }  # fmt: skip
     return save(run_dir, Contents(state, parts, lockstep={"arena": np.zeros(4, np.uint8)}), keep=3)
 
@@ -68,6 +69,7 @@ def test_takeover_leaves_the_environments_of_the_leader_and_keeps_the_rows_of_th
     found = taken(tmp_path, two)
     assert load_lockstep(found.path) == {}
     assert rows_until(found.state) == 1000
+    assert "held_slots" not in found.state, "slots held for replay are with the environments"
 
 
 def test_takeover_keeps_the_pool_of_opponents_of_the_member(tmp_path, two):
