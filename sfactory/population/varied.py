@@ -206,12 +206,22 @@ def first_settings(
 def _first_value(one: Sampled, place: int, members: int, within: float) -> Any:
     if one.values:
         return one.values[place % len(one.values)]
-    share = (place + within) / members
+    value = _at(one, (place + within) / members)
+    if field_type(one.name) is int:
+        return round(value)
+    part = _at(one, (place + 1) / members) - _at(one, place / members)
+    for digits in (4, 6, 8):  # the fewest that stay in the range and tell the members apart: 0.99996 is not 1
+        rounded = float(f"{value:.{digits}g}")
+        if one.low <= rounded <= one.high and abs(rounded - value) <= part / 2:
+            return rounded
+    return value
+
+
+def _at(one: Sampled, share: float) -> float:
+    """The value at a share of a range, 0 to 1; of its logarithms, if it is positive."""
     if one.low > 0:
-        value = one.low * math.exp(share * math.log(one.high / one.low))
-    else:
-        value = one.low + share * (one.high - one.low)
-    return round(value) if field_type(one.name) is int else float(f"{value:.4g}")
+        return one.low * math.exp(share * math.log(one.high / one.low))
+    return one.low + share * (one.high - one.low)
 
 
 # -- mutation ------------------------------------------------------------------------------------------------

@@ -137,6 +137,17 @@ def test_first_settings_deal_every_value_to_an_equal_number_of_members():
     assert [one["optim.lr"] for one in settings] != [one["optim.lr"] for one in other]
 
 
+def test_first_settings_stay_in_the_range_and_differ_also_close_to_1():
+    one = Sampled("trace.gamma", low=0.9999, high=0.99999)
+    for seed in range(20):
+        values = [settings["trace.gamma"] for settings in first_settings([one], ["trace.gamma"], CONFIG, 8, seed)]
+        assert 0.9999 <= min(values) < max(values) <= 0.99999
+        assert len(set(values)) == 8
+    wide = Sampled("optim.lr", low=1e-5, high=1e-2)
+    for settings in first_settings([wide], ["optim.lr"], CONFIG, 8, 1):
+        assert settings["optim.lr"] == float(f"{settings['optim.lr']:.4g}"), "four digits, where these are enough"
+
+
 def test_mutate_changes_a_share_of_the_settings_by_a_factor_in_both_directions():
     factors = []
     for member in range(2000):
