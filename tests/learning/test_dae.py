@@ -136,6 +136,12 @@ def test_loss_and_gradient_are_the_slow_ones(advantages, core, separate):
         assert not value.requires_grad
 
 
+def test_effective_lambda_is_that_of_the_settings():
+    """No ratio of policies shortens the trace."""
+    update = make()
+    assert float(update.run(stale_batch(update), 0, 0.0)["offpolicy/effective_lambda"]) == pytest.approx(LAMBDA)
+
+
 def test_minibatches_are_whole_lanes_whatever_batch_shuffle_says():
     rows, lanes = make(batch__shuffle="rows"), make(batch__shuffle="lanes")
     assert not rows.by_rows

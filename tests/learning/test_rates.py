@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from update_helpers import make_batch, make_update
+from update_helpers import ACTIONS, OBS, make_batch, make_update
 
 from sfactory.algo.schedule import SCHEDULES, ScheduleState
 from sfactory.config import Config, with_settings
+from sfactory.envs import EnvSpec
 from sfactory.learning.adam import Adam
 from sfactory.learning.distributed import SingleLearner
 from sfactory.learning.flat import FlatParameters
 from sfactory.learning.native_adam import NativeAdam
+from sfactory.learning.network import build_model
 from sfactory.learning.update import Update
 
 torch.set_num_threads(1)
@@ -52,6 +54,25 @@ def test_entropy_bonus_moves_to_its_final_weight(kernels, progress, coefficient)
         torch.testing.assert_close(x, fixed.model.state_dict()[name], rtol=1e-5, atol=1e-7)
     assert moved.objective.row()["charts/entropy_coef"] == pytest.approx(coefficient)
     assert "charts/entropy_coef" not in fixed.objective.row()
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"algorithm.name": "ppg", "ppg.policy_updates": 1},
+        {"algorithm.name": "dae", "dae.advantages": "all"},
+    ],
+)
+def test_entropy_bonus_moves_with_ppg_and_with_dae_for_all_actions(algorithm):
+    def trained(settings, progress):
+        config = with_settings(make_update().config, {**algorithm, **settings})
+        update = Update(config, build_model(config, EnvSpec("test", OBS, ACTIONS)), torch.device("cpu"))
+        update.run(make_batch(update), 0, progress)
+        return update.flat.values
+
+    moved = trained({"loss.entropy_coef": 0.4, "loss.entropy_final": 0.0}, 0.75)
+    torch.testing.assert_close(moved, trained({"loss.entropy_coef": 0.1}, 0.0), rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(moved, trained({"loss.entropy_coef": 0.4}, 0.0), atol=1e-4)
 
 
 @pytest.mark.parametrize(("lags", "factor"), [([0], 1), ([1], 1), ([4], 4), ([2, 4], 2.9), ([0, 1], 1)])

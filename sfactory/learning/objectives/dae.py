@@ -80,7 +80,7 @@ class DaeObjective(ActorCriticObjective):
             prefix=self._prefix(batch, log_rho),
             action_value=None,
             keep=self._keep(log_rho, batch.valid),
-            effective_lambda=torch.ones((), device=output.device),
+            effective_lambda=torch.full((), settings.trace_lambda, device=output.device),
             packed=None,
             returns=self.normalizers.target(found.returns),
             decay=found.decay,
