@@ -14,6 +14,7 @@ present; all others are returned unchanged.
     snapshot_age      of the proximal policy, in updates
     snapshots_kept    versions, one per update
     policy_updates    between two auxiliary phases of PPG, in updates
+    phase_minibatches of an auxiliary phase, per update; 0: those of the updates
 """
 
 import math
@@ -81,6 +82,7 @@ MORE_MINIBATCHES: dict[str, tuple[Rule, str]] = {
         lambda x, c: x / c,
         "minibatch size and learning rate are unchanged; the number follows the batch",
     ),
+    "phase_minibatches": (lambda x, c: x / c, "auxiliary phase: the size of its minibatches is unchanged too"),
 }
 """arXiv 2603.06009: scale the number of minibatches only. The averages of the optimizer and of the proximal policy
 count optimizer steps, whose size is unchanged, so they are unchanged too."""
@@ -89,7 +91,15 @@ NONE: dict[str, tuple[Rule, str]] = {"envs_per_group": _ENVS["envs_per_group"]}
 """Only the batch changes."""
 
 RULES = {"hilton": HILTON, "more_minibatches": MORE_MINIBATCHES, "none": NONE}
-_INTEGERS = ("envs_per_group", "forced_lag", "minibatches", "snapshot_age", "snapshots_kept", "policy_updates")
+_INTEGERS = (
+    "envs_per_group",
+    "forced_lag",
+    "minibatches",
+    "snapshot_age",
+    "snapshots_kept",
+    "policy_updates",
+    "phase_minibatches",
+)
 
 
 def rescale(settings: Mapping[str, float], factor: float, rule: str = "hilton") -> Rescaled:

@@ -20,7 +20,7 @@ SECTIONS = {  # what `rescale` may change
     "batch": ("minibatches", "forced_lag", "epochs"),
     "proximal": ("center_of_mass", "snapshot_age", "snapshots_kept"),
     "optim": ("lr", "lr_min", "lr_max", "beta1", "beta2"),
-    "ppg": ("policy_updates",),
+    "ppg": ("policy_updates", "phase_minibatches"),
     "normalize": ("advantage_span",),
 }
 

@@ -189,3 +189,19 @@ def test_rescale_batch_keeps_the_rows_of_an_auxiliary_phase(rule):
     assert after.ppg.policy_updates * after.batch_rows == before.ppg.policy_updates * before.batch_rows
     assert "ppg.policy_updates" in text
     assert rescaled(0.5, rule)[0].ppg == Config().ppg
+
+
+@pytest.mark.parametrize("learners", [1, 2])
+@pytest.mark.parametrize("minibatches", [0, 4])
+def test_more_minibatches_keeps_the_size_of_those_of_an_auxiliary_phase_over_all_learners(learners, minibatches):
+    def rows(config, learners):
+        of_update = config.ppg.phase_minibatches or config.batch.minibatches
+        return learners * config.batch_rows / of_update
+
+    settings = {**BASE, "algorithm.name": "ppg", "ppg.phase_minibatches": minibatches}
+    before = with_settings(Config(), settings)
+    factor = {"batch.factor": 1.0 if learners > 1 else 0.5, "batch.rule": "more_minibatches"}
+    after, lines = rescale_batch(with_settings(before, factor), learners)
+    assert rows(after, learners) == rows(before, 1)
+    assert ("ppg.phase_minibatches" in "".join(lines)) == bool(minibatches)
+    assert rescaled(0.5, "hilton", algorithm__name="ppg", ppg__phase_minibatches=4)[0].ppg.phase_minibatches == 4
