@@ -99,6 +99,24 @@ def test_one_step_per_update_with_bins_is_that_of_a_phase_with_one_minibatch():
     assert not torch.equal(steps[0], steps[1])
 
 
+@pytest.mark.parametrize("head", ["scalar", "hl_gauss"])
+@pytest.mark.parametrize("targets", [False, True])
+def test_action_value_of_bpo_is_the_advantage_above_the_value_of_the_same_head(head, targets):
+    """A head with bins stays where it is when the statistics of targets move: so does what it is compared with."""
+    settings = {"surrogate": "bpo", "surrogate__median_head": False, "value_targets": targets, "minibatches": 1}
+    update = make_update(value_head=head, **settings)
+    objective, inputs, batch = update.objective, [], make_batch(update)
+    batch = batch._replace(reward=(batch.reward + 3.0).masked_fill(~batch.valid, 0.0))
+    surrogate = objective._surrogate
+    objective._surrogate = lambda x: inputs.append(x) or surrogate(x)
+    value = update.model.unroll(batch.obs, batch.first).value.detach()
+    advantage = objective._estimate(objective._rows(batch, value, torch.zeros(T, B))).advantage
+    update.run(batch, 0, 0.0)
+    std = update.normalizers.targets.std.float() if targets else 1.0
+    gap = (inputs[0].action_value - inputs[0].value.detach()).view(T, B)
+    torch.testing.assert_close(gap[batch.valid], (advantage / std)[batch.valid], rtol=1e-4, atol=1e-4)
+
+
 def test_bins_of_a_network_are_those_of_the_settings():
     config = make_update().config
     assert value_bins(config) is None

@@ -207,7 +207,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             log_rho=log_rho,
             prefix=self._prefix(batch, log_rho),
             action_value=(
-                self.normalizers.target(value[:-1] + trace.advantage)
+                self._action_value(at_least_single(out.value[:-1].detach()), value[:-1], trace.advantage)
                 if "action_value" in self.surrogate.needs
                 else None
             ),
@@ -235,6 +235,17 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     def _rows(self, batch: Batch, value: Tensor, log_rho: Tensor) -> TraceInput:
         """Rows of a trace, in the order of the agent's actions. value [T + 1, B] in units of reward."""
         return trace_rows(batch, reward=self.normalizers.reward(batch.reward), value=value, log_rho=log_rho)
+
+    def _action_value(self, output: Tensor, value: Tensor, advantage: Tensor) -> Tensor:
+        """[T, B] value + advantage, in the units of the value head, from its output and both in units of reward.
+
+        Called after `Normalizers.add_targets`. A head with bins was not corrected: its output is what it was, so that
+        the advantage is added to that. Otherwise the move of the statistics would count as an advantage.
+        """
+        found = self.normalizers.target(value + advantage)
+        if self.bins is None or not self.config.normalize.value_targets:
+            return found
+        return output + (found - self.normalizers.target(value))
 
     def _prefix(self, batch: Batch, log_rho: Tensor) -> Tensor | None:
         """[T, B] what minpro multiplies each step with, see `batch_rules.prefix_minimum`; None for other objectives."""
