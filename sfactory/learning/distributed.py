@@ -86,8 +86,8 @@ class Learners(Protocol):
     def pool_moments(self, moments: Sequence[BatchMoments]) -> Sequence[BatchMoments]:
         """Moments of the rows of all learners together, in the order given."""
 
-    def average_metric(self, metric: Tensor) -> Tensor:
-        """Mean of a metric [] over learners."""
+    def average_metric(self, metric: Tensor, rows: Tensor) -> Tensor:
+        """Mean of a metric [] over learners, weighted by the valid rows [] that each learner's own is a mean of."""
 
     def total_rows(self, rows: int, skipped: bool) -> int:
         """Valid rows of the update on all learners. skipped: whether a step was not taken, the same on all learners;
@@ -139,7 +139,7 @@ class SingleLearner:
     def pool_moments(self, moments: Sequence[BatchMoments]) -> Sequence[BatchMoments]:
         return moments
 
-    def average_metric(self, metric: Tensor) -> Tensor:
+    def average_metric(self, metric: Tensor, rows: Tensor) -> Tensor:
         return metric
 
     def total_rows(self, rows: int, skipped: bool) -> int:

@@ -219,8 +219,10 @@ class ProcessGroup:
         return pooled
 
     @torch.no_grad()
-    def average_metric(self, metric: Tensor) -> Tensor:
-        return self._gather(metric.double().view(1)).mean().to(metric.dtype)
+    def average_metric(self, metric: Tensor, rows: Tensor) -> Tensor:
+        weighted = torch.where(rows > 0, metric.double() * rows, 0.0)
+        total, count = self._gather(torch.stack([weighted, rows.double()])).sum(0).unbind()
+        return (total / count.clamp(min=1.0)).to(metric.dtype)
 
     def total_rows(self, rows: int, skipped: bool) -> int:
         if skipped:

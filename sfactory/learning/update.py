@@ -134,7 +134,7 @@ class Update:
         """
         o = self.config.optim
         if o.schedule == "staleness":
-            self.lag = float(self.learners.average_metric(_mean_lag(batch)))
+            self.lag = float(self.learners.average_metric(_mean_lag(batch), batch.valid.sum()))
         now = ScheduleState(o.lr, progress, self.kl, self.ess, o.kl_target, o.lr_min, o.lr_max, self.lag, o.decay_share)
         self.lr = self.schedule(self.lr, now)
         self.objective.set_progress(progress)
@@ -210,7 +210,8 @@ class Update:
             further, _ = self._run_phase(phase)
             metrics = {**further, **metrics, "skipped": metrics["skipped"] + further["skipped"]}
         if self.adaptive:
-            metrics[KL_METRIC] = self.learners.average_metric(self._kl_of_update(batch, start, metrics["skipped"]))
+            own = self._kl_of_update(batch, start, metrics["skipped"])
+            metrics[KL_METRIC] = self.learners.average_metric(own, batch.valid.sum())
         finite = metrics["skipped"] == 0  # a batch that was not finite, in whole or in part, is not added
         self.normalizers.update(batch, batch.valid & finite)
         return metrics
@@ -270,7 +271,7 @@ class Update:
         """
         assert self.slow_fast is not None
         entropy, o = self.objective.entropy_at_start(batch, start), self.config.optim
-        if not self.slow_fast.add(float(self.learners.average_metric(entropy))):
+        if not self.slow_fast.add(float(self.learners.average_metric(entropy, batch.valid.sum()))):
             return None
         before = self.flat.values.clone()
         order = phase.order if phase.order is None else phase.order[: o.sfpo_steps]

@@ -1,5 +1,6 @@
 """One of two processes that train together; run by test_process_group.py with the variables of torchrun."""
 
+import math
 import os
 import sys
 
@@ -109,6 +110,9 @@ def main(folder):
     mean, var, rows = torch.tensor([1e8, rank]), torch.tensor([1.0, 2.0]), torch.tensor(2.0)
     (pooled,) = learners.pool_moments([BatchMoments(mean.double(), var.double(), rows.double() * rank)])
     found["pooled"] = torch.cat([pooled.mean, pooled.var, pooled.rows.view(1)]).numpy()
+    own = torch.tensor(math.nan if rank else 4.0), torch.tensor(float(1 - rank))  # the second has no rows
+    means = [learners.average_metric(*own), learners.average_metric(torch.tensor(1.0 + rank), valid.sum())]
+    found["averages"] = torch.stack(means).numpy()
     arrays = learners.collect({"arena": np.arange(3 + rank, dtype=np.int64), "state": np.full(2, rank, np.uint8)})
     found |= {f"collected.{name}": array for name, array in arrays.items()}
     found["exchanged"] = learners.exchange(numbers_of(rank, 50))

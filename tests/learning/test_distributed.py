@@ -29,7 +29,7 @@ class CountingLearner(SingleLearner):
         self.calls.append(f"moments {len(moments)}")
         return moments
 
-    def average_metric(self, metric):
+    def average_metric(self, metric, rows):
         self.calls.append("metric")
         return metric
 
@@ -58,6 +58,10 @@ class TwoLearners(SingleLearner):
             average = total[1] / total[0]
             pooled.append(BatchMoments(average, total[2] / total[0] - average.square(), total[0].flatten()[0]))
         return pooled
+
+    def average_metric(self, metric, rows):
+        total = self.sum(torch.stack([metric.double() * rows, rows.double()]))
+        return (total[0] / total[1]).to(metric.dtype)
 
 
 def exchange_of_two():
@@ -126,7 +130,7 @@ def test_single_learner_returns_its_arguments_and_leaves_gradients():
     assert gradient.tolist() == [2.0] * 3
     moments = [BatchMoments(*torch.zeros(3))]
     assert learner.pool_moments(moments) is moments
-    assert learner.average_metric(metrics["loss"]) is metrics["loss"]
+    assert learner.average_metric(metrics["loss"], torch.ones(())) is metrics["loss"]
     vote = Vote(3, True)
     numbers = np.ones(3)
     learner.propose(Vote(0, False), 5, numbers)
@@ -152,10 +156,42 @@ def test_update_of_a_single_learner_equals_one_without_learners_to_the_bit():
 def test_two_learners_with_half_a_batch_equal_one_with_the_whole_batch(core, epochs, most, monkeypatch):
     """Also where each of them divides its minibatches into parts of two lanes or twelve rows (`most` numbers)."""
     divide_into_parts(monkeypatch, most)
-    settings = {"core": core, "epochs": epochs, "minibatches": 1, "normalize": True, "value_targets": True}
-    settings["batch_rule"] = "none"  # else the averages of two learners span half as many updates
+    one, two = trained_by_one_and_by_two(core=core, epochs=epochs, normalize=True, value_targets=True)
+    for part, tensors in one.state_dict().items():
+        for name, x in tensors.items():
+            first, second = (update.state_dict()[part][name] for update in two)
+            assert torch.equal(first, second), name
+            torch.testing.assert_close(first, x, rtol=2e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optim__schedule": "staleness"},
+        {"optim__schedule": "kl_adaptive"},
+        {"optim__sfpo_steps": 1},
+        {"surrogate": "r2vpo", "surrogate__dual_rate": 1e3, "surrogate__variance_target": 1e-6},
+    ],
+)
+def test_rates_of_two_learners_are_those_of_one_with_the_whole_batch(settings):
+    """What they are computed from is a mean over all rows: the learners have unequal numbers of them."""
+    epochs = 1 if "optim__sfpo_steps" in settings else 2
+    one, two = trained_by_one_and_by_two(epochs=epochs, **settings)
+
+    def numbers(update):
+        dual = update.objective.dual
+        found = [update.lr, update.kl, update.lag, *(update.slow_fast.entropies if update.slow_fast else ())]
+        return [*found, 0.0 if dual is None else float(dual.value)]
+
+    assert numbers(two[0]) == numbers(two[1]) == pytest.approx(numbers(one), rel=1e-4)
+
+
+def trained_by_one_and_by_two(**settings):
+    """An update that was run three times with the whole batch, and two of which each had a part of its lanes."""
+    settings |= {"minibatches": 1, "batch_rule": "none"}  # else averages of two learners span half as many updates
     one = make_update(**settings)
     batches = [make_batch(one, seed=seed) for seed in range(3)]
+    batches = [batch._replace(lag=torch.arange(2.0, 2.0 + B).expand(T, B)) for batch in batches]
     # Unequal halves, with unequal numbers of valid rows.
     halves = [slice(0, 3), slice(3, B)]
     exchange = exchange_of_two()
@@ -179,11 +215,7 @@ def test_two_learners_with_half_a_batch_equal_one_with_the_whole_batch(core, epo
     for thread in threads:
         thread.join(60)
     assert not errors
-    for part, tensors in one.state_dict().items():
-        for name, x in tensors.items():
-            first, second = (update.state_dict()[part][name] for update in two)
-            assert torch.equal(first, second), name
-            torch.testing.assert_close(first, x, rtol=2e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+    return one, two
 
 
 def test_a_single_learner_does_not_import_the_process_group():

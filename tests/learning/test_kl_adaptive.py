@@ -92,7 +92,7 @@ def test_kl_adaptive_lowers_the_rate_after_a_skipped_update():
 
 def test_kl_adaptive_uses_the_mean_over_learners():
     class Other(SingleLearner):
-        def average_metric(self, metric):
+        def average_metric(self, metric, rows):
             return torch.tensor(7.0)
 
     update = adaptive(learners=Other())

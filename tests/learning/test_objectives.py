@@ -130,7 +130,7 @@ def test_metrics_with_a_largest_value_are_reported_by_the_objective():
 class Shifted(SingleLearner):
     """Several learners, as one of them sees it: the mean over all is 0.5 above its own."""
 
-    def average_metric(self, metric):
+    def average_metric(self, metric, rows):
         return metric + 0.5
 
 

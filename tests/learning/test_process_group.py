@@ -66,6 +66,7 @@ def test_gradients_and_metrics_are_weighted_by_valid_rows_and_largest_metrics_ar
     for found in ranks:
         assert found["weighted"] == pytest.approx([(1 * 1.0 + 3 * 2.0) / 4] * 3)
         assert found["report"] == pytest.approx([3 / 4, -1.0])
+        assert found["averages"] == pytest.approx([4.0, (1 * 1.0 + 3 * 2.0) / 4])
 
 
 def test_moments_of_a_learner_without_rows_do_not_count_and_large_means_do_not_cancel(ranks):

@@ -99,7 +99,7 @@ def test_staleness_ignores_the_lag_of_reset_rows_and_of_no_rows():
 
 def test_staleness_uses_the_mean_over_learners():
     class Other(SingleLearner):
-        def average_metric(self, metric):
+        def average_metric(self, metric, rows):
             return torch.tensor(8.0)
 
     update = updated({"schedule": "staleness"}, Other())

@@ -169,7 +169,7 @@ def test_rows_of_an_update_with_sfpo_are_trained_where_the_slow_pass_took_a_step
 
 def test_sfpo_reads_the_mean_entropy_over_learners():
     class Other(SingleLearner):
-        def average_metric(self, metric):
+        def average_metric(self, metric, rows):
             return torch.tensor(0.25)
 
     update = sfpo(learners=Other())

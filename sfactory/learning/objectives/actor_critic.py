@@ -136,6 +136,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             if "dual" in self.surrogate.needs
             else None
         )
+        self.dual_rows = torch.zeros((), dtype=torch.float64, device=device)  # of the mean that it observed
 
     def use_native(self, network: NativeLearnerNetwork) -> None:
         super().use_native(network)
@@ -399,7 +400,9 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         if keep is not None:
             surrogate = batch_rules.masked(surrogate, keep)
         if self.dual is not None and surrogate.constraint is not None:
-            self.dual.observe(surrogate.constraint.sum() / batch.valid.sum().clamp(min=1))
+            rows = batch.valid.sum()
+            self.dual.observe(surrogate.constraint.sum() / rows.clamp(min=1))
+            self.dual_rows.copy_(rows)
         terms = self._total(surrogate, part, start, entropy)
         if not report:
             return Loss(terms.total, {}, {})
@@ -508,7 +511,8 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
     def after_step(self, skipped: Tensor) -> None:
         self.proximal.after_step(self.model, skipped)
         if self.dual is not None:
-            self.dual.step(self.normalizers.learners.average_metric(self.dual.observed), skipped)
+            mean = self.normalizers.learners.average_metric(self.dual.observed, self.dual_rows)
+            self.dual.step(mean, skipped)
 
     @torch.no_grad()
     def kl_of_update(self, batch: Batch, start: ActorCriticStart, out: Output) -> Tensor:
