@@ -150,7 +150,9 @@ class Update:
         if self.adaptive:  # the one synchronization that this schedule needs, and the next
             self.kl = float(metrics[KL_METRIC])
         if o.schedule == "ess":
-            self.ess = float(metrics[ESS_METRIC])
+            found = float(metrics[ESS_METRIC])
+            if found > 0.0:  # NaN: the minibatch was not finite; 0: it had no valid row. A rate of 0 trains nothing.
+                self.ess = found
         return metrics
 
     def trained(self) -> Tensor:

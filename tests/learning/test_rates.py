@@ -127,6 +127,23 @@ def test_ess_rate_is_one_per_update_by_the_weights_of_the_last_minibatch_before(
     assert update.lr == pytest.approx(1e-2 * ess**0.5, rel=1e-4)
 
 
+@pytest.mark.parametrize("rows", ["not finite", "reset rows"])
+def test_ess_rate_is_not_zero_after_an_update_that_measured_nothing(rows):
+    update = updated({"schedule": "ess"}, minibatches=1)
+    batch = make_batch(update)
+    stale = batch._replace(log_prob=batch.log_prob + torch.linspace(-1, 1, batch.valid.numel()).view_as(batch.valid))
+    update.run(stale, 0, 0.0)
+    measured = update.ess
+    assert 0.1 < measured < 0.95
+    broken = {
+        "not finite": batch._replace(log_prob=torch.full_like(batch.log_prob, float("nan"))),
+        "reset rows": batch._replace(valid=torch.zeros_like(batch.valid)),
+    }
+    update.run(broken[rows], 1, 0.0)
+    update.run(batch, 2, 0.0)
+    assert update.lr == pytest.approx(1e-2 * measured**0.5)
+
+
 def test_kl_adaptive_stays_within_the_bounds_that_are_set():
     rates = {}
     for target in (1e-6, 1e3):
