@@ -527,7 +527,7 @@ class Reference:
         if o == "linear":
             return initial * (1 - progress)
         if o == "ess":
-            return initial * math.sqrt(self.ess) if math.isfinite(self.ess) else 0.0
+            return initial * math.sqrt(self.ess)
         if o == "staleness":
             lags = batch.lag[batch.valid]
             return initial / max(1.0, float(lags.mean()) if len(lags) else 0.0)
@@ -554,9 +554,10 @@ class Reference:
             log_prob = self.policy.log_prob(params, batch.action)
             log_rho = log_prob - batch.log_prob
             target, advantage, weight = self.trace(batch, value, log_rho)
-            action_value = value[:-1] + advantage
+            gain = advantage
             if s["normalize.value_targets"]:
                 self._move_value_head(target, valid)
+            _, head = self.forward(self.theta, batch.obs, batch.first, batch.state)  # after its correction, if any
             if s["normalize.advantage"]:
                 moments = self.averaged(self.advantage_batches, s["normalize.advantage_span"], advantage, valid)
                 mean, var = (0.0, 1.0) if moments is None else moments
@@ -567,7 +568,7 @@ class Reference:
                 "log_prob": log_prob, "params": params, "advantage": advantage, "weight": weight,
                 "value": (value[:-1] - self.target_mean) / self.target_std,
                 "target": (target - self.target_mean) / self.target_std,
-                "action_value": (action_value - self.target_mean) / self.target_std,
+                "action_value": head[:-1] + gain / self.target_std,
             }  # fmt: skip
             if s["surrogate.objective"] == "minpro":
                 start["prefix"] = self.prefix(batch, log_rho)
@@ -584,6 +585,8 @@ class Reference:
             alpha = s["optim.sfpo_alpha"]
             self.theta = {name: x + alpha * (self.theta[name] - x) for name, x in origin.items()}
         skipped += sum(self.one_pass(cut, start, minibatches) for minibatches in order[fast:])
+        if self.newest_ess > 0.0:  # otherwise nothing was measured
+            self.ess = self.newest_ess
         with torch.no_grad():
             after, _ = self.forward(self.theta, cut.obs, cut.first, cut.state)
             self.kl = float(self.policy.kl(before, after)[valid].sum() / max(1, int(valid.sum())))
@@ -610,7 +613,7 @@ class Reference:
         for index, by_rows in minibatches:
             rows, part = (batch, start) if index is None else _minibatch(batch, start, index, by_rows)
             theta = {name: x.clone().requires_grad_() for name, x in self.theta.items()}
-            loss, self.ess = self.loss(theta, rows, part)
+            loss, self.newest_ess = self.loss(theta, rows, part)
             found = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
             gradient = {
                 name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(theta.items(), found, strict=True)
