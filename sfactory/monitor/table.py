@@ -127,8 +127,8 @@ _UPDATE = {
     "offpolicy/kl_of_update": "KL(policy before the update || policy after it), over the whole batch, in nats; with "
     "optim.schedule kl_adaptive, which reads it",
     "offpolicy/ess": "effective sample size of the weights, (sum w)^2 / (N sum w^2); 1 is on-policy",
-    "offpolicy/rho_clip_fraction": "fraction of steps whose rho is clipped",
-    "offpolicy/c_clip_fraction": "fraction of steps whose trace coefficient is clipped",
+    "offpolicy/rho_clip_fraction": "fraction of steps whose rho is above trace.rho_bar; gae does not clip it",
+    "offpolicy/c_clip_fraction": "fraction of steps whose rho is above trace.c_bar; gae does not clip it",
     "offpolicy/effective_lambda": "mean trace coefficient",
     "offpolicy/discrepancy": "snapshot_age 0: mean |log prob in the learner - as stored when acting|, same weights",
 }
