@@ -165,3 +165,21 @@ def test_a_resume_refuses_another_algorithm_and_tells_a_stretched_epsilon():
     before = config("minatar/breakout", "--algorithm.name", "pqn", "--optim.schedule", "constant")
     after = with_settings(before, {"stop.env_steps": before.stop.env_steps + 1})
     assert list(changes(before, after, Rule.TOLD)) == ["stop.env-steps"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"surrogate.behavior_weight": "trace"}, {"surrogate.behavior_weight": "surrogate"}),
+        ({"surrogate.behavior_weight": "twice"}, {"surrogate.behavior_weight": "surrogate"}),
+        ({"surrogate.objective": "impala"}, {"surrogate.objective": "decoupled"}),
+    ],
+)
+def test_advice_about_the_weight_of_stale_data_is_not_refused_in_turn(settings, advice):
+    """dae has no traces, so that another trace is no advice."""
+    ((name, value),) = advice.items()
+    with pytest.raises(ValueError, match=f"; use {name.replace('_', '-')} {value}$"):
+        with_settings(Config(), {"algorithm.name": "dae", **settings})
+    with_settings(Config(), {"algorithm.name": "dae", **settings, **advice})
+    with pytest.raises(ValueError, match="use .*trace.estimator vtrace"):
+        with_settings(Config(), settings)
