@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 BEHAVIOR_WEIGHTS = ("surrogate", "trace", "none", "twice")
@@ -20,11 +21,36 @@ class WeightConflict(NamedTuple):
     """Alternatives; each is argument of `weight_conflict` -> value, to be set together."""
 
 
-def weight_conflict(trace: str, proximal: str, surrogate: str, behavior_weight: str) -> WeightConflict | None:
+LAST_REMEDIES: tuple[dict[str, str], ...] = (
+    {"behavior_weight": "trace", "trace": "vtrace"},
+    {"surrogate": "decoupled"},
+    {"surrogate": "decoupled", "behavior_weight": "surrogate"},
+)
+"""Tried in this order where the usual remedies of a conflict lead to another one. The last is always accepted."""
+
+
+def weight_conflict(
+    trace: str, proximal: str, surrogate: str, behavior_weight: str, fixed: Collection[str] = ()
+) -> WeightConflict | None:
     """The conflict of a combination, or None where the weight is counted as often as `behavior_weight` says.
 
-    All arguments are names in the registries of traces, proximal policies and objectives.
+    All arguments are names in the registries of traces, proximal policies and objectives. fixed: arguments that no
+    remedy may change.
     """
+    found = _conflict(trace, proximal, surrogate, behavior_weight)
+    if found is None:
+        return None
+    given = {"trace": trace, "proximal": proximal, "surrogate": surrogate, "behavior_weight": behavior_weight}
+
+    def accepted(remedy: dict[str, str]) -> bool:
+        return not remedy.keys() & set(fixed) and _conflict(**{**given, **remedy}) is None
+
+    usual = tuple(filter(accepted, found.remedies))
+    return found._replace(remedies=usual or (next(filter(accepted, LAST_REMEDIES)),))
+
+
+def _conflict(trace: str, proximal: str, surrogate: str, behavior_weight: str) -> WeightConflict | None:
+    """The conflict, with remedies that may lead to another one."""
     in_trace = behavior_weight in ("trace", "twice")
     in_surrogate = behavior_weight in ("surrogate", "twice")
     coupled = proximal == "behavior" and surrogate != "impala"  # the ratio is policy / behavior by itself

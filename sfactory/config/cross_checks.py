@@ -351,14 +351,12 @@ def check_behavior_weight(config: Config) -> None:
         "surrogate": config.surrogate.objective,
         "behavior_weight": config.surrogate.behavior_weight,
     }
-    conflict = weight_conflict(**values)
+    unused = [name for name, flag in _FLAGS.items() if not rules_of(config).uses(flag.replace("-", "_"))]
+    conflict = weight_conflict(**values, fixed=unused)
     if conflict is not None:
         given = ", ".join(f"{_FLAGS[name]} {values[name]}" for name in ("trace", "proximal", "surrogate"))
-        uses = rules_of(config).uses
-        usable = [one for one in conflict.remedies if all(uses(_FLAGS[name].replace("-", "_")) for name in one)]
         remedy = ", or ".join(
-            " and ".join(f"{_FLAGS[name]} {value}" for name, value in remedy.items())
-            for remedy in usable or [{"surrogate": "decoupled"}]
+            " and ".join(f"{_FLAGS[name]} {value}" for name, value in remedy.items()) for remedy in conflict.remedies
         )
         raise ValueError(
             f"{_FLAGS['behavior_weight']} {values['behavior_weight']} with {given}: {conflict.reason}; use {remedy}"

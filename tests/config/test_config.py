@@ -336,7 +336,8 @@ def test_cross_checks_allow_exactly_what_the_weight_rule_allows():
     assert refused > 50
 
 
-def test_a_remedy_of_the_weight_rule_is_accepted():
+@pytest.mark.parametrize("fixed", [(), ("trace",)])
+def test_every_remedy_of_the_weight_rule_is_accepted(fixed):
     from sfactory.algo.weight_rule import weight_conflict
 
     types = field_types()
@@ -345,10 +346,13 @@ def test_a_remedy_of_the_weight_rule_is_accepted():
     solved = 0
     for combination in itertools.product(*(typing.get_args(types[name]) for name in names)):
         given = dict(zip(arguments, combination, strict=True))
-        conflict = weight_conflict(**given)
+        conflict = weight_conflict(**given, fixed=fixed)
         if conflict is not None:
             assert conflict.remedies
-            solved += any(weight_conflict(**{**given, **remedy}) is None for remedy in conflict.remedies)
+            for remedy in conflict.remedies:
+                assert weight_conflict(**{**given, **remedy}) is None, (given, remedy)
+                assert not remedy.keys() & set(fixed)
+            solved += 1
     assert solved > 50
 
 
