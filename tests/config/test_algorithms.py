@@ -181,5 +181,5 @@ def test_advice_about_the_weight_of_stale_data_is_not_refused_in_turn(settings, 
     with pytest.raises(ValueError, match=f"; use {name.replace('_', '-')} {value}$"):
         with_settings(Config(), {"algorithm.name": "dae", **settings})
     with_settings(Config(), {"algorithm.name": "dae", **settings, **advice})
-    with pytest.raises(ValueError, match="use .*trace.estimator vtrace"):
+    with pytest.raises(ValueError, match=r"use .*trace.estimator vtrace"):
         with_settings(Config(), settings)
