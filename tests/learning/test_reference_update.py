@@ -5,6 +5,7 @@ the random order of minibatches.
 """
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -184,8 +185,9 @@ class SetUp:
         for name, value in s.items():
             section, _, key = name.partition(".")
             sections.setdefault(section, {})[key] = value
-        whole = {section: {**vars(own), **sections.get(section, {})} for section, own in vars(Config()).items()}
-        chosen = SimpleNamespace(**{section: SimpleNamespace(**values) for section, values in whole.items()})
+        # Not a whole Config, which refuses what is still to be left out; its sections have their properties.
+        whole = {section: replace(own, **sections.get(section, {})) for section, own in vars(Config()).items()}
+        chosen = SimpleNamespace(**whole)
         for name, (_, applies) in EFFECTS.items():
             if not applies(chosen):
                 section, _, key = name.partition(".")
