@@ -30,7 +30,8 @@ def table(panel: ComparisonPanel) -> str:
             line.append(human(row[UNITS[AXES[1 - AXES.index(panel.by)]]]))
         if row["improvement"]:
             chance, low, high = row["improvement"]
-            line.append(f"{100 * chance:.0f} % ({100 * low:.0f} to {100 * high:.0f})")
+            interval = "" if low is None else f" ({100 * low:.0f} to {100 * high:.0f})"
+            line.append(f"{100 * chance:.0f} %{interval}")
         elif len(rows) > 1:
             line.append("" if row["label"] != first else "-")
         cells.append(line)

@@ -185,7 +185,8 @@ def _improvement(plot: Any, panel: ComparisonPanel, styles: dict[str, Any]) -> N
             plot.text(0.5, position, "first", ha="center", va="center", color=color, backgroundcolor="white")
             continue
         probability, low, high = improvement
-        plot.plot([low, high], [position, position], color=color, linewidth=5, alpha=0.35, solid_capstyle="butt")
+        if low is not None:
+            plot.plot([low, high], [position, position], color=color, linewidth=5, alpha=0.35, solid_capstyle="butt")
         plot.plot([probability], [position], "|", color=color, markersize=13, markeredgewidth=2.4)
     _labels(plot, panel, styles)
     plot.set_yticklabels([])

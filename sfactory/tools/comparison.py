@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from sfactory.config.values import same
 from sfactory.errors import did_you_mean
 from sfactory.monitor.format import step_words
 from sfactory.monitor.statistics import bootstrap, improvement_interval, iqm, iqm_curve, probability_of_improvement
-from sfactory.monitor.table import meaning
+from sfactory.monitor.table import EPISODES_IN_MEAN, meaning
 from sfactory.run.reader import RunFolder, expand_folders, read_run
 from sfactory.tools.comparison_notes import Notes
 from sfactory.tools.group_labels import given_labels, labels_of
@@ -34,8 +34,19 @@ UNITS = {"env_steps": "steps", "seconds": "s"}
 RETURN, HUMAN = "charts/episodic_return", "charts/human_normalized"
 QUANTITIES = {RETURN: "training return", HUMAN: "human-normalized return"}
 EVALUATED = "eval/env_steps"
-SCORES = (RETURN, HUMAN, "eval/episodic_return", "eval/iqm", "selfplay/score", "selfplay/elo")
-"""Beginnings of metrics of which more is better, so that a higher value is an improvement."""
+SCORES = (RETURN, f"{RETURN}_min", f"{RETURN}_max", HUMAN, "eval/episodic_return", "eval/iqm", "eval/min", "eval/max",
+          "selfplay/score", "selfplay/elo")  # fmt: skip
+"""Metrics of which more is better, also of one task, so that a higher value is an improvement."""
+GAMES = "charts/games"
+
+
+class Improvement(NamedTuple):
+    """Probability of improvement with its 95 % interval."""
+
+    probability: float
+    low: float | None
+    """None: there is no interval."""
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ class ComparisonPanel:
     @property
     def is_score(self) -> bool:
         """Whether more is better."""
-        return self.metric.startswith(SCORES)
+        return any(self.metric == name or self.metric.startswith(f"{name}/") for name in SCORES)
 
     @property
     def meaning(self) -> str:
@@ -102,17 +113,20 @@ class ComparisonPanel:
         """Return label -> [3, P]: the IQM and the ends of its interval; NaN where a run of the group has no value."""
         return {label: _band([g.curves[axis] for g in strata]) for label, strata in self.groups}
 
-    def improvement(self, label: str) -> tuple[float, float, float] | None:
+    def improvement(self, label: str) -> Improvement | None:
         """Return the probability of improvement over the first group and its interval; None for the first group.
 
-        It is the probability that a random run of `label` scores higher than a random run of the first group.
+        It is the probability that a random run of `label` scores higher than a random run of the first group. There is
+        no interval if one of the two groups is a single run of each task: resampling one run always gives that run.
         """
         groups = dict(self.groups)
         first = next(iter(groups))
         if label == first:
             return None
         scores, baseline = ([g.scores for g in groups[name]] for name in (label, first))
-        return probability_of_improvement(scores, baseline), *improvement_interval(scores, baseline)
+        several = all(max(map(len, strata)) > 1 for strata in (scores, baseline))
+        low, high = improvement_interval(scores, baseline) if several else (None, None)
+        return Improvement(probability_of_improvement(scores, baseline), low, high)
 
     def row(self, label: str) -> dict[str, Any]:
         """Return the statistics of a group, for --json and the table."""
@@ -322,6 +336,8 @@ def _panel(
         scores = [np.interp(grids[by][-1], *_curve(run, task, metric, by)) for run in members]
         group = RunGroup(label, tuple(members), np.array(scores), float(np.median(others)), curves)
         groups.append((label, (group,)))
+        for run in members:
+            _note_score(run, task, by, metric, float(grids[by][-1]), notes)
         if len(members) == 1:
             rest = "no interval; train more seeds."
             notes.of(label or task, f": a single run has {rest}", f": single runs have {rest}")
@@ -329,6 +345,18 @@ def _panel(
             notes.add(f"Groups of fewer than {MIN_RUNS} runs: true intervals are wider than the bootstrap intervals.")
     quantity = QUANTITIES.get(metric, metric)
     return ComparisonPanel(task, quantity, by, float(grids[by][-1]), grids, tuple(groups), metric)
+
+
+def _note_score(run: RunFolder, task: str, by: str, metric: str, end: float, notes: Notes) -> None:
+    """Say where the score of a run at `end` is something else than the heading of its table says."""
+    first = _curve(run, task, metric, by)[0][0]
+    if first > end:
+        rest = f" no value at {end:,.0f} {UNITS[by]} yet; the first one, which came later, is used."
+        notes.of(str(run.path), f" has{rest}", f" have{rest}")
+    games = run.column(GAMES)[run.column(by) <= max(first, end)]
+    if metric == RETURN and len(games) and games[-1] < EPISODES_IN_MEAN:
+        rest = f" fewer than {EPISODES_IN_MEAN} complete episodes there; the return is the mean of all of them."
+        notes.of(str(run.path), f" has{rest}", f" have{rest}")
 
 
 def _grid(groups: Sequence[Sequence[RunFolder]], task: str, metric: str, axis: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from sfactory.config import Config
 from sfactory.config.parsing import flag_name
 from sfactory.files import MiB, is_file, read_end
 from sfactory.monitor.format import duration, human, percent, step_words
-from sfactory.monitor.table import LAG_SHARES, METRICS, STAGES, meaning
+from sfactory.monitor.table import EPISODES_IN_MEAN, LAG_SHARES, METRICS, STAGES, meaning
 from sfactory.run import provenance
 from sfactory.run.checkpoint import candidates
 from sfactory.run.reader import RunFolder, flat_settings, format_value
@@ -125,15 +125,15 @@ def content(run: RunFolder, beside: Path) -> dict[str, Any]:
 
 
 def _tiles(run: RunFolder) -> list[Tile]:
-    """The numbers in the header."""
-    steps, unit = _last(run, "env_steps"), step_words(run.rows)[0]
-    seconds = float(run.status.get("seconds") or _last(run, "seconds"))
+    """The numbers in the header: those of the status, which may be newer than the last row."""
+    steps, unit = _reached(run, "env_steps"), step_words(run.rows)[0]
+    seconds = _reached(run, "seconds")
     tiles = [
-        Tile("return", svg.number(_final_return(run)), "mean of the last 100 episodes"),
+        Tile("return", svg.number(_final_return(run)), _episodes_of_return(run)),
         _steps_tile(run, steps),
         Tile("speed", f"{short(steps / seconds)}/s" if seconds > 0 else "-", f"{unit}, over the whole training"),
         Tile("training time", duration(seconds) if np.isfinite(seconds) else "-", run.config.run.mode),
-        Tile("updates", short(_last(run, "charts/updates")), f"{run.config.batch_rows:,} rows each"),
+        Tile("updates", short(_reached(run, "updates", "charts/updates")), f"{run.config.batch_rows:,} rows each"),
     ]
     if np.isfinite(_last(run, HUMAN)):
         tiles.insert(1, Tile("human scale", f"{_last(run, HUMAN):.2f}", "0 random policy, 1 human tester"))
@@ -144,8 +144,30 @@ def _steps_tile(run: RunFolder, steps: float) -> Tile:
     """Trained steps, and the frames or the steps of environments that belong to them."""
     unit, others = step_words(run.rows)
     if others:
-        return Tile(unit, short(steps), f"{short(_last(run, 'charts/environment_steps'))} {others}")
-    return Tile(unit, short(steps), f"{short(_last(run, 'charts/frames'))} frames")
+        environment_steps = _reached(run, "environment_steps", "charts/environment_steps")
+        return Tile(unit, short(steps), f"{short(environment_steps)} {others}")
+    rows, frames = _last(run, "env_steps"), _last(run, "charts/frames")
+    return Tile(unit, short(steps), f"{short(frames / rows * steps if rows > 0 else frames)} frames")
+
+
+def _reached(run: RunFolder, name: str, metric: str = "") -> float:
+    """How far the run is by its status; by the last row where that is further, or the status does not say it.
+
+    A run that was stopped writes no row of the updates since the last one in lockstep. metric: its name in a row.
+    """
+    known = [_last(run, metric or name)]
+    if isinstance(value := run.status.get(name), int | float):
+        known.append(float(value))
+    return max((value for value in known if np.isfinite(value)), default=float("nan"))
+
+
+def _episodes_of_return(run: RunFolder) -> str:
+    """What the training return is the mean of; earlier versions did not record how many episodes that were."""
+    count, tasks = run.status.get("episodes"), len(run.config.env.tasks)
+    few = isinstance(count, int | float) and 0 < count < EPISODES_IN_MEAN
+    if tasks > 1:
+        return f"mean over tasks of {f'at least {count:.0f}' if few else f'the last {EPISODES_IN_MEAN}'} episodes each"
+    return f"mean of all {count:.0f} episodes so far" if few else f"mean of the last {EPISODES_IN_MEAN} episodes"
 
 
 def _final_return(run: RunFolder) -> float:
@@ -260,7 +282,8 @@ def _lag(run: RunFolder) -> tuple[list[Chart], bool]:
     known = np.isfinite(shares).all(axis=0)
     if not known.any():
         return charts, False
-    weights = np.diff(x, prepend=0.0)[known]  # a row covers the steps since the row before
+    # A row covers the steps since the one before; evaluations may have rows of their own between these.
+    weights = np.diff(x[known], prepend=0.0)
     histogram = (shares[:, known] * weights).sum(axis=1) / weights.sum()
     names = [text.replace(" or more", "+").replace(" to ", "-").replace(" or ", "-") for text in LAG_SHARES.values()]
     return [*charts, Chart("share of all steps", svg.bars(names, histogram.tolist(), "histogram of lag"))], True

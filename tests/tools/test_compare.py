@@ -361,3 +361,59 @@ def test_compare_plot_writes_png_and_svg_with_group_labels(fabricate, typed, tmp
     assert (tmp_path / "plot.png").read_bytes() == before
     typed("compare", "runs", "-o", "steps.svg", "--by", "env_steps")
     assert "by training time" not in (tmp_path / "steps.svg").read_text()
+
+
+# -- what a number is
+
+
+def test_compare_has_no_interval_of_an_improvement_over_a_single_run(fabricate, typed):
+    for name, seed, value, lr in (("a1", 1, 1.0, 1e-3), ("b1", 1, 2.0, 1e-4), ("b2", 2, 3.0, 1e-4)):
+        fabricate(name, [0, value], **{"run.seed": seed, "optim.lr": lr})
+    out = typed("compare", "runs")[1]
+    row = next(line for line in out.splitlines() if line.strip().startswith("optim.lr=1e-4"))
+    assert row.rstrip().endswith(" 100 %")  # and not (100 to 100), as if it were certain
+    group = json.loads(typed("compare", "runs", "--json")[1])["panels"][0]["groups"][1]
+    assert group["improvement"] == [1.0, None, None]
+
+
+def test_compare_plot_draws_an_improvement_without_interval(fabricate, runs):
+    from sfactory.tools import compare_plot
+
+    fabricate("a1", [0, 1.0], **{"optim.lr": 1e-3})
+    fabricate("b1", [0, 2.0], **{"optim.lr": 1e-4})
+    figure = compare_plot.draw(compare([runs]), ["env_steps"])
+    lines = figure.axes[-1].get_lines()
+    assert [line.get_xdata().tolist() for line in lines if line.get_marker() == "|"] == [[1.0]]
+    assert not [line for line in lines if line.get_linewidth() == 5]  # the bar of an interval
+
+
+def test_compare_says_which_returns_are_means_of_fewer_than_100_episodes(fabricate, runs):
+    for name, games in (("few", 22), ("enough", 100)):
+        fabricate(name, [0, 1.0], extra=lambda i, games=games: {"charts/games": games * i / 2})
+    notes = compare([runs]).notes
+    (note,) = [note for note in notes if "episodes" in note]
+    assert note == f"{runs}/few has fewer than 100 complete episodes there; the return is the mean of all of them."
+
+
+def test_compare_says_when_a_score_came_later_than_the_end(fabricate, runs):
+    fabricate("a1", evaluated(x=(300, 1.0)), **{"optim.lr": 1e-3})
+    fabricate("b1", evaluated(x=(900, 2.0)), **{"optim.lr": 1e-4})
+    found = compare([runs], metric="eval/iqm")
+    assert (found.panels[0].end, found.panels[0].row("optim.lr=1e-4")["iqm"]) == (300, 2.0)
+    assert f"{runs}/b1 has no value at 300 steps yet; the first one, which came later, is used." in found.notes
+
+
+@pytest.mark.parametrize(
+    ("metric", "word"),
+    [
+        ("charts/episodic_return", "improvement"),
+        ("charts/episodic_return_max", "improvement"),
+        ("charts/episodic_return_std", "higher"),
+        ("selfplay/elo_best_opponent", "higher"),
+        ("selfplay/score/runs/a", "improvement"),
+    ],
+)
+def test_compare_calls_only_a_higher_score_an_improvement(metric, word, fabricate, typed):
+    for name, lr in (("a", 1e-3), ("b", 1e-4)):
+        fabricate(name, [{metric: 1.0}], **{"optim.lr": lr})
+    assert f"P({word})" in typed("compare", "runs", "--metric", metric)[1]

@@ -1,5 +1,6 @@
 """The report page: complete, self-contained, and consistent with the run folder."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -313,3 +314,70 @@ def test_report_has_a_drawing_of_wide_charts_for_narrow_screens(reported):
     _, text = reported
     wide, narrow = (f'viewBox="0 0 {width} {height}"' for width, height in (svg.WIDE, svg.NARROW))
     assert text.count(wide) == text.count(narrow) == text.count('<div class="on-narrow">') > 0
+
+
+# -- the numbers in the header
+
+
+def tiles(folder, typed):
+    """Label -> (number, note) of the header of a run's page."""
+    typed("report", folder)
+    text = (folder / "report.html").read_text()
+    return {one[0]: one[1:] for one in re.findall(r"<span>([^<]*)</span><b>([^<]*)</b><small>([^<]*)</small>", text)}
+
+
+def with_status(folder, **fields):
+    """Add fields to the status of a run."""
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, **fields}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("episodes", "note"),
+    [
+        (22, "mean of all 22 episodes so far"),
+        (100, "mean of the last 100 episodes"),
+        (None, "mean of the last 100 episodes"),
+    ],
+)
+def test_report_says_how_many_episodes_the_return_is_the_mean_of(episodes, note, fabricate, typed):
+    folder = with_status(fabricate("a", [1.0]), training_return=26.3, episodes=episodes)
+    assert tiles(folder, typed)["return"] == ("26.3", note)
+
+
+def test_report_says_how_many_episodes_of_every_task_are_in_the_return(fabricate, typed):
+    folder = fabricate("a", [1.0], target="atari/pong,atari/boxing")
+    assert tiles(with_status(folder, episodes=3), typed)["return"][1] == "mean over tasks of at least 3 episodes each"
+    assert tiles(with_status(folder, episodes=100), typed)["return"][1] == "mean over tasks of the last 100 episodes each"
+
+
+def test_report_header_has_what_the_run_reached_after_its_last_row(fabricate, typed):
+    def extra(i):
+        return {"charts/updates": 10.0 * i, "charts/frames": 4000.0 * i}
+
+    folder = with_status(fabricate("a", [1.0, 2.0], extra=extra), env_steps=3000, updates=30, seconds=30.0)
+    found = tiles(folder, typed)
+    assert found["steps"] == ("3k", "12k frames")
+    assert found["updates"][0] == "30"
+    assert found["speed"][0] == "100/s"
+
+
+def test_report_header_of_a_run_without_a_row_has_what_the_status_says(fabricate, typed):
+    folder = with_status(fabricate("a", []), env_steps=500, updates=4, seconds=5.0)
+    found = tiles(folder, typed)
+    assert (found["steps"][0], found["updates"][0], found["speed"][0]) == ("500", "4", "100/s")
+
+
+def test_report_lag_histogram_counts_steps_before_an_evaluation_of_its_own_row(fabricate, typed):
+    def extra(i):
+        if i == 3:
+            return {"eval/env_steps": 2500.0, "eval/episodic_return": 1.0, "eval/iqm": 1.0}
+        shares = {f"lag/share_{name}": float(name == ("0" if i < 3 else "2")) for name in LAG_SHARES}
+        return {"lag/mean": 1.0, "lag/p95": 2.0, "lag/max": 2.0, **shares}
+
+    folder = fabricate("a", [1.0, 2.0, None, 4.0], extra=extra)  # rows of training at 1000, 2000 and 4000 steps
+    typed("report", folder)
+    text = (folder / "report.html").read_text()
+    assert "<title>0: 50.00 %</title>" in text
+    assert "<title>2: 50.00 %</title>" in text
