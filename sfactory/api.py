@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import numbers
 import os
 import shlex
 import shutil
@@ -49,6 +50,7 @@ from sfactory.run.folder import (
     refuse_existing,
     require_checkpoint,
     require_config_file,
+    require_run_or_checkpoint,
     run_of,
 )
 from sfactory.run.job import check_job, wait_for_leader
@@ -69,7 +71,10 @@ CallbackLike = Callback | Callable[[RunHandle, dict[str, float]], None]
 
 
 def make_config(
-    target: str | Config | Code = "", *, wrappers: Sequence[str | Code] | None = None, **sections: Mapping[str, Any]
+    target: str | Config | Code = "",
+    *,
+    wrappers: str | Code | Sequence[str | Code] | None = None,
+    **sections: Mapping[str, Any],
 ) -> Config:
     """Build a checked configuration from a preset, FAMILY/ID, code or another `Config`, and changes.
 
@@ -78,7 +83,8 @@ def make_config(
             that returns a gymnasium.Env (or a ParallelEnv or AECEnv of PettingZoo). It is called in other processes,
             once for every copy, with `env.settings` as arguments. A lambda, a closure or what a notebook defines is
             pickled (`sfactory.pickled`); what a module defines is named `module:Class`, as on the command line.
-        wrappers: `env.wrappers`, the innermost first: classes or functions that take the environment, or names.
+        wrappers: `env.wrappers`, the innermost first: classes or functions that take the environment, or names; one of
+            them needs no list.
         sections: one dict per section, as ``optim={"lr": 1e-3}, stop={"env_steps": 50_000}``. Classes may stand where
             the command line takes `module:Class`, as ``model={"encoder": MyEncoder}``.
 
@@ -89,6 +95,10 @@ def make_config(
         env = dict(sections.get("env", {}))
         if "wrappers" in env:
             raise SettingError("env.wrappers is given twice, as wrappers= and in env=; leave one out")
+        if not isinstance(wrappers, list | tuple):
+            if not isinstance(wrappers, str) and not callable(wrappers):
+                raise SettingError(f"wrappers: expected classes, functions or names, got {wrappers!r}")
+            wrappers = [wrappers]
         sections["env"] = {**env, "wrappers": list(wrappers)}
     if isinstance(target, Config):
         return parsing.build(layer_of(to_dict(target)), layer_of(sections))
@@ -98,7 +108,7 @@ def make_config(
 def train(
     target: str | Config | Code = "",
     *,
-    wrappers: Sequence[str | Code] | None = None,
+    wrappers: str | Code | Sequence[str | Code] | None = None,
     callbacks: CallbackLike | Sequence[CallbackLike] = (),
     check: bool = True,
     **sections: Mapping[str, Any],
@@ -135,7 +145,7 @@ def train(
 def resume(
     run_dir: str | Path,
     *,
-    allow: Sequence[str] = (),
+    allow: str | Sequence[str] = (),
     trust: bool = False,
     callbacks: CallbackLike | Sequence[CallbackLike] = (),
     check: bool = True,
@@ -148,6 +158,7 @@ def resume(
     """
     refuse_worker()
     run_dir, found = _path(run_dir), as_callbacks(callbacks)
+    allow = [allow] if isinstance(allow, str) else allow
     config = parsing.build(presets.recorded_layer(require_config_file(run_dir)), layer_of(sections))
     return _checked(resume_config(run_dir, config, allow, trust, found), check, found)
 
@@ -185,10 +196,12 @@ def evaluate(
     Raises:
         ValueError, EnvError: no such run or checkpoint; nothing that can be played or recorded.
     """
-    return evaluate_layer(
-        run_dir, layer_of(sections), str(checkpoint), trust, episodes=episodes, greedy=greedy, max_steps=max_steps,
-        seed=seed, video=None if video is None else _path(video), video_games=video_episodes, num_envs=num_envs,
-    )  # fmt: skip
+    counts = _whole_numbers(
+        episodes=episodes, max_steps=max_steps, seed=seed, video_episodes=video_episodes, num_envs=num_envs
+    )
+    counts["video_games"] = counts.pop("video_episodes")
+    film = None if video is None else _path(video)
+    return evaluate_layer(run_dir, layer_of(sections), str(checkpoint), trust, greedy=greedy, video=film, **counts)
 
 
 def play_match(
@@ -220,10 +233,8 @@ def play_match(
         ValueError, EnvError: no such run or checkpoint; an environment with one agent, or other spaces than those that
             either policy was trained with.
     """
-    return match_layer(
-        run_dir, opponent, layer_of(sections), str(checkpoint), trust, episodes=episodes, greedy=greedy,
-        max_steps=max_steps, seed=seed, num_envs=num_envs,
-    )  # fmt: skip
+    counts = _whole_numbers(episodes=episodes, max_steps=max_steps, seed=seed, num_envs=num_envs)
+    return match_layer(run_dir, opponent, layer_of(sections), str(checkpoint), trust, greedy=greedy, **counts)
 
 
 def load_policy(run: str | Path, seed: int = 0, trust: bool = False) -> Policy:
@@ -240,7 +251,11 @@ def load_policy(run: str | Path, seed: int = 0, trust: bool = False) -> Policy:
     Raises:
         ValueError: no usable checkpoint, or code that is not trusted.
     """
-    return _load_policy(_path(run), seed, trust, "sfactory eval")
+    found = _whole_numbers(seed=seed)["seed"]
+    if found < 0:
+        raise SettingError(f"seed must be >= 0, got {found}")
+    require_run_or_checkpoint(_path(run))
+    return _load_policy(_path(run), found, trust, "sfactory eval")
 
 
 def _load_policy(run: Path, seed: int, trust: bool, command: str) -> Policy:
@@ -278,7 +293,8 @@ def compare(
     *,
     by: str = "env_steps",
     output: str | Path | None = None,
-    **options: Any,
+    metric: str = "",
+    labels: str | Sequence[str] = (),
 ) -> Comparison:
     """Compare runs, as `sfactory compare`: groups of seeds, interquartile mean, intervals, improvement.
 
@@ -288,20 +304,22 @@ def compare(
         runs: folders of runs or of sweeps, or patterns such as "runs/a*".
         by: "env_steps" or "seconds", where runs are compared.
         output: a picture to write too: .png, .svg or .pdf. Needs matplotlib.
-        options: the others of `sfactory.tools.comparison.compare`.
+        metric: what is compared, as "eval/iqm"; empty: the training return.
+        labels: names of the groups, in the order of the table: a list, or one text with commas.
 
     Raises:
         ValueError: no such run, or runs that cannot be compared.
     """
     from sfactory.tools import compare_plot
-    from sfactory.tools.comparison import AXES
+    from sfactory.tools.comparison import AXES, RETURN
     from sfactory.tools.comparison import compare as compare_runs
     from sfactory.tools.shown_comparison import shown
 
     if by not in AXES:
         raise ValueError(f"by: expected one of {', '.join(AXES)}, got {by!r}")
     pictures = [] if output is None else compare_plot.targets(_path(output))  # refused before the work
-    found = shown(compare_runs(_folders(runs), by, **options))
+    names = [name.strip() for name in labels.split(",")] if isinstance(labels, str) and labels else labels
+    found = shown(compare_runs(_folders(runs), by, metric or RETURN, names))
     if pictures:
         compare_plot.save(found, pictures, (by,))
     return found
@@ -503,7 +521,9 @@ def _train(config: Config, run_dir: Path, ranks: Ranks, callbacks: Callbacks, *,
 
 
 def _checked(outcome: Outcome, check: bool, callbacks: Callbacks) -> Outcome:
-    """The outcome; RunFailed if the run failed and `check` is set."""
+    """The outcome; RunFailed if the run failed and `check` is set. SystemExit of a callback is raised again."""
+    if callbacks.error is not None and not isinstance(callbacks.error, Exception):
+        raise callbacks.error
     if check and outcome.failed:
         raise RunFailed(outcome) from callbacks.error
     return outcome
@@ -517,6 +537,14 @@ def _folders(runs: str | Path | Sequence[str | Path]) -> list[Path]:
         fitting = [] if path.exists() else sorted(glob.glob(str(path)))
         found += map(Path, fitting) if fitting else [path]
     return found
+
+
+def _whole_numbers(**given: Any) -> dict[str, int]:
+    """Arguments that are whole numbers, of NumPy too, as int. SettingError names another one."""
+    for name, value in given.items():
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            raise SettingError(f"{name}: {value!r} is not a whole number")
+    return {name: int(value) for name, value in given.items()}
 
 
 def _path(name: str | Path) -> Path:

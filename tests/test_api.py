@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import sfactory
+from sfactory import api
 from sfactory.config.toml_file import from_toml
 from sfactory.envs import EnvError
 from sfactory.errors import CommandError, Exit
@@ -241,6 +242,43 @@ def test_make_config_applies_one_dict_per_section_to_a_preset_or_a_config():
     assert sfactory.make_config("classic/cartpole", optim={"lr": "2.5e-4"}).optim.lr == 2.5e-4
 
 
+def test_make_config_takes_one_wrapper_without_a_list_and_lists_of_names():
+    def wrappers(given):
+        return sfactory.make_config("classic/cartpole", wrappers=given).env.wrappers
+
+    assert wrappers("FlattenObservation") == wrappers(["FlattenObservation"]) == "FlattenObservation"
+    own = lambda env: env  # noqa: E731  (what people pass)
+    assert wrappers(own) == wrappers([own]) == wrappers((own,))
+    names = {"env": {"info_keys": ["a", "b.c"]}, "log": {"wandb": True, "wandb_tags": ("x", "y")}}
+    config = sfactory.make_config("classic/cartpole", **names)
+    assert (config.env.info_keys, config.log.wandb_tags) == ("a,b.c", "x,y")
+    tasks = ["minatar/freeway", "minatar/breakout"]
+    assert sfactory.make_config("classic/cartpole", env={"name": tasks}).env.tasks == tuple(tasks)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sfactory.evaluate("run", 2.5), "episodes: 2.5 is not a whole number"),
+        (lambda: sfactory.evaluate("run", "10"), "episodes: '10' is not a whole number"),
+        (lambda: sfactory.evaluate("run", 2, num_envs=True), "num_envs: True is not a whole number"),
+        (lambda: sfactory.evaluate("run", 2, video_episodes=None), "video_episodes: None is not a whole number"),
+        (lambda: sfactory.play_match("run", "random", seed=0.0), "seed: 0.0 is not a whole number"),
+        (lambda: sfactory.load_policy("run", seed="1"), "seed: '1' is not a whole number"),
+        (lambda: sfactory.load_policy("run"), "run does not exist"),
+    ],
+)
+def test_functions_name_a_wrong_argument_before_anything_starts(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_whole_numbers_of_numpy_are_plain_numbers_in_a_result():
+    found = api._whole_numbers(episodes=np.int64(3), seed=np.uint8(0))
+    assert [type(value) for value in found.values()] == [int, int]
+
+
 @pytest.mark.parametrize(
     ("target", "sections", "message"),
     [
@@ -250,6 +288,11 @@ def test_make_config_applies_one_dict_per_section_to_a_preset_or_a_config():
         ("classic/cartpole", {"optimizer": {"lr": 1}}, "no such setting"),
         ("classic/cartpole", {"optim": 1e-3}, "expected a dict of settings"),
         ("classic/cartpole", {"optim": {"lr": "fast"}}, "'fast' is not a number"),
+        ("classic/cartpole", {"wrappers": 5}, "wrappers: expected classes, functions or names, got 5"),
+        ("classic/cartpole", {"run": {"dir": b"x"}}, "run.dir: b'x' is not text"),
+        ("classic/cartpole", {"env": {"info_keys": ["a,b"]}}, "env.info-keys: 'a,b' has a comma"),
+        ("classic/cartpole", {"env": {"info_keys": [1]}}, "env.info-keys: 1 is not text"),
+        ("classic/cartpole", {"run": {"dir": ["a", "b"]}}, "run.dir: expected one value, got 2"),
         ("classic/cartpole", {"batch": {"minibatches": 7}}, "must divide into 7 minibatches"),
         ("", {}, "no TARGET"),
     ],

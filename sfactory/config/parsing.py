@@ -8,6 +8,7 @@ are then checked by msgspec, which imports in 15 ms (pydantic: 35 ms) and does n
 
 from __future__ import annotations
 
+import datetime
 import functools
 import math
 import numbers
@@ -32,8 +33,12 @@ from sfactory.errors import SettingError, SettingNote, did_you_mean
 
 PATHS = ("run.dir", "run.init_from", "env.name")
 """Settings that name a folder or file: `~` is the home folder."""
+LISTS = ("env.name", "env.wrappers", "env.drop", "env.info_keys", "selfplay.opponents", "log.wandb_tags")
+"""Texts that are several names with commas; a list of names in Python or a file is the same."""
 _NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?)([kKMGB]?)")
 WORDS = {**SWITCHES, "1": True, "0": False}
+TEXTS = (str, bool, numbers.Number, datetime.date, datetime.time)
+"""What counts as text where text is expected: a file may have `name = 7`, or a date."""
 LARGEST_EXPONENT = 300
 LONGEST_SHOWN = 80
 
@@ -238,6 +243,8 @@ def convert(name: str, value: Any) -> Any:
     if table := table_of(name):
         return as_table(table, (), value)
     try:
+        if current_name(name) in LISTS and isinstance(value, list | tuple):
+            value = _joined(value)
         if name in PATHS and isinstance(value, str | os.PathLike):
             names = os.fspath(value).split(",") if name == "env.name" else [os.fspath(value)]
             value = ",".join(map(os.path.expanduser, names))
@@ -247,6 +254,17 @@ def convert(name: str, value: Any) -> Any:
         raise SettingError(f"{flag_name(name)}: {error}") from None
     except msgspec.ValidationError:
         raise SettingError(f"{flag_name(name)}: {shown(value)} is not {_expected(kind)}") from None
+
+
+def _joined(names: Sequence[Any]) -> str:
+    """A list of names as one text with commas."""
+    texts = [os.fspath(name) if isinstance(name, os.PathLike) else name for name in names]
+    for text in texts:
+        if not isinstance(text, str):
+            raise SettingError(f"{shown(text)} is not text")
+        if "," in text:
+            raise SettingError(f"{text!r} has a comma, which separates names")
+    return ",".join(texts)
 
 
 def _from_text(text: str, kind: Any) -> Any:
@@ -281,7 +299,11 @@ def _from_python(value: Any, kind: Any) -> Any:
     if origin is Literal:
         return _choice(value, typing.get_args(kind))
     if kind is str:
-        return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if not isinstance(value, TEXTS):
+            raise SettingError(f"{shown(value)} is not text")
+        return str(value)
     if origin is tuple:
         return [_from_python(value, int)]
     if isinstance(value, numbers.Real) and not isinstance(value, bool):

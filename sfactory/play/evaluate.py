@@ -23,6 +23,7 @@ from sfactory.envs import EnvSpec
 from sfactory.errors import CommandError, Exit
 from sfactory.monitor.format import percent
 from sfactory.monitor.statistics import bootstrap, human_normalized, iqm
+from sfactory.monitor.table import EPISODES_IN_MEAN
 from sfactory.play.episodes import model_policy, num_play_envs, play_task
 from sfactory.play.video import VideoFile, VideoRecorder, check_video, remove_unfinished, task_video_path
 from sfactory.play.watched_group import NO_CLOCK, EnvClock, watched_spec
@@ -180,8 +181,10 @@ def cut_episodes(complete: int, capped: int, max_steps: int, faults: int) -> lis
     return lines
 
 
-def check_counts(episodes: int, max_steps: int, num_envs: int) -> None:
+def check_counts(episodes: int, max_steps: int, num_envs: int, seed: int) -> None:
     """Raise ValueError for numbers that cannot be played."""
+    if seed < 0:
+        raise ValueError(f"seed must be >= 0, got {seed}")
     if episodes < 1 or max_steps < 0 or num_envs < 0:
         got = f"got {episodes}, {max_steps} and {num_envs}"
         raise ValueError(f"episodes must be >= 1, max-steps and envs >= 0 ({got})")
@@ -222,7 +225,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         """Raise ValueError for what cannot be played or recorded."""
-        check_counts(self.episodes, self.max_steps, self.num_envs)
+        check_counts(self.episodes, self.max_steps, self.num_envs, self.seed)
         if self.video is not None:
             check_video(self.video_folder / self.video, self.video_games, self.episodes)
 
@@ -327,7 +330,9 @@ def chosen_checkpoint(run: Path, which: str) -> Path:
     if which == BEST:
         best = checkpoint.best(run)
         if best is None:
-            raise CommandError(Exit.USAGE, f"checkpoint best: no checkpoint of {run} has a training return yet")
+            raise CommandError(
+                Exit.USAGE, f"checkpoint best: no checkpoint of {run} has a return of {EPISODES_IN_MEAN} episodes yet"
+            )
         return best
     found = {int(path.name): path for path in checkpoint.candidates(run)}
     if not which.isdecimal() or int(which) not in found:

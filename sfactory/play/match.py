@@ -282,7 +282,7 @@ class Match:
 
     def __post_init__(self) -> None:
         """Raise ValueError for what cannot be played."""
-        check_counts(self.episodes, self.max_steps, self.num_envs)
+        check_counts(self.episodes, self.max_steps, self.num_envs, self.seed)
         if len(self.config.env.tasks) > 1:
             raise ValueError(
                 f"a match is played in one environment, and the run has {len(self.config.env.tasks)}: "

@@ -23,14 +23,18 @@ class RunHandle:
     def __init__(self, run_dir: Path, config: Config, request_save: Callable[[], None]) -> None:
         self.run_dir, self.config = run_dir, config
         self.env_steps = 0
-        """Trained steps of the newest row."""
+        """Trained steps of the newest row; before the first one, of the checkpoint that the run continues from."""
         self.stop_reason: str | None = None
         """Why a callback has asked to stop; None if none has."""
         self._request_save = request_save
 
     def stop(self, reason: str = "") -> None:
-        """End the run after the update that is under way: saved, evaluated and finished, as by a stop rule."""
-        self.stop_reason = reason if self.stop_reason is None else self.stop_reason
+        """End the run after the update that is under way: saved, evaluated and finished, as by a stop rule.
+
+        reason: of the outcome's sentence; that of the first call counts.
+        """
+        if self.stop_reason is None:
+            self.stop_reason = " ".join(str(reason or "").split())
 
     def save(self) -> None:
         """Write a checkpoint after the update that is under way."""
@@ -42,7 +46,8 @@ class Callback:
 
     They run in the process and thread of `sfactory.train`, between two looks at the workers: training goes on meanwhile
     (in lockstep it waits), restarts of workers and the panel wait. An exception ends the run: it is saved, then
-    `sfactory.train` raises RunFailed with the exception as its cause.
+    `sfactory.train` raises RunFailed with the exception as its cause. SystemExit and KeyboardInterrupt, which are to
+    end more than the run, are raised again themselves.
     """
 
     def on_row(self, run: RunHandle, row: dict[str, float]) -> None:
@@ -67,7 +72,7 @@ class Callbacks:
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         self._callbacks = list(callbacks)
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._sentence = ""
         self._run: RunHandle | None = None
         self._checkpoint = -1  # trained steps of the last checkpoint that was reported
@@ -82,6 +87,7 @@ class Callbacks:
         """Called before the first row. resume: the checkpoint that the run continues from, or empty."""
         self._run, self._log = RunHandle(run_dir, config, request_save), log
         self._checkpoint = int(Path(resume).name) if resume else -1
+        self._run.env_steps = max(0, self._checkpoint)
 
     def row(self, row: dict[str, float]) -> None:
         """Report a row of metrics."""
@@ -132,7 +138,7 @@ class Callbacks:
             return
         try:
             getattr(callback, method)(self._run, argument)
-        except Exception as error:
+        except BaseException as error:  # sys.exit() too: what was trained is saved first
             text = " ".join(f"{type(error).__name__}: {error}".split())
             name = callback.name if isinstance(callback, _FunctionCallback) else f"{type(callback).__name__}.{method}"
             self.error, self._sentence = error, f"{name} raised {text}"

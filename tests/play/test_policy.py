@@ -162,8 +162,12 @@ def test_load_policy_accepts_a_checkpoint_folder_and_moves_nothing(cartpole):
     before = sorted(p.name for p in cartpole.rglob("*"))
     assert sfactory.load_policy(path).env_steps == int(path.name) == sfactory.load_policy(str(cartpole)).env_steps
     assert sorted(p.name for p in cartpole.rglob("*")) == before
-    with pytest.raises(ValueError, match="holds no checkpoint"):
+    with pytest.raises(ValueError, match="holds no run"):
         sfactory.load_policy(cartpole / "tb")
+    with pytest.raises(ValueError, match="does not exist"):
+        sfactory.load_policy(cartpole / "typing-eror")
+    with pytest.raises(ValueError, match="seed must be >= 0, got -1"):
+        sfactory.load_policy(cartpole, seed=-1)
 
 
 def test_import_sfactory_loads_no_heavy_package():

@@ -87,6 +87,34 @@ def test_callback_may_stop_and_save(begun):
     assert begun.saves == 1
 
 
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        ("", "stopped by a callback"),
+        (None, "stopped by a callback"),
+        ("two\n lines", "stopped by a callback: two lines"),
+        (3, "stopped by a callback: 3"),
+    ],
+)
+def test_callback_may_give_any_reason_to_stop(reason, sentence, begun):
+    callbacks = begun.begin(lambda run, row: run.stop(reason))
+    callbacks.row(ROW)
+    assert callbacks.outcome().sentence == sentence
+
+
+def test_callback_knows_the_steps_of_a_resumed_run_before_its_first_row(begun):
+    seen = []
+
+    class Looking(Callback):
+        def on_checkpoint(self, run, path):
+            seen.append(run.env_steps)
+
+    checkpoint(begun.run_dir, 64)
+    callbacks = begun.begin(Looking(), resume=str(begun.run_dir / "checkpoints" / f"{64:012d}"))
+    callbacks.look(checkpoint(begun.run_dir, 128))
+    assert seen == [64]
+
+
 def test_callback_that_fails_ends_the_run_and_no_other_is_called(begun):
     after = Recording()
     callbacks = begun.begin(Failing(), after)

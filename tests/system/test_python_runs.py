@@ -312,6 +312,22 @@ def test_callback_that_raises_ends_the_run_after_a_checkpoint(mode):
 
 
 @pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_callback_that_ends_the_program_does_so_after_a_checkpoint(error):
+    def leave(run, row):
+        if run.env_steps > 100:
+            raise error
+
+    sections = {**TINY, "run": {"mode": "lockstep", "dir": "run"}, "stop": {}}
+    with pytest.raises(type(error)) as raised:
+        sfactory.train("classic/cartpole", callbacks=leave, check=False, **sections)
+    assert raised.value is error
+    status = json.loads(Path("run/status.json").read_text())
+    assert status["state"] == "callback failed"
+    assert int(Path(status["checkpoint"]).name) == status["env_steps"] > 100
+
+
+@pytest.mark.usefixtures("forked")
 def test_callbacks_of_a_run_in_a_thread_are_called_there_and_stop_it():
     """No signal reaches such a run: a callback is the way to end it."""
     found, threads = [], set()
@@ -350,6 +366,11 @@ def test_compare_and_report_are_the_commands_as_functions():
     assert done.stdout.startswith(str(found))
     assert found.as_dict()["panels"][0]["groups"][0]["runs"] == sorted(run.run_dir for run in runs)
     assert str(sfactory.compare([run.run_dir for run in runs], by="seconds")) != str(found)
+    assert str(sfactory.compare("runs/*", labels="mine")) == str(sfactory.compare("runs/*", labels=["mine"]))
+    with pytest.raises(ValueError, match="has 2 names, and there are 1 groups"):
+        sfactory.compare("runs/*", labels="ours, theirs")
+    with pytest.raises(ValueError, match="no row of these runs has it"):
+        sfactory.compare("runs/*", metric="eval/iqm")
     with pytest.raises(ValueError, match="by: expected one of env_steps, seconds"):
         sfactory.compare("runs/*", by="steps")
     page = sfactory.report(runs[0].run_dir)

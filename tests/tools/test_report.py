@@ -348,8 +348,8 @@ def test_report_says_how_many_episodes_the_return_is_the_mean_of(episodes, note,
 
 def test_report_says_how_many_episodes_of_every_task_are_in_the_return(fabricate, typed):
     folder = fabricate("a", [1.0], target="atari/pong,atari/boxing")
-    assert tiles(with_status(folder, episodes=3), typed)["return"][1] == "mean over tasks of at least 3 episodes each"
-    assert tiles(with_status(folder, episodes=100), typed)["return"][1] == "mean over tasks of the last 100 episodes each"
+    for episodes, note in ((3, "at least 3 episodes each"), (100, "the last 100 episodes each")):
+        assert tiles(with_status(folder, episodes=episodes), typed)["return"][1] == f"mean over tasks of {note}"
 
 
 def test_report_header_has_what_the_run_reached_after_its_last_row(fabricate, typed):
