@@ -329,16 +329,15 @@ def report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     """Write a run as one HTML page, as `sfactory report`; return its path, by default RUN/report.html.
 
     Raises:
-        ValueError: no such run; a folder that does not exist.
+        ValueError: no such run; a file that cannot be written.
     """
-    from sfactory.files import replace_text
+    from sfactory.files import replace_text, require_writable
     from sfactory.run.reader import read_run
     from sfactory.tools.report import page
 
     folder = read_run(_path(run_dir))
     target = folder.path / "report.html" if output is None else _path(output)
-    if not target.parent.is_dir():
-        raise ValueError(f"{target}: the folder {target.parent} does not exist")
+    require_writable(target)
     text = page(folder, target.parent)
     if output is None:
         replace_text(target, text)

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from sfactory.errors import FileRefused
+from sfactory.errors import CommandError, Exit, FileRefused
 
 MiB = 2**20
 MOST_IN_HOLES = 2**30
@@ -120,6 +120,16 @@ def replace_text(path: Path, text: str) -> None:
 
 
 # -- opening -------------------------------------------------------------------------------------------------
+
+
+def require_writable(file: Path) -> None:
+    """CommandError (exit 2) if a file of the user's own for a result cannot be made; asked before the work."""
+    if not file.parent.is_dir():
+        raise CommandError(Exit.USAGE, f"{file}: the folder {file.parent} does not exist")
+    if file.is_dir():
+        raise CommandError(Exit.USAGE, f"{file} is a folder; name a file")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise CommandError(Exit.USAGE, f"{file} cannot be written: no permission")
 
 
 def _checked(path: Path, flags: int, mode: str, most: int | None) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from sfactory.errors import CommandError, Exit
+from sfactory.errors import CommandError, Exit, SettingError, did_you_mean
 
 if TYPE_CHECKING:
     from sfactory.config import Config
@@ -81,7 +81,10 @@ class CommandParser(Parser):
         if "--help" in args or "-h" in args:
             self.print_help()
             self.exit()
-        settings, own, positionals = split_flags(args, self.own_options())
+        try:
+            settings, own, positionals = split_flags(args, self.own_options())
+        except SettingError as error:
+            raise self._without_settings(error) from None
         refused = [name for name in settings if not (self.accepted and name.startswith(self.accepted))]
         if refused and self.refusal:
             raise CommandError(Exit.USAGE, f"{flag_name(refused[0])}: {self.refusal}; see --help")
@@ -96,6 +99,15 @@ class CommandParser(Parser):
             self.help_all(found)
             self.exit()
         return found, rest
+
+    def _without_settings(self, error: SettingError) -> ValueError:
+        """The same error; of a command that takes no such settings, one that speaks of its options."""
+        name, _, rest = str(error).partition(": ")
+        if not self.refusal or "." in name or not rest.startswith("no such setting"):
+            return error
+        near = did_you_mean(name, [option.lstrip("-") for option in self.own_options()], 0.8, 0.85)
+        hint = near.replace("mean ", "mean --") or f"; {self.refusal}"
+        return CommandError(Exit.USAGE, f"--{name}: no such option{hint}; see --help")
 
 
 class OneWord(argparse.Action):
@@ -116,7 +128,6 @@ def _as_setting(word: str) -> str:
     """Suggest the flag for a setting written as `lr=3`; empty if there is no setting of a similar name."""
     from sfactory.config.known_names import setting_of
     from sfactory.config.parsing import field_types, flag_name
-    from sfactory.errors import did_you_mean
 
     name, _, value = word.partition("=")
     if setting := setting_of(name):

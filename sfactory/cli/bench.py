@@ -66,10 +66,13 @@ def run(options: argparse.Namespace) -> int:
     """Measure the workload, and search for faster settings if asked to."""
     from sfactory.config.toml_file import settings_to_toml
     from sfactory.device.machine import cores
+    from sfactory.files import require_writable
     from sfactory.supervisor.cores import by_cores
     from sfactory.tools.bench import bench
     from sfactory.tools.tune import search
 
+    if options.write:
+        require_writable(options.write)
     budget = options.search or (60.0 if options.write else 0.0)
     config = config_of(options)
     log = quiet if options.json else progress

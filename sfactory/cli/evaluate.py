@@ -98,11 +98,12 @@ def _show_videos(word: str, result: Any) -> None:
     from pathlib import Path
 
     from sfactory.play.video_event import show_videos
+    from sfactory.run.folder import run_of
 
     results = getattr(result, "tasks", (result,))
     files = [Path(video.file) for one in results for video in one.videos]
     try:
-        show_videos(Path(word), files, results[0].env_steps)
+        show_videos(run_of(Path(word)), files, results[0].env_steps)
     except (OSError, ValueError) as error:
         print(f"sfactory: note: TensorBoard does not show the video: {error}", file=sys.stderr)
 

@@ -40,6 +40,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train for a short time and write the timeline of its last seconds."""
+    from sfactory.files import require_writable
     from sfactory.tools import timeline
     from sfactory.tools.bench import trial
     from sfactory.tools.tune import with_settings
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     seconds, path = options.seconds, options.output
     if not 0 < seconds <= LONGEST:
         raise CommandError(Exit.USAGE, f"--seconds must be more than 0 and at most {LONGEST}, got {seconds:g}")
+    require_writable(path)
     config = with_settings(config_of(options), {"run.profile": True})
     spans: list[timeline.Span] = []
     whole = trial(config, seconds, lambda run: spans.extend(timeline.last(timeline.read(run / "debug"), seconds)))

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from sfactory.cli.args import Commands, add_run, complete, path
-from sfactory.errors import CommandError, Exit
 
 DESCRIPTION = """\
 Write one run as one HTML page without scripts or network access: outcome, curves, lag, where the
@@ -31,20 +30,10 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Read the run folder and write the page."""
-    from sfactory.files import replace_text
+    """Write the page and say where it is."""
+    from sfactory import api
     from sfactory.monitor.format import printable
-    from sfactory.run.reader import read_run
-    from sfactory.tools.report import page
 
-    folder = read_run(Path(options.word))
-    target = options.output or folder.path / "report.html"
-    if not target.parent.is_dir():
-        raise CommandError(Exit.USAGE, f"{target}: the folder {target.parent} does not exist")
-    text = page(folder, target.parent)
-    if options.output:  # the user's own file, or link to one
-        target.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
-    else:
-        replace_text(target, text)
+    target = api.report(Path(options.word), options.output)
     print(printable(f"written: {target} ({target.stat().st_size / 1000:.0f} kB); open it in a browser"))
     return 0

@@ -235,11 +235,9 @@ def info_numbers(info: Any, keys: Sequence[str] = ()) -> dict[str, float]:
         return {key: number for key, number in numbers.items() if number is not None}
     found = {}
     for name, value in info.items():
-        plain = isinstance(value, bool | int | float | np.number | np.bool_) and not isinstance(value, complex)
         usable = isinstance(name, str) and name.isprintable() and 0 < len(name) <= 60 and name not in NOT_NUMBERS
-        with contextlib.suppress(OverflowError):  # 2**2000: no float
-            if plain and usable and math.isfinite(number := float(value)):
-                found[name] = number
+        if usable and not isinstance(value, np.ndarray) and (number := _number(value)) is not None:
+            found[name] = number
         if len(found) == MAX_INFOS:
             break
     return found
@@ -259,6 +257,8 @@ def _number(value: Any) -> float | None:
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
     if not isinstance(value, bool | int | float | np.integer | np.floating | np.bool_):
+        return None
+    if isinstance(value, np.timedelta64):  # a whole number to NumPy, and no float to Python
         return None
     with contextlib.suppress(OverflowError):  # 2**2000
         number = float(value)

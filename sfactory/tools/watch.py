@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,16 @@ class RunWatcher:
     def read(self, now: float) -> Snapshot:
         """Return a snapshot of the run at the time `now` (seconds since the epoch, for ages)."""
         written_at = self._read_rows()
-        state, state_at = _state(self.run_dir)
+        status = read_status(self.run_dir)
+        state, state_at = run_state(self.run_dir, status), status_written_at(self.run_dir)
+        reached = status if state != "running" else {}  # at its end a run may be further than its last row
         since = max(0.0, now - written_at) if state == "running" else 0.0
         config, saved = self.config, checkpoint.last_saved(self.run_dir, now if state == "running" else state_at)
         if saved is not None:
             saved = saved[0], max(0.0, saved[1] - since)  # panels add `since`
+        env_steps, seconds = (_further(self.row, reached, name) for name in ("env_steps", "seconds"))
         return Snapshot(
-            row=self.row, env_steps=int(self.row.get("env_steps", 0)), seconds=float(self.row.get("seconds", 0.0)),
+            row=self.row, env_steps=int(env_steps), seconds=seconds,
             stop=config.stop, name=self.run_dir.resolve().name, env=config.env.name, protocol=config.env.protocol,
             mode=config.run.mode, device="" if config.run.device == "auto" else config.run.device,
             history=tuple(self.history.points), checkpoint=saved, faults=_faults(self.run_dir),
@@ -89,9 +93,9 @@ def watch(run_dir: Path) -> Snapshot:
         console.close()
 
 
-def _state(run_dir: Path) -> tuple[str, float]:
-    """Return the state of the run (running, killed, finished, ...) and when it was written."""
-    return run_state(run_dir, read_status(run_dir)), status_written_at(run_dir)
+def _further(row: Mapping[str, Any], status: Mapping[str, Any], name: str) -> float:
+    """The larger of a counter in the newest row and in the status."""
+    return max(float(row.get(name) or 0.0), float(status.get(name) or 0.0))
 
 
 def _faults(run_dir: Path) -> tuple[str, ...]:

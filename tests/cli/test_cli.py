@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sfactory.cli import evaluate
 from sfactory.cli import main as cli
 from sfactory.cli.completion import command_parsers
 from sfactory.cli.exit_line import exit_of
@@ -82,7 +83,12 @@ def supervisor(monkeypatch):
         ("eval runs/absent", "runs/absent does not exist"),
         ("eval runs/absent --episodes many", "episodes: 'many' is not a number"),
         ("eval runs/absent --optim.lr 1", "optim.lr: eval plays with the settings of the run"),
+        ("eval runs/absent --epsodes 3", "--epsodes: no such option; did you mean --episodes?; see --help"),
+        ("eval runs/absent --games 3", "--games: no such option; eval plays with the settings of the run; see --help"),
         ("presets minatar", "minatar: this command takes no arguments"),
+        ("presets --json", "--json: no such option; presets takes no settings; see --help"),
+        ("profile classic/cartpole -o absent/trace.json", "absent/trace.json: the folder absent does not exist"),
+        ("bench classic/cartpole --write absent/best.toml", "absent/best.toml: the folder absent does not exist"),
     ],
 )
 def test_command_line_reports_a_mistake_in_one_line_and_writes_nothing(typed, tmp_path, monkeypatch, words, answer):
@@ -94,6 +100,17 @@ def test_command_line_reports_a_mistake_in_one_line_and_writes_nothing(typed, tm
     assert LAST.fullmatch(line)[1] == "2"
     assert out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_eval_shows_the_video_of_a_checkpoint_in_the_tensorboard_of_its_run(tmp_path, monkeypatch):
+    (path := tmp_path / "run/checkpoints/000000000100").mkdir(parents=True)
+    (path / "manifest.json").write_text("{}")
+    shown = []
+    monkeypatch.setattr("sfactory.play.video_event.show_videos", lambda run, files, steps: shown.append((run, files)))
+    result = SimpleNamespace(videos=[SimpleNamespace(file="out.mp4")], env_steps=100)
+    for word in (path, tmp_path / "run"):
+        evaluate._show_videos(str(word), result)
+    assert shown == [(tmp_path / "run", [Path("out.mp4")])] * 2
 
 
 def test_train_refuses_an_existing_folder_and_names_the_resume_command(typed, supervisor, tmp_path):

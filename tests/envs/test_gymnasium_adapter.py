@@ -1,5 +1,7 @@
 """EnvGroup: autoreset, nested spaces, checks of data, failing environments."""
 
+import warnings
+
 import gymnasium
 import numpy as np
 import pytest
@@ -322,6 +324,29 @@ def test_info_numbers_takes_any_info_and_limits_its_size():
     assert info_numbers(None) == info_numbers([1.0]) == info_numbers({}) == {}
     assert len(info_numbers({f"number {i}": i for i in range(1000)})) == 20
     assert info_numbers({"a" * 61: 1, "": 1, "a\nb": 1}) == {}
+
+
+@pytest.mark.parametrize("keys", [(), ("a",)])
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (np.float16(0.5), 0.5),
+        (np.uint8(7), 7.0),
+        (np.bool_(True), 1.0),
+        (np.longdouble(2), 2.0),
+        (np.timedelta64(5, "s"), None),  # a whole number to NumPy; float() of it raised, and ended the sampler
+        (np.datetime64("2026-01-01"), None),
+        (np.complex64(1 + 2j), None),
+        (np.float32("nan"), None),
+        (10**400, None),
+        ("1", None),
+        (None, None),
+    ],
+)
+def test_info_numbers_takes_numbers_of_numpy_and_leaves_out_the_rest(value, number, keys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert info_numbers({"a": value}, keys) == ({} if number is None else {"a": number})
 
 
 def test_info_numbers_takes_the_listed_names_also_from_tables_and_arrays_of_one_number():

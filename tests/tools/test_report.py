@@ -316,6 +316,16 @@ def test_report_has_a_drawing_of_wide_charts_for_narrow_screens(reported):
     assert text.count(wide) == text.count(narrow) == text.count('<div class="on-narrow">') > 0
 
 
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [("nowhere/page.html", "the folder nowhere does not exist"), ("runs", "runs is a folder; name a file")],
+)
+def test_report_refuses_a_file_that_cannot_be_written(output, answer, fabricate, typed):
+    code, out, line = typed("report", fabricate("a", [1.0]), "-o", output)
+    assert (code, out) == (2, "")
+    assert answer in line
+
+
 # -- the numbers in the header
 
 

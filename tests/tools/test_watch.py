@@ -159,3 +159,11 @@ def test_benchmarks_pictures_writes_an_svg_of_the_panel(run_dir):
 def test_watching_never_loads_torch():
     code = "import sys, sfactory.tools.watch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_watch_of_a_run_that_ended_shows_what_it_reached_after_its_last_row(run_dir):
+    write(run_dir, 100)
+    content = {"state": "interrupted", "env_steps": 180, "seconds": 18.0}
+    (run_dir / "status.json").write_text(json.dumps(content))
+    snapshot = RunWatcher(run_dir).read(0.0)
+    assert (snapshot.state, snapshot.env_steps, snapshot.seconds) == ("interrupted", 180, 18.0)
