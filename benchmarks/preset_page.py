@@ -41,7 +41,7 @@ trains what is missing, the cheapest first, goes on where it was stopped, and wr
   counts as half.
 - **training**: mean return of the last 100 episodes, over the last tenth of the run. Most publications report this.
 - Both are the interquartile mean over seeds with its 95 % bootstrap interval; with fewer than four seeds that is the
-  mean.
+  mean. With so few seeds the true interval is wider.
 - **time**: the median over seeds from the command to its end, the start of all processes included. *busy*: other
   programs used the processor too, and a run alone takes less time.
 - **published**: scores of others, with their steps. Their sources are below.

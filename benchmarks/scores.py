@@ -143,7 +143,7 @@ def curve(folder: Path, steps: int, metric: str = RETURN) -> np.ndarray:
 
     metric: another one than the return. NaN for a run without it, as one without a complete episode.
     """
-    rows = [row for row in read_rows(folder) if metric in row]
+    rows = [row for row in read_rows(folder) if row.get(metric) is not None]  # None: the number was not finite
     if not rows:
         return np.full(POINTS, np.nan)
     at = np.linspace(steps / POINTS, steps, POINTS)
@@ -154,6 +154,6 @@ def _late(folder: Path) -> dict[str, float]:
     rows = read_rows(folder)
     found = {}
     for name in EXTRA:
-        values = [row[name] for row in rows if name in row]
+        values = [row[name] for row in rows if row.get(name) is not None]
         found[name] = float(np.mean(values[len(values) // 2 :])) if values else float("nan")
     return found

@@ -177,6 +177,8 @@ _EVALUATION = {
     "eval/info/<name>": "a number that `info` has at the end of the evaluation's episodes, mean of those that have it",
     "eval/iqm": "interquartile mean of the evaluation's returns; mean over tasks",
     "eval/env_steps": "trained steps of the evaluated policy; TensorBoard shows eval/* at this step",
+    "eval/capped": "episodes of the evaluation that were cut, where there are any: after 10,000 steps, in an "
+    "environment without a limit of its own; they count with their return so far",
     "eval/seconds": "duration of the evaluation, in seconds",
 }
 

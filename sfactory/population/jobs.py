@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,10 +106,16 @@ def plan_jobs(
         own = {"run.seed": RawValue(str(seed)), "log.quiet": RawValue("true")}
         values = flat_settings(parsing.build(*base, cell, own))
         parts = [format_setting(key, values.get(current_name(key), raw.value)) for key, raw in cell.items()]
-        name = "_".join([*map(path_component, parts), f"s{seed}"])
-        config = parsing.build(*base, cell, {"run.dir": RawValue(str(folder / name)), **own})
-        jobs[name] = Job(name, folder / name, config)
+        for name in _names("_".join([*map(path_component, parts), f"s{seed}"])):
+            config = parsing.build(*base, cell, {"run.dir": RawValue(str(folder / name)), **own})
+            if jobs.setdefault(name, Job(name, folder / name, config)).config == config:
+                break  # else another cell has this name: its values differ in characters that names do not show
     return folder, list(jobs.values())
+
+
+def _names(name: str) -> Iterator[str]:
+    """A name, then the same with a number."""
+    return itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
 
 
 def default_folder(target: str, config: Config, varied: ConfigLayer) -> Path:

@@ -242,7 +242,9 @@ class RunRecorder:
     def _log_evaluation(self, scores: dict[str, float]) -> None:
         mean, iqm, seconds = (scores[f"eval/{name}"] for name in ("episodic_return", "iqm", "seconds"))
         at = f"evaluation at {scores['eval/env_steps']:,.0f} steps"
-        self.writers.log(f"{at}: mean return {mean:.2f}, IQM {iqm:.2f} ({seconds:.1f} s)")
+        capped = scores.get("eval/capped", 0.0)
+        cut = f"; {capped:.0f} of its episodes did not end and were cut" if capped else ""
+        self.writers.log(f"{at}: mean return {mean:.2f}, IQM {iqm:.2f} ({seconds:.1f} s){cut}")
 
     def _write_row(self, worker: str, payload: dict[str, float]) -> None:
         metrics = self._take_counters(dict(payload))

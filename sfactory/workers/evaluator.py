@@ -82,6 +82,7 @@ class PolicyPlayer:
         config, start = self.run_spec.config, time.perf_counter()
         seed, row = config.run.seed, {}
         means: dict[str, list[float]] = defaultdict(list)
+        capped = 0
         for task in config.env.tasks:
             _, _, played = play_task(
                 task,
@@ -94,6 +95,7 @@ class PolicyPlayer:
                 clock=clock,
                 env_index=self.env_index,
             )
+            capped += played.capped
             mean = float(np.mean(played.returns))
             self.lengths[task] = float(np.mean(played.lengths))
             own: dict[str, Any] = {"episodic_return": mean, "episodic_length": np.mean(played.lengths)}
@@ -105,6 +107,8 @@ class PolicyPlayer:
                 row[f"eval/episodic_return/{task}"] = mean
         row |= {f"eval/{name}": float(np.mean(values)) for name, values in means.items()}
         row |= {"eval/env_steps": float(env_steps), "eval/seconds": time.perf_counter() - start}
+        if capped:
+            row["eval/capped"] = float(capped)
         return EVALUATION, self.name, row
 
     def film(self, env_steps: int, clock: EnvClock = NO_CLOCK) -> list[Message]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from grid import Cell, Grid, Run, finished_seeds, run, runs_of, score
-from scores import BLOCKS, Scores, curve
+from scores import BLOCKS, RETURN, Scores, _late, curve
 
 from sfactory.config.toml_file import to_toml
 from sfactory.errors import CommandError, Exit
@@ -229,3 +229,11 @@ def test_grid_that_was_stopped_or_killed_goes_on_to_the_same_curve(number, tmp_p
     whole = curve(tmp_path / "whole" / "tiny/c/0", 12_000)
     assert curve(folder, 12_000).tolist() == whole.tolist()
     shutil.rmtree(tmp_path / "stopped")
+
+
+def test_curve_leaves_out_rows_whose_number_was_not_finite(tmp_path):
+    rows = [{"env_steps": n, "seconds": n, RETURN: value} for n, value in ((1, 2.0), (2, None), (4, 6.0))]
+    rows[0]["losses/entropy"], rows[2]["losses/entropy"] = None, 0.5
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert curve(tmp_path, 4)[-1] == 6.0
+    assert _late(tmp_path)["losses/entropy"] == 0.5

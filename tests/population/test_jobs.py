@@ -53,6 +53,18 @@ def test_plan_jobs_varies_values_in_tables_and_lists(grid, expected, names):
     assert [job.name for job in jobs] == names
 
 
+def test_plan_jobs_trains_cells_whose_names_are_the_same_and_equal_cells_once():
+    base = [*presets.target_layers("gymnasium/CartPole-v1", []), {}]
+    grid = ["optim.lr=1.0000001e-3,1e-3,0.001", "env.settings.x=a:b,a-b"]
+    _, jobs = plan_jobs("gymnasium/CartPole-v1", base, grid, [0], Path("s"))
+    assert [(job.config.optim.lr, job.config.env.settings["x"]) for job in jobs] == [
+        (1.0000001e-3, "a:b"), (1.0000001e-3, "a-b"), (1e-3, "a:b"), (1e-3, "a-b"),
+    ]  # fmt: skip
+    first = "optim.lr=1e-3_env.settings.x=a-b_s0"
+    assert [job.name for job in jobs] == [first, f"{first}-2", f"{first}-3", f"{first}-4"]
+    assert all(Path(job.config.run.dir) == job.run_dir == Path("s") / job.name for job in jobs)
+
+
 def test_plan_jobs_writes_nothing_and_gives_every_run_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = [*presets.target_layers("minatar/breakout", []), {}]

@@ -171,6 +171,15 @@ def test_recorder_logs_an_evaluation_that_failed_and_does_not_wait_for_it(record
     assert recorder.board.evaluated == 12_000
 
 
+@pytest.mark.parametrize(
+    ("more", "end"), [({}, "(2.0 s)"), ({"eval/capped": 3.0}, "(2.0 s); 3 of its episodes did not end and were cut")]
+)
+def test_recorder_logs_how_many_episodes_of_an_evaluation_were_cut(more, end, recorder, capsys):
+    scores = {"eval/episodic_return": 1.5, "eval/iqm": 1.0, "eval/seconds": 2.0, "eval/env_steps": 400.0, **more}
+    recorder.handle((messages.EVALUATION, "evaluator", scores))
+    assert f"evaluation at 400 steps: mean return 1.50, IQM 1.00 {end}\n" in capsys.readouterr().err
+
+
 def test_recorder_prints_the_traceback_of_environments_that_cannot_be_built(recorder, capsys):
     trace = FAULT.partition("\n")[2]
     recorder.handle((messages.FAULT, "sampler-0", f"sampler-0: EnvError: x could not be built: OSError: port\n{trace}"))

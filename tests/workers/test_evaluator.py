@@ -154,6 +154,17 @@ def test_policy_player_reports_the_spread_of_returns_and_the_numbers_of_info(run
         assert meaning(name)
 
 
+def test_policy_player_reports_episodes_that_were_cut_only_if_there_are_any(run_spec, monkeypatch):
+    def row(capped):
+        results = episodes.EpisodeResults([1.0, 3.0], [10, 10], capped=capped)
+        monkeypatch.setattr(module, "play_task", lambda *_, **__: (run_spec.spec, 10, results))
+        return PolicyPlayer(run_spec).evaluate(100)[2]
+
+    assert row(2)["eval/capped"] == 2.0
+    assert meaning("eval/capped")
+    assert "eval/capped" not in row(0)
+
+
 def with_video(run_spec):
     config = replace(run_spec.config, eval=replace(run_spec.config.eval, video=True))
     return replace(run_spec, config=config)
