@@ -5,7 +5,8 @@
 
 `episode` counts the complete episodes of the run over all launches, as charts/games does. Lines are written before the
 learner hears of their episodes: a file is never behind a checkpoint. A resume removes the episodes that its checkpoint
-does not count, so that each episode of the curve has exactly one line.
+does not count, so that each episode of the curve has exactly one line. A number of `info` that has the name of one of
+the first columns is in the column `info/NAME`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class EpisodeFile:
         names: numbers of `info` that get a column at once.
         """
         self.path = folder / EPISODES_FILE
-        self.names = [*names]
+        self.names = list(dict.fromkeys(map(_column, names)))  # of the columns behind the first ones
         self.count = 0 if count is None else count
         self._seconds = 0.0
         if self.path.exists():
@@ -71,7 +72,7 @@ class EpisodeFile:
 
     def add(self, episodes: Iterable[EpisodeLine]) -> None:
         """Write some episodes; they are in the file when this returns."""
-        lines = list(episodes)
+        lines = [line._replace(infos={_column(name): x for name, x in line.infos.items()}) for line in episodes]
         new = dict.fromkeys(name for line in lines for name in line.infos if name not in self.names)
         if new and len(self.names) < MAX_INFOS:
             self.names += list(new)[: MAX_INFOS - len(self.names)]
@@ -115,14 +116,20 @@ def read_episodes(path: Path) -> Iterator[dict[str, str]]:
                 if tuple(head[: len(COLUMNS)]) != COLUMNS:
                     return
             elif line.endswith(b"\n") and len(cells) == len(head) and all(c.isdecimal() for c in cells[:2]):
-                yield dict(zip(head, cells, strict=True))
+                # Of columns with the same name the first: earlier versions gave a number of info such a name.
+                yield dict(zip(reversed(head), reversed(cells), strict=True))
 
 
 def _names(path: Path) -> list[str]:
     """Numbers of `info` that have a column."""
     with open_to_read(path) as file:
         cells = _cells(file.readline(LONGEST_LINE))
-    return cells[len(COLUMNS) :][:MAX_INFOS] if tuple(cells[: len(COLUMNS)]) == COLUMNS else []
+    return list(map(_column, cells[len(COLUMNS) :]))[:MAX_INFOS] if tuple(cells[: len(COLUMNS)]) == COLUMNS else []
+
+
+def _column(name: str) -> str:
+    """Column of a number of `info`."""
+    return f"info/{name}" if name in COLUMNS else name
 
 
 def _cells(line: bytes) -> list[str]:

@@ -81,6 +81,25 @@ def test_episode_file_gives_a_number_that_comes_later_a_column_in_the_whole_file
     assert len(written(tmp_path, [line(40, **many)], count=3)[0]) == 6 + 40
 
 
+def test_episode_file_keeps_its_own_columns_apart_from_numbers_of_info_with_the_same_name(tmp_path):
+    infos = {"return": 99.0, "episode": 7.0, "length": 1.0, "task": 3.0}
+    written(tmp_path, [line(10, 5.0)._replace(infos=infos)], [line(20, 6.0, new=1.0)], names=("return",))
+    rows = written(tmp_path, [line(30, 8.0)], count=2)
+    assert [(row["episode"], row["return"], row["length"], row["task"]) for row in rows] == [
+        ("1", "5", "7", "a/b"), ("2", "6", "7", "a/b"), ("3", "8", "7", "a/b"),
+    ]  # fmt: skip
+    assert [rows[0][f"info/{name}"] for name in infos] == ["99", "7", "1", "3"]
+
+
+def test_read_episodes_takes_the_first_of_columns_with_the_same_name(tmp_path):
+    path = tmp_path / EPISODES_FILE
+    path.write_text("episode,env_steps,seconds,task,return,length,return\n1,10,1.0,a/b,5,7,99\n")
+    (row,) = read_episodes(path)
+    assert row["return"] == "5"
+    (kept, _) = written(tmp_path, [line(20)], count=1)
+    assert (kept["return"], kept["info/return"]) == ("5", "")
+
+
 def test_episode_file_never_goes_back_in_time(tmp_path):
     rows = written(tmp_path, [line(20)._replace(seconds=5.0), line(20)._replace(seconds=4.0)])
     assert [row["seconds"] for row in rows] == ["5.0", "5.0"]
