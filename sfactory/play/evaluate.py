@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,23 +66,24 @@ class EvalResult:
 
     @property
     def statistics(self) -> dict[str, float]:
-        """Mean, median, IQM of the returns with 95 % intervals of mean and IQM, and the mean length."""
+        """Mean, median, IQM of the returns with 95 % intervals of mean and IQM, and the mean length.
+
+        A single episode has no intervals: there is nothing to resample.
+        """
         returns = np.asarray(self.returns)
-        low, high = bootstrap([returns], np.mean)
-        iqm_low, iqm_high = bootstrap([returns], iqm)
-        scale = {}
+        scale, intervals = {}, {}
+        if len(returns) > 1:
+            for name, statistic in (("mean", np.mean), ("iqm", iqm)):
+                intervals[f"{name}_low"], intervals[f"{name}_high"] = bootstrap([returns], statistic)
         if self.reference is not None and not self.capped:  # the return of a cut episode is no score to compare
             scale["human_normalized"] = human_normalized(float(returns.mean()), self.reference)
         return {
             **scale,
             "mean": float(returns.mean()),
-            "mean_low": low,
-            "mean_high": high,
             "median": float(np.median(returns)),
             "std": float(returns.std()),
             "iqm": float(iqm(returns)),
-            "iqm_low": iqm_low,
-            "iqm_high": iqm_high,
+            **intervals,
             "min": float(returns.min()),
             "max": float(returns.max()),
             "length": float(np.mean(self.lengths)),
@@ -114,8 +115,8 @@ class EvalResult:
             f"{len(self.returns)} episodes of {self.env}, {actions_in_words(self.greedy)}",
             f"policy    after {self.env_steps:,} {steps} of training; seed {self.seed}",
             f"protocol  {self.protocol or self.env}; at most {self.max_steps:,} {others} per episode",
-            f"mean      {s['mean']:.2f}   95% interval {s['mean_low']:.2f} to {s['mean_high']:.2f}",
-            f"IQM       {s['iqm']:.2f}   95% interval {s['iqm_low']:.2f} to {s['iqm_high']:.2f}",
+            f"mean      {s['mean']:.2f}   {_interval(s, 'mean')}",
+            f"IQM       {s['iqm']:.2f}   {_interval(s, 'iqm')}",
             f"median    {s['median']:.2f}   standard deviation {s['std']:.2f}, from {s['min']:.2f} to {s['max']:.2f}",
             f"length    {s['length']:.1f} {others}",
         ]
@@ -152,6 +153,13 @@ class MultiTaskEvalResult:
     def report(self) -> str:
         """Return the results as text, one paragraph per task."""
         return "\n\n".join(result.report() for result in self.tasks)
+
+
+def _interval(statistics: Mapping[str, float], name: str) -> str:
+    """The interval of a statistic in words."""
+    if f"{name}_low" not in statistics:
+        return "no interval: a single episode"
+    return f"95% interval {statistics[f'{name}_low']:.2f} to {statistics[f'{name}_high']:.2f}"
 
 
 def actions_in_words(greedy: bool) -> str:

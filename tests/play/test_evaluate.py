@@ -258,6 +258,14 @@ def test_eval_json_holds_fields_and_statistics():
     assert row["length"] == 20.0
 
 
+def test_eval_of_a_single_episode_has_no_interval():
+    one = evaluation(returns=(151.0,), lengths=(151,))
+    assert one.report().count("151.00   no interval: a single episode") == 2
+    row = json.loads(json.dumps(one.as_dict()))
+    assert row["mean"] == row["iqm"] == 151.0
+    assert not [name for name in row if name.endswith(("_low", "_high"))]
+
+
 class FakeModel:
     """Two actions, the second four times as likely; the state counts the steps since `first`."""
 
