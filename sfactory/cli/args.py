@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -254,6 +254,21 @@ def config_of(options: argparse.Namespace) -> Config:
 
     layers = presets.target_layers(options.word, getattr(options, "config", []))
     return parsing.build(*layers, settings_of(options))
+
+
+def refuse_fixed(settings: ConfigLayer, fixed: Mapping[str, str], command: str) -> None:
+    """CommandError for a setting on the command line that the command sets itself: it would be ignored.
+
+    fixed: setting, or a section with its dot -> what to do or to know instead.
+    """
+    from sfactory.config.parsing import flag_name
+    from sfactory.config.renamed import current_name
+
+    for typed in settings:
+        name = current_name(typed)
+        for prefix, instead in fixed.items():
+            if name == prefix or (prefix.endswith(".") and name.startswith(prefix)):
+                raise CommandError(Exit.USAGE, f"{flag_name(typed)}: {command} sets it itself; {instead}")
 
 
 def settings_of(options: argparse.Namespace) -> ConfigLayer:

@@ -16,6 +16,7 @@ from sfactory.cli.args import (
     path,
     progress,
     quiet,
+    refuse_fixed,
 )
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.cli.output import stdout_to_stderr
@@ -38,6 +39,20 @@ stages, each measured alone. With several epochs or minibatches a second run is 
 pass over the data. All figures are medians over parts of a run; on a busy machine they are too low.
 With several agents all steps are steps of agents.
 """
+
+
+FIXED = {
+    "run.dir": "the measured run is in a temporary folder",
+    "run.mode": "the measured run is in async mode",
+    "run.init_from": "the measured run begins with new weights",
+    "stop.": "use --seconds",
+    "log.every_seconds": "rows are written often",
+    "log.wandb": "the measured run is not sent anywhere",
+    "eval.every": "the measured run is not evaluated",
+    "checkpoint.every_seconds": "the measured run saves no checkpoint",
+    "checkpoint.milestones": "the measured run saves no checkpoint",
+}
+"""Settings that measuring sets itself -> what to do or to know instead."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -71,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
     from sfactory.tools.bench import bench
     from sfactory.tools.tune import search
 
+    refuse_fixed(options.settings, FIXED, "bench")
     if options.write:
         require_writable(options.write)
     budget = options.search or (60.0 if options.write else 0.0)

@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from sfactory.cli.args import Commands, add_config, add_target, complete, config_of, decimal, path
+from sfactory.cli.args import Commands, add_config, add_target, complete, config_of, decimal, path, refuse_fixed
+from sfactory.cli.bench import FIXED
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import CommandError, Exit
 
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     seconds, path = options.seconds, options.output
     if not 0 < seconds <= LONGEST:
         raise CommandError(Exit.USAGE, f"--seconds must be more than 0 and at most {LONGEST}, got {seconds:g}")
+    refuse_fixed(options.settings, FIXED, "profile")
     require_writable(path)
     config = with_settings(config_of(options), {"run.profile": True})
     spans: list[timeline.Span] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sfactory.cli.args import Commands, add_target, config_of, whole
+from sfactory.cli.args import Commands, add_target, config_of, refuse_fixed, whole
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import CommandError, Exit
 
@@ -13,6 +13,17 @@ Train TARGET twice in lockstep mode: without interruption, and killed with SIGKI
 resumed. Exit 0: weights, optimizer, running means, normalizers and metrics are equal bit for bit.
 Exit 1: the differences are listed.
 """
+
+
+FIXED = {
+    "run.mode": "both runs are in lockstep mode",
+    "run.dir": "both runs are in a temporary folder",
+    "run.seed": "use --seed",
+    "stop.": "use --steps",
+    "log.every_updates": "there is a row of every update",
+    "checkpoint.every_seconds": "one run saves often, the other one only at its end",
+}
+"""Settings that the command sets itself -> what to do or to know instead."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -38,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     """Train both runs and compare them."""
     from sfactory.tools.verify_resume import TrialRunFailed, verify_resume
 
+    refuse_fixed(options.settings, FIXED, "verify-resume")
     config_of(options)  # report mistakes before any run starts
     flags = [f"--{name.replace('_', '-')}={_typed(given.value)}" for name, given in options.settings.items()]
     try:
