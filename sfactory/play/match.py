@@ -22,7 +22,7 @@ from sfactory.config import Config
 from sfactory.config.parsing import ConfigLayer
 from sfactory.envs import EnvSpec, bounded
 from sfactory.envs.agent_spaces import AGENT_ID
-from sfactory.errors import EnvError
+from sfactory.errors import CommandError, EnvError, Exit
 from sfactory.play.episodes import MAX_ENVS, num_play_envs, play_task
 from sfactory.play.evaluate import (
     actions_in_words,
@@ -375,6 +375,8 @@ def match(path: Path, opponent: Path | None, name: str, changes: ConfigLayer, **
     name: of the opponent, as the user wrote it. changes: settings of this match alone. options: the other fields of
     `Match`. Raises ValueError (CommandError) for what is wrong.
     """
+    if "env.info_keys" in changes:
+        raise CommandError(Exit.USAGE, "env.info-keys: a match reports no numbers of info; leave it out")
     trained, config = changed_config(path, changes)
     said = differences(trained, config)
     if opponent is None:

@@ -195,6 +195,10 @@ def test_match_refuses_an_environment_with_one_agent_and_several_environments(ru
         replace(job, config=two)
     with pytest.raises(ValueError, match="episodes must be >= 1"):
         replace(job, episodes=0)
+    with pytest.raises(ValueError, match="seed must be >= 0, got -1"):
+        replace(job, seed=-1)
+    with pytest.raises(ValueError, match=r"env\.info-keys: a match reports no numbers of info"):
+        sfactory.play_match(runs / "a", "random", env={"info_keys": ["x"]})
 
 
 def test_match_refuses_an_opponent_that_was_trained_with_other_spaces_and_names_both(runs, cartpole):
