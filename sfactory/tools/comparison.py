@@ -354,6 +354,7 @@ def _note_score(run: RunFolder, task: str, by: str, metric: str, end: float, not
         rest = f" no value at {end:,.0f} {UNITS[by]} yet; the first one, which came later, is used."
         notes.of(str(run.path), f" has{rest}", f" have{rest}")
     games = run.column(GAMES)[run.column(by) <= max(first, end)]
+    games = games[np.isfinite(games)]  # evaluations may have rows of their own
     if metric == RETURN and len(games) and games[-1] < EPISODES_IN_MEAN:
         rest = f" fewer than {EPISODES_IN_MEAN} complete episodes there; the return is the mean of all of them."
         notes.of(str(run.path), f" has{rest}", f" have{rest}")

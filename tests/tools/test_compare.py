@@ -9,7 +9,7 @@ import pytest
 
 from sfactory.monitor.statistics import bootstrap, iqm
 from sfactory.run.lock import lock_folder
-from sfactory.tools.comparison import compare
+from sfactory.tools.comparison import GAMES, RETURN, compare
 from sfactory.tools.group_labels import folder_labels
 
 
@@ -388,8 +388,10 @@ def test_compare_plot_draws_an_improvement_without_interval(fabricate, runs):
 
 
 def test_compare_says_which_returns_are_means_of_fewer_than_100_episodes(fabricate, runs):
-    for name, games in (("few", 22), ("enough", 100)):
-        fabricate(name, [0, 1.0], extra=lambda i, games=games: {"charts/games": games * i / 2})
+    fabricate("few", [{RETURN: 0.0, GAMES: 22}, {"eval/iqm": 2.0}, {RETURN: 1.0, GAMES: 120}])
+    fabricate(
+        "enough", [{RETURN: 0.0, GAMES: 90}, {RETURN: 1.0, GAMES: 100}]
+    )  # ends at the evaluation of the other one
     notes = compare([runs]).notes
     (note,) = [note for note in notes if "episodes" in note]
     assert note == f"{runs}/few has fewer than 100 complete episodes there; the return is the mean of all of them."
