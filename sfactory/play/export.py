@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from sfactory._version import __version__
 from sfactory.envs import Leaf
 from sfactory.errors import Exit
+from sfactory.files import require_writable
 from sfactory.play.policy import Policy
 
 TOLERANCE = 1e-4  # of params, values, states and continuous actions: absolute up to 1, relative beyond
@@ -117,8 +118,7 @@ def check_file(out: Path) -> None:
     """Raise ValueError for a file that cannot be written."""
     if out.suffix not in SUFFIXES:
         raise ValueError(f"{out}: the suffix selects the format; use {' or '.join(SUFFIXES)}")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out}: the folder {out.parent} does not exist")
+    require_writable(out)
 
 
 def export(policy: Policy, out: Path) -> Export:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from sfactory.errors import CommandError
+from sfactory.files import require_writable
 from sfactory.play.episodes import MAX_ENVS, split_evenly
 from sfactory.run.folder import path_component
 
@@ -27,8 +29,10 @@ def check_video(path: Path, num_videos: int, episodes: int) -> None:
         raise ValueError(f"video {path}: videos are written as .mp4 (H.264), got {path.suffix or 'no suffix'}")
     if find_spec("av") is None:
         raise ValueError("video needs the package av, which is not installed: pip install 'sfactory[video]'")
-    if not path.parent.is_dir():
-        raise ValueError(f"video {path}: the folder {path.parent} does not exist")
+    try:
+        require_writable(path)
+    except CommandError as error:
+        raise ValueError(f"video {error}") from None
     played = split_evenly(episodes, min(episodes, MAX_ENVS))[0]
     if not 1 <= num_videos <= played:
         raise ValueError(

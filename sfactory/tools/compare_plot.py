@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sfactory.errors import CommandError, Exit
+from sfactory.files import require_writable
 from sfactory.monitor.format import human
 from sfactory.tools.comparison import Comparison, ComparisonPanel
 
@@ -41,9 +42,10 @@ def targets(path: Path) -> list[Path]:
         raise CommandError(
             Exit.USAGE, f"{path}: the suffix must be one of {', '.join(SUFFIXES)}; without one, PNG and SVG are written"
         )
-    if not path.parent.is_dir():
-        raise CommandError(Exit.USAGE, f"{path}: the folder {path.parent} does not exist")
-    return [path] if path.suffix else [path.with_name(path.name + suffix) for suffix in SUFFIXES[:2]]
+    files = [path] if path.suffix else [path.with_name(path.name + suffix) for suffix in SUFFIXES[:2]]
+    for file in files:
+        require_writable(file)
+    return files
 
 
 def save(found: Comparison, pictures: Sequence[Path], axes: Sequence[str]) -> None:

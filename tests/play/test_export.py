@@ -1,6 +1,7 @@
 """`sfactory export`: the file computes what the policy computes, or it is deleted."""
 
 import json
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -217,11 +218,13 @@ def test_export_command_prints_the_check_and_exits_1_on_a_mismatch(typed, run, t
         ("export {run}", "export needs a file: sfactory export"),
         ("export {run} -o policy.pth", "policy.pth: the suffix selects the format; use .onnx or .pt2"),
         ("export {run} -o absent/policy.pt2", "the folder absent does not exist"),
+        ("export {run} -o folder.pt2", "folder.pt2 is a folder; name a file"),
         ("export absent -o policy.pt2", "absent does not exist"),
         ("export {run} -o policy.pt2 --optim.lr 1", "optim.lr: export takes no settings"),
     ],
 )
 def test_export_reports_usage_errors(typed, run, arguments, message):
+    Path("folder.pt2").mkdir()
     code, out, line = typed(*arguments.format(run=run("cartpole")).split())
     assert (code, out) == (2, "")
     assert message in line

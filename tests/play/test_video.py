@@ -159,9 +159,11 @@ def test_prepare_frame_enlarges_and_pads_to_even_sides():
 
 def test_check_video_rejects_videos_that_cannot_be_recorded(tmp_path, monkeypatch):
     check_video(tmp_path / "out.mp4", 4, 100)
+    (tmp_path / "folder.mp4").mkdir()
     for path, num_videos, message in [
         (tmp_path / "out.gif", 1, "written as .mp4"),
         (tmp_path / "none" / "out.mp4", 1, "does not exist"),
+        (tmp_path / "folder.mp4", 1, "folder.mp4 is a folder; name a file"),
         (tmp_path / "out.mp4", 5, "environment 0 plays 4 of 100 episodes"),
         (tmp_path / "out.mp4", 0, "must be 1 to 4"),
     ]:

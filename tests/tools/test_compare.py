@@ -188,11 +188,13 @@ def test_compare_notes_empty_and_running_runs(fabricate, runs):
         ("runs/a1 --optim.lr 1", "optim.lr: compare takes runs as they are"),
         ("runs/a1 -o plot.gif", "plot.gif: the suffix must be one of .png, .svg, .pdf"),
         ("runs/a1 -o absent/plot.png", "the folder absent does not exist"),
+        ("runs/a1 -o runs/folder.png", "runs/folder.png is a folder; name a file"),
     ],
 )
 def test_compare_usage_errors_are_one_line(fabricate, typed, arguments, message):
     fabricate("a1", [1])
     fabricate("empty", [])
+    fabricate("folder.png", [1])
     code, out, line = typed("compare", *arguments.split())
     assert (code, out) == (2, "")
     assert message in line
