@@ -185,9 +185,9 @@ class Board:
                 row[f"charts/episodic_return_{name}" + (f"/{task}" if several else "")] = value
             if reference is not None:
                 normalized[f"charts/human_normalized/{task}"] = human_normalized(mean, reference)
-        if normalized:
+        if len(normalized) == len(self._tasks):  # of some of the tasks it would be the score of something else
             row["charts/human_normalized"] = float(np.median(list(normalized.values())))
-            row |= normalized if several else {}
+        row |= normalized if several else {}
         return row
 
     def console_line(self, row: Mapping[str, float], stop: Stop) -> str:

@@ -91,7 +91,8 @@ _CHARTS = {
     "charts/episodic_return_std/<task>": "one of several tasks: standard deviation of these returns",
     "charts/episodic_return_min/<task>": "one of several tasks: lowest of these returns",
     "charts/episodic_return_max/<task>": "one of several tasks: highest of these returns",
-    "charts/human_normalized": "return on the scale 0 = random policy, 1 = human tester; median over tasks",
+    "charts/human_normalized": "return on the scale 0 = random policy, 1 = human tester; median over tasks, once all "
+    "of them have it",
     "charts/human_normalized/<task>": "one of several tasks: its return on that scale",
     "charts/games": "complete episodes since the start of the run, over all launches",
     "charts/SPS": "trained steps per second; with several agents, agent steps",

@@ -315,6 +315,17 @@ def test_each_of_several_tasks_has_its_return_and_the_same_weight():
     assert other.snapshot(1, 1, 1, 1.0) == row
 
 
+@pytest.mark.parametrize("boxing", [None, (0.1, 12.1)])
+def test_board_has_no_human_score_of_several_tasks_before_all_of_them_have_one(boxing):
+    board = Board(tasks={"atari/pong": (-20.7, 14.6), "atari/boxing": boxing})
+    board.handle(("episodes", "sampler-0", [(14.6, 9, 0)]))
+    row = board.snapshot(1, 1, 1, 1.0)
+    assert row["charts/human_normalized/atari/pong"] == pytest.approx(1.0)
+    assert "charts/human_normalized" not in row
+    board.handle(("episodes", "sampler-0", [(0.1, 1, 1)]))
+    assert ("charts/human_normalized" in board.snapshot(2, 2, 2, 2.0)) == (boxing is not None)
+
+
 def test_board_reports_the_spread_of_the_last_hundred_returns_by_task():
     board = Board()
     board.handle(("episodes", "sampler-0", [(9e9, 1, 0)] + [(2.0, 1, 0), (6.0, 1, 0)] * 50))
