@@ -167,8 +167,9 @@ def search(
                 break
     if not settings:
         return TuneResult({}, first, first, tried, False)
-    again, after = measure(config), measure(best)  # the machine may have been busy during the first measurement
-    before, after = (first + again) / 2, (speed + after) / 2
+    # Both are measured again, and only that counts: the best of many trials was chosen because it was fast, so a mean
+    # with its first measurement is too high; and the machine may have been busy when the given settings were measured.
+    before, after = measure(config), measure(best)
     if after <= before:
         return TuneResult({}, before, before, tried, False)
     if config != given:

@@ -76,7 +76,20 @@ def test_tune_skips_a_candidate_that_fails():
 
 def test_tune_remeasures_a_lucky_trial():
     lucky = iter([1000.0, 2000.0, *[1000.0] * 100])  # the second run alone was fast
-    assert tune.search(BASE, 1000.0, measure=lambda config: next(lucky), clock=ticking()).after < 2000.0
+    found = tune.search(BASE, 1000.0, measure=lambda config: next(lucky), clock=ticking())
+    assert (found.settings, found.before, found.after) == ({}, 1000.0, 1000.0)
+
+
+def test_tune_reports_the_speeds_that_were_measured_at_the_end():
+    known = [BASE]
+
+    def measure(config):  # all that is tried is 1.2 times as fast in its first run as later
+        lucky = 1.0 if config in known else 1.2
+        known.append(config)
+        return speed(config) * lucky
+
+    found = tune.search(BASE, 1000.0, measure=measure, clock=ticking())
+    assert (found.before, found.after) == (speed(BASE), speed(with_settings(BASE, found.settings)))
 
 
 def test_tune_raises_if_the_given_settings_fail():
