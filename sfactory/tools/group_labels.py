@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sfactory.config.parsing import flag_name
 from sfactory.run.reader import RunFolder, format_setting
 
 MOST_SETTINGS = 3
@@ -26,7 +27,18 @@ def labels_of(groups: Sequence[Sequence[RunFolder]]) -> tuple[list[str], list[st
     differ = [name for name in names if len({repr(each.get(name)) for each in settings}) > 1]
     if len(differ) > MOST_SETTINGS:
         return folder_labels([[run.path for run in members] for members in groups]), differ
-    return [" ".join(format_setting(n, each[n]) for n in differ if n in each) or "default" for each in settings], []
+    for write in (format_setting, _exactly):  # the short form has six digits
+        labels = [
+            " ".join(write(name, each[name]) for name in differ if name in each) or "default" for each in settings
+        ]
+        if len(set(labels)) == len(labels):
+            return labels, []
+    return folder_labels([[run.path for run in members] for members in groups]), []
+
+
+def _exactly(name: str, value: Any) -> str:
+    """A setting with all digits of its value."""
+    return f"{flag_name(name)}={value!r}"
 
 
 def folder_labels(groups: Sequence[Sequence[Path]]) -> list[str]:

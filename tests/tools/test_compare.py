@@ -368,6 +368,15 @@ def test_compare_plot_writes_png_and_svg_with_group_labels(fabricate, typed, tmp
 # -- what a number is
 
 
+def test_compare_tells_groups_apart_whose_settings_look_the_same(fabricate, runs):
+    for name, lr, score in (("a", 1.0000001e-3, 1.0), ("b", 1e-3, 5.0)):
+        fabricate(name, [0, score], **{"optim.lr": lr})
+    (panel,) = compare([runs]).panels
+    labels = [label for label, _ in panel.groups]
+    assert labels == ["optim.lr=0.0010000001", "optim.lr=0.001"]
+    assert [panel.row(label)["iqm"] for label in labels] == [1.0, 5.0]
+
+
 def test_compare_has_no_interval_of_an_improvement_over_a_single_run(fabricate, typed):
     for name, seed, value, lr in (("a1", 1, 1.0, 1e-3), ("b1", 1, 2.0, 1e-4), ("b2", 2, 3.0, 1e-4)):
         fabricate(name, [0, value], **{"run.seed": seed, "optim.lr": lr})
