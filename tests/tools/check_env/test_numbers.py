@@ -10,7 +10,7 @@ from conforming_env import ConformingEnv, checked, expect, levels, sentences
 
 from sfactory.config.parsing import RawValue
 from sfactory.envs import ActionLeaf, EnvError, EnvFault, Leaf, Step, Tally
-from sfactory.tools import check_env
+from sfactory.tools import check_env, env_rules
 from sfactory.tools.check_env import check
 from sfactory.tools.env_rules import first_difference
 from sfactory.tools.random_rollout import COLUMNS, record
@@ -388,7 +388,7 @@ def test_speed_rule_reports_steps_per_second_and_reset_time(monkeypatch):
     """A fake clock that advances by 1 ms per step and 5 ms per reset."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(check_env, "SLOW_RESETS", 0.3)
+    monkeypatch.setattr(env_rules, "SLOW_RESETS", 0.3)
 
     class Timed(ConformingEnv):
         reset_s = 0.005
