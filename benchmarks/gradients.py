@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from figures import save
 from torch import Tensor
 
 from sfactory.algo.surrogates.options import USES
@@ -294,9 +295,7 @@ def plot(results: Results, seeds: list[int]) -> None:
         axis.set(xlabel="lag (updates)", title=title)
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.tight_layout()
-    for kind in ("svg", "png"):
-        figure.savefig(HERE / "results" / f"gradients.{kind}", dpi=110)
+    save(figure, "gradients")
 
 
 def main() -> None:

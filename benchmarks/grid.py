@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+from figures import RESULTS
 from scores import Curve, Scores
 
 from sfactory.config import Config
@@ -37,7 +38,6 @@ from sfactory.run import checkpoint
 from sfactory.run.reader import read_run, read_status
 from sfactory.supervisor.output_file import OutputFile
 
-RESULTS = Path(__file__).parent / "results"
 SAVE_S = 60  # seconds between checkpoints: what a run loses at most
 
 

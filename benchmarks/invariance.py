@@ -18,7 +18,8 @@ import os
 from collections.abc import Callable
 
 import numpy as np
-from grid import RESULTS, Cell, Score, measure, score, show
+from figures import save
+from grid import Cell, Score, measure, score, show
 from scores import BLOCKS, Scores
 
 TARGET, STEPS = "classic/cartpole", 512_000
@@ -86,9 +87,7 @@ def picture(scores: dict[tuple[str, float], Score]) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, frameon=False)
     axes[0].set_ylabel("training return")
-    figure.tight_layout()
-    for kind in ("svg", "png"):
-        figure.savefig(RESULTS / f"invariance.{kind}", dpi=110)
+    save(figure, "invariance")
 
 
 def batch_of(factor: float) -> str:

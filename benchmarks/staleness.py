@@ -23,6 +23,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from figures import save
 from grid import RESULTS, Cell, Score, add_arguments, finished_seeds, run, score, show
 from scores import Scores
 from staleness_cells import (
@@ -139,14 +140,15 @@ def objective_tables(task: str, found: Objectives, digits: int) -> list[str]:
 
 
 def option_tables(task: str, scores: Mapping[tuple[str, str, int], Score], digits: int) -> list[str]:
-    """A row per option, a column per lag."""
+    """A row per option that has runs, a column per lag."""
     page, lags = [], TASKS[task].short_lags
+    there = [option for option in OPTIONS if any((task, option, lag) in scores for lag in lags)]
     for what, words in SHOWN.items():
         page += [f"Training return, {words}:", "", *head("the default with", lags)]
-        for option, (label, _) in OPTIONS.items():
+        for option in there:
             row = [scores.get((task, option, lag)) for lag in lags]
             shown = [show(s.interval(getattr(s, what)), digits) if s else "not run" for s in row]
-            page.append(f"| {label} | " + " | ".join(shown) + " |")
+            page.append(f"| {OPTIONS[option][0]} | " + " | ".join(shown) + " |")
         page.append("")
     return page
 
@@ -164,15 +166,6 @@ def rate_tables(task: str, scores: Mapping[tuple[str, str, float], Score], digit
             page.append(f"| {label} | " + " | ".join(shown) + " |")
         page.append("")
     return page
-
-
-def save(figure: Any, name: str) -> None:
-    import matplotlib.pyplot as plt
-
-    figure.tight_layout()
-    for kind in ("svg", "png"):
-        figure.savefig(RESULTS / f"{name}.{kind}", dpi=110)
-    plt.close(figure)
 
 
 def lines_picture(name: str, title: str, ticks: list[str], label: str, curves: dict[str, list[Score | None]]) -> None:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from figures import save
 from grid import Run, Score
 from scores import Scores
 from staleness import Objectives, chosen, objective_tables, option_tables, rate_tables, scores_of, tuned
@@ -144,3 +145,25 @@ def test_rate_tables_have_a_column_per_factor():
     assert any(
         line.startswith("| by effective sample size | not run | not run | not run | not run | 2.0") for line in page
     )
+
+
+def test_saved_figures_have_the_same_bytes_every_time(tmp_path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = []
+    for _ in range(2):
+        figure, axis = plt.subplots()
+        axis.errorbar([1, 2], [3, 4], yerr=[0.1, 0.2], label="a")
+        save(figure, "one", tmp_path)
+        found.append([(tmp_path / f"one.{kind}").read_bytes() for kind in ("svg", "png")])
+    assert found[0] == found[1]
+
+
+def test_option_tables_leave_out_options_without_runs():
+    one = Score(np.ones(3), np.ones(3), {})
+    page = "\n".join(option_tables("breakout", {("breakout", "vtrace", 8): one}, 1))
+    assert "| V-trace | not run | not run | 1.0 (1.0 to 1.0) |" in page
+    assert "Retrace" not in page
