@@ -63,7 +63,7 @@ class OpponentPool:
     # -- games -------------------------------------------------------------------------------------------------
 
     def count(self, slots: Sequence[tuple[int, int]], trajectories: Trajectories) -> None:
-        """Count the games that ended in these slots (group, slot), and forget members that nobody plays with any more.
+        """Count the games that ended in these slots (group, slot), and forget members without games.
 
         Before the slots are released.
         """
