@@ -100,6 +100,8 @@ class Score(NamedTuple):
     """Mean over seeds and the second half of the run of some metrics."""
     curves: np.ndarray = np.zeros((0, 0))
     """[seeds, parts] training return in equal parts of the run."""
+    seconds: float = float("nan")
+    """Median over seeds of the seconds of a run."""
 
     def interval(self, values: np.ndarray) -> tuple[float, float, float]:
         """Interquartile mean over seeds and its 95 % bootstrap interval."""
@@ -284,7 +286,8 @@ def score(cell: Cell, scores: Scores, seeds: int) -> Score | None:
         return None
     extra = {name: float(np.mean([one.extra[name] for one in curves])) for name in curves[0].extra}
     area, final = (np.array([getattr(one, name) for one in curves]) for name in ("area", "final"))
-    return Score(area, final, extra, np.stack([one.values for one in curves]))
+    seconds = float(np.median([one.seconds for one in curves]))
+    return Score(area, final, extra, np.stack([one.values for one in curves]), seconds)
 
 
 def show(value: tuple[float, float, float], digits: int = 0) -> str:

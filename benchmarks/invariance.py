@@ -19,8 +19,11 @@ from collections.abc import Callable
 
 import numpy as np
 from figures import save
-from grid import Cell, Score, measure, score, show
+from grid import Cell, Score, finished_seeds, measure, score, show
 from scores import BLOCKS, Scores
+
+from sfactory.device.machine import processor
+from sfactory.monitor.statistics import bootstrap, iqm
 
 TARGET, STEPS = "classic/cartpole", 512_000
 SMALLER, LARGER = (4, 16), 0.25
@@ -95,26 +98,39 @@ def batch_of(factor: float) -> str:
     return "reference" if factor == 1 else f"/ {factor:g}" if factor > 1 else f"x {1 / factor:g}"
 
 
+def share(values: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
+    """IQM of some runs over that of others, and its 95 % bootstrap interval: both are resampled."""
+
+    def ratio(scores: np.ndarray, axis: int | None = None) -> np.ndarray:
+        first, second = scores[..., : len(values)], scores[..., len(values) :]
+        return np.asarray(iqm(first, axis) / iqm(second, axis))
+
+    return float(iqm(values) / iqm(reference)), *bootstrap([values, reference], ratio)
+
+
 def report(kept: Scores, seeds: int) -> list[str]:
-    """The page; writes the picture."""
-    found = {key: score(cell, kept, seeds) for key, cell in cells().items()}
+    """The page; writes the picture. seeds: at most so many of each cell."""
+    there = {key: finished_seeds(cell, kept, seeds) for key, cell in cells().items()}
+    found = {key: score(cell, kept, there[key]) for key, cell in cells().items() if there[key]}
     scores = {key: value for key, value in found.items() if value is not None}
     flags = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in REFERENCE.items())
     rows = REFERENCE["sampling.envs_per_group"] * REFERENCE["sampling.rollout_length"]
     page = [
         "# Batch-size invariance", "",
-        f"`python benchmarks/invariance.py --seeds {seeds}`, {datetime.date.today()}, {os.cpu_count()} cores, "
-        f"{seeds} seeds, interquartile mean (95 % bootstrap interval), {STEPS:,} steps per run.", "",
+        f"`python benchmarks/invariance.py --seeds {seeds}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} "
+        f"cores; interquartile mean over seeds (95 % bootstrap interval), {STEPS:,} steps per run.", "",
         f"Reference, {rows} rows per update, {STEPS // rows:,} updates: `{TARGET} {flags}`", "",
         "![learning curves](invariance.svg)", "",
-        "| batch | rules | mean over the run | of the reference | last tenth | clip fraction |", "|---" * 6 + "|",
+        "| batch | rules | seeds | mean over the run | of the reference | last tenth | clip fraction | seconds |",
+        "|---" * 8 + "|",
     ]  # fmt: skip
     reference = scores.get(("all rules", 1))
     for (variant, factor), s in scores.items():
         clipped = f"{100 * s.extra['losses/clipfrac']:.1f} %"
-        share = f"{s.interval(s.area)[0] / reference.interval(reference.area)[0]:.2f}" if reference else ""
-        page.append(f"| {batch_of(factor)} | {variant} | {show(s.interval(s.area))} | {share} | "
-                    f"{show(s.interval(s.final))} | {clipped} |")  # fmt: skip
+        of_reference = show(share(s.area, reference.area), 2) if reference and factor != 1 else ""
+        page.append(f"| {batch_of(factor)} | {variant} | {there[variant, factor]} | {show(s.interval(s.area))} | "
+                    f"{of_reference} | {show(s.interval(s.final))} | {clipped} | {s.seconds:.0f} |")  # fmt: skip
+    page += ["", "Seconds: median over seeds, one thread, beside another run and other programs."]
     if scores:
         picture(scores)
     return [*page, ""]

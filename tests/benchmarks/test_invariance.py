@@ -1,13 +1,17 @@
 """The cells that invariance.py compares: each leaves out one rule and nothing else."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 from grid import Run
-from invariance import LARGER, LEFT_OUT, REFERENCE, SMALLER, STEPS, cells
+from invariance import LARGER, LEFT_OUT, REFERENCE, SMALLER, STEPS, cells, report, share
+from scores import Scores
 
 from sfactory.config import to_dict
 from sfactory.learning.batch_scaling import rescale_batch
+from sfactory.monitor.statistics import bootstrap, iqm
 
 SMALLEST = max(SMALLER)
 
@@ -60,3 +64,30 @@ def test_more_minibatches_keep_their_size_and_the_learning_rate():
     assert larger["batch.minibatches"] == reference["batch.minibatches"] / LARGER
     assert larger["optim.lr"] == reference["optim.lr"]
     assert rescaled("all rules", LARGER)["optim.lr"] == pytest.approx(reference["optim.lr"] / math.sqrt(LARGER))
+
+
+def test_share_of_the_reference_is_the_ratio_of_both_means_and_its_interval_knows_both():
+    seeds = np.array([8.0, 9.0, 11.0, 12.0])
+    middle, low, high = share(2 * seeds, seeds)
+    assert middle == 2.0
+    assert low < 1.8
+    assert high > 2.2
+    assert share(seeds, np.full(4, 10.0)) == pytest.approx((1.0, *(x / 10 for x in bootstrap([seeds], iqm))), abs=0.02)
+
+
+def test_report_shows_every_cell_with_its_own_number_of_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr("invariance.picture", lambda scores: None)
+    kept = Scores(tmp_path / "scores.csv")
+    for variant, factor, seeds, slope in (("all rules", 1.0, 2, 100.0), ("all rules", 16.0, 1, 90.0)):
+        for seed in range(seeds):
+            run = Run(cells()[variant, factor], seed, tmp_path / f"{factor}_{seed}")
+            run.folder.mkdir()
+            rows = [{"env_steps": x * STEPS // 100, "charts/episodic_return": slope, "losses/clipfrac": 0.02}
+                    for x in range(1, 101)]  # fmt: skip
+            (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            run.keep(kept, 40.0 + seed)
+    lines = [line for line in report(kept, 5) if line.startswith("| ")][1:]
+    assert lines == [
+        "| reference | all rules | 2 | 100 (100 to 100) |  | 100 (100 to 100) | 2.0 % | 40 |",
+        "| / 16 | all rules | 1 | 90 (90 to 90) | 0.90 (0.90 to 0.90) | 90 (90 to 90) | 2.0 % | 40 |",
+    ]
