@@ -16,6 +16,7 @@ ZOO = (
     "[rl-baselines3-zoo](https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/benchmark.md), PPO, one run, "
     "greedy evaluation"
 )
+ZOO_ATARI = ZOO.replace("greedy evaluation", "evaluation with sampled actions")
 SAMPLE_FACTORY = (
     "[Sample Factory](https://github.com/alex-petrenko/sample-factory/blob/master/docs/09-environment-integrations/"
     "mujoco.md), the best of its runs, evaluated"
@@ -62,6 +63,8 @@ class Row(NamedTuple):
 
 MINATAR, PQN = 2_000_000, 2_000_000
 MUJOCO = 1_000_000
+ATARI = 2_000_000
+"""As far as two cores come in an hour."""
 
 TABLE: dict[str, Row] = {
     "classic/cartpole": Row(150_000, 0.3, flags=EACH_SECOND, published=(
@@ -92,11 +95,14 @@ TABLE: dict[str, Row] = {
         Published("111", "v2, 1M steps, gamma 0.99", BASELINES),
         Published("281.6", "v3, 1M steps, gamma 0.9999", ZOO))),
     "mujoco/hopper": Row(MUJOCO, 8, published=(
-        Published("2383 ± 272", "v4, 1M steps", CLEANRL), Published("2793 ± 643", "v4, 10M steps", SAMPLE_FACTORY))),
+        Published("2383 ± 272", "v4, 1M steps", CLEANRL), Published("2410", "v3, 1M steps", ZOO),
+        Published("2793 ± 643", "v4, 10M steps", SAMPLE_FACTORY))),
     "mujoco/walker2d": Row(MUJOCO, 8, published=(
-        Published("2288 ± 572", "v4, 1M steps", CLEANRL), Published("5488 ± 49", "v4, 10M steps", SAMPLE_FACTORY))),
+        Published("2288 ± 572", "v4, 1M steps", CLEANRL), Published("3479", "v3, 1M steps", ZOO),
+        Published("5488 ± 49", "v4, 10M steps", SAMPLE_FACTORY))),
     "mujoco/halfcheetah": Row(MUJOCO, 8, published=(
-        Published("1443 ± 46", "v4, 1M steps", CLEANRL), Published("6263 ± 67", "v4, 10M steps", SAMPLE_FACTORY))),
+        Published("1443 ± 46", "v4, 1M steps", CLEANRL), Published("5819", "v3, 1M steps", ZOO),
+        Published("6263 ± 67", "v4, 10M steps", SAMPLE_FACTORY))),
     "mujoco/ant": Row(MUJOCO, 12, published=(
         Published("1327.2", "v3, 1M steps", ZOO),
         Published("5876 ± 167", "v4, another task: 27 observations, not 105; 10M steps", SAMPLE_FACTORY))),
@@ -107,7 +113,14 @@ TABLE: dict[str, Row] = {
         Published("-9.76", "20M steps of the environment, 60M of agents", IPPO),)),
     "pettingzoo/butterfly/pistonball": Row(500_000, 60),
     "atari/pong": Row(3_000_000, 60, published=(
-        Published("20.4 ± 0.2", "10M steps", CLEANRL), Published("21.0", "10M steps", ZOO))),
+        Published("20.4 ± 0.2", "10M steps", CLEANRL), Published("21.0", "10M steps", ZOO_ATARI))),
+    "atari/breakout": Row(ATARI, 70, published=(
+        Published("414.7 ± 28.1", "10M steps", CLEANRL), Published("398.0", "10M steps", ZOO_ATARI))),
+    "atari/qbert": Row(ATARI, 70, published=(
+        Published("15627", "10M steps", ZOO_ATARI),)),
+    "atari/beam_rider": Row(ATARI, 70, published=(
+        Published("1916 ± 485", "10M steps", CLEANRL), Published("3397", "10M steps", ZOO_ATARI))),
+    "impala/atari/breakout": Row(ATARI, 600),
     "vizdoom/basic": Row(2_000_000, 90),
     "procgen/coinrun": Row(25_000_000, 14_000),
 }  # fmt: skip

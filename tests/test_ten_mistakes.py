@@ -22,7 +22,7 @@ MISTAKES = [
     ("--optim.lr 1e-3 train minatar/breakout", USAGE, "--optim.lr: no such command; the command comes first"),
     # 2: the target
     ("train", USAGE, "no TARGET; name a preset"),
-    ("train breakout", USAGE, "breakout: no such preset; write minatar/breakout or pqn/minatar/breakout (tuned)"),
+    ("train breakout", USAGE, "breakout: no such preset; write minatar/breakout (tuned), or"),
     ("train pong", USAGE, "pong: no such preset; write atari/pong (tuned)"),
     ("train CartPole-v1", USAGE, "write classic/cartpole (tuned), or gymnasium/CartPole-v1"),
     ("train Minatar/breakout", USAGE, "Minatar/breakout: no such preset; write minatar/breakout"),

@@ -35,6 +35,8 @@ class Preset(Protocol):
     def name(self) -> str: ...
     @property
     def env(self) -> str: ...
+    @property
+    def is_variant(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,13 @@ def instead_of(target: str, presets: Sequence[Preset]) -> str:
     name = Name.of(target)
     if not name.stem:
         return ""
-    tuned = [preset for preset in presets if _fits(preset, name)]
-    tuned.sort(key=lambda preset: preset.name.count("/"))  # plain presets before those of other algorithms
-    plain = [other for other in _plain_ids(target, name) if other not in [preset.name for preset in tuned]]
-    parts = []
-    if tuned:
-        parts.append(f"{_listed([preset.name for preset in tuned])} (tuned)")
+    fitting = [preset for preset in presets if _fits(preset, name)]
+    tuned = [preset.name for preset in fitting if not preset.is_variant]
+    variants = [preset.name for preset in fitting if preset.is_variant]
+    plain = [other for other in _plain_ids(target, name) if other not in tuned]
+    parts = [f"{_listed(tuned)} (tuned)"] if tuned else []
     parts += [f"{other} (settings of {other.partition('/')[0]}/*)" for other in plain]
+    parts += [f"{_listed(variants)} (another algorithm or network)"] if variants else []
     return f"write {', or '.join(parts)}" if parts else ""
 
 

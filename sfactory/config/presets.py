@@ -47,6 +47,11 @@ class Preset:
     description: str
     path: Path
 
+    @property
+    def is_variant(self) -> bool:
+        """Whether it is named after an algorithm or a network and then its environment, as pqn/minatar/breakout."""
+        return self.name.partition("/")[2] == self.env
+
 
 def presets_dir() -> Path:
     """Folder of the presets: the installed package `sfactory_configs`, which contains only TOML."""
@@ -237,8 +242,8 @@ def near_target(target: str) -> str:
     """The preset nearest to `target` by its name, its environment or the last part of either; else empty."""
     family, slash, _ = target.lower().partition("/")
     named: dict[str, str] = {}
-    for preset in presets():
-        for name in (preset.name.lower(), preset.env.lower()):
+    for preset in sorted(presets(), key=lambda preset: preset.is_variant):
+        for name in map(str.lower, [preset.name] if preset.is_variant else [preset.name, preset.env]):
             if not slash:
                 named.setdefault(name.rpartition("/")[2], preset.name)
             elif family not in families() or name.startswith(f"{family}/"):  # of atari/breakout, no minatar/breakout

@@ -66,7 +66,7 @@ def supervisor(monkeypatch):
         ("trian minatar/breakout", "trian: no such command; did you mean train?"),
         ("minatar/breakout", "did you mean sfactory train minatar/breakout?"),
         ("train", "no TARGET; name a preset"),
-        ("train breakout", "breakout: no such preset; write minatar/breakout or pqn/minatar/breakout (tuned), or"),
+        ("train breakout", "breakout: no such preset; write minatar/breakout (tuned), or"),
         ("train minatar/breakot", "did you mean breakout?"),
         ("train minatar/breakout classic/cartpole", "expected one TARGET, got minatar/breakout classic/cartpole"),
         ("train minatar/breakout --optim.lrr 1", "optim.lrr: no such setting; did you mean optim.lr?"),

@@ -147,13 +147,15 @@ def test_a_setting_without_dashes_is_answered_with_its_flag(typed, word, hint):
 
 # -- environments
 
+ATARI_BREAKOUT = "write atari/breakout (settings of atari/*), or impala/atari/breakout (another algorithm or network);"
 TARGETS = {
-    "ALE/Breakout-v5": "write atari/breakout (settings of atari/*);",
-    "BreakoutNoFrameskip-v4": "write atari/breakout (settings of atari/*);",
-    "atari_breakout": "write atari/breakout (settings of atari/*);",
-    "breakout": "write minatar/breakout or pqn/minatar/breakout (tuned), or atari/breakout (settings of atari/*);",
-    "MinAtar/Breakout-v1": "write minatar/breakout or pqn/minatar/breakout (tuned);",
-    "Breakout-MinAtar": "write minatar/breakout or pqn/minatar/breakout (tuned);",
+    "ALE/Breakout-v5": ATARI_BREAKOUT,
+    "BreakoutNoFrameskip-v4": ATARI_BREAKOUT,
+    "atari_breakout": ATARI_BREAKOUT,
+    "breakout": "write minatar/breakout (tuned), or atari/breakout (settings of atari/*), "
+    "or impala/atari/breakout or pqn/minatar/breakout (another algorithm or network);",
+    "MinAtar/Breakout-v1": "write minatar/breakout (tuned), or pqn/minatar/breakout (another algorithm or network);",
+    "Breakout-MinAtar": "write minatar/breakout (tuned), or pqn/minatar/breakout (another algorithm or network);",
     "PongNoFrameskip-v4": "write atari/pong (tuned);",
     "Pong-v5": "write atari/pong (tuned);",
     "pong": "write atari/pong (tuned);",

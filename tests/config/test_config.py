@@ -271,7 +271,7 @@ def test_build_reports_a_mistake_in_one_line(flags, message):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("breakout", "breakout: no such preset; write minatar/breakout or pqn/minatar/breakout (tuned), or"),
+        ("breakout", "breakout: no such preset; write minatar/breakout (tuned), or"),
         ("brekout", "did you mean minatar/breakout?"),
         ("classic/cartpol", "did you mean classic/cartpole?"),
         ("minatr/breakout", "no environment family minatr; did you mean minatar?"),
