@@ -717,6 +717,10 @@ class Config:
         """
         return world_size * self.training_envs + max(EVALUATION_ENVS, self.eval.num_envs)
 
+    def task_of(self, group: int) -> int:
+        """Index into `env.tasks` of the environments of a group."""
+        return group % len(self.env.tasks)
+
     @property
     def batch_slots(self) -> int:
         """Slots per update."""

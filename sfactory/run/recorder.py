@@ -75,6 +75,7 @@ class RunRecorder:
         self._presence, self._presence_due = FolderPresence(run_dir), 0.0
         self._taken = False  # another run is in the folder's place: nothing more is written there
         self.row_counts: RowCounts | None = None
+        self.rows_by_task: dict[str, int] = {}
         self.callbacks = Callbacks()
         self.env_faults = EnvFaults(config.env.fault_budget, config.sampling.num_envs)  # of this launch
         tasks = {task: spec.reference for task, spec in zip(config.env.tasks, specs, strict=True)}
@@ -365,9 +366,12 @@ class RunRecorder:
         frames = self.env_steps * self.spec.frame_skip
         return Progress(self.env_steps, frames, self.seconds, self.episodes.settled_return)
 
-    def record_row_counts(self, counts: RowCounts) -> None:
-        """Log the row counts of this launch, after all workers have stopped. They must account for every row."""
-        self.row_counts = counts
+    def record_row_counts(self, counts: RowCounts, rows_by_task: dict[str, int]) -> None:
+        """Log the row counts of this launch, after all workers have stopped. They must account for every row.
+
+        rows_by_task: sampled rows of each of several tasks; empty for one task.
+        """
+        self.row_counts, self.rows_by_task = counts, rows_by_task
         parts = f"{counts.trained} trained + {counts.skipped} skipped + {counts.discarded} discarded"
         problem = "" if counts.consistent else "; NOT consistent: rows were lost or counted twice"
         line = f"row counts: {counts.sampled} sampled = {parts} + {counts.in_flight} in flight{problem}"
@@ -393,7 +397,8 @@ class RunRecorder:
         self.writers.log(f"{outcome.name} (exit {outcome.code}): {outcome.sentence}", echo=False)
         ledger = self.row_counts._asdict() if self.row_counts else None
         ended = {"exit": outcome.code, "sentence": outcome.sentence, "checkpoint": outcome.checkpoint, "ledger": ledger}
-        self._write_status(outcome.name, **ended)
+        tasks = {"rows_by_task": self.rows_by_task} if self.rows_by_task else {}
+        self._write_status(outcome.name, **ended, **tasks)
         return outcome
 
     def __enter__(self) -> RunRecorder:

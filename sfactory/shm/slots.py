@@ -158,12 +158,16 @@ class SlotTable:
             if request.number and states[request.slot] == SAMPLING and self._in_current_slot(group, request):
                 in_flight += (request.t + 1) * lanes
         return RowCounts(
-            sampled=sum(self.last_request(g).number for g in range(self.num_groups)) * lanes,
+            sampled=sum(self.rows_of_groups()),
             trained=sum(learner.trained for learner in self.learner_rows),
             skipped=sum(learner.skipped for learner in self.learner_rows),
             discarded=int(self.discarded.sum()) * lanes,
             in_flight=in_flight,
         )
+
+    def rows_of_groups(self) -> list[int]:
+        """Sampled rows of every group since the run started."""
+        return [self.last_request(group).number * self.lanes for group in range(self.num_groups)]
 
     def _in_current_slot(self, group: int, request: Request) -> bool:
         """False between `discard_unfinished` and the next request: the request's rows are counted as discarded."""

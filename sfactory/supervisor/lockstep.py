@@ -208,4 +208,4 @@ def _train(run: Lockstep, link: Link) -> End:
 
 
 def _end(run: Lockstep, outcome: Outcome) -> End:
-    return End(outcome, run.shared.slot_table.row_counts(), run.sink.drain())
+    return End(outcome, run.shared.slot_table.row_counts(), run.shared.rows_by_task(), run.sink.drain())

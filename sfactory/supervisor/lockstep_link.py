@@ -45,6 +45,7 @@ class End(NamedTuple):
 
     outcome: Outcome
     row_counts: RowCounts
+    rows_by_task: dict[str, int]
     messages: list[Message]
 
 

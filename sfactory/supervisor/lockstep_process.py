@@ -226,7 +226,7 @@ class LockstepProcess:
         self.ended = Outcome.of(Exit.RESUME_REFUSED, sentence)
 
     def _on_end(self, end: End) -> None:
-        self.recorder.record_row_counts(end.row_counts)
+        self.recorder.record_row_counts(end.row_counts, end.rows_by_task)
         for message in end.messages:
             self.recorder.handle(message)
         self.ended = end.outcome

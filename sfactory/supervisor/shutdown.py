@@ -67,7 +67,7 @@ def stop_workers(supervisor: Supervisor, outcome: Outcome) -> None:
             outcome.sentence += SECOND_SIGNAL
             return
         add_last_save(outcome, shared.learner[POLICY].outcome)
-        recorder.record_row_counts(shared.slot_table.row_counts())
+        recorder.record_row_counts(shared.slot_table.row_counts(), shared.rows_by_task())
         supervisor.telemetry.wait_until_read()
         supervisor.last_row.handle(supervisor.telemetry.drain())
     finally:

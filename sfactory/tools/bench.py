@@ -141,6 +141,7 @@ class BenchReport:
             "target": self.target, "machine": self.machine, "shares": self.shares,
             "unit": self.unit, "agents": self.agents, "env_steps_per_step": self.env_steps_per_step,
             "rooflines": {"cores": r.cores, "passes": r.passes, **lines},
+            "tasks": {task: each._asdict() for task, each in r.tasks.items()},
             "stages": self.stages._asdict(),
             "whole": {**self.whole._asdict(), "bottleneck": self.whole.bottleneck},
             "one_pass": None if one is None else {**one._asdict(), "share": self._one_pass_share(one)},
@@ -172,6 +173,7 @@ class BenchReport:
             *lines,
             "",
             _entry("environment", best.environment.how),
+            *(_entry("", _task_line(task, each)) for task, each in self.roofline.tasks.items()),
             _entry("learner", self.roofline.passes),
             _entry(LINES["arithmetic"], self.roofline.arithmetic.training.how),
             *_how(LINES["best_batch"], best),
@@ -219,6 +221,10 @@ def _entry(label: str, text: str) -> str:
     return f"{label:{INDENT}}  {text}"
 
 
+def _task_line(task: str, cost: Any) -> str:
+    return f"{task}: {100 * cost.share:.0f}% of the steps, {MICRO * cost.seconds:.2f} us in groups as in the run"
+
+
 def _how(label: str, line: Any) -> list[str]:
     return [_entry(label, f"inference: {line.inference.how}"), _entry("", f"learner: {line.training.how}")]
 
@@ -257,7 +263,13 @@ def bench(target: str, config: Config, seconds: float, log: Callable[[str], None
 
     log(f"a run of {seconds:g} s ...")
     of_rows: list[float] = []
-    whole, one_pass = trial(config, seconds, lambda run: of_rows.append(rows_per_step(run))), None
+    shares: dict[str, float] = {}
+
+    def inspect(run: Path) -> None:
+        of_rows.append(rows_per_step(run))
+        shares.update(task_shares(run))
+
+    whole, one_pass = trial(config, seconds, inspect), None
     if config.optimizer_steps_per_update > 1:
         log(f"a run of {seconds:g} s with one pass over the data ...")
         one_pass = trial(with_settings(config, {"batch.epochs": 1, "batch.minibatches": 1}), seconds)
@@ -266,10 +278,10 @@ def bench(target: str, config: Config, seconds: float, log: Callable[[str], None
     device = pick_device(config.run.device).type
     settled = with_precision(config, spec)
     rows = round(whole.row.get("queue/inference_batch", 0.0)) or None
-    lines = roofline(settled, spec, cores(), device, max(4.0, 0.5 * seconds), rows)
+    lines = roofline(settled, spec, cores(), device, max(4.0, 0.5 * seconds), rows, shares)
     store_roofline(config, lines.best_batch.steps_per_second)
     log("sfactory's own stages, one by one ...")
-    stages = own_stages(settled, max(2.0, 0.25 * seconds))
+    stages = own_stages(settled, max(2.0, 0.25 * seconds), shares)
     report = BenchReport(target, machine(), lines, stages, whole, one_pass)
     if not spec.agents:
         return report
@@ -282,6 +294,15 @@ def rows_per_step(run: Path) -> float:
     """Rows of a run for each step of an agent: those of resets and of agents that wait count as rows only."""
     found = read_status(run)
     return float(found["ledger"]["trained"] / found["env_steps"])
+
+
+def task_shares(run: Path) -> dict[str, float]:
+    """Task -> its share of the rows that a run has sampled; empty for a single task.
+
+    All tasks have as many groups, but groups of a fast task may be stepped more often than those of a slow one.
+    """
+    rows = read_status(run).get("rows_by_task", {})
+    return {task: count / sum(rows.values()) for task, count in rows.items()}
 
 
 def with_precision(config: Config, spec: EnvSpec) -> Config:
@@ -297,14 +318,18 @@ def with_precision(config: Config, spec: EnvSpec) -> Config:
     return with_settings(config, {"run.precision": choice.name})
 
 
-def own_stages(config: Config, seconds: float) -> StageCosts:
-    """Measure core time per valid step of environment, hand-over, inference and learner, one after the other."""
+def own_stages(config: Config, seconds: float, shares: Mapping[str, float] | None = None) -> StageCosts:
+    """Measure core time per valid step of environment, hand-over, inference and learner, one after the other.
+
+    shares: of the steps of every task, if they differ. In lockstep all are alike, so only the environments' cost is of
+    these shares.
+    """
     import torch
 
     from sfactory.device.accelerator import WARM
     from sfactory.envs import make_group, make_spec
     from sfactory.supervisor.lockstep import Lockstep
-    from sfactory.tools.roofline import median_rate, random_steps
+    from sfactory.tools.roofline import equal_shares, median_rate, random_steps
     from sfactory.workers.shared import RunSpec
 
     alone = replace(
@@ -312,14 +337,16 @@ def own_stages(config: Config, seconds: float) -> StageCosts:
         run=replace(config.run, mode="lockstep", learner_threads=1),
         checkpoint=replace(config.checkpoint, exact=False),
     )
-    task, size = config.env.tasks[0], config.sampling.envs_per_group
-    group = make_group(task, size, list(range(1, size + 1)), config.env.options)
-    environment = median_rate(random_steps(group), seconds / 3)
-    group.close()
+    tasks, size = config.env.tasks, config.sampling.envs_per_group
+    alike, environments = equal_shares(config), dict[str, float]()
+    for task in tasks:
+        group = make_group(task, size, list(range(1, size + 1)), config.env.options)
+        environments[task] = median_rate(random_steps(group), seconds / 3 / len(tasks))
+        group.close()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes of a run
     with tempfile.TemporaryDirectory(prefix="sfactory-bench-") as folder:
-        run = Lockstep(RunSpec(alone, make_spec(task, config.env.options), folder, 0))
+        run = Lockstep(RunSpec(alone, make_spec(tasks[0], config.env.options), folder, 0))
         try:
             warm = 2 if run.learner.accelerator is None else WARM + 2  # a GPU captures its graphs in between
             while run.learner.updates < warm:
@@ -330,7 +357,8 @@ def own_stages(config: Config, seconds: float) -> StageCosts:
             torch.set_num_threads(threads)
     inference, sampler, learner = (statistics.median(each) for each in zip(*stretches, strict=True))
     # The time of an environment depends on its actions, so the difference can be slightly below zero.
-    return StageCosts(environment, max(0.0, sampler - environment), inference, learner)
+    here, there = (sum(part[task] * environments[task] for task in tasks) for part in (alike, shares or alike))
+    return StageCosts(there, max(0.0, sampler - here), inference, learner)
 
 
 def _worker_seconds(run: Lockstep, seconds: float) -> tuple[float, ...]:

@@ -6,7 +6,8 @@ Three lines, each of N cores, in steps per second:
     torch, best batch      the network in plain torch, with the batch size, threads and memory format that cost least
     torch, these batches   plain torch at the batches, threads and processes of the run, with loss and optimizer
 
-All three add the environment, which is its own library in a plain loop. The cost of a stage is core time per step. In
+All three add the environment, which is its own library in a plain loop; of several tasks the mean by the shares in
+which a run steps them. The cost of a stage is core time per step. In
 an environment with several agents that is the step of one agent: rows in which an agent waits or is not there are in no
 reference, so what they cost lowers the share. N cores allow N / (sum of the costs), because no order of work is faster
 unless a stage becomes cheaper. The third line also has a limit per process: a learner that has one thread does not
@@ -19,8 +20,9 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +53,15 @@ class Cost(NamedTuple):
     """The loop and the settings it was measured with."""
     wall: float = 0.0
     """Time on the threads it was measured with; 0 if it was not measured on threads."""
+
+
+class TaskCost(NamedTuple):
+    """One of several tasks."""
+
+    share: float
+    """Of the steps of the run."""
+    seconds: float
+    """Core time of a step of its environments, at the group size of the run."""
 
 
 class Line(NamedTuple):
@@ -89,6 +100,8 @@ class Roofline(NamedTuple):
     these_batches: Line
     one_pass: Line
     """`best_batch` of the same workload with one epoch and one minibatch."""
+    tasks: Mapping[str, TaskCost] = MappingProxyType({})
+    """What the environment of `these_batches` is the mean of, by task; empty for a single task."""
 
 
 ALL_CORES = "all cores"
@@ -101,24 +114,30 @@ def roofline(
     device: str = "cpu",
     seconds: float = 6.0,
     inference_rows: int | None = None,
+    task_shares: Mapping[str, float] | None = None,
 ) -> Roofline:
     """Measure all reference loops in about `seconds`, one after the other.
 
     inference_rows: rows of a forward pass of the inference worker; None: one group.
+    task_shares: share of the steps of every task, with the sum 1; None: all tasks alike, as all have as many groups.
     """
-    environment = environment_costs(config, seconds / 4)
+    by_size, shares = environment_costs(config, seconds / 4), task_shares or equal_shares(config)
+    environment = {size: mean_cost(costs, shares) for size, costs in by_size.items()}
     best, here = min(environment.values()), environment[config.sampling.envs_per_group]
+    own = by_size[config.sampling.envs_per_group]
+    tasks = {task: TaskCost(shares[task], cost.seconds) for task, cost in own.items()} if len(own) > 1 else {}
     epochs = config.passes_over_batch
     again = config.starts_with_forward_pass  # a forward pass over the batch before the first optimizer step
     passes = f"{epochs} x forward and backward{' + 1 forward' if again else ''}"
     times = 1.0 + config.replay.ratio  # every row is trained on so often, in the mean
     if config.replay.ratio:
         passes = f"{times:g} x ({passes})"
-    samplers = {"samplers": config.sampling.samplers / here.seconds}
+    samplers = {"samplers": 1 / busiest_sampler(config, own, shares)}
     if device != "cpu":
         nothing = Cost(0.0, f"on the device ({device}), no CPU time")
         alone = _line(cores, best, nothing, nothing)
-        return Roofline(cores, device, passes, alone, alone, _line(cores, here, nothing, nothing, samplers), alone)
+        run = _line(cores, here, nothing, nothing, samplers)
+        return Roofline(cores, device, passes, alone, alone, run, alone, tasks)
     threads = torch.get_num_threads()
     try:
         arithmetic = _arithmetic(config, spec, cores, seconds / 8)
@@ -139,6 +158,7 @@ def roofline(
         best_batch=_line(cores, best, forward, all_passes),
         these_batches=_line(cores, here, acting, training, processes),
         one_pass=_line(cores, best, forward, one_pass),
+        tasks=tasks,
     )
 
 
@@ -180,24 +200,51 @@ def _stretch(step: Callable[[], int], seconds: float) -> float:
 # -- environment -------------------------------------------------------------------------------------------------
 
 
-def environment_costs(config: Config, seconds: float) -> dict[int, Cost]:
-    """Measure one agent step in the environment's own library, as a mean over tasks: cost by group size.
+def environment_costs(config: Config, seconds: float) -> dict[int, dict[str, Cost]]:
+    """Measure one agent step in the environment's own library: group size -> task -> cost.
 
     Two sizes, the configured one and a small one: large groups may exceed the cache.
     """
     env, many = config.env, config.sampling.envs_per_group
     sizes = sorted({min(SMALL_GROUP, many), many})
-    costs = {}
+    costs: dict[int, dict[str, Cost]] = {}
     for size in sizes:
-        each = []
+        costs[size] = {}
         for task in env.tasks:
-            step, how = raw_loop(task, size, 1, env.options), "its library alone"
+            step, how, group = raw_loop(task, size, 1, env.options), "its library alone", None
             if step is None:
                 group = make_group(task, size, list(range(1, size + 1)), env.options)
                 step, how = random_steps(group), "through sfactory's group; its family has no plain loop"
-            each.append(median_rate(step, seconds / len(sizes) / len(env.tasks)))
-        costs[size] = Cost(statistics.fmean(each), f"{how}, {size} environments")
+            rate = median_rate(step, seconds / len(sizes) / len(env.tasks))
+            if group is not None:
+                group.close()
+            costs[size][task] = Cost(rate, f"{how}, {size} environments")
     return costs
+
+
+def equal_shares(config: Config) -> dict[str, float]:
+    """Task -> share of the steps if all groups are stepped as often, as in lockstep."""
+    return dict.fromkeys(config.env.tasks, 1 / len(config.env.tasks))
+
+
+def mean_cost(costs: Mapping[str, Cost], shares: Mapping[str, float]) -> Cost:
+    """The cost of a step of any task. costs, shares: by task."""
+    if len(costs) == 1:
+        return next(iter(costs.values()))
+    seconds = sum(shares[task] * cost.seconds for task, cost in costs.items())
+    how = " or ".join(dict.fromkeys(cost.how for cost in costs.values()))
+    return Cost(seconds, f"mean of {len(costs)} tasks, each measured alone; {how}")
+
+
+def busiest_sampler(config: Config, costs: Mapping[str, Cost], shares: Mapping[str, float]) -> float:
+    """Core time of the sampler with the most work, per step of the run: samplers may have groups of different tasks."""
+    sampling, tasks = config.sampling, config.env.tasks
+    groups_of_task = sampling.num_groups // len(tasks)
+    work = [0.0] * sampling.samplers
+    for group in range(sampling.num_groups):
+        task = tasks[config.task_of(group)]
+        work[group // sampling.groups_per_sampler] += shares[task] * costs[task].seconds / groups_of_task
+    return max(work)
 
 
 def random_steps(group: Group) -> Callable[[], int]:

@@ -218,7 +218,7 @@ class RunSpec:
 
     def task_of(self, group: int) -> int:
         """Index into `config.env.tasks` of the group's environments."""
-        return group % len(self.config.env.tasks)
+        return self.config.task_of(group)
 
     def policy_of(self, group: int) -> int:
         """Number of the policy that acts in the group's environments and is trained on them."""
@@ -345,6 +345,15 @@ class SharedState:
         """
         layout = {"mail": Field((self.run_spec.num_policies, 2, num_weights), "float32")}
         return Mailbox(self.arena, Arena.allocate(layout, self.handles.mail)["mail"][policy], policy)
+
+    def rows_by_task(self) -> dict[str, int]:
+        """Sampled rows of every task since the run started; empty if there is one task."""
+        config = self.run_spec.config
+        tasks = config.env.tasks
+        rows = dict.fromkeys(tasks, 0) if len(tasks) > 1 else {}
+        for group, count in enumerate(self.slot_table.rows_of_groups() if rows else ()):
+            rows[tasks[config.task_of(group)]] += count
+        return rows
 
     def ring_inference(self, policy: int = POLICY) -> None:
         """Ring all inference workers of a policy."""

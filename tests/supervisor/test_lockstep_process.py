@@ -139,7 +139,7 @@ class FakeRecorder:
     def __init__(self):
         self.board, self.messages, self.lines = Board(), [], []
         self.writers = SimpleNamespace(log=self.lines.append)
-        self.handle, self.record_row_counts = self.messages.append, self.lines.append
+        self.handle, self.record_row_counts = self.messages.append, lambda counts, by_task: self.lines.append(counts)
         self.callbacks = Callbacks()
 
     def outcome_from_messages(self):
@@ -203,7 +203,7 @@ def test_lockstep_process_records_what_its_child_sends_and_answers(parent):
         link.set_board({**state, "eval": [640, {}]})
         link.log("a line")
         found.append(link.record([("log", "learner", "a")], updated=True))
-        link.end(End(ENDED, COUNTS, [("log", "learner", "b")]))
+        link.end(End(ENDED, COUNTS, {}, [("log", "learner", "b")]))
         parent.worker.exit_code = 0
         return found
 
@@ -224,7 +224,7 @@ def test_lockstep_process_passes_on_a_signal_after_an_update_only(parent):
 
     def work(link):
         orders = link.record([], updated=False), link.record([], updated=True)
-        link.end(End(orders[1].outcome, COUNTS, []))
+        link.end(End(orders[1].outcome, COUNTS, {}, []))
         parent.worker.exit_code = 0
         return orders
 
@@ -240,7 +240,7 @@ def test_lockstep_process_passes_on_the_stop_of_a_callback_after_an_update_only(
 
     def work(link):
         orders = link.record([], updated=False), link.record([], updated=True)
-        link.end(End(orders[1].outcome, COUNTS, []))
+        link.end(End(orders[1].outcome, COUNTS, {}, []))
         parent.worker.exit_code = 0
         return orders
 
@@ -328,7 +328,7 @@ def test_lockstep_process_blames_an_environment_if_the_child_exited_inside_one(
 
 
 def test_lockstep_process_finds_what_was_sent_before_the_exit(parent):
-    parent.link.end(End(ENDED, COUNTS, []))
+    parent.link.end(End(ENDED, COUNTS, {}, []))
     parent.theirs.close()
     parent.worker.exit_code = 1  # while it closed environments
     assert parent.run() == ENDED
@@ -399,7 +399,7 @@ def test_lockstep_process_stops_at_once_at_a_second_signal(parent):
     [(False, 0, CLOSE_S), (True, 0, CLOSE_ALL_S), (True, 1, CLOSE_ALL_S), (True, 2, 3.0)],
 )
 def test_lockstep_process_waits_for_environments_that_close_as_long_as_they_get_on(parent, beats, signals, seconds):
-    parent.link.end(End(ENDED, COUNTS, []))
+    parent.link.end(End(ENDED, COUNTS, {}, []))
     for _ in range(min(signals, 1)):
         press(parent)
 

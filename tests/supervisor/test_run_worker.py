@@ -80,7 +80,7 @@ def test_lockstep_ends_with_7_or_8_if_another_learner_is_lost(monkeypatch, error
 
     run = SimpleNamespace(
         sink=SimpleNamespace(drain=list),
-        shared=SimpleNamespace(slot_table=SimpleNamespace(row_counts=lambda: None)),
+        shared=SimpleNamespace(slot_table=SimpleNamespace(row_counts=lambda: None), rows_by_task=dict),
         close=lambda: None,
     )
     monkeypatch.setattr(lockstep, "Lockstep", lambda *_: run)

@@ -46,7 +46,7 @@ class FakeRecorder:
 
     training_return = float("nan")
 
-    def record_row_counts(self, counts):
+    def record_row_counts(self, counts, rows_by_task):
         pass
 
 

@@ -50,6 +50,22 @@ def test_bench_reports_costs_roofline_share_and_bottleneck(tmp_path):
 
 
 @pytest.mark.slow
+def test_bench_of_several_tasks_measures_all_of_them_in_their_shares(tmp_path):
+    tasks = "gymnasium/CartPole-v0,gymnasium/CartPole-v1"
+    done = run_forked(
+        command("bench", tasks, "--seconds", 2, "--json", *FAST), capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    found = report["tasks"]
+    assert list(found) == tasks.split(",")
+    assert sum(task["share"] for task in found.values()) == pytest.approx(1)
+    assert all(0.2 < task["share"] < 0.8 for task in found.values())
+    mean = sum(task["share"] * task["seconds"] for task in found.values())
+    assert report["rooflines"]["these_batches"]["environment"]["seconds"] == pytest.approx(mean)
+
+
+@pytest.mark.slow
 def test_bench_measures_one_pass_beside_the_given_settings(tmp_path):
     words = command(
         "bench", "classic/cartpole", "--seconds", 2, "--json", *SMALL, "--batch.epochs", 64, "--batch.minibatches", 1

@@ -22,10 +22,27 @@ def test_multi_task_run_has_a_curve_and_an_evaluation_per_task(tmp_path):
     last = rows(folder)[-1]
     zero, one = (last[f"charts/episodic_return/gymnasium/CartPole-v{n}"] for n in (0, 1))
     assert last["charts/episodic_return"] == pytest.approx((zero + one) / 2)
+    assert_status_has_rows_by_task(folder)
     run("resume", folder, "--stop.env-steps", "24k", "--quiet")
     result = json.loads(run("eval", folder, "--episodes", 4, "--json").stdout)
     assert [task["env"] for task in result["tasks"]] == BOTH.split(",")
     assert [task["episodes"] for task in result["tasks"]] == [4, 4]
+
+
+def assert_status_has_rows_by_task(folder):
+    status = json.loads((folder / "status.json").read_text())
+    assert list(status["rows_by_task"]) == BOTH.split(",")
+    assert sum(status["rows_by_task"].values()) == status["ledger"]["sampled"] > 0
+    return status["rows_by_task"].values()
+
+
+def test_status_of_a_multi_task_run_has_the_sampled_rows_of_every_task(tmp_path):
+    words = [*SMALL, "--run.mode", "lockstep", "--stop.env-steps", 100, "--quiet"]
+    run("train", BOTH, "--run.dir", tmp_path / "two", *words)
+    first, second = assert_status_has_rows_by_task(tmp_path / "two")
+    assert first == second, "in lockstep all groups are stepped alike"
+    run("train", "gymnasium/CartPole-v1", "--run.dir", tmp_path / "one", *words)
+    assert "rows_by_task" not in json.loads((tmp_path / "one/status.json").read_text())
 
 
 def test_every_group_of_a_multi_task_run_plays_its_own_task(tmp_path):

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from sfactory.tools.bench import BenchReport, StageCosts, Trial, median_speed, rows_per_step
-from sfactory.tools.roofline import Cost, Line, Roofline
+from sfactory.config import BatchConfig, Config, Env, Model, Sampling
+from sfactory.tools import roofline
+from sfactory.tools.bench import BenchReport, StageCosts, Trial, median_speed, own_stages, rows_per_step, task_shares
+from sfactory.tools.roofline import Cost, Line, Roofline, TaskCost
 
 MACHINE = {"cores": 2, "cpu": "a CPU", "gpu": "", "torch": "2.13", "python": "3.11", "date": "2026-11-30"}
 ROW = {"stage/learner/wait": 0.05, "stage/inference/wait": 0.4, "stage/sampler/wait": 0.9, "stage/learner/update": 0.9}
@@ -21,8 +23,8 @@ def report(speed, one_pass=None):
     lines = [line(50_000.0), line(20_000.0), line(8_000.0, "learner"), line(40_000.0)]
     once = one_pass and Trial(one_pass, 2.0, ROW, {})
     run = Trial(speed, 2.5, ROW, {"supervisor": 40.0, "learner": 200.0})
-    roofline = Roofline(2, "cpu", "4 x forward and backward + 1 forward", *lines)
-    return BenchReport("minatar/breakout", MACHINE, roofline, StageCosts(1e-6, 2e-6, 3e-6, 4e-6), run, once)
+    of_lines = Roofline(2, "cpu", "4 x forward and backward + 1 forward", *lines)
+    return BenchReport("minatar/breakout", MACHINE, of_lines, StageCosts(1e-6, 2e-6, 3e-6, 4e-6), run, once)
 
 
 def words(found):
@@ -89,6 +91,40 @@ def test_bench_report_of_agents_says_which_steps_it_means():
     assert found.as_dict()["unit"] == "agent steps"
     assert "agent" not in words(report(4_000.0))
     assert report(4_000.0).speed == "4,000 steps/s"
+
+
+def test_bench_report_names_the_tasks_that_its_environment_is_the_mean_of():
+    found = report(4_000.0)
+    tasks = {"minatar/breakout": TaskCost(0.4, 1e-6), "minatar/asterix": TaskCost(0.6, 3e-6)}
+    several = replace(found, roofline=found.roofline._replace(tasks=tasks))
+    assert "minatar/breakout: 40% of the steps, 1.00 us" in words(several)
+    assert "minatar/asterix: 60% of the steps, 3.00 us" in words(several)
+    assert several.as_dict()["tasks"]["minatar/asterix"] == {"share": 0.6, "seconds": 3e-6}
+    assert "% of the steps" not in words(found)
+    assert found.as_dict()["tasks"] == {}
+
+
+def test_task_shares_are_those_of_the_rows_that_a_run_has_sampled(tmp_path):
+    (tmp_path / "status.json").write_text(json.dumps({"rows_by_task": {"a/b": 300, "a/c": 100}}))
+    assert task_shares(tmp_path) == {"a/b": 0.75, "a/c": 0.25}
+    (tmp_path / "status.json").write_text("{}")
+    assert task_shares(tmp_path) == {}
+
+
+@pytest.mark.filterwarnings("ignore:.*CartPole-v0 is out of date")
+def test_own_stages_times_the_environments_of_all_tasks(monkeypatch):
+    tasks = "gymnasium/CartPole-v1", "gymnasium/CartPole-v0"
+    config = Config(
+        env=Env(",".join(tasks)), sampling=Sampling(1, 2, envs_per_group=2, rollout_length=4),
+        batch=BatchConfig(epochs=1, minibatches=1), model=Model(hidden=(4,)),
+    )  # fmt: skip
+    costs = dict(zip(tasks, (1e-6, 9.0), strict=True))  # no sampler is as slow as the second one
+    monkeypatch.setattr(roofline, "random_steps", lambda group: group.spec.name)
+    monkeypatch.setattr(roofline, "median_rate", lambda name, seconds: costs[name])
+    found = own_stages(config, 0.1, dict(zip(tasks, (0.75, 0.25), strict=True)))
+    assert found.environment == pytest.approx(0.75e-6 + 2.25)
+    assert found.hand_over == 0.0, "the sampler's time less that of both environments"
+    assert own_stages(config, 0.1).environment == pytest.approx(4.5)
 
 
 def test_rows_per_step_counts_rows_without_a_step_of_an_agent(tmp_path):

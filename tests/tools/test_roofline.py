@@ -19,6 +19,9 @@ from sfactory.monitor.known_rooflines import workload
 from sfactory.tools import plain_torch
 from sfactory.tools import roofline as module
 from sfactory.tools.roofline import (
+    Cost,
+    busiest_sampler,
+    equal_shares,
     learner_threads,
     matrix_products,
     median_rate,
@@ -210,11 +213,55 @@ def test_environment_costs_are_measured_for_two_group_sizes(monkeypatch, slow, b
         return step
 
     monkeypatch.setattr(module, "raw_loop", loop)
-    costs = module.environment_costs(Config(env=Env("minatar/breakout"), sampling=Sampling(envs_per_group=64)), 0.3)
+    by_size = module.environment_costs(Config(env=Env("minatar/breakout"), sampling=Sampling(envs_per_group=64)), 0.3)
+    costs = {size: of_tasks["minatar/breakout"] for size, of_tasks in by_size.items()}
     assert set(costs) == {8, 64}
     assert min(costs.values()) == costs[best]
     assert costs[best].seconds < 5e-4 < 9e-4 < costs[slow].seconds
     assert costs[best].how == f"its library alone, {best} environments"
+
+
+TWO_TASKS = Config(
+    env=Env("gymnasium/CartPole-v1,gymnasium/CartPole-v0"), sampling=Sampling(1, 2, envs_per_group=4, rollout_length=8),
+    batch=BatchConfig(epochs=1, minibatches=1), model=Model(hidden=(8,)),
+)  # fmt: skip
+ONE, OTHER = TWO_TASKS.env.tasks
+SHARES = {ONE: 0.25, OTHER: 0.75}
+
+
+def slow_loops(monkeypatch):
+    """A step takes 1 ms in the first task and 3 ms in the second."""
+
+    def loop(task, num_envs, seed, settings):
+        return lambda: time.sleep(num_envs * (1e-3 if task == ONE else 3e-3)) or num_envs
+
+    monkeypatch.setattr(module, "raw_loop", loop)
+
+
+def test_roofline_of_several_tasks_has_their_mean_by_the_shares_in_which_they_are_stepped(monkeypatch):
+    slow_loops(monkeypatch)
+    found = roofline(TWO_TASKS, CARTPOLE, 2, seconds=0.4, task_shares=SHARES)
+    here = found.these_batches
+    assert found.tasks[ONE].share == 0.25
+    assert found.tasks[OTHER].seconds > 2 * found.tasks[ONE].seconds
+    mean = sum(each.share * each.seconds for each in found.tasks.values())
+    assert here.environment.seconds == pytest.approx(mean)
+    assert here.limits["samplers"] == pytest.approx(1 / mean), "one sampler steps both"
+    assert here.environment.how == "mean of 2 tasks, each measured alone; its library alone, 4 environments"
+    alike = roofline(TWO_TASKS, CARTPOLE, 2, "cuda", seconds=0.2)
+    assert [each.share for each in alike.tasks.values()] == [0.5, 0.5]
+    assert roofline(SMALL, CARTPOLE, 2, "cuda", seconds=0.1).tasks == {}
+
+
+def test_busiest_sampler_is_that_of_the_task_with_most_work():
+    costs = {ONE: Cost(1.0, ""), OTHER: Cost(3.0, "")}
+    together = with_settings(TWO_TASKS, {"sampling.num_samplers": 2})
+    apart = with_settings(together, {"sampling.groups_per_sampler": 1})
+    assert busiest_sampler(together, costs, SHARES) == pytest.approx((0.25 + 2.25) / 2)
+    assert busiest_sampler(apart, costs, SHARES) == pytest.approx(2.25), "the second sampler has only the slow task"
+    assert busiest_sampler(apart, costs, equal_shares(apart)) == pytest.approx(1.5)
+    alone = with_settings(apart, {"env.name": ONE})
+    assert busiest_sampler(alone, {ONE: Cost(3.0, "")}, {ONE: 1.0}) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize(("name", "together"), [("mpe/simple_spread", 3), ("classic/connect_four", 1)])
