@@ -657,8 +657,8 @@ class Log:
     task, return, length, numbers of `info`. About 50 bytes per episode."""
     wandb: bool = False
     """Also log to Weights & Biases (needs the extra wandb). The settings below win over its environment variables, and
-    these over the defaults. It takes no step twice: after a resume from an older checkpoint it keeps the rows that were
-    sent after that checkpoint before, and leaves out the new ones of the same steps."""
+    these over the defaults. Its charts are over env_steps. It cannot remove rows: after a resume from an older
+    checkpoint, those that were sent after that checkpoint stay beside the new ones, and the log says which."""
     wandb_project: str = ""
     """Project. Empty: WANDB_PROJECT, or sfactory."""
     wandb_name: str = ""

@@ -8,11 +8,9 @@ eleventh event blocks the caller forever. Importing torch.utils.tensorboard woul
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
-import secrets
 import socket
 import sys
 import time
@@ -20,17 +18,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from sfactory.config import Config, Log, to_dict
+from sfactory.config import Config
 from sfactory.config.toml_file import to_toml
-from sfactory.files import is_file, open_to_append, open_to_read, read_text, replace_text
+from sfactory.files import open_to_append, open_to_read, replace_text
 from sfactory.monitor.console import ConsoleStream, console_stream, left_out_note
 from sfactory.monitor.episode_file import EPISODES_FILE, EpisodeFile, EpisodeLine
 from sfactory.monitor.format import printable
 from sfactory.monitor.panel import Snapshot
 from sfactory.monitor.rows import METRICS_FILE, lines_of, parse_row, read_rows
-
-LONGEST_ID = 1024
-"""Bytes of the file with the run's id at Weights & Biases."""
+from sfactory.monitor.wandb_output import SentRows, WandbOutput
 
 
 class Writers:
@@ -45,14 +41,19 @@ class Writers:
         self._episodes: EpisodeFile | None = None
         self._episodes_kept = False
         self._tensorboard: TensorBoard | None = None
-        self._wandb: Any = None
+        self._wandb: WandbOutput | None = None
         self._console = ProgressOutput(config.log.console_seconds, config.log.quiet)
+        sent = SentRows()
         with self._ignoring_errors(METRICS_FILE):
+            if config.log.wandb and resume_env_steps is not None:
+                sent = SentRows.of(self.run_dir)
             self._last = drop_rows_after(self.run_dir, -1 if resume_env_steps is None else resume_env_steps)
         self._open_files(resume_env_steps)
         if config.log.wandb:
             with self._ignoring_errors("Weights & Biases"):
-                self._wandb = _open_wandb(self.run_dir, config, resume_env_steps is None)
+                self._wandb = WandbOutput(self.run_dir, config, resume_env_steps is None, sent)
+                if kept := self._wandb.kept_rows(-1 if resume_env_steps is None else resume_env_steps):
+                    self.log(kept)
 
     def _open_files(self, resume_env_steps: int | None) -> None:
         with self._ignoring_errors("log.txt"):
@@ -106,7 +107,7 @@ class Writers:
                 self._tensorboard.row(env_steps, {n: value for n, value in values.items() if n not in scores})
         with self._ignoring_errors("Weights & Biases"):
             if self._wandb is not None:
-                self._wandb.log({**values, "env_steps": env_steps, "seconds": seconds}, step=env_steps)
+                self._wandb.row(env_steps, seconds, values)
         return values
 
     def keep_episodes(self, count: int | None, env_steps: int) -> None:
@@ -165,7 +166,7 @@ class Writers:
         self._close_files()
         with self._ignoring_errors("Weights & Biases"):
             if self._wandb is not None:
-                self._wandb.finish()
+                self._wandb.close()
         self._wandb = None
 
     def _close_files(self) -> None:
@@ -343,56 +344,3 @@ def machine_load() -> dict[str, float]:
     import psutil
 
     return {"system/cpu": psutil.cpu_percent(None), "system/memory": psutil.virtual_memory().percent}
-
-
-def check_wandb(config: Config) -> None:
-    """ValueError if log.wandb is set and wandb is not installed."""
-    if config.log.wandb and importlib.util.find_spec("wandb") is None:
-        raise ValueError("log.wandb needs a package that is not installed: pip install 'sfactory[wandb]'")
-
-
-def wandb_id(run_dir: Path, new: bool) -> str:
-    """Id of the run at Weights & Biases, kept in the run folder: the same after a resume or a move of the folder.
-
-    A new run gets a random part: Weights & Biases would append it to an existing run of the same id.
-    """
-    file = run_dir / "wandb" / "id"
-    if not new and is_file(file):
-        return read_text(file, LONGEST_ID).strip()
-    name = "".join(c if c.isalnum() else "-" for c in run_dir.resolve().name)
-    if new:
-        name = f"{name[:80]}-{secrets.token_hex(4)}"
-    file.parent.mkdir(exist_ok=True)
-    replace_text(file, name + "\n")
-    return name
-
-
-def wandb_arguments(log: Log, run_dir: Path) -> dict[str, Any]:
-    """Arguments of `wandb.init` that a user chooses. An environment variable that decides is left to wandb."""
-    tags = [tag.strip() for tag in log.wandb_tags.split(",") if tag.strip()]
-    choices: tuple[tuple[str, str, Any, Any], ...] = (
-        ("project", "WANDB_PROJECT", log.wandb_project, "sfactory"),
-        ("name", "WANDB_NAME", log.wandb_name, run_dir.resolve().name),
-        ("group", "WANDB_RUN_GROUP", log.wandb_group, None),
-        ("tags", "WANDB_TAGS", tags, None),
-        ("mode", "WANDB_MODE", "" if log.wandb_mode == "auto" else log.wandb_mode, None),
-    )
-    wanted = {
-        name: value or (None if os.environ.get(variable) else default) for name, variable, value, default in choices
-    }
-    return {name: value for name, value in wanted.items() if value is not None}
-
-
-def _open_wandb(run_dir: Path, config: Config, new: bool) -> Any:
-    import wandb
-
-    run = wandb.init(
-        **wandb_arguments(config.log, run_dir),
-        id=wandb_id(run_dir, new),
-        dir=run_dir,
-        config=to_dict(config),
-        resume="allow",
-        settings={"console": "off", "silent": config.log.quiet},  # log.txt has the same lines
-    )
-    run.define_metric("eval/*", step_metric="eval/env_steps")
-    return run

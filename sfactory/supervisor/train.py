@@ -13,7 +13,7 @@ from sfactory.errors import UNGUARDED, CommandError, Exit
 from sfactory.learning.batch_fields import replay_line
 from sfactory.learning.batch_scaling import rescale_batch
 from sfactory.model.treatment import cost_lines, obs_lines
-from sfactory.monitor.writers import check_wandb
+from sfactory.monitor.wandb_output import check_wandb
 from sfactory.native.library import build_in_background
 from sfactory.play.eval_video import check_eval_video
 from sfactory.run.callbacks import Callbacks

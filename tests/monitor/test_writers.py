@@ -13,7 +13,7 @@ from sfactory.config import Config, Log, Stop
 from sfactory.files import replace_text
 from sfactory.monitor import writers as writers_module
 from sfactory.monitor.panel import Snapshot
-from sfactory.monitor.writers import METRICS_FILE, Writers, drop_rows_after, last_evaluated, wandb_arguments, wandb_id
+from sfactory.monitor.writers import METRICS_FILE, Writers, drop_rows_after, last_evaluated
 
 
 @pytest.fixture
@@ -175,32 +175,6 @@ def test_log_quiet_prints_nothing(tmp_path, capsys):
     assert "something" in (tmp_path / "log.txt").read_text()
 
 
-def test_missing_wandb_is_a_warning(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    write(tmp_path, Config(log=Log(wandb=True)), [10])
-    assert capsys.readouterr().err.count("Weights & Biases cannot be written") == 1
-    assert len(rows(tmp_path)) == 1
-
-
-def test_wandb_gets_the_same_names_and_continues_after_a_resume(tmp_path, monkeypatch):
-    import types
-
-    calls, rows_, axes = [], [], []
-    run = types.SimpleNamespace(log=lambda row, step: rows_.append((step, row)), finish=lambda: None)
-    run.define_metric = lambda name, step_metric: axes.append((name, step_metric))
-    fake = types.SimpleNamespace(init=lambda **kw: calls.append(kw) or run)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    write(tmp_path, Config(log=Log(wandb=True)), [10])
-    write(tmp_path, Config(log=Log(wandb=True)), [20], resume=10)
-    assert [step for step, _ in rows_] == [10, 20]
-    assert rows_[0][1]["charts/SPS"] == 1.0
-    assert calls[0]["id"] == calls[1]["id"]
-    assert calls[1]["resume"] == "allow"
-    assert axes[0] == ("eval/*", "eval/env_steps")
-    assert calls[0]["config"]["log"]["wandb"] is True
-    assert calls[0]["settings"]["silent"] is False
-
-
 def test_tensorboard_has_the_settings_of_every_launch_as_text(tmp_path, config):
     write(tmp_path, config, [10])
     write(tmp_path, config, [20], resume=10)
@@ -214,40 +188,6 @@ def test_tensorboard_has_the_settings_of_every_launch_as_text(tmp_path, config):
     assert "console_seconds = 0.0" in text
     metadata = accumulator.SummaryMetadata("settings/text_summary")
     assert metadata.plugin_data.plugin_name == "text"
-
-
-@pytest.mark.parametrize(
-    ("settings", "variables", "expected"),
-    [
-        ({}, {}, {"project": "sfactory", "name": "run"}),
-        ({}, {"WANDB_PROJECT": "p", "WANDB_NAME": "n", "WANDB_RUN_GROUP": "g", "WANDB_MODE": "offline"}, {}),
-        ({"wandb_mode": "offline", "wandb_group": "g"}, {"WANDB_MODE": "disabled", "WANDB_PROJECT": "p"},
-         {"mode": "offline", "group": "g", "name": "run"}),
-        ({"wandb_project": "mine", "wandb_name": "first", "wandb_tags": "a, b,"}, {"WANDB_TAGS": "c"},
-         {"project": "mine", "name": "first", "tags": ["a", "b"]}),
-    ],
-)  # fmt: skip
-def test_wandb_settings_win_over_its_variables_and_these_over_defaults(
-    tmp_path, monkeypatch, settings, variables, expected
-):
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert wandb_arguments(Log(wandb=True, **settings), tmp_path / "run") == expected
-
-
-def test_wandb_id_stays_with_its_folder_and_is_unique(tmp_path):
-    for parent in ("one", "two"):
-        (tmp_path / parent / "a").mkdir(parents=True)
-    first, other = (wandb_id(tmp_path / parent / "a", new=True) for parent in ("one", "two"))
-    assert first.startswith("a-")
-    assert first != other
-    (tmp_path / "one" / "a").rename(tmp_path / "moved")
-    assert wandb_id(tmp_path / "moved", new=False) == first
-    assert wandb_id(tmp_path / "moved", new=True) != first  # a new run in an old folder
-    (tmp_path / "my run").mkdir()
-    assert wandb_id(tmp_path / "my run", new=False) == "my-run"  # logged by a version that kept no id
 
 
 def test_replace_text_leaves_no_temporary_file(tmp_path):
