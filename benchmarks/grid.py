@@ -21,12 +21,13 @@ from typing import NamedTuple
 
 import numpy as np
 from figures import RESULTS
-from scores import Curve, Scores
+from scores import SETTINGS, Curve, Scores, changed_settings, fingerprint
 
 from sfactory.config import Config
 from sfactory.config.flags import split_flags
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
+from sfactory.errors import CommandError, SettingError
 from sfactory.monitor.format import duration
 from sfactory.monitor.statistics import bootstrap, iqm
 from sfactory.population.commands import Command, Resources
@@ -77,12 +78,29 @@ class Run(NamedTuple):
         return build(*target_layers(self.cell.target), split_flags(self.flags)[0])
 
     def curve(self, scores: Scores) -> Curve | None:
-        """What is kept of it; None if it has not finished."""
-        return scores.find(*self._what)
+        """What is kept of it; None if it has not finished, or its settings have changed since."""
+        kept = scores.find(*self._what)
+        return None if kept is None or self.changed(kept) else kept
+
+    def stale(self, scores: Scores) -> tuple[Curve, list[str]] | None:
+        """What is kept of it and the settings that have changed since; None if none has, or nothing is kept."""
+        kept = scores.find(*self._what)
+        changed = [] if kept is None else self.changed(kept)
+        return (kept, changed) if kept is not None and changed else None
+
+    def changed(self, kept: Curve) -> list[str]:
+        """Names of the settings that have changed since a curve was kept; empty if that is not known."""
+        settings = kept.row.get(SETTINGS) or ""
+        if not settings:  # nothing to compare with, and a grid has thousands of runs
+            return []
+        try:
+            return changed_settings(settings, self.config())
+        except SettingError as error:
+            return [str(error)]
 
     def keep(self, scores: Scores, seconds: float, columns: Mapping[str, str] = MappingProxyType({})) -> Curve:
         """Keep the curve of the finished run in its folder. columns: further ones of the file."""
-        return scores.add(*self._what, self.folder, seconds, columns)
+        return scores.add(*self._what, self.folder, seconds, columns, fingerprint(self.config()))
 
     @property
     def _what(self) -> tuple[str, int, str, int, list[str]]:
@@ -137,20 +155,38 @@ class Grid:
         self.failed: list[str] = []
         self.again: set[Path] = set()
         """Folders that are started again although they hold checkpoints: those could not be continued."""
+        self.stale: dict[str, list[str]] = {}
+        """Name of a run that was kept with other settings -> their names."""
+        self.outdated: set[Path] = set()
+        """Folders of these that still hold the run of then; they are emptied when it starts."""
         for run in runs:
             if (kept := run.curve(scores)) is not None:
                 self._count(run, kept.seconds)
                 continue
-            if (run.folder / "config.toml").is_file():
-                check_same_settings(Job(run.name, run.folder, run.config()), read_run(run.folder).config)
-            if finished(run.folder):
+            if (old := run.stale(scores)) is not None:
+                self.stale[run.name] = old[1]
+            if (run.folder / "config.toml").is_file() and not self._check_settings(run):
+                self.outdated.add(run.folder)
+            if finished(run.folder) and run.folder not in self.outdated:
                 self._keep(run)
             else:
                 self.processes.queue.append(run)
 
+    def _check_settings(self, run: Run) -> bool:
+        """Whether the run in a folder has the settings of today. If not: CommandError, unless its curve is kept."""
+        try:
+            check_same_settings(Job(run.name, run.folder, run.config()), read_run(run.folder).config)
+        except CommandError:
+            if run.name not in self.stale:
+                raise
+            return False
+        return True
+
     def run(self) -> None:
         """Run what is left. SystemExit after a signal (its code), and if runs failed (their last lines)."""
         print(f"{self.total} runs, {self.total - self.left} finished before{self._time_left()}", flush=True)
+        for name, changed in self.stale.items():
+            print(f"{name} is stale and runs again: changed since are {', '.join(changed)}", flush=True)
         self.processes.run()
         if self.processes.num_signals:
             print(f"{self.left} runs left; the same command goes on", flush=True)
@@ -164,6 +200,7 @@ class Grid:
         return self.total - sum(map(len, self.seconds.values()))
 
     def _start(self, run: Run) -> Running[Run]:
+        self._clear_outdated(run)
         if self._goes_on(run):
             words = ["resume", str(run.folder), "--quiet"]
         else:
@@ -175,6 +212,11 @@ class Grid:
         environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if run.cell.mode == "lockstep" else {})}
         command = Command(run.name, [sys.executable, "-m", "sfactory", *words], output, environment)
         return Running(run, self.launcher.submit(command, self.resources), time.monotonic(), OutputFile(output))
+
+    def _clear_outdated(self, run: Run) -> None:
+        if run.folder in self.outdated:
+            self.outdated.remove(run.folder)
+            shutil.rmtree(run.folder)
 
     def _goes_on(self, run: Run) -> bool:
         """Whether a run has a checkpoint from which it is continued."""

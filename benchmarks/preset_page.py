@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import tomli_w
@@ -31,6 +33,17 @@ NAMES = {RETURN: "training return", "selfplay/elo": "Elo rating"}
 Measured = Mapping[str, Sequence[Curve]]
 """Preset -> the curves of its finished runs."""
 
+
+class Stale(NamedTuple):
+    """What is kept of a preset whose settings have changed since."""
+
+    runs: Sequence[Curve]
+    changed: Sequence[str]
+    """Names of these settings."""
+
+
+NONE: Mapping[str, Stale] = MappingProxyType({})
+
 INTRO = """\
 What the [presets](presets.md) reach, trained as they are typed for the steps below, one run at a time. `make scores`
 trains what is missing, the cheapest first, goes on where it was stopped, and writes this page. Only some of them:
@@ -44,6 +57,7 @@ trains what is missing, the cheapest first, goes on where it was stopped, and wr
   mean. With so few seeds the true interval is wider.
 - **time**: the median over seeds from the command to its end, the start of all processes included. *busy*: other
   programs used the processor too, and a run alone takes less time.
+- **stale**: the settings of the preset have changed since it was measured, and `make scores` runs it again.
 - **published**: scores of others, with their steps. Their sources are below.
 """
 STYLE = (
@@ -55,9 +69,9 @@ STYLE = (
 )
 
 
-def write(table: Mapping[str, Row], measured: Measured, root: Path = ROOT) -> None:
+def write(table: Mapping[str, Row], measured: Measured, root: Path = ROOT, stale: Mapping[str, Stale] = NONE) -> None:
     """Write all files; pictures of presets that have no run any more are deleted."""
-    files = outputs(table, measured, root)
+    files = outputs(table, measured, root, stale)
     for old in (root / PICTURES).glob("*.svg"):
         if f"{PICTURES}/{old.name}" not in files:
             old.unlink()
@@ -67,8 +81,10 @@ def write(table: Mapping[str, Row], measured: Measured, root: Path = ROOT) -> No
         path.write_text(text)
 
 
-def outputs(table: Mapping[str, Row], measured: Measured, root: Path = ROOT) -> dict[str, str]:
-    """File below the repository -> its text."""
+def outputs(
+    table: Mapping[str, Row], measured: Measured, root: Path = ROOT, stale: Mapping[str, Stale] = NONE
+) -> dict[str, str]:
+    """File below the repository -> its text. stale: presets that are not measured with their settings of today."""
     pictures = {f"docs/{picture_name(name)}": picture(name, table[name], runs) for name, runs in measured.items()}
     known = {name: text for name, text in pictures.items() if text}
     before, begin, rest = (root / GALLERY).read_text().partition(BEGIN)
@@ -76,7 +92,7 @@ def outputs(table: Mapping[str, Row], measured: Measured, root: Path = ROOT) -> 
     assert end, f"{GALLERY} lacks one of its markers, {BEGIN} and {END}"
     curves = "\n".join(["", *gallery(table, measured), "", ""])
     shown = before + begin + curves + end + after
-    return {PAGE: page(table, measured), GALLERY: shown, DATA: data(table, measured), **known}
+    return {PAGE: page(table, measured, stale), GALLERY: shown, DATA: data(table, measured), **known}
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------
@@ -133,14 +149,14 @@ def is_match(row: Row) -> bool:
 # -- the page --------------------------------------------------------------------------------------------------
 
 
-def page(table: Mapping[str, Row], measured: Measured) -> str:
+def page(table: Mapping[str, Row], measured: Measured, stale: Mapping[str, Stale] = NONE) -> str:
     """docs/scores.md."""
     head = ("preset", "steps", "seeds", "evaluation", "training", "time", "published")
     lines = ["# Scores of the presets", "", f"<!-- {MADE} -->", "", INTRO]
     lines += [_table_line(head), "|---" * len(head) + "|"]
-    lines += [_table_line(_cells(name, row, measured.get(name, ()))) for name, row in _sorted(table)]
+    lines += [_table_line(_cells(name, row, measured.get(name, ()), stale.get(name))) for name, row in _sorted(table)]
     for name, row in _sorted(table):
-        lines += ["", f"## {name}", "", *_section(name, row, measured.get(name, ()))]
+        lines += ["", f"## {name}", "", *_section(name, row, measured.get(name, ()), stale.get(name))]
     return "\n".join(lines) + "\n"
 
 
@@ -152,11 +168,12 @@ def _table_line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _cells(name: str, row: Row, runs: Sequence[Curve]) -> tuple[str, ...]:
+def _cells(name: str, row: Row, runs: Sequence[Curve], stale: Stale | None) -> tuple[str, ...]:
     published = ", ".join(dict.fromkeys(_published(one) for one in row.published))
     link = f"[{name}](#{name.replace('/', '')})"
     if not runs:
-        return link, human(row.steps), f"0 of {row.seeds}", "not measured", "", "", published
+        what = f"stale: {show(evaluations(stale.runs))}" if stale is not None else "not measured"
+        return link, human(row.steps), f"0 of {row.seeds}", what, "", "", published
     took = duration(seconds(runs)) + (", busy" if is_busy(runs) else "")
     training = "" if is_match(row) else show(np.array([one.final for one in runs]))
     seeds = str(row.seeds) if len(runs) == row.seeds else f"{len(runs)} of {row.seeds}"
@@ -167,13 +184,20 @@ def _published(one: Published) -> str:
     return f"{one.score} ({one.what})" if one.what else one.score
 
 
-def _section(name: str, row: Row, runs: Sequence[Curve]) -> list[str]:
+def _section(name: str, row: Row, runs: Sequence[Curve], stale: Stale | None) -> list[str]:
     """What is known about one preset."""
     flags = "".join(f" {flag}" for flag in row.flags)
     commands = (f"`sfactory train {name}{flags} --stop.env-steps {row.steps}`",
                 f"`sfactory eval RUN {' '.join(row.evaluation)}`")  # fmt: skip
     lines: list[str] = []
-    if not runs:
+    if not runs and stale is not None:
+        then = f"{', '.join(each(stale.runs, 'date'))}, commit {', '.join(each(stale.runs, 'commit'))}"
+        lines += [
+            f"Stale: changed since this was measured ({then}): {', '.join(stale.changed)}. Evaluation then: "
+            f"{show(evaluations(stale.runs))}.",
+            "",
+        ]
+    elif not runs:
         lines += [f"Not measured: no run is finished. On two cores one may take about {_rough(row.minutes)}.", ""]
     else:
         if picture(name, row, runs):

@@ -8,8 +8,9 @@
 Steps, seeds, evaluation and published scores: preset_table.py. One run at a time, in async mode: nothing else may run.
 What other programs used of the cores meanwhile is measured and kept beside the seconds. When a run has finished,
 `sfactory eval` plays with its last checkpoint; only then is the run kept, in benchmarks/results/preset_scores.csv.
-What is there is not run again, on any machine. The report writes docs/scores.md with its pictures, the curves in
-docs/gallery.md, and configs/scores.toml, from which `sfactory presets` takes the scores.
+What is there is not run again, on any machine, unless the settings of the preset have changed since. The report writes
+docs/scores.md with its pictures, the curves in docs/gallery.md, and configs/scores.toml, from which `sfactory presets`
+takes the scores.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 import preset_page
 import psutil
 from grid import RESULTS, Cell, Grid, Run, finished
+from preset_page import Stale
 from preset_table import TABLE, Row, by_cost
 from scores import Curve, Scores
 
@@ -112,6 +114,7 @@ class PresetGrid(Grid):
         super().__init__(runs, scores, 1)
 
     def _start(self, run: Run) -> Running[Run]:
+        self._clear_outdated(run)
         if not finished(run.folder):
             self._work, self._continued = OtherWork(), self._goes_on(run)
             return super()._start(run)
@@ -234,9 +237,23 @@ def measured(table: Mapping[str, Row], scores: Scores) -> dict[str, list[Curve]]
     return found
 
 
+def stale(table: Mapping[str, Row], scores: Scores) -> dict[str, Stale]:
+    """Preset -> its runs of other settings than those of today; only of presets without a run of today's."""
+    found: dict[str, Stale] = {}
+    for name in table:
+        runs = runs_of(table, [name], Path())
+        if any(run.curve(scores) is not None for run in runs):
+            continue
+        if old := [one for run in runs if (one := run.stale(scores)) is not None]:
+            changed = dict.fromkeys(setting for _, settings in old for setting in settings)
+            found[name] = Stale([kept for kept, _ in old], list(changed))
+    return found
+
+
 def files(path: Path = SCORES, table: Mapping[str, Row] = TABLE) -> dict[str, str]:
     """What the report writes from a file of finished runs: file below the repository -> its text."""
-    return preset_page.outputs(table, measured(table, PresetScores(path, table)))
+    scores = PresetScores(path, table)
+    return preset_page.outputs(table, measured(table, scores), stale=stale(table, scores))
 
 
 def main(typed: Sequence[str] | None = None, table: Mapping[str, Row] = TABLE, root: Path = preset_page.ROOT) -> None:
@@ -261,7 +278,7 @@ def main(typed: Sequence[str] | None = None, table: Mapping[str, Row] = TABLE, r
             chosen = [name for name in names if name not in long]
             PresetGrid(runs_of(table, chosen, options.out, options.seeds), scores).run()
     finally:  # also after Ctrl-C
-        preset_page.write(table, measured(table, scores), root)
+        preset_page.write(table, measured(table, scores), root, stale(table, scores))
         print(f"written: {preset_page.PAGE}, {preset_page.GALLERY}, {preset_page.DATA}")
 
 

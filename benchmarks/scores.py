@@ -2,14 +2,18 @@
 
 The file is a table (CSV) with a row per finished run: what was run (cell, seed, target, steps, flags), where and when
 (processor, commit, date), and its training return over the run in `BLOCKS` equal parts. It is kept in the repository as
-the raw data of the tables and pictures. A row counts only for a run with the same flags; to measure it again, delete
-the row.
+the raw data of the tables and pictures. A row counts only for a run with the same flags, and as long as the settings
+that these and the preset give are those it was measured with (`fingerprint`; rows of before have none and count as they
+are). Of several rows for a run the last one counts, so nothing needs to be deleted.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
 import datetime
+import hashlib
+import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,14 +22,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sfactory.config import Config
 from sfactory.device.machine import processor
+from sfactory.files import replace_text
 from sfactory.monitor.rows import read_rows
+from sfactory.run.reader import learning_settings
 
 POINTS = 100  # learning curves are read at this many equally spaced env steps
 BLOCKS = 20  # and kept as means over equal parts
 RETURN = "charts/episodic_return"
 EXTRA = ("offpolicy/ess", "losses/clipfrac", "offpolicy/effective_lambda", "losses/entropy")
+SETTINGS = "settings"
 FIELDS = ("cell", "seed", "target", "steps", "flags", "seconds", "processor", "commit", "date", *EXTRA, "curve")
+"""Columns of every row. SETTINGS follows at the end: rows of before, which lack it, stay readable in the same file."""
+PART = 2  # bytes of a setting in a fingerprint
 
 
 class Curve(NamedTuple):
@@ -64,7 +74,7 @@ class Scores:
 
     def __init__(self, path: Path, columns: Sequence[str] = ()) -> None:
         """columns: those of this file that other files do not have."""
-        self.path, self.fields = path, (*FIELDS[:-1], *columns, FIELDS[-1])
+        self.path, self.fields = path, (*FIELDS[:-1], *columns, FIELDS[-1], SETTINGS)
         self.curves: dict[tuple[str, ...], Curve] = {}
         if path.is_file():
             with open(path, newline="") as file:
@@ -95,10 +105,11 @@ class Scores:
         folder: Path,
         seconds: float,
         columns: Mapping[str, str] = MappingProxyType({}),
+        settings: str = "",
     ) -> Curve:
         """Read the curve of a finished run from its folder, and write its row at the end of the file at once.
 
-        columns: values of this file's own columns.
+        columns: values of this file's own columns. settings: the fingerprint of what it was measured with.
         """
         values = curve(folder, steps, self.metric(target)).reshape(BLOCKS, -1).mean(1)
         row = {
@@ -106,16 +117,55 @@ class Scores:
             "seconds": f"{seconds:.1f}", "processor": processor(), "commit": commit(),
             "date": datetime.date.today().isoformat(), **columns,
             **{name: f"{x:.4g}" for name, x in _late(folder).items()},
-            "curve": " ".join(f"{x:.5g}" for x in values),
+            "curve": " ".join(f"{x:.5g}" for x in values), SETTINGS: settings,
         }  # fmt: skip
         new = not self.path.is_file()
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not new:
+            self._add_column()
         with open(self.path, "a", newline="") as file:
             writer = csv.DictWriter(file, self.fields, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)
         return self._read(row)  # rounded, so that a page written now is that of a later command
+
+    def _add_column(self) -> None:
+        """Name the column of settings in a file of before; its rows stay as they are."""
+        head, newline, rows = self.path.read_text().partition("\n")
+        if SETTINGS not in head.split(","):
+            replace_text(self.path, f"{head},{SETTINGS}{newline}{rows}")
+
+
+def fingerprint(config: Config) -> str:
+    """Text in which `changed_settings` finds the settings that decide what is learned; two bytes for each.
+
+    A digest of all would be another one with every setting that is added to sfactory.
+    """
+    return base64.b64encode(b"".join(sorted(_parts(config).values()))).decode()
+
+
+def changed_settings(settings: str, config: Config) -> list[str]:
+    """Names of the settings that are no longer as in a fingerprint; empty if all are, or if there is none.
+
+    A setting that did not exist then has not changed as long as it has its default. Two values may have the same bytes:
+    of 65,536 changes of one setting, about 150 are not noticed.
+    """
+    if not settings:
+        return []
+    kept = base64.b64decode(settings)
+    then = {kept[at : at + PART] for at in range(0, len(kept), PART)}
+    now, usual = _parts(config), _parts(Config())
+    new = [name for name, part in now.items() if part not in then]
+    changed = [name for name in new if now[name] != usual.get(name)]
+    return changed or ([] if then <= set(now.values()) else new or ["a setting that no longer exists"])
+
+
+def _parts(config: Config) -> dict[str, bytes]:
+    """Name of a setting -> bytes that depend on its name and value."""
+    values = {**learning_settings(config), "env.protocol": config.env.protocol}
+    texts = {name: json.dumps([name, value], sort_keys=True, default=str) for name, value in values.items()}
+    return {name: hashlib.sha256(text.encode()).digest()[:PART] for name, text in texts.items()}
 
 
 def _key(row: Mapping[str, str]) -> tuple[str, ...]:

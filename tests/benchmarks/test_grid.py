@@ -1,5 +1,6 @@
 """Grids of runs: what is skipped, resumed, started again, and how much time is left."""
 
+import base64
 import json
 import os
 import shutil
@@ -10,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import scores
 from grid import Cell, Grid, Run, finished_seeds, run, runs_of, score
-from scores import BLOCKS, RETURN, Scores, _late, curve
+from scores import BLOCKS, RETURN, Scores, _late, changed_settings, curve, fingerprint
 
+from sfactory.config import Config, with_settings
 from sfactory.config.toml_file import to_toml
-from sfactory.errors import CommandError, Exit
+from sfactory.errors import CommandError, Exit, SettingError
 
 FLAGS = (
     "--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "--batch.minibatches", "2",
@@ -151,6 +154,94 @@ def test_kept_curves_need_no_folder_and_count_only_for_the_same_flags(tmp_path):
     assert grid.seconds == {("classic/cartpole", 1000): [33.0]}
     for other in (CELLS[0]._replace(flags=(*FLAGS, "--optim.lr", "0.5")), CELLS[0]._replace(first_seed=1)):
         assert finished_seeds(other, kept, 1) == 0
+
+
+def change_preset(monkeypatch, **settings):
+    """From here on the presets have these values, by names with two underscores for the dot."""
+    config = Run.config
+    values = {name.replace("__", "."): value for name, value in settings.items()}
+    monkeypatch.setattr(Run, "config", lambda run: with_settings(config(run), values))
+
+
+def test_grid_runs_again_what_was_kept_with_other_settings(tmp_path, monkeypatch, capsys):
+    run_ = Run(CELLS[0], 0, folder_of(tmp_path, CELLS[0], 0))
+    leave(run_.folder, "finished", config=run_.config())
+    assert grid_of(CELLS[:1], tmp_path, 1, 1).left == 0
+    change_preset(monkeypatch, log__every_seconds=77.0, checkpoint__keep=9)
+    assert grid_of(CELLS[:1], tmp_path, 1, 1).left == 0, "these decide nothing"
+    before = (tmp_path / "scores.csv").read_text()
+    change_preset(monkeypatch, optim__lr=0.5)
+    kept = Scores(tmp_path / "scores.csv")
+    assert run_.curve(kept) is None
+    assert run_.stale(kept)[1] == ["optim.lr"]
+    assert finished_seeds(CELLS[0], kept, 1) == 0
+    grid = grid_of(CELLS[:1], tmp_path, 1, 1)
+    (run_.folder / "old").write_text("of the run of then")
+    recorder = Recorder(grid)
+    grid.run()
+    assert "tiny/a seed 0 is stale and runs again: changed since are optim.lr\n" in capsys.readouterr().out
+    assert recorder.words == [("tiny/a seed 0", "train")]
+    assert not (run_.folder / "old").exists()
+    after = (tmp_path / "scores.csv").read_text()
+    assert after.startswith(before), "the row of then is still there"
+    assert len(after.splitlines()) == len(before.splitlines()) + 1
+    assert grid_of(CELLS[:1], tmp_path, 1, 1).left == 0
+
+
+def test_scores_of_before_have_no_settings_and_count_as_they_are(tmp_path, monkeypatch):
+    for cell in CELLS:
+        leave(folder_of(tmp_path, cell, 0), "finished")
+    grid_of(CELLS[:1], tmp_path, 1, 1)
+    file = tmp_path / "scores.csv"
+    lines = [line.rpartition(",")[0] for line in file.read_text().splitlines()]  # as without the column
+    file.write_text("".join(f"{line}\n" for line in lines))
+    change_preset(monkeypatch, optim__lr=0.5)
+    grid_of(CELLS, tmp_path, 1, 1)
+    head, old, _ = file.read_text().splitlines()
+    assert (head, old) == (f"{lines[0]},settings", lines[1])
+    kept = Scores(file)
+    assert [finished_seeds(cell, kept, 1) for cell in CELLS] == [1, 1]
+    change_preset(monkeypatch, optim__lr=0.25)
+    assert [finished_seeds(cell, kept, 1) for cell in CELLS] == [1, 0]
+    with file.open("a") as at_end:
+        at_end.write(f"{old}\n")  # by an earlier version: shorter than the head
+    assert finished_seeds(CELLS[0], Scores(file), 1) == 1
+
+
+def test_changed_settings_names_them_and_ignores_new_ones_at_their_default():
+    config = Run(CELLS[0], 0, Path()).config()
+    kept = fingerprint(config)
+    assert changed_settings(kept, config) == changed_settings("", config) == []
+    assert changed_settings(kept, with_settings(config, {"run.seed": 9, "run.dir": "x"})) == []
+    other = with_settings(config, {"optim.lr": 0.5, "env.settings": {"a": 1}})
+    assert changed_settings(kept, other) == ["env.settings.a", "optim.lr"]
+    assert changed_settings(fingerprint(with_settings(config, {"env.reward_scale": 3.0})), config) == [
+        "env.reward_scale"
+    ]
+
+    def without(name):
+        """The fingerprint of a time in which there was no such setting."""
+        parts = scores._parts(config)
+        del parts[name]
+        return base64.b64encode(b"".join(sorted(parts.values()))).decode()
+
+    assert config.env.reward_scale == Config().env.reward_scale
+    assert changed_settings(without("env.reward_scale"), config) == []
+    assert config.sampling.envs_per_group != Config().sampling.envs_per_group
+    assert changed_settings(without("sampling.envs_per_group"), config) == ["sampling.envs_per_group"]
+    more = base64.b64encode(base64.b64decode(kept) + b"\x00\x00").decode()
+    assert changed_settings(more, config) == ["a setting that no longer exists"]
+
+
+def test_run_whose_flags_are_refused_today_is_stale(tmp_path, monkeypatch):
+    leave(folder_of(tmp_path, CELLS[0], 0), "finished")
+    grid_of(CELLS[:1], tmp_path, 1, 1)
+
+    def refused(run):
+        raise SettingError("no such setting")
+
+    monkeypatch.setattr(Run, "config", refused)
+    assert Run(CELLS[0], 0, Path()).stale(Scores(tmp_path / "scores.csv"))[1] == ["no such setting"]
 
 
 def test_area_is_the_mean_of_the_curve_and_final_that_of_its_last_tenth(tmp_path):

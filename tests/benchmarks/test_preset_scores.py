@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from preset_page import interval, number, outputs
 from preset_scores import OtherWork, PresetGrid, PresetScores, cell_of, main, measured, runs_of
 from preset_table import AGAINST_RANDOM, SAMPLED, TABLE, Published, Row, by_cost
 from scores import BLOCKS, commit
-from test_grid import Finished, leave
+from test_grid import Finished, change_preset, leave
 
 from sfactory import api
 from sfactory.config import presets, to_dict
@@ -213,6 +214,40 @@ def test_kept_run_counts_only_for_the_evaluation_of_the_table(tmp_path):
     again.run()
     assert named(again.launcher) == [("evaluation of scores/classic/acrobot seed 0", "eval")], "its folder is there"
     assert len(measured(other, PresetScores(tmp_path / "scores.csv", other))["classic/acrobot"]) == 1
+
+
+def test_preset_that_changed_is_stale_in_the_table_and_runs_again(root, monkeypatch):
+    names, folder = ["classic/acrobot"], root / "scores/classic/acrobot/0"
+    (run,) = runs_of(OURS, names, root)
+    leave(folder, "finished", steps=804, config=run.config())
+    grid_of(root, names=names).run()
+    change_preset(monkeypatch, optim__lr=0.5)
+    kept = PresetScores(root / "scores.csv", OURS)
+    assert measured(OURS, kept) == {}
+    old = preset_scores.stale(OURS, kept)
+    assert (list(old), old["classic/acrobot"].changed) == (names, ["optim.lr"])
+    files = outputs(OURS, {}, root, old)
+    assert "| [classic/acrobot](#classicacrobot) | 800 | 0 of 1 | stale: 8.00 |" in files["docs/scores.md"]
+    section = files["docs/scores.md"].partition("## classic/acrobot\n")[2].partition("\n## ")[0]
+    assert "Stale: changed since this was measured (" in section
+    assert "): optim.lr. Evaluation then: 8.00." in section
+    assert tomllib.loads(files["configs/scores.toml"]) == {}, "sfactory presets shows no score of other settings"
+    again = grid_of(root, names=names)
+    again.run()
+    assert named(again.launcher) == [
+        ("scores/classic/acrobot seed 0", "train"), ("evaluation of scores/classic/acrobot seed 0", "eval")
+    ]  # fmt: skip
+    assert list(measured(OURS, again.scores)) == names
+    assert preset_scores.stale(OURS, again.scores) == {}
+
+
+def test_main_writes_what_is_stale(root, monkeypatch):
+    words = ["--scores", str(root / "scores.csv"), "--out", str(root / "runs"), "--report"]
+    grid_of(root, names=["classic/acrobot"]).run()
+    change_preset(monkeypatch, optim__lr=0.5)
+    main(words, OURS, root)
+    assert "| stale: 8.00 |" in (root / "docs/scores.md").read_text()
+    assert "| stale: 8.00 |" in preset_scores.files(root / "scores.csv", OURS)["docs/scores.md"]
 
 
 def test_preset_grid_keeps_the_score_of_a_match_and_the_curve_of_elo(tmp_path):
