@@ -8,6 +8,7 @@ eleventh event blocks the caller forever. Importing torch.utils.tensorboard woul
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -16,17 +17,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from sfactory.config import Config
 from sfactory.config.toml_file import to_toml
-from sfactory.files import open_to_append, open_to_read, replace_text
+from sfactory.files import open_lock, open_to_append, open_to_read, replace_text
 from sfactory.monitor.console import ConsoleStream, console_stream, left_out_note
 from sfactory.monitor.episode_file import EPISODES_FILE, EpisodeFile, EpisodeLine
 from sfactory.monitor.format import printable
 from sfactory.monitor.panel import Snapshot
 from sfactory.monitor.rows import METRICS_FILE, lines_of, parse_row, read_rows
 from sfactory.monitor.wandb_output import SentRows, WandbOutput
+
+MOST_RECORDS = 100_000
+"""Of an event file in which videos are continued, one for each video."""
 
 
 class Writers:
@@ -197,18 +201,23 @@ class TensorBoard:
     of earlier files, so that it shows one increasing curve.
     """
 
-    def __init__(self, folder: Path, resume_env_steps: int | None, start: bool = True) -> None:
-        """start: later events of earlier files are dropped."""
+    def __init__(self, folder: Path, resume_env_steps: int | None, append: bool = False) -> None:
+        """append: go on in the newest file of the folder, and drop nothing; `resume_env_steps` is not used then."""
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2, summary_pb2
         folder.mkdir(parents=True, exist_ok=True)
+        if append and (file := _newest_event_file(folder)) is not None:
+            self._writer = RecordWriter(file)
+            return
         # TensorBoard reads files in the order of their names: the time in nanoseconds keeps launches in order.
         name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((folder / name).open("xb"))
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if start and len(list(folder.glob("events.*"))) > 1:  # without a checkpoint, all of earlier launches is dropped
+        if (
+            not append and len(list(folder.glob("events.*"))) > 1
+        ):  # without a checkpoint, all of earlier launches is dropped
             begin = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             step = 0 if resume_env_steps is None else resume_env_steps + 1  # the step of the checkpoint is kept
             self._write(event_pb2.Event(wall_time=time.time(), step=step, session_log=begin))
@@ -246,6 +255,40 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _newest_event_file(folder: Path) -> BinaryIO | None:
+    """The newest event file of a folder, locked and at its end; None if there is none that may be continued.
+
+    That is none in which another process writes, and none whose last record is incomplete because its writer was
+    killed: TensorBoard reads such a file up to there, and then the next one.
+    """
+    newest = max(folder.glob("events.out.tfevents.*"), default=None)
+    if newest is None:
+        return None
+    file = os.fdopen(open_lock(newest), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _ends_with_a_record(file):
+            return file
+    except BlockingIOError:
+        pass
+    file.close()
+    return None
+
+
+def _ends_with_a_record(file: BinaryIO) -> bool:
+    """Go from record to record to the end: each has its length in 8 bytes, and 4 bytes behind these and behind itself.
+
+    Not of a file with more than MOST_RECORDS, as a run folder of a stranger may have.
+    """
+    end, at, count = file.seek(0, os.SEEK_END), 0, 0
+    while at + 12 <= end and count < MOST_RECORDS:
+        file.seek(at)
+        at += int.from_bytes(file.read(8), "little") + 16
+        count += 1
+    file.seek(0, os.SEEK_END)
+    return at == end > 0
 
 
 class ProgressOutput:

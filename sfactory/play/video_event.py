@@ -1,7 +1,9 @@
 """Show the videos of an evaluation in TensorBoard: animated pictures in the run's folder tb/videos.
 
 TensorBoard reads one event file of a folder after the other, so a training run that still writes into tb/ is not
-disturbed. TensorBoard shows tb/videos as a run of its own.
+disturbed. TensorBoard shows tb/videos as a run of its own. All videos of a run, of all its launches and of
+`sfactory eval`, are in one event file there; a new one begins only behind one that a killed process left incomplete, or
+while another process writes.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ Animated: TypeAlias = tuple[bytes, int, int]
 
 def show_pictures(folder: Path, pictures: Mapping[str, Animated], env_steps: int) -> None:
     """Add animated pictures by their tags to a folder of TensorBoard. env_steps: see `show_videos`."""
-    writer = TensorBoard(folder, env_steps, start=False)
+    writer = TensorBoard(folder, None, append=True)
     try:
         for tag, (picture, width, height) in pictures.items():
             writer.picture(tag, picture, width, height, env_steps)

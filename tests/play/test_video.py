@@ -1,5 +1,6 @@
 """Videos hold every frame of the episode that was counted, and no frame of another one."""
 
+import fcntl
 import io
 from types import SimpleNamespace
 
@@ -10,10 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sfactory.envs import EnvFault, Episode, Step
 from sfactory.errors import FileRefused
+from sfactory.monitor.writers import MOST_RECORDS
 from sfactory.play import video
 from sfactory.play.episodes import play
 from sfactory.play.video import VideoRecorder, check_video, prepare_frame, task_video_path
-from sfactory.play.video_event import animated, show_videos
+from sfactory.play.video_event import animated, show_pictures, show_videos
 
 
 class CountingGroup:
@@ -231,6 +233,70 @@ def test_videos_are_shown_in_tensorboard_at_the_steps_of_the_policy(tmp_path):
     assert sorted(image.step for image in images) == [300, 700]
     assert images[0].encoded_image_string.startswith(b"GIF89a")
     assert not list((tmp_path / "run/tb").glob("events.*")), "training writes there"
+
+
+def event_files(run):
+    return sorted((run / "tb/videos").glob("events.*"))
+
+
+def steps_of(run):
+    found = EventAccumulator(str(run / "tb/videos"))
+    found.Reload()
+    return [image.step for image in found.Images("eval/video")]
+
+
+def show(run, env_steps):
+    show_pictures(run / "tb/videos", {"eval/video": (b"GIF89a" + bytes(100_000), 4, 4)}, env_steps)
+
+
+def test_all_videos_of_a_run_are_in_one_event_file(tmp_path):
+    running = EventAccumulator(str(tmp_path / "tb/videos"))
+    for number, env_steps in enumerate((100, 200, 300), start=1):
+        show(tmp_path, env_steps)
+        running.Reload()  # a TensorBoard that is open meanwhile
+        assert len(running.Images("eval/video")) == number
+    assert steps_of(tmp_path) == [100, 200, 300]
+    assert len(event_files(tmp_path)) == 1
+
+
+def test_videos_after_a_kill_in_the_middle_of_one_are_in_a_new_event_file(tmp_path):
+    show(tmp_path, 100)
+    (first,) = event_files(tmp_path)
+    complete = first.read_bytes()
+    of_video = complete[int.from_bytes(complete[:8], "little") + 16 :]  # behind the record of the version
+    for length in (5, 50_000):  # within the head of the next record, and within its picture
+        first.write_bytes(complete + of_video[:length])
+        show(tmp_path, 200)
+        show(tmp_path, 300)
+        files = event_files(tmp_path)
+        assert len(files) == 2
+        assert files[0].read_bytes().startswith(complete)
+        assert steps_of(tmp_path) == [100, 200, 300]
+        files[1].unlink()
+    for contents in (b"", bytes(16 * (MOST_RECORDS + 1))):  # without a version; a stranger's, with very many records
+        first.write_bytes(contents)
+        show(tmp_path, 200)
+        assert len(event_files(tmp_path)) == 2
+        event_files(tmp_path)[1].unlink()
+
+
+def test_videos_of_two_processes_at_once_are_in_two_event_files(tmp_path):
+    show(tmp_path, 100)
+    (first,) = event_files(tmp_path)
+    with first.open("r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        show(tmp_path, 200)
+    assert len(event_files(tmp_path)) == 2
+    assert steps_of(tmp_path) == [100, 200]
+
+
+def test_videos_are_not_appended_through_a_link(tmp_path):
+    show(tmp_path, 100)
+    (first,) = event_files(tmp_path)
+    first.rename(tmp_path / "elsewhere")
+    first.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileRefused):
+        show(tmp_path, 200)
 
 
 def test_videos_are_not_written_through_a_link(tmp_path):
