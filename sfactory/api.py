@@ -17,16 +17,18 @@ at its top level; imports that only training needs are better placed below the g
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import numbers
 import os
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sfactory.config import Config, parsing, presets, to_dict
 from sfactory.config.python_values import Code, label_of, layer_of, target_name, with_registered
@@ -40,6 +42,7 @@ from sfactory.errors import (
     RunBusy,
     RunFailed,
     SettingError,
+    SettingNote,
 )
 from sfactory.run.callbacks import Callback, Callbacks, RunHandle, as_callbacks
 from sfactory.run.folder import (
@@ -66,6 +69,9 @@ if TYPE_CHECKING:
     from sfactory.tools.check_env import EnvReport
     from sfactory.tools.comparison import Comparison
 
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 CallbackLike = Callback | Callable[[RunHandle, dict[str, float]], None]
 
@@ -163,6 +169,24 @@ def resume(
     return _checked(resume_config(run_dir, config, allow, trust, found), check, found)
 
 
+def _with_old_names(**old: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Accept arguments under their old names too, with a note. old: old name -> name of today."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def renamed(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in old.keys() & kwargs.keys():
+                if old[name] in kwargs:
+                    raise TypeError(f"{function.__name__}() got {name} and {old[name]}, two names of one argument")
+                warnings.warn(f"{name} is now {old[name]} (the old name still works)", SettingNote, stacklevel=2)
+                kwargs[old[name]] = kwargs.pop(name)
+            return function(*args, **kwargs)
+
+        return renamed
+
+    return decorate
+
+
 def evaluate(
     run_dir: str | Path,
     episodes: int = 100,
@@ -199,7 +223,6 @@ def evaluate(
     counts = _whole_numbers(
         episodes=episodes, max_steps=max_steps, seed=seed, video_episodes=video_episodes, num_envs=num_envs
     )
-    counts["video_games"] = counts.pop("video_episodes")
     film = None if video is None else _path(video)
     return evaluate_layer(run_dir, layer_of(sections), str(checkpoint), trust, greedy=greedy, video=film, **counts)
 
@@ -237,14 +260,15 @@ def play_match(
     return match_layer(run_dir, opponent, layer_of(sections), str(checkpoint), trust, greedy=greedy, **counts)
 
 
-def load_policy(run: str | Path, seed: int = 0, trust: bool = False) -> Policy:
+@_with_old_names(run="run_dir")
+def load_policy(run_dir: str | Path, seed: int = 0, trust: bool = False) -> Policy:
     """Load the newest policy of a run, or the policy of one checkpoint's folder, to act on the CPU.
 
     No environment is built, unless an earlier version, which did not record its spaces, wrote the checkpoint; then a
     process of its own builds one.
 
     Args:
-        run: folder of a run, or of a checkpoint.
+        run_dir: folder of a run, or of a checkpoint.
         seed: of sampled actions.
         trust: run the code that its settings name, also if it was trained by somebody else (`sfactory.run.trust`).
 
@@ -254,8 +278,8 @@ def load_policy(run: str | Path, seed: int = 0, trust: bool = False) -> Policy:
     found = _whole_numbers(seed=seed)["seed"]
     if found < 0:
         raise SettingError(f"seed must be >= 0, got {found}")
-    require_run_or_checkpoint(_path(run))
-    return _load_policy(_path(run), found, trust, "sfactory eval")
+    require_run_or_checkpoint(_path(run_dir))
+    return _load_policy(_path(run_dir), found, trust, "sfactory eval")
 
 
 def _load_policy(run: Path, seed: int, trust: bool, command: str) -> Policy:
@@ -272,7 +296,8 @@ def _load_policy(run: Path, seed: int, trust: bool, command: str) -> Policy:
             return load(path, config, spec_of_policy(path, config), seed)
 
 
-def export(run: str | Path, out: str | Path, trust: bool = False) -> Export:
+@_with_old_names(run="run_dir", out="output")
+def export(run_dir: str | Path, output: str | Path, trust: bool = False) -> Export:
     """Write the policy of a run or of a checkpoint as one .onnx or .pt2 file, and compare the file with it.
 
     trust: as in `load_policy`.
@@ -284,8 +309,8 @@ def export(run: str | Path, out: str | Path, trust: bool = False) -> Export:
     from sfactory.play.export import check_file  # imports torch
     from sfactory.play.export import export as write
 
-    check_file(_path(out))
-    return write(_load_policy(_path(run), 0, trust, "sfactory export"), _path(out))
+    check_file(_path(output))
+    return write(_load_policy(_path(run_dir), 0, trust, "sfactory export"), _path(output))
 
 
 def compare(

@@ -20,7 +20,7 @@ import sfactory
 from sfactory import api
 from sfactory.config.toml_file import from_toml
 from sfactory.envs import EnvError
-from sfactory.errors import CommandError, Exit
+from sfactory.errors import CommandError, Exit, SettingNote
 from sfactory.run.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -254,6 +254,23 @@ def test_make_config_takes_one_wrapper_without_a_list_and_lists_of_names():
     assert (config.env.info_keys, config.log.wandb_tags) == ("a,b.c", "x,y")
     tasks = ["minatar/freeway", "minatar/breakout"]
     assert sfactory.make_config("classic/cartpole", env={"name": tasks}).env.tasks == tuple(tasks)
+
+
+def test_functions_take_old_names_of_arguments_with_a_note(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.warns(SettingNote, match=r"^run is now run_dir \(the old name still works\)$") as notes,
+        pytest.raises(ValueError, match="none does not exist"),
+    ):
+        sfactory.load_policy(run="none")
+    assert notes[0].filename == __file__
+    with (
+        pytest.warns(SettingNote, match=r"^out is now output "),
+        pytest.raises(ValueError, match=r"policy\.txt"),
+    ):
+        sfactory.api.export("none", out="policy.txt")
+    with pytest.raises(TypeError, match=r"load_policy\(\) got run and run_dir, two names of one argument"):
+        sfactory.load_policy(run="a", run_dir="b")
 
 
 @pytest.mark.parametrize(

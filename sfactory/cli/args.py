@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from sfactory.errors import CommandError, Exit, SettingError, did_you_mean
+from sfactory.errors import CommandError, Exit, SettingError, SettingNote, did_you_mean
 
 if TYPE_CHECKING:
     from sfactory.config import Config
@@ -49,8 +50,12 @@ class Parser(argparse.ArgumentParser):
         raise CommandError(Exit.USAGE, message.removeprefix("argument "))
 
     def own_options(self) -> dict[str, bool]:
-        """Names of the command's own options -> whether one takes a value."""
+        """Names of the command's own options, old ones too -> whether one takes a value."""
         return {name: action.nargs != 0 for name, action in self._option_string_actions.items()}
+
+    def current_options(self) -> list[str]:
+        """Names of the command's own options without old names, which no help, completion or suggestion has."""
+        return [name for name, action in self._option_string_actions.items() if not isinstance(action, OldName)]
 
 
 class CommandParser(Parser):
@@ -105,7 +110,7 @@ class CommandParser(Parser):
         name, _, rest = str(error).partition(": ")
         if not self.refusal or "." in name or not rest.startswith("no such setting"):
             return error
-        near = did_you_mean(name, [option.lstrip("-") for option in self.own_options()], 0.8, 0.85)
+        near = did_you_mean(name, [option.lstrip("-") for option in self.current_options()], 0.8, 0.85)
         hint = near.replace("mean ", "mean --") or f"; {self.refusal}"
         return CommandError(Exit.USAGE, f"--{name}: no such option{hint}; see --help")
 
@@ -122,6 +127,27 @@ class OneWord(argparse.Action):
             got = f"expected one {self.metavar}, got {' '.join(words) or 'none'}"
             raise CommandError(Exit.USAGE, f"{got}; settings are written --section.field value{hint}")
         setattr(namespace, self.dest, os.path.expanduser(words[0]))
+
+
+class OldName(argparse.Action):
+    """An option under its old name: it works, with a note, as old names of settings do."""
+
+    def __init__(self, *, current: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.current = current
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        warnings.warn(f"{option_string} is now {self.current} (the old name still works)", SettingNote, stacklevel=2)
+        setattr(namespace, self.dest, values)
+
+
+def add_old_name(parser: CommandParser, old: str, action: argparse.Action) -> None:
+    """Accept an option with one value under its old name too."""
+    current = max(action.option_strings, key=len)
+    parser.add_argument(
+        old, action=OldName, current=current, dest=action.dest, metavar=action.metavar, type=action.type or str,
+        default=argparse.SUPPRESS, help=argparse.SUPPRESS,
+    )  # fmt: skip
 
 
 def _as_setting(word: str) -> str:

@@ -39,7 +39,7 @@ def add_parser(commands: Commands) -> None:
     parser.refusal = "compare takes runs as they are"
     complete(parser.add_argument("runs", nargs="*", metavar="RUNS", type=path, help="folders of runs or sweeps"), "run")
     text = ".png, .svg or .pdf; without a suffix PNG and SVG; repeatable"
-    output = parser.add_argument("-o", dest="output", metavar="FILE", type=path, action="append", default=[], help=text)
+    output = parser.add_argument("-o", "--output", metavar="FILE", type=path, action="append", default=[], help=text)
     complete(output, "file")
     text = "compare at the same env_steps or seconds (env_steps; a picture shows both)"
     parser.add_argument("--by", metavar="AXIS", type=axis, help=text)

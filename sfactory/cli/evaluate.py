@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sfactory.cli.args import Commands, add_json, add_run, add_trust, complete, path, whole
+from sfactory.cli.args import Commands, add_json, add_old_name, add_run, add_trust, complete, path, whole
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.errors import CommandError, Exit
 
@@ -55,7 +55,8 @@ def add_parser(commands: Commands) -> None:
         help="cut an episode here and count its return so far (its own limit, or 10000)",
     )
     text = "environments that play at the same time (default: 32, but not more than the run has for training)"
-    parser.add_argument("--envs", metavar="N", type=whole(1), default=0, help=text)
+    envs = parser.add_argument("--num-envs", metavar="N", type=whole(1), default=0, help=text)
+    add_old_name(parser, "--envs", envs)
     parser.add_argument("--seed", metavar="N", type=whole(0), default=0, help="seed of environments and sampling (0)")
     video = parser.add_argument(
         "--video",
@@ -65,7 +66,9 @@ def add_parser(commands: Commands) -> None:
     )
     complete(video, "file")
     text = "record its first N episodes: OUT-1.mp4, OUT-2.mp4, ... (1)"
-    parser.add_argument("--video-games", metavar="N", type=whole(1), help=text)
+    add_old_name(
+        parser, "--video-games", parser.add_argument("--video-episodes", metavar="N", type=whole(1), help=text)
+    )
     add_trust(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -75,8 +78,8 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate, or play a match, and print the statistics."""
     from sfactory.monitor.format import printable
 
-    if options.video_games and options.video is None:
-        raise CommandError(Exit.USAGE, "--video-games is the number of episodes to record; add --video FILE.mp4")
+    if options.video_episodes and options.video is None:
+        raise CommandError(Exit.USAGE, "--video-episodes is the number of episodes to record; add --video FILE.mp4")
     result = _evaluated(options) if options.against is None else _matched(options)
     print(json.dumps(result.as_dict()) if options.json else printable(result.report()))
     if options.video is not None:
@@ -87,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
 def _evaluated(options: argparse.Namespace) -> EvalResult | MultiTaskEvalResult:
     from sfactory import api
 
-    video = {"video": options.video, "video_games": options.video_games or 1}
+    video = {"video": options.video, "video_episodes": options.video_episodes or 1}
     return api.evaluate_layer(
         options.word, options.settings, options.checkpoint, options.trust, **_chosen(options), **video
     )
@@ -120,6 +123,5 @@ def _matched(options: argparse.Namespace) -> MatchResult:
 
 def _chosen(options: argparse.Namespace) -> dict[str, Any]:
     """What is played in both cases; the number of episodes only if it was given."""
-    names = {"greedy": "greedy", "max_steps": "max_steps", "seed": "seed", "num_envs": "envs"}
-    chosen = {name: getattr(options, option) for name, option in names.items()}
+    chosen = {name: getattr(options, name) for name in ("greedy", "max_steps", "seed", "num_envs")}
     return chosen if options.episodes is None else {**chosen, "episodes": options.episodes}

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sfactory.cli.args import Commands, add_json, add_run, add_trust, complete, path
+from sfactory.cli.args import Commands, add_json, add_old_name, add_run, add_trust, complete, path
 from sfactory.cli.exit_line import print_exit_line
 from sfactory.cli.output import stdout_to_stderr
 from sfactory.errors import CommandError, Exit
@@ -33,7 +33,9 @@ def add_parser(commands: Commands) -> None:
     parser.refusal = "export takes no settings"
     add_run(parser, help="folder of a run or of a checkpoint")
     text = ".onnx (ONNX Runtime; pip install 'sfactory[onnx]') or .pt2 (torch.export.load)"
-    complete(parser.add_argument("-o", "--out", metavar="FILE", type=path, help=text), "file")
+    output = parser.add_argument("-o", "--output", metavar="FILE", type=path, help=text)
+    complete(output, "file")
+    add_old_name(parser, "--out", output)
     add_trust(parser)
     add_json(parser, "print the file, its inputs and its outputs as one JSON object on stdout")
     parser.set_defaults(run=run)
@@ -41,7 +43,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Export the policy and compare the file with it."""
-    source, out = Path(options.word), options.out
+    source, out = Path(options.word), options.output
     if out is None:
         raise CommandError(Exit.USAGE, f"export needs a file: sfactory export {source} -o policy.onnx (or policy.pt2)")
     require_run_or_checkpoint(source)

@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_target(parser)
     text = "the timeline, in the Trace Event Format (trace.json)"
-    output = parser.add_argument("-o", dest="output", metavar="FILE", type=path, default=Path("trace.json"), help=text)
+    output = parser.add_argument("-o", "--output", metavar="FILE", type=path, default=Path("trace.json"), help=text)
     complete(output, "file")
     text = "length of the timeline: the last S seconds of a short run (2)"
     parser.add_argument("--seconds", metavar="S", type=decimal(0), default=2.0, help=text)

@@ -25,7 +25,7 @@ def add_parser(commands: Commands) -> None:
     parser.refusal = "report shows a run as it is"
     add_run(parser)
     text = "the page (runs/NAME/report.html); links to videos are relative to its folder"
-    complete(parser.add_argument("-o", dest="output", metavar="FILE", type=path, help=text), "file")
+    complete(parser.add_argument("-o", "--output", metavar="FILE", type=path, help=text), "file")
     parser.set_defaults(run=run)
 
 

@@ -220,7 +220,7 @@ class Evaluation:
     seed: int = 0
     video: Path | None = None
     """File .mp4 of the first episode of environment 0; with several tasks, their names are inserted."""
-    video_games: int = 1
+    video_episodes: int = 1
     """Episodes to record, a file each."""
     num_envs: int = 0
     """Environments that play at the same time, at most; 0: as `eval.num_envs` of the run says."""
@@ -235,7 +235,7 @@ class Evaluation:
         """Raise ValueError for what cannot be played or recorded."""
         check_counts(self.episodes, self.max_steps, self.num_envs, self.seed)
         if self.video is not None:
-            check_video(self.video_folder / self.video, self.video_games, self.episodes)
+            check_video(self.video_folder / self.video, self.video_episodes, self.episodes)
 
     def remove_unfinished(self) -> None:
         """Delete what is left of a video when the process that played was ended."""
@@ -259,7 +259,7 @@ class Evaluation:
         config, recorder = self.config, None
         if self.video is not None:
             path = task_video_path(self.video_folder / self.video, task if len(config.env.tasks) > 1 else "")
-            recorder = VideoRecorder(path, self.video_games, self.mark)
+            recorder = VideoRecorder(path, self.video_episodes, self.mark)
         with recorder or contextlib.nullcontext():
             spec, limit, results = play_task(
                 task,

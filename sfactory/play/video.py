@@ -36,7 +36,8 @@ def check_video(path: Path, num_videos: int, episodes: int) -> None:
     played = split_evenly(episodes, min(episodes, MAX_ENVS))[0]
     if not 1 <= num_videos <= played:
         raise ValueError(
-            f"video-games must be 1 to {played} (got {num_videos}): environment 0 plays {played} of {episodes} episodes"
+            f"video-episodes must be 1 to {played} (got {num_videos}): environment 0 plays {played} of {episodes} "
+            "episodes"
         )
 
 

@@ -168,7 +168,7 @@ def test_train_with_a_run_as_target_suggests_resume(typed, supervisor):
         ("eval runs/a --seed -1", "--seed: must be at least 0, got -1"),
         ("eval runs/a --episodes 1.5", "--episodes: 1.5 is not a whole number"),
         ("eval runs/a runs/b", "expected one runs/NAME, got runs/a runs/b"),
-        ("eval runs/a --video-games 2", "add --video FILE.mp4"),
+        ("eval runs/a --video-episodes 2", "add --video FILE.mp4"),
         ("bench minatar/breakout --seconds 1", "--seconds: must be at least 2, got 1"),
         ("profile minatar/breakout --seconds 601", "--seconds must be more than 0 and at most 600, got 601"),
         ("compare runs/a --by step", "--by: 'step' is not one of env_steps, seconds; did you mean env_steps?"),

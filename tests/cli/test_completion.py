@@ -106,7 +106,7 @@ def test_completion_offers_files_and_folders(offered):
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_completion_offers_every_option_of_a_command(offered, command):
     parser = completion.command_parsers(cli.build_parser())[command]
-    assert {*parser.own_options()} <= set(offered(command, "-"))
+    assert {*parser.current_options()} <= set(offered(command, "-"))
 
 
 @pytest.mark.parametrize("shell", [name for name in SHELLS if shutil.which(name)])

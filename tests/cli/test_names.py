@@ -1,16 +1,20 @@
 """Names that people bring along: short forms, environments, verbs, and where help is found."""
 
+import inspect
 import re
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
 
+from sfactory import api
 from sfactory.cli import completion
 from sfactory.cli import main as cli
+from sfactory.cli.args import OldName
 from sfactory.config import known_envs
 from sfactory.config.flags import split_flags
-from sfactory.errors import EnvError, SettingError
+from sfactory.errors import EnvError, SettingError, SettingNote
 from sfactory.population.jobs import grid_cells
 from sfactory.population.varied import parse_sample
 
@@ -110,8 +114,50 @@ def test_grid_and_sample_take_short_forms():
 
 def test_an_option_of_a_command_comes_before_a_short_form():
     assert cli.parse(["bench", "classic/cartpole", "--seconds", "9"]).seconds == 9
-    options = cli.parse(["eval", "runs/a", "--seed", "5", "--envs", "3"])
-    assert (options.seed, options.envs, options.settings) == (5, 3, {})
+    options = cli.parse(["verify-resume", "classic/cartpole", "--seed", "5", "--steps", "3"])
+    assert (options.seed, options.steps, options.settings) == (5, 3, {})
+
+
+@pytest.mark.parametrize(
+    ("words", "now", "dest", "value"),
+    [
+        ("eval runs/a --video a.mp4 --video-games 2", "--video-episodes", "video_episodes", 2),
+        ("eval runs/a --envs 3", "--num-envs", "num_envs", 3),
+        ("export runs/a --out a.onnx", "--output", "output", Path("a.onnx")),
+    ],
+)
+def test_an_old_name_of_an_option_works_with_a_note_and_is_offered_nowhere(words, now, dest, value, typed):
+    command, *_, old, typed_value = words.split()
+    with pytest.warns(SettingNote, match=f"^{old} is now {now} \\(the old name still works\\)$"):
+        assert getattr(cli.parse(words.split()), dest) == value
+    with warnings.catch_warnings(action="error"):
+        assert getattr(cli.parse([*words.split()[:-2], now, typed_value]), dest) == value
+    _, shown, _ = typed(command, "--help")
+    assert now in shown
+    assert f"{old} " not in shown
+    offered = completion_words(completion.script("bash", cli.build_parser()), command)
+    assert now in offered
+    assert old not in offered
+    _, _, line = typed(*words.split()[:-2], f"{old}s", typed_value)
+    assert f"{old}?" not in line
+
+
+def python_names():
+    """Verb -> the arguments of its function in Python."""
+    functions = {
+        "eval": api.evaluate, "export": api.export, "compare": api.compare, "report": api.report, "resume": api.resume,
+    }  # fmt: skip
+    return {verb: set(inspect.signature(function).parameters) for verb, function in functions.items()}
+
+
+@pytest.mark.parametrize("verb", python_names())
+def test_options_of_a_command_have_the_names_of_its_python_function(verb):
+    """Only one of them has words that Python has no use for, and sections, which the command reads as settings."""
+    only_typed = {"word", "json", "config", "print_config", "quiet", "help_all", "against", "help"}
+    only_python = {"run_dir", "sections", "callbacks", "check"}
+    actions = completion.command_parsers(cli.build_parser())[verb]._actions
+    options = {action.dest for action in actions if not isinstance(action, OldName)}
+    assert options - only_typed == python_names()[verb] - only_python
 
 
 def test_help_and_completion_have_every_short_form(typed):

@@ -260,7 +260,7 @@ def test_eval_against_passes_its_options_on_and_prints_the_result(runs, typed, m
 
     seen, result = {}, played(runs / "a", "random", episodes=4)
     monkeypatch.setattr(api, "match_layer", lambda *words, **options: seen.update(options, words=words) or result)
-    code, out, line = typed("eval", "r", "--against", "random", "--json", "--greedy", "--seed", 3, "--envs", 5)
+    code, out, line = typed("eval", "r", "--against", "random", "--json", "--greedy", "--seed", 3, "--num-envs", 5)
     assert code == 0
     assert json.loads(out)["outcomes"] == list(result.outcomes)
     assert line == f"sfactory: evaluated (exit 0): {result.sentence}"

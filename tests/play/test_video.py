@@ -176,8 +176,8 @@ def test_check_video_rejects_videos_that_cannot_be_recorded(tmp_path, monkeypatc
         check_video(tmp_path / "out.mp4", 1, 100)
 
 
-def test_video_games_requires_video(typed):
-    code, _, line = typed("eval", "runs/none", "--video-games", 2)
+def test_video_episodes_requires_video(typed):
+    code, _, line = typed("eval", "runs/none", "--video-episodes", 2)
     assert (code, line.endswith("add --video FILE.mp4")) == (2, True)
 
 

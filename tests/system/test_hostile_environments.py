@@ -187,7 +187,7 @@ def command(run_dir, tmp_path, monkeypatch, capfd):
     """Run a command in this process, in an empty folder; return exit code, stdout and the lines of stderr."""
     monkeypatch.chdir(tmp_path)
     words = {"train": ["train", TARGET, *TINY], "check": ["check-env", TARGET, "--seconds", "0.5", "--json"],
-             "eval": ["eval", str(run_dir), "--episodes", "4", "--envs", "2", "--json"]}  # fmt: skip
+             "eval": ["eval", str(run_dir), "--episodes", "4", "--num-envs", "2", "--json"]}  # fmt: skip
 
     def run(name, *more):
         with pytest.raises(SystemExit) as exit_:

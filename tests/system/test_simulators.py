@@ -359,7 +359,7 @@ def test_evaluations_have_no_more_environments_than_training(tmp_path):
         return most_open(opened, evaluator=False)
 
     assert played() == 2
-    assert played("--envs", 3) == 3
+    assert played("--num-envs", 3) == 3
 
 
 @pytest.mark.slow
