@@ -152,8 +152,9 @@ def require_config_file(run_dir: Path) -> Path:
         if (run_dir / "manifest.json").is_file() and (above / "config.toml").is_file():
             raise CommandError(Exit.USAGE, f"{run_dir} is a checkpoint; its run is {run_dir.parent.parent}")
         problem = "holds no run (no config.toml)" if run_dir.is_dir() else "does not exist"
-        others = sorted(p.parent for p in Path("runs").glob("*/config.toml"))
-        hint = f"; the newest run here is {max(others, key=lambda p: p.stat().st_mtime)}" if others else ""
+        inside, here = (sorted(p.parent for p in place.glob("*/config.toml")) for place in (run_dir, Path("runs")))
+        newest = max(inside or here, key=lambda p: p.stat().st_mtime, default=None)
+        hint = f"; the newest run {'in it' if inside else 'here'} is {newest}" if newest is not None else ""
         raise CommandError(Exit.USAGE, f"{run_dir} {problem}{hint}")
     return file
 

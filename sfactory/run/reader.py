@@ -27,7 +27,7 @@ from sfactory.files import MiB, open_to_read, read_text
 from sfactory.monitor.rows import LARGEST, METRICS_FILE, MOST_VALUES, is_number, lines_of, parse_row
 from sfactory.run.checkpoint import candidates
 from sfactory.run.checkpoint_files import read_state
-from sfactory.run.folder import locking_process, supervisor_is_running
+from sfactory.run.folder import locking_process, require_config_file, supervisor_is_running
 
 STATUS_FILE = "status.json"
 STATUS_NUMBERS = ("pid", "env_steps", "updates", "seconds", "exit", "training_return")
@@ -83,9 +83,7 @@ class RunFolder:
 def read_run(path: Path) -> RunFolder:
     """Read a run folder. ValueError if `path` is none, its settings cannot be read, or a file of it is a link."""
     path = Path(path)
-    if not (path / "config.toml").is_file():
-        problem = "holds no run (no config.toml)" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {problem}")
+    require_config_file(path)
     rows, unreadable = read_columns(path / METRICS_FILE)
     return RunFolder(path, from_toml(path / "config.toml"), read_status(path), rows, unreadable)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sfactory.monitor.format import human, printable
-from sfactory.tools.comparison import AXES, UNITS, Comparison, ComparisonPanel
+from sfactory.tools.comparison import AXES, UNITS, Comparison, ComparisonPanel, position
 
 
 def text(found: Comparison) -> str:
@@ -13,7 +13,7 @@ def text(found: Comparison) -> str:
 
 def table(panel: ComparisonPanel) -> str:
     """Return one panel as a table: a row per group."""
-    where = f"{panel.end:,.0f} {panel.steps if panel.by == 'env_steps' else UNITS[panel.by]}"
+    where = f"{panel.end:,.0f} {panel.steps}" if panel.by == "env_steps" else position(panel.end, panel.by)
     lines = [f"{panel.title}: {panel.quantity} at {where}" + (f" ({panel.meaning})" if panel.meaning else "")]
     rows = [panel.row(label) for label, _ in panel.groups]
     other = "seconds" if panel.by == "env_steps" else panel.steps
@@ -27,7 +27,8 @@ def table(panel: ComparisonPanel) -> str:
         line.append(" to ".join(map(_short, row["interval"])) if row["interval"] else "-")
         line += [_short(row[name]) for name in ("median", "min", "max")]
         if other in head:
-            line.append(human(row[UNITS[AXES[1 - AXES.index(panel.by)]]]))
+            value = row[UNITS[AXES[1 - AXES.index(panel.by)]]]
+            line.append(human(value) if other == panel.steps else position(value, "seconds").removesuffix(" s"))
         if row["improvement"]:
             chance, low, high = row["improvement"]
             interval = "" if low is None else f" ({100 * low:.0f} to {100 * high:.0f})"

@@ -29,6 +29,7 @@ from sfactory.tools.group_labels import given_labels, labels_of
 
 NUM_POINTS = 120  # of a curve
 MIN_RUNS = 5  # of a group; with fewer, bootstrap intervals are too narrow
+WORTH_A_NOTE = 1.02  # how much later a run ends or begins than others, of which a note tells
 AXES = ("env_steps", "seconds")
 UNITS = {"env_steps": "steps", "seconds": "s"}
 RETURN, HUMAN = "charts/episodic_return", "charts/human_normalized"
@@ -172,6 +173,12 @@ class Comparison:
         return {"panels": panels, "notes": list(self.notes)}
 
 
+def position(value: float, axis: str) -> str:
+    """A place on an axis with its unit; seconds with the digits that show a difference of WORTH_A_NOTE."""
+    digits = 0 if axis == "env_steps" or value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f} {UNITS[axis]}"
+
+
 def _band(curves: Sequence[np.ndarray]) -> np.ndarray:
     known = np.all([np.isfinite(curve).all(axis=0) for curve in curves], axis=0)
     band = np.full((3, len(known)), np.nan)
@@ -312,11 +319,10 @@ def _panel(
     ends = {axis: [_curve(run, task, metric, axis)[0][-1] for run in runs] for axis in AXES}
     grids = {axis: _grid(together, task, metric, axis) for axis in AXES}
     shortest, longest = int(np.argmin(ends[by])), int(np.argmax(ends[by]))
-    if ends[by][longest] > 1.02 * ends[by][shortest]:
-        unit = UNITS[by]
+    if ends[by][longest] > WORTH_A_NOTE * ends[by][shortest]:
         notes.add(
-            f"{task}: compared at {ends[by][shortest]:,.0f} {unit}, where {runs[shortest].path} ends; the longest run "
-            f"is {runs[longest].path} with {ends[by][longest]:,.0f} {unit}."
+            f"{task}: compared at {position(ends[by][shortest], by)}, where {runs[shortest].path} ends; the longest "
+            f"run is {runs[longest].path} with {position(ends[by][longest], by)}."
         )
     other = AXES[1 - AXES.index(by)]
     groups = []
@@ -350,8 +356,8 @@ def _panel(
 def _note_score(run: RunFolder, task: str, by: str, metric: str, end: float, notes: Notes) -> None:
     """Say where the score of a run at `end` is something else than the heading of its table says."""
     first = _curve(run, task, metric, by)[0][0]
-    if first > end:
-        rest = f" no value at {end:,.0f} {UNITS[by]} yet; the first one, which came later, is used."
+    if first > WORTH_A_NOTE * end:
+        rest = f" no value at {position(end, by)} yet; the first one, which came later, is used."
         notes.of(str(run.path), f" has{rest}", f" have{rest}")
     games = run.column(GAMES)[run.column(by) <= max(first, end)]
     games = games[np.isfinite(games)]  # evaluations may have rows of their own

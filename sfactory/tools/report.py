@@ -42,7 +42,7 @@ CURVES: dict[str, dict[str, str]] = {  # title -> metric -> name in the legend
     "KL divergences": {
         "offpolicy/kl_behavior_proximal": "behavior to proximal",
         "offpolicy/kl_proximal_policy": "proximal to policy",
-        "losses/approx_kl": "approx_kl",
+        "losses/approx_kl": "the latter, estimated",
     },
     "effective sample size": {"offpolicy/ess": "ESS"},
     "clipped": {"losses/clipfrac": "ratio", "offpolicy/rho_clip_fraction": "rho"},
@@ -97,7 +97,7 @@ def content(run: RunFolder, beside: Path) -> dict[str, Any]:
     return {
         "name": run.path.resolve().name,
         "env": run.config.env.name,
-        "protocol": run.protocol,
+        "protocol": "" if run.config.env.name.endswith(f"/{run.protocol}") else run.protocol,  # gymnasium/ID is all
         "seed": run.config.run.seed,
         "outcome": _outcome(run),
         "row_counts": _row_counts(run),
@@ -147,7 +147,10 @@ def _steps_tile(run: RunFolder, steps: float) -> Tile:
         environment_steps = _reached(run, "environment_steps", "charts/environment_steps")
         return Tile(unit, short(steps), f"{short(environment_steps)} {others}")
     rows, frames = _last(run, "env_steps"), _last(run, "charts/frames")
-    return Tile(unit, short(steps), f"{short(frames / rows * steps if rows > 0 else frames)} frames")
+    same = frames == rows or not np.isfinite(frames)
+    return Tile(
+        unit, short(steps), "trained" if same else f"{short(frames / rows * steps if rows > 0 else frames)} frames"
+    )
 
 
 def _reached(run: RunFolder, name: str, metric: str = "") -> float:

@@ -39,12 +39,13 @@ class Line:
 
 
 def number(value: float) -> str:
-    """Format a number for axes and tables: 0.0031, 12.3, 4,560, 1.2e+08."""
+    """Format a number for axes and tables: 0.0031, 12.3, 4,560, 6e-6, 1.2e8."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "-"
     if 1000 <= abs(value) < 1e6:
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    digits, e, exponent = f"{value:.3g}".partition("e")
+    return f"{digits}e{int(exponent)}" if e else digits
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -214,8 +215,13 @@ def element(parts: Sequence[str], label: str, size: Size) -> str:
 
 
 def _range(values: np.ndarray, zero: bool) -> tuple[float, float]:
-    """Return low and high of an axis. 0 is included if it is nearer than 1.5 x the spread; a constant gets a margin."""
+    """Return low and high of an axis. 0 is included if it is nearer than 1.5 x the spread; a constant gets a margin.
+
+    A constant 0 is at the bottom, of an axis to 1: most counts and shares cannot be negative.
+    """
     low, high = float(values.min()), float(values.max())
+    if zero and low == high == 0:
+        return 0.0, 1.0
     spread = high - low or abs(high) or 1.0
     if zero and 0 < low < 1.5 * spread:
         low = 0.0

@@ -470,7 +470,11 @@ def test_resume_refuses_a_folder_without_a_usable_checkpoint(trained, supervisor
     assert trained("resume", "runs/a")[0] == 5
     code, _, line = trained("resume", "runs")
     assert code == 2
-    assert line.endswith("runs holds no run (no config.toml); the newest run here is runs/a")
+    assert line.endswith("runs holds no run (no config.toml); the newest run in it is runs/a")
+    Path("elsewhere").mkdir()
+    for command in ("resume", "report", "watch"):  # the same words
+        _, _, line = trained(command, "elsewhere")
+        assert line.endswith("elsewhere holds no run (no config.toml); the newest run here is runs/a")
     assert supervisor.calls == []
 
 

@@ -3,13 +3,15 @@
 import json
 import math
 import os
+import re
 
 import numpy as np
 import pytest
 
 from sfactory.monitor.statistics import bootstrap, iqm
 from sfactory.run.lock import lock_folder
-from sfactory.tools.comparison import GAMES, RETURN, compare
+from sfactory.tools.compare import text as table_text
+from sfactory.tools.comparison import GAMES, RETURN, compare, position
 from sfactory.tools.group_labels import folder_labels
 
 
@@ -414,6 +416,26 @@ def test_compare_says_when_a_score_came_later_than_the_end(fabricate, runs):
     found = compare([runs], metric="eval/iqm")
     assert (found.panels[0].end, found.panels[0].row("optim.lr=1e-4")["iqm"]) == (300, 2.0)
     assert f"{runs}/b1 has no value at 300 steps yet; the first one, which came later, is used." in found.notes
+
+
+def test_compare_is_silent_about_runs_that_end_almost_together(fabricate, runs):
+    """Every run ends with a whole update, a few steps behind the others."""
+    fabricate("a1", evaluated(x=(4492, 1.0)))
+    fabricate("a2", evaluated(x=(4501, 2.0)))
+    notes = compare([runs], metric="eval/iqm").notes
+    assert not [note for note in notes if "no value at" in note or "compared at" in note]
+
+
+def test_compare_by_seconds_shows_the_digits_that_differ(fabricate, runs):
+    fabricate("a1", [1.0, 2.0], step=300, speed=200.0, **{"optim.lr": 1e-3})
+    fabricate("b1", [1.0, 2.0], step=310, speed=200.0, **{"optim.lr": 1e-4})
+    found = compare([runs], "seconds")
+    (note,) = [note for note in found.notes if "compared at" in note]
+    assert note.endswith(f"compared at 3.00 s, where {runs}/a1 ends; the longest run is {runs}/b1 with 3.10 s.")
+    assert " at 3.00 s (" in table_text(found)
+    assert re.search(r"optim\.lr=1e-4 .* 3\.00 ", table_text(compare([runs])))
+    assert [position(value, "seconds") for value in (9.994, 12.34, 1234.5)] == ["9.99 s", "12.3 s", "1,234 s"]
+    assert position(4492.4, "env_steps") == "4,492 steps"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import pytest
 
 from sfactory.monitor.table import LAG_SHARES, STAGES
 from sfactory.run import provenance
+from sfactory.run.reader import RunFolder, read_run
 from sfactory.tools import svg
+from sfactory.tools.report import content
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -195,6 +197,22 @@ def test_svg_draws_a_curve_of_one_value_as_a_dot():
     assert "<circle" not in svg.lines(np.arange(1.0, 4.0), [svg.Line("a", np.array([1.0, 2.0, 3.0]))], str)
 
 
+def test_svg_axis_of_zeros_begins_at_zero_and_ends_at_one():
+    """The lag of a lockstep run: an axis from -0.025 to 0.05 looked like a measurement."""
+    drawn = svg.lines(np.arange(1.0, 4.0), [svg.Line("lag", np.zeros(3))], lambda x: "x")
+    labels = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", drawn) if text != "x"]
+    assert (labels[0], labels[-1]) == ("0", "1")
+    constant = svg._range(np.full(3, -2.0), False)
+    assert constant[0] < -2.0 < constant[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(6e-6, "6e-6"), (1.25e8, "1.25e8"), (0.0031, "0.0031"), (4560.0, "4,560"), (-2e-9, "-2e-9")]
+)
+def test_svg_number_has_exponents_as_settings_have_them(value, text):
+    assert svg.number(value) == text
+
+
 def test_svg_lines_are_interrupted_at_missing_values():
     drawn = svg.lines(np.arange(1.0, 6.0), [svg.Line("a", np.array([1.0, 2.0, np.nan, 3.0, 4.0]))], str)
     (path,) = re.findall(r'class="c0 line" d="([^"]*)"', drawn)
@@ -362,6 +380,15 @@ def test_report_says_how_many_episodes_of_every_task_are_in_the_return(fabricate
         assert tiles(with_status(folder, episodes=episodes), typed)["return"][1] == f"mean over tasks of {note}"
 
 
+def test_report_names_a_protocol_that_is_the_task_itself_only_once(fabricate, monkeypatch):
+    for target, protocol, shown in (
+        ("gymnasium/CartPole-v1", "CartPole-v1", ""), ("minatar/breakout", "v1, sticky 0.1", "v1, sticky 0.1"),
+    ):  # fmt: skip
+        monkeypatch.setattr(RunFolder, "protocol", protocol)
+        run = read_run(fabricate(protocol, [1.0], target=target))
+        assert content(run, run.path)["protocol"] == shown
+
+
 def test_report_header_has_what_the_run_reached_after_its_last_row(fabricate, typed):
     def extra(i):
         return {"charts/updates": 10.0 * i, "charts/frames": 4000.0 * i}
@@ -369,6 +396,8 @@ def test_report_header_has_what_the_run_reached_after_its_last_row(fabricate, ty
     folder = with_status(fabricate("a", [1.0, 2.0], extra=extra), env_steps=3000, updates=30, seconds=30.0)
     found = tiles(folder, typed)
     assert found["steps"] == ("3k", "12k frames")
+    folder = fabricate("b", [1.0], extra=lambda i: {"charts/frames": 1000.0 * i})
+    assert tiles(folder, typed)["steps"] == ("1k", "trained"), "a frame for every step says nothing new"
     assert found["updates"][0] == "30"
     assert found["speed"][0] == "100/s"
 
