@@ -30,7 +30,7 @@ ORDER: tuple[frozenset[str], ...] = tuple(
         "device config",
         "algo model shm envs",
         "pickled",
-        "files",
+        "files families",
         "errors",
         "_version _moved",
     )

@@ -23,6 +23,7 @@ TORCH_FREE = (
     "sfactory.device.machine",
     "sfactory.envs",
     "sfactory.errors",
+    "sfactory.families",
     "sfactory.monitor",
     "sfactory.pickled",
     "sfactory.population",
@@ -100,7 +101,7 @@ def test_console_script_imports_nothing_heavy_before_it_knows_the_command():
 
 @pytest.mark.parametrize("bottom", ["algo", "model", "shm", "envs"])
 def test_bottom_folders_know_nothing_of_each_other(bottom):
-    assert {b for a, b in room_arrows(ROOT) if a == bottom} <= {"errors", "pickled", "_version"}
+    assert {b for a, b in room_arrows(ROOT) if a == bottom} <= {"errors", "families", "pickled", "_version"}
 
 
 def test_environment_families_import_only_sfactory_envs_and_errors():

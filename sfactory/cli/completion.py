@@ -86,7 +86,8 @@ def command_parsers(parser: Parser) -> dict[str, CommandParser]:
 
 def _dynamic(shell: str) -> tuple[str, dict[str, str]]:
     """Shell functions for run folders, and what completes each kind of positional (see `args.complete`)."""
-    from sfactory.config.presets import families, presets
+    from sfactory.config.presets import presets
+    from sfactory.families import families
 
     words = {
         "target": " ".join([preset.name for preset in presets()] + [f"{family}/" for family in families()]),

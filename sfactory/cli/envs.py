@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the families without importing any of them, or the ids of one."""
     from importlib.util import find_spec
 
-    from sfactory.config.presets import ENV_GROUP, families
+    from sfactory.families import ENV_GROUP, families
 
     if options.word:
         from sfactory.envs import family_ids

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.metadata
 import importlib.util
 import re
 import tomllib
@@ -24,11 +23,11 @@ from sfactory.config.renamed import current_name
 from sfactory.config.tables import PLACEHOLDERS
 from sfactory.config.values import as_text
 from sfactory.errors import FileRefused, SettingError, did_you_mean
+from sfactory.families import families
 from sfactory.files import MiB, read_bytes
 
 CONFIG_FILE = "config.toml"
 LONGEST_FILE = 1 * MiB
-ENV_GROUP = "sfactory.envs"  # entry points of environment families
 FALLBACK = "gymnasium"
 """Family whose default.toml has the settings of environments without presets of their own."""
 OF_AGENTS = "pettingzoo"
@@ -77,11 +76,6 @@ def _preset(path: Path) -> Preset:
     folder = path.parent.relative_to(presets_dir()).as_posix()
     name = f"{folder}/{'*' if path.stem == 'default' else path.stem}"
     return Preset(name, env, text.partition("\n")[0].lstrip("# ").strip(), path)
-
-
-def families() -> list[str]:
-    """Names of the installed environment families, including those of other packages."""
-    return sorted({point.name for point in importlib.metadata.entry_points(group=ENV_GROUP)})
 
 
 def read_toml(path: Path) -> ConfigLayer:

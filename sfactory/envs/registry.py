@@ -26,7 +26,6 @@ import inspect
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from sfactory.envs.options import EnvOptions
@@ -35,6 +34,7 @@ from sfactory.envs.saved_spec import spaces_to_json
 from sfactory.envs.spec import EnvSpec, Group, Leaf, Settings, one_line
 from sfactory.envs.wrappers import Wrappers
 from sfactory.errors import EnvError, suggest
+from sfactory.families import families
 
 OURS = frozenset({"num_envs", "seeds", "exact", "render_mode"})
 """Parameters of a family's `make` that are never settings."""
@@ -45,11 +45,6 @@ OURS_BESIDE_SETTINGS = frozenset({"settings", "env_index", "wrap", "drop", "agen
 def missing_package(name: str, package: str, extra: str) -> EnvError:
     """The error for a family whose package is not installed, with the command that mends it."""
     return EnvError(f"{name} needs {package}, which is not installed: pip install 'sfactory[{extra}]'")
-
-
-def families() -> dict[str, EntryPoint]:
-    """List the installed environment families by name, without importing them."""
-    return {point.name: point for point in entry_points(group="sfactory.envs")}
 
 
 def load_family(name: str) -> Callable[..., Group]:
