@@ -6,6 +6,14 @@ import gymnasium
 import pytest
 from builders import MY_ENV
 
+from sfactory.envs import env_copies
+
+
+@pytest.fixture
+def short_retries(monkeypatch):
+    """What fails at every start is tried again for 0.1 s, not for 2 s; `test_retry.py` has the whole time."""
+    monkeypatch.setattr(env_copies, "START_S", 0.1)
+
 
 @pytest.fixture
 def own_file(tmp_path, monkeypatch):

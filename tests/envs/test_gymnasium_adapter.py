@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sfactory.envs import EnvError, EnvOptions, env_copies, info_numbers, make_group
+from sfactory.envs import EnvError, EnvOptions, info_numbers, make_group
 from sfactory.envs.gymnasium_adapter import EnvGroup
 
 
@@ -266,12 +266,12 @@ def test_env_group_repeats_the_message_of_a_constructor_that_fails():
         EnvGroup(build, 1, [0], name="mygame")
 
 
-def test_env_group_repeats_the_message_of_a_first_reset_that_always_fails(monkeypatch):
+@pytest.mark.usefixtures("short_retries")
+def test_env_group_repeats_the_message_of_a_first_reset_that_always_fails():
     class Unready(Counter):
         def reset(self, **_):
             raises(self)
 
-    monkeypatch.setattr(env_copies, "START_S", 0.1)
     with pytest.raises(EnvError, match="failed at its first reset: RuntimeError: a broken environment"):
         EnvGroup(Unready, 2, [0, 1], name="test/unready").reset()
 

@@ -191,6 +191,7 @@ def test_agent_group_reports_an_environment_that_breaks_the_rules(env, reason):
     assert found.faults[0].message.startswith(f"ValueError: {reason}")
 
 
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.parametrize(
     ("env", "reason"),
     [

@@ -89,6 +89,7 @@ def test_flags_for_agents_reach_an_own_environment_and_are_refused_where_it_has_
             make_group("my_agents:one", 1, [0], options)
 
 
+@pytest.mark.usefixtures("short_retries")
 def test_copies_with_one_agent_and_with_several_are_refused(agents_file):
     with pytest.raises(EnvError, match="environments with one agent and with several"):
         make_group("my_agents:one_or_several", 2, [0, 1])

@@ -202,6 +202,7 @@ def test_an_environment_that_replaces_a_failed_one_has_its_index_and_is_built_af
     assert sys.modules["my_file"].CALLS[2:] == [("closed", 6), ("built", 6, "")]
 
 
+@pytest.mark.usefixtures("short_retries")
 def test_environments_are_closed_if_a_later_one_cannot_be_built(own_file):
     text = """
 class Few(Indexed):

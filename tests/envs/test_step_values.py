@@ -150,6 +150,7 @@ def test_a_step_of_the_old_api_is_answered_with_what_to_change(own_file, name, m
     assert "Traceback" in fault.message
 
 
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.parametrize(
     ("name", "message"),
     [
