@@ -19,16 +19,21 @@ import traceback
 from multiprocessing import resource_tracker
 from types import SimpleNamespace
 
+import gymnasium.envs.classic_control  # loaded here, so that no copy has to load it
+import safetensors.torch
+import sfactory_envs.gymnasium
 import torch
 
-import sfactory.supervisor.lockstep  # loaded here, so that no copy has to load it
+import sfactory.supervisor.lockstep
 import sfactory.tools.network_trial
 import sfactory.workers.evaluator  # noqa: F401
 from sfactory.cli import main as cli
+from sfactory.families import families
 from sfactory.population import commands
 from sfactory.supervisor import reaped_process, reaper
 
 EXECV = os.execv
+families()  # read here, so that no copy has to read them
 
 
 @contextlib.contextmanager

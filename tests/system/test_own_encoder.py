@@ -1,4 +1,4 @@
-"""A custom encoder that cannot be imported (a working one: tests/docs/test_extending.py)."""
+"""A custom encoder that cannot be imported (a working one: test_extending.py)."""
 
 import sys
 from pathlib import Path
