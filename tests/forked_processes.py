@@ -19,9 +19,10 @@ import traceback
 from multiprocessing import resource_tracker
 from types import SimpleNamespace
 
-import gymnasium.envs.classic_control  # loaded here, so that no copy has to load it
-import safetensors.torch
-import sfactory_envs.gymnasium
+# Loaded here, so that no copy has to load it.
+import gymnasium.envs.classic_control  # noqa: F401
+import safetensors.torch  # noqa: F401
+import sfactory_envs.gymnasium  # noqa: F401
 import torch
 
 import sfactory.supervisor.lockstep

@@ -11,11 +11,14 @@ def free_port():
         return one.getsockname()[1]
 
 
-def start_ranks(commands, **options):
-    """One process per rank, by its command. Without torchrun around them, each has an exit code of its own."""
+def start_ranks(commands, popen=subprocess.Popen, **options):
+    """One process per rank, by its command. Without torchrun around them, each has an exit code of its own.
+
+    popen: `ForkedCommand` where only what the ranks compute is looked at, not how they start.
+    """
     port, number = free_port(), len(commands)
     return [
-        subprocess.Popen(command, env={**os.environ, **variables(rank, number, port)}, **options)
+        popen(command, env={**os.environ, **variables(rank, number, port)}, **options)
         for rank, command in enumerate(commands)
     ]
 

@@ -1,12 +1,12 @@
 """Two processes with half a batch each against one with the whole batch, over gloo."""
 
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked_processes import ForkedCommand
 from learner_process import SETTINGS, train
 from ranks_helpers import start_ranks
 from update_helpers import make_update
@@ -20,10 +20,8 @@ torch.set_num_threads(1)
 def ranks(tmp_path_factory):
     """What the two processes found, by rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
-    command = ["env", f"PYTHONPATH={paths}", sys.executable, str(here / "learner_process.py"), str(folder)]
-    processes = start_ranks([command] * 2)
+    command = [sys.executable, str(Path(__file__).with_name("learner_process.py")), str(folder)]
+    processes = start_ranks([command] * 2, popen=ForkedCommand)
     for process in processes:
         assert process.wait(100) == 0
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]

@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from forked_processes import ForkedCommand, run_forked
 
 from sfactory.errors import Exit
 from sfactory.supervisor import signals as module
@@ -100,7 +101,7 @@ def status(folder):
 def test_signal_right_after_the_folder_is_opened_ends_the_run_in_order(tmp_path, mode, number, state, code):
     (tmp_path / "early.py").write_text(EARLY)
     command = [sys.executable, str(tmp_path / "early.py"), mode, str(tmp_path / "run"), str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = run_forked(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == code, done.stderr[-2000:]
     assert status(tmp_path) == (state, code, "stopped by signal")
 
@@ -131,7 +132,7 @@ if __name__ == "__main__":
 
 def test_second_signal_ends_a_lockstep_run_whose_environment_hangs(tmp_path):
     (tmp_path / "hanging.py").write_text(HANGING)
-    process = subprocess.Popen([sys.executable, "hanging.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = ForkedCommand([sys.executable, "hanging.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "hangs").exists() and process.poll() is None and time.monotonic() < deadline:
