@@ -114,10 +114,10 @@ def test_reaper_ends_everything_when_its_command_is_killed_from_outside(tmp_path
     assert not tagged(tag)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_reaper_ignores_what_a_scheduler_sends_to_all_processes(tmp_path, tag, number):
+def test_reaper_ignores_what_a_scheduler_sends_to_all_processes(tmp_path, tag):
     process = start(tmp_path, tag, "sleep")
-    process.send_signal(number)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        process.send_signal(number)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.3)
     process.send_signal(reaper.STOP)

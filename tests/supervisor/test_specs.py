@@ -15,6 +15,8 @@ from sfactory.supervisor import specs as specs_module
 from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.specs import check_rendering, read_specs
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 ENVIRONMENTS = """
 import ctypes, os, signal, subprocess, sys, time
 import gymnasium

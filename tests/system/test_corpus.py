@@ -1,7 +1,7 @@
 """Small environments of every kind that people bring: what `check-env` and `train` say of each, and how they end.
 
-`corpus/` has the environments, each with its expected lines and exit code; see `corpus/base.py`. Everything that
-`check-env` calls good must train.
+`tests/envs/corpus/` has the environments, each with its expected lines and exit code; see `base.py` there. Everything
+that `check-env` calls good must train.
 """
 
 import importlib
@@ -13,7 +13,7 @@ import pytest
 from sfactory.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("forked")
-CORPUS = Path(__file__).with_name("corpus")
+CORPUS = Path(__file__).parents[1] / "envs" / "corpus"
 MODULES = ("pictures", "vectors", "structures", "actions", "results", "arguments")
 SHORT = (
     "--run.mode", "lockstep", "--checkpoint.exact", "false", "--sampling.groups-per-sampler", "1",
