@@ -323,7 +323,7 @@ def test_settings_of_a_wrapper_must_be_a_table(flags):
 ARGUMENTS = st.dictionaries(TEXT.map(lambda key: key.replace("-", "_")), VALUES, max_size=4)
 
 
-@hypothesis.settings(deadline=None)  # a machine under load
+@hypothesis.settings(deadline=None, max_examples=40)  # a machine under load; each reads and writes a whole file
 @given(ARGUMENTS, ARGUMENTS)
 def test_settings_survive_config_toml_exactly(tmp_path_factory, of_env, of_wrapper):
     env = {"name": TARGET, "settings": of_env, "wrapper_settings": {"W": of_wrapper}}

@@ -87,7 +87,8 @@ def test_envpool_group_flattens_nested_observations_and_categories():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_envpool_group_repeats_episodes_for_equal_seeds_only(task):
-    one, two, other = (play(group_of(task, seeds=seeds), 120) for seeds in ([5, 6, 7], [5, 6, 7], [6, 8, 5]))
+    steps = 40 if "Pong" in task else 120
+    one, two, other = (play(group_of(task, seeds=seeds), steps) for seeds in ([5, 6, 7], [5, 6, 7], [6, 8, 5]))
     for (a, _), (b, _) in zip(one, two, strict=True):
         assert all(np.array_equal(a.obs[name], b.obs[name]) for name in a.obs)
         assert np.array_equal(a.reward, b.reward)

@@ -73,6 +73,7 @@ class Match:
         self.events["episodes"] += len(episodes)
 
 
+@pytest.mark.sampled(2)  # every game; each has tests of its own below
 @pytest.mark.parametrize("game", GAMES)
 @pytest.mark.parametrize("settings", [{}, {"minimal_actions": True, "difficulty_ramping": False}])
 def test_minatar_group_equals_the_package_in_every_frame_of_random_play(game, settings):
@@ -82,6 +83,7 @@ def test_minatar_group_equals_the_package_in_every_frame_of_random_play(game, se
     assert match.events["episodes"] >= 3
 
 
+@pytest.mark.sampled(2)  # every game
 @pytest.mark.parametrize("game", GAMES)
 @pytest.mark.parametrize(("num_envs", "sticky", "ramping"), [(1, 0.0, True), (3, 0.1, False), (16, 0.1, True)])
 def test_minatar_group_equals_the_package_in_every_frame_of_good_play(game, num_envs, sticky, ramping):

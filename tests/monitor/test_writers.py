@@ -1,5 +1,6 @@
 """Writers: rows in every output, one increasing curve after a resume, no output error stops training."""
 
+import functools
 import json
 import os
 import re
@@ -221,6 +222,7 @@ sys.stdout.buffer.write(seen)
 """
 
 
+@functools.cache  # a second in a process of its own, and several tests look at the same output
 def on_a_terminal(**environ):
     environ = {**os.environ, "TERM": "xterm", "PYTHONUTF8": "1", "COLUMNS": "80", "LINES": "24", **environ}
     command = [sys.executable, "-c", TERMINAL]

@@ -18,13 +18,13 @@ from sfactory.play.export import ExportedPolicy, ExportMismatch
 from sfactory.run import checkpoint
 
 TARGETS = {
+    "dae": ("minatar/breakout", {"algorithm": {"name": "dae"}}),
     "minatar": ("minatar/breakout", {}),
     "cartpole": ("classic/cartpole", {"normalize": {"obs": True, "value_targets": True}}),
-    "bins": ("classic/cartpole", {"model": {"value_head": "hl_gauss"}, "normalize": {"value_targets": True}}),
     "squash": ("classic/pendulum", {"model": {"squash": True}}),
     "pqn": ("minatar/breakout", {"algorithm": {"name": "pqn"}}),
     "ppg": ("classic/pendulum", {"algorithm": {"name": "ppg"}, "ppg": {"policy_updates": 1, "phase_epochs": 1}}),
-    "dae": ("minatar/breakout", {"algorithm": {"name": "dae"}}),
+    "bins": ("classic/cartpole", {"model": {"value_head": "hl_gauss"}, "normalize": {"value_targets": True}}),
     "atari": ("atari/pong", {"stop": {"env_steps": 128}}),
     "gru": ("memory/tmaze", {"model": {"core": "gru", "core_size": 8}}),
 }
@@ -48,7 +48,7 @@ def session(path):
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)  # dae, pqn, gru (.pt2), squash, atari (.onnx); tests below export minatar, cartpole and bins
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_export_writes_a_file_equal_to_every_kind_of_policy(run, tmp_path, name, suffix):

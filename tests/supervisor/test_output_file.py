@@ -50,7 +50,7 @@ def test_trim_bounds_a_file_while_a_process_writes_to_it_in_python_and_in_c(tmp_
     path = tmp_path / "sampler-0.txt"
     path.touch()
     code = (
-        "import os, time\nend = time.monotonic() + 1.5\nline = 'x' * 999 + '\\n'\n"
+        "import os, time\nend = time.monotonic() + 0.7\nline = 'x' * 999 + '\\n'\n"
         "while time.monotonic() < end:\n    print(line * 20, flush=True); os.write(2, line.encode() * 20)\n"
         "print('the last line')\n"
     )

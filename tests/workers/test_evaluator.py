@@ -1,7 +1,6 @@
 """The evaluator plays due checkpoints with the same seeds every time, and only checkpoints that it has verified."""
 
 import io
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import av
 import pytest
+from forked_processes import run_forked
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sfactory.config import Config, Env, Eval, Model, Sampling
@@ -250,8 +250,9 @@ an_environment_that_hangs()
 """
 
 
-def test_watchdog_ends_a_process_that_hangs_and_prints_its_stack():
-    done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=50)
+def test_watchdog_ends_a_process_that_hangs_and_prints_its_stack(tmp_path):
+    (tmp_path / "hang.py").write_text(HANG)
+    done = run_forked([sys.executable, "hang.py"], cwd=tmp_path, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout) == (1, "alive\n")
     assert "Timeout" in done.stderr
     assert "an_environment_that_hangs" in done.stderr
