@@ -1,5 +1,6 @@
 """Scores of the presets: what is trained, evaluated, kept and run again, and the pages that are written of it."""
 
+import functools
 import json
 import re
 import shutil
@@ -38,6 +39,15 @@ OURS = {
     "classic/acrobot": Row(800, 4.0, seeds=1, evaluation=FEW),
     "minatar/breakout": Row(600, 0.5, seeds=1, evaluation=FEW),
 }
+
+
+ONCE = functools.cache(commit)
+
+
+@pytest.fixture(autouse=True)
+def commit_once(monkeypatch):
+    """Ask git once which commit runs, and not for every run that is kept."""
+    monkeypatch.setattr("scores.commit", ONCE)
 
 
 # -- the table

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 
-import minatar
 import numpy as np
 import pytest
 from minatar_players import PLAYERS
@@ -20,6 +19,8 @@ class Match:
         self.seeds = [seed + 7 * env for env in range(num_envs)]
         self.group = make_group(f"minatar/{game}", num_envs, self.seeds, settings)
         sticky, ramping = settings.get("sticky_action_prob", 0.1), settings.get("difficulty_ramping", True)
+        import minatar  # with what it needs to draw, 1.3 s: only in processes that run these tests
+
         self.stock = [minatar.Environment(game, sticky, ramping) for _ in self.seeds]
         for env, own in zip(self.stock, self.seeds, strict=True):
             env.seed(own)

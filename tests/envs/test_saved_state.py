@@ -5,7 +5,7 @@ import json
 import gymnasium
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfactory.envs import EnvError, make_group
@@ -86,6 +86,7 @@ plain = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(plain)
 def test_decode_inverts_encode_for_plain_state(value):
     back = decode(json.loads(json.dumps(encode(value))))

@@ -1,12 +1,12 @@
 """Where an update averages over learners, and that two learners with half a batch equal one with the whole batch."""
 
-import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
+from forked_processes import run_forked
 from update_helpers import B, T, divide_into_parts, make_batch, make_update
 
 from sfactory.learning.distributed import BatchMoments, SingleLearner, Vote
@@ -218,14 +218,16 @@ def trained_by_one_and_by_two(**settings):
     return one, two
 
 
-def test_a_single_learner_does_not_import_the_process_group():
-    code = (
+def test_a_single_learner_does_not_import_the_process_group(tmp_path):
+    (tmp_path / "single.py").write_text(
         "import sys, torch\n"
+        "for name in [name for name in sys.modules if name.partition('.')[0] == 'sfactory']:\n"
+        "    del sys.modules[name]\n"  # as in a new process
         "from sfactory.device.ranks import Ranks\n"
         "from sfactory.learning.join import join\n"
         "import sfactory.workers.learner\n"
         "print(type(join(Ranks.from_env({}), torch.device('cpu'), 1.0, print, print)).__name__)\n"
         "assert 'sfactory.learning.process_group' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = run_forked([sys.executable, "single.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout == "SingleLearner\n", done.stderr

@@ -9,7 +9,7 @@ import torch
 from fake_accelerator import FakeAccelerator
 from test_distributed import CountingLearner
 from test_objectives import QObjective
-from test_recorded_updates import CASES, empty_batch, moved, trained, update_on
+from test_recorded_updates import CASES, UPDATES, empty_batch, moved, trained, update_on
 from update_helpers import B, T, divide_into_parts, make_batch, make_update
 
 from sfactory.algo.proximal import PROXIMALS
@@ -267,7 +267,7 @@ def test_recorded_update_in_parts_equals_the_update_in_parts_to_the_bit(case, mo
     late, stepwise = FakeAccelerator(), FakeAccelerator(may_record=False)
     recorded, rows = trained(update_on(late, **CASES[case]))
     direct, direct_rows = trained(update_on(stepwise, **CASES[case]))
-    assert (late.recordings, late.replays) == (1, 6 - WARM)
+    assert (late.recordings, late.replays) == (1, UPDATES - WARM)
     for name, x in recorded.items():
         assert torch.equal(x, direct[name]), name
     assert rows == direct_rows

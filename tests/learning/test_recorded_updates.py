@@ -112,7 +112,10 @@ def moved(batch: Batch, device) -> Batch:
     return Batch(**{name: move(value) for name, value in batch._asdict().items()})
 
 
-def trained(update: Update, updates: int = 6):
+UPDATES = WARM + 2  # of which the last two are replays
+
+
+def trained(update: Update, updates: int = UPDATES):
     """All state of the update and its metrics after a number of updates from different batches."""
     batch, rows = empty_batch(update), []
     for number in range(updates):
@@ -166,7 +169,7 @@ def test_recorded_update_equals_the_update_to_the_bit(case):
     recorded, rows = trained(update_on(late, **CASES[case]))
     expected, expected_rows = trained(update_on(stepwise, **CASES[case]))
     assert late.recordings == 1
-    assert late.replays == 6 - WARM
+    assert late.replays == UPDATES - WARM
     assert stepwise.recordings == 0
     assert recorded.keys() == expected.keys()
     for name, x in recorded.items():

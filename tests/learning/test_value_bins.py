@@ -29,6 +29,7 @@ def test_network_with_bins_is_trained_by_torch_and_differentiated(kernels):
         assert "a value head with bins" in why_not_native(update.config, update.model, torch.device("cpu"), "fp32")
 
 
+@pytest.mark.sampled(2)  # both cores and divisions; normalized targets have tests of their own below
 @pytest.mark.parametrize(
     ("core", "minibatches", "targets"), [("none", 4, False), ("none", 1, True), ("gru", 1, False), ("gru", 4, True)]
 )

@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sfactory.config import Config, Env, Eval
-from sfactory.play import eval_video
+from sfactory.play import eval_video, video_event
 from sfactory.play.eval_video import FilmedEpisode, LongEnough, check_eval_video, show_episodes
 from sfactory.play.video_event import MAX_FRAMES, SampledFrames
 
@@ -48,7 +48,9 @@ def brightness(picture):
 
 
 @pytest.mark.parametrize(("steps", "frames"), [(5, 6), (149, 150), (150, 76), (299, 150), (300, 76), (3000, 94)])
-def test_filmed_episode_keeps_at_most_150_frames_over_the_whole_episode(steps, frames):
+def test_filmed_episode_keeps_at_most_150_frames_over_the_whole_episode(monkeypatch, steps, frames):
+    monkeypatch.setattr(video_event, "LARGEST_SIDE", 60)  # the smaller, the faster
+    monkeypatch.setattr(eval_video, "MAX_SECONDS", 1000.0)  # on a busy machine too
     film, _ = filmed(steps)
     assert len(brightness(film.frames.gif(50)[0])) == frames <= MAX_FRAMES
 

@@ -82,7 +82,7 @@ def test_roofline_does_not_depend_on_the_speed_of_sfactory(monkeypatch):
 
 
 def test_roofline_lines_add_the_costs_of_all_stages():
-    found = roofline(SMALL, CARTPOLE, 2, seconds=0.3)
+    found = roofline(SMALL, CARTPOLE, 2, seconds=0.1)
     assert found.passes == "3 x forward and backward + 1 forward"
     for line in (found.arithmetic, found.best_batch, found.one_pass):
         assert line.seconds == line.environment.seconds + line.inference.seconds + line.training.seconds
@@ -96,7 +96,7 @@ def test_roofline_lines_add_the_costs_of_all_stages():
 
 def test_roofline_trains_on_replayed_rows_as_well():
     replay = with_settings(SMALL, {"replay.ratio": 2.0})
-    found = roofline(replay, CARTPOLE, 2, seconds=0.3)
+    found = roofline(replay, CARTPOLE, 2, seconds=0.1)
     assert found.passes == "3 x (3 x forward and backward + 1 forward)"
     forward, training = plain_torch.flops_per_row(SMALL, CARTPOLE)
     ratio = found.arithmetic.training.seconds / found.arithmetic.inference.seconds
@@ -115,13 +115,13 @@ def test_roofline_counts_the_fast_passes_of_sfpo_and_the_auxiliary_epochs_of_ppg
     assert roofline(fast, CARTPOLE, 2, "cuda", seconds=0.1).passes == "3 x forward and backward + 1 forward"
     assert roofline(ppg, CARTPOLE, 2, "cuda", seconds=0.1).passes == "5 x forward and backward"
     assert len({workload(one) for one in (once, fast, ppg)}) == 3
-    found = roofline(fast, CARTPOLE, 2, seconds=0.3)
+    found = roofline(fast, CARTPOLE, 2, seconds=0.1)
     best = found.best_batch
     assert best.training.seconds == pytest.approx(3 * found.one_pass.training.seconds + best.inference.seconds)
 
 
 def test_roofline_of_these_batches_is_limited_by_the_slowest_process():
-    found = roofline(SMALL, CARTPOLE, 64, seconds=0.3, inference_rows=7)
+    found = roofline(SMALL, CARTPOLE, 64, seconds=0.1, inference_rows=7)
     line = found.these_batches
     assert "batches of 7, 1 thread" in line.inference.how
     assert line.training.how.endswith("batches of 32, 1 thread, with loss and optimizer")  # 2 x 4 x 8 rows in 2 parts
@@ -134,7 +134,7 @@ def test_roofline_of_these_batches_is_limited_by_the_slowest_process():
 
 def test_roofline_counts_only_the_environment_beside_a_gpu():
     config, spec = preset("minatar/breakout")
-    found = roofline(config, spec, 2, "cuda", seconds=0.3)
+    found = roofline(config, spec, 2, "cuda", seconds=0.1)
     assert found.best_batch.steps_per_second == pytest.approx(2 / found.best_batch.environment.seconds)
     assert found.these_batches.limits["samplers"] == pytest.approx(1 / found.these_batches.environment.seconds)
 
