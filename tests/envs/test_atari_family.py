@@ -32,23 +32,23 @@ def test_atari_scores_has_the_57_games_of_the_benchmark():
 
     assert len(SCORES) == 57
     assert set(SCORES) <= set(roms.get_all_rom_ids())
-    assert group_of("pong").spec.reference == (-20.7, 14.6)
-    assert group_of("adventure").spec.reference is None
+    assert group_of("pong", 1).spec.reference == (-20.7, 14.6)
+    assert group_of("adventure", 1).spec.reference is None
     with pytest.raises(EnvError, match="ships no game 'combat'"):  # loading it would end the process
         group_of("combat")
     assert human_normalized(30.5, SCORES["breakout"]) == 1.0
 
 
 def test_atari_spec_describes_the_game():
-    spec = group_of("pong").spec
+    spec = group_of("pong", 1).spec
     assert (spec.obs["obs"].shape, spec.obs["obs"].dtype) == ((4, 84, 84), "uint8")
     assert spec.actions["action"].sizes == (6,)
     assert (spec.frame_skip, spec.max_episode_steps) == (4, 27_000)
     assert "atari dqn" in spec.protocol
-    other = group_of("pong", protocol="machado").spec.protocol
+    other = group_of("pong", 1, protocol="machado").spec.protocol
     assert "machado" in other
     assert "sticky 0.25" in other
-    assert group_of("breakout", full_action_space=True).spec.actions["action"].sizes == (18,)
+    assert group_of("breakout", 1, full_action_space=True).spec.actions["action"].sizes == (18,)
 
 
 @pytest.mark.sampled(2)
@@ -96,8 +96,7 @@ def test_atari_machado_episode_ends_with_the_game_and_resets_in_the_next_row():
 
 
 def test_atari_time_limit_is_a_truncation():
-    group = group_of("pong")
-    group.env.close()
+    group_of("pong", 1).env.close()
     from sfactory_envs import atari
 
     original, atari.FRAMES = atari.FRAMES, 400

@@ -37,7 +37,7 @@ SETTINGS = {
     "Swimmer-v5": [{"max_episode_steps": 50}, {"exclude_current_positions_from_observation": False}],
 }
 CASES = [(name, settings) for name, found in SETTINGS.items() for settings in found]
-E, STEPS = 5, 200
+E, STEPS = 5, 120
 SHORTER = {"Ant-v5": 80, "Humanoid-v5": 80}  # steps of slow tasks
 
 

@@ -241,7 +241,7 @@ def test_play_match_refuses_code_of_an_opponent_that_this_user_did_not_train(run
     assert f"sfactory eval {runs / 'a'} --against {tmp_path / 'b'} --trust" in str(error.value)
 
 
-def test_play_match_plays_in_a_process_of_its_own_and_holds_both_checkpoints(runs, monkeypatch):
+def test_play_match_plays_in_a_process_of_its_own_and_holds_both_checkpoints(runs, monkeypatch, forked):
     held = []
     monkeypatch.setattr(checkpoint, "_hold", lambda path, stack: held.append(path) or True)
     result = sfactory.play_match(runs / "a", str(runs / "b"), 6, seed=4, num_envs=2, env={"settings": {"rounds": 2}})

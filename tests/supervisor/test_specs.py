@@ -143,9 +143,9 @@ def test_read_specs_reports_an_environment_that_cannot_be_built(specs, how, mess
 @pytest.mark.parametrize("how", ["hangs", "never ends"])
 def test_read_specs_limits_the_time_of_building_and_closing(specs, how):
     began = time.monotonic()
-    limit = r"could not be built, reset and closed within 1 s \(env.build-timeout\)"
+    limit = r"could not be built, reset and closed within 0.5 s \(env.build-timeout\)"
     with pytest.raises(EnvError, match=limit) as raised:
-        specs(how, 1.0)
+        specs(how, 0.5)
     assert raised.value.exit_code == 6
     assert time.monotonic() - began < 20.0
     assert not [p for p in psutil.Process().children() if "reaper.py" in " ".join(p.cmdline())]
