@@ -1,8 +1,8 @@
 """Two processes with half a batch each against one with the whole batch, over gloo."""
 
 import sys
-from pathlib import Path
 
+import learner_process
 import numpy as np
 import pytest
 import torch
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 def ranks(tmp_path_factory):
     """What the two processes found, by rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, str(Path(__file__).with_name("learner_process.py")), str(folder)]
+    command = [sys.executable, learner_process.__file__, str(folder)]
     processes = start_ranks([command] * 2, popen=ForkedCommand)
     for process in processes:
         assert process.wait(100) == 0
