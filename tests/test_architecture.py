@@ -128,3 +128,9 @@ def test_the_checker_sees_a_cycle_and_an_upward_arrow(tmp_path):
     assert upward(room_arrows(tmp_path)) == {("algo", "cli")}
     assert cycles(room_arrows(tmp_path)) == [{"algo", "cli"}]
     assert cycles(module_arrows(tmp_path)) == [{"sfactory.algo.trace", "sfactory.cli.main"}]
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """Pytest imports them by their names: two alike cannot be collected by one command, as `make slow` does."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert names == sorted(set(names))
