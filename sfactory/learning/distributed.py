@@ -8,8 +8,8 @@ takes the same optimizer steps, holds the same statistics and stops at the same 
                         algorithm.name dae once per optimizer step for advantages
     average_metric      once per update with optim.schedule kl_adaptive, staleness and optim.sfpo-steps each; once per
                         optimizer step with surrogate.objective r2vpo
-    propose             before every update; its votes, row counts and numbers travel with the gradients
-    agree, total_rows, numbers
+    propose             before every update; its votes, counts and numbers travel with the gradients
+    agree, total_counts, numbers
                         after every update; they cost nothing
 
 Dividing the sum of the gradients, each times its number of valid rows, by the sum of these numbers makes two learners
@@ -34,6 +34,15 @@ class BatchMoments(NamedTuple):
     mean: Tensor  # [*S]
     var: Tensor  # [*S], of the population
     rows: Tensor  # [] their number
+
+
+class Counts(NamedTuple):
+    """What is trained in one update, by one learner or by all of them."""
+
+    rows: int = 0
+    """Valid rows: where an environment has several agents, steps of agents."""
+    environment_steps: int = 0
+    """Where an environment has several agents: its steps with these rows; else 0."""
 
 
 class Vote(NamedTuple):
@@ -68,8 +77,8 @@ class Learners(Protocol):
 
     # -- in every update ---------------------------------------------------------------------------------------
 
-    def propose(self, vote: Vote, rows: int, numbers: np.ndarray) -> None:
-        """Say what this learner wants, and how many valid rows it has in the update that follows.
+    def propose(self, vote: Vote, counts: Counts, numbers: np.ndarray) -> None:
+        """Say what this learner wants, and what it has in the batch of the update that follows.
 
         numbers: [K] float64, of which each is 0 on all learners but one; K is the same in all updates.
         """
@@ -89,9 +98,9 @@ class Learners(Protocol):
     def average_metric(self, metric: Tensor, rows: Tensor) -> Tensor:
         """Mean of a metric [] over learners, weighted by the valid rows [] that each learner's own is a mean of."""
 
-    def total_rows(self, rows: int, skipped: bool) -> int:
-        """Valid rows of the update on all learners. skipped: whether a step was not taken, the same on all learners;
-        else `rows` are those that were proposed."""
+    def total_counts(self, counts: Counts, skipped: bool) -> Counts:
+        """What was trained in the update by all learners, exactly. skipped: whether a step was not taken, the same on
+        all learners; else `counts` are those that were proposed."""
 
     def agree(self, vote: Vote) -> Vote:
         """What all learners do after the update, by the votes before it; `vote` is what a single learner wants now."""
@@ -128,7 +137,7 @@ class SingleLearner:
     def copy_from_leader(self, parts: Mapping[str, Mapping[str, Tensor]]) -> bool:
         return False
 
-    def propose(self, vote: Vote, rows: int, numbers: np.ndarray) -> None:
+    def propose(self, vote: Vote, counts: Counts, numbers: np.ndarray) -> None:
         self._numbers = numbers
 
     def average_gradients(
@@ -142,8 +151,8 @@ class SingleLearner:
     def average_metric(self, metric: Tensor, rows: Tensor) -> Tensor:
         return metric
 
-    def total_rows(self, rows: int, skipped: bool) -> int:
-        return rows
+    def total_counts(self, counts: Counts, skipped: bool) -> Counts:
+        return counts
 
     def agree(self, vote: Vote) -> Vote:
         return vote

@@ -4,7 +4,7 @@ One all-reduce per optimizer step carries a flat vector, all of it sums over lea
 
     gradient times valid rows     [size]
     valid rows of the minibatch   []
-    valid rows of the update      []        as proposed
+    counts of the update          [2 * C]   as proposed, 12 bits in each element, so that the sum in float32 is exact
     votes                         [V]       learners that want a save, and that propose each outcome
     metrics times valid rows      [M]       of steps that have a report
     largest metrics               [L * W]   every learner writes its own numbers; the others are 0
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from sfactory.device.ranks import Ranks
 from sfactory.errors import Exit, LearnerLost, LearnersDiffer, SettingError
-from sfactory.learning.distributed import BatchMoments, Vote
+from sfactory.learning.distributed import BatchMoments, Counts, Vote
 
 REPORT_S = 10.0
 """After which a learner says that it waits for the others to come."""
@@ -48,8 +48,12 @@ LONGEST_WAIT = timedelta(days=1)
 """Of one collective over gloo, while all learners live."""
 OUTCOMES = 8
 """Values of `Vote.outcome`, 0 among them."""
-NOTES = 2 + OUTCOMES
-"""Numbers in a message besides gradients and metrics: rows of the update, save, and each outcome."""
+COUNTS = 2 * len(Counts._fields)
+"""Numbers in a message that hold the counts of the update."""
+DIGIT = 2**12
+"""A count is a number of these, and the rest: sums over 4,096 learners stay below 2^24, where float32 is exact."""
+NOTES = COUNTS + 1 + OUTCOMES
+"""Numbers in a message besides gradients and metrics: counts of the update, save, and each outcome."""
 
 
 class ProcessGroup:
@@ -156,10 +160,11 @@ class ProcessGroup:
 
     # -- in every update ---------------------------------------------------------------------------------------
 
-    def propose(self, vote: Vote, rows: int, numbers: np.ndarray) -> None:
+    def propose(self, vote: Vote, counts: Counts, numbers: np.ndarray) -> None:
         notes = torch.zeros(NOTES, dtype=torch.float64)
-        notes[0], notes[1] = rows, vote.save
-        notes[2 + vote.outcome] = 1.0
+        notes[:COUNTS] = torch.tensor([digit for count in counts for digit in divmod(count, DIGIT)])
+        notes[COUNTS] = vote.save
+        notes[COUNTS + 1 + vote.outcome] = 1.0
         self._notes.copy_(notes)
         self._agreed.zero_()
         packed = _packed(numbers)
@@ -224,15 +229,17 @@ class ProcessGroup:
         total, count = self._gather(torch.stack([weighted, rows.double()])).sum(0).unbind()
         return (total / count.clamp(min=1.0)).to(metric.dtype)
 
-    def total_rows(self, rows: int, skipped: bool) -> int:
+    def total_counts(self, counts: Counts, skipped: bool) -> Counts:
         if skipped:
-            return int(self._gather(torch.tensor([float(rows)], dtype=torch.float64, device=self.device)).sum())
-        return int(self._agreed[0])
+            own = torch.tensor(counts, dtype=torch.int64, device=self.device)
+            return Counts(*self._gather(own).sum(0).tolist())
+        digits = self._agreed[:COUNTS].view(-1, 2).long()
+        return Counts(*(DIGIT * digits[:, 0] + digits[:, 1]).tolist())
 
     def agree(self, vote: Vote) -> Vote:
-        agreed = self._agreed.tolist()
-        outcomes = [outcome for outcome in range(OUTCOMES) if agreed[2 + outcome] > 0]
-        return Vote(max(outcomes, default=0), agreed[1] > 0)
+        save, *proposed = self._agreed[COUNTS:].tolist()
+        outcomes = [outcome for outcome, votes in enumerate(proposed) if votes > 0]
+        return Vote(max(outcomes, default=0), save > 0)
 
     def numbers(self) -> np.ndarray:
         return _unpacked(self._all_numbers)

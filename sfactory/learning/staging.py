@@ -18,6 +18,7 @@ import torch
 from sfactory.device.accelerator import DIRECT_BYTES, Accelerator
 from sfactory.learning.batch import Batch
 from sfactory.learning.batch_fields import batch_fields
+from sfactory.learning.distributed import Counts
 from sfactory.learning.own_time import own_time
 from sfactory.shm.trajectory import CURRENT, Schema, Trajectories
 
@@ -38,8 +39,6 @@ class Staging:
         of the observation that says whether an agent acts, see `own_time`. agents: lanes of one environment."""
         self.schema, self.lanes, self.accelerator = schema, lanes, accelerator
         self.acting, self.agents = acting, agents
-        self.environment_steps = 0
-        """Where there are several agents: steps of environments in the batch, without those that reset one."""
         leaves = {
             name: np.zeros((schema.rollout_length + extra, lanes, *shape), dtype)
             for name, (extra, shape, dtype) in batch_fields(schema, acting).items()
@@ -63,6 +62,8 @@ class Staging:
                 if not (direct and name in large and leaves[name].nbytes // slots >= DIRECT_BYTES)
             }
         self.versions, self.valid = (self.tensors[name].numpy() for name in ("policy_version", "valid"))
+        # [T, B] where there are several agents: rows in which one acts or waits, before `own_time`.
+        self._in_episode = np.zeros_like(self.valid)
         self.batch = as_batch(schema, self.on_device)
 
     def copy(self, slots: list[tuple[int, int]], trajectories: Trajectories, updates: int) -> None:
@@ -83,7 +84,8 @@ class Staging:
             if self.schema.players:  # nothing is learned from the actions of opponents
                 self.tensors[self.acting].numpy()[:, lanes] &= trajectories["player"][group, slot] == CURRENT
         if self.acting:
-            self.environment_steps = self._environment_steps()
+            valid, first = (self.tensors[name].numpy() for name in ("valid", "first"))
+            np.logical_or(valid, ~first[1:], out=self._in_episode)
             self._to_own_time()
         self.tensors["log_prob"].masked_fill_(~self.tensors["valid"], 0.0)  # finite on reset rows too
         np.maximum(updates - self.versions, 0, out=self.tensors["lag"].numpy(), casting="unsafe")
@@ -93,11 +95,25 @@ class Staging:
                     self.accelerator.copy(target, self.tensors[name])
             self.accelerator.wait()
 
-    def _environment_steps(self) -> int:
-        """Steps in which some agent acts or waits: the others are resets."""
-        valid, first = (self.tensors[name].numpy() for name in ("valid", "first"))
-        in_episode = valid | ~first[1:]
-        return int(in_episode.reshape(len(valid), -1, self.agents).any(axis=2).sum())
+    def counts(self, trained: np.ndarray | None = None) -> Counts:
+        """Valid rows of the batch, and steps of environments. trained: [T, B] bool, those of these rows only.
+
+        A step of an environment is one in which some agent acts or waits, and no reset. It counts with the rows of the
+        agents that act, or of all agents where none has a row to learn from.
+        """
+        rows = self.valid if trained is None else self.valid & trained
+        if not self.acting:
+            return Counts(int(rows.sum()))
+        steps = self._by_environment(self._in_episode).any(2)
+        if trained is not None:
+            acted = self._by_environment(self.valid)
+            counted = np.where(acted.any(2, keepdims=True), acted, self._by_environment(self._in_episode))
+            steps = (counted & self._by_environment(trained)).any(2)
+        return Counts(int(rows.sum()), int(steps.sum()))
+
+    def _by_environment(self, rows: np.ndarray) -> np.ndarray:
+        """[T, B] -> [T, environments, agents]"""
+        return rows.reshape(len(rows), -1, self.agents)
 
     def _to_own_time(self) -> None:
         """Give every action its outcome, which may have arrived while other agents acted."""
@@ -109,11 +125,6 @@ class Staging:
         if self.schema.discounted_return:  # with the rewards that have come until the agent acts again, or at its end
             running, rows = self.tensors["discounted_return"].numpy(), np.arange(self.schema.rollout_length)
             running[...] = np.take_along_axis(running, np.maximum(found.successor - 1, rows[:, None]), axis=0)
-
-    @property
-    def valid_rows(self) -> int:
-        """Number of rows that are learned from: no reset steps, and an agent acts."""
-        return int(self.valid.sum())
 
     def lag_counts(self, updates: int) -> list[Counter[int]]:
         """Valid rows of every slot by their lag: updates between acting and now."""

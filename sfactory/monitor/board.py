@@ -29,7 +29,8 @@ from sfactory.monitor.table import (
 class Board:
     """Aggregates telemetry into rows. Deterministic: the only clock is the seconds passed to `snapshot`.
 
-    env_steps, seconds: where a resumed run starts, so that the first row has the speed of this launch only.
+    env_steps, seconds, environment_steps: where a resumed run starts, so that the first row has the speed of this
+    launch only; the last one where there are several agents and the checkpoint has it.
     tasks: name -> (return of a random policy, return of a human), or None where unknown.
     episodes: those of the checkpoint that a run is resumed from.
     """
@@ -40,6 +41,7 @@ class Board:
         seconds: float = 0.0,
         tasks: Mapping[str, tuple[float, float] | None] | None = None,
         episodes: Episodes | None = None,
+        environment_steps: int | None = None,
     ) -> None:
         self._tasks = dict(tasks or {"": None})
         self.episodes = episodes or Episodes(len(self._tasks))
@@ -53,7 +55,7 @@ class Board:
         self.evaluated = 0  # trained steps of the policy that was evaluated last
         self._evaluations: list[dict[str, float]] = []  # results that no row has shown yet, oldest first
         self._steps_before, self._seconds_before = env_steps, seconds
-        self._environment_steps_before: float | None = None
+        self._environment_steps_before: float | None = environment_steps
         self._updates_before = -1
         self._speed: dict[str, float] = {}
         self._update_seconds: float | None = None
@@ -202,16 +204,12 @@ class Board:
             self._speed = {"charts/SPS": sps, "charts/FPS": sps * (frames / env_steps if env_steps else 1.0)}
             advanced = self._updates_before >= 0 and updates > self._updates_before
             self._update_seconds = window / (updates - self._updates_before) if advanced else None
-            self._speed |= self._environment_speed(env_steps, window)
+            self._speed |= self._environment_speed(window)
             self._steps_before, self._seconds_before, self._updates_before = env_steps, seconds, updates
         return self._speed
 
-    def _environment_speed(self, env_steps: int, window: float) -> dict[str, float]:
+    def _environment_speed(self, window: float) -> dict[str, float]:
         """Steps of environments per second, where there are several agents. window: seconds since the previous row."""
         steps = self._learner.get("charts/environment_steps")
         before, self._environment_steps_before = self._environment_steps_before, steps
-        if steps is None:
-            return {}
-        if before is None:  # in the first row of a launch: by the share of all steps
-            return {"charts/environment_SPS": self._speed["charts/SPS"] * steps / env_steps if env_steps else 0.0}
-        return {"charts/environment_SPS": (steps - before) / window}
+        return {} if steps is None or before is None else {"charts/environment_SPS": (steps - before) / window}

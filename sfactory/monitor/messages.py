@@ -21,8 +21,8 @@ STAGES = "stages"
 METRICS = "metrics"
 """`accumulator.Partial`: values recorded since the last message."""
 LEARNER = "learner"
-"""Metric -> value, with the counters `env_steps`, `updates` and `seconds`, where there are several agents
-`environment_steps`, and `episodes` (`Episodes.state`). Ends a row."""
+"""Metric -> value, with the counters `env_steps`, `updates` and `seconds`, and `episodes` (`Episodes.state`). Where
+there are several agents also `environment_steps`, unless a checkpoint of an earlier version has none. Ends a row."""
 END = "end"
 """The counters and `episodes` as in a row: how far the learner is at its end, and what its last checkpoint holds."""
 EVALUATION = "eval"

@@ -26,7 +26,8 @@ class Outcome:
     env_steps: int = 0
     """Trained steps; in an environment with several agents, steps of agents."""
     environment_steps: int | None = None
-    """Steps of the environments that belong to these; None where there is one agent."""
+    """Steps of the environments that belong to these; None where there is one agent, or if an earlier version did not
+    count them."""
     training_return: float | None = None
     """None if it is not known."""
     run_dir: str = ""

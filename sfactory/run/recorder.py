@@ -38,6 +38,7 @@ from sfactory.run.network_size import check_network_size
 from sfactory.run.obs_reading import check_reading
 from sfactory.run.outcome import Outcome
 from sfactory.run.presence import FolderPresence
+from sfactory.run.saved_counters import environment_steps_of
 from sfactory.run.stop_rules import Progress, raised_settings, reached_rules, sentence_of
 from sfactory.shm.slots import RowCounts
 
@@ -69,7 +70,7 @@ class RunRecorder:
         self.launch, self.resume_from, self._lock = launch, resume_from, lock
         self.ranks, self.checkpoints = ranks, run_dir if ranks.is_leader else run_dir.parent
         self.env_steps, self.updates = int(state.get("env_steps", 0)), int(state.get("updates", 0))
-        self.environment_steps = int(state.get("environment_steps", 0)) if specs[0].agents else None
+        self.environment_steps = environment_steps_of(state) if specs[0].agents else None
         self.seconds, self.episodes = float(state.get("seconds", 0.0)), stored_episodes(state, len(specs))
         self.created: list[Path] | None = None  # folder and parents, if a failed start must remove what is in it
         self._presence, self._presence_due = FolderPresence(run_dir), 0.0
@@ -79,7 +80,8 @@ class RunRecorder:
         self.callbacks = Callbacks()
         self.env_faults = EnvFaults(config.env.fault_budget, config.sampling.num_envs)  # of this launch
         tasks = {task: spec.reference for task, spec in zip(config.env.tasks, specs, strict=True)}
-        self.board = Board(self.env_steps, self.seconds, tasks, self.episodes.of_rank(ranks))
+        episodes = self.episodes.of_rank(ranks)
+        self.board = Board(self.env_steps, self.seconds, tasks, episodes, self.environment_steps)
         self.writers = Writers(run_dir, config, rows_until(state) if resume_from else None, ranks.is_leader)
         self._row: dict[str, float] = {}
         self.trained_steps: Callable[[], int] = lambda: self.env_steps

@@ -16,6 +16,12 @@ LARGEST = 2**53
 """Whole numbers below it are exact also as floating-point numbers."""
 
 
+def environment_steps_of(state: Mapping[str, Any]) -> int | None:
+    """Steps of environments with several agents by a checkpoint's state; None: its version did not count them."""
+    steps = state.get("environment_steps", None if state.get("env_steps") else 0)
+    return None if steps is None else int(steps)
+
+
 def check_counters(state: Mapping[str, Any]) -> None:
     """Raise CheckpointError if a counter is not a number that a run can have reached."""
     if "env_steps" not in state:

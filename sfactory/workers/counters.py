@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sfactory.learning.distributed import Counts
+from sfactory.run.saved_counters import environment_steps_of
+
 
 @dataclass
 class Counters:
@@ -17,8 +20,8 @@ class Counters:
     env_steps: int = 0
     """Valid rows trained: where an environment has several agents, steps of agents."""
     environment_steps: int | None = 0
-    """Where an environment has several agents: its steps with these rows. None: a checkpoint of an earlier version has
-    not counted them; `count` then extrapolates."""
+    """Where an environment has several agents: its steps with these rows. None: not known, because a checkpoint of an
+    earlier version did not have them."""
     seconds: float = 0.0
     """Time spent training, up to the last `tick`."""
     skipped_updates: int = 0
@@ -34,17 +37,12 @@ class Counters:
         """Count seconds from now on."""
         self.ticked_at = self.clock()
 
-    def count(self, rows: int, skipped: bool, environment_steps: float = 0.0) -> None:
-        """Count one update.
-
-        rows: valid ones that were trained on. skipped: a step, or all of them, was not taken. environment_steps: of
-        environments, for each of the rows.
-        """
+    def count(self, trained: Counts, skipped: bool) -> None:
+        """Count one update. trained: by all learners. skipped: a step, or all of them, was not taken."""
         self.updates += 1
-        if self.environment_steps is None:
-            self.environment_steps = round(self.env_steps * environment_steps)
-        self.environment_steps += round(rows * environment_steps)
-        self.env_steps += rows
+        if self.environment_steps is not None:
+            self.environment_steps += trained.environment_steps
+        self.env_steps += trained.rows
         self.skipped_updates += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
@@ -66,6 +64,5 @@ class Counters:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned, from a checkpoint's state."""
         self.updates, self.env_steps = int(state["updates"]), int(state["env_steps"])
-        steps = state.get("environment_steps", None if self.env_steps else 0)
-        self.environment_steps = None if steps is None else int(steps)
+        self.environment_steps = environment_steps_of(state)
         self.seconds, self.skipped_updates = float(state["seconds"]), int(state["skipped_updates"])

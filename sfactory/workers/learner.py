@@ -251,7 +251,7 @@ class Learner(Worker):
         """Train on the batch; returns metrics on the device."""
         total = self.config.stop.env_steps
         progress = min(self.counters.env_steps / total, 1.0) if total else 0.0
-        self.learners.propose(self._vote(), self.staging.valid_rows, self._numbers())
+        self.learners.propose(self._vote(), self.staging.counts(), self._numbers())
         metrics = self.update.run(self.batch, self.counters.updates, progress)
         if self.accelerator is not None:
             self.accelerator.wait()  # sleeping; reading a value would wait too, but keep a core busy
@@ -271,14 +271,13 @@ class Learner(Worker):
     def _count(self, metrics: dict[str, torch.Tensor]) -> None:
         """Count the update, and each of its fresh rows as trained or as skipped."""
         rows = trained = self.run_spec.batch_rows
-        valid_trained = self.staging.valid_rows
         self.first_wait.done = True
         skipped = bool(metrics.pop("skipped") > 0)  # the only synchronization of an update
+        mask = None
         if skipped:
-            mask = self.update.trained()[:, : self.staging.lanes]
-            trained, valid_trained = int(mask.sum()), int((mask & self.staging.batch.valid).sum())
-        per_row = self.staging.environment_steps / max(self.staging.valid_rows, 1)
-        self.counters.count(self.learners.total_rows(valid_trained, skipped), skipped, per_row)
+            mask = self.update.trained()[:, : self.staging.lanes].cpu().numpy()
+            trained = int(mask.sum())
+        self.counters.count(self.learners.total_counts(self.staging.counts(mask), skipped), skipped)
         self.row_counts.trained += trained
         self.row_counts.skipped += rows - trained
         if self.counters.skipped_in_a_row == self.config.loss.nonfinite_budget:
@@ -411,8 +410,8 @@ class Learner(Worker):
     def _counts(self) -> dict[str, Any]:
         """The part of a message that is no metric."""
         counts = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
-        if self.run_spec.spec.agents:
-            counts["environment_steps"] = self.counters.environment_steps or 0
+        if self.run_spec.spec.agents and self.counters.environment_steps is not None:
+            counts["environment_steps"] = self.counters.environment_steps
         return {**counts, "episodes": self.episodes.state()}
 
     def save_if_due(self) -> None:

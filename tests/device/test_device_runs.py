@@ -96,7 +96,7 @@ def test_staging_clears_reset_rows_and_computes_the_lag(tmp_path, create):
     assert batch.log_prob[:, E].tolist() == [1.0, 1.0, 0.0, 1.0, 1.0]
     assert batch.lag[:, 0].tolist() == [2.0] * T
     assert batch.lag[:, E].tolist() == [3.0, 2.0, 1.0, 0.0, 0.0]
-    assert staging.valid_rows == 2 * T * E - E
+    assert staging.counts().rows == 2 * T * E - E
     assert staging.lag_counts(3) == [{2: T * E}, {3: E, 2: E, 0: E, -1: E}]  # its third step is a reset
     assert {name: tuple(x.shape) for name, x in staging.to_host().items()}["reward"] == (T, 2 * E)
     shared.close()

@@ -13,7 +13,7 @@ from update_helpers import B, make_batch, make_update
 
 from sfactory.device.ranks import Ranks
 from sfactory.errors import LearnersDiffer, SettingError
-from sfactory.learning.distributed import BatchMoments, Vote
+from sfactory.learning.distributed import BatchMoments, Counts, Vote
 from sfactory.learning.join import join
 
 HALVES = slice(0, 3), slice(3, B)  # unequal, with unequal numbers of valid rows
@@ -40,7 +40,7 @@ def train(update, lanes, learners=None):
     found = {}
     for number, batch in enumerate(batches(update)):
         if learners is not None:
-            learners.propose(Vote(save=number == 7), number, numbers_of(learners.ranks.rank, number))
+            learners.propose(Vote(save=number == 7), Counts(number), numbers_of(learners.ranks.rank, number))
         metrics = update.run(lanes_of(batch, lanes), number, 0.0)
         if number == 0:
             found["gradient"] = update.flat.gradient.numpy().copy()
@@ -60,8 +60,13 @@ def refused(call, error):
     return ""
 
 
+def counts_of(rank):
+    """More rows than float32 can count one by one."""
+    return Counts(2**24 + 1 + 4 * rank, 5 + 4095 * rank)
+
+
 def votes(learners):
-    """(outcome, save, rows) after updates with different votes."""
+    """(outcome, save, rows, environment steps) after updates with different votes."""
     gradient, valid, found = torch.ones(4), torch.ones(2, 3).bool(), []
     own = [
         (Vote(), Vote()),
@@ -71,10 +76,10 @@ def votes(learners):
         (Vote(), Vote()),
     ]
     for vote in own:
-        learners.propose(vote[learners.ranks.rank], 10 + learners.ranks.rank, np.zeros(0))
+        learners.propose(vote[learners.ranks.rank], counts_of(learners.ranks.rank), np.zeros(0))
         learners.average_gradients(gradient, valid, {}, ())
         agreed = learners.agree(Vote(7, True))
-        found.append((agreed.outcome, agreed.save, learners.total_rows(0, False)))
+        found.append((agreed.outcome, agreed.save, *learners.total_counts(Counts(), False)))
     return np.array(found)
 
 
@@ -86,11 +91,12 @@ def recorded(learners, as_nccl):
     batch, heard = empty_batch(update), []
     for number in range(6):
         fill(batch, update, 10 * number + rank)
-        learners.propose(Vote(number % 3 * rank, number == 4 - rank), number + rank, numbers_of(rank, number))
+        counts = Counts(number + rank)
+        learners.propose(Vote(number % 3 * rank, number == 4 - rank), counts, numbers_of(rank, number))
         update.run(batch, number, 0.0)
         accelerator.wait()
         agreed = learners.agree(Vote())
-        heard.append([agreed.outcome, agreed.save, learners.total_rows(0, False), *learners.numbers()])
+        heard.append([agreed.outcome, agreed.save, learners.total_counts(Counts(), False).rows, *learners.numbers()])
     found = {"recordings": accelerator.recordings, "replays": accelerator.replays, "heard": np.array(heard)}
     return {**found, "weights": update.flat.values.detach().numpy().copy()}
 
@@ -100,7 +106,7 @@ def main(folder):
     ranks = Ranks.from_env(os.environ)
     rank = ranks.rank
     learners = join(ranks, torch.device("cpu"), 60.0, lambda ranks: None, print)
-    found = {"votes": votes(learners), "skipped_rows": learners.total_rows(5 + rank, True)}
+    found = {"votes": votes(learners), "skipped_counts": np.array(learners.total_counts(counts_of(rank), True))}
     gradient = torch.full((3,), float(1 + rank))
     report = {"mean": torch.tensor(float(rank)), "most": torch.tensor(-1.0 - rank)}
     valid = torch.zeros(2, 4, dtype=torch.bool)

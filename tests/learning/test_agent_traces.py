@@ -14,6 +14,7 @@ import pytest
 import sfactory
 from sfactory.algo.trace import LOG_RHO_LIMIT
 from sfactory.envs import make_spec
+from sfactory.learning.distributed import Counts
 from sfactory.supervisor.lockstep import Lockstep
 from sfactory.workers.shared import RunSpec
 
@@ -122,21 +123,69 @@ def test_update_computes_advantages_of_each_agents_own_episode(tmp_path, name, e
     assert compared > 0.3 * UPDATES * T * ENVS * len(agents)
 
 
-@pytest.mark.parametrize(("name", "agent_steps"), [("Dies", 13), ("Born", 12), ("Game", 5)])
-def test_learner_counts_steps_of_agents_and_steps_of_environments(tmp_path, name, agent_steps):
-    """Episodes of five steps and a reset, two in every slot. An action before the end of a slot has its outcome."""
-    config = sfactory.make_config(
-        f"pettingzoo/agent_scripts:{name}",
-        run={"mode": "lockstep", "device": "cpu"},
-        sampling={"num_samplers": 1, "groups_per_sampler": 1, "envs_per_group": ENVS, "rollout_length": 12},
-        batch={"minibatches": 2, "epochs": 1},
-        checkpoint={"exact": False},
-    )
-    run = Lockstep(RunSpec(config, make_spec(config.env.name, config.env.options), str(tmp_path), 0))
-    try:
-        while run.learner.updates < 3:
-            run.turn()
-        counts = run.learner._counts()
-    finally:
+@pytest.fixture
+def run_of(tmp_path):
+    """Start a run of scripted agents: episodes of five steps and a reset, two in every slot."""
+    runs = []
+
+    def start(name):
+        config = sfactory.make_config(
+            f"pettingzoo/agent_scripts:{name}",
+            run={"mode": "lockstep", "device": "cpu"},
+            sampling={"num_samplers": 1, "groups_per_sampler": 1, "envs_per_group": ENVS, "rollout_length": 12},
+            batch={"minibatches": 2, "epochs": 1},
+            checkpoint={"exact": False},
+        )
+        runs.append(Lockstep(RunSpec(config, make_spec(config.env.name, config.env.options), str(tmp_path), 0)))
+        return runs[-1]
+
+    yield start
+    for run in runs:
         run.close()
+
+
+@pytest.mark.parametrize(("name", "agent_steps"), [("Dies", 13), ("Born", 12), ("Game", 5)])
+def test_learner_counts_steps_of_agents_and_steps_of_environments(run_of, name, agent_steps):
+    """An action before the end of a slot has its outcome."""
+    run = run_of(name)
+    while run.learner.updates < 3:
+        run.turn()
+    counts = run.learner._counts()
     assert (counts["env_steps"], counts["environment_steps"]) == (3 * ENVS * 2 * agent_steps, 3 * ENVS * 2 * 5)
+
+
+def test_learner_counts_the_sums_that_the_learners_of_its_job_have_agreed_on(run_of, monkeypatch):
+    """Their environments may have other agents: nothing is computed from the share of this rank."""
+    run, given = run_of("Dies"), []
+
+    def of_both(counts, skipped):
+        given.append((counts, skipped))
+        return Counts(counts.rows + 7, counts.environment_steps + 7)
+
+    monkeypatch.setattr(run.learner.learners, "total_counts", of_both)
+    while run.learner.updates < 2:
+        run.turn()
+    assert given == [(Counts(ENVS * 2 * 13, ENVS * 2 * 5), False)] * 2
+    counts = run.learner._counts()
+    assert (counts["env_steps"], counts["environment_steps"]) == (2 * (ENVS * 26 + 7), 2 * (ENVS * 10 + 7))
+
+
+@pytest.mark.parametrize("name", ["Dies", "Game"])
+def test_batch_counts_a_step_of_an_environment_if_a_row_of_it_was_trained(run_of, name):
+    run = run_of(name)
+    while not run.learner.updates:
+        run.turn()
+    staging = run.learner.staging
+    assert staging.counts(np.ones_like(staging.valid)) == staging.counts()
+    assert staging.counts(np.zeros_like(staging.valid)) == Counts()
+    some = np.random.default_rng(3).random(staging.valid.shape) < 0.5
+    steps, agents = 0, staging.agents
+    for t, env in itertools.product(range(12), range(ENVS)):
+        rows = slice(env * agents, (env + 1) * agents)
+        if staging.valid[t, rows].any():
+            steps += (staging.valid & some)[t, rows].any()
+        else:  # resets, after five steps each
+            assert t in (5, 11)
+    found = staging.counts(some)
+    assert found == Counts(int((staging.valid & some).sum()), int(steps))
+    assert 0 < found.environment_steps < staging.counts().environment_steps

@@ -9,7 +9,7 @@ import torch
 from forked_processes import run_forked
 from update_helpers import B, T, divide_into_parts, make_batch, make_update
 
-from sfactory.learning.distributed import BatchMoments, SingleLearner, Vote
+from sfactory.learning.distributed import BatchMoments, Counts, SingleLearner, Vote
 
 torch.set_num_threads(1)
 
@@ -133,8 +133,8 @@ def test_single_learner_returns_its_arguments_and_leaves_gradients():
     assert learner.average_metric(metrics["loss"], torch.ones(())) is metrics["loss"]
     vote = Vote(3, True)
     numbers = np.ones(3)
-    learner.propose(Vote(0, False), 5, numbers)
-    assert (learner.total_rows(7, True), learner.agree(vote)) == (7, vote)
+    learner.propose(Vote(0, False), Counts(5, 2), numbers)
+    assert (learner.total_counts(Counts(7, 3), True), learner.agree(vote)) == (Counts(7, 3), vote)
     assert learner.numbers() is learner.exchange(numbers) is numbers
     assert (learner.world_size, learner.is_leader) == (1, True)
     assert not learner.copy_from_leader({})

@@ -13,7 +13,7 @@ from sfactory.device.accelerator import WARM
 from sfactory.device.ranks import Ranks
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning.batch import Batch
-from sfactory.learning.distributed import Vote
+from sfactory.learning.distributed import Counts, Vote
 from sfactory.learning.objectives.actor_critic import value_bins
 from sfactory.learning.process_group import NOTES, ProcessGroup
 from sfactory.learning.update import Update
@@ -239,13 +239,13 @@ def test_recorded_update_with_learners_whose_collectives_can_be_recorded_sends_t
     for number in range(6):
         fill(batch, update, number)
         fill(other, plain, number)
-        twins.propose(Vote(number % 3, number == 4), 10 * number, np.zeros(0))
+        twins.propose(Vote(number % 3, number == 4), Counts(10 * number, number), np.zeros(0))
         update.run(batch, number, 0.0)
         late.wait()
-        agreed.append((*twins.agree(Vote()), twins.total_rows(0, False)))
+        agreed.append((*twins.agree(Vote()), *twins.total_counts(Counts(), False)))
         plain.run(other, number, 0.0)
     assert late.replays == 6 - WARM
-    assert agreed == [(number % 3, number == 4, 20 * number) for number in range(6)]
+    assert agreed == [(number % 3, number == 4, 20 * number, 2 * number) for number in range(6)]
     for one, two in zip(update.flat.values, plain.flat.values, strict=True):
         assert torch.equal(one, two)
 

@@ -245,13 +245,16 @@ def test_console_line_of_agents_names_both_kinds_of_steps():
 
 
 def test_board_measures_the_speed_of_environments_with_several_agents():
-    board = Board(env_steps=600, seconds=10.0)
+    board = Board(env_steps=600, seconds=10.0, environment_steps=220)
     rows = []
     for steps, seconds in ((300, 12.0), (400, 14.0)):
         board.handle(("learner", "learner", {"charts/environment_steps": steps}))
         rows.append(board.snapshot(3 * steps, 3 * steps, 1, seconds))
     assert [row["charts/SPS"] for row in rows] == [150.0, 150.0]
-    assert [row["charts/environment_SPS"] for row in rows] == [50.0, 50.0], "of the first row by the share of all"
+    assert [row["charts/environment_SPS"] for row in rows] == [40.0, 50.0], "the first row is of this launch alone"
+    unknown = Board(env_steps=600, seconds=10.0)
+    unknown.handle(("learner", "learner", {"charts/environment_steps": 300}))
+    assert "charts/environment_SPS" not in unknown.snapshot(900, 900, 1, 12.0)
     assert "charts/environment_SPS" not in Board().snapshot(10, 10, 1, 1.0)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import sfactory
 from sfactory.envs import make_spec
+from sfactory.learning.distributed import Counts
 from sfactory.monitor.episodes import Episodes
 from sfactory.supervisor.lockstep import Lockstep
 from sfactory.workers.learner import Learner
@@ -49,7 +50,7 @@ def train(run, monkeypatch, updates, *broken):
 
 def test_learner_counts_every_row_of_a_partly_skipped_update_as_trained_or_as_skipped(run, monkeypatch):
     learner, rows = run.learner, T * LANES
-    learner.counters.count(0, True)  # one that was skipped before
+    learner.counters.count(Counts(), True)  # one that was skipped before
     train(run, monkeypatch, 2, (1, 3))
     counts = run.shared.slot_table.row_counts()
     assert (counts.trained, counts.skipped) == (rows * 3 // 4, rows // 4)
@@ -102,7 +103,7 @@ def test_learner_takes_the_episodes_that_are_under_way_before_a_short_run_ends(t
                 return
 
     supervisor = threading.Thread(target=publish)
-    learner.counters.count(1000, skipped=False)
+    learner.counters.count(Counts(1000), skipped=False)
     supervisor.start()
     learner._end_if_due()
     assert learner.words.outcome == LearnerOutcome.STOP_RULE

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sfactory.learning.distributed import Counts
 from sfactory.workers.counters import Counters
 from sfactory.workers.learner_metrics import LearnerMetrics
 
@@ -60,28 +61,28 @@ def test_learner_metrics_restore_the_lags_of_a_checkpoint_of_an_older_version():
 def test_counters_count_the_rows_that_were_trained_and_the_updates_that_were_skipped_wholly_or_in_part():
     counters = Counters(clock=lambda: 0.0)
     for rows, skipped in ((100, False), (0, True), (75, True)):
-        counters.count(rows, skipped)
+        counters.count(Counts(rows), skipped)
     assert (counters.updates, counters.env_steps) == (3, 175)
     assert (counters.skipped_updates, counters.skipped_in_a_row) == (2, 2)
-    counters.count(50, False)
+    counters.count(Counts(50), False)
     assert (counters.env_steps, counters.skipped_updates, counters.skipped_in_a_row) == (225, 2, 0)
 
 
-def test_counters_of_agents_count_steps_of_environments_and_extrapolate_those_of_earlier_versions():
+def test_counters_of_agents_count_steps_of_environments_and_do_not_guess_those_of_earlier_versions():
     counters = Counters()
-    counters.count(20, False, 0.35)
-    counters.count(10, False, 0.5)
+    counters.count(Counts(20, 7), False)
+    counters.count(Counts(10, 5), False)
     assert (counters.env_steps, counters.environment_steps) == (30, 12)
     assert counters.state_dict()["environment_steps"] == 12
     resumed, old = Counters(), {name: x for name, x in counters.state_dict().items() if name != "environment_steps"}
     resumed.load_state_dict(counters.state_dict())
     assert resumed.environment_steps == 12
     resumed.load_state_dict(old)
+    resumed.count(Counts(10, 4), False)
+    assert (resumed.env_steps, resumed.environment_steps) == (40, None)
     assert "environment_steps" not in resumed.state_dict()
-    resumed.count(10, False, 0.4)
-    assert resumed.environment_steps == 16
     alone = Counters()
-    alone.count(20, False)
+    alone.count(Counts(20), False)
     assert "environment_steps" not in alone.state_dict()
 
 
