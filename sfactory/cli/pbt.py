@@ -48,8 +48,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--sample", metavar="NAME=VALUES", action="append", default=[], help=text)
     text = "settings that change: names, or NAME=V1,V2; repeatable (those of --sample)"
     parser.add_argument("--mutate", metavar="NAMES", action="append", default=[], help=text)
-    parser.add_argument("--period", metavar="N", type=whole(1), default=5_000_000, help="steps between exchanges (5M)")
-    text = "steps before the first exchange (20M)"
+    text = "env steps between exchanges, as stop.env-steps counts them (5M)"
+    parser.add_argument("--period", metavar="N", type=whole(1), default=5_000_000, help=text)
+    text = "env steps before the first exchange (20M)"
     parser.add_argument("--start", metavar="N", type=whole(0), default=20_000_000, help=text)
     text = "share that may be replaced, and share of the leaders (%(default)s)"
     parser.add_argument("--replace", metavar="X", type=decimal(0), default=0.3, help=text)
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     """Plan the population, train it, write its page."""
     from sfactory.config import presets
     from sfactory.errors import CommandError
-    from sfactory.population.plan import Options, make_plan
+    from sfactory.population.plan import Options, check_period, make_plan
     from sfactory.population.population import Population, finished_before, result_of, shared_config
     from sfactory.population.runner import locked_folder
     from sfactory.supervisor.specs import read_specs
@@ -90,10 +91,11 @@ def run(options: argparse.Namespace) -> int:
     plan = make_plan(options.dir, layers, asked, options.sample, options.mutate)
     if (history := finished_before(plan)) is not None:
         return _end(plan.folder, history, Exit.FINISHED, result_of(plan.folder, history), options.json)
-    frame_skip = read_specs(shared_config(plan))[0].frame_skip
+    spec = read_specs(shared_config(plan))[0]
+    check_period(plan, spec.rows)
     with opened_launcher(options, plan.folder, options.members) as (launcher, resources), locked_folder(plan.folder):
         finished_before(plan)  # another command may have written the folder meanwhile
-        population = Population(plan, options.jobs, launcher, resources, frame_skip)
+        population = Population(plan, options.jobs, launcher, resources, spec.frame_skip)
         code, sentence = population.run()
         return _end(plan.folder, population.history, code, sentence, options.json)
 

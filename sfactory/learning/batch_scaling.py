@@ -25,16 +25,17 @@ SECTIONS = {  # what `rescale` may change
 }
 
 
-def rescale_batch(config: Config, learners: int = 1) -> tuple[Config, list[str]]:
+def rescale_batch(config: Config, learners: int = 1, agents: int = 1) -> tuple[Config, list[str]]:
     """Return the rescaled configuration and a table of the changes, with reasons and warnings, as lines of text.
+
+    agents: rows of an environment.
 
     Raises ValueError, naming the setting, if a count would not be a whole number or settings no longer fit together.
     """
     factor, rule = config.batch.factor, config.batch.rule
-    config, lines = _rescaled(config, factor, f"batch factor {factor:g} ({rule}):", learners)
-    config, more = _rescaled(
-        config, 1.0 / learners, f"{learners} learners ({rule}), a batch for each:", learners, ("envs_per_group",)
-    )
+    config, lines = _rescaled(config, factor, f"batch factor {factor:g} ({rule}):", learners * agents)
+    title = f"{learners} learners ({rule}), a batch for each:"
+    config, more = _rescaled(config, 1.0 / learners, title, learners * agents, ("envs_per_group",))
     return config, lines + more
 
 
@@ -45,9 +46,10 @@ def target_span(config: Config, learners: int) -> float:
 
 
 def _rescaled(
-    config: Config, factor: float, title: str, learners: int, unchanged: tuple[str, ...] = ()
+    config: Config, factor: float, title: str, of_all: int, unchanged: tuple[str, ...] = ()
 ) -> tuple[Config, list[str]]:
-    """One of the two steps of `rescale_batch`. unchanged: settings that stay as they are."""
+    """One of the two steps of `rescale_batch`. of_all: rows of all learners and agents for one of `Config.batch_rows`.
+    unchanged: settings that stay as they are."""
     rule = config.batch.rule
     if factor == 1.0:
         return config, []
@@ -67,8 +69,8 @@ def _rescaled(
     lines += [f"  not rescaled: {text}" for text in (*_counted_in_updates(config), *_norms(config))]
     lines += [f"  warning: {warning}" for warning in result.warnings]
     new = replace(config, **{s: replace(getattr(config, s), **values) for s, values in changed.items() if values})
-    if (of_all := learners * new.batch_rows) > CRITICAL_BATCH:
-        lines.append(f"  warning: {of_all:,} rows per update are probably above the critical batch size")
+    if (per_update := of_all * new.batch_rows) > CRITICAL_BATCH:
+        lines.append(f"  warning: {per_update:,} rows per update are probably above the critical batch size")
     return new, lines
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from sfactory.config import Config, parsing, with_settings
 from sfactory.config.parsing import ConfigLayer, RawValue, flag_name
 from sfactory.errors import SettingError
+from sfactory.learning.batch_scaling import rescale_batch
 from sfactory.population.varied import (
     Mutated,
     check_mutated,
@@ -43,9 +44,9 @@ class Options:
 
     members: int = 8
     period: int = 5_000_000
-    """Steps of a member between two publications."""
+    """Env steps of a member between two publications; of agents, where an environment has several."""
     start: int = 20_000_000
-    """Steps of a member before which nothing is exchanged."""
+    """Env steps of a member before which nothing is exchanged."""
     replace: float = 0.3
     """Share of the population that may be replaced in a round; as many are leaders."""
     gap: float = 0.0
@@ -161,6 +162,17 @@ def make_plan(
     return Plan(folder, config, options, tuple(mutated), tuple(first))
 
 
+def check_period(plan: Plan, agents: int) -> None:
+    """SettingError if an update may train more env steps than a round has. agents: of an environment, at least 1."""
+    for settings in plan.first:
+        config, _ = rescale_batch(with_settings(plan.config, settings))
+        if plan.options.period < (steps := config.batch_rows * agents):
+            unit = "agent steps" if agents > 1 else "steps"
+            raise SettingError(
+                f"--period: must be at least the {steps:,} {unit} of an update, got {plan.options.period:,}"
+            )
+
+
 def _check_options(options: Options, config: Config) -> None:
     if options.members < 2:
         raise SettingError(f"--members: must be at least 2, got {options.members}")
@@ -170,9 +182,6 @@ def _check_options(options: Options, config: Config) -> None:
         raise SettingError(f"--mutation-rate: must be between 0 and 1, got {options.mutation_rate:g}")
     if not config.stop.env_steps:
         raise SettingError("stop.env-steps: must be greater than 0; a population ends by it")
-    if options.period < config.batch_rows:
-        rows = f"{config.batch_rows:,} rows of an update"
-        raise SettingError(f"--period: must be at least the {rows}, got {options.period:,}")
     if config.eval.every > options.period:
         raise SettingError(f"eval.every: must be at most --period ({options.period:,}), got {config.eval.every:,}")
     if config.sampling.auto:

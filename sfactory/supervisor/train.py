@@ -72,7 +72,7 @@ def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks, callbacks:
         return Outcome("unguarded", UNGUARDED, "the script that trains has no guard")
     reading = _check_environment(config, specs[0], resume)
     config, given = by_cores(config, num_cores), config
-    scaled, lines = rescale_batch(config, ranks.world_size)
+    scaled, lines = rescale_batch(config, ranks.world_size, specs[0].rows)
     if config != given and config.run.mode != "lockstep":
         lines = [summary(scaled, num_cores), *lines]
     scaled = share_threads(scaled, ranks, num_cores)

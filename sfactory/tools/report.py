@@ -127,13 +127,13 @@ def content(run: RunFolder, beside: Path) -> dict[str, Any]:
 def _tiles(run: RunFolder) -> list[Tile]:
     """The numbers in the header: those of the status, which may be newer than the last row."""
     steps, unit = _reached(run, "env_steps"), step_words(run.rows)[0]
-    seconds = _reached(run, "seconds")
+    seconds, updates = _reached(run, "seconds"), _reached(run, "updates", "charts/updates")
     tiles = [
         Tile("return", svg.number(_final_return(run)), _episodes_of_return(run)),
         _steps_tile(run, steps),
         Tile("speed", f"{short(steps / seconds)}/s" if seconds > 0 else "-", f"{unit}, over the whole training"),
         Tile("training time", duration(seconds) if np.isfinite(seconds) else "-", run.config.run.mode),
-        Tile("updates", short(_reached(run, "updates", "charts/updates")), f"{run.config.batch_rows:,} rows each"),
+        Tile("updates", short(updates), f"{short(steps / updates)} {unit} each" if updates > 0 else ""),
     ]
     if np.isfinite(_last(run, HUMAN)):
         tiles.insert(1, Tile("human scale", f"{_last(run, HUMAN):.2f}", "0 random policy, 1 human tester"))

@@ -153,6 +153,17 @@ def test_rescale_batch_for_several_learners_scales_by_their_number_and_keeps_the
     assert rescale_batch(config, 1) == (config, [])
 
 
+def test_rescale_batch_counts_the_rows_of_all_learners_and_agents_for_the_critical_batch_size():
+    config = with_settings(Config(), {"batch.factor": 0.5})
+    _, one = rescale_batch(config)
+    _, many = rescale_batch(config, agents=6)
+    _, more = rescale_batch(Config(), 2, 6)
+    assert config.batch_rows == 4096, "8,192 with the factor"
+    assert not any("probably above" in line for line in one)
+    assert many[-1] == "  warning: 49,152 rows per update are probably above the critical batch size"
+    assert more[-1] == many[-1]
+
+
 def test_rescale_batch_with_a_factor_and_several_learners_is_the_product_of_both():
     config = with_settings(Config(), {"batch.factor": 2.0, "sampling.envs_per_group": 8})
     both, lines = rescale_batch(config, 2)

@@ -100,7 +100,7 @@ def trainer(monkeypatch):
     monkeypatch.setitem(launchers.LAUNCHERS, "local", lambda *_: fake)
     monkeypatch.setattr(side_by_side, "POLL_S", 0.0)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    monkeypatch.setattr(specs, "read_specs", lambda config: [SimpleNamespace(frame_skip=SKIP)])
+    monkeypatch.setattr(specs, "read_specs", lambda config: [SimpleNamespace(frame_skip=SKIP, rows=1)])
     return fake
 
 
@@ -372,7 +372,14 @@ def newest_weights():
         ("minatar/breakout", "--dir: a population needs a folder"),
         ("minatar/breakout --dir p --members 1", "--members: must be at least 2, got 1"),
         ("minatar/breakout --dir p --replace 0.6", "--replace: must be greater than 0 and at most 0.5, got 0.6"),
-        ("minatar/breakout --dir p --period 100", "--period: must be at least the 2,048 rows of an update, got 100"),
+        (
+            "minatar/breakout --dir p --period 100 --stop.env-steps 100",
+            "--period: must be at least the 2,048 steps of an update, got 100",
+        ),
+        (
+            "minatar/breakout --dir p --period 4k --stop.env-steps 4k --batch.factor 0.5",
+            "--period: must be at least the 4,096 steps of an update, got 4,000",
+        ),
         ("minatar/breakout --dir p --eval.every 6M", "eval.every: must be at most --period (5,000,000), got 6,000,000"),
         ("minatar/breakout --dir p --run.dir x", "run.dir: a population sets it itself; use --dir"),
         ("minatar/breakout --dir p --stop.seconds 9", "stop.seconds: a population sets it itself; it ends by stop.env"),
@@ -389,6 +396,24 @@ def test_pbt_reports_usage_errors_before_it_starts_a_run(trainer, typed, tmp_pat
     assert (code, out) == (2, "")
     assert message in line
     assert (trainer.started, list(tmp_path.iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize(("period", "refused"), [("6143", True), ("6144", False)])
+def test_pbt_compares_the_period_with_the_agent_steps_of_an_update(trainer, typed, monkeypatch, period, refused):
+    """A round is counted in agent steps: three agents take 3 x 2,048 of them in an update."""
+    monkeypatch.setattr(specs, "read_specs", lambda config: [SimpleNamespace(frame_skip=1, rows=3)])
+    code, _, line = typed("pbt", "minatar/breakout", "--dir", "p", "--period", period, "--stop.env-steps", "6144")
+    assert code == (2 if refused else 0), line
+    wanted = "--period: must be at least the 6,144 agent steps of an update, got 6,143"
+    assert (wanted in line) == refused
+
+
+@pytest.mark.parametrize("sampled", ["8,128", "128,8"])
+def test_pbt_compares_the_period_with_the_largest_update_of_a_member(trainer, typed, sampled):
+    words = ("--members", "2", "--sample", f"sampling.rollout-length={sampled}", "--period", "2048")
+    code, _, line = typed("pbt", "minatar/breakout", "--dir", "p", *words, "--stop.env-steps", "2048")
+    assert code == 2
+    assert "--period: must be at least the 4,096 steps of an update, got 2,048" in line
 
 
 def test_pbt_refuses_the_folder_of_another_population(trainer, typed):

@@ -398,7 +398,7 @@ def test_report_header_has_what_the_run_reached_after_its_last_row(fabricate, ty
     assert found["steps"] == ("3k", "12k frames")
     folder = fabricate("b", [1.0], extra=lambda i: {"charts/frames": 1000.0 * i})
     assert tiles(folder, typed)["steps"] == ("1k", "trained"), "a frame for every step says nothing new"
-    assert found["updates"][0] == "30"
+    assert found["updates"] == ("30", "100 steps each")
     assert found["speed"][0] == "100/s"
 
 
