@@ -36,6 +36,15 @@ class BatchMoments(NamedTuple):
     rows: Tensor  # [] their number
 
 
+class Joint(NamedTuple):
+    """How a metric of all rows follows from numbers of the learners, where it is not the mean over rows."""
+
+    numbers: Callable[[], Tensor]
+    """-> [K] of the rows of one learner. Not called where there is only one."""
+    combine: Callable[[Tensor], Tensor]
+    """Those of all learners [W, K] -> [] the metric."""
+
+
 class Counts(NamedTuple):
     """What is trained in one update, by one learner or by all of them."""
 
@@ -84,12 +93,12 @@ class Learners(Protocol):
         """
 
     def average_gradients(
-        self, gradient: Tensor, valid: Tensor, metrics: Mapping[str, Tensor], largest: Sequence[str]
+        self, gradient: Tensor, valid: Tensor, metrics: Mapping[str, Tensor], joint: Mapping[str, Joint]
     ) -> dict[str, Tensor]:
         """Replace the flat gradient [size], in place, by its mean over learners, weighted by valid rows.
 
         valid: [T, b] bool, the rows of this learner's minibatch that its loss is a mean of. metrics: [] each; the same
-        mean of them is returned, and the largest one of those that are named in `largest`.
+        mean of them is returned. joint: by name, how those of them that are no such mean are computed instead.
         """
 
     def pool_moments(self, moments: Sequence[BatchMoments]) -> Sequence[BatchMoments]:
@@ -141,7 +150,7 @@ class SingleLearner:
         self._numbers = numbers
 
     def average_gradients(
-        self, gradient: Tensor, valid: Tensor, metrics: Mapping[str, Tensor], largest: Sequence[str]
+        self, gradient: Tensor, valid: Tensor, metrics: Mapping[str, Tensor], joint: Mapping[str, Joint]
     ) -> dict[str, Tensor]:
         return dict(metrics)
 

@@ -7,7 +7,7 @@ One all-reduce per optimizer step carries a flat vector, all of it sums over lea
     counts of the update          [2 * C]   as proposed, 12 bits in each element, so that the sum in float32 is exact
     votes                         [V]       learners that want a save, and that propose each outcome
     metrics times valid rows      [M]       of steps that have a report
-    largest metrics               [L * W]   every learner writes its own numbers; the others are 0
+    numbers of joint metrics      [W * J]   the same: every learner writes its own numbers; the others are 0
     numbers                       [4 * K]   the same, of steps that have a report: 16 bits in each element, so that the
                                             sum in float32 is exact
 
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from sfactory.device.ranks import Ranks
 from sfactory.errors import Exit, LearnerLost, LearnersDiffer, SettingError
-from sfactory.learning.distributed import BatchMoments, Counts, Vote
+from sfactory.learning.distributed import BatchMoments, Counts, Joint, Vote
 
 REPORT_S = 10.0
 """After which a learner says that it waits for the others to come."""
@@ -174,13 +174,13 @@ class ProcessGroup:
 
     @torch.no_grad()
     def average_gradients(
-        self, gradient: Tensor, valid: Tensor, metrics: Mapping[str, Tensor], largest: Sequence[str]
+        self, gradient: Tensor, valid: Tensor, metrics: Mapping[str, Tensor], joint: Mapping[str, Joint]
     ) -> dict[str, Tensor]:
-        means = [name for name in metrics if name not in largest]
-        most = [name for name in metrics if name in largest]
-        size, world = gradient.numel(), self.world_size
+        means, size, world = [name for name in metrics if name not in joint], gradient.numel(), self.world_size
+        own = [one.numbers().detach().to(gradient).flatten() for one in joint.values()]
+        lengths = [len(one) for one in own]
         numbers = self._numbers if metrics else self._numbers[:0]
-        ends = np.cumsum([size, 1, NOTES, len(means), len(most) * world, len(numbers)]).tolist()
+        ends = np.cumsum([size, 1, NOTES, len(means), world * sum(lengths), len(numbers)]).tolist()
         message = self._message(ends[-1], gradient)
         own_rows = valid.sum().to(gradient.dtype)
         torch.mul(gradient, own_rows, out=message[:size])
@@ -189,19 +189,18 @@ class ProcessGroup:
         if means:
             values = torch.stack([metrics[name].detach().to(gradient) for name in means])
             message[ends[2] : ends[3]] = torch.where(own_rows > 0, values * own_rows, 0.0)
-        if most:
-            slots = message[ends[3] : ends[4]].view(len(most), world)
-            slots.zero_()
-            slots[:, self.ranks.rank] = torch.stack([metrics[name].detach().to(gradient) for name in most])
+        table = message[ends[3] : ends[4]].view(world, -1)
+        if own:
+            table.zero_()
+            table[self.ranks.rank] = torch.cat(own)
         message[ends[4] :] = numbers
         self._sum(message)
         rows = message[size].clamp(min=1.0)
         torch.div(message[:size], rows, out=gradient)
         self._agreed.copy_(message[ends[1] : ends[2]])
         found = dict(zip(means, (message[ends[2] : ends[3]] / rows).unbind(), strict=True))
-        if most:
-            slots = message[ends[3] : ends[4]].view(len(most), world)
-            found |= dict(zip(most, slots.amax(1).unbind(), strict=True))
+        for (name, one), columns in zip(joint.items(), table.split(lengths, 1) if own else (), strict=True):
+            found[name] = one.combine(columns).to(metrics[name].dtype)
         if metrics:
             self._all_numbers.copy_(message[ends[4] :])
         return {name: found[name] for name in metrics}

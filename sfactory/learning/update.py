@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfactory.algo import joint
 from sfactory.algo.schedule import SCHEDULES, ScheduleState
 from sfactory.config import Config
 from sfactory.config.algorithms import rules_of
@@ -34,7 +35,7 @@ from sfactory.device.selection import precision
 from sfactory.device.thread_pool import ThreadPool, pool_size
 from sfactory.learning.adam import Adam
 from sfactory.learning.batch import Batch, shuffled
-from sfactory.learning.distributed import Learners, SingleLearner
+from sfactory.learning.distributed import Joint, Learners, SingleLearner
 from sfactory.learning.flat import FlatParameters
 from sfactory.learning.native_adam import NativeAdam
 from sfactory.learning.native_network import NativeLearnerNetwork
@@ -343,7 +344,8 @@ class Update:
     def _step(self, loss: Loss, valid: Tensor, fast: bool = False) -> dict[str, Tensor]:
         """As `_optimizer_step`, with the gradient that was written. loss: its metrics."""
         report = {**loss.losses, **loss.diagnostics}
-        report = self.learners.average_gradients(self.flat.gradient, valid, report, self.objective.largest_metrics)
+        most = {name: _largest(report[name]) for name in self.objective.largest_metrics if name in report}
+        report = self.learners.average_gradients(self.flat.gradient, valid, report, {**most, **loss.joint})
         norm, skipped = self.optimizer.clip_and_step(self.config.optim.max_grad_norm)
         if not fast:
             self.objective.after_step(skipped)
@@ -384,6 +386,11 @@ class Update:
         self.normalizers.initialize_from(normalizers)
         self.objective.reset()
         self.objective.set_progress(0.0)
+
+
+def _largest(metric: Tensor) -> Joint:
+    """The largest value of a metric [] that a learner has."""
+    return Joint(lambda: metric.view(1), joint.largest)
 
 
 def _mean_lag(batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from test_distributed import lanes_of
 from test_recorded_updates import ALL_NORMALIZERS, empty_batch, fill, update_on
 from update_helpers import B, make_batch, make_update
 
+from sfactory.algo import joint
 from sfactory.device.ranks import Ranks
 from sfactory.errors import LearnersDiffer, SettingError
-from sfactory.learning.distributed import BatchMoments, Counts, Vote
+from sfactory.learning.distributed import BatchMoments, Counts, Joint, Vote
 from sfactory.learning.join import join
 
 HALVES = slice(0, 3), slice(3, B)  # unequal, with unequal numbers of valid rows
@@ -65,6 +67,18 @@ def counts_of(rank):
     return Counts(2**24 + 1 + 4 * rank, 5 + 4095 * rank)
 
 
+def stale_rows():
+    """Log weights, values and targets of both learners, [2, T, b] each."""
+    return torch.randn(3, 2, 2, 4, generator=torch.Generator().manual_seed(2)).unbind(0)
+
+
+def valid_of(rank):
+    """1 row and 3 rows."""
+    valid = torch.zeros(2, 4, dtype=torch.bool)
+    valid.flatten()[: 1 + 2 * rank] = True
+    return valid
+
+
 def votes(learners):
     """(outcome, save, rows, environment steps) after updates with different votes."""
     gradient, valid, found = torch.ones(4), torch.ones(2, 3).bool(), []
@@ -77,7 +91,7 @@ def votes(learners):
     ]
     for vote in own:
         learners.propose(vote[learners.ranks.rank], counts_of(learners.ranks.rank), np.zeros(0))
-        learners.average_gradients(gradient, valid, {}, ())
+        learners.average_gradients(gradient, valid, {}, {})
         agreed = learners.agree(Vote(7, True))
         found.append((agreed.outcome, agreed.save, *learners.total_counts(Counts(), False)))
     return np.array(found)
@@ -109,10 +123,16 @@ def main(folder):
     found = {"votes": votes(learners), "skipped_counts": np.array(learners.total_counts(counts_of(rank), True))}
     gradient = torch.full((3,), float(1 + rank))
     report = {"mean": torch.tensor(float(rank)), "most": torch.tensor(-1.0 - rank)}
-    valid = torch.zeros(2, 4, dtype=torch.bool)
-    valid.flatten()[: 1 + 2 * rank] = True  # 1 row and 3 rows
-    report = learners.average_gradients(gradient, valid, report, ("most",))
-    found |= {"weighted": gradient.numpy(), "report": np.array([float(report["mean"]), float(report["most"])])}
+    valid = valid_of(rank)
+    log_w, value, target = (x[rank] for x in stale_rows())
+    joints = {
+        "most": Joint(partial(report["most"].view, 1), joint.largest),
+        "ess": Joint(partial(joint.weight_sums, log_w, valid), joint.sample_size),
+        "fit": Joint(partial(joint.fit_moments, value, target, valid), joint.fit),
+    }
+    report |= {"ess": torch.tensor(math.nan), "fit": torch.tensor(math.nan)}  # their means are not used
+    report = learners.average_gradients(gradient, valid, report, joints)
+    found |= {"weighted": gradient.numpy(), "report": np.array([float(value) for value in report.values()])}
     mean, var, rows = torch.tensor([1e8, rank]), torch.tensor([1.0, 2.0]), torch.tensor(2.0)
     (pooled,) = learners.pool_moments([BatchMoments(mean.double(), var.double(), rows.double() * rank)])
     found["pooled"] = torch.cat([pooled.mean, pooled.var, pooled.rows.view(1)]).numpy()

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 from forked_processes import run_forked
-from update_helpers import B, T, divide_into_parts, make_batch, make_update
+from update_helpers import ACTIONS, OBS, B, T, divide_into_parts, make_batch, make_update
 
+from sfactory.config import Config, Model, Optim, Sampling, with_settings
+from sfactory.envs import EnvSpec
 from sfactory.learning.distributed import BatchMoments, Counts, SingleLearner, Vote
+from sfactory.learning.network import build_model
+from sfactory.learning.update import Update
 
 torch.set_num_threads(1)
 
@@ -20,10 +24,10 @@ class CountingLearner(SingleLearner):
     def __init__(self):
         self.calls = []
 
-    def average_gradients(self, gradient, valid, metrics, largest):
+    def average_gradients(self, gradient, valid, metrics, joint):
         self.calls.append("gradients and metrics" if metrics else "gradients")
         self.rows = int(valid.sum())
-        return super().average_gradients(gradient, valid, metrics, largest)
+        return super().average_gradients(gradient, valid, metrics, joint)
 
     def pool_moments(self, moments):
         self.calls.append(f"moments {len(moments)}")
@@ -45,11 +49,19 @@ class TwoLearners(SingleLearner):
     def sum(self, tensor):
         return self.exchange(self.rank, tensor)
 
-    def average_gradients(self, gradient, valid, metrics, largest):
+    def average_gradients(self, gradient, valid, metrics, joint):
         rows = valid.sum()
         total = self.sum(torch.cat([gradient * rows, rows[None]]))
         gradient.copy_(total[:-1] / total[-1])
-        return dict(metrics)
+        return {name: self.joined(metric, rows, joint.get(name)) for name, metric in metrics.items()}
+
+    def joined(self, metric, rows, joint):
+        if joint is None:
+            return self.average_metric(metric, rows)
+        own = joint.numbers()
+        table = own.new_zeros(2, len(own))
+        table[self.rank] = own
+        return joint.combine(self.sum(table)).to(metric.dtype)
 
     def pool_moments(self, moments):
         pooled = []
@@ -107,7 +119,7 @@ def test_gradients_are_averaged_after_the_backward_pass_and_before_clipping(monk
     order = []
 
     class Learner(SingleLearner):
-        def average_gradients(self, gradient, valid, metrics, largest):
+        def average_gradients(self, gradient, valid, metrics, joint):
             order.append("average")
             for view in update.flat.gradients:
                 view.fill_(100.0)
@@ -126,7 +138,7 @@ def test_gradients_are_averaged_after_the_backward_pass_and_before_clipping(monk
 def test_single_learner_returns_its_arguments_and_leaves_gradients():
     learner, gradient = SingleLearner(), torch.full((3,), 2.0)
     metrics = {"loss": torch.ones(())}
-    assert learner.average_gradients(gradient, torch.ones(2, 2).bool(), metrics, ()) == metrics
+    assert learner.average_gradients(gradient, torch.ones(2, 2).bool(), metrics, {}) == metrics
     assert gradient.tolist() == [2.0] * 3
     moments = [BatchMoments(*torch.zeros(3))]
     assert learner.pool_moments(moments) is moments
@@ -169,6 +181,7 @@ def test_two_learners_with_half_a_batch_equal_one_with_the_whole_batch(core, epo
     [
         {"optim__schedule": "staleness"},
         {"optim__schedule": "kl_adaptive"},
+        {"optim__schedule": "ess"},
         {"optim__sfpo_steps": 1},
         {"surrogate": "r2vpo", "surrogate__dual_rate": 1e3, "surrogate__variance_target": 1e-6},
     ],
@@ -176,33 +189,83 @@ def test_two_learners_with_half_a_batch_equal_one_with_the_whole_batch(core, epo
 def test_rates_of_two_learners_are_those_of_one_with_the_whole_batch(settings):
     """What they are computed from is a mean over all rows: the learners have unequal numbers of them."""
     epochs = 1 if "optim__sfpo_steps" in settings else 2
-    one, two = trained_by_one_and_by_two(epochs=epochs, **settings)
+    one, two = trained_by_one_and_by_two(epochs=epochs, stale=settings == {"optim__schedule": "ess"}, **settings)
 
     def numbers(update):
         dual = update.objective.dual
-        found = [update.lr, update.kl, update.lag, *(update.slow_fast.entropies if update.slow_fast else ())]
+        found = [
+            update.lr,
+            update.kl,
+            update.ess,
+            update.lag,
+            *(update.slow_fast.entropies if update.slow_fast else ()),
+        ]
         return [*found, 0.0 if dual is None else float(dual.value)]
 
     assert numbers(two[0]) == numbers(two[1]) == pytest.approx(numbers(one), rel=1e-4)
 
 
-def trained_by_one_and_by_two(**settings):
-    """An update that was run three times with the whole batch, and two of which each had a part of its lanes."""
+@pytest.mark.parametrize(
+    ("settings", "further"),
+    [
+        ({"trace": "vtrace", "proximal": "snapshot", "snapshot_age": 0}, ("offpolicy/max_discrepancy",)),
+        ({"value_head": "hl_gauss", "model__value_low": -1.0, "model__value_high": 1.0}, ("losses/value_outside",)),
+        ({"algorithm__name": "dae"}, ("losses/advantage",)),
+        ({"algorithm__name": "pqn"}, ("losses/q",)),
+    ],
+)
+def test_metrics_of_two_learners_are_those_of_one_with_the_whole_batch(settings, further):
+    """Also those that are no mean over rows. The data is stale, and staler on one learner."""
+    reports = [[], [], []]
+    trained_by_one_and_by_two(reports, stale=True, epochs=2, **settings)
+    one, *two = reports
+    assert {"losses/explained_variance", *further} <= one[0].keys()
+    for expected, *found in zip(one, *two, strict=True):
+        for name, value in expected.items():
+            first, second = (report[name] for report in found)
+            assert torch.equal(first, second), name
+            assert float(first) == pytest.approx(float(value), rel=2e-3, abs=1e-4), name
+
+
+def make(**settings):
+    """An update of any algorithm."""
+    if "algorithm__name" not in settings:
+        return make_update(**settings)
+    learners = settings.pop("learners", None)
+    config = Config(
+        sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
+        model=Model(hidden=(16,)),
+        optim=Optim(lr=1e-2, eps=1e-3),
+    )
+    names = {"batch_rule": "batch.rule", "minibatches": "batch.minibatches", "epochs": "batch.epochs"}
+    config = with_settings(config, {names.get(name, name.replace("__", ".")): x for name, x in settings.items()})
+    return Update(config, build_model(config, EnvSpec("test", OBS, ACTIONS)), torch.device("cpu"), learners=learners)
+
+
+def trained_by_one_and_by_two(reports=None, stale=False, **settings):
+    """An update that was run three times with the whole batch, and two of which each had a part of its lanes.
+
+    reports: get the metrics of all updates, of one and of two. stale: of another policy, more so in later lanes.
+    """
+    reports = reports or [[], [], []]
     settings |= {"minibatches": 1, "batch_rule": "none"}  # else averages of two learners span half as many updates
-    one = make_update(**settings)
+    one = make(**settings)
     batches = [make_batch(one, seed=seed) for seed in range(3)]
     batches = [batch._replace(lag=torch.arange(2.0, 2.0 + B).expand(T, B)) for batch in batches]
+    if stale:
+        noise = torch.randn(T, B, generator=torch.Generator().manual_seed(5)) * torch.linspace(0.0, 1.0, B)
+        batches = [batch._replace(log_prob=batch.log_prob + noise * batch.valid) for batch in batches]
     # Unequal halves, with unequal numbers of valid rows.
     halves = [slice(0, 3), slice(3, B)]
     exchange = exchange_of_two()
-    two = [make_update(learners=TwoLearners(rank, exchange), **settings) for rank in range(2)]
+    two = [make(learners=TwoLearners(rank, exchange), **settings) for rank in range(2)]
     errors = []
 
     def train(rank):
         torch.set_num_threads(1)
         try:
             for number, batch in enumerate(batches):
-                two[rank].run(lanes_of(batch, halves[rank]), number, 0.0)
+                reports[1 + rank].append(two[rank].run(lanes_of(batch, halves[rank]), number, 0.0))
         except BaseException as error:
             errors.append(error)
             raise
@@ -211,7 +274,7 @@ def trained_by_one_and_by_two(**settings):
     for thread in threads:
         thread.start()
     for number, batch in enumerate(batches):
-        one.run(batch, number, 0.0)
+        reports[0].append(one.run(batch, number, 0.0))
     for thread in threads:
         thread.join(60)
     assert not errors

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from forked_processes import ForkedCommand
-from learner_process import SETTINGS, train
+from learner_process import SETTINGS, stale_rows, train, valid_of
 from ranks_helpers import start_ranks
 from update_helpers import make_update
 
+from sfactory.algo.loss import effective_sample_size, explained_variance
 from sfactory.device.accelerator import WARM
 
 torch.set_num_threads(1)
@@ -63,8 +64,16 @@ def test_metrics_of_two_learners_are_close_to_those_of_one(ranks, one):
 def test_gradients_and_metrics_are_weighted_by_valid_rows_and_largest_metrics_are_the_largest(ranks):
     for found in ranks:
         assert found["weighted"] == pytest.approx([(1 * 1.0 + 3 * 2.0) / 4] * 3)
-        assert found["report"] == pytest.approx([3 / 4, -1.0])
+        assert found["report"][:2] == pytest.approx([3 / 4, -1.0])
         assert found["averages"] == pytest.approx([4.0, (1 * 1.0 + 3 * 2.0) / 4])
+
+
+def test_joint_metrics_of_two_learners_are_those_of_all_their_rows(ranks):
+    valid = torch.stack([valid_of(rank) for rank in range(2)])
+    log_w, value, target = stale_rows()
+    expected = [float(effective_sample_size(log_w, valid)), float(explained_variance(value, target, valid))]
+    for found in ranks:
+        assert found["report"][2:] == pytest.approx(expected, rel=1e-5)
 
 
 def test_moments_of_a_learner_without_rows_do_not_count_and_large_means_do_not_cancel(ranks):

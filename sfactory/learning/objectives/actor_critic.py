@@ -17,7 +17,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sfactory.algo import closed_form
+from sfactory.algo import closed_form, joint
 from sfactory.algo.baseline import baseline_means, optimal_baseline
 from sfactory.algo.histogram import histogram_error, outside_fraction
 from sfactory.algo.loss import Loss as LossTerms
@@ -35,7 +35,7 @@ from sfactory.config import Config
 from sfactory.envs import EnvSpec
 from sfactory.learning.agent_order import by_agent, by_time, trace_rows
 from sfactory.learning.batch import Batch, BatchLanes, rows_of
-from sfactory.learning.distributed import BatchMoments
+from sfactory.learning.distributed import BatchMoments, Joint
 from sfactory.learning.native_network import NativeLearnerNetwork, row_numbers
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives.base import ESS_METRIC, Loss, Minibatch, Objective, network_arguments
@@ -71,6 +71,7 @@ class ActorCriticStart(NamedTuple):
     action_value: Tensor | None  # [T, B] value + unnormalized advantage, in the units of the value, if it needs it
     keep: Tensor | None  # [T, B] bool, samples that a mask over the whole update keeps; None: all
     effective_lambda: Tensor  # []
+    valid: Tensor  # [T, B] bool, the rows that this is a mean of
     packed: Tensor | None  # [T, B, 5 or 6] what the closed form reads (`closed_form.pack`), None if it is not used
     returns: Tensor | None = None  # [T, B] dae: see `direct_advantage.Backup`, in the units of the value
     decay: Tensor | None = None  # [T, B] dae: the same, both in the order of the agent's actions
@@ -214,6 +215,7 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             ),
             keep=self._keep(log_rho, batch.valid),
             effective_lambda=trace.effective_lambda,
+            valid=batch.valid,
             packed=None,
         )
         if self.bins is not None:
@@ -415,7 +417,8 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
         if keep is not None:
             left_out = (batch.valid & ~keep).sum() / batch.valid.sum().clamp(min=1)
             losses["losses/maskfrac"] = left_out.to(terms.policy.dtype)
-        return Loss(terms.total, losses, self._diagnostics(x, surrogate, start))
+        found = self._diagnostics(x, surrogate, start)
+        return Loss(terms.total, losses, found, joint=self._joint(x, start, found))
 
     def _start_of(self, part: Minibatch, start: ActorCriticStart) -> ActorCriticStart:
         """The start with the rows of a minibatch, in the tensors that the loss reads."""
@@ -507,6 +510,21 @@ class ActorCriticObjective(Objective[ActorCriticStart]):
             row["offpolicy/discrepancy"] = difference.sum() / x.valid.sum().clamp(min=1)
             row["offpolicy/max_discrepancy"] = difference.max()
         return row
+
+    def _joint(self, x: SurrogateInput, start: ActorCriticStart, found: Mapping[str, Tensor]) -> dict[str, Joint]:
+        """How several learners compute the metrics `found` that are no mean over the rows of the minibatch."""
+
+        def of_update(name: str) -> Joint:  # over all rows of the update
+            return Joint(lambda: joint.row_mean(found[name], start.valid), joint.whole_mean)
+
+        whole = ("offpolicy/effective_lambda", "losses/value_outside")
+        return {
+            ESS_METRIC: Joint(lambda: joint.weight_sums(x.log_prob - x.behavior, x.valid), joint.sample_size),
+            "losses/explained_variance": Joint(
+                lambda: joint.fit_moments(start.value, start.target, x.valid), joint.fit
+            ),
+            **{name: of_update(name) for name in whole if name in found},
+        }
 
     def after_step(self, skipped: Tensor) -> None:
         self.proximal.after_step(self.model, skipped)

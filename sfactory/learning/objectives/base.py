@@ -20,6 +20,7 @@ from torch import Tensor
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
 from sfactory.learning.batch import Batch, BatchLanes
+from sfactory.learning.distributed import Joint
 from sfactory.learning.native_network import NativeLearnerNetwork
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.parallel_network import Inputs
@@ -65,6 +66,8 @@ class Loss(NamedTuple):
     gradient: tuple[Tensor, Tensor] | None = None
     """Derivative of the total with respect to the network's outputs, params [T, b, K] and value [T, b]; None: autograd
     computes it from the total."""
+    joint: Mapping[str, Joint] = {}
+    """Metric name -> how several learners compute those of the metrics that are no mean over the minibatch's rows."""
 
 
 LossFunction = Callable[[Minibatch, Any, bool], Loss]

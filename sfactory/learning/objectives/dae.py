@@ -15,13 +15,13 @@ Legend: T steps, B lanes of the batch, b lanes of a minibatch, K distribution pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from sfactory.algo import direct_advantage
+from sfactory.algo import direct_advantage, joint
 from sfactory.algo.loss import Loss as LossTerms
 from sfactory.algo.loss import total_loss
 from sfactory.algo.normalize import masked_moments
@@ -29,7 +29,7 @@ from sfactory.algo.surrogates.ratios import Surrogate, SurrogateInput
 from sfactory.config import Config
 from sfactory.learning.agent_order import by_agent, by_time
 from sfactory.learning.batch import Batch, BatchLanes
-from sfactory.learning.distributed import BatchMoments
+from sfactory.learning.distributed import BatchMoments, Joint
 from sfactory.learning.normalizers import Normalizers
 from sfactory.learning.objectives.actor_critic import ActorCriticObjective, ActorCriticStart
 from sfactory.learning.objectives.base import Minibatch
@@ -81,6 +81,7 @@ class DaeObjective(ActorCriticObjective):
             action_value=None,
             keep=self._keep(log_rho, batch.valid),
             effective_lambda=torch.full((), settings.trace_lambda, device=output.device),
+            valid=batch.valid,
             packed=None,
             returns=self.normalizers.target(found.returns),
             decay=found.decay,
@@ -140,6 +141,12 @@ class DaeObjective(ActorCriticObjective):
         square = direct_advantage.mean_square(self._centered(x.params.detach(), start.log_probs), start.log_probs)
         root = (square.masked_fill(~x.valid, 0.0).sum() / x.valid.sum().clamp(min=1)).sqrt()
         return {**super()._diagnostics(x, surrogate, start), "losses/advantage": root}
+
+    def _joint(self, x: SurrogateInput, start: ActorCriticStart, found: Mapping[str, Tensor]) -> dict[str, Joint]:
+        def squares() -> Tensor:
+            return joint.row_mean(found["losses/advantage"].square(), x.valid)
+
+        return {**super()._joint(x, start, found), "losses/advantage": Joint(squares, joint.root_mean)}
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 

@@ -15,12 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfactory.algo import joint
 from sfactory.algo.loss import explained_variance
 from sfactory.algo.q_lambda import q_lambda_targets
 from sfactory.config import Config
 from sfactory.envs import EnvSpec
 from sfactory.learning.agent_order import by_time, trace_rows
 from sfactory.learning.batch import Batch, rows_of
+from sfactory.learning.distributed import Joint
 from sfactory.learning.objectives.base import Loss, Minibatch, Objective, network_arguments
 from sfactory.model.actor_critic import Output
 from sfactory.model.q_network import QNetwork
@@ -72,8 +74,10 @@ class PqnObjective(Objective[PqnStart]):
             return Loss(total, {}, {})
         mean = q.detach().masked_fill(~valid, 0.0).sum() / count
         losses = {"losses/q_loss": total.detach(), "losses/q": mean}
-        fit = {"losses/explained_variance": explained_variance(q.detach(), target, valid)}
-        return Loss(total, losses, {**fit, "pqn/epsilon": self.model.epsilon.clone()})
+        name = "losses/explained_variance"
+        found = {name: explained_variance(q.detach(), target, valid), "pqn/epsilon": self.model.epsilon.clone()}
+        fit = Joint(lambda: joint.fit_moments(q.detach(), target, valid), joint.fit)
+        return Loss(total, losses, found, joint={name: fit})
 
 
 def epsilon(config: Config, progress: float) -> float:
