@@ -56,9 +56,12 @@ class Cost(NamedTuple):
     """Forward and backward pass."""
 
     def of_step(self, config: Config) -> float:
-        """Seconds of all passes of one environment step: acting, the targets of an update, its optimizer steps."""
-        forward_passes = 1 + config.starts_with_forward_pass
-        return forward_passes * self.inference + config.passes_over_batch * self.learner
+        """Seconds of all passes of one environment step: acting, the targets of an update, its optimizer steps.
+
+        An update has the last two of its replayed rows too.
+        """
+        update = config.starts_with_forward_pass * self.inference + config.passes_over_batch * self.learner
+        return self.inference + (1.0 + config.replay.ratio) * update
 
 
 def choose_precision(
@@ -125,7 +128,8 @@ def measure(
 
         return [_prepared(partial(work, number), accelerator) for number in range(len(NAMES))]
 
-    acting, learning = config.sampling.envs_per_group, config.trained_rows // config.batch.minibatches
+    acting = config.sampling.envs_per_group * spec.rows
+    learning = config.trained_rows * spec.rows // config.batch.minibatches
     if accelerator is None:
         probe = passes(FEWEST_ROWS, True)[0]
         probe()  # libraries choose their kernels

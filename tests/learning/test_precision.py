@@ -95,12 +95,26 @@ def test_decide_takes_bf16_only_if_it_is_clearly_faster():
     )
 
 
-def test_measure_passes_as_many_rows_as_a_minibatch_has_with_replay(monkeypatch):
+def test_decide_counts_the_passes_over_replayed_rows():
+    """Where acting is slower in bf16 and learning faster, replay decides: it adds passes of the learner only."""
+    plain = replace(CONFIG, batch=replace(CONFIG.batch, epochs=1, minibatches=2))
+    replayed = with_settings(plain, {"replay.ratio": 2.0})
+    assert Cost(10.0, 100.0).of_step(replayed) == 10.0 + 3 * (10.0 + 100.0)
+    fp32, bf16 = Cost(10e-6, 20e-6), Cost(12e-6, 14e-6)
+    assert decide(plain, fp32, bf16, "").name == "fp32"
+    assert decide(replayed, fp32, bf16, "").name == "bf16"
+
+
+@pytest.mark.parametrize("agents", [(), ("left", "right")])
+def test_measure_passes_as_many_rows_as_a_minibatch_has_with_replay_and_agents(agents, monkeypatch):
     monkeypatch.setattr(module, "PASS_S", 100.0)
     rows, draw = [], module._observations
     monkeypatch.setattr(module, "_observations", lambda *given: rows.append(given[1]) or draw(*given))
-    measure(with_settings(CONFIG, {"replay.ratio": 1.0}), IMAGES, build_model(CONFIG, IMAGES))
-    assert max(rows) == 2 * CONFIG.batch_rows // CONFIG.batch.minibatches
+    spec = replace(IMAGES, agents=agents)
+    assert spec.rows == max(1, len(agents))
+    measure(with_settings(CONFIG, {"replay.ratio": 1.0}), spec, build_model(CONFIG, IMAGES))
+    acting, learning = CONFIG.sampling.envs_per_group, 2 * CONFIG.batch_rows // CONFIG.batch.minibatches
+    assert set(rows) == {module.FEWEST_ROWS, acting * spec.rows, learning * spec.rows}
 
 
 @pytest.mark.parametrize("accelerator", [None, FakeAccelerator(), FakeAccelerator(may_record=False)])
