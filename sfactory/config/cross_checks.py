@@ -27,6 +27,10 @@ class ReplaceableValue(ValueError):
         self.setting, self.other, self.fact = setting, other, fact
 
 
+class NoEffect(ReplaceableValue):
+    """A setting that nothing reads where the others are as they are; its default means the same."""
+
+
 def check_together(config: Config) -> None:
     """All rules across settings. ValueError names the flags."""
     check_algorithm(config)
@@ -46,7 +50,7 @@ def check_algorithm(config: Config) -> None:
     """Settings without effect under `algorithm.name`, and what it cannot do."""
     algorithm = config.algorithm.name
     for name, (value, default) in unused_settings(config).items():
-        raise ReplaceableValue(
+        raise NoEffect(
             name,
             default,
             f"{name.replace('_', '-')} {_typed(value)} has no effect: algorithm.name {algorithm} does not use it",
@@ -80,6 +84,8 @@ def check_algorithm(config: Config) -> None:
 
 def _typed(value: object) -> str:
     """A value as it is typed on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(_typed, value))
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -100,44 +106,65 @@ WITHOUT_ADVANTAGES = ("bpo",)
 _ADVANTAGES = f"a surrogate.objective other than {', '.join(WITHOUT_ADVANTAGES)}"
 
 EFFECTS: dict[str, tuple[str, Callable[[Config], bool]]] = {
-    "trace.rho_bar": ("a trace.estimator other than gae", lambda config: config.trace.estimator != "gae"),
+    "trace.rho_bar": ("without a trace.estimator other than gae", lambda config: config.trace.estimator != "gae"),
     "trace.c_bar": (
-        "trace.estimator vtrace or leaky_vtrace",
+        "without trace.estimator vtrace or leaky_vtrace",
         lambda config: config.trace.estimator in ("vtrace", "leaky_vtrace"),
     ),
     "trace.pg_rho_bar": (
-        "surrogate.behavior-weight trace or twice",
+        "without surrogate.behavior-weight trace or twice",
         lambda config: config.surrogate.behavior_weight in ("trace", "twice"),
     ),
-    "trace.leak": ("trace.estimator leaky_vtrace", lambda config: config.trace.estimator == "leaky_vtrace"),
-    "trace.baseline": (_ADVANTAGES, _reads_advantages),
-    "model.pooling": ("model.encoder impala", lambda config: config.model.encoder == "impala"),
+    "trace.leak": ("without trace.estimator leaky_vtrace", lambda config: config.trace.estimator == "leaky_vtrace"),
+    "trace.baseline": (f"without {_ADVANTAGES}", _reads_advantages),
+    "model.pooling": ("without model.encoder impala", lambda config: config.model.encoder == "impala"),
     **dict.fromkeys(
         ("model.value_bins", "model.value_low", "model.value_high", "loss.value_sigma"),
-        ("model.value-head hl_gauss", lambda config: config.model.value_head == "hl_gauss"),
+        ("without model.value-head hl_gauss", lambda config: config.model.value_head == "hl_gauss"),
     ),
-    "optim.decay_share": ("optim.schedule linear", lambda config: config.optim.schedule == "linear"),
-    "optim.kl_target": ("optim.schedule kl_adaptive", _adapts_rate),
-    "optim.lr_min": ("optim.schedule kl_adaptive", _adapts_rate),
-    "optim.lr_max": ("optim.schedule kl_adaptive", _adapts_rate),
-    "optim.sfpo_alpha": ("optim.sfpo-steps above 0", _has_fast_passes),
-    "optim.sfpo_window": ("optim.sfpo-steps above 0", _has_fast_passes),
-    "optim.sfpo_threshold": ("optim.sfpo-steps above 0", _has_fast_passes),
-    "proximal.center_of_mass": ("proximal.policy ewma", lambda config: config.proximal.policy == "ewma"),
-    "proximal.snapshot_age": ("proximal.policy snapshot", lambda config: config.proximal.policy == "snapshot"),
+    "optim.decay_share": ("without optim.schedule linear", lambda config: config.optim.schedule == "linear"),
+    "optim.kl_target": ("without optim.schedule kl_adaptive", _adapts_rate),
+    "optim.lr_min": ("without optim.schedule kl_adaptive", _adapts_rate),
+    "optim.lr_max": ("without optim.schedule kl_adaptive", _adapts_rate),
+    "optim.sfpo_alpha": ("without optim.sfpo-steps above 0", _has_fast_passes),
+    "optim.sfpo_window": ("without optim.sfpo-steps above 0", _has_fast_passes),
+    "optim.sfpo_threshold": ("without optim.sfpo-steps above 0", _has_fast_passes),
+    "proximal.center_of_mass": ("without proximal.policy ewma", lambda config: config.proximal.policy == "ewma"),
+    "proximal.snapshot_age": ("without proximal.policy snapshot", lambda config: config.proximal.policy == "snapshot"),
     "proximal.snapshots_kept": (
-        "proximal.policy snapshot and proximal.snapshot-age 0",
+        "without proximal.policy snapshot and proximal.snapshot-age 0",
         lambda config: config.proximal.by_step,
     ),
-    "replay.max_age": ("replay.ratio above 0", lambda config: config.replay.ratio > 0),
-    "normalize.advantage": (_ADVANTAGES, _reads_advantages),
+    "replay.max_age": ("without replay.ratio above 0", lambda config: config.replay.ratio > 0),
+    "normalize.advantage": (f"without {_ADVANTAGES}", _reads_advantages),
     "normalize.advantage_span": (
-        f"normalize.advantage true and {_ADVANTAGES}",
+        f"without normalize.advantage true and {_ADVANTAGES}",
         lambda config: config.normalize.advantage and _reads_advantages(config),
     ),
-    "eval.video": ("eval.every above 0", lambda config: config.eval.every > 0),
+    "model.core_size": ("without model.core gru or lstm", lambda config: config.model.core != "none"),
+    **dict.fromkeys(
+        ("model.encoder", "model.hidden", "model.activation", "model.layer_norm", "model.separate"),
+        ("with model.network", lambda config: not config.model.network),
+    ),
+    "pqn.epsilon_fraction": (
+        "without pqn.epsilon-start and pqn.epsilon-end that differ",
+        lambda config: config.pqn.epsilon_start != config.pqn.epsilon_end,
+    ),
+    **dict.fromkeys(
+        [f"selfplay.{name}" for name in ("pool", "games", "admit", "every", "initial", "opponents")],
+        ("without selfplay.share above 0", lambda config: config.selfplay.share > 0),
+    ),
+    **dict.fromkeys(
+        ("eval.episodes", "eval.greedy", "eval.video"),
+        ("without eval.every above 0", lambda config: config.eval.every > 0),
+    ),
 }
-"""Settings by dotted name -> what they need, in words and as a condition."""
+"""Settings by dotted name -> where they have no effect, in words, and as a condition where they have one.
+
+Left out: settings of processes, reports and checkpoints that one of the modes does not have (`log.every-updates`,
+`run.inference-workers`), so that `--run.mode lockstep` can be added to any command; `log.wandb-*`, which are typed once
+and switched on and off by `log.wandb`; `sampling.min-samplers` and `batch.rule`, whose effect depends on the machine.
+"""
 
 
 def has_effect(config: Config, name: str) -> bool:
@@ -147,16 +174,16 @@ def has_effect(config: Config, name: str) -> bool:
 
 def check_effects(config: Config) -> None:
     """Settings that nothing reads, because another setting is as it is."""
-    for name, (what, holds) in EFFECTS.items():
+    for name, (where, holds) in EFFECTS.items():
         section, _, key = name.partition(".")
         own = getattr(config, section)
         value, default = getattr(own, key), getattr(type(own)(), key)
         if value != default and not holds(config):
-            raise ReplaceableValue(
+            raise NoEffect(
                 name,
                 default,
-                f"{name.replace('_', '-')} {_typed(value)} has no effect without {what}",
-                "set that, or leave it out",
+                f"{name.replace('_', '-')} {_typed(value)} has no effect {where}",
+                "set that, or leave it out" if where.startswith("without") else "leave one out",
             )
 
 
@@ -185,7 +212,6 @@ def check_own_network(config: Config) -> None:
         "normalize.value-targets true": config.normalize.value_targets,
         "surrogate.median-head true": config.surrogate.has_median_head,
         f"model.value-head {config.model.value_head}": config.model.value_head != "scalar",
-        f"model.pooling {config.model.pooling}": config.model.pooling != "none",
         f"algorithm.name {config.algorithm.name}": config.algorithm.name != "actor_critic",
     }
     for setting, holds in refused.items():
@@ -368,7 +394,7 @@ def check_surrogate(config: Config) -> None:
     s = config.surrogate
     for name in unused_options(s.objective, s.mask, Options.read(s)):
         default = getattr(type(s)(), name)
-        raise ReplaceableValue(
+        raise NoEffect(
             f"surrogate.{name}",
             default,
             f"surrogate.{name.replace('_', '-')} {_typed(getattr(s, name))} has no effect with surrogate.objective "

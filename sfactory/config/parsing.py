@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 from sfactory.config import Config, known_names
 from sfactory.config.algorithms import ALGORITHMS
 from sfactory.config.bounds import LARGEST, AnyNumber, check_bound
-from sfactory.config.cross_checks import ReplaceableValue
+from sfactory.config.cross_checks import NoEffect, ReplaceableValue
 from sfactory.config.renamed import RENAMED, current_name, report_old_names
 from sfactory.config.short_forms import SHORT_FORMS
 from sfactory.config.tables import SETTINGS, as_table, key_path, merge, table_of
@@ -136,9 +136,9 @@ def build(*layers: ConfigLayer) -> Config:
     """Merge the layers, weakest first, and check everything.
 
     Old names are accepted, with one line on stderr. Where `algorithm.name` is not that of the preset, the values of the
-    preset that the algorithm does not use are left out, and its own come before those it has values for. Recorded
-    values that a new run could not have are replaced by those with the same meaning, with one line each. Raises
-    SettingError with one line.
+    preset that the algorithm does not use are left out, and its own come before those it has values for. So are values
+    of a preset that have no effect beside what was given. Recorded values that a new run could not have are replaced by
+    those with the same meaning, with one line each. Raises SettingError with one line.
     """
     merged = _for_algorithm(_merge_layers(layers))
     report_old_names(one.given for one in merged if current_name(one.given) != one.given)
@@ -156,15 +156,19 @@ def build(*layers: ConfigLayer) -> Config:
             raise _with_origin(one.raw.origin, error) from None
     classes = typing.get_type_hints(Config)
     recorded = {one.name: one.raw.origin for one in merged if one.raw.recorded}
+    of_preset = {one.name for one in merged if one.raw.preset}
     while True:
         try:
             return Config(**{section: classes[section](**values) for section, values in sections.items()})
         except ReplaceableValue as error:
-            if error.setting not in recorded:
-                raise SettingError(str(error)) from None
             section, _, key = error.setting.partition(".")
+            if error.setting in recorded:
+                _report_replaced(error, recorded.pop(error.setting))  # each once: the loop ends
+            elif error.setting in of_preset and isinstance(error, NoEffect):
+                of_preset.remove(error.setting)
+            else:
+                raise SettingError(str(error)) from None
             sections[section][key] = error.other
-            _report_replaced(error, recorded.pop(error.setting))  # each once: the loop ends
         except ValueError as error:
             raise SettingError(str(error)) from None
 

@@ -529,8 +529,8 @@ class Model:
     nature (from 36), impala, minatar (small grids), or your own as module:Class. Where a shape does not say which axes
     are the picture, nature, cnn and impala read channels first, minatar channels last; mlp takes it as a vector."""
     network: Annotated[str, NETWORK] = ""
-    """A whole actor-critic network of your own as module:Class, in place of all layers: encoder, hidden, activation,
-    layer_norm and separate have no effect then. It has no core, and needs algorithm.name actor_critic. Empty: none."""
+    """A whole actor-critic network of your own as module:Class, in place of all layers: without encoder, hidden,
+    activation, layer_norm, separate and core. It needs algorithm.name actor_critic. Empty: none."""
     hidden: Annotated[tuple[int, ...], Each(Between(1, 65_536))] = (128,)
     """Widths of the fully connected layers."""
     activation: Literal["relu", "tanh"] = "relu"

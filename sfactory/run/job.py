@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sfactory.algo.surrogates.options import ONE_LEARNER
-from sfactory.config import Config, with_settings
+from sfactory.config import Config, Eval, with_settings
 from sfactory.device.ranks import Ranks
 from sfactory.errors import CommandError, Exit
 from sfactory.run.folder import is_run
@@ -40,7 +40,8 @@ def check_job(config: Config, ranks: Ranks) -> None:
 
 def settings_of_follower() -> dict[str, Any]:
     """Settings that only rank 0 has: it alone evaluates and reports."""
-    return {"eval.every": 0, "eval.video": False, "log.wandb": False, "log.quiet": True}
+    evaluation = {f"eval.{name}": getattr(Eval(), name) for name in ("every", "episodes", "greedy", "video")}
+    return {**evaluation, "log.wandb": False, "log.quiet": True}
 
 
 def settings_of_rank(config: Config, ranks: Ranks) -> Config:

@@ -22,8 +22,6 @@ from sfactory.run.trust import vouched_opponent
 def check_self_play(config: Config, spec: EnvSpec) -> None:
     """ValueError, CheckpointError or CommandError if the settings of `selfplay` cannot be used for an environment."""
     if not config.selfplay.share:
-        if config.selfplay.opponents:
-            raise ValueError("selfplay.opponents has no effect while selfplay.share is 0; set it, for example to 0.5")
         return
     if spec.rows < 2:
         raise ValueError(

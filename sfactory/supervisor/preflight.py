@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sfactory import pickled
 from sfactory.algo.surrogates.options import DISCRETE_ONLY
-from sfactory.config import Config, to_dict
+from sfactory.config import Config, Model, to_dict
 from sfactory.config.algorithms import ALGORITHMS
 from sfactory.config.toml_file import from_toml
 from sfactory.device.machine import shows_gpu
@@ -38,6 +38,15 @@ def check_objective(name: str, spec: EnvSpec) -> None:
         raise ValueError(
             f"surrogate.objective {name} needs discrete actions: it bounds the change of probabilities, and "
             f"{spec.name} has continuous actions ({', '.join(continuous)}); use decoupled or ppo"
+        )
+
+
+def check_continuous(config: Config, spec: EnvSpec) -> None:
+    """ValueError for a setting of continuous actions where there are none."""
+    value = config.model.log_std_init
+    if value != Model.log_std_init and not any(action.kind == "box" for action in spec.actions.values()):
+        raise ValueError(
+            f"model.log-std-init {value:g} has no effect: {spec.name} has no continuous actions; leave it out"
         )
 
 

@@ -30,6 +30,7 @@ from sfactory.supervisor.lockstep_process import run_lockstep
 from sfactory.supervisor.main_script import UnguardedError
 from sfactory.supervisor.preflight import (
     check_algorithm,
+    check_continuous,
     check_device,
     check_init_from,
     check_objective,
@@ -132,6 +133,8 @@ def _check_environment(config: Config, spec: EnvSpec, resume: bool) -> list[str]
     check_algorithm(config.algorithm.name, spec)
     check_objective(config.surrogate.objective, spec)
     check_self_play(config, spec)
+    if not resume:
+        check_continuous(config, spec)  # a run may have recorded it
     if config.run.init_from and not resume:
         check_init_from(config, spec)
     return lines

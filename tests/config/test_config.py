@@ -595,6 +595,35 @@ def test_run_folders_of_a_configuration_begin_at_the_home_folder(monkeypatch, tm
     assert config("~/a.py:A,~/b.py:B").env.name == "/home/me/a.py:A,/home/me/b.py:B"
 
 
+def test_values_of_a_preset_without_effect_beside_what_is_given_are_left_out(tmp_path):
+    assert config("memory/tmaze", "--model.core", "none").model.core_size == Config().model.core_size
+    assert config("classic/cartpole").model.hidden == (64, 64)
+    own = config("classic/cartpole", "--model.network", "my_net:Mine", "--model.separate", "false").model
+    assert own == Model(network="my_net:Mine")
+    for flag in ("--model.hidden", "--model.core-size"):
+        with pytest.raises(SettingError, match=f"{flag[2:]} 32 has no effect with"):
+            config("classic/cartpole", "--model.network", "my_net:Mine", flag, "32")
+    file = tmp_path / "own.toml"
+    file.write_text("[model]\ncore_size = 32\n")
+    with pytest.raises(
+        SettingError, match=r"model.core-size 32 has no effect without model.core gru or lstm; set that"
+    ):
+        build(*target_layers("classic/cartpole", [file]))
+
+
+def test_values_of_a_preset_that_contradict_what_is_given_are_refused():
+    """They have an effect: without one line, another value would be trained than the one that is shown."""
+    with pytest.raises(SettingError, match=r"optim.lr .* is outside optim.lr-min"):
+        config("minatar/breakout", "--optim.schedule", "kl_adaptive", "--optim.lr-max", "1e-5")
+
+
+def test_no_preset_has_a_value_without_effect():
+    for preset in presets():
+        layers = target_layers(preset.name)
+        typed = [{name: replace(raw, preset=False) for name, raw in layer.items()} for layer in layers]
+        assert build(*typed) == build(*layers), preset.name
+
+
 @pytest.mark.parametrize("objective", WITHOUT_ADVANTAGES)
 def test_a_baseline_is_refused_for_objectives_without_advantages(objective):
     plain = with_settings(Config(env=Env("classic/cartpole")), {"surrogate.objective": objective})

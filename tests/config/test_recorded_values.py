@@ -15,6 +15,8 @@ from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.errors import SettingError, SettingNote
 from sfactory.play.evaluate import changed_config
 
+OF_POOL = ("pool", "games", "admit", "every", "initial", "opponents")
+LAYERS = ("encoder", "hidden", "activation", "layer_norm", "separate")
 USED = {
     "trace.rho_bar": {"trace.estimator": "rbis"},
     "trace.c_bar": {"trace.estimator": "vtrace"},
@@ -34,6 +36,12 @@ USED = {
     "optim.sfpo_window": {"optim.sfpo_steps": 2},
     "optim.sfpo_threshold": {"optim.sfpo_steps": 2},
     "eval.video": {"eval.every": 1000},
+    "eval.episodes": {"eval.every": 1000},
+    "eval.greedy": {"eval.every": 1000},
+    **{f"selfplay.{name}": {"selfplay.share": 0.5} for name in OF_POOL},
+    "model.core_size": {"model.core": "gru"},
+    **{f"model.{name}": {"model.network": ""} for name in LAYERS},
+    "pqn.epsilon_fraction": {"pqn.epsilon_start": 1.0},
     "proximal.center_of_mass": {"proximal.policy": "ewma"},
     "proximal.snapshot_age": {"proximal.policy": "snapshot"},
     "proximal.snapshots_kept": {"proximal.policy": "snapshot", "proximal.snapshot_age": 0},
@@ -46,7 +54,9 @@ UNUSED = {
     "trace.baseline": {"surrogate.objective": "bpo"},
     "normalize.advantage": {"surrogate.objective": "bpo"},
     "normalize.advantage_span": {"normalize.advantage": False},
-}
+    **{f"model.{name}": {"model.network": "my_net:Mine"} for name in LAYERS},
+    "pqn.epsilon_fraction": {"algorithm.name": "pqn", "pqn.epsilon_start": 0.1, "pqn.epsilon_end": 0.1},
+}  # fmt: skip
 """Setting -> what takes its effect away, where it has one by default."""
 
 
@@ -80,7 +90,11 @@ def flags(*words):
 
 def another(name):
     """A value besides the default that is within the bounds, or among the choices."""
-    choices = {"trace.baseline": "optimal", "model.pooling": "average"}
+    choices = {
+        "trace.baseline": "optimal", "model.pooling": "average", "model.encoder": "mlp", "model.hidden": (64,),
+        "model.activation": "tanh", "selfplay.opponents": "runs/a", "selfplay.admit": 0.7, "proximal.policy": "ewma",
+        "pqn.epsilon_fraction": 0.2,
+    }  # fmt: skip
     if name in choices:
         return choices[name]
     section, _, key = name.partition(".")
@@ -95,7 +109,7 @@ def another(name):
 @pytest.mark.parametrize("name", EFFECTS)
 def test_option_without_effect_is_refused_and_accepted_where_it_is_read(name):
     config = with_settings(Config(env=Env("classic/cartpole")), UNUSED.get(name, {}))
-    with pytest.raises(ReplaceableValue, match=f"^{flag_name(name)} .* has no effect without") as caught:
+    with pytest.raises(ReplaceableValue, match=f"^{flag_name(name)} .* has no effect with") as caught:
         with_settings(config, {name: another(name)})
     section, _, key = name.partition(".")
     assert (caught.value.setting, caught.value.other) == (name, getattr(getattr(config, section), key))

@@ -26,7 +26,7 @@ def make(minibatches=4, epochs=1, core="none", separate=False, value_targets=Fal
     config = Config(
         run=Run(seed=3),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
-        model=Model(hidden=(16,), core=core, core_size=8, separate=separate),
+        model=Model(hidden=(16,), core=core, core_size=8 if core != "none" else Model.core_size, separate=separate),
         normalize=Normalize(value_targets=value_targets),
         optim=Optim(lr=1e-2, eps=1e-3),
     )

@@ -27,7 +27,7 @@ def make(separate=False, core="none", value_targets=False, **settings):
     config = Config(
         run=Run(seed=3, kernels="torch"),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
-        model=Model(hidden=(16,), core=core, core_size=8, separate=separate),
+        model=Model(hidden=(16,), core=core, core_size=8 if core != "none" else Model.core_size, separate=separate),
         normalize=Normalize(value_targets=value_targets),
         optim=Optim(lr=1e-2, eps=1e-3),  # the first gradient of the KL is rounding, which must not become a step
     )

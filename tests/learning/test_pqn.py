@@ -41,7 +41,7 @@ def make(minibatches=4, epochs=1, core="none", lam=0.65, gamma=0.9, reward_scale
         pqn=pqn or PqnConfig(),
         trace=TraceConfig(gamma=gamma, trace_lambda=lam),
         optim=Optim(lr=lr),
-        model=Model(hidden=(16,), layer_norm=True, core=core, core_size=8),
+        model=Model(hidden=(16,), layer_norm=True, core=core, core_size=8 if core != "none" else Model.core_size),
     )
     return Update(config, build_model(config, EnvSpec("test", OBS, ACTIONS)), torch.device("cpu"))
 

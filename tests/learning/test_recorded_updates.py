@@ -45,7 +45,7 @@ def update_on(
         algorithm=AlgorithmConfig(algorithm),
         run=Run(kernels="torch", learner_threads=2 if isinstance(accelerator, FakeAccelerator) else 1),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
-        model=Model(hidden=(16,), core=core, core_size=8, squash=squash),
+        model=Model(hidden=(16,), core=core, core_size=8 if core != "none" else Model.core_size, squash=squash),
         normalize=Normalize(**(normalize or {})),
         optim=Optim(**{"lr": 1e-2, "schedule": "linear", **(optim or {})}),
     )

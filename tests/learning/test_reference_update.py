@@ -15,7 +15,7 @@ from reference_update import MASKED, Policy, Reference
 
 from sfactory.algo.surrogates.options import DISCRETE_ONLY, MASK_USES, USES, Options
 from sfactory.algo.surrogates.registry import SURROGATES
-from sfactory.config import Config, with_settings
+from sfactory.config import Config, Model, with_settings
 from sfactory.config.cross_checks import EFFECTS
 from sfactory.envs import ActionLeaf, Leaf
 from sfactory.learning.batch import Batch, shuffled
@@ -210,7 +210,8 @@ class SetUp:
         shape = {
             "run.kernels": kernels, "run.learner_threads": 1, "sampling.num_samplers": 1,
             "sampling.groups_per_sampler": 1, "sampling.envs_per_group": B, "sampling.rollout_length": T,
-            "model.hidden": (HIDDEN,), "model.activation": "tanh", "model.core_size": 3,
+            "model.hidden": (HIDDEN,), "model.activation": "tanh",
+            "model.core_size": 3 if self.settings["model.core"] != "none" else Model.core_size,
             "model.squash": self.actions == "squashed",
         }  # fmt: skip
         return with_settings(Config(), {**self.settings, **shape})

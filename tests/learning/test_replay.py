@@ -29,7 +29,7 @@ def make_config(ratio=1.0, max_age=3, core="none", kernels="torch", minibatches=
         sampling=Sampling(1, GROUPS, E, T, 2),
         batch=BatchConfig(epochs=1, minibatches=minibatches),
         replay=ReplayConfig(ratio=ratio, max_age=max_age) if ratio else ReplayConfig(),
-        model=Model(core=core, core_size=8, hidden=(16,)),
+        model=Model(core=core, core_size=8 if core != "none" else Model.core_size, hidden=(16,)),
         normalize=Normalize(obs=normalize, reward=normalize, advantage=False),
     )
 

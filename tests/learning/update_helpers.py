@@ -44,7 +44,13 @@ def make_update(
     config = Config(
         run=Run(kernels=kernels),
         sampling=Sampling(groups_per_sampler=2, envs_per_group=B // 2, rollout_length=T),
-        model=Model(hidden=hidden, core=core, core_size=8, squash=squash, value_head=value_head),
+        model=Model(
+            hidden=hidden,
+            core=core,
+            core_size=8 if core != "none" else Model.core_size,
+            squash=squash,
+            value_head=value_head,
+        ),
         normalize=Normalize(
             value_targets=value_targets, obs=normalize, reward=normalize, advantage=advantage, advantage_span=span
         ),

@@ -315,9 +315,8 @@ def test_actor_of_rows_computes_what_the_whole_batch_would(core):
     import sfactory
     from sfactory.learning.network import build_model
 
-    config = sfactory.make_config(
-        "classic/cartpole", model={"core": core, "core_size": 8, "separate": False, "hidden": [8]}
-    )
+    model = {"core": core, "separate": False, "hidden": [8], **({"core_size": 8} if core != "none" else {})}
+    config = sfactory.make_config("classic/cartpole", model=model)
     model = build_model(config, spec_of(nim)).eval()
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
     for parameter in model.parameters():

@@ -37,7 +37,7 @@ def test_check_job_refuses_what_several_ranks_cannot_have(sections, named):
 
 
 def test_rank_0_alone_evaluates_and_reports():
-    given = config(eval={"every": 1000, "video": True})
+    given = config(eval={"every": 1000, "episodes": 5, "greedy": True, "video": True})
     assert settings_of_rank(given, FIRST) == given
     followed = settings_of_rank(given, SECOND)
     assert (followed.eval.every, followed.log.quiet, followed.log.wandb) == (0, True, False)

@@ -5,7 +5,8 @@ import pytest
 import sfactory
 from sfactory.algo.surrogates.options import DISCRETE_ONLY
 from sfactory.envs import ActionLeaf, EnvSpec
-from sfactory.supervisor.preflight import check_algorithm, check_objective
+from sfactory.errors import NoCheckpointError
+from sfactory.supervisor.preflight import check_algorithm, check_continuous, check_objective
 from sfactory.supervisor.train import train
 
 GO = ActionLeaf((), "int64", "discrete", (3,))
@@ -22,6 +23,24 @@ def test_check_objective_refuses_continuous_actions_of_objectives_of_probabiliti
     )
     check_objective(name, EnvSpec("my/env", {}, {"go": GO}))
     check_objective("decoupled", EnvSpec("my/env", {}, {"push": PUSH}))
+
+
+def test_check_continuous_refuses_a_deviation_of_actions_that_have_none():
+    config = sfactory.make_config("classic/cartpole", model={"log_std_init": -1.0})
+    with pytest.raises(ValueError, match=r"^model.log-std-init -1 has no effect: my/env has no continuous act"):
+        check_continuous(config, EnvSpec("my/env", {}, {"go": GO}))
+    check_continuous(config, EnvSpec("my/env", {}, {"go": GO, "push": PUSH}))
+    check_continuous(sfactory.make_config("classic/cartpole"), EnvSpec("my/env", {}, {"go": GO}))
+
+
+def test_train_refuses_a_setting_of_continuous_actions_without_them_and_a_resume_does_not(tmp_path):
+    sections = {"run": {"mode": "lockstep"}, "stop": {"env_steps": 100}, "model": {"log_std_init": -1.0}}
+    config = sfactory.make_config("classic/cartpole", **sections)
+    with pytest.raises(ValueError, match=r"model.log-std-init -1 has no effect"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(NoCheckpointError):
+        train(config, tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("name", DISCRETE_ONLY)

@@ -173,7 +173,7 @@ def test_train_with_a_whole_network_of_ones_own_and_refuses_one_that_drops_out(f
             return out[:, :-1], out[:, -1]
 
     continuous = {**TINY, "normalize": {"obs": True}}
-    outcome = sfactory.train("gymnasium/Pendulum-v1", **continuous, model={"network": Shared, "hidden": (8,)})
+    outcome = sfactory.train("gymnasium/Pendulum-v1", **continuous, model={"network": Shared})
     policy = sfactory.load_policy(outcome.run_dir)
     assert {"trunk.network.body.0.weight", "log_std"} < set(policy.model.state_dict())
     start = sfactory.load_policy(f"{outcome.run_dir}/checkpoints/{0:012d}")

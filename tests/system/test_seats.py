@@ -25,7 +25,7 @@ def config_of(share=0.6, core="none", every=300, **selfplay):
         run={"mode": "lockstep", "device": "cpu", "seed": 3, "learner_threads": 1, "inference_threads": 1},
         sampling={"num_samplers": 1, "groups_per_sampler": GROUPS, "envs_per_group": LANES // 2, "rollout_length": T},
         batch={"minibatches": 2, "epochs": 1},
-        model={"core": core, "core_size": 8, "hidden": (16,), "encoder": "mlp"},
+        model={"core": core, "hidden": (16,), "encoder": "mlp", **({"core_size": 8} if core != "none" else {})},
         checkpoint={"exact": False},
         selfplay={"share": share, "every": every, "pool": 50, "games": 20, **selfplay},
     )

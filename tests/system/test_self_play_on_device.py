@@ -19,12 +19,13 @@ FIELDS = ("action", "player", "outcome", "reward", "valid", "log_prob", "params"
 
 def played(accelerator, folder, monkeypatch, core, opponents=""):
     """Weights, pool and rows of a lockstep run against its own earlier policies and those of another run."""
+    memory = {"core_size": 8} if core != "none" else {}
     config = sfactory.make_config(
         GAME,
         run={"mode": "lockstep", "device": "cpu", "seed": 3, "learner_threads": 1, "kernels": "torch", "debug": True},
         sampling={"num_samplers": 2, "groups_per_sampler": 1, "envs_per_group": ENVS, "rollout_length": T},
         batch={"minibatches": 2, "epochs": 1, "shuffle": "lanes"},  # minibatches of rows are others on a GPU
-        model={"core": core, "core_size": 8, "hidden": (16,), "encoder": "mlp", "separate": False},
+        model={"core": core, **memory, "hidden": (16,), "encoder": "mlp", "separate": False},
         checkpoint={"exact": False},
         selfplay={"share": 0.6, "every": 200, "games": 20, "opponents": opponents, "initial": True},
     )
@@ -54,7 +55,8 @@ def played(accelerator, folder, monkeypatch, core, opponents=""):
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("core", ["gru", "none"])
 def test_self_play_on_an_accelerator_equals_self_play_on_the_cpu(tmp_path, monkeypatch, core):
-    rival = write_run(tmp_path / "rival", GAME, 100, model={"core": core, "core_size": 8, "hidden": (24,)})
+    memory = {"core_size": 8} if core != "none" else {}
+    rival = write_run(tmp_path / "rival", GAME, 100, model={"core": core, **memory, "hidden": (24,)})
     results = []
     for name, accelerator in (
         ("cpu", None),

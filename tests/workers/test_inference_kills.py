@@ -81,7 +81,10 @@ class KillAt:
 def trained_rows(tmp_path, core, kernels, kill_at):
     """Slots that the learner trains on while inference is killed once, and whether it was killed."""
     run_spec = make_run_spec(tmp_path, samplers=1)
-    model, run = Model(hidden=(8,), core=core, core_size=4), replace(run_spec.config.run, kernels=kernels)
+    model, run = (
+        Model(hidden=(8,), core=core, core_size=4 if core != "none" else Model.core_size),
+        replace(run_spec.config.run, kernels=kernels),
+    )
     run_spec = replace(run_spec, config=replace(run_spec.config, model=model, run=run))
     shared = SharedState.create(run_spec)
     inference = Inference(shared, ListSink(), whole_batch=True)

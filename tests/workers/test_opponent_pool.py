@@ -296,9 +296,8 @@ def test_self_play_needs_two_agents_and_a_share_for_opponents():
     config = sfactory.make_config("classic/cartpole", selfplay={"share": 0.5})
     with pytest.raises(ValueError, match="two agents or more; gymnasium/CartPole-v1 has one"):
         check_self_play(config, make_spec(config.env.name, {}))
-    config = sfactory.make_config(GAME, selfplay={"opponents": "runs/a"})
-    with pytest.raises(ValueError, match=r"selfplay.share is 0"):
-        check_self_play(config, SPEC)
+    with pytest.raises(ValueError, match=r"selfplay.opponents runs/a has no effect without selfplay.share above 0"):
+        sfactory.make_config(GAME, selfplay={"opponents": "runs/a"})
 
 
 def test_opponents_of_other_runs_are_checked_before_the_start(tmp_path):
