@@ -35,7 +35,7 @@ import torch
 from figures import save
 from torch import Tensor
 
-from sfactory.algo.surrogates.options import USES
+from sfactory.algo.surrogates.options import USES, reads_proximal
 from sfactory.algo.weight_rule import weight_conflict
 from sfactory.config import Config, with_settings
 from sfactory.config.parsing import build
@@ -88,11 +88,12 @@ CORRECTIONS = {
 
 
 def objective_rows() -> dict[str, Settings]:
-    """Two rows of every objective, where the weight rule accepts it, and rows of the masks."""
+    """Two rows of every objective, where the weight rule accepts it and they differ, and rows of the masks."""
     rows: dict[str, Settings] = {}
     for objective in USES:
         for proximal in ("recompute", "behavior"):
-            if weight_conflict("gae", proximal, objective, "surrogate") is None:
+            differs = proximal == "recompute" or reads_proximal(objective, "none", "surrogate")
+            if differs and weight_conflict("gae", proximal, objective, "surrogate") is None:
                 more = {"median_head": False} if objective == "bpo" else {}
                 rows[f"{objective}, {proximal}"] = settings_of(objective, proximal, **more)
     rows["decoupled, recompute, mask m2po"] = settings_of(mask="m2po")

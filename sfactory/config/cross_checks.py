@@ -6,7 +6,14 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sfactory.algo.surrogates.options import MASK_USES, Options, unused_options, users
+from sfactory.algo.surrogates.options import (
+    MASK_USES,
+    WITHOUT_PROXIMAL,
+    Options,
+    reads_proximal,
+    unused_options,
+    users,
+)
 from sfactory.algo.weight_rule import weight_conflict
 from sfactory.config.algorithms import rules_of, unused_settings
 
@@ -101,6 +108,11 @@ def _reads_advantages(config: Config) -> bool:
     return str(config.surrogate.objective) not in WITHOUT_ADVANTAGES
 
 
+def _reads_proximal(config: Config) -> bool:
+    s = config.surrogate
+    return reads_proximal(s.objective, s.mask, s.behavior_weight)
+
+
 WITHOUT_ADVANTAGES = ("bpo",)
 """Objectives that compare action values with a threshold of their own."""
 _ADVANTAGES = f"a surrogate.objective other than {', '.join(WITHOUT_ADVANTAGES)}"
@@ -140,6 +152,10 @@ EFFECTS: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "normalize.advantage_span": (
         f"without normalize.advantage true and {_ADVANTAGES}",
         lambda config: config.normalize.advantage and _reads_advantages(config),
+    ),
+    "proximal.policy": (
+        f"with surrogate.objective {', '.join(WITHOUT_PROXIMAL[:-1])} or {WITHOUT_PROXIMAL[-1]}",
+        _reads_proximal,
     ),
     "model.core_size": ("without model.core gru or lstm", lambda config: config.model.core != "none"),
     **dict.fromkeys(

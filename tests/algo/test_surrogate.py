@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfactory.algo.surrogates.options import MASK_USES, USES, Options, unused_options, users
+from sfactory.algo.surrogates.options import MASK_USES, USES, Options, reads_proximal, unused_options, users
 from sfactory.algo.surrogates.ratios import SurrogateInput
 from sfactory.algo.surrogates.registry import SURROGATES
 from sfactory.algo.trace import TRACES
-from sfactory.algo.weight_rule import NO_OWN_WEIGHT, check_weights
+from sfactory.algo.weight_rule import BEHAVIOR_WEIGHTS, NO_OWN_WEIGHT, check_weights
 from sfactory.config import Config
 
 torch.set_num_threads(1)
@@ -248,6 +248,19 @@ def test_check_weights_errors_name_a_valid_alternative(arguments: tuple[str, str
 )
 def test_check_weights_accepts_valid_combinations(arguments: tuple[str, str, str, str]) -> None:
     check_weights(*arguments)
+
+
+@pytest.mark.parametrize("choice", BEHAVIOR_WEIGHTS)
+@pytest.mark.parametrize("name", list(SURROGATES))
+def test_reads_proximal_says_whether_another_proximal_policy_changes_the_gradient(name: str, choice: str) -> None:
+    slopes = []
+    for shift in (0.0, 0.7):
+        x = random_input(seed=8)
+        x = x._replace(proximal=x.proximal + shift)
+        slopes.append(gradient(SURROGATES[name](x, behavior_weight=choice, weight_cap=2.0).loss, x))
+    if not (name == "minpro" and choice != "surrogate"):  # which the weight rule refuses
+        assert reads_proximal(name, "none", choice) != torch.equal(*slopes)
+    assert reads_proximal(name, "erc", choice), "the mask compares entropies with it"
 
 
 @pytest.mark.parametrize("name", list(SURROGATES))

@@ -42,6 +42,7 @@ USED = {
     "model.core_size": {"model.core": "gru"},
     **{f"model.{name}": {"model.network": ""} for name in LAYERS},
     "pqn.epsilon_fraction": {"pqn.epsilon_start": 1.0},
+    "proximal.policy": {"surrogate.mask": "erc"},
     "proximal.center_of_mass": {"proximal.policy": "ewma"},
     "proximal.snapshot_age": {"proximal.policy": "snapshot"},
     "proximal.snapshots_kept": {"proximal.policy": "snapshot", "proximal.snapshot_age": 0},
@@ -56,6 +57,7 @@ UNUSED = {
     "normalize.advantage_span": {"normalize.advantage": False},
     **{f"model.{name}": {"model.network": "my_net:Mine"} for name in LAYERS},
     "pqn.epsilon_fraction": {"algorithm.name": "pqn", "pqn.epsilon_start": 0.1, "pqn.epsilon_end": 0.1},
+    "proximal.policy": {"surrogate.objective": "cispo"},
 }  # fmt: skip
 """Setting -> what takes its effect away, where it has one by default."""
 

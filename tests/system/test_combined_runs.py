@@ -33,9 +33,14 @@ CASES = {
         "optim": {"sfpo_steps": 2, "sfpo_window": 3, "schedule": "ess"},
         "model": {"core": "gru", "core_size": 8, "separate": False},
     },
-    "replay, minpro, baseline, snapshots by step": {
+    "replay, minpro, baseline": {
         "replay": REPLAY,
         "surrogate": {"objective": "minpro"},
+        "trace": {"estimator": "rbis", "baseline": "optimal"},
+    },
+    "replay, sapo, baseline, snapshots by step": {
+        "replay": REPLAY,
+        "surrogate": {"objective": "sapo"},
         "proximal": {"policy": "snapshot", "snapshot_age": 0},
         "trace": {"estimator": "truncated_is", "baseline": "optimal"},
         "optim": {"schedule": "kl_adaptive"},

@@ -146,6 +146,20 @@ MASK_USES: dict[str, tuple[str, ...]] = {
 """Options that each mask reads."""
 
 
+WITHOUT_PROXIMAL = ("impala", "is_pg", "cispo", "topr", "dispo", "minpro")
+"""Objectives whose only ratio is policy / behavior, if any: the proximal policy does not change their loss."""
+
+
+def reads_proximal(objective: str, mask: str, behavior_weight: str) -> bool:
+    """Whether the proximal policy changes the loss; reported distances aside.
+
+    Where the weight is not in the surrogate, the ratio of these objectives is that over the proximal policy; impala has
+    none.
+    """
+    by_ratio = objective != "impala" and behavior_weight in ("trace", "none")
+    return objective not in WITHOUT_PROXIMAL or mask == "erc" or by_ratio
+
+
 DISCRETE_ONLY = ("dppo_tv", "dppo_kl")
 """Objectives of probabilities, which continuous actions do not have; their densities may be far above 1."""
 
