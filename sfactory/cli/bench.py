@@ -35,10 +35,9 @@ Core time per step of every stage, and the speed that N cores reach with it, by 
 
 The environment is its own library in a plain loop. sfactory can be faster: a share above 100% is
 possible. With a GPU each line is the environment alone. The column "this run" has sfactory's own
-stages, each measured alone. With several epochs or minibatches a second run is measured, with one
-pass over the data. All figures are medians over parts of a run; on a busy machine they are too low.
-With several agents all steps are steps of agents. Of several tasks every environment is measured
-alone; the costs are their mean by the shares in which the run stepped them.
+stages, each measured alone. With several epochs or minibatches a second run has one pass over the
+data. All figures are medians over parts of a run; on a busy machine they are too low. Steps are
+those of agents. The costs of several tasks are weighed by the shares in which the run steps them.
 """
 
 
