@@ -51,10 +51,10 @@ def pairs(game: str, kept: Scores, seeds: int) -> list[tuple[Curve, Curve]]:
     return found
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Interquartile mean over seeds and its 95 % bootstrap interval."""
+def shown(values: Sequence[float]) -> str:
+    """Interquartile mean over seeds and its 95 % bootstrap interval; of one seed its value."""
     array = np.array(values)
-    return float(iqm(array)), *bootstrap([array], iqm)
+    return show((float(iqm(array)), *bootstrap([array], iqm)), 1) if len(array) > 1 else f"{array[0]:.1f}"
 
 
 def table(kept: Scores, seeds: int) -> list[str]:
@@ -70,8 +70,8 @@ def table(kept: Scores, seeds: int) -> list[str]:
             busy = max((float(one.row["others"] or 0) for one in own), default=0.0) > BUSY
             seconds = f"{np.median([one.seconds for one in own]):.0f}{' (busy)' if busy else ''}"
             columns = ([float(one.row["score"]) for one in own], [one.final for one in own], [one.area for one in own])
-            scores = [show(interval(values), 1) for values in columns]
-            lines.append("| " + " | ".join([game, label, str(len(own)), *scores, seconds, show(interval(cut), 1)])
+            scores = [shown(values) for values in columns]
+            lines.append("| " + " | ".join([game, label, str(len(own)), *scores, seconds, shown(cut)])
                          + " |")  # fmt: skip
     return lines
 
@@ -85,7 +85,7 @@ def report(kept: Scores, seeds: int) -> str:
         "# PQN against the PPO presets", "",
         f"`python benchmarks/pqn.py --seeds {seeds}`; {'; '.join(machines)}; {' to '.join({*dates[:1], *dates[-1:]})}. "
         f"{PQN:,} steps per run. Evaluation: 100 episodes of the last policy. Last tenth and mean over the run: of the "
-        "training return. Interquartile mean over seeds with its 95 % bootstrap interval.", "",
+        "training return. Interquartile mean over seeds with its 95 % bootstrap interval; of one seed its value.", "",
         *table(kept, seeds), "",
     ]  # fmt: skip
     return "\n".join(lines)
