@@ -15,6 +15,19 @@ TINY = {
     "log": {"quiet": True},
 }
 
+SHORT = {
+    "stop": {"env_steps": 2000},
+    "sampling": {"num_samplers": 2, "envs_per_group": 4, "rollout_length": 16},
+    "batch": {"minibatches": 2},
+    "log": {"quiet": True},
+}
+"""Sections of a short run of two samplers."""
+LOCKSTEP = {**SHORT, "run": {"mode": "lockstep"}, "stop": {"env_steps": 300}}
+"""The same in one process, for a few updates."""
+
+NO_LOCKS = ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL")
+"""Names of what flock fails with on a file system without locks."""
+
 
 MY_ENV = """
 import gymnasium, numpy as np

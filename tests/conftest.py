@@ -1,5 +1,7 @@
 """Fixtures for all tests."""
 
+import errno
+import fcntl
 import gc
 import os
 
@@ -44,6 +46,19 @@ def forked(monkeypatch):
         return fork_reaper(words, fds)
 
     monkeypatch.setattr("sfactory.supervisor.reaped_process.start_reaper", start)
+
+
+@pytest.fixture
+def flock_fails(monkeypatch):
+    """flock fails with the error of this name."""
+
+    def fail(name):
+        def flock(*_):
+            raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    return fail
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import LOCKSTEP
 
 import sfactory
 from sfactory import api
@@ -15,14 +16,6 @@ from sfactory.envs import EnvError
 from sfactory.errors import CommandError, Exit, SettingNote
 
 pytestmark = pytest.mark.usefixtures("forked")
-
-SHORT = {
-    "stop": {"env_steps": 2000},
-    "sampling": {"num_samplers": 2, "envs_per_group": 4, "rollout_length": 16},
-    "batch": {"minibatches": 2},
-    "log": {"quiet": True},
-}
-LOCKSTEP = {**SHORT, "run": {"mode": "lockstep"}, "stop": {"env_steps": 300}}
 
 
 def test_missing_main_file_is_hidden_until_the_last_run_ends(monkeypatch):

@@ -1,29 +1,13 @@
 """The lock of a folder: exclusive, with the holder's process id, released on close."""
 
-import errno
-import fcntl
 import os
 from pathlib import Path
 
 import pytest
+from builders import NO_LOCKS
 
 from sfactory.errors import RunBusy
 from sfactory.run.lock import lock_folder
-
-NO_LOCKS = ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL")
-
-
-@pytest.fixture
-def flock_fails(monkeypatch):
-    """flock fails with the error of this name."""
-
-    def fail(name):
-        def flock(*_):
-            raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
-
-        monkeypatch.setattr(fcntl, "flock", flock)
-
-    return fail
 
 
 @pytest.mark.parametrize("name", NO_LOCKS)

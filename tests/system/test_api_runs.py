@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import LOCKSTEP, SHORT
 
 import sfactory
 from sfactory.config.toml_file import from_toml
@@ -17,14 +18,6 @@ from sfactory.errors import CommandError
 from sfactory.run.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("forked")
-
-SHORT = {
-    "stop": {"env_steps": 2000},
-    "sampling": {"num_samplers": 2, "envs_per_group": 4, "rollout_length": 16},
-    "batch": {"minibatches": 2},
-    "log": {"quiet": True},
-}
-LOCKSTEP = {**SHORT, "run": {"mode": "lockstep"}, "stop": {"env_steps": 300}}
 
 
 def test_train_in_a_thread(tmp_path, monkeypatch):

@@ -1,11 +1,11 @@
 """Runs whose folder is locked, cannot be locked, or has a run already."""
 
 import errno
-import fcntl
 import os
 from pathlib import Path
 
 import pytest
+from builders import NO_LOCKS
 
 import sfactory
 from sfactory.errors import RunBusy
@@ -20,20 +20,6 @@ TINY = {
     "batch": {"minibatches": 2},
     "log": {"quiet": True},
 }
-NO_LOCKS = ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL")
-
-
-@pytest.fixture
-def flock_fails(monkeypatch):
-    """flock fails with the error of this name."""
-
-    def fail(name):
-        def flock(*_):
-            raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
-
-        monkeypatch.setattr(fcntl, "flock", flock)
-
-    return fail
 
 
 @pytest.mark.sampled(2)

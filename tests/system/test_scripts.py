@@ -6,13 +6,8 @@ import textwrap
 
 import psutil
 import pytest
+from builders import SHORT
 
-SHORT = {
-    "stop": {"env_steps": 2000},
-    "sampling": {"num_samplers": 2, "envs_per_group": 4, "rollout_length": 16},
-    "batch": {"minibatches": 2},
-    "log": {"quiet": True},
-}
 BODY = f"""\
 import sfactory
 GUARD
