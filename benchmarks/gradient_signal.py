@@ -1,6 +1,6 @@
 """Measure which part of the gradients is signal along the reference run of invariance.py.
 
-    python benchmarks/gradient_signal.py          # two minutes; prints a table for policy and value function
+    python benchmarks/gradient_signal.py          # five minutes; prints a table for policy and value function
 
 The rule of the learning rate, lr / sqrt(c) for a batch that is divided by c, holds where the gradient of a minibatch is
 mostly noise: Adam divides by its root mean square, which then grows with sqrt(c). Where it is mostly signal the root
@@ -63,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as parent:
         run = Run(cells()["all rules", 1.0]._replace(steps=STEPS), 0, Path(parent) / "run")
         words = ["train", run.cell.target, *run.flags, "--run.seed", str(options.seed), "--run.dir", str(run.folder)]
-        words += ["--checkpoint.every-seconds", "0.3", "--checkpoint.keep", "10000", "--quiet"]
+        words += ["--checkpoint.every-seconds", "0.05", "--checkpoint.keep", "10000", "--quiet"]
         subprocess.run([sys.executable, "-m", "sfactory", *words], check=True, stderr=subprocess.DEVNULL)
         names = [name for name, _ in sfactory.load_policy(run.folder).model.named_parameters()]
         for path in candidates(run.folder):
