@@ -1,8 +1,9 @@
 """Compare candidates for the defaults with the presets as they are, over a suite of tasks.
 
     python benchmarks/defaults.py --seeds 3                    # hours; can be interrupted and continued
-    python benchmarks/defaults.py --only adam_rel --seeds 3    # one candidate; the presets must be there too
+    python benchmarks/defaults.py --only adam_rel --seeds 3    # one candidate on all tasks; the presets must be there
     python benchmarks/defaults.py --only _default --seeds 3    # the presets
+    python benchmarks/defaults.py --only asterix_default,asterix_adam_rel --seeds 3
     python benchmarks/defaults.py --report                     # tables of the finished runs
 
 Every run is lockstep with a forced lag of one update, the least that data of an async run have: the result does not

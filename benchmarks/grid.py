@@ -138,7 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser, scores: str) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at the same time")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", default="", help="cells whose name contains this")
+    parser.add_argument("--only", default="", help="cells whose name contains this, or one of these: A,B")
     parser.add_argument("--report", action="store_true", help="start no run; table and plot of the finished ones")
 
 
@@ -265,6 +265,11 @@ class Grid:
         return sum(map(sum, self.seconds.values())) / steps * run.cell.steps if steps else None
 
 
+def chosen_cells(cells: Iterable[Cell], only: str) -> list[Cell]:
+    """The cells whose name contains one of the texts of `only`, with commas between them; each name once."""
+    return list({cell.name: cell for cell in cells if any(text in cell.name for text in only.split(","))}.values())
+
+
 def runs_of(cells: Sequence[Cell], out: Path, seeds: int) -> list[Run]:
     """Every (cell, seed), seeds outermost so that an interrupted grid is a complete smaller one."""
     return [Run(cell, seed, out / cell.name / str(seed)) for seed in range(seeds) for cell in cells]
@@ -294,8 +299,7 @@ def measure(
     options = arguments(description, f"{name}_scores.csv")
     kept, jobs = Scores(options.scores), min(options.jobs, most_jobs or options.jobs)
     if not options.report:
-        chosen = [cell for cell in cells if options.only in cell.name]
-        took = run(chosen, kept, options.out, options.seeds, jobs)
+        took = run(chosen_cells(cells, options.only), kept, options.out, options.seeds, jobs)
         print(f"{took / 60:.1f} minutes with {jobs} jobs")
     page = "\n".join(report(kept, options.seeds))
     (RESULTS / f"{name}_tables.md").write_text(page)

@@ -41,6 +41,7 @@ from sfactory.tools.bench import BenchFailed, trial
 HERE = Path(__file__).parent
 sys.path.append(str(HERE / "peers"))
 from preset import PRESETS  # noqa: E402  of the peers' scripts, which run without sfactory
+from published import SETTINGS, SOURCES  # noqa: E402
 
 PEERS = {
     "sb3": ["stable-baselines3==2.9.2", "gymnasium[mujoco]", "mujoco<4", "ale-py", "opencv-python-headless", "minatar"],
@@ -53,6 +54,7 @@ PONG += ["--sampling.envs-per-group", "16", "--sampling.rollout-length", "64"]
 CHEETAH = [*ONE_PASS, "--sampling.num-samplers", "2", "--sampling.envs-per-group", "128"]
 CHEETAH += ["--sampling.rollout-length", "64"]
 BF16 = ["--run.precision", "bf16"]
+AS_PRESET = ["--settings", "preset"]
 CASES: dict[str, dict[str, list[str]]] = {  # workload -> name -> the command behind its Python
     "breakout, one pass": {
         "sfactory": ["minatar/breakout", *BREAKOUT],
@@ -75,8 +77,8 @@ CASES: dict[str, dict[str, list[str]]] = {  # workload -> name -> the command be
     **{
         f"{name}, preset": {
             "sfactory": [target],
-            "sample-factory": ["sf", name, "--preset"],
-            "sb3": ["sb3", name, "--preset"],
+            "sample-factory": ["sf", name, *AS_PRESET],
+            "sb3": ["sb3", name, *AS_PRESET],
         }
         for name, target in PRESETS.items()
     },
@@ -86,12 +88,16 @@ SCORES: dict[str, tuple[float, dict[str, list[str]]]] = {
         score,
         {
             "sfactory": [PRESETS[name]],
-            "sb3, its own settings": ["sb3", name],
-            "sb3, preset": ["sb3", name, "--preset"],
-            "sample-factory, preset": ["sf", name, "--preset"],
+            **{
+                f"sb3, {text}": ["sb3", name, "--settings", source]
+                for source, text in SOURCES.items()
+                if (source, name) in SETTINGS
+            },
+            "sb3, settings of the preset": ["sb3", name, *AS_PRESET],
+            "sample-factory, settings of the preset": ["sf", name, *AS_PRESET],
         },
     )
-    for name, score in (("breakout", 9.0), ("cartpole", 475.0))
+    for name, score in (("cartpole", 475.0), ("pendulum", -200.0), ("breakout", 9.0), ("hopper", 2000.0))
 }
 HEADER = """# Beside stable-baselines3 and Sample Factory
 

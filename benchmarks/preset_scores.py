@@ -259,7 +259,9 @@ def files(path: Path = SCORES, table: Mapping[str, Row] = TABLE) -> dict[str, st
 def main(typed: Sequence[str] | None = None, table: Mapping[str, Row] = TABLE, root: Path = preset_page.ROOT) -> None:
     """root: of the repository in which the pages are written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="presets whose name begins with this, as classic/")
+    parser.add_argument(
+        "--only", default="", help="presets whose name begins with this, or one of these: classic/,mujoco/"
+    )
     parser.add_argument("--seeds", type=int, help="at most so many seeds of each preset (those of the table)")
     parser.add_argument("--hours", type=float, default=12, help="leave out presets of which one run takes longer (12)")
     parser.add_argument("--report", action="store_true", help="start no run; write the pages of the finished ones")
@@ -267,7 +269,7 @@ def main(typed: Sequence[str] | None = None, table: Mapping[str, Row] = TABLE, r
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the runs")
     options = parser.parse_args(typed)
     scores = PresetScores(options.scores, table)
-    names = [name for name in by_cost(table) if name.startswith(options.only)]
+    names = [name for name in by_cost(table) if name.startswith(tuple(options.only.split(",")))]
     if not names:
         parser.error(f"--only {options.only}: no preset begins with this; sfactory presets lists them")
     try:

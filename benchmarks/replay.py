@@ -16,7 +16,7 @@ import datetime
 import os
 from pathlib import Path
 
-from grid import Cell, Score, arguments, finished_seeds, run, score, show
+from grid import Cell, Score, arguments, chosen_cells, finished_seeds, run, score, show
 from scores import Scores
 
 HERE = Path(__file__).parent
@@ -69,8 +69,7 @@ def main() -> None:
     options = arguments(__doc__.splitlines()[0], "replay_scores.csv")
     grid, kept = cells(), Scores(options.scores)
     if not options.report:
-        chosen = {cell.name: cell for cell in grid.values() if options.only in cell.name}
-        took = run(list(chosen.values()), kept, options.out, options.seeds, options.jobs)
+        took = run(chosen_cells(grid.values(), options.only), kept, options.out, options.seeds, options.jobs)
         print(f"{took / 60:.1f} minutes with {options.jobs} jobs")
     page = [
         f"`python benchmarks/replay.py`, {datetime.date.today()}, {os.cpu_count()} cores; interquartile mean over "

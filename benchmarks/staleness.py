@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from figures import save
-from grid import RESULTS, Cell, Score, add_arguments, finished_seeds, run, score, show
+from grid import RESULTS, Cell, Score, add_arguments, chosen_cells, finished_seeds, run, score, show
 from scores import Scores
 from staleness_cells import (
     FACTORS,
@@ -291,9 +291,8 @@ def main() -> None:
         names = [given.sets] if isinstance(given.sets, str) else given.sets
 
         def run_all(cells: Mapping[Any, Cell], seeds: int) -> None:
-            unique = {cell.name: cell for cell in cells.values() if given.only in cell.name}
-            if unique:
-                took = run(list(unique.values()), kept, given.out, seeds, given.jobs)
+            if chosen := chosen_cells(cells.values(), given.only):
+                took = run(chosen, kept, given.out, seeds, given.jobs)
                 print(f"{took / 60:.1f} minutes with {given.jobs} jobs")
 
         for name, cells in {"corrections": corrections, "options": options, "rates": rates}.items():

@@ -79,4 +79,5 @@ ENVS = {
     "halfcheetah": lambda: mujoco("HalfCheetah"),
     "hopper": lambda: mujoco("Hopper"),
     "cartpole": lambda: gymnasium.make("CartPole-v1"),
+    "pendulum": lambda: gymnasium.make("Pendulum-v1"),
 }

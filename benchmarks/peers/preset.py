@@ -12,6 +12,7 @@ PRESETS = {
     "pong": "atari/pong",
     "hopper": "mujoco/hopper",
     "cartpole": "classic/cartpole",
+    "pendulum": "classic/pendulum",
 }
 DEFAULTS: dict[str, dict[str, Any]] = {  # of sfactory, for what a preset does not name
     "trace": {"gamma": 0.99, "trace_lambda": 0.95},

@@ -1,9 +1,10 @@
 """stable-baselines3's PPO on one workload, run by the Python it is installed in; prints one line of JSON.
 
 python sb3.py WORKLOAD --seconds 20           steps per second, after the first rollouts
-python sb3.py WORKLOAD --target 9             seconds until the mean return of the last 100 games is there
+python sb3.py WORKLOAD --settings zoo --target 9    seconds until the mean return of the last 100 games is there
 
-With `--preset` the batches, passes and coefficients are those of sfactory's preset.
+With `--settings preset` the batches, passes and coefficients are those of sfactory's preset; the others
+are published settings (published.py), `fastest` the fastest ones found for one pass over the data.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from games import ENVS, MinAtarGame, pong
 from marks import Marks
 from preset import preset
+from published import SETTINGS, SOURCES
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -37,6 +39,24 @@ class Conv16(BaseFeaturesExtractor):
 
     def forward(self, obs):
         return self.net(obs)
+
+
+CONV16 = dict(features_extractor_class=Conv16, net_arch=[], normalize_images=False)
+
+
+def maker(workload: str):
+    """A function that makes one environment of a workload."""
+    return (lambda: MinAtarGame("breakout", channels_first=True)) if workload == "breakout" else ENVS[workload]
+
+
+def policy_of(workload: str) -> str:
+    """stable-baselines3's name of the policy."""
+    return "CnnPolicy" if workload in ("breakout", "pong") else "MlpPolicy"
+
+
+def linear(start: float):
+    """A schedule from a value to 0 over the run."""
+    return lambda left: start * left
 
 
 class Watch(BaseCallback):
@@ -61,9 +81,8 @@ class Watch(BaseCallback):
 def throughput(workload: str, threads: int):
     """The fastest settings found for each workload: one epoch, the same network as the others."""
     if workload == "breakout":
-        env = DummyVecEnv([lambda: MinAtarGame("breakout", channels_first=True)] * 64)
-        policy = dict(features_extractor_class=Conv16, net_arch=[], normalize_images=False)
-        return PPO("CnnPolicy", VecMonitor(env), n_steps=64, batch_size=4096, n_epochs=1, policy_kwargs=policy)
+        env = DummyVecEnv([maker("breakout")] * 64)
+        return PPO("CnnPolicy", VecMonitor(env), n_steps=64, batch_size=4096, n_epochs=1, policy_kwargs=CONV16)
     if workload == "pong":
         env = SubprocVecEnv([pong] * 16, start_method="fork")
         return PPO("CnnPolicy", VecMonitor(env), n_steps=64, batch_size=256, n_epochs=1)
@@ -73,39 +92,34 @@ def throughput(workload: str, threads: int):
     return PPO("MlpPolicy", VecMonitor(env), n_steps=256, batch_size=4096, n_epochs=1, policy_kwargs=policy)
 
 
-def to_score(workload: str, seed: int):
-    """Settings that learn: rl-baselines3-zoo's for CartPole; for Breakout CleanRL's with a higher rate."""
-    if workload == "cartpole":
-        env = DummyVecEnv([ENVS["cartpole"]] * 8)
-        return PPO(
-            "MlpPolicy", VecMonitor(env), n_steps=32, batch_size=256, n_epochs=20, gamma=0.98, gae_lambda=0.8,
-            learning_rate=lambda left: 1e-3 * left, clip_range=lambda left: 0.2 * left, seed=seed,
-        )  # fmt: skip
-    env = DummyVecEnv([lambda: MinAtarGame("breakout", channels_first=True)] * 32)
-    policy = dict(features_extractor_class=Conv16, net_arch=[], normalize_images=False)
-    return PPO(
-        "CnnPolicy", VecMonitor(env), n_steps=64, batch_size=256, n_epochs=4, learning_rate=1e-3, clip_range=0.1,
-        ent_coef=0.01, gae_lambda=0.95, policy_kwargs=policy, seed=seed,
-    )  # fmt: skip
+def as_published(workload: str, source: str, seed: int):
+    """Settings that others have published for a workload."""
+    found = SETTINGS[source, workload]
+    env = VecMonitor(DummyVecEnv([maker(workload)] * found.envs))
+    if found.normalized:
+        env = VecNormalize(env, gamma=found.ppo["gamma"])
+    network = {**found.network, **(CONV16 if workload == "breakout" else {})}
+    if "activation_fn" in network:
+        network["activation_fn"] = getattr(nn, network["activation_fn"])
+    arguments = {name: linear(value[1]) if isinstance(value, tuple) else value for name, value in found.ppo.items()}
+    return PPO(policy_of(workload), env, policy_kwargs=network, seed=seed, **arguments)
 
 
 def as_preset(workload: str, seed: int):
     """The batches, passes and coefficients of sfactory's preset, and its network."""
     p = preset(workload)
     v, lr = p.values, p.values["lr"]
-    make = (lambda: MinAtarGame("breakout", channels_first=True)) if workload == "breakout" else ENVS[workload]
-    games = [make] * p.envs
+    games = [maker(workload)] * p.envs
     env = VecMonitor(SubprocVecEnv(games, start_method="fork") if workload == "pong" else DummyVecEnv(games))
     if v["obs"]:
-        env = VecNormalize(env, norm_reward=v["reward"])
-    conv16 = dict(features_extractor_class=Conv16, net_arch=[], normalize_images=False)
+        env = VecNormalize(env, norm_reward=v["reward"], gamma=v["gamma"])
     return PPO(
-        "CnnPolicy" if workload in ("breakout", "pong") else "MlpPolicy", env,
+        policy_of(workload), env,
         n_steps=p.rollout_length, batch_size=p.minibatch_rows, n_epochs=p.epochs,
-        learning_rate=lr if v["schedule"] == "constant" else lambda left: lr * left,
+        learning_rate=lr if v["schedule"] == "constant" else linear(lr),
         gamma=v["gamma"], gae_lambda=v["trace_lambda"], clip_range=v["clip"], ent_coef=v["entropy_coef"],
         vf_coef=v["value_coef"], max_grad_norm=v["max_grad_norm"],
-        policy_kwargs=conv16 if workload == "breakout" else {}, seed=seed,
+        policy_kwargs=CONV16 if workload == "breakout" else {}, seed=seed,
     )  # fmt: skip
 
 
@@ -113,27 +127,31 @@ def steps_of(args) -> int:
     """Length of the run, which also sets the schedule of the learning rate."""
     if args.target is None:
         return 10**9
-    return preset(args.workload).env_steps if args.preset else 100_000 if args.workload == "cartpole" else 10**9
+    if args.settings == "preset":
+        return preset(args.workload).env_steps
+    return SETTINGS[args.settings, args.workload].steps
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("workload")
-    parser.add_argument("--preset", action="store_true")
+    parser.add_argument("--settings", choices=("fastest", "preset", *SOURCES), default="fastest")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--target", type=float)
     parser.add_argument("--limit", type=float, default=900.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    if args.target is not None and args.settings == "fastest":
+        parser.error("--target needs --settings: the fastest ones do not learn well")
     torch.set_num_threads(args.threads)
     watch = Watch(args.seconds, args.target, args.limit)
-    if args.preset:
-        model = as_preset(args.workload, args.seed)
-    elif args.target is None:
+    if args.settings == "fastest":
         model = throughput(args.workload, args.threads)
+    elif args.settings == "preset":
+        model = as_preset(args.workload, args.seed)
     else:
-        model = to_score(args.workload, args.seed)
+        model = as_published(args.workload, args.settings, args.seed)
     model.learn(steps_of(args), callback=watch)
     if args.target is None:
         print(json.dumps({"steps_per_second": watch.marks.speed()}))

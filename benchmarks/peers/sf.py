@@ -3,7 +3,7 @@
     python sf.py WORKLOAD --seconds 20 [--door batched]     steps per second, from its own counters
     python sf.py WORKLOAD --target 9                        seconds until its mean return is there
 
-With `--preset` the batches, passes and coefficients are those of sfactory's preset.
+With `--settings preset` the batches, passes and coefficients are those of sfactory's preset.
 `--door batched` is for MinAtar alone: many games behind one vector environment, written for this comparison, which
 spares Sample Factory its per-environment work.
 """
@@ -130,7 +130,7 @@ def settings(args):
         f"--algo=APPO --env={args.workload} --experiment=x --device=cpu --use_rnn=False --seed={args.seed} "
         "--with_vtrace=False --max_policy_lag=1000000 --save_every_sec=10000 --experiment_summaries_interval=1000 "
         "--async_rl=True --encoder_mlp_layers 64 64 --nonlinearity=tanh --adaptive_stddev=False "
-        f"--train_for_seconds={args.limit:.0f} {as_preset(args.workload) if args.preset else fastest}"
+        f"--train_for_seconds={args.limit:.0f} {as_preset(args.workload) if args.settings == 'preset' else fastest}"
     )
 
 
@@ -156,7 +156,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("workload")
     parser.add_argument("--door", default="")
-    parser.add_argument("--preset", action="store_true")
+    parser.add_argument("--settings", choices=("fastest", "preset"), default="fastest")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--target", type=float)
     parser.add_argument("--limit", type=float, default=900.0)

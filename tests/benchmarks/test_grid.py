@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import scores
-from grid import Cell, Grid, Run, finished_seeds, run, runs_of, score
+from grid import Cell, Grid, Run, chosen_cells, finished_seeds, run, runs_of, score
 from scores import BLOCKS, RETURN, Scores, _late, changed_settings, curve, fingerprint
 
 from sfactory.config import Config, with_settings
@@ -135,6 +135,14 @@ def test_grid_estimates_by_task_and_length_and_else_by_steps(tmp_path, capsys):
     assert "; 1 left, about 1 min 40 s" in lines[1]
     assert "left" not in lines[2]
     assert grid_of([Cell("x", "classic/cartpole", FLAGS, 10)], tmp_path, 1, 1)._time_left() == "; 1 left"
+
+
+@pytest.mark.parametrize(("only", "expected"), [
+    ("", ["a/one", "a/two", "b/one", "b/three"]), ("two,three", ["a/two", "b/three"]), ("b/", ["b/one", "b/three"]),
+])  # fmt: skip
+def test_only_takes_cells_whose_name_contains_one_of_several_texts(only, expected):
+    cells = [CELLS[0]._replace(name=name) for name in ("a/one", "a/two", "b/one", "b/three", "a/one")]
+    assert [cell.name for cell in chosen_cells(cells, only)] == expected
 
 
 def test_kept_curves_need_no_folder_and_count_only_for_the_same_flags(tmp_path):

@@ -6,6 +6,7 @@ import peers
 import pytest
 from marks import LONGER_S, WARM_UP_S, Marks
 from preset import PRESETS, preset
+from published import SETTINGS, SOURCES
 
 from sfactory.config.parsing import build
 from sfactory.config.presets import target_layers
@@ -65,6 +66,24 @@ def test_preset_for_peers_has_the_numbers_of_the_preset(workload):
     for name in (*names, "separate", "obs", "reward"):
         (expected,) = [getattr(section, name) for section in sections if hasattr(section, name)]
         assert found.values[name] == expected, name
+
+
+def test_every_score_is_measured_with_settings_that_others_have_published():
+    """A peer with our batches alone would be compared with what suits us."""
+    for workload, (_, players) in peers.SCORES.items():
+        commands = [command for name, command in players.items() if name != "sfactory"]
+        sources = {command[command.index("--settings") + 1] for command in commands}
+        assert sources & set(SOURCES), workload
+        assert all((source, workload) in SETTINGS for source in sources - {"preset"}), workload
+    assert {(source, workload) for source, workload in SETTINGS if workload not in peers.SCORES} == set()
+
+
+@pytest.mark.parametrize("key", list(SETTINGS))
+def test_published_settings_have_whole_minibatches(key):
+    found = SETTINGS[key]
+    rows = found.envs * found.ppo["n_steps"]
+    assert rows % found.ppo["batch_size"] == 0
+    assert found.steps >= rows
 
 
 def test_peers_with_section_replaces_the_table_of_the_same_processor_only():
