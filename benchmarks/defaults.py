@@ -36,11 +36,14 @@ TASKS = {  # target -> steps
     "minatar/breakout": 1_000_000,
     "minatar/asterix": 1_000_000,
     "minatar/space_invaders": 1_000_000,
+    "minatar/freeway": 1_000_000,
+    "minatar/seaquest": 1_000_000,
     "classic/cartpole": 150_000,
     "mujoco/hopper": 1_000_000,
     "mujoco/walker2d": 1_000_000,
 }
 DEFAULT = "default"
+TO_ZERO = "--loss.entropy-final 0"
 CANDIDATES = {
     DEFAULT: ("the presets", ""),
     "adam_rel": ("Adam-Rel", "--optim.adam-rel true"),
@@ -53,11 +56,31 @@ CANDIDATES = {
     "vtrace_ewma": ("V-trace with EWMA", "--trace.estimator vtrace --proximal.policy ewma"),
     "value_targets": ("normalized value targets", "--normalize.value-targets true"),
     "hl_gauss": ("HL-Gauss", "--model.value-head hl_gauss --normalize.value-targets true"),
-    "entropy": ("entropy bonus to 0", "--loss.entropy-final 0"),
+    "entropy": ("entropy bonus to 0", TO_ZERO),
     "wide": ("twice as wide", ""),
     "late_decay": ("rate to 0 in the last tenth", "--optim.schedule linear --optim.decay-share 0.1"),
     "decay": ("rate to 0 over the run", "--optim.schedule linear"),
     "constant": ("constant rate", "--optim.schedule constant"),
+    "entropy_decay": ("both to 0: entropy bonus and rate", f"{TO_ZERO} --optim.schedule linear"),
+    "entropy_90": ("entropy bonus to 0, lambda 0.9", f"{TO_ZERO} --trace.trace-lambda 0.9"),
+    "entropy_90_decay": (
+        "entropy bonus and rate to 0, lambda 0.9",
+        f"{TO_ZERO} --trace.trace-lambda 0.9 --optim.schedule linear",
+    ),
+    "entropy_65": ("entropy bonus to 0, lambda 0.65", f"{TO_ZERO} --trace.trace-lambda 0.65"),
+    "entropy_80": ("entropy bonus to 0, lambda 0.8", f"{TO_ZERO} --trace.trace-lambda 0.8"),
+    "entropy_80_targets": (
+        "entropy bonus to 0, lambda 0.8, normalized value targets",
+        f"{TO_ZERO} --trace.trace-lambda 0.8 --normalize.value-targets true",
+    ),
+    "entropy_80_half": (
+        "entropy bonus to 0, rate to 0 in the second half, lambda 0.8",
+        f"{TO_ZERO} --trace.trace-lambda 0.8 --optim.schedule linear --optim.decay-share 0.5",
+    ),
+    "entropy_80_decay": (
+        "entropy bonus and rate to 0, lambda 0.8",
+        f"{TO_ZERO} --trace.trace-lambda 0.8 --optim.schedule linear",
+    ),
 }
 SHARED = "--batch.forced-lag 1 --log.every-updates 4"
 
