@@ -43,11 +43,11 @@ TASKS = {  # target -> steps
     "mujoco/walker2d": 1_000_000,
 }
 DEFAULT = "default"
-TO_ZERO = "--loss.entropy-final 0"
 CANDIDATES = {
     DEFAULT: ("the presets", ""),
     "adam_rel": ("Adam-Rel", "--optim.adam-rel true"),
     "layer_norm": ("LayerNorm", "--model.layer-norm true"),
+    "lambda_65": ("lambda 0.65", "--trace.trace-lambda 0.65"),
     "lambda_80": ("lambda 0.8", "--trace.trace-lambda 0.8"),
     "lambda_90": ("lambda 0.9", "--trace.trace-lambda 0.9"),
     "lambda_95": ("lambda 0.95", "--trace.trace-lambda 0.95"),
@@ -56,31 +56,13 @@ CANDIDATES = {
     "vtrace_ewma": ("V-trace with EWMA", "--trace.estimator vtrace --proximal.policy ewma"),
     "value_targets": ("normalized value targets", "--normalize.value-targets true"),
     "hl_gauss": ("HL-Gauss", "--model.value-head hl_gauss --normalize.value-targets true"),
-    "entropy": ("entropy bonus to 0", TO_ZERO),
+    "entropy_stays": ("entropy bonus stays", "--loss.entropy-final none"),
+    "entropy": ("entropy bonus to 0", "--loss.entropy-final 0"),
     "wide": ("twice as wide", ""),
+    "half_decay": ("rate to 0 in the second half", "--optim.schedule linear --optim.decay-share 0.5"),
     "late_decay": ("rate to 0 in the last tenth", "--optim.schedule linear --optim.decay-share 0.1"),
-    "decay": ("rate to 0 over the run", "--optim.schedule linear"),
+    "decay": ("rate to 0 over the run", "--optim.schedule linear --optim.decay-share 1"),
     "constant": ("constant rate", "--optim.schedule constant"),
-    "entropy_decay": ("both to 0: entropy bonus and rate", f"{TO_ZERO} --optim.schedule linear"),
-    "entropy_90": ("entropy bonus to 0, lambda 0.9", f"{TO_ZERO} --trace.trace-lambda 0.9"),
-    "entropy_90_decay": (
-        "entropy bonus and rate to 0, lambda 0.9",
-        f"{TO_ZERO} --trace.trace-lambda 0.9 --optim.schedule linear",
-    ),
-    "entropy_65": ("entropy bonus to 0, lambda 0.65", f"{TO_ZERO} --trace.trace-lambda 0.65"),
-    "entropy_80": ("entropy bonus to 0, lambda 0.8", f"{TO_ZERO} --trace.trace-lambda 0.8"),
-    "entropy_80_targets": (
-        "entropy bonus to 0, lambda 0.8, normalized value targets",
-        f"{TO_ZERO} --trace.trace-lambda 0.8 --normalize.value-targets true",
-    ),
-    "entropy_80_half": (
-        "entropy bonus to 0, rate to 0 in the second half, lambda 0.8",
-        f"{TO_ZERO} --trace.trace-lambda 0.8 --optim.schedule linear --optim.decay-share 0.5",
-    ),
-    "entropy_80_decay": (
-        "entropy bonus and rate to 0, lambda 0.8",
-        f"{TO_ZERO} --trace.trace-lambda 0.8 --optim.schedule linear",
-    ),
 }
 SHARED = "--batch.forced-lag 1 --log.every-updates 4"
 

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from figures import save
+from grid import SETTINGS_DIR
 from torch import Tensor
 
 from sfactory.algo.surrogates.options import USES, reads_proximal
@@ -158,7 +159,7 @@ class BatchRecorder:
 
 
 def make_run_spec(seed: int, steps: int, **settings: object) -> RunSpec:
-    config = build(*target_layers("minatar/breakout"))
+    config = build(*target_layers("minatar/breakout", [SETTINGS_DIR / "breakout.toml"]))
     config = with_settings(config, {"run.mode": "lockstep", "run.seed": seed, "stop.env_steps": steps, **settings})
     return RunSpec(config, make_spec(config.env.name, config.env.options), tempfile.mkdtemp(), 0)
 

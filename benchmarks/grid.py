@@ -39,6 +39,7 @@ from sfactory.run import checkpoint
 from sfactory.run.reader import read_run, read_status
 from sfactory.supervisor.output_file import OutputFile
 
+SETTINGS_DIR = Path(__file__).parent / "settings"
 SAVE_S = 60  # seconds between checkpoints: what a run loses at most
 
 
@@ -53,6 +54,13 @@ class Cell(NamedTuple):
     """Number of its first seed: cells that must not share seeds have others."""
     mode: str = "lockstep"
     """async: processes and threads as typed, for times; then one run at a time."""
+    base: str = ""
+    """Name of a file in benchmarks/settings that lies over the preset, below the flags."""
+
+    @property
+    def files(self) -> list[Path]:
+        """What `--config` is given."""
+        return [SETTINGS_DIR / self.base] if self.base else []
 
 
 class Run(NamedTuple):
@@ -75,7 +83,7 @@ class Run(NamedTuple):
 
     def config(self) -> Config:
         """The settings that the run has. SettingError if its flags are refused."""
-        return build(*target_layers(self.cell.target), split_flags(self.flags)[0])
+        return build(*target_layers(self.cell.target, self.cell.files), split_flags(self.flags)[0])
 
     def curve(self, scores: Scores) -> Curve | None:
         """What is kept of it; None if it has not finished, or its settings have changed since."""
@@ -206,6 +214,7 @@ class Grid:
         else:
             shutil.rmtree(run.folder, ignore_errors=True)
             words = ["train", run.cell.target, *run.flags, "--run.dir", str(run.folder), "--quiet"]
+            words += [word for path in run.cell.files for word in ("--config", str(path))]
             words += ["--checkpoint.every-seconds", str(SAVE_S), "--checkpoint.keep", "1"]
         output = run.folder.with_name(f"{run.seed}.txt")
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from scores import Scores
 HERE = Path(__file__).parent
 RATIOS = (0, 1, 3)
 MAX_AGE = 4
+BASES = {"minatar/breakout": "breakout.toml"}
 TASKS = {  # preset, its minibatches, fresh env steps, further flags
     "short_breakout": ("minatar/breakout", 8, 200_000, "--log.every-updates 4"),
     "breakout": ("minatar/breakout", 8, 500_000, "--log.every-updates 4"),
@@ -43,12 +44,15 @@ def cells() -> dict[tuple[str, str, str, int], Cell]:
             for kind in STEPS:
                 for ratio in RATIOS:
                     if not ratio:
-                        cell = Cell(f"replay/{task}_0", target, tuple(shared.split()), length)
+                        cell = Cell(
+                            f"replay/{task}_0", target, tuple(shared.split()), length, base=BASES.get(target, "")
+                        )
                     else:
                         count = minibatches * (1 + ratio) if kind == "more" else minibatches
                         replay = ("--replay.ratio", str(ratio), "--replay.max-age", str(MAX_AGE))
                         flags = (*shared.split(), *words.split(), *replay, "--batch.minibatches", str(count))
-                        cell = Cell(f"replay/{task}_{correction}_{kind}_{ratio}", target, flags, length)
+                        cell = Cell(f"replay/{task}_{correction}_{kind}_{ratio}", target, flags, length,
+                                    base=BASES.get(target, ""))  # fmt: skip
                     found[task, correction, kind, ratio] = cell
     return found
 

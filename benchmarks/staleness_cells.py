@@ -6,7 +6,7 @@ three values of it. tests/benchmarks/test_staleness.py checks that every objecti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from grid import Cell
@@ -26,6 +26,12 @@ class Task(NamedTuple):
     """Length and number of the runs that choose the setting of an objective; 0: objectives are not compared."""
     tuning_lags: tuple[int, ...] = ()
     """Where they choose; another lag takes the setting of the nearest of these."""
+    base: str = ""
+
+    def cell(self, name: str, flags: str | Sequence[str], steps: int = 0, first_seed: int = 0) -> Cell:
+        """A cell of this task; steps: if they are not those of the task."""
+        words = flags.split() if isinstance(flags, str) else flags
+        return Cell(name, self.target, tuple(words), steps or self.steps, first_seed, base=self.base)
 
 
 TASKS = {
@@ -35,11 +41,12 @@ TASKS = {
         --trace.gamma 0.99 --trace.trace-lambda 0.95 --loss.entropy-coef 0.01 --surrogate.clip 0.2
         --optim.lr 2.5e-3 --env.reward-scale 0.1 --log.every-updates 2
     """, tuning_steps=102_400, tuning_seeds=2, tuning_lags=(0, 4, 16)),
-    # The preset as it is, 4 epochs: with one epoch it does not leave the plateau near 6 within 1.5M steps.
+    # 4 epochs, as the preset: with one epoch it does not leave the plateau near 6 within 1.5M steps.
     "breakout": Task("minatar/breakout", 500_000, (0, 2, 8), (0, 2, 8), 2e-3, "--log.every-updates 4",
-                     tuning_steps=250_000, tuning_seeds=1, tuning_lags=(0, 8)),
+                     tuning_steps=250_000, tuning_seeds=1, tuning_lags=(0, 8), base="breakout.toml"),
     # What the bar at lag 8 is about.
-    "long_breakout": Task("minatar/breakout", 1_500_000, (0, 8), (), 2e-3, "--log.every-updates 10"),
+    "long_breakout": Task("minatar/breakout", 1_500_000, (0, 8), (), 2e-3, "--log.every-updates 10",
+                          base="breakout.toml"),
 }  # fmt: skip
 ONLY = {  # the rest learns nothing of Breakout in 500k steps
     "breakout": ("none", "recent", "behavior", "impala", "decoupled", "ewma", "a3po"),
@@ -150,7 +157,7 @@ def corrections() -> dict[tuple[str, str, int], Cell]:
                 if method not in ONLY.get(name, METHODS) or (lag == 0 and method in SAME_ON_POLICY):
                     continue
                 flags = (*task.flags.split(), *words.split(), "--batch.forced-lag", str(lag))
-                found[name, method, lag] = Cell(f"staleness/{name}_{method}_lag{lag}", task.target, flags, task.steps)
+                found[name, method, lag] = task.cell(f"staleness/{name}_{method}_lag{lag}", flags)
         for method in SAME_ON_POLICY:
             if method in ONLY.get(name, METHODS):
                 found[name, method, 0] = found[name, "decoupled", 0]
@@ -167,9 +174,10 @@ def tuning(all_lags: bool = False) -> dict[tuple[str, str, int, float], Cell]:
         for lag in task.lags if all_lags and task.tuning_seeds else task.tuning_lags:
             for row, line in OBJECTIVES.items():
                 for number, value in enumerate(line.values):
-                    cell = Cell(f"tuning/{name}_{row}_{number}_lag{lag}", task.target,
-                                _flags(task, row, value, lag), task.tuning_steps, TUNING_SEED)  # fmt: skip
-                    found[name, row, lag, value] = cell
+                    found[name, row, lag, value] = task.cell(
+                        f"tuning/{name}_{row}_{number}_lag{lag}", _flags(task, row, value, lag), task.tuning_steps,
+                        TUNING_SEED,
+                    )  # fmt: skip
     return found
 
 
@@ -178,18 +186,14 @@ def objectives(chosen: Mapping[tuple[str, str, int], float]) -> dict[tuple[str, 
     found = {}
     for (name, row, lag), value in chosen.items():
         task, number = TASKS[name], OBJECTIVES[row].values.index(value)
-        cell = Cell(
-            f"objectives/{name}_{row}_{number}_lag{lag}", task.target, _flags(task, row, value, lag), task.steps
-        )
-        found[name, row, lag] = cell
+        found[name, row, lag] = task.cell(f"objectives/{name}_{row}_{number}_lag{lag}", _flags(task, row, value, lag))
     return found
 
 
-def _flags(task: Task, row: str, value: float, lag: int) -> tuple[str, ...]:
+def _flags(task: Task, row: str, value: float, lag: int) -> str:
     _, words, knob, _, objective = OBJECTIVES[row]
     setting = f"--optim.lr {value * task.lr:g}" if knob == "lr" else f"--{knob} {value:g}"
-    flags = f"{task.flags} --surrogate.objective {objective or row} {words} {setting} --batch.forced-lag {lag}"
-    return tuple(flags.split())
+    return f"{task.flags} --surrogate.objective {objective or row} {words} {setting} --batch.forced-lag {lag}"
 
 
 def options() -> dict[tuple[str, str, int], Cell]:
@@ -199,8 +203,8 @@ def options() -> dict[tuple[str, str, int], Cell]:
         task = TASKS[name]
         for lag in task.short_lags:
             for option, (_, words) in OPTIONS.items():
-                flags = tuple(f"{task.flags} {words} --batch.forced-lag {lag}".split())
-                found[name, option, lag] = Cell(f"options/{name}_{option}_lag{lag}", task.target, flags, task.steps)
+                flags = f"{task.flags} {words} --batch.forced-lag {lag}"
+                found[name, option, lag] = task.cell(f"options/{name}_{option}_lag{lag}", flags)
     return found
 
 
@@ -212,6 +216,5 @@ def rates(tasks: Iterable[str] = ("cartpole", "breakout")) -> dict[tuple[str, st
         for rule, (_, words) in RATES.items():
             for factor in FACTORS:
                 flags = f"{task.flags} {words} --optim.lr {factor * task.lr:g} --batch.forced-lag {RATE_LAG}"
-                cell = Cell(f"rates/{name}_{rule}_{factor:g}", task.target, tuple(flags.split()), task.steps)
-                found[name, rule, factor] = cell
+                found[name, rule, factor] = task.cell(f"rates/{name}_{rule}_{factor:g}", flags)
     return found

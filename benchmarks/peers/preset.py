@@ -17,8 +17,8 @@ PRESETS = {
 DEFAULTS: dict[str, dict[str, Any]] = {  # of sfactory, for what a preset does not name
     "trace": {"gamma": 0.99, "trace_lambda": 0.95},
     "surrogate": {"clip": 0.2},
-    "loss": {"value_coef": 0.5, "entropy_coef": 0.01},
-    "optim": {"schedule": "constant", "eps": 1e-5, "max_grad_norm": 0.5},
+    "loss": {"value_coef": 0.5, "entropy_coef": 0.01, "entropy_final": None},
+    "optim": {"schedule": "constant", "decay_share": 1.0, "eps": 1e-5, "max_grad_norm": 0.5},
     "model": {"separate": False},
     "normalize": {"obs": False, "reward": False},
 }

@@ -54,9 +54,24 @@ def policy_of(workload: str) -> str:
     return "CnnPolicy" if workload in ("breakout", "pong") else "MlpPolicy"
 
 
-def linear(start: float):
-    """A schedule from a value to 0 over the run."""
-    return lambda left: start * left
+def linear(start: float, share: float = 1.0):
+    """A schedule from a value to 0 over the run, or over this share at its end."""
+    return lambda left: start * min(left / share, 1.0)
+
+
+class EntropyBonus(BaseCallback):
+    """Moves the weight of the entropy bonus on a line over the run, which PPO's arguments do not offer."""
+
+    def __init__(self, first: float, last: float):
+        super().__init__()
+        self.first, self.last = first, last
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        left = 1 - self.num_timesteps / self.model._total_timesteps
+        self.model.ent_coef = self.last + (self.first - self.last) * left
 
 
 class Watch(BaseCallback):
@@ -116,7 +131,7 @@ def as_preset(workload: str, seed: int):
     return PPO(
         policy_of(workload), env,
         n_steps=p.rollout_length, batch_size=p.minibatch_rows, n_epochs=p.epochs,
-        learning_rate=lr if v["schedule"] == "constant" else linear(lr),
+        learning_rate=lr if v["schedule"] == "constant" else linear(lr, v["decay_share"]),
         gamma=v["gamma"], gae_lambda=v["trace_lambda"], clip_range=v["clip"], ent_coef=v["entropy_coef"],
         vf_coef=v["value_coef"], max_grad_norm=v["max_grad_norm"],
         policy_kwargs=CONV16 if workload == "breakout" else {}, seed=seed,
@@ -152,7 +167,10 @@ if __name__ == "__main__":
         model = as_preset(args.workload, args.seed)
     else:
         model = as_published(args.workload, args.settings, args.seed)
-    model.learn(steps_of(args), callback=watch)
+    callbacks = [watch]
+    if args.settings == "preset" and (last := preset(args.workload).values["entropy_final"]) is not None:
+        callbacks.append(EntropyBonus(preset(args.workload).values["entropy_coef"], last))
+    model.learn(steps_of(args), callback=callbacks)
     if args.target is None:
         print(json.dumps({"steps_per_second": watch.marks.speed()}))
     else:

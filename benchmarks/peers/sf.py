@@ -107,7 +107,7 @@ SETTINGS = {  # the fastest found on two cores
 
 
 def as_preset(workload):
-    """The batches, passes and coefficients of sfactory's preset; the rate is constant, as there is no linear one."""
+    """The batches, passes and coefficients of sfactory's preset; rate and entropy bonus stay."""
     p = preset(workload)
     v = p.values
     flags = {

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import replay
 import scores
+import staleness_cells
 from grid import Cell, Grid, Run, chosen_cells, finished_seeds, run, runs_of, score
 from scores import BLOCKS, RETURN, Scores, _late, changed_settings, curve, fingerprint
 
@@ -143,6 +146,26 @@ def test_grid_estimates_by_task_and_length_and_else_by_steps(tmp_path, capsys):
 def test_only_takes_cells_whose_name_contains_one_of_several_texts(only, expected):
     cells = [CELLS[0]._replace(name=name) for name in ("a/one", "a/two", "b/one", "b/three", "a/one")]
     assert [cell.name for cell in chosen_cells(cells, only)] == expected
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [c for c in [*staleness_cells.corrections().values(), *replay.cells().values()] if "breakout" in c.target],
+    ids=lambda cell: cell.name,
+)
+def test_grids_of_breakout_keep_the_settings_of_their_first_runs(cell, tmp_path):
+    """The preset has changed since: without its old settings, new runs would be compared with kept ones of others."""
+    config = Run(cell, 0, tmp_path).config()
+    assert (config.trace.trace_lambda, config.optim.schedule, config.loss.entropy_final) == (0.95, "constant", None)
+
+
+def test_a_run_is_trained_with_the_file_of_its_cell(tmp_path):
+    cell = CELLS[0]._replace(target="minatar/breakout", flags=(), base="breakout.toml")
+    one, started = Run(cell, 0, tmp_path / "0"), []
+    grid = Grid([one], Scores(tmp_path / "scores.csv"), 1)
+    grid.launcher = SimpleNamespace(submit=lambda command, _: started.append(command.arguments))
+    grid._start(one)
+    assert started[0][started[0].index("--config") + 1].endswith("benchmarks/settings/breakout.toml")
 
 
 def test_kept_curves_need_no_folder_and_count_only_for_the_same_flags(tmp_path):
@@ -277,6 +300,7 @@ SCRIPT = """
 import sys
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
 from pathlib import Path
+from types import SimpleNamespace
 from grid import run
 from test_grid import STOPPED_CELLS
 from scores import Scores

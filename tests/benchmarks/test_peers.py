@@ -63,7 +63,7 @@ def test_preset_for_peers_has_the_numbers_of_the_preset(workload):
     assert found.env_steps == config.stop.env_steps
     sections = (config.trace, config.surrogate, config.loss, config.optim, config.model, config.normalize)
     names = ("gamma", "trace_lambda", "clip", "value_coef", "entropy_coef", "lr", "schedule", "eps", "max_grad_norm")
-    for name in (*names, "separate", "obs", "reward"):
+    for name in (*names, "entropy_final", "decay_share", "separate", "obs", "reward"):
         (expected,) = [getattr(section, name) for section in sections if hasattr(section, name)]
         assert found.values[name] == expected, name
 
