@@ -41,6 +41,7 @@ from sfactory.envs.gymnasium_adapter import EnvGroup
 from sfactory.envs.python_env import protocol_of
 from sfactory.envs.python_target import accepts, differs_by_copy, import_module, settings_of_copy
 from sfactory.envs.rendering import NO_OPENGL, RenderedGroup, render_without_display
+from sfactory.envs.step_values import as_flags
 from sfactory.envs.vector_adapter import Native, VectorGroup
 from sfactory.envs.wrappers import Wrappers
 from sfactory.errors import UnknownEnvError
@@ -168,7 +169,9 @@ class GymnasiumVectorGroup(VectorGroup):
     def advance(self, action: Any) -> Native:
         if isinstance(action, dict):
             action = self._actions.nest(list(action.values()))
-        obs, reward, terminated, truncated, _ = self.env.step(action)
+        obs, reward, ended, cut, _ = self.env.step(action)
+        terminated = as_flags(ended, "terminated", self.num_envs)
+        truncated = as_flags(cut, "truncated", self.num_envs)
         reset, self._ended = self._ended, terminated | truncated
         return Native(
             obs, np.where(reset, 0, self._rewards(reward)), terminated, truncated, reset, self._ended, self._never

@@ -8,6 +8,7 @@ Shapes: T steps of E environments; row t of a [T, E] array is what step t return
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from sfactory.model.treatment import Scaling, Treatment, obs_treatments
 from sfactory.tools.random_rollout import COLUMNS, RandomRollout, shifted
 
 LARGE_OBS, LARGE_REWARD = 100.0, 10.0  # an untrained network expects numbers near 1 and adapts slowly to others
+RARELY_INSIDE, WIDE_ACTION = 0.05, 20.0  # share of first actions within their bounds; bounds in standard deviations
 SLOW_RESETS = 0.3  # fraction of the time
 STILL_STEPS, STILL_EPISODES = 300, 3  # of an agent, after which an observation that has not changed is reported
 SEE = (
@@ -237,6 +239,41 @@ def outside(reading: Treatment, low: np.ndarray, high: np.ndarray) -> bool:
     return bool((low.ravel() < least - slack).any() or (high.ravel() > most + slack).any())
 
 
+def actions(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
+    """Bounds of continuous actions that a new policy, a normal distribution around 0, does not reach or never leaves."""
+    config = plan.config
+    boxes = {name: leaf for name, leaf in spec.actions.items() if leaf.kind == "box"}
+    if config.model.squash or not boxes:
+        return
+    std = math.exp(config.model.log_std_init)
+    squash = all(np.isfinite([*leaf.low, *leaf.high]).all() for leaf in boxes.values())
+    flag = "--model.squash true"
+    remedy = (flag,) if squash else ()
+    write = flag if squash else "let the environment take numbers near 0 and scale them itself"
+    for name, leaf in boxes.items():
+        low, high = np.array(leaf.low), np.array(leaf.high)
+        inside = np.array([_normal(b / std) - _normal(a / std) for a, b in zip(low, high, strict=True)])
+        worst = int(inside.argmin())
+        begin = (
+            f"{name} is clipped to its bounds, and a new policy chooses numbers near 0 (standard deviation {std:.3g})"
+        )
+        if inside[worst] < RARELY_INSIDE and low[worst] < high[worst]:
+            yield (
+                "warn",
+                f"{begin}: {1 - inside[worst]:.0%} of them become a bound of {low[worst]:g} to {high[worst]:g}, so that it "
+                f"can hardly learn from the others: {write}",
+                *remedy,
+            )
+        elif ((wide := np.minimum(-low, high)) > WIDE_ACTION * std).any() and squash:
+            at = int(wide.argmax())
+            yield "warn", f"{begin}, a small part of {low[at]:g} to {high[at]:g}: {write}", *remedy
+
+
+def _normal(x: float) -> float:
+    """Distribution function of the standard normal distribution."""
+    return 0.5 * (1.0 + math.erf(x / math.sqrt(2.0)))
+
+
 def rewards(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
     """Scale of the rewards: it sets that of the value loss, which shares the gradient norm with the policy."""
     config, r = plan.config, t.reward[t.under_way]
@@ -318,6 +355,6 @@ def network(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
 
 
 RULES: tuple[Callable[[EnvSpec, RandomRollout, Plan], RuleOutput], ...] = (
-    data, autoreset, final_observation, time_limit, observations, rewards, speed,
+    data, autoreset, final_observation, time_limit, observations, actions, rewards, speed,
 )  # fmt: skip
 """Rules of one rollout, in the order of the report. `seeds` compares several, `network` trains on one."""

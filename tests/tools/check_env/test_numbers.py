@@ -450,3 +450,45 @@ def test_numbers_outside_the_bounds_that_scale_them_are_warned_about(leaf, scale
     report = checked(Outside, flags=flags)
     assert levels(report)["observations"] == level
     assert ("outside the bounds of its space" in sentences(report, "observations")) == (level == "warn")
+
+
+def numbers_between(low, high):
+    class Box(ConformingEnv):
+        actions: ClassVar = {"action": ActionLeaf((len(low),), "float32", "box", (len(low),), low, high)}
+
+        def step(self, action):
+            return super().step({"action": np.zeros(self.num_envs)})
+
+    return Box
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        ((10.0,), (20.0,), "100% of them become a bound of 10 to 20, so that it can hardly learn"),
+        ((-1.0, -0.01), (1.0, 0.01), "99% of them become a bound of -0.01 to 0.01"),
+        ((-1.0, -1000.0), (1.0, 1000.0), "(standard deviation 1), a small part of -1000 to 1000: --model.squash true"),
+    ],
+)
+def test_actions_rule_warns_of_bounds_that_a_new_policy_misses(low, high, text):
+    report = checked(numbers_between(low, high))
+    assert levels(report)["actions"] == "warn"
+    assert text in sentences(report, "actions")
+    assert report.train.endswith("--model.squash true")
+    assert levels(report)["network"] == "ok"
+    squashed = checked(numbers_between(low, high), flags={"model.squash": RawValue("true")})
+    assert "actions" not in levels(squashed)
+
+
+def test_actions_rule_does_not_suggest_to_squash_into_bounds_that_are_not_finite():
+    report = checked(numbers_between((10.0,), (np.inf,)))
+    assert "100% of them become a bound of 10 to inf" in sentences(report, "actions")
+    assert "let the environment take numbers near 0 and scale them itself" in sentences(report, "actions")
+    assert "squash" not in report.train
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [((-2.0,), (2.0,)), ((-0.4,), (0.4,)), ((0.0,), (1.0,)), ((-np.inf,), (np.inf,)), ((3.0,), (3.0,))]
+)
+def test_actions_rule_accepts_bounds_that_a_new_policy_reaches(low, high):
+    assert "actions" not in levels(checked(numbers_between(low, high)))
