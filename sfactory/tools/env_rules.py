@@ -25,6 +25,7 @@ from sfactory.tools.random_rollout import COLUMNS, RandomRollout, shifted
 
 LARGE_OBS, LARGE_REWARD = 100.0, 10.0  # an untrained network expects numbers near 1 and adapts slowly to others
 RARELY_INSIDE, WIDE_ACTION = 0.05, 20.0  # share of first actions within their bounds; bounds in standard deviations
+EXACT = 2.0**24  # whole numbers up to here are exact as float32
 SLOW_RESETS = 0.3  # fraction of the time
 STILL_STEPS, STILL_EPISODES = 300, 3  # of an agent, after which an observation that has not changed is reported
 SEE = (
@@ -189,6 +190,8 @@ def observations(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
         interval = f"{name} is between {low.min():.4g} and {high.max():.4g}"
         reading = plan.readings.get(name)
         plain = reading is not None and reading.scaling is Scaling.NONE and ":" not in reading.encoder
+        if coarse := too_fine(low, high):
+            yield "warn", f"{name} {coarse}"
         if constant == low.size and name not in (spec.mask, spec.acting):
             yield "warn", f"{name} never changed in {len(t.reward):,} steps; {constant_remedy}"
         elif reading is not None and outside(reading, low, high):
@@ -205,6 +208,20 @@ def observations(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
 
     if changes:  # else it is reported already
         yield from still(spec, t)
+
+
+def too_fine(low: np.ndarray, high: np.ndarray) -> str:
+    """What is lost of numbers that are large and change little, as seconds since 1970, once they are float32."""
+    largest = np.maximum(np.abs(low), np.abs(high)).astype(np.float32)
+    step, change = np.spacing(largest), (high.astype(np.float64) - low)
+    lost = (largest > EXACT) & (change < 100 * step) | (largest > LARGE_OBS) & (change > 0) & (change < 10 * step)
+    if not lost.any():
+        return ""
+    at = int(np.flatnonzero(lost.ravel())[0])
+    return (
+        f"has numbers near {largest.ravel()[at]:.4g}, which the network reads as float32 in steps of "
+        f"{step.ravel()[at]:.3g}: smaller changes are lost; subtract an offset in the environment"
+    )
 
 
 def still(spec: EnvSpec, t: RandomRollout) -> RuleOutput:
@@ -240,8 +257,9 @@ def outside(reading: Treatment, low: np.ndarray, high: np.ndarray) -> bool:
 
 
 def actions(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
-    """Bounds of continuous actions that a new policy, a normal distribution around 0, does not reach or never leaves."""
+    """Bounds of numbers that a new policy, a normal distribution around 0, misses; masks that are not read as such."""
     config = plan.config
+    yield from unread_masks(spec)
     boxes = {name: leaf for name, leaf in spec.actions.items() if leaf.kind == "box"}
     if config.model.squash or not boxes:
         return
@@ -260,13 +278,26 @@ def actions(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
         if inside[worst] < RARELY_INSIDE and low[worst] < high[worst]:
             yield (
                 "warn",
-                f"{begin}: {1 - inside[worst]:.0%} of them become a bound of {low[worst]:g} to {high[worst]:g}, so that it "
-                f"can hardly learn from the others: {write}",
+                f"{begin}: {1 - inside[worst]:.0%} of them become a bound of {low[worst]:g} to {high[worst]:g}, so "
+                f"that it can hardly learn from the others: {write}",
                 *remedy,
             )
         elif ((wide := np.minimum(-low, high)) > WIDE_ACTION * std).any() and squash:
             at = int(wide.argmax())
             yield "warn", f"{begin}, a small part of {low[at]:g} to {high[at]:g}: {write}", *remedy
+
+
+def unread_masks(spec: EnvSpec) -> RuleOutput:
+    """Leaves of the observation that look like a mask of the actions, but have another name."""
+    choices = sum(sum(leaf.sizes) for leaf in spec.actions.values() if leaf.kind == "discrete")
+    for name, leaf in spec.obs.items():
+        looks = re.search("mask|legal|avail|valid", name.rpartition("/")[2].lower())
+        if not spec.mask and looks and leaf.shape == (choices,) and choices > 1:
+            yield (
+                "warn",
+                f"{name} has one number per choice of the action and is read as an observation only: if it says which "
+                "are allowed, name it action_mask",
+            )
 
 
 def _normal(x: float) -> float:

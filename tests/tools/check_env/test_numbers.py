@@ -492,3 +492,26 @@ def test_actions_rule_does_not_suggest_to_squash_into_bounds_that_are_not_finite
 )
 def test_actions_rule_accepts_bounds_that_a_new_policy_reaches(low, high):
     assert "actions" not in levels(checked(numbers_between(low, high)))
+
+
+def test_actions_rule_names_a_mask_that_is_not_read_as_one():
+    class Masked(ConformingEnv):
+        obs: ClassVar = {"obs/x": Leaf((2,), "float32"), "obs/legal_moves": Leaf((2,), "bool")}
+
+        def observe(self):
+            return {"obs/x": self.position, "obs/legal_moves": self.position > 0}
+
+    report = checked(Masked)
+    assert "obs/legal_moves has one number per choice of the action" in sentences(report, "actions")
+    Masked.obs = {"obs/x": Leaf((2,), "float32"), "obs/legal_moves": Leaf((2, 1), "bool")}
+    Masked.observe = lambda self: {"obs/x": self.position, "obs/legal_moves": (self.position > 0)[..., None]}
+    assert "actions" not in levels(checked(Masked))
+
+
+@pytest.mark.parametrize(
+    ("offset", "dtype", "warned"),
+    [(1.7e9, "float32", True), (10**9, "int64", True), (1e6, "float32", False), (0, "float32", False)],
+)
+def test_observations_rule_warns_of_changes_that_float32_does_not_hold(offset, dtype, warned):
+    group = showing(Leaf((1,), dtype), lambda place: (np.floor(place[:, :1]) + offset).astype(dtype))
+    assert ("which the network reads as float32 in steps of" in sentences(checked(group), "observations")) == warned
