@@ -148,9 +148,14 @@ class GymnasiumVectorGroup(VectorGroup):
         mode = "vector_entry_point"
         with readable_errors(registered.env_id, registered.spec):
             self.env: Any = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode=mode, **of_make)
-        if self.env.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
+        found = self.env.metadata.get("autoreset_mode")
+        if found != AutoresetMode.NEXT_STEP:
             self.env.close()
-            raise EnvError(f"{registered.name}: its vector environment does not use next-step autoreset")
+            raise EnvError(
+                f"{registered.name}: its vector environment resets by another rule (metadata['autoreset_mode'] is "
+                f"{found}); it must reset an environment in the step after its last one, ignore the action of that "
+                "step, and say so: gymnasium.vector.AutoresetMode.NEXT_STEP"
+            )
         super().__init__(
             registered.name, self.env.single_observation_space, self.env.single_action_space, num_envs, seeds,
             protocol=protocol, max_episode_steps=registered.max_episode_steps,

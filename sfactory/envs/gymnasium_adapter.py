@@ -25,6 +25,7 @@ from sfactory.envs.step_values import (
     explained,
     final_obs,
     reset_obs,
+    unread_mask,
     wrong_step,
 )
 from sfactory.errors import EnvError
@@ -55,6 +56,7 @@ class EnvGroup(EnvCopies):
             self.close()
             raise
         self._castable: set[tuple[str, np.dtype]] = set()  # dtypes that were already checked
+        self.unread_mask = ""  # where the environment says which actions are allowed, if that place is not read
         self._spaces: dict[int, tuple[Any, Any]] = {}  # of every environment, as they were found equal to the spec's
         self._over = [False] * num_envs  # the next step resets this one
         self.tally = EpisodeTally(num_envs)
@@ -114,6 +116,7 @@ class EnvGroup(EnvCopies):
         self._take_reset(env, result)
         if finite_rows({n: a[env : env + 1] for n, a in self.obs.items()}, np.zeros(1)) is not None:
             raise self._not_finite(env, np.zeros(self.num_envs), "reset")
+        self.unread_mask = "" if self.spec.mask else unread_mask(self.envs[env], result[1])
         self._over[env] = False
         self.tally.drop(env)
 

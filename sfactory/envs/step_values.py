@@ -6,6 +6,7 @@ else is an error that says what to change.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,16 @@ def final_obs(info: Any) -> tuple[str, Any]:
             if info.get(key) is not None:
                 return key, info[key]
     return "", None
+
+
+def unread_mask(env: Any, info: Any) -> str:
+    """Where a single environment says which actions are allowed, apart from its observation; empty if it does not."""
+    if isinstance(info, Mapping) and "action_mask" in info:
+        return "the info of reset() has an action_mask"
+    with contextlib.suppress(Exception):  # of a __getattr__ of the user's own
+        if callable(getattr(env.unwrapped, "action_masks", None)):
+            return "the environment has a method action_masks"
+    return ""
 
 
 def wrong_step(result: Any) -> ValueError:

@@ -300,6 +300,16 @@ def unread_masks(spec: EnvSpec) -> RuleOutput:
             )
 
 
+def outside_mask(place: str) -> RuleOutput:
+    """A mask that a single environment gives apart from its observation. place: where; empty if it has none."""
+    if place:
+        yield (
+            "warn",
+            f"{place}, which is not read: every action is chosen; to mask them, put it into a Dict observation under "
+            "the key action_mask",
+        )
+
+
 def _normal(x: float) -> float:
     """Distribution function of the standard normal distribution."""
     return 0.5 * (1.0 + math.erf(x / math.sqrt(2.0)))

@@ -250,3 +250,13 @@ def test_check_spaces_names_other_bounds_and_starts(own_file, settings, other, m
         check_spaces(spec, make_group("my_file:Bounds", 1, [0], other))
     assert message in str(caught.value)
     assert caught.value.fault
+
+
+@pytest.mark.parametrize("mode", ["SAME_STEP", "DISABLED", ""])
+def test_a_vector_environment_with_another_autoreset_says_what_it_must_do(own_file, mode):
+    given = f'{{"autoreset_mode": gymnasium.vector.AutoresetMode.{mode}}}' if mode else "{}"
+    own_file("my_file.py", f"{FLAGS}\nFlags.metadata = {given}\n")
+    with pytest.raises(
+        EnvError, match=rf"is (AutoresetMode.{mode}|None)\).*in the step after its last one.*NEXT_STEP$"
+    ):
+        flags_group("bool")

@@ -4,12 +4,15 @@ import json
 import time
 from typing import ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 from conforming_env import ConformingEnv, checked, expect, levels, sentences
+from gymnasium import spaces
 
 from sfactory.config.parsing import RawValue
 from sfactory.envs import ActionLeaf, EnvError, EnvFault, Leaf, Step, Tally
+from sfactory.envs.gymnasium_adapter import EnvGroup
 from sfactory.tools import check_env, env_rules
 from sfactory.tools.check_env import check
 from sfactory.tools.env_rules import first_difference
@@ -515,3 +518,76 @@ def test_actions_rule_names_a_mask_that_is_not_read_as_one():
 def test_observations_rule_warns_of_changes_that_float32_does_not_hold(offset, dtype, warned):
     group = showing(Leaf((1,), dtype), lambda place: (np.floor(place[:, :1]) + offset).astype(dtype))
     assert ("which the network reads as float32 in steps of" in sentences(checked(group), "observations")) == warned
+
+
+class Single(gymnasium.Env):
+    observation_space, action_space = spaces.Box(-9, 9, (2,), np.float32), spaces.Discrete(2)
+    info: ClassVar = {}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), self.info
+
+    def step(self, action):
+        self.t += 1
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), 1.0, False, self.t > 5, self.info
+
+
+class InfoMask(Single):
+    info: ClassVar = {"action_mask": np.ones(2, np.int8)}
+
+
+class MethodMask(Single):
+    def action_masks(self):
+        return np.ones(2, bool)
+
+
+class ObsMask(InfoMask):
+    observation_space = spaces.Dict(x=Single.observation_space, action_mask=spaces.MultiBinary(2))
+
+    def reset(self, **arguments):
+        obs, info = super().reset(**arguments)
+        return {"x": obs, "action_mask": np.ones(2, np.int8)}, info
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return {"x": obs, "action_mask": np.ones(2, np.int8)}, *rest
+
+
+def check_single(kind):
+    return check("some/env", make=lambda num_envs, seeds: EnvGroup(kind, num_envs, seeds, name="some/env"), steps=60)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (InfoMask, "the info of reset() has an action_mask, which is not read"),
+        (MethodMask, "the environment has a method action_masks, which is not read"),
+        (ObsMask, ""),
+        (Single, ""),
+    ],
+)
+def test_actions_rule_names_a_mask_that_is_not_in_the_observation(kind, text):
+    report = check_single(kind)
+    assert not report.bad, report.text()
+    assert text in sentences(report, "actions")
+    assert ("actions" in levels(report)) == bool(text)
+
+
+def test_network_rule_trains_whatever_the_environment_does_to_torch():
+    import torch
+
+    class Spoils(ConformingEnv):
+        def reset(self):
+            torch.set_default_dtype(torch.float64)
+            torch.set_grad_enabled(False)
+            return super().reset()
+
+    try:
+        report = checked(Spoils, flags={"model.core": RawValue("gru"), "model.separate": RawValue("false")})
+        assert torch.get_default_dtype() == torch.float64  # what the environment set is left as it is
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+    assert levels(report)["network"] == "ok", report.text()
