@@ -39,6 +39,7 @@ def try_network(config: Config, spec: EnvSpec, rollout: RandomRollout) -> tuple[
 
 
 def _trial(config: Config, spec: EnvSpec, rollout: RandomRollout) -> tuple[int, str]:
+    """`try_network` with torch's own default settings."""
     weights = 0
     try:
         bounded(spec, config.model.squash)
