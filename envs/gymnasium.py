@@ -41,6 +41,7 @@ from sfactory.envs.gymnasium_adapter import EnvGroup
 from sfactory.envs.python_env import protocol_of
 from sfactory.envs.python_target import accepts, differs_by_copy, import_module, settings_of_copy
 from sfactory.envs.rendering import NO_OPENGL, RenderedGroup, render_without_display
+from sfactory.envs.step_values import as_flags
 from sfactory.envs.vector_adapter import Native, VectorGroup
 from sfactory.envs.wrappers import Wrappers
 from sfactory.errors import UnknownEnvError
@@ -147,9 +148,14 @@ class GymnasiumVectorGroup(VectorGroup):
         mode = "vector_entry_point"
         with readable_errors(registered.env_id, registered.spec):
             self.env: Any = gymnasium.make_vec(spec, num_envs=num_envs, vectorization_mode=mode, **of_make)
-        if self.env.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
+        found = self.env.metadata.get("autoreset_mode")
+        if found != AutoresetMode.NEXT_STEP:
             self.env.close()
-            raise EnvError(f"{registered.name}: its vector environment does not use next-step autoreset")
+            raise EnvError(
+                f"{registered.name}: its vector environment resets by another rule (metadata['autoreset_mode'] is "
+                f"{found}); it must reset an environment in the step after its last one, ignore the action of that "
+                "step, and say so: gymnasium.vector.AutoresetMode.NEXT_STEP"
+            )
         super().__init__(
             registered.name, self.env.single_observation_space, self.env.single_action_space, num_envs, seeds,
             protocol=protocol, max_episode_steps=registered.max_episode_steps,
@@ -168,7 +174,9 @@ class GymnasiumVectorGroup(VectorGroup):
     def advance(self, action: Any) -> Native:
         if isinstance(action, dict):
             action = self._actions.nest(list(action.values()))
-        obs, reward, terminated, truncated, _ = self.env.step(action)
+        obs, reward, ended, cut, _ = self.env.step(action)
+        terminated = as_flags(ended, "terminated", self.num_envs)
+        truncated = as_flags(cut, "truncated", self.num_envs)
         reset, self._ended = self._ended, terminated | truncated
         return Native(
             obs, np.where(reset, 0, self._rewards(reward)), terminated, truncated, reset, self._ended, self._never

@@ -25,7 +25,7 @@ from sfactory.envs.agent_spaces import AgentSpaces
 from sfactory.envs.env_copies import EnvCopies
 from sfactory.envs.frames import to_frame
 from sfactory.envs.spec import EnvFault, EnvSpec, Episode, Leaf, Step, env_fault, finite_rows, info_numbers, one_line
-from sfactory.envs.step_values import PLAIN_NUMBERS, as_flag, as_reward
+from sfactory.envs.step_values import PLAIN_NUMBERS, as_flag, as_reward, check_time_limit
 from sfactory.errors import EnvError
 
 ACTING = "acting"
@@ -150,6 +150,7 @@ class AgentGroup(EnvCopies):
         """Take what `reset` returned."""
         if not (isinstance(result, tuple | list) and len(result) == 2 and all(isinstance(x, Mapping) for x in result)):
             raise ValueError("reset() must return two dicts by agent: observations, infos")
+        self.spaces.check(env, self.envs[env])
         self._over[env] = False
         self._present[env] = self._took_part[env] = False
         self._returns[env], self._lengths[env] = 0.0, 0
@@ -179,6 +180,8 @@ class AgentGroup(EnvCopies):
             if (over is not False and over is not false) or (stopped is not False and stopped is not false):
                 terminated[i], truncated[i] = as_flag(over, "terminated"), as_flag(stopped, "truncated")
                 present[i] = not (terminated[i] or truncated[i])
+                if terminated[i]:
+                    check_time_limit(infos.get(agent), bool(truncated[i]))
             if agent in obs:
                 write(arrays, start, i, obs[agent], infos.get(agent))
             elif present[i] or truncated[i]:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from sfactory.envs.action_leaf import ActionSpace, mask_leaf, one_line_space
-from sfactory.envs.obs_leaf import ObsReader, obs_leaves
-from sfactory.envs.space_leaves import kept_leaves
+from sfactory.envs.obs_leaf import ObsReader, always_fits, obs_leaves
+from sfactory.envs.saved_spec import same_space
+from sfactory.envs.space_leaves import check_tuples, kept_leaves, tuples_of
 from sfactory.envs.spec import ActionLeaf, Leaf, one_line
 from sfactory.errors import EnvError
 
@@ -59,6 +60,8 @@ class AgentSpaces:
             self.omitted |= omitted
         self._readers = readers
         self._leaves = [[(leaf, reader, reader.leaf.shape) for leaf, reader in found.items()] for found in readers]
+        self._tuples = [tuple(tuples_of(space)) for space in self._obs_spaces]
+        self._checked: dict[int, list[Any]] = {}  # of every environment: itself and the spaces that were found equal
         self._castable: set[tuple[str, np.dtype]] = set()  # dtypes that were already checked
         self.obs = self._common_obs()
         self._action_readers = [ActionSpace(name, space) for space in self._action_spaces]
@@ -142,6 +145,32 @@ class AgentSpaces:
             and [env.action_space(agent) for agent in self.agents] == self._action_spaces
         )
 
+    def check(self, number: int, env: Any) -> None:
+        """Raise ValueError for an environment whose spaces have changed since the first one was built.
+
+        Spaces that an environment makes anew in every call are compared once, others after every reset.
+        """
+        before = self._checked.get(number, [None])
+        if before[0] is env and len(before) == 1:
+            return
+        agents = [agent for agent in self.agents if agent in env.possible_agents]
+        now = [space for agent in agents for space in (env.observation_space(agent), env.action_space(agent))]
+        if len(before) == len(now) + 1 and all(a is b for a, b in zip(before, [env, *now], strict=True)):
+            return
+        built = [space for pair in zip(self._obs_spaces, self._action_spaces, strict=True) for space in pair]
+        if len(now) < len(built):
+            raise ValueError(f"possible_agents is {list(env.possible_agents)}, and was {self.agents} when it was built")
+        for at, (space, other) in enumerate(zip(now, built, strict=True)):
+            if not same_space(space, other):
+                kind = ("observation", "action")[at % 2]
+                raise ValueError(
+                    f"the {kind} space of {self.agents[at // 2]} is {one_line_space(space)}, and was "
+                    f"{one_line_space(other)} when it was built; a space must not change: make it in __init__, large "
+                    "enough for everything that comes"
+                )
+        kept = env.observation_space(self.agents[0]) is now[0]
+        self._checked[number] = [env, *now] if kept else [env]
+
     def fill(self, obs: Mapping[str, np.ndarray]) -> None:
         """Write what never changes into arrays [E x A, ...]: the numbers of the agents, and masks without effect."""
         if self._agent_id:
@@ -156,14 +185,14 @@ class AgentSpaces:
         start: first row of its environment. index: number of the agent.
         """
         row = start + index
+        if self._tuples[index]:
+            check_tuples(value, self._tuples[index])
         for name, reader, shape in self._leaves[index]:
             array, part = obs[name], np.asarray(reader(value))
             if part.shape != shape:
                 raise ValueError(f"{name} of {self.agents[index]} has shape {part.shape}, its space has {shape}")
-            if part.dtype is not array.dtype and (name, part.dtype) not in self._castable:
-                if not np.can_cast(part.dtype, array.dtype, "same_kind"):
-                    kinds = f"dtype {part.dtype}, its space has {array.dtype}"
-                    raise ValueError(f"{name} of {self.agents[index]} has {kinds}")
+            unknown = part.dtype is not array.dtype and (name, part.dtype) not in self._castable
+            if unknown and always_fits(f"{name} of {self.agents[index]}", part, array.dtype):
                 self._castable.add((name, part.dtype))
             if shape == array.shape[1:]:
                 array[row] = part

@@ -8,14 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfactory.envs.action_leaf import ActionSpace, mask_leaf
+from sfactory.envs.action_leaf import ActionSpace, mask_leaf, one_line_space
 from sfactory.envs.env_copies import EnvCopies
 from sfactory.envs.frames import to_frame
-from sfactory.envs.obs_leaf import obs_leaves
+from sfactory.envs.obs_leaf import always_fits, obs_leaves
+from sfactory.envs.saved_spec import same_space
 from sfactory.envs.saved_state import decode, encode
-from sfactory.envs.space_leaves import kept_leaves
+from sfactory.envs.space_leaves import check_tuples, kept_leaves, tuples_of
 from sfactory.envs.spec import EnvSpec, EpisodeTally, Step, env_fault, finite_rows, info_numbers, one_line
-from sfactory.envs.step_values import PLAIN_FLAGS, PLAIN_NUMBERS, as_flag, as_reward, explained, reset_obs, wrong_step
+from sfactory.envs.step_values import (
+    PLAIN_FLAGS,
+    PLAIN_NUMBERS,
+    as_flag,
+    as_reward,
+    check_time_limit,
+    explained,
+    final_obs,
+    reset_obs,
+    unread_mask,
+    wrong_step,
+)
 from sfactory.errors import EnvError
 
 if TYPE_CHECKING:
@@ -44,13 +56,18 @@ class EnvGroup(EnvCopies):
             self.close()
             raise
         self._castable: set[tuple[str, np.dtype]] = set()  # dtypes that were already checked
+        self.unread_mask = ""  # where the environment says which actions are allowed, if that place is not read
+        self._spaces: dict[int, tuple[Any, Any]] = {}  # of every environment, as they were found equal to the spec's
         self._over = [False] * num_envs  # the next step resets this one
         self.tally = EpisodeTally(num_envs)
 
     def _read_spaces(self, frame_skip: int, protocol: str, limit: int | None, drop: Sequence[str]) -> None:
         """Build the spec and the arrays of observations."""
         env, registered = self.envs[0], self.envs[0].spec
-        if any((e.observation_space, e.action_space) != (env.observation_space, env.action_space) for e in self.envs):
+        if not all(
+            same_space(e.observation_space, env.observation_space) and same_space(e.action_space, env.action_space)
+            for e in self.envs
+        ):
             raise EnvError(f"{self.name}: environments of one group must have the same spaces")
         self.observation_space, self.action_space = env.observation_space, env.action_space
         kept = kept_leaves(self.name, env.observation_space, drop)
@@ -62,26 +79,44 @@ class EnvGroup(EnvCopies):
         mask = mask_leaf(self.name, obs, actions)
         self.spec = EnvSpec(self.name, obs, actions, frame_skip, limit, protocol, goal, mask, omitted=omitted)
         self.obs = {n: np.zeros((self.num_envs, *leaf.shape), leaf.dtype) for n, leaf in obs.items()}
+        self._tuples = tuple(tuples_of(env.observation_space))
         self._leaves = [(n, self.obs[n], reader.leaf.shape, reader) for n, reader in readers.items()]
 
     def _write(self, env: int, obs: Any) -> None:
         """Copy one observation into the group's arrays. Raises ValueError for a wrong shape or dtype."""
+        if self._tuples:
+            check_tuples(obs, self._tuples)
         for name, array, shape, read in self._leaves:
             value = np.asarray(read(obs))
             if value.shape != shape:
                 raise ValueError(f"{name} has shape {value.shape}, but its space has {shape}")
-            if value.dtype is not array.dtype and (name, value.dtype) not in self._castable:
-                if not np.can_cast(value.dtype, array.dtype, "same_kind"):
-                    raise ValueError(f"{name} has dtype {value.dtype}, but its space has {array.dtype}")
+            unknown = value.dtype is not array.dtype and (name, value.dtype) not in self._castable
+            if unknown and always_fits(name, value, array.dtype):
                 self._castable.add((name, value.dtype))
             array[env] = value
+
+    def _take_reset(self, env: int, result: Any) -> None:
+        """Take what `reset` returned. Raises ValueError if the spaces are no longer those of the spec."""
+        instance = self.envs[env]
+        now = instance.observation_space, instance.action_space
+        if not all(a is b for a, b in zip(now, self._spaces.get(env, (None, None)), strict=True)):
+            before = self.observation_space, self.action_space
+            for kind, space, built in zip(("observation", "action"), now, before, strict=True):
+                if not same_space(space, built):
+                    raise ValueError(
+                        f"the {kind} space is {one_line_space(space)}, and was {one_line_space(built)} when it was "
+                        "built; a space must not change: set it in __init__, large enough for everything that comes"
+                    )
+            self._spaces[env] = now
+        self._write(env, reset_obs(result, self.observation_space))
 
     def _first_reset(self, env: int, seed: int | None) -> None:
         with self._building(env):
             result = self.envs[env].reset(seed=seed)
-        self._write(env, reset_obs(result, self.observation_space))
+        self._take_reset(env, result)
         if finite_rows({n: a[env : env + 1] for n, a in self.obs.items()}, np.zeros(1)) is not None:
-            raise ValueError("NaN or infinity in the observation")
+            raise self._not_finite(env, np.zeros(self.num_envs), "reset")
+        self.unread_mask = "" if self.spec.mask else unread_mask(self.envs[env], result[1])
         self._over[env] = False
         self.tally.drop(env)
 
@@ -104,7 +139,7 @@ class EnvGroup(EnvCopies):
             try:
                 if over[env]:
                     valid[env] = False
-                    write(env, reset_obs(instance.reset(), self.observation_space))
+                    self._take_reset(env, instance.reset())
                     continue
                 if illegal[env]:
                     raise ValueError(f"illegal action {[leaf[env].tolist() for leaf in action.values()]}")
@@ -123,11 +158,13 @@ class EnvGroup(EnvCopies):
                         terminated[env], truncated[env] = ended, cut
                         infos[env] = info
                 write(env, obs)
+                if env in infos:
+                    self._check_end(env, infos[env], cut=bool(truncated[env]))
             except Exception as error:
                 errors[env] = explained(error)
         if (finite := finite_rows(self.obs, reward)) is not None:
             for env in np.flatnonzero(~finite).tolist():
-                errors.setdefault(env, self._not_finite(env, reward))
+                errors.setdefault(env, self._not_finite(env, reward, "reset" if self._over[env] else "step"))
         faults = []
         for env in sorted(errors):
             faults.append(env_fault(env, errors[env], self.seeds[env], int(self.tally.lengths[env])))
@@ -141,11 +178,30 @@ class EnvGroup(EnvCopies):
         found = tuple((e.env, numbers) for e in episodes if (numbers := info_numbers(infos[e.env], self.info_keys)))
         return Step(self.obs, reward, terminated, truncated, valid, ~valid, episodes, tuple(faults), found)
 
-    def _not_finite(self, env: int, reward: np.ndarray) -> ValueError:
+    def _check_end(self, env: int, info: Any, cut: bool) -> None:
+        """Raise ValueError if what `info` says of the end of an episode differs from what `step` returned."""
+        check_time_limit(info, cut)
+        key, last = final_obs(info)
+        if key and not self._is_obs(env, last):
+            raise ValueError(
+                f"step() returned another observation than info[{key!r}] at the end of an episode: it resets the "
+                "environment itself; return the last observation there, and leave the reset to the caller"
+            )
+
+    def _is_obs(self, env: int, obs: Any) -> bool:
+        """Whether an observation is the newest one of an environment."""
+        try:
+            return all(
+                np.array_equal(np.asarray(read(obs)).astype(array.dtype), array[env])
+                for _, array, _, read in self._leaves
+            )
+        except Exception:  # it is no observation at all
+            return False
+
+    def _not_finite(self, env: int, reward: np.ndarray, method: str) -> ValueError:
         """The error for numbers that are not finite: which ones, and the method that returned them."""
         arrays = {**{name: array[env] for name, array in self.obs.items()}, "the reward": reward[env]}
         names = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
-        method = "reset" if self._over[env] else "step"
         return ValueError(f"NaN or infinity in {' and '.join(names)}{_place(self.envs[env], method)}")
 
     def render(self, env: int) -> np.ndarray:

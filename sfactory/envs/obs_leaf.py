@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.envs.space_leaves import UNSUPPORTED
+from sfactory.envs.space_leaves import UNSUPPORTED, part_of
 from sfactory.envs.spec import Leaf
 from sfactory.errors import EnvError
 
@@ -39,8 +39,8 @@ class ObsReader:
     """None: the value is the row."""
 
     def __call__(self, obs: Any) -> Any:
-        for key in self.path:
-            obs = obs[key]
+        if self.path:
+            obs = part_of(obs, self.path)
         if self.encode is None:
             return obs
         value = np.asarray(obs)
@@ -101,6 +101,20 @@ def _box_leaf(space: Any) -> Leaf:
         dtype = "float32"
     low, high = _finite(space.low, space.bounded_below, -np.inf), _finite(space.high, space.bounded_above, np.inf)
     return Leaf(space.shape, dtype, low, high)
+
+
+def always_fits(name: str, value: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether every array of this dtype can be written into a leaf of another one, so that no later one is checked.
+
+    Raises ValueError for a kind that a leaf does not hold, and for integers beyond its dtype, which would be cut.
+    """
+    if not np.can_cast(value.dtype, dtype, "same_kind"):
+        raise ValueError(f"{name} has dtype {value.dtype}, but its space has {dtype}")
+    if dtype.kind not in "ui" or np.can_cast(value.dtype, dtype, "safe"):
+        return True
+    if value.size and (largest := value.max()) > np.iinfo(dtype).max:
+        raise ValueError(f"{name} is {largest}, but its space has {dtype}, which ends at {np.iinfo(dtype).max}")
+    return False
 
 
 class Categories:

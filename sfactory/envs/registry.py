@@ -28,9 +28,10 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sfactory.envs.action_leaf import one_line_space
 from sfactory.envs.options import EnvOptions
 from sfactory.envs.python_target import is_python_target
-from sfactory.envs.saved_spec import spaces_to_json
+from sfactory.envs.saved_spec import spaces_from_json, spaces_to_json
 from sfactory.envs.spec import EnvSpec, Group, Leaf, Settings, one_line
 from sfactory.envs.wrappers import Wrappers
 from sfactory.errors import EnvError, suggest
@@ -258,6 +259,19 @@ def check_spaces(expected: EnvSpec, group: Group) -> Group:
                 "copies must have the same spaces",
                 fault=True,
             )
+    own = spaces_to_json(group)
+    if expected.name == group.spec.name and expected.spaces is not None and own not in (None, expected.spaces):
+        spaces = zip(("observation", "action"), spaces_from_json(expected.spaces), strict=True)
+        differences = [
+            f"{kind} space {one_line_space(now)} is not {one_line_space(before)}"
+            for kind, before in spaces
+            if expected.spaces[kind] != own[kind] and (now := getattr(group, f"{kind}_space")) is not None
+        ]
+        raise EnvError(
+            f"{group.spec.name}: {', '.join(differences)}, which the first environment of the run had; all copies must "
+            "have the same spaces",
+            fault=True,
+        )
     return group
 
 

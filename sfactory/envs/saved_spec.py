@@ -80,6 +80,12 @@ def spaces_from_json(data: Mapping[str, Any]) -> tuple[Any, Any]:
         raise ValueError(f"no description of spaces ({' '.join(str(error).split())})") from error
 
 
+def same_space(one: Any, other: Any) -> bool:
+    """Whether two spaces are equal, as far as a policy reads them: spaces of other kinds are told apart by their class,
+    because not all of them can be compared."""
+    return one is other or one == other or _space_to_json(one) == _space_to_json(other)
+
+
 def _space_to_json(space: Any) -> dict[str, Any]:
     """A space as its kind and arguments. Other kinds than those that policies read are only named."""
     from gymnasium import spaces

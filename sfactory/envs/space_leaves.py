@@ -30,6 +30,47 @@ def space_leaves(space: Any, name: str, path: tuple[Any, ...] = ()) -> Iterator[
         yield from space_leaves(child, f"{name}/{key}", (*path, key))
 
 
+class TupleParts(NamedTuple):
+    """A Tuple space in an observation space: its name, the keys that lead to it, and how many parts it has."""
+
+    name: str
+    path: tuple[Any, ...]
+    count: int
+
+
+def tuples_of(space: Any, name: str = "obs", path: tuple[Any, ...] = ()) -> Iterator[TupleParts]:
+    """Iterate over the Tuple spaces in a space."""
+    if isinstance(space, Mapping):
+        for key, child in space.items():
+            yield from tuples_of(child, f"{name}/{key}", (*path, key))
+    elif isinstance(space, Sequence):
+        yield TupleParts(name, path, len(space))
+        for key, child in enumerate(space):
+            yield from tuples_of(child, f"{name}/{key}", (*path, key))
+
+
+def part_of(value: Any, path: Sequence[Any]) -> Any:
+    """Return the part of an observation that these keys lead to. Raises ValueError for one that it does not have."""
+    part = value
+    for depth, key in enumerate(path):
+        try:
+            part = part[key]
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            inside = f" in {'/'.join(map(str, path[:depth]))!r}" if depth else ""
+            raise ValueError(
+                f"the observation has no {key!r}{inside}, which its space has: it is a {type(part).__name__}"
+            ) from error
+    return part
+
+
+def check_tuples(value: Any, tuples: Sequence[TupleParts]) -> None:
+    """Raise ValueError for a tuple of an observation with more or fewer parts than its space: some would be lost."""
+    for name, path, count in tuples:
+        parts = len(part_of(value, path))
+        if parts != count:
+            raise ValueError(f"{name} has {parts} parts, but its space has {count}")
+
+
 def kept_leaves(env: str, space: Any, drop: Sequence[str] = ()) -> list[SpaceLeaf]:
     """Return the leaves of an observation space without those that `env.drop` names.
 

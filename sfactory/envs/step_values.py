@@ -6,6 +6,7 @@ else is an error that says what to change.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,52 @@ def as_flag(value: Any, name: str) -> bool:
     return bool(one)
 
 
+def as_flags(values: Any, name: str, count: int) -> np.ndarray:
+    """Return `terminated` or `truncated` of a vector environment as [count] bool. Raises ValueError for others."""
+    flags = np.asarray(values)
+    if flags.shape != (count,):
+        if flags.size != count:
+            raise ValueError(f"{name} has shape {flags.shape}, expected {(count,)}")
+        flags = flags.reshape(count)
+    if flags.dtype == bool:
+        return flags
+    if flags.dtype.kind not in "iuf" or not ((flags == 0) | (flags == 1)).all():
+        raise ValueError(f"{name} must be True or False for every environment, got {flags[:8].tolist()}")
+    return flags.astype(bool)
+
+
+def check_time_limit(info: Any, truncated: bool) -> None:
+    """Raise ValueError for the end of an episode that was not truncated, if `info` says so, as in the old API."""
+    if not truncated and isinstance(info, Mapping) and (said := info.get("TimeLimit.truncated")) is not None and said:
+        raise ValueError(
+            "info says TimeLimit.truncated and step() returned terminated: return terminated False and truncated True "
+            "at a time limit"
+        )
+
+
+FINAL_OBS = ("final_obs", "final_observation", "terminal_observation")
+"""Keys under which environments that reset themselves in their last step give the last observation of the episode."""
+
+
+def final_obs(info: Any) -> tuple[str, Any]:
+    """The key and the value of the last observation in `info`; an empty key if it has none."""
+    if isinstance(info, Mapping):
+        for key in FINAL_OBS:
+            if info.get(key) is not None:
+                return key, info[key]
+    return "", None
+
+
+def unread_mask(env: Any, info: Any) -> str:
+    """Where a single environment says which actions are allowed, apart from its observation; empty if it does not."""
+    if isinstance(info, Mapping) and "action_mask" in info:
+        return "the info of reset() has an action_mask"
+    with contextlib.suppress(Exception):  # of a __getattr__ of the user's own
+        if callable(getattr(env.unwrapped, "action_masks", None)):
+            return "the environment has a method action_masks"
+    return ""
+
+
 def wrong_step(result: Any) -> ValueError:
     """The error for a `step` that does not return five values."""
     count = f"{len(result)} values" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
@@ -64,10 +111,15 @@ def reset_obs(result: Any, space: Any) -> Any:
     """Return the observation from what `reset` returned. Raises ValueError if that is not (observation, info)."""
     pair = isinstance(result, tuple | list) and len(result) == 2
     # The old API returns the observation alone, which may be a Tuple of two.
-    if pair and (isinstance(result[1], Mapping | None) or not isinstance(space, Sequence)):
+    if pair and (isinstance(result[1], Mapping | None) or not (isinstance(space, Sequence) or _is_number(result[1]))):
         return result[0]
     size = f" of shape {result.shape}" if hasattr(result, "shape") else ""
     raise ValueError(f"reset() returned a {type(result).__name__}{size}, it {TWO}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number or an array, as the second half of an observation of two numbers."""
+    return hasattr(value, "shape") or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def explained(error: Exception) -> Exception:
@@ -84,6 +136,8 @@ def explained(error: Exception) -> Exception:
         "unexpected keyword argument 'seed'" in text or "unexpected keyword argument 'options'" in text
     ):
         hint = "write reset(self, *, seed=None, options=None) and begin it with super().reset(seed=seed)"
+    elif isinstance(error, TypeError) and "reset() missing" in text and "argument: 'options'" in text:
+        hint = "write options=None; what it needs are arguments of the class (--env.settings.NAME VALUE)"
     if not hint:
         return error
     better = type(error)(f"{text}: {hint}")

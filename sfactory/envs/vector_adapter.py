@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sfactory.envs.action_leaf import ActionSpace, mask_leaf
-from sfactory.envs.obs_leaf import obs_leaves
-from sfactory.envs.space_leaves import kept_leaves
+from sfactory.envs.obs_leaf import always_fits, obs_leaves
+from sfactory.envs.space_leaves import check_tuples, kept_leaves, part_of, tuples_of
 from sfactory.envs.spec import EnvFault, EnvSpec, EpisodeTally, Step, finite_rows
 
 
@@ -45,6 +45,7 @@ class VectorGroup(ABC):
         self.num_envs, self.seeds = num_envs, list(seeds)
         self.observation_space, self.action_space = observation_space, action_space  # of one environment
         self._readers, omitted = obs_leaves(name, kept_leaves(name, observation_space, drop))
+        self._tuples = tuple(tuples_of(observation_space))
         self._actions = ActionSpace(name, action_space)
         obs, actions = {n: reader.leaf for n, reader in self._readers.items()}, self._actions.leaves
         self.spec = EnvSpec(
@@ -107,18 +108,15 @@ class VectorGroup(ABC):
     def _read(self, raw: Any) -> dict[str, np.ndarray]:
         """Convert native observations to leaves of the spec's dtypes. Raises ValueError for a wrong shape or dtype."""
         obs = {}
+        check_tuples(raw, self._tuples)
         for name, reader in self._readers.items():
-            value, leaf = raw, reader.leaf
-            for key in reader.path:
-                value = value[key]
-            value = np.asarray(value)
+            leaf, value = reader.leaf, np.asarray(part_of(raw, reader.path))
             if value.shape != (self.num_envs, *reader.raw):
                 raise ValueError(f"{name} has shape {value.shape}, but its space has {(self.num_envs, *reader.raw)}")
             if reader.encode is not None:
                 value = reader.encode(value)
             if value.dtype != leaf.dtype:
-                if not np.can_cast(value.dtype, leaf.dtype, "same_kind"):
-                    raise ValueError(f"{name} has dtype {value.dtype}, but its space has {leaf.dtype}")
+                always_fits(name, value, np.dtype(leaf.dtype))
                 value = value.astype(leaf.dtype)
             obs[name] = value
         return obs

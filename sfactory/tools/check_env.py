@@ -23,7 +23,7 @@ from sfactory.envs import EnvOptions, EnvSpec, Group, make_group
 from sfactory.model.treatment import obs_lines, obs_treatments
 from sfactory.play.watched_group import NO_CLOCK, EnvClock, WatchedGroup
 from sfactory.run.reader import format_value
-from sfactory.tools.env_rules import RULES, Plan, network, seeds
+from sfactory.tools.env_rules import RULES, Plan, network, outside_mask, seeds
 from sfactory.tools.random_rollout import RandomRollout, record
 
 ENVS, STEPS, SECONDS = 4, 2000, 3.0
@@ -158,11 +158,15 @@ def check(
     """
     build = make or (lambda num_envs, seeds: make_group(name, num_envs, seeds, options))
 
+    unread: list[str] = []  # masks of actions that are not part of the observation
+
     def play(stream: int, steps: int, seconds: float) -> tuple[EnvSpec, RandomRollout]:
         numbers = [np.random.SeedSequence([seed, stream, env]).generate_state(1)[0] for env in range(ENVS)]
         group = WatchedGroup(lambda: build(ENVS, [int(number) >> 1 for number in numbers]), ENVS, clock)
         try:
-            return group.spec, record(group, steps, seconds, seed)
+            rollout = record(group, steps, seconds, seed)
+            unread.append(getattr(group.group, "unread_mask", ""))
+            return group.spec, rollout
         finally:
             group.close()
 
@@ -173,6 +177,7 @@ def check(
     plan = plan_of(spec, preset, given)
     rules = RULES if played else RULES[:1]
     found = [(rule.__name__.replace("_", " "), *one) for rule in rules for one in rule(spec, rollout, plan)]
+    found += [("actions", *one) for one in outside_mask(unread[0])]
     suggested = list(dict.fromkeys(flag for one in found for flag in one[3:]))
     plan = plan_of(spec, preset, given, suggested)
     if played:

@@ -8,6 +8,7 @@ Shapes: T steps of E environments; row t of a [T, E] array is what step t return
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ from sfactory.model.treatment import Scaling, Treatment, obs_treatments
 from sfactory.tools.random_rollout import COLUMNS, RandomRollout, shifted
 
 LARGE_OBS, LARGE_REWARD = 100.0, 10.0  # an untrained network expects numbers near 1 and adapts slowly to others
+RARELY_INSIDE, WIDE_ACTION = 0.05, 20.0  # share of first actions within their bounds; bounds in standard deviations
+EXACT = 2.0**24  # whole numbers up to here are exact as float32
 SLOW_RESETS = 0.3  # fraction of the time
 STILL_STEPS, STILL_EPISODES = 300, 3  # of an agent, after which an observation that has not changed is reported
 SEE = (
@@ -187,6 +190,8 @@ def observations(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
         interval = f"{name} is between {low.min():.4g} and {high.max():.4g}"
         reading = plan.readings.get(name)
         plain = reading is not None and reading.scaling is Scaling.NONE and ":" not in reading.encoder
+        if coarse := too_fine(low, high):
+            yield "warn", f"{name} {coarse}"
         if constant == low.size and name not in (spec.mask, spec.acting):
             yield "warn", f"{name} never changed in {len(t.reward):,} steps; {constant_remedy}"
         elif reading is not None and outside(reading, low, high):
@@ -203,6 +208,20 @@ def observations(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
 
     if changes:  # else it is reported already
         yield from still(spec, t)
+
+
+def too_fine(low: np.ndarray, high: np.ndarray) -> str:
+    """What is lost of numbers that are large and change little, as seconds since 1970, once they are float32."""
+    largest = np.maximum(np.abs(low), np.abs(high)).astype(np.float32)
+    step, change = np.spacing(largest), (high.astype(np.float64) - low)
+    lost = (largest > EXACT) & (change < 100 * step) | (largest > LARGE_OBS) & (change > 0) & (change < 10 * step)
+    if not lost.any():
+        return ""
+    at = int(np.flatnonzero(lost.ravel())[0])
+    return (
+        f"has numbers near {largest.ravel()[at]:.4g}, which the network reads as float32 in steps of "
+        f"{step.ravel()[at]:.3g}: smaller changes are lost; subtract an offset in the environment"
+    )
 
 
 def still(spec: EnvSpec, t: RandomRollout) -> RuleOutput:
@@ -235,6 +254,65 @@ def outside(reading: Treatment, low: np.ndarray, high: np.ndarray) -> bool:
     least, most = np.asarray(reading.low), np.asarray(reading.high)
     slack = np.where(np.isfinite(most - least), 1e-3 * (most - least), 0.0)
     return bool((low.ravel() < least - slack).any() or (high.ravel() > most + slack).any())
+
+
+def actions(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
+    """Bounds of numbers that a new policy, a normal distribution around 0, misses; masks that are not read as such."""
+    config = plan.config
+    yield from unread_masks(spec)
+    boxes = {name: leaf for name, leaf in spec.actions.items() if leaf.kind == "box"}
+    if config.model.squash or not boxes:
+        return
+    std = math.exp(config.model.log_std_init)
+    squash = all(np.isfinite([*leaf.low, *leaf.high]).all() for leaf in boxes.values())
+    flag = "--model.squash true"
+    remedy = (flag,) if squash else ()
+    write = flag if squash else "let the environment take numbers near 0 and scale them itself"
+    for name, leaf in boxes.items():
+        low, high = np.array(leaf.low), np.array(leaf.high)
+        inside = np.array([_normal(b / std) - _normal(a / std) for a, b in zip(low, high, strict=True)])
+        worst = int(inside.argmin())
+        begin = (
+            f"{name} is clipped to its bounds, and a new policy chooses numbers near 0 (standard deviation {std:.3g})"
+        )
+        if inside[worst] < RARELY_INSIDE and low[worst] < high[worst]:
+            yield (
+                "warn",
+                f"{begin}: {1 - inside[worst]:.0%} of them become a bound of {low[worst]:g} to {high[worst]:g}, so "
+                f"that it can hardly learn from the others: {write}",
+                *remedy,
+            )
+        elif ((wide := np.minimum(-low, high)) > WIDE_ACTION * std).any() and squash:
+            at = int(wide.argmax())
+            yield "warn", f"{begin}, a small part of {low[at]:g} to {high[at]:g}: {write}", *remedy
+
+
+def unread_masks(spec: EnvSpec) -> RuleOutput:
+    """Leaves of the observation that look like a mask of the actions, but have another name."""
+    choices = sum(sum(leaf.sizes) for leaf in spec.actions.values() if leaf.kind == "discrete")
+    for name, leaf in spec.obs.items():
+        looks = re.search("mask|legal|avail|valid", name.rpartition("/")[2].lower())
+        if not spec.mask and looks and leaf.shape == (choices,) and choices > 1:
+            yield (
+                "warn",
+                f"{name} has one number per choice of the action and is read as an observation only: if it says which "
+                "are allowed, name it action_mask",
+            )
+
+
+def outside_mask(place: str) -> RuleOutput:
+    """A mask that a single environment gives apart from its observation. place: where; empty if it has none."""
+    if place:
+        yield (
+            "warn",
+            f"{place}, which is not read: every action is chosen; to mask them, put it into a Dict observation under "
+            "the key action_mask",
+        )
+
+
+def _normal(x: float) -> float:
+    """Distribution function of the standard normal distribution."""
+    return 0.5 * (1.0 + math.erf(x / math.sqrt(2.0)))
 
 
 def rewards(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
@@ -318,6 +396,6 @@ def network(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
 
 
 RULES: tuple[Callable[[EnvSpec, RandomRollout, Plan], RuleOutput], ...] = (
-    data, autoreset, final_observation, time_limit, observations, rewards, speed,
+    data, autoreset, final_observation, time_limit, observations, actions, rewards, speed,
 )  # fmt: skip
 """Rules of one rollout, in the order of the report. `seeds` compares several, `network` trains on one."""

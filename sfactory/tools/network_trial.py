@@ -29,6 +29,17 @@ EPOCHS = 2  # an update of several optimizer steps has a forward pass without gr
 
 def try_network(config: Config, spec: EnvSpec, rollout: RandomRollout) -> tuple[int, str]:
     """Return the number of weights of the network, and why it cannot act or train; empty if it can."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # the environment, which is in this process, may have set other ones
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            return _trial(config, spec, rollout)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _trial(config: Config, spec: EnvSpec, rollout: RandomRollout) -> tuple[int, str]:
+    """`try_network` with torch's own default settings."""
     weights = 0
     try:
         bounded(spec, config.model.squash)

@@ -300,3 +300,89 @@ def test_pettingzoo_family_leaves_out_wrappers_that_only_check():
     assert type(spread.aec_env).__name__ == "raw_env"
     four = make_group("pettingzoo/classic/connect_four", 1, [0]).envs[0]
     assert type(four.aec_env).__name__ == "TerminateIllegalWrapper"  # it ends the game: not a check alone
+
+
+class Moves(Scripted):
+    """The action space of agent `b` changes at the third reset."""
+
+    script: ClassVar = [{"dead": "abc"}]
+    spaces_of: ClassVar = {
+        kind: {a: spaces.Discrete(3, start=n) for a in "abc"} for kind, n in (("old", 0), ("new", 1))
+    }
+
+    def action_space(self, agent):
+        moved = self.resets > 2 and agent == "b"
+        return self.spaces_of["new" if moved else "old"][agent]
+
+    def observation_space(self, agent):
+        return self.box.setdefault(agent, spaces.Box(-100, 100, (2,), np.float32))
+
+    def __init__(self):
+        super().__init__()
+        self.box = {}
+
+
+def test_agent_group_refuses_a_space_that_changes_after_the_environment_was_built():
+    group = AgentGroup(Moves, 1, [0], name="moves")
+    group.reset()
+    taken = [group.step(actions(0, 0, 0)) for _ in range(4)]
+    assert [len(step.faults) for step in taken] == [0, 1, 0, 0]
+    assert (
+        taken[1]
+        .faults[0]
+        .message.startswith(
+            "ValueError: the action space of b is Discrete(3, start=1), and was Discrete(3) when it was built"
+        )
+    )
+
+
+def test_agent_group_refuses_other_spaces_of_an_environment_that_replaces_a_failed_one():
+    class Wide(Scripted):
+        script = ({},)
+
+        def action_space(self, agent):
+            return spaces.Discrete(4)
+
+    class Fails(Scripted):
+        script = ()
+
+    envs = [Fails, Wide, Scripted]
+    group = AgentGroup(lambda: envs.pop(0)(), 1, [0], name="wide")
+    group.reset()
+    assert group.step(actions(0, 0, 0)).faults
+    assert type(group.envs[0]) is Scripted
+    assert not envs
+
+
+@pytest.mark.usefixtures("short_retries")
+@pytest.mark.parametrize(
+    ("obs", "space", "message"),
+    [
+        (np.array([300, 1], np.uint16), spaces.Box(0, 255, (2,), np.uint8), "obs of a is 300, but its space has uint8"),
+        ((1, 1, 1), spaces.Tuple([spaces.Discrete(2)] * 2), "obs has 3 parts, but its space has 2"),
+        ({"x": 1}, spaces.Dict(y=spaces.Discrete(2)), "the observation has no 'y', which its space has"),
+    ],
+)
+def test_agent_group_refuses_observations_that_are_not_of_their_space(obs, space, message):
+    class Other(Scripted):
+        def observation_space(self, agent):
+            return space
+
+        def obs(self, agent):
+            return obs
+
+    with pytest.raises(EnvError, match=message):
+        AgentGroup(Other, 1, [0], name="other").reset()
+
+
+def test_agent_group_refuses_a_time_limit_that_is_returned_as_terminated():
+    class Limit(Scripted):
+        script = ({"dead": "ab", "cut": "c"},)
+
+        def step(self, actions):
+            *results, infos = super().step(actions)
+            return *results, {agent: {"TimeLimit.truncated": True} for agent in infos}
+
+    group = AgentGroup(Limit, 1, [0], name="limit")
+    group.reset()
+    assert "info says TimeLimit.truncated" in group.step(actions(0, 0, 0)).faults[0].message

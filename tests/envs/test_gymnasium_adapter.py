@@ -171,7 +171,8 @@ def test_env_group_never_passes_an_action_out_of_range(action):
 def test_env_group_clips_box_actions_and_stops_nan():
     box = spaces.Box(np.array([-1, -2], np.float32), np.array([1, 2], np.float32))
     envs = [Counter(action_space=box) for _ in range(3)]
-    group = group_of(*envs)
+    remaining = [*envs, Counter(action_space=box), Counter(action_space=box)]  # the last two replace failed ones
+    group = EnvGroup(lambda: remaining.pop(0), 3, [0, 1, 2], name="test/box")
     group.reset()
     action = np.array([[0.5, -9.0], [np.nan, 0.0], [7.0, np.inf]], np.float32)
     sample = action.copy()
@@ -387,3 +388,74 @@ def test_listed_infos_are_refused_where_native_code_reports_none():
         EnvError, match=r"env.info-keys is_success: the family minatar steps its environments in native"
     ):
         make_group("minatar/breakout", 1, [0], EnvOptions(info_keys=("is_success",)))
+
+
+BOX = spaces.Box(-1, 1, (3,), np.float64)
+MOVED = [
+    ("action_space", spaces.Discrete(4, start=5), r"the action space is Discrete\(4, start=5\)"),
+    ("action_space", spaces.Discrete(3, start=6), r"the action space is Discrete\(3, start=6\)"),
+    ("observation_space", BOX, r"the observation space is Box\(-1.0, 1.0, \(3,\), float64\)"),
+]
+
+
+@pytest.mark.usefixtures("short_retries")
+@pytest.mark.parametrize(("name", "space", "message"), MOVED)
+def test_env_group_refuses_a_space_that_changes_after_the_environment_was_built(name, space, message):
+    class Moves(Counter):
+        def reset(self, **arguments):
+            result = super().reset(**arguments)
+            if self.episode == self.moves_at:
+                setattr(self, name, space)
+            return result
+
+    Moves.moves_at = 0
+    with pytest.raises(EnvError, match=f"{message}, and was .* when it was built; a space must not change"):
+        EnvGroup(Moves, 1, [0], name="test/moves").reset()
+    Moves.moves_at = 1
+    _, taken = play(EnvGroup(lambda: Moves(length=2), 1, [0], name="test/moves"), 4)
+    assert [len(step.faults) for step in taken] == [0, 0, 1, 0]
+
+
+def test_env_group_refuses_another_space_of_an_environment_that_replaces_a_failed_one():
+    envs = [Counter(length=9, at=2, result=raises), Counter(action_space=spaces.Discrete(9)), Counter()]
+    group = EnvGroup(lambda: envs.pop(0), 1, [0], name="test/counter")
+    _, taken = play(group, 3)
+    assert taken[1].faults
+    assert group.envs[0].action_space == spaces.Discrete(3, start=5)  # the third one: the second was refused
+    assert not envs
+
+
+def test_env_group_accepts_spaces_that_are_made_for_every_look():
+    class Fresh(Counter):
+        action_space = property(lambda self: spaces.Discrete(3, start=5), lambda self, space: None)
+
+    _, taken = play(EnvGroup(lambda: Fresh(length=2), 1, [0], name="test/fresh"), 6)
+    assert not any(step.faults for step in taken)
+
+
+@pytest.mark.usefixtures("short_retries")
+def test_env_group_says_where_a_reset_returned_no_finite_number():
+    class Unknown(Counter):
+        def obs(self):
+            return np.array([np.nan, 0, 0])
+
+    with pytest.raises(EnvError, match=r"NaN or infinity in obs, returned by reset, .*test_gymnasium_adapter.py, line"):
+        EnvGroup(Unknown, 1, [0], name="test/unknown").reset()
+
+
+class Unlike(gymnasium.Space):
+    """A space that is equal to itself only."""
+
+
+def test_env_group_accepts_leaves_of_a_kind_that_cannot_be_compared():
+    def build():
+        return Counter(observation_space=spaces.Dict(x=spaces.Discrete(9), other=Unlike((2,), np.float32)), length=2)
+
+    class Seen(gymnasium.ObservationWrapper):
+        def observation(self, obs):
+            return {"x": int(obs[0]), "other": None}
+
+    group = EnvGroup(lambda: Seen(build()), 2, [0, 1], name="test/other", drop=["other"])
+    assert list(group.spec.obs) == ["obs/x"]
+    group.reset()
+    assert not any(group.step({"action": np.zeros(2, int)}).faults for _ in range(5))

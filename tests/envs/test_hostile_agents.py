@@ -178,7 +178,7 @@ def rollout_of(env):
         (BornUnknown, "agents has c, which possible_agents did not name"),
         (RewardMissing, "step() returned no reward of b"),
         (InfosAreNone, "step() must return five dicts by agent: observations, rewards, terminations"),
-        (OtherDtype, "obs of b has dtype complex128, its space has float32"),
+        (OtherDtype, "obs of b has dtype complex128, but its space has float32"),
         (LongMask, "action_mask of a has shape (7,), expected (3,)"),
         (ShortMask, "action_mask of a has shape (2,), expected (3,)"),
         (NoMask, "action_mask of a has shape (), expected (3,)"),

@@ -220,3 +220,66 @@ def test_vector_group_refuses_numbers_that_would_be_cut():
 
     with pytest.raises(ValueError, match="obs/number has dtype float64, but its space has int64"):
         EverythingNative(2, cut).reset()
+
+
+class Gives(gymnasium.Env):
+    """Environment that returns the observation that it is given."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, observation_space, obs):
+        self.observation_space, self.given = observation_space, obs
+
+    def reset(self, *, seed=None, options=None):
+        return self.given, {}
+
+
+CUT = [
+    (np.uint8, np.array([300, 2], np.uint16), "obs is 300, but its space has uint8, which ends at 255"),
+    (np.int64, np.array([2**63 + 5, 2], np.uint64), "which ends at 9223372036854775807"),
+]
+
+
+@pytest.mark.usefixtures("short_retries")
+@pytest.mark.parametrize(("dtype", "obs", "message"), CUT)
+def test_integers_that_a_space_cannot_hold_are_refused_by_every_group(dtype, obs, message):
+    space = spaces.Box(0, 255, (2,), dtype)
+    with pytest.raises(EnvError, match=message):
+        EnvGroup(lambda: Gives(space, obs), 1, [0], name="some/env").reset()
+
+    class Native(EverythingNative):
+        def __init__(self):
+            VectorGroup.__init__(self, "some/native", space, spaces.Discrete(2), 1, [0])
+
+        def begin(self):
+            return obs[None]
+
+    with pytest.raises(ValueError, match=message):
+        Native().reset()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])
+def test_integers_of_a_wider_dtype_are_read_where_they_fit(dtype):
+    space = spaces.Box(0, 255, (2,), np.uint8)
+    group = EnvGroup(lambda: Gives(space, np.array([255, 2], dtype)), 1, [0], name="some/env")
+    assert group.reset()["obs"].tolist() == [[255, 2]]
+
+
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+NOT_NESTED_ALIKE = [
+    (spaces.Tuple((BOX, BOX)), np.zeros((3, 2), np.float32), "obs has 3 parts, but its space has 2"),
+    (spaces.Tuple((BOX, BOX)), (np.zeros(2), np.zeros(2), 1.0), "obs has 3 parts, but its space has 2"),
+    (spaces.Dict(a=spaces.Tuple((BOX,))), {"a": [np.zeros(2)] * 2}, "obs/a has 2 parts, but its space has 1"),
+    (spaces.Tuple((BOX, BOX)), (np.zeros(2),), "obs has 1 parts, but its space has 2"),
+    (spaces.Dict(a=BOX, b=BOX), {"a": np.zeros(2)}, "the observation has no 'b', which its space has"),
+    (spaces.Dict(a=spaces.Dict(b=BOX)), {"a": np.zeros(2)}, "the observation has no 'b' in 'a', which its space has"),
+    (spaces.Dict(a=BOX), np.zeros(2), "the observation has no 'a', which its space has"),
+    (spaces.Dict(a=BOX), None, "the observation has no 'a', which its space has"),
+]
+
+
+@pytest.mark.usefixtures("short_retries")
+@pytest.mark.parametrize(("space", "obs", "message"), NOT_NESTED_ALIKE)
+def test_an_observation_that_is_not_nested_as_its_space_is_refused_by_name(space, obs, message):
+    with pytest.raises(EnvError, match=f"failed at its first reset: ValueError: {message}"):
+        EnvGroup(lambda: Gives(space, obs), 1, [0], name="some/env").reset()

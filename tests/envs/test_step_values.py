@@ -167,3 +167,70 @@ def test_a_reset_of_the_old_api_is_answered_with_what_to_change(own_file, name, 
         make_group(name, 1, [0]).reset()
     assert str(caught.value).startswith(f"{name} failed at its first reset: {message}")
     assert caught.value.exit_code == 6
+
+
+class Ends(Returns):
+    """Environment whose first step ends the episode with the given info; it observes 0, and 1 after the step."""
+
+    def __init__(self, info, terminated=False, truncated=True, obs=1.0):
+        super().__init__(1.0, terminated, truncated)
+        self.info, self.obs = info, np.full(2, obs, np.float32)
+
+    def step(self, action):
+        return self.obs, 1.0, *self.result[1:3], self.info
+
+
+def end(*args, **values):
+    group = EnvGroup(lambda: Ends(*args, **values), 1, [0], name="test/ends")
+    group.reset()
+    return group.step({"action": np.array([0])})
+
+
+@pytest.mark.parametrize("true", [True, np.True_, 1, np.array([True])])
+def test_a_time_limit_that_info_names_and_that_is_returned_as_terminated_is_a_fault(true):
+    result = end({"TimeLimit.truncated": true}, terminated=True, truncated=False)
+    assert result.faults[0].message.startswith(
+        "ValueError: info says TimeLimit.truncated and step() returned terminated: return terminated False and "
+        "truncated True at a time limit"
+    )
+    assert not result.valid[0]
+    for flags in ({"terminated": False}, {"terminated": True, "truncated": True}):
+        assert not end({"TimeLimit.truncated": True}, **flags).faults
+    for info in ({"TimeLimit.truncated": False}, {"TimeLimit.truncated": None}, {}, None, [1]):
+        assert not end(info, terminated=True, truncated=False).faults
+
+
+@pytest.mark.parametrize("key", ["final_obs", "final_observation", "terminal_observation"])
+def test_an_environment_that_resets_itself_in_its_last_step_is_a_fault(key):
+    last = np.full(2, 0.5, np.float32)
+    result = end({key: last})
+    assert result.faults[0].message.startswith(
+        f"ValueError: step() returned another observation than info[{key!r}] at the end of an episode: it resets the "
+        "environment itself"
+    )
+    assert not end({key: last}, obs=0.5).faults  # the same observation, named twice
+    assert not end({key: None}).faults
+    assert not end({key: last}, truncated=False).faults
+    assert end({key: "text"}).faults
+
+
+@pytest.mark.usefixtures("short_retries")
+def test_a_reset_of_the_old_api_that_returned_two_numbers_says_so():
+    class Pair(Returns):
+        def reset(self, *, seed=None, options=None):
+            return self.pair
+
+    for pair in ((0.5, 0.2), [0.5, 0.2], (np.float32(1), np.float32(0)), [np.zeros(2), np.zeros(2)]):
+        Pair.pair = pair
+        with pytest.raises(EnvError, match=r"reset\(\) returned a (tuple|list).*the old API of gym"):
+            EnvGroup(Pair, 1, [0], name="test/pair").reset()
+
+
+@pytest.mark.usefixtures("short_retries")
+def test_a_reset_that_needs_options_says_what_to_write():
+    class Needs(Returns):
+        def reset(self, *, seed=None, options):
+            return np.zeros(2, np.float32), {}
+
+    with pytest.raises(EnvError, match=r"missing 1 .*'options': write options=None; what it needs are arguments of"):
+        EnvGroup(Needs, 1, [0], name="test/needs").reset()

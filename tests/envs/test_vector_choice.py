@@ -148,3 +148,115 @@ def test_check_spaces_names_the_leaf_that_differs_from_the_spec_of_the_run(own_f
         EnvError, match=r"my_file:Wide: obs obs \(4,\) float32 is not obs \(3,\) float32, which the first"
     ):
         check_spaces(spec, make_group("my_file:Wide", 1, [0]))
+
+
+FLAGS = """
+class Flags(gymnasium.vector.VectorEnv):
+    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
+    def __init__(self, num_envs=1, kind=""):
+        self.num_envs, self.kind, self.single_action_space = num_envs, kind, spaces.Discrete(2)
+        self.single_observation_space = spaces.Box(0, 9, (1,), np.float32)
+    def reset(self, **options):
+        self.t = np.zeros(self.num_envs, int)
+        return self.t[:, None].astype(np.float32), {}
+    def step(self, action):
+        self.t = np.where(self.t == 2, 0, self.t + 1)
+        flags, never, rewards = self.t == 2, np.zeros(self.num_envs), np.ones(self.num_envs)
+        kinds = {"int": np.int64, "float": np.float32, "column": bool, "uint8": np.uint8, "list": bool}
+        flags, never = flags.astype(kinds.get(self.kind, bool)), never.astype(kinds.get(self.kind, bool))
+        if self.kind == "column":
+            flags, never = flags[:, None], never[:, None]
+        if self.kind == "list":
+            flags, never = flags.tolist(), never.tolist()
+        if self.kind == "two":
+            flags = flags * 2
+        if self.kind == "few":
+            flags = flags[:1]
+        if self.kind == "none":
+            never = None
+        return self.t[:, None].astype(np.float32), rewards, flags, never, {}
+
+gymnasium.register("Flags-v0", vector_entry_point=Flags)
+"""
+
+
+def steps_of(group, count):
+    return [group.step({"action": np.zeros(3, np.int64)}) for _ in range(count)]
+
+
+def flags_group(kind):
+    return make_group("gymnasium/my_file:Flags-v0", 3, [0, 1, 2], EnvOptions({"kind": kind}))
+
+
+@pytest.mark.parametrize("kind", ["bool", "int", "float", "uint8", "column", "list"])
+def test_flags_of_a_vector_environment_are_booleans_of_any_kind(own_file, kind):
+    own_file("my_file.py", FLAGS)
+    group = flags_group(kind)
+    group.reset()
+    taken = steps_of(group, 6)
+    for name, rows in (("terminated", "010010"), ("truncated", "000000"), ("valid", "110110"), ("first", "001001")):
+        arrays = [getattr(step, name) for step in taken]
+        assert all(array.dtype == bool for array in arrays), name
+        assert [array.tolist() for array in arrays] == [[flag == "1"] * 3 for flag in rows], name
+    assert [step.reward.tolist() for step in taken] == [[float(row == "1")] * 3 for row in "110110"]
+    assert [len(step.episodes) for step in taken] == [0, 3, 0, 0, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("two", "terminated must be True or False"),
+        ("few", "terminated has shape (1,), expected (3,)"),
+        ("none", "truncated has shape (), expected (3,)"),
+    ],
+)
+def test_other_flags_of_a_vector_environment_are_refused(own_file, kind, message):
+    own_file("my_file.py", FLAGS)
+    group = flags_group(kind)
+    group.reset()
+    with pytest.raises(ValueError) as caught:
+        steps_of(group, 3)
+    assert message in str(caught.value)
+
+
+OTHER_BOUNDS = """
+class Bounds(MyEnv):
+    def __init__(self, high=1.0, start=0, kind="box"):
+        self.action_space = spaces.Discrete(3, start=start)
+        if kind == "box":
+            self.action_space = spaces.Box(-high, high, (2,), np.float32)
+        self.observation_space = spaces.Box(-1, high, (3,), np.float32) if kind == "obs" else MyEnv.observation_space
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "other", "message"),
+    [
+        ({}, {"high": 2.0}, "action space Box(-2.0, 2.0, (2,), float32) is not Box(-1.0, 1.0, (2,), float32)"),
+        ({"kind": "d"}, {"kind": "d", "start": 4}, "action space Discrete(3, start=4) is not Discrete(3)"),
+        (
+            {"kind": "obs"},
+            {"kind": "obs", "high": 3},
+            "observation space Box(-1.0, 3.0, (3,), float32) is not Box(-1.0,",
+        ),
+    ],
+)
+def test_check_spaces_names_other_bounds_and_starts(own_file, settings, other, message):
+    own_file("my_file.py", OTHER_BOUNDS)
+    spec = make_spec("my_file:Bounds", settings)
+    group = make_group("my_file:Bounds", 1, [0], settings)
+    assert check_spaces(spec, group) is group
+    with pytest.raises(EnvError) as caught:
+        check_spaces(spec, make_group("my_file:Bounds", 1, [0], other))
+    assert message in str(caught.value)
+    assert caught.value.fault
+
+
+@pytest.mark.parametrize("mode", ["SAME_STEP", "DISABLED", ""])
+def test_a_vector_environment_with_another_autoreset_says_what_it_must_do(own_file, mode):
+    given = f'{{"autoreset_mode": gymnasium.vector.AutoresetMode.{mode}}}' if mode else "{}"
+    own_file("my_file.py", f"{FLAGS}\nFlags.metadata = {given}\n")
+    with pytest.raises(
+        EnvError, match=rf"is (AutoresetMode.{mode}|None)\).*in the step after its last one.*NEXT_STEP$"
+    ):
+        flags_group("bool")

@@ -4,12 +4,15 @@ import json
 import time
 from typing import ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 from conforming_env import ConformingEnv, checked, expect, levels, sentences
+from gymnasium import spaces
 
 from sfactory.config.parsing import RawValue
 from sfactory.envs import ActionLeaf, EnvError, EnvFault, Leaf, Step, Tally
+from sfactory.envs.gymnasium_adapter import EnvGroup
 from sfactory.tools import check_env, env_rules
 from sfactory.tools.check_env import check
 from sfactory.tools.env_rules import first_difference
@@ -450,3 +453,141 @@ def test_numbers_outside_the_bounds_that_scale_them_are_warned_about(leaf, scale
     report = checked(Outside, flags=flags)
     assert levels(report)["observations"] == level
     assert ("outside the bounds of its space" in sentences(report, "observations")) == (level == "warn")
+
+
+def numbers_between(low, high):
+    class Box(ConformingEnv):
+        actions: ClassVar = {"action": ActionLeaf((len(low),), "float32", "box", (len(low),), low, high)}
+
+        def step(self, action):
+            return super().step({"action": np.zeros(self.num_envs)})
+
+    return Box
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        ((10.0,), (20.0,), "100% of them become a bound of 10 to 20, so that it can hardly learn"),
+        ((-1.0, -0.01), (1.0, 0.01), "99% of them become a bound of -0.01 to 0.01"),
+        ((-1.0, -1000.0), (1.0, 1000.0), "(standard deviation 1), a small part of -1000 to 1000: --model.squash true"),
+    ],
+)
+def test_actions_rule_warns_of_bounds_that_a_new_policy_misses(low, high, text):
+    report = checked(numbers_between(low, high))
+    assert levels(report)["actions"] == "warn"
+    assert text in sentences(report, "actions")
+    assert report.train.endswith("--model.squash true")
+    assert levels(report)["network"] == "ok"
+    squashed = checked(numbers_between(low, high), flags={"model.squash": RawValue("true")})
+    assert "actions" not in levels(squashed)
+
+
+def test_actions_rule_does_not_suggest_to_squash_into_bounds_that_are_not_finite():
+    report = checked(numbers_between((10.0,), (np.inf,)))
+    assert "100% of them become a bound of 10 to inf" in sentences(report, "actions")
+    assert "let the environment take numbers near 0 and scale them itself" in sentences(report, "actions")
+    assert "squash" not in report.train
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [((-2.0,), (2.0,)), ((-0.4,), (0.4,)), ((0.0,), (1.0,)), ((-np.inf,), (np.inf,)), ((3.0,), (3.0,))]
+)
+def test_actions_rule_accepts_bounds_that_a_new_policy_reaches(low, high):
+    assert "actions" not in levels(checked(numbers_between(low, high)))
+
+
+def test_actions_rule_names_a_mask_that_is_not_read_as_one():
+    class Masked(ConformingEnv):
+        obs: ClassVar = {"obs/x": Leaf((2,), "float32"), "obs/legal_moves": Leaf((2,), "bool")}
+
+        def observe(self):
+            return {"obs/x": self.position, "obs/legal_moves": self.position > 0}
+
+    report = checked(Masked)
+    assert "obs/legal_moves has one number per choice of the action" in sentences(report, "actions")
+    Masked.obs = {"obs/x": Leaf((2,), "float32"), "obs/legal_moves": Leaf((2, 1), "bool")}
+    Masked.observe = lambda self: {"obs/x": self.position, "obs/legal_moves": (self.position > 0)[..., None]}
+    assert "actions" not in levels(checked(Masked))
+
+
+@pytest.mark.parametrize(
+    ("offset", "dtype", "warned"),
+    [(1.7e9, "float32", True), (10**9, "int64", True), (1e6, "float32", False), (0, "float32", False)],
+)
+def test_observations_rule_warns_of_changes_that_float32_does_not_hold(offset, dtype, warned):
+    group = showing(Leaf((1,), dtype), lambda place: (np.floor(place[:, :1]) + offset).astype(dtype))
+    assert ("which the network reads as float32 in steps of" in sentences(checked(group), "observations")) == warned
+
+
+class Single(gymnasium.Env):
+    observation_space, action_space = spaces.Box(-9, 9, (2,), np.float32), spaces.Discrete(2)
+    info: ClassVar = {}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), self.info
+
+    def step(self, action):
+        self.t += 1
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), 1.0, False, self.t > 5, self.info
+
+
+class InfoMask(Single):
+    info: ClassVar = {"action_mask": np.ones(2, np.int8)}
+
+
+class MethodMask(Single):
+    def action_masks(self):
+        return np.ones(2, bool)
+
+
+class ObsMask(InfoMask):
+    observation_space = spaces.Dict(x=Single.observation_space, action_mask=spaces.MultiBinary(2))
+
+    def reset(self, **arguments):
+        obs, info = super().reset(**arguments)
+        return {"x": obs, "action_mask": np.ones(2, np.int8)}, info
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return {"x": obs, "action_mask": np.ones(2, np.int8)}, *rest
+
+
+def check_single(kind):
+    return check("some/env", make=lambda num_envs, seeds: EnvGroup(kind, num_envs, seeds, name="some/env"), steps=60)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (InfoMask, "the info of reset() has an action_mask, which is not read"),
+        (MethodMask, "the environment has a method action_masks, which is not read"),
+        (ObsMask, ""),
+        (Single, ""),
+    ],
+)
+def test_actions_rule_names_a_mask_that_is_not_in_the_observation(kind, text):
+    report = check_single(kind)
+    assert not report.bad, report.text()
+    assert text in sentences(report, "actions")
+    assert ("actions" in levels(report)) == bool(text)
+
+
+def test_network_rule_trains_whatever_the_environment_does_to_torch():
+    import torch
+
+    class Spoils(ConformingEnv):
+        def reset(self):
+            torch.set_default_dtype(torch.float64)
+            torch.set_grad_enabled(False)
+            return super().reset()
+
+    try:
+        report = checked(Spoils, flags={"model.core": RawValue("gru"), "model.separate": RawValue("false")})
+        assert torch.get_default_dtype() == torch.float64  # what the environment set is left as it is
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+    assert levels(report)["network"] == "ok", report.text()
