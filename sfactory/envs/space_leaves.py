@@ -35,7 +35,7 @@ class TupleParts(NamedTuple):
 
     name: str
     path: tuple[Any, ...]
-    count: int
+    parts: int
 
 
 def tuples_of(space: Any, name: str = "obs", path: tuple[Any, ...] = ()) -> Iterator[TupleParts]:

@@ -556,7 +556,9 @@ class ObsMask(InfoMask):
 
 
 def check_single(kind):
-    return check("some/env", make=lambda num_envs, seeds: EnvGroup(kind, num_envs, seeds, name="some/env"), steps=60)
+    return check(
+        "my_env:MyEnv", make=lambda num_envs, seeds: EnvGroup(kind, num_envs, seeds, name="my_env:MyEnv"), steps=60
+    )
 
 
 @pytest.mark.parametrize(
