@@ -21,9 +21,9 @@ PROGRAMS = {
     "puffer": "PufferLib",
     "other": "other programs",
 }
-"""Field of `Known` -> name of the program. Those of Stable-Baselines3 include its zoo's command line; the other programs
-are OpenAI Baselines, Spinning Up, pytorch-a2c-ppo-acktr, TorchBeast, Tianshou, TorchRL, skrl, rl_games, Brax, and what
-people try first."""
+"""Field of `Known` -> name of the program. Those of Stable-Baselines3 include its zoo's command line. Others are OpenAI
+Baselines, Spinning Up, pytorch-a2c-ppo-acktr, TorchBeast, Tianshou, TorchRL, skrl, rl_games, Brax, and what people try
+first."""
 
 _SETTING = re.compile(r"[a-z]+\.[a-z][a-z0-9-]*")
 

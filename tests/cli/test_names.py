@@ -218,7 +218,7 @@ TARGETS = {
     "simple_spread_v3": "write pettingzoo/mpe/simple_spread (tuned);",
     "procgen-coinrun-v0": "write procgen/coinrun (tuned);",
     "brekout": "did you mean minatar/breakout?;",
-    "MiniGrid-Empty-8x8-v0": "an id that a package registers with Gymnasium is gymnasium/PACKAGE:MiniGrid-Empty-8x8-v0;",
+    "MiniGrid-Empty-v0": "an id that a package registers with Gymnasium is gymnasium/PACKAGE:MiniGrid-Empty-v0;",
 }
 
 
