@@ -377,7 +377,7 @@ def name_here(known: Known) -> str:
     if not known.here:
         return "none"
     typed = re.match(r"[a-z]+\.[a-z]", known.here)
-    return f"`--{known.here}`" if typed else f"`{known.here}`" if " " in known.here else known.here
+    return f"`--{known.here}`" if typed else f"`{known.here}`" if " " in known.here or "-" in known.here else known.here
 
 
 # -- scores ----------------------------------------------------------------------------------------------------

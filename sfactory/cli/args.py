@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -111,8 +112,15 @@ class CommandParser(Parser):
         if not self.refusal or "." in name or not rest.startswith("no such setting"):
             return error
         near = did_you_mean(name, [option.lstrip("-") for option in self.current_options()], 0.8, 0.85)
-        hint = near.replace("mean ", "mean --") or f"; {self.refusal}"
+        hint = self._own_option(name) or near.replace("mean ", "mean --") or f"; {self.refusal}"
         return CommandError(Exit.USAGE, f"--{name}: no such option{hint}; see --help")
+
+    def _own_option(self, name: str) -> str:
+        """The option of this command that another program has under this name, as `; here --greedy`; else empty."""
+        from sfactory.config.known_names import answer
+
+        found = re.findall(r"(?:eval\.|--)([a-z][a-z-]*)", answer(name))
+        return next((f"; here --{word}" for word in found if f"--{word}" in self.current_options()), "")
 
 
 class OneWord(argparse.Action):

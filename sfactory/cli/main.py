@@ -181,9 +181,12 @@ def build_parser() -> Parser:
 
 
 def _elsewhere(words: Sequence[str]) -> str:
-    """The command to type instead, with the run or target that was typed."""
-    typed = shlex.quote(words[1]) if len(words) > 1 and not words[1].startswith("-") else ""
-    return ELSEWHERE[words[0]].format(run=typed or "runs/NAME", target=typed or "TARGET")
+    """The command to type instead, with the run or target that was typed; of a target no run."""
+    from sfactory.config.presets import presets
+
+    typed = words[1] if len(words) > 1 and not words[1].startswith("-") else ""
+    run = "" if typed in {preset.name for preset in presets()} else typed
+    return ELSEWHERE[words[0]].format(run=shlex.quote(run or "runs/NAME"), target=shlex.quote(typed or "TARGET"))
 
 
 def _meant(command: str) -> str:
@@ -193,6 +196,8 @@ def _meant(command: str) -> str:
 
     if command.startswith("-"):
         return "; the command comes first, as in sfactory train TARGET --section.field value"
+    if command.endswith(".py"):
+        return f"; did you mean sfactory train {command}:MyEnv, with the name of the class or function?"
     if is_run(Path(command)):
         return f"; did you mean {resume_command(Path(command))}?"
     hint = did_you_mean(command, COMMANDS)

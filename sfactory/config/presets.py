@@ -159,7 +159,8 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
             raise SettingError(f"{target}: no such preset{_suggestion(target)}{_lists()}")
         known = sorted({*families(), *(p.name.partition("/")[0] for p in presets())})
         file, colon, code = target.partition(":")
-        hint = f"; a file in a folder is written {file}.py:{code}" if colon else did_you_mean(family, known)
+        near = did_you_mean(family, known) or _registered_elsewhere(target)
+        hint = f"; a file in a folder is written {file}.py:{code}" if colon else near
         raise SettingError(f"{target}: no environment family {family}{hint}{_lists()}")
     return [preset_layer(default_file(target)), *from_files, {"env.name": RawValue(target)}]
 
@@ -249,8 +250,16 @@ def near_target(target: str) -> str:
 def _suggestion(target: str) -> str:
     if known := instead_of(target, presets()):
         return f"; {known}"
-    near = near_target(target)
-    return f"; did you mean {near}?" if near else ""
+    if near := near_target(target):
+        return f"; did you mean {near}?"
+    return _registered_elsewhere(target)
+
+
+def _registered_elsewhere(target: str) -> str:
+    """How a name that looks like an id of a package that is unknown here is written, as MiniGrid-Empty-8x8-v0."""
+    if not re.fullmatch(r"(\w+/)?\w[\w-]*-v\d+", target):
+        return ""
+    return f"; an id that a package registers with Gymnasium is gymnasium/PACKAGE:{target}"
 
 
 def _refuse_registered_id(target: str) -> None:

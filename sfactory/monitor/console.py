@@ -123,6 +123,9 @@ class ConsoleStream:
 
     def write(self, text: str) -> int:
         """Pass text on; whole lines at once."""
+        if self._closed:
+            self._write_late(text)
+            return len(text)
         with self._changed:
             self._line += text
             if "\n" in text:
@@ -131,6 +134,8 @@ class ConsoleStream:
 
     def flush(self) -> None:
         """Wait until everything is written, unless the console is late."""
+        if self._closed:  # no lock: the interpreter flushes last, and may have ended the thread while it held the lock
+            return
         with self._changed:
             if self._line:
                 self._put(self._line)
@@ -140,16 +145,22 @@ class ConsoleStream:
 
     def close(self, seconds: float = CLOSE_S) -> None:
         """Wait until everything is written and end the thread. Text that comes later is written at once."""
+        if self._closed:
+            return
         self.flush()
         with self._changed:
             self.late = not self._changed.wait_for(self._is_written, seconds)
             self._closed = True
             self._changed.notify_all()
 
+    def _write_late(self, text: str) -> None:
+        """Write what comes after the end, or drop it where text is waited for in vain."""
+        if not self.late:
+            _write(self._out, text)
+
     def _put(self, text: str) -> None:
-        if self._closed:
-            if not self.late:
-                _write(self._out, text)
+        if self._closed:  # meanwhile, by another thread
+            self._write_late(text)
             return
         self._waiting.append(text)
         while len(self._waiting) > 1 and sum(map(len, self._waiting)) > MAX_CHARS:

@@ -97,7 +97,7 @@ def content(run: RunFolder, beside: Path) -> dict[str, Any]:
     return {
         "name": run.path.resolve().name,
         "env": run.config.env.name,
-        "protocol": "" if run.config.env.name.endswith(f"/{run.protocol}") else run.protocol,  # gymnasium/ID is all
+        "protocol": _protocol(run.config.env.name, run.protocol),
         "seed": run.config.run.seed,
         "outcome": _outcome(run),
         "row_counts": _row_counts(run),
@@ -177,6 +177,11 @@ def _final_return(run: RunFolder) -> float:
     """The training return, as the status says it; where an earlier version did not, from the last row that has one."""
     value = run.status.get("training_return", _last(run, RETURN))
     return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _protocol(env: str, protocol: str) -> str:
+    """What is said of the protocol beside the environment: nothing if it is the same, as of gymnasium/ID."""
+    return "" if protocol == env or env.endswith(f"/{protocol}") else protocol
 
 
 def _outcome(run: RunFolder) -> Outcome:

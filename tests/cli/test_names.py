@@ -218,6 +218,7 @@ TARGETS = {
     "simple_spread_v3": "write pettingzoo/mpe/simple_spread (tuned);",
     "procgen-coinrun-v0": "write procgen/coinrun (tuned);",
     "brekout": "did you mean minatar/breakout?;",
+    "MiniGrid-Empty-v0": "an id that a package registers with Gymnasium is gymnasium/PACKAGE:MiniGrid-Empty-v0;",
 }
 
 
@@ -231,7 +232,7 @@ def test_a_foreign_environment_is_answered_with_what_exists(typed, target, answe
     )
 
 
-@pytest.mark.parametrize("target", [target for target in TARGETS if target != "brekout"])
+@pytest.mark.parametrize("target", [target for target in TARGETS if TARGETS[target].startswith("write")])
 def test_every_word_of_an_answer_can_be_typed(typed, target):
     words = [word for word in re.findall(r"\b[a-z]+/[\w/-]+", TARGETS[target])]
     assert words
@@ -288,6 +289,8 @@ def test_ids_print_nothing_on_stdout(monkeypatch, capsys):
         ("enjoy runs/a", "enjoy: no such command; here sfactory eval runs/a --video out.mp4"),
         ("play --name x", "play: no such command; here sfactory eval runs/NAME --video out.mp4"),
         ("test runs/a", "test: no such command; here sfactory eval runs/a"),
+        ("test classic/cartpole", "test: no such command; here sfactory eval runs/NAME"),
+        ("first.py", "first.py: no such command; did you mean sfactory train first.py:MyEnv,"),
         ("evaluate", "evaluate: no such command; here sfactory eval runs/NAME"),
         ("list", "list: no such command; here sfactory presets, or sfactory envs"),
         ("run classic/cartpole", "run: no such command; here sfactory train classic/cartpole"),
@@ -304,6 +307,30 @@ def test_a_verb_of_another_program_is_answered(typed, words, answer):
     code, out, line = typed(*words.split())
     assert (code, out) == (2, "")
     assert line.startswith(f"sfactory: usage (exit 2): {answer}")
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("eval runs/a --n-eval-episodes 3", "--n-eval-episodes: no such option; here --episodes; see --help"),
+        ("eval runs/a --deterministic", "--deterministic: no such option; here --greedy; see --help"),
+        ("eval runs/a --eval_deterministic", "--eval_deterministic: no such option; here --greedy; see --help"),
+        ("eval runs/a --render", "--render: no such option; here --video; see --help"),
+        ("eval runs/a --load_checkpoint_kind best", "--load_checkpoint_kind: no such option; here --checkpoint;"),
+        ("eval runs/a --n-timesteps 3", "--n-timesteps: no such option; eval plays with the settings of the run;"),
+    ],
+)
+def test_an_option_of_another_program_is_answered_with_that_of_the_command(typed, words, answer):
+    code, out, line = typed(*words.split())
+    assert (code, out) == (2, "")
+    assert line.startswith(f"sfactory: usage (exit 2): {answer}")
+
+
+def test_an_id_of_an_unknown_package_in_a_namespace_says_how_it_is_written(typed):
+    _, _, line = typed("train", "dm_control/cheetah-run-v0")
+    assert (
+        "no environment family dm_control; an id that a package registers with Gymnasium is gymnasium/PACKAGE:" in line
+    )
 
 
 def test_every_answer_to_a_verb_is_a_command_that_parses():

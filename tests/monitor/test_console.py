@@ -50,6 +50,24 @@ def test_console_stream_writes_at_once_after_it_was_closed():
     assert target.getvalue() == "before\nafter\n"
 
 
+def test_console_stream_takes_no_lock_after_it_was_closed():
+    """At exit Python ends daemon threads anywhere, also between taking a lock and giving it back, and flushes then."""
+    stream = ConsoleStream(target := io.StringIO())
+    print("before", file=stream)
+    stream.close()
+
+    def last_words():
+        print("after", file=stream, flush=True)
+        stream.close()
+        ended.set()
+
+    ended = threading.Event()
+    with stream._changed:  # as if its thread had been ended while it held the lock
+        threading.Thread(target=last_words, daemon=True).start()
+        assert ended.wait(10)
+    assert target.getvalue() == "before\nafter\n"
+
+
 def test_console_stream_of_no_stream_drops_everything():
     stream = ConsoleStream(None)
     print("text", file=stream, flush=True)

@@ -367,7 +367,7 @@ def test_compare_and_report_are_the_commands_as_functions():
     assert found.as_dict()["panels"][0]["groups"][0]["runs"] == sorted(run.run_dir for run in runs)
     assert str(sfactory.compare([run.run_dir for run in runs], by="seconds")) != str(found)
     assert str(sfactory.compare("runs/*", labels="mine")) == str(sfactory.compare("runs/*", labels=["mine"]))
-    with pytest.raises(ValueError, match="has 2 names, and there are 1 groups"):
+    with pytest.raises(ValueError, match="labels: expected 1, one for each group in this order: all runs; got 2"):
         sfactory.compare("runs/*", labels="ours, theirs")
     with pytest.raises(ValueError, match="no row of these runs has it"):
         sfactory.compare("runs/*", metric="eval/iqm")

@@ -308,7 +308,7 @@ def test_compare_takes_labels_in_the_order_of_the_groups(fabricate, typed):
     assert groups[1]["improvement"] is not None
     assert "new and old: single runs have no interval" in typed("compare", "runs", "--labels", "new,old")[1]
     line = typed("compare", "runs", "--labels", "one,two,three")[2]
-    assert "--labels has 3 names, and there are 2 groups, in this order: optim.lr=1e-3, optim.lr=1e-4" in line
+    assert "--labels: expected 2, one for each group in this order: optim.lr=1e-3, optim.lr=1e-4; got 3" in line
     assert "every group needs a name of its own" in typed("compare", "runs", "--labels", "one,one")[2]
 
 

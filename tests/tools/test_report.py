@@ -12,7 +12,7 @@ import pytest
 from sfactory.monitor.table import LAG_SHARES, STAGES
 from sfactory.run import provenance
 from sfactory.run.reader import RunFolder, read_run
-from sfactory.tools import svg
+from sfactory.tools import report, svg
 from sfactory.tools.report import content
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -93,6 +93,12 @@ def test_report_page_shows_the_content_of_the_folder(reported):
         "effective sample size", "settings at their defaults", "broken episodes", "faults/broken_share 3.3%",
     ):  # fmt: skip
         assert text in visible, text
+
+
+def test_report_does_not_name_the_environment_twice():
+    named = report._protocol
+    assert named("cloudpickle:lambda-22e8", "cloudpickle:lambda-22e8") == named("gymnasium/Ant-v5", "Ant-v5") == ""
+    assert named("minatar/breakout", "minatar-v1") == "minatar-v1"
 
 
 def test_report_lag_histogram_weights_rows_by_their_steps(reported):
