@@ -5,19 +5,20 @@
     python benchmarks/minatar_presets.py --report                    # the table of the finished runs
 
 Every run is lockstep with a forced lag of one update, the least that data of an async run have: the result does not
-depend on the load of the machine. Writes benchmarks/results/minatar_presets_tables.md, and the curves of finished runs
-to minatar_presets_scores.csv there. The scores of the presets as they are typed, in async mode, are in docs/scores.md.
+depend on the load of the machine. Writes benchmarks/results/minatar_presets_tables.md and the learning curves
+(minatar_presets.svg and .png) there; the curves of finished runs are kept in minatar_presets_scores.csv. The scores of
+the presets as they are typed, in async mode, are in docs/scores.md.
 """
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 
 import numpy as np
-from grid import Cell, finished_seeds, measure, score
-from scores import Scores
-
-from sfactory.device.machine import processor
+from figures import RESULTS, save
+from grid import Cell, Run, Score, finished_seeds, measure, score
+from scores import BLOCKS, Scores
 
 STEPS = 5_000_000
 PUBLISHED = {  # PPO, training return at 5M frames; the comments at the top of the presets
@@ -36,25 +37,55 @@ def cells() -> dict[str, Cell]:
 
 
 def report(kept: Scores, seeds: int) -> list[str]:
-    """The page."""
+    """The page. Draws the picture too."""
     page = [
         "# MinAtar presets at 5M steps", "",
         f"`python benchmarks/minatar_presets.py`, {datetime.date.today()}; lockstep with a forced lag of one update. "
         "Training return of the last tenth of the run: median and each seed. Published: PPO, training return at 5M "
-        "frames.", "",
+        "frames, from the comments of the presets.", "",
         "| preset | return | seeds | published | minutes of one core | processor |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
+    found: dict[str, Score] = {}
     for game, cell in cells().items():
         count = finished_seeds(cell, kept, seeds)
-        found = score(cell, kept, count) if count else None
-        if found is None:
+        one = score(cell, kept, count) if count else None
+        if one is None:
             continue
-        each = ", ".join(f"{value:.1f}" for value in found.final)
-        columns = [f"`{cell.target}`", f"{np.median(found.final):.1f}", each, f"{PUBLISHED[game]:g}",
-                   f"{found.seconds / 60:.0f}", processor()]  # fmt: skip
+        found[game] = one
+        each = ", ".join(f"{value:.1f}" for value in one.final)
+        columns = [f"`{cell.target}`", f"{np.median(one.final):.1f}", each, f"{PUBLISHED[game]:g}",
+                   f"{one.seconds / 60:.0f}", where(cell, kept, count)]  # fmt: skip
         page.append(f"| {' | '.join(columns)} |")
+    if found:
+        picture(found)
+        page += ["", "![Training return over env steps, a panel per game](minatar_presets.svg)"]
     return [*page, ""]
+
+
+def where(cell: Cell, kept: Scores, seeds: int) -> str:
+    """The processors on which the runs of a cell were made."""
+    curves = [Run(cell, seed, RESULTS).curve(kept) for seed in range(seeds)]
+    return ", ".join(dict.fromkeys(curve.row["processor"] for curve in curves if curve is not None))
+
+
+def picture(found: Mapping[str, Score]) -> None:
+    """Plot the learning curve of every seed, and the published return."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(found), figsize=(3.2 * len(found), 3), squeeze=False)
+    at = (np.arange(BLOCKS) + 0.5) * STEPS / BLOCKS / 1e6
+    for axis, (game, one) in zip(axes[0], found.items(), strict=True):
+        axis.plot(at, one.curves.T, color="C0", alpha=0.8)
+        axis.axhline(PUBLISHED[game], color="gray", linestyle="--", label="published, PPO at 5M")
+        axis.set(title=game.replace("_", " "), xlabel="million env steps")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("training return")
+    axes[0][0].legend(fontsize=7, frameon=False)
+    save(figure, "minatar_presets")
 
 
 if __name__ == "__main__":
