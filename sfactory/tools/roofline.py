@@ -17,6 +17,7 @@ of torch: they are a reference, not a bound. If a GPU computes the network, ever
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import time
@@ -315,7 +316,11 @@ def matrix_products(cores: int, precisions: Sequence[bool], seconds: float) -> t
     products: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"torch.mm": torch.mm}
     if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         products["oneDNN"] = _onednn_product
-    tries = list(itertools.product(sorted({1, cores}), products, precisions, PRODUCTS))
+    tries = [
+        (count, product, half, size)
+        for count, product, half, size in itertools.product(sorted({1, cores}), products, precisions, PRODUCTS)
+        if product != "oneDNN" or not half or _onednn_has_bf16()
+    ]
     best, how = 0.0, ""
     for count, product, half, size in tries:
         torch.set_num_threads(count)
@@ -331,6 +336,17 @@ def matrix_products(cores: int, precisions: Sequence[bool], seconds: float) -> t
             threads = f"{count} thread{'s' * (count > 1)}"
             best, how = rate, f"{count * rate / 1e9:.0f} GFLOP/s ({product}, {_name(half)}, {threads})"
     return best, how
+
+
+@functools.cache
+def _onednn_has_bf16() -> bool:
+    """Whether oneDNN multiplies bf16 matrices on this processor: with AVX2 alone it does not."""
+    a = torch.ones(16, 16, dtype=torch.bfloat16)
+    try:
+        _onednn_product(a, a)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _onednn_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

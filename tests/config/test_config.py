@@ -369,6 +369,9 @@ def test_the_weight_rule_names_flags_and_what_to_use():
     )
 
 
+CONSTANT = ("--optim.schedule", "constant", "--loss.entropy-final", "none")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -411,7 +414,7 @@ def test_the_weight_rule_names_flags_and_what_to_use():
             "surrogate.bound-low-max 1.3 is above surrogate.bound-high 1.2; lower the first or raise the second",
         ),
         (
-            ["--surrogate.objective", "mdpo", "--stop.env-steps", "0", "--stop.seconds", "9"],
+            ["--surrogate.objective", "mdpo", "--stop.env-steps", "0", "--stop.seconds", "9", *CONSTANT],
             "surrogate.kl-anneal ends at stop.env-steps, which is 0; set it, or use surrogate.kl-anneal false",
         ),
         (
@@ -566,11 +569,17 @@ def test_every_preset_builds_and_has_a_description_and_a_source():
 
 
 def test_the_minatar_presets_differ_only_in_the_game_and_the_scale_of_returns():
+    """Freeway, where rewards are rare, keeps a long trace and the entropy bonus."""
+
     def rest(name):
-        return {**to_dict(config(name)), "env": None, "normalize": None}
+        own = {"trace.trace_lambda": 0.8, "loss.entropy_final": 0.0, "optim.schedule": "linear"}
+        found = config(name) if name != "minatar/freeway" else with_settings(config(name), own)
+        return {**to_dict(found), "env": None, "normalize": None}
 
     games = {preset.name for preset in presets() if preset.name.startswith("minatar/")}
     assert all(rest(name) == rest("minatar/breakout") for name in games)
+    freeway = config("minatar/freeway")
+    assert (freeway.trace.trace_lambda, freeway.loss.entropy_final, freeway.optim.schedule) == (0.95, None, "constant")
     scaled = {name for name in games if config(name).normalize.value_targets}
     assert scaled == {"minatar/freeway", "minatar/space_invaders"}
     assert not any(config(name).normalize.obs or config(name).normalize.reward for name in games)

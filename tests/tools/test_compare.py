@@ -55,8 +55,9 @@ def test_compare_interpolates_curves_between_rows(fabricate, runs):
 
 
 def test_compare_separates_run_lengths_only_with_a_linear_schedule(fabricate, runs):
-    fabricate("a1", [1], **{"stop.env_steps": 1000})
-    fabricate("a2", [1], **{"stop.env_steps": 2000, "run.seed": 2})
+    constant = {"target": "minatar/freeway"}
+    fabricate("a1", [1], **constant, **{"stop.env_steps": 1000})
+    fabricate("a2", [1], **constant, **{"stop.env_steps": 2000, "run.seed": 2})
     assert len(compare([runs]).panels[0].groups) == 1
     linear = {"optim.schedule": "linear"}
     fabricate("b1", [1], **linear, **{"stop.env_steps": 1000})

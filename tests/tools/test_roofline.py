@@ -155,6 +155,23 @@ def test_roofline_uses_bf16_only_if_the_run_may():
     assert module._precisions(halves) == (False, True), "the faster one counts"
 
 
+def test_matrix_products_leave_out_what_onednn_lacks_on_this_processor(monkeypatch):
+    """With AVX2 alone it has no products of bf16 matrices, and `sfactory bench --run.precision bf16` ended there."""
+
+    def lacks_bf16(a, b):
+        if a.dtype == torch.bfloat16:
+            raise RuntimeError("could not create a primitive descriptor")
+        return a @ b
+
+    monkeypatch.setattr(module, "_onednn_product", lacks_bf16)
+    module._onednn_has_bf16.cache_clear()
+    try:
+        assert "torch.mm, bf16" in matrix_products(1, (True,), 0.05)[1]
+        assert matrix_products(1, (False,), 0.05)[0] > 0
+    finally:
+        module._onednn_has_bf16.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("target", "rows"), [("minatar/breakout", n) for n in (8, 256, 300, 512, 2048)] + [("atari/pong", 64)]
 )
