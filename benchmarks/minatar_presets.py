@@ -43,8 +43,8 @@ def report(kept: Scores, seeds: int) -> list[str]:
         f"`python benchmarks/minatar_presets.py`, {datetime.date.today()}; lockstep with a forced lag of one update. "
         "Training return of the last tenth of the run: median and each seed. Published: PPO, training return at 5M "
         "frames, from the comments of the presets.", "",
-        "| preset | return | seeds | published | minutes of one core | processor |",
-        "|---|---|---|---|---|---|",
+        "| preset | return | seeds | published | processor |",
+        "|---|---|---|---|---|",
     ]  # fmt: skip
     found: dict[str, Score] = {}
     for game, cell in cells().items():
@@ -55,7 +55,7 @@ def report(kept: Scores, seeds: int) -> list[str]:
         found[game] = one
         each = ", ".join(f"{value:.1f}" for value in one.final)
         columns = [f"`{cell.target}`", f"{np.median(one.final):.1f}", each, f"{PUBLISHED[game]:g}",
-                   f"{one.seconds / 60:.0f}", where(cell, kept, count)]  # fmt: skip
+                   where(cell, kept, count)]  # fmt: skip
         page.append(f"| {' | '.join(columns)} |")
     if found:
         picture(found)
