@@ -27,6 +27,7 @@ class Task(NamedTuple):
     tuning_lags: tuple[int, ...] = ()
     """Where they choose; another lag takes the setting of the nearest of these."""
     base: str = ""
+    """As in `Cell`."""
 
     def cell(self, name: str, flags: str | Sequence[str], steps: int = 0, first_seed: int = 0) -> Cell:
         """A cell of this task; steps: if they are not those of the task."""

@@ -148,7 +148,7 @@ class AgentSpaces:
     def check(self, number: int, env: Any) -> None:
         """Raise ValueError for an environment whose spaces have changed since the first one was built.
 
-        Spaces that an environment makes anew in every call are compared once, others after every reset.
+        Spaces that an environment makes in every call are compared once, others after every reset.
         """
         before = self._checked.get(number, [None])
         if before[0] is env and len(before) == 1:
