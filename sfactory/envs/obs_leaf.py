@@ -106,8 +106,8 @@ def _box_leaf(space: Any) -> Leaf:
 def always_fits(name: str, value: np.ndarray, dtype: np.dtype) -> bool:
     """Whether every array of this dtype can be written into a leaf of another one, so that no later one is checked.
 
-    Raises ValueError for a kind that a leaf does not hold, and for integers beyond its dtype, which would be cut. Leaves
-    of integers are uint8 or int64, so nothing can be below: negative numbers are no kind of uint8.
+    Raises ValueError for a kind that a leaf does not hold, and for integers beyond its dtype, which would be cut.
+    Nothing can be below it: leaves of integers are uint8 or int64, and signed integers are no kind of uint8.
     """
     if not np.can_cast(value.dtype, dtype, "same_kind"):
         raise ValueError(f"{name} has dtype {value.dtype}, but its space has {dtype}")
