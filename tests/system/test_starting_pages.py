@@ -241,10 +241,12 @@ def test_reference_has_every_public_name_and_its_parameters():
 
 
 def test_gallery_names_presets_that_exist():
-    table = (DOCS / "gallery.md").read_text().partition("| preset | steps")[2]
-    names = re.findall(r"^\| `([\w/]+)` \|", table, re.MULTILINE)
-    assert len(names) >= 15
-    assert set(names) <= {preset.name for preset in presets.presets()}
+    text = (DOCS / "gallery.md").read_text()
+    curves = re.findall(r"^\[!\[Learning curve of ([\w/]+)\]", text, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w/]+)` \|", text.partition("| preset | steps")[2], re.MULTILINE)
+    assert len(curves) >= 5
+    assert len({*curves, *rows}) >= 15
+    assert {*curves, *rows} <= {preset.name for preset in presets.presets()}
 
 
 def test_commands_of_starting_pages_are_found():
