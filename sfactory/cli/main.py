@@ -81,6 +81,7 @@ ELSEWHERE = {
     "save": "sfactory export {run} -o policy.onnx",
     "check": "sfactory check-env {target}, or sfactory doctor",
     "version": "sfactory --version",
+    **dict.fromkeys(("serve", "deploy", "predict"), "sfactory export {run} -o policy.onnx"),
 }
 """First words that other programs have -> the command here."""
 

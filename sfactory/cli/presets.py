@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sfactory.cli.args import Commands
+from sfactory.cli.args import Commands, add_word
 
 if TYPE_CHECKING:
     from sfactory.config.scores import PresetScore
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 UNKNOWN = "-"
 DESCRIPTION = """\
 List the presets: settings that work, with their environment and a description, and where they were
-measured the score, the steps and the minutes of a run.
+measured the score, the steps and the minutes of a run. With WORD only those with it in the name of
+the preset or of its environment.
 """
 
 
@@ -24,26 +25,31 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "presets",
         help="list the presets",
-        usage="sfactory presets",
+        usage="sfactory presets [WORD]",
         description=DESCRIPTION,
         pages="docs/presets.md",
     )
     parser.refusal = "presets takes no settings"
+    add_word(parser, "WORD", "as atari or hopper", "target", optional=True)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print name, environment, recorded score and description of every preset."""
-    from sfactory.config.presets import family_defaults, presets
+    """Print name, environment, recorded score and description of every preset, or of those that were asked for."""
+    from sfactory.config.presets import family_defaults, presets, suggestion
     from sfactory.config.scores import read_scores
-    from sfactory.errors import SettingError
+    from sfactory.errors import CommandError, Exit, SettingError
 
+    word = options.word.lower()
+    found = [one for one in [*presets(), *family_defaults()] if word in one.name or word in one.env.lower()]
+    if not found:
+        hint = suggestion(options.word) or "; without a word all are listed"
+        raise CommandError(Exit.USAGE, f"{options.word}: no preset has this in its name{hint}")
     try:
         scores = read_scores()
     except SettingError as error:  # the list is of use without them
         print(f"sfactory: note: {error}", file=sys.stderr)
         scores = {}
-    found = [*presets(), *family_defaults()]
     if scores:
         rows = [[one.name, one.env, *columns(scores.get(one.name)), one.description] for one in found]
         rows.insert(0, ["preset", "environment", "score", "steps", "minutes", "description"])

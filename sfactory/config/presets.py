@@ -150,13 +150,13 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
     if target.endswith(".py"):
         raise SettingError(f"{target}: name the class or function in it too, as {target}:MyEnv")
     if not slash or not family or not name or ".." in target:
-        raise SettingError(f"{target}: no such preset{_suggestion(target)}{_lists()}")
+        raise SettingError(f"{target}: no such preset{suggestion(target)}{_lists()}")
     folder = presets_dir() / family
     if name != "default" and (folder / f"{name}.toml").is_file():
         return [preset_layer(folder / f"{name}.toml"), *from_files]
     if family not in families():
         if folder.is_dir() or instead_of(target, presets()):
-            raise SettingError(f"{target}: no such preset{_suggestion(target)}{_lists()}")
+            raise SettingError(f"{target}: no such preset{suggestion(target)}{_lists()}")
         known = sorted({*families(), *(p.name.partition("/")[0] for p in presets())})
         file, colon, code = target.partition(":")
         near = did_you_mean(family, known) or _registered_elsewhere(target)
@@ -247,7 +247,8 @@ def near_target(target: str) -> str:
     return named[near[0]] if near else ""
 
 
-def _suggestion(target: str) -> str:
+def suggestion(target: str) -> str:
+    """The end of an error message about a target: what exists instead; empty if nothing is near."""
     if known := instead_of(target, presets()):
         return f"; {known}"
     if near := near_target(target):

@@ -285,6 +285,10 @@ def test_ids_print_nothing_on_stdout(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
+        (
+            "serve",
+            "serve: no such command; here sfactory export runs/NAME -o policy.onnx",
+        ),
         ("enjoy", "enjoy: no such command; here sfactory eval runs/NAME --video out.mp4"),
         ("enjoy runs/a", "enjoy: no such command; here sfactory eval runs/a --video out.mp4"),
         ("play --name x", "play: no such command; here sfactory eval runs/NAME --video out.mp4"),

@@ -70,6 +70,46 @@ def test_presets_without_scores_says_so(typed, recorded):
     assert typed("presets")[1] == out
 
 
+def names(out):
+    return [row.partition(" ")[0] for row in out.partition("\n\n")[0].splitlines()[1:]]
+
+
+def test_presets_with_a_word_lists_those_that_have_it(typed, recorded):
+    recorded(**{"classic/cartpole": {}})
+    assert names(typed("presets", "CartPole")[1]) == ["classic/cartpole"]
+    assert names(typed("presets", "minatar/break")[1]) == ["minatar/breakout", "pqn/minatar/breakout"]
+    assert names(typed("presets", "walker2d-v5")[1]) == ["mujoco/walker2d"]
+    assert names(typed("presets", "vizdoom/")[1]) == ["vizdoom/basic"]
+    assert names(typed("presets", "envpool/*")[1]) == ["envpool/*"]
+    out = typed("presets", "acrobot")[1]
+    assert row_of(out, "classic/acrobot").split()[2:5] == ["-", "-", "-"]
+    assert out.splitlines()[-1] == "No scores are recorded."
+    assert len(names(typed("presets")[1])) > 30
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("minatar/breakuot", "did you mean minatar/breakout?"),
+        ("breakoot", "did you mean minatar/breakout?"),
+        ("classic/cartpol3", "did you mean classic/cartpole?"),
+        ("ALE/Qbert-v5", "write atari/qbert (settings of atari/*)"),
+        ("chess", "without a word all are listed"),
+    ],
+)
+def test_presets_with_an_unknown_word_says_what_there_is(typed, recorded, word, hint):
+    recorded()
+    assert typed("presets", word) == (
+        2,
+        "",
+        f"sfactory: usage (exit 2): {word}: no preset has this in its name; {hint}",
+    )
+
+
+def test_presets_takes_one_word(typed, recorded):
+    assert typed("presets", "ant", "hopper")[0] == 2
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
