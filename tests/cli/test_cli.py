@@ -81,7 +81,7 @@ def supervisor(monkeypatch):
         ("eval runs/absent --optim.lr 1", "optim.lr: eval plays with the settings of the run"),
         ("eval runs/absent --epsodes 3", "--epsodes: no such option; did you mean --episodes?; see --help"),
         ("eval runs/absent --games 3", "--games: no such option; eval plays with the settings of the run; see --help"),
-        ("presets minatar atari", "atari: a second WORD; this command takes one"),
+        ("presets minatar atari", "expected one WORD, got minatar atari"),
         ("presets --json", "--json: no such option; presets takes no settings; see --help"),
         ("verify-resume classic/cartpole --run.seed 3", "run.seed: verify-resume sets it itself; use --seed"),
         ("verify-resume classic/cartpole --stop.env-steps 5k", "stop.env-steps: verify-resume sets it itself; use --"),
