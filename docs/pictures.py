@@ -104,7 +104,11 @@ def screenshot(page: Path, picture: Path, size: tuple[int, int], dark: bool, pro
         window,
         f"--screenshot={picture}",
     ]
-    subprocess.run([browser, *quiet, *shown, f"--user-data-dir={profile}", page.as_uri()], check=True, timeout=120)
+    command = [browser, *quiet, *shown, f"--user-data-dir={profile}", page.as_uri()]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True)  # many lines about D-Bus, also on success
+    if done.returncode:
+        raise SystemExit(f"{browser} ended with exit code {done.returncode}: {done.stderr[-2000:]}")
+    print(f"written: {picture}")
     with Image.open(picture) as whole:
         whole.crop((0, 0, *size)).quantize(64).save(picture, optimize=True)
 
