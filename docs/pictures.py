@@ -104,8 +104,9 @@ def screenshot(page: Path, picture: Path, size: tuple[int, int], dark: bool, pro
         window,
         f"--screenshot={picture}",
     ]
+    # It prints many lines about D-Bus, also on success.
     command = [browser, *quiet, *shown, f"--user-data-dir={profile}", page.as_uri()]
-    done = subprocess.run(command, timeout=120, capture_output=True, text=True)  # many lines about D-Bus, also on success
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{browser} ended with exit code {done.returncode}: {done.stderr[-2000:]}")
     print(f"written: {picture}")
