@@ -85,10 +85,10 @@ is and how much of it is effective; then `queue/free` and `stage/*/wait`, which 
 """
 
 PRESETS_INTRO = """\
-Tasks with tested settings: `sfactory train NAME`; `sfactory presets` lists them, `sfactory presets atari` those of Atari.
-Each preset is one TOML file in `configs/`. This page has the comment at its top, with the source of
-its settings and the measured results, if any; [scores](scores.md) has learning curves, scores with intervals, times and
-published numbers. `FAMILY/*` has the settings of all other environments of a family.
+Tasks with tested settings: `sfactory train NAME`. `sfactory presets` lists them, and `sfactory presets atari` those of
+Atari. Each preset is one TOML file in `configs/`. This page has the comment at its top, with the source of its settings
+and the measured results, if any; [scores](scores.md) has learning curves, scores with intervals, times and published
+numbers. `FAMILY/*` has the settings of all other environments of a family.
 """
 
 API_INTRO = """\
