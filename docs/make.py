@@ -95,7 +95,7 @@ of all other environments of a family.
 
 API_INTRO = """\
 `import sfactory` gives these names; it loads neither torch nor gymnasium until one of them is used.
-[Extending](extending.md#from-python) has an example. A script that trains, evaluates or plays a match needs a guard,
+[Python](python.md) has examples. A script that trains, evaluates or plays a match needs a guard,
 because its workers import it again:
 
 ```py
