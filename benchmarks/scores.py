@@ -137,6 +137,11 @@ class Scores:
             replace_text(self.path, f"{head},{SETTINGS}{newline}{rows}")
 
 
+LENGTH = "stop.env_steps"
+"""A fingerprint has it only where something follows a line that ends there. So a setting that makes a value follow one
+brings it in, although the length, which is in the key of every row, has not changed."""
+
+
 def fingerprint(config: Config) -> str:
     """Text in which `changed_settings` finds the settings that decide what is learned; two bytes for each.
 
@@ -158,6 +163,7 @@ def changed_settings(settings: str, config: Config) -> list[str]:
     now, usual = _parts(config), _parts(Config())
     new = [name for name, part in now.items() if part not in then]
     changed = [name for name in new if now[name] != usual.get(name)]
+    changed = [name for name in changed if name != LENGTH] or changed
     return changed or ([] if then <= set(now.values()) else new or ["a setting that no longer exists"])
 
 

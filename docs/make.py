@@ -62,7 +62,8 @@ them. Most defaults need no change; a preset sets those that matter for its task
 
 The last column says what `sfactory resume` does with a changed value: it changes silently (*free*), it is accepted with
 a warning, because the curve goes on under another setting (*told*), or it is *refused* with exit code 4, unless
-`--allow NAME` accepts it. *linear* is `optim.schedule linear`, before or after the change.
+`--allow NAME` accepts it. *linear* is a run in which something follows a line that ends at `stop.env-steps`, before or
+after the change: `optim.schedule linear`, `loss.entropy-final`, the epsilon of `pqn`, the penalty of `mdpo`.
 """
 
 METRICS_INTRO = """\
@@ -85,15 +86,16 @@ is and how much of it is effective; then `queue/free` and `stage/*/wait`, which 
 """
 
 PRESETS_INTRO = """\
-Tasks with tested settings: `sfactory train NAME`. `sfactory presets` lists them, and `sfactory presets atari` those of
-Atari. Each preset is one TOML file in `configs/`. This page has the comment at its top, with the source of its settings
-and the measured results, if any; [scores](scores.md) has learning curves, scores with intervals, times and published
-numbers. `FAMILY/*` has the settings of all other environments of a family.
+Settings for single tasks: `sfactory train NAME`; `sfactory presets` lists them, `sfactory presets atari` those with
+this word in their name or in that of their environment. Each preset is one TOML file in `configs/`. This page has the
+comment at its top: the source of its settings and what was measured. "Measured: not yet" means that no score of it is
+known. [Scores](scores.md) has learning curves, scores with intervals, times and published numbers. `FAMILY/*` has the
+settings of all other environments of a family.
 """
 
 API_INTRO = """\
 `import sfactory` gives these names; it loads neither torch nor gymnasium until one of them is used.
-[Extending](extending.md#from-python) has an example. A script that trains, evaluates or plays a match needs a guard,
+[Python](python.md) has examples. A script that trains, evaluates or plays a match needs a guard,
 because its workers import it again:
 
 ```py

@@ -168,7 +168,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="sfactory",
         usage="sfactory COMMAND [options]",
-        description="Train a policy as fast as one machine allows.",
+        description="Train reinforcement learning policies on one machine.",
         epilog="sfactory help COMMAND shows its options. To begin: sfactory train minatar/breakout\n"
         f"Documentation: {DOCUMENTATION}",
     )

@@ -93,6 +93,13 @@ def run(options: argparse.Namespace) -> int:
         return _end(plan.folder, history, Exit.FINISHED, result_of(plan.folder, history), options.json)
     spec = read_specs(shared_config(plan))[0]
     check_period(plan, spec.rows)
+    if plan.exchanges_nothing:
+        steps = f"{plan.config.stop.env_steps:,}"
+        print(
+            f"sfactory: note: nothing is exchanged: members end at stop.env-steps {steps}, with --period "
+            f"{asked.period:,} and --start {asked.start:,}; smaller ones let them take over policies",
+            file=sys.stderr,
+        )
     with opened_launcher(options, plan.folder, options.members) as (launcher, resources), locked_folder(plan.folder):
         finished_before(plan)  # another command may have written the folder meanwhile
         population = Population(plan, options.jobs, launcher, resources, spec.frame_skip)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 UNKNOWN = "-"
 DESCRIPTION = """\
-List the presets: settings that work, with their environment and a description, and where they were
-measured the score, the steps and the minutes of a run. With WORD only those with it in the name of
-the preset or of its environment.
+List the presets: settings for single tasks, with their environment and a description, and where they
+were measured the score, the steps and the minutes of a run. With WORD only those with it in the name
+of the preset or of its environment.
 """
 
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     found = [one for one in [*presets(), *family_defaults()] if word in one.name or word in one.env.lower()]
     if not found:
         hint = suggestion(options.word) or "; without a word all are listed"
-        raise CommandError(Exit.USAGE, f"{options.word}: no preset has this in its name{hint}")
+        raise CommandError(Exit.USAGE, f"{options.word}: no preset has this in its name or environment{hint}")
     try:
         scores = read_scores()
     except SettingError as error:  # the list is of use without them
@@ -62,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
     print("\nsfactory train PRESET starts one; sfactory train PRESET --print-config shows its settings.")
     print("With *: any other environment of a family, as sfactory train atari/breakout (list: sfactory envs atari).")
     print("Environments without presets, as my_file:MyEnv, have the settings of gymnasium/*.")
-    for line in notes({one.name: scores[one.name] for one in found if one.name in scores}):
+    shown = {one.name: scores[one.name] for one in found if one.name in scores}
+    for line in notes(shown) or [f"No scores {'of these ' if scores else ''}are recorded."]:
         print(line)
     return 0
 
@@ -78,9 +79,7 @@ def columns(found: PresetScore | None) -> tuple[str, str, str]:
 
 
 def notes(scores: Mapping[str, PresetScore]) -> list[str]:
-    """What the numbers are, and on which machine they were measured."""
-    if not scores:
-        return ["No scores are recorded."]
+    """What the numbers are, and on which machine they were measured; nothing without scores."""
     lines = []
     for what in dict.fromkeys(one.what for one in scores.values()):
         names = [name for name, one in scores.items() if one.what == what]

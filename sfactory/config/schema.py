@@ -98,8 +98,8 @@ class Stop:
 
     env_steps: Annotated[int, Ge(0)] = 10_000_000
     """Stop after this many steps that were trained on. Where an environment has several agents, these are agent
-    steps: three agents that act together take three in one step of the environment. Also the length of a linear
-    learning-rate schedule."""
+    steps: three agents that act together take three in one step of the environment. Also the end of what follows a line
+    over the run: optim.schedule linear, loss.entropy_final, the epsilon of pqn, the penalty of mdpo."""
     frames: Annotated[int, Ge(0)] = 0
     """Stop after this many frames (env_steps times frame skip)."""
     seconds: Annotated[float, Ge(0)] = 0.0

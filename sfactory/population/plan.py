@@ -95,6 +95,11 @@ class Plan:
         """Whether policies are exchanged after a round."""
         return self.options.start <= self.end_of(round) and round < self.num_rounds
 
+    @property
+    def exchanges_nothing(self) -> bool:
+        """Whether the members end before any exchange."""
+        return self.num_rounds < 2 or not self.exchanges(self.num_rounds - 1)
+
     def run_dir(self, member: int) -> Path:
         return self.folder / name_of(member)
 

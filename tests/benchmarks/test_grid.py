@@ -260,6 +260,10 @@ def test_changed_settings_names_them_and_ignores_new_ones_at_their_default():
     assert changed_settings(without("env.reward_scale"), config) == []
     assert config.sampling.envs_per_group != Config().sampling.envs_per_group
     assert changed_settings(without("sampling.envs_per_group"), config) == ["sampling.envs_per_group"]
+    constant = with_settings(config, {"optim.schedule": "constant", "stop.env_steps": 7000})
+    linear = with_settings(constant, {"optim.schedule": "linear"})
+    assert changed_settings(fingerprint(constant), linear) == ["optim.schedule"], "the length is what it was"
+    assert changed_settings(fingerprint(linear), with_settings(linear, {"stop.env_steps": 8000})) == ["stop.env_steps"]
     more = base64.b64encode(base64.b64decode(kept) + b"\x00\x00").decode()
     assert changed_settings(more, config) == ["a setting that no longer exists"]
 

@@ -83,7 +83,7 @@ def test_presets_with_a_word_lists_those_that_have_it(typed, recorded):
     assert names(typed("presets", "envpool/*")[1]) == ["envpool/*"]
     out = typed("presets", "acrobot")[1]
     assert row_of(out, "classic/acrobot").split()[2:5] == ["-", "-", "-"]
-    assert out.splitlines()[-1] == "No scores are recorded."
+    assert out.splitlines()[-1] == "No scores of these are recorded."
     assert len(names(typed("presets")[1])) > 30
 
 
@@ -102,7 +102,7 @@ def test_presets_with_an_unknown_word_says_what_there_is(typed, recorded, word, 
     assert typed("presets", word) == (
         2,
         "",
-        f"sfactory: usage (exit 2): {word}: no preset has this in its name; {hint}",
+        f"sfactory: usage (exit 2): {word}: no preset has this in its name or environment; {hint}",
     )
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sfactory.cli import main as cli
 from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.population import launchers, population, side_by_side
 from sfactory.population.publication import evaluated
@@ -158,6 +159,25 @@ def test_pbt_exchanges_nothing_before_start_and_after_the_last_round(trainer, ty
     shutil.rmtree("p")
     typed(*ROUNDS, "--start", "40k")
     assert decisions(read_history(Path("p"))) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--start", "30k"], ""),
+        (["--start", "40k"], "with --period 10,000 and --start 40,000;"),
+        (["--start", "0", "--period", "40k"], "with --period 40,000 and --start 0;"),
+        (["--start", "35k", "--period", "30k"], "with --period 30,000 and --start 35,000;"),
+    ],
+)
+def test_pbt_says_that_nothing_is_exchanged(trainer, tmp_path, monkeypatch, capsys, options, told):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main([*ROUNDS, *options])
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sfactory: note: ")]
+    assert len(notes) == bool(told)
+    assert not told or f"nothing is exchanged: members end at stop.env-steps 40,000, {told}" in notes[0]
+    assert bool(decisions(read_history(Path("p")))) is not bool(told)
 
 
 def test_pbt_anytime_compares_a_member_with_what_others_have_published_so_far(trainer, typed):
