@@ -15,6 +15,7 @@ from sfactory.errors import Exit, FileRefused
 from sfactory.run.checkpoint import candidates
 from sfactory.run.outcome import STOPPED, Outcome
 
+EXPECTED = "expected a sfactory.Callback or a function of (run, row)"
 FAILED = "callback failed"
 """Outcome of a run that an exception in a callback has ended."""
 METHODS = {"on_row": "row", "on_checkpoint": "path"}
@@ -146,7 +147,7 @@ class Callbacks:
         try:
             getattr(callback, method)(self._run, argument)
         except BaseException as error:  # sys.exit() too: what was trained is saved first
-            text = " ".join(f"{type(error).__name__}: {error}".split())
+            text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
             name = callback.name if isinstance(callback, _FunctionCallback) else f"{type(callback).__name__}.{method}"
             self.error, self._sentence = error, f"{name} raised {text}"
             self._log(f"{self._sentence}\n{''.join(traceback.format_exception(error)).rstrip()}")
@@ -172,15 +173,14 @@ def as_callbacks(given: Any) -> Callbacks:
     found: list[Callback] = []
     for callback in several:
         if isinstance(callback, type) and issubclass(callback, Callback):
-            raise ValueError(f"callbacks: {callback.__name__} is a class; write {callback.__name__}(...)")
+            what = f"got the class {callback.__name__}; write {callback.__name__}(...)"
+            raise ValueError(f"callbacks: {EXPECTED}, {what}")
         if isinstance(callback, Callback):
             found.append(callback)
         elif callable(callback) and not isinstance(callback, type):
             found.append(_FunctionCallback(callback))
         else:
-            raise ValueError(
-                f"callbacks: expected a sfactory.Callback or a function of (run, row), got {shown(callback)}"
-            )
+            raise ValueError(f"callbacks: {EXPECTED}, got {shown(callback)}")
         _check_methods(found[-1])
     return Callbacks(found)
 

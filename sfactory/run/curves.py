@@ -47,8 +47,8 @@ class History(Mapping[str, Curve]):
         return self.table["seconds"]
 
     def __getitem__(self, name: str) -> Curve:
-        if name in AXES:
-            raise KeyError(f"{name} is no metric but an axis: history.{AXES[name]}, or history.table[{name!r}]")
+        if isinstance(name, str) and name in AXES:
+            raise KeyError(f"{name}: no such metric; it is history.{AXES[name]}, and history.table[{name!r}]")
         if not isinstance(name, str):
             raise KeyError(f"{shown(name)}: expected the name of one metric; history.table has several")
         if name not in self.table:
