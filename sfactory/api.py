@@ -226,9 +226,9 @@ def evaluate(
         episodes=episodes, max_steps=max_steps, seed=seed, video_episodes=video_episodes, num_envs=num_envs
     )
     film = None if video is None else _path(video, "video")
-    switches = _switches(greedy=greedy, trust=trust)
+    greedy, trust = _switches(greedy=greedy, trust=trust).values()
     changes = _play_layer(sections, ("episodes", "checkpoint", "greedy", "max_steps", "seed", "video", "num_envs"))
-    return evaluate_layer(run_dir, changes, str(checkpoint), video=film, **switches, **counts)
+    return evaluate_layer(run_dir, changes, str(checkpoint), trust, greedy=greedy, video=film, **counts)
 
 
 def play_match(
@@ -261,9 +261,9 @@ def play_match(
             either policy was trained with.
     """
     counts = _whole_numbers(episodes=episodes, max_steps=max_steps, seed=seed, num_envs=num_envs)
-    switches = _switches(greedy=greedy, trust=trust)
+    greedy, trust = _switches(greedy=greedy, trust=trust).values()
     changes = _play_layer(sections, ("episodes", "checkpoint", "greedy", "max_steps", "seed", "num_envs"))
-    return match_layer(run_dir, opponent, changes, str(checkpoint), **switches, **counts)
+    return match_layer(run_dir, opponent, changes, str(checkpoint), trust, greedy=greedy, **counts)
 
 
 @_with_old_names(run="run_dir")
@@ -620,8 +620,7 @@ def _play_layer(sections: Mapping[str, Any], arguments: Sequence[str]) -> parsin
 def _path(name: str | Path, argument: str = "run_dir") -> Path:
     """A path in which `~` is the home folder. SettingError names an argument that is no path."""
     if not isinstance(name, str | os.PathLike) or not isinstance(os.fspath(name), str):
-        hint = (
-            f"; the folder of this one is {name.run_dir!r}" if isinstance(getattr(name, "run_dir", None), str) else ""
-        )
+        folder = getattr(name, "run_dir", None)  # of an outcome
+        hint = f"; the folder of this one is {folder!r}" if isinstance(folder, str) else ""
         raise SettingError(f"{argument}: expected a path, got {parsing.shown(name)}{hint}")
     return Path(os.path.expanduser(name))

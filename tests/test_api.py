@@ -1,6 +1,7 @@
 """`sfactory.train` from Python: settings, arguments and errors. Runs are in tests/system, in test_api_runs.py."""
 
 import json
+import multiprocessing
 import os
 import sys
 from dataclasses import replace
@@ -140,9 +141,21 @@ def test_functions_name_a_wrong_argument_before_anything_starts(call, message, t
         call()
 
 
+def test_a_daemonic_process_is_told_why_it_cannot_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # as in a Pool
+    for call in (lambda: sfactory.train("classic/cartpole"), lambda: sfactory.resume("run")):
+        with pytest.raises(
+            CommandError, match=r"a daemonic process, as those of multiprocessing\.Pool, may start none"
+        ):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
 def test_whole_numbers_of_numpy_are_plain_numbers_in_a_result():
     found = api._whole_numbers(episodes=np.int64(3), seed=np.uint8(0))
     assert [type(value) for value in found.values()] == [int, int]
+    assert api._switches(greedy=np.bool_(True)) == {"greedy": True}
 
 
 @pytest.mark.parametrize(

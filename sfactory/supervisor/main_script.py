@@ -16,8 +16,8 @@ GUARD = (
 )
 
 DAEMONIC = (
-    "environments and workers are processes, and this is a daemonic process (of multiprocessing.Pool?), which may start "
-    "none; use concurrent.futures.ProcessPoolExecutor, threads, or sfactory sweep"
+    "environments and workers are processes, and a daemonic process, as those of multiprocessing.Pool, may start none; "
+    "use concurrent.futures.ProcessPoolExecutor, threads, or sfactory sweep"
 )
 
 
