@@ -116,7 +116,7 @@ def train(
     target: str | Config | Code = "",
     *,
     wrappers: str | Code | Sequence[str | Code] | None = None,
-    callbacks: CallbackLike | Sequence[CallbackLike] = (),
+    callbacks: CallbackLike | Iterable[CallbackLike] | None = (),
     check: bool = True,
     **sections: Mapping[str, Any],
 ) -> Outcome:
@@ -131,7 +131,7 @@ def train(
     main one Python has no signal handlers: there only a stop rule or a callback ends a run.
 
     Args:
-        callbacks: `sfactory.Callback`, or a function of (run, row), or several of them.
+        callbacks: `sfactory.Callback`, or a function of (run, row), or several of them; None: none.
         check: raise RunFailed if the run fails; False returns the outcome of a failed run too.
 
     Raises:
@@ -154,7 +154,7 @@ def resume(
     *,
     allow: str | Sequence[str] = (),
     trust: bool = False,
-    callbacks: CallbackLike | Sequence[CallbackLike] = (),
+    callbacks: CallbackLike | Iterable[CallbackLike] | None = (),
     check: bool = True,
     **sections: Mapping[str, Any],
 ) -> Outcome:
