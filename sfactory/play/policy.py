@@ -130,6 +130,16 @@ class Policy:
         self.action_shapes = {part.name: part.space.shape for part in self._actions.parts} if self._actions else {}
         """Leaf -> shape of the action that the environment takes; the leaf's own for leaves that are missing."""
 
+    def __getstate__(self) -> tuple[Any, ...]:
+        """What a copy in another process needs; conversions of spaces are functions, which it makes again."""
+        made = (self.model, self.spec, self.config, self.path, self.env_steps, 0, self._value_scale)
+        return made, self._actor.state, self._actor.generator
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        made, memory, generator = state
+        self.__init__(*made)  # type: ignore[misc]
+        self._actor.state, self._actor.generator = memory, generator
+
     def reset(self, seed: int | None = None) -> None:
         """Clear the recurrent state; with `seed`, also reseed the sampling noise."""
         self._actor.state = None
@@ -221,8 +231,8 @@ class Policy:
         try:
             array = np.array(state, np.float32)
         except (TypeError, ValueError):
-            array = np.zeros(())
-        if array.shape not in (expected, expected[1:] * (rows == 1)):
+            array = np.zeros((), np.float32)
+        if array.shape not in ((expected, expected[1:]) if rows == 1 else (expected,)):
             raise ValueError(
                 f"state: expected an array of shape {expected}, as predict returned it, or None; got "
                 + (f"shape {array.shape}" if array.shape else shown(state))
@@ -271,13 +281,13 @@ class Policy:
                     raise ValueError(f"no {name} in the action; expected {self.action_space}") from None
             shape = (*([] if rows == 1 else [rows]), *self.action_shapes.get(name, leaf.shape))
             try:
-                given = np.asarray(value, np.float64)
-                flat = given.astype(leaf.dtype).reshape(rows, *leaf.shape)
+                given = np.asarray(value, np.float64).reshape(rows, *leaf.shape)
             except (TypeError, ValueError, OverflowError):
                 raise ValueError(f"{name}: expected numbers of shape {shape}, got {shown(value)}") from None
+            if leaf.kind == "discrete" and not (np.isfinite(given) & (given == np.rint(given))).all():
+                raise ValueError(f"{name} {shown(value)} is not one of the choices of {self.spec.name}")
+            flat = given.astype(leaf.dtype)
             if leaf.kind == "discrete":
-                if (given != given.astype(leaf.dtype)).any():
-                    raise ValueError(f"{name} {shown(value)} is not one of the choices of {self.spec.name}")
                 flat = flat - self.category_starts.get(name, 0)
                 if (flat < 0).any() or (flat >= np.reshape(leaf.sizes, leaf.shape)).any():
                     raise ValueError(f"{name} {value!r} is not one of the choices of {self.spec.name}")
