@@ -25,12 +25,12 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from sfactory.config import Config, parsing, presets, to_dict
+from sfactory.config import Config, known_names, parsing, presets, to_dict
 from sfactory.config.python_values import Code, label_of, layer_of, target_name, with_registered
 from sfactory.config.resume_rules import changed_settings, refuse_changes
 from sfactory.device.ranks import Ranks
@@ -43,6 +43,7 @@ from sfactory.errors import (
     RunFailed,
     SettingError,
     SettingNote,
+    did_you_mean,
 )
 from sfactory.run.callbacks import Callback, Callbacks, RunHandle, as_callbacks
 from sfactory.run.folder import (
@@ -115,7 +116,7 @@ def train(
     target: str | Config | Code = "",
     *,
     wrappers: str | Code | Sequence[str | Code] | None = None,
-    callbacks: CallbackLike | Sequence[CallbackLike] = (),
+    callbacks: CallbackLike | Iterable[CallbackLike] | None = (),
     check: bool = True,
     **sections: Mapping[str, Any],
 ) -> Outcome:
@@ -130,7 +131,7 @@ def train(
     main one Python has no signal handlers: there only a stop rule or a callback ends a run.
 
     Args:
-        callbacks: `sfactory.Callback`, or a function of (run, row), or several of them.
+        callbacks: `sfactory.Callback`, or a function of (run, row), or several of them; None: none.
         check: raise RunFailed if the run fails; False returns the outcome of a failed run too.
 
     Raises:
@@ -138,7 +139,7 @@ def train(
         RunFailed: the run failed later. It has the outcome, the sentence, and the path of log.txt.
     """
     refuse_worker()
-    found = as_callbacks(callbacks)
+    found, check = as_callbacks(callbacks), _switches(check=check)["check"]
     config = make_config(target, wrappers=wrappers, **sections)
     label = label_of(target)
     while True:
@@ -153,7 +154,7 @@ def resume(
     *,
     allow: str | Sequence[str] = (),
     trust: bool = False,
-    callbacks: CallbackLike | Sequence[CallbackLike] = (),
+    callbacks: CallbackLike | Iterable[CallbackLike] | None = (),
     check: bool = True,
     **sections: Mapping[str, Any],
 ) -> Outcome:
@@ -164,7 +165,8 @@ def resume(
     """
     refuse_worker()
     run_dir, found = _path(run_dir), as_callbacks(callbacks)
-    allow = [allow] if isinstance(allow, str) else allow
+    check, trust = _switches(check=check, trust=trust).values()
+    allow = _names(allow)
     config = parsing.build(presets.recorded_layer(require_config_file(run_dir)), layer_of(sections))
     return _checked(resume_config(run_dir, config, allow, trust, found), check, found)
 
@@ -223,8 +225,10 @@ def evaluate(
     counts = _whole_numbers(
         episodes=episodes, max_steps=max_steps, seed=seed, video_episodes=video_episodes, num_envs=num_envs
     )
-    film = None if video is None else _path(video)
-    return evaluate_layer(run_dir, layer_of(sections), str(checkpoint), trust, greedy=greedy, video=film, **counts)
+    film = None if video is None else _path(video, "video")
+    greedy, trust = _switches(greedy=greedy, trust=trust).values()
+    changes = _play_layer(sections, ("episodes", "checkpoint", "greedy", "max_steps", "seed", "video", "num_envs"))
+    return evaluate_layer(run_dir, changes, str(checkpoint), trust, greedy=greedy, video=film, **counts)
 
 
 def play_match(
@@ -257,7 +261,9 @@ def play_match(
             either policy was trained with.
     """
     counts = _whole_numbers(episodes=episodes, max_steps=max_steps, seed=seed, num_envs=num_envs)
-    return match_layer(run_dir, opponent, layer_of(sections), str(checkpoint), trust, greedy=greedy, **counts)
+    greedy, trust = _switches(greedy=greedy, trust=trust).values()
+    changes = _play_layer(sections, ("episodes", "checkpoint", "greedy", "max_steps", "seed", "num_envs"))
+    return match_layer(run_dir, opponent, changes, str(checkpoint), trust, greedy=greedy, **counts)
 
 
 @_with_old_names(run="run_dir")
@@ -276,6 +282,7 @@ def load_policy(run_dir: str | Path, seed: int = 0, trust: bool = False) -> Poli
         ValueError: no usable checkpoint, or code that is not trusted.
     """
     found = _whole_numbers(seed=seed)["seed"]
+    trust = _switches(trust=trust)["trust"]
     if found < 0:
         raise SettingError(f"seed must be >= 0, got {found}")
     require_run_or_checkpoint(_path(run_dir))
@@ -309,8 +316,9 @@ def export(run_dir: str | Path, output: str | Path, trust: bool = False) -> Expo
     from sfactory.play.export import check_file  # imports torch
     from sfactory.play.export import export as write
 
-    check_file(_path(output))
-    return write(_load_policy(_path(run_dir), 0, trust, "sfactory export"), _path(output))
+    check_file(_path(output, "output"))
+    trust = _switches(trust=trust)["trust"]
+    return write(_load_policy(_path(run_dir), 0, trust, "sfactory export"), _path(output, "output"))
 
 
 def compare(
@@ -342,7 +350,12 @@ def compare(
 
     if by not in AXES:
         raise ValueError(f"by: expected one of {', '.join(AXES)}, got {by!r}")
-    pictures = [] if output is None else compare_plot.targets(_path(output))  # refused before the work
+    if not isinstance(metric, str):
+        raise ValueError(f"metric: expected the name of one metric, got {metric!r}")
+    labels = labels if isinstance(labels, str) else list(labels) if isinstance(labels, Iterable) else [labels]
+    if not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"labels: expected texts, got {labels!r}")
+    pictures = [] if output is None else compare_plot.targets(_path(output, "output"))  # refused before the work
     names = [name.strip() for name in labels.split(",")] if isinstance(labels, str) and labels else labels
     found = shown(compare_runs(_folders(runs), by, metric or RETURN, names))
     if pictures:
@@ -361,7 +374,7 @@ def report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     from sfactory.tools.report import page
 
     folder = read_run(_path(run_dir))
-    target = folder.path / "report.html" if output is None else _path(output)
+    target = folder.path / "report.html" if output is None else _path(output, "output")
     require_writable(target)
     text = page(folder, target.parent)
     if output is None:
@@ -445,7 +458,7 @@ def match_layer(
     from sfactory.run.checkpoint import held
     from sfactory.supervisor.env_task import run_env_task
 
-    run, rival = _path(run_dir), None if str(opponent) == RANDOM else _path(opponent)
+    run, rival = _path(run_dir), None if str(opponent) == RANDOM else _path(opponent, "opponent")
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(held(lambda: chosen_checkpoint(run, which)))
         theirs = None
@@ -553,14 +566,23 @@ def _checked(outcome: Outcome, check: bool, callbacks: Callbacks) -> Outcome:
     return outcome
 
 
-def _folders(runs: str | Path | Sequence[str | Path]) -> list[Path]:
+def _folders(runs: str | Path | Iterable[str | Path]) -> list[Path]:
     """Folders of runs; patterns are replaced by the folders that they fit, in order."""
     found: list[Path] = []
-    for name in [runs] if isinstance(runs, str | Path) else runs:
-        path = _path(name)
+    for name in runs if isinstance(runs, Iterable) and not isinstance(runs, str | bytes) else [runs]:
+        path = _path(name, "runs")
         fitting = [] if path.exists() else sorted(glob.glob(str(path)))
         found += map(Path, fitting) if fitting else [path]
     return found
+
+
+def _names(allow: Any) -> list[str]:
+    """The settings that a resume may change. SettingError for what is no name of one."""
+    names = [allow] if isinstance(allow, str) or not isinstance(allow, Iterable) else list(allow)
+    for name in names:
+        if not isinstance(name, str):
+            raise SettingError(f"allow: expected names of settings, as env.settings, got {parsing.shown(name)}")
+    return names
 
 
 def _whole_numbers(**given: Any) -> dict[str, int]:
@@ -571,6 +593,34 @@ def _whole_numbers(**given: Any) -> dict[str, int]:
     return {name: int(value) for name, value in given.items()}
 
 
-def _path(name: str | Path) -> Path:
-    """A path in which `~` is the home folder."""
+def _switches(**given: Any) -> dict[str, bool]:
+    """Arguments that are true or false, of NumPy too, as bool. SettingError names another one, as "no"."""
+    for name, value in given.items():
+        if not isinstance(value, bool) and type(value).__name__ not in ("bool_", "bool"):
+            raise SettingError(f"{name}: expected True or False, got {parsing.shown(value)}")
+    return {name: bool(value) for name, value in given.items()}
+
+
+def _play_layer(sections: Mapping[str, Any], arguments: Sequence[str]) -> parsing.ConfigLayer:
+    """The settings of an evaluation. SettingError for an argument under its name in another program.
+
+    arguments: those that the function has.
+    """
+    for name, value in sections.items():
+        if not isinstance(value, Mapping):
+            key = known_names.setting_of(name).removeprefix("eval.").replace("-", "_")
+            key = "video" if known_names.answer(name).startswith(f"here {known_names.EVAL} --video") else key
+            if key in arguments:
+                raise SettingError(f"{name}: no such argument; here {key}=")
+            if hint := did_you_mean(name, arguments, 0.8, 0.85):
+                raise SettingError(f"{name}: no such argument{hint}")
+    return layer_of(sections)
+
+
+def _path(name: str | Path, argument: str = "run_dir") -> Path:
+    """A path in which `~` is the home folder. SettingError names an argument that is no path."""
+    if not isinstance(name, str | os.PathLike) or not isinstance(os.fspath(name), str):
+        folder = getattr(name, "run_dir", None)  # of an outcome
+        hint = f"; the folder of this one is {folder!r}" if isinstance(folder, str) else ""
+        raise SettingError(f"{argument}: expected a path, got {parsing.shown(name)}{hint}")
     return Path(os.path.expanduser(name))

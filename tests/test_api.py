@@ -1,6 +1,7 @@
 """`sfactory.train` from Python: settings, arguments and errors. Runs are in tests/system, in test_api_runs.py."""
 
 import json
+import multiprocessing
 import os
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import sfactory
 from sfactory import api
 from sfactory.envs import EnvError
 from sfactory.errors import CommandError, Exit, SettingNote
+from sfactory.run.outcome import Outcome
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -111,6 +113,26 @@ def test_functions_take_old_names_of_arguments_with_a_note(tmp_path, monkeypatch
         (lambda: sfactory.play_match("run", "random", seed=0.0), "seed: 0.0 is not a whole number"),
         (lambda: sfactory.load_policy("run", seed="1"), "seed: '1' is not a whole number"),
         (lambda: sfactory.load_policy("run"), "run does not exist"),
+        (lambda: sfactory.load_policy(None), "run_dir: expected a path, got None"),
+        (lambda: sfactory.load_policy(b"run"), "run_dir: expected a path, got b'run'"),
+        (lambda: sfactory.load_policy("run", trust="no"), "trust: expected True or False, got 'no'"),
+        (
+            lambda: sfactory.evaluate(Outcome("a", 0, "b", run_dir="c")),
+            r"got <Outcome .*; the folder of this one is 'c'",
+        ),
+        (lambda: sfactory.evaluate("run", 2, greedy="no"), "greedy: expected True or False, got 'no'"),
+        (lambda: sfactory.evaluate("run", n_eval_episodes=3), "n_eval_episodes: no such argument; here episodes="),
+        (lambda: sfactory.evaluate("run", deterministic=True), "deterministic: no such argument; here greedy="),
+        (lambda: sfactory.evaluate("run", render=True), "render: no such argument; here video="),
+        (lambda: sfactory.evaluate("run", episode=3), r"episode: no such argument; did you mean episodes\?"),
+        (lambda: sfactory.evaluate("run", 2, video=True), "video: expected a path, got True"),
+        (lambda: sfactory.train("classic/cartpole", check="no"), "check: expected True or False, got 'no'"),
+        (lambda: sfactory.resume("run", allow=5), "allow: expected names of settings, as env.settings, got 5"),
+        (lambda: sfactory.report(5), "run_dir: expected a path, got 5"),
+        (lambda: sfactory.compare(None), "runs: expected a path, got None"),
+        (lambda: sfactory.compare(["run", 5]), "runs: expected a path, got 5"),
+        (lambda: sfactory.compare("run", labels=5), r"labels: expected texts, got \[5\]"),
+        (lambda: sfactory.compare("run", metric=5), "metric: expected the name of one metric, got 5"),
     ],
 )
 def test_functions_name_a_wrong_argument_before_anything_starts(call, message, tmp_path, monkeypatch):
@@ -119,9 +141,21 @@ def test_functions_name_a_wrong_argument_before_anything_starts(call, message, t
         call()
 
 
+def test_a_daemonic_process_is_told_why_it_cannot_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # as in a Pool
+    for call in (lambda: sfactory.train("classic/cartpole"), lambda: sfactory.resume("run")):
+        with pytest.raises(
+            CommandError, match=r"a daemonic process, as those of multiprocessing\.Pool, may start none"
+        ):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
 def test_whole_numbers_of_numpy_are_plain_numbers_in_a_result():
     found = api._whole_numbers(episodes=np.int64(3), seed=np.uint8(0))
     assert [type(value) for value in found.values()] == [int, int]
+    assert api._switches(greedy=np.bool_(True)) == {"greedy": True}
 
 
 @pytest.mark.parametrize(

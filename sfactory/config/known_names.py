@@ -336,6 +336,12 @@ def setting_of(name: str) -> str:
     return known.here if known and _SETTING.fullmatch(known.here) else ""
 
 
+def note_of(name: str) -> str:
+    """What differs in meaning or unit where `setting_of` knows the name; empty if nothing does."""
+    known = None if name in SHORT_FORMS else _index().get(_key(name))
+    return known.note if known else ""
+
+
 def _key(name: str) -> str:
     """A name without what makes no difference."""
     return re.sub(r"[-_\s]", "", name.lower())

@@ -39,6 +39,8 @@ _NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?)([kKMG
 WORDS = {**SWITCHES, "1": True, "0": False}
 TEXTS = (str, bool, numbers.Number, datetime.date, datetime.time)
 """What counts as text where text is expected: a file may have `name = 7`, or a date."""
+ARGUMENTS = ("callbacks", "wrappers", "check", "allow", "trust")
+"""Arguments of functions in Python that stand beside the sections."""
 LARGEST_EXPONENT = 300
 LONGEST_SHOWN = 80
 
@@ -118,15 +120,28 @@ def check_name(name: str, typed: str, options: Iterable[str] = ()) -> None:
 
 def without_section(name: str, value: Any, python: bool = False) -> SettingError:
     """The error for a setting that stands where sections do: at the top of a file, or among the keywords in Python."""
-    if setting := known_names.setting_of(name):
+    setting, answer = known_names.setting_of(name), known_names.answer(name)
+    if setting := setting or ("" if answer and "." not in name else _field_named(name)):
+        note = known_names.note_of(name)
         section, _, key = setting.replace("-", "_").partition(".")
-        where = f"{section}={{{key!r}: {shown(value)}}}" if python else f"[{section}] with {key} below it"
-        return SettingError(f"{name}: settings belong in sections; here {setting}: write {where}")
-    if answer := known_names.answer(name):
+        given = "..." if note else shown(value)  # where meaning or unit differ, so does the value
+        where = f"{section}={{{key!r}: {given}}}" if python else f"[{section}] with {key} below it"
+        here = f"here {setting} ({note})" if note else f"here {setting}"
+        return SettingError(f"{name}: settings belong in sections; {here}: write {where}")
+    if answer:
         return SettingError(f"{name}: settings belong in sections; {answer}")
     if python:
+        if hint := did_you_mean(name, ARGUMENTS, 0.85, 0.85):
+            return SettingError(f"{name}: no such argument{hint}")
         return SettingError(f"{name}: expected a dict of settings, as optim={{'lr': 1e-3}}, got {shown(value)}")
     return SettingError(f"{name}: settings belong in sections; write [section] above it")
+
+
+def _field_named(name: str) -> str:
+    """The setting that a name is the last part of, or the whole, as it is typed; empty if it is none or several."""
+    name = name.replace("-", "_")
+    found = [setting for setting in field_types() if name in (setting, setting.partition(".")[2])]
+    return flag_name(found[0]) if len(found) == 1 else ""
 
 
 # -- building a configuration --------------------------------------------------------------------------------

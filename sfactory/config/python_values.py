@@ -26,13 +26,22 @@ def layer_of(sections: Mapping[str, Mapping[str, Any]]) -> parsing.ConfigLayer:
         if not isinstance(values, Mapping):
             raise parsing.without_section(section, values, python=True)
         for key, value in values.items():
-            name = f"{section}.{key}"
+            name = f"{section}.{key}".replace("-", "_")  # as messages and files write it: env-steps
+            if name in layer:
+                raise SettingError(f"{name} is given twice, with a dash and with an underscore; leave one out")
             if name in PLACEHOLDERS and isinstance(value, Mapping):
                 layer.update(parsing.table_layer(name, value))
             elif value is not None:
-                value = list(value) if isinstance(value, tuple) else value
+                value = _python_numbers(value)
                 layer[name] = parsing.RawValue(_named(value, name) if name in CODE_SETTINGS else value)
     return layer
+
+
+def _python_numbers(value: Any) -> Any:
+    """Arrays of NumPy and torch as their numbers; tuples and ranges as lists."""
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple | range) else value
 
 
 def _named(value: Any, setting: str) -> Any:

@@ -144,7 +144,8 @@ def refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> Non
     for name, (before_value, after_value) in refused.items():
         print(f"  {name:24} {before_value!r} -> {after_value!r}", file=sys.stderr)
     if refused:
-        rest = "start a new run with `sfactory train`, or add --allow " + " --allow ".join(refused)
+        given = " --allow ".join(refused)
+        rest = f"start a new run with `sfactory train`, or add --allow {given}, in Python allow={list(refused)}"
         raise CommandError(Exit.RESUME_REFUSED, f"{', '.join(refused)} cannot change in the middle of a run; {rest}")
 
 

@@ -702,6 +702,9 @@ class Config:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
+        for section in dataclasses.fields(self):
+            if isinstance(getattr(self, section.name), Mapping):
+                raise ValueError(f"{section.name}: a Config takes objects; sfactory.make_config makes one of dicts")
         check_bounds(self)
         check_together(self)
 

@@ -199,7 +199,16 @@ def check_arguments(
                 raise EnvError(f"{what} takes no {name!r}{suggest(name, known.keys() - arguments.keys())}")
     for name, parameter in known.items():
         if name not in arguments and parameter.default is parameter.empty:
-            raise EnvError(f"{what} needs {name!r}: {setting}.{name.replace('_', '-')} VALUE")
+            flag = f"{setting}.{name.replace('_', '-')}"
+            raise EnvError(f"{what} needs {name!r}: {flag} VALUE, in Python {_keyword(setting, name)}")
+
+
+def _keyword(setting: str, name: str) -> str:
+    """An argument as `sfactory.train` takes it: `--env.settings` and a name -> env={'settings': {'name': VALUE}}."""
+    section, *keys = setting.lstrip("-").split(".")
+    keys[0] = keys[0].replace("-", "_")
+    opening = "".join(f"{{{key!r}: " for key in (*keys, name))
+    return f"{section}={opening}VALUE{'}' * (len(keys) + 1)}"
 
 
 def _replaced(value: Any, index: int) -> Any:

@@ -194,8 +194,8 @@ def check_counts(episodes: int, max_steps: int, num_envs: int, seed: int) -> Non
     if seed < 0:
         raise ValueError(f"seed must be >= 0, got {seed}")
     if episodes < 1 or max_steps < 0 or num_envs < 0:
-        got = f"got {episodes}, {max_steps} and {num_envs}"
-        raise ValueError(f"episodes must be >= 1, max-steps and envs >= 0 ({got})")
+        got = f"got episodes {episodes}, max-steps {max_steps} and {num_envs} environments"
+        raise ValueError(f"episodes must be >= 1, max-steps and the number of environments >= 0; {got}")
 
 
 NEWEST, BEST = "newest", "best"

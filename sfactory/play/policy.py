@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sfactory.config.parsing import shown
 from sfactory.envs import EnvSpec, bounded
 from sfactory.envs.action_leaf import ActionSpace
 from sfactory.envs.agent_spaces import AGENT_ID, MASK
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from sfactory.config import Config
     from sfactory.model.actor_critic import ActorCritic, Output
 
+_PAIR = "env.reset() returns (obs, info): give obs alone"
 SEED_STREAM = 5  # keeps these random numbers apart from those of training
 
 
@@ -128,6 +130,16 @@ class Policy:
         self.action_shapes = {part.name: part.space.shape for part in self._actions.parts} if self._actions else {}
         """Leaf -> shape of the action that the environment takes; the leaf's own for leaves that are missing."""
 
+    def __getstate__(self) -> tuple[Any, ...]:
+        """What a copy in another process needs; conversions of spaces are functions, which it makes again."""
+        made = (self.model, self.spec, self.config, self.path, self.env_steps, 0, self._value_scale)
+        return made, self._actor.state, self._actor.generator
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        made, memory, generator = state
+        self.__init__(*made)  # type: ignore[misc]
+        self._actor.state, self._actor.generator = memory, generator
+
     def reset(self, seed: int | None = None) -> None:
         """Clear the recurrent state; with `seed`, also reseed the sampling noise."""
         self._actor.state = None
@@ -167,11 +179,8 @@ class Policy:
         `act` keeps the recurrent state itself; here it is an argument and a result: [N, H], None without memory. None
         as an argument: zeros. episode_start: as `first` of `act`. deterministic: the most likely action.
         """
-        import torch
-
         leaves, begins, single = self._inputs(obs, episode_start, agent, mask)
-        memory = None if state is None else torch.from_numpy(np.array(state, np.float32))
-        out = self._outputs(leaves, begins, memory)
+        out = self._outputs(leaves, begins, self._memory(state, len(begins)))
         action = self._as_env_takes(self._actor.choose(out.params, deterministic), single)
         return action, None if out.state is None or not self.model.state_size else out.state.numpy()
 
@@ -205,8 +214,32 @@ class Policy:
         rows = 1 if count is None else count
         leaves |= self._complete(rows, agent, mask)
         begins = np.zeros(rows, bool)
-        begins[:] = False if first is None else first
+        if first is not None:
+            given = np.asarray(first)
+            if given.dtype.kind not in "biuf" or given.shape not in ((), (1,), (rows,)):
+                raise ValueError(f"first (episode_start): expected a bool or {rows} of them, got {shown(first)}")
+            begins[:] = given != 0
         return leaves, begins, count is None
+
+    def _memory(self, state: Any, rows: int) -> torch.Tensor | None:
+        """A recurrent state [N, H] that `predict` was given; [H] too for one observation."""
+        import torch
+
+        if state is None or not self.model.state_size:
+            return None
+        expected = (rows, self.model.state_size)
+        try:
+            array = np.array(state, np.float32)
+        except (TypeError, ValueError):
+            array = np.zeros((), np.float32)
+        if array.shape not in ((expected, expected[1:]) if rows == 1 else (expected,)):
+            raise ValueError(
+                f"state: expected an array of shape {expected}, as predict returned it, or None; got "
+                + (f"shape {array.shape}" if array.shape else shown(state))
+            )
+        if not np.isfinite(array).all():
+            raise ValueError("state is not finite")
+        return torch.from_numpy(array.reshape(expected))
 
     def _outputs(self, leaves: Mapping[str, np.ndarray], begins: np.ndarray, state: torch.Tensor | None) -> Output:
         """What the network computes; the recurrent state of `act` is not changed."""
@@ -242,12 +275,18 @@ class Policy:
         for name, leaf in self.spec.actions.items():
             value = action
             for key in paths[name]:
-                value = value[key]
+                try:
+                    value = value[key]
+                except (KeyError, IndexError, TypeError):
+                    raise ValueError(f"no {name} in the action; expected {self.action_space}") from None
+            shape = (*([] if rows == 1 else [rows]), *self.action_shapes.get(name, leaf.shape))
             try:
-                flat = np.asarray(value, leaf.dtype).reshape(rows, *leaf.shape)
-            except (TypeError, ValueError):
-                shape = (*([] if rows == 1 else [rows]), *self.action_shapes.get(name, leaf.shape))
-                raise ValueError(f"{name} has shape {np.shape(value)}, expected {shape}") from None
+                given = np.asarray(value, np.float64).reshape(rows, *leaf.shape)
+            except (TypeError, ValueError, OverflowError):
+                raise ValueError(f"{name}: expected numbers of shape {shape}, got {shown(value)}") from None
+            if leaf.kind == "discrete" and not (np.isfinite(given) & (given == np.rint(given))).all():
+                raise ValueError(f"{name} {shown(value)} is not one of the choices of {self.spec.name}")
+            flat = given.astype(leaf.dtype)
             if leaf.kind == "discrete":
                 flat = flat - self.category_starts.get(name, 0)
                 if (flat < 0).any() or (flat >= np.reshape(leaf.sizes, leaf.shape)).any():
@@ -296,7 +335,10 @@ class Policy:
                 except (KeyError, IndexError, TypeError) as error:
                     raise ValueError(f"no {name} in the observation; expected {self._expected()}") from error
             leaf = self.spec.obs[name]
-            value = np.asarray(value)
+            try:
+                value = np.asarray(value)
+            except ValueError:  # values of several shapes
+                raise ValueError(f"{name} is a {type(value).__name__} of unequal parts; {_PAIR}") from None
             if value.shape == raw:
                 count, value = None, value[None]
             elif value.shape[1:] == raw and value.ndim == len(raw) + 1:
@@ -307,7 +349,10 @@ class Policy:
                 value = encode(value)
             if not np.can_cast(value.dtype, leaf.dtype, "same_kind"):
                 raise ValueError(f"{name} has dtype {value.dtype}; {self.spec.name} has {leaf.dtype}")
-            leaves[name] = value.astype(leaf.dtype, copy=False)
+            value = value.astype(leaf.dtype, copy=False)
+            if value.dtype.kind == "f" and not np.isfinite(value).all():  # a fault in training too
+                raise ValueError(f"{name} is not finite: {np.sum(~np.isfinite(value))} of {value.size} numbers")
+            leaves[name] = value
             counts.add(count)
         if len(counts) > 1:
             raise ValueError(f"the leaves of the observation have different batch sizes; expected {self._expected()}")

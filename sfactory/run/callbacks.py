@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sfactory.config import Config
+from sfactory.config.parsing import shown
 from sfactory.errors import Exit, FileRefused
 from sfactory.run.checkpoint import candidates
 from sfactory.run.outcome import STOPPED, Outcome
 
+EXPECTED = "expected a sfactory.Callback or a function of (run, row)"
 FAILED = "callback failed"
 """Outcome of a run that an exception in a callback has ended."""
+METHODS = {"on_row": "row", "on_checkpoint": "path"}
+"""Method of a callback -> its argument beside the run."""
 
 
 class RunHandle:
@@ -39,6 +44,9 @@ class RunHandle:
     def save(self) -> None:
         """Write a checkpoint after the update that is under way."""
         self._request_save()
+
+    def __repr__(self) -> str:
+        return f"<RunHandle of {str(self.run_dir)!r} at {self.env_steps:,} steps>"
 
 
 class Callback:
@@ -139,7 +147,7 @@ class Callbacks:
         try:
             getattr(callback, method)(self._run, argument)
         except BaseException as error:  # sys.exit() too: what was trained is saved first
-            text = " ".join(f"{type(error).__name__}: {error}".split())
+            text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
             name = callback.name if isinstance(callback, _FunctionCallback) else f"{type(callback).__name__}.{method}"
             self.error, self._sentence = error, f"{name} raised {text}"
             self._log(f"{self._sentence}\n{''.join(traceback.format_exception(error)).rstrip()}")
@@ -153,15 +161,46 @@ class _FunctionCallback(Callback):
         self.name = getattr(function, "__qualname__", type(function).__name__)
 
 
-def as_callbacks(given: Callback | Callable[..., None] | Sequence[Callback | Callable[..., None]]) -> Callbacks:
-    """The callbacks of one run; a function stands for `on_row`. ValueError for anything else."""
-    several = given if isinstance(given, list | tuple) else [given]
+def as_callbacks(given: Any) -> Callbacks:
+    """The callbacks of one run, None for none; a function stands for `on_row`. ValueError for what cannot be called."""
+    one = (
+        given is None
+        or callable(given)
+        or isinstance(given, Callback | str | Mapping)
+        or not hasattr(given, "__iter__")
+    )
+    several = ([] if given is None else [given]) if one else list(given)
     found: list[Callback] = []
-    for one in several:
-        if isinstance(one, Callback):
-            found.append(one)
-        elif callable(one) and not isinstance(one, type):
-            found.append(_FunctionCallback(one))
+    for callback in several:
+        if isinstance(callback, type) and issubclass(callback, Callback):
+            what = f"got the class {callback.__name__}; write {callback.__name__}(...)"
+            raise ValueError(f"callbacks: {EXPECTED}, {what}")
+        if isinstance(callback, Callback):
+            found.append(callback)
+        elif callable(callback) and not isinstance(callback, type):
+            found.append(_FunctionCallback(callback))
         else:
-            raise ValueError(f"callbacks: expected a sfactory.Callback or a function of (run, row), got {one!r}")
+            raise ValueError(f"callbacks: {EXPECTED}, got {shown(callback)}")
+        _check_methods(found[-1])
     return Callbacks(found)
+
+
+def _check_methods(callback: Callback) -> None:
+    """ValueError for a callback that would never do anything, or that would fail at the first row."""
+    base, kind = vars(Callback), type(callback)
+    methods = {name: getattr(callback, name) for name in METHODS}
+    if kind is not Callback and all(getattr(own, "__func__", own) is base[name] for name, own in methods.items()):
+        raise ValueError(f"callbacks: {kind.__name__} has neither {' nor '.join(METHODS)}, so it is never called")
+    for name, method in methods.items():
+        what = callback.name if isinstance(callback, _FunctionCallback) else f"{kind.__name__}.{name}"
+        code = method if inspect.isroutine(method) else type(method).__call__  # an object that is called
+        if any(waits(code) for waits in (inspect.iscoroutinefunction, inspect.isgeneratorfunction)):
+            raise ValueError(
+                f"callbacks: {what} is a coroutine or a generator, which would never run; write a function"
+            )
+        try:
+            inspect.signature(method).bind(None, None)
+        except TypeError:
+            raise ValueError(f"callbacks: {what} must take two arguments, (run, {METHODS[name]})") from None
+        except ValueError:  # of C code, which may not tell
+            continue

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sfactory.config.parsing import shown
 from sfactory.errors import suggest
 from sfactory.monitor.rows import METRICS_FILE
 from sfactory.run.reader import read_columns
 
-AXES = ("env_steps", "seconds")
+AXES = {"env_steps": "steps", "seconds": "seconds"}
+"""Column that is no metric -> its attribute."""
 MOST_NAMES = 8
 """Names of metrics that a repr lists."""
 
@@ -45,7 +47,11 @@ class History(Mapping[str, Curve]):
         return self.table["seconds"]
 
     def __getitem__(self, name: str) -> Curve:
-        if name not in self.table or name in AXES:
+        if isinstance(name, str) and name in AXES:
+            raise KeyError(f"{name}: no such metric; it is history.{AXES[name]}, and history.table[{name!r}]")
+        if not isinstance(name, str):
+            raise KeyError(f"{shown(name)}: expected the name of one metric; history.table has several")
+        if name not in self.table:
             raise KeyError(f"{name}: no such metric in this run{suggest(name, list(self))}")
         known = np.isfinite(self.table[name])
         return Curve(self.steps[known], self.table[name][known])

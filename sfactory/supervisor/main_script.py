@@ -7,12 +7,17 @@ import os
 import sys
 import threading
 
-from sfactory.errors import UNGUARDED
+from sfactory.errors import UNGUARDED, CommandError, Exit
 from sfactory.workers.names import ENVIRONMENTS, EVALUATOR, LOCKSTEP, parse_worker
 
 GUARD = (
     "this script was imported again by the workers it started, and would have trained once more in each of them; "
     'put what it does below  if __name__ == "__main__":'
+)
+
+DAEMONIC = (
+    "environments and workers are processes, and a daemonic process, as those of multiprocessing.Pool, may start none; "
+    "use concurrent.futures.ProcessPoolExecutor, threads, or sfactory sweep"
 )
 
 
@@ -24,12 +29,17 @@ class UnguardedError(RuntimeError):
 
 
 def refuse_worker() -> None:
-    """Refuse to start a process in a worker that is importing the script of its parent: the script has no guard."""
+    """Refuse to start a process in a worker that is importing the script of its parent: the script has no guard.
+
+    And in a daemonic process, which multiprocessing allows no children. ValueError.
+    """
     process = multiprocessing.current_process()
     if getattr(process, "_inheriting", False):  # set by multiprocessing for as long as that import lasts
         if _reports_exit(process.name):
             os._exit(UNGUARDED)  # without a message: the parent reads the code and reports it once
         raise RuntimeError(GUARD)
+    if process.daemon:
+        raise CommandError(Exit.USAGE, DAEMONIC)
 
 
 def _reports_exit(name: str) -> bool:

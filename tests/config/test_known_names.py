@@ -381,6 +381,7 @@ def test_no_foreign_name_is_a_setting_or_section_of_ours():
          "below it"),
         ("lr = 1", "my.toml: lr: settings belong in sections; here optim.lr: write [optim] with lr below it"),
         ("target_kl = 1", "my.toml: target_kl: settings belong in sections; no counterpart here: an update never"),
+        ("save_freq = 1", "my.toml: save_freq: settings belong in sections; here checkpoint.every-seconds (in sec"),
         ("color = 1", "my.toml: color: settings belong in sections; write [section] above it"),
     ],
 )  # fmt: skip
@@ -402,6 +403,13 @@ def test_a_foreign_key_of_a_file_is_answered_with_the_name_here(tmp_path, text, 
         ({"env": "CartPole-v1"}, "env: settings belong in sections; here TARGET ("),
         ({"optim": {"learning_rate": 1}}, "optim.learning-rate: no such setting; here optim.lr"),
         ({"model": {"fcnet_hiddens": [64]}}, "model.fcnet-hiddens: no such setting; here model.hidden ("),
+        ({"verbose": 1}, "verbose: settings belong in sections; here log.quiet (the opposite: true shows no progress): "
+         "write log={'quiet': ...}"),
+        ({"batch_size": 256}, "batch_size: settings belong in sections; here batch.minibatches (the number of"),
+        ({"envs_per_group": 4}, "envs_per_group: settings belong in sections; here sampling.envs-per-group: write "
+         "sampling={'envs_per_group': 4}"),
+        ({"optim.lr": 0.1}, "optim.lr: settings belong in sections; here optim.lr: write optim={'lr': 0.1}"),
+        ({"callback": print}, "callback: no such argument; did you mean callbacks?"),
         ({"color": 3}, "color: expected a dict of settings, as optim={'lr': 1e-3}, got 3"),
     ],
 )  # fmt: skip

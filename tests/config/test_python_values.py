@@ -3,7 +3,9 @@
 import threading
 
 import gymnasium
+import numpy as np
 import pytest
+import torch
 
 from sfactory.config import Config, Env
 from sfactory.config.python_values import label_of, layer_of, target_name, with_registered
@@ -40,6 +42,22 @@ def test_layer_of_names_code_and_leaves_none_out():
     assert found == {**expected, "optim.beta1": 0.8}
     with pytest.raises(SettingError, match=r"^lr: "):
         layer_of({"lr": 1e-3})
+
+
+def test_layer_of_takes_dashes_as_messages_write_them_and_numbers_of_other_libraries():
+    lr, hidden = np.array(0.5), torch.tensor([8, 4])
+    found = layer_of({"stop": {"env-steps": 5}, "optim": {"lr": lr}, "model": {"hidden": hidden}})
+    assert {name: raw.value for name, raw in found.items()} == {
+        "stop.env_steps": 5, "optim.lr": 0.5, "model.hidden": [8, 4],
+    }  # fmt: skip
+    assert layer_of({"model": {"hidden": range(2, 4)}})["model.hidden"].value == [2, 3]
+    with pytest.raises(SettingError, match=r"stop.env_steps is given twice, with a dash and with an underscore"):
+        layer_of({"stop": {"env-steps": 5, "env_steps": 6}})
+
+
+def test_a_config_of_dicts_is_answered_with_make_config():
+    with pytest.raises(ValueError, match=r"^optim: a Config takes objects; sfactory.make_config makes one of dicts$"):
+        Config(optim={"lr": 1e-3})
 
 
 def test_with_registered_replaces_one_task_by_its_code(monkeypatch):

@@ -169,7 +169,11 @@ def test_make_group_calls_a_file_that_raises_a_fault_of_the_environment(own_file
 
 def test_make_group_names_the_settings_that_a_class_does_not_take_or_needs(own_file):
     own_file("my_file.py", MORE)
-    with pytest.raises(EnvError, match=r"^my_file:Leveled needs 'level': --env\.settings\.level VALUE$"):
+    with pytest.raises(
+        EnvError,
+        match=r"^my_file:Leveled needs 'level': --env\.settings\.level VALUE, in Python "
+        r"env=\{'settings': \{'level': VALUE\}\}$",
+    ):
         make_group("my_file:Leveled", 1, [0])
     with pytest.raises(EnvError, match=r"^my_file:Leveled takes no 'levle'; did you mean level\?$"):
         make_group("my_file:Leveled", 1, [0], {"levle": 1})

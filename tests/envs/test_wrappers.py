@@ -94,7 +94,8 @@ def test_a_wrapper_receives_the_index_of_its_copy(own_file):
         ("no_file:wrap", {}, "no_file:wrap: no module no_file: there is no no_file.py in "),
         ("FrameStackObservation", {}, "the wrapper FrameStackObservation needs 'stack_size': "
          "--env.wrapper-settings.FrameStackObservation.stack-size VALUE"),
-        ("my_file:needs", {}, "the wrapper my_file:needs needs 'size': --env.wrapper-settings.needs.size VALUE"),
+        ("my_file:needs", {}, "the wrapper my_file:needs needs 'size': --env.wrapper-settings.needs.size VALUE, "
+         "in Python env={'wrapper_settings': {'needs': {'size': VALUE}}}"),
         ("FrameStackObservation", {"FrameStackObservation": {"stak_size": 4}},
          "the wrapper FrameStackObservation takes no 'stak_size'; did you mean stack_size?"),
         ("my_file:wrap", {"wrp": {}}, "env.wrapper-settings wrp: env.wrappers names no such wrapper; there are "

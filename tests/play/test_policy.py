@@ -1,5 +1,6 @@
 """`sfactory.load_policy`: observations as the environment returns them, actions as it takes them."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,9 @@ def test_policy_handles_dict_spaces(nested):
     env = Nested()
     obs, _ = env.reset(seed=1)
     action = policy.act(obs)
+    for wrong in ({"go": action["go"]}, np.zeros(3)):
+        with pytest.raises(ValueError, match=r"no action/\w+ in the action; expected Dict\("):
+            policy.distribution(obs).log_prob(wrong)
     assert env.action_space.contains(action)
     assert 5 <= action["go"] <= 7
     some = [env.observation_space.sample() for _ in range(9)]
@@ -137,12 +141,25 @@ def test_policy_handles_dict_spaces(nested):
         (np.zeros(5, np.float32), r"obs has shape \(5,\); gymnasium/CartPole-v1 has \(4,\), or \(N, ...\) for a batch"),
         (np.zeros((2, 3, 4), np.float32), "has shape"),
         (np.array(["a"] * 4), "obs has dtype <U1; gymnasium/CartPole-v1 has float32"),
+        ((np.zeros(4, np.float32), {}), r"obs is a tuple of unequal parts; env\.reset\(\) returns \(obs, info\)"),
+        ([[0.0, np.nan, 0.0, np.inf]], "obs is not finite: 2 of 4 numbers"),
     ],
 )
 def test_policy_rejects_observations_of_another_shape_or_dtype(cartpole, obs, message):
     policy = sfactory.load_policy(cartpole)
-    with pytest.raises(ValueError, match=message):
-        policy.act(obs)
+    for method in (policy.act, policy.value, policy.predict, policy.distribution):
+        with pytest.raises(ValueError, match=message):
+            method(obs)
+
+
+@pytest.mark.parametrize("first", ["yes", [True, False, True], None])
+def test_policy_rejects_flags_that_are_no_bool_for_each_observation(cartpole, first):
+    policy, obs = sfactory.load_policy(cartpole), np.zeros((2, 4), np.float32)
+    if first is None:
+        assert policy.act(obs, first=first).shape == (2,)
+    else:
+        with pytest.raises(ValueError, match=r"first \(episode_start\): expected a bool or 2 of them"):
+            policy.act(obs, first=first)
 
 
 def test_policy_of_a_family_without_spaces_takes_the_arrays_of_its_group(tmp_path):
@@ -225,10 +242,39 @@ def test_policy_predict_is_act_with_the_state_as_an_argument(tmaze):
     assert len(sampled) > 1, "sampled unless deterministic"
 
 
+@pytest.mark.parametrize(
+    ("state", "got"),
+    [
+        (np.zeros((2, 7)), r"shape \(2, 7\)"),
+        (np.zeros((3, 8)), r"shape \(3, 8\)"),
+        ((np.zeros((1, 2, 8)), np.zeros((1, 2, 8))), r"shape \(2, 1, 2, 8\)"),  # of another program: (h, c)
+        ("zeros", "'zeros'"),
+    ],
+)
+def test_policy_predict_says_which_state_it_expects(tmaze, state, got):
+    policy = sfactory.load_policy(tmaze)
+    with pytest.raises(ValueError, match=rf"state: expected an array of shape \(2, 8\), as predict .* got {got}"):
+        policy.predict(np.zeros((2, 3), np.float32), state)
+    with pytest.raises(ValueError, match="state is not finite"):
+        policy.predict(np.zeros((2, 3), np.float32), np.full((2, 8), np.nan))
+    one = policy.predict(np.zeros(3, np.float32), np.zeros(8), deterministic=True)
+    np.testing.assert_array_equal(one[1], policy.predict(np.zeros(3, np.float32), deterministic=True)[1])
+
+
 def test_policy_predict_returns_no_state_without_memory(cartpole):
     action, state = sfactory.load_policy(cartpole).predict(np.zeros(4, np.float32))
     assert state is None
     assert action in (0, 1)
+
+
+def test_policy_is_pickled_with_its_state_and_its_noise(tmaze):
+    policy, obs = sfactory.load_policy(tmaze, seed=3), np.array([[1, 0, 1], [0, 1, 1]], np.float32)
+    policy.act(obs, greedy=False)
+    copied = pickle.loads(pickle.dumps(policy))
+    assert repr(copied) == repr(policy)
+    for _ in range(20):
+        assert copied.act(obs, greedy=False).tolist() == policy.act(obs, greedy=False).tolist()
+    np.testing.assert_array_equal(copied.value(obs), policy.value(obs))
 
 
 def test_policy_value_and_distribution_read_the_state_of_act_and_keep_it(tmaze):
@@ -263,8 +309,12 @@ def test_policy_distribution_of_choices(cartpole):
     assert draws.mean() == pytest.approx(one.probs[1], abs=0.1)
     with pytest.raises(ValueError, match="is not one of the choices"):
         one.log_prob(2)
-    with pytest.raises(ValueError, match="expected"):
-        one.log_prob([0, 1])
+    for fraction in (0.5, [0.5], np.nan, None):
+        with pytest.raises(ValueError, match="is not one of the choices"):
+            one.log_prob(fraction)
+    for wrong in ([0, 1], "left"):
+        with pytest.raises(ValueError, match=r"action: expected numbers of shape \(\), got"):
+            one.log_prob(wrong)
     assert "probs=[" in repr(one)
 
 

@@ -148,3 +148,65 @@ def test_amend_reports_a_callback_that_failed_at_the_end_unless_the_run_failed_t
 def test_as_callbacks_refuses_what_is_no_callback(wrong):
     with pytest.raises(ValueError, match=r"expected a sfactory.Callback or a function of \(run, row\)"):
         as_callbacks([wrong])
+
+
+def test_as_callbacks_takes_none_and_every_iterable():
+    assert not as_callbacks(None)
+    assert as_callbacks(callback for callback in [Recording(), print])
+
+
+class Misnamed(Callback):
+    def on_rows(self, run, row):
+        pass
+
+
+class Awaited(Callback):
+    async def on_row(self, run, row):
+        pass
+
+
+class Short(Callback):
+    def on_checkpoint(self, run):
+        pass
+
+
+class Called:
+    async def __call__(self, run, row):
+        pass
+
+
+async def awaited(run, row):
+    pass
+
+
+def generator(run, row):
+    yield
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Recording, r"got the class Recording; write Recording\(\.\.\.\)"),
+        (Misnamed(), "Misnamed has neither on_row nor on_checkpoint, so it is never called"),
+        (awaited, "awaited is a coroutine or a generator, which would never run"),
+        (generator, "generator is a coroutine or a generator, which would never run"),
+        (Awaited(), r"Awaited\.on_row is a coroutine or a generator"),
+        (Called(), "Called is a coroutine or a generator"),
+        (Short(), r"Short\.on_checkpoint must take two arguments, \(run, path\)"),
+        (lambda run: None, r"<lambda> must take two arguments, \(run, row\)"),
+    ],
+)
+def test_as_callbacks_refuses_what_would_never_run_or_fail_at_the_first_row(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        as_callbacks(wrong)
+
+
+def test_a_run_says_where_it_is_and_an_error_without_words_has_no_colon(begun):
+    def failing(run, row):
+        raise TimeoutError
+
+    seen = []
+    callbacks = begun.begin(lambda run, row: seen.append(repr(run)), failing)
+    callbacks.row(ROW)
+    assert seen == [f"<RunHandle of {str(begun.run_dir)!r} at 64 steps>"]
+    assert callbacks.outcome().sentence.endswith("failing raised TimeoutError")

@@ -42,8 +42,11 @@ def test_history_has_the_steps_of_every_value(run):
 def test_history_suggests_the_nearest_metric(run):
     with pytest.raises(KeyError, match=f"no such metric in this run; did you mean {RETURN}"):
         read_history(run)["charts/episode_return"]
-    with pytest.raises(KeyError, match="no such metric"):
+    with pytest.raises(KeyError, match=r"no such metric; it is history\.steps, and history\.table\['env_steps'\]"):
         read_history(run)["env_steps"]
+    for several in (0, None, [RETURN]):
+        with pytest.raises(KeyError, match=r"expected the name of one metric; history\.table has several"):
+            read_history(run)[several]
 
 
 def test_history_of_a_run_without_rows_is_empty(tmp_path):
