@@ -403,7 +403,7 @@ def newest_weights():
         ("minatar/breakout --dir p --eval.every 6M", "eval.every: must be at most --period (5,000,000), got 6,000,000"),
         ("minatar/breakout --dir p --run.dir x", "run.dir: a population sets it itself; use --dir"),
         ("minatar/breakout --dir p --stop.seconds 9", "stop.seconds: a population sets it itself; it ends by stop.env"),
-        ("minatar/freeway --dir p --stop.env-steps 0", "stop.env-steps: must be greater than 0"),
+        ("classic/acrobot --dir p --stop.env-steps 0", "stop.env-steps: must be greater than 0"),
         ("minatar/breakout --dir p --mutate model.hidden", "model.hidden cannot change in the middle of a run"),
         ("minatar/breakout --dir p --sampling.auto", "sampling.auto: members train side by side"),
         ("minatar/breakout --dir p --mutation-rate 2", "--mutation-rate: must be between 0 and 1, got 2"),

@@ -114,10 +114,10 @@ def test_sweep_divides_the_cores_among_the_runs_side_by_side(fake_processes, typ
 
 
 def test_sweep_folder_depends_only_on_the_fixed_settings(fake_processes, typed):
-    arguments = ("sweep", "minatar/freeway", "--seeds", "0..0", "--grid", "optim.lr=1e-3")
+    arguments = ("sweep", "classic/acrobot", "--seeds", "0..0", "--grid", "optim.lr=1e-3")
     typed(*arguments)
     (folder,) = Path("runs").iterdir()
-    assert folder.name.startswith("minatar-freeway_sweep_")
+    assert folder.name.startswith("classic-acrobot_sweep_")
     typed(*arguments[:-1], "optim.lr=1e-4", "--stop.env-steps", "5k", "--log.every-seconds", "1")  # more of the same
     assert list(Path("runs").iterdir()) == [folder]
     typed(*arguments, "--surrogate.clip", "0.3")
@@ -153,7 +153,7 @@ def test_sweep_resumes_a_killed_run_and_moves_a_run_without_checkpoint_aside(fak
 
 
 def test_sweep_resumes_finished_runs_for_a_larger_stop_env_steps(fake_processes, typed):
-    unchanging = (GRID[0], "minatar/freeway", *GRID[2:])  # nothing of it follows stop.env-steps
+    unchanging = (GRID[0], "classic/acrobot", *GRID[2:])  # nothing of it follows stop.env-steps
     typed(*unchanging, "--stop.env-steps", "1000")
     fake_processes.started.clear()
     typed(*unchanging, "--stop.env-steps", "500")

@@ -55,7 +55,7 @@ def test_compare_interpolates_curves_between_rows(fabricate, runs):
 
 
 def test_compare_separates_run_lengths_only_with_a_linear_schedule(fabricate, runs):
-    constant = {"target": "minatar/freeway"}
+    constant = {"target": "classic/acrobot"}
     fabricate("a1", [1], **constant, **{"stop.env_steps": 1000})
     fabricate("a2", [1], **constant, **{"stop.env_steps": 2000, "run.seed": 2})
     assert len(compare([runs]).panels[0].groups) == 1
