@@ -67,7 +67,7 @@ def finish_with_kills(folder, options, steps, victims, seed):
         while victims and process.poll() is None:
             members = members_of(process)
             if not members or trained(folder) < moments[kills]:
-                time.sleep(0.02)
+                time.sleep(0.05)
                 continue
             victim = process.pid if victims.pop(0) == "command" else dice.choice(members).pid
             os.kill(victim, signal.SIGKILL)
