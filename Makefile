@@ -19,7 +19,8 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 .DEFAULT_GOAL := help
 # The tests start hundreds of processes: they must find the sources compiled.
 unexport PYTHONDONTWRITEBYTECODE
-# pip compiles on one core, and tests of packages too, which nothing imports: this was most of the installation.
+# pip compiles on one core, and tests of packages too, which nothing imports: this was most of the installation. Some
+# packages contain files that are no Python 3, hence `true`.
 COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib/python*/site-packages || true
 .PHONY: help train test lint types faults slow learn soak gpu docs scores site dist clean
 

@@ -103,7 +103,7 @@ def test_killed_samplers_and_inference_are_restarted(tmp_path):
         before = steps(run)
         victim = workers_named(process, "inference" if round_ == 3 else "sampler")[0]
         victim.kill()
-        wait_for(lambda before=before: steps(run) > before, process=process)
+        wait_for(lambda before=before: steps(run) > before, seconds=30.0, process=process)
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
     log = (run / "log.txt").read_text()
