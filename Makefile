@@ -19,6 +19,9 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 .DEFAULT_GOAL := help
 # The tests start hundreds of processes: they must find the sources compiled.
 unexport PYTHONDONTWRITEBYTECODE
+# pip compiles on one core, and tests of packages too, which nothing imports: this was most of the installation. Some
+# packages contain files that are no Python 3, hence `true`.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib/python*/site-packages || true
 .PHONY: help train test lint types faults slow learn soak gpu docs scores site dist clean
 
 help:
@@ -29,14 +32,16 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "sfactory needs Python 3.11 or newer, this is %d.%d; run: make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q '$(TORCH)' numpy -c constraints.txt
+	$(BIN)/python -m pip install -q --no-compile '$(TORCH)' numpy -c constraints.txt
 
 $(VENV)/.run: $(BIN)/python setup.cfg constraints.txt
-	$(BIN)/python -m pip install -q -e '.[minatar]' -c constraints.txt
+	$(BIN)/python -m pip install -q --no-compile -e '.[minatar]' -c constraints.txt
+	$(COMPILE)
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python setup.cfg constraints.txt
-	$(BIN)/python -m pip install -q -e '.[dev,classic,plots]' -c constraints.txt
+	$(BIN)/python -m pip install -q --no-compile -e '.[dev,classic,plots]' -c constraints.txt
+	$(COMPILE)
 	@touch $@ $(VENV)/.run
 
 train: $(VENV)/.run
@@ -44,7 +49,7 @@ train: $(VENV)/.run
 
 test: lint types
 	$(BIN)/python -m pytest -n 2 --ignore tests/system
-	$(BIN)/python -m pytest -n 3 tests/system
+	$(BIN)/python -m pytest -n 3 --dist loadscope tests/system
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

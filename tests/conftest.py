@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import gc
 import os
 
@@ -30,6 +31,28 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.slow)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadscope` the tests of a module with a fixture for all of them run in one process, all others
+    anywhere: what the fixture makes is made once, not once for every process.
+    """
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if 'scope="module"' in _text(config.rootpath / file) else nodeid
+
+    return Scheduler(config, log)
+
+
+@functools.cache
+def _text(path):
+    return path.read_text()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def state_folder(tmp_path_factory):
     """Records of trained runs (`sfactory.run.trust`) do not go to the home folder of the person who runs the tests."""
@@ -46,6 +69,12 @@ def forked(monkeypatch):
         return fork_reaper(words, fds)
 
     monkeypatch.setattr("sfactory.supervisor.reaped_process.start_reaper", start)
+
+
+@pytest.fixture(scope="session")
+def envpool_loaded():
+    """Loading envpool takes seconds: no copy of this process has to load it."""
+    import envpool  # noqa: F401
 
 
 @pytest.fixture

@@ -27,11 +27,13 @@ import torch
 
 import sfactory.supervisor.lockstep
 import sfactory.tools.network_trial
+import sfactory.tools.roofline
 import sfactory.workers.evaluator  # noqa: F401
 from sfactory.cli import main as cli
 from sfactory.families import families
 from sfactory.population import commands
 from sfactory.supervisor import reaped_process, reaper
+from sfactory.tools import bench, verify_resume
 
 EXECV = os.execv
 families()  # read here, so that no copy has to read them
@@ -120,6 +122,10 @@ class ForkedCommand(subprocess.Popen):
         super().__init__(arguments, preexec_fn=run, **options)
 
 
+COPIES = SimpleNamespace(Popen=ForkedCommand, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE)
+"""In place of the module `subprocess` where a module starts runs."""
+
+
 def _command(arguments, env):
     """Run a command line with these variables in this process; return the exit code."""
     command = next((place for place, word in enumerate(arguments) if os.path.basename(word) == "sfactory"), None)
@@ -132,7 +138,8 @@ def _command(arguments, env):
     _as_a_new_process(words)
     sys.path[:0] = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     reaped_process.start_reaper = fork_reaper
-    commands.subprocess = SimpleNamespace(Popen=ForkedCommand, DEVNULL=subprocess.DEVNULL)  # runs of populations
+    for module in (bench, commands, verify_resume):  # they start runs
+        module.subprocess = COPIES
     try:
         if command is not None:
             cli.main()

@@ -15,6 +15,9 @@ SMALL = [
     "--log.every-seconds", "0.5", "--checkpoint.every-seconds", "1", "--run.device", "cpu",
 ]  # fmt: skip
 
+STARTED = []
+"""Runs that this test has started; `conftest.py` ends what is left of them."""
+
 
 def command(*arguments):
     return [sys.executable, "-m", "sfactory", *map(str, arguments)]
@@ -23,13 +26,15 @@ def command(*arguments):
 def start(run_dir, *arguments, target="gymnasium/CartPole-v1", popen=subprocess.Popen):
     """Start a run. popen: `ForkedCommand` where only what the run does is looked at, not how its processes start."""
     options = ["--run.dir", run_dir, *SMALL, *arguments]
-    return popen(
+    process = popen(
         command("train", target, *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def rows(run_dir):
@@ -39,7 +44,7 @@ def rows(run_dir):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def wait_for(condition, seconds=40.0, process=None):
+def wait_for(condition, seconds=100.0, process=None):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():

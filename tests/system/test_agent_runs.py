@@ -114,6 +114,7 @@ def played(policy, env):
     return np.mean(list(returns.values()))
 
 
+@pytest.mark.usefixtures("forked", "envpool_loaded")
 @pytest.mark.parametrize(
     "target", ["pettingzoo/mpe/simple_spread", pytest.param("envpool/ConnectFour-v1", marks=pytest.mark.envpool)]
 )

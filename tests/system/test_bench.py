@@ -1,6 +1,7 @@
 """`sfactory bench` and `sfactory profile` on real runs."""
 
 import json
+import subprocess
 import time
 
 import pytest
@@ -28,7 +29,7 @@ def cache(tmp_path_factory, monkeypatch):
 @pytest.mark.slow
 def test_bench_reports_costs_roofline_share_and_bottleneck(tmp_path):
     words = command("bench", "classic/cartpole", "--seconds", 3, "--json", *FAST)
-    done = run_forked(words, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
     lines, whole = report["rooflines"], report["whole"]
@@ -116,7 +117,9 @@ def test_profile_writes_a_timeline_of_every_worker(tmp_path):
 
 
 def test_bench_reports_a_failing_workload_in_one_line(tmp_path):
-    words = command("bench", "faults/count", "--seconds", 2, "--env.settings.raise-at", 5, "--env.fault-budget", 1)
+    words = command(
+        "bench", "faults/count", *FAST, "--seconds", 2, "--env.settings.raise-at", 5, "--env.fault-budget", 1
+    )
     done = run_forked(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert "environments failed more than 1 times" in done.stderr.strip().splitlines()[-1]

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from builders import MY_ENV, trained
+from forked_processes import ForkedCommand
 from run_helpers import command, wait_for
 
 SLOW = (
@@ -34,7 +35,7 @@ def test_ctrl_c_ends_an_evaluation_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = trained(tmp_path / "run", "slow:MyEnv", checkpoint={"exact": False}, stop={"env_steps": 64})
     words = command("eval", run, "--episodes", "9999", "--video", "film.mp4")
-    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = ForkedCommand(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(tmp_path.glob(".film*")), seconds=90, process=process)
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from forked_processes import run_forked
+from forked_processes import COPIES, run_forked
 
 from sfactory.tools.verify_resume import verify_resume
 
@@ -15,7 +15,9 @@ SMALL = ["--sampling.envs-per-group", "4", "--sampling.rollout-length", "16", "-
 
 def verify(*words, kills=2, steps=9000):
     lines = []
-    found = verify_resume([*words, *SMALL], steps, kills, seed=5, log=lines.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sfactory.tools.verify_resume.subprocess", COPIES)
+        found = verify_resume([*words, *SMALL], steps, kills, seed=5, log=lines.append)
     assert sum(line.startswith("B: killed") for line in lines) == kills, lines
     return found
 

@@ -112,7 +112,8 @@ def exit_line(done):
 
 def test_run_goes_on_at_a_rate_of_failures_that_does_no_harm(folder):
     """One in fifty steps: a third of the episodes, and more than a thousand failures in all."""
-    done = train("Rare", "--stop.env-steps", "60k", p=0.02)
+    large = ["--sampling.envs-per-group", "16", "--sampling.rollout-length", "16"]  # few updates
+    done = train("Rare", *large, "--stop.env-steps", "60k", p=0.02)
     assert done.returncode == 0, done.stderr[-2000:]
     last = rows("run")[-1]
     assert last["faults/broken_episodes"] > 1000

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from builders import MY_ENV
+from forked_processes import ForkedCommand, run_forked
 from ranks_helpers import start_ranks
 from run_helpers import all_exited, children, command, rows, steps, wait_for, workers_named
 from safetensors.numpy import load_file
@@ -36,8 +37,22 @@ SOAK_KILLS = int(os.environ.get("SFACTORY_SOAK_KILLS", "50"))
 class Job:
     """The processes of a job, and how they end."""
 
-    def __init__(self, run_dir, *arguments, number=2, resume=False, target=CARTPOLE, of_ranks=None, cwd=None, shell=""):
-        """of_ranks: further arguments of each rank. shell: what rank 0 does first, in a mount namespace of its own."""
+    def __init__(
+        self,
+        run_dir,
+        *arguments,
+        number=2,
+        resume=False,
+        target=CARTPOLE,
+        of_ranks=None,
+        cwd=None,
+        shell="",
+        popen=subprocess.Popen,
+    ):
+        """of_ranks: further arguments of each rank. shell: what rank 0 does first, in a mount namespace of its own.
+
+        popen: `ForkedCommand` where only what the ranks compute is looked at, not how they start.
+        """
         self.run_dir = Path(run_dir)
         words = ["resume", run_dir] if resume else ["train", target, "--run.dir", run_dir, *SMALL]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
@@ -45,7 +60,7 @@ class Job:
         if shell:
             own = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
             commands[0] = [*own, f"{shell}; exec {shlex.join(commands[0])}"]
-        self.processes = start_ranks(commands, cwd=cwd, **pipes)
+        self.processes = start_ranks(commands, popen, cwd=cwd, **pipes)
 
     def wait_for_steps(self, number):
         wait_for(lambda: steps(self.run_dir) >= number, 60.0, self.processes[0])
@@ -169,7 +184,7 @@ class Env(MyEnv):
 
 def test_return_of_two_ranks_is_that_of_both_for_the_stop_rule_the_rows_the_checkpoint_and_a_resume(job, tmp_path):
     (tmp_path / "rank_env.py").write_text(RETURN_OF_RANK)
-    options = {"target": "rank_env:Env", "cwd": tmp_path}
+    options = {"target": "rank_env:Env", "cwd": tmp_path, "popen": ForkedCommand}
     one = job("--stop.target-return", "40", "--stop.env-steps", "100k", **options)
     ends = one.ends()
     assert [code for code, _ in ends] == [0, 0]
@@ -181,7 +196,7 @@ def test_return_of_two_ranks_is_that_of_both_for_the_stop_rule_the_rows_the_chec
     state = json.loads((newest(one.run_dir) / "state.json").read_text())
     assert state["episodes"]["returns"] == [[20.0] * 50 + [60.0] * 50]
     assert state["training_return"] == 40.0
-    again = subprocess.run(command("resume", one.run_dir), cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    again = run_forked(command("resume", one.run_dir), cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert again.returncode == 0
     assert "nothing to do: stop.target-return" in again.stderr, again.stderr
 

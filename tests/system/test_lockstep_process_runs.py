@@ -7,6 +7,7 @@ import signal
 import subprocess
 
 import pytest
+from forked_processes import ForkedCommand, run_forked
 from run_helpers import all_exited, children, command, finish, rows, wait_for, workers_named
 
 ENVIRONMENTS = """
@@ -89,7 +90,7 @@ def odd(deed, when, *words):
 
 
 def done(arguments):
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=100)
+    return run_forked(arguments, capture_output=True, text=True, timeout=100)
 
 
 def exit_line(err):
@@ -181,7 +182,7 @@ def start(folder):
 
     def start(arguments):
         before = len(rows("run"))
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = ForkedCommand(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         processes.append(process)
         wait_for(lambda: len(rows("run")) > before + 2, process=process)
         (child,) = workers_named(process, "lockstep")

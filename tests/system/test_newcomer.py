@@ -1,17 +1,20 @@
 """A newcomer's transcript: every command of the README as it is written, in an empty folder.
 
-Blocks marked `measured` are shortened: what trains stops after a few thousand steps, few games are played. Commands
+Blocks marked `measured` are shortened: what trains stops after a few thousand steps, few games are played. What starts
+processes with torch is a copy of the tests' process, as the runs below it are; the shell starts the rest. Commands
 within sentences (`make`, `pip`, `watch`, `tensorboard`) are not run here: the first two are how this test came to run.
 """
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from documents import ROOT, blocks
+from forked_processes import run_forked
 
 README = ROOT / "README.md"
 SMOKE = {  # verb -> what is added to it in a block marked `measured`
@@ -24,6 +27,7 @@ SMOKE = {  # verb -> what is added to it in a block marked `measured`
     "bench": "--seconds 2",
     "profile": "--seconds 1",
 }
+WITH_TORCH = ("train", "resume", "eval", "export", "sweep", "verify-resume", "bench", "profile")
 BLOCKS = [block for block in blocks(README, "bash") if block.text.startswith("sfactory ")]
 
 
@@ -46,9 +50,11 @@ def test_every_readme_command_works_as_written(tmp_path, number):
     assert len(lines) >= 5
     for line in lines:
         typed = smoke(line) if BLOCKS[number].mark == "measured" else line
-        done = subprocess.run(
-            ["bash", "-c", typed], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
-        )
+        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 200}
+        if " > " not in typed and typed.split()[1] in WITH_TORCH:
+            done = run_forked(shlex.split(typed, comments=True), **options)
+        else:
+            done = subprocess.run(["bash", "-c", typed], **options)
         assert done.returncode == 0, f"{typed}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
     if number == 0:
         left = {path.name for path in tmp_path.iterdir()}
@@ -68,6 +74,6 @@ def test_readme_python_example_trains_and_loads_a_policy(tmp_path):
     code, count = re.subn(r"1_000_000\}", '6_000}, log={"quiet": True}', block.text)
     assert count == 1
     (tmp_path / "script.py").write_text(code + '    print("trained", policy.env_steps)\n')
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = run_forked([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[-1]) >= 6000

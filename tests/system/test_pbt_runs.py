@@ -9,10 +9,11 @@ import time
 
 import psutil
 import pytest
-from forked_processes import run_forked
-from run_helpers import command, wait_for
+from forked_processes import ForkedCommand, run_forked
+from run_helpers import command
 
 from sfactory.run.history import read_history
+from sfactory.run.reader import read_status
 
 LOCKSTEP = ["--run.mode", "lockstep", "--run.device", "cpu", "--checkpoint.every-seconds", "0.3"]
 SMALL = [*LOCKSTEP, "--members", 2, "--jobs", 2, "--replace", 0.5, "--sample", "optim.lr=1,2e-3", "--period", "2k"]
@@ -47,19 +48,28 @@ def curves(folder):
     return found
 
 
-def finish_with_kills(arguments, victims, seed):
-    """Run the command until it ends by itself. victims: for each kill, whether it hits the command or a member."""
-    clock, victims = random.Random(seed), list(victims)
+def trained(folder):
+    """Steps of all members."""
+    return sum(read_status(member).get("env_steps", 0) for member in folder.glob("m*"))
+
+
+def finish_with_kills(folder, options, steps, victims, seed):
+    """Run the command until it ends by itself. steps: of all members at the end.
+
+    victims: for each kill, whether it hits the command or a member. They happen at random steps, not times: so both do
+    before the end, and after some training, on any machine.
+    """
+    dice, victims, arguments = random.Random(seed), list(victims), pbt(folder, *options)
+    moments = sorted(dice.uniform(0, 0.8 * steps) for _ in victims)
     kills = 0
     while True:
-        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+        process = ForkedCommand(arguments, stderr=subprocess.PIPE, text=True)
         while victims and process.poll() is None:
-            wait_for(lambda p=process: members_of(p) or p.poll() is not None, 60)
-            time.sleep(clock.uniform(0.3, 4.0))
             members = members_of(process)
-            if process.poll() is not None or not members:
+            if not members or trained(folder) < moments[kills]:
+                time.sleep(0.05)
                 continue
-            victim = process.pid if victims.pop(0) == "command" else clock.choice(members).pid
+            victim = process.pid if victims.pop(0) == "command" else dice.choice(members).pid
             os.kill(victim, signal.SIGKILL)
             kills += 1
         _, err = process.communicate(timeout=200)
@@ -69,7 +79,7 @@ def finish_with_kills(arguments, victims, seed):
 
 def test_pbt_killed_twice_has_the_history_of_an_unkilled_population_bit_for_bit(tmp_path):
     lines = finish(pbt(tmp_path / "whole", *SMALL))
-    code, err, kills = finish_with_kills(pbt(tmp_path / "killed", *SMALL), ["member", "command"], seed=1)
+    code, err, kills = finish_with_kills(tmp_path / "killed", SMALL, 8_000, ["member", "command"], seed=1)
     assert (code, kills) == (0, 2), err[-3000:]
     whole, killed = (read_history(tmp_path / name) for name in ("whole", "killed"))
     assert killed == whole
@@ -89,7 +99,7 @@ def test_pbt_killed_ten_times_has_the_history_of_an_unkilled_population_bit_for_
     finish(pbt(tmp_path / "whole", *options), 300)
     clock = random.Random(seed)
     victims = [clock.choice(["member", "member", "command"]) for _ in range(10)]
-    code, err, kills = finish_with_kills(pbt(tmp_path / "killed", *options), victims, seed)
+    code, err, kills = finish_with_kills(tmp_path / "killed", options, 64_000, victims, seed)
     assert (code, kills) == (0, 10), err[-3000:]
     whole, killed = (read_history(tmp_path / name) for name in ("whole", "killed"))
     assert killed == whole

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+from forked_processes import ForkedCommand, run_forked
 from gymnasium.wrappers import TimeLimit
 from run_helpers import command
 
@@ -63,6 +64,7 @@ class Recorder(sfactory.Callback):
 # -- environments, wrappers and networks as objects --------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("forked")
 def test_train_with_a_closure_wrappers_and_an_encoder_can_be_resumed_and_evaluated(folder, monkeypatch):
     from torch import nn
 
@@ -101,7 +103,7 @@ def test_train_with_a_closure_wrappers_and_an_encoder_can_be_resumed_and_evaluat
     monkeypatch.setattr("sfactory.pickled._made", set())
     assert sfactory.resume("runs/a", stop={"env_steps": 300}).env_steps >= 300
     assert sfactory.load_policy("runs/a").act([0.0, 0.0, 0.0, 0.0]) in (0, 1)
-    done = subprocess.run(command("eval", "runs/a", "--episodes", "2", "--json"), capture_output=True, text=True)
+    done = run_forked(command("eval", "runs/a", "--episodes", "2", "--json"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout)["mean"] <= limit
 
@@ -248,7 +250,7 @@ if __name__ == "__main__":
 
 def test_train_returns_the_outcome_of_a_run_that_ctrl_c_has_stopped():
     Path("my.py").write_text(INTERRUPTED)
-    process = subprocess.Popen([sys.executable, "my.py"], stdout=subprocess.PIPE, text=True)
+    process = ForkedCommand([sys.executable, "my.py"], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "row\n"
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)

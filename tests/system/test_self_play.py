@@ -9,6 +9,7 @@ from forked_processes import run_forked
 from match_runs import NETS
 from run_helpers import command, rows, workers_named
 
+pytestmark = pytest.mark.usefixtures("envpool_loaded")
 GAME = "envpool/TicTacToe-v1"
 SMALL = [
     "--sampling.num-samplers", "1", "--sampling.groups-per-sampler", "2", "--sampling.envs-per-group", "8",

@@ -258,7 +258,7 @@ def test_run_outlives_the_folder_where_it_was_started(tmp_path, running):
     """A sampler can be started again there, too."""
     start = tmp_path / "start"
     start.mkdir()
-    process = running("--run.dir", "../run", "--stop.env-steps", "40k", cwd=start, popen=ForkedCommand)
+    process = running("--run.dir", "../run", "--stop.env-steps", "20k", cwd=start, popen=ForkedCommand)
     start.rmdir()
     workers_named(process, "sampler")[0].kill()
     _, err = process.communicate(timeout=120)

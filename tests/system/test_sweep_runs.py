@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import psutil
-from forked_processes import ForkedCommand
+from forked_processes import ForkedCommand, run_forked
 from run_helpers import all_exited, command, steps, wait_for
 
 SHORT = ["--sampling.envs-per-group", "4", "--batch.minibatches", "2", "--log.every-seconds", "0.5"]
@@ -14,7 +14,7 @@ SHORT = ["--sampling.envs-per-group", "4", "--batch.minibatches", "2", "--log.ev
 
 def test_sweep_of_two_runs_finishes_and_is_skipped_when_repeated(tmp_path):
     arguments = command("sweep", "classic/cartpole", "--seeds", "0..1", "--jobs", 2, "--stop.env-steps", 4000, *SHORT)
-    first = subprocess.run([*arguments, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    first = run_forked([*arguments, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=110)
     assert first.returncode == 0, first.stderr[-3000:]
     assert first.stderr.splitlines()[-1] == "sfactory: finished (exit 0): 2 of 2 runs finished"
     (panel,) = json.loads(first.stdout)["panels"]
@@ -23,7 +23,7 @@ def test_sweep_of_two_runs_finishes_and_is_skipped_when_repeated(tmp_path):
     for name in ("s0", "s1"):
         assert json.loads((folder / name / "status.json").read_text())["state"] == "finished"
     before = (folder / "s0/metrics.jsonl").read_bytes()
-    again = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    again = run_forked(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert again.returncode == 0
     assert "2 finished before" in again.stderr
     assert (folder / "s0/metrics.jsonl").read_bytes() == before

@@ -1,10 +1,10 @@
 """Runs whose value is the expectation over bins: they learn, are saved, played and started from."""
 
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
+from forked_processes import run_forked
 from run_helpers import SMALL, command, rows
 
 import sfactory
@@ -14,7 +14,7 @@ BINS = ["--model.value-head", "hl_gauss", "--normalize.value-targets", "true"]
 
 
 def train(folder, *words, code=0, target="classic/cartpole"):
-    done = subprocess.run(
+    done = run_forked(
         command("train", target, "--run.dir", folder, "--quiet", *words), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == code, done.stderr[-2000:]
@@ -50,7 +50,7 @@ def test_policy_of_a_run_with_bins_has_values_in_units_of_reward(cartpole):
     assert bad < good - 5
     batch = policy.value(np.stack([upright, falling]))
     np.testing.assert_allclose(batch, [good, bad], rtol=1e-4)
-    evaluated = subprocess.run(
+    evaluated = run_forked(
         command("eval", cartpole, "--episodes", "2", "--greedy"), capture_output=True, text=True, timeout=60
     )
     assert evaluated.returncode == 0, evaluated.stderr[-2000:]
@@ -68,7 +68,7 @@ def test_async_run_with_bins_trains_and_resumes(tmp_path, target, words):
     folder = tmp_path / "run"
     train(folder, *SMALL, *BINS, *words, "--stop.env-steps", "3000", target=target)
     assert rows(folder)[-1]["losses/value_loss"] > 0
-    done = subprocess.run(
+    done = run_forked(
         command("resume", folder, "--stop.env-steps", "5000", "--quiet"), capture_output=True, text=True, timeout=90
     )
     assert done.returncode == 0, done.stderr[-2000:]
