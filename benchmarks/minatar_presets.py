@@ -42,7 +42,7 @@ def report(kept: Scores, seeds: int) -> list[str]:
         "# MinAtar presets at 5M steps", "",
         f"`python benchmarks/minatar_presets.py`, {datetime.date.today()}; lockstep with a forced lag of one update. "
         "Training return of the last tenth of the run: median and each seed. Published: PPO, training return at 5M "
-        "frames, from the comments of the presets.", "",
+        "frames, from the comments of the presets; which publication they are from was not recorded.", "",
         "| preset | return | seeds | published | processor |",
         "|---|---|---|---|---|",
     ]  # fmt: skip
