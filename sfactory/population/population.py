@@ -152,7 +152,8 @@ class Population:
         """Publish a round that was trained, start one again that was cut short, or note that a member cannot go on."""
         member, round = ended.job
         saved = self._saved_steps(member)
-        if code == Exit.FINISHED and self._has_ended(member, round):
+        # The status of a member that was stopped after its last checkpoint stays: a resume finds nothing to do.
+        if code == Exit.FINISHED and saved >= self.plan.end_of(round):
             self._publish(member, round, failed=False, seconds=ended.seconds)
         elif self.processes.num_signals:
             log(f"{name_of(member)}  stopped at {saved:,} steps")

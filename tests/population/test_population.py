@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +58,7 @@ class Trainer:
                 return None
             self.running -= 1
             found = 130 if self.sent else code
-            train(config, found)
+            trained(config, found)
             return found
 
         return poll
@@ -93,6 +94,9 @@ def train(config, code):
     words = {0: "finished", 130: "interrupted", 9: "non-finite", 6: "environment fault"}
     status = {"state": words.get(code, "running"), "exit": code, "env_steps": end, "pid": 4194300}
     (folder / "status.json").write_text(json.dumps(status))
+
+
+trained = train
 
 
 @pytest.fixture
@@ -295,6 +299,22 @@ def test_pbt_starts_a_member_again_that_was_killed(trainer, typed):
     assert code == 0
     assert [name for _, name, end in trainer.started if end == 20_000].count("m1") == 4
     assert [record.env_steps for record in read_history(Path("p")).of(1)] == [10_000, 20_000, 30_000, 40_000]
+
+
+def test_pbt_goes_on_with_a_member_that_was_stopped_after_its_last_checkpoint(trainer, typed, monkeypatch):
+    """A resume finds nothing to do, ends with 0, and leaves the status of the stopped run."""
+    assert typed(*ROUNDS)[0] == 0
+    whole = read_history(Path("p"))
+    shutil.rmtree("p")
+
+    def stopped(config, code):
+        train(config, code)
+        path = Path(config.run.dir) / "status.json"
+        path.write_text(path.read_text().replace('"finished"', '"terminated"'))
+
+    monkeypatch.setattr(sys.modules[__name__], "trained", stopped)
+    assert typed(*ROUNDS)[0] == 0
+    assert read_history(Path("p")) == whole
 
 
 def test_pbt_gives_up_a_member_that_is_killed_before_it_gets_anywhere(trainer, typed, monkeypatch):
