@@ -48,7 +48,8 @@ def test_panel_is_shown_on_a_terminal_and_ctrl_c_restores_the_terminal(tmp_path,
     seen = until(fd, lambda text: ("-bound" in text or "in turns" in text) and "% roofline" in plain(text))
     assert re.search("(learner|sampling|inference)-bound|in turns", seen)
     share = float(re.search("([0-9]+)% roofline", plain(seen))[1])
-    assert 0.5 * share / 100 < rows(tmp_path / "run")[0]["charts/SPS"] / 50_000 < 2 * share / 100 + 0.01
+    percent = [100 * row["charts/SPS"] / 50_000 for row in rows(tmp_path / "run")]  # differ much on a busy machine
+    assert min(percent) - 1 <= share <= max(percent) + 1
     os.write(fd, b"\x03")
     rest = until(fd, lambda text: False)
     _, status = os.waitpid(pid, 0)
