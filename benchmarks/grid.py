@@ -316,7 +316,11 @@ def measure(
 
 
 def finished(folder: Path) -> bool:
-    return read_status(folder).get("state") == "finished"
+    """Whether a run has trained to its end, also if a signal has stopped it there: a resume would find nothing to do."""
+    status = read_status(folder)
+    if status.get("exit") in STOPPED:
+        return 0 < read_run(folder).config.stop.env_steps <= int(status.get("env_steps", 0))
+    return status.get("state") == "finished"
 
 
 def _curves(cell: Cell, scores: Scores, seeds: int) -> list[Curve]:

@@ -98,6 +98,18 @@ def test_grid_skips_finished_runs_resumes_those_with_a_checkpoint_and_starts_the
     assert "1001" in recorder.commands[1].arguments, "the second seed"
 
 
+def test_grid_counts_a_run_that_a_signal_has_stopped_at_its_end(tmp_path):
+    for seed, steps in enumerate((1000, 999)):
+        run = Run(CELLS[0], seed, folder_of(tmp_path, CELLS[0], seed))
+        leave(run.folder, "terminated", steps=steps, checkpoint=True, config=run.config())
+        status = run.folder / "status.json"
+        status.write_text(json.dumps({**json.loads(status.read_text()), "exit": int(Exit.TERMINATED)}))
+    grid = grid_of(CELLS[:1], tmp_path, 2, 1)
+    recorder = Recorder(grid)
+    grid.run()
+    assert recorder.words == [("tiny/a seed 1", "resume")]
+
+
 def test_grid_counts_no_run_that_ended_without_finishing(tmp_path):
     grid = grid_of(CELLS[:1], tmp_path, 2, 1)
     Recorder(grid, {"tiny/a seed 0": ["lost"]})
