@@ -316,7 +316,7 @@ def measure(
 
 
 def finished(folder: Path) -> bool:
-    """Whether a run has trained to its end, also if a signal has stopped it there: a resume would find nothing to do."""
+    """Whether a run has trained to its end. Also if a signal has stopped it there: a resume finds nothing to do."""
     status = read_status(folder)
     if status.get("exit") in STOPPED:
         return 0 < read_run(folder).config.stop.env_steps <= int(status.get("env_steps", 0))
