@@ -41,6 +41,10 @@ TASKS = {  # target -> steps
     "classic/cartpole": 150_000,
     "mujoco/hopper": 1_000_000,
     "mujoco/walker2d": 1_000_000,
+    "mujoco/halfcheetah": 1_000_000,
+    "mujoco/inverted_double_pendulum": 1_000_000,
+    "mujoco/swimmer": 1_000_000,
+    "mujoco/ant": 1_000_000,
 }
 DEFAULT = "default"
 CANDIDATES = {
@@ -52,6 +56,7 @@ CANDIDATES = {
     "lambda_90": ("lambda 0.9", "--trace.trace-lambda 0.9"),
     "lambda_95": ("lambda 0.95", "--trace.trace-lambda 0.95"),
     "lambda_98": ("lambda 0.98", "--trace.trace-lambda 0.98"),
+    "short": ("gamma 0.98, lambda 0.9", "--trace.gamma 0.98 --trace.trace-lambda 0.9"),
     "ewma": ("EWMA", "--proximal.policy ewma"),
     "vtrace_ewma": ("V-trace with EWMA", "--trace.estimator vtrace --proximal.policy ewma"),
     "value_targets": ("normalized value targets", "--normalize.value-targets true"),
@@ -63,7 +68,10 @@ CANDIDATES = {
     "late_decay": ("rate to 0 in the last tenth", "--optim.schedule linear --optim.decay-share 0.1"),
     "decay": ("rate to 0 over the run", "--optim.schedule linear --optim.decay-share 1"),
     "constant": ("constant rate", "--optim.schedule constant"),
+    "long": ("rollouts of 256, 8 environments", "--sampling.rollout-length 256 --sampling.envs-per-group 4"),
 }
+ENOUGH_SEEDS = 3
+"""With fewer seeds of a task an interval over seeds says nothing: that of one seed has no width."""
 SHARED = "--batch.forced-lag 1 --log.every-updates 4"
 
 
@@ -75,15 +83,17 @@ class Pair(NamedTuple):
 
 
 def cells() -> dict[tuple[str, str], Cell]:
-    """(target, candidate) -> cell; without candidates that change nothing of a preset."""
+    """(target, candidate) -> cell; without candidates that change nothing of a preset, or what another one changes."""
     found = {}
     for target, steps in TASKS.items():
         preset = settings(target, "")
+        seen: list[Config] = []
         for name, (_, words) in CANDIDATES.items():
             if name == "wide":
                 words = f"--model.hidden {','.join(str(2 * width) for width in preset.model.hidden)}"
-            if name != DEFAULT and settings(target, words) == preset:
+            if (changed := settings(target, words)) in seen:
                 continue
+            seen.append(changed)
             label = f"defaults/{target.replace('/', '_')}_{name}"
             found[target, name] = Cell(label, target, tuple(f"{words} {SHARED}".split()), steps)
     return found
@@ -128,14 +138,18 @@ def row(name: str, found: dict[str, Pair], equal_time: bool) -> str:
             cells_of_row.append("")
             continue
         own, preset = both[target]
-        word = verdict(*improvement_interval([own], [preset]))
+        word = verdict(*improvement_interval([own], [preset])) if len(own) >= ENOUGH_SEEDS else ""
         mark = {"better": " +", "worse": " -"}.get(word, "")
         cells_of_row.append(f"{iqm(own):.4g} / {iqm(preset):.4g}{mark}")
     own, preset = zip(*both.values(), strict=True)
     low, high = improvement_interval(own, preset)
     seconds = np.median([np.median([x.seconds for x in p.candidate]) / np.median([x.seconds for x in p.default])
                          for p in found.values()])  # fmt: skip
-    cells_of_row += [f"{probability_of_improvement(own, preset):.2f} ({low:.2f} to {high:.2f})", verdict(low, high)]
+    higher, fewest = f"{probability_of_improvement(own, preset):.2f}", min(map(len, own))
+    if fewest >= ENOUGH_SEEDS:
+        cells_of_row += [f"{higher} ({low:.2f} to {high:.2f})", verdict(low, high)]
+    else:
+        cells_of_row += [higher, f"too few seeds: {fewest}"]
     return "| " + " | ".join([CANDIDATES[name][0], *cells_of_row, f"{seconds:.2f}"]) + " |"
 
 
@@ -147,7 +161,7 @@ def report(kept: Scores, seeds: int) -> list[str]:
         f"`python benchmarks/defaults.py`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores. Lockstep, "
         "forced lag 1. Training return of the candidate / of the preset, interquartile mean over seeds. + and -: the "
         "probability that a run with the candidate scores higher than one without has a 95 % interval above or below "
-        "one half.", "",
+        f"one half; tasks with fewer than {ENOUGH_SEEDS} seeds have no mark.", "",
     ]  # fmt: skip
     for equal_time, words in ((False, "last tenth of the run"), (True, "last tenth, at the seconds of the preset")):
         page += [f"## {words.capitalize()}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]

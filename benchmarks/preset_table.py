@@ -85,28 +85,28 @@ TABLE: dict[str, Row] = {
     "pqn/minatar/freeway": Row(PQN, 4.5, seeds=5),
     "pqn/minatar/seaquest": Row(PQN, 4.5, seeds=5),
     "pqn/minatar/space_invaders": Row(PQN, 5.5, seeds=5),
-    "mujoco/inverted_pendulum": Row(MUJOCO, 7, published=(
+    "mujoco/inverted_pendulum": Row(MUJOCO, 1.5, published=(
         Published("963.1 ± 22.2", "v4, 1M steps", CLEANRL), Published("1000 ± 0", "v4, 10M steps", SAMPLE_FACTORY))),
-    "mujoco/inverted_double_pendulum": Row(MUJOCO, 8, published=(
+    "mujoco/inverted_double_pendulum": Row(MUJOCO, 2.3, published=(
         Published("7103", "v2, 1M steps", BASELINES),)),
-    "mujoco/reacher": Row(MUJOCO, 8, published=(
+    "mujoco/reacher": Row(MUJOCO, 1.8, published=(
         Published("-6.7", "v2, 1M steps", BASELINES),)),
-    "mujoco/swimmer": Row(MUJOCO, 8, published=(
+    "mujoco/swimmer": Row(MUJOCO, 2, published=(
         Published("111", "v2, 1M steps, gamma 0.99", BASELINES),
         Published("281.6", "v3, 1M steps, gamma 0.9999", ZOO))),
-    "mujoco/hopper": Row(MUJOCO, 8, published=(
+    "mujoco/hopper": Row(MUJOCO, 2.2, published=(
         Published("2383 ± 272", "v4, 1M steps", CLEANRL), Published("2410", "v3, 1M steps", ZOO),
         Published("2793 ± 643", "v4, 10M steps", SAMPLE_FACTORY))),
-    "mujoco/walker2d": Row(MUJOCO, 8, published=(
+    "mujoco/walker2d": Row(MUJOCO, 2.7, published=(
         Published("2288 ± 572", "v4, 1M steps", CLEANRL), Published("3479", "v3, 1M steps", ZOO),
         Published("5488 ± 49", "v4, 10M steps", SAMPLE_FACTORY))),
-    "mujoco/halfcheetah": Row(MUJOCO, 8, published=(
+    "mujoco/halfcheetah": Row(MUJOCO, 1.6, published=(
         Published("1443 ± 46", "v4, 1M steps", CLEANRL), Published("5819", "v3, 1M steps", ZOO),
         Published("6263 ± 67", "v4, 10M steps", SAMPLE_FACTORY))),
-    "mujoco/ant": Row(MUJOCO, 12, published=(
+    "mujoco/ant": Row(MUJOCO, 4.6, published=(
         Published("1327.2", "v3, 1M steps", ZOO),
         Published("5876 ± 167", "v4, another task: 27 observations, not 105; 10M steps", SAMPLE_FACTORY))),
-    "mujoco/humanoid": Row(MUJOCO, 15, published=(
+    "mujoco/humanoid": Row(MUJOCO, 7, published=(
         Published("716 ± 49", "v4, 1M steps", CLEANRL), Published("5439 ± 1314", "v4, 10M steps", SAMPLE_FACTORY))),
     "selfplay/connect_four": Row(1_500_000, 15, evaluation=AGAINST_RANDOM, metric="selfplay/elo"),
     "pettingzoo/mpe/simple_spread": Row(4_000_000, 25, published=(

@@ -50,3 +50,11 @@ def test_row_marks_tasks_by_their_own_interval_and_judges_the_suite():
     assert line.startswith("| EWMA | 10.71 / 1.947 + | 10.71 / 1.947 + |  |")
     assert "| 1.00 (1.00 to 1.00) | better | 1.00 |" in line
     assert "0.50 (0.50 to 0.50) | not distinguishable" in row("ewma", {first: up, second: down}, equal_time=False)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_are_not_judged(seeds):
+    pair = Pair([curve(10)] * seeds, [curve(1)] * seeds)
+    line = row("ewma", {next(iter(TASKS)): pair}, equal_time=False)
+    assert "| 9.737 / 0.9737 |  |" in line
+    assert f"| 1.00 | too few seeds: {seeds} |" in line
