@@ -12,6 +12,7 @@ from typing import NamedTuple
 from scores import RETURN
 
 CLEANRL = "[CleanRL](https://docs.cleanrl.dev/rl-algorithms/ppo/), last episodes of training"
+CLEANRL_8M = "[CleanRL](https://docs.cleanrl.dev/rl-algorithms/rpo/), PPO beside RPO, last episodes of training"
 ZOO = (
     "[rl-baselines3-zoo](https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/benchmark.md), PPO, one run, "
     "greedy evaluation"
@@ -88,10 +89,13 @@ TABLE: dict[str, Row] = {
     "mujoco/inverted_pendulum": Row(MUJOCO, 1.5, published=(
         Published("963.1 ± 22.2", "v4, 1M steps", CLEANRL), Published("1000 ± 0", "v4, 10M steps", SAMPLE_FACTORY))),
     "mujoco/inverted_double_pendulum": Row(MUJOCO, 2.3, published=(
+        Published("5626 ± 289", "v4, 8M steps", CLEANRL_8M),
         Published("7103", "v2, 1M steps", BASELINES),)),
     "mujoco/reacher": Row(MUJOCO, 1.8, published=(
+        Published("-4.65 ± 0.96", "v4, 8M steps", CLEANRL_8M),
         Published("-6.7", "v2, 1M steps", BASELINES),)),
     "mujoco/swimmer": Row(MUJOCO, 2, published=(
+        Published("124.9 ± 22.2", "v4, 8M steps", CLEANRL_8M),
         Published("111", "v2, 1M steps, gamma 0.99", BASELINES),
         Published("281.6", "v3, 1M steps, gamma 0.9999", ZOO))),
     "mujoco/hopper": Row(MUJOCO, 2.2, published=(
@@ -104,6 +108,7 @@ TABLE: dict[str, Row] = {
         Published("1443 ± 46", "v4, 1M steps", CLEANRL), Published("5819", "v3, 1M steps", ZOO),
         Published("6263 ± 67", "v4, 10M steps", SAMPLE_FACTORY))),
     "mujoco/ant": Row(MUJOCO, 4.6, published=(
+        Published("1824 ± 906", "v4, 8M steps", CLEANRL_8M),
         Published("1327.2", "v3, 1M steps", ZOO),
         Published("5876 ± 167", "v4, another task: 27 observations, not 105; 10M steps", SAMPLE_FACTORY))),
     "mujoco/humanoid": Row(MUJOCO, 7, published=(
