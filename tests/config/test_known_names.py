@@ -66,6 +66,8 @@ FLAGS = {
     "--actor_critic_share_weights": "here model.separate (the opposite",
     "--initial_stddev": "here model.log-std-init (the logarithm of it)",
     "--adaptive_stddev": "no counterpart here: noise does not depend on the state",
+    "--continuous_tanh_scale": "here model.squash (true or false: tanh of the sample; there the scale of a tanh of the "
+    "mean)",
     "--env_frameskip": "no counterpart here: atari/ always skips 4 frames",
     "--env_framestack": "here env.wrappers FrameStackObservation (",
     "--with_wandb": "here log.wandb",
@@ -101,6 +103,12 @@ FLAGS = {
     "--n-iteration": "here ppg.policy-updates (with algorithm.name ppg)",
     "--e-policy": "here batch.epochs (with algorithm.name ppg)",
     "--beta-clone": "here ppg.clone-coef (with algorithm.name ppg)",
+    "--adv-norm-fullbatch": "here normalize.advantage (always over each update)",
+    "--gae": "here trace.estimator (gae, vtrace and others)",
+    "--start-e": "here pqn.epsilon-start (with algorithm.name pqn)",
+    "--end-e": "here pqn.epsilon-end (with algorithm.name pqn)",
+    "--exploration-fraction": "here pqn.epsilon-fraction (with algorithm.name pqn)",
+    "--q-lambda": "here trace.trace-lambda (with algorithm.name pqn)",
     # Stable-Baselines3
     "--n_steps": "here sampling.rollout-length",
     "--n-steps": "here sampling.rollout-length",
@@ -118,6 +126,15 @@ FLAGS = {
     "--n_eval_episodes": "here eval.episodes",
     "--trained-agent": "here run.init-from (",
     "--verbose": "here log.quiet (the opposite: true shows no progress)",
+    "--progress_bar": "here log.quiet (the opposite: true shows no progress)",
+    "--clip_reward": "here env.reward-clip (the bound itself, 1 where true takes the sign there; returns are reported "
+    "unclipped)",
+    "--conf-file": "here --config FILE (settings from a file)",
+    "--exploration_final_eps": "here pqn.epsilon-end (with algorithm.name pqn)",
+    "--optimizer_kwargs": "here optim.eps (beside optim.beta1 and optim.beta2)",
+    "--squash_output": "here model.squash (tanh of the sample, scaled to the bounds)",
+    "--stats_window_size": "no counterpart here: returns are means of the last 100 episodes",
+    "--use_rms_prop": "no counterpart here: the optimizer is Adam",
     # RLlib
     "--num_env_runners": "here sampling.num-samplers (",
     "--num_envs_per_env_runner": "here sampling.envs-per-group (those of one group",
@@ -131,6 +148,10 @@ FLAGS = {
     "--entropy_coeff": "here loss.entropy-coef",
     "--grad_clip": "here optim.max-grad-norm",
     "--kl_target": "no counterpart here: surrogate.kl-coef is constant",
+    "--use_kl_loss": "here surrogate.kl-coef (with surrogate.objective decoupled_kl",
+    "--clip_rewards": "here env.reward-clip (the bound itself, 1 where true takes the sign there;",
+    "--model.free_log_std": "no counterpart here: noise does not depend on the state",
+    "--checkpoint-freq": "here checkpoint.every-seconds (in seconds)",
     "--model.fcnet_hiddens": "here model.hidden (",
     "--model.use_lstm": "here model.core (",
     "--training.lr": "here optim.lr",
@@ -174,6 +195,7 @@ FLAGS = {
     "--num_timesteps": "here stop.env-steps",
     "--num-env-steps": "here stop.env-steps",
     "--total_frames": "here stop.env-steps (steps of the policy; stop.frames counts frames)",
+    "--num-updates": "no counterpart here: the length of a run is not counted in updates",
     "--max_iterations": "no counterpart here: the length of a run is not counted in updates",
     "--num-episodes": "no counterpart here: the length of a run is not counted in episodes",
     "--episodes": "no counterpart here: the length of a run is not counted in episodes",
@@ -232,7 +254,7 @@ WITHOUT_COUNTERPART = {
     "env_gpu_actions env_gpu_observations pixel_format use_record_episode_statistics eval_env_frameskip no_render "
     "video_frames video_name max_num_frames push_to_hub hf_repository policy_index train_script enjoy_script "
     "pbt_mix_policies_in_one_env pbt_optimize_gamma pbt_target_objective pbt_perturb_min pbt_perturb_max",
-    "CleanRL": "upload-model hf-entity rpo-alpha target-network-frequency start-e end-e exploration-fraction "
+    "CleanRL": "upload-model hf-entity rpo-alpha target-network-frequency "
     "train-frequency n-atoms v-min v-max policy-lr q-lr policy-frequency noise-clip exploration-noise autotune "
     "int-coef ext-coef int-gamma update-proportion num-iterations-obs-norm-init v-value num-aux-rollouts "
     "n-aux-grad-accum backend device-ids actor-device-ids learner-device-ids num-actor-threads "
@@ -312,8 +334,8 @@ def test_answer_with_a_section_and_without_a_row(typed, expected):
 
 @pytest.mark.parametrize(
     "name",
-    ["n_step", "weight_decay", "rpo-alpha", "target-network-frequency", "tau", "exploration-fraction", "log_to_file",
-     "heartbeat_interval", "end-e", "evaluation_config", "compile_mode", "callback", "momentum", "alpha", "storage"],
+    ["n_step", "weight_decay", "rpo-alpha", "target-network-frequency", "tau", "log_to_file",
+     "heartbeat_interval", "evaluation_config", "compile_mode", "callback", "momentum", "alpha", "storage"],
 )  # fmt: skip
 def test_check_name_suggests_nothing_that_means_something_else(name):
     with pytest.raises(SettingError) as caught:
