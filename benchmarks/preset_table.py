@@ -90,14 +90,17 @@ TABLE: dict[str, Row] = {
         Published("963.1 ± 22.2", "v4, 1M steps", CLEANRL), Published("1000 ± 0", "v4, 10M steps", SAMPLE_FACTORY))),
     "mujoco/inverted_double_pendulum": Row(MUJOCO, 2.3, published=(
         Published("5626 ± 289", "v4, 8M steps", CLEANRL_8M),
-        Published("7103", "v2, 1M steps", BASELINES),)),
+        Published("7103", "v2, 1M steps", BASELINES),
+        Published("9350 ± 1", "v4, 10M steps", SAMPLE_FACTORY))),
     "mujoco/reacher": Row(MUJOCO, 1.8, published=(
         Published("-4.65 ± 0.96", "v4, 8M steps", CLEANRL_8M),
-        Published("-6.7", "v2, 1M steps", BASELINES),)),
+        Published("-6.7", "v2, 1M steps", BASELINES),
+        Published("-4.53 ± 1.79", "v4, 10M steps", SAMPLE_FACTORY))),
     "mujoco/swimmer": Row(MUJOCO, 2, published=(
         Published("124.9 ± 22.2", "v4, 8M steps", CLEANRL_8M),
         Published("111", "v2, 1M steps, gamma 0.99", BASELINES),
-        Published("281.6", "v3, 1M steps, gamma 0.9999", ZOO))),
+        Published("281.6", "v3, 1M steps, gamma 0.9999", ZOO),
+        Published("117.3 ± 2.9", "v4, 10M steps", SAMPLE_FACTORY))),
     "mujoco/hopper": Row(MUJOCO, 2.2, published=(
         Published("2383 ± 272", "v4, 1M steps", CLEANRL), Published("2410", "v3, 1M steps", ZOO),
         Published("2793 ± 643", "v4, 10M steps", SAMPLE_FACTORY))),
