@@ -17,6 +17,13 @@ ATARI, MINATAR, GYMNASIUM = "atari", "minatar", "gymnasium"
 _VERSION = re.compile(r"[-_]v(\d+)$")
 _ATARI_VARIANT = re.compile(r"(NoFrameskip|Deterministic)$")
 _PREFIX = re.compile(r"(atari|minatar|mujoco|procgen)[-_]", re.IGNORECASE)
+_SAMPLE_FACTORY = {
+    "pendulum": "InvertedPendulum",
+    "doublependulum": "InvertedDoublePendulum",
+    "walker": "Walker2d",
+    "standup": "HumanoidStandup",
+}
+"""What Sample Factory calls these tasks behind mujoco_; its mujoco_pendulum is not Pendulum-v1."""
 _NAMESPACES = {
     "ale": ATARI,
     "atari": ATARI,
@@ -61,6 +68,8 @@ class Name:
         if prefix := _PREFIX.match(base):
             family = _NAMESPACES.get(prefix[1].lower(), family)
             base = base[prefix.end() :]
+            if prefix[1].lower() == "mujoco":
+                base = _SAMPLE_FACTORY.get(base.lower(), base)
         if base.lower().endswith("-minatar"):
             family, base = MINATAR, base[: -len("-minatar")]
         plain = _ATARI_VARIANT.sub("", base)

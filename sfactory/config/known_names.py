@@ -22,8 +22,8 @@ PROGRAMS = {
     "other": "other programs",
 }
 """Field of `Known` -> name of the program. Those of Stable-Baselines3 include its zoo's command line. Others are OpenAI
-Baselines, Spinning Up, pytorch-a2c-ppo-acktr, TorchBeast, Tianshou, TorchRL, skrl, rl_games, Brax, and what people try
-first."""
+Baselines, Spinning Up, pytorch-a2c-ppo-acktr, rl-starter-files, TorchBeast, Tianshou, TorchRL, skrl, rl_games, Brax,
+and what people try first."""
 
 _SETTING = re.compile(r"[a-z]+\.[a-z][a-z0-9-]*")
 
@@ -73,6 +73,8 @@ KNOWN = (
     Known("stop.env-steps", "decisions; Sample Factory counts frames: divide by its env_frameskip",
           sf="train_for_env_steps"),
     Known("stop.env-steps", "steps of the policy; stop.frames counts frames", other="total_frames num-frames"),
+    Known("stop.env-steps", "there steps of all environments; stop.frames counts frames, skipped ones as well",
+          other="frames", exact=True),
     Known("stop.seconds", "seconds of training", sf="train_for_seconds", rllib="time_total_s"),
     Known("stop.target-return", "mean of the last 100 episodes",
           rllib="episode_reward_mean episode_return_mean stop-reward"),
@@ -119,15 +121,20 @@ KNOWN = (
     Known("sampling.num-samplers", "processes; 0: by cores", sf="num_workers",
           rllib="num_env_runners num_rollout_workers num_workers", puffer="vec.num_workers"),
     Known("sampling.num-samplers", "processes, each with groups of sampling.envs-per-group environments",
-          other="num_actors num-processes workers n-workers procs cpu"),
+          other="num-processes workers n-workers procs cpu"),
+    Known("sampling.num-samplers", "processes, each with groups of sampling.envs-per-group environments; "
+          "in rl_games the number of all environments", other="num_actors"),
     Known("sampling.envs-per-group",
           "there all environments; here those of one group: all = num-samplers x groups-per-sampler x envs-per-group",
           cleanrl="num-envs", sb3="n_envs", puffer="vec.num_envs", other="num_env n_env training-num"),
-    Known("sampling.envs-per-group", "those of one group; a process has sampling.groups-per-sampler of them",
+    Known("sampling.envs-per-group", "there the agents of all environments; here the environments of one group",
+          puffer="vec.total_agents"),
+    Known("sampling.envs-per-group",
+          "there those of a process; here those of one group: divide by sampling.groups-per-sampler",
           sf="num_envs_per_worker", rllib="num_envs_per_env_runner num_envs_per_worker"),
     Known("sampling.groups-per-sampler", sf="worker_num_splits"),
     Known("sampling.rollout-length", sf="rollout", cleanrl="num-steps", sb3="n_steps",
-          rllib="rollout_fragment_length", puffer="train.bptt_horizon",
+          rllib="rollout_fragment_length", puffer="train.bptt_horizon train.horizon",
           other="unroll_length horizon_length rollouts frames-per-proc"),
     Known("sampling.rollout-length", "recurrent policies learn from whole rollouts", sf="recurrence",
           rllib="model.max_seq_len max_seq_len"),
@@ -152,6 +159,10 @@ KNOWN = (
     Known("batch.epochs", sf="num_epochs", cleanrl="update-epochs", sb3="n_epochs", rllib="num_epochs num_sgd_iter",
           puffer="train.update_epochs", other="noptepochs ppo-epoch repeat-per-collect mini_epochs learning_epochs "
           "num_updates_per_batch train_pi_iters"),
+    Known("batch.epochs", "passes over an update; in Spinning Up and Tianshou the length of a run, here stop.env-steps",
+          other="epochs epoch", exact=True),
+    Known("batch.epochs", "passes over an update, a whole number; replay.ratio is something else",
+          puffer="train.replay_ratio", exact=True),
     Known("batch.shuffle", "rows or lanes", sf="shuffle_minibatches", rllib="shuffle_batch_per_epoch"),
     Known("", "rollouts of sampling.rollout-length steps and trace.trace-lambda take its place", rllib="n_step"),
     Known("replay.ratio", "replayed rows per fresh row", rllib="replay_proportion"),
@@ -214,7 +225,9 @@ KNOWN = (
     Known("normalize.obs", sf="normalize_input", sb3="norm_obs", rllib="observation_filter",
           other="normalize_observations"),
     Known("normalize.value-targets", sf="normalize_returns", other="normalize_value"),
-    Known("normalize.reward", sb3="norm_reward", other="rew-norm"),
+    Known("normalize.value-targets", "there returns are only divided by their deviation",
+          other="rew-norm reward_normalization return_scaling"),
+    Known("normalize.reward", sb3="norm_reward"),
     Known("", "numbers that are normalized are clipped at 10", sb3="clip_obs"),
     Known("", "normalize.obs learns mean and scale; pictures with bounds are scaled to 0..1",
           sf="obs_scale obs_subtract_mean"),
@@ -304,7 +317,7 @@ KNOWN = (
           rllib="wandb-key"),
     Known("", "metrics go to TensorBoard and Weights & Biases (log.wandb), not to Neptune",
           puffer="neptune neptune-name neptune-project"),
-    Known("", "there it names a workspace of Neptune; here --name NAME is the folder runs/NAME",
+    Known("", "PufferLib does not read it; here --name NAME is the folder runs/NAME",
           puffer="train.name train.project", exact=True),
     Known("sfactory sweep TARGET --seeds 0..4", "the number of runs", rllib="num-samples", exact=True),
     Known("--print-config", "prints the settings and starts nothing", other="dry-run", exact=True),
