@@ -149,6 +149,8 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
         return [preset_layer(default_file(target)), *from_files, {"env.name": RawValue(target)}]
     if target.endswith(".py"):
         raise SettingError(f"{target}: name the class or function in it too, as {target}:MyEnv")
+    if not slash and Path(f"{target}.py").is_file():
+        raise SettingError(f"{target}: name the class or function in {target}.py too, as {target}:MyEnv")
     if not slash or not family or not name or ".." in target:
         raise SettingError(f"{target}: no such preset{suggestion(target)}{_lists()}")
     folder = presets_dir() / family

@@ -23,8 +23,8 @@ import numpy as np
 
 from sfactory.envs.agent_spaces import AgentSpaces
 from sfactory.envs.env_copies import EnvCopies
-from sfactory.envs.frames import to_frame
-from sfactory.envs.spec import EnvFault, EnvSpec, Episode, Leaf, Step, env_fault, finite_rows, info_numbers, one_line
+from sfactory.envs.frames import render_error, to_frame
+from sfactory.envs.spec import EnvFault, EnvSpec, Episode, Leaf, Step, env_fault, finite_rows, info_numbers
 from sfactory.envs.step_values import PLAIN_NUMBERS, as_flag, as_reward, check_time_limit
 from sfactory.errors import EnvError
 
@@ -125,7 +125,7 @@ class AgentGroup(EnvCopies):
         try:
             frame = to_frame(np.asarray(self.envs[env].render()))
         except Exception as error:
-            raise EnvError(f"{self.name} cannot be rendered on this machine: {one_line(error)}") from error
+            raise render_error(self.name, error) from error
         if frame is None:
             raise EnvError(f"{self.name}: no video, because render() returns no image [H, W, 3]")
         return frame

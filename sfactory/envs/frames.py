@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from sfactory.envs.spec import one_line
+from sfactory.errors import EnvError
+
 CHANNELS = (1, 3, 4)  # grey, red-green-blue, and these with transparency
 
 
@@ -23,6 +26,15 @@ def to_frame(picture: np.ndarray) -> np.ndarray | None:
     if picture.shape[2] not in CHANNELS:
         return None
     return np.broadcast_to(_bytes(picture[:, :, :3]), (*picture.shape[:2], 3))
+
+
+def render_error(name: str, error: Exception) -> EnvError:
+    """The error of an environment whose render() failed. name: of the environment."""
+    if isinstance(error, NotImplementedError):
+        return EnvError(
+            f"{name}: no video, because it has no render(): write one that returns a picture [H, W, 3], uint8"
+        )
+    return EnvError(f"{name} cannot be rendered on this machine: {one_line(error)}")
 
 
 def _bytes(picture: np.ndarray) -> np.ndarray:

@@ -10,12 +10,12 @@ import numpy as np
 
 from sfactory.envs.action_leaf import ActionSpace, mask_leaf, one_line_space
 from sfactory.envs.env_copies import EnvCopies
-from sfactory.envs.frames import to_frame
+from sfactory.envs.frames import render_error, to_frame
 from sfactory.envs.obs_leaf import always_fits, obs_leaves
 from sfactory.envs.saved_spec import same_space
 from sfactory.envs.saved_state import decode, encode
 from sfactory.envs.space_leaves import check_tuples, kept_leaves, tuples_of
-from sfactory.envs.spec import EnvSpec, EpisodeTally, Step, env_fault, finite_rows, info_numbers, one_line
+from sfactory.envs.spec import EnvSpec, EpisodeTally, Step, env_fault, finite_rows, info_numbers
 from sfactory.envs.step_values import (
     PLAIN_FLAGS,
     PLAIN_NUMBERS,
@@ -209,11 +209,12 @@ class EnvGroup(EnvCopies):
         try:
             picture = np.asarray(self.envs[env].render())
         except Exception as error:
-            raise EnvError(f"{self.name} cannot be rendered on this machine: {one_line(error)}") from error
+            raise render_error(self.name, error) from error
         frame = to_frame(picture)
         if frame is None:
             mode = self.envs[env].render_mode
-            raise EnvError(f"{self.name}: no video, because render() in mode {mode} returns no image [H, W, 3]")
+            hint = "; take render_mode in __init__ and keep it as self.render_mode" if mode is None else ""
+            raise EnvError(f"{self.name}: no video, because render() in mode {mode} returns no image [H, W, 3]{hint}")
         return frame
 
     @property

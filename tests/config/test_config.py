@@ -290,6 +290,13 @@ def test_target_layers_suggest_a_target(target, message):
     assert "\n" not in str(caught.value)
 
 
+def test_target_that_is_a_file_without_its_ending_needs_a_name_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "catch.py").write_text("")
+    with pytest.raises(SettingError, match=r"^catch: name the class or function in catch\.py too, as catch:MyEnv$"):
+        target_layers("catch")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -93,3 +93,44 @@ def test_render_names_an_environment_without_images():
     with pytest.raises(EnvError, match=r"Pendulum-v1: no video, because render\(\) in mode None returns no image"):
         plain.render(0)
     plain.close()
+
+
+OWN = """
+import gymnasium
+
+class Own(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.Box(0, 1, (1,)), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+class Modeless(Own):
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def render(self):
+        return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Own", "own_pictures:Own: no video, because it has no render(): write one that returns a picture [H, W, 3], "
+         "uint8"),
+        ("Modeless", "own_pictures:Modeless: no video, because render() in mode None returns no image [H, W, 3]; take "
+         "render_mode in __init__ and keep it as self.render_mode"),
+    ],
+)  # fmt: skip
+def test_own_environment_that_renders_nothing_is_told_what_to_write(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_pictures.py").write_text(OWN)
+    envs = make_group(f"own_pictures:{name}", 1, [0], render=True)
+    envs.reset()
+    with pytest.raises(EnvError) as caught:
+        envs.render(0)
+    envs.close()
+    assert str(caught.value) == message
