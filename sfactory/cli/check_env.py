@@ -50,4 +50,6 @@ def run(options: argparse.Namespace) -> int:
     if any(report.bad for report in found):
         failed = [title for report in found for level, title, _ in report.findings if level == "bad"]
         return print_exit_line(Exit.ENVIRONMENT, "checks failed", f"{env.name}: {', '.join(failed)}")
-    return print_exit_line(Exit.FINISHED, "checked", f"{env.name} passed every check")
+    warnings = sum(level == "warn" for report in found for level, *_ in report.findings)
+    more = f", with {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    return print_exit_line(Exit.FINISHED, "checked", f"{env.name} passed every check{more}")

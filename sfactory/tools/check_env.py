@@ -27,6 +27,7 @@ from sfactory.tools.env_rules import RULES, Plan, network, outside_mask, seeds
 from sfactory.tools.random_rollout import RandomRollout, record
 
 ENVS, STEPS, SECONDS = 4, 2000, 3.0
+FIX_FIRST = "before it can train: correct what is marked bad, and check again"
 REPLAY = 200  # steps that are repeated with the same seeds and with others
 
 Make = Callable[[int, Sequence[int]], Group]
@@ -134,7 +135,8 @@ class EnvReport:
             lines.append(
                 textwrap.fill(sentence, 118, initial_indent=f"{level:6}{title:19}", subsequent_indent=" " * 25)
             )
-        return "\n".join([*lines, "", f"{self.train}    # settings: {self.settings_from}"])
+        last = FIX_FIRST if self.bad else f"{self.train}    # settings: {self.settings_from}"
+        return "\n".join([*lines, "", last])
 
 
 # -- the check -----------------------------------------------------------------------------------------------
@@ -185,6 +187,8 @@ def check(
         found += [("seeds", *one) for one in seeds(rollout, again, other)]
         if not rollout.problem:
             found += [("network", *one) for one in network(spec, rollout, plan)]
+    if rollout.problem:  # what it cut short is no reason for advice, and no measurement of the speed
+        found = [one for one in found if one[1] == "bad" or (one[1] == "ok" and one[0] != "speed")]
     for option, value in env_flags(EnvOptions.of(options)).items():
         command += [f"--{option}={as_text(value)}"] if preset.get(option) != value else []
     replaced = flags_of(suggested)

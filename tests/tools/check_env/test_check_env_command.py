@@ -15,6 +15,14 @@ def test_check_env_command_reports_findings_and_sets_the_exit_code(typed):
     assert [f for f in json.loads(out)["findings"] if f["level"] == "bad"]
 
 
+def test_check_env_command_counts_warnings(typed):
+    code, out, line = typed("check-env", "minatar/freeway", "--seconds", "0.2")
+    warnings = sum(row.startswith("warn ") for row in out.splitlines())
+    assert (code, warnings > 0) == (0, True)
+    mark = "s" * (warnings > 1)
+    assert line == f"sfactory: checked (exit 0): minatar/freeway passed every check, with {warnings} warning{mark}"
+
+
 def test_check_env_command_tries_settings_of_training(typed):
     code, out, line = typed("check-env", "faults/clock", "--seconds", "0.2", "--model.encoder", "no_file:Net")
     assert (code, line) == (6, "sfactory: checks failed (exit 6): faults/clock: network")

@@ -172,3 +172,12 @@ def test_atari_passes_every_rule(game, steps, monkeypatch):
     report = check(f"atari/{game}", steps=steps, seconds=30.0, seed=3)
     assert levels(report) == dict.fromkeys(RULES, "ok"), report.text()
     assert ("lost lives" in sentences(report, "autoreset")) == (game == "breakout")
+
+
+def test_report_of_an_environment_that_fails_gives_no_further_advice():
+    report = check("faults/count", {"crash_at": 2}, steps=200)
+    assert report.bad
+    assert {finding.level for finding in report.findings} <= {"bad", "ok"}
+    assert "speed" not in {finding.title for finding in report.findings}
+    assert report.text().endswith("\n\nbefore it can train: correct what is marked bad, and check again")
+    assert "sfactory train" not in report.text()
