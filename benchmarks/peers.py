@@ -182,13 +182,19 @@ def seconds_to(score: float, arguments: list[str], folder: Path, seed: int, limi
 
 
 def in_turn(names: Iterable[str], rounds: int, measure: Callable[[str, int], float]) -> dict[str, list[float]]:
-    """Measure every program once per round: values by name. A failure is printed, and its value left out."""
+    """Measure every program once per round: values by name. A failure is printed, and its value left out.
+
+    Every value is printed at once, so that hours of measuring leave something when they are interrupted.
+    """
     found: dict[str, list[float]] = {name: [] for name in names}
     for number, name in itertools.product(range(rounds), found):
         try:
-            found[name].append(measure(name, number))
+            value = measure(name, number)
         except (PeerFailed, BenchFailed) as error:
             print(f"{name}, round {number + 1}: {error}", file=sys.stderr, flush=True)
+        else:
+            found[name].append(value)
+            print(f"{name}, round {number + 1}: {value:,.1f}", file=sys.stderr, flush=True)
     return {name: values for name, values in found.items() if values}
 
 
