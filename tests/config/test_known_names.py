@@ -229,6 +229,18 @@ FLAGS = {
     "--frames": "here stop.env-steps (there steps of all environments; stop.frames counts frames,",
     "--use-linear-lr-decay": "here optim.schedule linear (to 0 at stop.env-steps)",
     "--grad_norm_clipping": "here optim.max-grad-norm",
+    "--step-per-collect": "here sampling.rollout-length (there the steps of all environments together: divide by their",
+    "--frames_per_batch": "here sampling.rollout-length (there the steps of all environments together: divide by their",
+    "--steps-per-epoch": "no counterpart here: the length of a run is not counted in epochs; stop.env-steps",
+    "--max_epoch": "no counterpart here: the length of a run is not counted in updates; stop.env-steps counts steps",
+    "--episode-per-collect": "no counterpart here: rollouts have a fixed length",
+    "--seq_length": "here sampling.rollout-length (recurrent policies learn from whole rollouts)",
+    "--grad_norm": "here optim.max-grad-norm",
+    "--kl_threshold": "here optim.kl-target (with optim.schedule kl_adaptive)",
+    "--clip_value": "here loss.value-clip (the distance itself; there e_clip)",
+    "--score_to_win": "here stop.target-return (mean of the last 100 episodes)",
+    "--share_features_extractor": "here model.separate (the opposite: true has two networks)",
+    "--n-trials": "no counterpart here: sfactory sweep tries all values of a list; docs/python.md has a search with",
     "--hidden-sizes": "here model.hidden (widths, as 256,256)",
     "--network": "here model.encoder (",
     "--recurrent-policy": "here model.core (none, gru, lstm)",
@@ -373,7 +385,7 @@ def test_every_setting_in_the_table_exists():
     settings = {flag_name(name) for name in field_types()}
     named = [word for known in KNOWN for word in re.findall(r"\b[a-z]+\.[a-z][a-z0-9-]+", f"{known.here} {known.note}")]
     assert len(named) > 60
-    known = settings | {"env.settings", "env.settings.frameskip", "out.mp4"}
+    known = settings | {"env.settings", "env.settings.frameskip", "out.mp4", "python.md"}
     assert [name for name in named if name not in known and f"--{name}" not in known] == []
 
 
