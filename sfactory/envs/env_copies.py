@@ -69,8 +69,12 @@ class EnvCopies(ABC):
         try:
             self._first_reset(env, seed)
         except Exception as error:
-            reason = one_line(explained(error))
+            reason = one_line(self._reported(env, error, "reset"))
             raise EnvError(f"{self.name} failed at its first reset: {reason}", fault=True) from error
+
+    def _reported(self, env: int, error: Exception, method: str) -> Exception:
+        """An exception of an environment as it is reported. method: what was called, `reset` or `step`."""
+        return explained(error)
 
     def _replace(self, env: int, seconds: float = REPLACE_S) -> None:
         """Replace a failed environment by one with a new seed, and reset it; try for so many seconds."""

@@ -28,7 +28,7 @@ from sfactory.envs.step_values import (
     unread_mask,
     wrong_step,
 )
-from sfactory.errors import EnvError
+from sfactory.errors import EnvError, raised_by_sfactory
 
 if TYPE_CHECKING:
     import gymnasium
@@ -142,7 +142,8 @@ class EnvGroup(EnvCopies):
                     self._take_reset(env, instance.reset())
                     continue
                 if illegal[env]:
-                    raise ValueError(f"illegal action {[leaf[env].tolist() for leaf in action.values()]}")
+                    errors[env] = ValueError(f"illegal action {[leaf[env].tolist() for leaf in action.values()]}")
+                    continue
                 result = instance.step(row)
                 try:
                     obs, env_reward, ended, cut, info = result
@@ -161,13 +162,16 @@ class EnvGroup(EnvCopies):
                 if env in infos:
                     self._check_end(env, infos[env], cut=bool(truncated[env]))
             except Exception as error:
-                errors[env] = explained(error)
+                errors[env] = self._reported(env, error, "reset" if over[env] else "step")
         if (finite := finite_rows(self.obs, reward)) is not None:
             for env in np.flatnonzero(~finite).tolist():
                 errors.setdefault(env, self._not_finite(env, reward, "reset" if self._over[env] else "step"))
         faults = []
         for env in sorted(errors):
-            faults.append(env_fault(env, errors[env], self.seeds[env], int(self.tally.lengths[env])))
+            error = errors[env]
+            own = valid[env] and error.__traceback__ is not None and not raised_by_sfactory(error)
+            called = rows[env] if own else None  # the action may be what the environment cannot take
+            faults.append(env_fault(env, error, self.seeds[env], int(self.tally.lengths[env]), called))
             self._replace(env)
             valid[env] = terminated[env] = truncated[env] = False
             reward[env] = 0.0
@@ -198,11 +202,23 @@ class EnvGroup(EnvCopies):
         except Exception:  # it is no observation at all
             return False
 
+    def _reported(self, env: int, error: Exception, method: str) -> Exception:
+        """An exception of an environment as it is reported: with what to change, and where, as far as it is known."""
+        error = explained(error)
+        if type(error) is not ValueError or not raised_by_sfactory(error):  # the traceback shows where
+            return error
+        place = _place(self.envs[env], method)
+        if not place or place in str(error):
+            return error
+        return ValueError(f"{error}; see {method}, {place}").with_traceback(error.__traceback__)
+
     def _not_finite(self, env: int, reward: np.ndarray, method: str) -> ValueError:
         """The error for numbers that are not finite: which ones, and the method that returned them."""
         arrays = {**{name: array[env] for name, array in self.obs.items()}, "the reward": reward[env]}
         names = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
-        return ValueError(f"NaN or infinity in {' and '.join(names)}{_place(self.envs[env], method)}")
+        place = _place(self.envs[env], method)
+        rest = f", returned by {method}, {place}" if place else ""
+        return ValueError(f"NaN or infinity in {' and '.join(names)}{rest}")
 
     def render(self, env: int) -> np.ndarray:
         """Render one environment, uint8 [H, W, 3]. Raises EnvError if that is not possible."""
@@ -246,10 +262,10 @@ class EnvGroup(EnvCopies):
 
 
 def _place(env: gymnasium.Env, method: str) -> str:
-    """Where a method of an environment is defined, as `, returned by step, my_env.py, line 12`; empty if unknown."""
+    """Where a method of an environment is defined, as `my_env.py, line 12`; empty if that is not known."""
     with contextlib.suppress(Exception):
         code = getattr(type(env.unwrapped), method).__code__
-        return f", returned by {method}, {code.co_filename}, line {code.co_firstlineno}"
+        return f"{code.co_filename}, line {code.co_firstlineno}"
     return ""
 
 

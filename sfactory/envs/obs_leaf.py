@@ -110,7 +110,10 @@ def always_fits(name: str, value: np.ndarray, dtype: np.dtype) -> bool:
     Nothing can be below it: leaves of integers are uint8 or int64, and signed integers are no kind of uint8.
     """
     if not np.can_cast(value.dtype, dtype, "same_kind"):
-        raise ValueError(f"{name} has dtype {value.dtype}, but its space has {dtype}")
+        raise ValueError(
+            f"{name} has dtype {value.dtype}, but its space has {dtype}: return {dtype} (as array.astype), or declare "
+            f"the space with dtype={value.dtype}"
+        )
     if dtype.kind not in "ui" or np.can_cast(value.dtype, dtype, "safe"):
         return True
     if value.size and (largest := value.max()) > np.iinfo(dtype).max:

@@ -27,6 +27,7 @@ import numpy as np
 from sfactory.errors import EnvError
 
 LONGEST_LINE, LONGEST_TRACE = 800, 20_000  # characters of an exception that are reported
+LONGEST_ACTION = 120  # characters of the action with which an environment failed
 MAX_INFOS = 20  # numbers of an environment's `info` that are recorded
 NOT_NUMBERS = ("TimeLimit.truncated",)  # names in `info` that are known otherwise
 
@@ -210,10 +211,16 @@ def one_line(error: BaseException) -> str:
     return shortened(" ".join(f"{type(error).__name__}: {error}".split()), LONGEST_LINE)
 
 
-def env_fault(env: int, error: BaseException, seed: int, step: int) -> EnvFault:
-    """Build the report of a failed environment: reason, seed, step of its episode, traceback."""
+def env_fault(env: int, error: BaseException, seed: int, step: int, action: Any = None) -> EnvFault:
+    """Build the report of a failed environment: reason, seed, step of its episode, traceback.
+
+    action: what a `step` that raised was called with; None where that does not matter.
+    """
     trace = shortened("".join(traceback.format_exception(error)), LONGEST_TRACE)
-    return EnvFault(env, f"{one_line(error)} (seed {seed}, step {step} of the episode)\n{trace}")
+    where = f"(seed {seed}, step {step} of the episode)"
+    if action is not None:
+        where = f"{where[:-1]}, action {shortened(' '.join(repr(action).split()), LONGEST_ACTION)})"
+    return EnvFault(env, f"{one_line(error)} {where}\n{trace}")
 
 
 def shortened(text: str, size: int) -> str:

@@ -21,7 +21,7 @@ LOGGED = 100  # failures of one reason that have a line each in log.txt
 REASONS = 50  # that are told apart; a reason may hold numbers that are never the same
 CONSOLE_LINES = 40  # of a traceback
 
-_POSITION = re.compile(r" \(seed -?\d+, step \d+ of the episode\)")
+_POSITION = re.compile(r" \(seed -?\d+, step \d+ of the episode(?:, action .*)?\)$")
 _ENVIRONMENT = re.compile(r"^environment \d+: ")
 _FRAME = re.compile(r'^ *File "(.+)", line (\d+)', re.MULTILINE)
 _NUMBER = re.compile(r"\d+")

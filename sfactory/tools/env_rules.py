@@ -49,7 +49,9 @@ def data(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
         yield "bad", t.problem
     if t.faults:
         first_line, _, trace = t.faults[0].message.partition("\n")
-        yield "bad", f"an environment failed {len(t.faults)} times, first: {first_line}{_last_place(trace)}"
+        place = "" if ", line " in first_line else _last_place(trace)
+        times = "once" if len(t.faults) == 1 else f"{len(t.faults)} times"
+        yield "bad", f"an environment failed {times}, first: {first_line}{place}"
     if not t.problem and not t.faults:
         yield "ok", "shapes and dtypes match the spec, all numbers are finite, no environment failed"
 
@@ -332,7 +334,10 @@ def rewards(spec: EnvSpec, t: RandomRollout, plan: Plan) -> RuleOutput:
         summary += f"; {len(returns)} episodes, mean return {np.mean(returns):.4g}, std {np.std(returns):.3g}"
         summary += " (means over the agents)" if spec.agents else ""
     scaled = config.env.reward_clip or config.normalize.reward or config.normalize.value_targets
-    if np.abs(r).max() > (1.0 if pixels else LARGE_REWARD) and not scaled:
+    large = np.abs(r).max() > (1.0 if pixels else LARGE_REWARD)
+    if large and scaled:
+        yield "ok", f"{summary}; large, and scaled for training"
+    elif large:
         flag = "--env.reward-clip 1" if pixels else "--normalize.reward true"
         yield "warn", f"{summary}; large: {flag}", flag
     else:

@@ -125,6 +125,12 @@ def test_env_group_replaces_a_failing_environment_and_marks_a_reset_row(kind):
     assert report.env == 1
     assert reason in report.message.splitlines()[0]
     assert "seed 101, step 1" in report.message.splitlines()[0]
+    said = report.message.splitlines()[0]
+    if kind == "raises":  # the traceback shows the line, and the action may be why
+        assert said.endswith(", action np.int64(5))")
+    else:
+        assert f"{__file__}, line {Counter.step.__code__.co_firstlineno}" in said
+        assert "action" not in said
     assert "Traceback" in report.message or "infinity" in report.message
     assert failed.valid.tolist() == [True, False]
     assert failed.first.tolist() == [False, True]
@@ -147,7 +153,7 @@ def test_env_group_shortens_the_report_of_an_exception_with_a_long_text():
     reason, _, trace = report.message.partition("\n")
     assert len(reason) < 1000
     assert reason.startswith("ValueError: the state was 1, 1, ")
-    assert reason.endswith("at last (seed 100, step 1 of the episode)")
+    assert reason.endswith("at last (seed 100, step 1 of the episode, action np.int64(5))")
     assert len(trace) < 30_000
     assert "in fails" in trace
 
@@ -441,6 +447,36 @@ def test_env_group_says_where_a_reset_returned_no_finite_number():
 
     with pytest.raises(EnvError, match=r"NaN or infinity in obs, returned by reset, .*test_gymnasium_adapter.py, line"):
         EnvGroup(Unknown, 1, [0], name="test/unknown").reset()
+
+
+@pytest.mark.usefixtures("short_retries")
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (np.zeros(3), "reset() returned a ndarray of shape (3,), it must return two values"),
+        ((np.zeros(2), {}), "obs has shape (2,), but its space has (3,)"),
+        ((np.zeros(3, complex), {}), "return float32 (as array.astype), or declare the space with dtype=complex128"),
+    ],
+)
+def test_env_group_says_where_a_reset_returned_something_wrong(result, reason):
+    class Wrong(Counter):
+        def reset(self, **kwargs):
+            return result
+
+    with pytest.raises(EnvError) as error:
+        EnvGroup(Wrong, 1, [0], name="test/wrong").reset()
+    assert reason in str(error.value)
+    assert str(error.value).endswith(f"; see reset, {__file__}, line {Wrong.reset.__code__.co_firstlineno}")
+
+
+def test_env_group_reports_no_long_action():
+    group = EnvGroup(
+        lambda: Counter(9, at=1, result=raises, action_space=spaces.Box(-1, 1, (5000,))), 1, [0], name="test/wide"
+    )
+    group.reset()
+    (report,) = group.step({"action": np.zeros((1, 5000), np.float32)}).faults
+    assert len(report.message.splitlines()[0]) < 400
+    assert ", action array([0., 0., " in report.message.splitlines()[0]
 
 
 class Unlike(gymnasium.Space):

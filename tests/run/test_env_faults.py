@@ -38,6 +38,14 @@ def test_first_failure_of_a_reason_is_shown_with_its_traceback_and_log_txt_is_na
     assert rest[-1].strip() == "RuntimeError: solver diverged"
 
 
+def test_failures_without_a_traceback_are_one_reason_whatever_the_action_was():
+    faults = of()
+    for number in range(10):
+        where = f"(seed {number}, step {number} of the episode, action array([0.{number}, (0.5]))"
+        _, console = faults.lines(f"environment {number}: ValueError: no solution {where}\n")
+    assert console == "environments failed 10 times like this: ValueError: no solution"
+
+
 def test_later_failures_of_a_reason_are_counted():
     faults, shown, logged = of(), [], []
     for number in range(1, 10_001):

@@ -69,7 +69,7 @@ def test_data_rule_reports_a_reset_that_raises():
 @pytest.mark.parametrize("knob", ["raise_at", "nan_obs_at", "nan_reward_at", "bad_shape_at"])
 def test_data_rule_counts_faults_and_shows_the_first(knob):
     report = check("faults/count", {knob: 34}, steps=200)
-    assert "an environment failed 1 times, first: ValueError: " in sentences(report, "data")
+    assert "an environment failed once, first: ValueError: " in sentences(report, "data")
     assert "(seed " in sentences(report, "data")
     assert levels(report)["autoreset"] == "ok", report.text()
     assert report.bad
