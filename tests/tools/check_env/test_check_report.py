@@ -4,6 +4,7 @@ import json
 import math
 from typing import ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 from conforming_env import RULES, ConformingEnv, checked, levels, sentences
@@ -160,7 +161,7 @@ def test_env_report_as_text_and_json():
 )
 def test_supported_environments_pass_every_rule(name, preset):
     report = check(name, steps=400)
-    assert levels(report) == dict.fromkeys(RULES, "ok"), report.text()
+    assert levels(report) == dict.fromkeys(RULES | {"rendering"}, "ok"), report.text()
     assert report.train == f"sfactory train {preset}"
     assert "episodes, mean return" in sentences(report, "rewards")
 
@@ -170,7 +171,7 @@ def test_atari_passes_every_rule(game, steps, monkeypatch):
     monkeypatch.setattr(check_env, "ENVS", 1)
     monkeypatch.setattr(check_env, "REPLAY", 50)
     report = check(f"atari/{game}", steps=steps, seconds=30.0, seed=3)
-    assert levels(report) == dict.fromkeys(RULES, "ok"), report.text()
+    assert levels(report) == dict.fromkeys(RULES | {"rendering"}, "ok"), report.text()
     assert ("lost lives" in sentences(report, "autoreset")) == (game == "breakout")
 
 
@@ -181,3 +182,64 @@ def test_report_of_an_environment_that_fails_gives_no_further_advice():
     assert "speed" not in {finding.title for finding in report.findings}
     assert report.text().endswith("\n\nbefore it can train: correct what is marked bad, and check again")
     assert "sfactory train" not in report.text()
+
+
+class Drawn(gymnasium.Env):
+    """An environment of the user's own; `picture` is what render() returns or raises."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"]}
+    observation_space = gymnasium.spaces.Box(0, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, render_mode=None, picture=None):
+        self.render_mode, self.picture = render_mode, picture
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.random(2, np.float32), {}
+
+    def step(self, action):
+        return self.np_random.random(2, np.float32), 1.0, bool(self.np_random.random() < 0.1), False, {}
+
+
+class Picture(Drawn):
+    def render(self):
+        return np.zeros((30, 40, 3), np.uint8)
+
+
+class NoPicture(Drawn):
+    def render(self):
+        return "text"
+
+
+class BrokenPicture(Drawn):
+    def render(self):
+        return self.window.draw()
+
+
+@pytest.mark.parametrize(
+    ("env", "level", "sentence"),
+    [
+        (Picture, "ok", "render() draws pictures of 40 x 30, for eval --video and eval.video"),
+        (Drawn, "ok", "training works without pictures; no video, because it has no render(): write one that returns"),
+        (NoPicture, "ok", "no video, because render() in mode rgb_array returns no image [H, W, 3]"),
+        (BrokenPicture, "warn", "AttributeError: 'BrokenPicture' object has no attribute 'window'"),
+    ],
+)
+def test_check_says_whether_an_environment_draws_pictures(env, level, sentence):
+    report = check(f"{__name__}:{env.__name__}", seconds=0.3)
+    assert levels(report)["rendering"] == level, report.text()
+    assert sentence in sentences(report, "rendering")
+
+
+def test_check_names_the_place_of_a_wrong_observation_once():
+    report = check(f"{__name__}:WrongShape", seconds=0.3)
+    (sentence,) = [finding.sentence for finding in report.findings if finding.level == "bad"]
+    assert f"obs has shape (3,), but its space has (2,); see step, {__file__}, line" in sentence
+    assert "obs_leaf.py" not in sentence
+    assert "gymnasium_adapter.py" not in sentence
+
+
+class WrongShape(Drawn):
+    def step(self, action):
+        return np.zeros(3, np.float32), 1.0, False, False, {}
