@@ -151,7 +151,6 @@ def _run_sampler(index: int, shared: SharedState, sink: QueueSink, generation: i
 
 
 def _run_evaluator(policy: int, args: WorkerArgs) -> int:
-    os.nice(19)  # before any heavy import: it uses idle cores only
     _set_oom_score(1000)
     with loading_torch(frozen=True):
         import torch
@@ -159,7 +158,10 @@ def _run_evaluator(policy: int, args: WorkerArgs) -> int:
         from sfactory.workers.evaluator import Evaluator
 
     torch.set_num_threads(1)
-    Evaluator(args.run_spec, QueueSink(args.queue), args.evaluated, policy, args.generation).run()
+    evaluator = Evaluator(args.run_spec, QueueSink(args.queue), args.evaluated, policy, args.generation)
+    # From here on it uses idle cores only. Not before: where no core is idle, starting would take minutes.
+    os.nice(19)
+    evaluator.run()
     return 0
 
 
