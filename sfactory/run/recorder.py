@@ -40,6 +40,7 @@ from sfactory.run.outcome import Outcome
 from sfactory.run.presence import FolderPresence
 from sfactory.run.saved_counters import environment_steps_of
 from sfactory.run.stop_rules import Progress, raised_settings, reached_rules, sentence_of
+from sfactory.run.trust import record_run
 from sfactory.shm.slots import RowCounts
 
 PRESENCE_S = 0.5  # between two looks whether the folder is still there
@@ -347,6 +348,8 @@ class RunRecorder:
                 undo.callback(os.close, lock)
                 replace_text(self.run_dir / "config.toml", to_toml(self.config))
                 provenance.record(self.run_dir, self.launch, self.resume_from)
+                if self.ranks.is_leader:
+                    record_run(self.run_dir, self.config)
                 (self.run_dir / "debug").mkdir(exist_ok=True)
                 presence = FolderPresence(self.run_dir)
             except RunBusy:

@@ -1,6 +1,7 @@
 """The recorder names the stop rule that was reached, and ends a run whose environments fail too often."""
 
 import json
+import shutil
 
 import pytest
 
@@ -17,6 +18,7 @@ from sfactory.run.checkpoint import Contents
 from sfactory.run.checkpoint_writer import save
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
+from sfactory.run.trust import read_record, record_run
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -286,3 +288,14 @@ def test_recorder_warns_of_listed_numbers_that_no_episode_has(tmp_path):
         log = (recorder.run_dir / "log.txt").read_text()
     assert log.count("env.info-keys") == 1
     assert "env.info-keys: is_sucess: no number of this name was in info at the end of 120 episodes" in log
+
+
+def test_recorder_remembers_whose_code_a_run_has_in_the_folder_that_it_makes_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    run = tmp_path / "run"
+    own = Config(env=Env("my_env_of_recorder:MyEnv"))
+    with RunRecorder.open(own, run, resume=False, specs=[make_spec(NAME)]) as recorder:
+        record_run(run, own)
+        shutil.rmtree(run)
+        assert recorder.keep_folder() == ""
+    assert read_record(run).modules == ("my_env_of_recorder",)
