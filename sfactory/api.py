@@ -74,6 +74,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+RUNS = ("run_dir", "runs", "opponent")
+"""Arguments that are folders of runs, and may be outcomes instead."""
+
 CallbackLike = Callback | Callable[[RunHandle, dict[str, float]], None]
 
 
@@ -150,7 +153,7 @@ def train(
 
 
 def resume(
-    run_dir: str | Path,
+    run_dir: str | Path | Outcome,
     *,
     allow: str | Sequence[str] = (),
     trust: bool = False,
@@ -190,7 +193,7 @@ def _with_old_names(**old: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def evaluate(
-    run_dir: str | Path,
+    run_dir: str | Path | Outcome,
     episodes: int = 100,
     *,
     checkpoint: str | int = "newest",
@@ -232,8 +235,8 @@ def evaluate(
 
 
 def play_match(
-    run_dir: str | Path,
-    opponent: str | Path,
+    run_dir: str | Path | Outcome,
+    opponent: str | Path | Outcome,
     episodes: int = 500,
     *,
     checkpoint: str | int = "newest",
@@ -267,7 +270,7 @@ def play_match(
 
 
 @_with_old_names(run="run_dir")
-def load_policy(run_dir: str | Path, seed: int = 0, trust: bool = False) -> Policy:
+def load_policy(run_dir: str | Path | Outcome, seed: int = 0, trust: bool = False) -> Policy:
     """Load the newest policy of a run, or the policy of one checkpoint's folder, to act on the CPU.
 
     No environment is built, unless an earlier version, which did not record its spaces, wrote the checkpoint; then a
@@ -304,7 +307,7 @@ def _load_policy(run: Path, seed: int, trust: bool, command: str) -> Policy:
 
 
 @_with_old_names(run="run_dir", out="output")
-def export(run_dir: str | Path, output: str | Path, trust: bool = False) -> Export:
+def export(run_dir: str | Path | Outcome, output: str | Path, trust: bool = False) -> Export:
     """Write the policy of a run or of a checkpoint as one .onnx or .pt2 file, and compare the file with it.
 
     trust: as in `load_policy`.
@@ -322,7 +325,7 @@ def export(run_dir: str | Path, output: str | Path, trust: bool = False) -> Expo
 
 
 def compare(
-    runs: str | Path | Sequence[str | Path],
+    runs: str | Path | Outcome | Sequence[str | Path | Outcome],
     *,
     by: str = "env_steps",
     output: str | Path | None = None,
@@ -363,7 +366,7 @@ def compare(
     return found
 
 
-def report(run_dir: str | Path, output: str | Path | None = None) -> Path:
+def report(run_dir: str | Path | Outcome, output: str | Path | None = None) -> Path:
     """Write a run as one HTML page, as `sfactory report`; return its path, by default RUN/report.html.
 
     Raises:
@@ -423,7 +426,11 @@ def train_config(config: Config, label: str = "", callbacks: Callbacks | None = 
 
 
 def evaluate_layer(
-    run_dir: str | Path, changes: parsing.ConfigLayer, which: str = "newest", trust: bool = False, **options: Any
+    run_dir: str | Path | Outcome,
+    changes: parsing.ConfigLayer,
+    which: str = "newest",
+    trust: bool = False,
+    **options: Any,
 ) -> EvalResult | MultiTaskEvalResult:
     """Evaluate with the settings of a run and some of its environment changed. options: see `Evaluation`.
 
@@ -445,8 +452,8 @@ def evaluate_layer(
 
 
 def match_layer(
-    run_dir: str | Path,
-    opponent: str | Path,
+    run_dir: str | Path | Outcome,
+    opponent: str | Path | Outcome,
     changes: parsing.ConfigLayer,
     which: str = "newest",
     trust: bool = False,
@@ -464,7 +471,7 @@ def match_layer(
         theirs = None
         if rival is not None:
             theirs = stack.enter_context(held(lambda: chosen_checkpoint(rival, NEWEST)))
-        job = match(path, theirs, str(opponent), changes, **options)
+        job = match(path, theirs, str(opponent if rival is None else rival), changes, **options)
         stack.enter_context(vouched_code(run_of(path), _config_of(run_of(path)), trust, "sfactory eval"))
         if theirs is not None and job.opponent.config is not None:
             command = f"sfactory eval {shlex.quote(str(run))} --against"
@@ -566,7 +573,7 @@ def _checked(outcome: Outcome, check: bool, callbacks: Callbacks) -> Outcome:
     return outcome
 
 
-def _folders(runs: str | Path | Iterable[str | Path]) -> list[Path]:
+def _folders(runs: str | Path | Outcome | Iterable[str | Path | Outcome]) -> list[Path]:
     """Folders of runs; patterns are replaced by the folders that they fit, in order."""
     found: list[Path] = []
     for name in runs if isinstance(runs, Iterable) and not isinstance(runs, str | bytes) else [runs]:
@@ -617,10 +624,10 @@ def _play_layer(sections: Mapping[str, Any], arguments: Sequence[str]) -> parsin
     return layer_of(sections)
 
 
-def _path(name: str | Path, argument: str = "run_dir") -> Path:
-    """A path in which `~` is the home folder. SettingError names an argument that is no path."""
+def _path(name: str | Path | Outcome, argument: str = "run_dir") -> Path:
+    """A path in which `~` is the home folder; of an outcome, the folder of its run. SettingError for anything else."""
+    if argument in RUNS and isinstance(folder := getattr(name, "run_dir", None), str | Path):
+        return Path(folder)
     if not isinstance(name, str | os.PathLike) or not isinstance(os.fspath(name), str):
-        folder = getattr(name, "run_dir", None)  # of an outcome
-        hint = f"; the folder of this one is {folder!r}" if isinstance(folder, str) else ""
-        raise SettingError(f"{argument}: expected a path, got {parsing.shown(name)}{hint}")
+        raise SettingError(f"{argument}: expected a path, got {parsing.shown(name)}")
     return Path(os.path.expanduser(name))

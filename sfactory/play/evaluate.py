@@ -129,6 +129,8 @@ class EvalResult:
         lines += [f"video     {v.file}: {v.length:,} {others}, return {v.episodic_return:g}" for v in self.videos]
         return "\n".join(lines)
 
+    __str__ = report
+
 
 @dataclass(frozen=True)
 class MultiTaskEvalResult:
@@ -153,6 +155,8 @@ class MultiTaskEvalResult:
     def report(self) -> str:
         """Return the results as text, one paragraph per task."""
         return "\n\n".join(result.report() for result in self.tasks)
+
+    __str__ = report
 
 
 def _interval(statistics: Mapping[str, float], name: str) -> str:

@@ -36,7 +36,7 @@ def new_run_dir(target: str, seed: int) -> Path:
     if module.endswith(".py"):
         first = f"{Path(module).stem}{colon}{name}"
     label = f"{first}-and-{len(others)}-more" if others else first
-    name = f"{path_component(label)[:LONGEST_LABEL]}_s{seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{path_component(label)[:LONGEST_LABEL].rstrip('-')}_s{seed}_{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / name, 2
     while path.exists():
         path, number = Path("runs") / f"{name}-{number}", number + 1

@@ -42,6 +42,10 @@ NOT_LEARNING = (
 shortest; only a linear learning rate depends on the end from the start. Protocols are compared elsewhere."""
 
 
+WHEN_EVALUATED = ("eval.every", "eval.video")
+"""Settings that change no value of a curve, only where it has points and what is filmed."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Contents of one run folder. rows: metric -> [rows], including `env_steps` and `seconds`."""
@@ -76,8 +80,8 @@ class RunFolder:
         return self.rows.get(name, np.full(len(self.rows["env_steps"]), np.nan))
 
     def settings(self) -> dict[str, Any]:
-        """Dotted name -> value of the settings that change what is learned."""
-        return learning_settings(self.config)
+        """Dotted name -> value of the settings that change what is learned, or what an evaluation measures."""
+        return {name: value for name, value in learning_settings(self.config).items() if name not in WHEN_EVALUATED}
 
 
 def read_run(path: Path) -> RunFolder:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sfactory.errors import FileRefused
-from sfactory.run.folder import locking_process, refuse_links, supervisor_is_running
+from sfactory.run.folder import locking_process, new_run_dir, refuse_links, supervisor_is_running
 from sfactory.run.lock import lock_folder
 from sfactory.run.reader import natural_key, read_status, run_state
 
@@ -87,6 +87,11 @@ def test_refuse_links_accepts_the_links_that_wandb_makes_to_its_own_files(tmp_pa
         with pytest.raises(FileRefused, match=f"{name} is a link"):
             refuse_links(tmp_path)
         path.unlink()
+
+
+def test_new_run_dir_of_a_function_without_a_name_has_no_stray_dash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert new_run_dir("<lambda>", 3).name.startswith("lambda_s3_")
 
 
 def test_natural_key_sorts_any_name(tmp_path):

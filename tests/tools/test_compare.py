@@ -28,6 +28,13 @@ def test_compare_groups_runs_of_the_same_settings_and_labels_differences(fabrica
     assert [p.rsplit("/", 1)[1] for p in second["runs"]] == ["b1", "b2", "b3"]
 
 
+def test_compare_groups_runs_that_were_evaluated_at_other_steps(fabricate, runs):
+    fabricate("a1", [1, 2], **{"eval.every": 1000, "eval.video": True})
+    fabricate("a2", [1, 2], **{"run.seed": 2})
+    fabricate("b1", [1, 2], **{"eval.every": 1000, "eval.greedy": True})
+    assert [label for label, _ in compare([runs]).panels[0].groups] == ["eval.greedy=false", "eval.greedy=true"]
+
+
 def test_compare_reads_scores_where_the_shortest_run_ends(fabricate, runs):
     fabricate("a1", [1, 2, 3, 4], **{"optim.lr": 1e-3})
     fabricate("b1", [5, 6], **{"optim.lr": 1e-4})
