@@ -26,7 +26,7 @@ from sfactory.envs.env_copies import EnvCopies
 from sfactory.envs.frames import render_error, to_frame
 from sfactory.envs.spec import EnvFault, EnvSpec, Episode, Leaf, Step, env_fault, finite_rows, info_numbers
 from sfactory.envs.step_values import PLAIN_NUMBERS, as_flag, as_reward, check_time_limit
-from sfactory.errors import EnvError
+from sfactory.errors import EnvError, raised_by_sfactory
 
 ACTING = "acting"
 """Leaf of the observation that says whether the agent chooses an action."""
@@ -84,7 +84,7 @@ class AgentGroup(EnvCopies):
         self._take_reset(env, result)
         start, stop = self._rows(env)
         if finite_rows({name: array[start:stop] for name, array in self.obs.items()}, np.zeros(1)) is not None:
-            raise ValueError("NaN or infinity in an observation")
+            raise self._not_finite(env, "reset")
 
     def step(self, action: dict[str, np.ndarray]) -> Step:
         """Step every environment; see the table at the top of this file."""
@@ -95,6 +95,8 @@ class AgentGroup(EnvCopies):
         first = ~self._present.ravel()  # agents that were not there; all of them, where the environment is reset
         errors: dict[int, Exception] = {}
         infos: dict[int, Any] = {}
+        called = ["reset" if over else "step" for over in self._over]
+        acts: dict[int, dict[Any, Any]] = {}
         for env, instance in enumerate(self.envs):
             self.at[0] = env
             own = slice(*self._rows(env))
@@ -103,16 +105,17 @@ class AgentGroup(EnvCopies):
                     self._take_reset(env, instance.reset())
                     continue
                 if (illegal[own] & self.acting[own]).any():
-                    raise ValueError(f"illegal action {[leaf[own].tolist() for leaf in action.values()]}")
-                acts = {agent: choices[own.start + i] for i, agent in self._acting_agents(env)}
-                result = instance.step(acts)
+                    errors[env] = ValueError(f"illegal action {[leaf[own].tolist() for leaf in action.values()]}")
+                    continue
+                acts[env] = {agent: choices[own.start + i] for i, agent in self._acting_agents(env)}
+                result = instance.step(acts[env])
                 infos[env] = self._take_step(env, result, reward[own], terminated[own], truncated[own])
             except Exception as error:
-                errors[env] = error
+                errors[env] = self._reported(env, error, called[env])
         if (finite := finite_rows(self.obs, reward)) is not None:
             for env in sorted({row // len(self.agents) for row in np.flatnonzero(~finite).tolist()}):
-                errors.setdefault(env, ValueError("NaN or infinity in an observation or reward"))
-        faults = [self._fail(env, error) for env, error in sorted(errors.items())]
+                errors.setdefault(env, self._not_finite(env, called[env]))
+        faults = [self._fail(env, error, acts.get(env)) for env, error in sorted(errors.items())]
         for env in errors:
             own = slice(*self._rows(env))
             valid[own] = terminated[own] = truncated[own] = False
@@ -224,9 +227,15 @@ class AgentGroup(EnvCopies):
             raise ValueError(f"agents has {unknown}, which possible_agents did not name when the environment was built")
         return there
 
-    def _fail(self, env: int, error: Exception) -> EnvFault:
-        """Replace an environment that failed; return the report."""
-        fault = env_fault(env, error, self.seeds[env], int(self._lengths[env]))
+    def _not_finite(self, env: int, method: str) -> ValueError:
+        """The error for numbers that are not finite, and the method that returned them."""
+        place = self._place(env, method)
+        return ValueError(f"NaN or infinity in an observation or reward{f'; see {method}, {place}' if place else ''}")
+
+    def _fail(self, env: int, error: Exception, acts: Mapping[Any, Any] | None) -> EnvFault:
+        """Replace an environment that failed; return the report. acts: actions by agent, None at a reset."""
+        raised = error.__traceback__ is not None and not raised_by_sfactory(error)
+        fault = env_fault(env, error, self.seeds[env], int(self._lengths[env]), acts if raised else None)
         self._replace(env)
         return fault
 

@@ -14,7 +14,7 @@ from sfactory.envs.build_clock import build_clock
 from sfactory.envs.retry import REPLACE_S, START_S, retried
 from sfactory.envs.spec import next_seed, one_line
 from sfactory.envs.step_values import explained
-from sfactory.errors import EnvError
+from sfactory.errors import EnvError, raised_by_sfactory
 
 
 class EnvCopies(ABC):
@@ -73,8 +73,26 @@ class EnvCopies(ABC):
             raise EnvError(f"{self.name} failed at its first reset: {reason}", fault=True) from error
 
     def _reported(self, env: int, error: Exception, method: str) -> Exception:
-        """An exception of an environment as it is reported. method: what was called, `reset` or `step`."""
-        return explained(error)
+        """An exception of an environment as it is reported: with what to change, and where, as far as that is known.
+
+        method: what was called, `reset` or `step`.
+        """
+        error = explained(error)
+        if type(error) is not ValueError or not raised_by_sfactory(error):  # the traceback shows where
+            return error
+        place = self._place(env, method)
+        if not place or place in str(error):
+            return error
+        return ValueError(f"{error}; see {method}, {place}").with_traceback(error.__traceback__)
+
+    def _place(self, env: int, method: str) -> str:
+        """Where a method of an environment is defined, as `my_env.py, line 12`; empty if that is not known."""
+        with contextlib.suppress(Exception):
+            instance = self.envs[env]
+            inner = getattr(instance, "aec_env", instance).unwrapped  # of a conversion by PettingZoo, or of wrappers
+            code = getattr(type(inner), method).__code__
+            return f"{code.co_filename}, line {code.co_firstlineno}"
+        return ""
 
     def _replace(self, env: int, seconds: float = REPLACE_S) -> None:
         """Replace a failed environment by one with a new seed, and reset it; try for so many seconds."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ from sfactory.envs.step_values import (
     as_flag,
     as_reward,
     check_time_limit,
-    explained,
     final_obs,
     reset_obs,
     unread_mask,
@@ -202,21 +200,11 @@ class EnvGroup(EnvCopies):
         except Exception:  # it is no observation at all
             return False
 
-    def _reported(self, env: int, error: Exception, method: str) -> Exception:
-        """An exception of an environment as it is reported: with what to change, and where, as far as it is known."""
-        error = explained(error)
-        if type(error) is not ValueError or not raised_by_sfactory(error):  # the traceback shows where
-            return error
-        place = _place(self.envs[env], method)
-        if not place or place in str(error):
-            return error
-        return ValueError(f"{error}; see {method}, {place}").with_traceback(error.__traceback__)
-
     def _not_finite(self, env: int, reward: np.ndarray, method: str) -> ValueError:
         """The error for numbers that are not finite: which ones, and the method that returned them."""
         arrays = {**{name: array[env] for name, array in self.obs.items()}, "the reward": reward[env]}
         names = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
-        place = _place(self.envs[env], method)
+        place = self._place(env, method)
         rest = f", returned by {method}, {place}" if place else ""
         return ValueError(f"NaN or infinity in {' and '.join(names)}{rest}")
 
@@ -259,14 +247,6 @@ class EnvGroup(EnvCopies):
             set_env_state(env, layers)
         for name, array in obs.items():
             self.obs[name][...] = array
-
-
-def _place(env: gymnasium.Env, method: str) -> str:
-    """Where a method of an environment is defined, as `my_env.py, line 12`; empty if that is not known."""
-    with contextlib.suppress(Exception):
-        code = getattr(type(env.unwrapped), method).__code__
-        return f"{code.co_filename}, line {code.co_firstlineno}"
-    return ""
 
 
 def episode_limit(env: gymnasium.Env) -> int | None:

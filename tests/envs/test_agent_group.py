@@ -5,6 +5,7 @@ from typing import ClassVar
 import numpy as np
 import pettingzoo
 import pytest
+from agent_envs import Turns
 from gymnasium import spaces
 
 from sfactory.envs import EnvError, make_group
@@ -386,3 +387,34 @@ def test_agent_group_refuses_a_time_limit_that_is_returned_as_terminated():
     group = AgentGroup(Limit, 1, [0], name="limit")
     group.reset()
     assert "info says TimeLimit.truncated" in group.step(actions(0, 0, 0)).faults[0].message
+
+
+def test_agent_group_says_where_a_step_returned_something_wrong():
+    class Silent(Scripted):
+        def step(self, actions):
+            obs, _, *rest = super().step(actions)
+            return obs, {"a": 1.0} if self.t == 1 else {"a": np.nan, "b": 0.0, "c": 0.0}, *rest
+
+    Silent.script = ({}, {})
+    group = AgentGroup(Silent, 1, [0], name="silent")
+    group.reset()
+    place = f"; see step, {__file__}, line {Silent.step.__code__.co_firstlineno} (seed 0, step 0 of the episode)"
+    assert f"step() returned no reward of b{place}" in group.step(actions(0, 0, 0)).faults[0].message
+    group.envs[0].t = 1
+    assert "NaN or infinity in an observation or reward; see step, " in group.step(actions(0, 0, 0)).faults[0].message
+
+
+def test_agent_group_names_the_class_of_a_game_in_turns_and_not_that_of_its_conversion():
+    group = make_group("agent_envs:Turns", 1, [0])
+    group.reset()
+    assert group._place(0, "step").startswith(f"{Turns.step.__code__.co_filename}, line ")
+
+
+def test_agent_group_reports_the_actions_of_a_step_that_raises():
+    group = group_of([])
+    group.reset()
+    said = group.step(actions(0, 1, 2)).faults[0].message.splitlines()[0]
+    assert "IndexError: list index out of range" in said
+    assert said.endswith(
+        "(seed 0, step 0 of the episode, action {'a': np.int64(0), 'b': np.int64(1), 'c': np.int64(2)})"
+    )
