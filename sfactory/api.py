@@ -400,8 +400,7 @@ def train_config(config: Config, label: str = "", callbacks: Callbacks | None = 
     check_job(config, ranks)
     if config.run.requeue and not config.run.dir:
         raise CommandError(Exit.USAGE, "run.requeue needs run.dir: the same command must find the same run again")
-    if (note := presets.fallback_note(label)) and not config.log.quiet:
-        print(note, file=sys.stderr, flush=True)
+    notes = [note] if (note := presets.fallback_note(label)) else []
     if config.run.dir:
         run_dir = Path(config.run.dir)
         if config.run.requeue and is_run(run_dir):
@@ -414,11 +413,11 @@ def train_config(config: Config, label: str = "", callbacks: Callbacks | None = 
         config = tuned(config, lambda line: None if config.log.quiet else print(line, file=sys.stderr, flush=True))
     if config.run.dir:
         wait_for_leader(run_dir, ranks)
-        return _train(config, run_dir, ranks, callbacks, resume=False)
+        return _train(config, run_dir, ranks, callbacks, resume=False, notes=notes)
     while True:
         run_dir = new_run_dir(label or config.env.name, config.run.seed)
         try:
-            return _train(config, run_dir, ranks, callbacks, resume=False)
+            return _train(config, run_dir, ranks, callbacks, resume=False, notes=notes)
         except (RunBusy, FolderTaken):
             if not run_dir.exists():
                 raise
@@ -551,11 +550,13 @@ def _config_of(run_dir: Path) -> Config:
     return parsing.build(presets.recorded_layer(require_config_file(run_dir)))
 
 
-def _train(config: Config, run_dir: Path, ranks: Ranks, callbacks: Callbacks, *, resume: bool) -> Outcome:
+def _train(
+    config: Config, run_dir: Path, ranks: Ranks, callbacks: Callbacks, *, resume: bool, notes: Sequence[str] = ()
+) -> Outcome:
     from sfactory.supervisor import train as supervisor
 
     with MISSING_MAIN_FILE:
-        outcome = supervisor.train(config, run_dir, resume, ranks, callbacks)
+        outcome = supervisor.train(config, run_dir, resume, ranks, callbacks, notes)
     outcome.run_dir = str(run_dir)
     if outcome.code == UNGUARDED:
         if not resume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sfactory.config import Config
@@ -46,19 +47,27 @@ NO_CALLBACKS = Callbacks()
 
 
 def train(
-    config: Config, run_dir: Path, resume: bool = False, ranks: Ranks = ALONE, callbacks: Callbacks = NO_CALLBACKS
+    config: Config,
+    run_dir: Path,
+    resume: bool = False,
+    ranks: Ranks = ALONE,
+    callbacks: Callbacks = NO_CALLBACKS,
+    notes: Sequence[str] = (),
 ) -> Outcome:
     """Train in `run_dir`, from its newest checkpoint if `resume`; return how the run ended.
 
-    ranks: the place of this process in a job of several learners. callbacks: called while it trains.
+    ranks: the place of this process in a job of several learners. callbacks: called while it trains. notes: lines about
+    the settings, which are logged first.
 
     Raises ValueError, EnvError or RunBusy for wrong arguments, before anything is written.
     """
     with exits_are_reported():
-        return _train(settings_of_rank(config, ranks), run_dir, resume, ranks, callbacks)
+        return _train(settings_of_rank(config, ranks), run_dir, resume, ranks, callbacks, notes)
 
 
-def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks, callbacks: Callbacks) -> Outcome:
+def _train(
+    config: Config, run_dir: Path, resume: bool, ranks: Ranks, callbacks: Callbacks, notes: Sequence[str]
+) -> Outcome:
     if callbacks and not ranks.alone:
         raise CommandError(Exit.USAGE, "callbacks are for runs with one learner: learners stop and save together")
     keep_to_nodes(ranks)
@@ -90,7 +99,7 @@ def _train(config: Config, run_dir: Path, resume: bool, ranks: Ranks, callbacks:
         kept_code(Path(run_dir), config),
     ):
         record_run(Path(run_dir), config)
-        for line in [*reading, *lines]:
+        for line in [*notes, *reading, *lines]:
             recorder.writers.log(line)
         run_spec = RunSpec(scaled, specs[0], own_folder, recorder.launch, recorder.resume_from, ranks)
         callbacks.begin(Path(run_dir), config, signals.request_save, recorder.writers.log, recorder.resume_from)

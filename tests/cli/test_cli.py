@@ -39,8 +39,9 @@ def supervisor(monkeypatch):
 
     fake = SimpleNamespace(calls=[], error=None, outcome=("finished", 0, "a reason"))
 
-    def train(config, run_dir, resume=False, ranks=None, callbacks=()):
+    def train(config, run_dir, resume=False, ranks=None, callbacks=(), notes=()):
         fake.calls.append((config, run_dir, resume))
+        fake.notes = notes
         if fake.error is not None:
             raise fake.error
         newest = Path(run_dir) / "checkpoints" / "000000001000"
@@ -234,15 +235,21 @@ def test_train_names_the_folder_without_separators(typed, supervisor, target, na
     assert config.env.name == target
 
 
-def test_train_says_where_the_settings_of_code_come_from(typed, supervisor, capsys):
-    typed("train", "my_file:MyEnv", "--print-config")
+def test_train_says_where_the_settings_of_code_come_from_if_the_code_exists(typed, supervisor):
+    typed("train", "my_file:MyEnv")
+    (note,) = supervisor.notes
+    assert note.startswith("settings: those of gymnasium/*, because there is no preset for my_file:MyEnv")
+    typed("train", "classic/cartpole")
+    assert not supervisor.notes
+
+
+@pytest.mark.usefixtures("forked")
+def test_train_says_nothing_of_the_settings_of_code_that_does_not_exist(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        cli.main(["train", "my_file:MyEnv"])
-    note = "settings: those of gymnasium/*, because there is no preset for my_file:MyEnv"
-    assert capsys.readouterr().err.startswith(note)
-    with pytest.raises(SystemExit):
-        cli.main(["train", "my_file:MyEnv", "--quiet"])
-    assert note not in capsys.readouterr().err
+        cli.main(["train", "my_file_that_is_not_there:MyEnv"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no module my_file_that_is_not_there" in line
 
 
 @pytest.mark.parametrize(
