@@ -166,10 +166,10 @@ class EnvGroup(EnvCopies):
                 errors.setdefault(env, self._not_finite(env, reward, "reset" if self._over[env] else "step"))
         faults = []
         for env in sorted(errors):
-            error = errors[env]
-            own = valid[env] and error.__traceback__ is not None and not raised_by_sfactory(error)
-            called = rows[env] if own else None  # the action may be what the environment cannot take
-            faults.append(env_fault(env, error, self.seeds[env], int(self.tally.lengths[env]), called))
+            failure = errors[env]
+            raised = valid[env] and failure.__traceback__ is not None and not raised_by_sfactory(failure)
+            called = rows[env] if raised else None  # the action may be what the environment cannot take
+            faults.append(env_fault(env, failure, self.seeds[env], int(self.tally.lengths[env]), called))
             self._replace(env)
             valid[env] = terminated[env] = truncated[env] = False
             reward[env] = 0.0
