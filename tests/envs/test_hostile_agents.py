@@ -172,7 +172,7 @@ def rollout_of(env):
 @pytest.mark.parametrize(
     ("env", "reason"),
     [
-        (Renamed, "agents has bb, which possible_agents did not name when the environment was built (seed 1, step 2"),
+        (Renamed, "agents has bb, which possible_agents did not name when the environment was built; see step, "),
         (EmptyAtSecondReset, "reset() left no agent in the environment: agents is empty"),
         (BornWithOtherSpaces, "obs of c has shape (5,), its space has (3,)"),
         (BornUnknown, "agents has c, which possible_agents did not name"),

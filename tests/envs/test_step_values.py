@@ -63,7 +63,8 @@ def test_a_reward_is_one_number_of_any_kind(reward, number):
 )
 def test_any_other_reward_is_a_fault_that_says_so(reward, message):
     result = step(reward=reward)
-    assert result.faults[0].message.startswith(f"ValueError: {message} (seed 0, step 0")
+    assert result.faults[0].message.startswith(f"ValueError: {message}; see step, {__file__}, line ")
+    assert " (seed 0, step 0 of the episode)" in result.faults[0].message
     assert not result.valid[0]
     with pytest.raises(ValueError):
         as_reward(reward)
@@ -93,7 +94,7 @@ def test_flags_are_booleans_of_any_kind(flag, name):
     ],
 )
 def test_any_other_flag_is_a_fault_that_says_so(flag, message):
-    assert step(terminated=flag).faults[0].message.startswith(f"ValueError: {message} (seed 0, step 0")
+    assert step(terminated=flag).faults[0].message.startswith(f"ValueError: {message}; see step, {__file__}, line ")
     with pytest.raises(ValueError):
         as_flag(flag, "terminated")
 
