@@ -37,6 +37,7 @@ from sfactory.device.ranks import Ranks
 from sfactory.errors import (
     UNGUARDED,
     CommandError,
+    EnvError,
     Exit,
     OnlyRegisteredHere,
     RunBusy,
@@ -480,11 +481,25 @@ def match_layer(
 
 
 def check_envs(config: Config, **options: Any) -> list[EnvReport]:
-    """Check every task of a configuration with random actions, in a process of its own. options: see `Check`."""
+    """Check every task of a configuration with random actions, in a process of its own. options: see `Check`.
+
+    Whether a task that can train draws pictures is found out in another process: render() may end its process.
+    """
     from sfactory.supervisor.env_task import run_env_task
-    from sfactory.tools.check_env import Check
+    from sfactory.supervisor.specs import RenderJob
+    from sfactory.tools.check_env import Check, no_pictures, pictures
 
     reports: list[EnvReport] = run_env_task(Check(config.env, **options), config.env)
+    for number, (task, report) in enumerate(zip(config.env.tasks, reports, strict=True)):
+        if report.bad:
+            continue
+        env = replace(config.env, name=task)
+        try:
+            (size,) = run_env_task(RenderJob((task,), env.options, 0), env)
+            found = pictures(*size)
+        except EnvError as error:
+            found = no_pictures(task, error)
+        reports[number] = replace(report, findings=(*report.findings, found))
     return reports
 
 

@@ -108,6 +108,10 @@ class EnvError(ValueError):
         return Exit.ENVIRONMENT if self.fault else Exit.USAGE
 
 
+class NoPictures(EnvError):
+    """An environment that draws no pictures, so that nothing can be filmed; it can train."""
+
+
 class UnknownEnvError(EnvError):
     """An id that is not registered in this process; it may be in another one."""
 

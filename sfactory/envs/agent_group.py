@@ -26,7 +26,7 @@ from sfactory.envs.env_copies import EnvCopies
 from sfactory.envs.frames import render_error, to_frame
 from sfactory.envs.spec import EnvFault, EnvSpec, Episode, Leaf, Step, env_fault, finite_rows, info_numbers
 from sfactory.envs.step_values import PLAIN_NUMBERS, as_flag, as_reward, check_time_limit
-from sfactory.errors import EnvError, raised_by_sfactory
+from sfactory.errors import EnvError, NoPictures, raised_by_sfactory
 
 ACTING = "acting"
 """Leaf of the observation that says whether the agent chooses an action."""
@@ -130,7 +130,7 @@ class AgentGroup(EnvCopies):
         except Exception as error:
             raise render_error(self.name, error) from error
         if frame is None:
-            raise EnvError(f"{self.name}: no video, because render() returns no image [H, W, 3]")
+            raise NoPictures(f"{self.name}: no video, because render() returns no image [H, W, 3]")
         return frame
 
     @property

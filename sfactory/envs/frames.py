@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sfactory.envs.spec import one_line
-from sfactory.errors import EnvError
+from sfactory.errors import EnvError, NoPictures
 
 CHANNELS = (1, 3, 4)  # grey, red-green-blue, and these with transparency
 
@@ -31,7 +31,7 @@ def to_frame(picture: np.ndarray) -> np.ndarray | None:
 def render_error(name: str, error: Exception) -> EnvError:
     """The error of an environment whose render() failed. name: of the environment."""
     if isinstance(error, NotImplementedError):
-        return EnvError(
+        return NoPictures(
             f"{name}: no video, because it has no render(): write one that returns a picture [H, W, 3], uint8"
         )
     return EnvError(f"{name} cannot be rendered on this machine: {one_line(error)}")

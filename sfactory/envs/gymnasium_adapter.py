@@ -26,7 +26,7 @@ from sfactory.envs.step_values import (
     unread_mask,
     wrong_step,
 )
-from sfactory.errors import EnvError, raised_by_sfactory
+from sfactory.errors import EnvError, NoPictures, raised_by_sfactory
 
 if TYPE_CHECKING:
     import gymnasium
@@ -218,7 +218,7 @@ class EnvGroup(EnvCopies):
         if frame is None:
             mode = self.envs[env].render_mode
             hint = "; take render_mode in __init__ and keep it as self.render_mode" if mode is None else ""
-            raise EnvError(f"{self.name}: no video, because render() in mode {mode} returns no image [H, W, 3]{hint}")
+            raise NoPictures(f"{self.name}: no video, because render() in mode {mode} returns no image [H, W, 3]{hint}")
         return frame
 
     @property

@@ -34,7 +34,7 @@ from sfactory.envs.python_target import is_python_target
 from sfactory.envs.saved_spec import spaces_from_json, spaces_to_json
 from sfactory.envs.spec import EnvSpec, Group, Leaf, Settings, one_line
 from sfactory.envs.wrappers import Wrappers
-from sfactory.errors import EnvError, suggest
+from sfactory.errors import EnvError, NoPictures, suggest
 from sfactory.families import families
 
 OURS = frozenset({"num_envs", "seeds", "exact", "render_mode"})
@@ -117,7 +117,7 @@ def make_group(
     if render:
         any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         if "render_mode" not in parameters and ("settings" in parameters or not any_keyword):
-            raise EnvError(f"{name}: no video, because make() of the family {family} has no parameter render_mode")
+            raise NoPictures(f"{name}: no video, because make() of the family {family} has no parameter render_mode")
         arguments["render_mode"] = "rgb_array"
     arguments |= _beside_settings(name, family, parameters, options, env_index)
     try:
@@ -130,7 +130,7 @@ def make_group(
         raise EnvError(f"{name} could not be built: {one_line(error)}", fault=True) from error
     if render and not hasattr(group, "render"):
         group.close()
-        raise EnvError(f"{name}: no video, because its group has no method render")
+        raise NoPictures(f"{name}: no video, because its group has no method render")
     if options.info_keys:
         if not hasattr(group, "info_keys"):
             group.close()

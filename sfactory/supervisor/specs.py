@@ -36,22 +36,25 @@ class SpecJob:
 
 @dataclass(frozen=True)
 class RenderJob:
-    """Renders the first observation of one environment of every task."""
+    """Renders the first observation of one environment of every task; returns width and height of each picture."""
 
     names: Sequence[str]
     options: EnvOptions
     env_index: int
     """Number of each of the environments."""
 
-    def run(self, clock: ChildClock) -> None:
+    def run(self, clock: ChildClock) -> list[tuple[int, int]]:
         """See `env_child.Job`."""
+        sizes = []
         for name in self.names:
             clock.build(1)
             group: Any = make_group(name, 1, [0], self.options, render=True, env_index=self.env_index)
             group.reset()
-            group.render(0)
+            height, width, _ = group.render(0).shape
+            sizes.append((width, height))
             clock.build(1)
             group.close()
+        return sizes
 
 
 def check_rendering(config: Config, ranks: Ranks = ALONE) -> None:

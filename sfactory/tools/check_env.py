@@ -6,7 +6,6 @@ the suggested command acts and trains for two updates on the data. The report ha
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from sfactory.config.parsing import ConfigLayer, RawValue, flag_name
 from sfactory.config.schema import Env
 from sfactory.config.values import as_text
 from sfactory.envs import EnvError, EnvOptions, EnvSpec, Group, make_group
+from sfactory.errors import NoPictures
 from sfactory.model.treatment import obs_lines, obs_treatments
 from sfactory.play.watched_group import NO_CLOCK, EnvClock, WatchedGroup
 from sfactory.run.reader import format_value
@@ -29,6 +29,7 @@ from sfactory.tools.random_rollout import RandomRollout, record
 
 ENVS, STEPS, SECONDS = 4, 2000, 3.0
 FIX_FIRST = "before it can train: correct what is marked bad, and check again"
+RENDERING = "rendering"  # title of the finding about pictures
 REPLAY = 200  # steps that are repeated with the same seeds and with others
 
 Make = Callable[[int, Sequence[int]], Group]
@@ -188,8 +189,6 @@ def check(
         found += [("seeds", *one) for one in seeds(rollout, again, other)]
         if not rollout.problem:
             found += [("network", *one) for one in network(spec, rollout, plan)]
-            if make is None:
-                found.append(("rendering", *rendering(name, options, clock)))
     if rollout.problem:  # what it cut short is no reason for advice, and no measurement of the speed
         found = [one for one in found if one[1] == "bad" or (one[1] == "ok" and one[0] != "speed")]
     for option, value in env_flags(EnvOptions.of(options)).items():
@@ -201,22 +200,6 @@ def check(
     rate = float(rollout.valid.sum() / rollout.seconds.sum()) if played else 0.0
     lines = tuple(obs_lines(spec, plan.config)) if plan.readings else ()
     return EnvReport(spec, findings, int(rollout.valid.sum()), rate, train, settings_from, lines)
-
-
-def rendering(name: str, options: EnvOptions | Mapping[str, Any] | None, clock: EnvClock = NO_CLOCK) -> tuple[str, str]:
-    """Whether an environment draws pictures, for videos: level and sentence. No training needs them.
-
-    Only a render() that exists and fails is worth a warning.
-    """
-    try:
-        group = WatchedGroup(lambda: make_group(name, 1, [0], options, render=True), 1, clock)
-        with contextlib.closing(group):
-            group.reset()
-            height, width, _ = group.render(0).shape
-    except EnvError as error:
-        failed = error.__cause__ is not None and not isinstance(error.__cause__, NotImplementedError)
-        return "warn" if failed else "ok", f"training works without pictures; {str(error).removeprefix(f'{name}: ')}"
-    return "ok", f"render() draws pictures of {width} x {height}, for eval --video and eval.video"
 
 
 @dataclass(frozen=True)
@@ -238,3 +221,16 @@ class Check:
                   clock=clock)
             for task in self.env.tasks
         ]  # fmt: skip
+
+
+def pictures(width: int, height: int) -> RuleFinding:
+    """The finding about an environment that draws pictures of this size."""
+    return RuleFinding(
+        "ok", RENDERING, f"render() draws pictures of {width} x {height}, for eval --video and eval.video"
+    )
+
+
+def no_pictures(task: str, error: EnvError) -> RuleFinding:
+    """The finding about an environment that draws none; a warning only if it has a render() that fails."""
+    level = "ok" if isinstance(error, NoPictures) else "warn"
+    return RuleFinding(level, RENDERING, f"training works without pictures; {str(error).removeprefix(f'{task}: ')}")

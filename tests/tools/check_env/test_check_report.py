@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from typing import ClassVar
 
 import gymnasium
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from conforming_env import RULES, ConformingEnv, checked, levels, sentences
 
+import sfactory
+from sfactory import api
 from sfactory.config.parsing import RawValue
 from sfactory.envs import ActionLeaf, EnvOptions, EnvSpec, Leaf
 from sfactory.tools import check_env
@@ -161,7 +164,7 @@ def test_env_report_as_text_and_json():
 )
 def test_supported_environments_pass_every_rule(name, preset):
     report = check(name, steps=400)
-    assert levels(report) == dict.fromkeys(RULES | {"rendering"}, "ok"), report.text()
+    assert levels(report) == dict.fromkeys(RULES, "ok"), report.text()
     assert report.train == f"sfactory train {preset}"
     assert "episodes, mean return" in sentences(report, "rewards")
 
@@ -171,7 +174,7 @@ def test_atari_passes_every_rule(game, steps, monkeypatch):
     monkeypatch.setattr(check_env, "ENVS", 1)
     monkeypatch.setattr(check_env, "REPLAY", 50)
     report = check(f"atari/{game}", steps=steps, seconds=30.0, seed=3)
-    assert levels(report) == dict.fromkeys(RULES | {"rendering"}, "ok"), report.text()
+    assert levels(report) == dict.fromkeys(RULES, "ok"), report.text()
     assert ("lost lives" in sentences(report, "autoreset")) == (game == "breakout")
 
 
@@ -217,6 +220,12 @@ class BrokenPicture(Drawn):
         return self.window.draw()
 
 
+class Crash(Drawn):
+    def render(self):
+        os._exit(3)
+
+
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("env", "level", "sentence"),
     [
@@ -224,10 +233,11 @@ class BrokenPicture(Drawn):
         (Drawn, "ok", "training works without pictures; no video, because it has no render(): write one that returns"),
         (NoPicture, "ok", "no video, because render() in mode rgb_array returns no image [H, W, 3]"),
         (BrokenPicture, "warn", "AttributeError: 'BrokenPicture' object has no attribute 'window'"),
+        (Crash, "warn", "it ended its process (exit code 3)"),
     ],
 )
 def test_check_says_whether_an_environment_draws_pictures(env, level, sentence):
-    report = check(f"{__name__}:{env.__name__}", seconds=0.3)
+    (report,) = api.check_envs(sfactory.make_config(f"{__name__}:{env.__name__}"), seconds=0.2)
     assert levels(report)["rendering"] == level, report.text()
     assert sentence in sentences(report, "rendering")
 
