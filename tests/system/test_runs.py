@@ -99,15 +99,18 @@ def test_killed_samplers_and_inference_are_restarted(tmp_path):
     run = tmp_path / "run"
     process = start(run, popen=ForkedCommand)
     wait_for(lambda: steps(run) > 0, process=process)
+    log = run / "log.txt"
+    restarts = "exited (killed by SIGKILL); restarted"
     for round_ in range(6):
-        before = steps(run)
         victim = workers_named(process, "inference" if round_ == 3 else "sampler")[0]
         victim.kill()
+        # Rows of the others can arrive before the supervisor has seen this death.
+        wait_for(lambda deaths=round_ + 1: log.read_text().count(restarts) == deaths, seconds=30.0, process=process)
+        before = steps(run)
         wait_for(lambda before=before: steps(run) > before, seconds=30.0, process=process)
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
-    log = (run / "log.txt").read_text()
-    assert log.count("exited (killed by SIGKILL); restarted") == 6
+    assert log.read_text().count(restarts) == 6
     ledger = json.loads((run / "status.json").read_text())["ledger"]
     assert ledger["discarded"] > 0
     assert ledger["sampled"] == sum(ledger[k] for k in ("trained", "skipped", "discarded", "in_flight"))
