@@ -1,5 +1,5 @@
-# make train    install sfactory with MinAtar, then train Breakout (3 to 16 minutes)
-# make test     install everything, then run lint, types and all tests that CI runs (13 to 18 minutes on 2 cores)
+# make train    install sfactory with MinAtar, then train Breakout (2 to 9 minutes)
+# make test     install everything, then run lint, types and all tests that CI runs (13 to 20 minutes on 2 cores)
 # make faults   kill, stop and starve real runs: the table of docs/faults.md (5 minutes)
 # make lint     ruff check and ruff format --check
 # make types    mypy
