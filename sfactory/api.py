@@ -315,7 +315,7 @@ def export(run_dir: str | Path | Outcome, output: str | Path, trust: bool = Fals
 
     Raises:
         ValueError: no usable checkpoint, or code that is not trusted; an invalid path; a missing package.
-        ExportMismatch: the file, which was deleted, computes something else than the policy.
+        ExportMismatch: what was exported computes something else than the policy; no file is written.
     """
     from sfactory.play.export import check_file  # imports torch
     from sfactory.play.export import export as write
@@ -328,7 +328,7 @@ def export(run_dir: str | Path | Outcome, output: str | Path, trust: bool = Fals
 def compare(
     runs: str | Path | Outcome | Sequence[str | Path | Outcome],
     *,
-    by: str = "env_steps",
+    by: str = "",
     output: str | Path | None = None,
     metric: str = "",
     labels: str | Sequence[str] = (),
@@ -339,7 +339,7 @@ def compare(
 
     Args:
         runs: folders of runs or of sweeps, or patterns such as "runs/a*".
-        by: "env_steps" or "seconds", where runs are compared.
+        by: "env_steps" or "seconds", where runs are compared; empty: env_steps, and the picture has both axes.
         output: a picture to write too: .png, .svg or .pdf. Needs matplotlib.
         metric: what is compared, as "eval/iqm"; empty: the training return.
         labels: names of the groups, in the order of the table: a list, or one text with commas.
@@ -352,7 +352,7 @@ def compare(
     from sfactory.tools.comparison import compare as compare_runs
     from sfactory.tools.shown_comparison import shown
 
-    if by not in AXES:
+    if by not in ("", *AXES):
         raise ValueError(f"by: expected one of {', '.join(AXES)}, got {by!r}")
     if not isinstance(metric, str):
         raise ValueError(f"metric: expected the name of one metric, got {metric!r}")
@@ -361,9 +361,9 @@ def compare(
         raise ValueError(f"labels: expected texts, got {labels!r}")
     pictures = [] if output is None else compare_plot.targets(_path(output, "output"))  # refused before the work
     names = [name.strip() for name in labels.split(",")] if isinstance(labels, str) and labels else labels
-    found = shown(compare_runs(_folders(runs), by, metric or RETURN, names))
+    found = shown(compare_runs(_folders(runs), by or AXES[0], metric or RETURN, names))
     if pictures:
-        compare_plot.save(found, pictures, (by,))
+        compare_plot.save(found, pictures, (by,) if by else AXES)
     return found
 
 

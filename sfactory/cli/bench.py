@@ -46,6 +46,7 @@ FIXED = {
     "run.mode": "the measured run is in async mode",
     "run.init_from": "the measured run begins with new weights",
     "stop.": "use --seconds",
+    "sampling.auto": "the split is measured as it is set; `sfactory bench --search SECONDS` looks for a faster one",
     "log.every_seconds": "rows are written often",
     "log.wandb": "the measured run is not sent anywhere",
     "eval.every": "the measured run is not evaluated",

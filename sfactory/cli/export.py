@@ -16,8 +16,8 @@ DESCRIPTION = """\
 Write the newest policy of runs/NAME, or the one of runs/NAME/checkpoints/N, as one file that does
 not need sfactory: observations in; the most probable action, its parameters, value and recurrent
 state out; any number of rows. Normalization of observations and bounds of actions are included.
-The file is read back and compared with the policy on random observations; if it differs it is
-deleted (exit 1).
+The file is read back and compared with the policy on random observations; if it differs there
+is no file (exit 1).
 """
 
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         with stdout_to_stderr():
             done = api.export(source, out, options.trust)
     except ExportMismatch as error:
-        return print_exit_line(error.exit_code, "not equal", f"{out} was deleted: {error}")
+        return print_exit_line(error.exit_code, "not equal", f"{out} was not written: {error}")
     if options.json:
         print(json.dumps({"path": str(done.path), "difference": done.difference, "rows": done.rows, **done.metadata}))
     else:

@@ -21,7 +21,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--run.device {name}: torch finds no CUDA device; use cpu or auto")
+        raise ValueError(f"run.device {name}: torch finds no CUDA device; use cpu or auto")
     if device.type == "cuda" and device.index is None:
         of_rank = local_rank % max(1, torch.cuda.device_count())
         device = torch.device("cuda", of_rank if local_rank else torch.cuda.current_device())

@@ -32,5 +32,5 @@ def why_not_native(config: Config, model: ActorCritic, device: torch.device, pre
         except NoKernels as error:
             reason = str(error)
     if reason and kernels == "native":
-        raise SettingError(f"--run.kernels native: {reason}; use auto")
+        raise SettingError(f"run.kernels native: {reason}; use auto")
     return reason

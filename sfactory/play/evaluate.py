@@ -198,8 +198,8 @@ def check_counts(episodes: int, max_steps: int, num_envs: int, seed: int) -> Non
     if seed < 0:
         raise ValueError(f"seed must be >= 0, got {seed}")
     if episodes < 1 or max_steps < 0 or num_envs < 0:
-        got = f"got episodes {episodes}, max-steps {max_steps} and {num_envs} environments"
-        raise ValueError(f"episodes must be >= 1, max-steps and the number of environments >= 0; {got}")
+        got = f"got episodes {episodes}, max_steps {max_steps} and num_envs {num_envs}"
+        raise ValueError(f"episodes must be >= 1, max_steps and num_envs >= 0; {got}")
 
 
 NEWEST, BEST = "newest", "best"
@@ -239,7 +239,8 @@ class Evaluation:
         """Raise ValueError for what cannot be played or recorded."""
         check_counts(self.episodes, self.max_steps, self.num_envs, self.seed)
         if self.video is not None:
-            check_video(self.video_folder / self.video, self.video_episodes, self.episodes)
+            num_envs = self.num_envs or num_play_envs(self.config)
+            check_video(self.video_folder / self.video, self.video_episodes, self.episodes, num_envs)
 
     def remove_unfinished(self) -> None:
         """Delete what is left of a video when the process that played was ended."""
@@ -322,7 +323,7 @@ def changed_config(path: Path, changes: ConfigLayer) -> tuple[Config, Config]:
 
 def _refuse_other_settings(changes: ConfigLayer) -> None:
     """Raise CommandError for a setting that an evaluation cannot change."""
-    known = ", ".join(f"--{flag_name(setting)}" for setting in EVAL_SETTINGS)
+    known = ", ".join(map(flag_name, EVAL_SETTINGS))
     for name in changes:
         if not name.startswith(EVAL_SETTINGS):
             text = f"{flag_name(name)}: eval plays with the settings of the run; it can change {known}"

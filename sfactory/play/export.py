@@ -46,7 +46,7 @@ Inputs = tuple[dict[str, Tensor], Tensor | None, Tensor | None]
 
 
 class ExportMismatch(RuntimeError):
-    """The exported file computes something else than the policy. The file has been deleted."""
+    """The exported file computes something else than the policy. It is not kept."""
 
     exit_code = Exit.BUG
 

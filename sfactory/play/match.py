@@ -236,6 +236,8 @@ class MatchResult:
         lines += cut_episodes(len(self.outcomes), self.capped, self.max_steps, self.faults)
         return "\n".join(lines + [f"changed   {change}" for change in self.changes])
 
+    __str__ = report
+
 
 def _counts(score: Score) -> str:
     return f"{score.wins} won, {score.draws} drawn, {score.losses} lost"

@@ -17,14 +17,17 @@ import numpy as np
 
 from sfactory.errors import CommandError
 from sfactory.files import require_writable
-from sfactory.play.episodes import MAX_ENVS, split_evenly
+from sfactory.play.episodes import split_evenly
 from sfactory.run.folder import path_component
 
 MIN_SIDE = 400  # pixels; smaller frames are enlarged by a whole factor and stay sharp
 
 
-def check_video(path: Path, num_videos: int, episodes: int) -> None:
-    """Raise ValueError for videos that cannot be recorded, before anything is played."""
+def check_video(path: Path, num_videos: int, episodes: int, num_envs: int) -> None:
+    """Raise ValueError for videos that cannot be recorded, before anything is played.
+
+    num_envs: environments that play at the same time, at most.
+    """
     if path.suffix != ".mp4":
         raise ValueError(f"video {path}: videos are written as .mp4 (H.264), got {path.suffix or 'no suffix'}")
     if find_spec("av") is None:
@@ -33,11 +36,12 @@ def check_video(path: Path, num_videos: int, episodes: int) -> None:
         require_writable(path)
     except CommandError as error:
         raise ValueError(f"video {error}") from None
-    played = split_evenly(episodes, min(episodes, MAX_ENVS))[0]
+    played = split_evenly(episodes, min(episodes, num_envs))[0]
     if not 1 <= num_videos <= played:
+        more = "; with num-envs 1 it plays all" if played < episodes else ""
         raise ValueError(
             f"video-episodes must be 1 to {played} (got {num_videos}): environment 0 plays {played} of {episodes} "
-            "episodes"
+            f"episodes{more}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from sfactory.config.flags import split_flags
 from sfactory.config.parsing import ConfigLayer, RawValue
 from sfactory.config.renamed import current_name, original_name
 from sfactory.config.short_forms import long_name
+from sfactory.config.values import same
 from sfactory.errors import SettingError
 from sfactory.run.folder import LONGEST_LABEL, path_component
 from sfactory.run.reader import flat_settings, format_setting, learning_settings
@@ -90,11 +91,9 @@ def plan_jobs(
     base: layers of settings, flags last. folder: None derives it from the target and the settings that stay fixed, so
     that the same command finds its folder again. Raises SettingError if any of the configurations is invalid.
     """
-    flags = base[-1]
-    for name in flags:
-        if name in RESERVED:
-            raise SettingError(f"{parsing.flag_name(name)}: a sweep sets it itself; use {RESERVED[name]}")
-    cells = grid_cells(grid)
+    flags, cells = base[-1], grid_cells(grid)
+    for name in reserved_settings(base, parsing.build(*base, cells[0]), RESERVED):
+        raise SettingError(f"{parsing.flag_name(name)}: a sweep sets it itself; use {RESERVED[name]}")
     fixed = set(map(current_name, flags))
     for name in cells[0]:
         if current_name(name) in fixed:
@@ -111,6 +110,16 @@ def plan_jobs(
             if jobs.setdefault(name, Job(name, folder / name, config)).config == config:
                 break  # else another cell has this name: its values differ in characters that names do not show
     return folder, list(jobs.values())
+
+
+def reserved_settings(layers: Sequence[ConfigLayer], config: Config, reserved: Collection[str]) -> list[str]:
+    """The reserved settings that somebody has set: any flag, and values of a file that differ from the default.
+
+    layers: settings, flags last; config: made of them. A file of `--print-config` has every setting.
+    """
+    flags = set(map(current_name, layers[-1]))
+    values, defaults = flat_settings(config), flat_settings(Config())
+    return [name for name in reserved if name in flags or not same(values[name], defaults[name])]
 
 
 def _names(name: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ from sfactory.config import Config, parsing, with_settings
 from sfactory.config.parsing import ConfigLayer, RawValue, flag_name
 from sfactory.errors import SettingError
 from sfactory.learning.batch_scaling import rescale_batch
+from sfactory.population.jobs import reserved_settings
 from sfactory.population.varied import (
     Mutated,
     check_mutated,
@@ -149,11 +150,9 @@ def make_plan(
 
     layers: settings, flags last. sample, mutate: as in `sfactory.population.varied`.
     """
-    for layer in layers:
-        for name in layer:
-            if name in RESERVED:
-                raise SettingError(f"{flag_name(name)}: a population sets it itself; {RESERVED[name]}")
     config = parsing.build(*layers, {"log.quiet": RawValue("true")})
+    for name in reserved_settings(layers, config, RESERVED):
+        raise SettingError(f"{flag_name(name)}: a population sets it itself; {RESERVED[name]}")
     _check_options(options, config)
     sampled = parse_sample(sample)
     mutated = parse_mutate(mutate) or default_mutate(sampled, config)

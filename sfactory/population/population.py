@@ -302,7 +302,7 @@ def _difference(planned: dict[str, Any], found: dict[str, Any]) -> str:
     for name in dict.fromkeys([*settings, *before]):
         if not same(settings.get(name), before.get(name)):
             return str(name)
-    flags = {"env_steps": "stop.env-steps", "seed": "run.seed"}
+    flags = {"env_steps": "stop.env-steps", "seed": "run.seed", "rounds": "--exchange"}
     for name in dict.fromkeys([*planned, *found]):
         if name != "settings" and not same(planned.get(name), found.get(name)):
             return flags.get(name, f"--{name.replace('_', '-')}")

@@ -25,7 +25,7 @@ def check_job(config: Config, ranks: Ranks) -> None:
     if ranks.alone:
         return
     if not config.run.dir:
-        raise CommandError(Exit.USAGE, f"{ranks.world_size} ranks need --run.dir: all of them train in the same folder")
+        raise CommandError(Exit.USAGE, f"{ranks.world_size} ranks need run.dir: all of them train in the same folder")
     if config.sampling.auto:
         raise CommandError(
             Exit.USAGE, "sampling.auto measures one rank; find the numbers with it first, then give them"

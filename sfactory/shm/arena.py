@@ -61,7 +61,7 @@ def _anonymous_file() -> int:
 def _not_enough_memory(size: int, reason: str) -> str:
     return (
         f"cannot allocate {size / 2**20:.0f} MiB of shared memory for the trajectories ({reason}); lower "
-        "--sampling.envs-per-group, --sampling.rollout-length or --sampling.slots-per-group"
+        "sampling.envs-per-group, sampling.rollout-length or sampling.slots-per-group"
     )
 
 

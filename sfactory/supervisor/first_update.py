@@ -64,8 +64,8 @@ def first_update_line(rows: int, rate: float, unit: str = "environment steps", m
         return ""
     return (
         f"the first update will take about {_duration(seconds)} if the speed stays as it is: it needs {rows:,} {unit}, "
-        f"and there were {rate:.3g} per second in the last {measured_s:.0f} s; fewer: --sampling.rollout-length, "
-        "--sampling.envs-per-group"
+        f"and there were {rate:.3g} per second in the last {measured_s:.0f} s; fewer: sampling.rollout-length, "
+        "sampling.envs-per-group"
     )
 
 

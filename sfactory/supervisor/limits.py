@@ -54,9 +54,9 @@ def check_limits(run_spec: RunSpec) -> None:
     without_torch = 0 if lockstep else samplers
     networks = 1 if lockstep else len(names) - samplers
     workers = without_torch * SAMPLER_MIB * MiB + networks * NETWORK_MIB * MiB
-    held = Held(replay, "the slots held for replay", "--replay.max-age, --replay.ratio, ")
+    held = Held(replay, "the slots held for replay", "replay.max-age, replay.ratio, ")
     if kept := kept_bytes(config, run_spec.schema):
-        held = Held(kept, "the batches kept for an auxiliary phase", "--ppg.policy-updates, ")
+        held = Held(kept, "the batches kept for an auxiliary phase", "ppg.policy-updates, ")
     check_memory(workers, arena, NOTHING_HELD if on_gpu(config.run.device) else held)
 
 
@@ -67,7 +67,7 @@ def check_descriptors(workers: int) -> None:
         raise CommandError(
             Exit.RESOURCES,
             f"{workers} workers need about {need} file descriptors, the limit is {limit}; raise it (ulimit -Hn {need}) "
-            "or lower --sampling.num-samplers",
+            "or lower sampling.num-samplers",
         )
 
 
@@ -91,7 +91,7 @@ def check_processes(workers: int) -> None:
         raise CommandError(
             Exit.RESOURCES,
             f"{workers} workers need about {need} processes and threads, {free.text}; raise the limit or lower "
-            "--sampling.num-samplers",
+            "sampling.num-samplers",
         )
 
 
@@ -104,8 +104,8 @@ def check_memory(workers: int, arena: int, held: Held = NOTHING_HELD) -> None:
         raise CommandError(
             Exit.RESOURCES,
             f"the workers need at least {workers / MiB:.0f} MiB and the trajectories {arena / MiB:.0f} MiB of memory"
-            f"{also}, {free.text}; lower {lower}--sampling.num-samplers, --sampling.envs-per-group, "
-            "--sampling.rollout-length or --sampling.slots-per-group",
+            f"{also}, {free.text}; lower {lower}sampling.num-samplers, sampling.envs-per-group, "
+            "sampling.rollout-length or sampling.slots-per-group",
         )
 
 

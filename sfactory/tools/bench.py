@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sfactory.config import Config, with_settings
+from sfactory.config import Config, Eval, with_settings
 from sfactory.config.toml_file import to_toml
 from sfactory.device.machine import cores, processor
 from sfactory.envs import EnvSpec
@@ -383,16 +383,7 @@ def trial(config: Config, seconds: float, inspect: Callable[[Path], object] = la
     """
     with tempfile.TemporaryDirectory(prefix="sfactory-bench-") as folder:
         place = Path(folder)
-        measured = replace(
-            config,
-            run=replace(config.run, dir=str(place / "run"), mode="async", init_from=""),
-            sampling=replace(config.sampling, auto=False),
-            stop=replace(config.stop, env_steps=10**12, frames=0, seconds=0.0, target_return=None),
-            log=replace(config.log, every_seconds=0.2, wandb=False, quiet=True),
-            checkpoint=replace(config.checkpoint, every_seconds=1e9, milestones=0),
-            eval=replace(config.eval, every=0),
-        )
-        (place / "settings.toml").write_text(to_toml(measured))
+        (place / "settings.toml").write_text(to_toml(measured_config(config, place / "run")))
         began = time.monotonic()
         command = [sys.executable, "-m", "sfactory", "train", config.env.name, "--config", str(place / "settings.toml")]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -407,6 +398,21 @@ def trial(config: Config, seconds: float, inspect: Callable[[Path], object] = la
             raise BenchFailed(f"the measured run failed: {last_line}")
         inspect(place / "run")
     return Trial(median_speed(rows), start_s, _mean(rows), memory)
+
+
+def measured_config(config: Config, run: Path) -> Config:
+    """The settings of a measured run in the folder `run`: async, without an end, evaluations or saved checkpoints."""
+    lag = config.batch.forced_lag if config.run.mode == "async" else 0  # most settings of lockstep refuse it in async
+    return replace(
+        config,
+        run=replace(config.run, dir=str(run), mode="async", init_from=""),
+        sampling=replace(config.sampling, auto=False),
+        batch=replace(config.batch, forced_lag=lag),
+        stop=replace(config.stop, env_steps=10**12, frames=0, seconds=0.0, target_return=None),
+        log=replace(config.log, every_seconds=0.2, wandb=False, quiet=True),
+        checkpoint=replace(config.checkpoint, every_seconds=1e9, milestones=0),
+        eval=Eval(),  # its other settings are refused where nothing is evaluated
+    )
 
 
 def measured_rows(

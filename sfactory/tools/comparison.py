@@ -209,11 +209,12 @@ def compare(
         _one_protocol(task, [run for run in runs if task in _tasks(run, metric)])
         panels.append(_panel(task, runs, by, metric, notes, names))
     if len(tasks) > 1 and metric == RETURN:
-        together = _all_tasks(tasks, runs, by, names)
-        if together is None:
+        if not all(_has_scale(task, runs) for task in tasks):
             notes.add("Scores of tasks with different scales are not averaged: each task has its own table.")
-        else:
+        elif (together := _all_tasks(tasks, runs, by, names)) is not None:
             panels.append(together)
+        else:
+            notes.add("No group has runs of every task, so no table is of all tasks: each task has its own.")
     return Comparison(tuple(panels), notes.lines())
 
 
@@ -253,7 +254,7 @@ def _usable(paths: list[Path], metric: str, notes: Notes) -> list[RunFolder]:
     if not runs:
         if known and metric not in known:
             hint = did_you_mean(metric, known) or _hint(metric)
-            raise ValueError(f"--metric {metric}: no row of these runs has it{hint}")
+            raise ValueError(f"metric {metric}: no row of these runs has it{hint}")
         why = f"; {notes.lines()[0].rstrip('.')}" if notes.lines() else ""
         raise ValueError(f"none of the {len(paths)} folders contains a run with a {what}{why}")
     return runs
@@ -262,7 +263,7 @@ def _usable(paths: list[Path], metric: str, notes: Notes) -> list[RunFolder]:
 def _hint(metric: str) -> str:
     """What makes a run have a metric, where a setting does."""
     if metric.startswith("eval/"):
-        return "; a run evaluates its policy with --eval.every"
+        return "; a run evaluates its policy with eval.every"
     return "; docs/metrics.md lists all names"
 
 
@@ -396,18 +397,18 @@ def _grouped(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
     return together
 
 
+def _has_scale(task: str, runs: Sequence[RunFolder]) -> bool:
+    """Whether all runs of a task have returns on the scale 0 = random policy, 1 = human tester."""
+    return all(len(_curve(run, task, HUMAN, "env_steps")[0]) for run in runs if task in run.config.env.tasks)
+
+
 def _all_tasks(
     tasks: Sequence[str], runs: Sequence[RunFolder], by: str, names: dict[str, str]
 ) -> ComparisonPanel | None:
-    """Return the panel of all tasks on the scale 0 = random policy, 1 = human tester; None if a task has no such scale.
+    """Return the panel of all tasks on the human scale; None if no group has runs of every task.
 
-    Groups of different tasks are matched by label and must have runs of every task. The axis is in fractions of each
-    task's own length.
+    Groups of different tasks are matched by label. The axis is in fractions of each task's own length.
     """
-    for task in tasks:
-        for run in runs:
-            if task in run.config.env.tasks and not len(_curve(run, task, HUMAN, "env_steps")[0]):
-                return None
     panels = [_panel(task, runs, by, HUMAN, Notes(), names) for task in tasks]
     common = [label for label, _ in panels[0].groups if all(label in dict(panel.groups) for panel in panels)]
     if not common:

@@ -75,13 +75,14 @@ def _not_installed(packages: list[str]) -> list[str]:
     return missing
 
 
-def check_python(version: tuple[int, ...], torch: str | None) -> MachineFinding:
-    """Check the versions of Python and torch."""
-    text = f"Python {'.'.join(map(str, version[:3]))}, torch {torch or 'missing'}"
+def check_python(version: tuple[int, ...], torch: str | None, problem: str = "") -> MachineFinding:
+    """Check the versions of Python and torch. problem: why an installed torch has no version; else empty."""
+    text = f"Python {'.'.join(map(str, version[:3]))}, torch {torch or problem or 'missing'}"
     if version < OLDEST_PYTHON:
         return MachineFinding("bad", "python", text, "sfactory needs Python 3.11 or newer")
     if torch is None:
-        return MachineFinding("bad", "python", text, "pip install torch")
+        again = "--force-reinstall " if problem else ""
+        return MachineFinding("bad", "python", text, f"pip install {again}torch")
     return MachineFinding("ok", "python", text)
 
 
@@ -267,7 +268,7 @@ def examine(folder: Path | None = None) -> list[MachineFinding]:
     run_folder = folder or Path("runs")
     allowed = affinity()
     return [
-        check_python(tuple(sys.version_info[:3]), torch.get("version")),
+        check_python(tuple(sys.version_info[:3]), torch.get("version"), torch.get("problem", "")),
         check_cores(
             os.cpu_count() or 1, allowed, smallest(cpu_quota(group) for group in [*groups, *version_1_groups("cpu")])
         ),
@@ -287,7 +288,10 @@ def examine(folder: Path | None = None) -> list[MachineFinding]:
 
 
 def _torch() -> dict[str, Any]:
-    """Return version, CUDA devices and backends of torch, read in another process because a broken torch can crash."""
+    """Return version, CUDA devices and backends of torch, read in another process because a broken torch can crash.
+
+    Nothing if it is not installed; `problem` if it is, and cannot be imported.
+    """
     code = (
         "import json, torch\n"
         "import torch.distributed as d\n"
@@ -298,9 +302,14 @@ def _torch() -> dict[str, Any]:
     )
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-        return dict(json.loads(done.stdout.splitlines()[-1]))
-    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        if done.returncode == 0:
+            return dict(json.loads(done.stdout.splitlines()[-1]))
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
+        reason = "its import took 120 s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
+    if _not_installed(["torch"]):
         return {}
+    return {"problem": f"{importlib.metadata.version('torch')} cannot be imported: {reason}"}
 
 
 def _death_signal() -> bool:

@@ -74,8 +74,8 @@ def given_labels(known: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
     if len(labels) != len(known):
         groups = ", ".join(label or "all runs" for label in known)
         raise ValueError(
-            f"--labels: expected {len(known)}, one for each group in this order: {groups}; got {len(labels)}"
+            f"labels: expected {len(known)}, one for each group in this order: {groups}; got {len(labels)}"
         )
     if len(set(labels)) < len(labels) or not all(labels):
-        raise ValueError(f"--labels {','.join(labels)}: every group needs a name of its own")
+        raise ValueError(f"labels {','.join(labels)}: every group needs a name of its own")
     return dict(zip(known, labels, strict=True))

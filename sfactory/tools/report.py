@@ -146,7 +146,9 @@ def _steps_tile(run: RunFolder, steps: float) -> Tile:
     if others:
         environment_steps = _reached(run, "environment_steps", "charts/environment_steps")
         return Tile(unit, short(steps), f"{short(environment_steps)} {others}")
-    rows, frames = _last(run, "env_steps"), _last(run, "charts/frames")
+    known = np.isfinite(run.column("charts/frames"))  # a row of an evaluation has no frames
+    rows = float(run.rows["env_steps"][known][-1]) if known.any() else float("nan")
+    frames = _last(run, "charts/frames")
     same = frames == rows or not np.isfinite(frames)
     return Tile(
         unit, short(steps), "trained" if same else f"{short(frames / rows * steps if rows > 0 else frames)} frames"

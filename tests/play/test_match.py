@@ -394,6 +394,7 @@ def test_match_result_of_a_player_that_always_wins_has_no_upper_bound():
 
 def test_match_report_says_what_was_played_and_what_happened():
     text = result(faults=1, capped=2, changes=("env.settings.a 1, runs/b was trained with 2",)).report()
+    assert str(result()) == result().report()
     for line in (
         "4 episodes of x/y, sampled actions (as in training)",
         "policy    after 5,000 agent steps of training; seed 3",

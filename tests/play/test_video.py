@@ -160,7 +160,8 @@ def test_prepare_frame_enlarges_and_pads_to_even_sides():
 
 
 def test_check_video_rejects_videos_that_cannot_be_recorded(tmp_path, monkeypatch):
-    check_video(tmp_path / "out.mp4", 4, 100)
+    check_video(tmp_path / "out.mp4", 4, 100, 32)
+    check_video(tmp_path / "out.mp4", 100, 100, 1)
     (tmp_path / "folder.mp4").mkdir()
     for path, num_videos, message in [
         (tmp_path / "out.gif", 1, "written as .mp4"),
@@ -170,10 +171,14 @@ def test_check_video_rejects_videos_that_cannot_be_recorded(tmp_path, monkeypatc
         (tmp_path / "out.mp4", 0, "must be 1 to 4"),
     ]:
         with pytest.raises(ValueError, match=message):
-            check_video(path, num_videos, 100)
+            check_video(path, num_videos, 100, 32)
+    with pytest.raises(ValueError, match="environment 0 plays 1 of 64 episodes; with num-envs 1 it plays all"):
+        check_video(tmp_path / "out.mp4", 2, 64, 64)
+    with pytest.raises(ValueError, match=r"environment 0 plays 10 of 10 episodes$"):
+        check_video(tmp_path / "out.mp4", 11, 10, 1)
     monkeypatch.setattr(video, "find_spec", lambda name: None if name == "av" else SimpleNamespace())
     with pytest.raises(ValueError, match=r"pip install 'sfactory\[video\]'"):
-        check_video(tmp_path / "out.mp4", 1, 100)
+        check_video(tmp_path / "out.mp4", 1, 100, 32)
 
 
 def test_video_episodes_requires_video(typed):

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sfactory.config import presets
+from sfactory.config import presets, to_dict
+from sfactory.config.parsing import RawValue, build
+from sfactory.config.python_values import layer_of
 from sfactory.errors import SettingError
 from sfactory.population.jobs import grid_cells, parse_seeds, plan_jobs
 
@@ -63,6 +65,17 @@ def test_plan_jobs_trains_cells_whose_names_are_the_same_and_equal_cells_once():
     first = "optim.lr=1e-3_env.settings.x=a-b_s0"
     assert [job.name for job in jobs] == [first, f"{first}-2", f"{first}-3", f"{first}-4"]
     assert all(Path(job.config.run.dir) == job.run_dir == Path("s") / job.name for job in jobs)
+
+
+def test_plan_jobs_refuses_a_seed_of_a_file_and_reads_a_file_with_every_setting():
+    target = "gymnasium/CartPole-v1"
+    layers = presets.target_layers(target, [])
+    every = layer_of(to_dict(build(*layers, {})))
+    assert len(plan_jobs(target, [*layers, every, {}], [], [3, 4], Path("s"))[1]) == 2
+    with pytest.raises(SettingError, match=r"run\.seed: a sweep sets it itself; use --seeds"):
+        plan_jobs(target, [*layers, {"run.seed": RawValue(7)}, {}], [], [3, 4], Path("s"))
+    with pytest.raises(SettingError, match=r"run\.seed: a sweep sets it itself"):
+        plan_jobs(target, [*layers, {"run.seed": RawValue("0")}], [], [3, 4], Path("s"))
 
 
 def test_plan_jobs_writes_nothing_and_gives_every_run_its_folder(tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from sfactory.cli import main as cli
+from sfactory.config.parsing import build
+from sfactory.config.presets import target_layers
 from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.population import launchers, population, side_by_side
 from sfactory.population.publication import evaluated
@@ -438,6 +440,14 @@ def test_pbt_reports_usage_errors_before_it_starts_a_run(trainer, typed, tmp_pat
     assert (trainer.started, list(tmp_path.iterdir())) == ([], [])
 
 
+def test_pbt_reads_a_file_with_every_setting_and_refuses_what_it_sets_itself(trainer, typed):
+    Path("all.toml").write_text(to_toml(build(*target_layers("minatar/breakout"), {})))
+    assert typed(*BASE, "--config", "all.toml", "--stop.env-steps", "20k")[0] == 0
+    Path("own.toml").write_text("[stop]\nseconds = 9.0\n")
+    code, _, line = typed(*BASE, "--config", "own.toml")
+    assert (code, "stop.seconds: a population sets it itself" in line) == (2, True)
+
+
 @pytest.mark.parametrize(("period", "refused"), [("6143", True), ("6144", False)])
 def test_pbt_compares_the_period_with_the_agent_steps_of_an_update(trainer, typed, monkeypatch, period, refused):
     """A round is counted in agent steps: three agents take 3 x 2,048 of them in an update."""
@@ -460,11 +470,11 @@ def test_pbt_refuses_the_folder_of_another_population(trainer, typed):
     typed(*ROUNDS)
     changes = [
         ("--gap", "3"), ("--stop.env-steps", "50k"), ("--surrogate.clip", "0.3"), ("--run.seed", "5"),
-        ("--mutate", "optim.lr,trace.gamma"),
+        ("--mutate", "optim.lr,trace.gamma"), ("--exchange", "anytime"),
     ]  # fmt: skip
     for flag, value in changes:
         code, _, line = typed(*ROUNDS, flag, value)
-        name = flag if flag in ("--gap", "--mutate") else flag.removeprefix("--")
+        name = flag if flag in ("--gap", "--mutate", "--exchange") else flag.removeprefix("--")
         assert code == 2
         assert f"p holds a population with another {name}; choose another --dir" in line
 

@@ -59,11 +59,11 @@ def test_run_is_refused_if_the_slots_held_for_replay_need_more_memory_than_is_fr
     code, _, line = typed(*words, "--replay.ratio", "1", "--replay.max-age", "10k")
     assert code == Exit.RESOURCES
     assert "the slots held for replay 2" in line
-    assert "lower --replay.max-age, --replay.ratio, --sampling.num-samplers" in line
+    assert "lower replay.max-age, replay.ratio, sampling.num-samplers" in line
     code, _, line = typed(*words, "--algorithm.name", "ppg", "--ppg.policy-updates", "10k")
     assert code == Exit.RESOURCES
     assert "the batches kept for an auxiliary phase" in line
-    assert "lower --ppg.policy-updates, --sampling.num-samplers" in line
+    assert "lower ppg.policy-updates, sampling.num-samplers" in line
     assert list(tmp_path.iterdir()) == []
 
 

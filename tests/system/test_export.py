@@ -1,4 +1,4 @@
-"""`sfactory export`: the file computes what the policy computes, or it is deleted."""
+"""`sfactory export`: the file computes what the policy computes, or it is not written."""
 
 import json
 from pathlib import Path
@@ -208,7 +208,7 @@ def test_export_command_prints_the_check_and_exits_1_on_a_mismatch(typed, run, t
     original = ExportedPolicy.forward
     monkeypatch.setattr(ExportedPolicy, "forward", lambda self, obs, state=None, first=None: _nan(original(self, obs)))
     code, _, line = typed("export", run("cartpole"), "-o", "r.pt2")
-    assert (code, "not equal (exit 1): r.pt2 was deleted" in line) == (1, True)
+    assert (code, "not equal (exit 1): r.pt2 was not written" in line) == (1, True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.pt2", "q.pt2"]
 
 

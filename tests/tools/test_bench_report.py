@@ -5,9 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from sfactory.config import BatchConfig, Config, Env, Model, Sampling
+from sfactory.config import BatchConfig, Config, Env, Model, Sampling, with_settings
+from sfactory.config.parsing import build
+from sfactory.config.presets import read_toml, target_layers
+from sfactory.config.toml_file import to_toml
 from sfactory.tools import roofline
-from sfactory.tools.bench import BenchReport, StageCosts, Trial, median_speed, own_stages, rows_per_step, task_shares
+from sfactory.tools.bench import (
+    BenchReport,
+    StageCosts,
+    Trial,
+    measured_config,
+    median_speed,
+    own_stages,
+    rows_per_step,
+    task_shares,
+)
 from sfactory.tools.roofline import Cost, Line, Roofline, TaskCost
 
 MACHINE = {"cores": 2, "cpu": "a CPU", "gpu": "", "torch": "2.13", "python": "3.11", "date": "2026-11-30"}
@@ -25,6 +37,23 @@ def report(speed, one_pass=None):
     run = Trial(speed, 2.5, ROW, {"supervisor": 40.0, "learner": 200.0})
     of_lines = Roofline(2, "cpu", "4 x forward and backward + 1 forward", *lines)
     return BenchReport("minatar/breakout", MACHINE, of_lines, StageCosts(1e-6, 2e-6, 3e-6, 4e-6), run, once)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eval.every": 1000, "eval.episodes": 7, "eval.greedy": True, "eval.video": True},
+        {"run.mode": "lockstep", "batch.forced_lag": 2},
+        {"sampling.auto": True},
+    ],
+)
+def test_settings_of_a_measured_run_can_be_used_whatever_the_given_ones_are(tmp_path, changes):
+    config = with_settings(build(*target_layers("classic/cartpole"), {}), changes)
+    measured = measured_config(config, tmp_path / "run")
+    assert (measured.eval.every, measured.batch.forced_lag, measured.sampling.auto) == (0, 0, False)
+    assert measured.optim == config.optim
+    (tmp_path / "settings.toml").write_text(to_toml(measured))
+    assert build(read_toml(tmp_path / "settings.toml")) == measured
 
 
 def words(found):

@@ -124,6 +124,16 @@ def test_compare_does_not_average_tasks_of_different_scale(fabricate, runs):
     assert "not averaged" in " ".join(found.notes)
 
 
+def test_compare_says_that_no_group_has_runs_of_every_task(fabricate, runs):
+    row = {"charts/episodic_return": 7.0, "charts/human_normalized": 1.0}
+    for name, task, lr in (("a", "pong", 1e-3), ("b", "pong", 1e-4), ("c", "boxing", 1e-3)):
+        fabricate(name, [row], target=f"atari/{task}", **{"optim.lr": lr})
+    found = compare([runs])
+    assert len(found.panels) == 2
+    assert "No group has runs of every task" in " ".join(found.notes)
+    assert "different scales" not in " ".join(found.notes)
+
+
 def test_compare_averages_human_normalised_scores_stratified_by_task(fabricate, runs):
     def row(raw, relative):
         return {"charts/episodic_return": raw, "charts/human_normalized": relative}
@@ -245,12 +255,12 @@ def test_compare_says_what_to_do_where_no_run_has_the_metric(fabricate, typed):
     fabricate("a1", evaluated(x=(900, 1.0)))
     for metric, hint in (
         ("eval/iqn", "did you mean eval/iqm?"),
-        ("eval/seconds_per_day", "a run evaluates its policy with --eval.every"),
+        ("eval/seconds_per_day", "a run evaluates its policy with eval.every"),
         ("my score", "docs/metrics.md lists all names"),
     ):
         code, out, line = typed("compare", "runs", "--metric", metric)
         assert (code, out) == (2, "")
-        assert f"--metric {metric}: no row of these runs has it; {hint}" in line
+        assert f"metric {metric}: no row of these runs has it; {hint}" in line
 
 
 def test_compare_leaves_out_runs_without_the_metric(fabricate, runs):
@@ -316,7 +326,7 @@ def test_compare_takes_labels_in_the_order_of_the_groups(fabricate, typed):
     assert groups[1]["improvement"] is not None
     assert "new and old: single runs have no interval" in typed("compare", "runs", "--labels", "new,old")[1]
     line = typed("compare", "runs", "--labels", "one,two,three")[2]
-    assert "--labels: expected 2, one for each group in this order: optim.lr=1e-3, optim.lr=1e-4; got 3" in line
+    assert "labels: expected 2, one for each group in this order: optim.lr=1e-3, optim.lr=1e-4; got 3" in line
     assert "every group needs a name of its own" in typed("compare", "runs", "--labels", "one,one")[2]
 
 

@@ -67,6 +67,7 @@ def test_cpu_quota_of_a_parent_group_applies_to_its_children(tmp_path):
         (doctor.check_python((3, 11, 7), "2.13.0"), "ok", "Python 3.11.7, torch 2.13.0"),
         (doctor.check_python((3, 10, 1), "2.13.0"), "bad", "needs Python 3.11 or newer"),
         (doctor.check_python((3, 12, 1), None), "bad", "pip install torch"),
+        (doctor.check_python((3, 12, 1), None, "2.13.0 cannot be imported: x"), "bad", "--force-reinstall torch"),
         (doctor.check_cores(64, 64, None), "ok", "quota none"),
         (doctor.check_cores(64, 64, 4.0), "warn", "use at most --sampling.num-samplers 3"),
         (doctor.check_cores(64, 4, 4.0), "ok", "64 of the machine, 4 allowed, quota 4"),

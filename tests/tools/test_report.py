@@ -402,6 +402,9 @@ def test_report_header_has_what_the_run_reached_after_its_last_row(fabricate, ty
     folder = with_status(fabricate("a", [1.0, 2.0], extra=extra), env_steps=3000, updates=30, seconds=30.0)
     found = tiles(folder, typed)
     assert found["steps"] == ("3k", "12k frames")
+    evaluation = {"eval/iqm": 2.0}
+    folder = fabricate("c", [1.0, evaluation], extra=lambda i: {"charts/frames": 1000.0} if i == 1 else {})
+    assert tiles(folder, typed)["steps"] == ("2k", "trained"), "the row of an evaluation has no frames"
     folder = fabricate("b", [1.0], extra=lambda i: {"charts/frames": 1000.0 * i})
     assert tiles(folder, typed)["steps"] == ("1k", "trained"), "a frame for every step says nothing new"
     assert found["updates"] == ("30", "100 steps each")
