@@ -24,7 +24,8 @@ BOUND = 0.05
 
 def speed(target: str, seconds: float, seed: int, flags: list[str], folder: Path) -> tuple[float, int]:
     """Return (steps per second, number of evaluations) of one run."""
-    run = ["--stop.seconds", str(seconds), "--stop.env-steps", "1000000000", "--log.every-seconds", "1", "--run.seed", str(seed)]
+    stop = ["--stop.seconds", str(seconds), "--stop.env-steps", "1000000000"]
+    run = [*stop, "--log.every-seconds", "1", "--run.seed", str(seed)]
     command = [sys.executable, "-m", "sfactory", "train", target, *run, "--run.dir", str(folder), "--quiet", *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rows = read_rows(folder)

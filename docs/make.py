@@ -88,9 +88,9 @@ is and how much of it is effective; then `queue/free` and `stage/*/wait`, which 
 PRESETS_INTRO = """\
 Settings for single tasks: `sfactory train NAME`; `sfactory presets` lists them, `sfactory presets atari` those with
 this word in their name or in that of their environment. Each preset is one TOML file in `configs/`. This page has the
-comment at its top: the source of its settings and what was measured. [Scores](scores.md) has learning curves, scores with
-intervals, times and published numbers, also of presets without "Measured" as far as they were run. `FAMILY/*` has the
-settings of all other environments of a family.
+comment at its top: the source of its settings and what was measured. [Scores](scores.md) has learning curves, scores
+with intervals, times and published numbers, also of presets without "Measured" as far as they were run. `FAMILY/*` has
+the settings of all other environments of a family.
 """
 
 API_INTRO = """\
