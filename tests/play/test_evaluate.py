@@ -396,7 +396,7 @@ def test_evaluation_takes_other_settings_of_the_environment_and_says_so(several)
     assert dict(job.config.env.settings) == {"gravity": 20}
     assert job.config.env.step_timeout == 5.0
     assert evaluation_of(checkpoint.candidates(several)[0], {}).changes == ()
-    refusal = r"optim\.lr: eval plays with the settings of the run; it can change --env\.settings"
+    refusal = r"optim\.lr: eval plays with the settings of the run; it can change env\.settings"
     with pytest.raises(CommandError, match=refusal):
         evaluation_of(checkpoint.candidates(several)[0], {"optim.lr": RawValue("1")})
 

@@ -23,7 +23,7 @@ def config(**sections):
 @pytest.mark.parametrize(
     ("sections", "named"),
     [
-        ({"run": {"dir": ""}}, "2 ranks need --run.dir"),
+        ({"run": {"dir": ""}}, "2 ranks need run.dir"),
         ({"sampling": {"auto": True}}, "sampling.auto"),
         ({"selfplay": {"share": 0.5}}, "selfplay.share"),
         ({"surrogate": {"objective": "bapo"}}, "surrogate.objective bapo needs a single rank: it moves its bounds"),

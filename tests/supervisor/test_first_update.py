@@ -37,7 +37,7 @@ def test_first_update_is_announced_once_from_the_measured_rate(shared):
     line = first.line(220.0)  # 40 steps in 20 s, and 2000 are needed
     assert line.startswith(
         "the first update will take about 17 min if the speed stays as it is: it needs 2,000 environment steps, and "
-        "there were 2 per second in the last 20 s; fewer: --sampling"
+        "there were 2 per second in the last 20 s; fewer: sampling"
     )
     assert first.line(300.0) == ""
 
