@@ -47,7 +47,8 @@ def nothing_to_do(before: Config, config: Config, run_dir: Path, ranks: Ranks = 
     outcome.checkpoint, outcome.env_steps, outcome.run_dir = str(newest), env_steps, str(run_dir)
     outcome.environment_steps = state.get("environment_steps") or None
     outcome.training_return, outcome.episodes = training_return, in_mean
-    outcome.resume_settings, outcome.rank = raised_settings(rules), ranks.rank
+    # Nothing was changed: a resume continues with the rules of before, not with those typed now.
+    outcome.resume_settings, outcome.rank = raised_settings(reached_rules(before.stop, progress)), ranks.rank
     return outcome
 
 

@@ -96,6 +96,7 @@ class LockstepProcess:
         self.now, self._ticks = 0.0, Ticks()  # seconds that this process could run
         self.connected = True
         self.ended: Outcome | None = None  # what the child reported
+        self._noticed = 0  # signals that the loop saw when it saw the first one: together they count as one
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -137,7 +138,8 @@ class LockstepProcess:
     # -- what ends the run besides the child -----------------------------------------------------------------------
 
     def _second_signal(self) -> Outcome | None:
-        outcome = self.signals.outcome() if self.signals.stop_count > 1 else None
+        self._noticed = self._noticed or self.signals.stop_count  # `timeout` and shells send two at once
+        outcome = self.signals.outcome() if self.signals.stop_count > max(self._noticed, 1) else None
         if outcome is not None:
             outcome.sentence += SECOND_SIGNAL
         return outcome
@@ -184,7 +186,7 @@ class LockstepProcess:
         while self.connected and self.ended is None and self.connection.poll():
             try:
                 kind, contents = self.connection.recv()
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):  # also plain OSError: the child was killed within a message
                 self.connected = False
                 return
             getattr(self, f"_on_{kind}")(*contents)

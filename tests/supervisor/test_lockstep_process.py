@@ -390,8 +390,25 @@ def test_lockstep_process_names_the_signal_if_a_limit_is_exceeded_after_it(paren
 
 def test_lockstep_process_stops_at_once_at_a_second_signal(parent):
     press(parent)
-    press(parent, signal.SIGTERM)
+    tick(parent, 0.5, lambda now: press(parent, signal.SIGTERM) if now == 3.0 else None)
     assert parent.run() == Outcome.of(Exit.INTERRUPTED, f"stopped by signal{SECOND_SIGNAL}")
+    assert parent.now == 3.0
+
+
+def test_lockstep_process_takes_signals_that_arrive_together_for_one(parent):
+    """`timeout` sends two, and a shell may send one in addition to that of the terminal."""
+    press(parent, signal.SIGTERM)
+    press(parent, signal.SIGTERM)
+    tick(parent, 0.5, lambda now: parent.link.end(End(ENDED, COUNTS, {}, [])) if now == 2.0 else None)
+    assert parent.run() == ENDED
+
+
+def test_lockstep_process_reports_an_exit_within_a_message(parent):
+    """A killed child leaves half a message, for which `recv` raises OSError."""
+    os.write(parent.link._connection.fileno(), b"\x00\x00\x10\x00half")
+    parent.link._connection.close()
+    parent.worker.exit_code = -signal.SIGKILL
+    assert parent.run().code == Exit.WORKER_LOST
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,8 @@ def test_resume_with_nothing_to_do_starts_nothing(tmp_path, monkeypatch, capsys)
         f"nothing to do: stop.env-steps 300 was reached ({outcome.env_steps:,}); nothing was changed"
     )
     assert "warning" not in capsys.readouterr().err, "nothing continues under another setting"
+    again = sfactory.resume(run_dir, stop={"env_steps": 250})  # whose double and its double is 1000
+    assert again.resume_settings == {"stop.env_steps": 1200}, "the rule of the run, not the one of this resume"
     with pytest.raises(SystemExit) as end:
         cli.main(["resume", str(run_dir)])
     assert end.value.code == 0
