@@ -64,7 +64,7 @@ def stop_workers(supervisor: Supervisor, outcome: Outcome) -> None:
     shared.ring_all()
     try:
         if not _wait_for_exits(supervisor, outcome):
-            outcome.sentence += SECOND_SIGNAL
+            _end_by_second_signal(supervisor, outcome)
             return
         add_last_save(outcome, shared.learner[POLICY].outcome)
         recorder.record_row_counts(shared.slot_table.row_counts(), shared.rows_by_task())
@@ -104,6 +104,14 @@ def _wait_for_exits(supervisor: Supervisor, outcome: Outcome) -> bool:
         reason = f"the evaluator failed or took longer than {EVALUATION_S:g} s"
         supervisor.recorder.writers.log(f"the last policy was not evaluated ({reason}); run `sfactory eval`")
     return True
+
+
+def _end_by_second_signal(supervisor: Supervisor, outcome: Outcome) -> None:
+    """Say so in the outcome; a finished run whose last update is not saved yet has been ended by the signal."""
+    by_signal = supervisor.signals.outcome()
+    if outcome.code == Exit.FINISHED and learner_name() in supervisor.processes and by_signal is not None:
+        outcome.name, outcome.code = by_signal.name, by_signal.code
+    outcome.sentence += SECOND_SIGNAL
 
 
 class Closing:

@@ -9,6 +9,7 @@ import pytest
 
 from sfactory.config import Config, Env, Eval, Sampling
 from sfactory.envs import make_spec
+from sfactory.errors import Exit
 from sfactory.monitor.board import Board
 from sfactory.run.callbacks import Callbacks
 from sfactory.run.outcome import Outcome
@@ -19,6 +20,7 @@ from sfactory.supervisor.deadlines import START_S
 from sfactory.supervisor.exit_rules import EVALUATOR_EXITS, EVALUATOR_PAUSE_S, FIRST_PAUSE_S
 from sfactory.supervisor.output_file import OutputFile
 from sfactory.supervisor.shutdown import CLOSE_ALL_S, CLOSE_S, Closing, stop_workers
+from sfactory.supervisor.signals import SECOND_SIGNAL
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.supervisor.telemetry import Telemetry
 from sfactory.workers.names import evaluator_name, learner_name, sampler_name
@@ -391,3 +393,17 @@ def test_shutdown_reports_a_learner_that_fails_before_it_exits(supervisor, monke
     assert (ended.name, ended.code) == (word, code)
     assert ended.sentence == "the stop rule was reached; the learner failed before it exited: OSError: gone"
     assert supervisor.shared.supervisor.stop == StopOrder.NOW, "no update was finished, so there is nothing to save"
+
+
+@pytest.mark.parametrize(("saved", "name", "code"), [(False, "interrupted", 130), (True, "finished", 0)])
+def test_shutdown_of_a_finished_run_is_interrupted_by_a_second_signal_before_its_last_checkpoint(
+    supervisor, saved, name, code
+):
+    ended, signals = Outcome("finished", 0, "the stop rule was reached"), supervisor.signals
+    signals.outcome = lambda: Outcome.of(Exit.INTERRUPTED, "stopped by signal")
+    worker = evaluator_name() if saved else learner_name()
+    supervisor.processes[worker] = SimpleNamespace(name=worker, exit_code=None, pidfd=-1, heartbeat_at=0.0)
+    supervisor.wait = lambda: setattr(signals, "stop_count", 2)
+    stop_workers(supervisor, ended)
+    assert (ended.name, ended.code) == (name, code)
+    assert ended.sentence == f"the stop rule was reached{SECOND_SIGNAL}"
