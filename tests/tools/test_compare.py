@@ -260,7 +260,7 @@ def test_compare_says_what_to_do_where_no_run_has_the_metric(fabricate, typed):
     ):
         code, out, line = typed("compare", "runs", "--metric", metric)
         assert (code, out) == (2, "")
-        assert f"metric {metric}: no row of these runs has it; {hint}" in line
+        assert f": metric {metric}: no row of these runs has it; {hint}" in line
 
 
 def test_compare_leaves_out_runs_without_the_metric(fabricate, runs):
@@ -326,7 +326,7 @@ def test_compare_takes_labels_in_the_order_of_the_groups(fabricate, typed):
     assert groups[1]["improvement"] is not None
     assert "new and old: single runs have no interval" in typed("compare", "runs", "--labels", "new,old")[1]
     line = typed("compare", "runs", "--labels", "one,two,three")[2]
-    assert "labels: expected 2, one for each group in this order: optim.lr=1e-3, optim.lr=1e-4; got 3" in line
+    assert ": labels: expected 2, one for each group in this order: optim.lr=1e-3, optim.lr=1e-4; got 3" in line
     assert "every group needs a name of its own" in typed("compare", "runs", "--labels", "one,one")[2]
 
 

@@ -1,6 +1,7 @@
 """`sfactory doctor`: its checks on values and files of other machines, and the command on this one."""
 
 import configparser
+import importlib.metadata
 import json
 import resource
 from pathlib import Path
@@ -158,3 +159,11 @@ def test_doctor_command_exits_11_only_for_bad_findings(typed, monkeypatch):
     assert code == 11
     assert json.loads(out)["bad"] == 1
     assert line == "sfactory: cannot train here (exit 11): runs folder: /x cannot be written: give --run.dir"
+
+
+def test_doctor_says_why_torch_cannot_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise ImportError('libexample.so: cannot open shared object file')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    problem = doctor._torch()["problem"]
+    assert problem.startswith(importlib.metadata.version("torch"))
+    assert problem.endswith("cannot be imported: ImportError: libexample.so: cannot open shared object file")
