@@ -1,7 +1,7 @@
 """Write checkpoints: `save` synchronously, `CheckpointWriter` in a thread. Format: `run.checkpoint`.
 
-`save` refuses non-finite tensors, writes and fsyncs each file in a temporary folder, the manifest last, renames the
-folder, fsyncs its parent, verifies the files on disk, then prunes. After a crash at any point the previous checkpoints
+`save` refuses non-finite tensors, writes and fsyncs each file in a temporary folder, the manifest last, verifies the
+files on disk, renames the folder, fsyncs its parent, then prunes. After a crash at any point the previous checkpoints
 are unchanged, and a temporary folder that is left is never listed as a checkpoint.
 """
 
@@ -63,7 +63,8 @@ def write(folder: Path, contents: Contents) -> Path:
         _write_files(temporary, contents)
         _write_manifest(temporary)
         fsync(temporary)
-        if final.exists():  # the same step saved again: at no time without a checkpoint
+        verify(temporary)
+        if final.exists():  # the same step saved again: at no time without a valid checkpoint
             _exchange(temporary, final)
             shutil.rmtree(temporary, ignore_errors=True)
         else:
@@ -72,7 +73,6 @@ def write(folder: Path, contents: Contents) -> Path:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    verify(final)
     return final
 
 

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from sfactory.errors import CheckpointError
 from sfactory.run import checkpoint, checkpoint_writer
 from sfactory.run.checkpoint import Contents
 from sfactory.run.checkpoint_writer import CheckpointWriter
@@ -52,3 +53,19 @@ def test_checkpoint_writer_saves_in_the_caller_without_a_thread(tmp_path, monkey
         saver.start(contents(10))
     assert saver.poll(wait=False) == (10, None)
     assert checkpoint.newest(tmp_path).name == "000000000010"
+
+
+def test_checkpoint_of_the_same_step_is_kept_if_the_new_one_is_damaged_on_disk(tmp_path, monkeypatch):
+    final = checkpoint_writer.save(tmp_path, contents(10), keep=2)
+    real = checkpoint_writer._write_manifest
+
+    def write_and_damage(folder):
+        real(folder)
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+
+    monkeypatch.setattr(checkpoint_writer, "_write_manifest", write_and_damage)
+    with pytest.raises(CheckpointError):
+        checkpoint_writer.save(tmp_path, contents(10, value=2.0), keep=2)
+    assert checkpoint.read(final, checkpoint.PARTS).parts["model"]["w"].tolist() == [1.0] * 4
+    assert [path.name for path in final.parent.iterdir()] == [final.name], "and nothing else is left"
