@@ -126,7 +126,8 @@ def on_exit(
         return _on_kill(worker, kills)
     where = "" if worker.exceeded else worker.position  # else the cause says where
     if faults + 1 > spare_restarts:
-        code = Exit.ENVIRONMENT if worker.failed_to_build or worker.exceeded else Exit.WORKER_LOST
+        environment = kind == SAMPLER and (worker.failed_to_build or worker.exceeded)
+        code = Exit.ENVIRONMENT if environment else Exit.WORKER_LOST
         times = f"{worker.name} exited {faults + 1} times with little or no progress in between"
         return End(Outcome.of(code, f"{times} ({worker.cause}{where}){worker.detail}"))
     detail = worker.detail if worker.code > 0 else ""  # a killed process could not write a message of its own
@@ -181,8 +182,16 @@ def learner_outcome(reported: LearnerOutcome, run_spec: RunSpec) -> Outcome | No
     return Outcome.of(Exit.FINISHED, "")  # the recorder names the rule: it has the last counters
 
 
-def add_last_save(outcome: Outcome, reported: LearnerOutcome) -> None:
-    """Turn the outcome into a storage failure if the learner could not write its last checkpoint."""
+def add_last_update(outcome: Outcome, reported: LearnerOutcome, run_spec: RunSpec) -> None:
+    """Add to the outcome what the learner reported when it exited.
+
+    The update that a signal waits for may reach a stop rule: the run is finished then, and a scheduler need not start
+    it again. A last checkpoint that could not be written makes it a storage failure.
+    """
     if reported == LearnerOutcome.STORAGE:
         outcome.name, outcome.code = Exit.STORAGE.outcome, int(Exit.STORAGE)
         outcome.sentence += "; the last checkpoint could not be written, see log.txt"
+    elif outcome.stopped and reported in (LearnerOutcome.STOP_RULE, LearnerOutcome.NON_FINITE):
+        found = learner_outcome(reported, run_spec)
+        assert found is not None
+        outcome.name, outcome.code, outcome.sentence = found.name, found.code, found.sentence

@@ -25,7 +25,7 @@ from sfactory.monitor.messages import Message
 from sfactory.run import checkpoint
 from sfactory.run.outcome import Outcome
 from sfactory.supervisor import lockstep_state
-from sfactory.supervisor.exit_rules import add_last_save, learner_outcome
+from sfactory.supervisor.exit_rules import add_last_update, learner_outcome
 from sfactory.supervisor.lockstep_link import End, Inside, Link
 from sfactory.workers.evaluator import PolicyPlayer
 from sfactory.workers.inference import Inference
@@ -200,10 +200,10 @@ def _train(run: Lockstep, link: Link) -> End:
             shared.supervisor.save_requests = orders.save_requests
         learner.save_if_due()
     shared.supervisor.stop = StopOrder.FINISH
-    outcome = orders.outcome or learner_outcome(shared.learner[POLICY].outcome, run_spec)
+    outcome = learner_outcome(shared.learner[POLICY].outcome, run_spec) or orders.outcome
     assert outcome is not None
     learner.leave()
-    add_last_save(outcome, shared.learner[POLICY].outcome)
+    add_last_update(outcome, shared.learner[POLICY].outcome, run_spec)
     return _end(run, outcome)
 
 

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from sfactory.errors import UNGUARDED, Exit
+from sfactory.errors import UNGUARDED, EnvError, Exit
 from sfactory.monitor.messages import Message
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
@@ -42,7 +42,7 @@ from sfactory.workers.shared import RunSpec, SharedState
 def run_lockstep(run_spec: RunSpec, recorder: RunRecorder, signals: Signals) -> Outcome:
     """A whole run in a child process; it and all that it started have exited when this returns or raises.
 
-    Raises what ended the child, if that was an exception.
+    Raises what ended the child if that was an exception. An environment that fails in training gives an outcome.
     """
     run_spec.debug_dir.mkdir(parents=True, exist_ok=True)
     if run_spec.resume_from:  # an environment may change the child's working directory
@@ -234,4 +234,8 @@ class LockstepProcess:
         self.ended = end.outcome
 
     def _on_fail(self, error: Exception) -> None:
-        raise error
+        """End the run with an outcome if an environment failed while it trained; raise everything else."""
+        if not (self.limits.begun and isinstance(error, EnvError) and error.fault):
+            raise error
+        self.recorder.record_row_counts(self.shared.slot_table.row_counts(), self.shared.rows_by_task())
+        self.ended = self._failed(error.exit_code, str(error))

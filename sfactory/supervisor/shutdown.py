@@ -6,13 +6,14 @@ import time
 from typing import TYPE_CHECKING
 
 from sfactory.errors import Exit
-from sfactory.monitor.messages import LEARNER, Message
+from sfactory.monitor.messages import LEARNER as LEARNER_ROW
+from sfactory.monitor.messages import Message
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
-from sfactory.supervisor.exit_rules import add_last_save
+from sfactory.supervisor.exit_rules import add_last_update
 from sfactory.supervisor.signals import SECOND_SIGNAL
 from sfactory.supervisor.worker_process import WorkerProcess
-from sfactory.workers.names import POLICY, evaluator_name, learner_name
+from sfactory.workers.names import EVALUATOR, LEARNER, POLICY, SAMPLER, evaluator_name, learner_name, parse_worker
 from sfactory.workers.shared import Phase, StopOrder
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 EXIT_S = 2.0  # samplers and inference, after the stop order
 CLOSE_S = 5.0  # a sampler that closes its environments: without closing another one
 CLOSE_ALL_S = 20.0  # a sampler that closes its environments: in all
-SAVE_S = 30.0  # the learner: finish the update, save a checkpoint
+SAVE_S = 30.0  # the learner, while it finishes an update and saves a checkpoint: between two signs of progress
 EVALUATION_S = 60.0  # the evaluator, at the end of a finished run
-SILENT_FRACTION = 0.9  # of the stall timeout without a heartbeat: the learner is not waited for
+SILENT_FRACTION = 0.9  # of the stall timeout without progress: the learner is not waited for
 ORDERLY = (Exit.FINISHED, Exit.REQUEUE, Exit.INTERRUPTED, Exit.TERMINATED)
 """Outcomes for which a checkpoint is expected at the end."""
 
@@ -41,7 +42,7 @@ class LastRow:
     def handle(self, messages: list[Message]) -> None:
         """Record all messages but the newest row."""
         for message in messages:
-            if message[0] == LEARNER:
+            if message[0] == LEARNER_ROW:
                 self._rows.append(message)
             else:
                 self.recorder.handle(message)
@@ -66,7 +67,8 @@ def stop_workers(supervisor: Supervisor, outcome: Outcome) -> None:
         if not _wait_for_exits(supervisor, outcome):
             _end_by_second_signal(supervisor, outcome)
             return
-        add_last_save(outcome, shared.learner[POLICY].outcome)
+        add_last_update(outcome, shared.learner[POLICY].outcome, supervisor.run_spec)
+        _log_missing_evaluation(supervisor, outcome)
         recorder.record_row_counts(shared.slot_table.row_counts(), shared.rows_by_task())
         supervisor.telemetry.wait_until_read()
         supervisor.last_row.handle(supervisor.telemetry.drain())
@@ -77,33 +79,48 @@ def stop_workers(supervisor: Supervisor, outcome: Outcome) -> None:
 def _wait_for_exits(supervisor: Supervisor, outcome: Outcome) -> bool:
     """Wait until all workers have exited and kill those that take too long; False if a second signal arrived."""
     start, signals_before = time.monotonic(), supervisor.signals.stop_count
-    learner, evaluator = learner_name(), evaluator_name()
-    limits = {learner: EXIT_S if _learner_is_silent(supervisor) else SAVE_S, evaluator: 0.0}
-    closing = Closing(supervisor)
+    leaving = Leaving(supervisor)
     while supervisor.processes:
         supervisor.wait()
         supervisor.last_row.handle(supervisor.telemetry.drain())
         for worker in list(supervisor.processes.values()):
             if worker.exit_code is not None:
-                if worker.name == learner and worker.exit_code != 0 and outcome.code in ORDERLY:
-                    last_line = worker.output.last_line()
-                    outcome.sentence += f"; the learner failed before it exited{last_line and ': '}{last_line}"
-                    if outcome.code == Exit.FINISHED:
-                        outcome.name, outcome.code = Exit.WORKER_LOST.outcome, int(Exit.WORKER_LOST)
+                if worker.name == learner_name() and worker.exit_code != 0:
+                    _add_learner_failure(worker, outcome)
                 supervisor.reap(worker)
-        signals = supervisor.signals.stop_count
-        if signals > max(signals_before, 1):
+        if supervisor.signals.stop_count > max(signals_before, 1):
             return False
-        evaluate = outcome.code == Exit.FINISHED and signals == signals_before and not _evaluated(supervisor)
-        limits[evaluator] = EVALUATION_S if evaluate else 0.0
+        leaving.evaluate = (
+            outcome.code == Exit.FINISHED and not supervisor.signals.stop_count and not _evaluated(supervisor)
+        )
         seconds = time.monotonic() - start
         for worker in list(supervisor.processes.values()):
-            if seconds > limits.get(worker.name, EXIT_S) and not closing.goes_on(worker, seconds):
+            if not leaving.goes_on(worker, seconds):
                 worker.kill()
-    if outcome.code == Exit.FINISHED and not _evaluated(supervisor):
-        reason = f"the evaluator failed or took longer than {EVALUATION_S:g} s"
-        supervisor.recorder.writers.log(f"the last policy was not evaluated ({reason}); run `sfactory eval`")
     return True
+
+
+def _add_learner_failure(learner: WorkerProcess, outcome: Outcome) -> None:
+    """Say that the learner did not exit by itself: the last update may not be saved."""
+    if outcome.code not in ORDERLY:
+        return
+    if learner.exceeded:
+        outcome.sentence += f"; the learner was killed before it exited: {learner.exceeded}"
+    else:
+        last_line = learner.output.last_line()
+        outcome.sentence += f"; the learner failed before it exited{last_line and ': '}{last_line}"
+    if outcome.code == Exit.FINISHED:
+        outcome.name, outcome.code = Exit.WORKER_LOST.outcome, int(Exit.WORKER_LOST)
+
+
+def _log_missing_evaluation(supervisor: Supervisor, outcome: Outcome) -> None:
+    """Say so if the last policy of a finished run was not evaluated, and why."""
+    if outcome.code != Exit.FINISHED or _evaluated(supervisor):
+        return
+    reason = f"the evaluator failed or took longer than {EVALUATION_S:g} s"
+    if supervisor.signals.stop_count:
+        reason = "a signal arrived"
+    supervisor.recorder.writers.log(f"the last policy was not evaluated ({reason}); run `sfactory eval`")
 
 
 def _end_by_second_signal(supervisor: Supervisor, outcome: Outcome) -> None:
@@ -114,30 +131,53 @@ def _end_by_second_signal(supervisor: Supervisor, outcome: Outcome) -> None:
     outcome.sentence += SECOND_SIGNAL
 
 
-class Closing:
-    """Samplers that close their environments one after the other: they may take longer, as long as they get on."""
+class Leaving:
+    """How long each worker may take to exit after the stop order. Times are seconds since the order.
+
+    Samplers close their environments one after the other, and the learner finishes its update and saves a checkpoint:
+    both may take longer, as long as they make progress.
+    """
 
     def __init__(self, supervisor: Supervisor) -> None:
-        self.deadlines = supervisor.deadlines
-        self._seen: dict[str, tuple[tuple[int, int], float]] = {}  # heartbeat, and seconds when it changed
+        self.deadlines, self.learner = supervisor.deadlines, supervisor.shared.learner[POLICY]
+        self.learner_s = EXIT_S if _learner_is_silent(supervisor) else SAVE_S
+        self.evaluate = False  # whether the evaluator is waited for
+        self._seen: dict[str, tuple[tuple[int, ...], float]] = {}  # signs of progress, and when they changed
 
     def goes_on(self, worker: WorkerProcess, seconds: float) -> bool:
-        """Whether it is a sampler that closes environments, within its limits."""
-        if self.deadlines.phase(worker.name) != Phase.CLOSE or seconds > CLOSE_ALL_S:
-            return False
-        heartbeat = self.deadlines.heartbeat(worker.name)
-        before, at = self._seen.get(worker.name, (None, seconds))
-        if heartbeat != before:
+        """Whether a worker is within its limits; notes in the learner why it is not."""
+        kind, quiet = parse_worker(worker.name).kind, self._quiet(worker.name, seconds)
+        if kind == EVALUATOR:
+            return self.evaluate and seconds <= EVALUATION_S
+        if kind == LEARNER:
+            if quiet > self.learner_s:
+                worker.exceeded = f"no progress for {self.learner_s:g} s"
+            return not worker.exceeded
+        if kind == SAMPLER and self.deadlines.phase(worker.name) == Phase.CLOSE:
+            return seconds <= CLOSE_ALL_S and quiet <= CLOSE_S
+        return seconds <= EXIT_S
+
+    def _quiet(self, name: str, seconds: float) -> float:
+        """Seconds without a sign of progress."""
+        signs: tuple[int, ...] = ()
+        if name == learner_name():
+            signs = self.learner.updates, self.learner.optimizer_steps
+        elif name != evaluator_name():
+            signs = self.deadlines.heartbeat(name)
+        before, at = self._seen.get(name, (None, seconds))
+        if signs != before:
             at = seconds
-        self._seen[worker.name] = heartbeat, at
-        return seconds - at <= CLOSE_S
+        self._seen[name] = signs, at
+        return seconds - at
 
 
 def _learner_is_silent(supervisor: Supervisor) -> bool:
-    """Whether the learner has had no heartbeat for so long that it is not expected to save."""
+    """Whether the learner has made no progress for so long that it is not expected to save."""
     learner = supervisor.processes.get(learner_name())
-    limit = SILENT_FRACTION * supervisor.config.run.stall_timeout
-    return learner is not None and supervisor.clock - learner.heartbeat_at > limit
+    if learner is None:
+        return False
+    progress_at = max(learner.heartbeat_at, supervisor.deadlines.arrived_at)  # within an update it has no heartbeat
+    return supervisor.clock - progress_at > SILENT_FRACTION * supervisor.config.run.stall_timeout
 
 
 def _evaluated(supervisor: Supervisor) -> bool:

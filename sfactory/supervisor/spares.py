@@ -8,6 +8,7 @@ other memory than its packages, and is the first to be killed where memory runs 
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable, Mapping
 
@@ -59,6 +60,7 @@ class Spares:
                 self.processes[name] = self._start(name)
 
     def close(self) -> None:
-        """End all spares."""
-        for name in list(self.processes):
-            self._reap(self.processes.pop(name))
+        """End all spares, also if one of them cannot be killed."""
+        with contextlib.ExitStack() as owned:
+            for name in list(self.processes):
+                owned.callback(self._reap, self.processes.pop(name))

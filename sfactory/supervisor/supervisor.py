@@ -81,10 +81,14 @@ class Supervisor:
         """Block until the run is over; every worker is reaped when it returns or raises."""
         atomics.check_memory_order()
         self.run_spec.debug_dir.mkdir(parents=True, exist_ok=True)
-        self.orphan_killer = OrphanKiller()  # before the arena and any worker
-        try:
+        with contextlib.ExitStack() as owned:
+            self.orphan_killer = OrphanKiller()  # before the arena and any worker
+            owned.callback(self.orphan_killer.close)
             self.share(SharedState.create(self.run_spec))
+            owned.callback(self.shared.close)  # a notebook may train many times in one process
             self.pulse = Pulse(self.shared.supervisor)
+            owned.callback(self.pulse.close)
+            owned.callback(self._reap_all)
             if line := placement(self.run_spec, numa_nodes()):
                 self.recorder.writers.log(line)
             for name in self.run_spec.workers:  # the learner first: its imports take longest
@@ -95,25 +99,24 @@ class Supervisor:
             self.spares.close()
             stop_workers(self, outcome)
             return outcome
-        finally:
-            for worker in list(self.processes.values()):
-                worker.kill()
-            for worker in list(self.processes.values()):
-                self.reap(worker)
-            self.spares.close()
-            self.orphan_killer.close()
-            if hasattr(self, "pulse"):
-                self.pulse.close()
-            if hasattr(self, "shared"):
-                self.shared.close()  # a notebook may train many times in one process
+
+    def _reap_all(self) -> None:
+        """Kill and reap whatever still runs: all of it, also if one process cannot be killed."""
+        workers = list(self.processes.values())
+        for worker in workers:
+            worker.kill()
+        with contextlib.ExitStack() as owned:
+            owned.callback(self.spares.close)
+            for worker in workers:
+                owned.callback(self.reap, worker)
 
     def _loop(self) -> Outcome:
         """Run until something ends the run. Checked in this order:
 
-        a signal (`signals.py`); the learner's outcome: a stop rule, updates that are not finite (`workers/learner.py`);
+        the learner's outcome: a stop rule, updates that are not finite (`workers/learner.py`); a signal (`signals.py`);
         the exit of a worker (`exit_rules.py`); a stall (`deadlines.py`); too many environment faults
-        (`RunRecorder.outcome_from_messages`); a callback. A failed last checkpoint changes the outcome to exit code 10
-        (`exit_rules.add_last_save`).
+        (`RunRecorder.outcome_from_messages`); a callback. The last update and its checkpoint may change the outcome
+        (`exit_rules.add_last_update`).
         """
         while True:
             self.wait()
@@ -121,8 +124,8 @@ class Supervisor:
             self._record()
             self._start_due()
             outcome = (
-                self.signals.outcome()
-                or self._learner_outcome()
+                self._learner_outcome()
+                or self.signals.outcome()
                 or self._check_exits()
                 or self._check_deadlines()
                 or self.recorder.outcome_from_messages()
@@ -216,7 +219,8 @@ class Supervisor:
         worker.output.trim()
 
     def _check_exits(self) -> Outcome | None:
-        self.orphan_killer.collect(worker.pid for worker in self.processes.values())
+        running = (*self.processes.values(), *self.spares.processes.values())
+        self.orphan_killer.collect(worker.pid for worker in running)
         for worker in list(self.processes.values()):
             if worker.exit_code is not None:
                 self.reap(worker)

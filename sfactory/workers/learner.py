@@ -454,10 +454,11 @@ class Learner(Worker):
         self.publisher.load_state_dict(windows)
         self.update.objective.load_cycle_state(windows.get("objective", {}))
         self.counters.skipped_in_a_row = windows["skipped_in_a_row"]
-        self.supervisor.stop, self.supervisor.proposal = StopOrder.RUN, LearnerOutcome.RUNNING
+        orders = self.supervisor  # those of the process that saved
+        orders.stop, orders.proposal, orders.save_requests = StopOrder.RUN, LearnerOutcome.RUNNING, 0
         self.words.outcome = LearnerOutcome.RUNNING
         self._end_if_due()  # the run was saved at its end and killed before the outcome was announced
-        self.checkpointing.requests_seen = self.supervisor.save_requests
+        self.checkpointing.requests_seen = 0
         self.checkpointing.record_checkpoint(self.counters.env_steps)
 
 

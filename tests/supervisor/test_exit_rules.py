@@ -16,7 +16,7 @@ from sfactory.supervisor.exit_rules import (
     End,
     Restart,
     WorkerExit,
-    add_last_save,
+    add_last_update,
     learner_outcome,
     on_exit,
 )
@@ -204,7 +204,7 @@ def run_spec():
     [
         (LearnerOutcome.STOP_RULE, Exit.FINISHED),
         (LearnerOutcome.STOPPED, Exit.FINISHED),
-        (LearnerOutcome.STORAGE, Exit.FINISHED),  # `add_last_save` turns it into a storage failure
+        (LearnerOutcome.STORAGE, Exit.FINISHED),  # `add_last_update` turns it into a storage failure
         (LearnerOutcome.NON_FINITE, Exit.NON_FINITE),
     ],
 )
@@ -223,10 +223,32 @@ def test_learner_outcome_names_the_report_of_non_finite_updates(run_spec):
     assert sentence.endswith("runs/a/debug/non-finite.json")
 
 
-def test_add_last_save_changes_the_outcome_only_if_the_last_checkpoint_failed():
+def test_add_last_update_changes_the_outcome_if_the_last_checkpoint_failed(run_spec):
     outcome = Outcome.of(Exit.INTERRUPTED, "stopped by signal")
-    add_last_save(outcome, LearnerOutcome.STOPPED)
+    add_last_update(outcome, LearnerOutcome.STOPPED, run_spec)
     assert (outcome.name, outcome.code, outcome.sentence) == ("interrupted", 130, "stopped by signal")
-    add_last_save(outcome, LearnerOutcome.STORAGE)
+    add_last_update(outcome, LearnerOutcome.STORAGE, run_spec)
     assert (outcome.name, outcome.code) == ("storage", 10)
     assert outcome.sentence == "stopped by signal; the last checkpoint could not be written, see log.txt"
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"), [(LearnerOutcome.STOP_RULE, "finished"), (LearnerOutcome.NON_FINITE, "non-finite")]
+)
+@pytest.mark.parametrize("code", [Exit.INTERRUPTED, Exit.TERMINATED, Exit.REQUEUE])
+def test_add_last_update_takes_what_the_update_after_a_signal_reached(run_spec, code, reported, expected):
+    outcome = Outcome.of(code, "stopped by signal")
+    add_last_update(outcome, reported, run_spec)
+    assert outcome.name == expected
+    assert "signal" not in outcome.sentence
+
+
+def test_add_last_update_keeps_the_outcome_of_a_fault(run_spec):
+    outcome = Outcome.of(Exit.ENVIRONMENT, "an environment failed")
+    add_last_update(outcome, LearnerOutcome.STOP_RULE, run_spec)
+    assert (outcome.code, outcome.sentence) == (Exit.ENVIRONMENT, "an environment failed")
+
+
+def test_on_exit_does_not_blame_an_environment_for_an_inference_worker_that_is_too_slow():
+    worker = WorkerExit("inference", -9, exceeded="no answer for 120 s")
+    assert on_exit(worker, 5, 0, 10, 5, None).outcome.code == Exit.WORKER_LOST

@@ -269,6 +269,18 @@ def test_lockstep_process_raises_what_its_child_could_not_handle(parent, error):
     assert vars(raised.value).get("fault") == vars(error).get("fault")
 
 
+def test_lockstep_process_ends_a_run_whose_environment_fails_in_training_with_an_outcome(parent):
+    def work(link):
+        link.begin()
+        link.fail(EnvError("environment 3 cannot be built again: OSError: port taken", fault=True))
+        parent.worker.exit_code = 0
+
+    outcome, _ = child(parent, work)
+    assert (outcome.name, outcome.code) == ("environment fault", 6)
+    assert outcome.sentence == "environment 3 cannot be built again: OSError: port taken"
+    assert parent.recorder.lines[-1] == parent.shared.slot_table.row_counts()
+
+
 def test_lockstep_process_shows_the_traceback_of_its_child(parent):
     class Bug(Exception):
         """Cannot be loaded by another process, which has no such class."""

@@ -19,7 +19,7 @@ from sfactory.supervisor import supervisor as module
 from sfactory.supervisor.deadlines import START_S
 from sfactory.supervisor.exit_rules import EVALUATOR_EXITS, EVALUATOR_PAUSE_S, FIRST_PAUSE_S
 from sfactory.supervisor.output_file import OutputFile
-from sfactory.supervisor.shutdown import CLOSE_ALL_S, CLOSE_S, Closing, stop_workers
+from sfactory.supervisor.shutdown import CLOSE_ALL_S, CLOSE_S, EXIT_S, SAVE_S, Leaving, stop_workers
 from sfactory.supervisor.signals import SECOND_SIGNAL
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.supervisor.telemetry import Telemetry
@@ -366,16 +366,80 @@ def test_supervisor_pauses_before_it_restarts_a_sampler_that_fails_again(supervi
 
 
 def test_closing_sampler_has_time_for_each_environment_and_for_all_of_them(started):
-    closing, (sampler,) = Closing(started), [w for name, w in started.processes.items() if name == sampler_name(0)]
+    leaving, (sampler,) = Leaving(started), [w for name, w in started.processes.items() if name == sampler_name(0)]
     beat(started, 1, Phase.WORK)
-    assert not closing.goes_on(sampler, 3.0), "it has not begun to close"
+    assert not leaving.goes_on(sampler, 3.0), "it has not begun to close"
     for turn in range(4):
         beat(started, 2, Phase.CLOSE, env=turn % 2)
-        assert closing.goes_on(sampler, 0.99 * turn * CLOSE_S)
-    assert closing.goes_on(sampler, 3.9 * CLOSE_S)
-    assert not closing.goes_on(sampler, 3.99 * CLOSE_S), "one environment takes too long"
+        assert leaving.goes_on(sampler, 0.99 * turn * CLOSE_S)
+    assert leaving.goes_on(sampler, 3.9 * CLOSE_S)
+    assert not leaving.goes_on(sampler, 3.99 * CLOSE_S), "one environment takes too long"
     beat(started, 2, Phase.CLOSE, env=0)
-    assert not closing.goes_on(sampler, CLOSE_ALL_S + 1)
+    assert not leaving.goes_on(sampler, CLOSE_ALL_S + 1)
+
+
+def test_leaving_learner_has_time_as_long_as_it_takes_optimizer_steps(started):
+    leaving, learner = Leaving(started), started.processes[learner_name()]
+    for turn in range(4):
+        started.shared.learner[0].optimizer_steps += 1
+        assert leaving.goes_on(learner, 0.99 * turn * SAVE_S)
+    assert leaving.goes_on(learner, 3.9 * SAVE_S)
+    assert not leaving.goes_on(learner, 3.99 * SAVE_S)
+    assert learner.exceeded == "no progress for 30 s"
+
+
+def test_leaving_learner_without_progress_before_the_order_has_little_time(started):
+    learner = started.processes[learner_name()]
+    started.clock += started.config.run.stall_timeout
+    started.deadlines.arrived_at = started.clock - 1.0
+    assert Leaving(started).learner_s == SAVE_S, "its update is long"
+    started.deadlines.arrived_at = learner.heartbeat_at = 0.0
+    leaving = Leaving(started)
+    assert leaving.goes_on(learner, 0.0)
+    assert not leaving.goes_on(learner, 1.01 * EXIT_S)
+
+
+def test_shutdown_says_that_a_learner_was_killed_for_lack_of_progress(supervisor):
+    ended = Outcome.of(Exit.INTERRUPTED, "stopped by signal")
+    learner = SimpleNamespace(name=learner_name(), exit_code=-9, pidfd=-1, heartbeat_at=0.0, exceeded="no progress")
+    supervisor.processes[learner.name] = learner
+    supervisor.reap = lambda worker: supervisor.processes.pop(worker.name)
+    stop_workers(supervisor, ended)
+    assert (ended.code, ended.sentence) == (
+        Exit.INTERRUPTED, "stopped by signal; the learner was killed before it exited: no progress"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("signals", "reason"), [(0, "the evaluator failed or took longer"), (1, "a signal arrived")])
+def test_shutdown_says_why_the_last_policy_was_not_evaluated(supervisor, capsys, signals, reason):
+    supervisor.shared.learner[0].checkpoint, supervisor.signals.stop_count = 300, signals
+    stop_workers(supervisor, Outcome.of(Exit.FINISHED, "the stop rule was reached"))
+    assert f"the last policy was not evaluated ({reason}" in capsys.readouterr().out
+
+
+def test_supervisor_prefers_what_the_learner_reported_to_a_signal(supervisor):
+    supervisor.signals = SimpleNamespace(
+        forward=lambda shared: None, outcome=lambda: Outcome.of(Exit.REQUEUE, "stopped"), stop_count=1
+    )
+    assert supervisor._loop().code == Exit.REQUEUE
+    supervisor.shared.learner[0].outcome = LearnerOutcome.STOP_RULE
+    assert supervisor._loop().code == Exit.FINISHED
+
+
+def test_supervisor_reaps_all_workers_if_one_of_them_cannot_be_killed(supervisor):
+    reaped = []
+
+    def reap(worker):
+        reaped.append(worker.name)
+        if worker.name == "sampler-0":
+            raise RuntimeError("sampler-0 (pid 1) cannot be killed")
+
+    names = "learner", "sampler-0", "inference"
+    supervisor.processes = {name: SimpleNamespace(name=name, kill=lambda: None) for name in names}
+    supervisor.reap = reap
+    with pytest.raises(RuntimeError, match="cannot be killed"):
+        supervisor._reap_all()
+    assert sorted(reaped) == sorted(names)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +447,7 @@ def test_closing_sampler_has_time_for_each_environment_and_for_all_of_them(start
 )
 def test_shutdown_reports_a_learner_that_fails_before_it_exits(supervisor, monkeypatch, outcome, word, code):
     ended = Outcome(outcome, {"finished": 0, "interrupted": 130}[outcome], "the stop rule was reached")
-    learner = SimpleNamespace(name=learner_name(), exit_code=1, pidfd=-1, heartbeat_at=0.0)
+    learner = SimpleNamespace(name=learner_name(), exit_code=1, pidfd=-1, heartbeat_at=0.0, exceeded="")
     learner.output = OutputFile(supervisor.run_spec.debug_dir / "learner.txt")
     supervisor.processes[learner.name] = learner
     supervisor.reap = lambda worker: supervisor.processes.pop(worker.name)
