@@ -55,6 +55,7 @@ trains what is missing, the cheapest first, goes on where it was stopped, and wr
 - **training**: mean return of the last 100 episodes, over the last tenth of the run. Most publications report this.
 - Both are the interquartile mean over seeds with its 95 % bootstrap interval; with fewer than four seeds that is the
   mean. With so few seeds the true interval is wider.
+- **median**: over seeds, of the evaluation. Where it is far from the mean, some runs learn and others do not.
 - **time**: the median over seeds from the command to its end, the start of all processes included. *busy*: other
   programs used the processor too, and a run alone takes less time.
 - **stale**: the settings of the preset have changed since it was measured, and `make scores` runs it again.
@@ -116,6 +117,11 @@ def show(values: np.ndarray) -> str:
     return number(middle) + (f" ({number(low)} to {number(high)})" if len(values) > 1 else "")
 
 
+def median(values: np.ndarray) -> str:
+    """The median over seeds; nothing for one seed, or where a seed has no score."""
+    return number(float(np.median(values))) if len(values) > 1 and np.isfinite(values).all() else ""
+
+
 def number(value: float) -> str:
     """A score with three or four digits: 0.96, 17.5, 2816."""
     digits = 0 if abs(value) >= 999.95 else 1 if abs(value) >= 9.995 else 2
@@ -151,7 +157,7 @@ def is_match(row: Row) -> bool:
 
 def page(table: Mapping[str, Row], measured: Measured, stale: Mapping[str, Stale] = NONE) -> str:
     """docs/scores.md."""
-    head = ("preset", "steps", "seeds", "evaluation", "training", "time", "published")
+    head = ("preset", "steps", "seeds", "evaluation", "median", "training", "time", "published")
     lines = ["# Scores of the presets", "", f"<!-- {MADE} -->", "", INTRO]
     lines += [_table_line(head), "|---" * len(head) + "|"]
     lines += [_table_line(_cells(name, row, measured.get(name, ()), stale.get(name))) for name, row in _sorted(table)]
@@ -173,11 +179,12 @@ def _cells(name: str, row: Row, runs: Sequence[Curve], stale: Stale | None) -> t
     link = f"[{name}](#{name.replace('/', '')})"
     if not runs:
         what = f"stale: {show(evaluations(stale.runs))}" if stale is not None else "not measured"
-        return link, human(row.steps), f"0 of {row.seeds}", what, "", "", published
+        return link, human(row.steps), f"0 of {row.seeds}", what, "", "", "", published
     took = duration(seconds(runs)) + (", busy" if is_busy(runs) else "")
     training = "" if is_match(row) else show(np.array([one.final for one in runs]))
     seeds = str(row.seeds) if len(runs) == row.seeds else f"{len(runs)} of {row.seeds}"
-    return link, human(row.steps), seeds, show(evaluations(runs)), training, took, published
+    found = evaluations(runs)
+    return link, human(row.steps), seeds, show(found), median(found), training, took, published
 
 
 def _published(one: Published) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import preset_page
 import preset_scores
 import pytest
-from preset_page import interval, number, outputs
+from preset_page import interval, median, number, outputs
 from preset_scores import OtherWork, PresetGrid, PresetScores, cell_of, main, measured, runs_of
 from preset_table import AGAINST_RANDOM, SAMPLED, TABLE, Published, Row, by_cost
 from scores import BLOCKS, commit
@@ -350,7 +350,7 @@ def test_main_writes_the_pages_of_what_is_kept_also_after_a_signal(root, monkeyp
     monkeypatch.setattr(PresetGrid, "run", run)
     with pytest.raises(SystemExit):
         main(["--scores", str(root / "scores.csv"), "--out", str(root / "runs")], OURS, root)
-    assert "| 8.00 | 7.00 |" in (root / "docs/scores.md").read_text()
+    assert "| 8.00 |  | 7.00 |" in (root / "docs/scores.md").read_text()
 
 
 @pytest.mark.slow
@@ -409,8 +409,8 @@ def test_page_has_score_interval_seeds_steps_time_machine_date_commit_and_publis
     page = outputs(OURS, found, root)["docs/scores.md"]
     low, high = (number(x) for x in interval(np.array([10.0, 20.0]))[1:])
     row = next(line for line in page.splitlines() if line.startswith("| [classic/cartpole]"))
-    assert row.split(" | ")[1:4] == ["500", "2", f"15.0 ({low} to {high})"]
-    assert row.split(" | ")[5:] == ["10 s", "9 (v0) |"]
+    assert row.split(" | ")[1:5] == ["500", "2", f"15.0 ({low} to {high})", "15.0"]
+    assert row.split(" | ")[6:] == ["10 s", "9 (v0) |"]
     section = page.partition("## classic/cartpole\n")[2].partition("\n## ")[0]
     for text in (
         "pictures/scores/classic-cartpole.svg", "3 episodes: 15.0", "each seed: 10.0, 20.0", "--stop.env-steps 500`",
@@ -422,6 +422,12 @@ def test_page_has_score_interval_seeds_steps_time_machine_date_commit_and_publis
     assert "Not measured: no run is finished. On two cores one may take about 4 minutes." in page
 
 
+def test_median_is_that_of_all_seeds_and_empty_where_there_is_none():
+    assert median(np.array([5.5, 6.6, 56.7, 6.2, 68.2])) == "6.60"
+    assert median(np.array([5.5])) == ""
+    assert median(np.array([5.5, np.nan, 1.0])) == ""
+
+
 def test_page_marks_times_beside_other_work_and_incomplete_seeds(root):
     kept_runs(root, "classic/cartpole", [10.0], others="1.25")
     kept_runs(root, "classic/acrobot", [-5.0], others="")
@@ -430,7 +436,7 @@ def test_page_marks_times_beside_other_work_and_incomplete_seeds(root):
     assert "- 500 steps, 1 of 2 seeds, 10 s a run" in page
     assert "| 10 s, busy |" in page
     assert "10 s a run; other programs used up to 1.2 cores meanwhile" in page
-    assert re.search(r"\| -5\.00 \| -4\.7[78] \| 10 s \|", page), "no mark where it is not known"
+    assert re.search(r"\| -5\.00 \|  \| -4\.7[78] \| 10 s \|", page), "no mark where it is not known"
     assert "whether other programs ran is not known of every run" in page
 
 
