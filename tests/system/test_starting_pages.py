@@ -101,8 +101,9 @@ def test_quick_tour_commands_of_the_harder_task_run(tmp_path):
 
 
 def test_your_environment_is_checked_trained_played_and_filmed(tmp_path):
-    (tmp_path / "my_env.py").write_text(named(OWN, "my_env.py"))
-    check, train, evaluate, other = lines_of(OWN, "own")
+    new, check, train, evaluate, other = lines_of(OWN, "own")
+    run(tmp_path, new)
+    assert "# my_env.py\n" + (tmp_path / "my_env.py").read_text() == named(OWN, "my_env.py")
     assert same_lines(OWN, "check", run(tmp_path, check)) == []
     assert same_lines(OWN, "train", run(tmp_path, train), varying=("98.8k",)) == []
     assert other_words(OWN, "eval", run(tmp_path, evaluate)) == []
@@ -111,10 +112,24 @@ def test_your_environment_is_checked_trained_played_and_filmed(tmp_path):
     assert re.fullmatch(r"\d+ balls caught\n", script(tmp_path, named(OWN, "use.py")))
 
 
+READ, TYPED = 200, 200
+"""Words that a newcomer reads in a minute, also of code and output, and characters that are typed."""
+
+
+def test_newcomer_has_a_trained_and_filmed_policy_of_an_own_environment_in_ten_minutes():
+    """The first page and the four steps. Not counted: installation, and what is changed in the environment."""
+    first, steps = (ROOT / "README.md").read_text().partition("## Use")[0], OWN.read_text().partition("## 5.")[0]
+    words = re.findall(r"[\w'-]+", re.sub(r"\]\([^)]*\)", "]", first + steps))  # without addresses of links
+    typed = "\n".join(["source .venv/bin/activate", *lines_of(OWN, "own")])
+    assert len(words) > 1000
+    minutes = len(words) / READ + len(typed) / TYPED + 1.0  # a minute of waiting, as the page says
+    assert minutes < 10.0, minutes
+
+
 @pytest.mark.slow
 def test_your_environment_is_solved_by_the_command_of_the_page(tmp_path, monkeypatch):
     (tmp_path / "my_env.py").write_text(named(OWN, "my_env.py"))
-    _, train, *_ = lines_of(OWN, "own")
+    _, _, train, *_ = lines_of(OWN, "own")
     subprocess.run([sys.executable, "-m", "sfactory", *shlex.split(train)[1:]], cwd=tmp_path, check=True, timeout=200)
     status = json.loads((tmp_path / "runs/catch/status.json").read_text())
     assert status["training_return"] >= 9, "random actions have 0.17, all balls are 10"
