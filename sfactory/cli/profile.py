@@ -57,6 +57,6 @@ def run(options: argparse.Namespace) -> int:
     path.write_text(json.dumps(timeline.trace_events(spans)))
     print(timeline.table(spans))
     print(f"\nopen {path} at https://ui.perfetto.dev (nothing is uploaded) or in chrome://tracing")
-    speed = f"{whole.steps_per_second:,.0f} steps/s"
+    speed = f"{whole.steps_per_second:,.0f} {whole.unit}/s"
     sentence = f"{len(spans):,} stages of the last {seconds:g} s at {speed} in {path}"
     return print_exit_line(Exit.FINISHED, "profiled", sentence)

@@ -68,6 +68,11 @@ class Trial(NamedTuple):
     """Proportional set size by worker, in MB, at the end."""
 
     @property
+    def unit(self) -> str:
+        """What `steps_per_second` counts: where there are several agents, a row has the speed of environments too."""
+        return "agent steps" if "charts/environment_SPS" in self.row else "steps"
+
+    @property
     def bottleneck(self) -> str:
         return bottleneck(self.row)
 

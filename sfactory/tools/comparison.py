@@ -231,6 +231,8 @@ def _names(tasks: Sequence[str], runs: Sequence[RunFolder], metric: str, labels:
 
 def _usable(paths: list[Path], metric: str, notes: Notes) -> list[RunFolder]:
     """Return the runs that have the metric; add notes about the others and about unfinished runs."""
+    if not paths:
+        raise ValueError("there is no folder of a run to compare")
     runs, known, what = list[RunFolder](), set[str](), QUANTITIES.get(metric, metric)
     for path in paths:
         if path.is_dir() and not (path / "config.toml").is_file():

@@ -160,3 +160,8 @@ def test_rows_per_step_counts_rows_without_a_step_of_an_agent(tmp_path):
     status = {"env_steps": 500, "ledger": {"sampled": 1400, "trained": 1250}}
     (tmp_path / "status.json").write_text(json.dumps(status))
     assert rows_per_step(tmp_path) == 2.5
+
+
+@pytest.mark.parametrize(("more", "unit"), [({}, "steps"), ({"charts/environment_SPS": 50.0}, "agent steps")])
+def test_trial_says_whose_steps_it_counts(more, unit):
+    assert Trial(100.0, 2.5, ROW | more, {}).unit == unit

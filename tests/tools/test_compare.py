@@ -470,3 +470,9 @@ def test_compare_calls_only_a_higher_score_an_improvement(metric, word, fabricat
     for name, lr in (("a", 1e-3), ("b", 1e-4)):
         fabricate(name, [{metric: 1.0}], **{"optim.lr": lr})
     assert f"P({word})" in typed("compare", "runs", "--metric", metric)[1]
+
+
+def test_comparison_of_no_folder_says_so():
+    """A sweep of which no run could begin."""
+    with pytest.raises(ValueError, match="^there is no folder of a run to compare$"):
+        compare([])
