@@ -474,5 +474,5 @@ def test_compare_calls_only_a_higher_score_an_improvement(metric, word, fabricat
 
 def test_comparison_of_no_folder_says_so():
     """A sweep of which no run could begin."""
-    with pytest.raises(ValueError, match="^there is no folder of a run to compare$"):
+    with pytest.raises(ValueError, match=r"^there is no folder of a run to compare$"):
         compare([])
