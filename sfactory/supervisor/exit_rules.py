@@ -186,12 +186,13 @@ def add_last_update(outcome: Outcome, reported: LearnerOutcome, run_spec: RunSpe
     """Add to the outcome what the learner reported when it exited.
 
     The update that a signal waits for may reach a stop rule: the run is finished then, and a scheduler need not start
-    it again. A last checkpoint that could not be written makes it a storage failure.
+    it again. Several learners may have agreed to stop in it. A last checkpoint that could not be written makes it a
+    storage failure.
     """
     if reported == LearnerOutcome.STORAGE:
         outcome.name, outcome.code = Exit.STORAGE.outcome, int(Exit.STORAGE)
         outcome.sentence += "; the last checkpoint could not be written, see log.txt"
-    elif outcome.stopped and reported in (LearnerOutcome.STOP_RULE, LearnerOutcome.NON_FINITE):
+    elif outcome.stopped and reported in (LearnerOutcome.STOP_RULE, LearnerOutcome.NON_FINITE, *EXITS):
         found = learner_outcome(reported, run_spec)
         assert found is not None
         outcome.name, outcome.code, outcome.sentence = found.name, found.code, found.sentence

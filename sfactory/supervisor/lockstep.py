@@ -19,14 +19,14 @@ import numpy as np
 
 from sfactory.config import Env, with_settings
 from sfactory.envs import EnvError
-from sfactory.errors import LearnerLost
+from sfactory.errors import Exit, LearnerLost
 from sfactory.monitor import messages
 from sfactory.monitor.messages import Message
 from sfactory.run import checkpoint
 from sfactory.run.outcome import Outcome
 from sfactory.supervisor import lockstep_state
 from sfactory.supervisor.exit_rules import add_last_update, learner_outcome
-from sfactory.supervisor.lockstep_link import End, Inside, Link
+from sfactory.supervisor.lockstep_link import End, Inside, Link, Orders
 from sfactory.workers.evaluator import PolicyPlayer
 from sfactory.workers.inference import Inference
 from sfactory.workers.learner import Learner
@@ -198,13 +198,20 @@ def _train(run: Lockstep, link: Link) -> End:
             orders = link.record(found, updated)
         if updated and orders.save_requests != shared.supervisor.save_requests:
             shared.supervisor.save_requests = orders.save_requests
-        learner.save_if_due()
-    shared.supervisor.stop = StopOrder.FINISH
-    outcome = learner_outcome(shared.learner[POLICY].outcome, run_spec) or orders.outcome
+        if not _is_taken(orders):
+            learner.save_if_due()
+    shared.supervisor.stop = StopOrder.NOW if _is_taken(orders) else StopOrder.FINISH
+    reached = learner_outcome(shared.learner[POLICY].outcome, run_spec)
+    outcome = orders.outcome if _is_taken(orders) else reached or orders.outcome
     assert outcome is not None
     learner.leave()
     add_last_update(outcome, shared.learner[POLICY].outcome, run_spec)
     return _end(run, outcome)
+
+
+def _is_taken(orders: Orders) -> bool:
+    """Whether the run's folder belongs to another run now, so that no checkpoint may be written there."""
+    return orders.outcome is not None and orders.outcome.code == Exit.STORAGE
 
 
 def _end(run: Lockstep, outcome: Outcome) -> End:

@@ -14,7 +14,7 @@ from sfactory.supervisor.exit_rules import add_last_update
 from sfactory.supervisor.signals import SECOND_SIGNAL
 from sfactory.supervisor.worker_process import WorkerProcess
 from sfactory.workers.names import EVALUATOR, LEARNER, POLICY, SAMPLER, evaluator_name, learner_name, parse_worker
-from sfactory.workers.shared import Phase, StopOrder
+from sfactory.workers.shared import LearnerOutcome, Phase, StopOrder
 
 if TYPE_CHECKING:
     from sfactory.supervisor.supervisor import Supervisor
@@ -59,15 +59,15 @@ class LastRow:
 def stop_workers(supervisor: Supervisor, outcome: Outcome) -> None:
     """Order all workers to stop, wait for them, and add to the outcome what happened meanwhile. No restarts."""
     shared, recorder = supervisor.shared, supervisor.recorder
-    # Exit 10 at this point: the run's folder belongs to another run now, so no checkpoint may be written there.
-    save = supervisor.updates >= 0 and outcome.code != Exit.STORAGE
+    taken = _is_taken(supervisor, outcome)
+    save = supervisor.updates >= 0 and not taken
     shared.supervisor.stop = StopOrder.FINISH if save else StopOrder.NOW
     shared.ring_all()
     try:
-        if not _wait_for_exits(supervisor, outcome):
+        if not _wait_for_exits(supervisor, outcome, taken):
             _end_by_second_signal(supervisor, outcome)
             return
-        add_last_update(outcome, shared.learner[POLICY].outcome, supervisor.run_spec)
+        _add_last_update(supervisor, outcome)
         _log_missing_evaluation(supervisor, outcome)
         recorder.record_row_counts(shared.slot_table.row_counts(), shared.rows_by_task())
         supervisor.telemetry.wait_until_read()
@@ -76,16 +76,28 @@ def stop_workers(supervisor: Supervisor, outcome: Outcome) -> None:
         supervisor.last_row.release()
 
 
-def _wait_for_exits(supervisor: Supervisor, outcome: Outcome) -> bool:
+def _is_taken(supervisor: Supervisor, outcome: Outcome) -> bool:
+    """Whether the run's folder belongs to another run, so that no checkpoint may be written there; says so."""
+    if problem := supervisor.recorder.keep_folder():
+        if outcome.code in ORDERLY:
+            outcome.name, outcome.code, outcome.sentence = Exit.STORAGE.outcome, int(Exit.STORAGE), problem
+        else:
+            outcome.sentence += f"; {problem}"
+        return True
+    return outcome.code == Exit.STORAGE
+
+
+def _wait_for_exits(supervisor: Supervisor, outcome: Outcome, taken: bool) -> bool:
     """Wait until all workers have exited and kill those that take too long; False if a second signal arrived."""
     start, signals_before = time.monotonic(), supervisor.signals.stop_count
-    leaving = Leaving(supervisor)
+    leaving = Leaving(supervisor, saves=not taken)
     while supervisor.processes:
         supervisor.wait()
         supervisor.last_row.handle(supervisor.telemetry.drain())
         for worker in list(supervisor.processes.values()):
             if worker.exit_code is not None:
                 if worker.name == learner_name() and worker.exit_code != 0:
+                    supervisor.learner_failed = True
                     _add_learner_failure(worker, outcome)
                 supervisor.reap(worker)
         if supervisor.signals.stop_count > max(signals_before, 1):
@@ -113,6 +125,13 @@ def _add_learner_failure(learner: WorkerProcess, outcome: Outcome) -> None:
         outcome.name, outcome.code = Exit.WORKER_LOST.outcome, int(Exit.WORKER_LOST)
 
 
+def _add_last_update(supervisor: Supervisor, outcome: Outcome) -> None:
+    """As in `exit_rules`; but a run whose learner failed after it had reached a stop rule is not finished."""
+    reported = supervisor.shared.learner[POLICY].outcome
+    if not (supervisor.learner_failed and reported == LearnerOutcome.STOP_RULE):
+        add_last_update(outcome, reported, supervisor.run_spec)
+
+
 def _log_missing_evaluation(supervisor: Supervisor, outcome: Outcome) -> None:
     """Say so if the last policy of a finished run was not evaluated, and why."""
     if outcome.code != Exit.FINISHED or _evaluated(supervisor):
@@ -125,8 +144,12 @@ def _log_missing_evaluation(supervisor: Supervisor, outcome: Outcome) -> None:
 
 def _end_by_second_signal(supervisor: Supervisor, outcome: Outcome) -> None:
     """Say so in the outcome; a finished run whose last update is not saved yet has been ended by the signal."""
+    if learner_name() not in supervisor.processes:  # it has saved, or has reported why not
+        _add_last_update(supervisor, outcome)
+        outcome.sentence += "; stopped by a second signal"
+        return
     by_signal = supervisor.signals.outcome()
-    if outcome.code == Exit.FINISHED and learner_name() in supervisor.processes and by_signal is not None:
+    if outcome.code == Exit.FINISHED and by_signal is not None:
         outcome.name, outcome.code = by_signal.name, by_signal.code
     outcome.sentence += SECOND_SIGNAL
 
@@ -134,11 +157,13 @@ def _end_by_second_signal(supervisor: Supervisor, outcome: Outcome) -> None:
 class Leaving:
     """How long each worker may take to exit after the stop order. Times are seconds since the order.
 
-    Samplers close their environments one after the other, and the learner finishes its update and saves a checkpoint:
-    both may take longer, as long as they make progress.
+    Samplers close their environments one after the other, and the learner takes the optimizer steps of its update: both
+    may take longer, as long as they make progress. A save has SAVE_S.
     """
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, saves: bool = True) -> None:
+        """saves: whether the learner is to save a checkpoint."""
+        self.saves = saves
         self.deadlines, self.learner = supervisor.deadlines, supervisor.shared.learner[POLICY]
         self.learner_s = EXIT_S if _learner_is_silent(supervisor) else SAVE_S
         self.evaluate = False  # whether the evaluator is waited for
@@ -149,9 +174,9 @@ class Leaving:
         kind, quiet = parse_worker(worker.name).kind, self._quiet(worker.name, seconds)
         if kind == EVALUATOR:
             return self.evaluate and seconds <= EVALUATION_S
-        if kind == LEARNER:
+        if kind == LEARNER and self.saves:
             if quiet > self.learner_s:
-                worker.exceeded = f"no progress for {self.learner_s:g} s"
+                worker.exceeded = f"no optimizer step and no checkpoint for {self.learner_s:g} s"
             return not worker.exceeded
         if kind == SAMPLER and self.deadlines.phase(worker.name) == Phase.CLOSE:
             return seconds <= CLOSE_ALL_S and quiet <= CLOSE_S
@@ -161,7 +186,7 @@ class Leaving:
         """Seconds without a sign of progress."""
         signs: tuple[int, ...] = ()
         if name == learner_name():
-            signs = self.learner.updates, self.learner.optimizer_steps
+            signs = self.learner.updates, self.learner.optimizer_steps, self.learner.checkpoint
         elif name != evaluator_name():
             signs = self.deadlines.heartbeat(name)
         before, at = self._seen.get(name, (None, seconds))

@@ -66,6 +66,7 @@ class Supervisor:
         self.restarts: dict[str, float] = {}  # worker -> when it is due, on the clock
         self.clock, self._ticks = 0.0, Ticks()  # seconds that this process could run
         self.updates, self.evaluated = -1, recorder.board.evaluated
+        self.learner_failed = False  # after the stop order
         self.last_row = LastRow(recorder)
 
     def share(self, shared: SharedState) -> None:
@@ -96,8 +97,10 @@ class Supervisor:
             if self.config.eval.every:
                 self._start(evaluator_name())
             outcome = self._loop()
-            self.spares.close()
-            stop_workers(self, outcome)
+            try:
+                self.spares.close()
+            finally:  # also if one of them cannot be killed
+                stop_workers(self, outcome)
             return outcome
 
     def _reap_all(self) -> None:

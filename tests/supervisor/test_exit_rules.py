@@ -233,14 +233,19 @@ def test_add_last_update_changes_the_outcome_if_the_last_checkpoint_failed(run_s
 
 
 @pytest.mark.parametrize(
-    ("reported", "expected"), [(LearnerOutcome.STOP_RULE, "finished"), (LearnerOutcome.NON_FINITE, "non-finite")]
+    ("reported", "expected"),
+    [
+        (LearnerOutcome.STOP_RULE, "finished"),
+        (LearnerOutcome.NON_FINITE, "non-finite"),
+        (LearnerOutcome.TERMINATED, "terminated"),  # several learners agreed
+    ],
 )
 @pytest.mark.parametrize("code", [Exit.INTERRUPTED, Exit.TERMINATED, Exit.REQUEUE])
 def test_add_last_update_takes_what_the_update_after_a_signal_reached(run_spec, code, reported, expected):
-    outcome = Outcome.of(code, "stopped by signal")
+    outcome = Outcome.of(code, "stopped by signal; the other learners of the job were not waited for")
     add_last_update(outcome, reported, run_spec)
     assert outcome.name == expected
-    assert "signal" not in outcome.sentence
+    assert "waited" not in outcome.sentence
 
 
 def test_add_last_update_keeps_the_outcome_of_a_fault(run_spec):

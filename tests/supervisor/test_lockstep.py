@@ -55,3 +55,17 @@ def test_update_that_reaches_a_stop_rule_finishes_the_run_although_a_signal_arri
     outcome = lockstep._train(run, link).outcome
     assert (outcome.name, outcome.code) == (word, code)
     assert run.learner.env_steps == 16, "one update"
+
+
+@pytest.mark.parametrize("env_steps", [16, 10_000])
+def test_lockstep_saves_nothing_in_a_folder_that_another_run_has_taken(make, env_steps, tmp_path):
+    run = make(stop={"env_steps": env_steps}, batch={"slots": 1, "minibatches": 1})
+    run.learner.checkpointing.started_one = True  # else the first one is saved before anything is known
+    taken = Outcome.of(Exit.STORAGE, "another run is in its place")
+    link = SimpleNamespace(
+        begin=lambda: Orders(0, 0, None),
+        record=lambda messages, updated: Orders(0, int(updated), taken if updated else None),
+    )
+    assert lockstep._train(run, link).outcome.code == Exit.STORAGE
+    assert run.learner.env_steps == 16
+    assert not (tmp_path / "checkpoints").exists()

@@ -48,6 +48,11 @@ class FakeRecorder:
 
     training_return = float("nan")
 
+    problem = ""
+
+    def keep_folder(self):
+        return self.problem
+
     def record_row_counts(self, counts, rows_by_task):
         pass
 
@@ -385,7 +390,9 @@ def test_leaving_learner_has_time_as_long_as_it_takes_optimizer_steps(started):
         assert leaving.goes_on(learner, 0.99 * turn * SAVE_S)
     assert leaving.goes_on(learner, 3.9 * SAVE_S)
     assert not leaving.goes_on(learner, 3.99 * SAVE_S)
-    assert learner.exceeded == "no progress for 30 s"
+    assert learner.exceeded == "no optimizer step and no checkpoint for 30 s"
+    started.shared.learner[0].checkpoint, learner.exceeded = 300, ""
+    assert leaving.goes_on(learner, 4.1 * SAVE_S), "one of two saves has ended"
 
 
 def test_leaving_learner_without_progress_before_the_order_has_little_time(started):
@@ -408,6 +415,66 @@ def test_shutdown_says_that_a_learner_was_killed_for_lack_of_progress(supervisor
     assert (ended.code, ended.sentence) == (
         Exit.INTERRUPTED, "stopped by signal; the learner was killed before it exited: no progress"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [Exit.REQUEUE, Exit.TERMINATED])
+def test_shutdown_does_not_finish_a_run_whose_learner_fails_in_its_last_save(supervisor, code):
+    ended = Outcome.of(code, "stopped by signal")
+    learner = SimpleNamespace(name=learner_name(), exit_code=-9, pidfd=-1, heartbeat_at=0.0, exceeded="no checkpoint")
+    supervisor.processes[learner.name] = learner
+    supervisor.reap = lambda worker: supervisor.processes.pop(worker.name)
+    supervisor.shared.learner[0].outcome = LearnerOutcome.STOP_RULE
+    stop_workers(supervisor, ended)
+    assert (ended.code, ended.sentence) == (
+        code, "stopped by signal; the learner was killed before it exited: no checkpoint"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reported", "code"), [(LearnerOutcome.STOP_RULE, Exit.FINISHED), (LearnerOutcome.STORAGE, Exit.STORAGE)]
+)
+def test_shutdown_keeps_what_the_learner_reported_if_a_second_signal_comes_after_it_has_left(
+    supervisor, reported, code
+):
+    ended, signals = Outcome.of(Exit.REQUEUE, "stopped by signal"), supervisor.signals
+    name = sampler_name(0)  # it still closes its environments
+    supervisor.processes[name] = SimpleNamespace(name=name, exit_code=None, pidfd=-1, heartbeat_at=0.0)
+    supervisor.shared.learner[0].outcome, signals.stop_count = reported, 1
+    supervisor.wait = lambda: setattr(signals, "stop_count", 2)
+    stop_workers(supervisor, ended)
+    assert ended.code == code
+    assert ended.sentence.endswith("; stopped by a second signal")
+
+
+@pytest.mark.parametrize(("outcome", "code"), [(Exit.FINISHED, Exit.STORAGE), (Exit.ENVIRONMENT, Exit.ENVIRONMENT)])
+def test_shutdown_saves_nothing_in_a_folder_that_another_run_has_taken(supervisor, outcome, code):
+    ended = Outcome.of(outcome, "it ended")
+    supervisor.updates, supervisor.recorder.problem = 5, "runs/a was moved, and another run is in its place"
+    stop_workers(supervisor, ended)
+    assert supervisor.shared.supervisor.stop == StopOrder.NOW
+    assert ended.code == code
+    assert ended.sentence.endswith("another run is in its place")
+
+
+def test_leaving_learner_that_is_not_to_save_has_little_time(started):
+    leaving, learner = Leaving(started, saves=False), started.processes[learner_name()]
+    assert leaving.goes_on(learner, 0.5 * EXIT_S)
+    started.shared.learner[0].optimizer_steps += 1
+    assert not leaving.goes_on(learner, 1.01 * EXIT_S)
+
+
+def test_supervisor_stops_its_workers_in_order_if_a_spare_cannot_be_killed(supervisor, monkeypatch):
+    def refuse():
+        raise RuntimeError("inference (pid 1) cannot be killed")
+
+    stopped = []
+    monkeypatch.setattr(supervisor, "_start", lambda name: None)
+    monkeypatch.setattr(supervisor, "_loop", lambda: Outcome.of(Exit.INTERRUPTED, "stopped by signal"))
+    monkeypatch.setattr(supervisor.spares, "close", refuse)
+    monkeypatch.setattr(module, "stop_workers", lambda supervisor, outcome: stopped.append(outcome.code))
+    with pytest.raises(RuntimeError, match="cannot be killed"):
+        supervisor.run()
+    assert stopped == [Exit.INTERRUPTED]
 
 
 @pytest.mark.parametrize(("signals", "reason"), [(0, "the evaluator failed or took longer"), (1, "a signal arrived")])
@@ -470,4 +537,4 @@ def test_shutdown_of_a_finished_run_is_interrupted_by_a_second_signal_before_its
     supervisor.wait = lambda: setattr(signals, "stop_count", 2)
     stop_workers(supervisor, ended)
     assert (ended.name, ended.code) == (name, code)
-    assert ended.sentence == f"the stop rule was reached{SECOND_SIGNAL}"
+    assert ended.sentence == "the stop rule was reached" + ("; stopped by a second signal" if saved else SECOND_SIGNAL)

@@ -7,7 +7,8 @@ import pytest
 
 from sfactory.cli.main import main
 from sfactory.errors import CommandError
-from sfactory.tools.new_env import NewEnv, parse_new_env, source
+from sfactory.tools import new_env
+from sfactory.tools.new_env import NewEnv, parse_new_env, source, write_new_env
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,8 @@ def test_new_env_is_named_as_in_other_commands(word, path, name, target):
         (":Catch", ".py cannot be imported"),
         ("random", "random is the name of an installed module"),
         ("sub/gymnasium.py:Catch", "gymnasium is the name of an installed module"),
+        ("my_env.py:Box", "Box is imported in the file"),
+        ("gymnasium/my_env.py:Catch", "gymnasium is the name of a family of environments"),
     ],
 )
 def test_new_env_refuses_names_that_python_cannot_import_or_would_confuse(word, reason):
@@ -72,3 +75,18 @@ def test_new_writes_an_environment_that_passes_every_check_and_never_writes_over
     sentence = "sub/dock.py exists; it was not changed. Choose another name"
     assert (code, line) == (2, f"sfactory: usage (exit 2): {sentence}\n")
     assert (tmp_path / "sub/dock.py").read_text() == "mine"
+
+
+def test_new_env_leaves_no_file_if_it_cannot_be_written(tmp_path, monkeypatch):
+    env = NewEnv(tmp_path / "a.py", "A", "a:A")
+    monkeypatch.setattr(new_env, "source", lambda name: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        write_new_env(env)
+    assert not env.path.exists()
+    monkeypatch.setattr(new_env, "source", lambda name: "\ud800")  # cannot be encoded: fails while it is written
+    with pytest.raises(UnicodeEncodeError):
+        write_new_env(env)
+    assert not env.path.exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CommandError, match="file is not a folder"):
+        write_new_env(NewEnv(tmp_path / "file/a.py", "A", "file/a.py:A"))
