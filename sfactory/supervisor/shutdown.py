@@ -126,9 +126,9 @@ def _add_learner_failure(learner: WorkerProcess, outcome: Outcome) -> None:
 
 
 def _add_last_update(supervisor: Supervisor, outcome: Outcome) -> None:
-    """As in `exit_rules`; but a run whose learner failed after it had reached a stop rule is not finished."""
+    """As in `exit_rules`; but what a learner reached that failed before it had saved does not count."""
     reported = supervisor.shared.learner[POLICY].outcome
-    if not (supervisor.learner_failed and reported == LearnerOutcome.STOP_RULE):
+    if not supervisor.learner_failed or reported == LearnerOutcome.STORAGE:
         add_last_update(outcome, reported, supervisor.run_spec)
 
 

@@ -417,13 +417,14 @@ def test_shutdown_says_that_a_learner_was_killed_for_lack_of_progress(supervisor
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("reported", [LearnerOutcome.STOP_RULE, LearnerOutcome.REQUEUED])
 @pytest.mark.parametrize("code", [Exit.REQUEUE, Exit.TERMINATED])
-def test_shutdown_does_not_finish_a_run_whose_learner_fails_in_its_last_save(supervisor, code):
+def test_shutdown_does_not_finish_a_run_whose_learner_fails_in_its_last_save(supervisor, code, reported):
     ended = Outcome.of(code, "stopped by signal")
     learner = SimpleNamespace(name=learner_name(), exit_code=-9, pidfd=-1, heartbeat_at=0.0, exceeded="no checkpoint")
     supervisor.processes[learner.name] = learner
     supervisor.reap = lambda worker: supervisor.processes.pop(worker.name)
-    supervisor.shared.learner[0].outcome = LearnerOutcome.STOP_RULE
+    supervisor.shared.learner[0].outcome = reported
     stop_workers(supervisor, ended)
     assert (ended.code, ended.sentence) == (
         code, "stopped by signal; the learner was killed before it exited: no checkpoint"
