@@ -22,14 +22,14 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from sfactory.config import Config
 from sfactory.device.ranks import ALONE, Ranks
 from sfactory.errors import CheckpointError, FileRefused, NoCheckpointError
-from sfactory.files import folder_entries, is_file, is_folder, open_to_read, require
+from sfactory.files import folder_entries, is_file, is_folder, kind, open_to_read, require
 from sfactory.monitor.table import EPISODES_IN_MEAN
 from sfactory.run.checkpoint_files import (
     FORMAT,
@@ -59,8 +59,10 @@ DIGITS = range(12, 19)
 """Numbers of digits that the name of a checkpoint may have; env_steps have 64 bits."""
 LOCKSTEP_ARRAYS = ("arena", "state", "held")
 """Arrays of a lockstep checkpoint; `held` only if slots are held for replay."""
+T = TypeVar("T")
+
 ATTEMPTS = 1000
-"""Checkpoints that may be pruned one after the other while the newest is opened."""
+"""Checkpoints that may be pruned one after the other while they are listed, or while the newest is opened."""
 
 
 # -- list ----------------------------------------------------------------------------------------------------
@@ -77,9 +79,26 @@ def is_checkpoint_name(name: str) -> bool:
 
 def candidates(run_dir: Path) -> list[Path]:
     """All checkpoints of a run, newest first, not verified. FileRefused if `checkpoints` is a link or no folder."""
-    entries = folder_entries(checkpoints_dir(run_dir))
-    found = [path for path in entries if is_checkpoint_name(path.name) and is_folder(path)]
-    return sorted(found, key=lambda path: (int(path.name), path.name), reverse=True)
+    for _ in range(ATTEMPTS):
+        entries = folder_entries(checkpoints_dir(run_dir))
+        found = {path: kind(path) for path in entries if is_checkpoint_name(path.name)}
+        if all(found.values()):
+            break  # else one was pruned after the folder was listed, and the newer one may not be in the list
+    folders = [path for path, what in found.items() if what == "a folder"]
+    return sorted(folders, key=lambda path: (int(path.name), path.name), reverse=True)
+
+
+def from_candidates(run_dir: Path, look: Callable[[list[Path]], T]) -> T:
+    """What `look` finds in the list of `candidates`; it looks again if one of them is pruned meanwhile.
+
+    A run prunes a checkpoint after it has saved a newer one, which may not be in the list.
+    """
+    for _ in range(ATTEMPTS):
+        listed = candidates(run_dir)
+        found = look(listed)
+        if all(is_folder(path) for path in listed):
+            break
+    return found
 
 
 def last_saved(run_dir: Path, now: float) -> tuple[int, float] | None:
@@ -134,11 +153,13 @@ def is_valid(path: Path) -> bool:
 
 def best(run_dir: Path) -> Path | None:
     """The valid checkpoint with the highest training return, the newest of equals; None if no return is known."""
-    scored = [(value, path) for path in candidates(run_dir) if (value := settled_return(path)) is not None]
-    for _, path in sorted(scored, key=lambda pair: pair[0], reverse=True):
-        if is_valid(path):
-            return path
-    return None
+    return from_candidates(run_dir, _best_of)
+
+
+def _best_of(listed: list[Path]) -> Path | None:
+    scored = [(value, path) for path in listed if (value := settled_return(path)) is not None]
+    ranked = (path for _, path in sorted(scored, key=lambda pair: pair[0], reverse=True))
+    return next(filter(is_valid, ranked), None)
 
 
 def read_newest(

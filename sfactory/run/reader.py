@@ -25,7 +25,7 @@ from sfactory.config.values import as_text
 from sfactory.errors import FileRefused
 from sfactory.files import MiB, open_to_read, read_text
 from sfactory.monitor.rows import LARGEST, METRICS_FILE, MOST_VALUES, is_number, lines_of, parse_row
-from sfactory.run.checkpoint import candidates
+from sfactory.run.checkpoint import from_candidates
 from sfactory.run.checkpoint_files import read_state
 from sfactory.run.folder import locking_process, require_config_file, supervisor_is_running
 
@@ -70,10 +70,7 @@ class RunFolder:
     @cached_property
     def protocol(self) -> str:
         """Protocol in the newest readable checkpoint: rules of the (first) task as it was trained; empty if none."""
-        for path in candidates(self.path):
-            with contextlib.suppress(OSError, ValueError):
-                return str(read_state(path).get("protocol", ""))
-        return ""
+        return from_candidates(self.path, _protocol_of)
 
     def column(self, name: str) -> np.ndarray:
         """Values of a metric, [rows]; NaN where missing."""
@@ -82,6 +79,13 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """Dotted name -> value of the settings that change what is learned, or what an evaluation measures."""
         return {name: value for name, value in learning_settings(self.config).items() if name not in WHEN_EVALUATED}
+
+
+def _protocol_of(listed: list[Path]) -> str:
+    for path in listed:
+        with contextlib.suppress(OSError, ValueError):
+            return str(read_state(path).get("protocol", ""))
+    return ""
 
 
 def read_run(path: Path) -> RunFolder:

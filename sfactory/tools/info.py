@@ -128,16 +128,18 @@ def info(path: Path) -> Info:
     if path.is_file():
         raise CheckpointError(f"{path} is a file; a checkpoint is a folder with {MANIFEST}")
     if (path / MANIFEST).exists():
-        run_dir, found = path.resolve().parent.parent, Info(str(path), _wrong(path))
-        places = [p for p in checkpoint.candidates(run_dir) if p.resolve() != path.resolve()]
+        run_dir = path.resolve().parent.parent
+        others = checkpoint.from_candidates(run_dir, _all_wrong)
+        first, wrong = path, _wrong(path)
+        others.pop(path.resolve(), None)
     else:
-        run_dir, places = path, checkpoint.candidates(path)
-        if not places:
+        run_dir, others = path, checkpoint.from_candidates(path, _all_wrong)
+        if not others:
             raise NoCheckpointError(f"{path} is no checkpoint ({MANIFEST} is missing) and contains none")
-        first = next((p for p in places if not _wrong(p)), places[0])
-        found = Info(str(first), _wrong(first))
-        places.remove(first)
-    found.others = {p.name: _wrong(p) for p in places}
+        first = next((p for p in others if not others[p]), next(iter(others)))
+        wrong = others.pop(first)
+    found = Info(str(first), wrong)
+    found.others = {p.name: reason for p, reason in others.items()}
     found.others |= {f"corrupt/{p.name}": _wrong(p) for p in folder_entries(run_dir / "corrupt") if is_folder(p)}
     _read(Path(found.path), found)
     _read_settings(run_dir, found)
@@ -151,6 +153,11 @@ def _wrong(path: Path) -> str:
     except (CheckpointError, FileRefused, OSError) as error:
         return str(error)
     return ""
+
+
+def _all_wrong(places: list[Path]) -> dict[Path, str]:
+    """What is wrong with each checkpoint, in the order of the list."""
+    return {path: _wrong(path) for path in places}
 
 
 def _read(path: Path, found: Info) -> None:

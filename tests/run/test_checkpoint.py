@@ -477,6 +477,35 @@ def test_load_lockstep_refuses_a_file_that_grows_when_it_is_read(tmp_path):
         load_lockstep(path)
 
 
+def test_candidates_lists_again_if_a_checkpoint_is_pruned_after_the_folder_was_listed(tmp_path, monkeypatch):
+    save(tmp_path, contents(1), keep=1)
+    entries, saved = checkpoint.folder_entries, []
+
+    def a_run_saves_after_the_listing(folder):
+        listed = entries(folder)
+        monkeypatch.undo()
+        saved.append(save(tmp_path, contents(2), keep=1))
+        return listed
+
+    monkeypatch.setattr(checkpoint, "folder_entries", a_run_saves_after_the_listing)
+    found = checkpoint.candidates(tmp_path)
+    assert found == saved
+
+
+def test_best_looks_again_if_the_best_was_pruned_since_a_better_one_was_saved(tmp_path, monkeypatch):
+    save(tmp_path, scored(1, 1.0), keep=1)
+    settled, saved = checkpoint.settled_return, []
+
+    def a_run_saves_a_better_one(path):
+        monkeypatch.undo()
+        saved.append(save(tmp_path, scored(2, 2.0), keep=1))
+        return settled(path)
+
+    monkeypatch.setattr(checkpoint, "settled_return", a_run_saves_a_better_one)
+    assert checkpoint.best(tmp_path) == tmp_path / "checkpoints" / "000000000002"
+    assert len(saved) == 1
+
+
 def test_read_newest_and_held_never_fail_beside_constant_saves_of_one_checkpoint(tmp_path):
     save(tmp_path, contents(1), keep=1)
     stop = threading.Event()

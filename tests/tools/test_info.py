@@ -15,7 +15,7 @@ import torch
 from builders import trained
 from safetensors.torch import load_file
 
-from sfactory.run import provenance
+from sfactory.run import checkpoint, provenance
 from sfactory.run.checkpoint import MANIFEST, candidates, read_state
 from sfactory.tools.info import info
 
@@ -82,6 +82,22 @@ def test_info_reports_damage_and_shows_the_newest_good_checkpoint(typed, run):
     assert f"trained     {int(newest.name):,} env steps" in out  # what can be read is shown
     assert "damaged (exit 5)" in line
     assert newest.is_dir()  # it stays where it is
+
+
+def test_info_looks_again_if_a_run_prunes_a_checkpoint_meanwhile(run, monkeypatch):
+    newest, oldest = candidates(run)
+    newer = newest.with_name(f"{int(newest.name) + 1:012d}")
+    verify = checkpoint.verify
+
+    def verify_after_the_run_saved_and_pruned(path):
+        monkeypatch.undo()
+        newest.rename(newer)
+        verify(path)
+
+    monkeypatch.setattr(checkpoint, "verify", verify_after_the_run_saved_and_pruned)
+    found = info(run)
+    assert (found.path, found.wrong) == (str(newer), "")
+    assert found.others == {oldest.name: ""}
 
 
 def test_info_shows_the_task_of_a_copied_checkpoint(typed, run, tmp_path):
