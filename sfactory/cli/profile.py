@@ -41,10 +41,10 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train for a short time and write the timeline of its last seconds."""
+    from sfactory.config import with_settings
     from sfactory.files import require_writable
     from sfactory.tools import timeline
     from sfactory.tools.bench import trial
-    from sfactory.tools.tune import with_settings
 
     seconds, path = options.seconds, options.output
     if not 0 < seconds <= LONGEST:

@@ -16,7 +16,7 @@ from sfactory.config import Config, with_settings
 from sfactory.config.toml_file import settings_to_toml
 from sfactory.device.machine import cores
 from sfactory.supervisor.cores import by_cores, on_gpu
-from sfactory.tools.bench import BenchFailed, trial
+from sfactory.tools.bench import BenchFailed, Trial, trial
 
 MIN_SPEEDUP = 1.04  # smaller differences are noise in a short run on a shared machine
 TRIAL_S = 4.0  # of counted training per trial
@@ -25,8 +25,8 @@ GPU_AUTO_S = 90.0  # a trial also starts CUDA and captures graphs
 SPLIT = ("sampling.num_samplers", "sampling.groups_per_sampler", "sampling.envs_per_group")
 """Settings that divide the same environments among processes."""
 
-Measure = Callable[[Config], float]
-"""Steps per second of a run at these settings. Raises BenchFailed or ValueError if it does not run."""
+Measure = Callable[[Config], Trial]
+"""A short run at these settings. Raises BenchFailed or ValueError if it does not run."""
 
 
 def tuned(config: Config, log: Callable[[str], None]) -> Config:
@@ -38,10 +38,10 @@ def tuned(config: Config, log: Callable[[str], None]) -> Config:
         log(f"sampling.auto: keeping the given settings, the trial run failed ({error})")
         return config
     if not result.settings:
-        log(f"sampling.auto: keeping the given settings, no change was clearly faster ({result.before:,.0f} steps/s)")
+        log(f"sampling.auto: keeping the given settings, no change was clearly faster ({result.speed(result.before)})")
         return config
     changed = ", ".join(f"{name}={value}" for name, value in result.settings.items())
-    log(f"sampling.auto: {changed}; {result.after:,.0f} instead of {result.before:,.0f} steps/s")
+    log(f"sampling.auto: {changed}; {result.after:,.0f} instead of {result.speed(result.before)}")
     return with_settings(config, result.settings)
 
 
@@ -71,13 +71,19 @@ class TuneResult(NamedTuple):
     """Steps per second of the given settings and of the best, measured again in turn at the end."""
     tried: list[tuple[str, float]]
     learns_differently: bool
+    unit: str
+    """What the speeds count: "steps", or "agent steps" where there are several agents."""
+
+    def speed(self, steps_per_second: float) -> str:
+        """A speed with its unit."""
+        return f"{steps_per_second:,.0f} {self.unit}/s"
 
     def text(self) -> str:
         """Return the result as text."""
-        lines = [f"  {speed:10,.0f} steps/s  {description}" for description, speed in self.tried]
+        lines = [f"  {speed:10,.0f} {self.unit}/s  {description}" for description, speed in self.tried]
         if not self.settings:
-            return "\n".join([*lines, f"no change was clearly faster than {self.before:,.0f} steps/s"])
-        lines.append(f"faster: {self.after:,.0f} steps/s instead of {self.before:,.0f}, with")
+            return "\n".join([*lines, f"no change was clearly faster than {self.speed(self.before)}"])
+        lines.append(f"faster: {self.speed(self.after)} instead of {self.before:,.0f}, with")
         lines += ["  " + line for line in settings_to_toml(self.settings).splitlines()]
         if self.learns_differently:
             lines.append(
@@ -136,14 +142,14 @@ def search(
     """
     given, config = config, replace(config, sampling=by_cores(config, cores()).sampling)
 
-    def short_run(settings: Config) -> float:
-        return trial(settings, TRIAL_S).steps_per_second
+    def short_run(settings: Config) -> Trial:
+        return trial(settings, TRIAL_S)
 
     measure, start = measure or short_run, clock()
-    best, first = config, measure(config)
-    trial_s = clock() - start
+    best, given_run = config, measure(config)
+    trial_s, first, unit = clock() - start, given_run.steps_per_second, given_run.unit
     tried, speed, differently, seen = [("as given", first)], first, False, [config]
-    log(f"  {first:10,.0f} steps/s  as given")
+    log(f"  {first:10,.0f} {unit}/s  as given")
     settings: dict[str, Any] = {}
     climbing = True
     while climbing:
@@ -156,22 +162,22 @@ def search(
                 if candidate in seen:
                     continue
                 seen.append(candidate)
-                candidate_speed = measure(candidate)
+                candidate_speed = measure(candidate).steps_per_second
             except (ValueError, BenchFailed):
                 continue
             tried.append((change.description, candidate_speed))
-            log(f"  {candidate_speed:10,.0f} steps/s  {change.description}")
+            log(f"  {candidate_speed:10,.0f} {unit}/s  {change.description}")
             if candidate_speed > MIN_SPEEDUP * speed:
                 best, speed, climbing = candidate, candidate_speed, True
                 settings, differently = settings | change.settings, differently or change.learns_differently
                 break
     if not settings:
-        return TuneResult({}, first, first, tried, False)
+        return TuneResult({}, first, first, tried, False, unit)
     # Both are measured again, and only that counts: the best of many trials was chosen because it was fast, so a mean
     # with its first measurement is too high; and the machine may have been busy when the given settings were measured.
-    before, after = measure(config), measure(best)
+    before, after = measure(config).steps_per_second, measure(best).steps_per_second
     if after <= before:
-        return TuneResult({}, before, before, tried, False)
+        return TuneResult({}, before, before, tried, False, unit)
     if config != given:
         settings = {name: getattr(config.sampling, name.partition(".")[2]) for name in SPLIT} | settings
-    return TuneResult(settings, before, after, tried, differently)
+    return TuneResult(settings, before, after, tried, differently, unit)

@@ -8,7 +8,7 @@ from sfactory.config import BatchConfig, Config, Env, Run, Sampling, with_settin
 from sfactory.config.toml_file import settings_to_toml
 from sfactory.supervisor import cores
 from sfactory.tools import tune
-from sfactory.tools.bench import BenchFailed
+from sfactory.tools.bench import BenchFailed, Trial
 
 BASE = Config(
     env=Env(name="minatar/breakout"), sampling=Sampling(1, 2, 16, 64, 2), batch=BatchConfig(epochs=1, minibatches=2)
@@ -18,6 +18,11 @@ BASE = Config(
 @pytest.fixture(autouse=True)
 def four_cores(monkeypatch):
     monkeypatch.setattr(tune, "cores", lambda: 4)
+
+
+def trials(speed, row=()):
+    """Runs of the speed that the function gives for their settings."""
+    return lambda config: Trial(speed(config), 0.0, dict.fromkeys(row, 1.0), {})
 
 
 def speed(config):
@@ -33,7 +38,7 @@ def ticking(step=1.0):
 
 
 def test_tune_finds_the_fastest_split_of_the_same_environments():
-    found = tune.search(BASE, 1000.0, measure=speed, clock=ticking())
+    found = tune.search(BASE, 1000.0, measure=trials(speed), clock=ticking())
     best = with_settings(BASE, found.settings)
     assert (best.sampling.num_samplers, best.sampling.groups_per_sampler, best.run.learner_threads) == (4, 1, 2)
     assert best.sampling.num_envs == BASE.sampling.num_envs
@@ -46,11 +51,29 @@ def test_tune_changes_learning_only_on_request_and_reports_it():
     def measure(config):
         return 1000.0 * (1 + (config.run.precision == "bf16"))
 
-    assert tune.search(BASE, 1000.0, measure=measure, clock=ticking()).settings == {}
-    found = tune.search(BASE, 1000.0, learning=True, measure=measure, clock=ticking())
+    assert tune.search(BASE, 1000.0, measure=trials(measure), clock=ticking()).settings == {}
+    found = tune.search(BASE, 1000.0, learning=True, measure=trials(measure), clock=ticking())
     assert found.settings == {"run.precision": "bf16"}
     assert found.learns_differently
     assert "compare returns" in found.text()
+
+
+def test_tune_says_what_its_speeds_count():
+    alone = tune.search(BASE, 1000.0, measure=trials(speed), clock=ticking()).text()
+    assert "faster: 10,500 steps/s instead of 2,000, with" in alone
+    lines = []
+    measure = trials(speed, row=["charts/environment_SPS"])  # a row has it where there are several agents
+    found = tune.search(BASE, 1000.0, measure=measure, clock=ticking(), log=lines.append)
+    assert found.unit == "agent steps"
+    for line in [*lines, *found.text().splitlines()]:
+        assert ("agent steps/s" in line) == ("/s" in line)
+
+
+def test_sampling_auto_says_what_its_speeds_count(monkeypatch):
+    fast, lines = trials(speed, row=["charts/environment_SPS"]), []
+    monkeypatch.setattr(tune, "trial", lambda config, seconds: fast(config))
+    tune.tuned(BASE, lines.append)
+    assert lines[-1].endswith("10,500 instead of 2,000 agent steps/s")
 
 
 def test_tune_stops_in_time_to_remeasure_both_settings():
@@ -60,7 +83,7 @@ def test_tune_stops_in_time_to_remeasure_both_settings():
         calls.append(config)
         return speed(config)
 
-    tune.search(BASE, 12.0, measure=measure, clock=ticking(1.0))
+    tune.search(BASE, 12.0, measure=trials(measure), clock=ticking(1.0))
     assert 2 <= len(calls) <= 12
 
 
@@ -70,13 +93,13 @@ def test_tune_skips_a_candidate_that_fails():
             raise BenchFailed("no memory")
         return speed(config)
 
-    found = tune.search(BASE, 1000.0, measure=measure, clock=ticking())
+    found = tune.search(BASE, 1000.0, measure=trials(measure), clock=ticking())
     assert with_settings(BASE, found.settings).sampling.num_samplers == 1
 
 
 def test_tune_remeasures_a_lucky_trial():
     lucky = iter([1000.0, 2000.0, *[1000.0] * 100])  # the second run alone was fast
-    found = tune.search(BASE, 1000.0, measure=lambda config: next(lucky), clock=ticking())
+    found = tune.search(BASE, 1000.0, measure=trials(lambda config: next(lucky)), clock=ticking())
     assert (found.settings, found.before, found.after) == ({}, 1000.0, 1000.0)
 
 
@@ -88,7 +111,7 @@ def test_tune_reports_the_speeds_that_were_measured_at_the_end():
         known.append(config)
         return speed(config) * lucky
 
-    found = tune.search(BASE, 1000.0, measure=measure, clock=ticking())
+    found = tune.search(BASE, 1000.0, measure=trials(measure), clock=ticking())
     assert (found.before, found.after) == (speed(BASE), speed(with_settings(BASE, found.settings)))
 
 
@@ -97,7 +120,7 @@ def test_tune_raises_if_the_given_settings_fail():
         raise BenchFailed("the run to be measured ended by itself: no")
 
     with pytest.raises(BenchFailed):
-        tune.search(BASE, 10.0, measure=measure)
+        tune.search(BASE, 10.0, measure=trials(measure))
 
 
 def test_tune_varies_threads_only_for_networks_on_the_cpu(monkeypatch):
@@ -139,7 +162,7 @@ def test_tune_starts_from_the_number_of_samplers_that_the_cores_settle(monkeypat
         seen.append(config.sampling)
         return 1000.0 * (1 + (config.run.learner_threads == 2) + (config.sampling.num_samplers == 4))
 
-    found = tune.search(undecided, 1000.0, measure=measure, clock=ticking())
+    found = tune.search(undecided, 1000.0, measure=trials(measure), clock=ticking())
     assert (seen[0].num_samplers, seen[0].envs_per_group) == (4, 4)
     assert found.settings == {
         "sampling.num_samplers": 4, "sampling.groups_per_sampler": 2, "sampling.envs_per_group": 4,
