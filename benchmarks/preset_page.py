@@ -59,6 +59,7 @@ trains what is missing, the cheapest first, goes on where it was stopped, and wr
 - **time**: the median over seeds from the command to its end, the start of all processes included. *busy*: other
   programs used the processor too, and a run alone takes less time.
 - **stale**: the settings of the preset have changed since it was measured, and `make scores` runs it again.
+- **with**: so changed, because two cores need days for the preset as it is typed.
 - **published**: scores of others, with their steps. Their sources are below.
 """
 STYLE = (
@@ -176,7 +177,7 @@ def _table_line(cells: Iterable[str]) -> str:
 
 def _cells(name: str, row: Row, runs: Sequence[Curve], stale: Stale | None) -> tuple[str, ...]:
     published = ", ".join(dict.fromkeys(_published(one) for one in row.published))
-    link = f"[{name}](#{name.replace('/', '')})"
+    link = f"[{name}](#{name.replace('/', '')})" + (f" with `{' '.join(row.changes)}`" if row.changes else "")
     if not runs:
         what = f"stale: {show(evaluations(stale.runs))}" if stale is not None else "not measured"
         return link, human(row.steps), f"0 of {row.seeds}", what, "", "", "", published
@@ -193,7 +194,7 @@ def _published(one: Published) -> str:
 
 def _section(name: str, row: Row, runs: Sequence[Curve], stale: Stale | None) -> list[str]:
     """What is known about one preset."""
-    flags = "".join(f" {flag}" for flag in row.flags)
+    flags = "".join(f" {flag}" for flag in row.flags + row.changes)
     commands = (f"`sfactory train {name}{flags} --stop.env-steps {row.steps}`",
                 f"`sfactory eval RUN {' '.join(row.evaluation)}`")  # fmt: skip
     lines: list[str] = []
@@ -291,11 +292,12 @@ def picture(name: str, row: Row, runs: Sequence[Curve]) -> str:
     drawing = re.sub(r'<rect class="strip".*?</rect>', "", drawing)  # a picture in a page shows no tooltips
     width, height = SIZE[0], SIZE[1] + TITLE
     what = f"{NAMES[row.metric]}, {_count(len(runs), 'seed')}"
+    title = ", ".join(filter(None, (name, " ".join(row.changes))))
     inner = drawing.replace("<svg ", f'<svg y="{TITLE}" width="{SIZE[0]}" height="{SIZE[1]}" ', 1)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-label="{name}: {what}, over env steps"><style>{STYLE}</style><rect class="back" '
-        f'width="{width}" height="{height}" rx="6"/><text class="title" x="10" y="17">{name}</text>'
+        f'role="img" aria-label="{title}: {what}, over env steps"><style>{STYLE}</style><rect class="back" '
+        f'width="{width}" height="{height}" rx="6"/><text class="title" x="10" y="17">{title}</text>'
         f'<text x="{width - 10}" y="17" text-anchor="end">{what}</text>{inner}</svg>\n'
     )
 
@@ -310,9 +312,10 @@ def data(table: Mapping[str, Row], measured: Measured) -> str:
         if not (runs := measured.get(name)):
             continue
         middle, low, high = interval(evaluations(runs))
-        episodes = max(int(one.row["episodes"]) for one in runs)
+        what = "score against random play" if is_match(row) else "mean return"
+        changed = f" (with {' '.join(row.changes)})" if row.changes else ""
         entries[name] = {
-            "what": f"{'score against random play' if is_match(row) else 'mean return'} in {episodes} episodes",
+            "what": f"{what} in {max(int(one.row['episodes']) for one in runs)} episodes{changed}",
             "score": round(middle, 4), "low": round(low, 4), "high": round(high, 4), "seeds": len(runs),
             "steps": row.steps, "seconds": round(seconds(runs), 1), "machine": _machine(runs),
             "busy": is_busy(runs), "date": max(each(runs, "date")),

@@ -214,7 +214,7 @@ def evaluation_columns(output: Path, run: Run, row: Row) -> dict[str, str]:
 
 def cell_of(name: str, row: Row) -> Cell:
     """The cell of a preset: what is typed to train it."""
-    return Cell(f"scores/{name}", name, row.flags, row.steps, mode="async")
+    return Cell(f"scores/{name}", name, row.flags + row.changes, row.steps, mode="async")
 
 
 def runs_of(table: Mapping[str, Row], names: Sequence[str], out: Path, seeds: int | None = None) -> list[Run]:

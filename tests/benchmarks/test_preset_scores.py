@@ -23,6 +23,7 @@ from test_grid import Finished, change_preset, leave
 
 from sfactory import api
 from sfactory.config import presets, to_dict
+from sfactory.config.flags import split_flags
 from sfactory.config.parsing import build
 from sfactory.config.scores import read_scores
 from sfactory.run.checkpoint import candidates
@@ -60,14 +61,16 @@ def test_table_has_a_row_for_every_preset_and_for_the_tasks_of_families_that_hav
     tasks = {f"{name.partition('/')[0]}/*" for name in set(TABLE) - names}
     assert {preset.name for preset in presets.family_defaults()} == others | tasks
     assert by_cost(TABLE)[0] == "classic/cartpole"
-    assert by_cost(TABLE)[-1] == "procgen/coinrun"
+    assert by_cost(TABLE)[-1] == "impala/atari/breakout"
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_row_trains_the_preset_as_typed(name):
     row = TABLE[name]
     (run,) = runs_of(TABLE, [name], Path("out"), seeds=1)
-    typed, ours = (to_dict(one) for one in (build(*presets.target_layers(name)), run.config()))
+    assert bool(row.changes) == (name == "procgen/coinrun"), "all others as typed"
+    preset = build(*presets.target_layers(name), split_flags(row.changes)[0])
+    typed, ours = (to_dict(one) for one in (preset, run.config()))
     assert ours["run"]["mode"] == "async"
     assert ours["stop"]["env_steps"] == row.steps <= typed["stop"]["env_steps"]
     typed["stop"] |= {"env_steps": row.steps}
@@ -449,6 +452,21 @@ def test_page_leaves_interrupted_runs_out_of_the_time(root):
         "1 seed, 10 s a run; 1 run interrupted and continued, the time is of training alone" in files["docs/scores.md"]
     )
     assert "seconds = 11.0" in files["configs/scores.toml"]
+
+
+def test_flags_that_change_the_training_are_shown_with_the_curve_and_every_score(root):
+    changed = OURS["classic/acrobot"]._replace(changes=("--optim.lr", "0.01"))
+    table = OURS | {"classic/acrobot": changed}
+    (run,) = runs_of(table, ["classic/acrobot"], root)
+    assert run.config().optim.lr == 0.01
+    kept_runs(root, "classic/acrobot", [7.0], table=table)
+    files = outputs(table, measured(table, PresetScores(root / "scores.csv", table)), root)
+    page = files["docs/scores.md"]
+    assert "| [classic/acrobot](#classicacrobot) with `--optim.lr 0.01` | 800 |" in page
+    assert "`sfactory train classic/acrobot --optim.lr 0.01 --stop.env-steps 800`" in page
+    assert ">classic/acrobot, --optim.lr 0.01</text>" in files["docs/pictures/scores/classic-acrobot.svg"]
+    (score,) = tomllib.loads(files["configs/scores.toml"]).values()
+    assert score["what"] == "mean return in 3 episodes (with --optim.lr 0.01)"
 
 
 def test_page_without_complete_episodes_has_no_picture(root):
