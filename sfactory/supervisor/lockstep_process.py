@@ -34,7 +34,7 @@ from sfactory.supervisor.shutdown import CLOSE_ALL_S, CLOSE_S
 from sfactory.supervisor.signals import SECOND_SIGNAL, Signals
 from sfactory.supervisor.spawn import OrphanKiller, spawn
 from sfactory.supervisor.ticks import STACK_DUMP_S, TICK_S, Ticks
-from sfactory.supervisor.worker_process import WorkerProcess
+from sfactory.supervisor.worker_process import WorkerProcess, left_behind
 from sfactory.workers.names import LOCKSTEP, POLICY
 from sfactory.workers.shared import RunSpec, SharedState
 
@@ -54,7 +54,7 @@ def run_lockstep(run_spec: RunSpec, recorder: RunRecorder, signals: Signals) -> 
         owned.callback(shared.close)
         connection, worker = _start(run_spec, shared, orphan_killer)
         owned.callback(connection.close)
-        owned.callback(_reap, worker, orphan_killer)
+        owned.callback(_reap, worker, orphan_killer, recorder)
         return LockstepProcess(run_spec, shared, recorder, signals, connection, worker).run()
 
 
@@ -70,10 +70,12 @@ def _start(run_spec: RunSpec, shared: SharedState, orphan_killer: OrphanKiller) 
     return ours, WorkerProcess(LOCKSTEP, process, 0, output)
 
 
-def _reap(worker: WorkerProcess, orphan_killer: OrphanKiller) -> None:
+def _reap(worker: WorkerProcess, orphan_killer: OrphanKiller, recorder: RunRecorder) -> None:
     """Kill the child, if it runs, and what it started."""
     code = worker.join()
-    orphan_killer.forget(worker.pid, orphan_killer.mark(LOCKSTEP, 0) if code == -signal.SIGKILL else "")
+    mark = orphan_killer.mark(LOCKSTEP, 0) if code == -signal.SIGKILL else ""
+    if left := orphan_killer.forget(worker.pid, mark):
+        recorder.writers.log(left_behind(LOCKSTEP, left))
     worker.output.trim()
 
 

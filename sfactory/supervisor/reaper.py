@@ -6,7 +6,8 @@
 `worker` starts COMMAND as its child, with the variables set and both outputs in the file OUTPUT (- is stderr). It is a
 subreaper: whatever the command starts becomes its child when the command exits, also in sessions of their own. It then
 ends all of them, writes the exit code to the pipe CODE and exits as the command did. On STOP, and when the process
-PARENT has exited, it kills the command first.
+PARENT has exited, it kills the command first. A command that does not end then (it waits inside the system, as for a
+network file system that does not answer) is left: it runs no code of its own any more. The exit is that of SIGKILL.
 
 `orphans` reads lines "+ PID" and "- PID" of such processes from its stdin. At the end of file (the supervisor is gone)
 it stops the listed ones, and kills every process that has MARK in its environment. This finds what is left if a
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -118,17 +120,34 @@ def _release_files(kept: int) -> None:
 
 
 def _wait_for(child: int, waited_for: Iterable[int]) -> int:
-    """Act on signals until the child has exited; return its status. Collects all other children that exit."""
+    """Act on signals until the child has exited; return its status. Collects all other children that exit.
+
+    The status is that of SIGKILL if the child has not exited GIVE_UP_S after it was killed.
+    """
+    give_up = math.inf
     while True:
         with contextlib.suppress(ChildProcessError):
             for pid, status in _exited():
                 if pid == child:
                     return status
-        number = signal.sigwait(waited_for)
+        if (left := give_up - time.monotonic()) <= 0:
+            return signal.SIGKILL
+        number = _next_signal(waited_for, left)
         if number == ORPHANED:
             time.sleep(ORPHANED_S)
-        if number != signal.SIGCHLD:
-            kill([child], STACKS if number == STACKS else signal.SIGKILL)
+        if number == STACKS:
+            kill([child], STACKS)
+        elif number not in (0, signal.SIGCHLD):
+            kill([child], signal.SIGKILL)
+            give_up = min(give_up, time.monotonic() + GIVE_UP_S)
+
+
+def _next_signal(waited_for: Iterable[int], seconds: float) -> int:
+    """Wait for one of the signals; 0 if none has arrived within these seconds, where the system can tell."""
+    if seconds == math.inf or not hasattr(signal, "sigtimedwait"):
+        return signal.sigwait(waited_for)
+    info = signal.sigtimedwait(waited_for, seconds)
+    return 0 if info is None else info.si_signo
 
 
 def _exited() -> Iterator[tuple[int, int]]:
@@ -141,7 +160,10 @@ def _exited() -> Iterator[tuple[int, int]]:
 
 
 def _end_children() -> None:
-    """End all children, and their children, which become ours when their parents exit. SIGTERM first."""
+    """End all children, and their children, which become ours when their parents exit. SIGTERM first.
+
+    What cannot be killed is left after GIVE_UP_S.
+    """
     begun, terminated = time.monotonic(), set[int]()
     with contextlib.suppress(ChildProcessError):  # raised as soon as none is left
         while (waited := time.monotonic() - begun) < GIVE_UP_S:
@@ -196,12 +218,16 @@ def end_orphans(mark: str) -> None:
         time.sleep(5 * POLL_S)
 
 
-def end_marked(mark: str) -> None:
-    """Kill every process with this mark. What they start in the meantime has it too."""
+def end_marked(mark: str) -> list[int]:
+    """Kill every process with this mark, and return those that are left after GIVE_UP_S.
+
+    What they start in the meantime has the mark too.
+    """
     begun = time.monotonic()
     while (left := marked(mark)) and time.monotonic() - begun < GIVE_UP_S:
         kill(left, signal.SIGKILL)
         time.sleep(POLL_S)
+    return left
 
 
 # -- processes -----------------------------------------------------------------------------------------------------

@@ -46,11 +46,13 @@ class OrphanKiller:
         """Add the process of a worker."""
         self._write(f"+ {pid}\n")
 
-    def forget(self, pid: int, mark: str = "") -> None:
-        """Remove a process that was reaped. mark: its mark, if it may have left processes: they are killed."""
+    def forget(self, pid: int, mark: str = "") -> list[int]:
+        """Remove a process that was reaped.
+
+        mark: its mark, if it may have left processes: they are killed. Returns those that cannot be killed.
+        """
         self._write(f"- {pid}\n")
-        if mark:
-            end_marked(mark)
+        return end_marked(mark) if mark else []
 
     def collect(self, workers: Iterable[int]) -> None:
         """Collect processes of killed workers that are children of this process now and have exited.

@@ -40,7 +40,7 @@ from sfactory.supervisor.spares import Spares
 from sfactory.supervisor.spawn import OrphanKiller, spawn
 from sfactory.supervisor.telemetry import Telemetry
 from sfactory.supervisor.ticks import STACK_DUMP_S, TICK_S, Ticks
-from sfactory.supervisor.worker_process import WorkerProcess
+from sfactory.supervisor.worker_process import WorkerProcess, left_behind
 from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, POLICY, SAMPLER, evaluator_name, parse_worker
 from sfactory.workers.shared import Phase, RunSpec, SharedState
 
@@ -218,7 +218,8 @@ class Supervisor:
         code = worker.join()
         # The reaper has ended everything, unless it was killed itself.
         mark = self.orphan_killer.mark(worker.name, worker.generation) if code == -signal.SIGKILL else ""
-        self.orphan_killer.forget(worker.pid, mark)
+        if left := self.orphan_killer.forget(worker.pid, mark):
+            self.recorder.writers.log(left_behind(worker.name, left))
         worker.output.trim()
 
     def _check_exits(self) -> Outcome | None:

@@ -7,6 +7,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 
@@ -19,6 +20,12 @@ KILL_S = 1.0  # for the reaper to end a worker and its children, after GIVE_UP_S
 def open_pidfd(pid: int) -> int:
     """A descriptor that becomes readable when the process exits; -1 where the system has none."""
     return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
+
+
+def left_behind(name: str, pids: Sequence[int]) -> str:
+    """A line of the log about processes of a worker that are still there after SIGKILL."""
+    which = f"process {pids[0]} does" if len(pids) == 1 else f"processes {', '.join(map(str, pids))} do"
+    return f"{name}: {which} not end after SIGKILL, so something inside the system does not answer; left as it is"
 
 
 @dataclass

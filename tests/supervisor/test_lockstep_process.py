@@ -449,3 +449,10 @@ def test_start_gives_the_child_a_name_that_a_script_without_a_guard_recognizes()
 
     assert _reports_exit(LOCKSTEP)
     assert os.path.basename(module.__file__) == "lockstep_process.py"
+
+
+def test_lockstep_says_which_processes_are_left_after_sigkill(capsys):
+    child = SimpleNamespace(pid=41, output=SimpleNamespace(trim=lambda: None), join=lambda: -9)
+    killer = SimpleNamespace(mark=lambda name, generation: name, forget=lambda pid, mark: [42, 43])
+    module._reap(child, killer, SimpleNamespace(writers=SimpleNamespace(log=print)))
+    assert "lockstep: processes 42, 43 do not end after SIGKILL" in capsys.readouterr().out

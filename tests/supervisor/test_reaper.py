@@ -115,6 +115,44 @@ def test_reaper_ends_everything_when_its_command_is_killed_from_outside(tmp_path
     assert not tagged(tag)
 
 
+NOT_KILLED = """
+import os, signal, sys, time
+from sfactory.supervisor import reaper
+kill = reaper.kill
+reaper.kill = lambda pids, number: None  # as if the system could not end it
+reaper.GIVE_UP_S = 0.3
+waited_for = {signal.SIGCHLD, reaper.STOP, reaper.STACKS}
+signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
+child = os.fork()
+if child == 0:
+    time.sleep(30)
+    os._exit(0)
+for number in (reaper.STOP, reaper.STACKS, reaper.STOP):
+    os.kill(os.getpid(), number)
+begun = time.monotonic()
+print(reaper._wait_for(child, waited_for), time.monotonic() - begun)
+kill([child], signal.SIGKILL)
+os.waitpid(child, 0)
+"""
+
+
+def test_reaper_gives_up_a_command_that_sigkill_does_not_end():
+    found = subprocess.run([sys.executable, "-c", NOT_KILLED], capture_output=True, text=True, timeout=20, check=True)
+    status, seconds = map(float, found.stdout.split())
+    assert os.waitstatus_to_exitcode(int(status)) == -signal.SIGKILL
+    assert 0.3 <= seconds < 5.0
+
+
+def test_end_marked_returns_what_it_cannot_kill(monkeypatch):
+    monkeypatch.setattr(reaper, "GIVE_UP_S", 0.1)
+    monkeypatch.setattr(reaper, "kill", lambda pids, number: None)
+    mark = f"{secrets.token_hex(8)}/worker/0/"
+    assert reaper.end_marked(mark) == []
+    with subprocess.Popen([sys.executable, "-c", SIMULATOR, mark]) as process:
+        eventually(lambda: reaper.end_marked(mark) == [process.pid])
+        process.kill()
+
+
 def test_reaper_ignores_what_a_scheduler_sends_to_all_processes(tmp_path, tag):
     process = start(tmp_path, tag, "sleep")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):

@@ -304,6 +304,20 @@ def test_supervisor_puts_the_spare_in_charge_when_inference_is_killed_again(star
     assert all(text.endswith("exited (killed by SIGKILL); restarted") for _, _, text in started.recorder.messages)
 
 
+def test_supervisor_says_which_process_is_left_after_sigkill(supervisor, capsys):
+    killed = SimpleNamespace(name="sampler-0", pid=41, generation=3, output=SimpleNamespace(trim=lambda: None))
+    killed.join = lambda: -9
+    supervisor.orphan_killer = SimpleNamespace(
+        mark=lambda name, generation: f"{name}/{generation}", forget=lambda pid, mark: [42] if mark else []
+    )
+    supervisor.reap(killed)
+    line = "sampler-0: process 42 does not end after SIGKILL, so something inside the system does not answer; "
+    assert capsys.readouterr().out == f"{line}left as it is\n"
+    killed.join = lambda: 0
+    supervisor.reap(killed)
+    assert capsys.readouterr().out == ""
+
+
 def hang(supervisor, worked_s):
     """A generation of the only sampler that works for so many seconds, fills slots and then hangs."""
     name = sampler_name(0)
