@@ -110,6 +110,15 @@ def last_saved(run_dir: Path, now: float) -> tuple[int, float] | None:
     return None
 
 
+def size_of_newest(run_dir: Path) -> int:
+    """Bytes of the newest checkpoint that can be looked at, not verified; 0 without one."""
+    with contextlib.suppress(FileRefused, OSError):  # as in `last_saved`
+        for path in candidates(run_dir):
+            with contextlib.suppress(OSError):
+                return sum(file.lstat().st_size for file in path.iterdir())
+    return 0
+
+
 def settled_return(path: Path) -> float | None:
     """Training return when the checkpoint was saved; None if there were fewer than 100 episodes or it is unreadable."""
     try:

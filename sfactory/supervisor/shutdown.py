@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sfactory.errors import Exit
 from sfactory.monitor.messages import LEARNER as LEARNER_ROW
 from sfactory.monitor.messages import Message
+from sfactory.run.checkpoint import size_of_newest
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.supervisor.exit_rules import add_last_update
@@ -23,6 +24,7 @@ EXIT_S = 2.0  # samplers and inference, after the stop order
 CLOSE_S = 5.0  # a sampler that closes its environments: without closing another one
 CLOSE_ALL_S = 20.0  # a sampler that closes its environments: in all
 SAVE_S = 30.0  # the learner, while it finishes an update and saves a checkpoint: between two signs of progress
+SLOW_DISK = 10e6  # bytes per second at which a large checkpoint may be written: it has more time
 EVALUATION_S = 60.0  # the evaluator, at the end of a finished run
 SILENT_FRACTION = 0.9  # of the stall timeout without progress: the learner is not waited for
 ORDERLY = (Exit.FINISHED, Exit.REQUEUE, Exit.INTERRUPTED, Exit.TERMINATED)
@@ -158,14 +160,16 @@ class Leaving:
     """How long each worker may take to exit after the stop order. Times are seconds since the order.
 
     Samplers close their environments one after the other, and the learner takes the optimizer steps of its update: both
-    may take longer, as long as they make progress. A save has SAVE_S.
+    may take longer, as long as they make progress. A save has SAVE_S and the time that a slow disk
+    takes for the last checkpoint.
     """
 
     def __init__(self, supervisor: Supervisor, saves: bool = True) -> None:
         """saves: whether the learner is to save a checkpoint."""
         self.saves = saves
         self.deadlines, self.learner = supervisor.deadlines, supervisor.shared.learner[POLICY]
-        self.learner_s = EXIT_S if _learner_is_silent(supervisor) else SAVE_S
+        save_s = SAVE_S + size_of_newest(supervisor.run_spec.policy_dir(POLICY)) / SLOW_DISK
+        self.learner_s = EXIT_S if _learner_is_silent(supervisor) else save_s
         self.evaluate = False  # whether the evaluator is waited for
         self._seen: dict[str, tuple[tuple[int, ...], float]] = {}  # signs of progress, and when they changed
 
@@ -176,7 +180,7 @@ class Leaving:
             return self.evaluate and seconds <= EVALUATION_S
         if kind == LEARNER and self.saves:
             if quiet > self.learner_s:
-                worker.exceeded = f"no optimizer step and no checkpoint for {self.learner_s:g} s"
+                worker.exceeded = f"no optimizer step and no checkpoint for {self.learner_s:.0f} s"
             return not worker.exceeded
         if kind == SAMPLER and self.deadlines.phase(worker.name) == Phase.CLOSE:
             return seconds <= CLOSE_ALL_S and quiet <= CLOSE_S

@@ -19,7 +19,7 @@ from sfactory.supervisor import supervisor as module
 from sfactory.supervisor.deadlines import START_S
 from sfactory.supervisor.exit_rules import EVALUATOR_EXITS, EVALUATOR_PAUSE_S, FIRST_PAUSE_S
 from sfactory.supervisor.output_file import OutputFile
-from sfactory.supervisor.shutdown import CLOSE_ALL_S, CLOSE_S, EXIT_S, SAVE_S, Leaving, stop_workers
+from sfactory.supervisor.shutdown import CLOSE_ALL_S, CLOSE_S, EXIT_S, SAVE_S, SLOW_DISK, Leaving, stop_workers
 from sfactory.supervisor.signals import SECOND_SIGNAL
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.supervisor.telemetry import Telemetry
@@ -407,6 +407,18 @@ def test_leaving_learner_has_time_as_long_as_it_takes_optimizer_steps(started):
     assert learner.exceeded == "no optimizer step and no checkpoint for 30 s"
     started.shared.learner[0].checkpoint, learner.exceeded = 300, ""
     assert leaving.goes_on(learner, 4.1 * SAVE_S), "one of two saves has ended"
+
+
+def test_leaving_learner_has_the_time_that_a_slow_disk_takes_for_a_large_checkpoint(started):
+    learner, folder = started.processes[learner_name()], started.run_spec.policy_dir() / "checkpoints/000000000000"
+    folder.mkdir(parents=True)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(int(20 * SLOW_DISK))
+    leaving = Leaving(started)
+    assert leaving.goes_on(learner, 0.0)
+    assert leaving.goes_on(learner, SAVE_S + 19.0)
+    assert not leaving.goes_on(learner, SAVE_S + 21.0)
+    assert learner.exceeded == "no optimizer step and no checkpoint for 50 s"
 
 
 def test_leaving_learner_without_progress_before_the_order_has_little_time(started):
