@@ -71,10 +71,10 @@ All metrics, from the table in `sfactory/monitor/table.py`. The same names are t
 (with `env_steps` and `seconds` of training), the tags in TensorBoard (whose step is `env_steps`), and the names in
 `sfactory report`. A name that is not in the table is an error.
 
-Returns and lengths are of complete, unclipped episodes. Everything else is over valid steps only (reset rows are not
-valid) and over the time since the previous row: every `log.every-seconds` in async mode, every `log.every-updates` in
-lockstep mode. `<worker>` stands for a worker's name, as `sampler-3`, `<task>` for one of several tasks, as
-`atari/pong`, `<name>` for a name in an environment's `info`.
+Returns and lengths are of complete, unclipped episodes. Other numbers are over valid steps only (reset rows are not
+valid) and over the time since the previous row, unless their meaning names another time: a row is written every
+`log.every-seconds` in async mode, every `log.every-updates` in lockstep mode. `<worker>` stands for a worker's name, as
+`sampler-3`, `<task>` for one of several tasks, as `atari/pong`, `<name>` for a name in an environment's `info`.
 `supervisor` computes its metrics from counters and messages of the other workers when a row is written.
 
 What an update reports is averaged over the updates since the previous row. Metrics "in the last minibatch of an

@@ -224,8 +224,8 @@ METRICS: dict[str, Metric] = {
     ),
     "ppg/kept_mb": Metric("memory of the batches that wait for the next phase, in MB", "learner"),
     "pqn/epsilon": Metric("share of random actions, published with the weights", "learner", "mean"),
-    "queue/free": Metric("free slots; 0 means that samplers wait for the learner", "learner"),
-    "queue/ready": Metric("full slots that wait for the learner", "learner"),
+    "queue/free": Metric("free slots when the row is written; 0 means that samplers wait for the learner", "learner"),
+    "queue/ready": Metric("full slots that wait for the learner when the row is written", "learner"),
     "queue/inference_batch": Metric(
         "rows per forward pass of an inference worker: environments, or their agents", "inference", "mean"
     ),

@@ -27,6 +27,9 @@ from typing import Any
 from sfactory.device.machine import BF16_FLAGS, affinity, cpu_flags, cpu_quota
 from sfactory.device.ranks import Ranks
 from sfactory.errors import SettingError
+from sfactory.native.library import NoKernels
+from sfactory.native.library import build as build_kernels
+from sfactory.native.library import load as load_kernels
 from sfactory.shm.control_groups import control_groups, free_memory, memory_limit, smallest, version_1_groups
 from sfactory.supervisor.blas_threads import VARIABLES
 from sfactory.supervisor.limits import FDS_OF_OUR_OWN, FDS_PER_WORKER
@@ -197,13 +200,12 @@ def check_bf16(flags: set[str]) -> MachineFinding:
     return MachineFinding("ok", "bf16", "not supported by this CPU: run.precision auto is fp32")
 
 
-def check_compiler(found: str | None) -> MachineFinding:
-    """Check for a C++ compiler, which torch.compile needs and sfactory does not."""
-    if found:
-        return MachineFinding("ok", "compiler", found)
-    return MachineFinding(
-        "ok", "compiler", "none: only needed for torch.compile in your own code (apt-get install g++)"
-    )
+def check_kernels(library: str, problem: str = "") -> MachineFinding:
+    """Check the kernels for small networks on a CPU. library: the compiled file; problem: why there is none."""
+    if not problem:
+        return MachineFinding("ok", "kernels", library)
+    advice = "training works, but torch computes small networks, which takes longer"
+    return MachineFinding("warn", "kernels", problem, advice)
 
 
 def check_rendering(environ: Mapping[str, str], mujoco: bool, libraries: Mapping[str, bool]) -> MachineFinding:
@@ -280,7 +282,7 @@ def examine(folder: Path | None = None) -> list[MachineFinding]:
         check_cuda(torch.get("devices", []), driver, torch.get("version")),
         check_learners(torch.get("backends", []), os.environ, len(torch.get("devices", []))),
         check_bf16(cpu_flags()),
-        check_compiler(shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")),
+        check_kernels(*_kernels()),
         check_rendering(os.environ, importlib.util.find_spec("mujoco") is not None, libraries),
         check_folder(run_folder, *_free_space(run_folder)),
         *check_extras({extra: _not_installed(packages) for extra, packages in extras().items()}),
@@ -310,6 +312,16 @@ def _torch() -> dict[str, Any]:
     if _not_installed(["torch"]):
         return {}
     return {"problem": f"{importlib.metadata.version('torch')} cannot be imported: {reason}"}
+
+
+def _kernels() -> tuple[str, str]:
+    """The file of the kernels, built if it is not there yet, and why there is none; one of them is empty."""
+    try:
+        path = build_kernels()
+        load_kernels()
+        return str(path), ""
+    except NoKernels as error:
+        return "", str(error)
 
 
 def _death_signal() -> bool:

@@ -100,8 +100,8 @@ def test_cpu_quota_of_a_parent_group_applies_to_its_children(tmp_path):
         (doctor.check_learners(["gloo"], {"RANK": "1", "WORLD_SIZE": "4"}, 0), "bad", "LOCAL_RANK"),
         (doctor.check_bf16({"avx512_bf16", "sse"}), "ok", "auto measures bf16"),
         (doctor.check_bf16({"sse"}), "ok", "run.precision auto is fp32"),
-        (doctor.check_compiler("/usr/bin/g++"), "ok", "/usr/bin/g++"),
-        (doctor.check_compiler(None), "ok", "torch.compile"),
+        (doctor.check_kernels("/home/me/.cache/sfactory/kernels/12.so"), "ok", "kernels/12.so"),
+        (doctor.check_kernels("", "no C compiler (cc, gcc or clang) was found"), "warn", "training works"),
         (doctor.check_rendering({}, False, {}), "ok", "not installed"),
         (doctor.check_rendering({"DISPLAY": ":0"}, True, {}), "ok", "DISPLAY=:0"),
         (doctor.check_rendering({}, True, {"EGL": True}), "warn", "export MUJOCO_GL=egl"),
@@ -159,6 +159,15 @@ def test_doctor_command_exits_11_only_for_bad_findings(typed, monkeypatch):
     assert code == 11
     assert json.loads(out)["bad"] == 1
     assert line == "sfactory: cannot train here (exit 11): runs folder: /x cannot be written: give --run.dir"
+
+
+def test_doctor_warns_without_a_compiler_for_the_kernels(tmp_path, monkeypatch):
+    assert doctor.check_kernels(*doctor._kernels()).level == "ok"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    (finding,) = [one for one in doctor.examine(tmp_path) if one.topic == "kernels"]
+    assert (finding.level, finding.advice != "") == ("warn", True)
+    assert finding.found.startswith("no C compiler (cc, gcc or clang) was found")
 
 
 def test_doctor_says_why_torch_cannot_be_imported(tmp_path, monkeypatch):
