@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
-import numbers
 import os
 import shlex
 import shutil
@@ -31,7 +30,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sfactory.config import Config, known_names, parsing, presets, to_dict
-from sfactory.config.python_values import Code, label_of, layer_of, target_name, with_registered
+from sfactory.config.python_values import (
+    Code,
+    checked_seed,
+    label_of,
+    layer_of,
+    switches,
+    target_name,
+    whole_numbers,
+    with_registered,
+)
 from sfactory.config.resume_rules import changed_settings, refuse_changes
 from sfactory.device.ranks import Ranks
 from sfactory.errors import (
@@ -143,7 +151,7 @@ def train(
         RunFailed: the run failed later. It has the outcome, the sentence, and the path of log.txt.
     """
     refuse_worker()
-    found, check = as_callbacks(callbacks), _switches(check=check)["check"]
+    found, check = as_callbacks(callbacks), switches(check=check)["check"]
     config = make_config(target, wrappers=wrappers, **sections)
     label = label_of(target)
     while True:
@@ -169,7 +177,7 @@ def resume(
     """
     refuse_worker()
     run_dir, found = _path(run_dir), as_callbacks(callbacks)
-    check, trust = _switches(check=check, trust=trust).values()
+    check, trust = switches(check=check, trust=trust).values()
     allow = _names(allow)
     config = parsing.build(presets.recorded_layer(require_config_file(run_dir)), layer_of(sections))
     return _checked(resume_config(run_dir, config, allow, trust, found), check, found)
@@ -226,11 +234,11 @@ def evaluate(
     Raises:
         ValueError, EnvError: no such run or checkpoint; nothing that can be played or recorded.
     """
-    counts = _whole_numbers(
+    counts = whole_numbers(
         episodes=episodes, max_steps=max_steps, seed=seed, video_episodes=video_episodes, num_envs=num_envs
     )
     film = None if video is None else _path(video, "video")
-    greedy, trust = _switches(greedy=greedy, trust=trust).values()
+    greedy, trust = switches(greedy=greedy, trust=trust).values()
     changes = _play_layer(sections, ("episodes", "checkpoint", "greedy", "max_steps", "seed", "video", "num_envs"))
     return evaluate_layer(run_dir, changes, str(checkpoint), trust, greedy=greedy, video=film, **counts)
 
@@ -264,8 +272,8 @@ def play_match(
         ValueError, EnvError: no such run or checkpoint; an environment with one agent, or other spaces than those that
             either policy was trained with.
     """
-    counts = _whole_numbers(episodes=episodes, max_steps=max_steps, seed=seed, num_envs=num_envs)
-    greedy, trust = _switches(greedy=greedy, trust=trust).values()
+    counts = whole_numbers(episodes=episodes, max_steps=max_steps, seed=seed, num_envs=num_envs)
+    greedy, trust = switches(greedy=greedy, trust=trust).values()
     changes = _play_layer(sections, ("episodes", "checkpoint", "greedy", "max_steps", "seed", "num_envs"))
     return match_layer(run_dir, opponent, changes, str(checkpoint), trust, greedy=greedy, **counts)
 
@@ -285,10 +293,7 @@ def load_policy(run_dir: str | Path | Outcome, seed: int = 0, trust: bool = Fals
     Raises:
         ValueError: no usable checkpoint, or code that is not trusted.
     """
-    found = _whole_numbers(seed=seed)["seed"]
-    trust = _switches(trust=trust)["trust"]
-    if found < 0:
-        raise SettingError(f"seed must be >= 0, got {found}")
+    found, trust = checked_seed(seed), switches(trust=trust)["trust"]
     require_run_or_checkpoint(_path(run_dir))
     return _load_policy(_path(run_dir), found, trust, "sfactory eval")
 
@@ -321,7 +326,7 @@ def export(run_dir: str | Path | Outcome, output: str | Path, trust: bool = Fals
     from sfactory.play.export import export as write
 
     check_file(_path(output, "output"))
-    trust = _switches(trust=trust)["trust"]
+    trust = switches(trust=trust)["trust"]
     return write(_load_policy(_path(run_dir), 0, trust, "sfactory export"), _path(output, "output"))
 
 
@@ -606,22 +611,6 @@ def _names(allow: Any) -> list[str]:
         if not isinstance(name, str):
             raise SettingError(f"allow: expected names of settings, as env.settings, got {parsing.shown(name)}")
     return names
-
-
-def _whole_numbers(**given: Any) -> dict[str, int]:
-    """Arguments that are whole numbers, of NumPy too, as int. SettingError names another one."""
-    for name, value in given.items():
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-            raise SettingError(f"{name}: {value!r} is not a whole number")
-    return {name: int(value) for name, value in given.items()}
-
-
-def _switches(**given: Any) -> dict[str, bool]:
-    """Arguments that are true or false, of NumPy too, as bool. SettingError names another one, as "no"."""
-    for name, value in given.items():
-        if not isinstance(value, bool) and type(value).__name__ not in ("bool_", "bool"):
-            raise SettingError(f"{name}: expected True or False, got {parsing.shown(value)}")
-    return {name: bool(value) for name, value in given.items()}
 
 
 def _play_layer(sections: Mapping[str, Any], arguments: Sequence[str]) -> parsing.ConfigLayer:

@@ -151,7 +151,7 @@ def _pickle(code: Callable[..., Any], setting: str) -> str:
             f"{setting}: {_shown(code)} has {len(data) / MiB:,.0f} MiB with all that it refers to, at most "
             f"{LARGEST // MiB} are sent to worker processes; load large data inside the function"
         )
-    name = f"{PREFIX}{_word(code)}-{_digest(data)}"
+    name = f"{PREFIX}{word_of(code)}-{_digest(data)}"
     with _LOCK:
         target = _own_folder() / file_name(name)
         if not target.exists():
@@ -183,10 +183,10 @@ def _shown(code: Any) -> str:
     return getattr(code, "__qualname__", type(code).__name__)
 
 
-def _word(code: Any) -> str:
-    """A word for the name of a pickle."""
+def word_of(code: Any) -> str:
+    """A word for the name of a class or function in names of files and folders; of a partial, that of its function."""
     if isinstance(code, functools.partial):
-        return _word(code.func)
+        return word_of(code.func)
     last = _shown(code).rpartition(".")[2]
     return re.sub(r"\W+", "_", last).strip("_")[:LONGEST_NAME] or "code"
 

@@ -12,7 +12,7 @@ import pytest
 from builders import LOCKSTEP
 
 import sfactory
-from sfactory import api
+from sfactory.config.python_values import switches, whole_numbers
 from sfactory.envs import EnvError
 from sfactory.errors import CommandError, Exit, SettingNote
 from sfactory.run.outcome import Outcome
@@ -153,9 +153,9 @@ def test_a_daemonic_process_is_told_why_it_cannot_train(tmp_path, monkeypatch):
 
 
 def test_whole_numbers_of_numpy_are_plain_numbers_in_a_result():
-    found = api._whole_numbers(episodes=np.int64(3), seed=np.uint8(0))
+    found = whole_numbers(episodes=np.int64(3), seed=np.uint8(0))
     assert [type(value) for value in found.values()] == [int, int]
-    assert api._switches(greedy=np.bool_(True)) == {"greedy": True}
+    assert switches(greedy=np.bool_(True)) == {"greedy": True}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -44,6 +45,29 @@ def _python_numbers(value: Any) -> Any:
     return list(value) if isinstance(value, tuple | range) else value
 
 
+def whole_numbers(**given: Any) -> dict[str, int]:
+    """Arguments that are whole numbers, of NumPy too, as int. SettingError names another one."""
+    for name, value in given.items():
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            raise SettingError(f"{name}: {parsing.shown(value)} is not a whole number")
+    return {name: int(value) for name, value in given.items()}
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed as int. SettingError for one that is no whole number or negative."""
+    if (found := whole_numbers(seed=seed)["seed"]) < 0:
+        raise SettingError(f"seed must be >= 0, got {found}")
+    return found
+
+
+def switches(**given: Any) -> dict[str, bool]:
+    """Arguments that are true or false, of NumPy too, as bool. SettingError names another one, as "no"."""
+    for name, value in given.items():
+        if not isinstance(value, bool) and type(value).__name__ not in ("bool_", "bool"):
+            raise SettingError(f"{name}: expected True or False, got {parsing.shown(value)}")
+    return {name: bool(value) for name, value in given.items()}
+
+
 def _named(value: Any, setting: str) -> Any:
     """A value in which classes and functions are replaced by their names."""
     if isinstance(value, list):
@@ -79,7 +103,7 @@ def label_of(target: str | Config | Code) -> str:
     """Name of a new run's folder; empty: that of the environment."""
     if isinstance(target, str):
         return target
-    return "" if isinstance(target, Config) else str(getattr(target, "__qualname__", "")).rpartition(".")[2]
+    return "" if isinstance(target, Config) else pickled.word_of(target)
 
 
 def with_registered(config: Config, error: OnlyRegisteredHere) -> Config:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfactory.config.parsing import shown
+from sfactory.config.python_values import checked_seed, switches
 from sfactory.envs import EnvSpec, bounded
 from sfactory.envs.action_leaf import ActionSpace
 from sfactory.envs.agent_spaces import AGENT_ID, MASK
@@ -142,9 +143,9 @@ class Policy:
 
     def reset(self, seed: int | None = None) -> None:
         """Clear the recurrent state; with `seed`, also reseed the sampling noise."""
-        self._actor.state = None
-        if seed is not None:
-            self._actor = Actor(self.model, seed)
+        actor = self._actor if seed is None else Actor(self.model, checked_seed(seed))
+        actor.state = None
+        self._actor = actor
 
     def act(self, obs: Any, first: Any = None, greedy: bool = True, *, agent: Any = None, mask: Any = None) -> Any:
         """Return the action for one observation, or the actions for a batch of N.
@@ -159,10 +160,11 @@ class Policy:
             mask: [choices] or [N, choices], allowed actions, where the environment has them in `info`; None: all.
         Returns: what `env.step` takes; for N observations arrays [N, ...], as a vector environment takes them. With
             env.pad-spaces a category is counted from 0: add the start of the agent's own space, if it has another one.
-        Raises ValueError for an observation of another shape or dtype.
+        Raises ValueError for an observation of another shape or dtype, and for other arguments that cannot be used.
         """
+        likeliest = switches(greedy=greedy)["greedy"]
         leaves, begins, single = self._inputs(obs, first, agent, mask)
-        return self._as_env_takes(self._actor(leaves, begins, greedy), single)
+        return self._as_env_takes(self._actor(leaves, begins, likeliest), single)
 
     def predict(
         self,
@@ -179,9 +181,10 @@ class Policy:
         `act` keeps the recurrent state itself; here it is an argument and a result: [N, H], None without memory. None
         as an argument: zeros. episode_start: as `first` of `act`. deterministic: the most likely action.
         """
+        likeliest = switches(deterministic=deterministic)["deterministic"]
         leaves, begins, single = self._inputs(obs, episode_start, agent, mask)
         out = self._outputs(leaves, begins, self._memory(state, len(begins)))
-        action = self._as_env_takes(self._actor.choose(out.params, deterministic), single)
+        action = self._as_env_takes(self._actor.choose(out.params, likeliest), single)
         return action, None if out.state is None or not self.model.state_size else out.state.numpy()
 
     def value(self, obs: Any, first: Any = None, *, agent: Any = None, mask: Any = None) -> Any:
@@ -339,6 +342,8 @@ class Policy:
                 value = np.asarray(value)
             except ValueError:  # values of several shapes
                 raise ValueError(f"{name} is a {type(value).__name__} of unequal parts; {_PAIR}") from None
+            except (RuntimeError, TypeError) as error:  # a tensor with gradients, or on a GPU
+                raise ValueError(f"{name} cannot be read as an array: {error}") from error
             if value.shape == raw:
                 count, value = None, value[None]
             elif value.shape[1:] == raw and value.ndim == len(raw) + 1:

@@ -59,10 +59,9 @@ DIGITS = range(12, 19)
 """Numbers of digits that the name of a checkpoint may have; env_steps have 64 bits."""
 LOCKSTEP_ARRAYS = ("arena", "state", "held")
 """Arrays of a lockstep checkpoint; `held` only if slots are held for replay."""
-T = TypeVar("T")
-
 ATTEMPTS = 1000
 """Checkpoints that may be pruned one after the other while they are listed, or while the newest is opened."""
+T = TypeVar("T")
 
 
 # -- list ----------------------------------------------------------------------------------------------------
@@ -166,6 +165,7 @@ def best(run_dir: Path) -> Path | None:
 
 
 def _best_of(listed: list[Path]) -> Path | None:
+    """As `best`, of these checkpoints, newest first."""
     scored = [(value, path) for path in listed if (value := settled_return(path)) is not None]
     ranked = (path for _, path in sorted(scored, key=lambda pair: pair[0], reverse=True))
     return next(filter(is_valid, ranked), None)

@@ -82,6 +82,7 @@ class RunFolder:
 
 
 def _protocol_of(listed: list[Path]) -> str:
+    """As `RunFolder.protocol`, of these checkpoints, newest first."""
     for path in listed:
         with contextlib.suppress(OSError, ValueError):
             return str(read_state(path).get("protocol", ""))

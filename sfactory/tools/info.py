@@ -130,8 +130,8 @@ def info(path: Path) -> Info:
     if (path / MANIFEST).exists():
         run_dir = path.resolve().parent.parent
         others = checkpoint.from_candidates(run_dir, _all_wrong)
-        first, wrong = path, _wrong(path)
-        others.pop(path.resolve(), None)
+        wrong = others.pop(path.resolve()) if path.resolve() in others else _wrong(path)
+        first = path
     else:
         run_dir, others = path, checkpoint.from_candidates(path, _all_wrong)
         if not others:

@@ -1,5 +1,6 @@
 """Classes, functions and nested dicts from Python, as the command line would name them."""
 
+import functools
 import threading
 
 import gymnasium
@@ -25,6 +26,7 @@ def test_target_name_pickles_code_that_no_module_defines_and_refuses_what_is_no_
     assert target_name(gymnasium.wrappers.TimeLimit).startswith("gymnasium.wrappers.")
     assert target_name(game).startswith("cloudpickle:Game-")
     assert (label_of(game), label_of("a/b"), label_of(Config())) == ("Game", "a/b", "")
+    assert (label_of(functools.partial(game, 3)), label_of(lambda: game())) == ("Game", "lambda")
     with pytest.raises(SettingError, match="pass the class, or a function"):
         target_name(game())
     with pytest.raises(SettingError, match="got int"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from builders import Nested, Odd, train_odd, train_own, trained
 
 import sfactory
@@ -65,6 +66,31 @@ def test_policy_repeats_sampled_actions_for_the_same_seed(cartpole):
     policy.act(obs, greedy=False)
     policy.reset(seed=1)
     assert policy.act(obs, greedy=False).tolist() == one.tolist()
+
+
+def test_policy_refuses_words_for_switches_and_seeds_that_are_none(cartpole):
+    """A text is true in Python: greedy="no" would be greedy."""
+    policy, obs = sfactory.load_policy(cartpole), np.zeros(4, np.float32)
+    for call, name in (
+        (lambda: policy.act(obs, greedy="no"), "greedy"),
+        (lambda: policy.predict(obs, deterministic="no"), "deterministic"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: expected True or False, got 'no'"):
+            call()
+    assert policy.act(obs, greedy=np.bool_(True)) == policy.act(obs)
+    for seed, message in (
+        (-1, "seed must be >= 0, got -1"),
+        ("a", "seed: 'a' is not a whole number"),
+        (1.5, "seed: 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy.reset(seed=seed)
+    policy.reset(seed=np.int64(3))
+
+
+def test_policy_says_which_observation_is_no_array(cartpole):
+    with pytest.raises(ValueError, match=r"obs cannot be read as an array: .*requires grad"):
+        sfactory.load_policy(cartpole).act(torch.zeros(4, requires_grad=True))
 
 
 @pytest.mark.parametrize("squash", [False, True])
