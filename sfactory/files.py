@@ -111,12 +111,25 @@ def open_lock(path: Path) -> int:
 def replace_text(path: Path, text: str) -> None:
     """Replace a file in one step: a reader gets the old or the new text, never a part."""
     require(path, "a file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        replace_text_in(folder, path.name, text)
+    finally:
+        os.close(folder)
+
+
+def replace_text_in(folder: int, name: str, text: str) -> None:
+    """Replace a file of an open folder in one step, also if the folder was moved and another one is in its place."""
+    temporary = f".{name}.{os.getpid()}"
     with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()  # of a process that was killed
-    with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as file:
+        os.unlink(temporary, dir_fd=folder)  # of a process that was killed
+
+    def opener(file: str, flags: int) -> int:
+        return os.open(file, flags, 0o666, dir_fd=folder)
+
+    with open(temporary, "x", encoding="utf-8", errors="backslashreplace", opener=opener) as file:
         file.write(text)
-    temporary.replace(path)
+    os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 # -- opening -------------------------------------------------------------------------------------------------

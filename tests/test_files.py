@@ -76,6 +76,18 @@ def test_replace_text_does_not_follow_a_link_of_its_temporary_name(tmp_path):
     assert files.is_file(tmp_path / "a")
 
 
+def test_replace_text_in_writes_into_the_open_folder_wherever_it_is(tmp_path):
+    folder, elsewhere = tmp_path / "a", tmp_path / "b"
+    folder.mkdir()
+    opened = os.open(folder, os.O_DIRECTORY)
+    folder.rename(elsewhere)
+    folder.mkdir()
+    files.replace_text_in(opened, "name", "text")
+    os.close(opened)
+    assert [(path.name, path.read_text()) for path in elsewhere.iterdir()] == [("name", "text")]
+    assert not list(folder.iterdir())
+
+
 def test_folder_entries_follows_no_link(tmp_path):
     (tmp_path / "link").symlink_to("/")
     with pytest.raises(FileRefused, match="is a link, expected a folder"):

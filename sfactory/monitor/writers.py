@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, TextIO
 
 from sfactory.config import Config
 from sfactory.config.toml_file import to_toml
-from sfactory.files import open_lock, open_to_append, open_to_read, replace_text
+from sfactory.files import open_lock, open_to_append, open_to_read, replace_text, replace_text_in
 from sfactory.monitor.console import ConsoleStream, console_stream, left_out_note
 from sfactory.monitor.episode_file import EPISODES_FILE, EpisodeFile, EpisodeLine
 from sfactory.monitor.format import printable
@@ -156,10 +156,10 @@ class Writers:
         with self._ignoring_errors("console"):
             self._console.log(text)
 
-    def status(self, fields: Mapping[str, Any]) -> None:
-        """Replace status.json atomically."""
+    def status(self, fields: Mapping[str, Any], folder: int) -> None:
+        """Replace status.json atomically. folder: descriptor of the run's folder; its path may lead to another run."""
         with self._ignoring_errors("status.json"):
-            replace_text(self.run_dir / "status.json", json.dumps(dict(fields), indent=1) + "\n")
+            replace_text_in(folder, "status.json", json.dumps(dict(fields), indent=1) + "\n")
 
     def close(self) -> None:
         """Flush and close everything; safe to call twice."""

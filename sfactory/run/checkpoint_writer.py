@@ -35,6 +35,7 @@ from sfactory.run.checkpoint_files import (
     manifest_sha256,
     verify,
 )
+from sfactory.run.presence import LockHolder
 
 _TEMPORARY = re.compile(r"\.\d{12,18}\.(\d{1,10}|old)")
 """Names of the folders that are written here and renamed: `.000000001000.4711`, `.000000001000.old`."""
@@ -65,7 +66,7 @@ def write(folder: Path, contents: Contents) -> Path:
         fsync(temporary)
         verify(temporary)
         if final.exists():  # the same step saved again: at no time without a valid checkpoint
-            _exchange(temporary, final)
+            exchange(temporary, final)
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.rename(final)
@@ -164,7 +165,7 @@ def fsync(path: Path) -> None:
         os.close(fd)
 
 
-def _exchange(new: Path, old: Path) -> None:
+def exchange(new: Path, old: Path) -> None:
     """Swap two folders, atomically where the system supports it."""
     at_fdcwd, rename_exchange = -100, 2
     with contextlib.suppress(OSError, AttributeError):
@@ -195,8 +196,10 @@ class CheckpointWriter:
     hundred milliseconds and happens in the thread.
     """
 
-    def __init__(self, run_dir: Path, keep: int, milestones: int = 0) -> None:
+    def __init__(self, run_dir: Path, keep: int, milestones: int = 0, locked: Path | None = None) -> None:
+        """locked: the folder that the run has locked; None for `run_dir` itself."""
         self.run_dir, self.keep, self.milestones = run_dir, keep, milestones
+        self._lock_holder = LockHolder(locked or run_dir)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._env_steps = 0
@@ -234,6 +237,7 @@ class CheckpointWriter:
 
     def _write(self, contents: Contents) -> None:
         try:
+            self._lock_holder.require()
             save(self.run_dir, contents, self.keep, self.milestones)
             self._error = None
         except BaseException as error:  # returned by `poll`

@@ -32,7 +32,15 @@ from sfactory.run import checkpoint, provenance
 from sfactory.run.callbacks import Callbacks
 from sfactory.run.checkpoint_files import Contents, require_resumable
 from sfactory.run.env_faults import EnvFaults, is_env_fault, with_traceback
-from sfactory.run.folder import clear_folder, is_run, make_folder, refuse_links, refuse_run, remove_empty
+from sfactory.run.folder import (
+    clear_folder,
+    is_run,
+    locking_process,
+    make_folder,
+    refuse_links,
+    refuse_run,
+    remove_empty,
+)
 from sfactory.run.lock import lock_folder
 from sfactory.run.network_size import check_network_size
 from sfactory.run.obs_reading import check_reading
@@ -274,14 +282,14 @@ class RunRecorder:
 
     def _write_status(self, state: str, **fields: Any) -> None:
         """Replace status.json; what a run has reached is in it whatever the state."""
-        if self._taken or self._presence.loss():  # another run may have taken the place already
+        if self._taken or self._presence.loss():
             return
         reached = {"env_steps": self.env_steps, "updates": self.updates, "seconds": self.seconds}
         if self.environment_steps is not None:
             reached["environment_steps"] = self.environment_steps
         returns = {"training_return": self.episodes.training_return, "episodes": self.episodes.in_mean}
         job = {} if self.ranks.alone else {"rank": self.ranks.rank, "world_size": self.ranks.world_size}
-        self.writers.status({"state": state, **fields, **job, **reached, **returns})
+        self.writers.status({"state": state, **fields, **job, **reached, **returns}, self._presence.folder)
 
     def _write_evaluations(self, evaluations: Sequence[Mapping[str, float]], end: int) -> None:
         """Write a row for each evaluation that shares the time between two rows with another one.
@@ -341,8 +349,8 @@ class RunRecorder:
             return ""
         with contextlib.ExitStack() as undo:
             try:
-                if is_run(self.run_dir):
-                    raise RunBusy
+                if is_run(self.run_dir) and locking_process(self.run_dir) != os.getpid():
+                    raise RunBusy  # else it is what an attempt that failed has left
                 make_folder(self.run_dir)
                 lock = lock_folder(self.run_dir, self.writers.log)
                 undo.callback(os.close, lock)
@@ -417,7 +425,8 @@ class RunRecorder:
             self._write_status("failed", sentence=sentence)
         self.writers.close()
         refused = hasattr(error, "exit_code") or isinstance(error, OSError | MemoryError)  # a bug leaves its traces
-        if refused and self.created is not None and not checkpoint.candidates(self.run_dir):
+        untrained = not self._presence.loss() and not checkpoint.candidates(self.run_dir)
+        if refused and self.created is not None and untrained:
             clear_folder(self.run_dir)
             remove_empty(self.created)
         self._presence.close()

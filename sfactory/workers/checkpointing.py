@@ -43,8 +43,9 @@ class Checkpointing:
         self.run_spec, self.config, self.update, self.counters = run_spec, run_spec.config, update, counters
         self.episodes, self.words, self.supervisor, self.log = episodes, words, supervisor, log
         self.lockstep = self.config.run.mode == "lockstep"
+        settings = self.config.checkpoint
         self.saver = CheckpointWriter(
-            run_spec.policy_dir(policy), self.config.checkpoint.keep, self.config.checkpoint.milestones
+            run_spec.policy_dir(policy), settings.keep, settings.milestones, Path(run_spec.run_dir)
         )
         self.saved_at = time.monotonic()
         self.saved_steps = 0  # env_steps of the last save that was started, successful or not

@@ -28,6 +28,7 @@ from sfactory.play.episodes import model_policy, num_play_envs, play_task
 from sfactory.play.eval_video import show_episodes
 from sfactory.play.watched_group import NO_CLOCK, EnvClock
 from sfactory.run import checkpoint
+from sfactory.run.presence import LockHolder
 from sfactory.workers.names import POLICY, evaluator_name
 from sfactory.workers.shared import RunSpec
 from sfactory.workers.worker import TelemetrySink
@@ -70,7 +71,7 @@ class PolicyPlayer:
     def __init__(self, run_spec: RunSpec, policy: int = POLICY) -> None:
         self.name = evaluator_name(policy)
         self.run_spec, self.model = run_spec, build_model(run_spec.config, run_spec.spec).eval()
-        self.filming = run_spec.config.eval.video
+        self.filming, self.lock_holder = run_spec.config.eval.video, LockHolder(Path(run_spec.run_dir))
         self.lengths: dict[str, float] = {}  # task -> mean length of an episode in the last evaluation
         self.env_index = run_spec.ranks.world_size * run_spec.config.sampling.num_envs  # those below train
 
@@ -120,6 +121,7 @@ class PolicyPlayer:
             return []
         config = self.run_spec.config
         try:
+            self.lock_holder.require()
             show_episodes(
                 Path(self.run_spec.run_dir),
                 config,

@@ -29,6 +29,7 @@ from sfactory.run.checkpoint import Contents, candidates
 from sfactory.run.checkpoint_files import read_state
 from sfactory.run.checkpoint_writer import write
 from sfactory.run.pool_files import FIRST_RATING, RATINGS, SCORES, PoolEntry, is_pool_state, member_path, pool_dir
+from sfactory.run.presence import LockHolder
 from sfactory.shm.published import Published
 from sfactory.shm.trajectory import CURRENT, Trajectories
 from sfactory.workers.shared import RunSpec
@@ -44,6 +45,7 @@ class OpponentPool:
 
     def __init__(self, run_spec: RunSpec, announced: Published, log: Callable[[str], None]) -> None:
         self.settings, self.run_dir, self.agents = run_spec.config.selfplay, Path(run_spec.run_dir), run_spec.spec.rows
+        self._lock_holder = LockHolder(self.run_dir)
         self.checkpoints_kept = run_spec.config.checkpoint.keep
         self.announced, self.log = announced, log
         self.rating = FIRST_RATING
@@ -107,6 +109,7 @@ class OpponentPool:
         env_steps = int(contents.state["env_steps"])
         self.admitted_at, self.since_admission = env_steps, 0
         try:
+            self._lock_holder.require()
             write(pool_dir(self.run_dir), contents)
         except (OSError, CheckpointError, FileRefused) as error:
             self.log(f"the policy at {env_steps:,} steps is not in the pool: {error}")
@@ -189,6 +192,7 @@ class OpponentPool:
         """Write `ratings.json` for people. It is no part of the state: a failure is ignored."""
         table = {"elo": self.rating, "games": self.games, "opponents": [asdict(one) for one in self.opponents.values()]}
         try:
+            self._lock_holder.require()
             require(pool_dir(self.run_dir), "a folder")
             pool_dir(self.run_dir).mkdir(exist_ok=True)
             replace_text(pool_dir(self.run_dir) / RATINGS, json.dumps(table, indent=1) + "\n")

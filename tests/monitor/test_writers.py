@@ -12,7 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sfactory.config import Config, Log, Stop
 from sfactory.files import replace_text
-from sfactory.monitor import writers as writers_module
 from sfactory.monitor.panel import Snapshot
 from sfactory.monitor.writers import METRICS_FILE, Writers, drop_rows_after, last_evaluated
 
@@ -97,19 +96,20 @@ def test_writers_write_non_finite_numbers_as_null(tmp_path, config):
 
 
 def test_status_json_is_replaced_atomically(tmp_path, config, monkeypatch):
-    writers = Writers(tmp_path, config, None)
-    writers.status({"state": "running", "env_steps": 1})
+    writers, folder = Writers(tmp_path, config, None), os.open(tmp_path, os.O_DIRECTORY)
+    writers.status({"state": "running", "env_steps": 1}, folder)
 
-    def broken(self, target):
+    def broken(*names, **folders):
         raise OSError("killed before the rename")
 
-    monkeypatch.setattr(writers_module.Path, "replace", broken)
-    writers.status({"state": "running", "env_steps": 2})
+    monkeypatch.setattr(os, "replace", broken)
+    writers.status({"state": "running", "env_steps": 2}, folder)
     assert json.loads((tmp_path / "status.json").read_text())["env_steps"] == 1
     monkeypatch.undo()
-    writers.status({"state": "finished"})
+    writers.status({"state": "finished"}, folder)
     assert json.loads((tmp_path / "status.json").read_text()) == {"state": "finished"}
     writers.close()
+    os.close(folder)
 
 
 def test_writers_report_a_missing_folder_once_per_output(tmp_path, config, capsys):
@@ -119,7 +119,7 @@ def test_writers_report_a_missing_folder_once_per_output(tmp_path, config, capsy
     for step in range(1, 5):
         writers.row(step, step, {"charts/SPS": 1.0})
         writers.log("something", echo=False)
-        writers.status({"state": "running"})
+        writers.status({"state": "running"}, -1)
     writers.close()
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert sorted(line.split()[1] for line in warnings) == ["TensorBoard", "log.txt", "metrics.jsonl", "status.json"]

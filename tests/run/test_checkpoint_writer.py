@@ -1,5 +1,7 @@
 """CheckpointWriter: writes what was copied at `start`, and returns the result of every save."""
 
+import os
+import shutil
 import threading
 
 import pytest
@@ -9,6 +11,7 @@ from sfactory.errors import CheckpointError
 from sfactory.run import checkpoint, checkpoint_writer
 from sfactory.run.checkpoint import Contents
 from sfactory.run.checkpoint_writer import CheckpointWriter
+from sfactory.run.lock import LOCK, lock_folder
 
 
 def contents(steps, value=1.0):
@@ -53,6 +56,34 @@ def test_checkpoint_writer_saves_in_the_caller_without_a_thread(tmp_path, monkey
         saver.start(contents(10))
     assert saver.poll(wait=False) == (10, None)
     assert checkpoint.newest(tmp_path).name == "000000000010"
+
+
+def test_checkpoint_writer_writes_nothing_into_the_folder_of_another_run(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    os.close(lock_folder(run))
+    saver = CheckpointWriter(run / "policy-1", keep=1, locked=run)
+    saver.start(contents(10))
+    assert saver.poll(wait=True) == (10, None)
+    (run / LOCK).write_text("1")  # as if another folder were in its place
+    saver.start(contents(20))
+    error = saver.poll(wait=True).error
+    assert isinstance(error, OSError)
+    assert "another run is in the place of" in str(error)
+    assert [path.name for path in checkpoint.candidates(run / "policy-1")] == ["000000000010"]
+
+
+def test_checkpoint_writer_goes_on_in_a_new_folder_that_its_own_run_has_made(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    os.close(lock_folder(run))
+    saver = CheckpointWriter(run, keep=1)
+    shutil.rmtree(run)
+    saver.start(contents(10))  # before the supervisor has made it again
+    assert saver.poll(wait=True) == (10, None)
+    os.close(lock_folder(run))
+    saver.start(contents(20))
+    assert saver.poll(wait=True) == (20, None)
 
 
 def test_checkpoint_of_the_same_step_is_kept_if_the_new_one_is_damaged_on_disk(tmp_path, monkeypatch):

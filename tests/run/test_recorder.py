@@ -299,3 +299,49 @@ def test_recorder_remembers_whose_code_a_run_has_in_the_folder_that_it_makes_aga
         shutil.rmtree(run)
         assert recorder.keep_folder() == ""
     assert read_record(run).modules == ("my_env_of_recorder",)
+
+
+def another_run_in_place_of(run):
+    """Move a run away and put the folder of another one there."""
+    other = run.with_name("other")
+    other.mkdir()
+    (other / "config.toml").write_text("")
+    run.rename(run.with_name("elsewhere"))
+    other.rename(run)
+
+
+def test_recorder_writes_its_status_into_its_own_folder_if_that_is_moved_at_this_moment(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with RunRecorder.open(Config(env=Env(NAME)), run, resume=False, specs=[make_spec(NAME)]) as recorder:
+        status = tmp_path / "elsewhere" / "status.json"
+        real = recorder._presence.loss
+        monkeypatch.setattr(recorder._presence, "loss", lambda: (another_run_in_place_of(run), "")[1])
+        recorder._write_status("running", pid=7)
+        monkeypatch.setattr(recorder._presence, "loss", real)
+        assert "another run is in its place" in recorder.keep_folder()
+    assert [path.name for path in run.iterdir()] == ["config.toml"]
+    assert json.loads(status.read_text())["pid"] == 7
+
+
+def test_recorder_of_a_failed_start_does_not_empty_the_folder_of_another_run(tmp_path):
+    run = tmp_path / "run"
+    recorder = RunRecorder.open(Config(env=Env(NAME)), run, resume=False, specs=[make_spec(NAME)])
+    another_run_in_place_of(run)
+    recorder.__exit__(MemoryError, MemoryError(), None)
+    assert [path.name for path in run.iterdir()] == ["config.toml"]
+
+
+def test_recorder_makes_its_folder_again_after_an_attempt_that_failed(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with RunRecorder.open(Config(env=Env(NAME)), run, resume=False, specs=[make_spec(NAME)]) as recorder:
+        shutil.rmtree(run)
+
+        def full(*args):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("sfactory.run.recorder.provenance.record", full)
+            assert recorder.keep_folder() == ""
+        assert recorder._presence.loss()
+        assert recorder.keep_folder() == ""
+        assert not recorder._presence.loss()

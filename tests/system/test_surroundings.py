@@ -17,6 +17,8 @@ import pytest
 from forked_processes import ForkedCommand, run_forked
 from run_helpers import children, command, rows, steps, wait_for, workers_named
 
+from sfactory.run.checkpoint_writer import exchange
+
 TINY = ("--stop.env-steps", "2k", "--sampling.num-samplers", "1", "--run.device", "cpu")
 SFACTORY = shlex.join(command())
 FOREVER = ("--stop.env-steps", "100M", "--log.every-seconds", "0.2", "--log.console-seconds", "0.01", *TINY[2:])
@@ -246,8 +248,7 @@ def test_run_leaves_a_folder_alone_that_another_run_has_taken(tmp_path, running)
     new = tmp_path / "new"
     new.mkdir()
     (new / "config.toml").write_text("")
-    run.rename(tmp_path / "elsewhere")
-    new.rename(run)
+    exchange(new, run)  # in one step: between two the run would make its folder again
     _, err = process.communicate(timeout=60)
     assert process.returncode == 10, err[-2000:]
     assert "and another run is in its place" in err.splitlines()[-1]

@@ -1,6 +1,7 @@
 """The evaluator plays due checkpoints with the same seeds every time, and only checkpoints that it has verified."""
 
 import io
+import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from sfactory.learning.network import build_model
 from sfactory.monitor.table import meaning
 from sfactory.play import episodes
 from sfactory.run import checkpoint, checkpoint_writer
+from sfactory.run.lock import LOCK, lock_folder
 from sfactory.workers import evaluator as module
 from sfactory.workers.evaluator import Evaluator, PolicyPlayer
 from sfactory.workers.shared import RunSpec
@@ -212,6 +214,17 @@ def test_evaluator_films_no_more_after_an_error_and_goes_on(run_spec, monkeypatc
     save(run_spec, 200)
     assert evaluator.step()
     assert [kind for kind, _, _ in evaluator.sink.drain()] == ["eval"], "neither a video nor a second line"
+
+
+def test_evaluator_shows_no_episode_in_the_folder_of_another_run(run_spec):
+    run = Path(run_spec.run_dir)
+    os.close(lock_folder(run))
+    player = PolicyPlayer(with_video(run_spec))
+    (run / LOCK).write_text("1")  # as if another folder were in its place
+    (run / "tb").mkdir()
+    ((_, _, text),) = player.film(100)
+    assert "another run is in the place of" in text
+    assert not list((run / "tb").iterdir())
 
 
 def test_restarted_evaluator_films_no_more_because_rendering_may_have_ended_it(run_spec, monkeypatch):

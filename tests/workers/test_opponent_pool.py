@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sfactory.envs import make_spec
 from sfactory.errors import CheckpointError
 from sfactory.run.checkpoint import STATE, Contents, candidates, read
 from sfactory.run.checkpoint_writer import save
+from sfactory.run.lock import LOCK, lock_folder
 from sfactory.run.opponent_rules import check_self_play
 from sfactory.run.pool_files import RATINGS, is_pool_state, member_path, pool_dir
 from sfactory.shm.trajectory import CURRENT
@@ -61,6 +63,17 @@ def play(pool, *outcomes, against=0):
         seat = t % 2
         outcome[t, seat], player[t, 1 - seat] = result, against
     pool.count([(0, 0)], {"outcome": outcome[None, None], "player": player[None, None]})
+
+
+def test_pool_writes_nothing_into_the_folder_of_another_run(build, tmp_path):
+    os.close(lock_folder(tmp_path))
+    pool = build()
+    (tmp_path / LOCK).write_text("1")  # as if another folder were in its place
+    pool.admit(contents(1000))
+    pool.write_ratings()
+    assert not pool_dir(tmp_path).exists()
+    assert len(pool.logged) == 2
+    assert all("another run is in the place of" in line for line in pool.logged)
 
 
 def test_pool_admits_after_every_steps_or_after_enough_games_that_are_won(build):
