@@ -166,6 +166,7 @@ class RunFailed(RuntimeError):
 
     @property
     def exit_code(self) -> Exit:
+        """Exit code of the same run as a command."""
         return Exit(self.outcome.code)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -171,7 +171,7 @@ def test_whole_numbers_of_numpy_are_plain_numbers_in_a_result():
         ("classic/cartpole", {"run": {"dir": b"x"}}, "run.dir: b'x' is not text"),
         ("classic/cartpole", {"env": {"info_keys": ["a,b"]}}, "env.info-keys: 'a,b' has a comma"),
         ("classic/cartpole", {"env": {"info_keys": [1]}}, "env.info-keys: 1 is not text"),
-        ("classic/cartpole", {"run": {"dir": ["a", "b"]}}, "run.dir: expected one value, got 2"),
+        ("classic/cartpole", {"run": {"dir": ["a", "b"]}}, "run.dir: expected one value, got a list of 2"),
         ("classic/cartpole", {"batch": {"minibatches": 7}}, "must divide into 7 minibatches"),
         ("", {}, "no TARGET"),
     ],

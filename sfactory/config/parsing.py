@@ -311,7 +311,7 @@ def _from_python(value: Any, kind: Any) -> Any:
         raise SettingError("expected one value, got a table")
     if isinstance(value, list | tuple):
         if origin is not tuple:
-            raise SettingError(f"expected one value, got {len(value)}")
+            raise SettingError(f"expected one value, got a list of {len(value)}")
         return [_whole(item) if isinstance(item, str) else _from_python(item, int) for item in value]
     if kind is bool:
         return _switch(value)

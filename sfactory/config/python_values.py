@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -69,17 +70,48 @@ def switches(**given: Any) -> dict[str, bool]:
 
 
 def _named(value: Any, setting: str) -> Any:
-    """A value in which classes and functions are replaced by their names."""
-    if isinstance(value, list):
-        names = [_named(one, setting) for one in value]
-        return ",".join(names) if all(isinstance(name, str) for name in names) else names
-    if not callable(value):
+    """A value, or several with commas, in which classes and functions are replaced by their names."""
+    if isinstance(value, list) and not _is_with_settings(value):
+        return ",".join(os.fspath(_name(one, setting)) for one in value)
+    return _name(value, setting)
+
+
+def _name(value: Any, setting: str) -> Any:
+    """The name of a class or function; names are returned as they are. SettingError for what is neither."""
+    if isinstance(value, str | os.PathLike):
         return value
+    if not callable(value) or _is_network(value):
+        raise SettingError(f"{setting}: {_no_code(value)}")
     wrappers: Any = sys.modules.get("gymnasium.wrappers")
     name = getattr(value, "__name__", "")
     if getattr(wrappers, name, None) is value:  # known by its name alone
         return name
     return pickled.name_of(value, setting)
+
+
+def _is_with_settings(value: Any) -> bool:
+    """Whether a value is a class or function with a dict, as other programs take a wrapper with its settings."""
+    return isinstance(value, list | tuple) and len(value) == 2 and callable(value[0]) and isinstance(value[1], Mapping)
+
+
+def _is_network(value: Any) -> bool:
+    """Whether a value is a network that exists already; it can be called, but makes none."""
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def _no_code(value: Any) -> str:
+    """Why a value is neither a name nor code, and what to pass instead."""
+    if _is_with_settings(value):
+        name = pickled.word_of(value[0])
+        settings = "".join(f", {key}={parsing.shown(one)}" for key, one in value[1].items())
+        return f"{name} with its settings is not one value; pass functools.partial({name}{settings})"
+    if isinstance(value, Mapping | list | tuple | bytes | bool | int | float | None):
+        return f"{parsing.shown(value)} is not text"
+    return (
+        f"expected a name, a class or a function, got an object of the class {type(value).__name__}; every process "
+        "makes its own: pass the class, or a function that returns the object"
+    )
 
 
 def target_name(target: str | Code) -> str:

@@ -25,7 +25,7 @@ def why_not_native(config: Config, model: ActorCritic, device: torch.device, pre
     elif precision == "bf16":
         reason = f"the native kernels compute in fp32, and the precision is {precision}"
     elif unfit := unsupported(model):
-        reason = f"the native kernels do not know {unfit}"
+        reason = f"the native kernels do not support {unfit}"
     else:
         try:
             load()

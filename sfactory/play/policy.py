@@ -350,6 +350,8 @@ class Policy:
                 count = len(value)
             else:
                 raise ValueError(f"{name} has shape {value.shape}; {self.spec.name} has {raw}, or (N, ...) for a batch")
+            if count == 0:
+                raise ValueError(f"{name} has shape {value.shape}: a batch of no observations; leave the call out")
             if encode is not None:
                 value = encode(value)
             if not np.can_cast(value.dtype, leaf.dtype, "same_kind"):

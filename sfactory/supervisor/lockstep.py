@@ -163,7 +163,8 @@ def _prepare(run: Lockstep, link: Link, saved: dict[str, np.ndarray]) -> None:
         try:
             state()
         except EnvError as error:
-            raise EnvError(f"{error}; train without exact resume: --checkpoint.exact false") from error
+            without = "--checkpoint.exact false, in Python checkpoint={'exact': False}"
+            raise EnvError(f"{error}; train without exact resume: {without}") from error
         run.learner.exact = state
     if saved:
         recorded, present = checkpoint.recorded_kernels(Path(run_spec.resume_from)), run.learner.update.kernels

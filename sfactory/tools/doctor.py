@@ -124,7 +124,7 @@ def check_memory(total: int, available: int, limit: int | None) -> MachineFindin
     text = f"{size / GIB:.1f} GiB" + (f" (limit; the machine has {total / GIB:.1f})" if size < total else "")
     text += f", {min(available, size) / GIB:.1f} free"
     if min(available, size) < GIB:
-        return MachineFinding("warn", "memory", text, "a small run needs about 1 GiB; stop other processes")
+        return MachineFinding("warn", "memory", text, "a small run needs about 0.6 GiB; stop other processes")
     return MachineFinding("ok", "memory", text)
 
 

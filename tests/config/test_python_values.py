@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import TimeLimit
 
 from sfactory.config import Config, Env
 from sfactory.config.python_values import label_of, layer_of, target_name, with_registered
@@ -73,3 +74,30 @@ def test_with_registered_replaces_one_task_by_its_code(monkeypatch):
     gymnasium.register("Late-v1", entry_point=made_here(), kwargs={"lock": threading.Lock()})  # cannot be pickled
     with pytest.raises(EnvError, match="why"):
         with_registered(config, OnlyRegisteredHere("why", "gymnasium/Late-v1"))
+
+
+def test_layer_of_takes_a_wrapper_with_its_settings_as_a_partial_and_says_so():
+    given = (TimeLimit, {"max_episode_steps": 5})
+    for wrappers in ([given], given, list(given)):
+        with pytest.raises(SettingError) as raised:
+            layer_of({"env": {"wrappers": wrappers}})
+        advice = "pass functools.partial(TimeLimit, max_episode_steps=5)"
+        assert str(raised.value) == f"env.wrappers: TimeLimit with its settings is not one value; {advice}"
+    found = layer_of({"env": {"wrappers": [functools.partial(TimeLimit, max_episode_steps=5)]}})
+    assert found["env.wrappers"].value.startswith("cloudpickle:TimeLimit-")
+
+
+@pytest.mark.parametrize("value", [object(), torch.nn.Linear(2, 2)])
+@pytest.mark.parametrize("setting", ["model.network", "model.encoder", "env.wrappers"])
+def test_layer_of_asks_for_the_class_of_an_object_that_exists_already(setting, value):
+    section, key = setting.split(".")
+    advice = f"got an object of the class {type(value).__name__}; every process makes its own: pass the class, or a"
+    for given in (value, [value]):
+        with pytest.raises(SettingError, match=f"^{setting}: expected a name, a class or a function, {advice}"):
+            layer_of({section: {key: given}})
+
+
+@pytest.mark.parametrize("value", [3, True, b"nature", {"a": 1}, [3], [["nature"]], [None]])
+def test_layer_of_refuses_what_is_neither_a_name_nor_code(value):
+    with pytest.raises(SettingError, match=r"^model\.encoder: .* is not text$"):
+        layer_of({"model": {"encoder": value}})

@@ -133,5 +133,5 @@ def test_native_update_skips_a_step_whose_gradient_is_not_finite():
 def test_update_with_native_kernels_refuses_what_they_do_not_know():
     config = Config(run=Run(kernels="native"), model=Model(hidden=(16,), squash=True))
     model = ActorCritic({"obs": Leaf((4,), "float32")}, BOX, hidden=(16,), squash=True)
-    with pytest.raises(ValueError, match=r"^run\.kernels native: the native kernels do not know squashed actions"):
+    with pytest.raises(ValueError, match=r"^run\.kernels native: the native kernels do not support squashed actions"):
         Update(config, model, torch.device("cpu"))

@@ -141,6 +141,13 @@ def nested(tmp_path):
     return train_own(tmp_path / "run", Nested)
 
 
+def test_policy_refuses_a_batch_of_no_observations(nested, cartpole):
+    empty = {name: np.zeros((0, *space.shape), space.dtype) for name, space in Nested().observation_space.items()}
+    for run, obs in ((nested, empty), (cartpole, np.zeros((0, 4), np.float32))):
+        with pytest.raises(ValueError, match=r"has shape \(0, .*\): a batch of no observations"):
+            sfactory.load_policy(run).act(obs)
+
+
 def test_policy_handles_dict_spaces(nested):
     policy = sfactory.load_policy(nested)
     env = Nested()

@@ -7,7 +7,14 @@ import sys
 import pytest
 
 from sfactory.errors import FileRefused
-from sfactory.run.folder import locking_process, new_run_dir, refuse_links, supervisor_is_running
+from sfactory.run.folder import (
+    FolderTaken,
+    locking_process,
+    new_run_dir,
+    refuse_links,
+    refuse_run,
+    supervisor_is_running,
+)
 from sfactory.run.lock import lock_folder
 from sfactory.run.reader import natural_key, read_status, run_state
 
@@ -22,6 +29,12 @@ def locked(tmp_path):
 def test_supervisor_is_running_while_it_has_the_lock_file_open(locked):
     assert supervisor_is_running(locked, os.getpid())
     assert locking_process(locked) == os.getpid()
+
+
+def test_refuse_run_does_not_advise_to_resume_a_run_that_is_training(locked):
+    (locked / "config.toml").write_text("")
+    with pytest.raises(FolderTaken, match=f"holds a run that process {os.getpid()} trains now; choose another run.dir"):
+        refuse_run(locked)
 
 
 @pytest.mark.parametrize("pid", [1, 2**22 + 1, 2**70, -1, 0, "1", None, 1.5, True])

@@ -111,7 +111,7 @@ def test_verify_resume_refuses_environments_without_snapshots(tmp_path):
     done = run_forked([*command, "--run.dir", tmp_path / "run"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "faults/count cannot be saved exactly" in done.stderr
-    assert "--checkpoint.exact false" in done.stderr
+    assert "--checkpoint.exact false, in Python checkpoint={'exact': False}" in done.stderr
 
 
 def resumed_log(folder, first, *words):

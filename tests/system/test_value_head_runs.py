@@ -39,7 +39,7 @@ def test_lockstep_run_with_bins_learns_cartpole_and_its_values(cartpole):
     explained = [row["losses/explained_variance"] for row in found[-4:]]
     assert np.median(explained) > 0.5
     assert found[-1]["losses/value_loss"] < 2.5, "the cross-entropy begins at log 151 = 5"
-    assert "the native kernels do not know a value head with bins" in (cartpole / "log.txt").read_text()
+    assert "the native kernels do not support a value head with bins" in (cartpole / "log.txt").read_text()
 
 
 def test_policy_of_a_run_with_bins_has_values_in_units_of_reward(cartpole):

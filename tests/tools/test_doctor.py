@@ -82,7 +82,7 @@ def test_cpu_quota_of_a_parent_group_applies_to_its_children(tmp_path):
         (doctor.check_memory(32 * GIB, 30 * GIB, None), "ok", "32.0 GiB, 30.0 free"),
         (doctor.check_memory(32 * GIB, 30 * GIB, 2 * GIB), "ok", "2.0 GiB (limit; the machine has 32.0), 2.0 free"),
         (doctor.check_memory(32 * GIB, GIB // 2, None), "warn", "stop other processes"),
-        (doctor.check_memory(32 * GIB, 30 * GIB, GIB // 2), "warn", "about 1 GiB"),
+        (doctor.check_memory(32 * GIB, 30 * GIB, GIB // 2), "warn", "about 0.6 GiB"),
         (doctor.check_shared_memory(64 * 2**20, True), "ok", "/dev/shm 0.06 GiB"),
         (doctor.check_shared_memory(None, False), "warn", "TMPDIR"),
         (doctor.check_descriptors(1024, NO_LIMIT), "ok", "1024, at most no limit"),
