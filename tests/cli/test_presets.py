@@ -132,7 +132,8 @@ def test_presets_lists_presets_although_the_scores_cannot_be_read(typed, recorde
 
 
 def test_installed_scores_are_of_presets_that_exist():
-    from sfactory.config.presets import presets
+    from sfactory.config.presets import family_defaults, presets
 
-    names = {one.name for one in presets()}
-    assert {name for name in scores.read_scores() if not name.startswith("memory/")} <= names
+    names, families = {one.name for one in presets()}, {one.name for one in family_defaults()}
+    others = {name for name in scores.read_scores() if name not in names}
+    assert {f"{name.partition('/')[0]}/*" for name in others} <= families, "tasks with the settings of their family"
