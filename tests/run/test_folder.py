@@ -31,9 +31,13 @@ def test_supervisor_is_running_while_it_has_the_lock_file_open(locked):
     assert locking_process(locked) == os.getpid()
 
 
-def test_refuse_run_does_not_advise_to_resume_a_run_that_is_training(locked):
+def test_refuse_run_does_not_advise_to_resume_a_run_that_is_training(locked, monkeypatch):
     (locked / "config.toml").write_text("")
-    with pytest.raises(FolderTaken, match=f"holds a run that process {os.getpid()} trains now; choose another run.dir"):
+    with pytest.raises(FolderTaken, match="holds a run already; resume it"):
+        refuse_run(locked)  # this process has the lock only to look
+    other = os.getpid()
+    monkeypatch.setattr("sfactory.run.folder.os.getpid", lambda: other + 1)
+    with pytest.raises(FolderTaken, match=f"holds a run that process {other} trains now; choose another run.dir"):
         refuse_run(locked)
 
 
