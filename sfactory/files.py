@@ -111,7 +111,7 @@ def open_lock(path: Path) -> int:
 def replace_text(path: Path, text: str) -> None:
     """Replace a file in one step: a reader gets the old or the new text, never a part."""
     require(path, "a file")
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # needs no permission to list it
     try:
         replace_text_in(folder, path.name, text)
     finally:

@@ -120,15 +120,16 @@ class FolderTaken(CommandError):
 
 def refuse_run(run_dir: Path) -> None:
     """FolderTaken (exit 2) if a folder holds a run."""
-    if is_run(run_dir) and _never_trained(run_dir):
+    if not is_run(run_dir):
+        return
+    if _never_trained(run_dir):
         problem = f"{run_dir} holds a run whose start failed"
         raise FolderTaken(Exit.USAGE, f"{problem}; remove it, or choose another run.dir")
     pid = locking_process(run_dir)  # this process, if it has locked the folder to look
-    if is_run(run_dir) and pid != os.getpid() and supervisor_is_running(run_dir, pid):
+    if pid != os.getpid() and supervisor_is_running(run_dir, pid):
         raise FolderTaken(Exit.USAGE, f"{run_dir} holds a run that process {pid} trains now; choose another run.dir")
-    if is_run(run_dir):
-        how = f"{resume_command(run_dir)}, in Python sfactory.resume({str(run_dir)!r})"
-        raise FolderTaken(Exit.USAGE, f"{run_dir} holds a run already; resume it: {how}; or choose another run.dir")
+    how = f"{resume_command(run_dir)}, in Python sfactory.resume({str(run_dir)!r})"
+    raise FolderTaken(Exit.USAGE, f"{run_dir} holds a run already; resume it: {how}; or choose another run.dir")
 
 
 def refuse_existing(run_dir: Path) -> None:

@@ -17,7 +17,7 @@ from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import EnvSpec
 from sfactory.errors import CheckpointError, CommandError, Exit, FileRefused, NoCheckpointError, RunBusy
-from sfactory.files import replace_text, require
+from sfactory.files import replace_text, replace_text_in, require
 from sfactory.monitor import messages
 from sfactory.monitor.board import Board
 from sfactory.monitor.episode_file import EpisodeLine
@@ -32,15 +32,7 @@ from sfactory.run import checkpoint, provenance
 from sfactory.run.callbacks import Callbacks
 from sfactory.run.checkpoint_files import Contents, require_resumable
 from sfactory.run.env_faults import EnvFaults, is_env_fault, with_traceback
-from sfactory.run.folder import (
-    clear_folder,
-    is_run,
-    locking_process,
-    make_folder,
-    refuse_links,
-    refuse_run,
-    remove_empty,
-)
+from sfactory.run.folder import clear_folder, is_run, make_folder, refuse_links, refuse_run, remove_empty
 from sfactory.run.lock import lock_folder
 from sfactory.run.network_size import check_network_size
 from sfactory.run.obs_reading import check_reading
@@ -349,17 +341,19 @@ class RunRecorder:
             return ""
         with contextlib.ExitStack() as undo:
             try:
-                if is_run(self.run_dir) and locking_process(self.run_dir) != os.getpid():
-                    raise RunBusy  # else it is what an attempt that failed has left
+                if is_run(self.run_dir):
+                    raise RunBusy
                 make_folder(self.run_dir)
                 lock = lock_folder(self.run_dir, self.writers.log)
                 undo.callback(os.close, lock)
-                replace_text(self.run_dir / "config.toml", to_toml(self.config))
+                presence = FolderPresence(self.run_dir)
+                undo.callback(presence.close)
                 provenance.record(self.run_dir, self.launch, self.resume_from)
                 if self.ranks.is_leader:
                     record_run(self.run_dir, self.config)
                 (self.run_dir / "debug").mkdir(exist_ok=True)
-                presence = FolderPresence(self.run_dir)
+                # Last: it makes the folder that of a run, and what an attempt that failed has left must be none.
+                replace_text_in(presence.folder, "config.toml", to_toml(self.config))
             except RunBusy:
                 self._taken = True
                 return f"{self.run_dir} {loss}, and another run is in its place"

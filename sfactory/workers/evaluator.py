@@ -71,7 +71,8 @@ class PolicyPlayer:
     def __init__(self, run_spec: RunSpec, policy: int = POLICY) -> None:
         self.name = evaluator_name(policy)
         self.run_spec, self.model = run_spec, build_model(run_spec.config, run_spec.spec).eval()
-        self.filming, self.lock_holder = run_spec.config.eval.video, LockHolder(Path(run_spec.run_dir))
+        self.filming = run_spec.config.eval.video
+        self._lock_holder = LockHolder(Path(run_spec.run_dir))
         self.lengths: dict[str, float] = {}  # task -> mean length of an episode in the last evaluation
         self.env_index = run_spec.ranks.world_size * run_spec.config.sampling.num_envs  # those below train
 
@@ -121,7 +122,7 @@ class PolicyPlayer:
             return []
         config = self.run_spec.config
         try:
-            self.lock_holder.require()
+            self._lock_holder.require()
             show_episodes(
                 Path(self.run_spec.run_dir),
                 config,
