@@ -97,7 +97,8 @@ def test_workers_exit_within_a_second_of_a_killed_supervisor(tmp_path):
 
 def test_killed_samplers_and_inference_are_restarted(tmp_path):
     run = tmp_path / "run"
-    process = start(run, popen=ForkedCommand)
+    # Steps take time, so that a sampler is killed in the middle of a rollout, not while it waits for the learner.
+    process = start(run, "--env.settings.slow-step", 0.002, target="faults/count", popen=ForkedCommand)
     wait_for(lambda: steps(run) > 0, process=process)
     log = run / "log.txt"
     restarts = "exited (killed by SIGKILL); restarted"
@@ -108,6 +109,8 @@ def test_killed_samplers_and_inference_are_restarted(tmp_path):
         wait_for(lambda deaths=round_ + 1: log.read_text().count(restarts) == deaths, seconds=30.0, process=process)
         before = steps(run)
         wait_for(lambda before=before: steps(run) > before, seconds=30.0, process=process)
+    # A sampler counts what the one before it has lost; on a busy machine it may have been killed before it could.
+    wait_for(lambda: rows(run)[-1]["ledger/discarded"] > 0, seconds=30.0, process=process)
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
     assert log.read_text().count(restarts) == 6
