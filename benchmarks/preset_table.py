@@ -121,7 +121,7 @@ TABLE: dict[str, Row] = {
     "selfplay/connect_four": Row(1_500_000, 15, evaluation=AGAINST_RANDOM, metric="selfplay/elo"),
     "pettingzoo/mpe/simple_spread": Row(4_000_000, 25, published=(
         Published("-9.76", "20M steps of the environment, 60M of agents", IPPO),)),
-    "pettingzoo/butterfly/pistonball": Row(500_000, 60),
+    "pettingzoo/butterfly/pistonball": Row(250_000, 30),
     "atari/pong": Row(3_000_000, 60, published=(
         Published("20.4 ± 0.2", "10M steps", CLEANRL), Published("21.0", "10M steps", ZOO_ATARI))),
     "atari/breakout": Row(ATARI, 70, published=(
@@ -131,8 +131,8 @@ TABLE: dict[str, Row] = {
     "atari/beam_rider": Row(ATARI, 70, published=(
         Published("1916 ± 485", "10M steps", CLEANRL), Published("3397", "10M steps", ZOO_ATARI))),
     "procgen/coinrun": Row(500_000, 30, changes=("--model.encoder", "nature")),
-    "impala/atari/breakout": Row(ATARI, 600),
-    "vizdoom/basic": Row(2_000_000, 90),
+    "impala/atari/breakout": Row(200_000, 60),
+    "vizdoom/basic": Row(500_000, 25),
 }  # fmt: skip
 """Preset, or a task of a family -> its row."""
 
