@@ -40,7 +40,7 @@ $(VENV)/.run: $(BIN)/python setup.cfg constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python setup.cfg constraints.txt
-	$(BIN)/python -m pip install -q --no-compile -e '.[dev,classic,plots]' -c constraints.txt
+	$(BIN)/python -m pip install -q --no-compile -e '.[dev]' -c constraints.txt
 	$(COMPILE)
 	@touch $@ $(VENV)/.run
 

@@ -266,7 +266,7 @@ def play_match(
         episodes: episodes to play, in all seats together.
         greedy: both take the most probable action instead of a sampled one.
         trust: run the code that the settings of either run name, also if it was trained by somebody else.
-        others: as in `evaluate`.
+        checkpoint, max_steps, seed, num_envs, sections: as in `evaluate`.
 
     Raises:
         ValueError, EnvError: no such run or checkpoint; an environment with one agent, or other spaces than those that

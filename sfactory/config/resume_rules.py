@@ -74,7 +74,7 @@ class Rule(Enum):
     """What a resume does with a changed setting."""
 
     FREE = "changes silently"
-    TOLD = "accepted with a warning"
+    WARNS = "accepted with a warning"
     REFUSED = "refused (exit code 4)"
 
 
@@ -94,8 +94,8 @@ def rule_of(name: str, lockstep: bool = False, linear: bool = False, other_heads
     if name.startswith(FIXED) or (lockstep and name.startswith(FIXED_IN_LOCKSTEP)):
         return Rule.REFUSED
     if linear and name == "stop.env-steps":
-        return Rule.TOLD
-    return Rule.FREE if name.startswith(FREE) else Rule.TOLD
+        return Rule.WARNS
+    return Rule.FREE if name.startswith(FREE) else Rule.WARNS
 
 
 def changes(before: Config, after: Config, rule: Rule) -> dict[str, tuple[Any, Any]]:
@@ -151,7 +151,7 @@ def refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> Non
 
 def changed_settings(before: Config, after: Config) -> list[str]:
     """A line for every change that alters what is learned from here on; also for those that --allow has accepted."""
-    found: Mapping[str, tuple[Any, Any]] = {**changes(before, after, Rule.REFUSED), **changes(before, after, Rule.TOLD)}
+    found: Mapping[str, tuple[Any, Any]] = {**changes(before, after, Rule.REFUSED), **changes(before, after, Rule.WARNS)}
     return [
         f"warning: {name} was {old!r} and is {new!r} from here on; the curve mixes two settings"
         for name, (old, new) in found.items()

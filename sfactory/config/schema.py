@@ -79,7 +79,8 @@ class Run:
     """Inference workers; each computes the actions of its share of the samplers. More: less waiting where actions are
     the bottleneck, smaller batches, 170 MB each. 0: by cores; one with a GPU. Lockstep always has one."""
     debug: bool = False
-    """Fill released slots with NaN, so that a read of unwritten data is visible. Costs a few percent of speed."""
+    """Fill released slots with NaN, so that a read of unwritten data is visible; with several learners, compare their
+    weights after every update. Costs a few percent of speed."""
     profile: bool = False
     """Record every stage of every worker in debug/, for `sfactory profile`. Writes a few MB per minute."""
     spare_restarts: Annotated[int, Ge(0)] = 10
@@ -220,7 +221,8 @@ class BatchConfig:
     """Which data an update trains on, and how often."""
 
     slots: Annotated[int, Ge(0)] = 0
-    """Slots per update; 0: one per group. More: larger batches and, in async mode, more lag."""
+    """Slots per update; 0: one per group. Fewer: smaller batches and, in async mode, more lag: about groups times
+    sampling.slots_per_group / batch.slots updates at most."""
     epochs: Annotated[int, Between(1, 1000)] = 1
     """Passes over each batch. More: better use of data, more time, further from the policy that acted."""
     minibatches: Annotated[int, Ge(1)] = 1
@@ -600,7 +602,7 @@ class SelfPlay:
     admit: Annotated[float, Between(0, 1)] = 0.6
     """Mean score of these games (win 1, draw 0.5) above which the policy is admitted to the pool."""
     every: Annotated[int, Ge(1)] = 1_000_000
-    """Env steps after which the policy is admitted at the latest, whatever its score."""
+    """Trained steps (of agents) after which the policy is admitted at the latest, whatever its score."""
     initial: bool = False
     """Begin with the initial weights in the pool, which play at random."""
     opponents: str = ""
@@ -621,7 +623,8 @@ class Checkpoint:
     keep: Annotated[int, Ge(1)] = 3
     """Newest good checkpoints kept. The one with the best training return (of 100 episodes or more) is kept as well."""
     milestones: Annotated[int, Ge(0)] = 0
-    """Env steps between checkpoints that are never deleted, for policies of different ages. 0: none."""
+    """Trained steps (with several agents: of agents) between checkpoints that are never deleted, for policies of
+    different ages. 0: none."""
     exact: bool = True
     """Lockstep: save the environments too, so that a resume is exact; an error where they cannot be saved."""
 
@@ -631,7 +634,8 @@ class Eval:
     """Evaluation during training, on complete episodes in separate environments (metrics eval/*)."""
 
     every: Annotated[int, Ge(0)] = 0
-    """Env steps between evaluations; 0: none. async: a separate process plays a checkpoint written for it."""
+    """Trained steps (with several agents: of agents) between evaluations; 0: none. async: a separate process plays a
+    checkpoint written for it."""
     episodes: Annotated[int, Ge(1)] = 20
     """Episodes per evaluation and task, always from the same seeds. More: less noise, later results."""
     greedy: bool = False

@@ -219,13 +219,15 @@ def check_rendering(environ: Mapping[str, str], mujoco: bool, libraries: Mapping
             return MachineFinding("ok", "rendering", f"MUJOCO_GL={backend}, lib{library} is installed")
         advice = f"lib{library} is missing: apt-get install {_PACKAGES[library]}, or unset MUJOCO_GL"
         return MachineFinding("warn", "rendering", f"MUJOCO_GL={backend}", advice)
-    if environ.get("DISPLAY"):
-        return MachineFinding("ok", "rendering", f"DISPLAY={environ['DISPLAY']}")
-    for name, value in (("EGL", "egl"), ("OSMesa", "osmesa")):
-        if libraries.get(name):
-            advice = f"for videos of MuJoCo: export MUJOCO_GL={value}"
-            return MachineFinding("warn", "rendering", f"no display; lib{name} is installed", advice)
-    advice = "for videos of MuJoCo: apt-get install libegl1, then export MUJOCO_GL=egl"
+    for display in ("DISPLAY", "WAYLAND_DISPLAY"):
+        if environ.get(display):
+            return MachineFinding("ok", "rendering", f"{display}={environ[display]}")
+    if libraries.get("EGL"):  # what `envs/rendering.py` chooses without a display
+        return MachineFinding("ok", "rendering", "no display; libEGL is installed, and videos of MuJoCo use it")
+    if libraries.get("OSMesa"):
+        advice = "for videos of MuJoCo: export MUJOCO_GL=osmesa"
+        return MachineFinding("warn", "rendering", "no display; libOSMesa is installed", advice)
+    advice = "for videos of MuJoCo: apt-get install libegl1 libgl1-mesa-dri"
     return MachineFinding("warn", "rendering", "no display, no libEGL, no libOSMesa", advice)
 
 

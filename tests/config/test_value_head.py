@@ -72,4 +72,4 @@ def test_pooling_is_accepted_with_the_encoder_that_has_it():
 def test_a_resume_refuses_another_head_and_tells_another_sigma():
     for name in ("value-head", "value-bins", "value-low", "value-high", "pooling"):
         assert rule_of(f"model.{name}") is Rule.REFUSED
-    assert rule_of("loss.value-sigma") is Rule.TOLD
+    assert rule_of("loss.value-sigma") is Rule.WARNS
