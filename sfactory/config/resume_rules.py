@@ -151,7 +151,8 @@ def refuse_changes(before: Config, after: Config, allowed: Sequence[str]) -> Non
 
 def changed_settings(before: Config, after: Config) -> list[str]:
     """A line for every change that alters what is learned from here on; also for those that --allow has accepted."""
-    found: Mapping[str, tuple[Any, Any]] = {**changes(before, after, Rule.REFUSED), **changes(before, after, Rule.WARNS)}
+    refused, warned = (changes(before, after, rule) for rule in (Rule.REFUSED, Rule.WARNS))
+    found: Mapping[str, tuple[Any, Any]] = {**refused, **warned}
     return [
         f"warning: {name} was {old!r} and is {new!r} from here on; the curve mixes two settings"
         for name, (old, new) in found.items()
