@@ -124,11 +124,11 @@ TABLE: dict[str, Row] = {
     "pettingzoo/butterfly/pistonball": Row(250_000, 30),
     "atari/pong": Row(3_000_000, 60, published=(
         Published("20.4 ± 0.2", "10M steps", CLEANRL), Published("21.0", "10M steps", ZOO_ATARI))),
-    "atari/breakout": Row(ATARI, 70, published=(
+    "atari/breakout": Row(ATARI, 36, published=(
         Published("414.7 ± 28.1", "10M steps", CLEANRL), Published("398.0", "10M steps", ZOO_ATARI))),
-    "atari/qbert": Row(ATARI, 70, published=(
+    "atari/qbert": Row(ATARI, 36, published=(
         Published("15627", "10M steps", ZOO_ATARI),)),
-    "atari/beam_rider": Row(ATARI, 70, published=(
+    "atari/beam_rider": Row(ATARI, 36, published=(
         Published("1916 ± 485", "10M steps", CLEANRL), Published("3397", "10M steps", ZOO_ATARI))),
     "procgen/coinrun": Row(500_000, 30, changes=("--model.encoder", "nature")),
     "impala/atari/breakout": Row(200_000, 60),

@@ -254,7 +254,6 @@ def api_page() -> str:
     """Functions, classes and results of the Python interface."""
     public = {name: getattr(sfactory, name) for name in sfactory.__all__ if not name.startswith("_")}
     functions = {f"sfactory.{name}": thing for name, thing in public.items() if inspect.isfunction(thing)}
-    functions["sfactory.api.export"] = sfactory.api.export
     classes = {name: thing for name, thing in public.items() if inspect.isclass(thing)}
     results = {name: getattr(importlib.import_module(module), name) for name, module in RESULTS.items()}
     lines = [API_INTRO, "## Functions", ""]

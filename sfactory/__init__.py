@@ -9,7 +9,7 @@ from sfactory import _moved
 from sfactory._version import __version__
 
 if TYPE_CHECKING:
-    from sfactory.api import compare, evaluate, load_policy, make_config, play_match, report, resume, train
+    from sfactory.api import compare, evaluate, export, load_policy, make_config, play_match, report, resume, train
     from sfactory.config import Config
     from sfactory.errors import RunFailed
     from sfactory.play.policy import Policy
@@ -23,6 +23,7 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "export",
     "load_policy",
     "make_config",
     "play_match",
@@ -38,6 +39,7 @@ _HOMES = {
     "RunFailed": "errors",
     "compare": "api",
     "evaluate": "api",
+    "export": "api",
     "load_policy": "api",
     "make_config": "api",
     "play_match": "api",

@@ -63,7 +63,6 @@ from sfactory.run.folder import (
     refuse_existing,
     require_checkpoint,
     require_config_file,
-    require_run_or_checkpoint,
     run_of,
 )
 from sfactory.run.job import check_job, wait_for_leader
@@ -85,6 +84,26 @@ R = TypeVar("R")
 
 RUNS = ("run_dir", "runs", "opponent")
 """Arguments that are folders of runs, and may be outcomes instead."""
+
+FILM = ("play", "render", "render_mode", "save_video", "watch")
+POLICY_NAMES = {
+    "best": 'checkpoint="best"',
+    "device": "a policy acts on the CPU",
+    "path": "run_dir=",
+    "step": "checkpoint={value}",
+    "steps": "checkpoint={value}",
+}
+"""Arguments that people try where a policy of a run is loaded -> what to write here, or why there is none."""
+PLAY_NAMES = {
+    **POLICY_NAMES,
+    "max_ep_len": "max_steps=",
+    "max_episode_steps": "max_steps=",
+    "return_episode_rewards": "the result has `returns`, one of each episode",
+    "run": "run_dir=",
+}
+EVALUATE_NAMES = {**PLAY_NAMES, **dict.fromkeys(FILM, 'video="FILE.mp4"')}
+MATCH_NAMES = {**PLAY_NAMES, "against": "opponent=", **dict.fromkeys((*FILM, "video"), "a match is not recorded")}
+SAME_ENV = 'here the environment is that of training; change it by env={"settings": {...}}'
 
 CallbackLike = Callback | Callable[[RunHandle, dict[str, float]], None]
 
@@ -201,6 +220,40 @@ def _with_old_names(**old: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+def _with_answers(answers: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Raise SettingError for arguments that the function does not have. answers: their names -> what is here.
+
+    A dict is the settings of a section, whatever its name is.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def answered(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name, value in kwargs.items():
+                if name in answers and not isinstance(value, Mapping):
+                    answer = answers[name].replace("{value}", parsing.shown(value))
+                    raise SettingError(f"{name}: no such argument; here {answer}")
+            return function(*args, **kwargs)
+
+        return answered
+
+    return decorate
+
+
+def _with_one_list(function: Callable[P, R]) -> Callable[P, R]:
+    """Raise TypeError for several runs that are not in one list."""
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if len(args) > 1:
+            name = function.__name__
+            raise TypeError(f"{name}() takes one list of runs: {name}([a, b])")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+@_with_answers(EVALUATE_NAMES)
 def evaluate(
     run_dir: str | Path | Outcome,
     episodes: int = 100,
@@ -243,6 +296,7 @@ def evaluate(
     return evaluate_layer(run_dir, changes, str(checkpoint), trust, greedy=greedy, video=film, **counts)
 
 
+@_with_answers(MATCH_NAMES)
 def play_match(
     run_dir: str | Path | Outcome,
     opponent: str | Path | Outcome,
@@ -279,8 +333,11 @@ def play_match(
 
 
 @_with_old_names(run="run_dir")
-def load_policy(run_dir: str | Path | Outcome, seed: int = 0, trust: bool = False) -> Policy:
-    """Load the newest policy of a run, or the policy of one checkpoint's folder, to act on the CPU.
+@_with_answers(POLICY_NAMES)
+def load_policy(
+    run_dir: str | Path | Outcome, seed: int = 0, trust: bool = False, *, checkpoint: str | int = "newest"
+) -> Policy:
+    """Load a policy of a run, by default the newest one, or the policy of one checkpoint's folder, to act on the CPU.
 
     No environment is built, unless an earlier version, which did not record its spaces, wrote the checkpoint; then a
     process of its own builds one.
@@ -289,23 +346,24 @@ def load_policy(run_dir: str | Path | Outcome, seed: int = 0, trust: bool = Fals
         run_dir: folder of a run, or of a checkpoint.
         seed: of sampled actions.
         trust: run the code that its settings name, also if it was trained by somebody else (`sfactory.run.trust`).
+        checkpoint: as in `evaluate`: "newest", "best" (the highest training return), or the trained steps of one.
 
     Raises:
-        ValueError: no usable checkpoint, or code that is not trusted.
+        ValueError: no such run or usable checkpoint, or code that is not trusted.
     """
     found, trust = checked_seed(seed), switches(trust=trust)["trust"]
-    require_run_or_checkpoint(_path(run_dir))
-    return _load_policy(_path(run_dir), found, trust, "sfactory eval")
+    return _load_policy(_path(run_dir), str(checkpoint), found, trust, "sfactory eval")
 
 
-def _load_policy(run: Path, seed: int, trust: bool, command: str) -> Policy:
-    """The policy of a run or a checkpoint. command: what needs `--trust`."""
+def _load_policy(run: Path, which: str, seed: int, trust: bool, command: str) -> Policy:
+    """The policy of a run or a checkpoint. which: as `checkpoint` of `evaluate`. command: what needs `--trust`."""
+    from sfactory.play.evaluate import chosen_checkpoint
     from sfactory.play.policy import load_policy as load
-    from sfactory.run.checkpoint import held, read_state, resolve
+    from sfactory.run.checkpoint import held, read_state
     from sfactory.run.recorded_spec import recorded_spec
     from sfactory.supervisor.specs import spec_of_policy
 
-    with held(lambda: resolve(run)) as path:
+    with held(lambda: chosen_checkpoint(run, which)) as path:
         config = _config_of(run_of(path))
         builds = recorded_spec(read_state(path)) is None
         with vouched_code(run_of(path), config, trust, command, environments=builds):
@@ -327,9 +385,10 @@ def export(run_dir: str | Path | Outcome, output: str | Path, trust: bool = Fals
 
     check_file(_path(output, "output"))
     trust = switches(trust=trust)["trust"]
-    return write(_load_policy(_path(run_dir), 0, trust, "sfactory export"), _path(output, "output"))
+    return write(_load_policy(_path(run_dir), "newest", 0, trust, "sfactory export"), _path(output, "output"))
 
 
+@_with_one_list
 def compare(
     runs: str | Path | Outcome | Sequence[str | Path | Outcome],
     *,
@@ -620,8 +679,10 @@ def _play_layer(sections: Mapping[str, Any], arguments: Sequence[str]) -> parsin
     """
     for name, value in sections.items():
         if not isinstance(value, Mapping):
+            if known_names.answer(name).startswith("here TARGET"):
+                wrong = "expected a dict of settings" if name == "env" else "no such argument"
+                raise SettingError(f"{name}: {wrong}; {SAME_ENV}")
             key = known_names.setting_of(name).removeprefix("eval.").replace("-", "_")
-            key = "video" if known_names.answer(name).startswith(f"here {known_names.EVAL} --video") else key
             if key in arguments:
                 raise SettingError(f"{name}: no such argument; here {key}=")
             if hint := did_you_mean(name, arguments, 0.8, 0.85):

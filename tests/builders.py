@@ -125,7 +125,27 @@ class Odd(gymnasium.Env):
         return self.observation_space.sample(), float(action["force"]), self.steps_left == 0, False, {}
 
 
-for one in (Nested, Everything, Odd):  # in this file, which the processes of a run import
+class Parts(Nested):
+    """`Nested` with a Tuple of two equal Boxes, a category and a Dict, and as many choices as a setting says."""
+
+    observation_space = spaces.Tuple(
+        (
+            spaces.Box(-1, 1, (2,)),
+            spaces.Box(-1, 1, (2,)),
+            spaces.Dict(which=spaces.Discrete(3), x=spaces.Box(-1, 1, (1,))),
+        )
+    )
+
+    def __init__(self, sizes=(2, 3)):
+        self.action_space = spaces.MultiDiscrete(list(sizes))
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.steps_left -= 1
+        return self.observation_space.sample(), float(action[0]), self.steps_left == 0, False, {}
+
+
+for one in (Nested, Everything, Odd, Parts):  # in this file, which the processes of a run import
     gymnasium.register(f"{one.__name__}-v0", entry_point=one)
 
 

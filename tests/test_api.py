@@ -1,5 +1,7 @@
 """`sfactory.train` from Python: settings, arguments and errors. Runs are in tests/system, in test_api_runs.py."""
 
+import importlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -7,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from builders import LOCKSTEP
@@ -14,7 +17,7 @@ from builders import LOCKSTEP
 import sfactory
 from sfactory.config.python_values import switches, whole_numbers
 from sfactory.envs import EnvError
-from sfactory.errors import CommandError, Exit, SettingNote
+from sfactory.errors import CommandError, Exit, SettingError, SettingNote
 from sfactory.run.outcome import Outcome
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -98,7 +101,7 @@ def test_functions_take_old_names_of_arguments_with_a_note(tmp_path, monkeypatch
         pytest.warns(SettingNote, match=r"^out is now output "),
         pytest.raises(ValueError, match=r"policy\.txt"),
     ):
-        sfactory.api.export("none", out="policy.txt")
+        sfactory.export("none", out="policy.txt")
     with pytest.raises(TypeError, match=r"load_policy\(\) got run and run_dir, two names of one argument"):
         sfactory.load_policy(run="a", run_dir="b")
 
@@ -123,7 +126,7 @@ def test_functions_take_old_names_of_arguments_with_a_note(tmp_path, monkeypatch
         (lambda: sfactory.evaluate("run", 2, greedy="no"), "greedy: expected True or False, got 'no'"),
         (lambda: sfactory.evaluate("run", n_eval_episodes=3), "n_eval_episodes: no such argument; here episodes="),
         (lambda: sfactory.evaluate("run", deterministic=True), "deterministic: no such argument; here greedy="),
-        (lambda: sfactory.evaluate("run", render=True), "render: no such argument; here video="),
+        (lambda: sfactory.evaluate("run", render=True), 'render: no such argument; here video="FILE.mp4"$'),
         (lambda: sfactory.evaluate("run", episode=3), r"episode: no such argument; did you mean episodes\?"),
         (lambda: sfactory.evaluate("run", 2, video=True), "video: expected a path, got True"),
         (lambda: sfactory.train("classic/cartpole", check="no"), "check: expected True or False, got 'no'"),
@@ -139,6 +142,95 @@ def test_functions_name_a_wrong_argument_before_anything_starts(call, message, t
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "call", [sfactory.evaluate, lambda *run, **given: sfactory.play_match(*run, "random", **given)]
+)
+@pytest.mark.parametrize(
+    ("name", "value", "answer"),
+    [
+        ("best", True, 'here checkpoint="best"'),
+        ("step", 3, "here checkpoint=3"),
+        ("steps", 3, "here checkpoint=3"),
+        ("max_episode_steps", 3, "here max_steps="),
+        ("max_ep_len", 3, "here max_steps="),
+        ("return_episode_rewards", True, "here the result has `returns`, one of each episode"),
+        ("n_eval_episodes", 3, "here episodes="),
+        ("deterministic", True, "here greedy="),
+        ("device", "cpu", "here a policy acts on the CPU"),
+        ("env_id", "CartPole-v0", 'here the environment is that of training; change it by env={"settings": {...}}'),
+    ],
+)
+def test_evaluate_and_play_match_say_what_an_argument_of_another_name_is_here(call, name, value, answer):
+    with pytest.raises(SettingError) as raised:
+        call("run", **{name: value})
+    assert str(raised.value) == f"{name}: no such argument; {answer}"
+
+
+def test_evaluate_and_play_match_say_that_a_run_keeps_its_environment():
+    answer = 'here the environment is that of training; change it by env={"settings": {...}}'
+    for env in ("gymnasium/CartPole-v0", gymnasium.Env()):
+        for play, words in ((sfactory.evaluate, ["run"]), (sfactory.play_match, ["run", "random"])):
+            with pytest.raises(SettingError) as raised:
+                play(*words, env=env)
+            assert str(raised.value) == f"env: expected a dict of settings; {answer}"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sfactory.play_match("run", against="random"), "against: no such argument; here opponent="),
+        (lambda: sfactory.play_match("run", "random", against="random"), "against: no such argument; here opponent="),
+        (
+            lambda: sfactory.play_match("run", "random", render=True),
+            "render: no such argument; here a match is not recorded",
+        ),
+        (
+            lambda: sfactory.play_match("run", "random", video="a.mp4"),
+            "video: no such argument; here a match is not recorded",
+        ),
+        (lambda: sfactory.evaluate("run", render_mode="human"), 'render_mode: no such argument; here video="FILE.mp4"'),
+        (lambda: sfactory.evaluate("run", watch=True), 'watch: no such argument; here video="FILE.mp4"'),
+        (lambda: sfactory.evaluate(path="run"), "path: no such argument; here run_dir="),
+        (lambda: sfactory.evaluate(run="run"), "run: no such argument; here run_dir="),
+        (lambda: sfactory.play_match(run="run", opponent="random"), "run: no such argument; here run_dir="),
+        (lambda: sfactory.load_policy("run", device="cpu"), "device: no such argument; here a policy acts on the CPU"),
+        (lambda: sfactory.load_policy(path="run"), "path: no such argument; here run_dir="),
+        (lambda: sfactory.load_policy("run", best=True), 'best: no such argument; here checkpoint="best"'),
+        (lambda: sfactory.load_policy("run", step=3), "step: no such argument; here checkpoint=3"),
+    ],
+)
+def test_functions_say_what_an_argument_of_another_name_is_here(call, message):
+    with pytest.raises(SettingError) as raised:
+        call()
+    assert str(raised.value) == message
+
+
+def test_functions_keep_the_error_of_python_for_an_argument_that_is_not_known():
+    with pytest.raises(TypeError, match=r"load_policy\(\) got an unexpected keyword argument 'colour'"):
+        sfactory.load_policy("run", colour=3)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'opponent'"):
+        sfactory.play_match("run")
+
+
+def test_signatures_are_those_of_the_functions_and_not_of_their_checks():
+    assert list(inspect.signature(sfactory.load_policy).parameters) == ["run_dir", "seed", "trust", "checkpoint"]
+    assert list(inspect.signature(sfactory.play_match).parameters)[:3] == ["run_dir", "opponent", "episodes"]
+    assert next(iter(inspect.signature(sfactory.compare).parameters)) == "runs"
+
+
+def test_compare_says_that_it_takes_one_list():
+    with pytest.raises(TypeError, match=r"^compare\(\) takes one list of runs: compare\(\[a, b\]\)$"):
+        sfactory.compare("a", "b")
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'runs'"):
+        sfactory.compare()
+
+
+def test_export_is_a_public_name_and_the_old_module_of_this_name_has_moved():
+    assert sfactory.export is sfactory.api.export
+    with pytest.raises(ImportError, match=r"sfactory\.export has moved to sfactory\.play\.export"):
+        importlib.import_module("sfactory.export")
 
 
 def test_a_daemonic_process_is_told_why_it_cannot_train(tmp_path, monkeypatch):

@@ -215,7 +215,8 @@ def check_options(config: Config) -> None:
     check_value_head(config)
     if config.model.separate and config.model.core != "none":
         raise ValueError(
-            f"model.separate and model.core {config.model.core} exclude each other: a recurrent core needs one trunk"
+            f"model.separate and model.core {config.model.core} exclude each other: a recurrent core needs one trunk; "
+            "set model.separate to false"
         )
 
 

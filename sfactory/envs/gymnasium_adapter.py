@@ -13,7 +13,7 @@ from sfactory.envs.frames import render_error, to_frame
 from sfactory.envs.obs_leaf import always_fits, obs_leaves
 from sfactory.envs.saved_spec import same_space
 from sfactory.envs.saved_state import decode, encode
-from sfactory.envs.space_leaves import check_tuples, kept_leaves, tuples_of
+from sfactory.envs.space_leaves import check_tuples, kept_leaves, space_leaves, tuples_of
 from sfactory.envs.spec import EnvSpec, EpisodeTally, Step, env_fault, finite_rows, info_numbers
 from sfactory.envs.step_values import (
     PLAIN_FLAGS,
@@ -206,6 +206,9 @@ class EnvGroup(EnvCopies):
         names = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
         place = self._place(env, method)
         rest = f", returned by {method}, {place}" if place else ""
+        wide = [name for name, _, space in space_leaves(self.observation_space, "obs") if space.dtype == np.float64]
+        if set(wide) & set(names):
+            rest += "; observations are kept as float32, which ends at 3.4e38"
         return ValueError(f"NaN or infinity in {' and '.join(names)}{rest}")
 
     def render(self, env: int) -> np.ndarray:

@@ -22,11 +22,19 @@ class SpaceLeaf(NamedTuple):
 
 
 def space_leaves(space: Any, name: str, path: tuple[Any, ...] = ()) -> Iterator[SpaceLeaf]:
-    """Iterate over the leaves of nested Dict and Tuple spaces: name, path, space (`obs/image`, ("image",), Box)."""
+    """Iterate over the leaves of nested Dict and Tuple spaces: name, path, space (`obs/image`, ("image",), Box).
+
+    Raises EnvError for what a checkpoint cannot record: other keys than text and whole numbers, and floats of more than
+    64 bits.
+    """
     if not isinstance(space, Mapping | Sequence):  # gymnasium's Dict is a Mapping, its Tuple a Sequence
+        if getattr(space, "dtype", None) is not None and space.dtype.kind == "f" and space.dtype.itemsize > 8:
+            raise EnvError(f"the space {name} has dtype {space.dtype}; use float32 or float64")
         yield SpaceLeaf(name, path, space)
         return
     for key, child in space.items() if isinstance(space, Mapping) else enumerate(space):
+        if not isinstance(key, str | int):
+            raise EnvError(f"the Dict space {name} has the key {key!r}; use text or a whole number")
         yield from space_leaves(child, f"{name}/{key}", (*path, key))
 
 

@@ -183,7 +183,13 @@ class MatchResult:
     """What differs from the settings of training, of either policy, in words."""
 
     def score(self, seat: int | None = None) -> Score:
-        """Wins, draws and losses of the policy in all episodes, or in those in which it had a seat."""
+        """Wins, draws and losses of the policy in all episodes, or in those in which it had a seat.
+
+        seat: a number, in the order of `agents`. Raises ValueError for one that is none.
+        """
+        if seat is not None and seat not in range(len(self.agents)):
+            numbers = ", ".join(f"{number} ({name})" for number, name in enumerate(self.agents))
+            raise ValueError(f"seat {seat!r} is none of {numbers}; by_seat has the scores by name")
         chosen = [outcome for outcome, own in zip(self.outcomes, self.seats, strict=True) if seat in (None, own)]
         return Score(chosen.count(1), chosen.count(0), chosen.count(-1))
 

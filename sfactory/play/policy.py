@@ -9,7 +9,7 @@ Shapes: N environments; every leaf of an observation or action is [N, ...].
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,9 @@ from sfactory.config.python_values import checked_seed, switches
 from sfactory.envs import EnvSpec, bounded
 from sfactory.envs.action_leaf import ActionSpace
 from sfactory.envs.agent_spaces import AGENT_ID, MASK
-from sfactory.envs.obs_leaf import Encode, obs_leaves
+from sfactory.envs.obs_leaf import Encode, always_fits, obs_leaves
 from sfactory.envs.saved_spec import spaces_from_json
-from sfactory.envs.space_leaves import space_leaves
+from sfactory.envs.space_leaves import TupleParts, check_tuples, part_of, space_leaves, tuples_of
 from sfactory.errors import CheckpointError
 from sfactory.play.policy_distribution import ATANH_LIMIT, PolicyDistribution
 from sfactory.run import checkpoint
@@ -122,6 +122,7 @@ class Policy:
         """The environment's own spaces, or None if it has none; then observations are the leaves of `spec.obs`."""
         self._added = _added_leaves(spec, self.observation_space)
         self._readers = _readers(self.spec, self.observation_space, self._added)
+        self._tuples = _tuples(self.observation_space, [path for _, path, *_ in self._readers])
         self._squashed = bounded(self.spec, config.model.squash)
         self._actions = None if self.action_space is None else ActionSpace(self.spec.name, self.action_space)
         if self._actions is not None and self._actions.leaves != spec.actions:
@@ -328,42 +329,40 @@ class Policy:
 
     def _read(self, obs: Any) -> tuple[dict[str, np.ndarray], int | None]:
         """Return the leaves [N, ...] of an observation, and N; None for a single one."""
+        if _is_pair(obs, self.observation_space):
+            raise ValueError(f"the observation is a tuple whose second part is a dict; {_PAIR}")
         leaves: dict[str, np.ndarray] = {}
-        counts = set()
+        counts: dict[str, int | None] = {}
         for name, path, raw, encode in self._readers:
-            value = obs
+            part = obs
             for key in path:
                 try:
-                    value = value[key]
+                    part = part[key]
                 except (KeyError, IndexError, TypeError) as error:
                     raise ValueError(f"no {name} in the observation; expected {self._expected()}") from error
-            leaf = self.spec.obs[name]
-            try:
-                value = np.asarray(value)
-            except ValueError:  # values of several shapes
-                raise ValueError(f"{name} is a {type(value).__name__} of unequal parts; {_PAIR}") from None
-            except (RuntimeError, TypeError) as error:  # a tensor with gradients, or on a GPU
-                raise ValueError(f"{name} cannot be read as an array: {error}") from error
-            if value.shape == raw:
-                count, value = None, value[None]
-            elif value.shape[1:] == raw and value.ndim == len(raw) + 1:
-                count = len(value)
-            else:
-                raise ValueError(f"{name} has shape {value.shape}; {self.spec.name} has {raw}, or (N, ...) for a batch")
-            if count == 0:
-                raise ValueError(f"{name} has shape {value.shape}: a batch of no observations; leave the call out")
-            if encode is not None:
-                value = encode(value)
-            if not np.can_cast(value.dtype, leaf.dtype, "same_kind"):
-                raise ValueError(f"{name} has dtype {value.dtype}; {self.spec.name} has {leaf.dtype}")
-            value = value.astype(leaf.dtype, copy=False)
-            if value.dtype.kind == "f" and not np.isfinite(value).all():  # a fault in training too
-                raise ValueError(f"{name} is not finite: {np.sum(~np.isfinite(value))} of {value.size} numbers")
-            leaves[name] = value
-            counts.add(count)
-        if len(counts) > 1:
+            value, counts[name] = _rows(name, part, raw, self.spec.name)
+            leaves[name] = _of_leaf(name, value if encode is None else encode(value), self.spec.obs[name].dtype)
+        if None in counts.values():  # an environment may return a category in an array of one
+            counts = {name: counts[name] for name, _, raw, _ in self._readers if raw or counts[name] != 1}
+        if len(set(counts.values())) > 1:
             raise ValueError(f"the leaves of the observation have different batch sizes; expected {self._expected()}")
-        return leaves, counts.pop()
+        batch = next(iter(counts.values()))
+        check_tuples(obs, self._tuples)
+        if batch is not None:
+            self._check_batch(obs)
+        return leaves, batch
+
+    def _check_batch(self, obs: Any) -> None:
+        """Raise ValueError if a Tuple space has N tuples, where a batch is a tuple of batches, as gymnasium's are."""
+        inner = {one.path for one in self._tuples}
+        for name, path, count in self._tuples:
+            value = part_of(obs, path)
+            plain = [part for key, part in enumerate(value) if (*path, key) not in inner]
+            if not isinstance(value, tuple) or any(isinstance(part, tuple) for part in plain):
+                raise ValueError(
+                    f"{name} has a Tuple space: give one observation, or for N of them a tuple of {count} batches of N "
+                    "rows, as vector environments of gymnasium return it"
+                )
 
     def _complete(self, rows: int, agent: Any, mask: Any) -> dict[str, np.ndarray]:
         """Return the leaves [N, ...] that the environment's own observation does not have."""
@@ -443,6 +442,49 @@ def _readers(
     if {name: reader.leaf for name, reader in readers.items()} != own:
         raise ValueError(f"the observation space {space} is not that of the network")
     return [(name, reader.path, reader.raw, reader.encode) for name, reader in readers.items()]
+
+
+def _tuples(space: Any, paths: Collection[tuple[Any, ...]]) -> list[TupleParts]:
+    """Return the Tuple spaces with a part that is read. paths: of what is read."""
+    found = [] if space is None else list(tuples_of(space))
+    return [one for one in found if any(path[: len(one.path)] == one.path for path in paths)]
+
+
+def _is_pair(obs: Any, space: Any) -> bool:
+    """Whether this is what `reset` returns: an observation and a dict, where the space has no such tuple."""
+    parts = list(space) if isinstance(space, Sequence) else []
+    fits = len(parts) == 2 and isinstance(parts[1], Mapping)
+    return isinstance(obs, tuple) and len(obs) == 2 and isinstance(obs[1], dict) and not fits
+
+
+def _rows(name: str, part: Any, raw: tuple[int, ...], env: str) -> tuple[np.ndarray, int | None]:
+    """Return a part of an observation as rows [N, *raw], and N; None for a single one."""
+    try:
+        value = np.asarray(part)
+    except ValueError:  # values of several shapes
+        raise ValueError(f"{name} is a {type(part).__name__} of unequal parts; {_PAIR}") from None
+    except (RuntimeError, TypeError) as error:  # a tensor with gradients, or on a GPU
+        raise ValueError(f"{name} cannot be read as an array: {error}") from error
+    if value.shape == raw:
+        return value[None], None
+    if value.shape[1:] != raw or value.ndim != len(raw) + 1:
+        raise ValueError(f"{name} has shape {value.shape}; {env} has {raw}, or (N, ...) for a batch")
+    if not len(value):
+        raise ValueError(f"{name} has shape {value.shape}: a batch of no observations; leave the call out")
+    return value, len(value)
+
+
+def _of_leaf(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    """Return values in the dtype of their leaf. Raises ValueError for those that are a fault in training."""
+    always_fits(name, value, np.dtype(dtype))
+    with np.errstate(over="ignore"):
+        cast = value.astype(dtype, copy=False)
+    if cast.dtype.kind == "f" and not np.isfinite(cast).all():
+        wrong = ~np.isfinite(cast)
+        if np.isfinite(value).all():
+            raise ValueError(f"{name} is {value[wrong][0]:g}, which is too large for {dtype}")
+        raise ValueError(f"{name} is not finite: {np.sum(wrong)} of {value.size} numbers")
+    return cast
 
 
 def _clipped(spec: EnvSpec, name: str, value: np.ndarray) -> np.ndarray:

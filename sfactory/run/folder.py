@@ -118,16 +118,17 @@ class FolderTaken(CommandError):
     """A new run cannot have a folder, because a run is in it already."""
 
 
-def refuse_run(run_dir: Path) -> None:
-    """FolderTaken (exit 2) if a folder holds a run."""
+def refuse_run(run_dir: Path, locked: bool = False) -> None:
+    """FolderTaken (exit 2) if a folder holds a run. locked: this process has locked it, to look."""
     if not is_run(run_dir):
         return
     if _never_trained(run_dir):
         problem = f"{run_dir} holds a run whose start failed"
         raise FolderTaken(Exit.USAGE, f"{problem}; remove it, or choose another run.dir")
-    pid = locking_process(run_dir)  # this process, if it has locked the folder to look
-    if pid != os.getpid() and supervisor_is_running(run_dir, pid):
-        raise FolderTaken(Exit.USAGE, f"{run_dir} holds a run that process {pid} trains now; choose another run.dir")
+    pid = locking_process(run_dir)
+    if not locked and supervisor_is_running(run_dir, pid):
+        who = "another thread of this process" if pid == os.getpid() else f"process {pid}"
+        raise FolderTaken(Exit.USAGE, f"{run_dir} holds a run that {who} trains now; choose another run.dir")
     how = f"{resume_command(run_dir)}, in Python sfactory.resume({str(run_dir)!r})"
     raise FolderTaken(Exit.USAGE, f"{run_dir} holds a run already; resume it: {how}; or choose another run.dir")
 
@@ -155,7 +156,9 @@ def require_config_file(run_dir: Path) -> Path:
         above = run_dir.resolve().parent.parent
         if (run_dir / "manifest.json").is_file() and (above / "config.toml").is_file():
             raise CommandError(Exit.USAGE, f"{run_dir} is a checkpoint; its run is {run_dir.parent.parent}")
-        problem = "holds no run (no config.toml)" if run_dir.is_dir() else "does not exist"
+        problem = "is a file, not the folder of a run" if run_dir.exists() else "does not exist"
+        if run_dir.is_dir():
+            problem = "holds no run (no config.toml)"
         inside, here = (sorted(p.parent for p in place.glob("*/config.toml")) for place in (run_dir, Path("runs")))
         newest = max(inside or here, key=lambda p: p.stat().st_mtime, default=None)
         hint = f"; the newest run {'in it' if inside else 'here'} is {newest}" if newest is not None else ""

@@ -16,7 +16,7 @@ from sfactory.config.resume_rules import changed_settings
 from sfactory.config.toml_file import from_toml, to_toml
 from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import EnvSpec
-from sfactory.errors import CheckpointError, CommandError, Exit, FileRefused, NoCheckpointError, RunBusy
+from sfactory.errors import CheckpointError, CommandError, EnvError, Exit, FileRefused, NoCheckpointError, RunBusy
 from sfactory.files import replace_text, replace_text_in, require
 from sfactory.monitor import messages
 from sfactory.monitor.board import Board
@@ -38,6 +38,7 @@ from sfactory.run.network_size import check_network_size
 from sfactory.run.obs_reading import check_reading
 from sfactory.run.outcome import Outcome
 from sfactory.run.presence import FolderPresence
+from sfactory.run.recorded_spec import check_same_spaces, recorded_spec
 from sfactory.run.saved_counters import environment_steps_of
 from sfactory.run.stop_rules import Progress, raised_settings, reached_rules, sentence_of
 from sfactory.run.trust import record_run
@@ -141,7 +142,7 @@ class RunRecorder:
     ) -> RunRecorder:
         checkpoints = run_dir if ranks.is_leader else run_dir.parent
         if not resume and not config.run.requeue:
-            refuse_run(run_dir)
+            refuse_run(run_dir, locked=True)
         refuse_links(run_dir)
         launch, resume_from, state, changes = 0, "", {}, list[str]()
         if resume:
@@ -158,7 +159,9 @@ class RunRecorder:
             launch, resume_from = state["launch"] + 1, str(found.path)
             try:
                 check_reading(state, specs[0], config)
-            except CheckpointError as error:
+                if (trained := recorded_spec(state)) is not None:
+                    check_same_spaces(trained, specs[0])
+            except (CheckpointError, EnvError) as error:
                 raise CommandError(Exit.RESUME_REFUSED, str(error)) from error
             changes = changed_settings(from_toml(checkpoints / "config.toml"), config)
         replace_text(run_dir / "config.toml", to_toml(config))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from sfactory import pickled
@@ -16,6 +17,7 @@ from sfactory.device.machine import shows_gpu
 from sfactory.envs import EnvSpec
 from sfactory.run import checkpoint
 from sfactory.run.obs_reading import check_reading
+from sfactory.run.recorded_spec import check_same_spaces, recorded_spec
 
 
 def check_own_code(setting: str, name: str) -> None:
@@ -66,10 +68,12 @@ def check_algorithm(name: str, spec: EnvSpec) -> None:
 
 
 def check_init_from(config: Config, spec: EnvSpec) -> None:
-    """ValueError or CheckpointError if the weights named by `run.init_from` are missing or of another network."""
+    """ValueError, EnvError or CheckpointError if the weights of `run.init_from` are missing or of another network."""
     found = checkpoint.read_from(Path(config.run.init_from), ())
     path = found.path.resolve()
     check_reading(found.state, spec, config)
+    if (before := recorded_spec(found.state)) is not None:  # the learner compares the shapes of everything else
+        check_same_spaces(before, replace(before, name=spec.name, actions=spec.actions), f"run.init-from {path}")
     settings = path.parent.parent / "config.toml"
     if not settings.is_file():  # a checkpoint that was copied elsewhere: the learner compares the shapes
         return

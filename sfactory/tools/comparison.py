@@ -235,7 +235,7 @@ def _usable(paths: list[Path], metric: str, notes: Notes) -> list[RunFolder]:
         raise ValueError("there is no folder of a run to compare")
     runs, known, what = list[RunFolder](), set[str](), QUANTITIES.get(metric, metric)
     for path in paths:
-        if path.is_dir() and not (path / "config.toml").is_file():
+        if path.exists() and not (path / "config.toml").is_file():
             notes.of(str(path), " contains no run; it is left out.", " contain no run; they are left out.")
             continue
         run = read_run(path)

@@ -283,3 +283,20 @@ NOT_NESTED_ALIKE = [
 def test_an_observation_that_is_not_nested_as_its_space_is_refused_by_name(space, obs, message):
     with pytest.raises(EnvError, match=f"failed at its first reset: ValueError: {message}"):
         EnvGroup(lambda: Gives(space, obs), 1, [0], name="some/env").reset()
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            spaces.Dict({(0, 1): spaces.Discrete(2)}),
+            r"the Dict space obs has the key \(0, 1\); use text or a whole number",
+        ),
+        (spaces.Dict(a=spaces.Dict({2.5: spaces.Discrete(2)})), r"the Dict space obs/a has the key 2.5; use text"),
+        (spaces.Box(-1, 1, (2,), np.longdouble), "the space obs has dtype float128; use float32 or float64"),
+    ],
+)
+def test_spaces_that_no_checkpoint_can_record_are_refused_before_training(space, message):
+    with pytest.raises(EnvError, match=message):
+        list(space_leaves(space, "obs"))
+    assert [leaf.name for leaf in space_leaves(spaces.Dict({0: spaces.Discrete(2)}), "obs")] == ["obs/0"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from builders import trained
 
+import sfactory
 from sfactory.config import Config, Env
 from sfactory.config.parsing import RawValue
 from sfactory.envs import EnvError, EnvFault, Episode, Step, make_spec
@@ -378,6 +379,26 @@ def test_chosen_checkpoint_is_the_newest_the_best_or_one_by_its_steps(several):
         chosen_checkpoint(several, "7")
     with pytest.raises(CommandError, match="is a checkpoint already"):
         chosen_checkpoint(found[0], "best")
+
+
+def test_load_policy_takes_the_checkpoint_that_evaluate_takes(several):
+    found = checkpoint.candidates(several)
+    steps = [int(path.name) for path in found]
+    assert sfactory.load_policy(several).env_steps == steps[0]
+    for which, expected in (("newest", steps[0]), ("best", steps[-1]), (steps[1], steps[1]), (str(steps[1]), steps[1])):
+        assert sfactory.load_policy(several, checkpoint=which).env_steps == expected
+    assert sfactory.load_policy(found[1], checkpoint="newest").env_steps == steps[1]
+
+
+@pytest.mark.parametrize("play", [sfactory.evaluate, sfactory.load_policy])
+def test_load_policy_refuses_the_checkpoints_that_evaluate_refuses(several, play):
+    found = checkpoint.candidates(several)
+    for which in ("7", 7, "latest", None):
+        with pytest.raises(CommandError, match=f"^checkpoint {which}: no such checkpoint; there are newest, best, "):
+            play(several, checkpoint=which)
+    for which in ("best", int(found[0].name)):
+        with pytest.raises(CommandError, match=f"^checkpoint {which}: .* is a checkpoint already; give the folder"):
+            play(found[0], checkpoint=which)
 
 
 def test_differences_name_the_value_in_a_table_of_tables():

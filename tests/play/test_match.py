@@ -371,6 +371,10 @@ def test_match_result_has_scores_with_intervals_in_all_and_by_seat():
     found = result()
     assert found.score() == Score(2, 1, 1)
     assert found.by_seat == {"left": Score(1, 1, 0), "right": Score(1, 0, 1)}
+    assert found.score(0) == Score(1, 1, 0)
+    for none in ("left", 3, -1):
+        with pytest.raises(ValueError, match=r"is none of 0 \(left\), 1 \(right\), 2 \(judge\); by_seat has"):
+            found.score(none)
     values = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert (values["wins"], values["draws"], values["losses"], values["episodes"]) == (2, 1, 1, 4)
     assert values["score"] == 0.625

@@ -6,13 +6,14 @@ import sys
 
 import pytest
 
-from sfactory.errors import FileRefused
+from sfactory.errors import CommandError, FileRefused
 from sfactory.run.folder import (
     FolderTaken,
     locking_process,
     new_run_dir,
     refuse_links,
     refuse_run,
+    require_config_file,
     supervisor_is_running,
 )
 from sfactory.run.lock import lock_folder
@@ -34,7 +35,9 @@ def test_supervisor_is_running_while_it_has_the_lock_file_open(locked):
 def test_refuse_run_does_not_advise_to_resume_a_run_that_is_training(locked, monkeypatch):
     (locked / "config.toml").write_text("")
     with pytest.raises(FolderTaken, match="holds a run already; resume it"):
-        refuse_run(locked)  # this process has the lock only to look
+        refuse_run(locked, locked=True)  # this process has the lock only to look
+    with pytest.raises(FolderTaken, match="holds a run that another thread of this process trains now; choose another"):
+        refuse_run(locked)
     other = os.getpid()
     monkeypatch.setattr("sfactory.run.folder.os.getpid", lambda: other + 1)
     with pytest.raises(FolderTaken, match=f"holds a run that process {other} trains now; choose another run.dir"):
@@ -115,3 +118,9 @@ def test_natural_key_sorts_any_name(tmp_path):
     names = ["s10", "s2", "s²", "s" + "9" * 5000, "s02", "x"]
     order = sorted((tmp_path / name for name in names), key=natural_key)
     assert [path.name for path in order][:3] == ["s02", "s2", "s10"]
+
+
+def test_file_is_not_taken_for_a_run(tmp_path):
+    (tmp_path / "plot.png").write_text("")
+    with pytest.raises(CommandError, match=r"plot\.png is a file, not the folder of a run"):
+        require_config_file(tmp_path / "plot.png")

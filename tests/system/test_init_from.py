@@ -4,9 +4,12 @@ import shutil
 
 import pytest
 import torch
+from builders import Parts, train_own
 from forked_processes import run_forked
 from run_helpers import SMALL, command, rows
 
+import sfactory
+from sfactory.errors import CommandError, EnvError, Exit
 from sfactory.run import checkpoint
 
 TARGET = "gymnasium/Pendulum-v1"
@@ -80,3 +83,17 @@ def test_init_from_does_not_move_a_damaged_checkpoint(teacher, tmp_path):
     train(tmp_path / "run", "--run.init-from", theirs, "--stop.env-steps", 200)
     assert newest.exists()
     assert not (theirs / "corrupt").exists()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_other_actions_of_equal_shape_are_refused(tmp_path, resume):
+    """Two choices and three have as many logits as three and two: the shapes of the weights say nothing."""
+    run, other = train_own(tmp_path / "run", Parts), {"settings": {"sizes": [3, 2]}}
+    ways = {
+        True: lambda: sfactory.resume(run, stop={"env_steps": 900}, env=other, allow=["env.settings"]),
+        False: lambda: train_own(tmp_path / "new", Parts, env=other, run={"init_from": str(run)}),
+    }
+    message = r"actions action \[2\] of \[3, 2\], but .* was trained with action"
+    with pytest.raises((CommandError, EnvError), match=message) as error:
+        ways[resume]()
+    assert error.value.exit_code == (Exit.RESUME_REFUSED if resume else Exit.USAGE)

@@ -185,13 +185,14 @@ def test_compare_notes_empty_and_running_runs(fabricate, runs):
     live = fabricate("a5", [1, 2], **{"run.seed": 5})
     (live / "status.json").write_text(json.dumps({"state": "running", "pid": os.getpid()}))
     (runs / "notes").mkdir()
+    (runs / "plot.png").write_text("")
     lock = lock_folder(live)
     found = compare(sorted(runs.iterdir()))
     os.close(lock)
     assert len(found.panels[0].row("")["runs"]) == 3
     notes = " ".join(found.notes)
     for text in ("runs/a3 have no training return yet; they are left out", "a4 did not finish (killed)",
-                  "a5 is still running", "notes contains no run"):  # fmt: skip
+                  "a5 is still running", "notes and ", "plot.png contain no run"):  # fmt: skip
         assert text in notes
 
 
