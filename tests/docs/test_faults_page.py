@@ -8,7 +8,8 @@ TABLE = (ROOT / "docs" / "faults.md").read_text().partition("## What happens whe
 
 
 def test_every_row_of_the_fault_table_names_tests_that_exist():
-    rows = [line.strip("|").split("|") for line in TABLE.splitlines() if line.startswith("|")][2:]
+    lines = [line for line in TABLE.splitlines() if line.startswith("|") and not line.startswith(("| event |", "|---"))]
+    rows = [line.strip("|").split("|") for line in lines]
     assert len(rows) > 50
     files = [file.read_text() for file in (ROOT / "tests").rglob("test_*.py")]
     defined = {name for text in files for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
