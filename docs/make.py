@@ -62,7 +62,7 @@ them. Most defaults need no change; a preset sets those that matter for its task
 
 The last column says what `sfactory resume` does with a changed value: it changes silently (*free*), it is accepted with
 a warning, because the curve goes on under another setting (*warns*), or it is *refused* with exit code 4, unless
-`--allow NAME` accepts it. *linear* is a run in which something follows a line that ends at `stop.env-steps`, before or
+`--allow NAME` accepts it. *linear*: for runs with a setting that changes step by step until `stop.env-steps`, before or
 after the change: `optim.schedule linear`, `loss.entropy-final`, the epsilon of `pqn`, the penalty of `mdpo`.
 """
 
