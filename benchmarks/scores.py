@@ -26,6 +26,7 @@ from sfactory.config import Config
 from sfactory.device.machine import processor
 from sfactory.files import replace_text
 from sfactory.monitor.rows import read_rows
+from sfactory.run import provenance
 from sfactory.run.reader import learning_settings
 
 POINTS = 100  # learning curves are read at this many equally spaced env steps
@@ -114,7 +115,7 @@ class Scores:
         values = curve(folder, steps, self.metric(target)).reshape(BLOCKS, -1).mean(1)
         row = {
             "cell": cell, "seed": str(seed), "target": target, "steps": str(steps), "flags": " ".join(flags),
-            "seconds": f"{seconds:.1f}", "processor": processor(), "commit": commit(),
+            "seconds": f"{seconds:.1f}", "processor": processor(), "commit": commit_of(folder),
             "date": datetime.date.today().isoformat(), **columns,
             **{name: f"{x:.4g}" for name, x in _late(folder).items()},
             "curve": " ".join(f"{x:.5g}" for x in values), SETTINGS: settings,
@@ -192,6 +193,15 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return f"{name}{'+' * bool(changed)}"
+
+
+def commit_of(folder: Path) -> str:
+    """The commit that a run was trained with last, as its provenance says; else as `commit`."""
+    launches = provenance.read(folder)
+    trained = str((launches[-1].get("git") or {}).get("commit", "")) if launches else ""
+    now = commit()
+    same = bool(now) and trained.startswith(now.rstrip("+"))
+    return now if same or not trained else trained[:7]
 
 
 def curve(folder: Path, steps: int, metric: str = RETURN) -> np.ndarray:

@@ -85,24 +85,31 @@ R = TypeVar("R")
 RUNS = ("run_dir", "runs", "opponent")
 """Arguments that are folders of runs, and may be outcomes instead."""
 
-FILM = ("play", "render", "render_mode", "save_video", "watch")
+FILM = ("capture_video", "play", "record", "render", "render_mode", "save_video", "watch")
 POLICY_NAMES = {
     "best": 'checkpoint="best"',
+    "deterministic": "greedy= of `act`, or deterministic= of `predict`",
     "device": "a policy acts on the CPU",
+    "env": "a policy acts without an environment",
     "path": "run_dir=",
     "step": "checkpoint={value}",
     "steps": "checkpoint={value}",
 }
 """Arguments that people try where a policy of a run is loaded -> what to write here, or why there is none."""
 PLAY_NAMES = {
-    **POLICY_NAMES,
+    **{name: answer for name, answer in POLICY_NAMES.items() if name not in ("deterministic", "env")},
     "max_ep_len": "max_steps=",
     "max_episode_steps": "max_steps=",
     "return_episode_rewards": "the result has `returns`, one of each episode",
     "run": "run_dir=",
 }
 EVALUATE_NAMES = {**PLAY_NAMES, **dict.fromkeys(FILM, 'video="FILE.mp4"')}
-MATCH_NAMES = {**PLAY_NAMES, "against": "opponent=", **dict.fromkeys((*FILM, "video"), "a match is not recorded")}
+MATCH_NAMES = {
+    **PLAY_NAMES,
+    "against": "opponent=",
+    "opponents": "opponent=",
+    **dict.fromkeys((*FILM, "video"), "a match is not recorded"),
+}
 SAME_ENV = 'here the environment is that of training; change it by env={"settings": {...}}'
 
 CallbackLike = Callback | Callable[[RunHandle, dict[str, float]], None]

@@ -21,7 +21,7 @@ class Exit(IntEnum):
     BUSY = 3
     """Another process trains in this folder."""
     RESUME_REFUSED = 4
-    """A changed setting cannot change during a run; the differences are listed."""
+    """A changed setting cannot change during a run, or the spaces of its environment have changed."""
     NO_USABLE_CHECKPOINT = 5
     """There are checkpoints, and all of them are damaged."""
     ENVIRONMENT = 6

@@ -126,13 +126,14 @@ class Odd(gymnasium.Env):
 
 
 class Parts(Nested):
-    """`Nested` with a Tuple of two equal Boxes, a category and a Dict, and as many choices as a setting says."""
+    """`Nested` with a Tuple of two equal Boxes, a Dict and a text, and as many choices as a setting says."""
 
     observation_space = spaces.Tuple(
         (
             spaces.Box(-1, 1, (2,)),
             spaces.Box(-1, 1, (2,)),
             spaces.Dict(which=spaces.Discrete(3), x=spaces.Box(-1, 1, (1,))),
+            spaces.Text(5),
         )
     )
 
@@ -152,6 +153,11 @@ for one in (Nested, Everything, Odd, Parts):  # in this file, which the processe
 def train_own(folder, cls, **sections):
     """Train a tiny run with a class of this file in `folder` and return the folder."""
     return trained(folder, f"gymnasium/builders:{cls.__name__}-v0", checkpoint={"exact": False}, **sections)
+
+
+def train_parts(folder, **sections):
+    """Train a tiny run with `Parts` in `folder`, without its text, and return the folder."""
+    return train_own(folder, Parts, **{**sections, "env": {"drop": "3", **sections.get("env", {})}})
 
 
 def train_odd(folder):

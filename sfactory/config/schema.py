@@ -221,8 +221,8 @@ class BatchConfig:
     """Which data an update trains on, and how often."""
 
     slots: Annotated[int, Ge(0)] = 0
-    """Slots per update; 0: one per group. Fewer: smaller batches and, in async mode, more lag: about groups times
-    sampling.slots_per_group / batch.slots updates at most."""
+    """Slots per update; 0: one per group. Fewer: smaller batches and, in async mode, more lag, at most about
+    (groups x sampling.slots_per_group) / batch.slots updates."""
     epochs: Annotated[int, Between(1, 1000)] = 1
     """Passes over each batch. More: better use of data, more time, further from the policy that acted."""
     minibatches: Annotated[int, Ge(1)] = 1

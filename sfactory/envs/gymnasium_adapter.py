@@ -206,8 +206,8 @@ class EnvGroup(EnvCopies):
         names = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
         place = self._place(env, method)
         rest = f", returned by {method}, {place}" if place else ""
-        wide = [name for name, _, space in space_leaves(self.observation_space, "obs") if space.dtype == np.float64]
-        if set(wide) & set(names):
+        wide = {name for name, _, space in space_leaves(self.observation_space, "obs") if space.dtype == np.float64}
+        if any(name in wide and not np.isnan(arrays[name]).any() for name in names):
             rest += "; observations are kept as float32, which ends at 3.4e38"
         return ValueError(f"NaN or infinity in {' and '.join(names)}{rest}")
 

@@ -9,6 +9,7 @@ Shapes: N environments; every leaf of an observation or action is [N, ...].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -340,7 +341,11 @@ class Policy:
                     part = part[key]
                 except (KeyError, IndexError, TypeError) as error:
                     raise ValueError(f"no {name} in the observation; expected {self._expected()}") from error
-            value, counts[name] = _rows(name, part, raw, self.spec.name)
+            try:
+                value, counts[name] = _rows(name, part, raw, self.spec.name)
+            except ValueError:
+                self._refuse_tuples(obs)
+                raise
             leaves[name] = _of_leaf(name, value if encode is None else encode(value), self.spec.obs[name].dtype)
         if None in counts.values():  # an environment may return a category in an array of one
             counts = {name: counts[name] for name, _, raw, _ in self._readers if raw or counts[name] != 1}
@@ -349,16 +354,19 @@ class Policy:
         batch = next(iter(counts.values()))
         check_tuples(obs, self._tuples)
         if batch is not None:
-            self._check_batch(obs)
+            self._refuse_tuples(obs, lists=True)
         return leaves, batch
 
-    def _check_batch(self, obs: Any) -> None:
-        """Raise ValueError if a Tuple space has N tuples, where a batch is a tuple of batches, as gymnasium's are."""
-        inner = {one.path for one in self._tuples}
+    def _refuse_tuples(self, obs: Any, lists: bool = False) -> None:
+        """Raise ValueError if a Tuple space has N tuples, where a batch is a tuple of batches, as gymnasium's are.
+
+        lists: also if it has a list, whose parts could be observations.
+        """
+        paths = [path for _, path, *_ in self._readers]
         for name, path, count in self._tuples:
             value = part_of(obs, path)
-            plain = [part for key, part in enumerate(value) if (*path, key) not in inner]
-            if not isinstance(value, tuple) or any(isinstance(part, tuple) for part in plain):
+            read = [one[-1] for one in paths if one[:-1] == path]  # parts that are no Dict or Tuple themselves
+            if (lists and not isinstance(value, tuple)) or any(isinstance(value[key], tuple) for key in read):
                 raise ValueError(
                     f"{name} has a Tuple space: give one observation, or for N of them a tuple of {count} batches of N "
                     "rows, as vector environments of gymnasium return it"
@@ -465,8 +473,8 @@ def _rows(name: str, part: Any, raw: tuple[int, ...], env: str) -> tuple[np.ndar
         raise ValueError(f"{name} is a {type(part).__name__} of unequal parts; {_PAIR}") from None
     except (RuntimeError, TypeError) as error:  # a tensor with gradients, or on a GPU
         raise ValueError(f"{name} cannot be read as an array: {error}") from error
-    if value.shape == raw:
-        return value[None], None
+    if value.shape == raw or (value.ndim == 0 and math.prod(raw) == 1):  # training takes a number for an array of one
+        return value.reshape(1, *raw), None
     if value.shape[1:] != raw or value.ndim != len(raw) + 1:
         raise ValueError(f"{name} has shape {value.shape}; {env} has {raw}, or (N, ...) for a batch")
     if not len(value):
@@ -476,6 +484,8 @@ def _rows(name: str, part: Any, raw: tuple[int, ...], env: str) -> tuple[np.ndar
 
 def _of_leaf(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
     """Return values in the dtype of their leaf. Raises ValueError for those that are a fault in training."""
+    if not np.can_cast(value.dtype, dtype, "same_kind"):
+        raise ValueError(f"{name} has dtype {value.dtype}; {dtype} is expected")
     always_fits(name, value, np.dtype(dtype))
     with np.errstate(over="ignore"):
         cast = value.astype(dtype, copy=False)

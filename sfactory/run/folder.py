@@ -127,7 +127,7 @@ def refuse_run(run_dir: Path, locked: bool = False) -> None:
         raise FolderTaken(Exit.USAGE, f"{problem}; remove it, or choose another run.dir")
     pid = locking_process(run_dir)
     if not locked and supervisor_is_running(run_dir, pid):
-        who = "another thread of this process" if pid == os.getpid() else f"process {pid}"
+        who = "this process" if pid == os.getpid() else f"process {pid}"
         raise FolderTaken(Exit.USAGE, f"{run_dir} holds a run that {who} trains now; choose another run.dir")
     how = f"{resume_command(run_dir)}, in Python sfactory.resume({str(run_dir)!r})"
     raise FolderTaken(Exit.USAGE, f"{run_dir} holds a run already; resume it: {how}; or choose another run.dir")

@@ -40,10 +40,19 @@ def check_same_spaces(trained: EnvSpec, spec: EnvSpec, who: str = "the policy", 
             "choose others"
         )
     for what in ("obs", "actions", *["agents"] * same_game):
-        now, before = (_in_words(getattr(one, what), same_game) for one in (spec, trained))
-        if now != before if what == "agents" else sorted(now) != sorted(before):
-            here, there = (", ".join(words) or "none" for words in (now, before))
-            raise EnvError(f"{spec.name}: {what} {here}, but {who} was trained with {there}")
+        _check_same(what, trained, spec, who, same_game)
+
+
+def check_same_actions(trained: EnvSpec, spec: EnvSpec, who: str) -> None:
+    """Raise EnvError if the actions differ, although the weights may have equal shapes. Arguments as above."""
+    _check_same("actions", trained, spec, who, bounds=False)
+
+
+def _check_same(what: str, trained: EnvSpec, spec: EnvSpec, who: str, bounds: bool) -> None:
+    now, before = (_in_words(getattr(one, what), bounds) for one in (spec, trained))
+    if now != before if what == "agents" else sorted(now) != sorted(before):
+        here, there = (", ".join(words) or "none" for words in (now, before))
+        raise EnvError(f"{spec.name}: {what} {here}, but {who} was trained with {there}")
 
 
 def _in_words(parts: Mapping[str, Leaf | ActionLeaf] | Sequence[str], bounds: bool) -> list[str]:

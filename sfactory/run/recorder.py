@@ -159,10 +159,13 @@ class RunRecorder:
             launch, resume_from = state["launch"] + 1, str(found.path)
             try:
                 check_reading(state, specs[0], config)
-                if (trained := recorded_spec(state)) is not None:
-                    check_same_spaces(trained, specs[0])
-            except (CheckpointError, EnvError) as error:
+            except CheckpointError as error:
                 raise CommandError(Exit.RESUME_REFUSED, str(error)) from error
+            if (trained := recorded_spec(state)) is not None:
+                try:
+                    check_same_spaces(trained, specs[0])
+                except EnvError as error:
+                    raise CommandError(Exit.RESUME_REFUSED, f"{error}; a resume needs the same spaces") from error
             changes = changed_settings(from_toml(checkpoints / "config.toml"), config)
         replace_text(run_dir / "config.toml", to_toml(config))
         provenance.record(run_dir, launch, resume_from)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from sfactory import pickled
@@ -17,7 +16,7 @@ from sfactory.device.machine import shows_gpu
 from sfactory.envs import EnvSpec
 from sfactory.run import checkpoint
 from sfactory.run.obs_reading import check_reading
-from sfactory.run.recorded_spec import check_same_spaces, recorded_spec
+from sfactory.run.recorded_spec import check_same_actions, recorded_spec
 
 
 def check_own_code(setting: str, name: str) -> None:
@@ -72,8 +71,8 @@ def check_init_from(config: Config, spec: EnvSpec) -> None:
     found = checkpoint.read_from(Path(config.run.init_from), ())
     path = found.path.resolve()
     check_reading(found.state, spec, config)
-    if (before := recorded_spec(found.state)) is not None:  # the learner compares the shapes of everything else
-        check_same_spaces(before, replace(before, name=spec.name, actions=spec.actions), f"run.init-from {path}")
+    if (before := recorded_spec(found.state)) is not None:
+        check_same_actions(before, spec, f"run.init-from {path}")
     settings = path.parent.parent / "config.toml"
     if not settings.is_file():  # a checkpoint that was copied elsewhere: the learner compares the shapes
         return

@@ -223,7 +223,9 @@ def check_rendering(environ: Mapping[str, str], mujoco: bool, libraries: Mapping
         if environ.get(display):
             return MachineFinding("ok", "rendering", f"{display}={environ[display]}")
     if libraries.get("EGL"):  # what `envs/rendering.py` chooses without a display
-        return MachineFinding("ok", "rendering", "no display; libEGL is installed, and videos of MuJoCo use it")
+        return MachineFinding(
+            "ok", "rendering", "no display; videos of MuJoCo use libEGL (if they fail: apt-get install libgl1-mesa-dri)"
+        )
     if libraries.get("OSMesa"):
         advice = "for videos of MuJoCo: export MUJOCO_GL=osmesa"
         return MachineFinding("warn", "rendering", "no display; libOSMesa is installed", advice)

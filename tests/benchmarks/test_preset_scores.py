@@ -18,7 +18,7 @@ import pytest
 from preset_page import interval, median, number, outputs
 from preset_scores import OtherWork, PresetGrid, PresetScores, cell_of, main, measured, runs_of
 from preset_table import AGAINST_RANDOM, SAMPLED, TABLE, Published, Row, by_cost
-from scores import BLOCKS, commit
+from scores import BLOCKS, commit, commit_of
 from test_grid import Finished, change_preset, leave
 
 from sfactory import api
@@ -302,6 +302,16 @@ def test_own_seconds_include_children_of_children_that_ended():
     subprocess.run([sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin!r}])"])
     assert preset_scores._own_seconds() - before >= 0.5
     assert preset_scores._busy_seconds() - busy >= 0.4
+
+
+def test_commit_of_a_run_is_the_one_that_trained_it_last(tmp_path):
+    assert commit_of(tmp_path) == commit()  # no provenance
+    launches = [{"git": {"commit": name * 40}} for name in ("a", "b")]
+    (tmp_path / "provenance.json").write_text(json.dumps({"launches": launches}))
+    assert commit_of(tmp_path) == "bbbbbbb"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    (tmp_path / "provenance.json").write_text(json.dumps({"launches": [{"git": {"commit": head}}]}))
+    assert commit_of(tmp_path) == commit()
 
 
 def test_commit_names_the_commit_and_no_change_of_results():

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from builders import Nested, Odd, Parts, train_odd, train_own, trained
+from builders import Nested, Odd, Parts, train_odd, train_own, train_parts, trained
 
 import sfactory
 from sfactory.envs import make_group
@@ -170,13 +170,13 @@ def test_policy_handles_dict_spaces(nested):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    return train_own(tmp_path_factory.mktemp("runs") / "parts", Parts)
+    return train_parts(tmp_path_factory.mktemp("runs") / "parts")
 
 
 def tuple_of_batches(*observations):
     """Observations of `Parts` as a vector environment of gymnasium returns them."""
-    first, second, last = zip(*observations, strict=True)
-    return np.stack(first), np.stack(second), {key: np.stack([one[key] for one in last]) for key in last[0]}
+    first, second, third, text = zip(*observations, strict=True)
+    return np.stack(first), np.stack(second), {key: np.stack([one[key] for one in third]) for key in third[0]}, text
 
 
 def test_policy_reads_a_tuple_space_as_a_tuple_of_batches_and_refuses_everything_else(parts):
@@ -186,12 +186,16 @@ def test_policy_reads_a_tuple_space_as_a_tuple_of_batches_and_refuses_everything
     values = [policy.value(one), policy.value(other)]
     np.testing.assert_allclose(policy.value(tuple_of_batches(one, other)), values, atol=1e-6)
     assert policy.value(list(one)) == values[0]  # a list of the parts
-    transposed = "obs has a Tuple space: give one observation, or for N of them a tuple of 3 batches of N rows"
+    transposed = "obs has a Tuple space: give one observation, or for N of them a tuple of 4 batches of N rows"
+    batches = tuple_of_batches(one, other)
     for wrong, message in (
-        ([one, other, one], r"no obs/2/which|obs/\d.* has shape|unequal parts|parts"),
-        (((one[0], one[1]), (other[0], other[1]), tuple_of_batches(one, other)[2]), transposed),
-        (list(tuple_of_batches(one, other)), transposed),
-        ((*one, one[0]), "obs has 4 parts, but its space has 3"),
+        ([one], transposed),
+        ([one, other], transposed),
+        ((one, other), transposed),
+        ([one, other, one, other], transposed),
+        ((one[:2], other[:2], *batches[2:]), transposed),
+        (list(batches), transposed),
+        ((*one, one[0]), "obs has 5 parts, but its space has 4"),
         ((one, {}), r"the observation is a tuple whose second part is a dict; env\.reset\(\) returns"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -200,10 +204,10 @@ def test_policy_reads_a_tuple_space_as_a_tuple_of_batches_and_refuses_everything
 
 def test_policy_takes_a_category_in_an_array_of_one_as_training_does(parts, nested):
     policy = sfactory.load_policy(parts)
-    first, second, last = Parts().observation_space.sample()
-    alone = policy.act((first, second, last))
-    in_array = policy.act((first, second, {**last, "which": np.array([last["which"]])}))
-    assert in_array.tolist() == alone.tolist()
+    first, second, third, text = Parts().observation_space.sample()
+    alone = policy.act((first, second, third, text))
+    in_array = {**third, "which": np.array([third["which"]]), "x": float(third["x"][0])}  # and a number for an array
+    assert policy.act((first, second, in_array, text)).tolist() == alone.tolist()
     obs = Nested().observation_space.sample()
     with pytest.raises(ValueError, match="the leaves of the observation have different batch sizes"):
         sfactory.load_policy(nested).act({**obs, "vector": obs["vector"][None]})
@@ -227,7 +231,7 @@ def test_policy_refuses_numbers_that_do_not_fit(nested, key, value, message):
     [
         (np.zeros(5, np.float32), r"obs has shape \(5,\); gymnasium/CartPole-v1 has \(4,\), or \(N, ...\) for a batch"),
         (np.zeros((2, 3, 4), np.float32), "has shape"),
-        (np.array(["a"] * 4), "obs has dtype <U1, but its space has float32"),
+        (np.array(["a"] * 4), "obs has dtype <U1; float32 is expected"),
         ((np.zeros(4, np.float32), {}), r"second part is a dict; env\.reset\(\) returns \(obs, info\)"),
         ([[0.0, np.nan, 0.0, np.inf]], "obs is not finite: 2 of 4 numbers"),
     ],

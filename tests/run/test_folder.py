@@ -36,7 +36,7 @@ def test_refuse_run_does_not_advise_to_resume_a_run_that_is_training(locked, mon
     (locked / "config.toml").write_text("")
     with pytest.raises(FolderTaken, match="holds a run already; resume it"):
         refuse_run(locked, locked=True)  # this process has the lock only to look
-    with pytest.raises(FolderTaken, match="holds a run that another thread of this process trains now; choose another"):
+    with pytest.raises(FolderTaken, match=r"holds a run that this process trains now; choose another run\.dir"):
         refuse_run(locked)
     other = os.getpid()
     monkeypatch.setattr("sfactory.run.folder.os.getpid", lambda: other + 1)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from builders import Parts, train_own
+from builders import train_parts
 from forked_processes import run_forked
 from run_helpers import SMALL, command, rows
 
@@ -88,10 +88,10 @@ def test_init_from_does_not_move_a_damaged_checkpoint(teacher, tmp_path):
 @pytest.mark.parametrize("resume", [True, False])
 def test_other_actions_of_equal_shape_are_refused(tmp_path, resume):
     """Two choices and three have as many logits as three and two: the shapes of the weights say nothing."""
-    run, other = train_own(tmp_path / "run", Parts), {"settings": {"sizes": [3, 2]}}
+    run, other = train_parts(tmp_path / "run"), {"settings": {"sizes": [3, 2]}}
     ways = {
         True: lambda: sfactory.resume(run, stop={"env_steps": 900}, env=other, allow=["env.settings"]),
-        False: lambda: train_own(tmp_path / "new", Parts, env=other, run={"init_from": str(run)}),
+        False: lambda: train_parts(tmp_path / "new", env=other, run={"init_from": str(run)}),
     }
     message = r"actions action \[2\] of \[3, 2\], but .* was trained with action"
     with pytest.raises((CommandError, EnvError), match=message) as error:

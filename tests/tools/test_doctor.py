@@ -105,7 +105,7 @@ def test_cpu_quota_of_a_parent_group_applies_to_its_children(tmp_path):
         (doctor.check_rendering({}, False, {}), "ok", "not installed"),
         (doctor.check_rendering({"DISPLAY": ":0"}, True, {}), "ok", "DISPLAY=:0"),
         (doctor.check_rendering({"WAYLAND_DISPLAY": "w"}, True, {}), "ok", "WAYLAND_DISPLAY=w"),
-        (doctor.check_rendering({}, True, {"EGL": True}), "ok", "videos of MuJoCo use it"),
+        (doctor.check_rendering({}, True, {"EGL": True}), "ok", "videos of MuJoCo use libEGL"),
         (doctor.check_rendering({}, True, {"OSMesa": True}), "warn", "export MUJOCO_GL=osmesa"),
         (doctor.check_rendering({}, True, {}), "warn", "apt-get install libegl1"),
         (doctor.check_rendering({"MUJOCO_GL": "osmesa"}, True, {"EGL": True}), "warn", "apt-get install libosmesa6"),
