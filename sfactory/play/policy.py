@@ -9,6 +9,7 @@ Shapes: N environments; every leaf of an observation or action is [N, ...].
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -364,9 +365,13 @@ class Policy:
         """
         paths = [path for _, path, *_ in self._readers]
         for name, path, count in self._tuples:
-            value = part_of(obs, path)
             read = [one[-1] for one in paths if one[:-1] == path]  # parts that are no Dict or Tuple themselves
-            if (lists and not isinstance(value, tuple)) or any(isinstance(value[key], tuple) for key in read):
+            value, parts = obs, list[Any]()
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # too few parts: the caller says so
+                value = part_of(obs, path)
+                for key in read:
+                    parts.append(value[key])
+            if (lists and not isinstance(value, tuple)) or any(isinstance(part, tuple) for part in parts):
                 raise ValueError(
                     f"{name} has a Tuple space: give one observation, or for N of them a tuple of {count} batches of N "
                     "rows, as vector environments of gymnasium return it"

@@ -196,6 +196,7 @@ def test_policy_reads_a_tuple_space_as_a_tuple_of_batches_and_refuses_everything
         ((one[:2], other[:2], *batches[2:]), transposed),
         (list(batches), transposed),
         ((*one, one[0]), "obs has 5 parts, but its space has 4"),
+        ((np.zeros(5, np.float32),), r"obs/0 has shape \(5,\)"),
         ((one, {}), r"the observation is a tuple whose second part is a dict; env\.reset\(\) returns"),
     ):
         with pytest.raises(ValueError, match=message):
