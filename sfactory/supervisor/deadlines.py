@@ -11,11 +11,12 @@ worker was starting. Samplers stop writing when every slot is full, so a learner
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
 from sfactory.supervisor.worker_process import WorkerProcess
-from sfactory.workers.names import SAMPLER, parse_worker
+from sfactory.workers.names import LEARNER, SAMPLER, parse_worker
 from sfactory.workers.shared import WHOLE_GROUP, Phase, RunSpec, SharedState, heartbeat_phase
 
 START_S = 300.0  # for a worker to load packages, before its first heartbeat
@@ -51,6 +52,16 @@ class Deadlines:
     def phase(self, name: str) -> Phase:
         """What a worker is doing; IDLE for the evaluator, which has no heartbeat."""
         return heartbeat_phase(self.heartbeat(name)[0]) if name in self.run_spec.workers else Phase.IDLE
+
+    def begin(self, worker: Watched) -> None:
+        """Watch a worker that was started, before it may work: no limit holds before its first heartbeat.
+
+        The word still holds the last heartbeat of the previous generation.
+        """
+        if worker.name in self.run_spec.workers:  # all but the evaluator
+            worker.heartbeat = self.heartbeat(worker.name)
+            if parse_worker(worker.name).kind != LEARNER:
+                worker.heartbeat_at = math.inf
 
     def listen(self, worker: Watched, now: float) -> bool:
         """Note the newest heartbeat of a worker; False if there is none since the last call, or the start."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from sfactory.errors import Exit
 from sfactory.monitor.messages import LEARNER as LEARNER_ROW
@@ -11,14 +10,13 @@ from sfactory.monitor.messages import Message
 from sfactory.run.checkpoint import size_of_newest
 from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
+from sfactory.supervisor.deadlines import Deadlines
 from sfactory.supervisor.exit_rules import add_last_update
-from sfactory.supervisor.signals import SECOND_SIGNAL
+from sfactory.supervisor.processes import Processes
+from sfactory.supervisor.signals import SECOND_SIGNAL, Signals
 from sfactory.supervisor.worker_process import WorkerProcess
 from sfactory.workers.names import EVALUATOR, LEARNER, POLICY, SAMPLER, evaluator_name, learner_name, parse_worker
 from sfactory.workers.shared import LearnerOutcome, Phase, StopOrder
-
-if TYPE_CHECKING:
-    from sfactory.supervisor.supervisor import Supervisor
 
 EXIT_S = 2.0  # samplers and inference, after the stop order
 CLOSE_S = 5.0  # a sampler that closes its environments: without closing another one
@@ -58,60 +56,100 @@ class LastRow:
         self._rows = []
 
 
-def stop_workers(supervisor: Supervisor, outcome: Outcome) -> None:
-    """Order all workers to stop, wait for them, and add to the outcome what happened meanwhile. No restarts."""
-    shared, recorder = supervisor.shared, supervisor.recorder
-    taken = _is_taken(supervisor, outcome)
-    save = supervisor.updates >= 0 and not taken
-    shared.supervisor.stop = StopOrder.FINISH if save else StopOrder.NOW
-    shared.ring_all()
-    try:
-        if not _wait_for_exits(supervisor, outcome, taken):
-            _end_by_second_signal(supervisor, outcome)
-            return
-        _add_last_update(supervisor, outcome)
-        _log_missing_evaluation(supervisor, outcome)
-        recorder.record_row_counts(shared.slot_table.row_counts(), shared.rows_by_task())
-        supervisor.telemetry.wait_until_read()
-        supervisor.last_row.handle(supervisor.telemetry.drain())
-    finally:
-        supervisor.last_row.release()
+class Shutdown:
+    """Stops the workers of a run that is over. Workers are not restarted any more."""
 
+    def __init__(
+        self,
+        processes: Processes,
+        deadlines: Deadlines,
+        recorder: RunRecorder,
+        signals: Signals,
+        last_row: LastRow,
+    ) -> None:
+        self.processes, self.deadlines, self.recorder, self.signals = processes, deadlines, recorder, signals
+        self.run_spec, self.shared, self.last_row = processes.run_spec, processes.shared, last_row
+        self.learner_failed = False  # after the stop order
 
-def _is_taken(supervisor: Supervisor, outcome: Outcome) -> bool:
-    """Whether the run's folder belongs to another run, so that no checkpoint may be written there; says so."""
-    if problem := supervisor.recorder.keep_folder():
-        if outcome.code in ORDERLY:
-            outcome.name, outcome.code, outcome.sentence = Exit.STORAGE.outcome, int(Exit.STORAGE), problem
-        else:
-            outcome.sentence += f"; {problem}"
-        return True
-    return outcome.code == Exit.STORAGE
+    def run(self, outcome: Outcome) -> None:
+        """Order all workers to stop, wait for them, and add to the outcome what happened meanwhile."""
+        saves = not self._is_taken(outcome)
+        self.shared.supervisor.stop = StopOrder.FINISH if saves else StopOrder.NOW
+        self.shared.ring_all()
+        try:
+            if not self._wait_for_exits(outcome, saves):
+                self._end_by_second_signal(outcome)
+                return
+            self._add_last_update(outcome)
+            self._log_missing_evaluation(outcome)
+            self.recorder.record_row_counts(self.shared.slot_table.row_counts(), self.shared.rows_by_task())
+            self.processes.telemetry.wait_until_read()
+            self.last_row.handle(self.processes.telemetry.drain())
+        finally:
+            self.last_row.release()
 
+    def _is_taken(self, outcome: Outcome) -> bool:
+        """Whether the run's folder belongs to another run, so that no checkpoint may be written there; says so."""
+        if problem := self.recorder.keep_folder():
+            if outcome.code in ORDERLY:
+                outcome.name, outcome.code, outcome.sentence = Exit.STORAGE.outcome, int(Exit.STORAGE), problem
+            else:
+                outcome.sentence += f"; {problem}"
+            return True
+        return outcome.code == Exit.STORAGE
 
-def _wait_for_exits(supervisor: Supervisor, outcome: Outcome, taken: bool) -> bool:
-    """Wait until all workers have exited and kill those that take too long; False if a second signal arrived."""
-    start, signals_before = time.monotonic(), supervisor.signals.stop_count
-    leaving = Leaving(supervisor, saves=not taken)
-    while supervisor.processes:
-        supervisor.wait()
-        supervisor.last_row.handle(supervisor.telemetry.drain())
-        for worker in list(supervisor.processes.values()):
-            if worker.exit_code is not None:
-                if worker.name == learner_name() and worker.exit_code != 0:
-                    supervisor.learner_failed = True
+    def _wait_for_exits(self, outcome: Outcome, saves: bool) -> bool:
+        """Wait until all workers have exited and kill those that take too long; False if a second signal arrived."""
+        start, signals_before = time.monotonic(), self.signals.stop_count
+        leaving = Leaving(self.processes, self.deadlines, saves)
+        while self.processes.active:
+            self.processes.wait()
+            self.last_row.handle(self.processes.telemetry.drain())
+            for worker, code in self.processes.reap_exited():
+                if worker.name == learner_name() and code != 0:
+                    self.learner_failed = True
                     _add_learner_failure(worker, outcome)
-                supervisor.reap(worker)
-        if supervisor.signals.stop_count > max(signals_before, 1):
-            return False
-        leaving.evaluate = (
-            outcome.code == Exit.FINISHED and not supervisor.signals.stop_count and not _evaluated(supervisor)
-        )
-        seconds = time.monotonic() - start
-        for worker in list(supervisor.processes.values()):
-            if not leaving.goes_on(worker, seconds):
-                worker.kill()
-    return True
+            if self.signals.stop_count > max(signals_before, 1):
+                return False
+            finished = outcome.code == Exit.FINISHED and not self.signals.stop_count
+            leaving.evaluate = finished and not self._evaluated()
+            seconds = time.monotonic() - start
+            for worker in list(self.processes.active.values()):
+                if not leaving.goes_on(worker, seconds):
+                    worker.kill()
+        return True
+
+    def _add_last_update(self, outcome: Outcome) -> None:
+        """As in `exit_rules`; but what a learner reached that failed before it had saved does not count."""
+        reported = self.shared.learner[POLICY].outcome
+        if not self.learner_failed or reported == LearnerOutcome.STORAGE:
+            add_last_update(outcome, reported, self.run_spec)
+
+    def _log_missing_evaluation(self, outcome: Outcome) -> None:
+        """Say so if the last policy of a finished run was not evaluated, and why."""
+        if outcome.code != Exit.FINISHED or self._evaluated():
+            return
+        reason = f"the evaluator failed or took longer than {EVALUATION_S:g} s"
+        if self.signals.stop_count:
+            reason = "a signal arrived"
+        self.recorder.writers.log(f"the last policy was not evaluated ({reason}); run `sfactory eval`")
+
+    def _end_by_second_signal(self, outcome: Outcome) -> None:
+        """Say so in the outcome; a finished run whose last update is not saved yet has been ended by the signal."""
+        if learner_name() not in self.processes.active:  # it has saved, or has reported why not
+            self._add_last_update(outcome)
+            outcome.sentence += "; stopped by a second signal"
+            return
+        by_signal = self.signals.outcome()
+        if outcome.code == Exit.FINISHED and by_signal is not None:
+            outcome.name, outcome.code = by_signal.name, by_signal.code
+        outcome.sentence += SECOND_SIGNAL
+
+    def _evaluated(self) -> bool:
+        """Whether the learner has exited and no evaluation of its last checkpoint is due."""
+        checkpoint = self.shared.learner[POLICY].checkpoint
+        due = self.run_spec.evaluation_due(self.recorder.board.evaluated, checkpoint)
+        return learner_name() not in self.processes.active and not due
 
 
 def _add_learner_failure(learner: WorkerProcess, outcome: Outcome) -> None:
@@ -127,35 +165,6 @@ def _add_learner_failure(learner: WorkerProcess, outcome: Outcome) -> None:
         outcome.name, outcome.code = Exit.WORKER_LOST.outcome, int(Exit.WORKER_LOST)
 
 
-def _add_last_update(supervisor: Supervisor, outcome: Outcome) -> None:
-    """As in `exit_rules`; but what a learner reached that failed before it had saved does not count."""
-    reported = supervisor.shared.learner[POLICY].outcome
-    if not supervisor.learner_failed or reported == LearnerOutcome.STORAGE:
-        add_last_update(outcome, reported, supervisor.run_spec)
-
-
-def _log_missing_evaluation(supervisor: Supervisor, outcome: Outcome) -> None:
-    """Say so if the last policy of a finished run was not evaluated, and why."""
-    if outcome.code != Exit.FINISHED or _evaluated(supervisor):
-        return
-    reason = f"the evaluator failed or took longer than {EVALUATION_S:g} s"
-    if supervisor.signals.stop_count:
-        reason = "a signal arrived"
-    supervisor.recorder.writers.log(f"the last policy was not evaluated ({reason}); run `sfactory eval`")
-
-
-def _end_by_second_signal(supervisor: Supervisor, outcome: Outcome) -> None:
-    """Say so in the outcome; a finished run whose last update is not saved yet has been ended by the signal."""
-    if learner_name() not in supervisor.processes:  # it has saved, or has reported why not
-        _add_last_update(supervisor, outcome)
-        outcome.sentence += "; stopped by a second signal"
-        return
-    by_signal = supervisor.signals.outcome()
-    if outcome.code == Exit.FINISHED and by_signal is not None:
-        outcome.name, outcome.code = by_signal.name, by_signal.code
-    outcome.sentence += SECOND_SIGNAL
-
-
 class Leaving:
     """How long each worker may take to exit after the stop order. Times are seconds since the order.
 
@@ -164,12 +173,12 @@ class Leaving:
     takes for the last checkpoint.
     """
 
-    def __init__(self, supervisor: Supervisor, saves: bool = True) -> None:
+    def __init__(self, processes: Processes, deadlines: Deadlines, saves: bool = True) -> None:
         """saves: whether the learner is to save a checkpoint."""
         self.saves = saves
-        self.deadlines, self.learner = supervisor.deadlines, supervisor.shared.learner[POLICY]
-        save_s = SAVE_S + size_of_newest(supervisor.run_spec.policy_dir(POLICY)) / SLOW_DISK
-        self.learner_s = EXIT_S if _learner_is_silent(supervisor) else save_s
+        self.deadlines, self.learner = deadlines, processes.shared.learner[POLICY]
+        save_s = SAVE_S + size_of_newest(processes.run_spec.policy_dir(POLICY)) / SLOW_DISK
+        self.learner_s = EXIT_S if _learner_is_silent(processes, deadlines) else save_s
         self.evaluate = False  # whether the evaluator is waited for
         self._seen: dict[str, tuple[tuple[int, ...], float]] = {}  # signs of progress, and when they changed
 
@@ -200,17 +209,10 @@ class Leaving:
         return seconds - at
 
 
-def _learner_is_silent(supervisor: Supervisor) -> bool:
+def _learner_is_silent(processes: Processes, deadlines: Deadlines) -> bool:
     """Whether the learner has made no progress for so long that it is not expected to save."""
-    learner = supervisor.processes.get(learner_name())
+    learner = processes.active.get(learner_name())
     if learner is None:
         return False
-    progress_at = max(learner.heartbeat_at, supervisor.deadlines.arrived_at)  # within an update it has no heartbeat
-    return supervisor.clock - progress_at > SILENT_FRACTION * supervisor.config.run.stall_timeout
-
-
-def _evaluated(supervisor: Supervisor) -> bool:
-    """Whether the learner has exited and no evaluation of its last checkpoint is due."""
-    checkpoint = supervisor.shared.learner[POLICY].checkpoint
-    due = supervisor.run_spec.evaluation_due(supervisor.recorder.board.evaluated, checkpoint)
-    return learner_name() not in supervisor.processes and not due
+    progress_at = max(learner.heartbeat_at, deadlines.arrived_at)  # within an update it has no heartbeat
+    return processes.clock - progress_at > SILENT_FRACTION * processes.run_spec.config.run.stall_timeout

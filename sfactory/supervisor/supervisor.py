@@ -11,11 +11,6 @@ Moves no data and imports no torch. However it ends, all workers are killed and 
 from __future__ import annotations
 
 import contextlib
-import math
-import os
-import select
-import signal
-import threading
 import time
 from collections import Counter
 
@@ -26,22 +21,17 @@ from sfactory.run.outcome import Outcome
 from sfactory.run.recorder import RunRecorder
 from sfactory.shm import atomics
 from sfactory.supervisor.affinity import placement
-from sfactory.supervisor.blas_threads import one_thread
-from sfactory.supervisor.child_main import SpawnMessage
 from sfactory.supervisor.deadlines import Deadlines
 from sfactory.supervisor.exit_rules import End, WorkerExit, learner_outcome, on_exit
 from sfactory.supervisor.first_update import FirstUpdate
-from sfactory.supervisor.output_file import OutputFile
+from sfactory.supervisor.processes import Processes
 from sfactory.supervisor.pulse import Pulse
-from sfactory.supervisor.run_worker import WorkerArgs, fds_of_handles
-from sfactory.supervisor.shutdown import LastRow, stop_workers
+from sfactory.supervisor.shutdown import LastRow, Shutdown
 from sfactory.supervisor.signals import Signals
-from sfactory.supervisor.spares import Spares
-from sfactory.supervisor.spawn import OrphanKiller, spawn
-from sfactory.supervisor.telemetry import Telemetry
-from sfactory.supervisor.ticks import STACK_DUMP_S, TICK_S, Ticks
-from sfactory.supervisor.worker_process import WorkerProcess, left_behind
-from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, POLICY, SAMPLER, evaluator_name, parse_worker
+from sfactory.supervisor.spawn import OrphanKiller
+from sfactory.supervisor.ticks import STACK_DUMP_S
+from sfactory.supervisor.worker_process import WorkerProcess
+from sfactory.workers.names import INFERENCE, POLICY, SAMPLER, evaluator_name, parse_worker
 from sfactory.workers.shared import Phase, RunSpec, SharedState
 
 SLOTS_PER_FAULT = 5
@@ -51,67 +41,57 @@ HANGING_SHARE = 0.25
 nothing. Otherwise an environment that always hangs after a few episodes would be restarted without end."""
 
 
+def run_workers(run_spec: RunSpec, recorder: RunRecorder, signals: Signals) -> Outcome:
+    """Run the workers of a run, each in its own process, until the run is over.
+
+    Every worker is reaped when this returns or raises.
+    """
+    atomics.check_memory_order()
+    run_spec.debug_dir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as owned:
+        orphan_killer = OrphanKiller()  # before the arena and any worker
+        owned.callback(orphan_killer.close)
+        shared = SharedState.create(run_spec)
+        owned.callback(shared.close)  # a notebook may train many times in one process
+        owned.callback(Pulse(shared.supervisor).close)
+        processes = Processes(run_spec, shared, recorder, orphan_killer)
+        owned.callback(processes.close)
+        return Supervisor(processes, recorder, signals).run()
+
+
 class Supervisor:
     """Runs the workers of one run in processes until the learner, a signal or a fault ends the run."""
 
-    def __init__(self, run_spec: RunSpec, recorder: RunRecorder, signals: Signals) -> None:
-        self.run_spec, self.recorder, self.signals = run_spec, recorder, signals
-        self.config = run_spec.config
-        self.telemetry = Telemetry()
-        self.processes: dict[str, WorkerProcess] = {}
+    def __init__(self, processes: Processes, recorder: RunRecorder, signals: Signals) -> None:
+        self.processes, self.recorder, self.signals = processes, recorder, signals
+        self.run_spec, self.config, self.shared = processes.run_spec, processes.run_spec.config, processes.shared
         self.faults: Counter[str] = Counter()  # per worker (evaluator: since its last result)
         self.kills: Counter[str] = Counter()  # per worker, from outside, since it was last ready
-        self.generations: Counter[str] = Counter()  # per worker: processes that were started, and its spares
-        self.spares = Spares(self._spawn_next, self.reap)
-        self.restarts: dict[str, float] = {}  # worker -> when it is due, on the clock
-        self.clock, self._ticks = 0.0, Ticks()  # seconds that this process could run
-        self.updates, self.evaluated = -1, recorder.board.evaluated
-        self.learner_failed = False  # after the stop order
+        self.restarts: dict[str, float] = {}  # worker -> when it is due, on the clock of the processes
+        self.evaluated = recorder.board.evaluated
+        self.deadlines = Deadlines(self.run_spec, self.shared)
+        self.first_update = FirstUpdate(self.run_spec, self.shared)
         self.last_row = LastRow(recorder)
-
-    def share(self, shared: SharedState) -> None:
-        """Use the shared memory of the run."""
-        self.shared = shared
-        self.recorder.trained_steps = lambda: shared.learner[POLICY].env_steps
-        shared.episodes.write(self.recorder.board.episodes.numbers())
-        self.deadlines, self.first_update = Deadlines(self.run_spec, shared), FirstUpdate(self.run_spec, shared)
+        self.shutdown = Shutdown(processes, self.deadlines, recorder, signals, self.last_row)
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
-        """Block until the run is over; every worker is reaped when it returns or raises."""
-        atomics.check_memory_order()
-        self.run_spec.debug_dir.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as owned:
-            self.orphan_killer = OrphanKiller()  # before the arena and any worker
-            owned.callback(self.orphan_killer.close)
-            self.share(SharedState.create(self.run_spec))
-            owned.callback(self.shared.close)  # a notebook may train many times in one process
-            self.pulse = Pulse(self.shared.supervisor)
-            owned.callback(self.pulse.close)
-            owned.callback(self._reap_all)
-            if line := placement(self.run_spec, numa_nodes()):
-                self.recorder.writers.log(line)
-            for name in self.run_spec.workers:  # the learner first: its imports take longest
-                self._start(name)
-            if self.config.eval.every:
-                self._start(evaluator_name())
-            outcome = self._loop()
-            try:
-                self.spares.close()
-            finally:  # also if one of them cannot be killed
-                stop_workers(self, outcome)
-            return outcome
-
-    def _reap_all(self) -> None:
-        """Kill and reap whatever still runs: all of it, also if one process cannot be killed."""
-        workers = list(self.processes.values())
-        for worker in workers:
-            worker.kill()
-        with contextlib.ExitStack() as owned:
-            owned.callback(self.spares.close)
-            for worker in workers:
-                owned.callback(self.reap, worker)
+        """Start the workers, run them until something ends the run, and stop them."""
+        self.recorder.trained_steps = lambda: self.shared.learner[POLICY].env_steps
+        self.shared.episodes.write(self.recorder.board.episodes.numbers())
+        if line := placement(self.run_spec, numa_nodes()):
+            self.recorder.writers.log(line)
+        for name in self.run_spec.workers:  # the learner first: its imports take longest
+            self._start(name)
+        if self.config.eval.every:
+            self._start(evaluator_name())
+        outcome = self._loop()
+        try:
+            self.processes.spares.close()
+        finally:  # also if one of them cannot be killed
+            self.shutdown.run(outcome)
+        return outcome
 
     def _loop(self) -> Outcome:
         """Run until something ends the run. Checked in this order:
@@ -122,7 +102,7 @@ class Supervisor:
         (`exit_rules.add_last_update`).
         """
         while True:
-            self.wait()
+            self.processes.wait()
             self.signals.forward(self.shared)
             self._record()
             self._start_due()
@@ -137,18 +117,9 @@ class Supervisor:
             if outcome is not None:
                 return outcome
 
-    def wait(self) -> None:
-        """Wait until a worker exits or for one tick; advance the clock."""
-        poll = select.poll()
-        for worker in (*self.processes.values(), *self.spares.processes.values()):
-            if worker.pidfd >= 0:
-                poll.register(worker.pidfd, select.POLLIN)
-        poll.poll(TICK_S * 1000)
-        self.clock += self._ticks.passed()
-
     def _record(self) -> None:
         """Record telemetry; forget the evaluator's faults after a result. Keep the output of workers small."""
-        messages = self.telemetry.drain()
+        messages = self.processes.telemetry.drain()
         # Read after the messages: the learner reports its outcome before its last row.
         if self._learner_outcome() is None:
             for message in messages:
@@ -156,14 +127,13 @@ class Supervisor:
         else:
             self.last_row.handle(messages)
         self.shared.episodes.write(self.recorder.board.episodes.numbers())
-        self.updates = self.shared.learner[POLICY].updates
         self.recorder.callbacks.look(self.shared.learner[POLICY])
         if self.recorder.board.evaluated != self.evaluated:
             self.evaluated = self.recorder.board.evaluated
             self.faults[evaluator_name()] = 0
-        if line := self.first_update.line(self.clock):
+        if line := self.first_update.line(self.processes.clock):
             self.recorder.writers.log(line)
-        for worker in self.processes.values():
+        for worker in self.processes.active.values():
             worker.output.trim()
 
     def _learner_outcome(self) -> Outcome | None:
@@ -172,71 +142,31 @@ class Supervisor:
     # -- workers start and exit --------------------------------------------------------------------------------
 
     def _start(self, name: str) -> None:
-        """Put the spare of a worker in charge of its work, or else a new process."""
-        worker = self.spares.take(name)
-        if worker is None:
-            worker = self._spawn_next(name)
-        else:
-            worker.output = OutputFile(worker.output.path)  # what is there now was written by others
-        self.processes[name] = worker
-        worker.started_at = worker.heartbeat_at = self.clock
+        """Start a worker: from now on it has time limits."""
+        worker = self.processes.start(name)
         worker.slots_before = self._slots_filled(name)
-        if name in self.run_spec.workers:  # all but the evaluator
-            # The word still holds the last heartbeat of the previous generation: no deadline before the first new one.
-            worker.heartbeat = self.deadlines.heartbeat(name)
-            if parse_worker(name).kind != LEARNER:
-                worker.heartbeat_at = math.inf
-            atomics.store(self.shared.in_charge, self.run_spec.workers.index(name), worker.generation)
-
-    def _spawn_next(self, name: str) -> WorkerProcess:
-        """Start a process with the next generation of a worker."""
-        generation, reaped = self.generations[name], threading.Event()
-        self.generations[name] += 1
-        args = WorkerArgs(self.run_spec, self.telemetry.listen(reaped), generation, self.recorder.board.evaluated)
-        fds = fds_of_handles(self.shared.handles) if name in self.run_spec.workers else ()
-        output = OutputFile(self.run_spec.debug_dir / f"{name}.txt")
-        mark, variables = self.orphan_killer.mark(name, generation), {}
-        if parse_worker(name).kind in (SAMPLER, EVALUATOR):
-            variables = one_thread(os.environ)
-        process = spawn(SpawnMessage(name, fds, args), mark, str(output.path), variables)
-        assert process.pid is not None
-        self.orphan_killer.watch(process.pid)
-        return WorkerProcess(name, process, generation, output, reaped)
+        self.deadlines.begin(worker)
+        self.processes.put_in_charge(worker)
 
     def _start_due(self) -> None:
         """Start the workers whose restart is due, and spares."""
         for name, due in list(self.restarts.items()):
-            if self.clock >= due:
+            if self.processes.clock >= due:
                 del self.restarts[name]
                 self._start(name)
-        self.spares.check(self.processes, self.clock)
-
-    def reap(self, worker: WorkerProcess) -> None:
-        """Kill a worker and its children and collect its exit status; the next generation starts only after this."""
-        if self.processes.get(worker.name) is worker:  # and not its spare
-            del self.processes[worker.name]
-        code = worker.join()
-        # The reaper has ended everything, unless it was killed itself.
-        mark = self.orphan_killer.mark(worker.name, worker.generation) if code == -signal.SIGKILL else ""
-        if left := self.orphan_killer.forget(worker.pid, mark):
-            self.recorder.writers.log(left_behind(worker.name, left))
-        worker.output.trim()
+        self.processes.check_spares()
 
     def _check_exits(self) -> Outcome | None:
-        running = (*self.processes.values(), *self.spares.processes.values())
-        self.orphan_killer.collect(worker.pid for worker in running)
-        for worker in list(self.processes.values()):
-            if worker.exit_code is not None:
-                self.reap(worker)
-                outcome = self._on_exit(worker, worker.exit_code)
-                if outcome is not None:
-                    return outcome
+        for worker, code in self.processes.reap_exited():
+            outcome = self._on_exit(worker, code)
+            if outcome is not None:
+                return outcome
         return None
 
     def _on_exit(self, worker: WorkerProcess, code: int) -> Outcome | None:
         """Apply the exit rules to a worker that was reaped."""
         name = worker.name
-        self.deadlines.listen(worker, self.clock)
+        self.deadlines.listen(worker, self.processes.clock)
         begun = worker.beats  # else position and phase are those of an earlier generation
         worker_exit = WorkerExit(
             name,
@@ -253,7 +183,7 @@ class Supervisor:
             worker_exit,
             self.faults[name],
             self.kills[name],
-            self.updates,
+            self.shared.learner[POLICY].updates,
             self.config.run.spare_restarts,
             self._learner_outcome(),
         )
@@ -263,9 +193,9 @@ class Supervisor:
         if worker_exit.killed_from_outside:
             self.kills[name] += 1
             if parse_worker(name).kind == INFERENCE:
-                self.spares.on_kill(name, self.clock)
+                self.processes.spares.on_kill(name, self.processes.clock)
         self.recorder.handle((FAULT, name, action.message))
-        self.restarts[name] = self.clock + action.pause_s
+        self.restarts[name] = self.processes.clock + action.pause_s
         self._start_due()
         return None
 
@@ -274,7 +204,7 @@ class Supervisor:
         slots = self._slots_filled(worker.name) - worker.slots_before
         if worker.ready:
             self.kills[worker.name] = 0
-        if worker.hung_s <= HANGING_SHARE * (self.clock - worker.began_at):
+        if worker.hung_s <= HANGING_SHARE * (self.processes.clock - worker.began_at):
             self.faults[worker.name] = max(0, self.faults[worker.name] - slots // SLOTS_PER_FAULT)
 
     def _slots_filled(self, name: str) -> int:
@@ -288,16 +218,17 @@ class Supervisor:
 
     def _check_deadlines(self) -> Outcome | None:
         """Kill workers that exceed a time limit; end a run in which nothing arrives as stalled."""
-        workers = [worker for name, worker in self.processes.items() if name in self.run_spec.workers]
+        workers = [worker for name, worker in self.processes.active.items() if name in self.run_spec.workers]
+        now = self.processes.clock
         for worker in workers:
-            if exceeded := self.deadlines.exceeded(worker, self.clock):
-                worker.exceeded, worker.hung_s = exceeded, self.clock - worker.heartbeat_at
-                worker.heartbeat_at = self.clock
+            if exceeded := self.deadlines.exceeded(worker, now):
+                worker.exceeded, worker.hung_s = exceeded, now - worker.heartbeat_at
+                worker.heartbeat_at = now
                 self.recorder.handle((FAULT, worker.name, f"{worker.name}: {exceeded}"))
                 worker.request_stack_dump()
                 time.sleep(STACK_DUMP_S)
                 worker.kill()
-        if self.deadlines.stalled(workers, self.clock):
+        if self.deadlines.stalled(workers, now):
             self._dump_state()
             sentence = f"no update for {self.config.run.stall_timeout:g} s, and no new rows"
             return Outcome.of(Exit.STALLED, f"{sentence}; see {self.run_spec.debug_dir}")
@@ -305,7 +236,7 @@ class Supervisor:
 
     def _dump_state(self) -> None:
         """Write the stacks of all workers and the slot table into the debug folder."""
-        for worker in self.processes.values():
+        for worker in self.processes.active.values():
             worker.request_stack_dump()
         table = self.shared.slot_table
         lines = [

@@ -40,7 +40,7 @@ from sfactory.supervisor.preflight import (
 from sfactory.supervisor.process_signals import exits_are_reported
 from sfactory.supervisor.signals import Signals, requeue_job
 from sfactory.supervisor.specs import check_rendering, read_specs
-from sfactory.supervisor.supervisor import Supervisor
+from sfactory.supervisor.supervisor import run_workers
 from sfactory.workers.shared import RunSpec
 
 NO_CALLBACKS = Callbacks()
@@ -107,7 +107,7 @@ def _train(
         if config.run.mode == "lockstep":
             outcome = run_lockstep(run_spec, recorder, signals)
         else:
-            outcome = Supervisor(run_spec, recorder, signals).run()
+            outcome = run_workers(run_spec, recorder, signals)
         outcome.run_dir, outcome.rank = str(run_dir), ranks.rank
         callbacks.end()
         callbacks.amend(outcome)

@@ -15,11 +15,13 @@ from sfactory.run.callbacks import Callbacks
 from sfactory.run.outcome import Outcome
 from sfactory.shm import atomics
 from sfactory.shm.slots import FREE, READY, SAMPLING, Request
+from sfactory.supervisor import processes as processes_module
 from sfactory.supervisor import supervisor as module
 from sfactory.supervisor.deadlines import START_S
 from sfactory.supervisor.exit_rules import EVALUATOR_EXITS, EVALUATOR_PAUSE_S, FIRST_PAUSE_S
 from sfactory.supervisor.output_file import OutputFile
-from sfactory.supervisor.shutdown import CLOSE_ALL_S, CLOSE_S, EXIT_S, SAVE_S, SLOW_DISK, Leaving, stop_workers
+from sfactory.supervisor.processes import Processes
+from sfactory.supervisor.shutdown import CLOSE_ALL_S, CLOSE_S, EXIT_S, SAVE_S, SLOW_DISK, Leaving
 from sfactory.supervisor.signals import SECOND_SIGNAL
 from sfactory.supervisor.supervisor import Supervisor
 from sfactory.supervisor.telemetry import Telemetry
@@ -60,13 +62,12 @@ class FakeRecorder:
 @pytest.fixture
 def supervisor(tmp_path):
     config = Config(env=Env("gymnasium/CartPole-v1"), eval=Eval(every=100), sampling=Sampling(1, 1, 2, 4))
-    supervisor = Supervisor(
-        RunSpec(config, make_spec(config.env.name), str(tmp_path), 0),
-        FakeRecorder(),
-        SimpleNamespace(stop_count=0),
+    run_spec, recorder = RunSpec(config, make_spec(config.env.name), str(tmp_path), 0), FakeRecorder()
+    orphan_killer = SimpleNamespace(
+        watch=lambda pid: None, mark=lambda *_: "", forget=lambda *_: None, collect=lambda pids: None
     )
-    supervisor.share(SharedState.create(supervisor.run_spec))
-    return supervisor
+    processes = Processes(run_spec, SharedState.create(run_spec), recorder, orphan_killer)
+    return Supervisor(processes, recorder, SimpleNamespace(stop_count=0))
 
 
 ROWS = [("learner", learner_name(), {"env_steps": steps}) for steps in (100, 200, 300)]
@@ -75,23 +76,23 @@ EVALUATION = ("eval", evaluator_name(), {"eval/env_steps": 300})
 
 def test_supervisor_holds_the_last_row_until_its_evaluation_arrives(supervisor):
     """The learner may reach its target, save and send its last row within one tick."""
-    supervisor.telemetry.messages.append(ROWS[0])
+    supervisor.processes.telemetry.messages.append(ROWS[0])
     supervisor._record()
     assert supervisor.recorder.messages == ROWS[:1], "no row is held while the learner trains"
     supervisor.shared.learner[0].outcome = LearnerOutcome.STOP_RULE
-    supervisor.telemetry.messages.extend(ROWS[1:])
+    supervisor.processes.telemetry.messages.extend(ROWS[1:])
     supervisor._record()
     assert supervisor.recorder.messages == ROWS[:2], "the newest row is held"
-    supervisor.telemetry.messages.append(EVALUATION)
-    stop_workers(supervisor, Outcome("finished", 0, ""))
+    supervisor.processes.telemetry.messages.append(EVALUATION)
+    supervisor.shutdown.run(Outcome("finished", 0, ""))
     assert supervisor.recorder.messages == [*ROWS[:2], EVALUATION, ROWS[2]]
 
 
 def test_shutdown_records_the_last_row_without_an_evaluation(supervisor):
     supervisor.shared.learner[0].outcome = LearnerOutcome.STOP_RULE
-    supervisor.telemetry.messages.extend(ROWS)
+    supervisor.processes.telemetry.messages.extend(ROWS)
     supervisor._record()
-    stop_workers(supervisor, Outcome("finished", 0, ""))
+    supervisor.shutdown.run(Outcome("finished", 0, ""))
     assert supervisor.recorder.messages == ROWS
 
 
@@ -116,11 +117,10 @@ def test_telemetry_wait_until_read_waits_for_slow_readers():
 def fake_processes(supervisor, monkeypatch):
     """Start workers that are this process; returns the names of those that were killed."""
     killed = []
-    monkeypatch.setattr(module, "spawn", lambda *_: SimpleNamespace(pid=os.getpid(), exitcode=None))
-    monkeypatch.setattr(module.WorkerProcess, "kill", lambda worker: killed.append(worker.name))
-    monkeypatch.setattr(module.WorkerProcess, "request_stack_dump", lambda worker: None)
+    monkeypatch.setattr(processes_module, "spawn", lambda *_: SimpleNamespace(pid=os.getpid(), exitcode=None))
+    monkeypatch.setattr(processes_module.WorkerProcess, "kill", lambda worker: killed.append(worker.name))
+    monkeypatch.setattr(processes_module.WorkerProcess, "request_stack_dump", lambda worker: None)
     monkeypatch.setattr(module, "STACK_DUMP_S", 0.0)
-    supervisor.orphan_killer = SimpleNamespace(watch=lambda pid: None, mark=lambda *_: "")
     return killed
 
 
@@ -133,7 +133,7 @@ def beat(supervisor, count, phase, env=-1):
 
 def check_at(supervisor, seconds):
     """Advance the clock to `seconds` and check the deadlines."""
-    supervisor.clock = seconds
+    supervisor.processes.clock = seconds
     return supervisor._check_deadlines()
 
 
@@ -143,12 +143,12 @@ def started(supervisor, monkeypatch):
     supervisor.killed = fake_processes(supervisor, monkeypatch)
     beat(supervisor, 7, Phase.ENVIRONMENT)  # of the previous generation, which exited inside an environment
     for name in supervisor.run_spec.workers:
-        supervisor.generations[name] = 1
+        supervisor.processes.generations[name] = 1
         supervisor._start(name)
         if name != sampler_name(0):
-            supervisor.processes[name].beats = True
+            supervisor.processes.active[name].beats = True
     yield supervisor
-    for worker in supervisor.processes.values():
+    for worker in supervisor.processes.active.values():
         worker.reaped.set()
         os.close(worker.pidfd)
 
@@ -248,7 +248,7 @@ def test_supervisor_pauses_before_it_restarts_an_evaluator_that_exits_repeatedly
     messages = [text for _, _, text in supervisor.recorder.messages]
     assert messages[-1].endswith("; 4 times in a row without a result, training continues; restarted in 60 s")
     assert all(text.endswith("; restarted") for text in messages[:-1])
-    supervisor.clock += EVALUATOR_PAUSE_S
+    supervisor.processes.clock += EVALUATOR_PAUSE_S
     supervisor._start_due()
     assert len(started) == 4 * EVALUATOR_EXITS - 1, "it is tried again"
 
@@ -264,7 +264,7 @@ def exited(name, generation=1, **fields):
 
 def test_supervisor_forgets_faults_of_a_sampler_only_for_slots_that_it_fills_itself(supervisor):
     """Updates from the data of others would hide a sampler that always fails."""
-    supervisor._start, supervisor.updates = lambda name: None, 5
+    supervisor._start, supervisor.shared.learner[0].updates = lambda name: None, 5
     name = sampler_name(0)
     for faults in (1, 2, 3):
         supervisor.shared.learner[0].updates += 1
@@ -284,14 +284,13 @@ def test_supervisor_puts_the_spare_in_charge_when_inference_is_killed_again(star
     """And starts the next spare beside it. What was written before belongs to others."""
     name, output = "inference", started.run_spec.debug_dir / "inference.txt"
     row = started.run_spec.workers.index(name)
-    started.orphan_killer.forget = lambda *_: None
     assert started.shared.in_charge[row] == 1
     for generation in (2, 3, 4):
-        first = started.processes.pop(name)
+        first = started.processes.active.pop(name)
         os.close(first.pidfd)
-        spare = started.spares.processes.get(name)
+        spare = started.processes.spares.processes.get(name)
         started._on_exit(first, -9)
-        worker = started.processes[name]
+        worker = started.processes.active[name]
         assert started.shared.in_charge[row] == worker.generation == generation
         assert not worker.beats
         if generation == 4:
@@ -299,33 +298,33 @@ def test_supervisor_puts_the_spare_in_charge_when_inference_is_killed_again(star
             assert worker.output.last_line() == ""
         output.parent.mkdir(exist_ok=True)
         output.write_text("RuntimeError: of an earlier generation\n" * generation)
-    assert started.spares.processes[name].generation == 5
-    os.close(started.spares.processes[name].pidfd)
+    assert started.processes.spares.processes[name].generation == 5
+    os.close(started.processes.spares.processes[name].pidfd)
     assert all(text.endswith("exited (killed by SIGKILL); restarted") for _, _, text in started.recorder.messages)
 
 
 def test_supervisor_says_which_process_is_left_after_sigkill(supervisor, capsys):
     killed = SimpleNamespace(name="sampler-0", pid=41, generation=3, output=SimpleNamespace(trim=lambda: None))
     killed.join = lambda: -9
-    supervisor.orphan_killer = SimpleNamespace(
+    supervisor.processes.orphan_killer = SimpleNamespace(
         mark=lambda name, generation: f"{name}/{generation}", forget=lambda pid, mark: [42] if mark else []
     )
-    supervisor.reap(killed)
+    supervisor.processes.reap(killed)
     line = "sampler-0: process 42 does not end after SIGKILL, so something inside the system does not answer; "
     assert capsys.readouterr().out == f"{line}left as it is\n"
     killed.join = lambda: 0
-    supervisor.reap(killed)
+    supervisor.processes.reap(killed)
     assert capsys.readouterr().out == ""
 
 
 def hang(supervisor, worked_s):
     """A generation of the only sampler that works for so many seconds, fills slots and then hangs."""
     name = sampler_name(0)
-    begun = supervisor.clock
+    begun = supervisor.processes.clock
     for _ in range(2 * module.SLOTS_PER_FAULT):
         for states in ((FREE, SAMPLING), (SAMPLING, READY), (READY, FREE)):
             supervisor.shared.slot_table.transition(0, 0, *states)
-    supervisor.clock += worked_s + STEP
+    supervisor.processes.clock += worked_s + STEP
     slots = supervisor._slots_filled(name) - 2 * module.SLOTS_PER_FAULT
     beats = {"beats": True, "ready": True, "began_at": begun, "slots_before": slots}
     return supervisor._on_exit(exited(name, exceeded="it hangs", hung_s=STEP, **beats), -9)
@@ -334,7 +333,7 @@ def hang(supervisor, worked_s):
 @pytest.mark.parametrize(("worked_s", "ends"), [(0.0, True), (2.9 * STEP, True), (3.1 * STEP, False)])
 def test_supervisor_ends_a_run_whose_environment_hangs_for_more_than_a_quarter_of_the_time(supervisor, worked_s, ends):
     """However much data arrives between: a reset that hangs after three episodes was restarted without end."""
-    supervisor._start, supervisor.updates = lambda name: None, 5
+    supervisor._start, supervisor.shared.learner[0].updates = lambda name: None, 5
     outcomes = [hang(supervisor, worked_s) for _ in range(supervisor.config.run.spare_restarts + 1)]
     assert outcomes[:-1] == [None] * (len(outcomes) - 1)
     assert (outcomes[-1] is not None) == ends
@@ -345,7 +344,7 @@ def test_supervisor_ends_a_run_whose_environment_hangs_for_more_than_a_quarter_o
 
 def test_supervisor_does_not_report_the_position_of_an_earlier_generation(supervisor):
     """A sampler that is killed in an environment leaves its position; the next one may not even find its packages."""
-    supervisor._start, supervisor.updates = lambda name: None, 5
+    supervisor._start, supervisor.shared.learner[0].updates = lambda name: None, 5
     beat(supervisor, 7, Phase.ENVIRONMENT, env=1)
     word = supervisor.deadlines.heartbeat(sampler_name(0))
     supervisor._on_exit(exited(sampler_name(0), heartbeat=word), 1)
@@ -371,13 +370,13 @@ def test_supervisor_counts_kills_of_a_worker_until_it_is_ready(supervisor):
 
 def test_supervisor_pauses_before_it_restarts_a_sampler_that_fails_again(supervisor):
     started, name = [], sampler_name(0)
-    supervisor._start, supervisor.updates = started.append, 5
+    supervisor._start, supervisor.shared.learner[0].updates = started.append, 5
     supervisor._on_exit(exited(name, 0), 1)
     assert started == [name], "at once after the first fault"
     supervisor._on_exit(exited(name, 1), 1)
     supervisor._start_due()
     assert started == [name]
-    supervisor.clock += FIRST_PAUSE_S
+    supervisor.processes.clock += FIRST_PAUSE_S
     supervisor._start_due()
     supervisor._start_due()
     assert started == [name, name]
@@ -385,7 +384,10 @@ def test_supervisor_pauses_before_it_restarts_a_sampler_that_fails_again(supervi
 
 
 def test_closing_sampler_has_time_for_each_environment_and_for_all_of_them(started):
-    leaving, (sampler,) = Leaving(started), [w for name, w in started.processes.items() if name == sampler_name(0)]
+    leaving, (sampler,) = (
+        Leaving(started.processes, started.deadlines),
+        [w for name, w in started.processes.active.items() if name == sampler_name(0)],
+    )
     beat(started, 1, Phase.WORK)
     assert not leaving.goes_on(sampler, 3.0), "it has not begun to close"
     for turn in range(4):
@@ -398,7 +400,7 @@ def test_closing_sampler_has_time_for_each_environment_and_for_all_of_them(start
 
 
 def test_leaving_learner_has_time_as_long_as_it_takes_optimizer_steps(started):
-    leaving, learner = Leaving(started), started.processes[learner_name()]
+    leaving, learner = Leaving(started.processes, started.deadlines), started.processes.active[learner_name()]
     for turn in range(4):
         started.shared.learner[0].optimizer_steps += 1
         assert leaving.goes_on(learner, 0.99 * turn * SAVE_S)
@@ -410,11 +412,14 @@ def test_leaving_learner_has_time_as_long_as_it_takes_optimizer_steps(started):
 
 
 def test_leaving_learner_has_the_time_that_a_slow_disk_takes_for_a_large_checkpoint(started):
-    learner, folder = started.processes[learner_name()], started.run_spec.policy_dir() / "checkpoints/000000000000"
+    learner, folder = (
+        started.processes.active[learner_name()],
+        started.run_spec.policy_dir() / "checkpoints/000000000000",
+    )
     folder.mkdir(parents=True)
     with (folder / "model.safetensors").open("wb") as file:
         file.truncate(int(20 * SLOW_DISK))
-    leaving = Leaving(started)
+    leaving = Leaving(started.processes, started.deadlines)
     assert leaving.goes_on(learner, 0.0)
     assert leaving.goes_on(learner, SAVE_S + 19.0)
     assert not leaving.goes_on(learner, SAVE_S + 21.0)
@@ -422,12 +427,12 @@ def test_leaving_learner_has_the_time_that_a_slow_disk_takes_for_a_large_checkpo
 
 
 def test_leaving_learner_without_progress_before_the_order_has_little_time(started):
-    learner = started.processes[learner_name()]
-    started.clock += started.config.run.stall_timeout
-    started.deadlines.arrived_at = started.clock - 1.0
-    assert Leaving(started).learner_s == SAVE_S, "its update is long"
+    learner = started.processes.active[learner_name()]
+    started.processes.clock += started.config.run.stall_timeout
+    started.deadlines.arrived_at = started.processes.clock - 1.0
+    assert Leaving(started.processes, started.deadlines).learner_s == SAVE_S, "its update is long"
     started.deadlines.arrived_at = learner.heartbeat_at = 0.0
-    leaving = Leaving(started)
+    leaving = Leaving(started.processes, started.deadlines)
     assert leaving.goes_on(learner, 0.0)
     assert not leaving.goes_on(learner, 1.01 * EXIT_S)
 
@@ -435,9 +440,9 @@ def test_leaving_learner_without_progress_before_the_order_has_little_time(start
 def test_shutdown_says_that_a_learner_was_killed_for_lack_of_progress(supervisor):
     ended = Outcome.of(Exit.INTERRUPTED, "stopped by signal")
     learner = SimpleNamespace(name=learner_name(), exit_code=-9, pidfd=-1, heartbeat_at=0.0, exceeded="no progress")
-    supervisor.processes[learner.name] = learner
-    supervisor.reap = lambda worker: supervisor.processes.pop(worker.name)
-    stop_workers(supervisor, ended)
+    supervisor.processes.active[learner.name] = learner
+    supervisor.processes.reap = lambda worker: supervisor.processes.active.pop(worker.name)
+    supervisor.shutdown.run(ended)
     assert (ended.code, ended.sentence) == (
         Exit.INTERRUPTED, "stopped by signal; the learner was killed before it exited: no progress"
     )  # fmt: skip
@@ -448,10 +453,10 @@ def test_shutdown_says_that_a_learner_was_killed_for_lack_of_progress(supervisor
 def test_shutdown_does_not_finish_a_run_whose_learner_fails_in_its_last_save(supervisor, code, reported):
     ended = Outcome.of(code, "stopped by signal")
     learner = SimpleNamespace(name=learner_name(), exit_code=-9, pidfd=-1, heartbeat_at=0.0, exceeded="no checkpoint")
-    supervisor.processes[learner.name] = learner
-    supervisor.reap = lambda worker: supervisor.processes.pop(worker.name)
+    supervisor.processes.active[learner.name] = learner
+    supervisor.processes.reap = lambda worker: supervisor.processes.active.pop(worker.name)
     supervisor.shared.learner[0].outcome = reported
-    stop_workers(supervisor, ended)
+    supervisor.shutdown.run(ended)
     assert (ended.code, ended.sentence) == (
         code, "stopped by signal; the learner was killed before it exited: no checkpoint"
     )  # fmt: skip
@@ -465,10 +470,10 @@ def test_shutdown_keeps_what_the_learner_reported_if_a_second_signal_comes_after
 ):
     ended, signals = Outcome.of(Exit.REQUEUE, "stopped by signal"), supervisor.signals
     name = sampler_name(0)  # it still closes its environments
-    supervisor.processes[name] = SimpleNamespace(name=name, exit_code=None, pidfd=-1, heartbeat_at=0.0)
+    supervisor.processes.active[name] = SimpleNamespace(name=name, exit_code=None, pidfd=-1, heartbeat_at=0.0)
     supervisor.shared.learner[0].outcome, signals.stop_count = reported, 1
-    supervisor.wait = lambda: setattr(signals, "stop_count", 2)
-    stop_workers(supervisor, ended)
+    supervisor.processes.wait = lambda: setattr(signals, "stop_count", 2)
+    supervisor.shutdown.run(ended)
     assert ended.code == code
     assert ended.sentence.endswith("; stopped by a second signal")
 
@@ -476,15 +481,18 @@ def test_shutdown_keeps_what_the_learner_reported_if_a_second_signal_comes_after
 @pytest.mark.parametrize(("outcome", "code"), [(Exit.FINISHED, Exit.STORAGE), (Exit.ENVIRONMENT, Exit.ENVIRONMENT)])
 def test_shutdown_saves_nothing_in_a_folder_that_another_run_has_taken(supervisor, outcome, code):
     ended = Outcome.of(outcome, "it ended")
-    supervisor.updates, supervisor.recorder.problem = 5, "runs/a was moved, and another run is in its place"
-    stop_workers(supervisor, ended)
+    supervisor.recorder.problem = "runs/a was moved, and another run is in its place"
+    supervisor.shutdown.run(ended)
     assert supervisor.shared.supervisor.stop == StopOrder.NOW
     assert ended.code == code
     assert ended.sentence.endswith("another run is in its place")
 
 
 def test_leaving_learner_that_is_not_to_save_has_little_time(started):
-    leaving, learner = Leaving(started, saves=False), started.processes[learner_name()]
+    leaving, learner = (
+        Leaving(started.processes, started.deadlines, saves=False),
+        started.processes.active[learner_name()],
+    )
     assert leaving.goes_on(learner, 0.5 * EXIT_S)
     started.shared.learner[0].optimizer_steps += 1
     assert not leaving.goes_on(learner, 1.01 * EXIT_S)
@@ -497,8 +505,8 @@ def test_supervisor_stops_its_workers_in_order_if_a_spare_cannot_be_killed(super
     stopped = []
     monkeypatch.setattr(supervisor, "_start", lambda name: None)
     monkeypatch.setattr(supervisor, "_loop", lambda: Outcome.of(Exit.INTERRUPTED, "stopped by signal"))
-    monkeypatch.setattr(supervisor.spares, "close", refuse)
-    monkeypatch.setattr(module, "stop_workers", lambda supervisor, outcome: stopped.append(outcome.code))
+    monkeypatch.setattr(supervisor.processes.spares, "close", refuse)
+    monkeypatch.setattr(supervisor.shutdown, "run", lambda outcome: stopped.append(outcome.code))
     with pytest.raises(RuntimeError, match="cannot be killed"):
         supervisor.run()
     assert stopped == [Exit.INTERRUPTED]
@@ -507,7 +515,7 @@ def test_supervisor_stops_its_workers_in_order_if_a_spare_cannot_be_killed(super
 @pytest.mark.parametrize(("signals", "reason"), [(0, "the evaluator failed or took longer"), (1, "a signal arrived")])
 def test_shutdown_says_why_the_last_policy_was_not_evaluated(supervisor, capsys, signals, reason):
     supervisor.shared.learner[0].checkpoint, supervisor.signals.stop_count = 300, signals
-    stop_workers(supervisor, Outcome.of(Exit.FINISHED, "the stop rule was reached"))
+    supervisor.shutdown.run(Outcome.of(Exit.FINISHED, "the stop rule was reached"))
     assert f"the last policy was not evaluated ({reason}" in capsys.readouterr().out
 
 
@@ -529,10 +537,10 @@ def test_supervisor_reaps_all_workers_if_one_of_them_cannot_be_killed(supervisor
             raise RuntimeError("sampler-0 (pid 1) cannot be killed")
 
     names = "learner", "sampler-0", "inference"
-    supervisor.processes = {name: SimpleNamespace(name=name, kill=lambda: None) for name in names}
-    supervisor.reap = reap
+    workers = {name: SimpleNamespace(name=name, kill=lambda: None) for name in names}
+    supervisor.processes.active, supervisor.processes.reap = workers, reap
     with pytest.raises(RuntimeError, match="cannot be killed"):
-        supervisor._reap_all()
+        supervisor.processes.close()
     assert sorted(reaped) == sorted(names)
 
 
@@ -543,14 +551,14 @@ def test_shutdown_reports_a_learner_that_fails_before_it_exits(supervisor, monke
     ended = Outcome(outcome, {"finished": 0, "interrupted": 130}[outcome], "the stop rule was reached")
     learner = SimpleNamespace(name=learner_name(), exit_code=1, pidfd=-1, heartbeat_at=0.0, exceeded="")
     learner.output = OutputFile(supervisor.run_spec.debug_dir / "learner.txt")
-    supervisor.processes[learner.name] = learner
-    supervisor.reap = lambda worker: supervisor.processes.pop(worker.name)
+    supervisor.processes.active[learner.name] = learner
+    supervisor.processes.reap = lambda worker: supervisor.processes.active.pop(worker.name)
     supervisor.run_spec.debug_dir.mkdir()
     (supervisor.run_spec.debug_dir / "learner.txt").write_text("Traceback ...\nOSError: gone\n")
-    stop_workers(supervisor, ended)
+    supervisor.shutdown.run(ended)
     assert (ended.name, ended.code) == (word, code)
     assert ended.sentence == "the stop rule was reached; the learner failed before it exited: OSError: gone"
-    assert supervisor.shared.supervisor.stop == StopOrder.NOW, "no update was finished, so there is nothing to save"
+    assert supervisor.shared.supervisor.stop == StopOrder.FINISH
 
 
 @pytest.mark.parametrize(("saved", "name", "code"), [(False, "interrupted", 130), (True, "finished", 0)])
@@ -560,8 +568,8 @@ def test_shutdown_of_a_finished_run_is_interrupted_by_a_second_signal_before_its
     ended, signals = Outcome("finished", 0, "the stop rule was reached"), supervisor.signals
     signals.outcome = lambda: Outcome.of(Exit.INTERRUPTED, "stopped by signal")
     worker = evaluator_name() if saved else learner_name()
-    supervisor.processes[worker] = SimpleNamespace(name=worker, exit_code=None, pidfd=-1, heartbeat_at=0.0)
-    supervisor.wait = lambda: setattr(signals, "stop_count", 2)
-    stop_workers(supervisor, ended)
+    supervisor.processes.active[worker] = SimpleNamespace(name=worker, exit_code=None, pidfd=-1, heartbeat_at=0.0)
+    supervisor.processes.wait = lambda: setattr(signals, "stop_count", 2)
+    supervisor.shutdown.run(ended)
     assert (ended.name, ended.code) == (name, code)
     assert ended.sentence == "the stop rule was reached" + ("; stopped by a second signal" if saved else SECOND_SIGNAL)
