@@ -25,7 +25,7 @@ import safetensors.torch  # noqa: F401
 import sfactory_envs.gymnasium  # noqa: F401
 import torch
 
-import sfactory.supervisor.lockstep
+import sfactory.supervisor.lockstep_run
 import sfactory.tools.network_trial
 import sfactory.tools.roofline
 import sfactory.workers.evaluator  # noqa: F401

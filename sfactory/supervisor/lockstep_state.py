@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sfactory.envs.saved_state import decode, encode
-
-if TYPE_CHECKING:
-    from sfactory.supervisor.lockstep import Lockstep
+from sfactory.supervisor.lockstep import Lockstep
 
 
 def capture(run: Lockstep, board: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ class LockstepTask:
         with loading_torch(frozen=True):
             import torch
 
-            from sfactory.supervisor.lockstep import train
+            from sfactory.supervisor.lockstep_run import train
 
         torch.set_num_threads(1)
         link = Link(self.connection)

@@ -8,7 +8,7 @@ import sfactory
 from sfactory.envs import make_spec
 from sfactory.errors import Exit
 from sfactory.run.outcome import Outcome
-from sfactory.supervisor import lockstep, lockstep_state
+from sfactory.supervisor import lockstep_run, lockstep_state
 from sfactory.supervisor.lockstep import Lockstep
 from sfactory.supervisor.lockstep_link import Orders
 from sfactory.workers.shared import LearnerOutcome, RunSpec, StopOrder
@@ -52,7 +52,7 @@ def test_update_that_reaches_a_stop_rule_finishes_the_run_although_a_signal_arri
     link = SimpleNamespace(
         begin=lambda: Orders(0, 0, None), record=lambda messages, updated: Orders(0, 0, stop if updated else None)
     )
-    outcome = lockstep._train(run, link).outcome
+    outcome = lockstep_run._train(run, link).outcome
     assert (outcome.name, outcome.code) == (word, code)
     assert run.learner.env_steps == 16, "one update"
 
@@ -66,6 +66,6 @@ def test_lockstep_saves_nothing_in_a_folder_that_another_run_has_taken(make, env
         begin=lambda: Orders(0, 0, None),
         record=lambda messages, updated: Orders(0, int(updated), taken if updated else None),
     )
-    assert lockstep._train(run, link).outcome.code == Exit.STORAGE
+    assert lockstep_run._train(run, link).outcome.code == Exit.STORAGE
     assert run.learner.env_steps == 16
     assert not (tmp_path / "checkpoints").exists()

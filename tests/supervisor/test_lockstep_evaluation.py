@@ -6,7 +6,8 @@ import pytest
 
 from sfactory.config import Config, Env, Eval, Model, Run, Sampling
 from sfactory.envs import EnvError, make_spec
-from sfactory.supervisor.lockstep import Evaluation, Lockstep
+from sfactory.supervisor.lockstep import Lockstep
+from sfactory.supervisor.lockstep_run import Evaluation
 from sfactory.workers import evaluator
 from sfactory.workers.shared import RunSpec
 

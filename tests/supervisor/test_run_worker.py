@@ -9,7 +9,7 @@ import pytest
 
 from sfactory.errors import CheckpointError, Exit, LearnerLost, SettingError
 from sfactory.run.outcome import Outcome
-from sfactory.supervisor import lockstep
+from sfactory.supervisor import lockstep_run
 from sfactory.supervisor import run_worker as module
 from sfactory.workers.shared import RunSpec, StopOrder
 from sfactory.workers.worker import QueueSink
@@ -83,12 +83,12 @@ def test_lockstep_ends_with_7_or_8_if_another_learner_is_lost(monkeypatch, error
         shared=SimpleNamespace(slot_table=SimpleNamespace(row_counts=lambda: None), rows_by_task=dict),
         close=lambda: None,
     )
-    monkeypatch.setattr(lockstep, "Lockstep", lambda *_: run)
-    monkeypatch.setattr(lockstep, "SharedState", lambda *_: None)
-    monkeypatch.setattr(lockstep, "_prepare", lambda *_: None)
-    monkeypatch.setattr(lockstep, "_train", fails)
+    monkeypatch.setattr(lockstep_run, "Lockstep", lambda *_: run)
+    monkeypatch.setattr(lockstep_run, "SharedState", lambda *_: None)
+    monkeypatch.setattr(lockstep_run, "_prepare", lambda *_: None)
+    monkeypatch.setattr(lockstep_run, "_train", fails)
     ends = []
-    lockstep.train(RunSpec(None, None, "", 0), None, SimpleNamespace(end=ends.append))
+    lockstep_run.train(RunSpec(None, None, "", 0), None, SimpleNamespace(end=ends.append))
     assert [end.outcome for end in ends] == [Outcome.of(Exit(code), str(error))]
 
 
