@@ -121,7 +121,7 @@ TABLE: dict[str, Row] = {
     "selfplay/connect_four": Row(1_500_000, 15, evaluation=AGAINST_RANDOM, metric="selfplay/elo"),
     "pettingzoo/mpe/simple_spread": Row(4_000_000, 25, published=(
         Published("-9.76", "20M steps of the environment, 60M of agents", IPPO),)),
-    "pettingzoo/butterfly/pistonball": Row(250_000, 30),
+    "pettingzoo/butterfly/pistonball": Row(250_000, 4),
     "atari/pong": Row(3_000_000, 60, published=(
         Published("20.4 ± 0.2", "10M steps", CLEANRL), Published("21.0", "10M steps", ZOO_ATARI))),
     "atari/breakout": Row(ATARI, 36, published=(
@@ -131,8 +131,8 @@ TABLE: dict[str, Row] = {
     "atari/beam_rider": Row(ATARI, 36, published=(
         Published("1916 ± 485", "10M steps", CLEANRL), Published("3397", "10M steps", ZOO_ATARI))),
     "procgen/coinrun": Row(500_000, 30, changes=("--model.encoder", "nature")),
-    "impala/atari/breakout": Row(200_000, 60),
-    "vizdoom/basic": Row(500_000, 25),
+    "impala/atari/breakout": Row(400_000, 35),
+    "vizdoom/basic": Row(500_000, 11),
 }  # fmt: skip
 """Preset, or a task of a family -> its row."""
 
