@@ -121,7 +121,7 @@ TABLE: dict[str, Row] = {
     "selfplay/connect_four": Row(1_500_000, 15, evaluation=AGAINST_RANDOM, metric="selfplay/elo"),
     "pettingzoo/mpe/simple_spread": Row(4_000_000, 25, published=(
         Published("-9.76", "20M steps of the environment, 60M of agents", IPPO),)),
-    "pettingzoo/butterfly/pistonball": Row(250_000, 4),
+    "pettingzoo/butterfly/pistonball": Row(250_000, 5),
     "atari/pong": Row(3_000_000, 60, published=(
         Published("20.4 ± 0.2", "10M steps", CLEANRL), Published("21.0", "10M steps", ZOO_ATARI))),
     "atari/breakout": Row(ATARI, 36, published=(
