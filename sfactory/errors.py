@@ -83,6 +83,9 @@ class CommandError(ValueError):
         return type(self), (self.exit_code, self.sentence)  # errors come from other processes too
 
 
+LONGEST_LINE = 800  # characters of an exception that are reported
+
+
 class SettingError(ValueError):
     """A setting that cannot be used; the message is one line for users."""
 
@@ -202,6 +205,17 @@ def raised_by_sfactory(error: Exception) -> bool:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+
+
+def one_line(error: BaseException) -> str:
+    """Format an exception as `ValueError: message` on one line; the middle of a long one is left out."""
+    return shortened(" ".join(f"{type(error).__name__}: {error}".split()), LONGEST_LINE)
+
+
+def shortened(text: str, size: int) -> str:
+    """Leave out the middle of a text of more than `size` characters: an exception may hold a whole observation."""
+    left_out = len(text) - size
+    return text if left_out <= 0 else f"{text[: size // 2]} ... ({left_out:,} characters) ... {text[-size // 2 :]}"
 
 
 def own_place(error: BaseException | None) -> str:

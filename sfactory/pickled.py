@@ -54,6 +54,11 @@ def name_of(code: Callable[..., Any], setting: str) -> str:
     return _import_path(code) or _pickle(code, setting)
 
 
+def shown_name(name: str) -> str:
+    """The name of a class or function for messages: of a pickle without its digest."""
+    return name.removeprefix(PREFIX).rpartition("-")[0] if is_pickled(name) else name
+
+
 def load(name: str) -> Any:
     """The class or function of a name, every time a new one. Raises SettingError if there is no such pickle."""
     import cloudpickle

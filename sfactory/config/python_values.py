@@ -107,7 +107,7 @@ def _no_code(value: Any) -> str:
         settings = "".join(f", {key}={parsing.shown(one)}" for key, one in value[1].items())
         return f"{name} with its settings is not one value; pass functools.partial({name}{settings})"
     if isinstance(value, Mapping | list | tuple | bytes | bool | int | float | None):
-        return f"{parsing.shown(value)} is not text"
+        return f"{parsing.shown(value)} is no name, class or function"
     return (
         f"expected a name, a class or a function, got an object of the class {type(value).__name__}; every process "
         "makes its own: pass the class, or a function that returns the object"

@@ -569,6 +569,13 @@ class Model:
         """What reads the observations: the network of the user's own, or else the encoder."""
         return self.network or self.encoder
 
+    @property
+    def own_code(self) -> tuple[str, str]:
+        """The setting that names a network of the user's own, and its value; both empty if there is none."""
+        if self.network:
+            return "model.network", self.network
+        return ("model.encoder", self.encoder) if ":" in self.encoder else ("", "")
+
 
 @dataclass(frozen=True)
 class Normalize:

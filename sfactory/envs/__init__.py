@@ -31,10 +31,8 @@ from sfactory.envs.spec import (
     finite_rows,
     info_numbers,
     next_seed,
-    one_line,
-    shortened,
 )
-from sfactory.errors import EnvError, suggest
+from sfactory.errors import EnvError, one_line, shortened, suggest
 
 Tally = EpisodeTally  # earlier name, still used by environment packages
 

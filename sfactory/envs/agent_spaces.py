@@ -11,8 +11,8 @@ from sfactory.envs.action_leaf import ActionSpace, mask_leaf, one_line_space
 from sfactory.envs.obs_leaf import ObsReader, always_fits, obs_leaves
 from sfactory.envs.saved_spec import same_space
 from sfactory.envs.space_leaves import check_tuples, kept_leaves, tuples_of
-from sfactory.envs.spec import ActionLeaf, Leaf, one_line
-from sfactory.errors import EnvError
+from sfactory.envs.spec import ActionLeaf, Leaf
+from sfactory.errors import EnvError, one_line
 
 MASK = "action_mask"
 """Name of the mask in observations and in `info`, and of its leaf."""

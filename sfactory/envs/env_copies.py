@@ -12,9 +12,9 @@ import numpy as np
 
 from sfactory.envs.build_clock import build_clock
 from sfactory.envs.retry import REPLACE_S, START_S, retried
-from sfactory.envs.spec import next_seed, one_line
+from sfactory.envs.spec import next_seed
 from sfactory.envs.step_values import explained
-from sfactory.errors import EnvError, raised_by_sfactory
+from sfactory.errors import EnvError, one_line, raised_by_sfactory
 
 
 class EnvCopies(ABC):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sfactory.envs.spec import one_line
-from sfactory.errors import EnvError, NoPictures
+from sfactory.errors import EnvError, NoPictures, one_line
 
 CHANNELS = (1, 3, 4)  # grey, red-green-blue, and these with transparency
 

@@ -22,8 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from sfactory import pickled
-from sfactory.envs.spec import one_line
-from sfactory.errors import EnvError, SettingError, did_you_mean, suggest
+from sfactory.errors import EnvError, SettingError, did_you_mean, one_line, suggest
 
 KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 CODE_FOLDER = "SFACTORY_CODE_FOLDER"

@@ -32,9 +32,9 @@ from sfactory.envs.action_leaf import one_line_space
 from sfactory.envs.options import EnvOptions
 from sfactory.envs.python_target import is_python_target
 from sfactory.envs.saved_spec import spaces_from_json, spaces_to_json
-from sfactory.envs.spec import EnvSpec, Group, Leaf, Settings, one_line
+from sfactory.envs.spec import EnvSpec, Group, Leaf, Settings
 from sfactory.envs.wrappers import Wrappers
-from sfactory.errors import EnvError, NoPictures, suggest
+from sfactory.errors import EnvError, NoPictures, one_line, suggest
 from sfactory.families import families
 
 OURS = frozenset({"num_envs", "seeds", "exact", "render_mode"})

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sfactory.errors import EnvError
+from sfactory.errors import EnvError, one_line, shortened
 
-LONGEST_LINE, LONGEST_TRACE = 800, 20_000  # characters of an exception that are reported
+LONGEST_TRACE = 20_000  # characters of a traceback that are reported
 LONGEST_ACTION = 120  # characters of the action with which an environment failed
 MAX_INFOS = 20  # numbers of an environment's `info` that are recorded
 NOT_NUMBERS = ("TimeLimit.truncated",)  # names in `info` that are known otherwise
@@ -206,11 +206,6 @@ def bounded(spec: EnvSpec, squash: bool) -> Callable[[dict[str, np.ndarray]], di
     return squashed
 
 
-def one_line(error: BaseException) -> str:
-    """Format an exception as `ValueError: message` on one line; the middle of a long one is left out."""
-    return shortened(" ".join(f"{type(error).__name__}: {error}".split()), LONGEST_LINE)
-
-
 def env_fault(env: int, error: BaseException, seed: int, step: int, action: Any = None) -> EnvFault:
     """Build the report of a failed environment: reason, seed, step of its episode, traceback.
 
@@ -221,12 +216,6 @@ def env_fault(env: int, error: BaseException, seed: int, step: int, action: Any 
     if action is not None:
         where = f"{where[:-1]}, action {shortened(' '.join(repr(action).split()), LONGEST_ACTION)})"
     return EnvFault(env, f"{one_line(error)} {where}\n{trace}")
-
-
-def shortened(text: str, size: int) -> str:
-    """Leave out the middle of a text of more than `size` characters: an exception may hold a whole observation."""
-    left_out = len(text) - size
-    return text if left_out <= 0 else f"{text[: size // 2]} ... ({left_out:,} characters) ... {text[-size // 2 :]}"
 
 
 def info_numbers(info: Any, keys: Sequence[str] = ()) -> dict[str, float]:

@@ -11,8 +11,7 @@ from typing import Any
 from sfactory.envs.agent_group import has_agents
 from sfactory.envs.options import EnvOptions
 from sfactory.envs.python_target import check_arguments, load_target, settings_of_copy
-from sfactory.envs.spec import one_line
-from sfactory.errors import EnvError, suggest
+from sfactory.errors import EnvError, one_line, suggest
 
 
 class Wrappers:

@@ -11,8 +11,8 @@ activation)``. `treatment` chooses one for each leaf, and `inputs` brings the nu
 A new built-in name also goes into `ENCODER_NAMES` of config/bounds.py, because the command line must not load torch.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from sfactory import pickled
 from sfactory.errors import SettingError
+from sfactory.model import own_code
 from sfactory.model.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -298,10 +298,9 @@ def make_encoder(
     layer_norm: of the encoders here; those of the user's own place their layers themselves. pooling: of impala; another
     encoder, as that of a vector beside the picture, has none.
     """
-    if pickled.is_pickled(name):
-        return pickled.load(name)(shape, hidden=hidden, activation=activation)
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        return getattr(importlib.import_module(module), attribute)(shape, hidden=hidden, activation=activation)
+        encoder = own_code.make("model.encoder", name, (shape,), {"hidden": hidden, "activation": activation})
+        own_code.out_size("model.encoder", name, encoder)
+        return cast("Encoder", encoder)
     own = {"pooling": pooling} if name == "impala" else {}
     return ENCODERS[name](shape, hidden=hidden, activation=activation, layer_norm=layer_norm, **own)

@@ -12,7 +12,6 @@ observation is the leaf `obs`. Action masks, the standard deviation of continuou
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from sfactory import pickled
 from sfactory.errors import SettingError
+from sfactory.model import own_code
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.model.cores import CORES, Core
 from sfactory.model.treatment import Treatment
@@ -34,9 +34,8 @@ class OwnTrunk(nn.Module):
         self.name, self.names, self.outputs, self.out_size = name, list(obs), outputs, outputs + 1
         self.encoders = nn.ModuleList()  # none: what reads `Trunk.encoders` finds nothing
         self.core: Core = CORES["none"](self.out_size, 0)
-        self.network: nn.Module = _find(name)({leaf: one.shape for leaf, one in obs.items()}, outputs=outputs)
-        if not isinstance(self.network, nn.Module):
-            raise SettingError(f"model.network {name}: expected a torch.nn.Module, got {type(self.network).__name__}")
+        shapes = {leaf: one.shape for leaf, one in obs.items()}
+        self.network = own_code.make("model.network", name, (shapes,), {"outputs": outputs})
 
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Leaves [N, *shape] -> [N, outputs + 1]."""
@@ -49,10 +48,12 @@ class OwnTrunk(nn.Module):
         except (TypeError, ValueError, AttributeError):
             fits = False
         if not fits:
-            shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in found]
+            parts = found if isinstance(found, tuple | list) else (found,)
+            shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in parts]
+            shown = ", ".join(map(str, shapes))
             raise SettingError(
-                f"model.network {self.name}: forward returned {', '.join(map(str, shapes))}; expected the outputs of "
-                f"the actor ({rows}, {self.outputs}) and the value ({rows},)"
+                f"model.network {pickled.shown_name(self.name)}: forward returned {shown}; expected the outputs of the "
+                f"actor ({rows}, {self.outputs}) and the value ({rows},)"
             )
         return torch.cat([actor, value.to(actor.dtype)], -1)
 
@@ -79,11 +80,3 @@ class OwnNetwork(ActorCritic):
 
     def rescale_value(self, factor: Tensor, shift: Tensor) -> None:
         raise NotImplementedError("a network of the user's own has no value head that is known")
-
-
-def _find(name: str) -> Any:
-    """The class of a name."""
-    if pickled.is_pickled(name):
-        return pickled.load(name)
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sfactory.envs import EnvOptions, EnvSpec, Group, Settings, Step, listen_to_builds, make_spec, one_line
+from sfactory.envs import EnvOptions, EnvSpec, Group, Settings, Step, listen_to_builds, make_spec
 from sfactory.envs.build_clock import BUILT
-from sfactory.errors import EnvError
+from sfactory.errors import EnvError, one_line
 
 
 class EnvClock(Protocol):

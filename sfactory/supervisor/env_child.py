@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from sfactory import errors
-from sfactory.envs import EnvError, one_line
-from sfactory.errors import CommandError, Exit, SettingError, own_place, raised_by_sfactory
+from sfactory.envs import EnvError
+from sfactory.errors import CommandError, Exit, SettingError, one_line, own_place, raised_by_sfactory
 from sfactory.shm import atomics
 from sfactory.shm.arena import Arena, Field
 from sfactory.supervisor.child_main import flush_output

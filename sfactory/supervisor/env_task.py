@@ -34,14 +34,15 @@ START_S = 300.0  # for the interpreter and the imports of the user's script, and
 POLL_S = 0.05
 
 
-def run_env_task(job: Job, env: Env, single_threaded: bool = True) -> Any:
+def run_env_task(job: Job, env: Env, single_threaded: bool = True, what: str = "") -> Any:
     """Return the result of a job, which runs in a child of this process.
 
-    env: its time limits apply, and its name is in messages. single_threaded: linear algebra has one thread.
+    env: its time limits apply. single_threaded: linear algebra has one thread. what: what is called, for messages; by
+    default the environments.
     Raises what the job raises; EnvError (exit 6) if its process ends, crashes or hangs; UnguardedError.
     """
     refuse_worker()
-    what = ", ".join(env.tasks)
+    what = what or ", ".join(env.tasks)
     with exits_are_reported(), MISSING_MAIN_FILE:
         arena = Arena.create(CLOCK)
         receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)

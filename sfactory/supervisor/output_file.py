@@ -10,8 +10,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from sfactory.envs import shortened
-from sfactory.envs.spec import LONGEST_LINE
+from sfactory.errors import LONGEST_LINE, shortened
 
 MAX_BYTES = 10_000_000
 FIRST_BYTES, LAST_BYTES = 1_000_000, 4_000_000  # kept

@@ -15,9 +15,8 @@ from typing import Any
 
 from sfactory.device.loading import loading_torch
 from sfactory.device.machine import numa_nodes
-from sfactory.envs import one_line, shortened
 from sfactory.envs.spec import LONGEST_TRACE
-from sfactory.errors import CheckpointError, Exit, LearnerLost, SettingError
+from sfactory.errors import CheckpointError, Exit, LearnerLost, SettingError, one_line, shortened
 from sfactory.monitor.messages import FAULT
 from sfactory.supervisor.affinity import pin
 from sfactory.workers.names import EVALUATOR, INFERENCE, LEARNER, inference_name, parse_worker, sampler_name

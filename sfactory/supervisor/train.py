@@ -29,6 +29,7 @@ from sfactory.supervisor.cores import by_cores, share_threads, summary
 from sfactory.supervisor.limits import check_file_size, check_limits
 from sfactory.supervisor.lockstep_process import run_lockstep
 from sfactory.supervisor.main_script import UnguardedError
+from sfactory.supervisor.network_check import check_own_network
 from sfactory.supervisor.preflight import (
     check_algorithm,
     check_continuous,
@@ -81,6 +82,7 @@ def _train(
     except UnguardedError:
         return Outcome("unguarded", UNGUARDED, "the script that trains has no guard")
     reading = _check_environment(config, specs[0], resume)
+    check_own_network(config, specs[0], ranks)
     config, given = by_cores(config, num_cores), config
     scaled, lines = rescale_batch(config, ranks.world_size, specs[0].rows)
     if config != given and config.run.mode != "lockstep":

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sfactory.config import Config, with_settings
-from sfactory.envs import EnvSpec, bounded, one_line
-from sfactory.errors import own_place
+from sfactory.envs import EnvSpec, bounded
+from sfactory.errors import one_line, own_place
 from sfactory.learning.batch import Batch
 from sfactory.learning.network import build_model
 from sfactory.learning.own_time import own_time

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.envs import EnvFault, EnvSpec, Episode, Group, Step, finite_rows, one_line
-from sfactory.errors import own_place
+from sfactory.envs import EnvFault, EnvSpec, Episode, Group, Step, finite_rows
+from sfactory.errors import one_line, own_place
 from sfactory.play.random_action import random_action
 from sfactory.play.watched_group import EnvCallError
 

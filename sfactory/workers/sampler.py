@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from sfactory.envs import EnvError, Group, Step, bounded, check_spaces, listen_to_builds, make_group, shortened
+from sfactory.envs import EnvError, Group, Step, bounded, check_spaces, listen_to_builds, make_group
 from sfactory.envs.build_clock import BUILT
 from sfactory.envs.retry import START_S, retried
 from sfactory.envs.spec import LONGEST_TRACE
+from sfactory.errors import shortened
 from sfactory.monitor import messages
 from sfactory.shm.slots import FREE, READY, SAMPLING, Request
 from sfactory.workers.names import sampler_name

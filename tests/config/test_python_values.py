@@ -99,5 +99,5 @@ def test_layer_of_asks_for_the_class_of_an_object_that_exists_already(setting, v
 
 @pytest.mark.parametrize("value", [3, True, b"nature", {"a": 1}, [3], [["nature"]], [None]])
 def test_layer_of_refuses_what_is_neither_a_name_nor_code(value):
-    with pytest.raises(SettingError, match=r"^model\.encoder: .* is not text$"):
+    with pytest.raises(SettingError, match=r"^model\.encoder: .* is no name, class or function$"):
         layer_of({"model": {"encoder": value}})

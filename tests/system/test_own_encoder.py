@@ -43,3 +43,19 @@ def test_encoder_with_dropout_ends_the_run_as_a_mistake_in_one_line(tmp_path, mo
     line = done.stderr.splitlines()[-1]
     assert line.startswith("sfactory: usage (exit 2): model.encoder my_nets:Noisy contains Dropout (")
     assert "Traceback" not in done.stderr
+
+
+BROKEN = NOISY.replace("return self.net(obs.float())", "raise RuntimeError('mine')")
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("mode", ["async", "lockstep"])
+def test_encoder_that_raises_is_refused_before_anything_is_written(tmp_path, mode):
+    (tmp_path / "my_nets.py").write_text(BROKEN.replace(", nn.Dropout(0.5)", ""))
+    words = [SFACTORY, "train", "gymnasium/CartPole-v1", "--model.encoder", "my_nets:Noisy", "--run.mode", mode]
+    done = run_forked(words, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(
+        f"sfactory: usage (exit 2): model.encoder my_nets:Noisy: RuntimeError: mine ({tmp_path}/my_nets.py, line "
+    )
+    assert not (tmp_path / "runs").exists()

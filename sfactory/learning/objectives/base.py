@@ -111,7 +111,7 @@ class Objective(ABC, Generic[S]):
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
         """Raises ValueError if settings do not fit together, or the network cannot be trained as it acts."""
-        check_encoders(config.model.reader, model, "model.network" if config.model.network else "model.encoder")
+        check_encoders(config.model.reader, model, config.model.own_code[0] or "model.encoder")
         self.config, self.model, self.normalizers, self.autocast = config, model, normalizers, autocast
         self.native_network: NativeLearnerNetwork | None = None
         self.outputs: Callable[[Inputs], Output] | None = None
