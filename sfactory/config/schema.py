@@ -136,8 +136,8 @@ class Env:
     does not have are masked."""
     info_keys: str = ""
     """Numbers in `info` at the end of an episode that become curves info/NAME, with commas; `goal.reached` is the entry
-    `reached` of the table `goal`. Empty: all plain numbers, at most 20. With names, CartPole and MuJoCo are stepped as
-    single environments, because native code reports no numbers."""
+    `reached` of the table `goal`; `is_success` is recorded in any case. Empty: all plain numbers, at most 20. With
+    names, CartPole and MuJoCo are stepped as single environments, because native code reports no numbers."""
     reward_scale: Annotated[float, Not(0)] = 1.0
     """Factor on rewards in the learner; negative: the return is minimized. Reported returns stay unscaled."""
     reward_clip: Annotated[float, Ge(0)] = 0.0

@@ -29,6 +29,7 @@ from sfactory.errors import EnvError, one_line, shortened
 LONGEST_TRACE = 20_000  # characters of a traceback that are reported
 LONGEST_ACTION = 120  # characters of the action with which an environment failed
 MAX_INFOS = 20  # numbers of an environment's `info` that are recorded
+SUCCESS = "is_success"  # Gymnasium-Robotics' and others' name for a solved task
 NOT_NUMBERS = ("TimeLimit.truncated",)  # names in `info` that are known otherwise
 
 Settings = Mapping[str, Any]
@@ -222,14 +223,14 @@ def info_numbers(info: Any, keys: Sequence[str] = ()) -> dict[str, float]:
     """The finite numbers and truth values in what `step` returned as `info`, by name.
 
     keys: the names that are wanted, `a.b` for the entry b of the table a; an array of one number counts as a number.
-    Without keys: all plain numbers of the table itself, at most MAX_INFOS.
+    Without keys: all plain numbers of the table itself, at most MAX_INFOS. `is_success` is never left out.
     """
     if not isinstance(info, Mapping):
         return {}
     if keys:
-        numbers = {key: _number(_entry(info, key)) for key in keys}
+        numbers = {key: _number(_entry(info, key)) for key in dict.fromkeys((*keys, SUCCESS))}
         return {key: number for key, number in numbers.items() if number is not None}
-    found = {}
+    found = {} if (success := _number(info.get(SUCCESS))) is None else {SUCCESS: success}
     for name, value in info.items():
         usable = isinstance(name, str) and name.isprintable() and 0 < len(name) <= 60 and name not in NOT_NUMBERS
         if usable and not isinstance(value, np.ndarray) and (number := _number(value)) is not None:

@@ -55,6 +55,8 @@ class EvalResult:
     """Episodes discarded because their environment failed; others were played instead."""
     infos: dict[str, float] = field(default_factory=dict)
     """Numbers that `info` had at the end of episodes, by name; means over the episodes that had them."""
+    missing_infos: tuple[str, ...] = ()
+    """Names that `env.info_keys` lists and that no episode had."""
     reference: tuple[float, float] | None = None
     """Returns of a random policy and of a human tester, where they are known."""
     videos: tuple[VideoFile, ...] = ()
@@ -122,6 +124,8 @@ class EvalResult:
         ]
         if self.infos:
             lines.append(f"info      {', '.join(f'{name} {value:.4g}' for name, value in self.infos.items())}")
+        if self.missing_infos:
+            lines.append(f"info      {', '.join(self.missing_infos)}: no number of this name at the end of any episode")
         if "human_normalized" in s:
             lines.append(f"human     {s['human_normalized']:.3f} (0 is a random policy, 1 a human tester)")
         lines += cut_episodes(len(self.returns), self.capped, self.max_steps, self.faults)
@@ -292,6 +296,7 @@ class Evaluation:
             capped=results.capped,
             faults=results.faults,
             infos={name: float(np.mean(values)) for name, values in results.infos.items()},
+            missing_infos=tuple(key for key in config.env.options.info_keys if key not in results.infos),
             reference=spec.reference,
             videos=tuple(replace(v, file=str(self._as_given(v.file))) for v in recorder.videos) if recorder else (),
             changes=self.changes,

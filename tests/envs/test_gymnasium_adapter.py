@@ -333,6 +333,16 @@ def test_info_numbers_takes_any_info_and_limits_its_size():
     assert info_numbers({"a" * 61: 1, "": 1, "a\nb": 1}) == {}
 
 
+@pytest.mark.parametrize("keys", [(), ("distance",)])
+@pytest.mark.parametrize("solved", [True, np.bool_(True), np.array([True]), np.array(1.0)])
+def test_info_numbers_never_leaves_out_is_success(solved, keys):
+    """Robotics tasks report it, some as an array; other numbers that are listed, or come first, do not hide it."""
+    info = {f"number {i}": i for i in range(30)} | {"distance": 0.5, "is_success": solved}
+    found = info_numbers(info, keys)
+    assert found["is_success"] == 1.0
+    assert len(found) == (2 if keys else 20)
+
+
 @pytest.mark.parametrize("keys", [(), ("a",)])
 @pytest.mark.parametrize(
     ("value", "number"),

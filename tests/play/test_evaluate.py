@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from builders import trained
+from builders import MY_ENV, trained
 
 import sfactory
 from sfactory.config import Config, Env
@@ -234,6 +234,20 @@ def test_eval_report_names_protocol_and_action_selection():
     assert "sampled" not in text
     assert "2 of 3 episodes reached 100 steps" in text
     assert "1 episodes were discarded after an environment failure and replaced: 25% of all" in text
+
+
+def test_report_names_listed_infos_that_no_episode_had():
+    text = evaluation(infos={"is_success": 1.0}, missing_infos=("sucess", "a.b")).report()
+    assert "info      is_success 1\n" in text
+    assert "info      sucess, a.b: no number of this name at the end of any episode" in text
+
+
+def test_evaluate_finds_listed_infos_that_no_episode_had(tmp_path, monkeypatch):
+    (tmp_path / "my.py").write_text(MY_ENV)
+    monkeypatch.chdir(tmp_path)
+    run = trained(tmp_path / "run", "my:MyEnv", checkpoint={"exact": False}, stop={"env_steps": 64})
+    found = sfactory.evaluate(run, episodes=1, max_steps=5, env={"info_keys": ["nothing"]})
+    assert found.missing_infos == ("nothing",)
 
 
 def test_eval_result_is_human_normalized_only_if_no_episode_was_capped():
