@@ -26,6 +26,8 @@ from sfactory.files import MiB, read_text, replace_text
 
 FILE = "provenance.json"
 FORMAT = 1
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The folder sfactory/ with the code that runs."""
 PACKAGES = ("sfactory", "torch", "numpy", "gymnasium")
 MOST_LAUNCHES = 1000
 """Entries that are kept: the first and the newest ones."""
@@ -45,7 +47,7 @@ def record(run_dir: Path, launch: int, resume_from: str) -> None:
 
 
 def found(launch: int, resume_from: str) -> dict[str, Any]:
-    """Describe this process, its machine and the code of the current folder."""
+    """Describe this process, its machine, the code of the current folder and, in a checkout, that of sfactory."""
     entry: dict[str, Any] = {
         "launch": launch,
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -58,6 +60,7 @@ def found(launch: int, resume_from: str) -> dict[str, Any]:
     with contextlib.suppress(OSError):  # the current folder was removed
         entry["folder"] = os.getcwd()
         entry |= {"git": code} if (code := git_state(Path.cwd())) else {}
+    entry |= {"sfactory_git": code} if (code := checkout_state()) else {}
     if resume_from:
         entry["resumed_from"] = Path(resume_from).name
     return entry
@@ -97,6 +100,11 @@ def git_state(folder: Path) -> dict[str, Any]:
     return {"commit": commit.strip(), "changed": None if changed is None else bool(changed.strip())}
 
 
+def checkout_state(package: Path = PACKAGE) -> dict[str, Any]:
+    """`git_state` of sfactory's own checkout; empty if it was installed: another repository may be around it."""
+    return git_state(package.parent) if (package.parent / ".git").exists() else {}
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git prints; None if there is no git, no repository or no answer in time."""
     quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
@@ -125,6 +133,9 @@ def rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
     for name in ("started", "command", "folder"):
         known[name] = _text(entry.get(name))
     known["code"] = code(entry)
+    known["sfactory"] = code(entry, "sfactory_git")
+    if known["sfactory"] == known["code"]:  # started in the checkout
+        del known["sfactory"]
     known |= {"host": _text(entry.get("host")), "CPU": _text(entry.get("cpu")), "system": _text(entry.get("system"))}
     packages = entry.get("versions")
     if isinstance(packages, dict):
@@ -132,9 +143,9 @@ def rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, text[:LONGEST_TEXT]) for name, text in known.items() if text]
 
 
-def code(entry: dict[str, Any]) -> str:
-    """The commit in words; empty without one."""
-    git = entry.get("git")
+def code(entry: dict[str, Any], of: str = "git") -> str:
+    """The commit in words; empty without one. of: `git`, the current folder, or `sfactory_git`."""
+    git = entry.get(of)
     if not isinstance(git, dict) or not _text(git.get("commit")):
         return ""
     changed = {"True": "with changes", "False": "unchanged"}.get(str(git.get("changed")), "changes unknown")

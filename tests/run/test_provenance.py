@@ -52,6 +52,25 @@ def test_provenance_without_a_repository_or_git_has_no_commit(tmp_path, monkeypa
     assert "git" not in provenance.found(0, "")
 
 
+def test_provenance_names_the_commit_of_sfactory_if_it_runs_from_a_checkout(repository, tmp_path, monkeypatch):
+    """All development states have the same version, and people train in folders of their own."""
+    commit = git(repository, "rev-parse", "HEAD")
+    (repository / "sfactory").mkdir()
+    assert provenance.checkout_state(repository / "sfactory") == {"commit": commit, "changed": False}
+    (repository / "venv/site-packages/sfactory").mkdir(parents=True)
+    assert provenance.checkout_state(repository / "venv/site-packages/sfactory") == {}, "a repository of the user"
+    monkeypatch.setattr(provenance, "checkout_state", lambda: {"commit": "c" * 40, "changed": True})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert dict(provenance.rows(provenance.found(0, "")))["sfactory"] == f"commit {'c' * 40}, with changes"
+
+
+def test_provenance_shows_one_commit_for_a_run_that_was_started_in_the_checkout():
+    same = {"commit": "c" * 40, "changed": False}
+    shown = dict(provenance.rows({"git": same, "sfactory_git": same}))
+    assert shown == {"code": f"commit {'c' * 40}, unchanged"}
+
+
 def test_provenance_starts_no_monitor_that_a_repository_names(repository):
     (repository / "monitor.sh").write_text(f"#!/bin/sh\ntouch {repository}/started\n")
     (repository / "monitor.sh").chmod(0o755)
