@@ -1,5 +1,6 @@
 """Packaging: setup.cfg and the wheel match the folders."""
 
+import ast
 import configparser
 import email
 import json
@@ -7,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -42,6 +44,49 @@ def test_constraints_pin_every_requirement():
         line.split(">=")[0].split("[")[0].strip() for line in read_setup()["options"]["install_requires"].split()
     }
     assert {name.lower() for name in required} <= pinned
+
+
+IMPORTED_AS = {"faster_fifo": "faster-fifo", "ale_py": "ale-py", "tomli_w": "tomli-w", "onnx_ir": "onnxscript"}
+"""Packages whose module has another name."""
+
+
+def imports_of(path):
+    """First parts of the modules that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def test_every_package_that_the_code_imports_is_a_requirement_or_in_an_extra():
+    """The wheel is tried with packages that are there already: a missing requirement would not be seen."""
+    setup = read_setup()
+    listed = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    names = {re.split(r"[\[<>=\s]", line.strip())[0] for text in listed for line in text.split("\n")}
+    used = {
+        name
+        for folder in ("sfactory", "envs", "configs")
+        for p in (ROOT / folder).rglob("*.py")
+        for name in imports_of(p)
+    }
+    ours = {"sfactory", "sfactory_envs", "sfactory_configs", *sys.stdlib_module_names}
+    unknown = {IMPORTED_AS.get(name, name) for name in used - ours} - names
+    assert unknown == {"cloudpickle"}, "which gymnasium requires"
+
+
+def test_source_archive_holds_what_the_readme_and_the_help_name(tmp_path):
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "constraints.txt", "docs/README.md"}
+    assert wanted <= names
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= names
+    assert "tests/test_packaging.py" in names
+    assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", "runs", "docs/_build"))]
 
 
 @pytest.fixture(scope="module")
