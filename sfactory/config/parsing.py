@@ -110,6 +110,9 @@ def check_name(name: str, typed: str, options: Iterable[str] = ()) -> None:
     section, _, last = name.rpartition(".")
     if section and SHORT_FORMS.get(last, "").startswith(f"{section}."):  # run.name, stop.steps
         raise SettingError(f"{typed}: no such setting; did you mean {flag_name(SHORT_FORMS[last])}, or --{last}?")
+    if name in typing.get_type_hints(Config):
+        listed = ", ".join(flag_name(one) for one in field_types() if one.startswith(f"{name}."))
+        raise SettingError(f"{typed}: a section, not a setting; its settings are {listed}")
     known = [*map(flag_name, field_types()), *(option.lstrip("-") for option in options)]
     hint = did_you_mean(flag_name(name), known, 0.8, 0.85)  # a wrong suggestion is worse than none
     if not hint and name.startswith("learning."):  # near an old name: suggest the current one

@@ -132,6 +132,7 @@ FLAGS = {
     "--conf-file": "here --config FILE (settings from a file)",
     "--exploration_final_eps": "here pqn.epsilon-end (with algorithm.name pqn)",
     "--optimizer_kwargs": "here optim.eps (beside optim.beta1 and optim.beta2)",
+    "--normalize": "here normalize.obs (and normalize.reward)",
     "--squash_output": "here model.squash (tanh of the sample, scaled to the bounds)",
     "--stats_window_size": "no counterpart here: returns are means of the last 100 episodes",
     "--use_rms_prop": "no counterpart here: the optimizer is Adam",
@@ -319,6 +320,28 @@ def test_a_setting_of_ours_is_suggested_where_the_name_of_another_program_is_nea
     with pytest.raises(SettingError) as caught:
         split_flags([f"--{typed}", "1"], {})
     assert f"no such setting; {expected}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("checkpoint", "a section, not a setting; its settings are checkpoint.every-seconds, checkpoint.keep, "),
+        ("game", "no such setting; here TARGET (the environment is the first word"),
+        (
+            "mode",
+            "no such setting; here the command (the first word: train, eval, sweep; run.mode is async or lockstep)",
+        ),
+        ("load-model", "no such setting; here sfactory resume runs/NAME ("),
+        ("num-layers", "no such setting; here model.hidden (one width for each layer, as 256,256)"),
+        ("sticky-actions", "no such setting; here env.protocol machado (of atari/: sticky actions of 0.25)"),
+    ],
+)
+def test_a_short_word_is_answered_with_what_it_means_elsewhere_and_not_with_a_near_setting(typed, expected):
+    """They were answered with checkpoint.keep, selfplay.games and run.mode."""
+    with pytest.raises(SettingError) as caught:
+        split_flags([f"--{typed}", "1"], {})
+    assert str(caught.value).startswith(f"{typed}: {expected}")
+    assert "did you mean" not in str(caught.value)
 
 
 def test_names_that_count_only_as_they_are_written_are_not_found_by_their_last_part():
