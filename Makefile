@@ -77,6 +77,7 @@ gpu: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make.py
+	$(MAKE) site
 	$(BIN)/python docs/pictures.py
 
 scores: $(VENV)/.dev

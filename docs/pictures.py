@@ -4,10 +4,10 @@
 
 panel*.svg      the live panel of MinAtar Breakout, half-way through 400k steps; also in terminals of three sizes
 compare.png     `sfactory compare` of six runs of CartPole: two learning rates, three seeds
-report*.png     `sfactory report` of that Breakout run, the top of the page
+report*.png     `sfactory report` of that Breakout run: the top of the page; report-below*.png what follows
 site*.png       the first page of the site, which `make site` must have built
 
-The pages are drawn 1280 and 400 pixels wide, light and dark; without Chromium they are not updated.
+The pages are drawn 1280 and 400 pixels wide, light and dark, by Chromium. A picture that cannot be made is an error.
 Takes a few minutes on two cores. The pictures illustrate the commands; they are no measurements.
 """
 
@@ -69,10 +69,10 @@ def breakout() -> Iterator[Path]:
             process.wait(60)
 
 
-def screenshots(page: Path, name: str, folder: Path) -> None:
+def screenshots(page: Path, name: str, folder: Path, above: int = 0) -> None:
     """Save the top of a page as NAME.png, and narrow and dark as NAME-400.png, NAME-dark.png and NAME-400-dark.png.
 
-    folder: for temporary files.
+    folder: for temporary files. above: pixels at the top that are left out.
     """
     for width, height in ((1280, 1500), (400, 1500)):
         for dark in (False, True):
@@ -81,7 +81,7 @@ def screenshots(page: Path, name: str, folder: Path) -> None:
             frame = folder / f"{width}.html"
             frame.write_text(
                 f'<body style="margin:0"><iframe src="{page.as_uri()}" '
-                f'style="border:0;width:{width}px;height:{height}px"></iframe>'
+                f'style="border:0;margin-top:{-above}px;width:{width}px;height:{above + height}px"></iframe>'
             )
             screenshot(frame, picture, (width, height), dark, folder / f"profile-{picture.stem}")
 
@@ -90,8 +90,7 @@ def screenshot(page: Path, picture: Path, size: tuple[int, int], dark: bool, pro
     """Save the top left corner of a page with Chromium."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
-        print(f"Chromium is not installed: {picture.name} is not updated")
-        return
+        sys.exit(f"Chromium is not installed, so {picture.name} cannot be made (Debian: apt-get install chromium)")
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     window = f"--window-size={max(size[0], 500)},{size[1]}"
@@ -129,15 +128,16 @@ def main() -> None:
                         subprocess.run([sys.executable, PANEL, "panel", run, out, *words], check=True)
             if "report" in names:
                 subprocess.run(sfactory("report", run), check=True)
-                screenshots(Path(folder).resolve() / run / "report.html", "report", Path(folder))
+                page = Path(folder).resolve() / run / "report.html"
+                screenshots(page, "report", Path(folder))
+                screenshots(page, "report-below", Path(folder), above=1500)
         if "compare" in names:
             subprocess.run(sfactory("sweep", *CARTPOLE, "--jobs", "2", "--dir", "runs/sweep"), check=True)
             subprocess.run(sfactory("compare", "runs/sweep", "-o", OUT / "compare.png"), check=True)
         if "site" in names:
-            if SITE.is_file():
-                screenshots(SITE, "site", Path(folder))
-            else:
-                print(f"{SITE} is not there, run make site: the pictures of the site are not updated")
+            if not SITE.is_file():
+                sys.exit(f"{SITE} is not there, so site.png cannot be made: run make site")
+            screenshots(SITE, "site", Path(folder))
     print("\n".join(f"docs/pictures/{path.name}  {path.stat().st_size // 1024} KiB" for path in sorted(OUT.iterdir())))
 
 
