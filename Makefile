@@ -77,8 +77,9 @@ gpu: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make.py
+	$(BIN)/python docs/pictures.py panel compare report
 	$(MAKE) site
-	$(BIN)/python docs/pictures.py
+	$(BIN)/python docs/pictures.py site
 
 scores: $(VENV)/.dev
 	$(BIN)/python benchmarks/preset_scores.py $(ARGS)
