@@ -141,7 +141,6 @@ print(outcome.name, outcome.training_return, sfactory.evaluate(outcome.run_dir, 
 EXPECTED = ["finished 5.0 True", "finished 4.0 (4.0, 4.0)"]
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("how", ["ipython", "stdin", "script"])
 def test_train_with_a_class_and_an_id_that_only_the_main_process_knows(how):
     """In asynchronous mode: samplers are processes of their own."""
