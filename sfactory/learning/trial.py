@@ -50,7 +50,7 @@ def _act_and_learn(model: ActorCritic, obs: Mapping[str, Tensor], setting: str, 
     device = next(model.parameters()).device
     obs = {leaf: x.to(device) for leaf, x in obs.items()}
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():  # and not inference_mode: a network may keep a tensor for later
         acting = model(obs).params
         again = model(obs).params
         alone = model({leaf: x[:1] for leaf, x in obs.items()}).params
