@@ -41,7 +41,7 @@ def find(setting: str, name: str) -> Any:
     try:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
-        raise failed(setting, name, error, f"{module} cannot be imported") from error
+        raise failed(setting, name, error, "its module cannot be imported") from error
     if not hasattr(found, attribute):
         raise SettingError(f"{setting} {name}: {module} has no {attribute} ({getattr(found, '__file__', 'a package')})")
     return getattr(found, attribute)

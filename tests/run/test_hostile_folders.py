@@ -57,14 +57,9 @@ class Hang(BaseException):
     """A command that takes too long."""
 
 
-class FinishedSupervisor:
-    """Takes the place of the workers: the run is finished at once."""
-
-    def __init__(self, run_spec, recorder, signals):
-        pass
-
-    def run(self):
-        return Outcome.of(Exit.FINISHED, "nothing was trained")
+def finished_at_once(run_spec, recorder, signals):
+    """Takes the place of the workers."""
+    return Outcome.of(Exit.FINISHED, "nothing was trained")
 
 
 @contextlib.contextmanager
@@ -115,10 +110,10 @@ def outside(place, run):
 def place(tmp_path, monkeypatch):
     for variable in ("XDG_STATE_HOME", "HOME", "TMPDIR"):
         monkeypatch.setenv(variable, str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(training, "Supervisor", FinishedSupervisor)
+    monkeypatch.setattr(training, "run_workers", finished_at_once)
     monkeypatch.setattr(training, "read_specs", lambda config, ranks: make_specs(config.env.tasks, config.env.options))
-    for module in ("env_task", "specs"):  # in this process, where code of the folder would be seen
-        monkeypatch.setattr(f"sfactory.supervisor.{module}.run_env_task", lambda job, env: job.run(NO_CLOCK))
+    for module in ("env_task", "network_check", "specs"):  # in this process, where code of the folder would be seen
+        monkeypatch.setattr(f"sfactory.supervisor.{module}.run_env_task", lambda job, env, **_: job.run(NO_CLOCK))
     monkeypatch.setattr("torch.export.export", stop_export)
     return tmp_path
 

@@ -26,7 +26,7 @@ def test_check_env_command_counts_warnings(typed):
 def test_check_env_command_tries_settings_of_training(typed):
     code, out, line = typed("check-env", "faults/clock", "--seconds", "0.2", "--model.encoder", "no_file:Net")
     assert (code, line) == (6, "sfactory: checks failed (exit 6): faults/clock: network")
-    assert "No module named" in out
+    assert "No module named 'no_file'; its module cannot be imported" in " ".join(out.split())
     code, out, _ = typed(
         "check-env", "faults/clock", "--seconds", "0.2", "--model.hidden", "32", "16", "--optim.lr", 1e-4
     )

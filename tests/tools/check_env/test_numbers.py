@@ -286,7 +286,10 @@ def test_network_rule_acts_and_trains_with_every_kind_of_action(action, core):
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        ({"model.encoder": "no_such_file:Net"}, "the network cannot be trained: ModuleNotFoundError: No module named"),
+        (
+            {"model.encoder": "no_such_file:Net"},
+            "the network cannot be trained: model.encoder no_such_file:Net: ModuleNotFoundError: No module named",
+        ),
         ({"model.squash": "true"}, "cannot be trained: fake/walk: model.squash is for continuous actions"),
         ({"optim.lr": "9e18"}, "a loss or gradient is not finite"),
     ],
