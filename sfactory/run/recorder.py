@@ -414,6 +414,13 @@ class RunRecorder:
         self._write_status(outcome.name, **ended, **tasks)
         return outcome
 
+    def _may_be_trained(self) -> bool:
+        """Whether there is a checkpoint, or something else in the place of their folder."""
+        try:
+            return bool(checkpoint.candidates(self.run_dir))
+        except (FileRefused, OSError):
+            return True
+
     def __enter__(self) -> RunRecorder:
         return self
 
@@ -425,8 +432,7 @@ class RunRecorder:
             self._write_status("failed", sentence=sentence)
         self.writers.close()
         refused = hasattr(error, "exit_code") or isinstance(error, OSError | MemoryError)  # a bug leaves its traces
-        untrained = not self._presence.loss() and not checkpoint.candidates(self.run_dir)
-        if refused and self.created is not None and untrained:
+        if refused and self.created is not None and not self._presence.loss() and not self._may_be_trained():
             clear_folder(self.run_dir)
             remove_empty(self.created)
         self._presence.close()

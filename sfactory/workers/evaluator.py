@@ -12,6 +12,7 @@ the newest checkpoint. Every evaluation starts from the same seeds: two points o
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import time
 from collections import defaultdict
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from sfactory.envs import EnvError
+from sfactory.errors import FileRefused
 from sfactory.learning.network import build_model
 from sfactory.monitor.messages import EVALUATION, LOG, NO_EVALUATION, Message
 from sfactory.monitor.statistics import iqm, spread
@@ -178,7 +180,9 @@ class Evaluator:
 
     def step(self) -> bool:
         """One evaluation, if the newest checkpoint is due for one."""
-        newest = next(iter(checkpoint.candidates(self.checkpoint_dir)), None)
+        newest: Path | None = None
+        with contextlib.suppress(FileRefused, OSError):  # the folder may have been replaced
+            newest = next(iter(checkpoint.candidates(self.checkpoint_dir)), None)
         if newest is None or not self.run_spec.evaluation_due(self.evaluated, int(newest.name)):
             self._reason = "they were passed within one update, or within a second"
             return False

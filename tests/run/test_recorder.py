@@ -1,5 +1,6 @@
 """The recorder names the stop rule that was reached, and ends a run whose environments fail too often."""
 
+import contextlib
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import pytest
 from sfactory.config import Config, Env, Log, Stop
 from sfactory.device.ranks import ALONE, Ranks
 from sfactory.envs import make_spec
-from sfactory.errors import Exit
+from sfactory.errors import CommandError, Exit
 from sfactory.learning.network import build_model
 from sfactory.monitor import messages
 from sfactory.monitor.episode_file import read_episodes
@@ -30,6 +31,19 @@ def recorder(tmp_path):
     config = Config(env=Env(NAME), stop=Stop(env_steps=5000, target_return=0.95))
     with RunRecorder.open(config, tmp_path / "run", resume=False, specs=[make_spec(NAME)]) as recorder:
         yield recorder
+
+
+@pytest.mark.parametrize("error", [None, CommandError(Exit.USAGE, "no")], ids=["in order", "refused"])
+def test_recorder_closes_where_the_folder_of_checkpoints_became_a_file(tmp_path, error):
+    """The run ended with a usage error in place of its outcome. Nothing is removed: it may have been trained."""
+    config = Config(env=Env(NAME))
+    with contextlib.suppress(CommandError):
+        with RunRecorder.open(config, tmp_path / "run", resume=False, specs=[make_spec(NAME)]):
+            shutil.rmtree(tmp_path / "run/checkpoints", ignore_errors=True)
+            (tmp_path / "run/checkpoints").write_text("")
+            if error is not None:
+                raise error
+    assert (tmp_path / "run/config.toml").is_file()
 
 
 def add_episodes(recorder, *returns):

@@ -68,6 +68,11 @@ def test_evaluator_plays_each_checkpoint_beyond_the_next_multiple_once(run_spec)
     assert row["eval/episodic_return"] == row["eval/episodic_length"] >= 8  # a point for every step
 
 
+def test_evaluator_waits_where_the_folder_of_checkpoints_became_a_file(run_spec):
+    (Path(run_spec.run_dir) / "checkpoints").write_text("")
+    assert not Evaluator(run_spec, ListSink(), evaluated=0).step()
+
+
 def test_evaluator_says_which_multiples_have_no_evaluation_and_why(run_spec):
     """It is not an error: a point of the curve is missing, and the log has the reason."""
     evaluator = Evaluator(run_spec, ListSink(), evaluated=0)
