@@ -18,6 +18,7 @@ from sfactory.errors import one_line, own_place
 from sfactory.learning.batch import Batch
 from sfactory.learning.network import build_model
 from sfactory.learning.own_time import own_time
+from sfactory.learning.trial import try_own_network
 from sfactory.learning.update import Update
 from sfactory.model.actor_critic import ActorCritic
 from sfactory.tools.random_rollout import KEPT, RandomRollout
@@ -45,6 +46,8 @@ def _trial(config: Config, spec: EnvSpec, rollout: RandomRollout) -> tuple[int, 
         bounded(spec, config.model.squash)
         model = build_model(config, spec)
         weights = sum(parameter.numel() for parameter in model.parameters())
+        if config.model.own_code[0]:
+            try_own_network(config, spec)
         settings = {"batch.epochs": EPOCHS, "batch.minibatches": 1, "run.precision": "fp32"}
         update = Update(with_settings(config, settings), model, torch.device("cpu"))
         for number in range(UPDATES):

@@ -113,6 +113,13 @@ def test_trial_refuses_an_encoder_that_cannot_train_with_the_reason(encoder):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("encoder", [OfTheBatch, OtherInTraining, Noisy])
+def test_trial_compares_small_means_beside_a_large_standard_deviation(encoder):
+    """The logarithm of the deviation is -2 in every row; the means are near 0.01 before training."""
+    with pytest.raises(SettingError, match="returns other numbers for the same observation"):
+        tried("gymnasium/Pendulum-v1", encoder=encoder, log_std_init=-2.0)
+
+
 def test_trial_names_a_class_that_does_not_exist():
     with pytest.raises(SettingError, match=r"^model\.encoder test_trial:Absent: test_trial has no Absent \(.*\)$"):
         tried("classic/cartpole", encoder="test_trial:Absent")

@@ -7,8 +7,10 @@ from typing import ClassVar
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from conforming_env import ConformingEnv, checked, expect, levels, sentences
 from gymnasium import spaces
+from torch import nn
 
 from sfactory.config.parsing import RawValue
 from sfactory.envs import ActionLeaf, EnvError, EnvFault, Leaf, Step, Tally
@@ -281,6 +283,26 @@ def test_network_rule_acts_and_trains_with_every_kind_of_action(action, core):
     report = checked(Other, flags=flags)
     assert levels(report)["network"] == "ok", report.text()
     assert "weights; it acts, and two updates on this data are finite" in sentences(report, "network")
+
+
+class OfTheBatch(nn.Module):
+    """An encoder whose features of a row depend on the other rows."""
+
+    def __init__(self, shape, *, hidden, activation):
+        super().__init__()
+        self.out_size = 8
+        self.layer = nn.Linear(torch.Size(shape).numel(), 8)
+
+    def forward(self, obs):
+        x = self.layer(obs.float().flatten(1))
+        return x - x.mean(0)
+
+
+def test_network_rule_compares_a_network_of_the_users_own_with_itself():
+    """Both updates on the data are finite, and `train` would refuse it."""
+    report = checked(ConformingEnv, flags={"model.encoder": RawValue(f"{__name__}:OfTheBatch")})
+    assert levels(report)["network"] == "bad"
+    assert "other numbers for the same observation when other rows are in the batch" in sentences(report, "network")
 
 
 @pytest.mark.parametrize(
