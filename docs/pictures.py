@@ -4,7 +4,7 @@
 
 panel*.svg      the live panel of MinAtar Breakout, half-way through 400k steps; also in terminals of three sizes
 compare.png     `sfactory compare` of six runs of CartPole: two learning rates, three seeds
-report*.png     `sfactory report` of that Breakout run: the top of the page; report-below*.png what follows
+report*.png     `sfactory report` of that Breakout run: its top, from the evaluations on, from the settings on
 site*.png       the first page of the site, which `make site` must have built
 
 The pages are drawn 1280 and 400 pixels wide, light and dark, by Chromium. A picture that cannot be made is an error.
@@ -14,7 +14,9 @@ Takes a few minutes on two cores. The pictures illustrate the commands; they are
 from __future__ import annotations
 
 import contextlib
+import platform
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -69,10 +71,20 @@ def breakout() -> Iterator[Path]:
             process.wait(60)
 
 
-def screenshots(page: Path, name: str, folder: Path, above: int = 0) -> None:
+def without_machine(page: Path) -> None:
+    """Write examples for what a report says of the machine on which the pictures are made."""
+    text = page.read_text()
+    shown = {str(Path.cwd()): "/home/me/project", platform.release(): "6.8.0"}
+    for name, example in shown.items():
+        text = text.replace(name, example)
+    text = text.replace(f"<td>{socket.gethostname()}</td>", "<td>my-machine</td>")
+    page.write_text(text)
+
+
+def screenshots(page: Path, name: str, folder: Path, section: str = "") -> None:
     """Save the top of a page as NAME.png, and narrow and dark as NAME-400.png, NAME-dark.png and NAME-400-dark.png.
 
-    folder: for temporary files. above: pixels at the top that are left out.
+    folder: for temporary files. section: id of the part of the page that is shown instead of the top.
     """
     for width, height in ((1280, 1500), (400, 1500)):
         for dark in (False, True):
@@ -80,8 +92,8 @@ def screenshots(page: Path, name: str, folder: Path, above: int = 0) -> None:
             # A window of the browser cannot be as narrow as a phone; a frame within it can.
             frame = folder / f"{width}.html"
             frame.write_text(
-                f'<body style="margin:0"><iframe src="{page.as_uri()}" '
-                f'style="border:0;margin-top:{-above}px;width:{width}px;height:{above + height}px"></iframe>'
+                f'<body style="margin:0"><iframe src="{page.as_uri()}{section and "#"}{section}" '
+                f'style="border:0;width:{width}px;height:{height}px"></iframe>'
             )
             screenshot(frame, picture, (width, height), dark, folder / f"profile-{picture.stem}")
 
@@ -129,8 +141,10 @@ def main() -> None:
             if "report" in names:
                 subprocess.run(sfactory("report", run), check=True)
                 page = Path(folder).resolve() / run / "report.html"
+                without_machine(page)
                 screenshots(page, "report", Path(folder))
-                screenshots(page, "report-below", Path(folder), above=1500)
+                for section in ("evaluations", "configuration"):
+                    screenshots(page, f"report-{section}", Path(folder), section)
         if "compare" in names:
             subprocess.run(sfactory("sweep", *CARTPOLE, "--jobs", "2", "--dir", "runs/sweep"), check=True)
             subprocess.run(sfactory("compare", "runs/sweep", "-o", OUT / "compare.png"), check=True)

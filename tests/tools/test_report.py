@@ -313,6 +313,42 @@ def test_report_has_a_curve_of_every_number_of_info(fabricate, typed):
     assert "returns of 100 episodes highest 7" in visible
 
 
+ON_A_PHONE = """<body style="margin:0"><iframe src="{url}" style="border:0;width:400px;height:900px"></iframe><script>
+onload = () => {{
+  const page = document.querySelector("iframe").contentDocument;
+  const cut = [...page.querySelectorAll(".scroll, figcaption, .tile")].filter(one => one.scrollWidth > one.clientWidth);
+  document.title = JSON.stringify({{
+    width: page.documentElement.scrollWidth, boxes: page.querySelectorAll(".scroll").length,
+    cut: cut.map(one => one.closest("section")?.querySelector("h2").textContent ?? one.textContent),
+  }});
+}}</script>"""
+
+
+@pytest.mark.browser
+def test_chromium_shows_the_report_on_a_phone_without_a_cut_table(fabricate, typed, tmp_path):
+    """The narrow columns had been overruled by a later line, and the table of evaluations was cut."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert browser, "Chromium is not installed: install it or omit -m browser"
+
+    def of_a_run(i):
+        scores = {name: value for name, value in evaluation(i).items() if not name.startswith("eval/info")}
+        return scores | {"eval/episodic_return": 10.64 + i, "eval/iqm": 10.94, "eval/std": 2.99, "eval/max": 15.5}
+
+    folder = fabricate("a", [1.0] * 5, step=100_000, extra=of_a_run, **{"eval.every": 100_000})
+    provenance.record(folder, 0, "")
+    typed("report", folder)
+    (tmp_path / "frame.html").write_text(ON_A_PHONE.format(url=(folder / "report.html").as_uri()))
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+        "--no-first-run", "--disable-background-networking", "--allow-file-access-from-files", "--hide-scrollbars",
+        "--virtual-time-budget=5000", "--window-size=500,900", "--dump-dom", (tmp_path / "frame.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    found = json.loads(re.search("<title>(.*?)</title>", done.stdout)[1])
+    assert found["boxes"] >= 4
+    assert (found["width"], found["cut"]) == (400, [])
+
+
 def test_report_says_how_the_first_and_the_newest_launch_were_started(fabricate, typed, monkeypatch):
     folder = fabricate("a", [1.0])
     for number, name in enumerate(("first <b>", "second", "third")):
