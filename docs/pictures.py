@@ -3,7 +3,8 @@
     python docs/pictures.py [panel] [compare] [report] [site]      without arguments: all of them
 
 panel*.svg      the live panel of MinAtar Breakout, half-way through 400k steps; also in terminals of three sizes
-compare.png     `sfactory compare` of six runs of CartPole: two learning rates, three seeds
+compare*        `sfactory compare` of six runs of CartPole, two learning rates and three seeds: compare.png its picture,
+                compare-page*.png its page, compare-*.svg what it prints in terminals of three widths
 report*.png     `sfactory report` of that Breakout run: its top, from the evaluations on, from the settings on
 site*.png       the first page of the site, which `make site` must have built
 
@@ -24,19 +25,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from sfactory.monitor.rows import read_rows
 
 OUT = Path(__file__).resolve().parent / "pictures"
 SITE = Path(__file__).resolve().parents[1] / "build" / "site" / "index.html"
-PANEL = Path(__file__).resolve().parents[1] / "benchmarks" / "pictures.py"
+TERMINAL = Path(__file__).resolve().parent / "terminal.py"
+TERMINALS = ("80x24", "120x40", "200x50")
 STEPS = 400_000
 BREAKOUT = ["minatar/breakout", "--stop.env-steps", str(STEPS), "--eval.every", "100k", "--log.every-seconds", "2"]
 CARTPOLE = [
     "classic/cartpole", "--seeds", "1..3", "--grid", "optim.lr=2e-3,2e-4", "--stop.env-steps", "60k",
     "--log.every-seconds", "1",
 ]  # fmt: skip
+MARGIN = 24  # pixels of empty space that are kept below a page
+COLORS = 128  # of a picture; with fewer, the colors of lines are mixed
 TIMEOUT_S = 300.0  # for a run to reach the step at which its picture is taken
 
 
@@ -71,6 +75,12 @@ def breakout() -> Iterator[Path]:
             process.wait(60)
 
 
+def draw(kind: str, folder: str | Path, picture: Path, width: str = "", height: str = "") -> None:
+    """Draw what a terminal of this many columns and rows shows."""
+    size = [f"--width={width}", f"--height={height}"] if width else []
+    subprocess.run([sys.executable, TERMINAL, kind, folder, picture, *size], check=True)
+
+
 def without_machine(page: Path) -> None:
     """Write examples for what a report says of the machine on which the pictures are made."""
     text = page.read_text()
@@ -99,7 +109,7 @@ def screenshots(page: Path, name: str, folder: Path, section: str = "") -> None:
 
 
 def screenshot(page: Path, picture: Path, size: tuple[int, int], dark: bool, profile: Path) -> None:
-    """Save the top left corner of a page with Chromium."""
+    """Save the top left corner of a page with Chromium, without the empty space below its content."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         sys.exit(f"Chromium is not installed, so {picture.name} cannot be made (Debian: apt-get install chromium)")
@@ -122,7 +132,12 @@ def screenshot(page: Path, picture: Path, size: tuple[int, int], dark: bool, pro
         raise SystemExit(f"{browser} ended with exit code {done.returncode}: {done.stderr[-2000:]}")
     print(f"written: {picture}")
     with Image.open(picture) as whole:
-        whole.crop((0, 0, *size)).quantize(64).save(picture, optimize=True)
+        top = whole.convert("RGB").crop((0, 0, *size))
+    empty = Image.new("RGB", size, top.getpixel((0, size[1] - 1)))
+    box = ImageChops.difference(top, empty).getbbox()
+    if box is None:
+        sys.exit(f"{page} is empty, so {picture.name} cannot be made")
+    top.crop((0, 0, size[0], min(size[1], box[3] + MARGIN))).quantize(COLORS).save(picture, optimize=True)
 
 
 def main() -> None:
@@ -134,10 +149,9 @@ def main() -> None:
         if {"panel", "report"} & set(names):
             with breakout() as run:
                 if "panel" in names:
-                    for size in ("", "80x24", "120x40", "200x50"):
-                        out = OUT / f"panel{'-' * bool(size)}{size}.svg"
-                        words = ["--width", size.split("x")[0], "--height", size.split("x")[1]] if size else []
-                        subprocess.run([sys.executable, PANEL, "panel", run, out, *words], check=True)
+                    draw("panel", run, OUT / "panel.svg")
+                    for size in TERMINALS:
+                        draw("panel", run, OUT / f"panel-{size}.svg", *size.split("x"))
             if "report" in names:
                 subprocess.run(sfactory("report", run), check=True)
                 page = Path(folder).resolve() / run / "report.html"
@@ -147,7 +161,11 @@ def main() -> None:
                     screenshots(page, f"report-{section}", Path(folder), section)
         if "compare" in names:
             subprocess.run(sfactory("sweep", *CARTPOLE, "--jobs", "2", "--dir", "runs/sweep"), check=True)
-            subprocess.run(sfactory("compare", "runs/sweep", "-o", OUT / "compare.png"), check=True)
+            outputs = ["-o", OUT / "compare.png", "-o", "compare.html"]
+            subprocess.run(sfactory("compare", "runs/sweep", *outputs), check=True)
+            screenshots(Path("compare.html").resolve(), "compare-page", Path(folder))
+            for size in TERMINALS:
+                draw("compare", "runs/sweep", OUT / f"compare-{size}.svg", *size.split("x"))
         if "site" in names:
             if not SITE.is_file():
                 sys.exit(f"{SITE} is not there, so site.png cannot be made: run make site")

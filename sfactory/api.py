@@ -411,7 +411,7 @@ def compare(
     Args:
         runs: folders of runs or of sweeps, or patterns such as "runs/a*".
         by: "env_steps" or "seconds", where runs are compared; empty: env_steps, and the picture has both axes.
-        output: a picture to write too: .png, .svg or .pdf. Needs matplotlib.
+        output: a picture to write too: .png, .svg or .pdf, which need matplotlib; or a page: .html.
         metric: what is compared, as "eval/iqm"; empty: the training return.
         labels: names of the groups, in the order of the table: a list, or one text with commas.
 

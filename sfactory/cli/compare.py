@@ -1,9 +1,10 @@
-"""`sfactory compare`: compare runs as a table, a picture or JSON."""
+"""`sfactory compare`: compare runs as a table, a picture, a page or JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 
 from sfactory.cli.args import Commands, add_json, complete, path
@@ -15,6 +16,7 @@ Compare learning curves and scores of several runs.
 
   sfactory compare runs/a* runs/b*                       a table
   sfactory compare runs/a* runs/b* -o plot.png           and a picture
+  sfactory compare runs/a* runs/b* -o compare.html       and a page, also for a phone
   sfactory compare runs/minatar-breakout_sweep_1f0c2a    every run of a sweep
 
 Runs with the same settings except their seed form one group. Scores (interquartile mean over seeds,
@@ -38,7 +40,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.refusal = "compare takes runs as they are"
     complete(parser.add_argument("runs", nargs="*", metavar="RUNS", type=path, help="folders of runs or sweeps"), "run")
-    text = ".png, .svg or .pdf; without a suffix PNG and SVG; repeatable"
+    text = ".png, .svg, .pdf or .html; without a suffix PNG and SVG; repeatable"
     output = parser.add_argument("-o", "--output", metavar="FILE", type=path, action="append", default=[], help=text)
     complete(output, "file")
     text = "compare at the same env_steps or seconds (env_steps; a picture shows both)"
@@ -80,10 +82,11 @@ def run(options: argparse.Namespace) -> int:
     with stdout_to_stderr():
         chosen = {} if options.metric is None else {"metric": options.metric}
         found = compare(options.runs, options.by or AXES[0], labels=options.labels, **chosen)
-    print(json.dumps(found.as_dict()) if options.json else text(found))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print(json.dumps(found.as_dict()) if options.json else text(found, columns))
     if options.output:
         compare_plot.save(found, pictures, (options.by,) if options.by else AXES)
         print(f"written: {', '.join(map(str, pictures))}", file=sys.stderr)
     elif not options.json:
-        print("\nFor a picture: the same command with -o plot.png (or .svg)")
+        print("\nFor a picture: the same command with -o plot.png (or .svg, .html)")
     return 0

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from sfactory.errors import CommandError, Exit
-from sfactory.files import require_writable
+from sfactory.files import replace_text, require_writable
 from sfactory.monitor.format import human
+from sfactory.tools.compare import axis_label, time_format
 from sfactory.tools.comparison import Comparison, ComparisonPanel
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))  # once all colors are used
-SUFFIXES = (".png", ".svg", ".pdf")
+SUFFIXES = (".png", ".svg", ".pdf", ".html")
 LABEL = 24  # characters in a line of a label
 INK, GREY, LINE = "#1f2328", "#656d76", "#d0d7de"
 STYLE: dict[Any, Any] = {
@@ -36,8 +37,11 @@ STYLE: dict[Any, Any] = {
 
 def targets(path: Path) -> list[Path]:
     """Return the files of one -o; without a suffix, PNG and SVG. Raises CommandError if they cannot be written."""
-    if find_spec("matplotlib") is None:
-        raise CommandError(Exit.USAGE, "a plot needs matplotlib, which is not installed: pip install 'sfactory[plots]'")
+    if path.suffix != ".html" and find_spec("matplotlib") is None:
+        raise CommandError(
+            Exit.USAGE,
+            "a plot needs matplotlib, which is not installed: pip install 'sfactory[plots]'; a page (.html) does not",
+        )
     if path.suffix and path.suffix not in SUFFIXES:
         raise CommandError(
             Exit.USAGE, f"{path}: the suffix must be one of {', '.join(SUFFIXES)}; without one, PNG and SVG are written"
@@ -49,7 +53,15 @@ def targets(path: Path) -> list[Path]:
 
 
 def save(found: Comparison, pictures: Sequence[Path], axes: Sequence[str]) -> None:
-    """Draw the figure and write every file. axes: env_steps, seconds, or both."""
+    """Draw the figure and write every file; .html: a page. axes: env_steps, seconds, or both."""
+    for path in pictures:
+        if path.suffix == ".html":
+            from sfactory.tools.compare_page import page
+
+            replace_text(path, page(found, axes))
+    pictures = [path for path in pictures if path.suffix != ".html"]
+    if not pictures:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -104,7 +116,7 @@ def _curves(plot: Any, panel: ComparisonPanel, axis: str, styles: dict[str, Any]
     """Plot the IQM over runs with its band; for a group of one run, only its line. A single point is a marker."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    plot.set_title(f"{panel.quantity} by {_axis_label(panel, axis)}", loc="left", color=GREY)
+    plot.set_title(f"{panel.quantity} by {axis_label(panel, axis)}", loc="left", color=GREY)
     x = panel.grids[axis]
     for label, (middle, low, high) in panel.bands(axis).items():
         color, dash = styles[label]
@@ -115,15 +127,10 @@ def _curves(plot: Any, panel: ComparisonPanel, axis: str, styles: dict[str, Any]
         plot.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
         plot.plot(x, middle, color=color, linestyle=dash, linewidth=1.8, solid_capstyle="round")
     plot.set_xlim(min(0.0, x[0]), x[-1] * 1.01 if x[-1] else 1.0)
+    label_of = time_format(x[-1]) if axis == "seconds" else human
     plot.xaxis.set_major_locator(MaxNLocator(5))
-    plot.xaxis.set_major_formatter(FuncFormatter(_time(x[-1]) if axis == "seconds" else lambda v, _: human(v)))
+    plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: label_of(value)))
     plot.grid(axis="x", visible=False)
-
-
-def _time(end: float) -> Any:
-    """Return the tick formatter of a time axis, in a unit that suits its end."""
-    unit, scale = ("h", 3600.0) if end > 2 * 3600 else ("min", 60.0) if end > 180 else ("s", 1.0)
-    return lambda value, _: f"{value / scale:g} {unit}"
 
 
 def _labels(plot: Any, panel: ComparisonPanel, styles: dict[str, Any]) -> None:
@@ -136,13 +143,6 @@ def _labels(plot: Any, panel: ComparisonPanel, styles: dict[str, Any]) -> None:
         text.set_fontweight("bold")
     plot.grid(axis="y", visible=False)
     plot.spines["left"].set_visible(False)
-
-
-def _axis_label(panel: ComparisonPanel, axis: str) -> str:
-    """Name of an axis. Steps of a single agent are those of its environment."""
-    if axis == "seconds":
-        return "training time"
-    return "env steps" if panel.steps == "steps" else panel.steps
 
 
 def _wrapped(label: str, panel: ComparisonPanel, dash: Any) -> str:
@@ -159,7 +159,7 @@ def _wrapped(label: str, panel: ComparisonPanel, dash: Any) -> str:
 
 def _scores(plot: Any, panel: ComparisonPanel, styles: dict[str, Any]) -> None:
     """Plot every run as a dot and the IQM as a bar across its interval."""
-    end = f"{human(panel.end)} {panel.steps}" if panel.by == "env_steps" else _time(panel.end)(round(panel.end), None)
+    end = f"{human(panel.end)} {panel.steps}" if panel.by == "env_steps" else time_format(panel.end)(round(panel.end))
     plot.set_title(f"at {end}", loc="left", color=GREY)
     for position, (label, strata) in enumerate(panel.groups):
         color, row = styles[label][0], panel.row(label)

@@ -17,8 +17,6 @@ BEND = 12
 """Pixels by which a takeover bends to the left for each row that it crosses, so that several can be told apart."""
 TICK = 100
 """Pixels between two labels of the axis, about."""
-COLORS = 7
-"""CSS classes c0, c1, ... of the page."""
 
 
 def founders(members: int, records: Sequence[Record]) -> list[list[int]]:
@@ -63,25 +61,23 @@ def lineage(members: int, records: Sequence[Record], space: int = svg.WIDE[0]) -
             parts.append(f'<text x="{width - LEFT + 10}" y="{y(member) + 4:.1f}">m{member}</text>')
         before = 0
         for number, record in enumerate(one for one in records if one.member == member):
-            color = origin[member][number] % COLORS
-            parts.append(
-                f'<path class="c{color} line" d="M{x(before):.1f} {y(member):.1f}H{x(record.env_steps):.1f}"/>'
-            )
+            color = svg.css_class(origin[member][number])
+            parts.append(f'<path class="{color} line" d="M{x(before):.1f} {y(member):.1f}H{x(record.env_steps):.1f}"/>')
             before = record.env_steps
     for record in records:
         if record.source is not None:
-            color, title = origin[record.member][record.round] % COLORS, escape(sentence(record))
+            color, title = svg.css_class(origin[record.member][record.round]), escape(sentence(record))
             start = f"{x(min(record.source_steps, end)):.1f} {y(record.source):.1f}"
             stop = f"{x(record.env_steps):.1f} {y(record.member):.1f}"
             bend = x(min(record.env_steps, record.source_steps)) - BEND * abs(record.member - record.source)
             middle = f"{max(bend, LEFT):.1f} {(y(record.member) + y(record.source)) / 2:.1f}"
             parts.append(
-                f'<path class="c{color} line takeover" d="M{start}Q{middle} {stop}"><title>{title}</title></path>'
+                f'<path class="{color} line takeover" d="M{start}Q{middle} {stop}"><title>{title}</title></path>'
             )
     for record in records:
-        color, title = origin[record.member][record.round] % COLORS, escape(sentence(record))
+        color, title = svg.css_class(origin[record.member][record.round]), escape(sentence(record))
         center = f'cx="{x(record.env_steps):.1f}" cy="{y(record.member):.1f}"'
-        parts.append(f'<circle class="c{color} bar" {center} r="4"><title>{title}</title></circle>')
+        parts.append(f'<circle class="{color} bar" {center} r="4"><title>{title}</title></circle>')
     drawing = svg.element(parts, "lineage of the members", (width, height))
     return f'<div class="scroll"><div style="min-width:{width}px">{drawing}</div></div>' if scrolls else drawing
 

@@ -62,6 +62,6 @@ def short(value: float) -> str:
 
 def legend(names: Sequence[str], values: Sequence[float | str], classes: Sequence[str] = ()) -> tuple[LegendKey, ...]:
     """Return the legend of a chart. values: the newest number of each curve, or a text."""
-    classes = classes or [f"c{i}" for i in range(len(names))]
+    classes = classes or [svg.css_class(i) for i in range(len(names))]
     texts = [value if isinstance(value, str) else svg.number(value) for value in values]
     return tuple(map(LegendKey, classes, names, texts))

@@ -33,6 +33,7 @@ MAX_VIDEOS, MAX_FOLDERS = 1000, 10_000  # that are listed, and searched
 MAX_EVALUATIONS, MAX_INFO_COLUMNS = 10, 4  # in the table
 RETURN, HUMAN = "charts/episodic_return", "charts/human_normalized"
 BROKEN = "faults/broken_share"
+EVALUATED, NEWEST = "eval/episodic_return", ("episodic_return", "min", "max", "env_steps")
 CURVES: dict[str, dict[str, str]] = {  # title -> metric -> name in the legend
     "episode length": {"charts/episodic_length": "steps"},
     "speed": {"charts/SPS": "steps/s", "charts/FPS": "frames/s"},
@@ -135,9 +136,24 @@ def _tiles(run: RunFolder) -> list[Tile]:
         Tile("training time", duration(seconds) if np.isfinite(seconds) else "-", run.config.run.mode),
         Tile("updates", short(updates), f"{short(steps / updates)} {unit} each" if updates > 0 else ""),
     ]
-    if np.isfinite(_last(run, HUMAN)):
-        tiles.insert(1, Tile("human scale", f"{_last(run, HUMAN):.2f}", "0 random policy, 1 human tester"))
+    more = [Tile("human scale", f"{_last(run, HUMAN):.2f}", "0 random policy, 1 human tester")]
+    tiles[1:1] = [*_evaluation_tile(run), *(more if np.isfinite(_last(run, HUMAN)) else [])]
     return tiles
+
+
+def _evaluation_tile(run: RunFolder) -> list[Tile]:
+    """The mean return of the newest evaluation, and its lowest and highest; none without an evaluation."""
+    known = np.flatnonzero(np.isfinite(run.column(EVALUATED)))
+    if not known.size:
+        return []
+    mean, low, high, steps = (float(run.column(f"eval/{name}")[known[-1]]) for name in NEWEST)
+    episodes = f"{run.config.eval.episodes:,} episodes" if run.config.eval.every else "whole episodes"
+    if len(run.config.env.tasks) > 1:
+        note = f"mean over tasks of {episodes} each"
+    else:
+        spread = f", lowest {svg.number(low)}, highest {svg.number(high)}" if low <= high else ""
+        note = f"mean of {episodes}{spread}"
+    return [Tile("evaluated return", svg.number(mean), note + (f"; at {human(steps)} steps" if steps >= 0 else ""))]
 
 
 def _steps_tile(run: RunFolder, steps: float) -> Tile:

@@ -1,4 +1,4 @@
-"""Draw small charts as inline SVG: lines with bands, stacked shares, bars. Needs NumPy only.
+"""Draw small charts as inline SVG: lines with bands, stacked shares, bars, intervals. Needs NumPy only.
 
 Colours are CSS classes (c0, c1, ...) that the page's style sheet defines for light and dark. Values under the pointer
 are <title> elements of invisible strips, which every browser displays without scripts.
@@ -18,6 +18,7 @@ LEFT, RIGHT, TOP, BOTTOM = 42, 8, 8, 22
 MAX_POINTS = 240  # per line: more are not visible at this width
 MAX_MARKERS = 40  # points of a curve that are drawn one by one
 STRIPS = 32
+COLORS, DASHES = 7, 4  # of the page's style
 CHARACTER = 6.4  # pixels of a digit, at most
 
 Format = Callable[[float], str]
@@ -36,6 +37,12 @@ class Line:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     points: bool = False
+
+
+def css_class(i: int) -> str:
+    """CSS classes of the i-th curve of a chart: colors first, then the same colors with dashes."""
+    dash = i // COLORS % DASHES
+    return f"c{i % COLORS}" + (f" dash{dash}" if dash else "")
 
 
 def number(value: float) -> str:
@@ -76,11 +83,11 @@ def lines(
     parts = [frame.axes()]
     for i, curve in enumerate(curves):
         if curve.low is not None and curve.high is not None:
-            parts.append(frame.area(curve.low, curve.high, f"c{i} band"))
-        parts.append(frame.path(curve.y, f"c{i} line"))
+            parts.append(frame.area(curve.low, curve.high, f"{css_class(i)} band"))
+        parts.append(frame.path(curve.y, f"{css_class(i)} line"))
         count = int(np.isfinite(curve.y).sum())
         if count == 1 or (curve.points and count <= MAX_MARKERS):
-            parts.append(frame.markers(curve.y, f"c{i} bar"))
+            parts.append(frame.markers(curve.y, f"{css_class(i)} bar"))
     return frame.svg(parts, [(c.name, c.y) for c in curves], ", ".join(c.name for c in curves))
 
 
@@ -121,6 +128,40 @@ def bars(names: Sequence[str], shares: Sequence[float], label: str) -> str:
             f'<text x="{middle:.1f}" y="{height - 7}" text-anchor="middle">{escape(name)}</text>',
         ]
     return element(parts, label, SMALL)
+
+
+def intervals(groups: Sequence[tuple[Sequence[float], float, Sequence[float]]], label: str) -> str:
+    """Draw a row per group from the top: its values as dots, (low, high) as a bar, the middle as a stroke.
+
+    groups: (values, middle, interval), an interval may be empty.
+    """
+    (width, _), row, side = SMALL, 26, 20
+    height = max(SMALL[1], TOP + row * len(groups) + BOTTOM)
+    every = np.concatenate([np.array([*values, middle, *interval]) for values, middle, interval in groups])
+    low, high = _range(every, zero=False)
+    parts = []
+
+    def at(value: float) -> float:
+        return side + (value - low) / (high - low) * (width - 2 * side)
+
+    for value in ticks(low, high, 5):
+        text = number(value)
+        half = CHARACTER / 2 * len(text)
+        middle_of_text = min(max(at(value), 2 + half), width - 2 - half)
+        parts.append(f'<path class="grid" d="M{at(value):.1f} {TOP}V{height - BOTTOM}"/>')
+        parts.append(f'<text x="{middle_of_text:.1f}" y="{height - 7}" text-anchor="middle">{text}</text>')
+    for i, (values, middle, interval) in enumerate(groups):
+        y, color = TOP + (i + 0.5) * (height - TOP - BOTTOM) / len(groups), css_class(i)
+        if interval:
+            start, end = at(interval[0]), at(interval[1])
+            place = f'x="{start:.1f}" y="{y - 4:.1f}" width="{end - start:.1f}" height="8"'
+            parts.append(
+                f'<rect class="{color} interval" {place}>'
+                f"<title>{number(interval[0])} to {number(interval[1])}</title></rect>"
+            )
+        parts += [f'<circle class="{color} share" cx="{at(v):.1f}" cy="{y:.1f}" r="3.5"/>' for v in values]
+        parts.append(f'<path class="{color} line middle" d="M{at(middle):.1f} {y - 9:.1f}v18"/>')
+    return element(parts, label, (width, height))
 
 
 def no_data() -> str:

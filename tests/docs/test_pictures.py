@@ -1,9 +1,16 @@
 """`make docs` fails where a picture cannot be made: an old one would be taken for the new one."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from sfactory.config import Config, Env
+from sfactory.config.toml_file import to_toml
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,3 +32,28 @@ def test_pictures_without_a_browser_are_an_error(tmp_path):
     done = subprocess.run(words, env={"PATH": ""}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "Chromium is not installed, so site.png cannot be made" in done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder with a run of two rows."""
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text(to_toml(Config(env=Env(name="minatar/breakout"))))
+    row = {"seconds": 2.0, "charts/SPS": 10.0, "charts/FPS": 10.0, "charts/episodic_return": 3.5}
+    lines = [json.dumps({"env_steps": steps, **row}) for steps in (500, 1000)]
+    (run / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+    (run / "status.json").write_text(json.dumps({"state": "finished"}))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("panel", ("minatar/breakout", "3.5", "finished")), ("compare", ("minatar/breakout", "all runs", "IQM", "3.5"))],
+)
+def test_terminal_is_drawn_as_svg(kind, words, folder, tmp_path):
+    out = tmp_path / "pictures" / "one.svg"
+    command = [sys.executable, ROOT / "docs/terminal.py", kind, folder, out, "--width", "90"]
+    subprocess.run(command, check=True)
+    text = re.sub("<[^>]*>|&#160;", " ", out.read_text())
+    assert all(word.replace(" ", "") in text.replace(" ", "") for word in words), text

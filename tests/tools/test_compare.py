@@ -386,6 +386,78 @@ def test_compare_plot_writes_png_and_svg_with_group_labels(fabricate, typed, tmp
     assert "by training time" not in (tmp_path / "steps.svg").read_text()
 
 
+def test_compare_table_fits_a_narrow_terminal(fabricate, runs):
+    for seed in (1, 2):
+        for lr in (1e-3, 1e-4):
+            fabricate(f"{lr}-{seed}", [0, seed / lr], **{"run.seed": seed, "optim.lr": lr})
+    found = compare([runs])
+    whole, narrow = (table_text(found, columns).splitlines() for columns in (0, 70))
+    assert max(map(len, whole)) > 80
+    assert max(map(len, narrow)) <= 70
+    assert sorted(" ".join(narrow).split()) == sorted([*" ".join(whole).split(), "optim.lr=1e-3", "optim.lr=1e-4"])
+    assert max(map(len, table_text(found, 20).splitlines())) < 40, "never an empty block"
+
+
+def compared(fabricate, typed, tmp_path, *options):
+    """The page of a comparison of two long labels."""
+    for seed in (1, 2):
+        for lr, score in ((1.25e-3, 1.0), (1.25e-4, 20_000.0)):
+            label = {"optim.lr": lr, "loss.entropy_coef": lr / 10}
+            fabricate(f"{lr}-{seed}", [score, score * (2 + seed)], step=10**8, **{"run.seed": seed, **label})
+    assert typed("compare", "runs", "-o", "page.html", *options)[0] == 0
+    return tmp_path / "page.html"
+
+
+def test_compare_writes_a_page_without_matplotlib(fabricate, typed, tmp_path, monkeypatch):
+    from sfactory.tools import compare_plot
+
+    monkeypatch.setattr(compare_plot, "find_spec", lambda name: None)
+    text = compared(fabricate, typed, tmp_path).read_text()
+    assert not re.search(r"<script|https?:|url\(|@import", text)
+    for part in ("Comparison of 4 runs", "minatar/breakout", "training return by env steps", "by training time",
+                 "training return at 200,000,000 steps", "Notes", "true intervals are wider"):  # fmt: skip
+        assert part in text, part
+    rows = re.findall(r'<tr>(<td data-head="">.*?)</tr>', text)
+    cells = [dict(re.findall(r'<td data-head="(.*?)">(.*?)</td>', line)) for line in rows]
+    assert [(line[""].split()[-1], line["runs"], line["IQM"]) for line in cells] == [
+        ("optim.lr=1.25e-4", "2", "70,000"), ("optim.lr=1.25e-3", "2", "3.5")
+    ]  # fmt: skip
+    assert cells[1]["P(improvement)"] == "0 % (0 to 0)"
+    scores = text[text.index('aria-label="scores"') :]
+    assert (scores.count("<circle"), scores.count("<rect")) == (4, 2), "a dot for a run, a bar for an interval"
+
+
+def test_compare_page_has_one_axis_with_by_and_shows_a_single_run(fabricate, typed, tmp_path):
+    assert "by training time" not in compared(fabricate, typed, tmp_path, "--by", "env_steps").read_text()
+    assert typed("compare", "runs/0.00125-1", "-o", "one.html")[0] == 0
+    one = (tmp_path / "one.html").read_text()
+    assert "Comparison of 1 run<" in one
+    assert "all runs" in one
+
+
+def test_compare_page_tells_nine_groups_apart(fabricate, typed, tmp_path):
+    """Colors are seven; the eighth group has dashes. It had no color at all, and a black band."""
+    for i in range(9):
+        fabricate(f"r{i}", [1.0, 2.0 + i], **{"optim.lr": 1e-4 * (i + 1)})
+    assert typed("compare", "runs", "-o", "page.html")[0] == 0
+    text = (tmp_path / "page.html").read_text()
+    classes = re.findall(r'<span class="key"><i class="(.*?)"', text)
+    assert len(set(classes)) == 9
+    assert set(" ".join(classes).split()) == {*(f"c{i}" for i in range(7)), "dash1"}
+    assert set(re.findall(r'<path class="([^"]*) line"', text)) == set(classes)
+    for name in set(" ".join(classes).split()):
+        assert f".{name} {{" in text, "the style has it"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [400, 1280])
+def test_chromium_shows_a_comparison_without_cut_labels(width, fabricate, typed, tmp_path, in_chromium):
+    found = in_chromium(compared(fabricate, typed, tmp_path), width)
+    assert {"scores", "Comparison of 4 runs"} <= set(found["shown"])
+    assert (found["scrollWidth"], found["clientWidth"]) == (width, width)
+    assert found["cut"] == []
+
+
 # -- what a number is
 
 

@@ -13,7 +13,7 @@ from sfactory.monitor.table import LAG_SHARES, STAGES
 from sfactory.run import provenance
 from sfactory.run.reader import RunFolder, read_run
 from sfactory.tools import report, svg
-from sfactory.tools.report import content
+from sfactory.tools.report import RETURN, content
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -263,6 +263,25 @@ def test_chromium_renders_the_report_page(reported, tmp_path):
     assert blue > 1000, "curves and bars are drawn in the first color"
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [400, 1280])
+def test_chromium_shows_the_report_without_cut_labels(width, fabricate, typed, in_chromium):
+    def extra(i):
+        return row(i) | evaluation(i) | {"losses/value_loss": 123456.0 * i, "losses/policy_loss": -1e-7 * i}
+
+    settings = {"run.dir": "runs/" + "long_name_" * 9, "stop.env_steps": 10**9, "eval.every": 10**8}
+    returns = [1e5 * i for i in range(1, 15)]
+    folder = fabricate("a_long_name_of_a_run_" * 4, returns, step=10**8, extra=extra, **settings)
+    (folder / "checkpoints/001400000000").mkdir(parents=True)
+    (folder / "log.txt").write_text("2026-01-01 00:00:00 " + "long/path" * 30 + "\n")
+    provenance.record(folder, 1, "")
+    typed("report", folder)
+    found = in_chromium(folder / "report.html", width)
+    assert {"training return", "evaluated return"} <= set(found["shown"])
+    assert (found["scrollWidth"], found["clientWidth"]) == (width, width)
+    assert found["cut"] == []
+
+
 # -- evaluations, numbers of info, provenance
 
 
@@ -287,7 +306,7 @@ def test_report_shows_the_newest_evaluations_and_the_best(fabricate, typed):
     typed("report", folder)
     part = evaluations_of((folder / "report.html").read_text())
     assert ": 7 episodes, sampled actions;" in part
-    rows = [re.findall(r"<td>(.*?)</td>", line) for line in re.findall(r"<tr>(<td>.*?)</tr>", part)]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr>(<td.*?)</tr>", part)]
     assert [row[0] for row in rows] == [f"{1000 * i - 100:,}" for i in range(14, 4, -1)] + ["2,900"]
     assert rows[-1] == ["2,900", "10", "9", "1.5", "2", "12", "40", "0.5", "best"]
     assert "best and the newest of 14 evaluations" in part
@@ -311,42 +330,6 @@ def test_report_has_a_curve_of_every_number_of_info(fabricate, typed):
     visible = " ".join(" ".join(Page((folder / "report.html").read_text()).text).split())
     assert "is_success mean of 100 episodes 1" in visible
     assert "returns of 100 episodes highest 7" in visible
-
-
-ON_A_PHONE = """<body style="margin:0"><iframe src="{url}" style="border:0;width:400px;height:900px"></iframe><script>
-onload = () => {{
-  const page = document.querySelector("iframe").contentDocument;
-  const cut = [...page.querySelectorAll(".scroll, figcaption, .tile")].filter(one => one.scrollWidth > one.clientWidth);
-  document.title = JSON.stringify({{
-    width: page.documentElement.scrollWidth, boxes: page.querySelectorAll(".scroll").length,
-    cut: cut.map(one => one.closest("section")?.querySelector("h2").textContent ?? one.textContent),
-  }});
-}}</script>"""
-
-
-@pytest.mark.browser
-def test_chromium_shows_the_report_on_a_phone_without_a_cut_table(fabricate, typed, tmp_path):
-    """The narrow columns had been overruled by a later line, and the table of evaluations was cut."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert browser, "Chromium is not installed: install it or omit -m browser"
-
-    def of_a_run(i):
-        scores = {name: value for name, value in evaluation(i).items() if not name.startswith("eval/info")}
-        return scores | {"eval/episodic_return": 10.64 + i, "eval/iqm": 10.94, "eval/std": 2.99, "eval/max": 15.5}
-
-    folder = fabricate("a", [1.0] * 5, step=100_000, extra=of_a_run, **{"eval.every": 100_000})
-    provenance.record(folder, 0, "")
-    typed("report", folder)
-    (tmp_path / "frame.html").write_text(ON_A_PHONE.format(url=(folder / "report.html").as_uri()))
-    command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-        "--no-first-run", "--disable-background-networking", "--allow-file-access-from-files", "--hide-scrollbars",
-        "--virtual-time-budget=5000", "--window-size=500,900", "--dump-dom", (tmp_path / "frame.html").as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    found = json.loads(re.search("<title>(.*?)</title>", done.stdout)[1])
-    assert found["boxes"] >= 4
-    assert (found["width"], found["cut"]) == (400, [])
 
 
 def test_report_says_how_the_first_and_the_newest_launch_were_started(fabricate, typed, monkeypatch):
@@ -420,6 +403,25 @@ def test_report_says_how_many_episodes_of_every_task_are_in_the_return(fabricate
     folder = fabricate("a", [1.0], target="atari/pong,atari/boxing")
     for episodes, note in ((3, "at least 3 episodes each"), (100, "the last 100 episodes each")):
         assert tiles(with_status(folder, episodes=episodes), typed)["return"][1] == f"mean over tasks of {note}"
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "note"),
+    [
+        ("minatar/breakout", {"eval.every": 1000, "eval.episodes": 7}, "mean of 7 episodes, lowest 2, highest 12"),
+        ("minatar/breakout", {}, "mean of whole episodes, lowest 2, highest 12"),
+        ("atari/pong,atari/boxing", {"eval.every": 1000}, "mean over tasks of 20 episodes each"),
+    ],
+)
+def test_report_header_has_the_newest_evaluation(target, settings, note, fabricate, typed):
+    """The training return alone may be far from what the policy reaches in whole episodes."""
+    rows = [{RETURN: 1.0, **evaluation(1)}, {RETURN: 1.0, **evaluation(2)}, {RETURN: 1.0}]
+    folder = fabricate("a", rows, target=target, **settings)
+    assert list(tiles(folder, typed).items())[:2][1] == ("evaluated return", ("9", f"{note}; at 1.9k steps"))
+
+
+def test_report_header_has_no_evaluation_of_a_run_without_one(fabricate, typed):
+    assert "evaluated return" not in tiles(fabricate("a", [1.0]), typed)
 
 
 def test_report_names_a_protocol_that_is_the_task_itself_only_once(fabricate, monkeypatch):

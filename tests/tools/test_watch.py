@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 
@@ -142,18 +141,6 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(run_dir, typed, monkeypatch):
     write(run_dir, 100)
     monkeypatch.setattr("sfactory.tools.watch.time.sleep", interrupt)
     assert typed("watch", run_dir) == (0, "", f"sfactory: watched (exit 0): {run_dir}: running, 100 steps")
-
-
-def test_benchmarks_pictures_writes_an_svg_of_the_panel(run_dir):
-    write(run_dir, 500, **{"charts/episodic_return": 3.5})
-    status(run_dir, "finished")
-    out = run_dir.parent / "pictures" / "panel.svg"
-    script = os.path.join(os.path.dirname(__file__), "..", "..", "benchmarks", "pictures.py")
-    subprocess.run([sys.executable, script, "panel", run_dir, out, "--width", "90"], check=True)
-    text = re.sub("<[^>]*>|&#160;", " ", out.read_text())
-    assert "minatar/breakout" in text
-    assert "3.5" in text
-    assert "finished" in text
 
 
 def test_watching_never_loads_torch():
