@@ -686,7 +686,7 @@ def _play_layer(sections: Mapping[str, Any], arguments: Sequence[str]) -> parsin
     """
     for name, value in sections.items():
         if not isinstance(value, Mapping):
-            if known_names.answer(name).startswith("here TARGET"):
+            if known_names.names_target(name):
                 wrong = "expected a dict of settings" if name == "env" else "no such argument"
                 raise SettingError(f"{name}: {wrong}; {SAME_ENV}")
             key = known_names.setting_of(name).removeprefix("eval.").replace("-", "_")

@@ -233,7 +233,7 @@ def own_place(error: BaseException | None) -> str:
     return place
 
 
-PART_OF_SECTION = 0.6
+PART_OF_SECTION = 0.61
 """Similarity of the last parts of two names from which whole names can be near each other."""
 
 

@@ -160,7 +160,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     if command in ELSEWHERE:
         raise CommandError(Exit.USAGE, f"{command}: no such command; here {_elsewhere(words)}")
     if command not in COMMANDS and command not in parser.own_options():
-        raise CommandError(Exit.USAGE, f"{command}: no such command{_meant(command)}; there are {', '.join(COMMANDS)}")
+        raise CommandError(Exit.USAGE, f"{command}: no such command{_meant(words)}; there are {', '.join(COMMANDS)}")
     options = parser.parse_args(words)
     options.parser = parser
     return options
@@ -193,12 +193,15 @@ def _elsewhere(words: Sequence[str]) -> str:
     return ELSEWHERE[words[0]].format(run=shlex.quote(run or "runs/NAME"), target=shlex.quote(typed or "TARGET"))
 
 
-def _meant(command: str) -> str:
+def _meant(words: Sequence[str]) -> str:
     """Suggest what was meant by a first word that is no command."""
+    command = words[0]
     from sfactory.config.presets import is_python_target, near_target
     from sfactory.errors import did_you_mean
 
     if command.startswith("-"):
+        if target := _target_of(words):
+            return f"; did you mean sfactory train {target}?"
         return "; the command comes first, as in sfactory train TARGET --section.field value"
     if command.endswith(".py"):
         return f"; did you mean sfactory train {command}:MyEnv, with the name of the class or function?"
@@ -210,6 +213,20 @@ def _meant(command: str) -> str:
         return hint
     target = command if code else near_target(command) or (command if "/" in command else "")
     return f"; did you mean sfactory train {target}?" if target else ""
+
+
+def _target_of(words: Sequence[str]) -> str:
+    """The environment that a flag of another program names, as --env CartPole-v1, in our words; empty without one."""
+    from sfactory.config.known_envs import first_instead_of
+    from sfactory.config.known_names import names_target
+    from sfactory.config.presets import presets
+
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag.startswith("-") and names_target(flag):
+            known, value = presets(), value or after
+            return value if value in {preset.name for preset in known} else first_instead_of(value, known)
+    return ""
 
 
 def _show_warning(default):  # type: ignore[no-untyped-def]

@@ -17,6 +17,7 @@ from typing import Any
 
 from sfactory.config import schema
 from sfactory.config.bounds import ENCODER_NAMES
+from sfactory.config.known_names import names_target
 from sfactory.config.parsing import WORDS, ConfigLayer, RawValue, check_name, field_type, field_types, flag_name
 from sfactory.config.schema import Config
 from sfactory.config.short_forms import RUNS, SHORT_FORMS, folder_of, long_name
@@ -85,7 +86,10 @@ def _setting(flag: str, inline: str | None, rest: list[str], options: Mapping[st
     positive = f"{section}.{key.removeprefix('no_')}"
     if field_type(name) is None and field_type(positive) is bool and inline is None:
         return positive, False
-    check_name(name, flag.lstrip("-"), options)
+    try:
+        check_name(name, flag.lstrip("-"), options)
+    except SettingError as error:
+        raise SettingError(f"{error}{_for_target(name, inline or next(iter(rest), ''))}") from None
     kind = field_type(name)
     if kind is bool:
         if inline is None:
@@ -161,6 +165,15 @@ def _add_short_forms(parser: argparse.ArgumentParser) -> None:
             continue
         text = f"the same as --{flag_name(name)}"
         group.add_argument(f"--{short}", metavar=_metavar(kind), choices=_choices(name, kind), help=text)
+
+
+def _for_target(name: str, value: str) -> str:
+    """What to type for the value of an unknown flag that names an environment, as --env CartPole-v1; else empty."""
+    from sfactory.config.known_envs import instead_of
+    from sfactory.config.presets import presets
+
+    instead = instead_of(value, presets()) if names_target(name) else ""
+    return f"; for {value} {instead}" if instead else ""
 
 
 @functools.cache

@@ -9,26 +9,51 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-ATARI, MINATAR, GYMNASIUM = "atari", "minatar", "gymnasium"
+ATARI, MINATAR, GYMNASIUM, PROCGEN, VIZDOOM = "atari", "minatar", "gymnasium", "procgen", "vizdoom"
 _VERSION = re.compile(r"[-_]v(\d+)$")
 _ATARI_VARIANT = re.compile(r"(NoFrameskip|Deterministic)$")
-_PREFIX = re.compile(r"(atari|minatar|mujoco|procgen)[-_]", re.IGNORECASE)
+_ATARI_VERSIONS = (None, 0, 4, 5)
+"""Versions of ids of Atari games: Blackjack-v1 is not one of them."""
+_PREFIX = re.compile(r"(atari|minatar|mujoco|procgen|doom|vizdoom)[-_]|(vizdoom)(?=[a-z])", re.IGNORECASE)
 _SAMPLE_FACTORY = {
-    "pendulum": "InvertedPendulum",
-    "doublependulum": "InvertedDoublePendulum",
-    "walker": "Walker2d",
-    "standup": "HumanoidStandup",
+    "mujoco_pendulum": "InvertedPendulum",
+    "mujoco_doublependulum": "InvertedDoublePendulum",
+    "mujoco_walker": "Walker2d",
+    "mujoco_standup": "HumanoidStandup",
+    "atari_asteroid": "Asteroids",
+    "atari_kongfumaster": "KungFuMaster",
+    "atari_montezuma": "MontezumaRevenge",
+    "atari_privateye": "PrivateEye",
 }
-"""What Sample Factory calls these tasks behind mujoco_; its mujoco_pendulum is not Pendulum-v1."""
+"""Tasks that Sample Factory calls otherwise; its mujoco_pendulum is not Pendulum-v1."""
+_PROCGEN = (
+    "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot", "heist", "jumper",
+    "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
+)  # fmt: skip
+_DOOM = (
+    "DeadlyCorridor", "DefendTheCenter", "DefendTheLine", "HealthGathering", "HealthGatheringSupreme", "MyWayHome",
+    "PredictPosition", "TakeCover",
+)  # fmt: skip
+_IN_ENVPOOL = {
+    PROCGEN: {game: f"envpool/{game.capitalize()}Hard-v0" for game in _PROCGEN},
+    VIZDOOM: {name.lower(): f"envpool/{name}-v1" for name in _DOOM},
+}
+"""Family elsewhere -> letters of a name -> the id of envpool. Procgen's own ids are the hard levels."""
+_NOTES = {VIZDOOM: "; another task: health packs in place of a monster"}
+"""Family elsewhere -> what is different in our preset of the same name."""
+_FAMILIES = {"ale": ATARI, "doom": VIZDOOM, "classic_control": "classic", "gym": GYMNASIUM, "mpe": "pettingzoo"}
+"""Names of families in other programs."""
 _NAMESPACES = {
     "ale": ATARI,
     "atari": ATARI,
     "minatar": MINATAR,
-    **dict.fromkeys(("", "gym", "gymnasium", "mujoco", "classic", "procgen", "mpe", "butterfly"), ""),
+    "procgen": PROCGEN,
+    **dict.fromkeys(("vizdoom", "doom"), VIZDOOM),
+    **dict.fromkeys(("", "gym", "gymnasium", "mujoco", "classic", "mpe", "butterfly"), ""),
 }
 """What stands in front of a slash -> the family it means, or empty for any. Others may be misspelled families."""
 _USABLE_BEHIND_NEWEST = 1
@@ -66,10 +91,9 @@ class Name:
         found = _VERSION.search(base)
         base = _VERSION.sub("", base)
         if prefix := _PREFIX.match(base):
-            family = _NAMESPACES.get(prefix[1].lower(), family)
-            base = base[prefix.end() :]
-            if prefix[1].lower() == "mujoco":
-                base = _SAMPLE_FACTORY.get(base.lower(), base)
+            word, base = (prefix[1] or prefix[2]).lower(), base[prefix.end() :]
+            family = _NAMESPACES.get(word, family)
+            base = _SAMPLE_FACTORY.get(f"{word}_{base.lower()}", base)
         if base.lower().endswith("-minatar"):
             family, base = MINATAR, base[: -len("-minatar")]
         plain = _ATARI_VARIANT.sub("", base)
@@ -80,14 +104,45 @@ class Name:
 
 def instead_of(target: str, presets: Sequence[Preset]) -> str:
     """What to type instead of a name from elsewhere, as `write classic/cartpole (tuned)`; empty if nothing fits."""
+    return _written(*_found(target, presets), note=_NOTES.get(Name.of(target).family, ""))
+
+
+def first_instead_of(target: str, presets: Sequence[Preset]) -> str:
+    """The first of these names, as `classic/cartpole`; empty if nothing fits."""
+    return next((name for names in _found(target, presets) for name in names), "")
+
+
+def of_family(word: str, presets: Sequence[Preset], families: Collection[str]) -> str:
+    """What to type instead of a family alone, as atari or mujoco: its presets, and where its ids are listed."""
+    word = word.strip("/").lower()
+    family = _FAMILIES.get(word, word)
+    names = [preset for preset in presets if preset.name.startswith(f"{family}/")]
+    text = _written(*_tuned_and_variants(names))
+    if family in families:
+        ids = f"{family}/ID (list: sfactory envs {family})"
+        text = f"{text}, or {ids}" if text else f"write {ids}"
+    return text
+
+
+def _found(target: str, presets: Sequence[Preset]) -> tuple[list[str], list[str], list[str]]:
+    """Tuned presets, variants and plain ids that fit, in the order of the answer."""
     name = Name.of(target)
     if not name.stem:
-        return ""
-    fitting = [preset for preset in presets if _fits(preset, name)]
-    tuned = [preset.name for preset in fitting if not preset.is_variant]
-    variants = [preset.name for preset in fitting if preset.is_variant]
+        return [], [], []
+    tuned, _, variants = _tuned_and_variants([preset for preset in presets if _fits(preset, name)])
     plain = [other for other in _plain_ids(target, name) if other not in tuned]
-    parts = [f"{_listed(tuned)} (tuned)"] if tuned else []
+    return tuned, [] if tuned and name.family in _IN_ENVPOOL else plain, variants
+
+
+def _tuned_and_variants(presets: Sequence[Preset]) -> tuple[list[str], list[str], list[str]]:
+    """Names of presets, without plain ids."""
+    tuned = [preset.name for preset in presets if not preset.is_variant]
+    return tuned, [], [preset.name for preset in presets if preset.is_variant]
+
+
+def _written(tuned: Sequence[str], plain: Sequence[str], variants: Sequence[str], note: str = "") -> str:
+    """The answer with these names; empty without any."""
+    parts = [f"{_listed(tuned)} (tuned{note})"] if tuned else []
     parts += [f"{other} (settings of {other.partition('/')[0]}/*)" for other in plain]
     parts += [f"{_listed(variants)} (another algorithm or network)"] if variants else []
     return f"write {', or '.join(parts)}" if parts else ""
@@ -95,7 +150,7 @@ def instead_of(target: str, presets: Sequence[Preset]) -> str:
 
 def _fits(preset: Preset, name: Name) -> bool:
     family, _, env_id = preset.env.partition("/")
-    if name.family and family != name.family:
+    if name.family and name.family not in (family, preset.name.partition("/")[0]):
         return False
     if not name.family and name.version is not None and family == MINATAR:  # Breakout-v5 is the Atari game
         return False
@@ -106,7 +161,10 @@ def _fits(preset: Preset, name: Name) -> bool:
 def _plain_ids(target: str, name: Name) -> list[str]:
     """Names of environments of this name, in families that load quickly."""
     found = []
-    if name.family in ("", ATARI):
+    if name.family in _IN_ENVPOOL:
+        env_id = _IN_ENVPOOL[name.family].get(name.stem)
+        return [env_id] if env_id else []
+    if name.family == ATARI or (not name.family and name.version in _ATARI_VERSIONS):
         known = _ids(ATARI)
         games = [game for game in known if _letters(game) == name.stem]
         if not known and name.family == ATARI:  # ale-py is not installed

@@ -368,6 +368,11 @@ def answer(name: str) -> str:
     return known.answer
 
 
+def names_target(name: str) -> bool:
+    """Whether a setting of another program names the environment, as --env."""
+    return answer(name).startswith("here TARGET")
+
+
 def setting_of(name: str) -> str:
     """The setting here that a name without a section stands for, as `stop.env-steps`; empty if there is none."""
     if name in SHORT_FORMS:

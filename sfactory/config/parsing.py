@@ -113,7 +113,11 @@ def check_name(name: str, typed: str, options: Iterable[str] = ()) -> None:
     if name in typing.get_type_hints(Config):
         listed = ", ".join(flag_name(one) for one in field_types() if one.startswith(f"{name}."))
         raise SettingError(f"{typed}: a section, not a setting; its settings are {listed}")
-    known = [*map(flag_name, field_types()), *(option.lstrip("-") for option in options)]
+    phase = f"{section}." if section in known_names.OWN_PHASE else ""  # run.seed is not that of evaluations
+    known = [
+        *(flag_name(one) for one in field_types() if one.startswith(phase)),
+        *(option.lstrip("-") for option in options),
+    ]
     hint = did_you_mean(flag_name(name), known, 0.8, 0.85)  # a wrong suggestion is worse than none
     if not hint and name.startswith("learning."):  # near an old name: suggest the current one
         old = did_you_mean(flag_name(name), map(flag_name, RENAMED)).removeprefix("; did you mean ").removesuffix("?")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sfactory.config import Config, to_dict
-from sfactory.config.known_envs import instead_of
+from sfactory.config.known_envs import instead_of, of_family
 from sfactory.config.parsing import ConfigLayer, RawValue, build, flag_name, table_layer, without_section
 from sfactory.config.renamed import current_name
 from sfactory.config.tables import PLACEHOLDERS
@@ -161,7 +161,7 @@ def target_layers(target: str, files: Sequence[Path] = ()) -> list[ConfigLayer]:
             raise SettingError(f"{target}: no such preset{suggestion(target)}{_lists()}")
         known = sorted({*families(), *(p.name.partition("/")[0] for p in presets())})
         file, colon, code = target.partition(":")
-        near = did_you_mean(family, known) or _registered_elsewhere(target)
+        near = did_you_mean(family, known, 0.8) or _registered_elsewhere(target)
         hint = f"; a file in a folder is written {file}.py:{code}" if colon else near
         raise SettingError(f"{target}: no environment family {family}{hint}{_lists()}")
     return [preset_layer(default_file(target)), *from_files, {"env.name": RawValue(target)}]
@@ -245,13 +245,17 @@ def near_target(target: str) -> str:
                 named.setdefault(name.rpartition("/")[2], preset.name)
             elif family not in families() or name.startswith(f"{family}/"):  # of atari/breakout, no minatar/breakout
                 named.setdefault(name, preset.name)
-    near = difflib.get_close_matches(target.lower(), named, 1, 0.75)
+    words = len(re.split("[-_]", target))  # a further word is another task: hopper_hop is not hopper
+    alike = [name for name in named if len(re.split("[-_]", name)) >= words]
+    near = difflib.get_close_matches(target.lower(), alike, 1, 0.75)
     return named[near[0]] if near else ""
 
 
 def suggestion(target: str) -> str:
     """The end of an error message about a target: what exists instead; empty if nothing is near."""
     if known := instead_of(target, presets()):
+        return f"; {known}"
+    if "/" not in target.rstrip("/") and (known := of_family(target, presets(), families())):
         return f"; {known}"
     if near := near_target(target):
         return f"; did you mean {near}?"
@@ -265,14 +269,21 @@ def _registered_elsewhere(target: str) -> str:
     return f"; an id that a package registers with Gymnasium is gymnasium/PACKAGE:{target}"
 
 
+REGISTRIES = ("gym", "gymnasium", "procgen")
+"""Modules before a colon that name a registry of gym or gymnasium; of gym and procgen none can be used here."""
+
+
 def _refuse_registered_id(target: str) -> None:
     """Raise SettingError for `my_file:Mine-v0`, an id that a module registers: its family is gymnasium."""
     module, _, env_id = target.partition(":")
     if not re.fullmatch(r"[\w.]+", module) or not re.fullmatch(r"(\w+/)?\w[\w-]*-v\d+", env_id):
         return
-    known = instead_of(target, presets()) if env_id.startswith("ALE/") else ""
-    hint = f"{known}, or" if known else "an id that a module registers; write"
-    raise SettingError(f"{target}: {hint} gymnasium/{target}{_lists()}")
+    known = instead_of(target, presets()) if module in REGISTRIES or env_id.startswith("ALE/") else ""
+    if module in REGISTRIES:
+        known = known or f"write gymnasium/{env_id}"
+    else:
+        known = f"{known or 'an id that a module registers'}{', or' if known else '; write'} gymnasium/{target}"
+    raise SettingError(f"{target}: {known}{_lists()}")
 
 
 def _lists() -> str:

@@ -217,6 +217,14 @@ TARGETS = {
     "LunarLander-v2": "write gymnasium/LunarLander-v3 (settings of gymnasium/*);",
     "simple_spread_v3": "write pettingzoo/mpe/simple_spread (tuned);",
     "procgen-coinrun-v0": "write procgen/coinrun (tuned);",
+    "procgen/starpilot": "write envpool/StarpilotHard-v0 (settings of envpool/*);",
+    "doom_basic": "write vizdoom/basic (tuned; another task: health packs in place of a monster);",
+    "vizdoom_basic": "write vizdoom/basic (tuned; another task: health packs in place of a monster);",
+    "VizdoomBasic-v0": "write vizdoom/basic (tuned; another task: health packs in place of a monster);",
+    "doom_health_gathering": "write envpool/HealthGathering-v1 (settings of envpool/*);",
+    "atari_montezuma": "write atari/montezuma_revenge (settings of atari/*);",
+    "mujoco_walker": "write mujoco/walker2d (tuned), or gymnasium/Walker2d-v5 (settings of gymnasium/*);",
+    "Blackjack-v1": "write gymnasium/Blackjack-v1 (settings of gymnasium/*);",  # not the Atari game
     "brekout": "did you mean minatar/breakout?;",
     "MiniGrid-Empty-v0": "an id that a package registers with Gymnasium is gymnasium/PACKAGE:MiniGrid-Empty-v0;",
 }
@@ -249,9 +257,78 @@ def test_a_name_that_nobody_knows_gets_no_suggestion_of_another_environment(type
     assert "; write " not in line
 
 
+@pytest.mark.parametrize("target", ["hopper_hop", "humanoid_run", "ocean/breakout", "doom_battle", "puffer_pong"])
+def test_another_task_or_family_is_not_suggested_for_a_similar_name(typed, target):
+    _, _, line = typed("train", target)
+    assert line.endswith((f"{target}: no such preset; see `sfactory presets` and `sfactory envs`",
+                          "no environment family ocean; see `sfactory presets` and `sfactory envs`"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("atari", "write atari/pong (tuned), or atari/ID (list: sfactory envs atari);"),
+        ("ALE/", "write atari/pong (tuned), or atari/ID (list: sfactory envs atari);"),
+        ("classic", "write classic/acrobot, classic/cartpole or classic/pendulum (tuned);"),
+        ("classic_control", "write classic/acrobot, classic/cartpole or classic/pendulum (tuned);"),
+        ("minatar", "write minatar/asterix, minatar/breakout, minatar/freeway, minatar/seaquest or "
+         "minatar/space_invaders (tuned), or minatar/ID (list: sfactory envs minatar);"),
+        ("vizdoom", "write vizdoom/basic (tuned);"),
+        ("gym", "write gymnasium/ID (list: sfactory envs gymnasium);"),
+        ("pqn", "write pqn/minatar/asterix, pqn/minatar/breakout,"),
+    ],
+)  # fmt: skip
+def test_a_family_alone_is_answered_with_its_presets_and_the_list_of_its_ids(typed, word, answer):
+    code, out, line = typed("train", word)
+    assert (code, out) == (2, "")
+    assert f"{word}: no such preset; {answer}" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("--env CartPole-v1", "; for CartPole-v1 write classic/cartpole (tuned), or gymnasium/CartPole-v1 (settings of "
+         "gymnasium/*)"),
+        ("--gym-id=PongNoFrameskip-v4", "; for PongNoFrameskip-v4 write atari/pong (tuned)"),
+        ("--game pong", "; for pong write atari/pong (tuned)"),
+        ("--env Foo", ""),
+        ("--env --lr 1", ""),
+    ],
+)  # fmt: skip
+def test_a_flag_that_names_the_environment_is_answered_with_the_target(typed, words, answer):
+    code, _, line = typed("train", *words.split())
+    assert code == 2
+    assert line.endswith(
+        f"here TARGET (the environment is the first word, as in sfactory train classic/cartpole){answer}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("--env CartPole-v1", "--env: no such command; did you mean sfactory train classic/cartpole?"),
+        ("--algo ppo --env=HalfCheetah-v4", "--algo: no such command; did you mean sfactory train mujoco/halfcheetah?"),
+        ("--env atari/pong --lr 1", "--env: no such command; did you mean sfactory train atari/pong?"),
+        ("--env Foo", "--env: no such command; the command comes first,"),
+        ("--env", "--env: no such command; the command comes first,"),
+    ],
+)
+def test_a_command_line_without_a_command_is_answered_with_the_target_of_its_flag(typed, words, answer):
+    code, _, line = typed(*words.split())
+    assert code == 2
+    assert line.startswith(f"sfactory: usage (exit 2): {answer}")
+
+
 def test_an_id_that_a_module_registers_belongs_to_gymnasium(typed):
     _, _, line = typed("train", "ale_py:ALE/Pong-v5")
     assert "ale_py:ALE/Pong-v5: write atari/pong (tuned), or gymnasium/ale_py:ALE/Pong-v5;" in line
+    for target, answer in {
+        "gym:CartPole-v1": "write classic/cartpole (tuned), or gymnasium/CartPole-v1 (settings of gymnasium/*);",
+        "gymnasium:Mine-v0": "write gymnasium/Mine-v0;",
+        "gym:ALE/Pong-v5": "write atari/pong (tuned);",
+        "procgen:procgen-coinrun-v0": "write procgen/coinrun (tuned);",
+    }.items():
+        assert f"{target}: {answer}" in typed("train", target)[2]
     _, _, line = typed("train", "my_file:Mine-v0")
     assert "my_file:Mine-v0: an id that a module registers; write gymnasium/my_file:Mine-v0;" in line
     assert typed("train", "my_file:Mine", "--print-config")[0] == 0
@@ -320,6 +397,7 @@ def test_a_verb_of_another_program_is_answered(typed, words, answer):
         ("eval runs/a --deterministic", "--deterministic: no such option; here --greedy; see --help"),
         ("eval runs/a --eval_deterministic", "--eval_deterministic: no such option; here --greedy; see --help"),
         ("eval runs/a --render", "--render: no such option; here --video; see --help"),
+        ("eval runs/a --sticky-actions", "--sticky-actions: no such option; eval plays with the settings of the run;"),
         ("eval runs/a --load_checkpoint_kind best", "--load_checkpoint_kind: no such option; here --checkpoint;"),
         ("eval runs/a --n-timesteps 3", "--n-timesteps: no such option; eval plays with the settings of the run;"),
     ],

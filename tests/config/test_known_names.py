@@ -290,6 +290,7 @@ WITHOUT_COUNTERPART = {
     "num_gpu_loader_threads minibatch_buffer_size broadcast_interval target_worker_clipping simple_queue_size "
     "evaluation_parallel_to_training evaluation_duration_unit off_policy_estimation_methods tau momentum "
     "model.conv_filters model.use_attention model.zero_mean stop-timesteps-total checkpoint-at-end as-test",
+    "a phase of ours": "eval.seed eval.device selfplay.seed selfplay.enabled checkpoint.seed log.dir",
 }
 """Settings that do something else than every setting here, so that any suggestion would be wrong."""
 
