@@ -118,8 +118,8 @@ TABLE: dict[str, Row] = {
         Published("5876 ± 167", "v4, another task: 27 observations, not 105; 10M steps", SAMPLE_FACTORY))),
     "mujoco/humanoid": Row(MUJOCO, 7, published=(
         Published("716 ± 49", "v4, 1M steps", CLEANRL), Published("5439 ± 1314", "v4, 10M steps", SAMPLE_FACTORY))),
-    "selfplay/connect_four": Row(1_500_000, 15, evaluation=AGAINST_RANDOM, metric="selfplay/elo"),
-    "pettingzoo/mpe/simple_spread": Row(4_000_000, 25, published=(
+    "selfplay/connect_four": Row(1_500_000, 4.4, evaluation=AGAINST_RANDOM, metric="selfplay/elo"),
+    "pettingzoo/mpe/simple_spread": Row(4_000_000, 14, published=(
         Published("-9.76", "20M steps of the environment, 60M of agents", IPPO),)),
     "pettingzoo/butterfly/pistonball": Row(250_000, 5),
     "atari/pong": Row(3_000_000, 60, published=(
@@ -130,7 +130,7 @@ TABLE: dict[str, Row] = {
         Published("15627", "10M steps", ZOO_ATARI),)),
     "atari/beam_rider": Row(ATARI, 36, published=(
         Published("1916 ± 485", "10M steps", CLEANRL), Published("3397", "10M steps", ZOO_ATARI))),
-    "procgen/coinrun": Row(500_000, 30, changes=("--model.encoder", "nature")),
+    "procgen/coinrun": Row(500_000, 4.7, changes=("--model.encoder", "nature")),
     "impala/atari/breakout": Row(400_000, 35),
     "vizdoom/basic": Row(500_000, 11),
 }  # fmt: skip
