@@ -631,7 +631,8 @@ class Checkpoint:
     """Newest good checkpoints kept. The one with the best training return (of 100 episodes or more) is kept as well."""
     milestones: Annotated[int, Ge(0)] = 0
     """Trained steps (with several agents: of agents) between checkpoints that are never deleted, for policies of
-    different ages. 0: none."""
+    different ages. 0: none. async: training does not wait for the disk, so that one is left out if the next one is due
+    before an earlier checkpoint is written."""
     exact: bool = True
     """Lockstep: save the environments too, so that a resume is exact; an error where they cannot be saved."""
 
